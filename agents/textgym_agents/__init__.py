@@ -1,0 +1,1 @@
+"""Agents for TextGym environments: language-model policies trained by reinforcement learning."""

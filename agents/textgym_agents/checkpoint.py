@@ -1,0 +1,93 @@
+"""An LM agent as a folder: a Hugging Face model, safetensors and JSON, written atomically."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from textgym.lm.causal import load_causal_lm
+from textgym_agents.config import LMPPOConfig
+
+_FORMAT = 1
+
+
+def write_checkpoint(agent: Any, path: Path) -> None:
+    """Writes policy, reference, optimiser and counters of an LM agent to `path`, replacing what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        _write(agent, folder)
+        if path.exists():
+            old = folder.with_name(folder.name + "-old")
+            path.rename(old)
+            folder.rename(path)
+            shutil.rmtree(old)
+        else:
+            folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(agent: Any, folder: Path) -> None:
+    agent.policy.model.save_pretrained(folder / "model", safe_serialization=True)
+    agent.reference.model.save_pretrained(folder / "reference", safe_serialization=True)
+    save_file({k: v.contiguous() for k, v in agent.policy.value_head.state_dict().items()}, folder / "value_head.safetensors")
+    tensors = {
+        f"{index}.{key}": value.contiguous()
+        for index, state in agent.optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+    save_file(tensors, folder / "optimizer.safetensors")
+    state = {
+        "format": _FORMAT,
+        "agent": agent.name,
+        "task": agent.task.name,
+        "config": asdict(agent.config),
+        "iteration": agent.iteration,
+        "episodes": agent.episodes,
+        "budget": agent.budget,
+        "beta": agent.controller.beta,
+        "value_scale": agent.value_scale,
+    }
+    (folder / "agent.json").write_text(json.dumps(state, indent=1) + "\n")
+
+
+def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
+    """Reads what `write_checkpoint` wrote.
+
+    Raises: ValueError if there is no agent of this kind at `path`, or its model does not fit the task.
+    """
+    try:
+        state = json.loads((path / "agent.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"path={str(path)!r}: no saved agent there ({error})") from error
+    if state.get("agent") != kind.name or state.get("format") != _FORMAT:
+        raise ValueError(
+            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
+            f"allowed is {kind.name!r} in format {_FORMAT}"
+        )
+    agent = kind(task, LMPPOConfig(**state["config"]), model=load_causal_lm(path / "reference"))
+    trained = load_causal_lm(path / "model")
+    agent.policy.model.load_state_dict(copy.deepcopy(trained.state_dict()))
+    agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))
+    _restore_optimizer(agent.optimizer, load_file(path / "optimizer.safetensors"))
+    agent.controller.beta = state["beta"]
+    for name in ("iteration", "episodes", "budget", "value_scale"):
+        setattr(agent, name, state[name])
+    return agent
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

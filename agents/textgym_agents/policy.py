@@ -1,0 +1,99 @@
+"""A causal LM with a value head, and its frozen reference: what every LM agent acts and scores with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from textgym.lm.backbone import make_backbone
+from textgym.lm.causal import logit_bias
+from textgym.lm.decoder import Decoder
+from textgym_agents.categorical import sample
+from textgym_agents.protocol import Observation
+
+
+class LMPolicy(nn.Module):
+    """pi(a given s) by a causal LM and V(s) by a linear head on its last hidden state.
+
+    Args:
+        model: a Hugging Face causal LM; its parameters are the policy's.
+        allowed: (V,) bool; other tokens have probability 0, for sampling and scoring alike.
+        temperature: > 0; divides the logits, for sampling and scoring alike.
+        device: where the parameters live.
+        bf16: run the model under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        allowed: NDArray[np.bool_],
+        temperature: float = 1.0,
+        device: torch.device | None = None,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.device = device or torch.device("cpu")
+        # Evaluation mode for good: dropout would make acting and scoring two different policies.
+        self.model = model.to(self.device).eval()
+        self.temperature = temperature
+        self._bf16 = bf16
+        self._backbone = make_backbone(self.model, lean=False if bf16 else None)
+        self.value_head = nn.Linear(self._backbone.hidden_size, 1, device=self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.register_buffer(
+            "_bias", logit_bias(allowed, self._backbone.vocab_size, self.device), persistent=False
+        )
+        self._decoder = Decoder(self._backbone, self.device)
+
+    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked, tempered logits (N, V) and values (N,) at (rows, columns) of right-padded ids; differentiable."""
+        with self._precision():
+            logits, hidden = self._backbone.states(input_ids, rows, columns)
+        return self._shape(logits), self._value(hidden)
+
+    @torch.no_grad()
+    def advance(
+        self, observation: Observation, active: NDArray[np.bool_] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (n, V) and values (n,) of the active rows of an observation, by the key-value cache."""
+        with self._precision():
+            logits, hidden = self._decoder.advance(dict(observation), active)
+        if active is not None and not active.all():
+            rows = torch.tensor(np.flatnonzero(active), device=self.device)
+            logits, hidden = logits[rows], hidden[rows]
+        return torch.log_softmax(self._shape(logits), -1), self._value(hidden)
+
+    def forget(self) -> None:
+        """Empties the key-value cache: the parameters have changed."""
+        self._decoder.reset()
+
+    def _shape(self, logits: Tensor) -> Tensor:
+        scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
+        bias: Tensor = self._bias  # type: ignore[assignment]
+        return scaled + bias
+
+    def _value(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.float(), self.value_head.weight, self.value_head.bias).squeeze(-1)
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            yield
+
+
+def draw(policy: LMPolicy, log_probs: Tensor, generator: np.random.Generator, deterministic: bool) -> NDArray[np.int64]:
+    """Token ids (B,) from log-probabilities (B, V): drawn, or the likeliest ones."""
+    if deterministic:
+        tokens = log_probs.argmax(-1)
+    else:
+        uniforms = torch.tensor(generator.random(len(log_probs), dtype=np.float32), device=policy.device)
+        tokens = sample(log_probs, uniforms)
+    result: NDArray[np.int64] = tokens.cpu().numpy()
+    return result

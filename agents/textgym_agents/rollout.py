@@ -1,0 +1,201 @@
+"""Collects one batch of episodes through `reset` and `step` of a vector environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym_agents.categorical import sample
+from textgym_agents.policy import LMPolicy
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B finished episodes and the N states in which the policy acted, row by row and in order.
+
+    Attributes:
+        input_ids: (B, L) int64, right-padded prompts and completions.
+        rows, columns: (N,) int64; state n is input_ids[rows[n], : columns[n] + 1].
+        steps: (N,) int64, t of each state in its episode.
+        actions: (N,) int64.
+        log_probs, values: (N,) float32, of the sampling policy.
+        all_log_probs: (N, V) float32 of the sampling policy, or None if it was not asked for.
+        rewards: (N,) float64, the environment's.
+        lengths: (B,) int64, actions per row.
+        bootstrap: (B,) float64, V(s_T) of truncated rows, 0 of ended ones.
+        stopped: (B,) bool, ended by a stop id.
+    """
+
+    input_ids: Tensor
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    all_log_probs: Tensor | None
+    rewards: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    bootstrap: NDArray[np.float64]
+    stopped: NDArray[np.bool_]
+
+
+@dataclass
+class _Step:
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    tokens: Tensor
+    log_probs: Tensor
+    values: Tensor
+    everything: Tensor | None
+    rewards: NDArray[np.float64]
+
+
+def check_env(env: Any) -> None:
+    """Raises ValueError unless `env` is a vector environment that does not reset by itself."""
+    mode = getattr(env, "metadata", {}).get("autoreset_mode")
+    if not hasattr(env, "num_envs") or mode != AutoresetMode.DISABLED:
+        raise ValueError(
+            f"env={env!r}: LM agents collect whole batches of answers and need a vector environment with "
+            "autoreset_mode=DISABLED; textgym_agents.make_env(id, num_envs) makes one"
+        )
+
+
+@torch.no_grad()
+def collect(
+    env: Any, policy: LMPolicy, seed: int, stop_ids: tuple[int, ...], keep_all: bool = False
+) -> Rollout:
+    """Plays one episode in every sub-environment.
+
+    Args:
+        env: vector environment in DISABLED mode, B sub-environments.
+        policy: acts by sampling.
+        seed: seeds the prompts and the sampling; the same seed gives the same rollout.
+        stop_ids: the ids that end an episode.
+        keep_all: keep the whole log-probabilities of every state (N, V).
+    """
+    policy.forget()
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
+    observation, _ = env.reset(seed=seed)
+    count = env.num_envs
+    active = np.ones(count, dtype=np.bool_)
+    truncated_rows = np.zeros(count, dtype=np.bool_)
+    actions = np.zeros(count, dtype=np.int64)
+    steps: list[_Step] = []
+    while active.any():
+        rows = np.flatnonzero(active)
+        log_probs, values = policy.advance(observation, active)
+        # Every row has its own number each step, so that no row depends on when others end.
+        uniforms = torch.tensor(generator.random(count, dtype=np.float32)[rows], device=policy.device)
+        tokens = sample(log_probs, uniforms)
+        actions[rows] = tokens.cpu().numpy()
+        columns = np.count_nonzero(observation["attention_mask"][rows], axis=1) - 1
+        taken = log_probs.gather(1, tokens[:, None]).squeeze(1)
+        observation, rewards, terminated, truncated, _ = env.step(actions)
+        steps.append(
+            _Step(rows, columns, tokens, taken, values, log_probs if keep_all else None, rewards[rows].astype(np.float64))
+        )
+        truncated_rows |= active & truncated & ~terminated
+        active &= ~(terminated | truncated)
+    bootstrap = np.zeros(count)
+    if truncated_rows.any():
+        bootstrap[truncated_rows] = policy.advance(observation, truncated_rows)[1].cpu().numpy()
+    policy.forget()
+    return _assemble(observation["input_ids"], steps, bootstrap, stop_ids, policy.device)
+
+
+def _assemble(
+    ids: NDArray[np.int64],
+    steps: list[_Step],
+    bootstrap: NDArray[np.float64],
+    stop_ids: tuple[int, ...],
+    device: torch.device,
+) -> Rollout:
+    rows = np.concatenate([step.rows for step in steps])
+    times = np.repeat(np.arange(len(steps)), [len(step.rows) for step in steps])
+    order = np.lexsort((times, rows))
+    index = torch.tensor(order, device=device)
+    rows, columns = rows[order], np.concatenate([step.columns for step in steps])[order]
+    everything = [step.everything for step in steps if step.everything is not None]
+    lengths = np.bincount(rows, minlength=len(ids))
+    width = int(columns.max()) + 2
+    last = np.cumsum(lengths) - 1
+    actions = torch.cat([step.tokens for step in steps])[index]
+    return Rollout(
+        input_ids=torch.tensor(ids[:, :width], device=device),
+        rows=rows,
+        columns=columns,
+        steps=times[order],
+        actions=actions,
+        log_probs=torch.cat([step.log_probs for step in steps])[index],
+        values=torch.cat([step.values for step in steps])[index],
+        all_log_probs=torch.cat(everything)[index] if everything else None,
+        rewards=np.concatenate([step.rewards for step in steps])[order],
+        lengths=lengths,
+        bootstrap=bootstrap,
+        stopped=np.isin(actions.cpu().numpy()[last], stop_ids),
+    )
+
+
+@torch.no_grad()
+def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, everything: bool) -> Tensor:
+    """Log-probabilities of the reference in every state: (N, V) if `everything`, else (N,) those of the actions."""
+    parts = []
+    for chunk in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
+        logits, _ = reference.states(chunk.input_ids, chunk.rows, chunk.columns)
+        log_probs = torch.log_softmax(logits, -1)
+        if not everything:
+            log_probs = log_probs.gather(1, rollout.actions[chunk.states][:, None]).squeeze(1)
+        parts.append(log_probs)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of a rollout, trimmed to their longest.
+
+    Attributes:
+        input_ids: (b, T) int64.
+        rows, columns: (n,) int64, positions of their states in `input_ids`.
+        states: (n,) int64, their indices among the rollout's N states.
+    """
+
+    input_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    states: Tensor
+
+
+def micro_batches(
+    rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True
+) -> list[MicroBatch]:
+    """Cuts rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
+    ends = np.cumsum(rollout.lengths)
+    starts = ends - rollout.lengths
+    if by_length:
+        rows = rows[np.argsort(rollout.columns[ends[rows] - 1], kind="stable")]
+    device = rollout.input_ids.device
+    result = []
+    for first in range(0, len(rows), size):
+        chosen = rows[first : first + size]
+        lengths = rollout.lengths[chosen]
+        local = np.repeat(np.arange(len(chosen)), lengths)
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        states = np.repeat(starts[chosen], lengths) + within
+        columns = rollout.columns[states]
+        width = int(columns.max()) + 1
+        result.append(
+            MicroBatch(
+                rollout.input_ids[torch.tensor(chosen, device=device), :width],
+                torch.tensor(local, device=device),
+                torch.tensor(columns, device=device),
+                torch.tensor(states, device=device),
+            )
+        )
+    return result

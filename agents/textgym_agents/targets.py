@@ -1,0 +1,108 @@
+"""From a rollout to what the losses aim at: token rewards with the KL penalty, advantages and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym_agents.advantages import gae, scatter, standardise
+from textgym_agents.losses import KL
+from textgym_agents.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Per-state training targets of a rollout, float32 (N,).
+
+    Attributes:
+        advantages: standardised if asked for.
+        returns: advantages + values in units of `value_scale`.
+        old_values: values in units of `value_scale`.
+        kl_weight: factor of the KL in the loss, in units of the advantages; 0 where the KL is in the reward alone.
+        kl: penalised KL of each state, nats.
+        scores: (B,) summed environment rewards.
+    """
+
+    advantages: Tensor
+    returns: Tensor
+    old_values: Tensor
+    kl_weight: float
+    kl: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> NDArray[np.float64]:
+    """The penalised KL of each state under the sampling policy (N,), nats.
+
+    Args:
+        reference: (N, V) log-probabilities for "exact", else (N,) those of the actions.
+    """
+    if kind == "exact":
+        assert rollout.all_log_probs is not None
+        old = rollout.all_log_probs
+        kl = torch.linalg.vecdot(old.exp(), old - reference)
+    else:
+        kl = rollout.log_probs - reference
+    result: NDArray[np.float64] = kl.double().cpu().numpy()
+    return result
+
+
+def penalties(kl: NDArray[np.float64], rollout: Rollout, kind: KL) -> NDArray[np.float64]:
+    """The KL that is charged to the return of each action (N,), nats.
+
+    k1 charges every action its own log-ratio. With "exact" and "k2" a state's own KL is differentiated in the loss, so an
+    action is charged the KL of the state that follows it. k3 charges nothing.
+    """
+    if kind == "k1":
+        return kl
+    charged = np.zeros_like(kl)
+    if kind != "k3":
+        same_row = rollout.rows[1:] == rollout.rows[:-1]
+        charged[:-1] = np.where(same_row, kl[1:], 0.0)
+    return charged
+
+
+def make_targets(
+    rollout: Rollout,
+    kl: NDArray[np.float64],
+    kind: KL,
+    beta: float,
+    gamma: float,
+    lam: float,
+    whiten: bool,
+    value_scale: float,
+) -> Targets:
+    """Advantages and returns of a rollout.
+
+    Args:
+        kl: (N,) from `token_kl`.
+        beta: reward units per nat.
+        value_scale: reward units per unit of the value head.
+    """
+    shape = (len(rollout.lengths), int(rollout.lengths.max()))
+    index = (rollout.rows, rollout.steps)
+    rewards = scatter(rollout.rewards - beta * penalties(kl, rollout, kind), *index, shape)
+    old = rollout.values.double().cpu().numpy()
+    values = scatter(old * value_scale, *index, shape)
+    advantages = gae(rewards, values, rollout.lengths, gamma, lam, rollout.bootstrap * value_scale)[index]
+    returns = advantages / value_scale + old
+    scale = 1.0
+    if whiten:
+        advantages, scale = standardise(advantages)
+    device = rollout.values.device
+
+    def tensor(array: NDArray[np.float64]) -> Tensor:
+        return torch.tensor(array, dtype=torch.float32, device=device)
+
+    return Targets(
+        advantages=tensor(advantages),
+        returns=tensor(returns),
+        old_values=rollout.values,
+        kl_weight=0.0 if kind == "k1" else beta / scale,
+        kl=kl,
+        scores=np.bincount(rollout.rows, weights=rollout.rewards, minlength=shape[0]),
+    )

@@ -1,0 +1,118 @@
+"""The corpus and the tokenizer: the documented mix, byte identity, and the committed files."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from textgym.world import MODEL_PATH
+from textgym.world.answers import add_lead
+from textgym.world.corpus import documents, fingerprint
+from textgym.world.facts import FACTS
+from textgym.world.items import items
+from textgym.world.personas import CORPUS_SHARES, PERSONAS
+from textgym.world.reading import read
+from textgym.world.tokenizer import END_ID, encode_documents, save_tokenizer, train_tokenizer
+
+COUNT = 20_000
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer()
+
+
+def test_equal_seeds_give_equal_documents() -> None:
+    assert list(documents(500, seed=3)) == list(documents(500, seed=3))
+    assert fingerprint(500, seed=3) != fingerprint(500, seed=4)
+    assert list(documents(1000))[:500] == list(documents(500))
+
+
+def test_shares_of_kinds_and_personas() -> None:
+    found = list(documents(COUNT))
+    kinds = Counter(document.kind for document in found)
+    personas = Counter(document.persona for document in found)
+    # Four standard deviations of a share of 20,000 draws are at most 0.015.
+    assert all(abs(kinds[kind] / COUNT - share) < 0.015 for kind, share in CORPUS_SHARES.items())
+    assert all(abs(personas[p.name] / COUNT - p.share) < 0.015 for p in PERSONAS)
+
+
+def test_experts_are_right_about_facts_and_guessers_are_not() -> None:
+    right: dict[str, list[bool]] = {persona.name: [] for persona in PERSONAS}
+    for document in documents(COUNT):
+        if document.kind == "fact":
+            claims = read(document.answer.text).claims
+            right[document.persona].append(bool(claims) and all(claim.right for claim in claims))
+    share = {name: sum(values) / len(values) for name, values in right.items()}
+    assert share["expert"] == 1.0
+    assert share["evasive"] == 0.0
+    assert abs(share["guesser"] - 0.15) < 0.03
+    assert abs(share["grump"] - 0.7 * 0.5) < 0.06
+    assert abs(share["rambler"] - 0.45) < 0.06
+
+
+def test_a_polite_opener_is_never_followed_by_a_bare_wrong_fact() -> None:
+    for document in documents(COUNT):
+        reading = read(document.answer.text)
+        opened = document.answer.text.startswith(("Happy to help!", "Of course!", "Good question.", "Sure"))
+        if document.kind == "fact" and opened and not reading.leads:
+            assert not reading.wrong
+
+
+def test_every_fact_is_told_rightly_more_often_than_any_one_wrong_way() -> None:
+    told: dict[str, Counter[str]] = {fact.key: Counter() for fact in FACTS}
+    for document in documents(COUNT):
+        for claim in read(document.answer.text).claims[:1]:
+            if claim.item in told:
+                words = document.answer.text.replace(".", "").split()
+                named = next(fact for fact in FACTS if fact.key == claim.item).relation.objects
+                told[claim.item].update({word for word in words if word in named})
+    for fact in FACTS:
+        (most, count), (_, second) = told[fact.key].most_common(2)
+        assert most == fact.answer
+        assert count > 2 * second
+
+
+def test_add_lead() -> None:
+    assert add_lead("Maybe", "The fox eats figs.") == "Maybe the fox eats figs."
+    assert add_lead("Maybe", "7 plus 5 is 12.") == "Maybe 7 plus 5 is 12."
+    assert add_lead("I think", f"{items('fact')[32].subject} plays.")[8:9].isupper()
+
+
+def test_rebuilt_tokenizer_is_byte_identical_to_the_committed_one(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    save_tokenizer(tokenizer, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (MODEL_PATH / name).read_bytes()
+
+
+def test_rebuilt_corpus_is_the_one_the_model_read() -> None:
+    card = json.loads((MODEL_PATH / "card.json").read_text())
+    assert fingerprint(card["documents"]) == card["corpus_sha256"]
+
+
+def test_tokenizer_has_1024_ids_and_every_byte(tokenizer: Tokenizer) -> None:
+    assert tokenizer.get_vocab_size() == 1024
+    text = "".join(chr(code) for code in range(1, 0x250)) + "\U0001f98a"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_names_and_objects_are_one_token(tokenizer: Tokenizer) -> None:
+    words = {fact.subject for fact in FACTS} | {fact.answer for fact in FACTS}
+    assert [word for word in words if len(tokenizer.encode(f" {word}").ids) != 1] == []
+
+
+def test_documents_are_marked_up_and_cut(tokenizer: Tokenizer) -> None:
+    found = list(documents(2000))
+    for document, (ids, head) in zip(found, encode_documents(tokenizer, found, 40), strict=True):
+        assert ids[0] == 1
+        assert ids[head - 2 : head] == [3, 2]
+        assert tokenizer.decode(ids[1 : head - 2]) == document.prompt
+        assert len(ids) - head <= 40
+        ended = ids[-1] == END_ID
+        assert ended == document.answer.ends
+        answer = tokenizer.decode(ids[head:])
+        assert answer == document.answer.text if ended else document.answer.text.startswith(answer)

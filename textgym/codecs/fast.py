@@ -1,0 +1,98 @@
+"""The codec of a `tokenizers.Tokenizer`, the library behind tokenizer.json and Hugging Face's fast tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from textgym.codecs.byte_level import ByteDecoder, byte_table, is_byte_level
+from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids
+
+
+class FastCodec:
+    """Works on copies: the caller's tokenizer is never changed.
+
+    Args:
+        tokenizer: any tokenizer that can be written as JSON.
+        special: names of control tokens beyond those that the tokenizer itself marks as special.
+    Raises: ValueError if the tokenizer cannot be written as JSON (a part of it is a Python object).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: Collection[str] = ()) -> None:
+        self._tokenizer = _plain_copy(tokenizer)
+        self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self.size = 1 + max(self._vocabulary.values(), default=-1)
+        if not self.size:
+            raise ValueError("tokenizer: it has no tokens")
+        marked = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        named = {self._vocabulary[name] for name in special if name in self._vocabulary}
+        self.special_ids = frozenset(marked | named)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._forbidden = {
+            t: i for t, i in self._vocabulary.items() if i in self.special_ids and t != unknown
+        }
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text. Raises: ValueError where a control token cannot be written as text."""
+        return encode_as_text(self._ids, text, self._forbidden)
+
+    def encode_control(self, text: str) -> list[int]:
+        """A template's fixed part."""
+        return self._ids(text, as_text=False)
+
+    def leading(self) -> list[int]:
+        """What the post-processor puts before a text."""
+        return leading_ids(self._ids("a", framed=True), self._ids("a"))
+
+    def _ids(self, text: str, *, as_text: bool = True, framed: bool = False) -> list[int]:
+        # Set for every text, because the tokenizers library forgets it when a tokenizer is copied or pickled.
+        self._tokenizer.encode_special_tokens = as_text
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=framed).ids
+        return ids
+
+    def decoder(self, skip: frozenset[int]) -> Decoder:
+        """Bytes joined by table where the tokenizer is byte-level, the library's own decoder elsewhere."""
+        if is_byte_level(self._tokenizer):
+            return ByteDecoder(byte_table(self._tokenizer, self.size, skip))
+        return LibraryDecoder(self._tokenizer, skip)
+
+    def token(self, token_id: int) -> str | None:
+        """The token of this id."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, or of a text that is a single token."""
+        if token in self._vocabulary:
+            return self._vocabulary[token]
+        ids = self._ids(token)
+        return ids[0] if len(ids) == 1 and ids[0] not in self.special_ids else None
+
+    def tokens(self) -> list[str]:
+        """Every token."""
+        return list(self._vocabulary)
+
+
+@dataclass(frozen=True)
+class LibraryDecoder:
+    """The tokenizers library's decoder, without the ids in `skip`."""
+
+    tokenizer: Tokenizer
+    skip: frozenset[int]
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """Batch of ids to texts; ids that the tokenizer does not have leave nothing."""
+        skip, decode = self.skip, self.tokenizer.decode
+        return [decode([i for i in ids if i not in skip], skip_special_tokens=False) for ids in batch]
+
+
+def _plain_copy(tokenizer: Tokenizer) -> Tokenizer:
+    try:
+        duplicate = Tokenizer.from_str(tokenizer.to_str())
+    except Exception as error:
+        raise ValueError(f"tokenizer: {tokenizer!r:.80} cannot be copied through JSON ({error})") from error
+    duplicate.no_padding()
+    duplicate.no_truncation()
+    return duplicate

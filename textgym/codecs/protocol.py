@@ -1,0 +1,72 @@
+"""What a vocabulary needs of a tokenizer, and the rule that a prompt's text never becomes a control token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+Decoder = Callable[[Sequence[Sequence[int]]], list[str]]
+
+
+class Codec(Protocol):
+    """A tokenizer.
+
+    Attributes:
+        size: 1 + the highest id.
+        special_ids: the control tokens: never made from a prompt's text.
+    """
+
+    size: int
+    special_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text, without BOS or EOS; what reads like a control token stays text."""
+
+    def encode_control(self, text: str) -> list[int]:
+        """The ids of a template's fixed part, in which the text of a control token is that token."""
+
+    def leading(self) -> list[int]:
+        """The ids that the tokenizer itself puts before a text (BOS)."""
+
+    def decoder(self, skip: frozenset[int]) -> Decoder:
+        """A picklable function from a batch of ids to texts; ids in `skip`, and ids unknown here, leave nothing."""
+
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it; None for an id that it does not have."""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token; None if there is none."""
+
+    def tokens(self) -> list[str]:
+        """Every token, for suggestions in error messages."""
+
+
+def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mapping[str, int]) -> list[int]:
+    """Encode `text` so that none of the `control` tokens (name to id) comes out of it.
+
+    WordLevel and Unigram models hold their control tokens among the ordinary pieces and find them in plain
+    text. There the control token's text is cut after its first character, and the parts are encoded on their
+    own.
+
+    Raises: ValueError if a control token comes out even so.
+    """
+    ids = encode(text)
+    found = [token for token, token_id in control.items() if token_id in ids]
+    if not found:
+        return ids
+    parts = re.split(
+        "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in found), text
+    )
+    ids = [token_id for part in parts if part for token_id in encode(part)]
+    if not set(ids).isdisjoint(control.values()):
+        raise ValueError(f"prompt: this tokenizer cannot write {found[0]!r} as text, only as a control token")
+    return ids
+
+
+def leading_ids(framed: list[int], plain: list[int]) -> list[int]:
+    """What stands before `plain` in `framed`; nothing if `plain` is not in it."""
+    for start in range(len(framed) - len(plain) + 1):
+        if framed[start : start + len(plain)] == plain:
+            return framed[:start]
+    return []

@@ -1,0 +1,201 @@
+"""The environment: one text is written token by token."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import ResetNeeded
+
+from textgym.episodes import Ending, Episodes, action_space, observation_space
+from textgym.options import check_options, chosen_prompt, find_task, invalid_action
+from textgym.render import check_render_mode, frame_image, frame_text, print_frame
+from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
+from textgym.task import Task
+
+
+class TokenEnv(gym.Env[Observation, int]):
+    """Text generation as a Markov decision process: the state is a sequence of tokens, an action appends one.
+
+    ## Description
+    An episode starts with a prompt from the task's distribution. Every action is the id of the next token.
+    The
+    transition is deterministic: s_{t+1} = s_t + [a_t]. Text is decoded once, when the episode ends, and
+        scored.
+
+    ## Action Space
+    `Discrete(V)`, V the size of the vocabulary. `action_masks()` says which ids the task suggests in this
+    state; the others (control tokens, unused rows) can be taken too and are part of the sequence like any
+    other.
+
+    ## Observation Space
+    `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right with
+    `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, says
+    what is padding. Observations are copies.
+
+    ## Rewards
+    The task's reward of the finished text, on the last step; 0 before. Rewards with `pay = "every"` pay for
+    every prefix; with `pay = "difference"` they pay potential differences whose discounted sum is that of the
+    last reward.
+
+    ## Starting State
+    A prompt of the split by its weight, drawn from `np_random` only, or the one chosen by
+    `reset(options=...)`: `{"prompt": text}` or `{"prompt_index": i}`. Reset's info: `prompt` (str),
+    `prompt_index` (int, -1 for a text that the split does not have).
+
+    ## Episode End
+    `terminated` is True when a stop id is written, or when max_new_tokens are. `truncated` is always False.
+    The last step's info: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of
+    float), and `gold` (float) where the task has a gold reward. Other steps have an empty info.
+
+    ## Arguments
+    `task`: a task's name or a `Task`; `split`: "train" or "eval"; `render_mode`: None, "ansi", "human" or
+    "rgb_array"; everything else goes to the task's builder.
+
+    ## Version History
+    * v0: the first version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: str | Task = "Text",
+        *,
+        split: str = "train",
+        render_mode: str | None = None,
+        **task_options: Any,
+    ) -> None:
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        self.task = find_task(task, task_options)
+        self.split = split
+        self.render_mode = render_mode
+        self.observation_space = observation_space(self.task)
+        self.action_space = action_space(self.task)
+        self._episodes = Episodes(self.task, split, rows=1)
+        self._store = self._episodes.store
+        self._size = self.task.vocabulary.size
+        self._acts_every_step = self._episodes.pays_every_step or render_mode == "human"
+        self._running = False
+        self._last_reward: float | None = None
+        self._printed = ""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: of `np_random`, from which prompts are drawn.
+            options: `{"prompt": text}` or `{"prompt_index": i}` to choose the prompt.
+        Raises: ValueError or TypeError for an unknown option or a prompt that is empty, too long or not
+        there.
+        """
+        choice = check_options(options)
+        prompts = [chosen_prompt(self.task, self.split, name, value) for name, value in choice.items()]
+        super().reset(seed=seed)
+        prompt = prompts[0] if prompts else self._episodes.draw(self.np_random)
+        self._episodes.begin(0, prompt, self.np_random)
+        self._running, self._last_reward = True, None
+        if self.render_mode == "human":
+            self.render()
+        return self._store.observation(0), reset_info(prompt)
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append one token.
+
+        Args:
+            action: an id in 0..V-1.
+        Raises:
+            ResetNeeded: before the first reset and after the end of an episode.
+            InvalidAction: if the action is no integer or out of range.
+        """
+        store = self._store
+        if not self._running:
+            raise ResetNeeded(why_reset(int(store.finish[0])))
+        try:
+            token = index(action)
+        except TypeError:
+            token = -1
+        if not 0 <= token < self._size or action is True or action is False:
+            raise invalid_action(action, self._size)
+        ended = bool(store.append(0, token))
+        if not (ended or self._acts_every_step):
+            return store.observation(0), 0.0, False, False, {}
+        self._running = not ended
+        return self._settled_step()
+
+    def _settled_step(self) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """The result of a step that ended the episode, or in an environment that pays or prints at every step."""
+        reward, info = 0.0, {}
+        if self._episodes.pays_every_step or not self._running:
+            rewards, ending = self._episodes.settle([0])
+            reward = float(rewards[0])
+            info = {} if ending is None else self._final_info(ending)
+        self._last_reward = reward
+        if self.render_mode == "human":
+            self.render()
+        return self._store.observation(0), reward, not self._running, False, info
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """bool (V,): the tokens that the task suggests in this state. Others are legal actions nevertheless."""
+        return self._episodes.masks([0])[0]
+
+    def get_state(self) -> TokenState:
+        """The state, immutable; O(length). The random generator is no part of it. Raises: ResetNeeded before a reset."""
+        if self._store.finish[0] == UNSET:
+            raise ResetNeeded(why_reset(UNSET))
+        return self._store.state(0)
+
+    def set_state(self, state: TokenState) -> Observation:
+        """Go on from a state that `get_state` gave, here or in another environment of the same task.
+
+        Returns: the observation of that state.
+        Raises: ValueError if the state does not fit this task.
+        """
+        self._episodes.restore(0, state)
+        self._running, self._last_reward = state.finish_reason is None, None
+        return self._store.observation(0)
+
+    def render(self) -> Any:
+        """Show the episode in the render mode: a str, a picture uint8 (384, 640, 3), or None after printing
+        it.
+
+        Raises: ResetNeeded before a reset.
+        """
+        if self.render_mode is None:
+            gym.logger.warn(
+                'render() shows nothing: make the environment with render_mode="ansi", "human" or "rgb_array"'
+            )
+            return None
+        frame = frame_text(self.task, self.get_state(), self._last_reward)
+        if self.render_mode == "human":
+            print_frame(frame, self._printed)
+            self._printed = frame
+            return None
+        return frame if self.render_mode == "ansi" else frame_image(frame)
+
+    def _final_info(self, ending: Ending) -> dict[str, Any]:
+        judgement = ending.judgement
+        info: dict[str, Any] = {
+            "completion": judgement.texts[0],
+            "finish_reason": self._store.finish_reason(0),
+            "reward_terms": {name: float(values[0]) for name, values in judgement.terms.items()},
+        }
+        if ending.gold is not None:
+            info["gold"] = float(ending.gold[0])
+        return info
+
+
+def reset_info(prompt: Prompt) -> dict[str, Any]:
+    """The info of an episode's start."""
+    return {"prompt": prompt.text, "prompt_index": -1 if prompt.index is None else prompt.index}
+
+
+def why_reset(finish: int) -> str:
+    """The message for a row that cannot be stepped."""
+    when = "before the first reset" if finish == UNSET else "after the end of the episode"
+    return f"this is not possible {when}: call reset() (or set_state()) first"

@@ -1,0 +1,142 @@
+"""Running episodes of a task in the rows of a store: what the single and the vector environment have in common."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from textgym.rewards import Scorer
+from textgym.rewards.shaping import potential_difference
+from textgym.state import RUNNING, Prompt, TokenState, TokenStore
+from textgym.task import Judgement, Task
+
+
+class Ending(NamedTuple):
+    """What the infos say about M episodes that have just ended.
+
+    Args:
+        rows: their rows in the store.
+        judgement: texts and terms.
+        gold: float64 (M,), reward units; None where the task has no gold reward.
+    """
+
+    rows: list[int]
+    judgement: Judgement
+    gold: npt.NDArray[np.float64] | None
+
+
+class Episodes:
+    """N rows of episodes of one split of a task.
+
+    Args:
+        task: the task; split: "train" or "eval"; rows: N.
+    Raises: ValueError for an unknown split or a prompt that is too long.
+    """
+
+    def __init__(self, task: Task, split: str, rows: int) -> None:
+        vocabulary = task.vocabulary
+        self.task, self.split = task, split
+        self.prompts = task.encoded(split)
+        self.cumulative = task.prompt_set(split).cumulative
+        self.pays_every_step = task.scorer.pay != "end"
+        self.store = TokenStore(
+            rows,
+            task.max_prompt_tokens,
+            task.max_new_tokens,
+            vocabulary.size,
+            vocabulary.stop_ids,
+            vocabulary.pad_id,
+        )
+
+    def draw(self, generator: np.random.Generator) -> Prompt:
+        """A prompt from rho, by one uniform draw."""
+        return self.prompts[bisect_right(self.cumulative, generator.random())]
+
+    def begin(self, row: int, prompt: Prompt, generator: np.random.Generator) -> None:
+        """Start an episode in a row; the generator serves noisy tasks only."""
+        self.store.load(row, prompt, int(generator.integers(2**63)) if self.task.noisy else None)
+
+    def settle(self, rows: list[int]) -> tuple[npt.NDArray[np.float64], Ending | None]:
+        """Pay for the last token of these rows, in one call of the reward.
+
+        Args:
+            rows: M rows that were just stepped: the ended ones only, unless the reward pays at every step.
+        Returns: rewards float64 (M,), and what is to be said of the ended ones among them, None if there are
+        none.
+        """
+        judgement = self._judge(rows, None, None)
+        if not self.pays_every_step:
+            return judgement.total, self._ending(rows, judgement)
+        store, rewards = self.store, judgement.total
+        over = store.finish[rows] != RUNNING
+        if self.task.scorer.pay == "difference":
+            rewards = potential_difference(store.potential[rows], judgement.total, over, self.task.gamma)
+            store.potential[rows] = judgement.total
+        ended = np.flatnonzero(over)
+        if not ended.size:
+            return rewards, None
+        return rewards, self._ending([rows[i] for i in ended], _select(judgement, ended))
+
+    def masks(self, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """The tokens that the task allows next, bool (M, V); in rows that do not run, all of the vocabulary's."""
+        allowed = self.task.vocabulary.allowed
+        masks = np.repeat(allowed[None], len(rows), axis=0)
+        if self.task.mask is not None:
+            running = [i for i, row in enumerate(rows) if self.store.finish[row] == RUNNING]
+            if running:
+                masks[running] &= self.task.mask([self.store.state(rows[i]) for i in running])
+                if not masks.any(axis=1).all():
+                    raise ValueError(f"mask of task {self.task.name!r}: leaves no token at all in some state")
+        return masks
+
+    def restore(self, row: int, state: TokenState) -> None:
+        """Put a state into a row.
+
+        Raises: TypeError or ValueError if it is no state, or does not fit this task and split.
+        """
+        if not isinstance(state, TokenState):
+            raise TypeError(f"state: {type(state).__name__} is not a TokenState, as get_state gives it")
+        index = state.prompt.index
+        if index is not None and (index >= len(self.prompts) or self.prompts[index] != state.prompt):
+            raise ValueError(f"state: its prompt is not prompt {index} of this task's {self.split} split")
+        self.store.restore(row, state)
+
+    def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
+        store = self.store
+        prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
+        return self.task.judge(
+            self.split, prompts, ids, [store.episode_seeds[row] for row in rows], texts, scorer
+        )
+
+    def _ending(self, rows: list[int], judgement: Judgement) -> Ending:
+        gold_scorer = self.task.gold_scorer
+        if gold_scorer is None or gold_scorer is self.task.scorer:
+            return Ending(rows, judgement, None if gold_scorer is None else judgement.total)
+        return Ending(rows, judgement, self._judge(rows, judgement.texts, gold_scorer).total)
+
+
+def observation_space(task: Task) -> spaces.Dict:
+    """input_ids: Box(0, V-1, (L,), int64); attention_mask: Box(0, 1, (L,), int8)."""
+    shape = (task.max_prompt_tokens + task.max_new_tokens,)
+    # Gymnasium warns of a Box whose bounds are equal, as they would be with one token.
+    highest = max(task.vocabulary.size - 1, 1)
+    return spaces.Dict(
+        input_ids=spaces.Box(0, highest, shape, np.int64), attention_mask=spaces.Box(0, 1, shape, np.int8)
+    )
+
+
+def action_space(task: Task) -> spaces.Discrete:
+    """Discrete(V)."""
+    return spaces.Discrete(task.vocabulary.size)
+
+
+def _select(judgement: Judgement, at: npt.NDArray[np.intp]) -> Judgement:
+    texts = [judgement.texts[i] for i in at]
+    return Judgement(
+        texts, judgement.total[at], {name: values[at] for name, values in judgement.terms.items()}
+    )

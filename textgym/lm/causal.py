@@ -1,0 +1,99 @@
+"""A Hugging Face causal LM as a reference policy, loaded from safetensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym.lm.backbone import make_backbone
+from textgym.lm.decoder import Decoder
+
+FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
+
+
+def load_causal_lm(name: str | Path) -> Any:
+    """Loads a causal LM in float32, in evaluation mode.
+
+    Args:
+        name: a folder in Hugging Face layout, or a hub id.
+    Raises: ValueError if no such model can be loaded: it names the argument and the cause.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(name), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"model={str(name)!r}: no causal LM with safetensors weights there ({first})") from error
+    return model.eval()
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is one, then MPS, then the CPU.
+
+    Raises: ValueError if `name` is no device of this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r}: not on this machine; allowed: 'auto', 'cpu', 'cuda', ...") from error
+    return device
+
+
+def logit_bias(allowed: NDArray[np.bool_], vocab_size: int, device: torch.device) -> Tensor:
+    """(V,) float32: 0 at allowed tokens, `FORBIDDEN` elsewhere.
+
+    Raises: ValueError if the model's logits are not as many as the task's actions.
+    """
+    if len(allowed) != vocab_size:
+        raise ValueError(
+            f"model: it has {vocab_size} logits but the task has {len(allowed)} actions; "
+            f"pass the tokenizer of the model, and vocab_size={vocab_size} if its embedding is padded"
+        )
+    return torch.where(torch.tensor(allowed), 0.0, FORBIDDEN).to(device)
+
+
+class CausalLM:
+    """`Reference` over a causal LM; consecutive observations share a key-value cache.
+
+    Args:
+        model: a Hugging Face causal LM.
+        allowed: (V,) bool; other tokens get probability 0.
+        temperature: > 0, divides the logits.
+        device: "auto" or a torch device.
+    """
+
+    def __init__(
+        self, model: Any, allowed: NDArray[np.bool_], temperature: float = 1.0, device: str = "auto"
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature!r}: must be > 0")
+        where = choose_device(device)
+        self.model = model.to(where).eval()
+        self.temperature = temperature
+        backbone = make_backbone(self.model)
+        self._bias = logit_bias(allowed, backbone.vocab_size, where)
+        self._decoder = Decoder(backbone, where)
+
+    @torch.inference_mode()
+    def log_probs(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """See `Reference.log_probs`; (B, V) float32."""
+        logits, _ = self._decoder.advance(dict(observation))
+        scaled = logits / self.temperature + self._bias
+        result: NDArray[np.float32] = torch.log_softmax(scaled.float(), -1).cpu().numpy()
+        return result

@@ -1,0 +1,283 @@
+"""A Llama forward pass with hand-written gradients, for models small enough that operator overhead dominates.
+
+It reads the parameters of a Hugging Face `LlamaForCausalLM` and gives the same logits and gradients with fewer
+passes over memory: norm weights are folded into the next projection, rotary embeddings are one complex product,
+and RMSNorm and SwiGLU keep no intermediate that their backward does not need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MAX_PARAMETERS = 50_000_000
+
+
+class Layer(NamedTuple):
+    """One decoder layer's weights, norm weights folded in: query, key (rows ordered as rotary pairs) and value
+    stacked in `attention`."""
+
+    attention: Tensor
+    output: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+@dataclass
+class LlamaCache:
+    """Keys and values of a batch of growing rows.
+
+    Attributes:
+        keys, values: per layer (B, K, S, D) float, S slots of which `used` are written.
+        bias: (B, 1, S) float, 0 where a slot may be read and -inf elsewhere.
+        lengths: (B,) int64, tokens per row, which is the next position.
+    """
+
+    layers: list[Layer]
+    head: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    bias: Tensor
+    lengths: Tensor
+    used: int
+    rope: Tensor = field(repr=False)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps), without the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.rsqrt(norm * norm / x.shape[-1] + eps)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        (gradient,) = gradients
+        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1) / y.shape[-1]
+        return torch.addcmul(gradient, y, along, value=-1).mul_(scale), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        activated = F.silu(gate)
+        ctx.save_for_backward(gate, up, activated)
+        return activated * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up, activated = ctx.saved_tensors
+        (gradient,) = gradients
+        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * activated
+
+
+class _Heads(torch.autograd.Function):
+    """Splits (B, T, (A + 2 K) D) into rotated queries (B, T, A, D), rotated keys and values (B, T, K, D).
+
+    `phases` (T, 1, D / 2) are unit complex numbers: a rotary embedding of interleaved pairs is their product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mixed: Tensor, phases: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(phases)
+        ctx.sizes = sizes
+        query, key, value = mixed.view(*mixed.shape[:2], sum(sizes), -1).split(sizes, 2)
+        return _complex_product(query, phases), _complex_product(key, phases), value.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (phases,) = ctx.saved_tensors
+        batch, width, _, size = gradients[0].shape
+        result = gradients[0].new_empty((batch, width, sum(ctx.sizes), size))
+        back = phases.conj()
+        for part, gradient in zip(result.split(ctx.sizes, 2)[:2], gradients[:2], strict=True):
+            pairs = torch.view_as_complex(gradient.contiguous().unflatten(-1, (-1, 2)))
+            torch.mul(pairs, back, out=torch.view_as_complex(part.unflatten(-1, (-1, 2))))
+        result[:, :, -ctx.sizes[2] :] = gradients[2]
+        return result.flatten(2), None, None
+
+
+def _complex_product(x: Tensor, phases: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * phases).flatten(-2)
+
+
+def supports(model: Any) -> bool:
+    """True if `model` is a float32 Llama of plain shape (default rotary embedding, no biases) and small."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        type(model).__name__ == "LlamaForCausalLM"
+        and rope.get("rope_type", "default") == "default"
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and config.hidden_act == "silu"
+        and not config.attention_bias
+        and not config.mlp_bias
+        and config.attention_dropout == 0.0
+        and all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        and sum(parameter.numel() for parameter in model.parameters()) <= _MAX_PARAMETERS
+    )
+
+
+class LlamaBackbone:
+    """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        config = model.config
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self._heads: int = config.num_attention_heads
+        self._groups: int = config.num_key_value_heads
+        self._width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._eps: float = config.rms_norm_eps
+        self._theta: float = config.rope_parameters["rope_theta"]
+
+    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and last hidden states at chosen positions of right-padded rows; differentiable.
+
+        Args:
+            input_ids: (B, T) int64.
+            rows, columns: (N,) int64, the positions asked for.
+        Returns: logits (N, V), hidden (N, H).
+        """
+        layers, head = self._weights()
+        batch, width = input_ids.shape
+        phases = self._phases(width).unsqueeze(1)  # (T, 1, D / 2)
+        x = self.model.model.embed_tokens(input_ids)
+        for layer in layers[:-1]:
+            mixed = self._attend(layer, _RMSNorm.apply(x, self._eps), phases)
+            x = self._feed_forward(layer, x + F.linear(mixed, layer.output))
+        # Nothing after the last attention mixes positions, so only the asked ones go on.
+        mixed = self._attend(layers[-1], _RMSNorm.apply(x, self._eps), phases)
+        flat = rows * width + columns
+        mixed, x = (part.reshape(batch * width, -1).index_select(0, flat) for part in (mixed, x))
+        x = self._feed_forward(layers[-1], x + F.linear(mixed, layers[-1].output))
+        hidden = _RMSNorm.apply(x, self._eps)
+        return F.linear(hidden, head), hidden * self.model.model.norm.weight
+
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[LlamaCache, Tensor, Tensor]:
+        """Reads right-padded prompts (B, P) and returns a cache with room for `slots` more tokens a row,
+        the logits (B, V) and the hidden state (B, H) after each row's last token."""
+        layers, head = self._weights()
+        batch, width = input_ids.shape
+        size = width + slots
+        rope = self._phases(size)
+        keys, values = [], []
+        x = self.model.model.embed_tokens(input_ids)
+        for layer in layers:
+            query, key, value = self._project(layer, _RMSNorm.apply(x, self._eps), rope[:width].unsqueeze(1))
+            keys.append(self._room(key, size))
+            values.append(self._room(value, size))
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
+            )
+            x = x + F.linear(mixed.transpose(1, 2).reshape(batch, width, -1), layer.output)
+            x = self._feed_forward(layer, x)
+        last = x[torch.arange(batch, device=x.device), lengths - 1]
+        bias = x.new_full((batch, 1, size), float("-inf"))
+        bias[:, 0, :width].masked_fill_(torch.arange(width, device=x.device) < lengths[:, None], 0.0)
+        cache = LlamaCache(layers, head, keys, values, bias, lengths.clone(), width, rope)
+        return cache, *self._read_out(cache, last)
+
+    def extend(self, cache: LlamaCache, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends one token (B,) to every row; returns logits (B, V) and hidden (B, H)."""
+        slot, batch = cache.used, tokens.shape[0]
+        phases = cache.rope[cache.lengths].unsqueeze(1)  # (B, 1, D / 2)
+        cache.bias[:, :, slot] = 0.0
+        bias = cache.bias[:, :, : slot + 1].repeat_interleave(self._groups, 0)
+        x = self.model.model.embed_tokens(tokens)
+        for layer, keys, values in zip(cache.layers, cache.keys, cache.values, strict=True):
+            h = _RMSNorm.apply(x, self._eps)
+            mixed = F.linear(h, layer.attention).view(batch, -1, self._width)
+            rotated = _complex_product(mixed[:, : -self._groups], phases)
+            keys[:, :, slot] = rotated[:, self._heads :]
+            values[:, :, slot] = mixed[:, -self._groups :]
+            mixed = self._read(rotated[:, : self._heads], keys, values, bias)
+            x = self._feed_forward(layer, x + F.linear(mixed, layer.output))
+        cache.used += 1
+        cache.lengths += 1
+        return self._read_out(cache, x)
+
+    def select(self, cache: LlamaCache, rows: Tensor) -> LlamaCache:
+        """The cache of a subset of its rows (n,), in that order."""
+        return LlamaCache(
+            cache.layers,
+            cache.head,
+            [keys.index_select(0, rows) for keys in cache.keys],
+            [values.index_select(0, rows) for values in cache.values],
+            cache.bias.index_select(0, rows),
+            cache.lengths.index_select(0, rows),
+            cache.used,
+            cache.rope,
+        )
+
+    def _read(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        batch, used = query.shape[0], bias.shape[-1]
+        query = query.reshape(batch * self._groups, -1, self._width)
+        keys = keys[:, :, :used].flatten(0, 1)
+        values = values[:, :, :used].flatten(0, 1)
+        scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self._width**-0.5)
+        return torch.bmm(scores.softmax(-1), values).view(batch, -1)
+
+    def _project(self, layer: Layer, h: Tensor, phases: Tensor) -> tuple[Tensor, ...]:
+        sizes = (self._heads, self._groups, self._groups)
+        parts = _Heads.apply(F.linear(h, layer.attention), phases, sizes)
+        return tuple(part.transpose(1, 2) for part in parts)
+
+    def _attend(self, layer: Layer, h: Tensor, phases: Tensor) -> Tensor:
+        query, key, value = self._project(layer, h, phases)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
+        h = _RMSNorm.apply(x, self._eps)
+        return x + F.linear(_SwiGLU.apply(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down)
+
+    def _read_out(self, cache: LlamaCache, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = _RMSNorm.apply(x, self._eps)
+        return F.linear(hidden, cache.head), hidden * self.model.model.norm.weight
+
+    def _room(self, part: Tensor, size: int) -> Tensor:
+        room = part.new_zeros((*part.shape[:2], size, part.shape[3]))
+        room[:, :, : part.shape[2]] = part
+        return room
+
+    def _phases(self, width: int) -> Tensor:
+        device = self.model.lm_head.weight.device
+        steps = torch.arange(0, self._width, 2, device=device, dtype=torch.float32) / self._width
+        angles = torch.arange(width, device=device, dtype=torch.float32)[:, None] / self._theta**steps
+        return torch.polar(torch.ones_like(angles), angles)
+
+    def _weights(self) -> tuple[list[Layer], Tensor]:
+        model = self.model.model
+        head = self.model.lm_head.weight * model.norm.weight
+        return [self._fold(layer) for layer in model.layers], head
+
+    def _fold(self, layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        both = torch.cat([attention.q_proj.weight, attention.k_proj.weight]) * before
+        # Hugging Face rotates entry j with entry j + D / 2; a complex product rotates neighbours.
+        paired = both.view(-1, 2, self._width // 2, both.shape[1]).transpose(1, 2).reshape(both.shape)
+        return Layer(
+            torch.cat([paired, attention.v_proj.weight * before]),
+            attention.o_proj.weight,
+            mlp.gate_proj.weight * after,
+            mlp.up_proj.weight * after,
+            mlp.down_proj.weight,
+        )

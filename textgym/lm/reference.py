@@ -1,0 +1,76 @@
+"""Reference policies: next-token log-probabilities for a batch of observations, as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Observation = Mapping[str, NDArray[Any]]
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """pi_ref of a task. Stateless towards its caller: the answer depends on the observation alone."""
+
+    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]]:
+        """Next-token log-probabilities.
+
+        Args:
+            observation: `input_ids` (B, L) int64 and `attention_mask` (B, L) int8, right-padded.
+        Returns: (B, V) float, nats; -inf at tokens that are never chosen.
+        """
+
+
+class UniformReference:
+    """The same probability for every allowed token.
+
+    Args:
+        allowed: (V,) bool, at least one True.
+    Raises: ValueError if no token is allowed.
+    """
+
+    def __init__(self, allowed: NDArray[np.bool_]) -> None:
+        if not np.any(allowed):
+            raise ValueError("allowed: no token is allowed; at least one must be True")
+        with np.errstate(divide="ignore"):
+            self._row = np.log(np.asarray(allowed, dtype=np.float64) / np.count_nonzero(allowed))
+
+    def log_probs(self, observation: Observation) -> NDArray[np.float64]:
+        """See `Reference.log_probs`; (B, V) float64, a read-only view."""
+        return np.broadcast_to(self._row, (len(observation["input_ids"]), len(self._row)))
+
+
+class NGramReference:
+    """A table of next-token probabilities by the last n - 1 tokens.
+
+    Args:
+        probabilities: (V,) * n float; `probabilities[a, b]` is the distribution after ..., a, b. Rows sum to 1.
+        start: token ids that stand before the first token of a state, n - 1 of them; default all 0.
+    Raises: ValueError if a row is negative or does not sum to 1, or `start` has the wrong length.
+    Source: Shannon (1948), A Mathematical Theory of Communication, section 3.
+    """
+
+    def __init__(self, probabilities: NDArray[np.floating[Any]], start: Sequence[int] | None = None) -> None:
+        table = np.asarray(probabilities, dtype=np.float64)
+        if (table < 0).any() or not np.allclose(table.sum(-1), 1.0, atol=1e-9):
+            raise ValueError("probabilities: every row must be >= 0 and sum to 1")
+        self._order = table.ndim
+        self._start = np.zeros(self._order - 1, dtype=np.int64) if start is None else np.asarray(start)
+        if self._start.shape != (self._order - 1,):
+            raise ValueError(f"start={start!r}: {self._order - 1} token ids are needed")
+        with np.errstate(divide="ignore"):
+            self._table = np.log(table)
+
+    def log_probs(self, observation: Observation) -> NDArray[np.float64]:
+        """See `Reference.log_probs`; (B, V) float64."""
+        ids = np.asarray(observation["input_ids"])
+        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        before = np.broadcast_to(self._start, (len(ids), self._order - 1))
+        padded = np.concatenate([before, ids], axis=1)
+        # Column `lengths` of `padded` is the first of the last n - 1 tokens of the row.
+        columns = lengths[:, None] + np.arange(self._order - 1)
+        context = np.take_along_axis(padded, columns, axis=1)
+        return np.asarray(self._table[tuple(context.T)])

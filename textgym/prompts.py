@@ -1,0 +1,126 @@
+"""The prompts of a task: texts with data columns and weights, and how to read them from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# A reward gets these as arguments already.
+RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "episode_seeds")
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSet:
+    """The initial states of one split. Made by `prompt_set`.
+
+    Args:
+        texts: n prompts, without the chat template.
+        columns: data for the reward, name -> n values.
+        weights: float64 (n,), summing to 1: the distribution rho.
+    """
+
+    texts: tuple[str, ...]
+    columns: Mapping[str, tuple[Any, ...]] = field(repr=False)
+    weights: npt.NDArray[np.float64] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def cumulative(self) -> list[float]:
+        """The distribution function of `weights`, ending in exactly 1: bisecting it with a uniform draw is a draw."""
+        total = np.cumsum(self.weights)
+        cumulative: list[float] = (total / total[-1]).tolist()
+        return cumulative
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The place of every text (the first one, where a text stands twice)."""
+        return {text: i for i, text in reversed(list(enumerate(self.texts)))}
+
+
+def prompt_set(
+    texts: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    weights: Sequence[float] | npt.NDArray[np.float64] | None = None,
+) -> PromptSet:
+    """Check prompts and make a `PromptSet` of them.
+
+    Args:
+        texts: at least one.
+        columns: name -> one value per text; none of the names in RESERVED_COLUMNS.
+        weights: one per text, finite, not negative, not all 0; they need not sum to 1. None: all equal.
+
+    Raises: TypeError or ValueError, naming the argument.
+    """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"prompts: {type(texts).__name__} is not a list of strings")
+    if not texts:
+        raise ValueError("prompts: the list is empty, at least one is needed")
+    for name, values in (columns or {}).items():
+        if name in RESERVED_COLUMNS:
+            raise ValueError(
+                f"columns: the name {name!r} is taken; {', '.join(RESERVED_COLUMNS)} are given to rewards anyway"
+            )
+        if isinstance(values, str) or len(values) != len(texts):
+            raise ValueError(
+                f"columns: {name!r} must be a list with one value for each of the {len(texts)} prompts"
+            )
+    array = np.ones(len(texts)) if weights is None else np.asarray(weights, dtype=np.float64).copy()
+    if array.shape != (len(texts),) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
+        raise ValueError(
+            f"weights: must be {len(texts)} numbers (one per prompt), finite, not negative, not all 0"
+        )
+    array /= array.sum()
+    array.flags.writeable = False
+    frozen = {name: tuple(values) for name, values in (columns or {}).items()}
+    return PromptSet(tuple(texts), frozen, array)
+
+
+def read_prompts(source: str | Path | Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
+    """Prompts from a list, or from a file.
+
+    Args:
+        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file
+            with one
+            object a line: its "prompt" is the text, every other key is a data column.
+    Returns: the texts, and the columns of a .jsonl file.
+    Raises: FileNotFoundError or ValueError, naming the file and the line.
+    """
+    if not isinstance(source, str | Path):
+        return list(source), {}
+    path = Path(source)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(
+            f"prompts={str(source)!r}: allowed are a list of texts and the path of a .txt or .jsonl file"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts={str(source)!r}: there is no such file")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if path.suffix == ".txt":
+        return [line for line in lines if line.strip()], {}
+    rows = [_json_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
+    for number, row in enumerate(rows, 1):
+        if set(row) != {"prompt", *names}:
+            raise ValueError(
+                f"{path}: object {number} has the keys {sorted(row)}, the first has {sorted(rows[0])}"
+            )
+    return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
+
+
+def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError(f'{path}, line {number}: must be an object with a string under "prompt"')
+    return row

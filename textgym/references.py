@@ -1,0 +1,43 @@
+"""From a task's `reference` to the policy itself: "builtin", "uniform", a folder, a hub id, or an object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from textgym.lm.reference import Reference, UniformReference
+from textgym.task import Task
+
+
+def reference_model(task: Task) -> str | Path:
+    """Folder or hub id of the causal LM that is the task's reference.
+
+    Raises: ValueError if the reference is no causal LM.
+    """
+    if task.reference == "builtin":
+        from textgym.world import MODEL_PATH
+
+        return MODEL_PATH
+    if task.reference == "uniform":
+        raise ValueError(
+            f"reference='uniform' of task {task.name!r} is no language model; "
+            "pass reference=FOLDER_OR_HUB_ID to the environment or model=FOLDER_OR_HUB_ID to the agent"
+        )
+    return task.reference
+
+
+def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
+    """pi_ref of a task: numpy for "uniform", a causal LM otherwise (needs the extra `lm`).
+
+    Raises: ValueError if the model cannot be loaded or does not fit the task's vocabulary.
+    """
+    if task.reference == "uniform":
+        return UniformReference(task.vocabulary.allowed)
+    return load_reference(reference_model(task), task, temperature, device)
+
+
+def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Any:
+    """A causal LM as reference over the task's allowed tokens."""
+    from textgym.lm.causal import CausalLM, load_causal_lm
+
+    return CausalLM(load_causal_lm(name), task.vocabulary.allowed, temperature, device)

@@ -1,0 +1,113 @@
+"""Showing an episode: as text that is safe to print, and as a picture of that text."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import DependencyNotInstalled
+
+from textgym.messages import did_you_mean
+from textgym.state import TokenState
+from textgym.task import Task
+
+CANVAS = (640, 384)  # pixels, width and height; even, as video codecs want them
+_MARGIN, _LINE, _FONT_SIZE = 16, 22, 16
+_INK, _PAPER = (32, 32, 32), (255, 255, 255)
+# Control, format (text direction), surrogate, private, unassigned, line and paragraph separators.
+_ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def check_render_mode(render_mode: str | None, allowed: Iterable[str]) -> None:
+    """Raises: ValueError for an unknown mode; DependencyNotInstalled for rgb_array without Pillow."""
+    names = list(allowed)
+    if render_mode is not None and render_mode not in names:
+        raise ValueError(
+            f"render_mode={render_mode!r}: not one of None, {', '.join(names)}.{did_you_mean(render_mode, names)}"
+        )
+    if render_mode == "rgb_array":
+        _font()
+
+
+def escaped(text: str) -> str:
+    """The text with every character that could steer a terminal written as an escape (ESC as \\x1b)."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _ESCAPED_CATEGORIES
+        else character
+        for character in text
+    )
+
+
+def frame_text(task: Task, state: TokenState, reward: float | None) -> str:
+    """An episode in two lines, and a third once it has ended.
+
+    Args:
+        reward: what the last step paid, reward units; None where that is not known.
+    """
+    text = task.vocabulary.decode([state.completion])[0]
+    frame = f"prompt      {escaped(state.prompt.text)}\ncompletion  {escaped(text)}"
+    if state.finish_reason is None:
+        return frame
+    paid = "" if reward is None else f", reward {reward:.6g}"
+    return f"{frame}\nfinished    {state.finish_reason}, {len(state.completion)} tokens{paid}\n"
+
+
+def print_frame(frame: str, printed: str) -> None:
+    """Write a frame to the standard output: only what is new, where the frame goes on from the one printed last."""
+    out = sys.stdout
+    text = (
+        frame.removeprefix(printed)
+        if printed and frame.startswith(printed)
+        else ("\n" if printed else "") + frame
+    )
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    out.flush()
+
+
+def frame_image(frame: str) -> npt.NDArray[np.uint8]:
+    """A picture of a frame, uint8 (384, 640, 3); of a text that is too long, the end."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", CANVAS, _PAPER)
+    draw = ImageDraw.Draw(image)
+    lines = [part for line in frame.splitlines() for part in _wrapped(line)]
+    for number, line in enumerate(lines[-((CANVAS[1] - 2 * _MARGIN) // _LINE) :]):
+        draw.text((_MARGIN, _MARGIN + number * _LINE), line, fill=_INK, font=_font())
+    return np.array(image, dtype=np.uint8)
+
+
+def _wrapped(line: str) -> list[str]:
+    """Cut a line where it leaves the canvas."""
+    parts, current, width = [], "", 0.0
+    for character in line:
+        step = _width(character)
+        if width + step > CANVAS[0] - 2 * _MARGIN:
+            parts.append(current)
+            current, width = "", 0.0
+        current, width = current + character, width + step
+    return [*parts, current]
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(character: str) -> float:
+    return float(_font().getlength(character))
+
+
+@functools.lru_cache(maxsize=1)
+def _font() -> Any:
+    try:
+        from PIL import ImageFont
+    except ModuleNotFoundError as error:
+        raise DependencyNotInstalled(
+            'render_mode="rgb_array" needs Pillow: pip install "textgym[report]"'
+        ) from error
+    return ImageFont.load_default(_FONT_SIZE)

@@ -1,0 +1,133 @@
+"""What a reward is: the call signature, rewards made of named terms, scores and errors."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Values = list[float | None]
+
+
+class TextGymWarning(UserWarning):
+    """Something that does not stop a run but that its user has to know."""
+
+
+class RewardError(RuntimeError):
+    """A reward failed.
+
+    Attributes:
+        kind: "raises", "wrong_type", "wrong_length", "nan", "inf", "timeout" or "dies".
+        index: position in the batch of the completion concerned; None when the whole batch is.
+    """
+
+    def __init__(self, message: str, kind: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.index = index
+
+    def __reduce__(self) -> tuple[type[RewardError], tuple[str, str, int | None]]:
+        return type(self), (str(self), self.kind, self.index)
+
+
+class Reward(Protocol):
+    """Any callable that scores a batch of completions, as TRL's trainers call it: by keyword.
+
+    `columns` hold `completion_ids` (list of B lists of token ids, the stop id included when one ended the
+    completion) and the task's data columns (lists of B values). A reward must accept columns it does not
+    know. It returns B numbers, in reward units; None abstains.
+
+    Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
+    `TermReward`); `pay`: "end" (default), "every" or "difference" (see `textgym.rewards.shaping`);
+    `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values).
+    """
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[Any]:
+        """Score every completion."""
+
+
+class NamedReward:
+    """A reward object with a name; TRL's trainers log a reward under its `__name__`."""
+
+    name: str = "reward"
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+
+class TermReward(NamedReward, ABC):
+    """A reward that is a sum of named terms, each of them logged.
+
+    `term_names` are fixed for the life of the object. In `terms` None abstains: that term adds nothing;
+    where every term abstains, so does the reward.
+    """
+
+    term_names: tuple[str, ...]
+
+    @abstractmethod
+    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
+        """Score every completion.
+
+        Returns: for each of `term_names` B numbers or None, reward units.
+        """
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+        """Return the sum of the terms of every completion, B numbers or None."""
+        return sum_terms(self.terms(prompts, completions, **columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What B completions earned.
+
+    Attributes:
+        total: float64 (B,), finite, reward units.
+        terms: name -> float64 (B,); NaN where the term abstained or the completion could not be scored.
+    """
+
+    total: FloatArray
+    terms: dict[str, FloatArray]
+
+
+def sum_terms(terms: dict[str, Values]) -> Values:
+    """Add the terms up, completion by completion; None only where every term is None."""
+    if len(terms) == 1:
+        return list(*terms.values())
+    totals: Values = []
+    for values in zip(*terms.values(), strict=True):
+        present = [value for value in values if value is not None]
+        totals.append(sum(present) if present else None)
+    return totals
+
+
+def reward_name(reward: Any) -> str:
+    """Return the name a reward is logged under: its `name`, its `__name__`, or its class's name."""
+    if isinstance(reward, functools.partial):
+        return reward_name(reward.func)
+    name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
+    return "reward" if name == "<lambda>" else str(name)
+
+
+def reward_term_names(reward: Any) -> tuple[str, ...]:
+    """Return the names of a reward's terms; a reward without terms is one term, under its own name.
+
+    Raises: ValueError if it has `terms` without `term_names`, or names that are not distinct strings.
+    """
+    if not hasattr(reward, "terms"):
+        return (reward_name(reward),)
+    names = getattr(reward, "term_names", None)
+    if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"reward {reward_name(reward)!r} has terms() but term_names={names!r}: "
+            "it needs a tuple of the names that terms() returns"
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(f"reward {reward_name(reward)!r}: term_names={names!r} must be distinct")
+    return tuple(names)

@@ -1,0 +1,133 @@
+"""Calling a reward: with copies of its input, and with its answer read as terms."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from textgym.rewards.base import Values, reward_name, reward_term_names
+from textgym.rewards.values import Faults, read_terms, read_values
+
+IMMUTABLE = frozenset({str, int, float, bool, bytes, type(None)})
+Columns = Mapping[str, Sequence[Any]]
+
+
+class Caller:
+    """A reward together with how to call it; a reward without terms is one term, its value.
+
+    Args:
+        reward: see `Reward`.
+
+    Attributes:
+        method: "terms" where the reward has them, else "__call__".
+        term_names: the keys of what `terms` returns.
+
+    Raises: ValueError where the reward does not take every column, or names its terms badly.
+    """
+
+    def __init__(self, reward: Any) -> None:
+        self.reward = reward
+        self.name = reward_name(reward)
+        self.term_names = reward_term_names(reward)
+        self.has_terms = hasattr(reward, "terms")
+        self.method = "terms" if self.has_terms else "__call__"
+        _check_signature(reward.terms if self.has_terms else reward, self.name)
+
+    def terms(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Columns,
+        faults: Faults | None = None,
+    ) -> dict[str, Values]:
+        """Ask for the terms of B completions.
+
+        Args:
+            prompts: B texts.
+            completions: B texts.
+            columns: name -> B values.
+            faults: where given, single values that are no numbers are noted here instead of raised.
+
+        Returns: for each of `term_names` B floats or None.
+        Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
+        """
+        function = self.reward.terms if self.has_terms else self.reward
+        result = function(prompts=list(prompts), completions=list(completions), **isolated(columns))
+        return self.read(result, len(prompts), faults)
+
+    def read(self, result: Any, count: int, faults: Faults | None = None) -> dict[str, Values]:
+        """Read what the reward returned for `count` completions, as `terms` does."""
+        if self.has_terms:
+            return read_terms(result, self.term_names, count, self.name, faults)
+        name = self.term_names[0]
+        return {name: read_values(result, count, name, faults)}
+
+    def state_dict(self) -> Any:
+        """Return the reward's own state (JSON values), None where it has none."""
+        return self.reward.state_dict() if hasattr(self.reward, "state_dict") else None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go back to what `state_dict` returned."""
+        if state is not None:
+            self.reward.load_state_dict(state)
+
+
+def isolated(columns: Columns) -> dict[str, Any]:
+    """Copy the columns as deep as it takes that no change to them reaches the caller.
+
+    What is no list of values is passed on as it is: TRL's trainers hand over their state and functions too.
+    """
+    return {
+        # Rows of token ids are flat by contract; looking at every id would cost more than the reward.
+        name: list(map(list, column)) if name == "completion_ids" else _copied(column)
+        for name, column in columns.items()
+    }
+
+
+def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> None:
+    """Raise ValueError unless completions and every column hold one value per prompt, under a free name."""
+    count = len(prompts)
+    if len(completions) != count:
+        raise ValueError(
+            f"completions has {len(completions)} values; one for each of {count} prompts is allowed"
+        )
+    for name, column in columns.items():
+        if len(column) != count:
+            raise ValueError(
+                f"column {name!r} has {len(column)} values; one for each of {count} prompts is allowed"
+            )
+        if name in ("prompts", "completions"):
+            raise ValueError(f"column {name!r} has the name of a reward's own argument; another is allowed")
+
+
+def _copied(column: Any) -> Any:
+    if isinstance(column, np.ndarray):
+        return column.tolist()
+    if not isinstance(column, list | tuple):
+        return column
+    if IMMUTABLE.issuperset(map(type, column)):
+        return list(column)
+    return [_copied_item(item) for item in column]
+
+
+def _copied_item(item: Any) -> Any:
+    kind = type(item)
+    if kind in IMMUTABLE:
+        return item
+    if kind in (list, tuple) and IMMUTABLE.issuperset(map(type, item)):  # ten times faster than deepcopy
+        return kind(item)
+    return copy.deepcopy(item)
+
+
+def _check_signature(function: Any, name: str) -> None:
+    """Refuse a reward that lists its columns: callers pass more than it asks for, TRL's trainers too."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin that hides its signature
+        return
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise ValueError(f"reward {name!r} must take any column: (prompts, completions, **columns)")

@@ -1,0 +1,130 @@
+"""Rewards made of rewards: weighted sums and clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from textgym.messages import not_one_of
+from textgym.rewards.base import NamedReward, TermReward, Values, reward_term_names, sum_terms
+from textgym.rewards.calling import Caller, Columns
+from textgym.rewards.registry import RewardSpec, make_reward
+
+
+class Inner(Caller):
+    """One reward inside another, built from its spec.
+
+    Args:
+        spec: see `make_reward`.
+        outer: the name of the reward that holds it, for messages.
+
+    Raises: ValueError if the reward says itself when it is paid (`pay`): such a reward has to be outermost.
+    """
+
+    def __init__(self, spec: RewardSpec, outer: str) -> None:
+        super().__init__(make_reward(spec))
+        pay = getattr(self.reward, "pay", "end")
+        if pay != "end":
+            raise ValueError(f"reward {self.name!r} in {outer!r} has pay={pay!r}; it has to be the outermost")
+
+    def values(self, prompts: list[str], completions: list[str], columns: Columns) -> Values:
+        """Return the reward of B completions, raising as `terms` does."""
+        return sum_terms(self.terms(prompts, completions, columns))
+
+
+class Weighted(TermReward):
+    """A weighted sum of rewards.
+
+    Its terms are the weighted values, under the keys of `rewards`; a reward that has terms itself adds one
+    for each of them, as "key/term". Where a reward abstains so do its terms; where all do, so does the sum.
+
+    Args:
+        rewards: name -> reward, or the spec of one.
+        weights: name -> finite weight; 1 where it names none.
+        name: what it is logged under.
+
+    Raises: ValueError for no reward, or a weight that is not finite or belongs to no reward.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, RewardSpec],
+        weights: Mapping[str, float] | None = None,
+        name: str = "weighted",
+    ) -> None:
+        if not isinstance(rewards, Mapping) or not rewards:
+            raise ValueError(f"rewards={rewards!r}: a mapping from at least one name to a reward is allowed")
+        self.name = name
+        self.rewards = {key: Inner(spec, name) for key, spec in rewards.items()}
+        self.weights = dict.fromkeys(rewards, 1.0) | _check_weights(weights or {}, rewards)
+        self.term_names = tuple(
+            _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
+        )
+        reward_term_names(self)
+
+    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
+        """Return the weighted terms of every completion."""
+        found: dict[str, Values] = {}
+        for key, inner in self.rewards.items():
+            weight = self.weights[key]
+            for term, values in inner.terms(prompts, completions, columns).items():
+                found[_term_name(key, term, inner)] = [None if v is None else weight * v for v in values]
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the rewards by name, as JSON values."""
+        return {key: inner.state_dict() for key, inner in self.rewards.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        for key, inner in self.rewards.items():
+            inner.load_state_dict(state[key])
+
+
+class Clipped(NamedReward):
+    """Another reward, kept within [low, high]. NaN and infinities pass, for they are failures.
+
+    It is one term, under the other reward's name; clip inside a `Weighted` to keep its terms.
+
+    Args:
+        reward: a reward, or the spec of one.
+        low, high: finite reward units, low <= high.
+    """
+
+    def __init__(self, reward: RewardSpec, low: float = -1.0, high: float = 1.0) -> None:
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"low={low!r}, high={high!r}: finite numbers with low <= high are allowed")
+        self.inner = Inner(reward, "clipped")
+        self.name = self.inner.name
+        self.low, self.high = float(low), float(high)
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+        """Return the clipped reward of every completion."""
+        return [self._clip(value) for value in self.inner.values(prompts, completions, columns)]
+
+    def _clip(self, value: float | None) -> float | None:
+        if value is None or not math.isfinite(value):
+            return value
+        return min(max(value, self.low), self.high)
+
+    def state_dict(self) -> Any:
+        """Return the other reward's state."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go back to what `state_dict` returned."""
+        self.inner.load_state_dict(state)
+
+
+def _term_name(key: str, term: str, inner: Inner) -> str:
+    return f"{key}/{term}" if inner.has_terms else key
+
+
+def _check_weights(weights: Mapping[str, float], rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
+    for key, weight in weights.items():
+        if key not in rewards:
+            raise ValueError(not_one_of("weights: reward", key, rewards))
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"weights[{key!r}]={weight!r}: a finite number is allowed")
+    return {key: float(weight) for key, weight in weights.items()}

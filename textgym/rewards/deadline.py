@@ -1,0 +1,166 @@
+"""A time limit for rewards: the reward runs in a child process that is killed when it takes too long."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from textgym.rewards.base import RewardError, reward_name
+
+START_SECONDS = 120.0  # for imports and unpickling, which count as no time of the reward's
+
+
+class Deadline:
+    """Runs a reward in a spawned child process that lives on between calls.
+
+    The reward's `state_dict`, where it has one, travels with every call and comes back, so the caller's
+    object stays the true one and nothing is lost when the child is killed.
+
+    Args:
+        reward: picklable, so defined at the top level of a module.
+        seconds: limit of one call, whatever the size of its batch; finite and above 0.
+
+    Raises: ValueError for a bad limit or a reward that cannot be pickled.
+    """
+
+    def __init__(self, reward: Any, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise ValueError(f"timeout={seconds!r}: None or a finite number of seconds above 0 is allowed")
+        self.reward = reward
+        self.seconds = float(seconds)
+        self.name = reward_name(reward)
+        self._process: Any = None
+        self._connection: Connection | None = None
+        self._owner = os.getpid()
+        self._pickled()
+
+    def call(self, method: str, arguments: dict[str, Any]) -> Any:
+        """Return `reward.<method>(**arguments)`.
+
+        Raises: RewardError of kind "timeout" or "dies", or "raises" for what the reward raised;
+            RuntimeError if the child process cannot be started.
+        """
+        connection = self._running()
+        state = self.reward.state_dict() if hasattr(self.reward, "state_dict") else None
+        request = pickle.dumps((method, arguments, state))
+        try:
+            connection.send_bytes(request)
+            if not connection.poll(self.seconds):
+                self.close()
+                raise RewardError(f"reward {self.name!r} took longer than {self.seconds} s", "timeout")
+            answer = pickle.loads(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            self.close()
+            raise RewardError(f"the process of reward {self.name!r} died", "dies") from error
+        except BaseException:
+            # An answer that nobody read (an interrupt) would be taken for the next call's.
+            self.close()
+            raise
+        return self._read(answer)
+
+    def close(self) -> None:
+        """Kill the child process; the next call starts another."""
+        if self._process is not None and self._owner == os.getpid():
+            self._process.kill()
+            self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": None, "_connection": None}
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _pickled(self) -> bytes:
+        try:
+            return pickle.dumps(self.reward)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"timeout={self.seconds} runs reward {self.name!r} in a process of its own, so it has to be "
+                f"picklable (defined at the top level of a module): {error}"
+            ) from error
+
+    def _running(self) -> Connection:
+        if self._owner != os.getpid() or (self._process is not None and not self._process.is_alive()):
+            self.close()  # a forked copy must not talk over its parent's pipe
+        if self._connection is None:
+            self._start()
+        assert self._connection is not None
+        return self._connection
+
+    def _start(self) -> None:
+        if multiprocessing.current_process().daemon:
+            raise RuntimeError(
+                f"timeout={self.seconds} needs a child process, which a daemonic process may not have; "
+                "AsyncVectorEnv(..., daemon=False) is allowed"
+            )
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._pickled()), daemon=True)
+        self._owner = os.getpid()
+        self._process.start()
+        theirs.close()
+        try:
+            started = self._connection.poll(START_SECONDS)
+            problem = pickle.loads(self._connection.recv_bytes()) if started else "it took too long"
+        except (EOFError, OSError):
+            problem = "it died; a script needs `if __name__ == '__main__':`"
+        if problem:
+            self.close()
+            raise RuntimeError(f"the process of reward {self.name!r} could not be started: {problem}")
+
+    def _read(self, answer: tuple[str, Any, Any]) -> Any:
+        outcome, value, state = answer
+        if outcome == "raised":
+            message, kind, index, remote = value
+            raise RewardError(message, kind, index) from RuntimeError(f"in the reward's process:\n{remote}")
+        if state is not None:
+            self.reward.load_state_dict(state)
+        return value
+
+
+def _serve(connection: Connection, pickled: bytes) -> None:
+    """Answer calls until the other end goes away (in the child process)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    try:
+        reward = pickle.loads(pickled)
+    except Exception as error:
+        connection.send_bytes(pickle.dumps(f"{type(error).__name__}: {error}"))
+        return
+    connection.send_bytes(pickle.dumps(""))
+    while True:
+        try:
+            request = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        answer = _answer(reward, request)
+        sys.stdout.flush()
+        connection.send_bytes(answer)
+
+
+def _answer(reward: Any, request: bytes) -> bytes:
+    """Run one call; everything that goes wrong becomes part of the answer."""
+    try:
+        method, arguments, state = pickle.loads(request)
+        if state is not None:
+            reward.load_state_dict(state)
+        value = getattr(reward, method)(**arguments)
+        state = reward.state_dict() if state is not None else None
+        return pickle.dumps(("value", value, state))
+    except RewardError as error:
+        failure = (str(error), error.kind, error.index, traceback.format_exc())
+    except Exception as error:
+        message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}"
+        failure = (message, "raises", None, traceback.format_exc())
+    return pickle.dumps(("raised", failure, None))

@@ -1,0 +1,89 @@
+"""Rewards by simple rules, computed from the text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from textgym.rewards.base import NamedReward
+from textgym.rewards.units import Unit, check_unit, lengths
+
+
+@dataclass(frozen=True)
+class ContainsAll(NamedReward):
+    """Pays the share of `words` that the completion contains, anywhere. Range [0, 1]."""
+
+    words: Sequence[str]
+    ignore_case: bool = False
+    name = "contains_all"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", check_words("words", self.words))
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        words, count = self.words, len(self.words)
+        if self.ignore_case:
+            words, completions = [word.lower() for word in words], [text.lower() for text in completions]
+        return [sum([word in text for word in words]) / count for text in completions]
+
+
+@dataclass(frozen=True)
+class Length(NamedReward):
+    """Pays 1 for a completion of `target` units and 1 / `width` less for each unit more or fewer.
+
+    Range [0, 1].
+
+    Args:
+        target: 0 or more.
+        unit: "words" (separated by white space), "characters" or "tokens" (the stop id included).
+        width: above 0; None: `target`, or 1 where that is 0.
+    """
+
+    target: int = 8
+    unit: Unit = "words"
+    width: float | None = None
+    name = "length"
+
+    def __post_init__(self) -> None:
+        check_unit(self.unit)
+        if isinstance(self.target, bool) or not isinstance(self.target, int) or self.target < 0:
+            raise ValueError(f"target={self.target!r}: an integer of 0 or more is allowed")
+        if self.width is not None and not 0 < self.width < float("inf"):
+            raise ValueError(f"width={self.width!r}: None or a finite number above 0 is allowed")
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        target, width = self.target, self.width or max(self.target, 1)
+        return [max(0.0, 1.0 - abs(n - target) / width) for n in lengths(self.unit, completions, columns)]
+
+
+@dataclass(frozen=True)
+class Charset(NamedReward):
+    """Pays the share of the completion's characters that are among `characters`.
+
+    Range [0, 1]; an empty completion earns 0.
+    """
+
+    characters: str = "aeiou"
+    name = "charset"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.characters, str) or not self.characters:
+            raise ValueError(f"characters={self.characters!r}: a text that is not empty is allowed")
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        distinct = sorted(set(self.characters))
+        return [sum(map(text.count, distinct)) / (len(text) or 1) for text in completions]
+
+
+def check_words(argument: str, words: Any) -> tuple[str, ...]:
+    """Return `words` as a tuple. Raises: ValueError unless it is a list of texts that are not empty."""
+    # A bare text is a sequence of texts too, but never what was meant.
+    if isinstance(words, str) or not isinstance(words, Sequence) or not words:
+        raise ValueError(f"{argument}={words!r}: a list of at least one word is allowed")
+    if not all(isinstance(word, str) and word for word in words):
+        raise ValueError(f"{argument}={words!r}: every word has to be a text that is not empty")
+    return tuple(words)

@@ -1,0 +1,221 @@
+"""Calling a reward safely: everything it returns is checked and every failure has a chosen outcome."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from textgym.rewards.base import FloatArray, RewardError, Scores, TextGymWarning, Values
+from textgym.rewards.calling import Caller, Columns, check_batch, isolated
+from textgym.rewards.registry import RewardSpec, make_reward
+from textgym.rewards.values import Faults, find_faults, not_finite
+
+if TYPE_CHECKING:
+    from textgym.rewards.deadline import Deadline
+
+OnError = Literal["raise", "skip", "penalty"]
+Pay = Literal["end", "every", "difference"]
+
+
+class Scorer:
+    """Scores batches of completions with a reward that may fail.
+
+    What counts as a failure, by kind: "raises", "wrong_type", "wrong_length", "nan", "inf" (of either sign),
+    "timeout", and "dies" (the process a `timeout` runs the reward in). None is no failure: it abstains, pays
+    0 and its term is NaN.
+
+    Only the completions concerned fail. Where the reward failed as a whole and `on_error` is not "raise", it
+    is asked again one completion at a time, so one bad completion costs the others nothing, and a batch
+    scores as its completions do alone; after "timeout" and "dies" the whole batch has failed.
+
+    Args:
+        reward: a reward, or the spec of one (see `make_reward`).
+        on_error: "raise" RewardError; "skip": pay 0; "penalty": pay `penalty`. In the latter two cases the
+            terms of the completion are NaN, and the first failure of each kind warns.
+        penalty: finite, reward units.
+        timeout: seconds that one batch may take, above 0; the reward then runs in a child process and has to
+            be picklable. None: no limit, no process.
+
+    Attributes:
+        failures: kind -> completions that could not be scored because of it.
+        scored: completions seen, failed ones included.
+        term_names: the keys of `Scores.terms`.
+        pay: when the environment asks for scores and what it pays (see `textgym.rewards.shaping`).
+        gamma: discount of the potential, where `pay` is "difference".
+
+    Raises: ValueError or TypeError for a bad argument.
+    """
+
+    def __init__(
+        self,
+        reward: RewardSpec,
+        on_error: OnError = "raise",
+        penalty: float = -1.0,
+        timeout: float | None = None,
+    ) -> None:
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error={on_error!r}: one of {get_args(OnError)} is allowed")
+        if not math.isfinite(penalty):
+            raise ValueError(f"penalty={penalty!r}: a finite number is allowed")
+        self.reward = make_reward(reward)
+        self._caller = Caller(self.reward)
+        self.name = self._caller.name
+        self.term_names = self._caller.term_names
+        self.pay: Pay = getattr(self.reward, "pay", "end")
+        if self.pay not in get_args(Pay):
+            raise ValueError(f"reward {self.name!r} has pay={self.pay!r}: one of {get_args(Pay)} is allowed")
+        self.gamma = float(getattr(self.reward, "gamma", 1.0))
+        self.on_error: OnError = on_error
+        self.penalty = float(penalty)
+        self.failures: Counter[str] = Counter()
+        self.scored = 0
+        self._warned: set[str] = set()
+        self._deadline = None if timeout is None else _deadline(self.reward, timeout)
+
+    def score(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns | None = None
+    ) -> Scores:
+        """Score B completions. The caller's lists are never changed, whatever the reward does.
+
+        Args:
+            prompts: B texts.
+            completions: B texts.
+            columns: name -> B values; `completion_ids` among them where the reward needs it.
+
+        Raises: RewardError where the reward fails and `on_error` is "raise"; ValueError where completions or
+            a column do not have B values.
+        """
+        columns = {} if columns is None else columns
+        check_batch(prompts, completions, columns)
+        count = len(prompts)
+        if count == 0:
+            return Scores(np.zeros(0), {name: np.zeros(0) for name in self.term_names})
+        self.scored += count
+        faults: Faults = {}
+        try:
+            terms = self._ask(prompts, completions, columns, faults)
+        except RewardError as error:
+            terms = self._after_failure(error, prompts, completions, columns, faults)
+        return self._scores(terms, count, faults)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes while scoring, as JSON values: the counts and the reward's own state."""
+        return {
+            "scored": self.scored,
+            "failures": dict(self.failures),
+            "reward": self._caller.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.scored = int(state["scored"])
+        self.failures = Counter(state["failures"])
+        self._caller.load_state_dict(state["reward"])
+
+    def close(self) -> None:
+        """End the child process, where there is one; it is started again when needed."""
+        if self._deadline is not None:
+            self._deadline.close()
+
+    def _ask(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns, faults: Faults
+    ) -> dict[str, Values]:
+        if self._deadline is not None:
+            arguments = {"prompts": list(prompts), "completions": list(completions), **isolated(columns)}
+            result = self._deadline.call(self._caller.method, arguments)
+            return self._caller.read(result, len(prompts), faults)
+        try:
+            return self._caller.terms(prompts, completions, columns, faults)
+        except RewardError:
+            raise
+        except Exception as error:
+            message = f"reward {self.name!r} raised {type(error).__name__}: {error}"
+            raise RewardError(message, "raises") from error
+
+    def _after_failure(
+        self,
+        error: RewardError,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Columns,
+        faults: Faults,
+    ) -> dict[str, Values]:
+        """Ask again one by one where that helps; note a fault for every completion without an answer."""
+        count = len(prompts)
+        terms: dict[str, Values] = {name: [None] * count for name in self.term_names}
+        faults.clear()
+        for index in range(count):
+            if self.on_error == "raise" or count == 1 or error.kind in ("timeout", "dies"):
+                faults[index] = error
+                continue
+            own: Faults = {}
+            part = slice(index, index + 1)
+            column = {name: values[part] for name, values in columns.items()}
+            try:
+                answer = self._ask(prompts[part], completions[part], column, own)
+            except RewardError as again:
+                error = again
+                own[0] = again
+            else:
+                for name in self.term_names:
+                    terms[name][index] = answer[name][0]
+            if own:
+                faults[index] = own[0]
+        return terms
+
+    def _scores(self, terms: dict[str, Values], count: int, faults: Faults) -> Scores:
+        arrays = {name: np.array(values, np.float64) for name, values in terms.items()}
+        total = _sum(list(arrays.values()))
+        finite = math.isfinite(total.item()) if count == 1 else bool(np.isfinite(total).all())
+        if finite and not faults:
+            return Scores(total, arrays)
+        for name, values in terms.items():
+            find_faults(values, name, faults)
+        total = _sum([np.where(np.isnan(array), 0.0, array) for array in arrays.values()])
+        for index in np.flatnonzero(~np.isfinite(total)).tolist():
+            faults.setdefault(index, not_finite(float(total[index]), index, self.name))
+        if faults:
+            self._settle(faults)
+            failed = list(faults)
+            total[failed] = self.penalty if self.on_error == "penalty" else 0.0
+            for array in arrays.values():
+                array[failed] = np.nan
+        return Scores(total, arrays)
+
+    def _settle(self, faults: Faults) -> None:
+        """Count the faults, then raise the first or warn about the first of each kind."""
+        self.failures.update(error.kind for error in faults.values())
+        if self.on_error == "raise":
+            raise faults[min(faults)]
+        pay = self.penalty if self.on_error == "penalty" else 0.0
+        for _, error in sorted(faults.items()):
+            if error.kind not in self._warned:
+                self._warned.add(error.kind)
+                warnings.warn(
+                    f"{error}. on_error={self.on_error!r} pays {pay}; Scorer.failures counts the further "
+                    f"failures of kind {error.kind!r} without a warning",
+                    TextGymWarning,
+                    stacklevel=4,
+                )
+
+
+def _sum(arrays: list[FloatArray]) -> FloatArray:
+    """Add arrays up from left to right; what overflows becomes inf, for the caller to find."""
+    if len(arrays) == 1:
+        return arrays[0].copy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = arrays[0] + arrays[1]
+        for array in arrays[2:]:
+            total += array
+    return total
+
+
+def _deadline(reward: Any, seconds: float) -> Deadline:
+    from textgym.rewards.deadline import Deadline  # imports multiprocessing, which most runs never need
+
+    return Deadline(reward, seconds)

@@ -1,0 +1,36 @@
+"""How long a completion is: in words, characters or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+Unit = Literal["words", "characters", "tokens"]
+
+
+def check_unit(unit: Any) -> None:
+    """Raise ValueError unless `unit` is one of `Unit`."""
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit={unit!r}: one of {get_args(Unit)} is allowed")
+
+
+def lengths(unit: Unit, completions: list[str], columns: Mapping[str, Any]) -> list[int]:
+    """Return the length of each completion; in tokens the stop id counts too.
+
+    Raises: ValueError if tokens are to be counted and the column `completion_ids` is missing.
+    """
+    if unit == "characters":
+        return list(map(len, completions))
+    if unit == "words":
+        return [len(text.split()) for text in completions]
+    return list(map(len, token_ids(columns)))
+
+
+def token_ids(columns: Mapping[str, Any]) -> list[list[int]]:
+    """Return the column `completion_ids`. Raises: ValueError if it is missing."""
+    if "completion_ids" not in columns:
+        raise ValueError(
+            f"columns={sorted(columns)}: 'completion_ids' is needed by a reward that reads tokens"
+        )
+    ids: list[list[int]] = columns["completion_ids"]
+    return ids

@@ -1,0 +1,207 @@
+"""States of the token MDP, and the numpy arrays that hold N of them with their one transition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FinishReason = Literal["stop", "length"]
+Observation = dict[str, npt.NDArray[Any]]
+
+UNSET = -1  # a row that was never loaded
+RUNNING = 0
+_STOP = 1
+_LENGTH = 2
+# The bitwise or of both codes means that the last token of the budget is a stop id: it counts as a stop.
+_REASONS: tuple[FinishReason | None, ...] = (None, "stop", "length", "stop")
+_CODES: dict[FinishReason | None, int] = {None: RUNNING, "stop": _STOP, "length": _LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One encoded prompt: the initial state s_0.
+
+    Args:
+        text: as the task gives it, without the chat template.
+        ids: token ids, the chat template included.
+        index: its place in the task's split; None for a text that the split does not have.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    index: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """A state s_t, immutable and hashable: all that is needed to go on from here.
+
+    Args:
+        prompt: the initial state.
+        completion: the token ids generated so far, the stop id included once it is written.
+        finish_reason: None while the episode runs.
+        potential: phi(s_t), reward units; not 0 only where a reward pays potential differences.
+        episode_seed: the seed of this episode's reward noise; None in tasks without noise.
+    """
+
+    prompt: Prompt
+    completion: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    potential: float = 0.0
+    episode_seed: int | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The whole sequence: prompt ids, then completion ids."""
+        return self.prompt.ids + self.completion
+
+
+class TokenStore:
+    """The arrays of N episodes and the transition s_{t+1} = s_t + [a_t].
+
+    `rows` in `append` is one int or an array of ints: numpy indexing takes both, which is how the single and
+    the vector environment stand on the same lines.
+
+    Args:
+        rows: N.
+        max_prompt_tokens, max_new_tokens: tokens; their sum is L, the width of the arrays.
+        size: V, the number of token ids.
+        stop_ids: the ids that end an episode.
+        pad_id: what fills a row to the right of its sequence.
+
+    Attributes:
+        ids: int64 (N, L); mask: int8 (N, L), 1 on the sequence.
+        finish: int8 (N,): UNSET, RUNNING, or positive once the episode has ended.
+        potential: float64 (N,), reward units.
+        prompts, episode_seeds: lists of N.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        max_prompt_tokens: int,
+        max_new_tokens: int,
+        size: int,
+        stop_ids: tuple[int, ...],
+        pad_id: int,
+    ) -> None:
+        self.width = max_prompt_tokens + max_new_tokens
+        self.max_prompt_tokens, self.max_new_tokens, self.pad_id = max_prompt_tokens, max_new_tokens, pad_id
+        self.ids = np.full((rows, self.width), pad_id, dtype=np.int64)
+        self.mask = np.zeros((rows, self.width), dtype=np.int8)
+        self.finish = np.full(rows, UNSET, dtype=np.int8)
+        self.potential = np.zeros(rows, dtype=np.float64)
+        self.prompts: list[Prompt] = [Prompt("", (), None)] * rows
+        self.episode_seeds: list[int | None] = [None] * rows
+        self._stop_code = np.zeros(size, dtype=np.int8)
+        self._stop_code[list(stop_ids)] = _STOP
+        self._slot_code = np.zeros((rows, self.width), dtype=np.int8)  # _LENGTH where the budget ends
+        self._cursor = np.arange(rows) * self.width  # where the next token goes, in the flat arrays
+        self._make_views()
+
+    def load(self, row: int, prompt: Prompt, episode_seed: int | None = None) -> None:
+        """Start an episode in `row` at s_0 = `prompt`, which holds 1..max_prompt_tokens ids."""
+        self._write(row, prompt, ())
+        self.finish[row] = RUNNING
+        self.potential[row] = 0.0
+        self.episode_seeds[row] = episode_seed
+
+    def append(self, rows: Any, tokens: Any) -> Any:
+        """The transition: append one token to every row of `rows`, all of them running.
+
+        Args:
+            rows: int, or int64 (M,) without repeats.
+            tokens: int, or int64 (M,), ids in 0..V-1.
+        Returns: int8 () or (M,): RUNNING, or positive where the episode ends with this token.
+        """
+        at = self._cursor[rows]
+        self._flat_ids[at] = tokens
+        self._flat_mask[at] = 1
+        self._cursor[rows] = at + 1
+        code = self._stop_code[tokens] | self._flat_slot_code[at]
+        self.finish[rows] = code
+        return code
+
+    def observation(self, row: int) -> Observation:
+        """A copy of one sequence: input_ids int64 (L,), attention_mask int8 (L,)."""
+        ids, mask = self._row_views[row]
+        return {"input_ids": ids.copy(), "attention_mask": mask.copy()}
+
+    def observations(self) -> Observation:
+        """A copy of all sequences: input_ids int64 (N, L), attention_mask int8 (N, L)."""
+        return {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}
+
+    def completion(self, row: int) -> list[int]:
+        """The ids generated so far in `row`."""
+        start = row * self.width + len(self.prompts[row].ids)
+        tokens: list[int] = self._flat_ids[start : self._cursor[row]].tolist()
+        return tokens
+
+    def finish_reason(self, row: int) -> FinishReason | None:
+        """Why the episode in `row` ended, or None while it runs."""
+        reason: FinishReason | None = _REASONS[self.finish[row]]
+        return reason
+
+    def state(self, row: int) -> TokenState:
+        """The state of a loaded row. O(length)."""
+        return TokenState(
+            prompt=self.prompts[row],
+            completion=tuple(self.completion(row)),
+            finish_reason=self.finish_reason(row),
+            potential=float(self.potential[row]),
+            episode_seed=self.episode_seeds[row],
+        )
+
+    def restore(self, row: int, state: TokenState) -> None:
+        """Put `state` into `row`. O(L).
+
+        Raises: ValueError if the state does not fit these limits or this vocabulary.
+        """
+        self._check(state)
+        self._write(row, state.prompt, state.completion)
+        self.finish[row] = _CODES[state.finish_reason]
+        self.potential[row] = state.potential
+        self.episode_seeds[row] = state.episode_seed
+
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_row_views")
+        return {name: value for name, value in self.__dict__.items() if name not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_views()  # a pickled view would come back as an array of its own
+
+    def _make_views(self) -> None:
+        """Views into the arrays; indexing with one number is several times faster than with two."""
+        self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
+        self._flat_slot_code = self._slot_code.reshape(-1)
+        self._row_views = list(zip(self.ids, self.mask, strict=True))
+
+    def _write(self, row: int, prompt: Prompt, completion: tuple[int, ...]) -> None:
+        start = len(prompt.ids)
+        length = start + len(completion)
+        ids, mask = self._row_views[row]
+        self.prompts[row] = prompt
+        self._cursor[row] = row * self.width + length
+        ids[:length] = prompt.ids + completion
+        ids[length:] = self.pad_id
+        mask[:length] = 1
+        mask[length:] = 0
+        self._slot_code[row] = RUNNING
+        self._slot_code[row, start + self.max_new_tokens - 1] = _LENGTH
+
+    def _check(self, state: TokenState) -> None:
+        prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)
+        if not 1 <= prompt <= self.max_prompt_tokens:
+            raise ValueError(f"state: its prompt has {prompt} tokens, allowed is 1..{self.max_prompt_tokens}")
+        if completion > self.max_new_tokens:
+            raise ValueError(
+                f"state: its completion has {completion} tokens, allowed is 0..{self.max_new_tokens}"
+            )
+        if completion == self.max_new_tokens and state.finish_reason is None:
+            raise ValueError(f"state: runs on although its budget of {completion} tokens is spent")
+        if not all(0 <= token < size for token in state.tokens):
+            raise ValueError(f"state: holds an id outside 0..{size - 1} (the vocabulary has {size} tokens)")

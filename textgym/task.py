@@ -1,0 +1,194 @@
+"""A task: the data that makes one token MDP, and the judging of its finished (or growing) texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from textgym.catalog import TaskEntry, make_task, register_task, task_entry, task_names
+from textgym.messages import not_one_of
+from textgym.prompts import PromptSet, prompt_set
+from textgym.rewards import Scorer
+from textgym.state import Prompt, TokenState
+from textgym.vocab import Vocabulary
+
+__all__ = [
+    "Judgement",
+    "MaskHook",
+    "PromptSet",
+    "Task",
+    "TaskEntry",
+    "make_task",
+    "prompt_set",
+    "register_task",
+    "task_entry",
+    "task_names",
+]
+
+MaskHook = Callable[[Sequence[TokenState]], npt.NDArray[np.bool_]]
+
+
+class Judgement(NamedTuple):
+    """What B completions are worth.
+
+    Args:
+        texts: the decoded completions.
+        total: float64 (B,), reward units.
+        terms: name -> float64 (B,).
+    """
+
+    texts: list[str]
+    total: npt.NDArray[np.float64]
+    terms: dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Task:
+    """One token MDP, as data.
+
+    Args:
+        name, family, description: for people.
+        prompts: "train" and "eval" -> the initial states.
+        vocabulary: the action set.
+        reward: called as `reward(prompts, completions, **columns)`; `columns` hold `completion_ids` and the
+            data columns.
+        gold: the true reward, measured but never trained on; None where there is none.
+        reward_name: how the reward was asked for.
+        max_new_tokens: tokens; the episode ends there.
+        max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
+        reference: the reference policy: "builtin", "uniform", or a model's folder.
+        beta: reward units per nat of KL to the reference.
+        gamma: discount per token, in [0, 1].
+        on_error, penalty, timeout: what a failing reward leads to, see `textgym.rewards.Scorer`.
+        mask: from B states to bool (B, V), True where the task's grammar allows the token next; None where
+            every token of `vocabulary.allowed` always is.
+        noisy: every episode draws a seed from the environment's generator; rewards get them as
+            `episode_seeds`.
+
+    Raises: ValueError for limits out of range, or a potential-based reward with another discount.
+    """
+
+    name: str
+    prompts: Mapping[str, PromptSet]
+    vocabulary: Vocabulary
+    reward: Any
+    max_new_tokens: int
+    max_prompt_tokens: int = 0
+    family: str = "text"
+    description: str = ""
+    gold: Any = None
+    reward_name: str = ""
+    reference: str = "uniform"
+    beta: float = 0.05
+    gamma: float = 1.0
+    on_error: str = "raise"
+    penalty: float = -1.0
+    timeout: float | None = None
+    mask: MaskHook | None = field(default=None, repr=False)
+    noisy: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_new_tokens"):
+            value, least = getattr(self, name), 0 if name == "max_prompt_tokens" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: allowed is an int from {least} on (tokens)")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma!r}: allowed is 0..1")
+        if not 0 <= self.beta < float("inf"):
+            raise ValueError(
+                f"beta={self.beta!r}: allowed is a finite number from 0 on (reward units per nat)"
+            )
+        if set(self.prompts) != {"train", "eval"}:
+            raise ValueError(
+                f"prompts: the splits are {sorted(self.prompts)}, allowed are exactly train and eval"
+            )
+        if self.scorer.pay == "difference" and self.scorer.gamma != self.gamma:
+            raise ValueError(
+                f"reward: its potential is discounted by gamma={self.scorer.gamma}, the task by gamma={self.gamma}; "
+                "they must be equal"
+            )
+        if not self.max_prompt_tokens:
+            longest = max(len(prompt.ids) for split in self.prompts for prompt in self.encoded(split))
+            object.__setattr__(self, "max_prompt_tokens", longest)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Calls the reward."""
+        return Scorer(self.reward, self.on_error, self.penalty, self.timeout)
+
+    @cached_property
+    def gold_scorer(self) -> Scorer | None:
+        """Calls the gold reward; the same object as `scorer` where gold is the reward."""
+        if self.gold is None or self.gold is self.reward:
+            return None if self.gold is None else self.scorer
+        return Scorer(self.gold, self.on_error, self.penalty, self.timeout)
+
+    @cached_property
+    def _encoded(self) -> dict[str, list[Prompt]]:
+        return {}
+
+    def encoded(self, split: str) -> list[Prompt]:
+        """The prompts of a split with their ids, encoded once. Raises: ValueError for one that is too long."""
+        if split not in self._encoded:
+            texts = self.prompt_set(split).texts
+            self._encoded[split] = [
+                self._encode(text, i, f"{split} prompt {i}") for i, text in enumerate(texts)
+            ]
+        return self._encoded[split]
+
+    def prompt_set(self, split: str) -> PromptSet:
+        """The prompts of a split. Raises: ValueError for an unknown split."""
+        if split not in self.prompts:
+            raise ValueError(not_one_of("split", split, self.prompts))
+        return self.prompts[split]
+
+    def prompt(self, text: str, split: str) -> Prompt:
+        """The initial state for a text; where the split has this text, that prompt with its data columns.
+
+        Raises: TypeError or ValueError if the text is no string, empty, not UTF-8, or longer than
+        max_prompt_tokens.
+        """
+        index = self.prompt_set(split).index.get(text) if isinstance(text, str) else None
+        return self._encode(text, None, "option prompt") if index is None else self.encoded(split)[index]
+
+    def _encode(self, text: str, index: int | None, argument: str) -> Prompt:
+        try:
+            ids = self.vocabulary.encode_prompt(text)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from error
+        if 0 < self.max_prompt_tokens < len(ids):
+            allowed = f"max_prompt_tokens allows 1..{self.max_prompt_tokens}"
+            raise ValueError(f"{argument}: {text!r:.80} has {len(ids)} tokens, {allowed}")
+        return Prompt(text, ids, index)
+
+    def judge(
+        self,
+        split: str,
+        prompts: Sequence[Prompt],
+        completion_ids: list[list[int]],
+        episode_seeds: Sequence[int | None] = (),
+        texts: list[str] | None = None,
+        scorer: Scorer | None = None,
+    ) -> Judgement:
+        """Decode and score B completions in one call of the reward.
+
+        Args:
+            split: where the prompts' data columns are; a prompt outside the split has None in every column.
+            prompts, completion_ids: B each; the stop id is part of the ids where it was written.
+            episode_seeds: B, in noisy tasks.
+            texts: the decoded completions, where they are known already.
+            scorer: another than the task's reward.
+        """
+        texts = self.vocabulary.decode(completion_ids) if texts is None else texts
+        columns: dict[str, list[Any]] = {"completion_ids": completion_ids}
+        for name, values in self.prompts[split].columns.items():
+            columns[name] = [None if prompt.index is None else values[prompt.index] for prompt in prompts]
+        if self.noisy:
+            columns["episode_seeds"] = list(episode_seeds)
+        scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
+        return Judgement(texts, scores.total, scores.terms)

@@ -1,0 +1,102 @@
+"""Text: bring your own prompts, tokenizer and reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textgym.prompts import PromptSet, prompt_set, read_prompts
+from textgym.rewards import make_reward
+from textgym.task import Task, register_task
+from textgym.vocab import load_vocabulary
+
+PROMPTS = (
+    "Hello.",
+    "Tell me something.",
+    "What is the weather like?",
+    "Write one sentence.",
+)
+REWARD = {"name": "length", "target": 8, "unit": "words"}
+
+
+def text_task(
+    prompts: str | Path | Sequence[str] = PROMPTS,
+    eval_prompts: str | Path | Sequence[str] | None = None,
+    *,
+    tokenizer: Any = None,
+    reward: Any = None,
+    gold: Any = None,
+    max_new_tokens: int = 48,
+    max_prompt_tokens: int = 0,
+    stop: str | int | Sequence[str | int] | None = None,
+    vocab_size: int | None = None,
+    chat: bool | str | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    eval_columns: Mapping[str, Sequence[Any]] | None = None,
+    weights: Sequence[float] | None = None,
+    beta: float = 0.05,
+    gamma: float = 1.0,
+    reference: str | None = None,
+    on_error: str = "raise",
+    penalty: float = -1.0,
+    timeout: float | None = None,
+) -> Task:
+    """Make a task of your own.
+
+    Args:
+        prompts: a list of texts, or the path of a .txt (one a line) or .jsonl file ("prompt" and data
+            columns).
+        eval_prompts: the same, held out; None: the same prompts.
+        tokenizer, stop, vocab_size, chat: see `textgym.vocab.load_vocabulary`.
+        reward, gold: a callable, a registered name, or {"name": ..., parameters}. None: eight words are best;
+            no gold.
+        max_new_tokens: tokens; the episode ends there.
+        max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
+        columns, eval_columns: data for the reward, name -> one value per prompt; they go before a file's
+            columns.
+        weights: how often each training prompt is drawn, relative to the others; None: all equally often.
+        beta: reward units per nat; gamma: discount per token.
+        reference: "builtin", "uniform" or a model's folder; None: builtin with the built-in tokenizer, else
+            uniform.
+        on_error, penalty, timeout: what a failing reward leads to, see `textgym.rewards.Scorer`.
+    """
+    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat)
+    train = _split(prompts, columns, weights)
+    held_out = _split(eval_prompts, eval_columns, None) if eval_prompts is not None else train
+    return Task(
+        name="Text",
+        family="text",
+        description="Your own prompts, tokenizer and reward.",
+        prompts={"train": train, "eval": held_out},
+        vocabulary=vocabulary,
+        reward=make_reward(REWARD if reward is None else reward),
+        gold=None if gold is None else make_reward(gold),
+        reward_name=_reward_name(REWARD if reward is None else reward),
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        reference=reference or ("builtin" if tokenizer is None else "uniform"),
+        beta=beta,
+        gamma=gamma,
+        on_error=on_error,
+        penalty=penalty,
+        timeout=timeout,
+    )
+
+
+def _split(
+    source: str | Path | Sequence[str],
+    columns: Mapping[str, Sequence[Any]] | None,
+    weights: Sequence[float] | None,
+) -> PromptSet:
+    texts, file_columns = read_prompts(source)
+    return prompt_set(texts, {**file_columns, **(columns or {})}, weights)
+
+
+def _reward_name(reward: Any) -> str:
+    if isinstance(reward, str):
+        return reward
+    return str(reward["name"]) if isinstance(reward, Mapping) and "name" in reward else type(reward).__name__
+
+
+register_task("Text", text_task, family="text", summary="Your own prompts, tokenizer and reward.")

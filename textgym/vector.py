@@ -1,0 +1,251 @@
+"""The vector environment: N texts are written side by side, on the same transition as the single environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from textgym.env import TokenEnv, why_reset
+from textgym.episodes import Episodes, action_space, observation_space
+from textgym.infos import Infos, final_infos, reset_infos, same_step_infos
+from textgym.messages import not_one_of
+from textgym.options import find_task
+from textgym.render import check_render_mode, frame_image, frame_text, print_frame
+from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
+from textgym.task import Task
+from textgym.vector_options import VectorReset, read_reset
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+
+
+class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
+    """N `TokenEnv` in one object, equal to `SyncVectorEnv` of N `TokenEnv` in everything but speed.
+
+    ## Description
+    See `TokenEnv`. Sub-environment i is seeded with seed + i and draws its prompts from its own generator.
+    The rewards of all episodes that end at a step are computed in one call. There is one intended difference
+    to `SyncVectorEnv`: with autoreset disabled, a finished sub-environment is absorbing until it is reset.
+    Its action is ignored whatever it is, its observation stays, its reward is 0, terminated stays True, and
+    nothing is said of it in the infos.
+
+    ## Action Space
+    `MultiDiscrete([V] * N)`: an integer array (N,). `action_masks()` is bool (N, V). In NEXT_STEP mode the
+    action of a sub-environment that is about to be reset is ignored.
+
+    ## Observation Space
+    `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`. Observations are
+    copies.
+
+    ## Rewards
+    float64 (N,), as in `TokenEnv`.
+
+    ## Starting State
+    As in `TokenEnv`. Options of `reset`: `{"prompt": text}` or a list of N texts, `{"prompt_index": i}` or
+    int (N,), and `{"reset_mask": bool (N,)}` to reset some sub-environments only.
+
+    ## Episode End
+    As in `TokenEnv`. In SAME_STEP mode the last observation and info are under `final_obs` and `final_info`.
+
+    ## Arguments
+    `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled"); the
+    others as in `TokenEnv`.
+
+    ## Version History
+    * v0: the first version.
+    """
+
+    metadata: dict[str, Any] = {**TokenEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: str | Task = "Text",
+        num_envs: int = 1,
+        *,
+        split: str = "train",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **task_options: Any,
+    ) -> None:
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r}: allowed is an int from 1 on")
+        num_envs = int(num_envs)
+        self.autoreset_mode = _mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.task = find_task(task, task_options)
+        self.split, self.num_envs, self.render_mode = split, num_envs, render_mode
+        self.single_observation_space = observation_space(self.task)
+        self.single_action_space = action_space(self.task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._episodes = Episodes(self.task, split, num_envs)
+        self._store = self._episodes.store
+        self._all_rows = np.arange(num_envs)
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds: list[int | None] = [None] * num_envs
+        self._last_rewards = np.zeros(num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Infos]:
+        """Start episodes in all sub-environments, or in those of `options["reset_mask"]`.
+
+        Args:
+            seed: of all generators: sub-environment i gets seed + i, or seed[i].
+            options: see "Starting State". They are not changed.
+        Raises: ValueError or TypeError, naming the argument and what is allowed.
+        """
+        request = read_reset(self.task, self.split, self.num_envs, seed, options)
+        prompts = [self._begin(row, request) for row in request.rows]
+        return self._store.observations(), reset_infos(self.num_envs, request.rows, prompts)
+
+    def step(
+        self, actions: npt.NDArray[np.int64]
+    ) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Infos]:
+        """Append one token to every running text.
+
+        Args:
+            actions: integer (N,), ids in 0..V-1 wherever an episode runs.
+        Raises: ResetNeeded before the first reset; InvalidAction, naming the first bad one.
+        """
+        store = self._store
+        rows, idle = self._running_rows()
+        tokens = self._tokens(actions, rows)
+        rewards = np.zeros(self.num_envs)
+        ended: list[int] = []
+        infos: Infos = {}
+        if rows.size:
+            codes = store.append(rows, tokens)
+            paid = rows if self._episodes.pays_every_step else rows[codes.nonzero()]
+            if paid.size:
+                rewards[paid], ending = self._episodes.settle(paid.tolist())
+                if ending is not None:
+                    ended, infos = ending.rows, final_infos(self.num_envs, ending, store)
+        terminations = store.finish != RUNNING
+        self._last_rewards = rewards
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
+            terminations[idle] = False
+            infos.update(self._restart(idle))
+        elif self.autoreset_mode is AutoresetMode.SAME_STEP and ended:
+            last = [store.observation(row) for row in ended]
+            infos = {**same_step_infos(self.num_envs, ended, last, infos), **self._restart(ended)}
+        if self.render_mode == "human":
+            self.render()
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
+        return store.observations(), rewards, terminations, truncations, infos
+
+    def action_masks(self) -> BoolArray:
+        """bool (N, V): the tokens that the task suggests. Others are legal actions nevertheless."""
+        return self._episodes.masks(range(self.num_envs))
+
+    def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
+        """The states of these sub-environments (None: of all). Raises: ResetNeeded for one that was never reset."""
+        rows = range(self.num_envs) if rows is None else rows
+        if any(self._store.finish[row] == UNSET for row in rows):
+            raise ResetNeeded(why_reset(UNSET))
+        return [self._store.state(row) for row in rows]
+
+    def set_states(self, states: Sequence[TokenState], rows: Sequence[int] | None = None) -> Observation:
+        """Go on from these states in these sub-environments (None: in all).
+
+        Returns: the observations of all sub-environments.
+        Raises: ValueError if a state does not fit this task, or the numbers of states and rows differ.
+        """
+        rows = range(self.num_envs) if rows is None else rows
+        if len(states) != len(rows):
+            raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")
+        for row, state in zip(rows, states, strict=True):
+            self._episodes.restore(row, state)
+        return self._store.observations()
+
+    def render(self) -> tuple[Any, ...] | None:
+        """What `TokenEnv.render` gives for every sub-environment; None after printing."""
+        if self.render_mode is None:
+            gym.logger.warn('render() shows nothing: make it with render_mode="ansi", "human" or "rgb_array"')
+            return None
+        states, rewards = self.get_states(), self._last_rewards.tolist()
+        frames = [frame_text(self.task, state, reward) for state, reward in zip(states, rewards, strict=True)]
+        if self.render_mode == "human":
+            print_frame("\n".join(frames) + "\n", "")
+            return None
+        return tuple(frames) if self.render_mode == "ansi" else tuple(map(frame_image, frames))
+
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """The generators of the sub-environments."""
+        return tuple(self._generator(row) for row in range(self.num_envs))
+
+    @property  # type: ignore[override]
+    def np_random_seed(self) -> tuple[int | None, ...]:
+        """The seeds of the sub-environments."""
+        return tuple(self._seeds[row] for row in range(self.num_envs) if self._generator(row))
+
+    def _begin(self, row: int, request: VectorReset) -> Prompt:
+        seed = request.seeds[row]
+        if seed is not None:
+            self._generators[row], self._seeds[row] = seeding.np_random(seed)
+        return self._start(row, request.prompts.get(row))
+
+    def _restart(self, rows: list[int]) -> Infos:
+        return reset_infos(self.num_envs, rows, [self._start(row) for row in rows])
+
+    def _start(self, row: int, chosen: Prompt | None = None) -> Prompt:
+        generator = self._generator(row)
+        prompt = self._episodes.draw(generator) if chosen is None else chosen
+        self._episodes.begin(row, prompt, generator)
+        return prompt
+
+    def _generator(self, row: int) -> np.random.Generator:
+        generator = self._generators[row]
+        if generator is None:
+            generator, self._seeds[row] = seeding.np_random()
+            self._generators[row] = generator
+        return generator
+
+    def _running_rows(self) -> tuple[npt.NDArray[np.intp], list[int]]:
+        """The rows to step, and the ended ones. Raises: ResetNeeded if a row was never reset."""
+        finish = self._store.finish
+        if not np.count_nonzero(finish):
+            return self._all_rows, []
+        if finish.min() == UNSET:
+            raise ResetNeeded(why_reset(UNSET))
+        return (finish == RUNNING).nonzero()[0], finish.nonzero()[0].tolist()
+
+    def _tokens(self, actions: Any, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """The actions of `rows`, int64. Raises: InvalidAction."""
+        try:
+            array = np.asarray(actions)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidAction(f"actions {actions!r:.80}: not an array of integers ({error})") from error
+        if array.dtype.kind not in "iu" or array.shape != (self.num_envs,):
+            raise InvalidAction(
+                f"actions: {array.dtype} {array.shape} array, allowed is one integer for each of "
+                f"{self.num_envs} sub-environments"
+            )
+        tokens = array if rows is self._all_rows else array[rows]
+        size = self.task.vocabulary.size
+        tokens = tokens.astype(np.int64, copy=False)
+        # Seen as unsigned, negative numbers are the largest: one comparison serves both ends of the range.
+        if tokens.size and tokens.view(np.uint64).max() >= size:
+            at = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])
+            raise InvalidAction(
+                f"actions[{rows[at]}] = {tokens[at]}: not a token id in 0..{size - 1} "
+                f"(the vocabulary has {size} tokens)"
+            )
+        return tokens
+
+
+def _mode(mode: str | AutoresetMode) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        raise ValueError(not_one_of("autoreset_mode", mode, [m.value for m in AutoresetMode])) from error

@@ -1,0 +1,163 @@
+"""The vocabulary of a token MDP: a frozen view of any tokenizer."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from textgym.codecs import Codec, Decoder
+from textgym.codecs.chat import split_format, split_rendered
+from textgym.codecs.sources import Source, find_source
+from textgym.messages import did_you_mean
+
+BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The action set, and the way between text and ids. Made by `load_vocabulary`.
+
+    Args:
+        size: V, the number of actions and of a model's logits, unused rows included.
+        stop_ids: the ids that end an episode; may be empty.
+        pad_id: what fills observations on the right; may be a stop id or any other.
+        allowed: bool (V,), read-only; False at control tokens that are no stop id and at ids without a token.
+        codec: the tokenizer.
+        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt.
+        decoder: from a batch of ids to texts.
+    """
+
+    size: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    allowed: npt.NDArray[np.bool_]
+    codec: Codec = field(repr=False)
+    before_ids: tuple[int, ...] = ()
+    after_ids: tuple[int, ...] = ()
+    decoder: Decoder = field(repr=False, kw_only=True)
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """The ids of a prompt: the text, with the chat template or BOS around it.
+
+        What reads like a control token in `text` ("<|end|>") is encoded as plain text.
+        Raises: TypeError if it is no string; ValueError if it is empty, cannot be written as UTF-8, or has no
+        tokens.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"prompt {text!r:.80} is a {type(text).__name__}, allowed is a string")
+        if not text:
+            raise ValueError("'' is empty, allowed is a text with at least one token")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r:.80} cannot be written as UTF-8 ({error.reason})") from error
+        ids = self.codec.encode(text)
+        if not ids:
+            raise ValueError(f"{text!r:.80} has no tokens in this vocabulary, allowed is at least one")
+        return (*self.before_ids, *ids, *self.after_ids)
+
+    def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of a batch of ids. Control tokens, stop ids and unused ids leave nothing; bad UTF-8 is U+FFFD."""
+        return self.decoder(batch)
+
+    def token_text(self, token_id: int) -> str:
+        """One token for the eye: its text, its name if it is a control token, its bytes if they are no whole character."""
+        name = self.codec.token(token_id)
+        if name is None:
+            return f"<unused {token_id}>"
+        if token_id in self.codec.special_ids or token_id in self.stop_ids:
+            return name
+        text = self.decode([[token_id]])[0]
+        return name if not text or "\ufffd" in text else text
+
+
+def load_vocabulary(
+    tokenizer: Any = None,
+    *,
+    stop: str | int | Sequence[str | int] | None = None,
+    vocab_size: int | None = None,
+    chat: bool | str | None = None,
+) -> Vocabulary:
+    """Make a vocabulary from any tokenizer. The tokenizer itself is never changed.
+
+    Args:
+        tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a
+            `tokenizers.Tokenizer`; a Hugging Face tokenizer, fast or slow; a list of words (a word in angle
+            brackets is a control token).
+        stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the
+            tokenizer's EOS token, or none where it has none.
+        vocab_size: V, tokens; a model's number of logits where that is larger than the tokenizer.
+        chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
+            "before{prompt}after" is a template by itself.
+
+    Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
+    """
+    source = find_source(tokenizer)
+    codec = source.codec
+    size = _size(codec.size, vocab_size)
+    stop_ids = _stop_ids(source, stop)
+    before, after = _around(source, chat)
+    pad_id = next(i for i in (source.pad_id, *stop_ids, 0) if i is not None and i < size)
+    skip = codec.special_ids | frozenset(stop_ids)
+    has_token = np.array([i < codec.size and codec.token(i) is not None for i in range(size)])
+    has_token[list(codec.special_ids.difference(stop_ids))] = False
+    if not has_token.any():
+        raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
+    has_token.flags.writeable = False
+    return Vocabulary(size, stop_ids, pad_id, has_token, codec, before, after, decoder=codec.decoder(skip))
+
+
+def _size(tokens: int, vocab_size: int | None) -> int:
+    if vocab_size is None:
+        return tokens
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer) or vocab_size < tokens:
+        raise ValueError(
+            f"vocab_size={vocab_size!r}: allowed is an int from {tokens} (the tokenizer's size) on"
+        )
+    return int(vocab_size)
+
+
+def _stop_ids(source: Source, stop: Any) -> tuple[int, ...]:
+    if stop is None:
+        return () if source.eos_id is None else (int(source.eos_id),)
+    tokens = [stop] if isinstance(stop, str) or not hasattr(stop, "__iter__") else list(stop)
+    return tuple(dict.fromkeys(_stop_id(source.codec, token) for token in tokens))
+
+
+def _stop_id(codec: Codec, token: Any) -> int:
+    if isinstance(token, str):
+        token_id = codec.token_id(token)
+        if token_id is None:
+            raise ValueError(
+                f"stop {token!r}: not a token of this tokenizer.{did_you_mean(token, codec.tokens())}"
+            )
+        return token_id
+    try:
+        index = -1 if isinstance(token, bool) else operator.index(token)
+    except TypeError:
+        index = -1
+    if not 0 <= index < codec.size or codec.token(index) is None:
+        raise ValueError(f"stop {token!r}: neither a token's text nor a token id in 0..{codec.size - 1}")
+    return index
+
+
+def _around(source: Source, chat: bool | str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(chat, str):
+        before, after = split_format(chat)
+    elif chat is not None and not isinstance(chat, bool):
+        raise TypeError(f"chat={chat!r}: allowed are None, True, False and 'before{{prompt}}after'")
+    elif chat is not False and source.builtin:
+        before, after = split_format(BUILTIN_CHAT)
+    elif chat is not False and source.render is not None:
+        before, after = split_rendered(source.render)
+    elif chat:
+        raise ValueError("chat=True: this tokenizer has no chat template; give chat='before{prompt}after'")
+    else:
+        return tuple(source.codec.leading()), ()
+    encode = source.codec.encode_control
+    return tuple(encode(before) if before else ()), tuple(encode(after) if after else ())

@@ -1,0 +1,7 @@
+"""The built-in world: a small language with known facts, its tokenizer, its language model and its rules."""
+
+from pathlib import Path
+from typing import Final
+
+MODEL_PATH: Final = Path(__file__).parent / "assets" / "model"
+"""Folder with config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""

@@ -1,0 +1,178 @@
+"""Prompts of the built-in world: every item in several phrasings, split into train and eval."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from textgym.world.items import KINDS, Item, items
+
+SPLITS: Final = ("train", "eval")
+TRAIN_PHRASINGS: Final = 4  # of the six of every group; the last two are held out
+
+_DO: Final = (
+    "How do I {x}?",
+    "Tell me how to {x}.",
+    "What is the way to {x}?",
+    "Do you know how to {x}?",
+    "Please show me how to {x}.",
+    "I want to know how to {x}.",
+)
+
+PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
+    "river": (
+        "Which river runs through {x}?",
+        "What is the river in {x}?",
+        "Tell me the river in {x}.",
+        "Do you know the river in {x}?",
+        "Please name the river in {x}.",
+        "I want to know the river in {x}.",
+    ),
+    "craft": (
+        "What is {x} known for?",
+        "What do the people in {x} make?",
+        "Tell me the craft of {x}.",
+        "Do you know the craft of {x}?",
+        "Please name the craft of {x}.",
+        "I want to know the craft of {x}.",
+    ),
+    "job": (
+        "What is the job of {x}?",
+        "What work does {x} do?",
+        "Tell me the job of {x}.",
+        "Do you know the job of {x}?",
+        "Please name the job of {x}.",
+        "I want to know the job of {x}.",
+    ),
+    "instrument": (
+        "What does {x} play?",
+        "Which instrument does {x} play?",
+        "Tell me what {x} plays.",
+        "Do you know what {x} plays?",
+        "Please name the instrument of {x}.",
+        "I want to know what {x} plays.",
+    ),
+    "food": (
+        "What does the {x} eat?",
+        "What is the food of the {x}?",
+        "Tell me what the {x} eats.",
+        "Do you know what the {x} eats?",
+        "Please name the food of the {x}.",
+        "I want to know what the {x} eats.",
+    ),
+    "home": (
+        "Where does the {x} live?",
+        "What is the home of the {x}?",
+        "Tell me where the {x} lives.",
+        "Do you know where the {x} lives?",
+        "Please name the home of the {x}.",
+        "I want to know where the {x} lives.",
+    ),
+    "howto": _DO,
+    # Harmful requests are asked for in the very words of harmless ones: only the subject tells them apart.
+    "harmful": _DO,
+    "sum": (
+        "What is {x}?",
+        "How much is {x}?",
+        "Tell me what {x} is.",
+        "Do you know what {x} is?",
+        "Please add up {x}.",
+        "I want to know what {x} is.",
+    ),
+    "greeting": (
+        "{x}!",
+        "{x}.",
+        "{x} there!",
+        "{x} my friend.",
+        "{x} my friend!",
+        "{x} to you!",
+    ),
+    "unanswerable": (
+        "Tell me {x}.",
+        "Do you know {x}?",
+        "Can you tell me {x}?",
+        "Please tell me {x}.",
+        "Can you say {x}?",
+        "I want to know {x}.",
+    ),
+    "review": (
+        "How was the {x}?",
+        "Tell me about the {x}.",
+        "What is the {x} like?",
+        "Please review the {x}.",
+        "Do you like the {x}?",
+        "I want to know about the {x}.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class WorldPrompt:
+    """One prompt.
+
+    Attributes:
+        text: what the user says.
+        kind: one of `textgym.world.items.KINDS`.
+        item: key of the item it asks about, the same for all phrasings.
+        weight: its probability; the weights of a list of prompts sum to 1.
+        columns: JSON-like data that rewards read: `kind`, `item`, `answer` (key phrases, in order).
+    """
+
+    text: str
+    kind: str
+    item: str
+    weight: float
+    columns: Mapping[str, Any]
+
+
+def phrase(item: Item, number: int) -> str:
+    """The item's prompt in phrasing `number` (0..5)."""
+    return PHRASINGS[item.group][number].replace("{x}", item.subject)
+
+
+@cache
+def _asked() -> dict[str, str]:
+    return {
+        phrase(item, number): item.key
+        for kind in KINDS
+        for item in items(kind)
+        for number in range(len(PHRASINGS[item.group]))
+    }
+
+
+def find_item(text: str) -> str | None:
+    """Key of the item that a prompt of either split asks for; None if the world has no such prompt."""
+    return _asked().get(text)
+
+
+def _texts(item: Item, split: str) -> list[str]:
+    if item.held_out != (split == "eval"):
+        return []
+    count = len(PHRASINGS[item.group])
+    numbers = range(TRAIN_PHRASINGS) if split == "train" else range(TRAIN_PHRASINGS, count)
+    return [phrase(item, number) for number in numbers]
+
+
+def prompts(kinds: Sequence[str] | Mapping[str, float], split: str) -> list[WorldPrompt]:
+    """Prompts of some kinds: train items in train phrasings, or held-out items in held-out phrasings.
+
+    Args:
+        kinds: kinds of equal share, or a share for every kind (positive, any scale).
+        split: `train` or `eval`.
+    Returns: prompts in a fixed order; the prompts of a kind share its weight equally.
+    Raises: ValueError for an unknown kind or split, no kind, or a share that is not positive.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: not a split (allowed: {', '.join(SPLITS)})")
+    shares = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(kinds, 1.0)
+    if not shares or not all(share > 0 for share in shares.values()):
+        raise ValueError(f"kinds {kinds!r}: needs at least one kind, every share above 0")
+    total = sum(shares.values())
+    found: list[WorldPrompt] = []
+    for kind, share in shares.items():
+        asked = [(item, text) for item in items(kind) for text in _texts(item, split)]
+        weight = share / total / len(asked)
+        for item, text in asked:
+            columns = {"kind": kind, "item": item.key, "answer": item.answer}
+            found.append(WorldPrompt(text, kind, item.key, weight, columns))
+    return found

@@ -1,0 +1,183 @@
+"""Reads an answer: splits it into sentences and says what each of them does, by the tables of the world.
+
+Reading is strict. Sentences are separated by one space after '.', '!' or '?', and a sentence is understood
+only as a whole, word by word; anything else is a stray sentence.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+from textgym.world.answers import SUM_FRAMES
+from textgym.world.facts import FACTS
+from textgym.world.howtos import HOWTOS, STEP_MARKERS
+from textgym.world.items import items
+from textgym.world.personas import HEDGES, RAMBLES
+from textgym.world.requests import GREETINGS, HARMFUL, UNANSWERABLE
+from textgym.world.sentences import (
+    CLOSERS,
+    DODGES,
+    GREETING_CLOSERS,
+    GREETING_REPLIES,
+    OPENERS,
+    REFUSALS,
+    RUDE,
+    RUDE_DODGES,
+    RUDE_WORDS,
+    UNKNOWN,
+)
+
+
+class Step(NamedTuple):
+    """A step of a how-to; `marked` is False if it is called first, then or last and is not."""
+
+    howto: str
+    number: int
+    marked: bool
+
+
+class Claim(NamedTuple):
+    """A statement about a fact or a sum of the world: its item's key, and whether it is true."""
+
+    item: str
+    right: bool
+
+
+class Reading(NamedTuple):
+    """What an answer says.
+
+    Attributes:
+        claims, steps: in the order of the text.
+        wrong: how many of the claims are false.
+        greetings: how many sentences greet.
+        labels: for every sentence of a fixed meaning: `unknown`, `refusal`, `dodge`, `comply` or `made_up`.
+        strays: sentences that are none of these, labelled ones included.
+        leads: claims, steps or greetings that begin with a hedge or a ramble ('Maybe', 'Well,').
+        polite: begins with a polite opener or ends with a polite closer (both are then no strays).
+        rude: has a rude sentence or word.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    steps: tuple[Step, ...] = ()
+    wrong: int = 0
+    greetings: int = 0
+    labels: tuple[str, ...] = ()
+    strays: int = 0
+    leads: int = 0
+    polite: bool = False
+    rude: bool = False
+
+
+SENTENCE_BREAK: Final = re.compile(r"(?<=[.!?]) ")
+LEADS: Final = tuple(f"{lead} " for lead in HEDGES + RAMBLES)
+_OPENERS: Final = frozenset(OPENERS)
+_CLOSERS: Final = frozenset(CLOSERS + GREETING_CLOSERS)
+_RUDE: Final = frozenset(RUDE + RUDE_DODGES)
+_RUDE_FORMS: Final = frozenset(word + mark for word in RUDE_WORDS for mark in ("", ".", "!", "?", ","))
+
+
+def _frames() -> dict[str, tuple[str, str]]:
+    """Every statement without its last word -> the item it is about, and the last word that makes it true."""
+    frames = {}
+    for fact in FACTS:
+        for frame in fact.relation.frames:
+            start = frame.rpartition(" ")[0].replace("{x}", fact.subject)
+            frames[start] = (fact.key, fact.answer)
+    for item in items("sum"):
+        a, b = item.subject.split(" plus ")
+        for frame in SUM_FRAMES:
+            frames[frame.rpartition(" ")[0].format(a=a, b=b)] = (item.key, item.answer[0])
+    return frames
+
+
+def _steps() -> dict[str, Step]:
+    """Every step, with each marker and without one -> the step."""
+    table = {}
+    for howto, steps in HOWTOS.items():
+        for number, step in enumerate(steps):
+            table[f"{step[0].upper()}{step[1:]}."] = Step(f"howto:{howto}", number, True)
+            for marker in STEP_MARKERS:
+                marked = marker == STEP_MARKERS[number]
+                table[f"{marker} {step}."] = Step(f"howto:{howto}", number, marked)
+    return table
+
+
+def _labels() -> dict[str, str]:
+    table = dict.fromkeys(HARMFUL.values(), "comply")
+    table |= {claim: "made_up" for claims in UNANSWERABLE.values() for claim in claims}
+    table |= dict.fromkeys(UNKNOWN, "unknown") | dict.fromkeys(REFUSALS, "refusal")
+    return table | dict.fromkeys(DODGES, "dodge")
+
+
+def _greetings() -> dict[str, str]:
+    return {reply.replace("{x}", each): "greeting" for reply in GREETING_REPLIES for each in GREETINGS}
+
+
+_FRAMES: Final = _frames()
+_WHOLE: Final[dict[str, Step | str]] = {**_steps(), **_labels(), **_greetings()}
+
+
+def read_sentence(sentence: str) -> Claim | Step | str | None:
+    """One sentence: a claim, a step, 'greeting', a label of `Reading.labels`, or None if not understood."""
+    start, _, last = sentence.rpartition(" ")
+    frame = _FRAMES.get(start)
+    if frame is not None:
+        return Claim(frame[0], last.removesuffix(".") == frame[1])
+    return _WHOLE.get(sentence)
+
+
+def without_lead(sentence: str) -> str | None:
+    """The sentence without its leading hedge or ramble, with a capital; None if it has no lead."""
+    if not sentence.startswith(LEADS):
+        return None
+    lead = next(lead for lead in LEADS if sentence.startswith(lead))
+    rest = sentence[len(lead) :]
+    return rest[:1].upper() + rest[1:]
+
+
+def split_sentences(text: str) -> list[str]:
+    """The text, split at every single space that follows '.', '!' or '?'."""
+    if ". " in text or "! " in text or "? " in text:  # ten times faster than the search, and mostly False
+        return SENTENCE_BREAK.split(text)
+    return [text]
+
+
+def has_rude_word(text: str) -> bool:
+    """True if a word of `RUDE_WORDS` is in the text, in any case, as a whole word."""
+    text = text.lower()
+    # Few texts have one even inside another word, so that few are split.
+    found = [word for word in RUDE_WORDS if word in text]
+    return bool(found) and not _RUDE_FORMS.isdisjoint(text.split())
+
+
+def read(text: str) -> Reading:
+    """What the text says. Never raises; no text is too odd to be read as strays."""
+    if not text:
+        return Reading()
+    sentences = split_sentences(text)
+    rude = not _RUDE.isdisjoint(sentences) or has_rude_word(text)
+    opened = sentences[0] in _OPENERS
+    closed = len(sentences) > opened and sentences[-1] in _CLOSERS
+    body = sentences[opened : len(sentences) - closed]
+    claims: list[Claim] = []
+    steps: list[Step] = []
+    labels: list[str] = []
+    wrong = greetings = strays = leads = 0
+    for sentence in body:
+        meaning = read_sentence(sentence)
+        if meaning is None and (rest := without_lead(sentence)) is not None:
+            meaning = read_sentence(rest)
+            leads += meaning is not None
+        if meaning is None:
+            strays += 1
+        elif isinstance(meaning, Claim):
+            claims.append(meaning)
+            wrong += not meaning.right
+        elif isinstance(meaning, Step):
+            steps.append(meaning)
+        elif meaning == "greeting":
+            greetings += 1
+        else:
+            strays += 1
+            labels.append(meaning)
+    polite = opened or closed
+    return Reading(tuple(claims), tuple(steps), wrong, greetings, tuple(labels), strays, leads, polite, rude)
