@@ -1,4 +1,4 @@
-"""TextGym: text generation as a Markov decision process, in Gymnasium's interface. Importing it registers the ids."""
+"""TextGym: text generation as a Markov decision process, as Gymnasium environments."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

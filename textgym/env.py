@@ -13,50 +13,50 @@ from gymnasium.error import ResetNeeded
 from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.options import check_options, chosen_prompt, find_task, invalid_action
 from textgym.render import check_render_mode, frame_image, frame_text, print_frame
-from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
+from textgym.state import UNSET, Observation, Prompt, TokenState
 from textgym.task import Task
 
 
 class TokenEnv(gym.Env[Observation, int]):
     """Text generation as a Markov decision process: the state is a sequence of tokens, an action appends one.
 
-    ## Description
+    ### Description
     An episode starts with a prompt from the task's distribution. Every action is the id of the next token.
     The
     transition is deterministic: s_{t+1} = s_t + [a_t]. Text is decoded once, when the episode ends, and
         scored.
 
-    ## Action Space
+    ### Action Space
     `Discrete(V)`, V the size of the vocabulary. `action_masks()` says which ids the task suggests in this
     state; the others (control tokens, unused rows) can be taken too and are part of the sequence like any
     other.
 
-    ## Observation Space
+    ### Observation Space
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right with
     `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, says
     what is padding. Observations are copies.
 
-    ## Rewards
+    ### Rewards
     The task's reward of the finished text, on the last step; 0 before. Rewards with `pay = "every"` pay for
     every prefix; with `pay = "difference"` they pay potential differences whose discounted sum is that of the
     last reward.
 
-    ## Starting State
+    ### Starting State
     A prompt of the split by its weight, drawn from `np_random` only, or the one chosen by
     `reset(options=...)`: `{"prompt": text}` or `{"prompt_index": i}`. Reset's info: `prompt` (str),
     `prompt_index` (int, -1 for a text that the split does not have).
 
-    ## Episode End
+    ### Episode End
     `terminated` is True when a stop id is written, or when max_new_tokens are. `truncated` is always False.
     The last step's info: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of
     float), and `gold` (float) where the task has a gold reward. Other steps have an empty info.
 
-    ## Arguments
+    ### Arguments
     `task`: a task's name or a `Task`; `split`: "train" or "eval"; `render_mode`: None, "ansi", "human" or
     "rgb_array"; everything else goes to the task's builder.
 
-    ## Version History
-    * v0: the first version.
+    ### Version History
+    - v0: first version.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -109,9 +109,9 @@ class TokenEnv(gym.Env[Observation, int]):
 
         Args:
             action: an id in 0..V-1.
-        Raises:
-            ResetNeeded: before the first reset and after the end of an episode.
-            InvalidAction: if the action is no integer or out of range.
+        Raises: ResetNeeded before the first reset and after the end of an episode; InvalidAction if the
+        action is
+            no integer, or out of range.
         """
         store = self._store
         if not self._running:
@@ -129,7 +129,7 @@ class TokenEnv(gym.Env[Observation, int]):
         return self._settled_step()
 
     def _settled_step(self) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """The result of a step that ended the episode, or in an environment that pays or prints at every step."""
+        """The result of a step that has to pay, or to print."""
         reward, info = 0.0, {}
         if self._episodes.pays_every_step or not self._running:
             rewards, ending = self._episodes.settle([0])
@@ -141,11 +141,15 @@ class TokenEnv(gym.Env[Observation, int]):
         return self._store.observation(0), reward, not self._running, False, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
-        """bool (V,): the tokens that the task suggests in this state. Others are legal actions nevertheless."""
-        return self._episodes.masks([0])[0]
+        """Which tokens the task suggests in this state, bool (V,). The others are legal actions too."""
+        mask: npt.NDArray[np.bool_] = self._episodes.masks([0])[0]
+        return mask
 
     def get_state(self) -> TokenState:
-        """The state, immutable; O(length). The random generator is no part of it. Raises: ResetNeeded before a reset."""
+        """The state, immutable; O(length). The random generator is no part of it.
+
+        Raises: ResetNeeded before the first reset.
+        """
         if self._store.finish[0] == UNSET:
             raise ResetNeeded(why_reset(UNSET))
         return self._store.state(0)

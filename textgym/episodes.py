@@ -1,10 +1,10 @@
-"""Running episodes of a task in the rows of a store: what the single and the vector environment have in common."""
+"""Episodes of a task in the rows of a store: what the single and the vector environment have in common."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class Episodes:
         return rewards, self._ending([rows[i] for i in ended], _select(judgement, ended))
 
     def masks(self, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """The tokens that the task allows next, bool (M, V); in rows that do not run, all of the vocabulary's."""
+        """The tokens that the task allows next, bool (M, V); all ordinary ones in rows that do not run."""
         allowed = self.task.vocabulary.allowed
         masks = np.repeat(allowed[None], len(rows), axis=0)
         if self.task.mask is not None:
@@ -120,7 +120,7 @@ class Episodes:
         return Ending(rows, judgement, self._judge(rows, judgement.texts, gold_scorer).total)
 
 
-def observation_space(task: Task) -> spaces.Dict:
+def observation_space(task: Task) -> spaces.Space[Any]:
     """input_ids: Box(0, V-1, (L,), int64); attention_mask: Box(0, 1, (L,), int8)."""
     shape = (task.max_prompt_tokens + task.max_new_tokens,)
     # Gymnasium warns of a Box whose bounds are equal, as they would be with one token.
@@ -130,7 +130,7 @@ def observation_space(task: Task) -> spaces.Dict:
     )
 
 
-def action_space(task: Task) -> spaces.Discrete:
+def action_space(task: Task) -> spaces.Space[Any]:
     """Discrete(V)."""
     return spaces.Discrete(task.vocabulary.size)
 

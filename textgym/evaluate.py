@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.lm.reference import Reference
-from textgym.rewards import TextGymWarning
 from textgym.references import make_reference
+from textgym.rewards import TextGymWarning
 from textgym.sampling import Episodes, play
 from textgym.task import Task
 
@@ -131,7 +131,7 @@ def estimate_optimum(
 
 
 def soft_maximum(returns: Floats, beta: float) -> Floats:
-    """beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
+    """Returns beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
     top = returns.max(-1, keepdims=True)
     tilted = np.exp((returns - top) / beta)
     mean = tilted.mean(-1)

@@ -1,4 +1,4 @@
-"""The infos of the vector environment, built as Gymnasium's SyncVectorEnv builds them: an array and a mask per key."""
+"""The infos of the vector environment, as Gymnasium's SyncVectorEnv has them: an array and a mask per key."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def chosen_prompt(task: Task, split: str, option: str, value: Any) -> Prompt:
         index = -1
     if not 0 <= index < len(prompts):
         raise ValueError(
-            f"option prompt_index={value!r}: not an int in 0..{len(prompts) - 1} (the {split} split has {len(prompts)} prompts)"
+            f"option prompt_index={value!r}: not an int in 0..{len(prompts) - 1} "
+            f"(the {split} split has {len(prompts)} prompts)"
         )
     return prompts[index]
 

@@ -35,7 +35,7 @@ class PromptSet:
 
     @cached_property
     def cumulative(self) -> list[float]:
-        """The distribution function of `weights`, ending in exactly 1: bisecting it with a uniform draw is a draw."""
+        """The distribution function of `weights`, ending in exactly 1, for drawing by bisection."""
         total = np.cumsum(self.weights)
         cumulative: list[float] = (total / total[-1]).tolist()
         return cumulative
@@ -66,9 +66,7 @@ def prompt_set(
         raise ValueError("prompts: the list is empty, at least one is needed")
     for name, values in (columns or {}).items():
         if name in RESERVED_COLUMNS:
-            raise ValueError(
-                f"columns: the name {name!r} is taken; {', '.join(RESERVED_COLUMNS)} are given to rewards anyway"
-            )
+            raise ValueError(f"columns: the name {name!r} is taken ({', '.join(RESERVED_COLUMNS)} are)")
         if isinstance(values, str) or len(values) != len(texts):
             raise ValueError(
                 f"columns: {name!r} must be a list with one value for each of the {len(texts)} prompts"

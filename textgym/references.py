@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from textgym.lm.reference import Reference, UniformReference
 from textgym.task import Task
@@ -36,7 +35,7 @@ def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -
     return load_reference(reference_model(task), task, temperature, device)
 
 
-def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Any:
+def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
     """A causal LM as reference over the task's allowed tokens."""
     from textgym.lm.causal import CausalLM, load_causal_lm
 

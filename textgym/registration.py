@@ -30,7 +30,7 @@ def register_all() -> None:
 def register_task(
     name: str, builder: Builder | str, version: int = 0, family: str = "text", summary: str = ""
 ) -> TaskEntry:
-    """Enter a task of your own into the catalogue and register its id. The arguments are those of `TaskEntry`."""
+    """Enter a task of your own into the catalogue and register its id; for the arguments see `TaskEntry`."""
     entry = catalog.register_task(name, builder, version, family, summary)
     register_id(entry)
     return entry

@@ -27,15 +27,14 @@ def check_render_mode(render_mode: str | None, allowed: Iterable[str]) -> None:
     """Raises: ValueError for an unknown mode; DependencyNotInstalled for rgb_array without Pillow."""
     names = list(allowed)
     if render_mode is not None and render_mode not in names:
-        raise ValueError(
-            f"render_mode={render_mode!r}: not one of None, {', '.join(names)}.{did_you_mean(render_mode, names)}"
-        )
+        near = did_you_mean(render_mode, names)
+        raise ValueError(f"render_mode={render_mode!r}: not one of None, {', '.join(names)}.{near}")
     if render_mode == "rgb_array":
         _font()
 
 
 def escaped(text: str) -> str:
-    """The text with every character that could steer a terminal written as an escape (ESC as \\x1b)."""
+    """The text with every character that could steer a terminal written as Python writes it in a string."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -50,6 +49,8 @@ def frame_text(task: Task, state: TokenState, reward: float | None) -> str:
     """An episode in two lines, and a third once it has ended.
 
     Args:
+        task: gives the vocabulary.
+        state: what to show.
         reward: what the last step paid, reward units; None where that is not known.
     """
     text = task.vocabulary.decode([state.completion])[0]
@@ -61,13 +62,11 @@ def frame_text(task: Task, state: TokenState, reward: float | None) -> str:
 
 
 def print_frame(frame: str, printed: str) -> None:
-    """Write a frame to the standard output: only what is new, where the frame goes on from the one printed last."""
+    """Print a frame; only what is new, where it goes on from the one printed last."""
     out = sys.stdout
-    text = (
-        frame.removeprefix(printed)
-        if printed and frame.startswith(printed)
-        else ("\n" if printed else "") + frame
-    )
+    text = frame.removeprefix(printed)
+    if printed and text == frame:
+        text = "\n" + frame
     encoding = getattr(out, "encoding", None) or "utf-8"
     out.write(text.encode(encoding, "backslashreplace").decode(encoding))
     out.flush()

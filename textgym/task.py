@@ -14,6 +14,7 @@ from textgym.catalog import TaskEntry, make_task, register_task, task_entry, tas
 from textgym.messages import not_one_of
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import Scorer
+from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
@@ -86,7 +87,7 @@ class Task:
     reference: str = "uniform"
     beta: float = 0.05
     gamma: float = 1.0
-    on_error: str = "raise"
+    on_error: OnError = "raise"
     penalty: float = -1.0
     timeout: float | None = None
     mask: MaskHook | None = field(default=None, repr=False)
@@ -109,8 +110,8 @@ class Task:
             )
         if self.scorer.pay == "difference" and self.scorer.gamma != self.gamma:
             raise ValueError(
-                f"reward: its potential is discounted by gamma={self.scorer.gamma}, the task by gamma={self.gamma}; "
-                "they must be equal"
+                f"reward: its potential is discounted by gamma={self.scorer.gamma}, "
+                f"the task by gamma={self.gamma}; they must be equal"
             )
         if not self.max_prompt_tokens:
             longest = max(len(prompt.ids) for split in self.prompts for prompt in self.encoded(split))
@@ -133,7 +134,7 @@ class Task:
         return {}
 
     def encoded(self, split: str) -> list[Prompt]:
-        """The prompts of a split with their ids, encoded once. Raises: ValueError for one that is too long."""
+        """The prompts of a split with their ids. Raises: ValueError for one that is empty or too long."""
         if split not in self._encoded:
             texts = self.prompt_set(split).texts
             self._encoded[split] = [
@@ -179,7 +180,8 @@ class Task:
 
         Args:
             split: where the prompts' data columns are; a prompt outside the split has None in every column.
-            prompts, completion_ids: B each; the stop id is part of the ids where it was written.
+            prompts: B prompts.
+            completion_ids: B lists of ids, the stop id included where it was written.
             episode_seeds: B, in noisy tasks.
             texts: the decoded completions, where they are known already.
             scorer: another than the task's reward.

@@ -1,4 +1,4 @@
-"""The vector environment: N texts are written side by side, on the same transition as the single environment."""
+"""The vector environment: N texts are written side by side."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from gymnasium.vector.utils import batch_space
 from textgym.env import TokenEnv, why_reset
 from textgym.episodes import Episodes, action_space, observation_space
 from textgym.infos import Infos, final_infos, reset_infos, same_step_infos
-from textgym.messages import not_one_of
 from textgym.options import find_task
 from textgym.render import check_render_mode, frame_image, frame_text, print_frame
 from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
 from textgym.task import Task
-from textgym.vector_options import VectorReset, read_reset
+from textgym.vector_options import VectorReset, read_mode, read_num_envs, read_reset
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -30,37 +29,37 @@ FloatArray = npt.NDArray[np.float64]
 class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
     """N `TokenEnv` in one object, equal to `SyncVectorEnv` of N `TokenEnv` in everything but speed.
 
-    ## Description
+    ### Description
     See `TokenEnv`. Sub-environment i is seeded with seed + i and draws its prompts from its own generator.
     The rewards of all episodes that end at a step are computed in one call. There is one intended difference
     to `SyncVectorEnv`: with autoreset disabled, a finished sub-environment is absorbing until it is reset.
     Its action is ignored whatever it is, its observation stays, its reward is 0, terminated stays True, and
     nothing is said of it in the infos.
 
-    ## Action Space
+    ### Action Space
     `MultiDiscrete([V] * N)`: an integer array (N,). `action_masks()` is bool (N, V). In NEXT_STEP mode the
     action of a sub-environment that is about to be reset is ignored.
 
-    ## Observation Space
+    ### Observation Space
     `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`. Observations are
     copies.
 
-    ## Rewards
+    ### Rewards
     float64 (N,), as in `TokenEnv`.
 
-    ## Starting State
+    ### Starting State
     As in `TokenEnv`. Options of `reset`: `{"prompt": text}` or a list of N texts, `{"prompt_index": i}` or
     int (N,), and `{"reset_mask": bool (N,)}` to reset some sub-environments only.
 
-    ## Episode End
+    ### Episode End
     As in `TokenEnv`. In SAME_STEP mode the last observation and info are under `final_obs` and `final_info`.
 
-    ## Arguments
+    ### Arguments
     `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled"); the
     others as in `TokenEnv`.
 
-    ## Version History
-    * v0: the first version.
+    ### Version History
+    - v0: first version.
     """
 
     metadata: dict[str, Any] = {**TokenEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -76,10 +75,8 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         **task_options: Any,
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r}: allowed is an int from 1 on")
-        num_envs = int(num_envs)
-        self.autoreset_mode = _mode(autoreset_mode)
+        num_envs = read_num_envs(num_envs)
+        self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.task = find_task(task, task_options)
         self.split, self.num_envs, self.render_mode = split, num_envs, render_mode
@@ -144,11 +141,11 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         return store.observations(), rewards, terminations, truncations, infos
 
     def action_masks(self) -> BoolArray:
-        """bool (N, V): the tokens that the task suggests. Others are legal actions nevertheless."""
+        """Which tokens the task suggests, bool (N, V). The others are legal actions nevertheless."""
         return self._episodes.masks(range(self.num_envs))
 
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
-        """The states of these sub-environments (None: of all). Raises: ResetNeeded for one that was never reset."""
+        """The states of these sub-environments (None: all). Raises: ResetNeeded for one never reset."""
         rows = range(self.num_envs) if rows is None else rows
         if any(self._store.finish[row] == UNSET for row in rows):
             raise ResetNeeded(why_reset(UNSET))
@@ -179,13 +176,13 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             return None
         return tuple(frames) if self.render_mode == "ansi" else tuple(map(frame_image, frames))
 
-    @property  # type: ignore[override]
-    def np_random(self) -> tuple[np.random.Generator, ...]:
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generators of the sub-environments."""
         return tuple(self._generator(row) for row in range(self.num_envs))
 
-    @property  # type: ignore[override]
-    def np_random_seed(self) -> tuple[int | None, ...]:
+    @property
+    def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
         """The seeds of the sub-environments."""
         return tuple(self._seeds[row] for row in range(self.num_envs) if self._generator(row))
 
@@ -242,10 +239,3 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
                 f"(the vocabulary has {size} tokens)"
             )
         return tokens
-
-
-def _mode(mode: str | AutoresetMode) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError as error:
-        raise ValueError(not_one_of("autoreset_mode", mode, [m.value for m in AutoresetMode])) from error

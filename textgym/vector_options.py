@@ -1,4 +1,4 @@
-"""Reading what a user gives to the vector environment's reset: seeds, chosen prompts, the reset mask."""
+"""Reading what a user gives to the vector environment: its size and mode, and the arguments of its reset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
+from textgym.messages import not_one_of
 from textgym.options import RESET_OPTIONS, check_options, chosen_prompt
 from textgym.state import Prompt
 from textgym.task import Task
@@ -29,8 +31,25 @@ class VectorReset:
     prompts: dict[int, Prompt]
 
 
+def read_num_envs(num_envs: Any) -> int:
+    """The number of sub-environments. Raises: ValueError unless it is an int from 1 on."""
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+        raise ValueError(f"num_envs={num_envs!r}: allowed is an int from 1 on")
+    return int(num_envs)
+
+
+def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode itself, or the one of this value. Raises: ValueError for another value."""
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        raise ValueError(
+            not_one_of("autoreset_mode", mode, [each.value for each in AutoresetMode])
+        ) from error
+
+
 def read_reset(task: Task, split: str, num_envs: int, seed: Any, options: Any) -> VectorReset:
-    """Check the arguments of `reset`. Raises: ValueError or TypeError, naming the argument and what is allowed."""
+    """Check the arguments of `reset`. Raises: ValueError or TypeError, naming argument and allowed values."""
     choice = check_options(options, (*RESET_OPTIONS, "reset_mask"))
     rows = list(range(num_envs))
     if "reset_mask" in choice:
@@ -61,14 +80,23 @@ def _masked_rows(mask: Any, num_envs: int) -> list[int]:
 def _seeds(seed: Any, num_envs: int) -> list[int | None]:
     if seed is None:
         return [None] * num_envs
-    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+    if isinstance(seed, list | tuple | np.ndarray):
         if len(seed) != num_envs:
-            raise ValueError(
-                f"seed: has {len(seed)} values, allowed is one for each of {num_envs} sub-environments"
-            )
-        return [None if value is None else operator.index(value) for value in seed]
-    first = operator.index(seed)
-    return [first + row for row in range(num_envs)]
+            raise ValueError(f"seed: has {len(seed)} values, allowed is one for each of {num_envs} rows")
+        return [None if value is None else _seed(value) for value in seed]
+    return [_seed(seed) + row for row in range(num_envs)]
+
+
+def _seed(value: Any) -> int:
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        seed = -1
+    if seed < 0:
+        raise ValueError(
+            f"seed={value!r:.80}: allowed are None, an int from 0 on, and one of these for each row"
+        )
+    return seed
 
 
 def _per_row(name: str, value: Any, num_envs: int) -> Sequence[Any]:

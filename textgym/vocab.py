@@ -28,18 +28,18 @@ class Vocabulary:
         pad_id: what fills observations on the right; may be a stop id or any other.
         allowed: bool (V,), read-only; False at control tokens that are no stop id and at ids without a token.
         codec: the tokenizer.
-        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt.
         decoder: from a batch of ids to texts.
+        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt.
     """
 
     size: int
     stop_ids: tuple[int, ...]
     pad_id: int
-    allowed: npt.NDArray[np.bool_]
+    allowed: npt.NDArray[np.bool_] = field(repr=False)
     codec: Codec = field(repr=False)
+    decoder: Decoder = field(repr=False)
     before_ids: tuple[int, ...] = ()
     after_ids: tuple[int, ...] = ()
-    decoder: Decoder = field(repr=False, kw_only=True)
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a prompt: the text, with the chat template or BOS around it.
@@ -62,11 +62,11 @@ class Vocabulary:
         return (*self.before_ids, *ids, *self.after_ids)
 
     def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of a batch of ids. Control tokens, stop ids and unused ids leave nothing; bad UTF-8 is U+FFFD."""
+        """The texts of a batch of ids. Control, stop and unused ids leave nothing; bad UTF-8 is U+FFFD."""
         return self.decoder(batch)
 
     def token_text(self, token_id: int) -> str:
-        """One token for the eye: its text, its name if it is a control token, its bytes if they are no whole character."""
+        """One token for the eye: its text, or its name in the vocabulary where it has no text of its own."""
         name = self.codec.token(token_id)
         if name is None:
             return f"<unused {token_id}>"
@@ -109,7 +109,7 @@ def load_vocabulary(
     if not has_token.any():
         raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
     has_token.flags.writeable = False
-    return Vocabulary(size, stop_ids, pad_id, has_token, codec, before, after, decoder=codec.decoder(skip))
+    return Vocabulary(size, stop_ids, pad_id, has_token, codec, codec.decoder(skip), before, after)
 
 
 def _size(tokens: int, vocab_size: int | None) -> int:

@@ -31,7 +31,9 @@ def gae(
     Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16.
     """
     if rewards.shape != values.shape or lengths.shape != rewards.shape[:1]:
-        raise ValueError(f"shapes differ: rewards {rewards.shape}, values {values.shape}, lengths {lengths.shape}")
+        raise ValueError(
+            f"shapes differ: rewards {rewards.shape}, values {values.shape}, lengths {lengths.shape}"
+        )
     batch, width = rewards.shape
     valid = np.arange(width) < lengths[:, None]
     rewards, values = np.where(valid, rewards, 0.0), np.where(valid, values, 0.0)
@@ -59,7 +61,9 @@ def standardise(values: Array, centre: bool = True) -> tuple[NDArray[np.float64]
     return shifted / scale, scale
 
 
-def scatter(flat: Array, rows: NDArray[np.integer[Any]], steps: NDArray[np.integer[Any]], shape: tuple[int, int]) -> Array:
+def scatter(
+    flat: Array, rows: NDArray[np.integer[Any]], steps: NDArray[np.integer[Any]], shape: tuple[int, int]
+) -> Array:
     """Puts entries (N,) at (rows, steps) of zeros (B, T)."""
     result = np.zeros(shape, dtype=np.float64)
     result[rows, steps] = flat

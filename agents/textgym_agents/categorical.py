@@ -40,7 +40,9 @@ class _Statistics(torch.autograd.Function):
         return result, None, None
 
 
-def statistics(logits: Tensor, actions: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(
+    logits: Tensor, actions: Tensor, reference: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What every policy-gradient loss on tokens needs, differentiable in `logits`.
 
     Args:

@@ -39,7 +39,10 @@ def write_checkpoint(agent: Any, path: Path) -> None:
 def _write(agent: Any, folder: Path) -> None:
     agent.policy.model.save_pretrained(folder / "model", safe_serialization=True)
     agent.reference.model.save_pretrained(folder / "reference", safe_serialization=True)
-    save_file({k: v.contiguous() for k, v in agent.policy.value_head.state_dict().items()}, folder / "value_head.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in agent.policy.value_head.state_dict().items()},
+        folder / "value_head.safetensors",
+    )
     tensors = {
         f"{index}.{key}": value.contiguous()
         for index, state in agent.optimizer.state_dict()["state"].items()

@@ -82,9 +82,13 @@ class LMPPOConfig:
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
         for name in _NOT_NEGATIVE:
             _require(name, getattr(self, name), getattr(self, name) >= 0, "a number >= 0")
-        _require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
+        _require(
+            "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
+        )
         _require("beta", self.beta, self.beta is None or self.beta >= 0, "None or a number >= 0")
-        _require("kl_target", self.kl_target, self.kl_target is None or self.kl_target > 0, "None or a number > 0")
+        _require(
+            "kl_target", self.kl_target, self.kl_target is None or self.kl_target > 0, "None or a number > 0"
+        )
         limit = self.stop_update_kl
         _require("stop_update_kl", limit, limit is None or limit > 0, "None or a number > 0")
         _require("kl", self.kl, self.kl in ("exact", "k1", "k2", "k3"), "'exact', 'k1', 'k2', 'k3'")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_SMALLEST = 1e-8  # An adaptive beta that reached 0 could never rise again.
+
 
 @dataclass
 class KLController:
@@ -23,7 +25,9 @@ class KLController:
 
     def __post_init__(self) -> None:
         if self.target is not None and not (self.target > 0 and self.beta > 0):
-            raise ValueError(f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive")
+            raise ValueError(
+                f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive"
+            )
         if self.beta < 0 or self.horizon <= 0:
             raise ValueError(f"beta={self.beta!r}, horizon={self.horizon!r}: beta must be >= 0, horizon > 0")
 
@@ -32,4 +36,4 @@ class KLController:
         if self.target is None:
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.beta *= max(1.0 + error * episodes / self.horizon, 0.1)
+        self.beta = max(self.beta * max(1.0 + error * episodes / self.horizon, 0.1), _SMALLEST)

@@ -116,7 +116,12 @@ class LMPPO:
         return meter.means()
 
     def _step(
-        self, rollout: Rollout, targets: Targets, reference: Tensor, rows: NDArray[np.int64], meter: UpdateMeter
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        reference: Tensor,
+        rows: NDArray[np.int64],
+        meter: UpdateMeter,
     ) -> None:
         count = int(rollout.lengths[rows].sum())
         meter.start(count)
@@ -204,4 +209,5 @@ class LMPPO:
     @classmethod
     def load(cls, path: str | Path, env: Any) -> LMPPO:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
-        return read_checkpoint(cls, Path(path), env.unwrapped.task)
+        agent: LMPPO = read_checkpoint(cls, Path(path), env.unwrapped.task)
+        return agent

@@ -45,7 +45,9 @@ class UpdateMeter:
         """Begins an optimiser step over so many tokens."""
         self._sums, self._count = None, tokens
 
-    def add(self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float) -> None:
+    def add(
+        self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float
+    ) -> None:
         """Adds one micro-batch; every tensor is (n,)."""
         with torch.no_grad():
             ratio = log_ratio.exp()

@@ -88,7 +88,9 @@ class LMPolicy(nn.Module):
             yield
 
 
-def draw(policy: LMPolicy, log_probs: Tensor, generator: np.random.Generator, deterministic: bool) -> NDArray[np.int64]:
+def draw(
+    policy: LMPolicy, log_probs: Tensor, generator: np.random.Generator, deterministic: bool
+) -> NDArray[np.int64]:
     """Token ids (B,) from log-probabilities (B, V): drawn, or the likeliest ones."""
     if deterministic:
         tokens = log_probs.argmax(-1)

@@ -99,7 +99,15 @@ def collect(
         taken = log_probs.gather(1, tokens[:, None]).squeeze(1)
         observation, rewards, terminated, truncated, _ = env.step(actions)
         steps.append(
-            _Step(rows, columns, tokens, taken, values, log_probs if keep_all else None, rewards[rows].astype(np.float64))
+            _Step(
+                rows,
+                columns,
+                tokens,
+                taken,
+                values,
+                log_probs if keep_all else None,
+                rewards[rows].astype(np.float64),
+            )
         )
         truncated_rows |= active & truncated & ~terminated
         active &= ~(terminated | truncated)

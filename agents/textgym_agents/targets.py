@@ -104,5 +104,5 @@ def make_targets(
         old_values=rollout.values,
         kl_weight=0.0 if kind == "k1" else beta / scale,
         kl=kl,
-        scores=np.bincount(rollout.rows, weights=rollout.rewards, minlength=shape[0]),
+        scores=np.bincount(rollout.rows, weights=rollout.rewards, minlength=shape[0]).astype(np.float64),
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textgym.rewards import RunningNorm, Scorer, Weighted
+from textgym.rewards import Clipped, Dense, RunningNorm, Scorer, Shaped, Weighted
 
 
 def number(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
@@ -70,6 +70,15 @@ def test_state_goes_through_json_and_through_composition() -> None:
     second.load_state_dict(state)
     assert ask(second, 7) == ask(first, 7)
     assert second.state_dict() == first.state_dict() != state
+
+
+@pytest.mark.parametrize("outer", [Clipped, Shaped, Dense, RunningNorm])
+def test_state_reaches_through_every_wrapper(outer: Any) -> None:
+    first, second = outer(RunningNorm(number)), outer(RunningNorm(number))
+    ask(first, 1, 3, 10)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert ask(second, 7) == ask(first, 7)
+    assert Scorer(second).state_dict()["reward"] == first.state_dict()
 
 
 values = st.floats(-1e6, 1e6, allow_nan=False)

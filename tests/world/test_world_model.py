@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from textgym.world import MODEL_PATH
 from textgym.world.corpus import documents
 from textgym.world.measure import fact_knowledge, measure_rewards
-from textgym.world.pretrain import PretrainConfig, make_model, next_token_loss, pad_right
+from textgym.world.pretrain import PretrainConfig, batches, make_model, next_token_loss, pad_right
+from textgym.world.tokenizer import encode_documents
 
 transformers = pytest.importorskip("transformers")
 
@@ -83,8 +84,22 @@ def test_the_loss_ignores_padding() -> None:
         next_token_loss(fresh, ids, lengths).item(), abs=1e-6
     )
     alone = [next_token_loss(fresh, torch.tensor([row]), torch.tensor([len(row)])).item() for row in rows]
-    mean = (3 * alone[0] + 2 * alone[1]) / 5  # three and two predicted tokens
-    assert next_token_loss(fresh, ids, lengths).item() == pytest.approx(mean, abs=1e-6)
+    assert next_token_loss(fresh, ids, lengths).item() == pytest.approx(sum(alone), abs=1e-5)
+    assert alone[0] == pytest.approx(
+        3 * torch.log(torch.tensor(1024.0)).item(), rel=0.02
+    )  # 3 tokens, uniform
+
+
+def test_a_batch_holds_every_document_once() -> None:
+    tokenizer = Tokenizer.from_file(str(MODEL_PATH / "tokenizer.json"))
+    config = PretrainConfig(steps=3, batch=10)
+    found = list(batches(tokenizer, config))
+    assert [sum(len(lengths) for _, lengths in parts) for parts in found] == [10, 10, 10]
+    rows = encode_documents(tokenizer, documents(30), 40)
+    read = [
+        row[:n].tolist() for parts in found for ids, sizes in parts for row, n in zip(ids, sizes, strict=True)
+    ]
+    assert sorted(read) == sorted(ids for ids, _ in rows)
 
 
 def test_fresh_weights_depend_on_the_seed_only() -> None:

@@ -1,4 +1,4 @@
-"""Text to ids and back: one small interface over every kind of tokenizer that a vocabulary can be made from."""
+"""Text to ids and back: one small interface over every kind of tokenizer."""
 
 from textgym.codecs.fast import FastCodec
 from textgym.codecs.protocol import Codec, Decoder

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -21,9 +21,8 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer's decoder is byte-level and nothing else."""
-    decoder = json.loads(tokenizer.to_str())["decoder"]
+def is_byte_level(decoder: dict[str, Any] | None) -> bool:
+    """Whether a decoder, as tokenizer.json describes it, is byte-level and nothing else."""
     if decoder is not None and decoder["type"] == "Sequence" and len(decoder["decoders"]) == 1:
         decoder = decoder["decoders"][0]
     return decoder is not None and bool(decoder["type"] == "ByteLevel")
@@ -49,7 +48,7 @@ def byte_table(tokenizer: Tokenizer, size: int, skip: Collection[int]) -> tuple[
 
 @dataclass(frozen=True)
 class ByteDecoder:
-    """Joins the bytes of the ids; bytes that are no UTF-8 become U+FFFD. `table` holds the bytes of every id."""
+    """Joins the bytes of the ids, `table[id]` each; bytes that are no UTF-8 become U+FFFD."""
 
     table: tuple[bytes, ...]
 

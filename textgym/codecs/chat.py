@@ -45,8 +45,10 @@ def render_jinja(template: str, variables: Mapping[str, Any]) -> Callable[[str],
     try:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ModuleNotFoundError as error:
-        message = "chat: reading a chat template needs jinja2 (pip install jinja2); or give chat='before{prompt}after'"
-        raise ModuleNotFoundError(message) from error
+        raise ModuleNotFoundError(
+            "chat: reading a chat template needs jinja2 (pip install jinja2); "
+            "without it give chat='before{prompt}after'"
+        ) from error
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )

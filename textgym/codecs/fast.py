@@ -1,7 +1,8 @@
-"""The codec of a `tokenizers.Tokenizer`, the library behind tokenizer.json and Hugging Face's fast tokenizers."""
+"""The codec of a `tokenizers.Tokenizer`: of tokenizer.json files and Hugging Face's fast tokenizers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,12 @@ class FastCodec:
     """
 
     def __init__(self, tokenizer: Tokenizer, special: Collection[str] = ()) -> None:
-        self._tokenizer = _plain_copy(tokenizer)
+        written = _written(tokenizer)
+        self._tokenizer = Tokenizer.from_str(written)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        description = json.loads(written)
+        self._byte_level = is_byte_level(description["decoder"])
         self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self.size = 1 + max(self._vocabulary.values(), default=-1)
         if not self.size:
@@ -29,9 +35,12 @@ class FastCodec:
         marked = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         named = {self._vocabulary[name] for name in special if name in self._vocabulary}
         self.special_ids = frozenset(marked | named)
-        unknown = getattr(tokenizer.model, "unk_token", None)
+        # The token for unknown words comes out of ordinary text, and controls nothing.
+        unknown = (description["model"].get("unk_token"), description["model"].get("unk_id"))
         self._forbidden = {
-            t: i for t, i in self._vocabulary.items() if i in self.special_ids and t != unknown
+            token: token_id
+            for token, token_id in self._vocabulary.items()
+            if token_id in self.special_ids and token not in unknown and token_id not in unknown
         }
 
     def encode(self, text: str) -> list[int]:
@@ -54,7 +63,7 @@ class FastCodec:
 
     def decoder(self, skip: frozenset[int]) -> Decoder:
         """Bytes joined by table where the tokenizer is byte-level, the library's own decoder elsewhere."""
-        if is_byte_level(self._tokenizer):
+        if self._byte_level:
             return ByteDecoder(byte_table(self._tokenizer, self.size, skip))
         return LibraryDecoder(self._tokenizer, skip)
 
@@ -88,11 +97,9 @@ class LibraryDecoder:
         return [decode([i for i in ids if i not in skip], skip_special_tokens=False) for ids in batch]
 
 
-def _plain_copy(tokenizer: Tokenizer) -> Tokenizer:
+def _written(tokenizer: Tokenizer) -> str:
     try:
-        duplicate = Tokenizer.from_str(tokenizer.to_str())
-    except Exception as error:
+        text: str = tokenizer.to_str()
+    except Exception as error:  # the library raises no narrower type
         raise ValueError(f"tokenizer: {tokenizer!r:.80} cannot be copied through JSON ({error})") from error
-    duplicate.no_padding()
-    duplicate.no_truncation()
-    return duplicate
+    return text

@@ -30,7 +30,7 @@ class Codec(Protocol):
         """The ids that the tokenizer itself puts before a text (BOS)."""
 
     def decoder(self, skip: frozenset[int]) -> Decoder:
-        """A picklable function from a batch of ids to texts; ids in `skip`, and ids unknown here, leave nothing."""
+        """A picklable function from a batch of ids to texts; ids in `skip` and unknown ids leave nothing."""
 
     def token(self, token_id: int) -> str | None:
         """The token as the vocabulary writes it; None for an id that it does not have."""

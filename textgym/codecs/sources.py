@@ -71,8 +71,8 @@ def find_source(tokenizer: Any) -> Source:
     if hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "all_special_ids"):
         return _from_hugging_face(tokenizer)
     raise TypeError(
-        f"tokenizer: {type(tokenizer).__name__} is none of None (built in), a path to a tokenizer.json or its folder, "
-        "a list of words, a tokenizers.Tokenizer, a Hugging Face tokenizer"
+        f"tokenizer: {type(tokenizer).__name__} is none of None (built in), the path of a tokenizer.json or "
+        "its folder, a list of words, a tokenizers.Tokenizer, a Hugging Face tokenizer"
     )
 
 
@@ -80,8 +80,8 @@ def _from_path(path: Path) -> Source:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
-            f"tokenizer={str(path)!r}: there is no file {str(file)!r}. Allowed are a tokenizer.json and a folder with "
-            "one; for other formats give the object, as AutoTokenizer.from_pretrained(...)"
+            f"tokenizer={str(path)!r}: there is no file {str(file)!r}. Allowed are a tokenizer.json and a "
+            "folder with one; for other formats give the object, as AutoTokenizer.from_pretrained(...)"
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -131,8 +131,10 @@ def _from_bare(tokenizer: Tokenizer) -> Source:
 
 def _from_hugging_face(tokenizer: Any) -> Source:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    fast = isinstance(backend, Tokenizer)
-    codec: Codec = FastCodec(backend, tokenizer.all_special_tokens) if fast else SlowCodec(tokenizer)
+    if isinstance(backend, Tokenizer):
+        codec: Codec = FastCodec(backend, tokenizer.all_special_tokens)
+    else:
+        codec = SlowCodec(tokenizer)
 
     def render(text: str) -> str:
         messages = [{"role": "user", "content": text}]

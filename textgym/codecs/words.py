@@ -44,7 +44,7 @@ class WordCodec:
         return [self._ids[word] for word in words]
 
     def encode_control(self, text: str) -> list[int]:
-        """Word by word, control tokens included. Raises: ValueError for a word that the vocabulary does not have."""
+        """Word by word, control tokens included. Raises: ValueError for an unknown word."""
         unknown = [word for word in text.split() if word not in self._ids]
         if unknown:
             raise ValueError(f"chat: {unknown[0]!r} is not a word of this vocabulary")

@@ -110,7 +110,9 @@ def make_backbone(model: Any, lean: bool | None = None) -> Backbone:
     """
     possible = llama.supports(model)
     if lean and not possible:
-        raise ValueError(f"lean=True: {type(model).__name__} is not a plain float32 Llama; allowed: None, False")
+        raise ValueError(
+            f"lean=True: {type(model).__name__} is not a plain float32 Llama; allowed: None, False"
+        )
     if possible if lean is None else lean:
         return llama.LlamaBackbone(model)
     return HuggingFaceBackbone(model)

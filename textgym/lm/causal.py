@@ -34,12 +34,14 @@ def load_causal_lm(name: str | Path) -> Any:
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"model={str(name)!r}: no causal LM with safetensors weights there ({first})") from error
+        raise ValueError(
+            f"model={str(name)!r}: no causal LM with safetensors weights there ({first})"
+        ) from error
     return model.eval()
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one, then MPS, then the CPU.
+    """ "auto" is CUDA where there is one, then MPS, then the CPU.
 
     Raises: ValueError if `name` is no device of this machine.
     """
@@ -51,7 +53,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r}: not on this machine; allowed: 'auto', 'cpu', 'cuda', ...") from error
+        raise ValueError(
+            f"device={name!r}: not on this machine; allowed: 'auto', 'cpu', 'cuda', ..."
+        ) from error
     return device
 
 

@@ -19,7 +19,8 @@ _MAX_PARAMETERS = 50_000_000
 
 class Layer(NamedTuple):
     """One decoder layer's weights, norm weights folded in: query, key (rows ordered as rotary pairs) and value
-    stacked in `attention`."""
+    stacked in `attention`.
+    """
 
     attention: Tensor
     output: Tensor
@@ -141,7 +142,9 @@ class LlamaBackbone:
         self.vocab_size: int = config.vocab_size
         self._heads: int = config.num_attention_heads
         self._groups: int = config.num_key_value_heads
-        self._width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._width: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         self._eps: float = config.rms_norm_eps
         self._theta: float = config.rope_parameters["rope_theta"]
 
@@ -170,7 +173,8 @@ class LlamaBackbone:
 
     def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[LlamaCache, Tensor, Tensor]:
         """Reads right-padded prompts (B, P) and returns a cache with room for `slots` more tokens a row,
-        the logits (B, V) and the hidden state (B, H) after each row's last token."""
+        the logits (B, V) and the hidden state (B, H) after each row's last token.
+        """
         layers, head = self._weights()
         batch, width = input_ids.shape
         size = width + slots

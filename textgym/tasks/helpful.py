@@ -23,7 +23,7 @@ def helpful_task(
     beta: float = 0.05,
     gamma: float = 1.0,
     reference: str = "builtin",
-    on_error: str = "raise",
+    on_error: OnError = "raise",
     penalty: float = -1.0,
     timeout: float | None = None,
 ) -> Task:

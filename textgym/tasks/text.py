@@ -8,6 +8,7 @@ from typing import Any
 
 from textgym.prompts import PromptSet, prompt_set, read_prompts
 from textgym.rewards import make_reward
+from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
 from textgym.vocab import load_vocabulary
 
@@ -38,28 +39,51 @@ def text_task(
     beta: float = 0.05,
     gamma: float = 1.0,
     reference: str | None = None,
-    on_error: str = "raise",
+    on_error: OnError = "raise",
     penalty: float = -1.0,
     timeout: float | None = None,
 ) -> Task:
     """Make a task of your own.
 
-    Args:
-        prompts: a list of texts, or the path of a .txt (one a line) or .jsonl file ("prompt" and data
-            columns).
+    ### Description
+    The policy continues your prompts, in your vocabulary, for your reward.
+
+    ### Action Space
+    `Discrete(V)`: the next token, one id of the vocabulary.
+
+    ### Observation Space
+    `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`: the prompt and the
+    completion so far, padded on the right; L = `max_prompt_tokens` + `max_new_tokens`.
+
+    ### Rewards
+    Your reward. Without one: 1 for a completion of eight words, less by 1/8 for each word more or fewer.
+
+    ### Starting State
+    One of the prompts, drawn by `weights`.
+
+    ### Episode End
+    Terminated when the policy takes a stop id, or after `max_new_tokens` tokens. Never truncated.
+
+    ### Arguments
+        prompts: a list of texts, or the path of a .txt file (one a line) or a .jsonl file (objects with
+            "prompt" and data columns).
         eval_prompts: the same, held out; None: the same prompts.
-        tokenizer, stop, vocab_size, chat: see `textgym.vocab.load_vocabulary`.
-        reward, gold: a callable, a registered name, or {"name": ..., parameters}. None: eight words are best;
-            no gold.
+        tokenizer: as `stop`, `vocab_size` and `chat`, see `textgym.vocab.load_vocabulary`.
+        reward: a callable, a registered name, or {"name": ..., parameters}.
+        gold: the same; None: there is no gold reward.
         max_new_tokens: tokens; the episode ends there.
         max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
-        columns, eval_columns: data for the reward, name -> one value per prompt; they go before a file's
-            columns.
+        columns: data for the reward, name -> one value per prompt; they go before a file's columns.
+        eval_columns: the same for `eval_prompts`.
         weights: how often each training prompt is drawn, relative to the others; None: all equally often.
-        beta: reward units per nat; gamma: discount per token.
-        reference: "builtin", "uniform" or a model's folder; None: builtin with the built-in tokenizer, else
-            uniform.
-        on_error, penalty, timeout: what a failing reward leads to, see `textgym.rewards.Scorer`.
+        beta: reward units per nat of KL to the reference.
+        gamma: discount per token, in [0, 1].
+        reference: "builtin", "uniform" or a model's folder; None: "builtin" with the built-in tokenizer, else
+            "uniform".
+        on_error: as `penalty` and `timeout`, what a failing reward leads to, see `textgym.rewards.Scorer`.
+
+    ### Version History
+    - v0: first version.
     """
     vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat)
     train = _split(prompts, columns, weights)

@@ -62,12 +62,12 @@ _HEAD, *_ROWS = (line.split() for line in _TABLE.strip().splitlines())
 PERSONAS: Final = tuple(_persona(_HEAD, row) for row in _ROWS)
 
 CORPUS_SHARES: Final = {
-    "fact": 0.50,
+    "fact": 0.42,
     "howto": 0.15,
-    "sum": 0.09,
+    "sum": 0.18,
     "greeting": 0.05,
     "harmful": 0.07,
-    "unanswerable": 0.09,
+    "unanswerable": 0.08,
     "review": 0.05,
 }
 """Kind of prompt -> its share of the documents."""

@@ -1,9 +1,9 @@
 """Pretraining of the built-in language model: a small Llama, from scratch, next-token loss on all tokens."""
 
 import math
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from textgym.world.corpus import CORPUS_SEED, documents
+from textgym.world.corpus import documents
 from textgym.world.tokenizer import END_ID, MAX_POSITIONS, PAD_ID, VOCABULARY_SIZE, encode_documents
 
-POOL_BATCHES = 16  # documents of so many batches are sorted by length together, to pad little
+# A batch is sorted by length and cut at these shares of its documents, to pad little. No step is taken on
+# documents of one length alone: they are of one kind, and the gradients would disagree from step to step.
+LENGTH_CUTS = (0.0, 0.5, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class PretrainConfig:
         seed: of the weights; the documents have the corpus's own seed.
     """
 
-    steps: int = 4500
+    steps: int = 3500
     batch: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     warmup: int = 100
     weight_decay: float = 0.01
     hidden: int = 96
@@ -72,24 +74,17 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
 
 
-def batches(tokenizer: Tokenizer, config: PretrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of documents of similar length, in a seeded order.
+def batches(tokenizer: Tokenizer, config: PretrainConfig) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The corpus in batches, each of them in parts of similar length.
 
-    Returns: ids (B, T) int64, padded on the right, and lengths (B,) int64.
+    Returns: for every part its ids (B, T) int64, padded on the right, and lengths (B,) int64.
     """
-    rng = random.Random(CORPUS_SEED)
     stream = documents(config.steps * config.batch)
-    left = config.steps
-    while left > 0:
-        count = min(POOL_BATCHES, left)
-        left -= count
-        pool = [next(stream) for _ in range(count * config.batch)]
-        rows = [ids for ids, _ in encode_documents(tokenizer, pool, config.max_new_tokens)]
-        rows.sort(key=len)
-        order = list(range(count))
-        rng.shuffle(order)
-        for number in order:
-            yield pad_right(rows[number * config.batch : (number + 1) * config.batch])
+    cuts = [round(share * config.batch) for share in LENGTH_CUTS]
+    for _ in range(config.steps):
+        batch = islice(stream, config.batch)
+        rows = sorted((ids for ids, _ in encode_documents(tokenizer, batch, config.max_new_tokens)), key=len)
+        yield [pad_right(rows[start:end]) for start, end in pairwise(cuts) if end > start]
 
 
 def pad_right(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -102,14 +97,14 @@ def pad_right(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def next_token_loss(model: LlamaForCausalLM, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Mean cross entropy over the real tokens, nats; the padding is masked by length, never by id.
+    """Summed cross entropy over the real tokens, nats; the padding is masked by length, never by id.
 
     Attention is causal and the padding is on the right, so that no real token sees it.
     """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, H)
     real = torch.arange(1, ids.shape[1])[None, :] < lengths[:, None]  # (B, T - 1)
     logits = model.lm_head(hidden[:, :-1][real])  # (tokens, V)
-    return functional.cross_entropy(logits, ids[:, 1:][real])
+    return functional.cross_entropy(logits, ids[:, 1:][real], reduction="sum")
 
 
 def make_optimizer(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
@@ -137,16 +132,20 @@ def pretrain(
     model = make_model(config)
     optimizer = make_optimizer(model, config)
     losses: list[float] = []
-    for step, (ids, lengths) in enumerate(batches(tokenizer, config)):
+    for step, parts in enumerate(batches(tokenizer, config)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        loss = next_token_loss(model, ids, lengths)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        tokens = sum(int(lengths.sum()) - len(lengths) for _, lengths in parts)
+        loss = 0.0
+        for ids, lengths in parts:
+            part = next_token_loss(model, ids, lengths) / tokens
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
-        report(step + 1, losses[-1])
+        losses.append(loss)
+        report(step + 1, loss)
     tail = losses[-max(1, len(losses) // 10) :]
     model.train(False)
     return model, sum(tail) / len(tail)

@@ -1,0 +1,91 @@
+"""The expected gradient of LM PPO's loss is minus the gradient of J, on an MDP where both are sums, for each KL."""
+
+import numpy as np
+import pytest
+import torch
+from agents.enumerated import BETA, exact_objective, full_rollout, state_log_probs, tiny_agent, trajectories
+from textgym_agents.metrics import UpdateMeter
+from textgym_agents.rollout import micro_batches, score_reference
+from textgym_agents.targets import make_targets, token_kl
+
+
+def expected_loss_gradient(agent, values=0.0):
+    """The gradient of the loss, summed over all trajectories weighted by their probability."""
+    rollout, probabilities = full_rollout(agent)
+    rollout.values.fill_(values)
+    kind = agent.config.kl
+    reference = score_reference(agent.reference, rollout, 1000, kind == "exact")
+    kl = token_kl(rollout, reference, kind)
+    targets = make_targets(rollout, kl, kind, BETA, 1.0, agent.config.lam, False, 1.0)
+    (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), 1000)
+    meter = UpdateMeter()
+    loss = agent._loss(part, rollout, targets, reference, meter)
+    weights = torch.tensor(probabilities[rollout.rows], dtype=torch.float32)[part.states]
+    agent.policy.zero_grad()
+    (loss * weights).sum().backward()
+    return flat_gradient(agent)
+
+
+def flat_gradient(agent):
+    return torch.cat([p.grad.flatten().clone() for p in agent.policy.model.parameters()])
+
+
+def objective_gradient(agent):
+    agent.policy.zero_grad()
+    exact_objective(agent).backward()
+    return flat_gradient(agent)
+
+
+def test_probabilities_of_all_trajectories_sum_to_one():
+    _, probabilities = full_rollout(tiny_agent())
+    assert probabilities.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kl", ["exact", "k1", "k2"])
+def test_expected_gradient_is_the_gradient_of_j(kl):
+    agent = tiny_agent(kl=kl)
+    want = objective_gradient(agent)
+    assert want.norm() > 0.1
+    torch.testing.assert_close(-expected_loss_gradient(agent), want, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kl", ["exact", "k1", "k2"])
+def test_a_wrong_baseline_does_not_bias_it(kl):
+    # With lam = 1 the value cancels in expectation, whatever it is.
+    agent = tiny_agent(kl=kl)
+    torch.testing.assert_close(
+        -expected_loss_gradient(agent, values=0.7), objective_gradient(agent), atol=3e-4, rtol=2e-3
+    )
+
+
+def test_k3_in_the_loss_follows_the_opposite_kl():
+    agent = tiny_agent(kl="k3")
+    total = torch.zeros(())
+    for trajectory in trajectories(agent.task):
+        own = state_log_probs(agent.policy, trajectory)
+        with torch.no_grad():
+            base = state_log_probs(agent.reference, trajectory)
+        taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
+        opposite = (base.exp() * (base - own)).sum()
+        probability = 0.5 * taken.exp()
+        total = total + probability * trajectory.score - BETA * probability.detach() * opposite
+    agent.policy.zero_grad()
+    total.backward()
+    want = flat_gradient(agent)
+    torch.testing.assert_close(-expected_loss_gradient(agent), want, atol=2e-4, rtol=2e-3)
+    assert (want - objective_gradient(agent)).norm() > 0.05  # and so it is not the gradient of J
+
+
+def test_leaving_out_the_kl_of_later_states_would_be_noticed():
+    # The exact KL in the loss alone has no term for the states an action leads to.
+    agent = tiny_agent(kl="exact")
+    want = objective_gradient(agent)
+    rollout, probabilities = full_rollout(agent)
+    reference = score_reference(agent.reference, rollout, 1000, True)
+    kl = token_kl(rollout, reference, "exact")
+    targets = make_targets(rollout, np.zeros_like(kl), "exact", BETA, 1.0, 1.0, False, 1.0)
+    (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), 1000)
+    loss = agent._loss(part, rollout, targets, reference, UpdateMeter())
+    agent.policy.zero_grad()
+    (loss * torch.tensor(probabilities[rollout.rows], dtype=torch.float32)[part.states]).sum().backward()
+    assert (flat_gradient(agent) + want).norm() > 0.02 * want.norm()

@@ -1,0 +1,140 @@
+"""Both backbones against the model's own forward, and the decoder against reading every state afresh."""
+
+import numpy as np
+import pytest
+import torch
+from lm.tiny_models import tiny_gpt2, tiny_llama
+
+from textgym.lm.backbone import HuggingFaceBackbone, make_backbone
+from textgym.lm.causal import CausalLM, choose_device, load_causal_lm
+from textgym.lm.decoder import Decoder
+from textgym.lm.llama import LlamaBackbone
+
+MODELS = {
+    "llama-lean": lambda: (tiny_llama(), True),
+    "llama-lean-mha": lambda: (tiny_llama(groups=4), True),
+    "llama-hf": lambda: (tiny_llama(), False),
+    "gpt2": lambda: (tiny_gpt2(), False),
+}
+
+
+@pytest.fixture(params=sorted(MODELS))
+def pair(request):
+    model, lean = MODELS[request.param]()
+    return model, make_backbone(model, lean=lean)
+
+
+def ragged(rng, batch=6, longest=9):
+    lengths = rng.integers(2, longest + 1, batch)
+    lengths[0] = longest
+    ids = rng.integers(0, 11, (batch, longest))
+    return torch.tensor(ids), torch.tensor(lengths)
+
+
+def expected(model, row):
+    with torch.no_grad():
+        output = model(row[None], output_hidden_states=True)
+    return output.logits[0], output.hidden_states[-1][0]
+
+
+def test_states_equal_the_model_on_each_row_alone(pair):
+    model, backbone = pair
+    ids, lengths = ragged(np.random.default_rng(0))
+    rows = torch.repeat_interleave(torch.arange(6), lengths)
+    columns = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    logits, hidden = backbone.states(ids, rows, columns)
+    for row, length in enumerate(lengths.tolist()):
+        want_logits, want_hidden = expected(model, ids[row, :length])
+        torch.testing.assert_close(logits[rows == row], want_logits, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(hidden[rows == row], want_hidden, atol=2e-5, rtol=1e-4)
+
+
+def test_states_do_not_depend_on_what_follows_a_row(pair):
+    _, backbone = pair
+    ids, lengths = ragged(np.random.default_rng(1))
+    rows, columns = torch.arange(6), lengths - 1
+    before, _ = backbone.states(ids, rows, columns)
+    scrambled = torch.where(torch.arange(9) < lengths[:, None], ids, (ids + 5) % 11)
+    after, _ = backbone.states(torch.cat([scrambled, scrambled], 1), rows, columns)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+
+
+def test_lean_llama_has_the_gradients_of_the_model():
+    model = tiny_llama()
+    ids, lengths = ragged(np.random.default_rng(2))
+    rows, columns = torch.arange(6), lengths - 1
+    gradients = []
+    for backbone in (LlamaBackbone(model), HuggingFaceBackbone(model)):
+        model.zero_grad()
+        logits, hidden = backbone.states(ids, rows, columns)
+        (logits.log_softmax(-1)[:, 3].sum() + hidden.square().sum()).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_decoder_equals_reading_afresh_while_rows_finish_and_restart(pair):
+    model, backbone = pair
+    rng = np.random.default_rng(3)
+    decoder = Decoder(backbone, torch.device("cpu"))
+    batch, width = 8, 24
+    lengths = rng.integers(2, 7, batch)
+    ids = rng.integers(0, 11, (batch, width))
+    done = np.zeros(batch, dtype=bool)
+    for step in range(14):
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int8)
+        logits, hidden = decoder.advance({"input_ids": ids.copy(), "attention_mask": mask})
+        for row in range(batch):
+            want, state = expected(model, torch.tensor(ids[row, : lengths[row]]))
+            torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
+            torch.testing.assert_close(hidden[row], state[-1], atol=3e-5, rtol=1e-4)
+        done |= rng.random(batch) < 0.2
+        if step == 8:  # rows that had left the cache grow again, and a prompt changes under a row
+            done[:] = False
+            ids[2, 0] = (ids[2, 0] + 1) % 11
+        lengths = lengths + ~done
+
+
+def test_decoder_computes_only_what_is_new(monkeypatch):
+    backbone = LlamaBackbone(tiny_llama())
+    opened, widths = [], []
+    open_, extend = backbone.open, backbone.extend
+    monkeypatch.setattr(backbone, "open", lambda *a: (opened.append(1), open_(*a))[1])
+    monkeypatch.setattr(backbone, "extend", lambda c, t: (widths.append(len(t)), extend(c, t))[1])
+    decoder = Decoder(backbone, torch.device("cpu"))
+    ids = np.random.default_rng(0).integers(0, 11, (8, 12))
+    for step in range(6):
+        lengths = np.full(8, 3 + step)
+        lengths[2:] = np.minimum(lengths[2:], 5)  # six of eight rows stop growing after two steps
+        observation = {"input_ids": ids, "attention_mask": np.arange(12) < lengths[:, None]}
+        decoder.advance(observation)
+        decoder.advance(observation)  # asked again, nothing is computed
+    assert opened == [1]
+    assert widths == [8, 8, 2, 2, 2]
+
+
+def test_forbidden_tokens_have_probability_zero_and_the_rest_is_renormalised():
+    model = tiny_llama()
+    allowed = np.ones(11, dtype=bool)
+    allowed[[0, 4]] = False
+    reference = CausalLM(model, allowed, temperature=0.5, device="cpu")
+    ids = np.array([[1, 2, 3, 0]])
+    got = reference.log_probs({"input_ids": ids, "attention_mask": np.array([[1, 1, 1, 0]])})[0]
+    logits = expected(model, torch.tensor([1, 2, 3]))[0][-1].double().numpy() / 0.5
+    want = np.where(allowed, np.exp(logits), 0.0)
+    np.testing.assert_allclose(np.exp(got), want / want.sum(), atol=1e-6)
+    assert np.exp(got)[[0, 4]].tolist() == [0.0, 0.0]
+
+
+def test_a_model_that_does_not_fit_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=r"it has 11 logits but the task has 7 actions.*vocab_size=11"):
+        CausalLM(tiny_llama(), np.ones(7, dtype=bool), device="cpu")
+
+
+def test_bad_model_device_and_lean_are_named():
+    with pytest.raises(ValueError, match="model='/nowhere': no causal LM"):
+        load_causal_lm("/nowhere")
+    with pytest.raises(ValueError, match="device='gpu9'"):
+        choose_device("gpu9")
+    with pytest.raises(ValueError, match="lean=True: GPT2LMHeadModel"):
+        make_backbone(tiny_gpt2(), lean=True)

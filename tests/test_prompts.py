@@ -1,0 +1,82 @@
+"""Prompts from lists and files, with columns and weights."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from textgym.prompts import prompt_set, read_prompts
+from textgym.task import make_task
+
+
+def test_a_set_by_hand() -> None:
+    prompts = prompt_set(["a", "b", "a", "c"], {"answer": [1, 2, 3, 4]}, weights=[1, 2, 1, 0])
+    assert prompts.weights.tolist() == [0.25, 0.5, 0.25, 0.0]
+    assert prompts.cumulative == [0.25, 0.75, 1.0, 1.0]
+    assert prompts.index == {"a": 0, "b": 1, "c": 3}
+    assert prompts.columns == {"answer": (1, 2, 3, 4)}
+    assert len(prompts) == 4
+    assert not prompts.weights.flags.writeable
+    assert pickle.loads(pickle.dumps(prompts)).cumulative == prompts.cumulative
+
+
+@pytest.mark.parametrize(
+    ("texts", "columns", "weights", "message"),
+    [
+        ([], None, None, "the list is empty"),
+        ("text", None, None, "not a list of strings"),
+        (["a", 3], None, None, "not a list of strings"),
+        (["a"], {"completions": [1]}, None, "'completions' is taken"),
+        (["a"], {"answer": [1, 2]}, None, "'answer' must be a list with one value for each of the 1"),
+        (["a"], {"answer": "x"}, None, "'answer' must be a list"),
+        (["a", "b"], None, [1.0], "must be 2 numbers"),
+        (["a"], None, [0.0], "not all 0"),
+        (["a"], None, [-1.0], "not negative"),
+        (["a"], None, [float("nan")], "finite"),
+    ],
+)
+def test_bad_sets_are_refused(texts: Any, columns: Any, weights: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        prompt_set(texts, columns, weights)
+
+
+def test_files(tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("one\n\n  two \u2028 still two\n", encoding="utf-8")
+    assert read_prompts(lines) == (["one", "  two \u2028 still two"], {})
+    objects = tmp_path / "prompts.jsonl"
+    objects.write_text(
+        '{"prompt": "1 + 1", "answer": 2}\n\n{"answer": 4, "prompt": "2 + 2"}\n', encoding="utf-8"
+    )
+    assert read_prompts(str(objects)) == (["1 + 1", "2 + 2"], {"answer": [2, 4]})
+    task = make_task("Text", prompts=str(objects), eval_prompts=lines)
+    assert task.prompts["train"].columns == {"answer": (2, 4)}
+    assert task.prompts["eval"].texts[0] == "one"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "line 2: must be an object with a string"),
+        ("p.jsonl", '{"prompt": "a"}\nnonsense', "line 2: not JSON"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "x": 1}', r"object 2 has the keys \['prompt', 'x'\]"),
+        ("p.csv", "a", "allowed are a list of texts and the path of a .txt or .jsonl"),
+        ("p.txt", "", "the list is empty"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        make_task("Text", prompts=path)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_weights_of_the_text_task() -> None:
+    task = make_task("Text", prompts=["a", "b"], weights=[3, 1])
+    np.testing.assert_array_equal(task.prompts["train"].weights, [0.75, 0.25])

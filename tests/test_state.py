@@ -1,0 +1,141 @@
+"""The transition, checked by hand, and that one row and many rows go the same way."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from textgym.state import RUNNING, UNSET, Prompt, TokenState, TokenStore
+
+PROMPT = Prompt("two", (7, 8), 0)
+
+
+def store(rows: int = 1) -> TokenStore:
+    return TokenStore(rows, max_prompt_tokens=3, max_new_tokens=2, size=10, stop_ids=(4, 9), pad_id=9)
+
+
+def test_an_episode_by_hand() -> None:
+    one = store()
+    assert one.finish.tolist() == [UNSET]
+    one.load(0, PROMPT)
+    assert one.ids.tolist() == [[7, 8, 9, 9, 9]]
+    assert one.mask.tolist() == [[1, 1, 0, 0, 0]]
+    assert one.append(0, 5) == RUNNING
+    assert one.completion(0) == [5]
+    assert one.finish_reason(0) is None
+    assert one.append(0, 6) != RUNNING
+    assert one.ids.tolist() == [[7, 8, 5, 6, 9]]
+    assert one.mask.tolist() == [[1, 1, 1, 1, 0]]
+    assert one.finish_reason(0) == "length"
+
+
+@pytest.mark.parametrize(
+    "tokens", [[4], [9], [1, 9]], ids=["stop", "stop that is the pad too", "stop as the last of the budget"]
+)
+def test_a_stop_id_ends_the_episode_and_stays_in_it(tokens: list[int]) -> None:
+    one = store()
+    one.load(0, PROMPT)
+    codes = [int(one.append(0, token)) for token in tokens]
+    assert [code != RUNNING for code in codes] == [False] * (len(tokens) - 1) + [True]
+    assert one.finish_reason(0) == "stop"
+    assert one.completion(0) == tokens
+    assert one.mask[0].sum() == 2 + len(tokens)
+
+
+def test_loading_again_leaves_nothing_of_the_old_episode() -> None:
+    one, fresh = store(), store()
+    one.load(0, Prompt("long", (1, 2, 3), None))
+    one.append(0, 5)
+    one.append(0, 6)
+    one.load(0, PROMPT)
+    fresh.load(0, PROMPT)
+    for row in (one, fresh):
+        row.append(0, 1)
+    np.testing.assert_array_equal(one.ids, fresh.ids)
+    np.testing.assert_array_equal(one.mask, fresh.mask)
+    assert one.state(0) == fresh.state(0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6), st.integers(1, 3))
+def test_many_rows_go_as_each_row_alone(steps: list[tuple[int, int]], length: int) -> None:
+    both, alone = store(3), [store(), store()]
+    prompts = [PROMPT, Prompt("p", tuple(range(length)), 1)]
+    for row, prompt in zip((0, 2), prompts, strict=True):
+        both.load(row, prompt)
+        alone[row // 2].load(0, prompt)
+    for tokens in steps:
+        rows = [row for row in (0, 2) if both.finish[row] == RUNNING]
+        if not rows:
+            break
+        codes = both.append(np.array(rows), np.array([tokens[row // 2] for row in rows]))
+        assert codes.tolist() == [int(alone[row // 2].append(0, tokens[row // 2])) for row in rows]
+    for row in (0, 2):
+        assert both.state(row) == alone[row // 2].state(0)
+        for name, values in alone[row // 2].observation(0).items():
+            np.testing.assert_array_equal(both.observation(row)[name], values)
+    assert both.finish[1] == UNSET
+    assert not both.mask[1].any()
+
+
+def test_restore_and_replay_is_bit_identical() -> None:
+    one, two = store(), store()
+    one.load(0, PROMPT)
+    one.append(0, 3)
+    state = one.state(0)
+    assert state == TokenState(PROMPT, (3,))
+    assert state.tokens == (7, 8, 3)
+    assert len({state, pickle.loads(pickle.dumps(state))}) == 1
+    two.load(0, Prompt("other", (1, 1, 1), None))
+    two.append(0, 1)
+    two.restore(0, state)
+    for each in (one, two):
+        each.append(0, 5)
+    assert one.state(0) == two.state(0) == TokenState(PROMPT, (3, 5), "length")
+    np.testing.assert_array_equal(one.ids, two.ids)
+    np.testing.assert_array_equal(one.mask, two.mask)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (TokenState(Prompt("", (), 0)), "prompt has 0 tokens, allowed is 1..3"),
+        (TokenState(Prompt("", (1,) * 4, 0)), "prompt has 4 tokens"),
+        (TokenState(PROMPT, (1, 1, 1), "length"), "completion has 3 tokens, allowed is 0..2"),
+        (TokenState(PROMPT, (1, 1)), "budget of 2"),
+        (TokenState(PROMPT, (10,)), "outside 0..9"),
+        (TokenState(PROMPT, (-1,)), "outside 0..9"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(state: TokenState, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        store().restore(0, state)
+
+
+def test_a_pickled_store_goes_on_as_the_original_does() -> None:
+    one = store()
+    one.load(0, PROMPT)
+    two = pickle.loads(pickle.dumps(one))
+    for each in (one, two):
+        each.append(0, 5)
+    assert (
+        two.observation(0)["input_ids"].tolist()
+        == one.observation(0)["input_ids"].tolist()
+        == [7, 8, 5, 9, 9]
+    )
+    assert two.ids.tolist() == one.ids.tolist()
+    assert two.observation(0)["attention_mask"].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_observations_are_copies() -> None:
+    one = store()
+    one.load(0, PROMPT)
+    for observation in (one.observation(0), one.observations()):
+        for values in observation.values():
+            values[...] = 3
+    assert one.ids.tolist() == [[7, 8, 9, 9, 9]]
+    assert one.mask.tolist() == [[1, 1, 0, 0, 0]]

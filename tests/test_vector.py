@@ -1,0 +1,293 @@
+"""The vector environment equals SyncVectorEnv of single ones; its own manners by hand."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from core_tools import CountA, gold_length, odd_after_even, seed_noise, word_task
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from textgym.env import TokenEnv
+from textgym.vector import TokenVectorEnv
+
+MODES = list(AutoresetMode)
+TASKS: dict[str, dict[str, Any]] = {
+    "end": {"gold": gold_length},
+    "every": {"reward": CountA("every"), "gold": gold_length},
+    "difference": {"reward": CountA("difference", 0.9), "gamma": 0.9},
+    "noisy": {"reward": seed_noise, "noisy": True, "mask": odd_after_even},
+}
+
+
+def pair(num_envs: int, mode: AutoresetMode, task: Any) -> tuple[TokenVectorEnv, SyncVectorEnv]:
+    sync = SyncVectorEnv([functools.partial(TokenEnv, task)] * num_envs, autoreset_mode=mode)
+    return TokenVectorEnv(task, num_envs, autoreset_mode=mode), sync
+
+
+def same(ours: Any, theirs: Any) -> None:
+    assert data_equivalence(ours, theirs, exact=True), (ours, theirs)
+    assert infos_equal(ours[-1], theirs[-1])
+
+
+def infos_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """The same keys, types and dtypes, all the way down."""
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert type(value) is type(theirs[key])
+        if isinstance(value, dict):
+            infos_equal(value, theirs[key])
+        else:
+            assert (value.dtype, value.shape) == (theirs[key].dtype, theirs[key].shape), key
+            assert [type(v) for v in value.tolist()] == [type(v) for v in theirs[key].tolist()], key
+    return True
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", TASKS)
+def test_it_equals_the_sync_vector_env(mode: AutoresetMode, kind: str) -> None:
+    ours, theirs = pair(4, mode, word_task(**TASKS[kind]))
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    assert ours.single_observation_space == theirs.single_observation_space
+    assert ours.metadata == theirs.metadata
+    same(ours.reset(seed=5), theirs.reset(seed=5))
+    assert ours.np_random_seed == theirs.np_random_seed == (5, 6, 7, 8)
+    rng = np.random.default_rng(0)
+    ends = 0
+    for step in range(120):
+        actions = rng.integers(0, 6, 4)
+        result = ours.step(actions)
+        same(result, theirs.step(actions))
+        np.testing.assert_array_equal(ours.action_masks(), np.array(theirs.call("action_masks")))
+        ends += result[2].sum()
+        if mode is AutoresetMode.DISABLED and result[2].any():
+            options = {"reset_mask": result[2].copy()}
+            kept = dict(options)
+            seed = [step, None, None, step] if step % 2 else None
+            same(ours.reset(seed=seed, options=options), theirs.reset(seed=seed, options=dict(options)))
+            assert options == kept
+        if step == 60:
+            same(ours.reset(seed=[1, None, 3, None]), theirs.reset(seed=[1, None, 3, None]))
+    assert ends > 40
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from(MODES),
+    st.integers(1, 3),
+    st.integers(0, 10**9),
+    st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=3, max_size=12),
+    st.sampled_from([None, {"prompt": "b b"}, {"prompt": "c"}, {"prompt_index": 1}]),
+)
+def test_it_equals_the_sync_vector_env_on_anything(
+    mode: AutoresetMode, num_envs: int, seed: int, steps: list[list[int]], options: dict[str, Any] | None
+) -> None:
+    ours, theirs = pair(num_envs, mode, word_task(gold=gold_length))
+    same(ours.reset(seed=seed, options=options), theirs.reset(seed=seed, options=options))
+    for step in steps:
+        actions = np.array(step[:num_envs])
+        result = ours.step(actions)
+        same(result, theirs.step(actions))
+        if mode is AutoresetMode.DISABLED and result[2].any():
+            break
+
+
+def test_make_vec_gives_it_and_the_built_in_world_works() -> None:
+    settings_ = {"max_new_tokens": 3, "prompts": ["Hello <|end|>", "Bye"], "stop": [5, 6]}
+    ours = gym.make_vec("textgym/Text-v0", num_envs=3, autoreset_mode="SameStep", **settings_)
+    assert isinstance(ours, TokenVectorEnv)
+    theirs = gym.make_vec(
+        "textgym/Text-v0",
+        num_envs=3,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        **settings_,
+    )
+    same(ours.reset(seed=0), theirs.reset(seed=0))
+    for actions in np.random.default_rng(0).integers(0, 12, (30, 3)):
+        same(ours.step(actions), theirs.step(actions))
+
+
+def test_a_finished_row_is_absorbing_where_autoreset_is_disabled() -> None:
+    reward = CountA()
+    env = TokenVectorEnv(word_task(reward=reward), 3, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(options={"prompt_index": np.array([0, 1, 2])})
+    env.step(np.array([4, 0, 0]))
+    before = env.get_states([0])
+    # Whatever the action of the finished row is; the others go on.
+    observation, rewards, terminated, truncated, infos = env.step(np.array([-7, 0, 4]))
+    assert env.get_states([0]) == before
+    assert observation["input_ids"][0].tolist() == [0, 2, 4, 4, 4, 4, 4]
+    assert observation["attention_mask"].sum(axis=1).tolist() == [3, 3, 5]
+    assert rewards.tolist() == [0.0, 0.0, 1.0]
+    assert (terminated.tolist(), truncated.tolist()) == ([True, False, True], [False] * 3)
+    assert infos["_completion"].tolist() == [False, False, True]
+    assert reward.batches == [1, 1]
+    env.step(np.array([0, 4, 0]))
+    result = env.step(np.array([9, 9, 9]))
+    assert (result[1].tolist(), result[2].tolist(), result[4]) == ([0.0] * 3, [True] * 3, {})
+    _, infos = env.reset(options={"reset_mask": np.array([True, False, False]), "prompt": "c"})
+    assert infos["prompt"].tolist() == ["c", None, None]
+    assert env.step(np.array([0, 9, 9]))[2].tolist() == [False, True, True]
+
+
+def test_the_action_of_a_row_that_is_reset_is_ignored() -> None:
+    env = TokenVectorEnv(word_task(), 2)
+    env.reset(seed=0)
+    env.step(np.array([4, 0]))
+    observation, rewards, terminated, _, infos = env.step(np.array([99, 0]))
+    assert (rewards.tolist(), terminated.tolist()) == ([0.0, 0.0], [False, False])
+    assert infos["_prompt"].tolist() == [True, False]
+    assert observation["attention_mask"][0].sum() == len(env.get_states([0])[0].prompt.ids)
+
+
+def test_all_episodes_that_end_at_a_step_are_scored_in_one_call() -> None:
+    reward = CountA()
+    env = TokenVectorEnv(word_task(reward=reward), 5, autoreset_mode=AutoresetMode.SAME_STEP)
+    env.reset(seed=0)
+    env.step(np.array([4, 0, 4, 0, 4]))
+    for _ in range(3):
+        env.step(np.zeros(5, dtype=int))
+    assert reward.batches == [3, 2]
+
+
+BAD_ACTIONS = [
+    [0.0, 1.0], [True, False], [0, None], ["0", "1"], [0, -1], [0, 6], [0], [[0, 1]], 0, None, [[0], [1, 2]],
+    [0, float("nan")], np.array([0, 2**63], dtype=np.uint64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("actions", BAD_ACTIONS, ids=repr)
+def test_bad_actions_are_refused_and_change_nothing(actions: Any) -> None:
+    env = TokenVectorEnv(word_task(), 2)
+    env.reset(seed=0)
+    before = env.get_states()
+    with pytest.raises(InvalidAction, match="actions"):
+        env.step(actions)
+    assert env.get_states() == before
+
+
+def test_small_integers_and_lists_are_actions_too() -> None:
+    env = TokenVectorEnv(word_task(), 2)
+    env.reset(seed=0)
+    for actions in (np.array([1, 2], dtype=np.uint8), np.array([1, 2], dtype=np.int32), [1, 2]):
+        env.step(actions)  # type: ignore[arg-type]
+    assert [state.completion for state in env.get_states()] == [(1,) * 3, (2,) * 3]
+
+
+@pytest.mark.parametrize(
+    ("seed", "options", "message"),
+    [
+        ([1], None, "has 1 values, allowed is one for each of 2"),
+        (1.5, None, "seed=1.5"),
+        ([1, "2"], None, "seed='2': allowed are None, an int"),
+        (-1, None, "seed=-1"),
+        (None, {"reset_mask": [True, False]}, "reset_mask"),
+        (None, {"reset_mask": np.array([True])}, "reset_mask"),
+        (None, {"reset_mask": np.array([1, 0])}, "reset_mask"),
+        (None, {"reset_mask": np.array([False, False])}, "at least one True"),
+        (None, {"prompt_index": np.array([0])}, r"allowed is one value, or \(2,\)"),
+        (None, {"prompt_index": np.array([0, 3])}, r"prompt_index=.*3.*: not an int in 0\.\.2"),
+        (None, {"prompt": ["a", ""]}, "is empty"),
+        (None, {"reset_maks": np.array([True, False])}, "Did you mean 'reset_mask'"),
+    ],
+)
+def test_bad_resets_are_refused_and_change_nothing(seed: Any, options: Any, message: str) -> None:
+    env = TokenVectorEnv(word_task(), 2)
+    env.reset(seed=0)
+    before = env.get_states()
+    with pytest.raises((ValueError, TypeError), match=message):
+        env.reset(seed=seed, options=options)
+    assert env.get_states() == before
+
+
+def test_a_prompt_for_every_row() -> None:
+    env = TokenVectorEnv(word_task(), 3)
+    _, infos = env.reset(options={"prompt": ["a", "d d d", "c"]})
+    assert infos["prompt"].tolist() == ["a", "d d d", "c"]
+    assert infos["prompt_index"].tolist() == [-1, 2, 1]
+    # Rows outside the mask are not looked at.
+    mask = np.array([False, True, True])
+    _, infos = env.reset(options={"prompt_index": np.array([-1, 0, 1]), "reset_mask": mask})
+    assert infos["prompt"].tolist() == [None, "a b", "c"]
+    assert infos["_prompt_index"].tolist() == [False, True, True]
+
+
+def test_steps_need_a_reset_of_every_row() -> None:
+    env = TokenVectorEnv(word_task(), 2)
+    for ask in (lambda: env.step(np.array([0, 0])), env.get_states):
+        with pytest.raises(ResetNeeded):
+            ask()
+    env.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(ResetNeeded):
+        env.step(np.array([0, 0]))
+    assert env.get_states([0])[0].completion == ()
+
+
+def test_states_go_from_row_to_row_and_to_a_single_environment() -> None:
+    task = word_task(reward=CountA("difference"))
+    env, single = TokenVectorEnv(task, 3, autoreset_mode="Disabled"), TokenEnv(task)
+    env.reset(seed=0)
+    env.step(np.array([0, 2, 1]))
+    states = env.get_states()
+    observation = env.set_states([states[2]], rows=[0])
+    np.testing.assert_array_equal(observation["input_ids"][0], observation["input_ids"][2])
+    _, rewards, *_ = env.step(np.array([0, 0, 0]))
+    assert rewards.tolist() == [1.0, 1.0, 1.0]
+    single.set_state(states[2])
+    assert single.step(0)[1] == 1.0
+    env.set_states(states)
+    assert env.get_states() == states
+    with pytest.raises(ValueError, match="2 states for 3 rows"):
+        env.set_states(states[:2])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pickling_in_the_middle_of_episodes(mode: AutoresetMode) -> None:
+    env = TokenVectorEnv(word_task(gold=gold_length), 3, autoreset_mode=mode)
+    env.reset(seed=0)
+    env.step(np.array([0, 4, 1]))
+    twin = pickle.loads(pickle.dumps(env))
+    for actions in ([0, 0, 4], [1, 1, 1], [4, 4, 4], [0, 0, 0]):
+        same(env.step(np.array(actions)), twin.step(np.array(actions)))
+    same(env.reset(), twin.reset())
+
+
+def test_gymnasium_s_vector_wrappers() -> None:
+    env = gym.wrappers.vector.RecordEpisodeStatistics(TokenVectorEnv(word_task(), 2))
+    env.reset(seed=0)
+    env.step(np.array([0, 0]))
+    *_, infos = env.step(np.array([4, 0]))
+    assert infos["episode"]["r"].tolist() == [1.0, 0.0]
+    assert infos["episode"]["l"].tolist() == [2, 0]
+    listed = gym.wrappers.vector.DictInfoToList(TokenVectorEnv(word_task(), 2))
+    assert len(listed.reset(seed=0)[1]) == 2
+
+
+def test_bad_arguments() -> None:
+    for number in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match=r"num_envs=.*allowed is an int from 1 on"):
+            TokenVectorEnv(word_task(), number)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"autoreset_mode 'SameStp': not one of .*Did you mean 'SameStep'"):
+        TokenVectorEnv(word_task(), 2, autoreset_mode="SameStp")
+
+
+def test_async_vector_env_with_spawn() -> None:
+    make = functools.partial(TokenEnv, "Text", prompts=["Hello", "Bye"], max_new_tokens=2, gold="charset")
+    there = AsyncVectorEnv([make, make], context="spawn")
+    try:
+        here = SyncVectorEnv([make, make])
+        same(here.reset(seed=0), there.reset(seed=0))
+        for actions in ([10, 11], [12, 13], [14, 15]):
+            same(here.step(np.array(actions)), there.step(np.array(actions)))
+    finally:
+        there.close()

@@ -1,0 +1,50 @@
+"""Errors of the command line, and any error as one line of text."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from textgym.render import escaped
+
+# What to install for a module that is missing: the project's extras.
+_EXTRAS = {
+    "torch": "lm",
+    "transformers": "lm",
+    "safetensors": "lm",
+    "stable_baselines3": "sb3",
+    "matplotlib": "report",
+    "tensorboard": "report",
+    "PIL": "report",
+}
+_EXPLAINED = (ValueError, TypeError, OSError, RuntimeError, gym.error.Error)
+
+
+class UsageError(Exception):
+    """A command line that cannot be run; the message is for the user."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the work was brought to a state it can go on from; the message says how."""
+
+
+def one_line(error: Exception | Warning | str) -> str:
+    """What went wrong, without line breaks and without anything that could steer a terminal."""
+    return escaped(" ".join(_explain(error).split()))
+
+
+def _explain(error: Exception | Warning | str) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _explain_missing(error.name)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error)
+    if isinstance(error, str | Warning | UsageError | _EXPLAINED) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _explain_missing(module: str) -> str:
+    extra = _EXTRAS.get(module.split(".")[0])
+    if extra is None:
+        return f"module {module!r} cannot be found"
+    return f'this needs {module.split(".")[0]}, which is not installed: pip install "textgym[{extra}]"'

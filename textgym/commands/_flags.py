@@ -1,0 +1,103 @@
+"""Flags from annotated dataclasses by tyro, with errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from textgym.commands._errors import UsageError
+from textgym.messages import did_you_mean
+
+T = TypeVar("T")
+
+EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+"""The id of an environment, as first word after the command."""
+EnvOptions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
+"""Options of the environment; `env_options` reads them."""
+
+
+def parse(flags: type[T], arguments: list[str], command: str) -> T:
+    """An instance of a dataclass from command-line words. `--help` prints the flags and exits.
+
+    Raises: UsageError with what is wrong; whatever the dataclass itself raises.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                flags, args=arguments, prog=f"textgym {command}", config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as request:
+        if not request.code:
+            raise
+        raise UsageError(_message(errors.getvalue(), command)) from request
+
+
+def _message(box: str, command: str) -> str:
+    """The sentence in tyro's error box, and the flag that it thinks was meant."""
+    lines = [line.strip("│╭╰╮╯| ") for line in box.splitlines()]
+    body = [line for line in lines[1:] if line]
+    rules = [index for index, line in enumerate(body) if set(line) <= {"─", "-"}]
+    sentence = " ".join(" ".join(body[: rules[0] if rules else None]).split())
+    near = re.search(r"Perhaps you meant:?\s*(--[\w-]+)", " ".join(body))
+    meant = f". Did you mean {near.group(1)!r}?" if near else ""
+    return f"{sentence}{meant} (textgym {command} --help shows the flags)"
+
+
+def env_options(words: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
+
+    Raises: UsageError for a word without "=" or without a name.
+    """
+    options = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name.isidentifier():
+            raise UsageError(f"--env {word!r}: allowed is NAME=VALUE, as in max_new_tokens=20")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def find_id(name: str) -> str:
+    """The full id of an environment: `textgym/` may be left out, `module:ID` imports a module first.
+
+    Raises: UsageError for an id that is not registered, with the nearest one.
+    """
+    import gymnasium as gym
+
+    import textgym  # noqa: F401  (registers the ids)
+
+    module, _, identifier = name.rpartition(":")
+    if module:
+        import_user_module(module)
+    for candidate in (identifier, f"textgym/{identifier}"):
+        if candidate in gym.registry:
+            return candidate
+    ours = [known for known in gym.registry if known.startswith("textgym/")]
+    near = did_you_mean(identifier, ours) or did_you_mean(f"textgym/{identifier}", [*ours, *gym.registry])
+    raise UsageError(f"ID {name!r}: there is no such environment (textgym list shows all).{near}")
+
+
+def import_user_module(name: str) -> Any:
+    """A module of the user's, from the current folder or installed. Raises: UsageError if there is none."""
+    import importlib
+    import sys
+    from pathlib import Path
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.split(".")[0] != error.name.split(".")[0]:
+            raise
+        raise UsageError(f"module {name!r}: neither in the current folder nor installed") from error

@@ -1,0 +1,82 @@
+"""Lists the environments: id, family, reward, vocabulary and horizon."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from textgym.commands._console import output
+from textgym.commands._flags import parse
+
+_WIDE = 100  # Columns from which there is room for the summaries.
+
+
+@dataclass(frozen=True)
+class ListFlags:
+    """List the environments: their ids, families, rewards, sizes of vocabulary and horizons."""
+
+    json: bool = False
+    """Print JSON: one object per environment, with everything that is known of it."""
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(ListFlags, arguments, "list")
+    rows = [_describe(name) for name in _names()]
+    if flags.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+
+
+def _names() -> list[str]:
+    from textgym.task import task_names
+
+    return task_names()
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """What is known of a task; its sizes are left out where it cannot be built with its defaults."""
+    from textgym.task import make_task, task_entry
+
+    entry = task_entry(name)
+    row: dict[str, Any] = {"id": entry.id, "family": entry.family, "summary": entry.summary}
+    try:
+        task = make_task(name)
+    except Exception as error:  # One broken task must not hide the others.
+        return row | {"error": str(error)}
+    return row | {
+        "reward": task.reward_name,
+        "gold": task.gold is not None,
+        "vocabulary": task.vocabulary.size,
+        "horizon": task.max_new_tokens,
+        "max_prompt_tokens": task.max_prompt_tokens,
+        "prompts": {split: len(prompts) for split, prompts in task.prompts.items()},
+        "reference": str(task.reference),
+        "beta": task.beta,
+        "gamma": task.gamma,
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    console = output()
+    wide = console.width >= _WIDE
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("id", no_wrap=True, style="bold")
+    table.add_column("family", overflow="fold")
+    table.add_column("reward", overflow="fold")
+    table.add_column("vocabulary" if wide else "V", justify="right", no_wrap=True)
+    table.add_column("horizon" if wide else "T", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("what it asks for")
+    for row in rows:
+        cells = [row["id"], row["family"], row.get("reward", "cannot be built")]
+        cells += [str(row.get(name, "-")) for name in ("vocabulary", "horizon")]
+        table.add_row(*cells, *([row["summary"]] if wide else []))
+    console.print(table)
+    if not wide:
+        console.print("V: tokens in the vocabulary; T: longest answer, tokens", style="dim")
