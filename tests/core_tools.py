@@ -27,7 +27,7 @@ STORIES = SHARED / "models" / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"there is no folder {STORIES}")
 
 SPECIAL = ["<|pad|>", "<|user|>", "<|end|>"]
-CORPUS = ["the cat sat on the mat. the dog sat on the log! naïve café, emoji 😀, tabs\tand lines\n"] * 4
+CORPUS = ["the cat sat on the mat. the dog sat on the log! naïve café, emoji 😀, tabs\tand lines <| <|\n"] * 4
 
 
 def byte_level() -> Tokenizer:
@@ -100,6 +100,13 @@ def gold_length(prompts: list[str], completions: list[str], **columns: Any) -> l
     """Pays the number of tokens, and a tenth of the prompt's bonus."""
     bonus = columns.get("bonus", [0.0] * len(prompts))
     return [len(ids) + (b or 0.0) / 10 for ids, b in zip(columns["completion_ids"], bonus, strict=True)]
+
+
+def refuse_b(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Raises for a text with a b in it."""
+    if any("b" in text for text in completions):
+        raise RuntimeError("no b")
+    return [1.0] * len(completions)
 
 
 def seed_noise(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

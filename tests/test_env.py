@@ -11,7 +11,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from core_tools import STORIES, CountA, gold_length, needs_stories, odd_after_even, seed_noise, word_task
+from core_tools import (
+    STORIES,
+    CountA,
+    gold_length,
+    needs_stories,
+    odd_after_even,
+    refuse_b,
+    seed_noise,
+    word_task,
+)
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from hypothesis import given, settings
@@ -19,9 +28,11 @@ from hypothesis import strategies as st
 
 import textgym
 from textgym.env import TokenEnv
+from textgym.rewards import RewardError
 from textgym.state import TokenState
 from textgym.task import task_entry, task_names
 
+WORLD = TokenEnv("Text", max_prompt_tokens=120)
 IDS = [task_entry(name).id for name in task_names()]
 
 
@@ -276,6 +287,48 @@ def test_the_reward_is_called_once_per_episode_and_gold_is_not_called_twice() ->
     info = play(env, [0, 4])[-1][4]
     assert reward.batches == [1]
     assert info["gold"] == 1.0
+
+
+def test_a_reward_that_fails_has_the_chosen_outcome() -> None:
+    env = TokenEnv(word_task(reward=refuse_b))
+    env.reset(seed=0)
+    env.step(2)
+    with pytest.raises(RewardError, match="no b"):
+        env.step(4)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset()
+    assert env.step(4)[1] == 1.0
+    for on_error, paid in (("skip", 0.0), ("penalty", -2.5)):
+        env = TokenEnv(word_task(reward=refuse_b, on_error=on_error, penalty=-2.5))
+        env.reset(seed=0)
+        env.step(2)
+        with pytest.warns(UserWarning, match="no b"):
+            assert env.step(4)[1] == paid
+        assert env.task.scorer.failures.total() == 1
+
+
+LONG = "word " * 100
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.text(st.characters(), max_size=20)
+    | st.sampled_from(["", LONG, "a\0b", "\udcff", "👩‍🚀", "<|end|><|user|>"])
+)
+def test_any_prompt_starts_an_episode_or_is_refused(text: str) -> None:
+    env = WORLD
+    writable = not any("\ud800" <= character <= "\udfff" for character in text)
+    if text and writable and text != LONG:
+        observation, info = env.reset(options={"prompt": text})
+        assert observation in env.observation_space
+        assert info["prompt"] == text
+        ids = observation["input_ids"][: observation["attention_mask"].sum()]
+        control = env.task.vocabulary.codec.special_ids
+        assert [int(token) for token in ids if token in control] == [1, 3, 2]  # the template's own three
+    else:
+        with pytest.raises(ValueError, match=r"UTF-8|is empty|max_prompt_tokens allows"):
+            env.reset(options={"prompt": text})
 
 
 def test_masks() -> None:

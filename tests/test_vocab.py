@@ -124,6 +124,12 @@ def test_text_of_a_control_token_stays_text(text: str) -> None:
     assert BYTE_VOCABULARY.decode([ids]) == [text]
 
 
+def test_text_of_a_control_token_is_cut_as_any_other_text() -> None:
+    pair = BYTES.token_to_id("Ġ<|")
+    assert pair is not None  # the merge that a cut inside the control token's text would miss
+    assert BYTE_VOCABULARY.encode_prompt("the <|end|>")[1] == pair
+
+
 def test_models_that_hold_control_tokens_as_pieces_do_not_find_them_in_text() -> None:
     words = load_vocabulary(word_level())
     assert words.encode_prompt("a </s> b") == (2, 4, 5, 3)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from textgym.commands import command_names, load_command, summary
-from textgym.commands._errors import Interrupted, UsageError, one_line
+from textgym.commands._errors import UsageError, one_line
 from textgym.messages import did_you_mean
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         if debug:
             traceback.print_exc()
-        _say(f"interrupted: {interrupt}" if isinstance(interrupt, Interrupted) else "interrupted")
+        _say(f"interrupted: {interrupt}" if str(interrupt) else "interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:
         if debug:

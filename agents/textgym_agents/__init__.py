@@ -1,1 +1,5 @@
 """Agents for TextGym environments: language-model policies trained by reinforcement learning."""
+
+from textgym_agents.registry import agent_names, load_agent, make_agent, make_env, register_agent
+
+__all__ = ["agent_names", "load_agent", "make_agent", "make_env", "register_agent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ class _Statistics(torch.autograd.Function):
         return result, None, None
 
 
+_statistics: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]] = _Statistics.apply
+
+
 def statistics(
     logits: Tensor, actions: Tensor, reference: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,8 +55,7 @@ def statistics(
         reference: (N, V) log-probabilities of the reference, or None (the KL is then 0).
     Returns: log pi(a) (N,), KL(pi || reference) (N,), entropy (N,), all in nats.
     """
-    taken, divergence, entropy = _Statistics.apply(logits, actions, reference)
-    return taken, divergence, entropy
+    return _statistics(logits, actions, reference)
 
 
 def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class LMPPO:
         for part in micro_batches(rollout, rows, self.config.micro_batch):
             # Sums over the global token count: the split into parts cannot change the gradient.
             loss = self._loss(part, rollout, targets, reference, meter).sum() / count
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         meter.finish(float(norm))

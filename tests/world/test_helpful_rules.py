@@ -55,6 +55,7 @@ def test_a_perfect_answer_earns_one_from_four_terms() -> None:
         (f"The fox eats {FIG} wombat the the.", 0.0),  # not understood
         (f"The fox eats {FIG} and {OTHER}.", 0.0),
         (f"The fox eats {FIG}, {OTHER}.", 0.0),
+        (f"The fox eats {FIG}.Ugh.", 0.0),  # no space: not understood
         (f"The fox eats  {FIG}.", 0.0),  # two spaces
         (f"Happy to help! Happy to help! The fox eats {FIG}.", 0.5),  # one opener is enough
         (f"Ugh. The fox eats {FIG}.", 0.2),  # 0.8 halved by the stray, minus 0.2

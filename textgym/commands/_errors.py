@@ -16,15 +16,13 @@ _EXTRAS = {
     "tensorboard": "report",
     "PIL": "report",
 }
-_EXPLAINED = (ValueError, TypeError, OSError, RuntimeError, gym.error.Error)
 
 
 class UsageError(Exception):
     """A command line that cannot be run; the message is for the user."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the work was brought to a state it can go on from; the message says how."""
+_EXPLAINED = (str, Warning, UsageError, ValueError, TypeError, OSError, RuntimeError, gym.error.Error)
 
 
 def one_line(error: Exception | Warning | str) -> str:
@@ -37,8 +35,9 @@ def _explain(error: Exception | Warning | str) -> str:
         return _explain_missing(error.name)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = str(error)
-    if isinstance(error, str | Warning | UsageError | _EXPLAINED) and text:
+    # Gymnasium appends the whole call to what a constructor says.
+    text = str(error).partition(" was raised from the environment creator for ")[0]
+    if isinstance(error, _EXPLAINED) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textgym.lm.llama_ops import rms_norm, rotate, split_heads, swiglu
+
 _MAX_PARAMETERS = 50_000_000
 
 
@@ -47,72 +49,6 @@ class LlamaCache:
     lengths: Tensor
     used: int
     rope: Tensor = field(repr=False)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps), without the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.rsqrt(norm * norm / x.shape[-1] + eps)
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        y, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1) / y.shape[-1]
-        return torch.addcmul(gradient, y, along, value=-1).mul_(scale), None
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        activated = F.silu(gate)
-        ctx.save_for_backward(gate, up, activated)
-        return activated * up
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up, activated = ctx.saved_tensors
-        (gradient,) = gradients
-        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * activated
-
-
-class _Heads(torch.autograd.Function):
-    """Splits (B, T, (A + 2 K) D) into rotated queries (B, T, A, D), rotated keys and values (B, T, K, D).
-
-    `phases` (T, 1, D / 2) are unit complex numbers: a rotary embedding of interleaved pairs is their product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, mixed: Tensor, phases: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(phases)
-        ctx.sizes = sizes
-        query, key, value = mixed.view(*mixed.shape[:2], sum(sizes), -1).split(sizes, 2)
-        return _complex_product(query, phases), _complex_product(key, phases), value.contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (phases,) = ctx.saved_tensors
-        batch, width, _, size = gradients[0].shape
-        result = gradients[0].new_empty((batch, width, sum(ctx.sizes), size))
-        back = phases.conj()
-        for part, gradient in zip(result.split(ctx.sizes, 2)[:2], gradients[:2], strict=True):
-            pairs = torch.view_as_complex(gradient.contiguous().unflatten(-1, (-1, 2)))
-            torch.mul(pairs, back, out=torch.view_as_complex(part.unflatten(-1, (-1, 2))))
-        result[:, :, -ctx.sizes[2] :] = gradients[2]
-        return result.flatten(2), None, None
-
-
-def _complex_product(x: Tensor, phases: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * phases).flatten(-2)
 
 
 def supports(model: Any) -> bool:
@@ -161,14 +97,14 @@ class LlamaBackbone:
         phases = self._phases(width).unsqueeze(1)  # (T, 1, D / 2)
         x = self.model.model.embed_tokens(input_ids)
         for layer in layers[:-1]:
-            mixed = self._attend(layer, _RMSNorm.apply(x, self._eps), phases)
+            mixed = self._attend(layer, rms_norm(x, self._eps), phases)
             x = self._feed_forward(layer, x + F.linear(mixed, layer.output))
         # Nothing after the last attention mixes positions, so only the asked ones go on.
-        mixed = self._attend(layers[-1], _RMSNorm.apply(x, self._eps), phases)
+        mixed = self._attend(layers[-1], rms_norm(x, self._eps), phases)
         flat = rows * width + columns
         mixed, x = (part.reshape(batch * width, -1).index_select(0, flat) for part in (mixed, x))
         x = self._feed_forward(layers[-1], x + F.linear(mixed, layers[-1].output))
-        hidden = _RMSNorm.apply(x, self._eps)
+        hidden = rms_norm(x, self._eps)
         return F.linear(hidden, head), hidden * self.model.model.norm.weight
 
     def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[LlamaCache, Tensor, Tensor]:
@@ -182,7 +118,7 @@ class LlamaBackbone:
         keys, values = [], []
         x = self.model.model.embed_tokens(input_ids)
         for layer in layers:
-            query, key, value = self._project(layer, _RMSNorm.apply(x, self._eps), rope[:width].unsqueeze(1))
+            query, key, value = self._project(layer, rms_norm(x, self._eps), rope[:width].unsqueeze(1))
             keys.append(self._room(key, size))
             values.append(self._room(value, size))
             mixed = F.scaled_dot_product_attention(
@@ -204,9 +140,9 @@ class LlamaBackbone:
         bias = cache.bias[:, :, : slot + 1].repeat_interleave(self._groups, 0)
         x = self.model.model.embed_tokens(tokens)
         for layer, keys, values in zip(cache.layers, cache.keys, cache.values, strict=True):
-            h = _RMSNorm.apply(x, self._eps)
+            h = rms_norm(x, self._eps)
             mixed = F.linear(h, layer.attention).view(batch, -1, self._width)
-            rotated = _complex_product(mixed[:, : -self._groups], phases)
+            rotated = rotate(mixed[:, : -self._groups], phases)
             keys[:, :, slot] = rotated[:, self._heads :]
             values[:, :, slot] = mixed[:, -self._groups :]
             mixed = self._read(rotated[:, : self._heads], keys, values, bias)
@@ -238,7 +174,7 @@ class LlamaBackbone:
 
     def _project(self, layer: Layer, h: Tensor, phases: Tensor) -> tuple[Tensor, ...]:
         sizes = (self._heads, self._groups, self._groups)
-        parts = _Heads.apply(F.linear(h, layer.attention), phases, sizes)
+        parts = split_heads(F.linear(h, layer.attention), phases, sizes)
         return tuple(part.transpose(1, 2) for part in parts)
 
     def _attend(self, layer: Layer, h: Tensor, phases: Tensor) -> Tensor:
@@ -249,11 +185,11 @@ class LlamaBackbone:
         return mixed.transpose(1, 2).flatten(2)
 
     def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
-        h = _RMSNorm.apply(x, self._eps)
-        return x + F.linear(_SwiGLU.apply(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down)
+        h = rms_norm(x, self._eps)
+        return x + F.linear(swiglu(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down)
 
     def _read_out(self, cache: LlamaCache, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = _RMSNorm.apply(x, self._eps)
+        hidden = rms_norm(x, self._eps)
         return F.linear(hidden, cache.head), hidden * self.model.model.norm.weight
 
     def _room(self, part: Tensor, size: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import make_reward, register_reward
+from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
 from textgym.vocab import load_vocabulary
 from textgym.world.prompts import prompts
@@ -20,6 +21,7 @@ def helpful_task(
     reward: Any = "rules",
     *,
     max_new_tokens: int = 40,
+    max_prompt_tokens: int = 0,
     beta: float = 0.05,
     gamma: float = 1.0,
     reference: str = "builtin",
@@ -41,7 +43,7 @@ def helpful_task(
 
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`: the prompt and the
-    answer so far, padded on the right; L is the longest prompt plus `max_new_tokens`.
+    answer so far, padded on the right; L = `max_prompt_tokens` + `max_new_tokens`.
 
     ### Rewards
     Paid once, at the end of the episode, in [-0.4, 1]: content 0.6, courtesy 0.2, concision 0.1 and a clean
@@ -58,6 +60,7 @@ def helpful_task(
     ### Arguments
         reward: "rules", or any reward: a callable, a registered name, or {"name": ..., parameters}.
         max_new_tokens: tokens of an answer, at least 1.
+        max_prompt_tokens: tokens; 0: as long as the longest prompt. More leaves room for prompts of your own.
         beta: reward units per nat of KL to the reference.
         gamma: discount per token, in [0, 1].
         reference: "builtin", "uniform" or a model's folder.
@@ -79,7 +82,7 @@ def helpful_task(
         reward=gold if reward == "rules" else make_reward(reward),
         gold=gold,
         reward_name=_reward_name(reward),
-        max_prompt_tokens=max(len(vocabulary.encode_prompt(text)) for text in texts),
+        max_prompt_tokens=max_prompt_tokens or max(len(vocabulary.encode_prompt(text)) for text in texts),
         max_new_tokens=max_new_tokens,
         reference=reference,
         beta=beta,

@@ -140,7 +140,7 @@ def pretrain(
         loss = 0.0
         for ids, lengths in parts:
             part = next_token_loss(model, ids, lengths) / tokens
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -121,7 +121,8 @@ def read_sentence(sentence: str) -> Claim | Step | str | None:
     start, _, last = sentence.rpartition(" ")
     frame = _FRAMES.get(start)
     if frame is not None:
-        return Claim(frame[0], last.removesuffix(".") == frame[1])
+        word = last.removesuffix(".")
+        return Claim(frame[0], word == frame[1]) if word.isalnum() else None
     return _WHOLE.get(sentence)
 
 

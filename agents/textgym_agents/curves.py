@@ -1,0 +1,121 @@
+"""The learning curve as a picture: the objective between the reference and the optimum, and the price in KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = Sequence[dict[str, Any]]
+Floats = NDArray[np.float64]
+
+_SIZE, _DPI = (8.0, 7.2), 130  # inches; pixels per inch
+_INK, _FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
+_OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
+
+
+def draw_curves(
+    rows: Rows, target: Path, title: str, levels: tuple[float, float] | None = None, beta: float = 0.0
+) -> None:
+    """Writes a PNG of a run's metrics.
+
+    Args:
+        rows: of metrics.jsonl.
+        title: stands above the picture.
+        levels: J of the reference and J*, reward units; None where they are not known.
+        beta: reward units per nat.
+    Raises: ModuleNotFoundError without matplotlib.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
+    # A title may hold anything; "$" would start a formula.
+    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
+    _draw_objective(above, rows, levels, beta)
+    _draw_kl(below, rows)
+    below.set_xlabel("episodes", color=_INK)
+    partial = target.with_name(f".{target.name}")
+    figure.savefig(partial, format="png")
+    partial.replace(target)
+
+
+def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:
+    _style(axes, "reward units")
+    _line(axes, rows, "objective/scores", _REWARD, "reward, training batches")
+    _points(axes, rows, "eval/reward", _REWARD, "reward, held-out prompts")
+    _points(axes, rows, "eval/objective", _OBJECTIVE, f"objective J = reward - {beta:g} KL, held-out prompts")
+    if levels is not None:
+        low, high = levels
+        axes.axhline(high, color=_OPTIMUM, linestyle="--", linewidth=1.4, label=f"optimum J* = {high:.3f}")
+        axes.axhline(low, color=_FAINT, linestyle=":", linewidth=1.4, label=f"reference J = {low:.3f}")
+        if high > low:
+            _optimality_scale(axes, low, high)
+    axes.margins(y=0.08)
+    _legend(axes, columns=2)
+
+
+def _optimality_scale(axes: Any, low: float, high: float) -> None:
+    """A scale on the right: the same heights, with the reference at 0 and the optimum at 1."""
+    span = high - low
+    scale = axes.secondary_yaxis("right", functions=(lambda j: (j - low) / span, lambda o: low + o * span))
+    scale.set_ylabel("optimality of J", color=_OBJECTIVE)
+    scale.tick_params(colors=_OBJECTIVE, labelsize=9)
+    scale.spines["right"].set_visible(False)
+
+
+def _draw_kl(axes: Any, rows: Rows) -> None:
+    _style(axes, "KL to the reference\n(nats per answer)")
+    _line(axes, rows, "objective/kl", _KL, "training batches")
+    _points(axes, rows, "eval/kl", _KL, "held-out prompts")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    _legend(axes, columns=2)
+
+
+def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
+    # A batch shows the policy that the batches before it had made.
+    shown = [{**row, "episode": before["episode"]} for before, row in pairwise(rows)]
+    episodes, values = _series(shown, name)
+    if len(values):
+        axes.plot(episodes, values, color=colour, alpha=0.45, linewidth=1.3, label=label)
+
+
+def _points(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
+    """Estimates with their 95% intervals."""
+    episodes, values = _series(rows, name)
+    if not len(values):
+        return
+    low, high = _series(rows, f"{name}_low")[1], _series(rows, f"{name}_high")[1]
+    axes.plot(episodes, values, color=colour, linewidth=1.8, marker="o", markersize=4.5, label=label)
+    if len(low) == len(high) == len(values):
+        axes.fill_between(episodes, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _series(rows: Rows, name: str) -> tuple[Floats, Floats]:
+    pairs = [(row["episode"], row[name]) for row in rows if row.get(name) is not None]
+    array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _legend(axes: Any, columns: int) -> None:
+    """Above the axes, where it hides no curve."""
+    if axes.get_legend_handles_labels()[0]:
+        style = {"fontsize": 9, "frameon": False, "labelcolor": _INK, "borderaxespad": 0.3}
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **style)
+
+
+def _style(axes: Any, label: str) -> None:
+    axes.set_ylabel(label, color=_INK)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_FAINT, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_FAINT)

@@ -1,0 +1,94 @@
+"""Agents that do not learn: a task's reference policy and a uniformly random one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.lm.reference import Reference, UniformReference
+from textgym.references import make_reference
+from textgym_agents.protocol import Callback, Observation
+from textgym_agents.storage import read_json, write_json
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FixedConfig:
+    """Settings of an agent that does not learn."""
+
+    seed: int = 0
+    """Seeds the sampling of actions."""
+
+
+class _FixedAgent:
+    """Acts by a reference policy.
+
+    Args:
+        task: what `env.unwrapped.task` holds.
+        config: the settings.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, task: Any, config: FixedConfig | None = None) -> None:
+        self.task = task
+        self.config = config or FixedConfig()
+        self._policy = self._make_policy(task)
+        self._generator = np.random.default_rng([self.config.seed, 2])
+
+    def _make_policy(self, task: Any) -> Reference:
+        raise NotImplementedError
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Does nothing: there is nothing to learn."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`."""
+        log_probs = self.log_probs(observation)
+        if deterministic:
+            return np.asarray(log_probs.argmax(1))
+        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
+        return np.asarray((log_probs + self._generator.gumbel(size=log_probs.shape)).argmax(1))
+
+    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]]:
+        """See `Agent.log_probs`."""
+        return self._policy.log_probs(observation)
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        state = {"format": _FORMAT, "agent": self.name, "task": self.task.name, "config": asdict(self.config)}
+        write_json(Path(path) / "agent.json", state)
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`."""
+        state = read_json(Path(path) / "agent.json")
+        if state.get("agent") != cls.name:
+            raise ValueError(
+                f"path={str(path)!r}: holds agent {state.get('agent')!r}, allowed is {cls.name!r}"
+            )
+        return cls(env.unwrapped.task, FixedConfig(**state["config"]))
+
+
+class ReferenceAgent(_FixedAgent):
+    """The task's reference policy: optimality 0."""
+
+    name = "reference"
+
+    def _make_policy(self, task: Any) -> Reference:
+        return make_reference(task)
+
+
+class RandomAgent(_FixedAgent):
+    """Every allowed token with the same probability."""
+
+    name = "random"
+
+    def _make_policy(self, task: Any) -> Reference:
+        return UniformReference(task.vocabulary.allowed)

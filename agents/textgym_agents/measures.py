@@ -1,0 +1,61 @@
+"""Evaluations as flat rows of numbers, as they are logged, and their completions as rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.evaluate import Estimate, Evaluation, Optimum
+from textgym_agents.protocol import Metrics
+
+ESTIMATES = ("reward", "gold", "kl", "objective", "optimality", "entropy", "length")
+NUMBERS = ("stop_rate", "distinct_1", "distinct_2")
+
+
+def evaluation_row(evaluation: Evaluation) -> Metrics:
+    """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval where it has one."""
+    row: Metrics = {}
+    for name in ESTIMATES:
+        estimate: Estimate | None = getattr(evaluation, name)
+        if estimate is not None:
+            row[f"eval/{name}"] = estimate.mean
+            row[f"eval/{name}_low"], row[f"eval/{name}_high"] = estimate.low, estimate.high
+    row |= {f"eval/{name}": getattr(evaluation, name) for name in NUMBERS}
+    return row | {f"eval/terms/{name}": value for name, value in evaluation.reward_terms.items()}
+
+
+def optimum_summary(optimum: Optimum | None) -> dict[str, Any] | None:
+    """J* and the reference's J as JSON values; None without an optimum."""
+    if optimum is None:
+        return None
+    return {
+        "value": vars(optimum.value),
+        "reference": vars(optimum.reference),
+        "effective_samples": optimum.effective_samples,
+        "beta": optimum.beta,
+    }
+
+
+def spread(weights: NDArray[np.float64], count: int) -> list[int]:
+    """Up to `count` different prompts, spread evenly over the distribution that they are drawn from."""
+    middles = (np.arange(count) + 0.5) / max(count, 1)
+    chosen = np.searchsorted(np.cumsum(weights), middles * weights.sum())
+    return sorted({int(index) for index in np.minimum(chosen, len(weights) - 1)})
+
+
+def sample_rows(evaluation: Evaluation, count: int) -> Iterator[dict[str, Any]]:
+    """The first completion of some prompts: prompt, completion, reward, terms, and gold where there is one."""
+    episodes = evaluation.episodes
+    for index in spread(episodes.weights, count):
+        row = {
+            "prompt": episodes.prompts[index],
+            "completion": str(episodes.completions[index, 0]),
+            "reward": float(episodes.returns[index, 0]),
+            "terms": {name: float(values[index, 0]) for name, values in episodes.terms.items()},
+        }
+        if not np.isnan(episodes.gold[index, 0]):
+            row["gold"] = float(episodes.gold[index, 0])
+        yield row

@@ -1,0 +1,178 @@
+"""Agents by name or by `module:Class`, and the environments that they learn in."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+import textgym  # noqa: F401  (registers the ids)
+from textgym.messages import did_you_mean, not_one_of
+from textgym_agents.protocol import Agent
+from textgym_agents.storage import read_json
+
+METHODS = ("learn", "act", "log_probs", "save", "load")
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """One agent of the registry.
+
+    Args:
+        name: how it is asked for.
+        target: its class, or "module:Class", imported when it is first needed.
+        summary: one line for people.
+    """
+
+    name: str
+    target: type | str
+    summary: str = ""
+
+
+_entries: dict[str, AgentEntry] = {}
+
+
+def register_agent(name: str, target: type | str, summary: str = "") -> AgentEntry:
+    """Enters an agent. Its constructor's parameters are found by name: `task`, `env` and `config`, any of them.
+
+    Args:
+        name, target, summary: see `AgentEntry`.
+    Raises: ValueError if the name is taken by another class, or reads like `module:Class` or a path.
+    """
+    if not name or ":" in name or "/" in name:
+        raise ValueError(f"name={name!r}: allowed is a text without ':' and '/'")
+    entry = AgentEntry(name, target, summary)
+    if name in _entries and _entries[name] != entry:
+        raise ValueError(f"name={name!r}: there is an agent of this name already ({_entries[name].target})")
+    _entries[name] = entry
+    return entry
+
+
+def agent_names() -> list[str]:
+    """The names of all registered agents, sorted."""
+    return sorted(_entries)
+
+
+def agent_class(agent: str) -> type[Agent]:
+    """The class of a registered name, or of `module:Class`.
+
+    Raises: ValueError for an unknown name or a class that lacks a method of `Agent`; ImportError if the module cannot
+        be imported.
+    """
+    target: type | str = agent
+    if ":" not in agent:
+        if agent not in _entries:
+            raise ValueError(f"{not_one_of('agent', agent, _entries)} A class of your own is module:Class")
+        target = _entries[agent].target
+    found = _import(target) if isinstance(target, str) else target
+    missing = [method for method in METHODS if not callable(getattr(found, method, None))]
+    if not isinstance(found, type) or missing:
+        what = f"has no {', '.join(missing)}" if isinstance(found, type) else "is no class"
+        raise ValueError(f"agent {agent!r}: it {what}; allowed are classes with {', '.join(METHODS)}")
+    return found
+
+
+def config_class(agent: type) -> Any:
+    """The dataclass that an agent's constructor takes as `config`, or None if it takes none."""
+    if "config" not in inspect.signature(agent).parameters:
+        return None
+    hint = typing.get_type_hints(agent.__init__).get("config")  # type: ignore[misc]
+    candidates = [part for part in (typing.get_args(hint) or (hint,)) if part is not NoneType]
+    found = candidates[0] if len(candidates) == 1 else None
+    return found if is_dataclass(found) and isinstance(found, type) else None
+
+
+def make_config(agent: type, settings: dict[str, Any]) -> Any:
+    """The agent's config with these settings; None for an agent without one.
+
+    Raises: TypeError for a setting that it does not have, with the nearest one.
+    """
+    kind = config_class(agent)
+    allowed = [] if kind is None else [field.name for field in fields(kind)]
+    for name in settings:
+        if name not in allowed:
+            listed = ", ".join(allowed) or "(none)"
+            raise TypeError(
+                f"{name!r} is not a setting of {agent.__name__}. Allowed are: {listed}.{did_you_mean(name, allowed)}"
+            )
+    return None if kind is None else kind(**settings)
+
+
+def make_agent(agent: str, env: Any, config: Any = None, **settings: Any) -> Agent:
+    """Makes an untrained agent.
+
+    Args:
+        agent: a registered name or `module:Class`.
+        env: an environment of the task, single or vector.
+        config: the agent's config; None makes one of `settings`.
+        settings: fields of the agent's config.
+    Raises: ValueError or TypeError, naming what is wrong and what is allowed.
+    """
+    found = agent_class(agent)
+    if config is None:
+        config = make_config(found, settings)
+    elif settings:
+        raise TypeError(f"{next(iter(settings))!r}: give a whole config or settings, not both")
+    parts = {"env": env, "task": getattr(env.unwrapped, "task", None), "config": config}
+    taken = inspect.signature(found).parameters
+    made: Agent = found(**{name: part for name, part in parts.items() if name in taken})
+    return made
+
+
+def load_agent(path: str | Path, env: Any, agent: str | None = None) -> Agent:
+    """Reads a saved agent, ready to act or to go on learning.
+
+    Args:
+        path: the folder that `save` wrote, or a run's folder that has it as `checkpoint`.
+        env: an environment of the task.
+        agent: its name or `module:Class`; None takes the registered name that the folder holds.
+    Raises: ValueError if there is no such agent.
+    """
+    folder = Path(path)
+    if not (folder / "agent.json").exists() and (folder / "checkpoint").is_dir():
+        folder = folder / "checkpoint"
+    if agent is None:
+        if not (folder / "agent.json").exists():
+            raise ValueError(f"path={str(path)!r}: no saved agent there")
+        # A file never chooses what is imported: only registered names are followed.
+        agent = str(read_json(folder / "agent.json").get("agent"))
+        if agent not in _entries:
+            raise ValueError(f"path={str(path)!r}: {not_one_of('agent', agent, _entries)} Name its class")
+    return agent_class(agent).load(folder, env)
+
+
+def make_env(env_id: str, num_envs: int, **options: Any) -> Any:
+    """The vector environment that agents of this package learn in: it waits for `reset` when all episodes ended.
+
+    Args:
+        env_id: as for `gymnasium.make_vec`.
+        num_envs: sub-environments.
+        options: of the environment and its task.
+    """
+    return gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.partition(":")
+    if not module or not name:
+        raise ValueError(f"agent {target!r}: allowed is module:Class")
+    found = importlib.import_module(module)
+    if not hasattr(found, name):
+        raise ValueError(
+            f"agent {target!r}: module {module!r} has no {name!r}.{did_you_mean(name, dir(found))}"
+        )
+    return getattr(found, name)
+
+
+register_agent("lm-ppo", "textgym_agents.lm_ppo:LMPPO", "PPO on a causal LM with a KL penalty")
+register_agent(
+    "reference", "textgym_agents.fixed:ReferenceAgent", "the task's reference policy; learns nothing"
+)
+register_agent("random", "textgym_agents.fixed:RandomAgent", "every allowed token alike; learns nothing")

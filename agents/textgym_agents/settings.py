@@ -1,0 +1,67 @@
+"""What a run is started with, and the versions that its numbers depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = ("textgym", "gymnasium", "numpy", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run is: its config.json.
+
+    Args:
+        id: of the environment. env: its options, JSON values.
+        agent: a registered name or `module:Class`. config: the agent's settings.
+        episodes: the budget.
+        eval_every: iterations between evaluations on held-out prompts; 0 evaluates before and after only.
+        eval_per_prompt: completions per prompt of the evaluations on the way.
+        final_per_prompt: completions per prompt of the first and the last evaluation.
+        optimum_per_prompt: completions per prompt that J* is estimated from.
+        save_every: iterations between checkpoints.
+        samples: prompts whose completions each evaluation writes to samples.jsonl.
+    Raises: ValueError for a number out of range.
+    """
+
+    id: str
+    agent: str
+    episodes: int
+    config: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    eval_every: int = 10
+    eval_per_prompt: int = 2
+    final_per_prompt: int = 16
+    optimum_per_prompt: int = 64
+    save_every: int = 10
+    samples: int = 8
+
+    def __post_init__(self) -> None:
+        least = {"eval_every": 0, "samples": 0}
+        names = (
+            "episodes",
+            "eval_per_prompt",
+            "final_per_prompt",
+            "optimum_per_prompt",
+            "save_every",
+            *least,
+        )
+        for name in names:
+            value, lowest = getattr(self, name), least.get(name, 1)
+            if not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}={value!r}: allowed is an integer >= {lowest}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,74 @@
+"""JSON on disk that a reader never sees half of, and that is plain JSON: no NaN, no infinity."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: a reader sees the old text or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON atomically. Raises: TypeError for what JSON cannot hold."""
+    write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises: ValueError that names the file if there is none in it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no JSON can be read there ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
+    return data
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One row of a .jsonl file, with its line break."""
+    return json.dumps(plain(row), ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; [] without one. A last line that was cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    return rows
+
+
+def plain(value: Any) -> Any:
+    """A copy with numpy numbers as Python's and with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

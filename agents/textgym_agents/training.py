@@ -1,0 +1,223 @@
+"""Trains any agent in a run folder: learning, held-out evaluation, samples, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from textgym.evaluate import Evaluation, Optimum, estimate_optimum, evaluate
+from textgym.references import make_reference
+from textgym_agents.curves import draw_curves
+from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
+from textgym_agents.measures import evaluation_row, optimum_summary, sample_rows
+from textgym_agents.protocol import Agent, Metrics
+from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
+from textgym_agents.runs import RunFolder
+from textgym_agents.settings import TrainSettings, versions
+
+
+class Watcher(Protocol):
+    """Whoever follows a training."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def iteration(self, row: Metrics) -> None:
+        """An iteration is over; these are its metrics, those of an evaluation included."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out of a run.
+
+    Attributes:
+        before, after: flat measures before and after learning, under `eval/...`.
+        first: the evaluation before learning; None in a run that was resumed. last: the one after it.
+        optimum: J*; None at beta 0. seconds: wall time, of all parts of the run.
+    """
+
+    before: Metrics
+    after: Metrics
+    first: Evaluation | None
+    last: Evaluation
+    optimum: Optimum | None
+    seconds: float
+
+
+class Training:
+    """One training, ready to run. Making it checks all settings and touches no file.
+
+    Args:
+        settings: what to train.
+        folder: of an interrupted run, to go on with; None for a new run.
+    """
+
+    def __init__(self, settings: TrainSettings, folder: RunFolder | None = None) -> None:
+        self._settings, self._folder = settings, folder
+        config = make_config(agent_class(settings.agent), settings.config)
+        self._seed = int(getattr(config, "seed", 0))
+        self._env = make_env(settings.id, int(getattr(config, "batch", 64)), **settings.env)
+        self._task = self._env.unwrapped.task
+        own_beta = getattr(config, "beta", None)
+        self._beta = float(self._task.beta if own_beta is None else own_beta)
+        self._agent: Agent = (
+            load_agent(folder.checkpoint, self._env, settings.agent)
+            if folder is not None and folder.checkpoint.is_dir()
+            else make_agent(settings.agent, self._env, config)
+        )
+        self._reference = make_reference(self._task)
+        self._optimum: Optimum | None = None
+        self._started = time.monotonic()
+        self._first: Evaluation | None = None
+        self._last: Evaluation | None = None
+        self._iterations = self._episodes = 0
+
+    def run(self, out: str | Path, watcher: Watcher) -> TrainResult:
+        """Learns, and writes the run's folder.
+
+        Args:
+            out: a new folder; not looked at in a run that is resumed.
+            watcher: is told what happens.
+        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C.
+        """
+        resumed = self._folder is not None
+        folder = self._folder or RunFolder.create(out, asdict(self._settings) | {"versions": versions()})
+        self._folder = folder
+        try:
+            with folder.writing(self._checkpoint_iteration() if resumed else None) as has_events:
+                if not has_events:
+                    watcher.note('no TensorBoard events are written: pip install "textgym[report]"')
+                self._catch_up(folder)
+                return self._run(folder, watcher)
+        except KeyboardInterrupt as interrupt:
+            raise TrainingInterrupted(
+                f"after {self._episodes} of {self._settings.episodes} episodes; go on with: "
+                f"textgym train {self._settings.id} --out {folder.path} --resume"
+            ) from interrupt
+
+    def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
+        settings = self._settings
+        watcher.stage("estimating the optimum")
+        self._optimum = self._estimate_optimum()
+        if not folder.metrics():
+            watcher.stage("evaluating before learning")
+            self._first = self._evaluate(settings.final_per_prompt)
+            self._record(folder, watcher, {"iteration": 0, "episode": 0}, self._first)
+        watcher.stage("learning")
+        if self._episodes < settings.episodes:
+            self._learn(folder, watcher)
+        if self._last is None:
+            watcher.stage("evaluating after learning")
+            self._last = self._evaluate(settings.final_per_prompt)
+        return self._finish(folder, watcher, self._last)
+
+    def _learn(self, folder: RunFolder, watcher: Watcher) -> None:
+        settings = self._settings
+        offset = self._iterations
+
+        def after_iteration(metrics: Metrics) -> bool:
+            self._iterations += 1
+            self._episodes = int(metrics.get("episode", (self._iterations) * self._env.num_envs))
+            row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
+            done = self._episodes >= settings.episodes
+            evaluation = None
+            if done:
+                watcher.stage("evaluating after learning")
+                self._last = evaluation = self._evaluate(settings.final_per_prompt)
+            elif settings.eval_every and self._iterations % settings.eval_every == 0:
+                evaluation = self._evaluate(settings.eval_per_prompt)
+            self._record(folder, watcher, row, evaluation)
+            if done or interrupted() or self._iterations % settings.save_every == 0:
+                self._save(folder)
+            return interrupted()
+
+        with first_interrupt(
+            lambda: watcher.note("stopping after this iteration; Ctrl-C again stops at once")
+        ) as (interrupted):
+            self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
+            if interrupted() and self._episodes < settings.episodes:
+                self._draw(folder, watcher)
+                raise KeyboardInterrupt
+        if self._iterations == offset:
+            self._save(folder)
+
+    def _finish(self, folder: RunFolder, watcher: Watcher, last: Evaluation) -> TrainResult:
+        rows = folder.metrics()
+        before = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
+        after = evaluation_row(last)
+        seconds = float(rows[-1]["seconds"])
+        self._draw(folder, watcher)
+        folder.finish(
+            {
+                "before": before,
+                "after": after,
+                "optimum": optimum_summary(self._optimum),
+                "beta": self._beta,
+                "iterations": self._iterations,
+                "episodes": self._episodes,
+                "seconds": seconds,
+                "versions": versions(),
+            }
+        )
+        return TrainResult(before, after, self._first, last, self._optimum, seconds)
+
+    def _estimate_optimum(self) -> Optimum | None:
+        if not self._beta > 0:
+            return None
+        # Always the same samples, so that every run of a task is measured against the same J*.
+        per_prompt = self._settings.optimum_per_prompt
+        return estimate_optimum(self._task, self._reference, beta=self._beta, per_prompt=per_prompt, seed=0)
+
+    def _evaluate(self, per_prompt: int) -> Evaluation:
+        return evaluate(
+            self._agent,
+            self._task,
+            self._reference,
+            self._optimum,
+            beta=self._beta,
+            per_prompt=per_prompt,
+            seed=self._seed,
+        )
+
+    def _record(
+        self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: Evaluation | None
+    ) -> None:
+        row = dict(metrics)
+        if evaluation is not None:
+            row |= evaluation_row(evaluation)
+            rows = sample_rows(evaluation, self._settings.samples)
+            folder.sample({"iteration": self._iterations, **sample} for sample in rows)
+        row["seconds"] = time.monotonic() - self._started
+        folder.log(row)
+        watcher.iteration(row)
+
+    def _save(self, folder: RunFolder) -> None:
+        self._agent.save(folder.checkpoint)
+        folder.mark(self._iterations)
+
+    def _checkpoint_iteration(self) -> int:
+        assert self._folder is not None
+        # A crash may fall between writing the agent and the mark; an agent that counts for itself knows better.
+        own = getattr(self._agent, "iteration", None)
+        return int(own) if isinstance(own, int) else self._folder.marked()
+
+    def _catch_up(self, folder: RunFolder) -> None:
+        """Takes the counters from the logs, which end where the checkpoint was written."""
+        rows = folder.metrics()
+        if rows:
+            self._iterations, self._episodes = int(rows[-1]["iteration"]), int(rows[-1]["episode"])
+            self._started -= float(rows[-1]["seconds"])
+
+    def _draw(self, folder: RunFolder, watcher: Watcher) -> None:
+        optimum = self._optimum
+        levels = (optimum.reference.mean, optimum.value.mean) if optimum is not None else None
+        try:
+            title = f"{self._settings.agent} on {self._settings.id}"
+            draw_curves(folder.metrics(), folder.curve, title, levels, self._beta)
+        except ModuleNotFoundError:
+            watcher.note('no curve.png is drawn: pip install "textgym[report]"')

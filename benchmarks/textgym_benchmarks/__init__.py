@@ -1,0 +1,1 @@
+"""Benchmarks of TextGym: speed as ratios in one run."""

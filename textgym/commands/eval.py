@@ -1,0 +1,125 @@
+"""Evaluates a policy on held-out prompts: reward, KL, objective and optimality, with intervals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from textgym.commands._console import output, untrusted
+from textgym.commands._errors import UsageError
+from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Evaluate a policy on an environment: reward, gold, KL, objective J, optimality, length, diversity."""
+
+    id: EnvId
+    """The environment, as `textgym list` shows it."""
+    agent: str = "reference"
+    """A checkpoint or run folder, or an agent that needs no learning: reference, random, or module:Class."""
+    agent_class: str | None = None
+    """module:Class of the agent in the folder, where it is no registered one."""
+    env: EnvOptions = ()
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
+    split: Literal["eval", "train"] = "eval"
+    """Which prompts: held-out ones or those of training."""
+    per_prompt: int = 16
+    """Completions per prompt."""
+    optimum_per_prompt: int = 128
+    """Completions per prompt that the optimum is estimated from."""
+    beta: float | None = None
+    """Reward units per nat of KL; by default the task's."""
+    seed: int = 0
+    """Seeds the sampling."""
+    deterministic: bool = False
+    """Take the likeliest token instead of drawing."""
+    json: bool = False
+    """Print JSON."""
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(EvalFlags, arguments, "eval")
+    env_id = find_id(flags.id)
+    env, agent = _open(flags, env_id)
+    evaluation, optimum = _evaluate(flags, env.unwrapped.task, agent)
+    from textgym_agents.measures import evaluation_row, optimum_summary
+
+    if flags.json:
+        report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
+        report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
+        from textgym_agents.storage import plain
+
+        print(json.dumps(plain(report), indent=2, allow_nan=False))
+        return
+    from textgym.commands._summary import measures_table
+
+    console = output()
+    console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
+    console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
+    if optimum is not None:
+        console.print(
+            f"optimum J* = {optimum.value}, reference J = {optimum.reference}, at beta = {optimum.beta:g}; "
+            f"{optimum.effective_samples:.0f} effective samples a prompt",
+            markup=False,
+        )
+
+
+def _open(flags: EvalFlags, env_id: str) -> tuple[Any, Any]:
+    """The environment and the agent that `--agent` names."""
+    from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
+    from textgym_agents.runs import RunFolder
+
+    from textgym.commands._threads import use_all_cores
+
+    for target in (flags.agent if ":" in flags.agent else "", flags.agent_class or ""):
+        if target:
+            import_user_module(target.partition(":")[0])
+    folder = Path(flags.agent)
+    options = env_options(flags.env)
+    if not options and (folder / "config.json").exists() and (folder / "checkpoint").is_dir():
+        options = RunFolder(folder).config().get("env", {})
+    needs_torch = flags.agent != "random"
+    if needs_torch:
+        use_all_cores()
+    if folder.is_dir():
+        env = make_env(env_id, 1, **options)
+        return env, load_agent(folder, env, flags.agent_class)
+    if flags.agent not in agent_names() and ":" not in flags.agent:
+        names = ", ".join(agent_names())
+        raise UsageError(f"--agent {flags.agent!r}: neither a folder nor one of {names} nor module:Class")
+    env = make_env(env_id, 1, **options)
+    return env, make_agent(flags.agent, env)
+
+
+def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:
+    from textgym.evaluate import estimate_optimum, evaluate
+    from textgym.references import make_reference
+
+    reference = make_reference(task)
+    beta = task.beta if flags.beta is None else flags.beta
+    optimum = None
+    if beta > 0:
+        optimum = estimate_optimum(
+            task,
+            reference,
+            beta=beta,
+            split=flags.split,
+            per_prompt=flags.optimum_per_prompt,
+            seed=flags.seed,
+        )
+    evaluation = evaluate(
+        agent,
+        task,
+        reference,
+        optimum,
+        beta=beta,
+        split=flags.split,
+        per_prompt=flags.per_prompt,
+        seed=flags.seed,
+        deterministic=flags.deterministic,
+    )
+    return evaluation, optimum

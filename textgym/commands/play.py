@@ -1,0 +1,172 @@
+"""Lets you be the policy: you choose every token, the reference shows what it would write."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from textgym.commands._console import note, output, untrusted
+from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+
+_HELP = (
+    "A number takes that token; a text is written as it is (=TEXT writes a number or an empty start); "
+    "an empty line ends the answer; :quit leaves."
+)
+
+
+@dataclass(frozen=True)
+class PlayFlags:
+    """Be the policy: choose token by token, and see what it earns. Without a terminal, lines are read from stdin."""
+
+    id: EnvId
+    """The environment, as `textgym list` shows it."""
+    prompt: str | None = None
+    """Start from this text instead of one that is drawn."""
+    prompt_index: int | None = None
+    """Start from this prompt of the split."""
+    seed: int | None = None
+    """Seeds the draw of the prompt."""
+    split: str = "train"
+    """Which prompts: train or eval."""
+    top: int = 10
+    """How many of the reference's likeliest tokens are shown."""
+    env: EnvOptions = ()
+    """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(PlayFlags, arguments, "play")
+    if flags.top < 1:
+        raise ValueError(f"top={flags.top!r}: allowed is an integer >= 1")
+    import gymnasium as gym
+
+    env = gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env)).unwrapped
+    choice = {"prompt": flags.prompt, "prompt_index": flags.prompt_index}
+    observation, _ = env.reset(
+        seed=flags.seed, options={name: value for name, value in choice.items() if value is not None}
+    )
+    _Game(env, _reference(env.task), flags.top).play(observation)  # type: ignore[attr-defined]
+
+
+def _reference(task: Any) -> Any:
+    """The task's reference, or the uniform one where the model cannot be run here."""
+    from textgym.commands._errors import one_line
+    from textgym.lm.reference import UniformReference
+    from textgym.references import make_reference
+
+    try:
+        return make_reference(task)
+    except ModuleNotFoundError as error:
+        note(f"the tokens shown are the first of equally likely ones: {one_line(error)}")
+        return UniformReference(task.vocabulary.allowed)
+
+
+class _Game:
+    """One episode between a person and an environment."""
+
+    def __init__(self, env: Any, reference: Any, top: int) -> None:
+        self._env, self._reference, self._top = env, reference, top
+        self._task = env.task
+        self._console = output()
+        self._log_prob = 0.0
+        self._info: dict[str, Any] | None = None
+        self._reward = 0.0
+
+    def play(self, observation: Any) -> None:
+        """Asks for tokens until the episode ends or the person leaves."""
+        self._console.print(_HELP, style="dim", markup=False)
+        while self._info is None:
+            log_probs = self._next_log_probs(observation)
+            choices = self._show(log_probs)
+            line = self._ask()
+            tokens = self._tokens(line, choices)
+            if tokens is None:
+                break
+            for place, token in enumerate(tokens):
+                if place:
+                    log_probs = self._next_log_probs(observation)
+                observation = self._append(token, float(log_probs[token]))
+                if self._info is not None:
+                    break
+        self._show_end()
+
+    def _next_log_probs(self, observation: Any) -> Any:
+        batch = {name: np.asarray(value)[None] for name, value in observation.items()}
+        return np.asarray(self._reference.log_probs(batch))[0]
+
+    def _show(self, log_probs: Any) -> list[int]:
+        """Prints the state and the likeliest tokens; returns their ids."""
+        state = self._env.get_state()
+        written = self._task.vocabulary.decode([state.completion])[0]
+        self._console.print()
+        self._console.print(untrusted("prompt  ", "dim") + untrusted(state.prompt.text))
+        self._console.print(untrusted("answer  ", "dim") + untrusted(written, "bold") + untrusted("_", "dim"))
+        masked = np.where(self._env.action_masks(), log_probs, -np.inf)
+        order = np.argsort(-masked, kind="stable")
+        choices = [int(token) for token in order[: self._top] if np.isfinite(masked[token])]
+        for number, token in enumerate(choices, 1):
+            share = float(np.exp(log_probs[token]))
+            text = f"{number:4}  {share:6.1%}  "
+            self._console.print(
+                untrusted(text) + untrusted(repr(self._task.vocabulary.token_text(token)), "bold")
+            )
+        return choices
+
+    def _ask(self) -> str | None:
+        """One line, or None at the end of the input."""
+        left = self._task.max_new_tokens - len(self._env.get_state().completion)
+        if sys.stdin.isatty():
+            self._console.print(untrusted(f"{left} tokens left > ", "dim"), end="")
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+
+    def _tokens(self, line: str | None, choices: list[int]) -> list[int] | None:
+        """What a line asks for: token ids, possibly none; or None to leave."""
+        vocabulary = self._task.vocabulary
+        if line == ":quit":
+            return None
+        if not line:
+            # The end of the input ends the answer too: a script need not know the stop token.
+            return [vocabulary.stop_ids[0]] if vocabulary.stop_ids else None
+        if line.isdecimal() and 1 <= int(line) <= len(choices):
+            return [choices[int(line) - 1]]
+        try:
+            ids = vocabulary.codec.encode(line.removeprefix("="))
+        except (ValueError, UnicodeError) as error:
+            note(f"this text cannot be written here ({error})")
+            return []
+        if not ids:
+            note("this text has no tokens in this vocabulary")
+        return list(ids)
+
+    def _append(self, token: int, log_prob: float) -> Any:
+        observation, reward, terminated, truncated, info = self._env.step(token)
+        self._log_prob += log_prob
+        self._reward += float(reward)
+        if terminated or truncated:
+            self._info = info
+        return observation
+
+    def _show_end(self) -> None:
+        from rich.table import Table
+
+        if self._info is None:
+            self._console.print("\nleft before the end: no reward", markup=False)
+            return
+        state = self._env.get_state()
+        table = Table.grid(padding=(0, 2))
+        table.add_row("prompt", untrusted(state.prompt.text))
+        table.add_row("answer", untrusted(self._info["completion"], "bold"))
+        table.add_row("ended by", f"{state.finish_reason}, {len(state.completion)} tokens")
+        table.add_row("reward", f"{self._reward:.4g}")
+        for name, value in self._info["reward_terms"].items():
+            table.add_row(untrusted(f"  {name}"), f"{value:.4g}")
+        if "gold" in self._info:
+            table.add_row("gold", f"{self._info['gold']:.4g}")
+        table.add_row("reference", f"gives this answer a log-probability of {self._log_prob:.2f} nats")
+        self._console.print()
+        self._console.print(table)
