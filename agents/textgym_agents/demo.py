@@ -13,7 +13,6 @@ from textgym_agents.measures import spread
 from textgym_agents.settings import TrainSettings
 from textgym_agents.training import Training, TrainResult, Watcher
 
-
 PPO = LMPPOConfig()
 
 

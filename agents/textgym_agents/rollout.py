@@ -171,13 +171,14 @@ class MicroBatch:
     Attributes:
         input_ids: (b, T) int64.
         rows, columns: (n,) int64, positions of their states in `input_ids`.
-        states: (n,) int64, their indices among the rollout's N states.
+        states: (n,) int64, their indices among the rollout's N states; a slice where they are all of them in order,
+            which spares copying what belongs to them.
     """
 
     input_ids: Tensor
     rows: Tensor
     columns: Tensor
-    states: Tensor
+    states: Tensor | slice
 
 
 def micro_batches(
@@ -187,6 +188,7 @@ def micro_batches(
     ends = np.cumsum(rollout.lengths)
     starts = ends - rollout.lengths
     if by_length:
+        rows = np.sort(rows)
         rows = rows[np.argsort(rollout.columns[ends[rows] - 1], kind="stable")]
     device = rollout.input_ids.device
     result = []
@@ -198,12 +200,13 @@ def micro_batches(
         states = np.repeat(starts[chosen], lengths) + within
         columns = rollout.columns[states]
         width = int(columns.max()) + 1
+        everything = len(states) == len(rollout.rows) and bool((np.diff(states) == 1).all())
         result.append(
             MicroBatch(
                 rollout.input_ids[torch.tensor(chosen, device=device), :width],
                 torch.tensor(local, device=device),
                 torch.tensor(columns, device=device),
-                torch.tensor(states, device=device),
+                slice(None) if everything else torch.tensor(states, device=device),
             )
         )
     return result

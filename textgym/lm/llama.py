@@ -95,15 +95,15 @@ class LlamaBackbone:
         layers, head = self._weights()
         batch, width = input_ids.shape
         phases = self._phases(width).unsqueeze(1)  # (T, 1, D / 2)
-        x = self.model.model.embed_tokens(input_ids)
+        x = self.model.model.embed_tokens(input_ids.reshape(-1))  # (B T, H)
         for layer in layers[:-1]:
-            mixed = self._attend(layer, rms_norm(x, self._eps), phases)
-            x = self._feed_forward(layer, x + F.linear(mixed, layer.output))
+            mixed = self._attend(layer, x, phases, batch)
+            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
         # Nothing after the last attention mixes positions, so only the asked ones go on.
-        mixed = self._attend(layers[-1], rms_norm(x, self._eps), phases)
+        mixed = self._attend(layers[-1], x, phases, batch)
         flat = rows * width + columns
-        mixed, x = (part.reshape(batch * width, -1).index_select(0, flat) for part in (mixed, x))
-        x = self._feed_forward(layers[-1], x + F.linear(mixed, layers[-1].output))
+        mixed, x = mixed.index_select(0, flat), x.index_select(0, flat)
+        x = self._feed_forward(layers[-1], torch.addmm(x, mixed, layers[-1].output.t()))
         hidden = rms_norm(x, self._eps)
         return F.linear(hidden, head), hidden * self.model.model.norm.weight
 
@@ -116,17 +116,14 @@ class LlamaBackbone:
         size = width + slots
         rope = self._phases(size)
         keys, values = [], []
-        x = self.model.model.embed_tokens(input_ids)
+        x = self.model.model.embed_tokens(input_ids.reshape(-1))
         for layer in layers:
-            query, key, value = self._project(layer, rms_norm(x, self._eps), rope[:width].unsqueeze(1))
+            query, key, value = self._project(layer, x, rope[:width].unsqueeze(1), batch)
             keys.append(self._room(key, size))
             values.append(self._room(value, size))
-            mixed = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
-            )
-            x = x + F.linear(mixed.transpose(1, 2).reshape(batch, width, -1), layer.output)
-            x = self._feed_forward(layer, x)
-        last = x[torch.arange(batch, device=x.device), lengths - 1]
+            mixed = self._mix(query, key, value)
+            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
+        last = x.index_select(0, torch.arange(batch, device=x.device) * width + lengths - 1)
         bias = x.new_full((batch, 1, size), float("-inf"))
         bias[:, 0, :width].masked_fill_(torch.arange(width, device=x.device) < lengths[:, None], 0.0)
         cache = LlamaCache(layers, head, keys, values, bias, lengths.clone(), width, rope)
@@ -146,7 +143,7 @@ class LlamaBackbone:
             keys[:, :, slot] = rotated[:, self._heads :]
             values[:, :, slot] = mixed[:, -self._groups :]
             mixed = self._read(rotated[:, : self._heads], keys, values, bias)
-            x = self._feed_forward(layer, x + F.linear(mixed, layer.output))
+            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
         cache.used += 1
         cache.lengths += 1
         return self._read_out(cache, x)
@@ -172,21 +169,25 @@ class LlamaBackbone:
         scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self._width**-0.5)
         return torch.bmm(scores.softmax(-1), values).view(batch, -1)
 
-    def _project(self, layer: Layer, h: Tensor, phases: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, layer: Layer, x: Tensor, phases: Tensor, batch: int) -> tuple[Tensor, ...]:
         sizes = (self._heads, self._groups, self._groups)
-        parts = split_heads(F.linear(h, layer.attention), phases, sizes)
+        mixed = F.linear(rms_norm(x, self._eps), layer.attention)
+        parts = split_heads(mixed.view(batch, len(x) // batch, -1), phases, sizes)
         return tuple(part.transpose(1, 2) for part in parts)
 
-    def _attend(self, layer: Layer, h: Tensor, phases: Tensor) -> Tensor:
-        query, key, value = self._project(layer, h, phases)
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention (B, A, T, D) as (B T, A D)."""
         mixed = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
         )
-        return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(1, 2).reshape(-1, self._heads * self._width)
+
+    def _attend(self, layer: Layer, x: Tensor, phases: Tensor, batch: int) -> Tensor:
+        return self._mix(*self._project(layer, x, phases, batch))
 
     def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
         h = rms_norm(x, self._eps)
-        return x + F.linear(swiglu(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down)
+        return torch.addmm(x, swiglu(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down.t())
 
     def _read_out(self, cache: LlamaCache, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = rms_norm(x, self._eps)

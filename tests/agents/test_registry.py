@@ -1,0 +1,135 @@
+"""Agents by name and by import path, their configs, and the environments made for them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from counting_agent import CountingAgent, CountingConfig
+from gymnasium.vector import AutoresetMode
+
+from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent
+from textgym_agents.registry import agent_class, config_class
+
+WORDS = {"tokenizer": ["<end>", "a", "b", "c"], "stop": "<end>", "reference": "uniform", "prompts": ["a"]}
+
+
+def test_make_env_waits_for_reset_and_takes_task_options():
+    env = make_env("textgym/Text-v0", 3, **WORDS, max_new_tokens=5)
+    assert env.num_envs == 3
+    assert env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    assert env.unwrapped.task.max_new_tokens == 5
+
+
+def test_the_registered_agents():
+    assert {"lm-ppo", "random", "reference"} <= set(agent_names())
+
+
+@pytest.mark.parametrize("name", agent_names())
+def test_every_registered_agent_is_an_agent_with_a_config(name):
+    found = agent_class(name)
+    assert config_class(found) is not None
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'lm-ppo'"):
+        agent_class("lm-pppo")
+
+
+def test_module_and_class_are_imported():
+    assert agent_class("counting_agent:CountingAgent") is CountingAgent
+    assert config_class(CountingAgent) is CountingConfig
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("counting_agent:CountingAgnt", "Did you mean 'CountingAgent'"),
+        ("counting_agent:NoAgent", "has no act, log_probs, save, load"),
+        ("counting_agent:np", "is no class"),
+        (":X", "module:Class"),
+    ],
+)
+def test_what_is_no_agent_is_refused(target, words):
+    with pytest.raises(ValueError, match=words):
+        agent_class(target)
+
+
+def test_settings_reach_the_config_and_unknown_ones_are_refused():
+    env = make_env("textgym/Text-v0", 1, **WORDS)
+    agent = make_agent("counting_agent:CountingAgent", env, step=2.0)
+    assert agent.config == CountingConfig(step=2.0)
+    with pytest.raises(TypeError, match="Did you mean 'step'"):
+        make_agent("counting_agent:CountingAgent", env, stepp=2.0)
+    with pytest.raises(TypeError, match="not both"):
+        make_agent("counting_agent:CountingAgent", env, CountingConfig(), step=2.0)
+
+
+def test_a_name_is_registered_once():
+    register_agent("counting", CountingAgent)
+    register_agent("counting", CountingAgent)
+    with pytest.raises(ValueError, match="already"):
+        register_agent("counting", "counting_agent:NoAgent")
+    for bad in ("", "a:b", "a/b"):
+        with pytest.raises(ValueError, match="name="):
+            register_agent(bad, CountingAgent)
+
+
+def test_a_saved_agent_is_found_in_its_folder_and_in_its_run(tmp_path):
+    env = make_env("textgym/Text-v0", 1, **WORDS)
+    agent = make_agent("random", env, seed=3)
+    agent.save(tmp_path / "checkpoint")
+    for path in (tmp_path, tmp_path / "checkpoint"):
+        loaded = load_agent(path, env)
+        assert loaded.name == "random"
+        assert loaded.config == agent.config
+
+
+def test_a_file_never_chooses_what_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil_module.py").write_text("class Agent: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "agent.json").write_text(json.dumps({"agent": "evil_module:Agent"}))
+    with pytest.raises(ValueError, match="evil_module"):
+        load_agent(tmp_path, make_env("textgym/Text-v0", 1, **WORDS))
+    assert "evil_module" not in sys.modules
+
+
+def test_a_folder_without_an_agent_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no saved agent"):
+        load_agent(tmp_path, make_env("textgym/Text-v0", 1, **WORDS))
+
+
+def test_the_random_agent_draws_every_allowed_token_alike():
+    env = make_env("textgym/Text-v0", 4000, **WORDS)
+    agent = make_agent("random", env, seed=1)
+    observation, _ = env.reset(seed=0)
+    allowed = env.unwrapped.task.vocabulary.allowed
+    count = int(allowed.sum())
+    expected = np.where(allowed, -np.log(count), -np.inf)
+    np.testing.assert_allclose(agent.log_probs(observation)[7], expected)
+    frequencies = np.bincount(agent.act(observation), minlength=len(allowed)) / 4000
+    error = np.sqrt(1 / count * (1 - 1 / count) / 4000)
+    assert (np.abs(frequencies - allowed / count) < 4 * error + 1e-12 * allowed).all()
+    again = make_agent("random", env, seed=1)
+    assert (again.act(observation) == make_agent("random", env, seed=1).act(observation)).all()
+
+
+def test_the_reference_agent_is_the_reference():
+    from textgym.references import make_reference
+
+    env = make_env("textgym/Helpful-v0", 2)
+    observation, _ = env.reset(seed=0)
+    agent = make_agent("reference", env)
+    reference = make_reference(env.unwrapped.task)
+    np.testing.assert_array_equal(agent.log_probs(observation), reference.log_probs(observation))
+    assert agent.act(observation, deterministic=True).tolist() == reference.log_probs(observation).argmax(1).tolist()
+
+
+def test_loading_another_kind_is_refused(tmp_path):
+    env = make_env("textgym/Text-v0", 1, **WORDS)
+    make_agent("random", env).save(Path(tmp_path))
+    with pytest.raises(ValueError, match="holds agent 'random'"):
+        load_agent(tmp_path, env, "reference")

@@ -1,0 +1,154 @@
+"""Evaluation and J* against sums over all completions of a task small enough to list them."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from textgym import make_task
+from textgym.evaluate import distinct, estimate_optimum, evaluate, soft_maximum
+from textgym.lm.reference import NGramReference, UniformReference
+from textgym.rewards import TextGymWarning
+from textgym.sampling import play
+
+WORDS = ("a", "b", "<end>")
+STOP, HORIZON, BETA = 2, 2, 0.5
+TABLE = np.array([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [1 / 3, 1 / 3, 1 / 3]])
+
+
+def share_of_a(prompts, completions, **columns):
+    return [text.split().count("a") + (0.5 if prompt == "b" else 0.0) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task("Text", prompts=["a", "b"], tokenizer=WORDS, stop="<end>", reward=share_of_a, gold=share_of_a,
+                     max_new_tokens=HORIZON, beta=BETA, weights=[3, 1], eval_prompts=None)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return NGramReference(TABLE)
+
+
+def completions(prompt, table):
+    """(probability, reward, KL of `table` to TABLE on the way) of every completion."""
+    for length in range(1, HORIZON + 1):
+        for body in itertools.product(range(STOP), repeat=length - 1):
+            for last in ([STOP] if length < HORIZON else range(3)):
+                probability, divergence, before = 1.0, 0.0, prompt
+                for token in (*body, last):
+                    probability *= table[before, token]
+                    divergence += float(table[before] @ np.log(table[before] / TABLE[before]))
+                    before = token
+                yield probability, (*body, last).count(0) + 0.5 * prompt, divergence
+
+
+def exact(table):
+    """Reward, KL and soft optimum of each prompt, by enumeration."""
+    rows = [np.array(list(completions(prompt, table))) for prompt in (0, 1)]
+    reward = [row[:, 0] @ row[:, 1] for row in rows]
+    divergence = [row[:, 0] @ row[:, 2] for row in rows]
+    best = [BETA * np.log(row[:, 0] @ np.exp(row[:, 1] / BETA)) for row in rows]
+    return np.array(reward), np.array(divergence), np.array(best)
+
+
+WEIGHTS = np.array([0.75, 0.25])
+
+
+def test_the_list_of_completions_is_complete():
+    for prompt in (0, 1):
+        assert sum(p for p, _, _ in completions(prompt, TABLE)) == pytest.approx(1.0)
+
+
+def test_optimum_and_reference_agree_with_enumeration(task, reference):
+    reward, _, best = exact(TABLE)
+    got = estimate_optimum(task, reference, per_prompt=4000)
+    assert got.value.low < WEIGHTS @ best < got.value.high
+    assert got.reference.low < WEIGHTS @ reward < got.reference.high
+    assert got.value.high - got.value.low < 0.05
+
+
+def test_policy_agrees_with_enumeration(task, reference):
+    table = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.2, 0.3, 0.5]])
+    reward, divergence, best = exact(table)
+    base, _, _ = exact(TABLE)
+    got = evaluate(NGramReference(table), task, reference, per_prompt=4000)
+    objective = WEIGHTS @ (reward - BETA * divergence)
+    for estimate, want in (
+        (got.reward, WEIGHTS @ reward),
+        (got.gold, WEIGHTS @ reward),
+        (got.kl, WEIGHTS @ divergence),
+        (got.objective, objective),
+        (got.optimality, (objective - WEIGHTS @ base) / (WEIGHTS @ best - WEIGHTS @ base)),
+    ):
+        # The interval is four standard errors wide.
+        assert abs(estimate.mean - want) < estimate.high - estimate.low
+    assert 0 < got.stop_rate < 1
+    assert got.summary()["kl"]["mean"] == got.kl.mean
+
+
+def test_the_reference_scores_zero_and_has_no_kl(task, reference):
+    got = evaluate(reference, task, reference, per_prompt=2000)
+    assert got.kl.mean == 0.0
+    assert got.optimality.low < 0 < got.optimality.high
+
+
+def test_the_seed_decides(task, reference):
+    one, two, other = (play(reference, task, per_prompt=8, seed=seed) for seed in (1, 1, 2))
+    assert one.completions.tolist() == two.completions.tolist()
+    assert one.completions.tolist() != other.completions.tolist()
+    assert one.prompts == ("a", "b")
+
+
+def test_a_policy_without_log_probabilities_has_reward_but_no_objective(task, reference):
+    class AlwaysA:
+        def log_probs(self, observation):
+            return None
+
+        def act(self, observation, deterministic=False):
+            return np.zeros(len(observation["input_ids"]), dtype=np.int64)
+
+    got = evaluate(AlwaysA(), task, reference, per_prompt=3)
+    assert got.reward.mean == pytest.approx(2 + 0.25 * 0.5)
+    assert got.objective is got.optimality is got.kl is got.entropy is None
+
+
+def test_deterministic_takes_the_likeliest_token(task, reference):
+    got = play(reference, task, per_prompt=2, deterministic=True)
+    assert got.completions.tolist() == [["a a", "a a"], ["b b", "b b"]]
+
+
+def test_few_effective_samples_are_warned_of(task):
+    with pytest.warns(TextGymWarning, match=r"rests on .* effective samples"):
+        estimate_optimum(task, UniformReference(np.ones(3, dtype=bool)), beta=0.05, per_prompt=20)
+
+
+def test_beta_must_be_positive(task, reference):
+    with pytest.raises(ValueError, match="beta=0"):
+        estimate_optimum(task, reference, beta=0)
+    with pytest.raises(ValueError, match="estimated at beta=0.5, allowed is beta=0.1"):
+        evaluate(reference, task, reference, estimate_optimum(task, reference), beta=0.1)
+
+
+def test_soft_maximum_by_hand_and_its_bias():
+    # mean of exp(0) and exp(1) is 1.859; relative variance ((e - 1) / (e + 1))^2 = 0.2135, halved over n = 2
+    want = np.log((1 + np.e) / 2) + 0.5 * ((np.e - 1) / (np.e + 1)) ** 2 / 2
+    assert soft_maximum(np.array([0.0, 1.0]), 1.0) == pytest.approx(want)
+    rng = np.random.default_rng(0)
+    draws = (rng.random((4000, 50)) < 0.3).astype(float)  # truth: log(0.7 + 0.3 e)
+    truth = np.log(0.7 + 0.3 * np.e)
+    plain = np.log(np.exp(draws).mean(1)).mean()
+    assert abs(soft_maximum(draws, 1.0).mean() - truth) < 0.25 * abs(plain - truth)
+
+
+def test_distinct_by_hand():
+    texts = np.array(["a b a", "a"], dtype=object)
+    assert distinct(texts, 1) == 2 / 4
+    assert distinct(texts, 2) == 2 / 2
+    assert distinct(np.array([""], dtype=object), 1) == 0.0
+
+
+def test_bad_per_prompt_is_named(task, reference):
+    with pytest.raises(ValueError, match="per_prompt=0"), warnings.catch_warnings():
+        play(reference, task, per_prompt=0)
