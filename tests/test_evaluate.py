@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+
 from textgym import make_task
 from textgym.evaluate import distinct, estimate_optimum, evaluate, soft_maximum
 from textgym.lm.reference import NGramReference, UniformReference
@@ -17,13 +18,26 @@ TABLE = np.array([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [1 / 3, 1 / 3, 1 / 3]])
 
 
 def share_of_a(prompts, completions, **columns):
-    return [text.split().count("a") + (0.5 if prompt == "b" else 0.0) for prompt, text in zip(prompts, completions, strict=True)]
+    return [
+        text.split().count("a") + (0.5 if prompt == "b" else 0.0)
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
 def task():
-    return make_task("Text", prompts=["a", "b"], tokenizer=WORDS, stop="<end>", reward=share_of_a, gold=share_of_a,
-                     max_new_tokens=HORIZON, beta=BETA, weights=[3, 1], eval_prompts=None)
+    return make_task(
+        "Text",
+        prompts=["a", "b"],
+        tokenizer=WORDS,
+        stop="<end>",
+        reward=share_of_a,
+        gold=share_of_a,
+        max_new_tokens=HORIZON,
+        beta=BETA,
+        weights=[3, 1],
+        eval_prompts=None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +49,7 @@ def completions(prompt, table):
     """(probability, reward, KL of `table` to TABLE on the way) of every completion."""
     for length in range(1, HORIZON + 1):
         for body in itertools.product(range(STOP), repeat=length - 1):
-            for last in ([STOP] if length < HORIZON else range(3)):
+            for last in [STOP] if length < HORIZON else range(3):
                 probability, divergence, before = 1.0, 0.0, prompt
                 for token in (*body, last):
                     probability *= table[before, token]
@@ -127,7 +141,7 @@ def test_few_effective_samples_are_warned_of(task):
 def test_beta_must_be_positive(task, reference):
     with pytest.raises(ValueError, match="beta=0"):
         estimate_optimum(task, reference, beta=0)
-    with pytest.raises(ValueError, match="estimated at beta=0.5, allowed is beta=0.1"):
+    with pytest.raises(ValueError, match=r"estimated at beta=0\.5, allowed is beta=0\.1"):
         evaluate(reference, task, reference, estimate_optimum(task, reference), beta=0.1)
 
 

@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
     try:
         _prepare_streams()
-        if not debug:
-            warnings.showwarning = _show_warning
-        return _dispatch(rest)
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _show_warning
+            return _dispatch(rest)
     except SystemExit as exit_request:
         return _exit_code(exit_request)
     except BrokenPipeError:

@@ -182,7 +182,9 @@ def evaluate(
         return _interval(values, episodes.weights, lambda part: part.mean(-1), seed)
 
     objective = episodes.returns - beta * episodes.kl
-    known = optimum is not None and not np.isnan(objective).any()
+    # Where the reference is already optimal (or was sampled once), there is nothing to be gained.
+    room = optimum is not None and optimum.value.mean > optimum.reference.mean
+    known = room and not np.isnan(objective).any()
     reward, length = estimate(episodes.returns), estimate(episodes.lengths)
     assert reward is not None
     assert length is not None
@@ -203,7 +205,10 @@ def evaluate(
 
 
 def distinct(completions: NDArray[np.object_], n: int) -> float:
-    """Different word n-grams divided by all of them; 0 if there are none. Source: Li et al. (2016), arXiv:1510.03055."""
+    """Different word n-grams divided by all of them; 0 if there are none.
+
+    Source: Li et al. (2016), arXiv:1510.03055, section 5.
+    """
     words = [text.split() for text in completions.ravel()]
     grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -8,6 +8,11 @@ from textgym.lm.reference import Reference, UniformReference
 from textgym.task import Task
 
 
+def has_language_model(task: Task) -> bool:
+    """Whether the task's reference is a causal LM, and not a table or a formula."""
+    return isinstance(task.reference, str | Path) and task.reference != "uniform"
+
+
 def reference_model(task: Task) -> str | Path:
     """Folder or hub id of the causal LM that is the task's reference.
 
@@ -17,21 +22,24 @@ def reference_model(task: Task) -> str | Path:
         from textgym.world import MODEL_PATH
 
         return MODEL_PATH
-    if task.reference == "uniform":
+    if not isinstance(task.reference, str | Path) or task.reference == "uniform":
         raise ValueError(
-            f"reference='uniform' of task {task.name!r} is no language model; "
+            f"reference={str(task.reference)!r} of task {task.name!r} is no language model; "
             "pass reference=FOLDER_OR_HUB_ID to the environment or model=FOLDER_OR_HUB_ID to the agent"
         )
     return task.reference
 
 
 def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """pi_ref of a task: numpy for "uniform", a causal LM otherwise (needs the extra `lm`).
+    """pi_ref of a task: numpy for "uniform", the object itself where the task holds one, a causal LM otherwise
+    (needs the extra `lm`).
 
     Raises: ValueError if the model cannot be loaded or does not fit the task's vocabulary.
     """
     if task.reference == "uniform":
         return UniformReference(task.vocabulary.allowed)
+    if not isinstance(task.reference, str | Path):
+        return task.reference
     return load_reference(reference_model(task), task, temperature, device)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from textgym.catalog import TaskEntry, make_task, register_task, task_entry, task_names
+from textgym.lm.reference import Reference
 from textgym.messages import not_one_of
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import Scorer
@@ -62,7 +64,8 @@ class Task:
         reward_name: how the reward was asked for.
         max_new_tokens: tokens; the episode ends there.
         max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
-        reference: the reference policy: "builtin", "uniform", or a model's folder.
+        reference: the reference policy: "builtin", "uniform", a model's folder or hub id, or a `Reference`
+            over the vocabulary, as an n-gram table.
         beta: reward units per nat of KL to the reference.
         gamma: discount per token, in [0, 1].
         on_error, penalty, timeout: what a failing reward leads to, see `textgym.rewards.Scorer`.
@@ -84,7 +87,7 @@ class Task:
     description: str = ""
     gold: Any = None
     reward_name: str = ""
-    reference: str = "uniform"
+    reference: str | Reference = "uniform"
     beta: float = 0.05
     gamma: float = 1.0
     on_error: OnError = "raise"
@@ -103,6 +106,11 @@ class Task:
         if not 0 <= self.beta < float("inf"):
             raise ValueError(
                 f"beta={self.beta!r}: allowed is a finite number from 0 on (reward units per nat)"
+            )
+        if not isinstance(self.reference, str | Path | Reference):
+            raise TypeError(
+                f"reference={self.reference!r:.80}: allowed are 'builtin', 'uniform', a model's folder or hub "
+                "id, and an object with log_probs(observation)"
             )
         if set(self.prompts) != {"train", "eval"}:
             raise ValueError(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,25 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from textgym.lm.causal import load_causal_lm
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
 
 _FORMAT = 1
 
 
 def write_checkpoint(agent: Any, path: Path) -> None:
     """Writes policy, reference, optimiser and counters of an LM agent to `path`, replacing what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
-        _write(agent, folder)
-        if path.exists():
-            old = folder.with_name(folder.name + "-old")
-            path.rename(old)
-            folder.rename(path)
-            shutil.rmtree(old)
-        else:
-            folder.rename(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    replace_folder(path, lambda folder: _write(agent, folder))
 
 
 def _write(agent: Any, folder: Path) -> None:
@@ -60,7 +46,7 @@ def _write(agent: Any, folder: Path) -> None:
         "beta": agent.controller.beta,
         "value_scale": agent.value_scale,
     }
-    (folder / "agent.json").write_text(json.dumps(state, indent=1) + "\n")
+    write_json(folder / "agent.json", state)
 
 
 def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
@@ -68,10 +54,10 @@ def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
 
     Raises: ValueError if there is no agent of this kind at `path`, or its model does not fit the task.
     """
-    try:
-        state = json.loads((path / "agent.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"path={str(path)!r}: no saved agent there ({error})") from error
+    recover_folder(path)
+    if not (path / "agent.json").exists():
+        raise ValueError(f"path={str(path)!r}: no saved agent there")
+    state = read_json(path / "agent.json")
     if state.get("agent") != kind.name or state.get("format") != _FORMAT:
         raise ValueError(
             f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "

@@ -1,11 +1,11 @@
-"""The settings of LM PPO: validated, saved as JSON, and shown as command-line flags."""
+"""The settings of LM PPO: validated, saved as JSON, and shown as command-line flags. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from textgym_agents.losses import KL
+KL = Literal["exact", "k1", "k2", "k3"]
 
 _AT_LEAST_ONE = ("batch", "epochs", "minibatches", "micro_batch", "kl_horizon")
 _POSITIVE = ("learning_rate", "adam_epsilon", "max_grad_norm", "temperature", "clip", "value_clip")
@@ -24,13 +24,13 @@ class LMPPOConfig:
     """Folder or hub id of the causal LM; None takes the task's reference. It is the start and the reference."""
     batch: int = 256
     """Episodes per iteration (sub-environments)."""
-    epochs: int = 4
+    epochs: int = 2
     """Passes over a batch."""
     minibatches: int = 4
     """Optimiser steps per pass."""
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Adam's step size at its peak."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls over the budget; linear and cosine end at a tenth of the peak."""
@@ -44,8 +44,9 @@ class LMPPOConfig:
     """Range of the probability ratio."""
     value_clip: float = 0.2
     """Range of a value's change per batch, in units of the first batch's reward spread."""
-    value_coefficient: float = 0.5
-    """Weight of the value loss."""
+    value_coefficient: float = 0.01
+    """Weight of the value loss. Its gradient reaches the trunk that value and policy share, where a large weight costs
+    what the model knows about prompts it is not trained on."""
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus, in units of the standardised advantage per nat."""
     lam: float = 0.95

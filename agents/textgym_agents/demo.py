@@ -13,6 +13,7 @@ from textgym_agents.measures import spread
 from textgym_agents.settings import TrainSettings
 from textgym_agents.training import Training, TrainResult, Watcher
 
+ENV_ID = "textgym/Helpful-v0"
 PPO = LMPPOConfig()
 
 
@@ -21,22 +22,37 @@ class DemoSettings:
     """LM PPO on the built-in world's Helpful task. The defaults take about two minutes on two cores."""
 
     config: LMPPOConfig = PPO
-    episodes: int = 9_600
+    episodes: int = 24_576
     """Episodes to learn from."""
-    eval_every: int = 8
+    eval_every: int = 12
     """Iterations between evaluations on held-out prompts."""
     eval_per_prompt: int = 2
     """Completions per prompt of the evaluations on the way."""
     final_per_prompt: int = 16
     """Completions per prompt of the first and last evaluation."""
-    optimum_per_prompt: int = 64
+    optimum_per_prompt: int = 256
     """Completions per prompt that the optimum is estimated from."""
     prompts: int = 6
     """Prompts whose answers are shown."""
 
+    def __post_init__(self) -> None:
+        self.plan()
+
+    def plan(self) -> TrainSettings:
+        """The training that this is. Raises: ValueError for a number out of range."""
+        return TrainSettings(
+            id=ENV_ID,
+            agent="lm-ppo",
+            config=asdict(self.config),
+            episodes=self.episodes,
+            eval_every=self.eval_every,
+            eval_per_prompt=self.eval_per_prompt,
+            final_per_prompt=self.final_per_prompt,
+            optimum_per_prompt=self.optimum_per_prompt,
+        )
+
 
 DEMO = DemoSettings()
-ENV_ID = "textgym/Helpful-v0"
 
 
 @dataclass(frozen=True)
@@ -52,17 +68,7 @@ class Answers:
 
 def run_demo(settings: DemoSettings, out: str | Path, watcher: Watcher) -> tuple[TrainResult, list[Answers]]:
     """Trains, and picks answers to show. Args and Raises: see `Training.run`."""
-    plan = TrainSettings(
-        id=ENV_ID,
-        agent="lm-ppo",
-        config=asdict(settings.config),
-        episodes=settings.episodes,
-        eval_every=settings.eval_every,
-        eval_per_prompt=settings.eval_per_prompt,
-        final_per_prompt=settings.final_per_prompt,
-        optimum_per_prompt=settings.optimum_per_prompt,
-    )
-    result = Training(plan).run(out, watcher)
+    result = Training(settings.plan()).run(out, watcher)
     return result, pick_answers(result, settings.prompts)
 
 

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.lm.causal import choose_device, load_causal_lm
-from textgym.references import reference_model
+from textgym.lm.causal import choose_device
 from textgym_agents.categorical import statistics
 from textgym_agents.checkpoint import read_checkpoint, write_checkpoint
 from textgym_agents.config import LMPPOConfig
@@ -23,6 +22,7 @@ from textgym_agents.metrics import UpdateMeter, rollout_metrics
 from textgym_agents.policy import LMPolicy, draw
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.rollout import MicroBatch, Rollout, check_env, collect, micro_batches, score_reference
+from textgym_agents.tabula import start_model
 from textgym_agents.targets import Targets, make_targets, token_kl
 
 
@@ -32,7 +32,8 @@ class LMPPO:
     Args:
         task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
         config: the settings.
-        model: a causal LM to start from and to keep as reference; None loads `config.model` or the task's reference.
+        model: a causal LM to start from and to keep as reference; None loads `config.model` or the task's reference;
+            a tiny model stands in for a reference that is no LM.
     Source: Schulman et al. (2017), arXiv:1707.06347; Ziegler et al. (2019), arXiv:1909.08593; Ouyang et al. (2022),
         arXiv:2203.02155.
     """
@@ -42,7 +43,7 @@ class LMPPO:
     def __init__(self, task: Any, config: LMPPOConfig | None = None, model: Any = None) -> None:
         self.config = config = config or LMPPOConfig()
         self.task = task
-        start = model if model is not None else load_causal_lm(config.model or reference_model(task))
+        start = model if model is not None else start_model(task, config.model, config.seed)
         device = choose_device(config.device)
         settings = (task.vocabulary.allowed, config.temperature, device, config.precision == "bfloat16")
         self.policy = LMPolicy(copy.deepcopy(start), *settings)

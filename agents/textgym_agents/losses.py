@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-KL = Literal["exact", "k1", "k2", "k3"]
+from textgym_agents.config import KL
 
 
 def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:

@@ -40,9 +40,9 @@ def optimum_summary(optimum: Optimum | None) -> dict[str, Any] | None:
 
 
 def spread(weights: NDArray[np.float64], count: int) -> list[int]:
-    """Up to `count` different prompts, spread evenly over the distribution that they are drawn from."""
-    middles = (np.arange(count) + 0.5) / max(count, 1)
-    chosen = np.searchsorted(np.cumsum(weights), middles * weights.sum())
+    """Up to `count` different prompts, at even distances over the distribution that they are drawn from."""
+    places = (np.arange(count) + 0.75) / max(count, 1)
+    chosen = np.searchsorted(np.cumsum(weights), places * weights.sum(), side="right")
     return sorted({int(index) for index in np.minimum(chosen, len(weights) - 1)})
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from textgym_agents.storage import json_line, read_json, read_lines, write_json, write_text
+from textgym_agents.storage import json_line, read_json, read_lines, recover_folder, write_json, write_text
 
 Row = Mapping[str, Any]
 
@@ -22,23 +22,16 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint"
+        recover_folder(self.checkpoint)
         self.curve = path / "curve.png"
         self._events: Any = None
 
     @classmethod
     def create(cls, path: str | Path, config: Row) -> RunFolder:
         """A new folder with its config.json. Raises: ValueError if there are files at `path` already."""
+        cls.check_free(path)
         folder = cls(Path(path))
-        state = folder.state()
-        if state == "finished":
-            raise ValueError(
-                f"{path}: holds a finished run, which is never overwritten; choose another folder"
-            )
-        if state == "interrupted":
-            raise ValueError(f"{path}: holds an interrupted run; resume it, or choose another folder")
         folder.path.mkdir(parents=True, exist_ok=True)
-        if any(folder.path.iterdir()):
-            raise ValueError(f"{path}: is no run and not empty; choose another folder")
         write_json(folder.path / "config.json", config)
         return folder
 

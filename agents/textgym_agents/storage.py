@@ -1,11 +1,12 @@
-"""JSON on disk that a reader never sees half of, and that is plain JSON: no NaN, no infinity."""
+"""Files and folders that a reader never sees half of, and JSON that is plain: no NaN, no infinity."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,35 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
     return data
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Replaces a folder by what `write` puts into a new one.
+
+    At every moment the old or the new folder is whole; after a crash between the two renames `recover_folder` brings
+    it back.
+    """
+    recover_folder(path)
+    new, old = _siblings(path)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    write(new)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Brings back the folder that a crashed `replace_folder` had moved aside."""
+    old = _siblings(path)[1]
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _siblings(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}-new"), path.with_name(f".{path.name}-old")
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym_agents.advantages import gae, scatter, standardise
-from textgym_agents.losses import KL
+from textgym_agents.config import KL
 from textgym_agents.rollout import Rollout
 
 
@@ -54,8 +54,8 @@ def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> NDArray[np.float6
 def penalties(kl: NDArray[np.float64], rollout: Rollout, kind: KL) -> NDArray[np.float64]:
     """The KL that is charged to the return of each action (N,), nats.
 
-    k1 charges every action its own log-ratio. With "exact" and "k2" a state's own KL is differentiated in the loss, so an
-    action is charged the KL of the state that follows it. k3 charges nothing.
+    k1 charges every action its own log-ratio. With "exact" and "k2" a state's own KL is differentiated in the loss, so
+    an action is charged the KL of the state that follows it. k3 charges nothing.
     """
     if kind == "k1":
         return kl

@@ -95,10 +95,13 @@ class Training:
                 self._catch_up(folder)
                 return self._run(folder, watcher)
         except KeyboardInterrupt as interrupt:
-            raise TrainingInterrupted(
-                f"after {self._episodes} of {self._settings.episodes} episodes; go on with: "
-                f"textgym train {self._settings.id} --out {folder.path} --resume"
-            ) from interrupt
+            raise TrainingInterrupted(self._how_to_go_on(folder)) from interrupt
+
+    def _how_to_go_on(self, folder: RunFolder) -> str:
+        plan = self._settings
+        agent = f" --agent {plan.agent}" if ":" in plan.agent else ""
+        command = f"textgym train {plan.id}{agent} --out {folder.path} --resume"
+        return f"after {self._episodes} of {plan.episodes} episodes; go on with: {command}"
 
     def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
         settings = self._settings

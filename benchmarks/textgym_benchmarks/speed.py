@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import textgym  # noqa: F401  (registers the ids)
-from textgym_benchmarks.timing import time_pair
+from textgym_benchmarks.timing import Pair, time_pair
 
-_ID = "textgym/Helpful-v0"
+_IDS = ("textgym/Text-v0", "textgym/Helpful-v0")
 _BATCH, _NEW = 64, 48
 Section = Literal["single", "vector", "import", "rollout", "ppo", "memory"]
 
@@ -56,12 +58,11 @@ class Speed:
 
 
 def single(rounds: int) -> Iterator[Row]:
-    """One environment through `gym.make`, random actions."""
+    """One environment through `gym.make`, random actions, the text scored by a rule at every end."""
     steps = 20_000
-    ours, peer = gym.make(_ID), gym.make("CartPole-v1")
-    pair = time_pair(_walk(ours, steps), _walk(peer, steps), rounds)
-    speed = 1.0 / pair.ratio
-    yield _row("single env, steps/s (peer: CartPole-v1)", steps, pair.first, pair.second, speed, 3.0)
+    for name in _IDS:
+        pair = time_pair(_walk(gym.make(name), steps), _walk(gym.make("CartPole-v1"), steps), rounds)
+        yield _row(f"{name}, steps/s (peer: CartPole-v1)", steps, pair, 3.0)
 
 
 def vector(rounds: int) -> Iterator[Row]:
@@ -69,10 +70,15 @@ def vector(rounds: int) -> Iterator[Row]:
     # CartPole makes 5.6 million steps/s with 1,024 environments where 900,000 are asked for.
     for count, goal in ((64, 0.8), (1024, 900_000 / 5_600_000)):
         steps = max(200, 200_000 // count)
-        envs = [gym.make_vec(name, num_envs=count, vectorization_mode="vector_entry_point") for name in (_ID, "CartPole-v1")]
-        pair = time_pair(_walk_vector(envs[0], steps), _walk_vector(envs[1], steps), rounds)
-        what = f"vector env of {count}, steps/s (peer: CartPole-v1's own)"
-        yield _row(what, steps * count, pair.first, pair.second, 1.0 / pair.ratio, goal)
+        for name in _IDS:
+            ours, peer = (
+                _walk_vector(
+                    gym.make_vec(each, num_envs=count, vectorization_mode="vector_entry_point"), steps
+                )
+                for each in (name, "CartPole-v1")
+            )
+            pair = time_pair(ours, peer, rounds)
+            yield _row(f"{count} x {name}, steps/s (peer: CartPole-v1's own)", steps * count, pair, goal)
 
 
 def import_time(rounds: int) -> Iterator[Row]:
@@ -81,7 +87,8 @@ def import_time(rounds: int) -> Iterator[Row]:
     def run(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 
-    pair = time_pair(run("import textgym, sys; assert 'torch' not in sys.modules"), run("pass"), rounds)
+    code = "import textgym, sys; assert 'torch' not in sys.modules"
+    pair = time_pair(run(code), run("pass"), rounds, time.perf_counter)
     seconds = pair.first - pair.second
     yield Row("import textgym, without torch", f"{seconds:.2f} s", "", seconds, "< 0.4 s", seconds < 0.4)
 
@@ -97,20 +104,19 @@ def rollout(model: Path, rounds: int) -> Iterator[Row]:
         tokens.append(len(collect(env, agent.policy, len(tokens), ()).rows))
 
     pair = time_pair(ours, generate, rounds)
-    yield _row(
-        f"tokens/s at batch {_BATCH} through env.step (peer: model.generate)",
-        _BATCH * _NEW, pair.first, pair.second, 1.0 / pair.ratio, 1.0,
-    )  # fmt: skip
+    what = f"tokens/s at batch {_BATCH} through env.step (peer: model.generate)"
+    yield _row(what, _BATCH * _NEW, pair, 1.0)
 
 
 def ppo(model: Path, rounds: int) -> Iterator[Row]:
-    """A whole PPO iteration against `model.generate` for its batch."""
-    agent, env, generate = _lm_setting(model)
-    pair = time_pair(lambda: agent.learn(env, _BATCH), generate, rounds)
-    yield Row(
-        f"PPO iteration, {_BATCH} episodes, 4 epochs, in units of model.generate",
-        f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, "<= 3.0", pair.ratio <= 3.0,
-    )  # fmt: skip
+    """A whole PPO iteration against `model.generate` for its batch, with the default KL and with TRL's."""
+    for kl in ("exact", "k1"):
+        agent, env, generate = _lm_setting(model, kl=kl)
+        pair = time_pair(partial(agent.learn, env, _BATCH), generate, rounds)
+        what = f"PPO iteration, {_BATCH} episodes, 4 epochs, kl={kl}, in units of model.generate"
+        yield Row(
+            what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, "<= 3.00", pair.ratio <= 3.0
+        )
 
 
 def memory() -> Iterator[Row]:
@@ -118,17 +124,21 @@ def memory() -> Iterator[Row]:
     code = (
         "import resource\n"
         "from textgym_agents.registry import make_agent, make_env\n"
-        f"env = make_env({_ID!r}, 256)\n"
+        f"env = make_env({_IDS[1]!r}, 256)\n"
         "make_agent('lm-ppo', env, batch=256).learn(env, 1024)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     gigabytes = int(output.split()[-1]) * 1024 / 1e9
-    yield Row("training Helpful, resident memory", f"{gigabytes:.2f} GB", "", gigabytes, "< 1.5 GB", gigabytes < 1.5)
+    yield Row(
+        "training Helpful, resident memory", f"{gigabytes:.2f} GB", "", gigabytes, "< 1.5 GB", gigabytes < 1.5
+    )
 
 
-def _row(what: str, steps: int, ours: float, peer: float, ratio: float, goal: float) -> Row:
-    return Row(what, f"{steps / ours:,.0f}", f"{steps / peer:,.0f}", ratio, f">= {goal:.2f}", ratio >= goal)
+def _row(what: str, steps: int, pair: Pair, goal: float) -> Row:
+    speed = 1.0 / pair.ratio
+    ours, peer = f"{steps / pair.first:,.0f}", f"{steps / pair.second:,.0f}"
+    return Row(what, ours, peer, speed, f">= {goal:.2f}", speed >= goal)
 
 
 def _walk(env: Any, steps: int) -> Callable[[], None]:
@@ -155,13 +165,14 @@ def _walk_vector(env: Any, steps: int) -> Callable[[], None]:
     return run
 
 
-def _lm_setting(model: Path) -> tuple[Any, Any, Callable[[], object]]:
+def _lm_setting(model: Path, **settings: Any) -> tuple[Any, Any, Callable[[], object]]:
     """An LM PPO agent on Text-v0 with prompts of 16 tokens, and `generate` over the same prompts."""
     import torch
-    from textgym.lm.causal import load_causal_lm
     from textgym_agents.config import LMPPOConfig
     from textgym_agents.lm_ppo import LMPPO
     from transformers import AutoTokenizer
+
+    from textgym.lm.causal import load_causal_lm
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     env = gym.make_vec(
@@ -177,14 +188,16 @@ def _lm_setting(model: Path) -> tuple[Any, Any, Callable[[], object]]:
     )
     task = env.unwrapped.task  # type: ignore[attr-defined]
     lm = load_causal_lm(model)
-    config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu")
+    config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu", **settings)
     agent = LMPPO(task, config, model=lm)
     ids = torch.tensor([task.encoded("train")[0].ids]).repeat(_BATCH, 1)
-    settings = {"max_new_tokens": _NEW, "min_new_tokens": _NEW, "do_sample": True, "top_k": 0}
+    length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW}
 
     def generate() -> object:
         with torch.no_grad():
-            return lm.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **settings)
+            return lm.generate(
+                ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=True, top_k=0, **length
+            )
 
     return agent, env, generate
 
@@ -195,7 +208,9 @@ def measure(settings: Speed) -> list[Row]:
     for section in settings.sections:
         if section in ("rollout", "ppo"):
             if not settings.model.is_dir():
-                warnings.warn(f"model={str(settings.model)!r}: no such folder; {section} is left out", stacklevel=1)
+                warnings.warn(
+                    f"model={str(settings.model)!r}: no such folder; {section} is left out", stacklevel=1
+                )
                 continue
             import torch
 
@@ -217,7 +232,9 @@ def main() -> None:
         return
     table = Table("what", "ours", "peer", "ratio", "goal", "")
     for row in rows:
-        table.add_row(row.what, row.ours, row.peer, f"{row.ratio:.2f}", row.goal, "yes" if row.reached else "no")
+        table.add_row(
+            row.what, row.ours, row.peer, f"{row.ratio:.2f}", row.goal, "yes" if row.reached else "no"
+        )
     Console().print(table)
 
 

@@ -361,3 +361,14 @@ def test_a_checkpoint_holds_safetensors_and_json_and_is_replaced_whole(agent, en
 def test_loading_what_is_no_agent_says_so(env, tmp_path):
     with pytest.raises(ValueError, match="no saved agent there"):
         LMPPO.load(tmp_path, env)
+
+
+def test_a_crash_between_two_renames_loses_no_checkpoint(agent, env, tmp_path):
+    agent.save(tmp_path / "agent")
+    (tmp_path / "agent").rename(tmp_path / ".agent-old")
+    (tmp_path / ".agent-new").mkdir()  # half written
+    assert LMPPO.load(tmp_path / "agent", env).episodes == 0
+    agent.learn(env, 16)
+    agent.save(tmp_path / "agent")
+    assert LMPPO.load(tmp_path / "agent", env).episodes == 16
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from counting_agent import CountingAgent, CountingConfig
+from agents.counting_agent import CountingAgent, CountingConfig
 from gymnasium.vector import AutoresetMode
-
 from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent
 from textgym_agents.registry import agent_class, config_class
 
@@ -40,16 +39,16 @@ def test_an_unknown_name_suggests_the_nearest():
 
 
 def test_module_and_class_are_imported():
-    assert agent_class("counting_agent:CountingAgent") is CountingAgent
+    assert agent_class("agents.counting_agent:CountingAgent") is CountingAgent
     assert config_class(CountingAgent) is CountingConfig
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("counting_agent:CountingAgnt", "Did you mean 'CountingAgent'"),
-        ("counting_agent:NoAgent", "has no act, log_probs, save, load"),
-        ("counting_agent:np", "is no class"),
+        ("agents.counting_agent:CountingAgnt", "Did you mean 'CountingAgent'"),
+        ("agents.counting_agent:NoAgent", "has no act, log_probs, save, load"),
+        ("agents.counting_agent:np", "is no class"),
         (":X", "module:Class"),
     ],
 )
@@ -60,19 +59,19 @@ def test_what_is_no_agent_is_refused(target, words):
 
 def test_settings_reach_the_config_and_unknown_ones_are_refused():
     env = make_env("textgym/Text-v0", 1, **WORDS)
-    agent = make_agent("counting_agent:CountingAgent", env, step=2.0)
+    agent = make_agent("agents.counting_agent:CountingAgent", env, step=2.0)
     assert agent.config == CountingConfig(step=2.0)
     with pytest.raises(TypeError, match="Did you mean 'step'"):
-        make_agent("counting_agent:CountingAgent", env, stepp=2.0)
+        make_agent("agents.counting_agent:CountingAgent", env, stepp=2.0)
     with pytest.raises(TypeError, match="not both"):
-        make_agent("counting_agent:CountingAgent", env, CountingConfig(), step=2.0)
+        make_agent("agents.counting_agent:CountingAgent", env, CountingConfig(), step=2.0)
 
 
 def test_a_name_is_registered_once():
     register_agent("counting", CountingAgent)
     register_agent("counting", CountingAgent)
     with pytest.raises(ValueError, match="already"):
-        register_agent("counting", "counting_agent:NoAgent")
+        register_agent("counting", "agents.counting_agent:NoAgent")
     for bad in ("", "a:b", "a/b"):
         with pytest.raises(ValueError, match="name="):
             register_agent(bad, CountingAgent)
@@ -125,7 +124,10 @@ def test_the_reference_agent_is_the_reference():
     agent = make_agent("reference", env)
     reference = make_reference(env.unwrapped.task)
     np.testing.assert_array_equal(agent.log_probs(observation), reference.log_probs(observation))
-    assert agent.act(observation, deterministic=True).tolist() == reference.log_probs(observation).argmax(1).tolist()
+    assert (
+        agent.act(observation, deterministic=True).tolist()
+        == reference.log_probs(observation).argmax(1).tolist()
+    )
 
 
 def test_loading_another_kind_is_refused(tmp_path):

@@ -40,11 +40,19 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
 
 
 def _message(box: str, command: str) -> str:
-    """The sentence in tyro's error box, and the flag that it thinks was meant."""
-    lines = [line.strip("│╭╰╮╯| ") for line in box.splitlines()]
-    body = [line for line in lines[1:] if line]
-    rules = [index for index, line in enumerate(body) if set(line) <= {"─", "-"}]
-    sentence = " ".join(" ".join(body[: rules[0] if rules else None]).split())
+    """The sentence in tyro's error box, and the flag that it thinks was meant.
+
+    A box is a title, the sentence and more, between rules; its lines are drawn with blanks where there is no UTF-8.
+    """
+    lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in box.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in filter(None, lines[1:]):
+        if set(line) <= set("─-╭╮╰╯+"):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    sentence = next((" ".join(" ".join(part).split()) for part in parts if part), "")
+    body = [line for part in parts for line in part]
     near = re.search(r"Perhaps you meant:?\s*(--[\w-]+)", " ".join(body))
     meant = f". Did you mean {near.group(1)!r}?" if near else ""
     return f"{sentence}{meant} (textgym {command} --help shows the flags)"

@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from textgym.commands._console import untrusted
+
 MEASURES = {
     "reward": "reward",
     "gold": "gold reward",
@@ -43,7 +45,9 @@ def measures_table(columns: Mapping[str, Row], names: list[str] | None = None) -
         terms = dict.fromkeys(key for row in columns.values() for key in row if key.startswith("eval/terms/"))
         for key in terms:
             label = key.removeprefix("eval/terms/")
-            table.add_row(f"  term {label}", *(cell(row, f"terms/{label}") for row in columns.values()))
+            table.add_row(
+                untrusted(f"  term {label}"), *(cell(row, f"terms/{label}") for row in columns.values())
+            )
     return table
 
 

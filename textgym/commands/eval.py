@@ -39,6 +39,13 @@ class EvalFlags:
     json: bool = False
     """Print JSON."""
 
+    def __post_init__(self) -> None:
+        for name in ("per_prompt", "optimum_per_prompt"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 1")
+        if self.beta is not None and not 0 <= self.beta < float("inf"):
+            raise UsageError(f"beta={self.beta!r}: allowed is a finite number >= 0")
+
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""

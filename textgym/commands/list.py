@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from textgym.commands._console import output
+from textgym.commands._console import output, untrusted
 from textgym.commands._flags import parse
 
 _WIDE = 100  # Columns from which there is room for the summaries.
@@ -67,7 +67,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     wide = console.width >= _WIDE
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("id", no_wrap=True, style="bold")
-    table.add_column("family", overflow="fold")
+    table.add_column("family", no_wrap=True)
     table.add_column("reward", overflow="fold")
     table.add_column("vocabulary" if wide else "V", justify="right", no_wrap=True)
     table.add_column("horizon" if wide else "T", justify="right", no_wrap=True)
@@ -76,7 +76,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [row["id"], row["family"], row.get("reward", "cannot be built")]
         cells += [str(row.get(name, "-")) for name in ("vocabulary", "horizon")]
-        table.add_row(*cells, *([row["summary"]] if wide else []))
+        table.add_row(*map(untrusted, [*cells, *([row["summary"]] if wide else [])]))
     console.print(table)
     if not wide:
         console.print("V: tokens in the vocabulary; T: longest answer, tokens", style="dim")

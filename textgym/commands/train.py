@@ -113,6 +113,9 @@ def _stored_settings(folder: Any, settings: Any, flags: TrainFlags, config: dict
     stored = folder.config()
     known = {field.name for field in fields(TrainSettings)}
     before = TrainSettings(**{name: value for name, value in stored.items() if name in known})
+    if ":" in before.agent and flags.agent != before.agent:
+        # A file never chooses what is imported.
+        raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")
     defaults = {field.name: field.default for field in fields(TrainFlags)}
     kind = _config_type(before.agent)
     own_defaults = {} if kind is None else asdict(kind())

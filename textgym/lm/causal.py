@@ -41,7 +41,7 @@ def load_causal_lm(name: str | Path) -> Any:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, then MPS, then the CPU.
+    """Names a device; "auto" is CUDA where there is one, then MPS, then the CPU.
 
     Raises: ValueError if `name` is no device of this machine.
     """

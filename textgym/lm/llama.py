@@ -17,6 +17,12 @@ from torch import Tensor
 from textgym.lm.llama_ops import rms_norm, rotate, split_heads, swiglu
 
 _MAX_PARAMETERS = 50_000_000
+_BLOCK = 32
+
+
+def _round_up(slots: int) -> int:
+    """Slots are read in blocks: products of few entries take a path many times slower than the larger ones'."""
+    return -(-slots // _BLOCK) * _BLOCK
 
 
 class Layer(NamedTuple):
@@ -36,7 +42,7 @@ class LlamaCache:
     """Keys and values of a batch of growing rows.
 
     Attributes:
-        keys, values: per layer (B, K, S, D) float, S slots of which `used` are written.
+        keys: per layer (B, K, D, S) float, values: (B, K, S, D) float; S slots of which `used` are written.
         bias: (B, 1, S) float, 0 where a slot may be read and -inf elsewhere.
         lengths: (B,) int64, tokens per row, which is the next position.
     """
@@ -113,14 +119,14 @@ class LlamaBackbone:
         """
         layers, head = self._weights()
         batch, width = input_ids.shape
-        size = width + slots
+        size = _round_up(width + slots)
         rope = self._phases(size)
         keys, values = [], []
         x = self.model.model.embed_tokens(input_ids.reshape(-1))
         for layer in layers:
             query, key, value = self._project(layer, x, rope[:width].unsqueeze(1), batch)
-            keys.append(self._room(key, size))
-            values.append(self._room(value, size))
+            keys.append(F.pad(key.transpose(2, 3), (0, size - width)))
+            values.append(F.pad(value, (0, 0, 0, size - width)))
             mixed = self._mix(query, key, value)
             x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
         last = x.index_select(0, torch.arange(batch, device=x.device) * width + lengths - 1)
@@ -134,13 +140,13 @@ class LlamaBackbone:
         slot, batch = cache.used, tokens.shape[0]
         phases = cache.rope[cache.lengths].unsqueeze(1)  # (B, 1, D / 2)
         cache.bias[:, :, slot] = 0.0
-        bias = cache.bias[:, :, : slot + 1].repeat_interleave(self._groups, 0)
+        bias = cache.bias[:, :, : _round_up(slot + 1)].repeat_interleave(self._groups, 0)
         x = self.model.model.embed_tokens(tokens)
         for layer, keys, values in zip(cache.layers, cache.keys, cache.values, strict=True):
             h = rms_norm(x, self._eps)
             mixed = F.linear(h, layer.attention).view(batch, -1, self._width)
             rotated = rotate(mixed[:, : -self._groups], phases)
-            keys[:, :, slot] = rotated[:, self._heads :]
+            keys[:, :, :, slot] = rotated[:, self._heads :]
             values[:, :, slot] = mixed[:, -self._groups :]
             mixed = self._read(rotated[:, : self._heads], keys, values, bias)
             x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
@@ -164,10 +170,8 @@ class LlamaBackbone:
     def _read(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         batch, used = query.shape[0], bias.shape[-1]
         query = query.reshape(batch * self._groups, -1, self._width)
-        keys = keys[:, :, :used].flatten(0, 1)
-        values = values[:, :, :used].flatten(0, 1)
-        scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self._width**-0.5)
-        return torch.bmm(scores.softmax(-1), values).view(batch, -1)
+        scores = torch.baddbmm(bias, query, keys[..., :used].flatten(0, 1), alpha=self._width**-0.5)
+        return torch.bmm(scores.softmax(-1), values[:, :, :used].flatten(0, 1)).view(batch, -1)
 
     def _project(self, layer: Layer, x: Tensor, phases: Tensor, batch: int) -> tuple[Tensor, ...]:
         sizes = (self._heads, self._groups, self._groups)
@@ -192,11 +196,6 @@ class LlamaBackbone:
     def _read_out(self, cache: LlamaCache, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = rms_norm(x, self._eps)
         return F.linear(hidden, cache.head), hidden * self.model.model.norm.weight
-
-    def _room(self, part: Tensor, size: int) -> Tensor:
-        room = part.new_zeros((*part.shape[:2], size, part.shape[3]))
-        room[:, :, : part.shape[2]] = part
-        return room
 
     def _phases(self, width: int) -> Tensor:
         device = self.model.lm_head.weight.device

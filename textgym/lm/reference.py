@@ -38,6 +38,9 @@ class UniformReference:
         with np.errstate(divide="ignore"):
             self._row = np.log(np.asarray(allowed, dtype=np.float64) / np.count_nonzero(allowed))
 
+    def __str__(self) -> str:
+        return "uniform"
+
     def log_probs(self, observation: Observation) -> NDArray[np.float64]:
         """See `Reference.log_probs`; (B, V) float64, a read-only view."""
         return np.broadcast_to(self._row, (len(observation["input_ids"]), len(self._row)))
@@ -64,6 +67,14 @@ class NGramReference:
         with np.errstate(divide="ignore"):
             self._table = np.log(table)
 
+    @property
+    def order(self) -> int:
+        """n: the next token depends on the last n - 1."""
+        return self._order
+
+    def __str__(self) -> str:
+        return f"{self._order}-gram"
+
     def log_probs(self, observation: Observation) -> NDArray[np.float64]:
         """See `Reference.log_probs`; (B, V) float64."""
         ids = np.asarray(observation["input_ids"])
@@ -73,4 +84,5 @@ class NGramReference:
         # Column `lengths` of `padded` is the first of the last n - 1 tokens of the row.
         columns = lengths[:, None] + np.arange(self._order - 1)
         context = np.take_along_axis(padded, columns, axis=1)
-        return np.asarray(self._table[tuple(context.T)])
+        rows = np.asarray(self._table[tuple(context.T)])
+        return np.broadcast_to(rows, (len(ids), self._table.shape[-1]))  # n = 1 has one row for all

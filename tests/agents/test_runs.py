@@ -1,0 +1,122 @@
+"""The files of a run: never overwritten, never half written, put back to the checkpoint when a run goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from textgym_agents.runs import RunFolder, free_folder
+from textgym_agents.storage import plain, read_json, read_lines, write_json
+
+
+def test_json_is_plain_json():
+    data = {
+        "a": np.float64("nan"),
+        "b": [math.inf, np.int64(3)],
+        "c": np.array([1.5]),
+        "d": Path("x"),
+        4: True,
+    }
+    assert plain(data) == {"a": None, "b": [None, 3], "c": [1.5], "d": "x", "4": True}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert read_json(tmp_path / "a.json") == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_what_is_no_json_object_is_named(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"iteration": 0}\n{"iteration": 1}\n{"iterat')
+    assert read_lines(tmp_path / "m.jsonl") == [{"iteration": 0}, {"iteration": 1}]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"iteration": 0}\nnonsense\n{"iteration": 1}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_lines(tmp_path / "m.jsonl")
+
+
+def test_a_run_is_none_then_interrupted_then_finished(tmp_path):
+    path = tmp_path / "deep" / "run"
+    assert RunFolder(path).state() == "none"
+    with pytest.raises(ValueError, match="holds no run"):
+        RunFolder.reopen(path)
+    folder = RunFolder.create(path, {"id": "x"})
+    assert folder.config() == {"id": "x"}
+    assert folder.state() == "interrupted"
+    with pytest.raises(ValueError, match="resume it"):
+        RunFolder.create(path, {})
+    assert RunFolder.reopen(path).config() == {"id": "x"}
+    folder.finish({"after": 1})
+    for start in (lambda: RunFolder.create(path, {}), lambda: RunFolder.reopen(path)):
+        with pytest.raises(ValueError, match="finished run"):
+            start()
+    assert read_json(path / "result.json") == {"after": 1}
+
+
+def test_a_folder_with_other_files_is_not_touched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not empty"):
+        RunFolder.create(tmp_path, {})
+    with pytest.raises(ValueError, match="not empty"):
+        RunFolder.create(tmp_path / "thesis.txt", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_rows_are_appended_at_once_and_are_strict_json(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.log({"iteration": 1, "loss": float("nan")})
+    folder.sample([{"iteration": 1, "completion": "a\nb\u2028\ud800"}])
+    assert (folder.path / "metrics.jsonl").read_text() == '{"iteration": 1, "loss": null}\n'
+    assert json.loads((folder.path / "samples.jsonl").read_text())["completion"] == "a\nb\u2028\ud800"
+
+
+def test_going_on_drops_what_came_after_the_checkpoint(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    for iteration in range(5):
+        folder.log({"iteration": iteration, "episode": 4 * iteration})
+        folder.sample([{"iteration": iteration}] * 2)
+    with folder.writing(rewind_to=2):
+        assert [row["iteration"] for row in folder.metrics()] == [0, 1, 2]
+        assert len(read_lines(folder.path / "samples.jsonl")) == 6
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    other = RunFolder.reopen(tmp_path / "run")
+    with folder.writing(), pytest.raises(ValueError, match="another process"), other.writing():
+        pass
+    with other.writing():
+        pass
+
+
+def test_the_events_hold_the_metrics(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = RunFolder.create(tmp_path / "run", {})
+    with folder.writing() as has_events:
+        assert has_events
+        folder.log({"iteration": 1, "episode": 8, "objective/kl": 0.25, "eval/optimality": None})
+        folder.log({"iteration": 2, "episode": 16, "objective/kl": 0.5, "eval/optimality": 0.75})
+    events = accumulator.EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("objective/kl")] == [(8, 0.25), (16, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("eval/optimality")] == [(16, 0.75)]
+
+
+def test_the_next_free_number(tmp_path):
+    assert free_folder(tmp_path, "demo") == tmp_path / "demo-1"
+    (tmp_path / "demo-1").mkdir()
+    (tmp_path / "demo-2").touch()
+    assert free_folder(tmp_path, "demo") == tmp_path / "demo-3"

@@ -1,0 +1,229 @@
+"""The training loop around any agent: what is logged when, stopping, going on, and the picture."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+from textgym_agents.curves import _line, draw_curves
+from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
+from textgym_agents.measures import evaluation_row, spread
+from textgym_agents.runs import RunFolder
+from textgym_agents.settings import TrainSettings
+from textgym_agents.storage import read_json, read_lines
+from textgym_agents.training import Training
+
+from textgym.evaluate import Estimate
+
+TASK = {
+    "tokenizer": ["<end>", "a", "b"],
+    "stop": "<end>",
+    "reference": "uniform",
+    "prompts": ["a", "b"],
+    "max_new_tokens": 4,
+    "reward": {"name": "length", "target": 2, "unit": "tokens"},
+    "beta": 1.0,
+}
+
+
+def settings(**changes: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "id": "textgym/Text-v0",
+        "agent": "agents.counting_agent:CountingAgent",
+        "env": TASK,
+        "config": {"batch": 4},
+        "episodes": 24,
+        "eval_every": 2,
+        "save_every": 2,
+        "optimum_per_prompt": 200,
+        "samples": 2,
+    }
+    return TrainSettings(**values | changes)
+
+
+class Watcher:
+    """Remembers what it is told; at an iteration it may press Ctrl-C."""
+
+    def __init__(self, interrupt_at: int | None = None, presses: int = 1) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self._at, self._presses = interrupt_at, presses
+
+    def stage(self, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def iteration(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if row["iteration"] == self._at:
+            for _ in range(self._presses):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    watcher = Watcher()
+    return Training(settings()).run(out, watcher), watcher, RunFolder(out)
+
+
+def test_one_row_per_iteration_and_one_before(finished):
+    _, watcher, folder = finished
+    rows = folder.metrics()
+    assert [(row["iteration"], row["episode"]) for row in rows] == [(i, 4 * i) for i in range(7)]
+    assert [row.get("objective/scores") for row in rows] == [None, 1, 2, 3, 4, 5, 6]
+    assert without_time(rows) == without_time(watcher.rows)
+
+
+def test_evaluations_fall_where_they_were_asked_for(finished):
+    rows = finished[2].metrics()
+    assert [row["iteration"] for row in rows if "eval/optimality" in row] == [0, 2, 4, 6]
+    samples = read_lines(finished[2].path / "samples.jsonl")
+    assert [row["iteration"] for row in samples] == [0, 0, 2, 2, 4, 4, 6, 6]
+    assert set(samples[0]) == {"iteration", "prompt", "completion", "reward", "terms"}
+
+
+def test_the_result_is_the_first_and_the_last_evaluation(finished):
+    result, _, folder = finished
+    stored = read_json(folder.path / "result.json")
+    rows = folder.metrics()
+    for name in ("eval/kl", "eval/objective_low", "eval/optimality"):
+        assert stored["before"][name] == rows[0][name]
+        assert stored["after"][name] == rows[-1][name] == result.after[name]
+    assert stored["episodes"] == 24
+    assert stored["optimum"]["beta"] == 1.0
+    # It starts as the uniform reference: no KL, and J is that of the reference within the noise.
+    assert stored["before"]["eval/kl"] == pytest.approx(0, abs=1e-12)
+    # The favourite of three tokens has logit 6 * 0.5 = 3 at the end; the KL per token is log 3 - H.
+    p = np.array([np.exp(3), 1, 1]) / (np.exp(3) + 2)
+    per_token = np.log(3) + (p * np.log(p)).sum()
+    assert stored["after"]["eval/kl"] == pytest.approx(per_token * stored["after"]["eval/length"], rel=1e-6)
+
+
+def test_the_folder_is_complete(finished):
+    names = {path.name for path in finished[2].path.iterdir()}
+    files = {
+        "config.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "result.json",
+        "curve.png",
+        "checkpoint",
+        "tensorboard",
+    }
+    assert files <= names
+    config = finished[2].config()
+    assert config["config"] == {"batch": 4}
+    assert config["env"]["beta"] == 1.0
+    assert "gymnasium" in config["versions"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_going_on_after_ctrl_c_gives_the_same_logs(finished, tmp_path, at):
+    watcher = Watcher(interrupt_at=at)
+    with pytest.raises(
+        TrainingInterrupted, match=f"after {4 * at} of 24 episodes; .* --agent agents.counting_agent:"
+    ):
+        Training(settings()).run(tmp_path / "run", watcher)
+    assert any("Ctrl-C again" in note for note in watcher.notes)
+    folder = RunFolder.reopen(tmp_path / "run")
+    assert len(folder.metrics()) == at + 1
+    result = Training(settings(), folder).run(tmp_path / "run", Watcher())
+    assert without_time(folder.metrics()) == without_time(finished[2].metrics())
+    assert read_lines(folder.path / "samples.jsonl") == read_lines(finished[2].path / "samples.jsonl")
+    assert result.after == finished[0].after
+    assert result.before == finished[0].before
+
+
+def test_going_on_after_a_crash_starts_from_the_last_checkpoint(finished, tmp_path):
+    # The second press stops at once, in iteration 3; the last checkpoint is that of iteration 2.
+    with pytest.raises(TrainingInterrupted):
+        Training(settings()).run(tmp_path / "run", Watcher(interrupt_at=3, presses=2))
+    folder = RunFolder.reopen(tmp_path / "run")
+    assert len(folder.metrics()) == 4
+    assert folder.marked() == 2
+    Training(settings(), folder).run(tmp_path / "run", Watcher())
+    assert without_time(folder.metrics()) == without_time(finished[2].metrics())
+
+
+def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
+    plan = settings(config={"batch": 4, "stop_after": 3})
+    result = Training(plan).run(tmp_path / "run", Watcher())
+    assert read_json(tmp_path / "run" / "result.json")["episodes"] == 12
+    assert result.after["eval/kl"] > 0
+
+
+def test_at_beta_0_there_is_no_optimum(tmp_path):
+    result = Training(settings(env=TASK | {"beta": 0.0}, episodes=4)).run(tmp_path / "run", Watcher())
+    assert result.optimum is None
+    assert "eval/optimality" not in result.after
+    assert (tmp_path / "run" / "curve.png").exists()
+
+
+def test_bad_settings_touch_no_file(tmp_path):
+    with pytest.raises(TypeError, match="Did you mean 'batch'"):
+        Training(settings(config={"bach": 4})).run(tmp_path / "run", Watcher())
+    for name in ("episodes", "eval_every", "save_every", "final_per_prompt"):
+        with pytest.raises(ValueError, match=f"{name}=-1"):
+            settings(**{name: -1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_second_ctrl_c_stops_at_once():
+    asked: list[int] = []
+    with first_interrupt(lambda: asked.append(1)) as pressed:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert pressed()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert asked == [1]
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_prompts_are_spread_over_their_distribution():
+    # Three quarters into 4 equal shares is 3/16, 7/16, 11/16, 15/16; the cumulative weights are 1/2, 3/4, 1.
+    assert spread(np.array([0.5, 0.25, 0.25]), 4) == [0, 1, 2]
+    assert spread(np.array([0.25] * 4), 2) == [1, 3]
+    assert spread(np.array([1.0]), 3) == [0]
+    assert spread(np.array([1.0]), 0) == []
+
+
+def test_an_evaluation_as_a_flat_row(finished):
+    last = finished[0].last
+    row = evaluation_row(last)
+    assert isinstance(last.reward, Estimate)
+    assert (row["eval/reward"], row["eval/reward_low"]) == (last.reward.mean, last.reward.low)
+    assert row["eval/stop_rate"] == last.stop_rate
+    assert "eval/gold" not in row  # this task has none
+
+
+def test_the_picture(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rows = [
+        {"iteration": i, "episode": 10 * i, "objective/scores": 0.1 * i, "eval/objective": 0.2}
+        for i in range(4)
+    ]
+    draw_curves(rows, tmp_path / "curve.png", "a $title$ with_$", (0.1, 0.9), 0.05)
+    picture = image.open(tmp_path / "curve.png")
+    assert picture.size == (1040, 936)
+    assert len(picture.getcolors(1 << 20)) > 50
+    draw_curves([], tmp_path / "curve.png", "", None, 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_a_batch_is_drawn_where_its_policy_was():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    rows = [{"episode": 0}, {"episode": 10, "objective/kl": 0.0}, {"episode": 20, "objective/kl": 0.5}]
+    _line(axes, rows, "objective/kl", "red", "")
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0.0], [10, 0.5]]

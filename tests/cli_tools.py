@@ -1,0 +1,56 @@
+"""Running the command line in a test: in this process, or in a child."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from textgym.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys: Any, *words: str) -> tuple[int, str, str]:
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+BLOCK = """
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def environment() -> dict[str, str]:
+    """The variables of a child process that finds the source."""
+    path = os.pathsep.join(str(ROOT / folder) for folder in (".", "agents", "benchmarks"))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def child(*words: str, before: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line in its own process, after some Python code."""
+    code = f"import sys\n{before}\nfrom textgym.cli import main\nsys.exit(main({list(words)!r}))"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+
+
+def assert_one_line(code: int, err: str, *words: str) -> None:
+    assert code == 2
+    assert err.startswith("textgym: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err

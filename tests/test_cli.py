@@ -1,0 +1,242 @@
+"""The command line: what it prints, and that every error is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_tools import BLOCK, assert_one_line, child, run
+
+import textgym
+from textgym.commands import command_names, summary
+
+HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+# Finding commands
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
+def test_help_names_every_command(capsys, words):
+    code, out, err = run(capsys, *words)
+    assert code == 0
+    assert not err
+    for name in ("list", "play", "train", "eval", "demo"):
+        assert name in command_names()
+        assert f"  {name} " in out
+        assert summary(name).split(",")[0] in out
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_every_command_has_help(capsys, name):
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0
+    assert f"usage: textgym {name}" in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1].startswith("textgym ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("lst",), ["'lst'", "Did you mean 'list'?"]),
+        (("--verbose",), ["flag '--verbose'"]),
+        (("list", "--jsn"), ["--jsn", "Did you mean '--json'?"]),
+        (("list", "more"), ["more"]),
+        (("play",), ["ID"]),
+        (("play", "Helpfull-v0"), ["'Helpfull-v0'", "Did you mean 'textgym/Helpful-v0'?"]),
+        (("play", "textgym/Helpful-v9"), ["Did you mean 'textgym/Helpful-v0'?"]),
+        (("play", "no_such_module:X-v0"), ["module 'no_such_module'"]),
+        (("play", "Helpful-v0", "--split", "tain"), ["Did you mean 'train'?"]),
+        (("play", "Helpful-v0", "--top", "many"), ["--top"]),
+        (("play", "Helpful-v0", "--top", "0"), ["top=0"]),
+        (("play", "Helpful-v0", "--prompt-index", "-3"), ["prompt_index=-3"]),
+        (("play", "Helpful-v0", "--env", "max_new_tokens"), ["NAME=VALUE"]),
+        (("play", "Helpful-v0", "--env", "max_new_token=3"), ["Did you mean 'max_new_tokens'?"]),
+        (("train", "Helpful-v0", "--agent", "lm-pp"), ["Did you mean 'lm-ppo'?"]),
+        (("train", "Helpful-v0", "--agent=nowhere:X"), ["module 'nowhere'"]),
+        (("train", "Helpful-v0", "--bach", "3"), ["Did you mean '--batch'?"]),
+        (("train", "Helpful-v0", "--batch", "0"), ["batch=0"]),
+        (("train", "Helpful-v0", "--batch", "x"), ["--batch"]),
+        (("train", "Helpful-v0", "--kl", "k9"), ["'k9'"]),
+        (("train", "Helpful-v0", "--episodes", "0"), ["episodes=0"]),
+        (("train", "Helpful-v0", "--resume"), ["--out"]),
+        (("train", "Helpful-v0", "--resume", "--out", "nothing"), ["nothing", "holds no run"]),
+        (("eval", "Helpful-v0", "--agent", "nobody"), ["'nobody'", "reference"]),
+        (("eval", "Helpful-v0", "--agent", "."), ["no saved agent"]),
+        (("eval", "Helpful-v0", "--agent", "reference", "--per-prompt", "0"), ["per_prompt=0"]),
+        (("demo", "--episodes", "-1"), ["episodes=-1"]),
+    ],
+)
+def test_errors_are_one_line(capsys, words, said):
+    code, out, err = run(capsys, *words)
+    assert_one_line(code, err, *said)
+    assert not out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("words", [("--debug", "play", "Nothing-v0"), ("play", "Nothing-v0", "--debug")])
+def test_debug_shows_where(capsys, words):
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "Traceback" in err
+    assert "UsageError" in err
+
+
+def test_what_an_error_quotes_cannot_steer_the_terminal(capsys):
+    code, _, err = run(capsys, "play", f"x{HOSTILE}\ny")
+    assert_one_line(code, err, "\\x1b", "[red]")
+    assert "\x1b" not in err
+    assert "\u202e" not in err
+
+
+def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
+    def broken() -> list[str]:
+        raise KeyError("boo\nfar")
+
+    monkeypatch.setattr("textgym.commands.list._names", broken)
+    assert_one_line(*run(capsys, "list")[::2], "KeyError", "--debug")
+
+
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    def interrupted() -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("textgym.commands.list._names", interrupted)
+    assert run(capsys, "list") == (130, "", "textgym: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [
+        ("torch", ("train", "Helpful-v0"), "lm"),
+        ("transformers", ("eval", "Helpful-v0", "--agent", "reference"), "lm"),
+    ],
+)
+def test_a_missing_extra_names_the_pip_command(module, words, extra):
+    done = child(*words, before=BLOCK.format(module=module))
+    assert_one_line(done.returncode, done.stderr, f'pip install "textgym[{extra}]"', module)
+
+
+# list
+
+
+def test_list_imports_no_torch():
+    done = child("list", before="import atexit; atexit.register(lambda: print('torch' in sys.modules))")
+    assert done.returncode == 0
+    assert done.stdout.endswith("False\n")
+    assert "textgym/Helpful-v0" in done.stdout
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_list_fits_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = run(capsys, "list")
+    assert max(map(len, out.splitlines())) <= columns
+    row = next(line for line in out.splitlines() if "textgym/Helpful-v0" in line)
+    assert row.split()[:5] == ["textgym/Helpful-v0", "alignment", "rules", "1024", "40"]
+
+
+def test_list_as_json(capsys):
+    rows = {row["id"]: row for row in json.loads(run(capsys, "list", "--json")[1])}
+    task = textgym.make_task("Text")
+    row = rows["textgym/Text-v0"]
+    assert (row["vocabulary"], row["horizon"]) == (task.vocabulary.size, task.max_new_tokens)
+    assert row["family"] == "text"
+    assert row["prompts"] == {"train": 4, "eval": 4}
+
+
+# play
+
+WORDS = (
+    "--env",
+    'tokenizer=["<end>","a","b"]',
+    "stop=<end>",
+    'prompts=["a"]',
+    "max_new_tokens=4",
+    "reference=uniform",
+)
+LENGTH = 'reward={"name":"length","target":2,"unit":"tokens"}'
+
+
+def play(monkeypatch, capsys, lines: str, *words: str) -> tuple[int, str, str]:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    return run(capsys, "play", "Text-v0", *words)
+
+
+def test_play_by_numbers(monkeypatch, capsys):
+    # The choices are <end>, a, b in this order: the reference is uniform.
+    code, out, err = play(monkeypatch, capsys, "2\n3\n1\n", *WORDS, LENGTH)
+    assert (code, err) == (0, "")
+    assert "33.3%" in out
+    assert "answer     a b" in out
+    assert "stop, 3 tokens" in out
+    # Three choices of probability 1/3: 3 log(1/3) = -3.30.
+    assert "-3.30" in out
+
+
+def test_play_by_text_and_an_empty_line(monkeypatch, capsys):
+    _, out, _ = play(monkeypatch, capsys, "a b\n\n", *WORDS)
+    assert "stop, 3 tokens" in out
+
+
+def test_the_end_of_the_input_ends_the_answer(monkeypatch, capsys):
+    code, out, _ = play(monkeypatch, capsys, "", *WORDS)
+    assert code == 0
+    assert "stop, 1 tokens" in out
+
+
+def test_a_text_that_is_too_long_ends_at_the_limit(monkeypatch, capsys):
+    _, out, _ = play(monkeypatch, capsys, "a b a b a b\n", *WORDS)
+    assert "length, 4 tokens" in out
+
+
+def test_quit_leaves_without_a_reward(monkeypatch, capsys):
+    code, out, _ = play(monkeypatch, capsys, "2\n:quit\n", *WORDS)
+    assert code == 0
+    assert "no reward" in out
+    assert "stop," not in out
+
+
+def test_equals_writes_a_number_as_text(monkeypatch, capsys):
+    words = ("--prompt", "Hello.", "--env", "reference=uniform")
+    _, out, _ = play(monkeypatch, capsys, "=7\n\n", *words)
+    assert "answer     7" in out
+
+
+def test_hostile_text_is_shown_as_it_is(monkeypatch, capsys):
+    words = ("--prompt", HOSTILE, "--env", "reference=uniform", "max_prompt_tokens=80")
+    _, out, _ = play(monkeypatch, capsys, f"{HOSTILE}\n\n", *words)
+    assert "[red]hi[/red] \\x1b[31m\\u202e" in out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+
+
+def test_play_without_torch_says_so_and_goes_on():
+    done = child("play", "Helpful-v0", before=BLOCK.format(module="torch"), stdin="\n")
+    assert done.returncode == 0
+    assert 'pip install "textgym[lm]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "stop, 1 tokens" in done.stdout
+
+
+def test_play_shows_every_reward_term(monkeypatch, capsys):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello! How can I help you?\n\n"))
+    code, out, _ = run(capsys, "play", "Helpful-v0", "--prompt-index", "0", "--top", "3")
+    assert code == 0
+    for name in ("reward", "content", "courtesy", "concision", "ending", "rudeness", "wrong_claim", "gold"):
+        assert name in out

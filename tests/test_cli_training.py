@@ -1,0 +1,210 @@
+"""`textgym train`, `eval` and `demo`, end to end with tiny budgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_tools import assert_one_line, environment, run
+
+TINY = ("--batch", "16", "--optimum-per-prompt", "4", "--final-per-prompt", "1", "--eval-per-prompt", "1")
+ALL = (
+    "config.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "result.json",
+    "curve.png",
+    "checkpoint",
+    "tensorboard",
+)
+
+AGENT = '''
+import numpy as np
+
+class Lazy:
+    """Writes the first allowed token."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def learn(self, env, episodes, callback=None):
+        callback({"objective/scores": 0.5})
+
+    def act(self, observation, deterministic=False):
+        return np.full(len(observation["input_ids"]), np.flatnonzero(self.task.vocabulary.allowed)[0])
+
+    def log_probs(self, observation):
+        return None
+
+    def save(self, path):
+        path.mkdir(exist_ok=True)
+
+    @classmethod
+    def load(cls, path, env):
+        return cls(env.unwrapped.task)
+'''
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def metrics(path: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.slow
+def test_train_then_evaluate(capsys):
+    code, out, _ = run(
+        capsys, "train", "Helpful-v0", "--episodes", "48", *TINY, "--eval-every", "2", "--seed", "4"
+    )
+    assert code == 0
+    folder = "runs/helpful-v0-lm-ppo-1"
+    assert f"run folder: {folder}" in out
+    assert "episode 48" in out
+    assert "optimality" in out
+    assert all((Path(folder) / name).exists() for name in ALL)
+    config = json.loads((Path(folder) / "config.json").read_text())
+    assert (config["config"]["batch"], config["config"]["seed"], config["episodes"]) == (16, 4, 48)
+    rows = metrics(folder)
+    assert [row["episode"] for row in rows] == [0, 16, 32, 48]
+    assert {"objective/kl", "val/ratio", "policy/clipfrac_avg", "eval/optimality"} <= set(rows[-1])
+
+    words = (
+        "eval",
+        "Helpful-v0",
+        "--agent",
+        folder,
+        "--optimum-per-prompt",
+        "4",
+        "--per-prompt",
+        "1",
+        "--seed",
+        "4",
+    )
+    code, out, _ = run(capsys, *words, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["reward"]["mean"] == pytest.approx(rows[-1]["eval/reward"], abs=1e-9)
+    assert report["kl"]["mean"] == pytest.approx(rows[-1]["eval/kl"], abs=1e-6)
+    code, out, _ = run(capsys, *words)
+    assert "KL to the reference" in out
+    assert "term courtesy" in out
+
+    assert_one_line(
+        *run(capsys, "train", "Helpful-v0", "--out", folder)[::2], "finished run", "never overwritten"
+    )
+    assert_one_line(
+        *run(capsys, "train", "Helpful-v0", "--out", folder, "--resume")[::2], "nothing to resume"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a POSIX signal here")
+def test_ctrl_c_leaves_a_run_that_can_go_on(capsys):
+    words = ["train", "Helpful-v0", "--episodes", "64", *TINY, "--eval-every", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "textgym.cli", *words, "--out", "cut"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "episode 16" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith("textgym train textgym/Helpful-v0 --out cut --resume")
+    assert len(metrics("cut")) < 5
+    resume = ("train", "Helpful-v0", "--out", "cut", "--resume")
+    assert_one_line(*run(capsys, *resume, "--batch", "8")[::2], "--batch 8", "started with 16")
+    assert_one_line(*run(capsys, *resume, "--episodes", "8")[::2], "--episodes 8", "started with 64")
+    assert_one_line(*run(capsys, "train", "Text-v0", *resume[2:])[::2], "ID 'textgym/Text-v0'")
+    assert_one_line(*run(capsys, *words, "--out", "cut")[::2], "interrupted run", "resume")
+    assert run(capsys, *resume)[0] == 0
+    assert run(capsys, *words, "--out", "whole")[0] == 0
+    assert metrics("cut") == metrics("whole")
+
+
+@pytest.mark.slow
+def test_the_demo_writes_everything(capsys):
+    code, out, _ = run(capsys, "demo", "--episodes", "32", *TINY, "--seed", "1")
+    assert code == 0
+    assert all((Path("runs/demo-1") / name).exists() for name in ALL)
+    for words in ("answer before", "answer after", "optimality", "runs/demo-1/curve.png", "runs/demo-1\n"):
+        assert words in out
+    row = next(line for line in out.splitlines() if line.strip().startswith("optimality"))
+    assert row.count("[") == 2  # an interval before and after
+    config = json.loads(Path("runs/demo-1/config.json").read_text())
+    assert config["config"]["seed"] == 1
+
+
+def test_a_class_from_the_current_folder(capsys):
+    Path("lazy_agent.py").write_text(AGENT)
+    env = ("--env", "reference=uniform", "beta=1.0")
+    budget = ("--optimum-per-prompt", "2", "--final-per-prompt", "1")
+    code, out, _ = run(
+        capsys,
+        "train",
+        "Text-v0",
+        "--agent",
+        "lazy_agent:Lazy",
+        "--episodes",
+        "8",
+        *env,
+        *budget,
+        "--out",
+        "lazy",
+    )
+    assert code == 0
+    assert "run folder: lazy" in out
+    assert metrics("lazy")[1]["objective/scores"] == 0.5
+    words = ("eval", "Text-v0", "--optimum-per-prompt", "2", "--per-prompt", "1", "--json")
+    named = run(capsys, *words, "--agent", "lazy_agent:Lazy", *env)
+    saved = run(capsys, *words, "--agent", "lazy", "--agent-class", "lazy_agent:Lazy")
+    assert named[0] == saved[0] == 0
+    reports = [json.loads(result[1]) for result in (named, saved)]
+    assert reports[0]["reward"] == reports[1]["reward"]
+    assert reports[0]["optimum"] == reports[1]["optimum"]  # the run's environment options are used again
+    assert reports[0]["kl"] is None
+
+
+def test_a_run_folder_never_chooses_what_is_imported(capsys):
+    Path("evil_agent.py").write_text("raise SystemExit('imported')")
+    Path("theirs").mkdir()
+    config = {"id": "textgym/Text-v0", "agent": "evil_agent:Evil", "episodes": 8}
+    Path("theirs/config.json").write_text(json.dumps(config))
+    words = ("train", "Text-v0", "--resume", "--out", "theirs")
+    assert_one_line(*run(capsys, *words)[::2], "--agent evil_agent:Evil")
+    assert "evil_agent" not in sys.modules
+
+
+def test_a_random_policy_needs_no_torch(capsys):
+    words = (
+        "--env",
+        "reference=uniform",
+        "beta=1.0",
+        "--per-prompt",
+        "50",
+        "--optimum-per-prompt",
+        "50",
+        "--json",
+    )
+    code, out, _ = run(capsys, "eval", "Text-v0", "--agent", "random", *words)
+    report = json.loads(out)
+    assert code == 0
+    assert report["kl"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert report["optimality"]["low"] <= 0 <= report["optimality"]["high"]

@@ -1,0 +1,143 @@
+"""Solves a small environment exactly: V*, J*, and the completions that the optimum writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from textgym.commands._console import output, untrusted
+from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+
+
+@dataclass(frozen=True)
+class SolveFlags:
+    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the optimum's answers."""
+
+    id: EnvId
+    """The environment, as `textgym list` shows it."""
+    beta: float | None = None
+    """Reward units per nat of KL, 0 for the greatest reward; by default the task's."""
+    gamma: float | None = None
+    """Discount per token; by default the task's."""
+    split: Literal["train", "eval"] = "train"
+    """Which prompts: those of training or held-out ones."""
+    completions: int = 5
+    """How many of the optimum's likeliest completions are shown for each prompt."""
+    prompts: int = 10
+    """How many prompts are shown; JSON has all of them."""
+    tree: int = 60
+    """Draw the tree where it has at most so many states."""
+    max_states: int = 2_000_000
+    """The largest tree that is solved."""
+    env: EnvOptions = ()
+    """Options of the environment, as in max_new_tokens=3."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"completions": 1, "prompts": 0, "tree": 0, "max_states": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(SolveFlags, arguments, "solve")
+    import gymnasium as gym
+
+    from textgym.solve import solve
+
+    env_id = find_id(flags.id)
+    env: Any = gym.make(env_id, split=flags.split, **env_options(flags.env))
+    solution = solve(env, beta=flags.beta, gamma=flags.gamma, max_states=flags.max_states)
+    if flags.json:
+        print(json.dumps(_report(env_id, solution, flags.completions), indent=2, allow_nan=False))
+    else:
+        _print(env_id, solution, flags)
+
+
+def _report(env_id: str, solution: Any, count: int) -> dict[str, Any]:
+    tree, optimal = solution.tree, solution.optimal
+    prompts = tree.task.encoded(tree.split)
+    return {
+        "id": env_id,
+        "split": tree.split,
+        "beta": solution.beta,
+        "gamma": solution.gamma,
+        "states": tree.states,
+        "objective": solution.objective,
+        "reference_objective": solution.reference_objective,
+        "expected_return": optimal.expected_return,
+        "kl": _finite(optimal.kl),
+        "prompts": [
+            {
+                "prompt": prompt.text,
+                "weight": float(tree.weights[row]),
+                "value": float(solution.prompt_values[row]),
+                "reference_value": float(solution.reference.prompt_objectives[row]),
+                "completions": [_completion(c) for c in solution.likeliest(row, count)],
+            }
+            for row, prompt in enumerate(prompts)
+        ],
+    }
+
+
+def _completion(completion: Any) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "tokens": list(completion.tokens),
+        "probability": completion.probability,
+        "reference_probability": completion.reference_probability,
+        "return": completion.ret,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """The KL of a hard optimum that the reference never writes is infinite: JSON has no number for it."""
+    return value if abs(value) < float("inf") else None
+
+
+def _print(env_id: str, solution: Any, flags: SolveFlags) -> None:
+    from textgym.solver.picture import draw_tree
+
+    console, tree, optimal = output(), solution.tree, solution.optimal
+    setting = f"beta {solution.beta:g}, gamma {solution.gamma:g}, {tree.states:,} states"
+    console.print(untrusted(f"{env_id}, {tree.split} prompts, {setting}"))
+    console.print(
+        f"optimum    J* {solution.objective:.4f} = return {optimal.expected_return:.4f} "
+        f"- {solution.beta:g} x KL {optimal.kl:.4f} nats"
+    )
+    console.print(f"reference  J  {solution.reference_objective:.4f}")
+    console.print(_table(solution, flags))
+    hidden = len(solution.prompt_values) - flags.prompts
+    if hidden > 0:
+        console.print(f"{hidden} more prompts: --prompts {len(solution.prompt_values)} shows all of them")
+    if tree.states <= flags.tree:
+        console.print(draw_tree(solution), markup=False, soft_wrap=True)
+
+
+def _table(solution: Any, flags: SolveFlags) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("prompt", overflow="fold")
+    table.add_column("J ref", justify="right")
+    table.add_column("V*", justify="right")
+    table.add_column("the optimum writes", overflow="fold")
+    for heading in ("pi*", "ref", "return"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    prompts = solution.tree.task.encoded(solution.tree.split)[: flags.prompts]
+    for row, prompt in enumerate(prompts):
+        base, value = solution.reference.prompt_objectives[row], solution.prompt_values[row]
+        heads = [(untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}"), ("", "", "")]
+        for place, completion in enumerate(solution.likeliest(row, flags.completions)):
+            table.add_row(
+                *heads[min(place, 1)],
+                untrusted(completion.text),
+                f"{completion.probability:.4f}",
+                f"{completion.reference_probability:.2g}",
+                f"{completion.ret:.4g}",
+            )
+    return table
