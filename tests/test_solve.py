@@ -219,6 +219,8 @@ def test_the_optimum_is_a_policy():
         np.testing.assert_array_equal(
             solution.state_values(tree.observations(depth, rows)), solution.values[depth]
         )
+    ended = tree.observations(1, np.flatnonzero(tree.levels[1].finished))
+    np.testing.assert_allclose(np.exp(solution.log_probs(ended)), 0.25)
     assert solution.optimality(solution.objective) == 1
     assert solution.optimality(solution.reference_objective) == 0
 

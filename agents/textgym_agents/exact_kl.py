@@ -53,7 +53,7 @@ def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
 def kl_gradient_table(enumeration: Enumeration) -> list[Moments]:
     """Estimators of the gradient of KL(pi || ref) per sequence, in the loss, in the reward, or in both."""
     ratio, kl = enumeration.log_ratio, enumeration.kl
-    later = to_go(kl)
+    later = to_go(kl) - kl
     direct = _direct(enumeration)
     weights = {
         "k1 in the loss": (enumeration.path >= 0).astype(np.float64),

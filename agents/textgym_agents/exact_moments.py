@@ -11,6 +11,8 @@ import numpy as np
 from textgym.solve import MAX_STATES, PolicyValues, policy_values, prefix_tree
 from textgym_agents.exact import EnumeratedPolicy, Floats, Ints, edge_jacobian, edge_weights, readable
 
+_ZERO = 1e-12  # what is smaller, relative to the other, is rounding
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -19,7 +21,8 @@ class Moments:
     Attributes:
         estimator: its name. samples: trajectories that one estimate takes.
         bias: norm of E[g] - gradient. relative_bias: the same over the norm of the gradient.
-        cosine: of the angle between E[g] and the gradient; 1 where the bias is a matter of scale alone.
+        cosine: of the angle between E[g] and the gradient; 1 where the bias is a matter of scale alone, NaN where one
+            of them is 0.
         variance: E |g - E[g]|^2 of one estimate. variance_per_sample: times `samples`, to compare at equal cost.
         bias_error, variance_error: standard errors of the two; 0 where they are sums over all outcomes.
     """
@@ -123,7 +126,9 @@ def compare(
         samples=samples,
         bias=bias,
         relative_bias=bias / size if size else float("nan"),
-        cosine=float(mean @ target) / (size * length) if size * length else float("nan"),
+        cosine=float(mean @ target) / (size * length)
+        if min(size, length) > _ZERO * (size + length)
+        else float("nan"),
         variance=max(second - length**2, 0.0),
         bias_error=errors[0],
         variance_error=errors[1],

@@ -87,13 +87,14 @@ def test_gradient_of_an_lm_agent_against_autograd_through_j():
     torch.testing.assert_close(got.gradient, want, atol=2e-5, rtol=1e-4)
 
 
-def test_the_jacobian_makes_the_same_gradient():
-    tree, policy = prefix_tree(small_task(gamma=0.7)), Recurrent()
+@pytest.mark.parametrize("mask", [None, odd_grammar])
+def test_the_jacobian_makes_the_same_gradient(mask):
+    tree, policy = prefix_tree(small_task(gamma=0.7, mask=mask)), Recurrent()
     enumeration = enumerate_trajectories(tree, policy, bigram())
     want = policy_gradient(tree, policy, bigram()).gradient.numpy()
     np.testing.assert_allclose(enumeration.gradient, want, atol=1e-12)
     assert enumeration.mass.sum() == pytest.approx(1, abs=1e-12)
-    # E grad log P(tau) = 0.
+    # E grad log P(tau) = 0, over the legal actions alone.
     np.testing.assert_allclose(enumeration.mass @ enumeration.scores, 0, atol=1e-12)
 
 
@@ -228,6 +229,7 @@ def test_gradients_of_kl_estimators(enumeration):
     }
     # The expected gradient of k1 in the loss is 0: all of the gradient is missing.
     assert rows["k1 in the loss"].relative_bias == pytest.approx(1, abs=1e-10)
+    assert np.isnan(rows["k1 in the loss"].cosine)
     # Differentiating the KL of the states visited leaves out how the states came about, and the reverse.
     assert rows["exact in the loss"].relative_bias > 0.01
     assert rows["exact in the loss"].bias == pytest.approx(rows["k2 in the loss"].bias, abs=1e-10)

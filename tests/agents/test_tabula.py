@@ -27,7 +27,13 @@ def table(*shape, seed=0, sharpness=1.0):
 
 
 def word_task(reference, **options):
-    settings = {"prompts": ["a b", "c"], "tokenizer": WORDS, "stop": "<end>", "max_new_tokens": 4, **options}
+    settings = {
+        "prompts": ["a b", "c a"],
+        "tokenizer": WORDS,
+        "stop": "<end>",
+        "max_new_tokens": 4,
+        **options,
+    }
     return make_task("Text", reference=reference, **settings)
 
 
@@ -65,6 +71,12 @@ def test_a_table_of_pairs_is_met_to_float32():
     for probabilities in (table(4, 4, sharpness=4.0), table(4)):
         task = word_task(NGramReference(probabilities))
         assert divergences(task, tiny_model(task)).max() < 1e-9
+
+
+def test_a_table_without_context_has_a_row_for_every_state():
+    ids = np.array([[0, 1], [2, 3]])
+    logs = NGramReference(table(4)).log_probs({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    np.testing.assert_allclose(np.exp(logs), [table(4), table(4)])
 
 
 def test_other_tables_are_distilled_to_the_tolerance():

@@ -131,7 +131,10 @@ def _table(solution: Any, flags: SolveFlags) -> Any:
     prompts = solution.tree.task.encoded(solution.tree.split)[: flags.prompts]
     for row, prompt in enumerate(prompts):
         base, value = solution.reference.prompt_objectives[row], solution.prompt_values[row]
-        heads = [(untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}"), ("", "", "")]
+        heads: list[tuple[Any, str, str]] = [
+            (untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}"),
+            ("", "", ""),
+        ]
         for place, completion in enumerate(solution.likeliest(row, flags.completions)):
             table.add_row(
                 *heads[min(place, 1)],

@@ -132,6 +132,18 @@ def solve(
     tree = prefix_tree(subject, split, max_states)
     beta, gamma = check_beta(tree.task, beta), check_gamma(tree.task, gamma)
     log_reference = edge_log_probs(tree, default_reference(tree, reference), "reference")
+    solution = _induct(tree, log_reference, beta, gamma)
+    if np.isneginf(solution.values[0]).any():
+        prompt = tree.task.encoded(tree.split)[int(np.argmin(solution.values[0]))].text
+        raise ValueError(
+            f"reference: it gives every legal completion of prompt {prompt!r} the probability 0; "
+            "allowed is one that can finish every prompt"
+        )
+    return solution
+
+
+def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, gamma: float) -> Solution:
+    """Backward induction from the last level to the prompts."""
     ends = np.zeros(len(tree.levels[-1].parent))
     values, log_mass, action_values, log_policy = [ends], ends, list[Floats](), list[Floats]()
     for depth in range(len(tree.levels) - 2, -1, -1):
@@ -148,10 +160,4 @@ def solve(
         values.insert(0, own)
         action_values.insert(0, worth)
         log_policy.insert(0, logs)
-    if np.isneginf(values[0]).any():
-        prompt = tree.task.encoded(tree.split)[int(np.argmin(values[0]))].text
-        raise ValueError(
-            f"reference: it gives every legal completion of prompt {prompt!r} the probability 0; "
-            "allowed is one that can finish every prompt"
-        )
     return Solution(tree, beta, gamma, tuple(values), tuple(action_values), tuple(log_policy), log_reference)
