@@ -11,6 +11,7 @@ from textgym.evaluate import distinct, estimate_optimum, evaluate, soft_maximum
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.rewards import TextGymWarning
 from textgym.sampling import play
+from textgym.solve import solve
 
 WORDS = ("a", "b", "<end>")
 STOP, HORIZON, BETA = 2, 2, 0.5
@@ -166,3 +167,11 @@ def test_distinct_by_hand():
 def test_bad_per_prompt_is_named(task, reference):
     with pytest.raises(ValueError, match="per_prompt=0"), warnings.catch_warnings():
         play(reference, task, per_prompt=0)
+
+
+def test_the_noise_of_a_reward_is_no_gain():
+    task = make_task("Noisy")
+    exact = solve(task, split="eval")
+    got = estimate_optimum(task, per_prompt=2000)
+    assert got.value.low - 0.02 < exact.objective < got.value.high + 0.02
+    assert got.reference.mean == pytest.approx(exact.reference_objective, abs=0.05)

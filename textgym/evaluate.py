@@ -108,7 +108,7 @@ def estimate_optimum(
         raise ValueError(f"beta={beta!r}: allowed is a number > 0 (reward units per nat)")
     policy = make_reference(task) if reference is None else reference
     episodes = play(policy, task, split=split, per_prompt=per_prompt, seed=seed)
-    returns, weights = episodes.returns, episodes.weights
+    returns, weights = expected_returns(task, episodes), episodes.weights
     tilted = np.exp((returns - returns.max(1, keepdims=True)) / beta)
     effective = tilted.sum(1) ** 2 / np.square(tilted).sum(1)
     ess = float(1.0 / np.sum(weights / effective))
@@ -128,6 +128,20 @@ def estimate_optimum(
         weights=weights,
         episodes=episodes,
     )
+
+
+def expected_returns(task: Task, episodes: Episodes) -> Floats:
+    """Returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
+
+    Raises: ValueError for a noisy task whose gold reward, the reward's expectation, is missing.
+    """
+    if not task.noisy:
+        return episodes.returns
+    if np.isnan(episodes.gold).any():
+        raise ValueError(
+            f"task {task.name!r}: its reward is noisy; allowed is one with the expectation as gold"
+        )
+    return np.asarray(episodes.gold * task.gamma ** (episodes.lengths - 1))
 
 
 def soft_maximum(returns: Floats, beta: float) -> Floats:
@@ -181,11 +195,12 @@ def evaluate(
             return None
         return _interval(values, episodes.weights, lambda part: part.mean(-1), seed)
 
-    objective = episodes.returns - beta * episodes.kl
+    returns = expected_returns(task, episodes)
+    objective = returns - beta * episodes.kl
     # Where the reference is already optimal (or was sampled once), there is nothing to be gained.
     room = optimum is not None and optimum.value.mean > optimum.reference.mean
     known = room and not np.isnan(objective).any()
-    reward, length = estimate(episodes.returns), estimate(episodes.lengths)
+    reward, length = estimate(returns), estimate(episodes.lengths)
     assert reward is not None
     assert length is not None
     return Evaluation(

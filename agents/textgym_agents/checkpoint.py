@@ -45,6 +45,7 @@ def _write(agent: Any, folder: Path) -> None:
         "budget": agent.budget,
         "beta": agent.controller.beta,
         "value_scale": agent.value_scale,
+        "learning_rate": agent.learning_rate,
     }
     write_json(folder / "agent.json", state)
 
@@ -69,7 +70,7 @@ def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
     agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))
     _restore_optimizer(agent.optimizer, load_file(path / "optimizer.safetensors"))
     agent.controller.beta = state["beta"]
-    for name in ("iteration", "episodes", "budget", "value_scale"):
+    for name in ("iteration", "episodes", "budget", "value_scale", "learning_rate"):
         setattr(agent, name, state[name])
     return agent
 

@@ -8,7 +8,7 @@ from typing import Literal
 KL = Literal["exact", "k1", "k2", "k3"]
 
 _AT_LEAST_ONE = ("batch", "epochs", "minibatches", "micro_batch", "kl_horizon")
-_POSITIVE = ("learning_rate", "adam_epsilon", "max_grad_norm", "temperature", "clip", "value_clip")
+_POSITIVE = ("adam_epsilon", "max_grad_norm", "temperature", "clip", "value_clip")
 _SHARES = ("lam", "warmup")
 _NOT_NEGATIVE = ("value_coefficient", "entropy_coefficient")
 
@@ -30,8 +30,8 @@ class LMPPOConfig:
     """Optimiser steps per pass."""
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
-    learning_rate: float = 5e-4
-    """Adam's step size at its peak."""
+    learning_rate: float | None = None
+    """Adam's step size at its peak; None takes 5e-4, or 3e-3 where the start is a tiny model made for the task."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls over the budget; linear and cosine end at a tenth of the peak."""
     warmup: float = 0.0

@@ -22,7 +22,7 @@ class DemoSettings:
     """LM PPO on the built-in world's Helpful task. The defaults take about two minutes on two cores."""
 
     config: LMPPOConfig = PPO
-    episodes: int = 24_576
+    episodes: int = 20_480
     """Episodes to learn from."""
     eval_every: int = 12
     """Iterations between evaluations on held-out prompts."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.lm.causal import choose_device
+from textgym.references import has_language_model
 from textgym_agents.categorical import statistics
 from textgym_agents.checkpoint import read_checkpoint, write_checkpoint
 from textgym_agents.config import LMPPOConfig
@@ -24,6 +25,9 @@ from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.rollout import MicroBatch, Rollout, check_env, collect, micro_batches, score_reference
 from textgym_agents.tabula import start_model
 from textgym_agents.targets import Targets, make_targets, token_kl
+
+LEARNING_RATE = 5e-4
+TINY_LEARNING_RATE = 3e-3
 
 
 class LMPPO:
@@ -44,12 +48,14 @@ class LMPPO:
         self.config = config = config or LMPPOConfig()
         self.task = task
         start = model if model is not None else start_model(task, config.model, config.seed)
+        tiny = model is None and config.model is None and not has_language_model(task)
+        self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
         device = choose_device(config.device)
         settings = (task.vocabulary.allowed, config.temperature, device, config.precision == "bfloat16")
         self.policy = LMPolicy(copy.deepcopy(start), *settings)
         self.reference = LMPolicy(copy.deepcopy(start), *settings).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, foreach=True
+            self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )
         beta = task.beta if config.beta is None else config.beta
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
@@ -177,8 +183,8 @@ class LMPPO:
         elif config.schedule == "cosine":
             factor = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
-        return config.learning_rate * factor
+            group["lr"] = self.learning_rate * factor
+        return self.learning_rate * factor
 
     def _seed(self, purpose: int) -> int:
         sequence = np.random.SeedSequence([self.config.seed, self.iteration, purpose])

@@ -372,3 +372,14 @@ def test_a_crash_between_two_renames_loses_no_checkpoint(agent, env, tmp_path):
     agent.save(tmp_path / "agent")
     assert LMPPO.load(tmp_path / "agent", env).episodes == 16
     assert [p.name for p in tmp_path.iterdir()] == ["agent"]
+
+
+def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_path):
+    task = make_task("Bandit")
+    env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+    agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu"))
+    assert agent.learning_rate == 3e-3
+    agent.save(tmp_path / "agent")
+    assert LMPPO.load(tmp_path / "agent", env).learning_rate == 3e-3
+    assert LMPPO(task, LMPPOConfig(batch=16, device="cpu", learning_rate=0.1)).learning_rate == 0.1
+    assert tiny_agent().learning_rate == 5e-4

@@ -40,7 +40,7 @@ class EverySixteenth(NamedReward):
 
 
 def big_vocab_task(
-    difficulty: int = 1, *, beta: float = BETA, reference: str | Reference = "uniform"
+    difficulty: int = 3, *, beta: float = BETA, reference: str | Reference = "uniform"
 ) -> Task:
     """Make the task BigVocab.
 
