@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from textgym import make_task
+from textgym.bootstrap import interval, resampled_means, widen
 from textgym.evaluate import distinct, estimate_optimum, evaluate, soft_maximum
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.rewards import TextGymWarning
@@ -175,3 +176,45 @@ def test_the_noise_of_a_reward_is_no_gain():
     got = estimate_optimum(task, per_prompt=2000)
     assert got.value.low - 0.02 < exact.objective < got.value.high + 0.02
     assert got.reference.mean == pytest.approx(exact.reference_objective, abs=0.05)
+
+
+def test_a_greedy_policy_is_charged_for_its_certainty(task, reference):
+    got = evaluate(reference, task, reference, per_prompt=2, deterministic=True)
+    # "a a" has probability 0.5 * 0.5 after "a", "b b" 0.6 * 0.6 after "b".
+    want = 0.75 * -np.log(0.25) + 0.25 * -np.log(0.36)
+    assert got.kl.mean == pytest.approx(want)
+    assert got.entropy.mean == 0.0
+    assert got.optimality.mean <= 1.0
+
+
+def test_one_completion_a_prompt_has_no_interval(task, reference):
+    got = evaluate(reference, task, reference, per_prompt=1)
+    assert np.isnan(got.reward.low)
+
+
+def test_intervals_cover_at_two_completions_a_prompt():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        values = rng.normal(size=(1, 40, 2))
+        means = values.mean(-1) @ np.full(40, 1 / 40)
+        replicates = widen(means, resampled_means(values, seed) @ np.full(40, 1 / 40), 2)
+        estimate = interval(float(means[0]), replicates[:, 0])
+        hits += estimate.low < 0 < estimate.high
+    assert hits / 200 > 0.89
+
+
+def test_evaluating_does_not_move_a_reward_that_learns():
+    task = make_task(
+        "Text",
+        prompts=["a", "b"],
+        tokenizer=WORDS,
+        stop="<end>",
+        max_new_tokens=HORIZON,
+        reward={"name": "running_norm", "reward": {"name": "length", "target": 2}},
+    )
+    before = task.scorer.state_dict()
+    first = play(UniformReference(np.ones(3, dtype=bool)), task, per_prompt=20)
+    second = play(UniformReference(np.ones(3, dtype=bool)), task, per_prompt=20)
+    assert task.scorer.state_dict() == before
+    np.testing.assert_array_equal(first.returns, second.returns)

@@ -19,8 +19,8 @@ CORE = [
     {"state", "vocab", "codecs", "messages"},
     {"rewards", "lm", "prompts"},
     {"task", "catalog", "tasks", "world"},
-    {"env", "vector", "solve", "solver"},
-    {"registration", "evaluate"},
+    {"env", "vector", "solve", "solver", "planning", "exploits", "exploit_search"},
+    {"registration", "evaluate", "bootstrap"},
     {"commands"},
     {"cli"},
 ]

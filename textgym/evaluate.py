@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.bootstrap import Estimate, Floats, interval, resampled_means, widen
 from textgym.lm.reference import Reference
 from textgym.references import make_reference
 from textgym.rewards import TextGymWarning
 from textgym.sampling import Episodes, play
 from textgym.task import Task
 
-_RESAMPLES = 1000
+__all__ = [
+    "Estimate",
+    "Evaluation",
+    "Optimum",
+    "distinct",
+    "estimate_optimum",
+    "evaluate",
+    "expected_returns",
+    "soft_maximum",
+]
+
 _ENOUGH = 30
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95% interval, from resampling completions within every prompt."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Optimum:
             the number of samples a prompt that carry the estimate. Below 30 it is not to be trusted.
         beta: reward units per nat.
         returns: (P, n) sampled returns; weights: (P,) probabilities of the prompts.
+        replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together.
     """
 
     value: Estimate
@@ -51,6 +49,7 @@ class Optimum:
     beta: float
     returns: Floats
     weights: Floats
+    replicates: Floats
     episodes: Episodes
 
 
@@ -119,13 +118,16 @@ def estimate_optimum(
             TextGymWarning,
             stacklevel=2,
         )
+    estimates = np.array([weights @ returns.mean(1), weights @ soft_maximum(returns, beta)])
+    replicates = widen(estimates, _optimum_replicates(returns, weights, beta, seed), per_prompt)
     return Optimum(
-        value=_interval(returns, weights, lambda part: soft_maximum(part, beta), seed),
-        reference=_interval(returns, weights, lambda part: part.mean(-1), seed),
+        value=interval(float(estimates[1]), replicates[:, 1]),
+        reference=interval(float(estimates[0]), replicates[:, 0]),
         effective_samples=ess,
         beta=beta,
         returns=returns,
         weights=weights,
+        replicates=replicates,
         episodes=episodes,
     )
 
@@ -148,9 +150,22 @@ def soft_maximum(returns: Floats, beta: float) -> Floats:
     """Returns beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
     top = returns.max(-1, keepdims=True)
     tilted = np.exp((returns - top) / beta)
-    mean = tilted.mean(-1)
-    relative_variance = tilted.var(-1) / np.square(mean)
-    return np.asarray(top[..., 0] + beta * (np.log(mean) + 0.5 * relative_variance / returns.shape[-1]))
+    return _soft_maximum(top[..., 0], tilted.mean(-1), np.square(tilted).mean(-1), returns.shape[-1], beta)
+
+
+def _soft_maximum(top: Floats, mean: Floats, square: Floats, count: int, beta: float) -> Floats:
+    """`soft_maximum` from the means of exp((R - top) / beta) and of its square."""
+    return np.asarray(top + beta * (np.log(mean) + 0.5 * (square / np.square(mean) - 1.0) / count))
+
+
+def _optimum_replicates(returns: Floats, weights: Floats, beta: float, seed: int) -> Floats:
+    top = returns.max(-1, keepdims=True)
+    tilted = np.exp((returns - top) / beta)
+    base, mean, square = resampled_means(np.stack([returns, tilted, np.square(tilted)]), seed + 1).swapaxes(
+        0, 1
+    )
+    best = _soft_maximum(top[:, 0], mean, square, returns.shape[1], beta)
+    return np.stack([base @ weights, best @ weights], axis=1)
 
 
 def evaluate(
@@ -189,28 +204,37 @@ def evaluate(
         deterministic=deterministic,
     )
 
-    def estimate(values: NDArray[Any]) -> Estimate | None:
-        values = np.asarray(values, dtype=np.float64)
-        if np.isnan(values).any():
-            return None
-        return _interval(values, episodes.weights, lambda part: part.mean(-1), seed)
-
     returns = expected_returns(task, episodes)
     objective = returns - beta * episodes.kl
     # Where the reference is already optimal (or was sampled once), there is nothing to be gained.
     room = optimum is not None and optimum.value.mean > optimum.reference.mean
     known = room and not np.isnan(objective).any()
-    reward, length = estimate(returns), estimate(episodes.lengths)
-    assert reward is not None
-    assert length is not None
+    measures = {
+        "reward": returns,
+        "gold": episodes.gold,
+        "kl": episodes.kl,
+        "objective": objective,
+        "entropy": episodes.entropy,
+        "length": episodes.lengths.astype(np.float64),
+    }
+    columns = np.stack(list(measures.values()))
+    means = columns.mean(-1) @ episodes.weights
+    replicates = widen(means, resampled_means(columns, seed) @ episodes.weights, per_prompt)  # (R, K)
+    estimates = {
+        name: interval(float(means[column]), replicates[:, column])
+        for column, name in enumerate(measures)
+        if not np.isnan(means[column])
+    }
     return Evaluation(
-        reward=reward,
-        gold=estimate(episodes.gold),
-        kl=estimate(episodes.kl),
-        objective=estimate(objective),
-        optimality=_optimality(objective, episodes.weights, optimum, seed) if optimum and known else None,
-        entropy=estimate(episodes.entropy),
-        length=length,
+        reward=estimates["reward"],
+        gold=estimates.get("gold"),
+        kl=estimates.get("kl"),
+        objective=estimates.get("objective"),
+        optimality=_optimality(estimates["objective"].mean, replicates[:, 3], optimum)
+        if optimum and known
+        else None,
+        entropy=estimates.get("entropy"),
+        length=estimates["length"],
         stop_rate=float(episodes.weights @ episodes.stopped.mean(1)),
         distinct_1=distinct(episodes.completions, 1),
         distinct_2=distinct(episodes.completions, 2),
@@ -229,37 +253,9 @@ def distinct(completions: NDArray[np.object_], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _optimality(objective: Floats, weights: Floats, optimum: Optimum, seed: int) -> Estimate:
-    beta = optimum.beta
-    own = _replicates(objective, weights, lambda part: part.mean(-1), seed)
-    best = _replicates(optimum.returns, weights, lambda part: soft_maximum(part, beta), seed + 1)
-    base = _replicates(optimum.returns, weights, lambda part: part.mean(-1), seed + 1)
+def _optimality(objective: float, replicates: Floats, optimum: Optimum) -> Estimate:
+    base, best = optimum.replicates.T
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (own - base) / (best - base)
-    mean = (float(weights @ objective.mean(1)) - optimum.reference.mean) / (
-        optimum.value.mean - optimum.reference.mean
-    )
-    return Estimate(mean, *(float(x) for x in np.quantile(ratios, [0.025, 0.975])))
-
-
-def _interval(values: Floats, weights: Floats, statistic: Callable[[Floats], Floats], seed: int) -> Estimate:
-    mean = float(weights @ statistic(values))
-    low, high = np.quantile(_replicates(values, weights, statistic, seed), [0.025, 0.975])
-    return Estimate(mean, float(low), float(high))
-
-
-def _replicates(values: Floats, weights: Floats, statistic: Callable[[Floats], Floats], seed: int) -> Floats:
-    """Bootstrap replicates (R,) of sum_x rho(x) statistic(values of x), resampling within every prompt.
-
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 8 (strata).
-    """
-    generator = np.random.default_rng([seed, 4])
-    prompts, count = values.shape
-    at_once = max(1, 2_000_000 // values.size)
-    result = np.empty(_RESAMPLES)
-    for start in range(0, _RESAMPLES, at_once):
-        size = min(at_once, _RESAMPLES - start)
-        index = generator.integers(count, size=(size, prompts, count))
-        drawn = np.take_along_axis(np.broadcast_to(values, (size, prompts, count)), index, axis=2)
-        result[start : start + size] = statistic(drawn) @ weights
-    return result
+        ratios = (replicates - base) / (best - base)
+    room = optimum.value.mean - optimum.reference.mean
+    return interval((objective - optimum.reference.mean) / room, ratios)

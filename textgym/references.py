@@ -45,6 +45,8 @@ def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -
 
 def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
     """A causal LM as reference over the task's allowed tokens."""
-    from textgym.lm.causal import CausalLM, load_causal_lm
+    from textgym.lm.causal import CausalLM, check_positions, load_causal_lm
 
-    return CausalLM(load_causal_lm(name), task.vocabulary.allowed, temperature, device)
+    model = load_causal_lm(name)
+    check_positions(model, task.max_prompt_tokens + task.max_new_tokens)
+    return CausalLM(model, task.vocabulary.allowed, temperature, device)

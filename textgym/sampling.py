@@ -73,12 +73,15 @@ def play(
     shape = (len(prompts.texts), per_prompt)
     order = np.repeat(np.arange(shape[0]), per_prompt)
     generator = np.random.default_rng([seed, 3])
+    # Looking at a policy must not move a reward that learns, such as a running normalisation.
+    before = task.scorer.state_dict()
     parts = [
         _Recorder(task, split, policy, reference, deterministic).run(
             order[start : start + _ROWS_AT_ONCE], generator
         )
         for start in range(0, len(order), _ROWS_AT_ONCE)
     ]
+    task.scorer.load_state_dict(before)
     names = [field.name for field in fields(Episodes) if field.name not in ("terms", "weights", "prompts")]
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]).reshape(shape) for name in names}
     terms = {
@@ -140,14 +143,20 @@ class _Recorder:
             return np.asarray(self._policy.act(observation, deterministic=self._deterministic))
         rows = np.flatnonzero(active)
         logs = np.asarray(log_probs[rows])
+        actions = np.zeros(len(active), dtype=np.int64)
+        if self._deterministic:
+            # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
+            actions[rows] = logs.argmax(1)
+            if self._reference is not None:
+                self.arrays["kl"][rows] -= self._reference.log_probs(observation)[rows, actions[rows]]
+            return actions
         probs = np.exp(logs)
         finite = np.where(probs > 0, logs, 0.0)
         self.arrays["entropy"][rows] -= np.einsum("nv,nv->n", probs, finite)
         if self._reference is not None:
             against = np.where(probs > 0, self._reference.log_probs(observation)[rows], 0.0)
             self.arrays["kl"][rows] += np.einsum("nv,nv->n", probs, finite - against)
-        actions = np.zeros(len(active), dtype=np.int64)
-        actions[rows] = logs.argmax(1) if self._deterministic else _draw(probs, uniforms[rows])
+        actions[rows] = _draw(probs, uniforms[rows])
         return actions
 
     def _finish(self, infos: dict[str, Any]) -> None:

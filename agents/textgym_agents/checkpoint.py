@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from textgym.lm.causal import load_causal_lm
+from textgym.rewards import TextGymWarning
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
 
@@ -45,7 +48,10 @@ def _write(agent: Any, folder: Path) -> None:
         "budget": agent.budget,
         "beta": agent.controller.beta,
         "value_scale": agent.value_scale,
+        "value_offset": agent.value_offset,
         "learning_rate": agent.learning_rate,
+        "own_reference": agent.has_own_reference,
+        "scorer": agent.task.scorer.state_dict(),
     }
     write_json(folder / "agent.json", state)
 
@@ -64,14 +70,31 @@ def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
             f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
             f"allowed is {kind.name!r} in format {_FORMAT}"
         )
+    if state.get("task") != task.name:
+        warnings.warn(
+            f"path={str(path)!r}: this agent was trained on task {state.get('task')!r}, it is used on {task.name!r}",
+            TextGymWarning,
+            stacklevel=2,
+        )
+    try:
+        return _read(kind, path, task, state)
+    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        message = f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
+        raise ValueError(message.splitlines()[0]) from error
+
+
+def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
     agent = kind(task, LMPPOConfig(**state["config"]), model=load_causal_lm(path / "reference"))
     trained = load_causal_lm(path / "model")
     agent.policy.model.load_state_dict(copy.deepcopy(trained.state_dict()))
     agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))
     _restore_optimizer(agent.optimizer, load_file(path / "optimizer.safetensors"))
     agent.controller.beta = state["beta"]
-    for name in ("iteration", "episodes", "budget", "value_scale", "learning_rate"):
+    for name in ("iteration", "episodes", "budget", "value_scale", "value_offset", "learning_rate"):
         setattr(agent, name, state[name])
+    agent.has_own_reference = state["own_reference"]
+    if state["task"] == task.name:
+        task.scorer.load_state_dict(state["scorer"])
     return agent
 
 

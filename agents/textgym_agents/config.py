@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,7 +79,7 @@ class LMPPOConfig:
         for name in _AT_LEAST_ONE:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer >= 1")
         for name in _POSITIVE:
-            _require(name, getattr(self, name), getattr(self, name) > 0, "a number > 0")
+            _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number > 0")
         for name in _SHARES:
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
         for name in _NOT_NEGATIVE:

@@ -92,3 +92,9 @@ class RandomAgent(_FixedAgent):
 
     def _make_policy(self, task: Any) -> Reference:
         return UniformReference(task.vocabulary.allowed)
+
+
+def reference_of(agent: Any, task: Any) -> Reference:
+    """What an agent's KL is measured from: a reference of its own where it has one, else the task's."""
+    own = agent.own_reference() if hasattr(agent, "own_reference") else None
+    return make_reference(task) if own is None else own

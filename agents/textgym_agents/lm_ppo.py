@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.lm.causal import choose_device
+from textgym.lm.causal import check_positions, choose_device
+from textgym.lm.reference import Reference
 from textgym.references import has_language_model
 from textgym_agents.categorical import statistics
 from textgym_agents.checkpoint import read_checkpoint, write_checkpoint
@@ -28,6 +29,18 @@ from textgym_agents.targets import Targets, make_targets, token_kl
 
 LEARNING_RATE = 5e-4
 TINY_LEARNING_RATE = 3e-3
+
+
+class _View:
+    """`Reference` over a frozen policy."""
+
+    def __init__(self, policy: LMPolicy) -> None:
+        self._policy = policy
+
+    def log_probs(self, observation: Observation) -> NDArray[np.float32]:
+        """See `Reference.log_probs`."""
+        result: NDArray[np.float32] = self._policy.advance(observation)[0].cpu().numpy()
+        return result
 
 
 class LMPPO:
@@ -48,6 +61,7 @@ class LMPPO:
         self.config = config = config or LMPPOConfig()
         self.task = task
         start = model if model is not None else start_model(task, config.model, config.seed)
+        check_positions(start, task.max_prompt_tokens + task.max_new_tokens)
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
         device = choose_device(config.device)
@@ -59,10 +73,12 @@ class LMPPO:
         )
         beta = task.beta if config.beta is None else config.beta
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
+        self.has_own_reference = model is not None or config.model is not None or config.temperature != 1.0
         self.iteration = 0
         self.episodes = 0
         self.budget = 0
         self.value_scale: float | None = None
+        self.value_offset = 0.0
         self._acting = np.random.default_rng([config.seed, 2])
 
     # Learning
@@ -93,6 +109,8 @@ class LMPPO:
         rollout = collect(env, self.policy, self._seed(0), stop_ids, keep_all=exact)
         reference = score_reference(self.reference, rollout, config.micro_batch, exact)
         kl = token_kl(rollout, reference, config.kl)
+        self._centre_values(rollout)
+        assert self.value_scale is not None
         targets = make_targets(
             rollout,
             kl,
@@ -101,7 +119,8 @@ class LMPPO:
             self.task.gamma,
             config.lam,
             config.whiten,
-            self._scale(rollout),
+            self.value_scale,
+            self.value_offset,
         )
         metrics = rollout_metrics(rollout, targets, self.controller.beta)
         rate = self._set_learning_rate()
@@ -114,9 +133,9 @@ class LMPPO:
     def _update(self, rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
         config = self.config
         generator = np.random.default_rng([self._seed(1)])
-        meter = UpdateMeter()
+        meter, count = UpdateMeter(), len(rollout.lengths)
         for _ in range(config.epochs):
-            for rows in np.array_split(generator.permutation(len(rollout.lengths)), config.minibatches):
+            for rows in np.array_split(generator.permutation(count), min(config.minibatches, count)):
                 self._step(rollout, targets, reference, rows, meter)
                 if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
                     return meter.means()
@@ -138,6 +157,11 @@ class LMPPO:
             loss = self._loss(part, rollout, targets, reference, meter).sum() / count
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"iteration {self.iteration}: the gradient is not finite; "
+                f"lower learning_rate={self.learning_rate!r} or max_grad_norm={self.config.max_grad_norm!r}"
+            )
         self.optimizer.step()
         meter.finish(float(norm))
 
@@ -164,13 +188,16 @@ class LMPPO:
         meter.add(log_ratio, policy_loss, value_loss, entropy, config.clip)
         return loss
 
-    def _scale(self, rollout: Rollout) -> float:
-        """Reward units per unit of the value head: the spread of the first batch's scores, then kept."""
-        if self.value_scale is None:
-            scores = np.bincount(rollout.rows, weights=rollout.rewards)
-            spread = float(np.std(scores))
-            self.value_scale = spread if spread > 1e-8 else 1.0
-        return self.value_scale
+    def _centre_values(self, rollout: Rollout) -> None:
+        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept: learning does not depend
+        on the reward's zero and unit.
+        """
+        if self.value_scale is not None:
+            return
+        scores = np.bincount(rollout.rows, weights=rollout.rewards)
+        mean, spread = float(np.mean(scores)), float(np.std(scores))
+        self.value_offset = mean
+        self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
 
     def _set_learning_rate(self) -> float:
         config = self.config
@@ -204,8 +231,12 @@ class LMPPO:
 
     def values(self, observation: Observation) -> NDArray[np.float64]:
         """V(s) of a batch of observations (B,), reward units."""
-        values = self.policy.advance(observation)[1].double().cpu().numpy()
-        return np.asarray(values * (self.value_scale or 1.0))
+        values = self.policy.advance(observation)[1].cpu().double().numpy()
+        return np.asarray(self.value_offset + values * (self.value_scale or 1.0))
+
+    def own_reference(self) -> Reference | None:
+        """pi_ref where it is another than the task's (a model or temperature of the agent's own), else None."""
+        return _View(self.reference) if self.has_own_reference else None
 
     # Storage
 

@@ -17,7 +17,7 @@ def rollout_metrics(rollout: Any, targets: Any, beta: float) -> Metrics:
     count = len(rollout.lengths)
     kl = float(targets.kl.sum()) / count
     score = float(targets.scores.mean())
-    surprise = float(-rollout.log_probs.double().sum()) / count
+    surprise = float(-rollout.log_probs.cpu().double().sum()) / count
     return {
         "objective/kl": kl,
         "objective/entropy": surprise,

@@ -28,7 +28,8 @@ class Rollout:
         all_log_probs: (N, V) float32 of the sampling policy, or None if it was not asked for.
         rewards: (N,) float64, the environment's.
         lengths: (B,) int64, actions per row.
-        bootstrap: (B,) float64, V(s_T) of truncated rows, 0 of ended ones.
+        bootstrap: (B,) float64, the value head at s_T of truncated rows, 0 of ended ones.
+        truncated: (B,) bool.
         stopped: (B,) bool, ended by a stop id.
     """
 
@@ -43,6 +44,7 @@ class Rollout:
     rewards: NDArray[np.float64]
     lengths: NDArray[np.int64]
     bootstrap: NDArray[np.float64]
+    truncated: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
 
 
@@ -115,13 +117,14 @@ def collect(
     if truncated_rows.any():
         bootstrap[truncated_rows] = policy.advance(observation, truncated_rows)[1].cpu().numpy()
     policy.forget()
-    return _assemble(observation["input_ids"], steps, bootstrap, stop_ids, policy.device)
+    return _assemble(observation["input_ids"], steps, bootstrap, truncated_rows, stop_ids, policy.device)
 
 
 def _assemble(
     ids: NDArray[np.int64],
     steps: list[_Step],
     bootstrap: NDArray[np.float64],
+    truncated: NDArray[np.bool_],
     stop_ids: tuple[int, ...],
     device: torch.device,
 ) -> Rollout:
@@ -147,6 +150,7 @@ def _assemble(
         rewards=np.concatenate([step.rewards for step in steps])[order],
         lengths=lengths,
         bootstrap=bootstrap,
+        truncated=truncated,
         stopped=np.isin(actions.cpu().numpy()[last], stop_ids),
     )
 

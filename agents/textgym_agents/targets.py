@@ -47,22 +47,25 @@ def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> NDArray[np.float6
         kl = torch.linalg.vecdot(old.exp(), old - reference)
     else:
         kl = rollout.log_probs - reference
-    result: NDArray[np.float64] = kl.double().cpu().numpy()
+    result: NDArray[np.float64] = kl.cpu().double().numpy()
     return result
 
 
-def penalties(kl: NDArray[np.float64], rollout: Rollout, kind: KL) -> NDArray[np.float64]:
+def penalties(kl: NDArray[np.float64], rollout: Rollout, kind: KL, gamma: float = 1.0) -> NDArray[np.float64]:
     """The KL that is charged to the return of each action (N,), nats.
 
     k1 charges every action its own log-ratio. With "exact" and "k2" a state's own KL is differentiated in the loss, so
-    an action is charged the KL of the state that follows it. k3 charges nothing.
+    an action is charged the KL of the state that follows it, one discount later. k3 charges nothing.
+
+    With gamma < 1 training discounts the KL as it discounts rewards, and leaves out the factor gamma^t of the policy
+    gradient, as practice does.
     """
     if kind == "k1":
         return kl
     charged = np.zeros_like(kl)
     if kind != "k3":
         same_row = rollout.rows[1:] == rollout.rows[:-1]
-        charged[:-1] = np.where(same_row, kl[1:], 0.0)
+        charged[:-1] = np.where(same_row, gamma * kl[1:], 0.0)
     return charged
 
 
@@ -75,6 +78,7 @@ def make_targets(
     lam: float,
     whiten: bool,
     value_scale: float,
+    value_offset: float = 0.0,
 ) -> Targets:
     """Advantages and returns of a rollout.
 
@@ -82,13 +86,15 @@ def make_targets(
         kl: (N,) from `token_kl`.
         beta: reward units per nat.
         value_scale: reward units per unit of the value head.
+        value_offset: reward units; V = value_offset + value_scale * head.
     """
     shape = (len(rollout.lengths), int(rollout.lengths.max()))
     index = (rollout.rows, rollout.steps)
-    rewards = scatter(rollout.rewards - beta * penalties(kl, rollout, kind), *index, shape)
-    old = rollout.values.double().cpu().numpy()
-    values = scatter(old * value_scale, *index, shape)
-    advantages = gae(rewards, values, rollout.lengths, gamma, lam, rollout.bootstrap * value_scale)[index]
+    rewards = scatter(rollout.rewards - beta * penalties(kl, rollout, kind, gamma), *index, shape)
+    old = rollout.values.cpu().double().numpy()
+    values = scatter(value_offset + old * value_scale, *index, shape)
+    bootstrap = np.where(rollout.truncated, value_offset + rollout.bootstrap * value_scale, 0.0)
+    advantages = gae(rewards, values, rollout.lengths, gamma, lam, bootstrap)[index]
     returns = advantages / value_scale + old
     scale = 1.0
     if whiten:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from textgym.evaluate import Evaluation, Optimum, estimate_optimum, evaluate
-from textgym.references import make_reference
 from textgym_agents.curves import draw_curves
+from textgym_agents.fixed import reference_of
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.measures import evaluation_row, optimum_summary, sample_rows
 from textgym_agents.protocol import Agent, Metrics
@@ -70,7 +70,7 @@ class Training:
             if folder is not None and folder.checkpoint.is_dir()
             else make_agent(settings.agent, self._env, config)
         )
-        self._reference = make_reference(self._task)
+        self._reference = reference_of(self._agent, self._task)
         self._optimum: Optimum | None = None
         self._started = time.monotonic()
         self._first: Evaluation | None = None

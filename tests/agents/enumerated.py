@@ -127,6 +127,7 @@ def full_rollout(agent):
         rewards=np.array(parts["rewards"]),
         lengths=np.array([len(t.completion) for t in every]),
         bootstrap=np.zeros(len(every)),
+        truncated=np.zeros(len(every), dtype=bool),
         stopped=np.array([t.completion[-1] == STOP for t in every]),
     )
     return rollout, np.array(probabilities)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import STOP, tiny_agent, tiny_task
+from agents.enumerated import STOP, count_a, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from textgym_agents.categorical import statistics
@@ -302,8 +302,6 @@ def test_27_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(env, task, tmp
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_28_the_scale_of_the_reward_does_not_stop_learning(scale):
-    from agents.enumerated import count_a
-
     def scaled(prompts, completions, **columns):
         return [scale * value for value in count_a(prompts, completions)]
 
@@ -383,3 +381,61 @@ def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_pat
     assert LMPPO.load(tmp_path / "agent", env).learning_rate == 3e-3
     assert LMPPO(task, LMPPOConfig(batch=16, device="cpu", learning_rate=0.1)).learning_rate == 0.1
     assert tiny_agent().learning_rate == 5e-4
+
+
+@pytest.mark.parametrize("offset", [-10.0, 100.0])
+def test_28_a_constant_in_the_reward_does_not_matter(offset):
+    def shifted(prompts, completions, **columns):
+        return [offset + value for value in count_a(prompts, completions)]
+
+    task = tiny_task(reward=shifted, beta=0.02)
+    env = TokenVectorEnv(task, 64, autoreset_mode=AutoresetMode.DISABLED)
+    config = LMPPOConfig(batch=64, minibatches=2, learning_rate=0.01, device="cpu")
+    agent = LMPPO(task, config, model=tiny_llama(4))
+    scores = []
+    agent.learn(env, 64 * 25, lambda metrics: scores.append(metrics["objective/scores"] - offset))
+    assert np.mean(scores[-3:]) > 1.2
+    observation, _ = env.reset(seed=0)
+    assert abs(agent.values(observation).mean() - offset) < 3
+
+
+def test_a_gradient_that_is_not_finite_stops_learning_before_the_step(env, agent):
+    with torch.no_grad():
+        agent.policy.value_head.weight.fill_(torch.inf)
+    before = agent.policy.model.lm_head.weight.clone()
+    with pytest.raises(FloatingPointError, match="iteration 0: the gradient is not finite"):
+        agent.learn(env, 16)
+    assert torch.equal(agent.policy.model.lm_head.weight, before)
+
+
+def test_fewer_episodes_than_minibatches_are_no_error(task):
+    env = TokenVectorEnv(task, 2, autoreset_mode=AutoresetMode.DISABLED)
+    agent = tiny_agent(task, minibatches=8)
+    assert first_metrics(agent, env)["updates"] == 2 * agent.config.epochs
+
+
+def test_gamma_discounts_the_kl_of_the_state_that_follows(env, task):
+    rollout, _, targets = batch_of(tiny_agent(task), env)
+    full, half = (penalties(targets.kl, rollout, "exact", gamma) for gamma in (1.0, 0.5))
+    np.testing.assert_allclose(half, 0.5 * full)
+
+
+def test_a_model_of_the_agents_own_is_its_own_reference(env, task):
+    agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=tiny_llama(4))
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_allclose(
+        agent.own_reference().log_probs(observation), agent.log_probs(observation), atol=1e-6
+    )
+    assert LMPPO(make_task("Bandit"), LMPPOConfig(device="cpu")).own_reference() is None
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(agent, env, tmp_path):
+    agent.save(tmp_path / "agent")
+    (tmp_path / "agent" / "optimizer.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="the saved agent is damaged"):
+        LMPPO.load(tmp_path / "agent", env)
+
+
+def test_a_model_with_too_few_positions_is_refused():
+    with pytest.raises(ValueError, match="reads at most 64 tokens but a state has up to 102"):
+        LMPPO(tiny_task(max_new_tokens=100), LMPPOConfig(device="cpu"), model=tiny_llama(4))

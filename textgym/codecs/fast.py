@@ -77,7 +77,11 @@ class FastCodec:
         if token in self._vocabulary:
             return self._vocabulary[token]
         ids = self._ids(token)
-        return ids[0] if len(ids) == 1 and ids[0] not in self.special_ids else None
+        if len(ids) != 1 or ids[0] in self.special_ids:
+            return None
+        # An unknown word also becomes one token, which is another one.
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return ids[0] if text.strip() == token.strip() else None
 
     def tokens(self) -> list[str]:
         """Every token."""

@@ -57,7 +57,8 @@ class SlowCodec:
         if token in self._vocabulary:
             return self._vocabulary[token]
         ids = self._encode(token, as_text=True)
-        return ids[0] if len(ids) == 1 and ids[0] not in self.special_ids else None
+        known = len(ids) == 1 and ids[0] not in self.special_ids and ids[0] != self._tokenizer.unk_token_id
+        return ids[0] if known else None
 
     def tokens(self) -> list[str]:
         """Every token."""

@@ -22,7 +22,17 @@ class UsageError(Exception):
     """A command line that cannot be run; the message is for the user."""
 
 
-_EXPLAINED = (str, Warning, UsageError, ValueError, TypeError, OSError, RuntimeError, gym.error.Error)
+_EXPLAINED = (
+    str,
+    Warning,
+    UsageError,
+    ValueError,
+    TypeError,
+    OSError,
+    RuntimeError,
+    ArithmeticError,
+    gym.error.Error,
+)
 
 
 def one_line(error: Exception | Warning | str) -> str:

@@ -103,10 +103,11 @@ def _open(flags: EvalFlags, env_id: str) -> tuple[Any, Any]:
 
 
 def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:
-    from textgym.evaluate import estimate_optimum, evaluate
-    from textgym.references import make_reference
+    from textgym_agents.fixed import reference_of
 
-    reference = make_reference(task)
+    from textgym.evaluate import estimate_optimum, evaluate
+
+    reference = reference_of(agent, task)
     beta = task.beta if flags.beta is None else flags.beta
     optimum = None
     if beta > 0:

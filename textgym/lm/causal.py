@@ -40,6 +40,16 @@ def load_causal_lm(name: str | Path) -> Any:
     return model.eval()
 
 
+def check_positions(model: Any, tokens: int) -> None:
+    """Raises ValueError if a state of so many tokens is longer than the model can read."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ValueError(
+            f"model: it reads at most {limit} tokens but a state has up to {tokens}; "
+            "lower max_prompt_tokens or max_new_tokens"
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """Names a device; "auto" is CUDA where there is one, then MPS, then the CPU.
 

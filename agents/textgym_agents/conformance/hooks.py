@@ -1,0 +1,99 @@
+"""What an agent may offer beside the five methods, so that its training can be looked into.
+
+An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]` with any of
+
+- `"values"`: `values(observation) -> (B,)`, V(s) in reward units; a method `values` of the agent counts as well;
+- `"batch"`: `batch(env) -> TrainingBatch`, what the agent would train on in its next iteration: it plays one episode in
+  every sub-environment. The agent itself need not be changed by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym_agents.conformance.findings import NotAsked
+from textgym_agents.protocol import Observation
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """B finished episodes and the N states in which the agent acted, row by row and in order.
+
+    Attributes:
+        input_ids: (B, L) int64, right-padded prompts and completions.
+        rows, columns: (N,) int64; state n is input_ids[rows[n], : columns[n] + 1].
+        actions: (N,) int64.
+        log_probs: (N,) those of the actions under the sampling policy, nats.
+        rewards: (N,) what the environment paid, reward units.
+        penalties: (N,) the KL charged to the return of each action, nats, before the factor beta.
+        token_rewards: (N,) what returns are sums of, reward units.
+        beta, gamma, lam: of the iteration, lam that of GAE.
+        values: (N,) V(s) of the sampling policy, reward units; None without a critic.
+        advantages: (N,) before any standardising, reward units; None without them.
+        weights: (N,) the advantages as the loss takes them, standardised or not; None without them.
+        logit_gradient: (N, V) gradient with respect to the logits of the policy loss without its KL and entropy terms,
+            summed over states, in the first step; None where the agent cannot say.
+    """
+
+    input_ids: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    actions: NDArray[np.int64]
+    log_probs: Floats
+    rewards: Floats
+    penalties: Floats
+    token_rewards: Floats
+    beta: float
+    gamma: float
+    lam: float
+    values: Floats | None = None
+    advantages: Floats | None = None
+    weights: Floats | None = None
+    logit_gradient: Floats | None = None
+
+    @property
+    def last(self) -> NDArray[np.bool_]:
+        """(N,) whether a state is the last one of its row."""
+        return np.append(self.rows[1:] != self.rows[:-1], True)
+
+    @property
+    def first(self) -> NDArray[np.bool_]:
+        """(N,) whether a state is the first one of its row."""
+        return np.append(True, self.rows[1:] != self.rows[:-1])
+
+    def observation(self) -> Observation:
+        """The observations (N, L) of all states."""
+        ids = self.input_ids[self.rows]
+        mask = (np.arange(ids.shape[1]) <= self.columns[:, None]).astype(np.int8)
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
+    """The hooks that an agent offers; those of LM PPO are made here from its parts."""
+    hooks: dict[str, Callable[..., Any]] = {}
+    if callable(getattr(agent, "values", None)):
+        hooks["values"] = agent.values
+    if callable(getattr(agent, "conformance_hooks", None)):
+        offered: Mapping[str, Callable[..., Any]] = agent.conformance_hooks()
+        return hooks | dict(offered)
+    if any(kind.__name__ == "LMPPO" for kind in type(agent).__mro__):
+        # Only here, because it imports torch, which an agent under test may do without.
+        from textgym_agents.conformance.lm_ppo_hooks import training_batch
+
+        hooks["batch"] = lambda env: training_batch(agent, env)
+    return hooks
+
+
+def hook(agent: Any, name: str) -> Callable[..., Any]:
+    """One hook of an agent. Raises: NotAsked if it does not offer it."""
+    offered = hooks_of(agent)
+    if name not in offered:
+        raise NotAsked(f"the agent offers no hook {name!r}")
+    return offered[name]

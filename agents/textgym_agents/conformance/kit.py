@@ -1,0 +1,116 @@
+"""All checks by name, and the function that runs them on an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from textgym.messages import not_one_of
+from textgym_agents.conformance import accounting, distribution, inside, learning, repetition
+from textgym_agents.conformance.findings import FAILS, NOT_ASKED, Finding, NotAsked, Outcome
+from textgym_agents.conformance.subject import LearningTask, Subject, factory_of
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: how it is asked for. statement: its number in the table of statements; 0 where it has none.
+        run: asks it.
+    """
+
+    name: str
+    statement: int
+    run: Callable[[Subject], Outcome]
+
+
+CHECKS = (
+    Check("first ratio", 1, accounting.first_ratio),
+    Check("log-probs sum to one", 2, distribution.normalised),
+    Check("act draws from log-probs", 2, distribution.sampled),
+    Check("deterministic act takes the likeliest", 2, distribution.likeliest),
+    Check("log-prob alignment", 2, inside.log_prob_alignment),
+    Check("starts at the reference", 3, accounting.starts_at_the_reference),
+    Check("padding columns", 5, distribution.pad_columns),
+    Check("padding ids", 6, distribution.pad_ids),
+    Check("gradient of the stop action", 7, inside.stop_gradient),
+    Check("score on the last action", 8, inside.reward_alignment),
+    Check("token rewards add up", 8, inside.token_rewards),
+    Check("actions are the sampled ids", 11, inside.actions),
+    Check("log-probs read nothing later", 12, distribution.later_tokens),
+    Check("values read nothing later", 12, inside.values_read_nothing_later),
+    Check("value alignment", 12, inside.value_alignment),
+    Check("GAE", 13, inside.advantages),
+    Check("whitening", 14, inside.whitening),
+    Check("logged KL", 17, accounting.logged_kl),
+    Check("logged scores", 17, accounting.logged_scores),
+    Check("logged RLHF reward", 19, accounting.rlhf_reward),
+    Check("penalised KL", 19, inside.penalties),
+    Check("mask obedience", 25, distribution.masked),
+    Check("same seed, same policy", 27, repetition.same_seed),
+    Check("global random numbers", 27, repetition.global_random_numbers),
+    Check("saved and loaded", 27, repetition.round_trip),
+    Check("resumed", 27, repetition.resumed),
+    Check("learns Bandit", 0, partial(learning.learns, name="Bandit")),
+    Check("learns Delayed", 0, partial(learning.learns, name="Delayed")),
+    Check("learns Stop", 0, partial(learning.learns, name="Stop")),
+)
+
+
+def check_names() -> tuple[str, ...]:
+    """The names of all checks, in the order in which they are run."""
+    return tuple(entry.name for entry in CHECKS)
+
+
+def check(
+    agent: Any,
+    checks: Iterable[str] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    learning_tasks: Mapping[str, LearningTask] | None = None,
+    envs: int = 64,
+    iterations: int = 8,
+    progress: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
+    """Checks an agent against the exact solver and the statements that must hold.
+
+    Args:
+        agent: a registered name, "module:Class", a class, or a function that makes an untrained agent for a vector
+            environment. Every agent it makes must have the same seed.
+        checks: names of checks; None runs all.
+        settings: fields of the agent's config; not for a function.
+        learning_tasks: "Bandit", "Delayed" and "Stop" as they are to be learned; None takes their defaults.
+        envs, iterations: size and number of the batches of the probe training, envs >= 2, iterations >= 2.
+        progress: is called with every finding as soon as it is there.
+    Returns: one finding for each check. An error inside the agent is a finding that fails, with its message.
+    Raises: ValueError or TypeError for an unknown check, or what is no agent.
+    """
+    for name, value in (("envs", envs), ("iterations", iterations)):
+        if value < 2:
+            raise ValueError(f"{name}={value!r}: allowed is an integer >= 2")
+    names = check_names() if checks is None else tuple(checks)
+    for name in names:
+        if name not in check_names():
+            raise ValueError(not_one_of("check", name, check_names()))
+    problems = learning.DEFAULT_TASKS if learning_tasks is None else learning_tasks
+    subject = Subject(factory_of(agent, settings or {}), problems, envs, iterations)
+    findings = []
+    for entry in CHECKS:
+        if entry.name in names:
+            findings.append(_ask(entry, subject))
+            if progress is not None:
+                progress(findings[-1])
+    return findings
+
+
+def _ask(entry: Check, subject: Subject) -> Finding:
+    try:
+        outcome = entry.run(subject)
+    except NotAsked as reason:
+        outcome = Outcome(NOT_ASKED, str(reason), "")
+    except Exception as error:  # whatever the agent raises is what was found
+        outcome = Outcome(FAILS, f"{type(error).__name__}: {error}", "no error")
+    return Finding(entry.name, entry.statement, outcome.status, outcome.found, outcome.expected)

@@ -1,0 +1,37 @@
+"""Checks that an agent learns: the exact J of what it has learned, on tasks whose optimum is known."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from textgym.solve import policy_values, solve
+from textgym_agents.conformance.findings import NotAsked, Outcome, judge
+from textgym_agents.conformance.subject import LearningTask, Subject
+
+ENOUGH = 0.9
+
+DEFAULT_TASKS = {
+    "Bandit": LearningTask("textgym/Bandit-v0"),
+    "Delayed": LearningTask("textgym/Delayed-v0"),
+    "Stop": LearningTask("textgym/Stop-v0"),
+}
+
+
+def learns(subject: Subject, name: str) -> Outcome:
+    """Reaches 0.9 of the way from the reference's J to the optimum's within the budget."""
+    if name not in subject.learning:
+        raise NotAsked(f"learning {name} was not asked for")
+    problem = subject.learning[name]
+    env = gym.make_vec(
+        problem.id, num_envs=problem.envs, autoreset_mode=AutoresetMode.DISABLED, **problem.options
+    )
+    solution = solve(env.unwrapped.task)  # type: ignore[attr-defined]
+    agent = subject.make(env)
+    agent.learn(env, problem.episodes)
+    if agent.log_probs(solution.tree.observations(0, solution.tree.levels[0].running)) is None:
+        raise NotAsked("log_probs gives None")
+    reached = solution.optimality(policy_values(solution.tree, agent).objective)
+    return judge(
+        reached >= ENOUGH, f"optimality {reached:.3f} after {problem.episodes} episodes", f"at least {ENOUGH}"
+    )

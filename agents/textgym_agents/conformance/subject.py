@@ -1,0 +1,184 @@
+"""The agent under test: made afresh as often as needed, trained once on a small task that can be solved."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from textgym import TokenVectorEnv, make_task
+from textgym.solve import PolicyValues, PrefixTree, policy_values, prefix_tree
+from textgym_agents.conformance.findings import NotAsked
+from textgym_agents.protocol import Agent, Metrics, Observation
+from textgym_agents.registry import agent_class, make_agent, make_config
+
+Factory = Callable[[Any], Agent]
+WORDS = ("a", "b", "c", "<end>")
+EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
+
+
+@dataclass(frozen=True)
+class LearningTask:
+    """A task on which the agent has to come near the exact optimum.
+
+    Attributes:
+        id: of the environment.
+        options: of the environment.
+        episodes: the budget. envs: sub-environments.
+    """
+
+    id: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int = 8192
+    envs: int = 128
+
+
+def probe_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Pays for the letter a, more for an early stop, and differs by prompt: nothing about it is symmetric."""
+    return [
+        text.split().count("a") * (1.0 if prompt == "a b" else -0.5) + 0.25 * (len(text.split()) == 1)
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
+
+
+def probe_task() -> Any:
+    """Two prompts of different lengths, three letters and a stop token that pads as well; 82 states."""
+    return make_task(
+        "Text",
+        prompts=["a b", "c"],
+        tokenizer=WORDS,
+        stop="<end>",
+        vocab_size=len(WORDS) + EMPTY_ROWS,
+        reward=probe_reward,
+        max_new_tokens=3,
+        beta=0.3,
+        reference="uniform",
+    )
+
+
+def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
+    """A function that makes an untrained agent for an environment.
+
+    Args:
+        agent: a registered name, "module:Class", a class, or a function from environment to agent.
+        settings: of the agent's config; not for a function.
+    Raises: TypeError or ValueError for what is no agent.
+    """
+    if isinstance(agent, str):
+        agent_class(agent)
+        return lambda env: make_agent(agent, env, **settings)
+    if not callable(agent):
+        raise TypeError(
+            f"agent={agent!r:.80}: allowed is a name, 'module:Class', a class or a function of env"
+        )
+    if not isinstance(agent, type):
+        if settings:
+            raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")
+        made: Factory = agent
+        return made
+    config = make_config(agent, dict(settings))
+    taken = inspect.signature(agent).parameters
+
+    def make(env: Any) -> Agent:
+        parts = {"env": env, "task": env.unwrapped.task, "config": config}
+        result: Agent = agent(**{name: part for name, part in parts.items() if name in taken})
+        return result
+
+    return make
+
+
+@dataclass(frozen=True)
+class Training:
+    """An agent after some iterations on the probe task.
+
+    Attributes:
+        agent: the agent. rows: the metrics of each iteration.
+        sampled: the exact values of the policy that sampled each iteration, or None without log-probabilities.
+    """
+
+    agent: Agent
+    rows: list[Metrics]
+    sampled: list[PolicyValues] | None
+
+
+class Subject:
+    """The agent under test.
+
+    Args:
+        make: makes an untrained one. envs: sub-environments of the probe task. iterations: of a probe training.
+        learning: the tasks to learn.
+    """
+
+    def __init__(
+        self,
+        make: Factory,
+        learning: Mapping[str, LearningTask],
+        envs: int = 64,
+        iterations: int = 8,
+    ) -> None:
+        self.make, self.learning = make, learning
+        self.envs, self.episodes = envs, envs * iterations
+        self.task = probe_task()
+
+    @cached_property
+    def tree(self) -> PrefixTree:
+        """All states of the probe task."""
+        return prefix_tree(self.task)
+
+    @cached_property
+    def states(self) -> Observation:
+        """Every running state of the probe task."""
+        tree = self.tree
+        parts = [
+            tree.observations(depth, rows)
+            for depth in range(len(tree.levels) - 1)
+            for rows in tree.batches(depth)
+        ]
+        return {
+            name: np.concatenate([part[name] for part in parts]) for name in ("input_ids", "attention_mask")
+        }
+
+    def env(self) -> TokenVectorEnv:
+        """A new environment of the probe task, which waits for `reset` when all episodes ended."""
+        return TokenVectorEnv(self.task, self.envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    @cached_property
+    def training(self) -> Training:
+        """The agent after a probe training."""
+        env = self.env()
+        agent = self.make(env)
+        rows: list[Metrics] = []
+        sampled: list[PolicyValues] = []
+
+        def note() -> None:
+            if agent.log_probs(self.states) is not None:
+                sampled.append(policy_values(self.tree, agent))
+
+        def callback(metrics: Metrics) -> None:
+            rows.append(dict(metrics))
+            note()
+
+        note()
+        agent.learn(env, self.episodes, callback)
+        return Training(agent, rows, sampled[: len(rows)] if len(sampled) == len(rows) + 1 else None)
+
+    def log_probs(self, agent: Agent, observation: Observation | None = None) -> Any:
+        """Float64 (B, V); by default of all states. Raises: NotAsked for an agent that has none."""
+        result = agent.log_probs(self.states if observation is None else observation)
+        if result is None:
+            raise NotAsked("log_probs gives None")
+        return np.asarray(result, dtype=np.float64)
+
+    def metric(self, name: str) -> list[float]:
+        """A logged metric, one number per iteration. Raises: NotAsked if it is not logged."""
+        rows = self.training.rows
+        if not rows:
+            raise NotAsked("learn never calls its callback")
+        if any(name not in row for row in rows):
+            raise NotAsked(f"the agent does not log {name!r}")
+        return [float(row[name]) for row in rows]

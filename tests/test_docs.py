@@ -1,0 +1,58 @@
+"""The page of exact answers: its blocks run, and what it shows is what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+from cli_tools import child
+
+PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
+BLOCK = re.compile(r"```(python|sh)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
+
+
+def trimmed(text: str) -> list[str]:
+    """Its lines without trailing blanks, and without the empty ones that the terminal's tables begin and end with."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def printed(language: str, source: str, names: dict[str, object]) -> str:
+    """What a block prints. Python blocks share `names`."""
+    if language == "sh":
+        command, *words = shlex.split(source)
+        assert command == "textgym"
+        done = child(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        exec(compile(source, str(PAGE), "exec"), names)
+    return stream.getvalue()
+
+
+def test_the_page_shows_what_its_code_prints():
+    text = PAGE.read_text(encoding="utf-8")
+    blocks, names = BLOCK.findall(text), {"__name__": "page"}
+    assert len(blocks) == len(re.findall(r"^```(?:python|sh)$", text, re.MULTILINE)) >= 10
+    for language, source, shown in blocks:
+        assert trimmed(shown)
+        assert trimmed(printed(language, source, names)) == trimmed(shown), source
+
+
+def test_the_claims_of_the_prose_hold_for_the_numbers():
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^(\S.{38,41}?) +bias (\S+)(?:  cosine (\S+))?  variance (\S+)$", text, re.MULTILINE)
+    table = {name.strip(): (float(bias), float(variance)) for name, bias, _, variance in rows}
+    unbiased = ["REINFORCE", "REINFORCE, reward to go", "REINFORCE, reward to go - V", "RLOO, groups of 2"]
+    unbiased += ["k1 in the reward", "k2 in the loss", "exact in the loss"]
+    assert [table[name][0] for name in unbiased] == [0.0] * len(unbiased)
+    assert table["REINFORCE, reward to go - V"][1] < table["REINFORCE, reward to go"][1] < table["REINFORCE"][1]
+    assert table["GAE(0), critic 0"][0] > 0.1
+    assert table["k1 in the loss"][0] > 0.1 < table["k3 in the loss"][0]
+
+
+def test_the_page_is_short():
+    assert len(PAGE.read_text(encoding="utf-8").splitlines()) < 350
