@@ -124,6 +124,27 @@ def test_any_registered_task(name):
     assert leaf.ret == pytest.approx(total)
 
 
+def test_more_children_than_are_paid_at_once():
+    env = gym.make("textgym/Bandit-v0", difficulty=10)
+    env.reset(seed=0)
+    root = Tree(env).root
+    assert [node.reward for node in root.children] == pytest.approx([i / 1023 for i in range(1024)])
+    assert [node.token for node, _ in root.best(2)] == [1023, 1022]
+
+
+def test_a_narrow_beam_cuts():
+    """`near` pays at once and hides the single string that pays more: the width decides whether it is found."""
+    env = gym.make("textgym/Deceptive-v0", difficulty=4)
+    env.reset(seed=0)
+    root = Tree(env).root
+
+    def nears(nodes):
+        return [node.ret if node.finished else node.text.split().count("near") for node in nodes]
+
+    assert root.best_leaves(1, nears, width=1)[0][1] == 0.5
+    assert root.best_leaves(1, nears, width=16)[0][1] == 1.0
+
+
 def test_bad_arguments_say_so():
     env = TokenEnv(small_task())
     with pytest.raises(ResetNeeded):

@@ -189,8 +189,9 @@ class LMPPO:
         return loss
 
     def _centre_values(self, rollout: Rollout) -> None:
-        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept: learning does not depend
-        on the reward's zero and unit.
+        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept.
+
+        So learning does not depend on the reward's zero and unit.
         """
         if self.value_scale is not None:
             return

@@ -439,3 +439,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(agent, env, tmp_path):
 def test_a_model_with_too_few_positions_is_refused():
     with pytest.raises(ValueError, match="reads at most 64 tokens but a state has up to 102"):
         LMPPO(tiny_task(max_new_tokens=100), LMPPOConfig(device="cpu"), model=tiny_llama(4))
+
+
+def test_bfloat16_autocast_learns_with_float32_parameters(env, task):
+    agent = tiny_agent(task, precision="bfloat16", minibatches=1)
+    metrics = first_metrics(agent, env)
+    assert metrics["val/first_ratio"] == pytest.approx(1.0, abs=0.05)  # seven bits of mantissa
+    assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
+    assert np.isfinite(metrics["policy/grad_norm"])
+    assert metrics["policy/grad_norm"] > 0

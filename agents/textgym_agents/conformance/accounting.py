@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from textgym.solve import PolicyValues
+from textgym.solve import PolicyValues, policy_values
 from textgym_agents.conformance.findings import NotAsked, Outcome, at_most
 from textgym_agents.conformance.subject import Subject
 
@@ -29,7 +29,10 @@ def first_ratio(subject: Subject) -> Outcome:
 
 def starts_at_the_reference(subject: Subject) -> Outcome:
     """Before any update the policy is the reference."""
-    return at_most("exact KL of the untrained policy, nats:", _sampled(subject)[0].kl, 1e-4)
+    agent = subject.make(subject.env())
+    subject.log_probs(agent)
+    kl = policy_values(subject.tree, agent).kl
+    return at_most("exact KL of the untrained policy, nats:", kl, 1e-4)
 
 
 def logged_kl(subject: Subject) -> Outcome:

@@ -17,9 +17,10 @@ class Finding:
 
     Attributes:
         check: its name.
-        statement: number of the statement that it asks, as in the table of statements; 0 where it has none.
+        statement: number of the statement that it asks; checks of one statement share it, 0 where it has none.
         status: "holds", "FAILS" or "not asked".
         found, expected: as texts; where it was not asked, `found` is the reason.
+        asks: what must hold, in a sentence.
     """
 
     check: str
@@ -27,6 +28,7 @@ class Finding:
     status: Status
     found: str
     expected: str
+    asks: str
 
 
 @dataclass(frozen=True)

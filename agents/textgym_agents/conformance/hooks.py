@@ -9,6 +9,7 @@ An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,9 @@ def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
     if callable(getattr(agent, "conformance_hooks", None)):
         offered: Mapping[str, Callable[..., Any]] = agent.conformance_hooks()
         return hooks | dict(offered)
-    if any(kind.__name__ == "LMPPO" for kind in type(agent).__mro__):
-        # Only here, because it imports torch, which an agent under test may do without.
+    # An agent of this kind has imported the module; for any other one torch need not be there.
+    module = sys.modules.get("textgym_agents.lm_ppo")
+    if module is not None and isinstance(agent, module.LMPPO):
         from textgym_agents.conformance.lm_ppo_hooks import training_batch
 
         hooks["batch"] = lambda env: training_batch(agent, env)

@@ -11,7 +11,7 @@ from textgym.references import make_reference
 from textgym_agents.conformance.distribution import next_tokens
 from textgym_agents.conformance.findings import NotAsked, Outcome, at_most, judge
 from textgym_agents.conformance.hooks import Floats, TrainingBatch, hook
-from textgym_agents.conformance.subject import Subject, probe_reward
+from textgym_agents.conformance.subject import CutOff, Subject, probe_reward
 
 _FLOAT32 = 1e-4
 _KL_TERMS = "log-ratio, exact KL, either of the following state alone, or nothing"
@@ -66,7 +66,7 @@ def penalties(subject: Subject) -> Outcome:
     base = np.asarray(make_reference(subject.task).log_probs(states), dtype=np.float64)
     with np.errstate(invalid="ignore"):
         exact = np.where(own > -50, np.exp(own) * (own - base), 0.0).sum(1)
-    ratio = (own - base)[index, batch.actions]
+    ratio = own[index, batch.actions] - base[index, batch.actions]
     if _greatest(ratio) < 1e-3:
         raise NotAsked("the policy does not leave the reference in the probe training")
     forms = [form for kl in (ratio, exact) for form in (kl, _of_next_state(kl, batch))]
@@ -102,15 +102,36 @@ def advantages(subject: Subject) -> Outcome:
     return at_most("greatest difference, reward units:", _greatest(got - want), _FLOAT32)
 
 
-def gae_by_definition(batch: TrainingBatch, values: Floats) -> NDArray[np.float64]:
+def truncation(subject: Subject) -> Outcome:
+    """Where the environment cuts an episode off, the advantages go on with V of the state it was cut off in."""
+    agent = subject.training.agent
+    values = hook(agent, "values")
+    batch: TrainingBatch = hook(agent, "batch")(CutOff(subject.task, subject.envs))
+    own, got = _given(batch.values, "values"), _given(batch.advantages, "advantages")
+    cut = batch.last & ~np.isin(batch.actions, subject.task.vocabulary.stop_ids)
+    if not cut.any():
+        raise NotAsked("no episode was cut off")
+    states = batch.observation()
+    mask = (np.arange(batch.input_ids.shape[1]) <= batch.columns[:, None] + 1).astype(np.int8)
+    after = np.asarray(values({**states, "attention_mask": mask}), dtype=np.float64)
+    bootstrap = np.where(cut, after, 0.0)[batch.last]
+    want = gae_by_definition(batch, own, bootstrap)
+    return at_most("greatest difference, reward units:", _greatest(got - want), _FLOAT32)
+
+
+def gae_by_definition(
+    batch: TrainingBatch, values: Floats, bootstrap: Floats | None = None
+) -> NDArray[np.float64]:
     """A_t = sum_k (gamma lam)^k delta_{t+k}, row by row in O(T^2).
 
+    Args:
+        values: (N,) reward units. bootstrap: (B,) V behind the last action of each row; None means 0.
     Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16.
     """
     result = np.zeros(len(batch.rows))
-    for row in np.unique(batch.rows):
+    for place, row in enumerate(np.unique(batch.rows)):
         (own,) = np.nonzero(batch.rows == row)
-        following = np.append(values[own[1:]], 0.0)
+        following = np.append(values[own[1:]], 0.0 if bootstrap is None else bootstrap[place])
         deltas = batch.token_rewards[own] + batch.gamma * following - values[own]
         for t in range(len(own)):
             powers = (batch.gamma * batch.lam) ** np.arange(len(own) - t)

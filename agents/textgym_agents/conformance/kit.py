@@ -18,13 +18,19 @@ class Check:
     """One check.
 
     Attributes:
-        name: how it is asked for. statement: its number in the table of statements; 0 where it has none.
-        run: asks it.
+        name: how it is asked for. statement: number of the statement that it asks; 0 where it has none.
+        run: asks it; its docstring's first line says what must hold.
     """
 
     name: str
     statement: int
     run: Callable[[Subject], Outcome]
+
+    @property
+    def asks(self) -> str:
+        """What must hold, in a sentence."""
+        asked = self.run.func if isinstance(self.run, partial) else self.run
+        return (asked.__doc__ or "").strip().splitlines()[0]
 
 
 CHECKS = (
@@ -39,6 +45,7 @@ CHECKS = (
     Check("gradient of the stop action", 7, inside.stop_gradient),
     Check("score on the last action", 8, inside.reward_alignment),
     Check("token rewards add up", 8, inside.token_rewards),
+    Check("truncation bootstraps", 10, inside.truncation),
     Check("actions are the sampled ids", 11, inside.actions),
     Check("log-probs read nothing later", 12, distribution.later_tokens),
     Check("values read nothing later", 12, inside.values_read_nothing_later),
@@ -113,4 +120,4 @@ def _ask(entry: Check, subject: Subject) -> Finding:
         outcome = Outcome(NOT_ASKED, str(reason), "")
     except Exception as error:  # whatever the agent raises is what was found
         outcome = Outcome(FAILS, f"{type(error).__name__}: {error}", "no error")
-    return Finding(entry.name, entry.statement, outcome.status, outcome.found, outcome.expected)
+    return Finding(entry.name, entry.statement, outcome.status, outcome.found, outcome.expected, entry.asks)

@@ -45,7 +45,7 @@ def training_batch(agent: LMPPO, env: Any) -> TrainingBatch:
         beta=beta,
         gamma=agent.task.gamma,
         lam=agent.config.lam,
-        values=rollout.values.double().cpu().numpy() * scale,
+        values=shadow.value_offset + rollout.values.double().cpu().numpy() * scale,
         advantages=(targets.returns - targets.old_values).double().cpu().numpy() * scale,
         weights=targets.advantages.double().cpu().numpy(),
         logit_gradient=_logit_gradient(shadow, rollout, targets, reference),

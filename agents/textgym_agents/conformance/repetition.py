@@ -26,11 +26,10 @@ def same_seed(subject: Subject) -> Outcome:
 
 
 def global_random_numbers(subject: Subject) -> Outcome:
-    """Making an agent, learning and acting draw no number from the global generators."""
+    """Learning and acting draw no number from the global generators."""
     env = subject.env()
-    subject.make(env)  # what is imported late may draw once
+    agent = subject.make(env)
     with global_generators(0) as drawn_from:
-        agent = subject.make(env)
         agent.learn(env, subject.envs)
         agent.act(subject.states)
         touched = drawn_from()

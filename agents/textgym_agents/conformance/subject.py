@@ -61,6 +61,18 @@ def probe_task() -> Any:
     )
 
 
+class CutOff(TokenVectorEnv):
+    """An environment that truncates every episode after its first token, as an outer time limit would."""
+
+    def __init__(self, task: Any, num_envs: int) -> None:
+        super().__init__(task, num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    def step(self, actions: Any) -> Any:
+        """See `TokenVectorEnv.step`."""
+        observation, rewards, terminated, _, infos = super().step(actions)
+        return observation, rewards, terminated, ~terminated, infos
+
+
 def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
     """A function that makes an untrained agent for an environment.
 
