@@ -44,7 +44,8 @@ class LMPolicy(nn.Module):
         self.temperature = temperature
         self._bf16 = bf16
         self._backbone = make_backbone(self.model, lean=False if bf16 else None)
-        self.value_head = nn.Linear(self._backbone.hidden_size, 1, device=self.device)
+        # Without nn.Linear's own initialisation, which draws from the global generator.
+        self.value_head = nn.utils.skip_init(nn.Linear, self._backbone.hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.register_buffer(

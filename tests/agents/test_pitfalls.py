@@ -273,8 +273,9 @@ def test_27_the_same_seed_repeats_a_run_without_global_random_numbers(env, task)
     for noise in (0, 1):
         torch.manual_seed(noise)
         np.random.seed(noise)  # noqa: NPY002
-        agent = LMPPO(task, LMPPOConfig(batch=16, minibatches=2, device="cpu"), model=tiny_llama(4))
+        model = tiny_llama(4)
         state = torch.get_rng_state()
+        agent = LMPPO(task, LMPPOConfig(batch=16, minibatches=2, device="cpu"), model=model)
         agent.learn(env, 48)
         assert torch.equal(torch.get_rng_state(), state)
         runs.append(agent.policy.state_dict())

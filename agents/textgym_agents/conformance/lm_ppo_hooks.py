@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,8 @@ class _Recorder:
 
 def _logit_gradient(shadow: LMPPO, rollout: Rollout, targets: Targets, reference: Tensor) -> Any:
     """(N, V) gradient of the summed policy loss, from the loss that the agent itself computes."""
-    without_kl = Targets(**{**targets.__dict__, "kl_weight": 0.0})
-    shadow.config = copy.copy(shadow.config)
-    object.__setattr__(shadow.config, "entropy_coefficient", 0.0)
+    without_kl = replace(targets, kl_weight=0.0)
+    shadow.config = replace(shadow.config, entropy_coefficient=0.0)
     recorder: Any = _Recorder(shadow.policy)
     shadow.policy = recorder
     rows = np.arange(len(rollout.lengths))
