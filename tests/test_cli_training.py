@@ -141,7 +141,7 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(capsys):
 
 @pytest.mark.slow
 def test_the_demo_writes_everything(capsys):
-    code, out, _ = run(capsys, "demo", "--episodes", "32", *TINY, "--seed", "1")
+    code, out, _ = run(capsys, "demo", "--episodes", "32", *TINY, "--final-per-prompt", "2", "--seed", "1")
     assert code == 0
     assert all((Path("runs/demo-1") / name).exists() for name in ALL)
     for words in ("answer before", "answer after", "optimality", "runs/demo-1/curve.png", "runs/demo-1\n"):
