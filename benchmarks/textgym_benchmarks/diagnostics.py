@@ -24,19 +24,21 @@ class Diagnostics:
     """What to measure."""
 
     tasks: tuple[str, ...] = tuple(_NAMES.split())
-    """Names of diagnostic tasks, at their default difficulty."""
+    """Names of diagnostic tasks."""
+    difficulty: int | None = None
+    """Of these tasks; by default each task's own."""
     seeds: int = 5
     """Runs per task."""
     episodes: int | None = None
     """Episodes per run; by default 20,000, and more for Copy, Reverse and Recall."""
 
 
-def measure(name: str, episodes: int, seeds: int) -> list[float]:
+def measure(name: str, episodes: int, seeds: int, difficulty: int | None = None) -> list[float]:
     """Exact optimality of LM PPO on held-out prompts, one number per seed."""
     from textgym_agents.config import LMPPOConfig
     from textgym_agents.lm_ppo import LMPPO
 
-    task = make_task(name)
+    task = make_task(name, **({} if difficulty is None else {"difficulty": difficulty}))
     best = solve(task, split="eval").objective
     base = policy_values(task, make_reference(task), split="eval").objective
     scores = []
@@ -55,7 +57,7 @@ def main() -> None:
     table = Table("task", "episodes", "mean optimality", "least")
     for name in settings.tasks:
         episodes = settings.episodes or _EPISODES.get(name, 20_000)
-        scores = measure(name, episodes, settings.seeds)
+        scores = measure(name, episodes, settings.seeds, settings.difficulty)
         Console(stderr=True).print(name, [round(score, 4) for score in scores])
         table.add_row(name, f"{episodes:,}", f"{mean(scores):.4f}", f"{min(scores):.4f}")
     Console().print(table)

@@ -95,6 +95,21 @@ def test_decoder_equals_reading_afresh_while_rows_finish_and_restart(pair):
         lengths = lengths + ~done
 
 
+def test_a_row_that_paused_inside_the_cache_can_grow_again(pair):
+    model, backbone = pair
+    decoder = Decoder(backbone, torch.device("cpu"))
+    ids = np.random.default_rng(4).integers(0, 11, (8, 16))
+    lengths = np.full(8, 3)
+    for paused in (False, True, True, False, False):  # one row of eight: too few to be dropped from the cache
+        lengths = lengths + 1
+        lengths[5] -= paused
+        observation = {"input_ids": ids, "attention_mask": np.arange(16) < lengths[:, None]}
+        logits, _ = decoder.advance(observation)
+        for row in range(8):
+            want, _ = expected(model, torch.tensor(ids[row, : lengths[row]]))
+            torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
+
+
 def test_decoder_computes_only_what_is_new(monkeypatch):
     backbone = LlamaBackbone(tiny_llama())
     opened, widths = [], []
