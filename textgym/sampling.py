@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym.lm.reference import Reference
+from textgym.lm.reference import Reference, restricted
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 
@@ -61,6 +61,8 @@ def play(
 ) -> Episodes:
     """Samples `per_prompt` completions of every prompt of a split.
 
+    Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them.
+
     Args:
         policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
         reference: for the KL; None leaves it NaN.
@@ -70,24 +72,62 @@ def play(
     if per_prompt < 1:
         raise ValueError(f"per_prompt={per_prompt!r}: allowed is an integer >= 1")
     prompts = task.prompt_set(split)
+    order = np.repeat(np.arange(len(prompts.texts)), per_prompt)
+    recorder = _Recorder(task, split, policy, reference, deterministic)
     shape = (len(prompts.texts), per_prompt)
-    order = np.repeat(np.arange(shape[0]), per_prompt)
+    return _play(recorder, order, seed, shape, np.asarray(prompts.weights), tuple(prompts.texts))
+
+
+def play_prompts(
+    policy: Any,
+    task: Task,
+    prompt_index: NDArray[np.int64],
+    *,
+    split: str = "eval",
+    seed: int = 0,
+    reference: Reference | None = None,
+    deterministic: bool = False,
+) -> Episodes:
+    """Samples one completion for each of some prompts of a split, in any order, with repetitions.
+
+    Args:
+        prompt_index: (N,) int64, N >= 1, places in the split.
+        policy, reference, deterministic: see `play`.
+    Returns: arrays (N, 1); every prompt of the list has weight 1 / N.
+    Raises: ValueError if there is no prompt, or one that the split does not have.
+    """
+    texts = task.prompt_set(split).texts
+    order = np.asarray(prompt_index)
+    if order.ndim != 1 or not order.size or order.dtype.kind not in "iu":
+        raise ValueError(f"prompt_index: {order.dtype} {order.shape} array, allowed are one or more integers")
+    if order.min() < 0 or order.max() >= len(texts):
+        raise ValueError(f"prompt_index: holds {order.min()}..{order.max()}, allowed is 0..{len(texts) - 1}")
+    recorder = _Recorder(task, split, policy, reference, deterministic)
+    weights = np.full(len(order), 1.0 / len(order))
+    return _play(recorder, order, seed, (len(order), 1), weights, tuple(texts[i] for i in order))
+
+
+def _play(
+    recorder: _Recorder,
+    order: NDArray[np.int64],
+    seed: int,
+    shape: tuple[int, int],
+    weights: NDArray[np.float64],
+    texts: tuple[str, ...],
+) -> Episodes:
     generator = np.random.default_rng([seed, 3])
     # Looking at a policy must not move a reward that learns, such as a running normalisation.
-    before = task.scorer.state_dict()
-    parts = [
-        _Recorder(task, split, policy, reference, deterministic).run(
-            order[start : start + _ROWS_AT_ONCE], generator
-        )
-        for start in range(0, len(order), _ROWS_AT_ONCE)
-    ]
-    task.scorer.load_state_dict(before)
+    scorer = recorder.task.scorer
+    before = scorer.state_dict()
+    parts = []
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        recorder.run(order[start : start + _ROWS_AT_ONCE], generator)
+        parts.append((recorder.arrays, recorder.terms))
+    scorer.load_state_dict(before)
     names = [field.name for field in fields(Episodes) if field.name not in ("terms", "weights", "prompts")]
-    arrays = {name: np.concatenate([part.arrays[name] for part in parts]).reshape(shape) for name in names}
-    terms = {
-        name: np.concatenate([part.terms[name] for part in parts]).reshape(shape) for name in parts[0].terms
-    }
-    return Episodes(**arrays, terms=terms, weights=np.asarray(prompts.weights), prompts=tuple(prompts.texts))
+    arrays = {name: np.concatenate([part[name] for part, _ in parts]).reshape(shape) for name in names}
+    terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
+    return Episodes(**arrays, terms=terms, weights=weights, prompts=texts)
 
 
 class _Recorder:
@@ -96,30 +136,30 @@ class _Recorder:
     def __init__(
         self, task: Task, split: str, policy: Any, reference: Reference | None, deterministic: bool
     ) -> None:
-        self._task, self._split, self._policy = task, split, policy
+        self.task, self._split, self._policy = task, split, policy
         self._reference, self._deterministic = reference, deterministic
         self.arrays: dict[str, NDArray[Any]] = {}
         self.terms: dict[str, NDArray[np.float64]] = {}
 
-    def run(self, prompt_index: NDArray[np.int64], generator: np.random.Generator) -> _Recorder:
-        """Plays one episode from each of these prompts."""
+    def run(self, prompt_index: NDArray[np.int64], generator: np.random.Generator) -> None:
+        """Plays one episode from each of these prompts, and starts the records anew."""
         count = len(prompt_index)
-        env = TokenVectorEnv(self._task, count, split=self._split, autoreset_mode=AutoresetMode.DISABLED)
+        env = TokenVectorEnv(self.task, count, split=self._split, autoreset_mode=AutoresetMode.DISABLED)
         observation, _ = env.reset(
             seed=int(generator.integers(2**31)), options={"prompt_index": prompt_index}
         )
         self._start(count)
         active, discount = np.ones(count, dtype=np.bool_), 1.0
         while active.any():
-            actions = self._act(observation, active, generator)
+            masks = env.action_masks()[active] if self.task.mask is not None else None
+            actions = self._act(observation, active, masks, generator)
             observation, rewards, terminated, truncated, infos = env.step(actions)
             self.arrays["returns"] += discount * rewards
             self.arrays["lengths"] += active
-            discount *= self._task.gamma
+            discount *= self.task.gamma
             self._finish(infos)
             active &= ~(terminated | truncated)
         env.close()
-        return self
 
     def _start(self, count: int) -> None:
         self.arrays = {
@@ -134,7 +174,11 @@ class _Recorder:
         self.terms = {}
 
     def _act(
-        self, observation: dict[str, NDArray[Any]], active: NDArray[np.bool_], generator: np.random.Generator
+        self,
+        observation: dict[str, NDArray[Any]],
+        active: NDArray[np.bool_],
+        masks: NDArray[np.bool_] | None,
+        generator: np.random.Generator,
     ) -> NDArray[np.int64]:
         log_probs = self._policy.log_probs(observation)
         uniforms = generator.random(len(active))
@@ -142,19 +186,21 @@ class _Recorder:
             self.arrays["kl"][:] = self.arrays["entropy"][:] = np.nan
             return np.asarray(self._policy.act(observation, deterministic=self._deterministic))
         rows = np.flatnonzero(active)
-        logs = np.asarray(log_probs[rows])
+        logs = restricted(np.asarray(log_probs[rows]), masks)
         actions = np.zeros(len(active), dtype=np.int64)
         if self._deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
             actions[rows] = logs.argmax(1)
             if self._reference is not None:
-                self.arrays["kl"][rows] -= self._reference.log_probs(observation)[rows, actions[rows]]
+                against = restricted(self._reference.log_probs(observation)[rows], masks)
+                self.arrays["kl"][rows] -= against[np.arange(len(rows)), actions[rows]]
             return actions
         probs = np.exp(logs)
         finite = np.where(probs > 0, logs, 0.0)
         self.arrays["entropy"][rows] -= np.einsum("nv,nv->n", probs, finite)
         if self._reference is not None:
-            against = np.where(probs > 0, self._reference.log_probs(observation)[rows], 0.0)
+            against = restricted(self._reference.log_probs(observation)[rows], masks)
+            against = np.where(probs > 0, against, 0.0)
             self.arrays["kl"][rows] += np.einsum("nv,nv->n", probs, finite - against)
         actions[rows] = _draw(probs, uniforms[rows])
         return actions

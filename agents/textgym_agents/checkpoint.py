@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from textgym.lm.causal import load_causal_lm
 from textgym.rewards import TextGymWarning
-from textgym_agents.config import LMPPOConfig
 from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
 
 _FORMAT = 1
@@ -84,7 +83,7 @@ def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
 
 
 def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
-    agent = kind(task, LMPPOConfig(**state["config"]), model=load_causal_lm(path / "reference"))
+    agent = kind(task, kind.config_type(**state["config"]), model=load_causal_lm(path / "reference"))
     trained = load_causal_lm(path / "model")
     agent.policy.model.load_state_dict(copy.deepcopy(trained.state_dict()))
     agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))

@@ -1,4 +1,4 @@
-"""The settings of LM PPO: validated, saved as JSON, and shown as command-line flags. Imports no torch."""
+"""The settings of agents on a causal LM: validated, saved as JSON, shown as command-line flags. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Literal
 
 KL = Literal["exact", "k1", "k2", "k3"]
 
-_AT_LEAST_ONE = ("batch", "epochs", "minibatches", "micro_batch", "kl_horizon")
-_POSITIVE = ("adam_epsilon", "max_grad_norm", "temperature", "clip", "value_clip")
-_SHARES = ("lam", "warmup")
-_NOT_NEGATIVE = ("value_coefficient", "entropy_coefficient")
+_SCHEDULES = ("constant", "linear", "cosine")
+_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class LMPPOConfig:
-    """Settings of LM PPO.
+class LMConfig:
+    """Settings that every agent on a causal LM has.
 
     Raises: ValueError that names the setting, its value and what is allowed.
     """
@@ -25,10 +23,6 @@ class LMPPOConfig:
     """Folder or hub id of the causal LM; None takes the task's reference. It is the start and the reference."""
     batch: int = 256
     """Episodes per iteration (sub-environments)."""
-    epochs: int = 2
-    """Passes over a batch."""
-    minibatches: int = 4
-    """Optimiser steps per pass."""
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
     learning_rate: float | None = None
@@ -41,19 +35,6 @@ class LMPPOConfig:
     """Adam's epsilon."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
-    clip: float = 0.2
-    """Range of the probability ratio."""
-    value_clip: float = 0.2
-    """Range of a value's change per batch, in units of the first batch's reward spread."""
-    value_coefficient: float = 0.01
-    """Weight of the value loss. Its gradient reaches the trunk that value and policy share, where a large weight costs
-    what the model knows about prompts it is not trained on."""
-    entropy_coefficient: float = 0.0
-    """Weight of an entropy bonus, in units of the standardised advantage per nat."""
-    lam: float = 0.95
-    """GAE's lambda, per token."""
-    whiten: bool = True
-    """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
     beta: float | None = None
     """KL coefficient, reward units per nat; None takes the task's."""
     kl: KL = "exact"
@@ -64,8 +45,6 @@ class LMPPOConfig:
     """Nats per sequence that an adaptive beta steers to; None keeps beta fixed."""
     kl_horizon: int = 10_000
     """Episodes over which the adaptive beta moves."""
-    stop_update_kl: float | None = None
-    """An update ends early when the policy is this far (nats per token) from the one that sampled."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, for sampling and scoring alike."""
     device: str = "auto"
@@ -76,31 +55,105 @@ class LMPPOConfig:
     """Seeds prompts, sampling and mini-batches."""
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer >= 1")
-        for name in _POSITIVE:
-            _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number > 0")
-        for name in _SHARES:
-            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
-        for name in _NOT_NEGATIVE:
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "a number >= 0")
-        _require(
+        for name in ("batch", "micro_batch", "kl_horizon"):
+            at_least_one(self, name)
+        for name in ("adam_epsilon", "max_grad_norm", "temperature"):
+            positive(self, name)
+        share(self, "warmup")
+        rate = self.learning_rate
+        require("learning_rate", rate, rate is None or 0 < rate < math.inf, "None or a finite number > 0")
+        require("beta", self.beta, self.beta is None or self.beta >= 0, "None or a number >= 0")
+        target = self.kl_target
+        require("kl_target", target, target is None or target > 0, "None or a number > 0")
+        require("kl", self.kl, self.kl in ("exact", "k1", "k2", "k3"), "'exact', 'k1', 'k2', 'k3'")
+        require("schedule", self.schedule, self.schedule in _SCHEDULES, str(_SCHEDULES))
+        require("precision", self.precision, self.precision in _PRECISIONS, str(_PRECISIONS))
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(LMConfig):
+    """Settings of policy-gradient agents on a causal LM."""
+
+    epochs: int = 2
+    """Passes over a batch."""
+    minibatches: int = 4
+    """Optimiser steps per pass."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus, in units of the standardised advantage per nat."""
+    whiten: bool = True
+    """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
+    stop_update_kl: float | None = None
+    """An update ends early when the policy is this far (nats per token) from the one that sampled."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "minibatches"):
+            at_least_one(self, name)
+        not_negative(self, "entropy_coefficient")
+        require(
             "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
         )
-        _require("beta", self.beta, self.beta is None or self.beta >= 0, "None or a number >= 0")
-        _require(
-            "kl_target", self.kl_target, self.kl_target is None or self.kl_target > 0, "None or a number > 0"
-        )
         limit = self.stop_update_kl
-        _require("stop_update_kl", limit, limit is None or limit > 0, "None or a number > 0")
-        _require("kl", self.kl, self.kl in ("exact", "k1", "k2", "k3"), "'exact', 'k1', 'k2', 'k3'")
-        schedules = ("constant", "linear", "cosine")
-        _require("schedule", self.schedule, self.schedule in schedules, str(schedules))
-        precisions = ("float32", "bfloat16")
-        _require("precision", self.precision, self.precision in precisions, str(precisions))
-        _require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+        require("stop_update_kl", limit, limit is None or limit > 0, "None or a number > 0")
 
 
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
+@dataclass(frozen=True)
+class ActorCriticConfig(OnPolicyConfig):
+    """Settings of policy-gradient agents with a value head."""
+
+    lam: float = 0.95
+    """GAE's lambda, per token."""
+    value_clip: float = 0.2
+    """Range of a value's change per batch, in units of the first batch's reward spread."""
+    value_coefficient: float = 0.01
+    """Weight of the value loss. Its gradient reaches the trunk that value and policy share, where a large weight costs
+    what the model knows about prompts it is not trained on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "lam")
+        positive(self, "value_clip")
+        not_negative(self, "value_coefficient")
+
+
+@dataclass(frozen=True)
+class LMPPOConfig(ActorCriticConfig):
+    """Settings of LM PPO."""
+
+    clip: float = 0.2
+    """Range of the probability ratio."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "clip")
+
+
+def at_least_one(config: object, name: str) -> None:
+    """Raises: ValueError unless the setting is 1 or more."""
+    value = getattr(config, name)
+    require(name, value, value >= 1, "an integer >= 1")
+
+
+def positive(config: object, name: str) -> None:
+    """Raises: ValueError unless the setting is finite and above 0."""
+    value = getattr(config, name)
+    require(name, value, 0 < value < math.inf, "a finite number > 0")
+
+
+def not_negative(config: object, name: str) -> None:
+    """Raises: ValueError if the setting is below 0."""
+    value = getattr(config, name)
+    require(name, value, value >= 0, "a number >= 0")
+
+
+def share(config: object, name: str) -> None:
+    """Raises: ValueError unless the setting is in [0, 1]."""
+    value = getattr(config, name)
+    require(name, value, 0 <= value <= 1, "a number in [0, 1]")
+
+
+def require(name: str, value: object, holds: bool, allowed: str) -> None:
+    """Raises: ValueError with the name, the value and what is allowed, unless the condition holds."""
     if not holds:
         raise ValueError(f"{name}={value!r}: allowed is {allowed}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.lm.backbone import make_backbone
-from textgym.lm.causal import logit_bias
+from textgym.lm.causal import FORBIDDEN, logit_bias
 from textgym.lm.decoder import Decoder
 from textgym_agents.categorical import sample
 from textgym_agents.protocol import Observation
@@ -53,32 +53,45 @@ class LMPolicy(nn.Module):
         )
         self._decoder = Decoder(self._backbone, self.device)
 
-    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Masked, tempered logits (N, V) and values (N,) at (rows, columns) of right-padded ids; differentiable."""
+    def states(
+        self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Masked, tempered logits (N, V) and values (N,) at (rows, columns) of right-padded ids; differentiable.
+
+        Args:
+            masks: (N, V) bool, the tokens that the task's grammar allows; None: all.
+        """
         with self._precision():
             logits, hidden = self._backbone.states(input_ids, rows, columns)
-        return self._shape(logits), self._value(hidden)
+        return self._shape(logits, masks), self._value(hidden)
 
     @torch.no_grad()
     def advance(
-        self, observation: Observation, active: NDArray[np.bool_] | None = None
+        self,
+        observation: Observation,
+        active: NDArray[np.bool_] | None = None,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (n, V) and values (n,) of the active rows of an observation, by the key-value cache."""
+        """Log-probabilities (n, V) and values (n,) of the active rows of an observation, by the key-value cache.
+
+        Args:
+            masks: (n, V) bool, the tokens that the task's grammar allows; None: all.
+        """
         with self._precision():
             logits, hidden = self._decoder.advance(dict(observation), active)
         if active is not None and not active.all():
             rows = torch.tensor(np.flatnonzero(active), device=self.device)
             logits, hidden = logits[rows], hidden[rows]
-        return torch.log_softmax(self._shape(logits), -1), self._value(hidden)
+        return torch.log_softmax(self._shape(logits, masks), -1), self._value(hidden)
 
     def forget(self) -> None:
         """Empties the key-value cache: the parameters have changed."""
         self._decoder.reset()
 
-    def _shape(self, logits: Tensor) -> Tensor:
+    def _shape(self, logits: Tensor, masks: Tensor | None) -> Tensor:
         scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
         bias: Tensor = self._bias  # type: ignore[assignment]
-        return scaled + bias
+        return scaled + bias if masks is None else (scaled + bias).masked_fill(~masks, FORBIDDEN)
 
     def _value(self, hidden: Tensor) -> Tensor:
         return nn.functional.linear(hidden.float(), self.value_head.weight, self.value_head.bias).squeeze(-1)

@@ -31,6 +31,7 @@ class Rollout:
         bootstrap: (B,) float64, the value head at s_T of truncated rows, 0 of ended ones.
         truncated: (B,) bool.
         stopped: (B,) bool, ended by a stop id.
+        masks: (N, V) bool, the tokens that the task's grammar allows; None where it allows all.
     """
 
     input_ids: Tensor
@@ -46,6 +47,7 @@ class Rollout:
     bootstrap: NDArray[np.float64]
     truncated: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
+    masks: Tensor | None = None
 
 
 @dataclass
@@ -57,6 +59,7 @@ class _Step:
     values: Tensor
     everything: Tensor | None
     rewards: NDArray[np.float64]
+    masks: Tensor | None
 
 
 def check_env(env: Any) -> None:
@@ -71,7 +74,12 @@ def check_env(env: Any) -> None:
 
 @torch.no_grad()
 def collect(
-    env: Any, policy: LMPolicy, seed: int, stop_ids: tuple[int, ...], keep_all: bool = False
+    env: Any,
+    policy: LMPolicy,
+    seed: int,
+    stop_ids: tuple[int, ...],
+    keep_all: bool = False,
+    group: int = 1,
 ) -> Rollout:
     """Plays one episode in every sub-environment.
 
@@ -81,18 +89,21 @@ def collect(
         seed: seeds the prompts and the sampling; the same seed gives the same rollout.
         stop_ids: the ids that end an episode.
         keep_all: keep the whole log-probabilities of every state (N, V).
+        group: consecutive sub-environments that answer the same prompt; divides B.
     """
     policy.forget()
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
-    observation, _ = env.reset(seed=seed)
+    observation = _reset(env, seed, group)
     count = env.num_envs
+    masked = getattr(env.unwrapped.task, "mask", None) is not None
     active = np.ones(count, dtype=np.bool_)
     truncated_rows = np.zeros(count, dtype=np.bool_)
     actions = np.zeros(count, dtype=np.int64)
     steps: list[_Step] = []
     while active.any():
         rows = np.flatnonzero(active)
-        log_probs, values = policy.advance(observation, active)
+        masks = torch.tensor(env.unwrapped.action_masks()[rows], device=policy.device) if masked else None
+        log_probs, values = policy.advance(observation, active, masks)
         # Every row has its own number each step, so that no row depends on when others end.
         uniforms = torch.tensor(generator.random(count, dtype=np.float32)[rows], device=policy.device)
         tokens = sample(log_probs, uniforms)
@@ -109,6 +120,7 @@ def collect(
                 values,
                 log_probs if keep_all else None,
                 rewards[rows].astype(np.float64),
+                masks,
             )
         )
         truncated_rows |= active & truncated & ~terminated
@@ -118,6 +130,16 @@ def collect(
         bootstrap[truncated_rows] = policy.advance(observation, truncated_rows)[1].cpu().numpy()
     policy.forget()
     return _assemble(observation["input_ids"], steps, bootstrap, truncated_rows, stop_ids, policy.device)
+
+
+def _reset(env: Any, seed: int, group: int) -> dict[str, NDArray[Any]]:
+    """Starts an episode everywhere; in groups, the first prompt drawn in each group is everybody's."""
+    observation, infos = env.reset(seed=seed)
+    if group > 1:
+        shared = np.repeat(infos["prompt_index"][::group], group)
+        observation, _ = env.reset(options={"prompt_index": shared})
+    first: dict[str, NDArray[Any]] = observation
+    return first
 
 
 def _assemble(
@@ -134,6 +156,7 @@ def _assemble(
     index = torch.tensor(order, device=device)
     rows, columns = rows[order], np.concatenate([step.columns for step in steps])[order]
     everything = [step.everything for step in steps if step.everything is not None]
+    masks = [step.masks for step in steps if step.masks is not None]
     lengths = np.bincount(rows, minlength=len(ids))
     width = int(columns.max()) + 2
     last = np.cumsum(lengths) - 1
@@ -152,6 +175,7 @@ def _assemble(
         bootstrap=bootstrap,
         truncated=truncated,
         stopped=np.isin(actions.cpu().numpy()[last], stop_ids),
+        masks=torch.cat(masks)[index] if masks else None,
     )
 
 
@@ -160,7 +184,8 @@ def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, ev
     """Log-probabilities of the reference in every state: (N, V) if `everything`, else (N,) those of the actions."""
     parts = []
     for chunk in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
-        logits, _ = reference.states(chunk.input_ids, chunk.rows, chunk.columns)
+        masks = None if rollout.masks is None else rollout.masks[chunk.states]
+        logits, _ = reference.states(chunk.input_ids, chunk.rows, chunk.columns, masks)
         log_probs = torch.log_softmax(logits, -1)
         if not everything:
             log_probs = log_probs.gather(1, rollout.actions[chunk.states][:, None]).squeeze(1)

@@ -25,6 +25,7 @@ class Targets:
         kl_weight: factor of the KL in the loss, in units of the advantages; 0 where the KL is in the reward alone.
         kl: penalised KL of each state, nats.
         scores: (B,) summed environment rewards.
+        weights: factors (N,) of the states' losses; None: all 1, the mean over tokens.
     """
 
     advantages: Tensor
@@ -33,6 +34,7 @@ class Targets:
     kl_weight: float
     kl: NDArray[np.float64]
     scores: NDArray[np.float64]
+    weights: Tensor | None = None
 
 
 def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from agents.counting_agent import CountingAgent
 from agents.mutant_agent import BUGS, MutantAgent
-from textgym_agents import lm_ppo
+from textgym_agents import on_policy
 from textgym_agents.conformance import (
     FAILS,
     HOLDS,
@@ -116,12 +116,12 @@ def test_the_hooks_of_lm_ppo_see_the_loss_that_the_agent_computes():
 
 
 def test_the_hooks_of_lm_ppo_see_the_targets_that_the_agent_makes(monkeypatch):
-    honest = lm_ppo.make_targets
+    honest = on_policy.make_targets
 
     def wrong(rollout, kl, kind, beta, gamma, lam, *rest):
         return honest(rollout, kl, kind, beta, gamma, 0.5 * lam, *rest)
 
-    monkeypatch.setattr(lm_ppo, "make_targets", wrong)
+    monkeypatch.setattr(on_policy, "make_targets", wrong)
     (finding,) = check("lm-ppo", ["GAE"], settings={"device": "cpu"}, envs=16)
     assert finding.status == FAILS
 

@@ -24,6 +24,23 @@ class Reference(Protocol):
         """
 
 
+def restricted(log_probs: NDArray[Any], masks: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """A policy's distribution over the tokens that a task's grammar allows.
+
+    Args:
+        log_probs: (B, V) float, nats.
+        masks: (B, V) bool, at least one True a row; None leaves `log_probs` as they are.
+    Returns: (B, V) float, nats, -inf where masked; rows whose every allowed token has probability 0 are uniform.
+    """
+    if masks is None:
+        return log_probs
+    allowed = np.where(masks, log_probs, -np.inf)
+    top = allowed.max(1, keepdims=True)
+    allowed = np.where(np.isneginf(top) & masks, 0.0, allowed)
+    top = np.where(np.isneginf(top), 0.0, top)
+    return np.asarray(allowed - top - np.log(np.exp(allowed - top).sum(1, keepdims=True)))
+
+
 class UniformReference:
     """The same probability for every allowed token.
 

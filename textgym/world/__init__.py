@@ -5,3 +5,6 @@ from typing import Final
 
 MODEL_PATH: Final = Path(__file__).parent / "assets" / "model"
 """Folder with config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
+
+REWARD_MODEL_PATH: Final = Path(__file__).parent / "assets" / "reward_model"
+"""Folder of the reward model that `reward="model"` names, in the layout of Hugging Face."""

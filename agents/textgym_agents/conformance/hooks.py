@@ -77,7 +77,7 @@ class TrainingBatch:
 
 
 def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
-    """The hooks that an agent offers; those of LM PPO are made here from its parts."""
+    """The hooks that an agent offers; those of on-policy agents on an LM are made here from their parts."""
     hooks: dict[str, Callable[..., Any]] = {}
     if callable(getattr(agent, "values", None)):
         hooks["values"] = agent.values
@@ -85,9 +85,9 @@ def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
         offered: Mapping[str, Callable[..., Any]] = agent.conformance_hooks()
         return hooks | dict(offered)
     # An agent of this kind has imported the module; for any other one torch need not be there.
-    module = sys.modules.get("textgym_agents.lm_ppo")
-    if module is not None and isinstance(agent, module.LMPPO):
-        from textgym_agents.conformance.lm_ppo_hooks import training_batch
+    module = sys.modules.get("textgym_agents.on_policy")
+    if module is not None and isinstance(agent, module.OnPolicyAgent):
+        from textgym_agents.conformance.on_policy_hooks import training_batch
 
         hooks["batch"] = lambda env: training_batch(agent, env)
     return hooks

@@ -1,4 +1,4 @@
-"""The training batch of LM PPO: one iteration of the agent's own code on a copy, stopped before it updates."""
+"""The training batch of an on-policy agent: one iteration of its own code on a copy, stopped before it updates."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from textgym_agents.conformance.hooks import TrainingBatch
-from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.metrics import UpdateMeter
+from textgym_agents.on_policy import ActorCriticAgent, OnPolicyAgent
 from textgym_agents.protocol import Metrics
 from textgym_agents.rollout import Rollout, micro_batches
 from textgym_agents.targets import Targets, penalties
 
 
-def training_batch(agent: LMPPO, env: Any) -> TrainingBatch:
+def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
     """What `agent` would train on in its next iteration on `env`; the agent is not changed."""
     shadow = copy.deepcopy(agent)
     caught: list[tuple[Rollout, Targets, Tensor]] = []
@@ -33,6 +33,7 @@ def training_batch(agent: LMPPO, env: Any) -> TrainingBatch:
     shadow._iterate(env)
     ((rollout, targets, reference),) = caught
     scale = shadow.value_scale or 1.0
+    critic = isinstance(agent, ActorCriticAgent)
     charged = penalties(targets.kl, rollout, agent.config.kl)
     return TrainingBatch(
         input_ids=rollout.input_ids.cpu().numpy(),
@@ -45,8 +46,8 @@ def training_batch(agent: LMPPO, env: Any) -> TrainingBatch:
         token_rewards=rollout.rewards - beta * charged,
         beta=beta,
         gamma=agent.task.gamma,
-        lam=agent.config.lam,
-        values=shadow.value_offset + rollout.values.double().cpu().numpy() * scale,
+        lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,
+        values=shadow.value_offset + rollout.values.double().cpu().numpy() * scale if critic else None,
         advantages=(targets.returns - targets.old_values).double().cpu().numpy() * scale,
         weights=targets.advantages.double().cpu().numpy(),
         logit_gradient=_logit_gradient(shadow, rollout, targets, reference),
@@ -60,13 +61,15 @@ class _Recorder:
         self._policy = policy
         self.logits: Tensor
 
-    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        self.logits, values = self._policy.states(input_ids, rows, columns)
+    def states(
+        self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.logits, values = self._policy.states(input_ids, rows, columns, masks)
         self.logits.retain_grad()
         return self.logits, values.detach()
 
 
-def _logit_gradient(shadow: LMPPO, rollout: Rollout, targets: Targets, reference: Tensor) -> Any:
+def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, reference: Tensor) -> Any:
     """(N, V) gradient of the summed policy loss, from the loss that the agent itself computes."""
     without_kl = replace(targets, kl_weight=0.0)
     shadow.config = replace(shadow.config, entropy_coefficient=0.0)

@@ -1,0 +1,156 @@
+"""Policy gradients on a causal LM: play a batch, charge the KL, compute advantages, take steps on the loss."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym_agents.categorical import statistics
+from textgym_agents.config import ActorCriticConfig, OnPolicyConfig
+from textgym_agents.lm_agent import LMAgent
+from textgym_agents.losses import clipped_value_loss, kl_estimate
+from textgym_agents.metrics import UpdateMeter, rollout_metrics
+from textgym_agents.protocol import Metrics
+from textgym_agents.rollout import MicroBatch, Rollout, collect, micro_batches, score_reference
+from textgym_agents.targets import Targets, make_targets, token_kl
+
+
+class OnPolicyAgent(LMAgent):
+    """The iteration that on-policy algorithms share; each supplies its targets and its policy loss."""
+
+    config: OnPolicyConfig
+    config_type: ClassVar[type[OnPolicyConfig]]
+    group: int = 1
+    """Episodes of a batch that answer the same prompt."""
+    clip: float = math.inf
+    """Range of the probability ratio outside which an action counts as clipped."""
+    value_coefficient: float = 0.0
+    """Weight of the value loss."""
+
+    @abstractmethod
+    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+        """What the losses aim at, from a rollout and the penalised KL (N,) of its states, nats."""
+
+    @abstractmethod
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """The loss of every action (n,), from its log-probability now and when it was sampled."""
+
+    def _iterate(self, env: Any) -> Metrics:
+        config = self.config
+        exact = config.kl == "exact"
+        stop_ids = self.task.vocabulary.stop_ids
+        rollout = collect(env, self.policy, self._seed(0), stop_ids, keep_all=exact, group=self.group)
+        reference = score_reference(self.reference, rollout, config.micro_batch, exact)
+        targets = self._targets(rollout, token_kl(rollout, reference, config.kl))
+        metrics = rollout_metrics(rollout, targets, self.controller.beta)
+        rate = self._set_learning_rate()
+        metrics |= self._update(rollout, targets, reference)
+        self.controller.update(metrics["objective/kl"], len(rollout.lengths))
+        self.iteration += 1
+        self.episodes += len(rollout.lengths)
+        return metrics | {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
+
+    def _update(self, rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
+        config = self.config
+        generator = np.random.default_rng([self._seed(1)])
+        meter, count = UpdateMeter(), len(rollout.lengths)
+        for _ in range(config.epochs):
+            for rows in np.array_split(generator.permutation(count), min(config.minibatches, count)):
+                self._step(rollout, targets, reference, rows, meter)
+                if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
+                    return meter.means()
+        return meter.means()
+
+    def _step(
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        reference: Tensor,
+        rows: NDArray[np.int64],
+        meter: UpdateMeter,
+    ) -> None:
+        count = int(rollout.lengths[rows].sum())
+        meter.start(count)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in micro_batches(rollout, rows, self.config.micro_batch):
+            # Sums over the global token count: the split into parts cannot change the gradient.
+            loss = self._loss(part, rollout, targets, reference, meter).sum() / count
+            loss.backward()
+        meter.finish(self._finish_step())
+
+    def _loss(
+        self, part: MicroBatch, rollout: Rollout, targets: Targets, reference: Tensor, meter: UpdateMeter
+    ) -> Tensor:
+        """The loss of every state of a micro-batch (n,)."""
+        config, chosen = self.config, part.states
+        masks = None if rollout.masks is None else rollout.masks[chosen]
+        logits, values = self.policy.states(part.input_ids, part.rows, part.columns, masks)
+        exact = config.kl == "exact"
+        taken, divergence, entropy = statistics(
+            logits, rollout.actions[chosen], reference[chosen] if exact else None
+        )
+        old = rollout.log_probs[chosen]
+        loss = policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])
+        value_loss = self._value_loss(values, targets, chosen)
+        if value_loss is None:
+            value_loss = torch.zeros_like(policy_loss)
+        else:
+            loss = loss + self.value_coefficient * value_loss
+        if targets.kl_weight:
+            kl = divergence if exact else kl_estimate(taken - reference[chosen], config.kl)
+            loss = loss + targets.kl_weight * kl
+        if config.entropy_coefficient:
+            loss = loss - config.entropy_coefficient * entropy
+        meter.add(taken - old, policy_loss, value_loss, entropy, self.clip)
+        return loss if targets.weights is None else loss * targets.weights[chosen]
+
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
+        """The value loss of every state (n,); None without a critic."""
+        return None
+
+
+class ActorCriticAgent(OnPolicyAgent):
+    """An on-policy agent whose value head predicts returns; its advantages are GAE's."""
+
+    config: ActorCriticConfig
+
+    def __init__(self, task: Any, config: ActorCriticConfig, model: Any = None) -> None:
+        super().__init__(task, config, model)
+        self.value_coefficient = config.value_coefficient
+
+    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+        config = self.config
+        scale = self._centre_values(rollout)
+        return make_targets(
+            rollout,
+            kl,
+            config.kl,
+            self.controller.beta,
+            self.task.gamma,
+            config.lam,
+            config.whiten,
+            scale,
+            self.value_offset,
+        )
+
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
+        old, returns = targets.old_values[chosen], targets.returns[chosen]
+        return clipped_value_loss(values, old, returns, self.config.value_clip)
+
+    def _centre_values(self, rollout: Rollout) -> float:
+        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept; returns the scale.
+
+        So learning does not depend on the reward's zero and unit.
+        """
+        if self.value_scale is None:
+            scores = np.bincount(rollout.rows, weights=rollout.rewards)
+            mean, spread = float(np.mean(scores)), float(np.std(scores))
+            self.value_offset = mean
+            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
+        return self.value_scale
