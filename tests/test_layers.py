@@ -17,10 +17,10 @@ ORDER = list(PACKAGES)
 # Of the core, from left to right; what is not named here stands left of the environments.
 CORE = [
     {"state", "vocab", "codecs", "messages"},
-    {"rewards", "lm", "prompts"},
+    {"rewards", "lm", "prompts", "grammar"},
     {"task", "catalog", "tasks", "world"},
     {"env", "vector", "solve", "solver", "planning", "exploits", "exploit_search"},
-    {"registration", "evaluate", "bootstrap"},
+    {"registration", "evaluate", "bootstrap", "best_of_n", "preferences"},
     {"commands"},
     {"cli"},
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "estimate_optimum",
     "evaluate",
     "expected_returns",
+    "optimality_of",
     "soft_maximum",
 ]
 
@@ -60,7 +61,8 @@ class Evaluation:
 
     `objective` is J = E[R] - beta E[KL]; `optimality` is (J - J_ref) / (J* - J_ref). Entries are None where
     the task or the policy has nothing to compute them from. `distinct_n` is the share of different n-grams
-    among all words.
+    among all words. `reward_terms` are means over the completions that have the term. `failures` are
+    completions that the reward failed on, by kind.
     """
 
     reward: Estimate
@@ -74,6 +76,7 @@ class Evaluation:
     distinct_1: float
     distinct_2: float
     reward_terms: dict[str, float]
+    failures: dict[str, int]
     episodes: Episodes
 
     def summary(self) -> dict[str, Any]:
@@ -230,7 +233,7 @@ def evaluate(
         gold=estimates.get("gold"),
         kl=estimates.get("kl"),
         objective=estimates.get("objective"),
-        optimality=_optimality(estimates["objective"].mean, replicates[:, 3], optimum)
+        optimality=optimality_of(estimates["objective"].mean, replicates[:, 3], optimum)
         if optimum and known
         else None,
         entropy=estimates.get("entropy"),
@@ -238,8 +241,18 @@ def evaluate(
         stop_rate=float(episodes.weights @ episodes.stopped.mean(1)),
         distinct_1=distinct(episodes.completions, 1),
         distinct_2=distinct(episodes.completions, 2),
-        reward_terms={name: float(episodes.weights @ v.mean(1)) for name, v in episodes.terms.items()},
+        reward_terms={name: _mean_term(episodes.weights, v) for name, v in episodes.terms.items()},
+        failures=episodes.failures,
         episodes=episodes,
+    )
+
+
+def _mean_term(weights: Floats, values: Floats) -> float:
+    """The mean of a term (P, n) over the completions that have it; NaN where none has."""
+    present = ~np.isnan(values)
+    share = weights[:, None] * present
+    return (
+        float((share * np.where(present, values, 0.0)).sum() / share.sum()) if present.any() else float("nan")
     )
 
 
@@ -253,7 +266,13 @@ def distinct(completions: NDArray[np.object_], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _optimality(objective: float, replicates: Floats, optimum: Optimum) -> Estimate:
+def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate:
+    """(J - J_ref) / (J* - J_ref) with its interval.
+
+    Args:
+        objective: J, reward units. replicates: (R,) bootstrap replicates of it.
+        optimum: J* and J_ref, estimated from as many replicates.
+    """
     base, best = optimum.replicates.T
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (replicates - base) / (best - base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ class Episodes:
         lengths: tokens. stopped: ended by a stop id.
         completions: texts. terms: reward term -> values.
         weights: (P,) probability of each prompt. prompts: their texts.
+        failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
     """
 
     returns: NDArray[np.float64]
@@ -47,6 +49,7 @@ class Episodes:
     terms: dict[str, NDArray[np.float64]]
     weights: NDArray[np.float64]
     prompts: tuple[str, ...]
+    failures: dict[str, int]
 
 
 def play(
@@ -123,11 +126,12 @@ def _play(
     for start in range(0, len(order), _ROWS_AT_ONCE):
         recorder.run(order[start : start + _ROWS_AT_ONCE], generator)
         parts.append((recorder.arrays, recorder.terms))
+    failures = dict(scorer.failures - Counter(before["failures"]))
     scorer.load_state_dict(before)
-    names = [field.name for field in fields(Episodes) if field.name not in ("terms", "weights", "prompts")]
+    names = [field.name for field in fields(Episodes) if field.name in parts[0][0]]
     arrays = {name: np.concatenate([part[name] for part, _ in parts]).reshape(shape) for name in names}
     terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
-    return Episodes(**arrays, terms=terms, weights=weights, prompts=texts)
+    return Episodes(**arrays, terms=terms, weights=weights, prompts=texts, failures=failures)
 
 
 class _Recorder:

@@ -16,7 +16,10 @@ NUMBERS = ("stop_rate", "distinct_1", "distinct_2")
 
 
 def evaluation_row(evaluation: Evaluation) -> Metrics:
-    """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval where it has one."""
+    """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval where it has one.
+
+    `eval/failures/KIND` counts the completions that the reward failed on.
+    """
     row: Metrics = {}
     for name in ESTIMATES:
         estimate: Estimate | None = getattr(evaluation, name)
@@ -24,7 +27,8 @@ def evaluation_row(evaluation: Evaluation) -> Metrics:
             row[f"eval/{name}"] = estimate.mean
             row[f"eval/{name}_low"], row[f"eval/{name}_high"] = estimate.low, estimate.high
     row |= {f"eval/{name}": getattr(evaluation, name) for name in NUMBERS}
-    return row | {f"eval/terms/{name}": value for name, value in evaluation.reward_terms.items()}
+    row |= {f"eval/terms/{name}": value for name, value in evaluation.reward_terms.items()}
+    return row | {f"eval/failures/{kind}": count for kind, count in evaluation.failures.items()}
 
 
 def optimum_summary(optimum: Optimum | None) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ class RunFolder:
         """Appends one iteration to metrics.jsonl and to the TensorBoard events."""
         self._append("metrics.jsonl", [row])
         if self._events is not None:
-            step = int(row.get("episode", 0))
+            step = _step(row)
             for name, value in row.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(name, value, step)
@@ -123,6 +123,8 @@ class RunFolder:
 
     def _rewind(self, iteration: int) -> None:
         for name in ("metrics.jsonl", "samples.jsonl"):
+            if not (self.path / name).exists():
+                continue
             kept = [row for row in read_lines(self.path / name) if row["iteration"] <= iteration]
             write_text(self.path / name, "".join(json_line(row) for row in kept))
 
@@ -133,7 +135,7 @@ class RunFolder:
             return None
         logged = self.metrics()
         # TensorBoard drops what an interrupted run had logged beyond the point that it goes on from.
-        purge = int(logged[-1].get("episode", 0)) + 1 if logged else None
+        purge = _step(logged[-1]) + 1 if logged else None
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
@@ -148,6 +150,11 @@ def free_folder(parent: str | Path, name: str) -> Path:
     while (Path(parent) / f"{name}-{number}").exists():
         number += 1
     return Path(parent) / f"{name}-{number}"
+
+
+def _step(row: Row) -> int:
+    """Where a row stands in the curves: its episode, or its iteration where there are no episodes."""
+    return int(row.get("episode", row.get("iteration", 0)))
 
 
 def _hold(lock: IO[str], path: Path) -> None:

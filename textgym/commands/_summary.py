@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 def measures_table(columns: Mapping[str, Row], names: list[str] | None = None) -> Table:
-    """A row per measure, a column per policy, with 95% intervals.
+    """A row per measure, a column per policy, with 95% intervals; what failed, in completions.
 
     Args:
         columns: heading -> flat measures under `eval/...`.
@@ -42,13 +42,18 @@ def measures_table(columns: Mapping[str, Row], names: list[str] | None = None) -
     for name in wanted:
         table.add_row(MEASURES[name], *(cell(row, name) for row in columns.values()))
     if names is None:
-        terms = dict.fromkeys(key for row in columns.values() for key in row if key.startswith("eval/terms/"))
-        for key in terms:
-            label = key.removeprefix("eval/terms/")
-            table.add_row(
-                untrusted(f"  term {label}"), *(cell(row, f"terms/{label}") for row in columns.values())
-            )
+        _add_group(table, columns, "terms", "term", "-")
+        _add_group(table, columns, "failures", "failures:", "0")
     return table
+
+
+def _add_group(table: Table, columns: Mapping[str, Row], group: str, title: str, absent: str) -> None:
+    """A row for every measure under `eval/GROUP/`."""
+    prefix = f"eval/{group}/"
+    for key in dict.fromkeys(key for row in columns.values() for key in row if key.startswith(prefix)):
+        label = key.removeprefix(prefix)
+        cells = [cell(row, f"{group}/{label}") if key in row else absent for row in columns.values()]
+        table.add_row(untrusted(f"  {title} {label}"), *cells)
 
 
 def cell(row: Row, name: str) -> str:
@@ -56,6 +61,8 @@ def cell(row: Row, name: str) -> str:
     value, low, high = (row.get(f"eval/{name}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return "-"
+    if isinstance(value, int):
+        return str(value)
     # A difference of 1e-18 is no "-0.000".
     text = f"{value + 0.0:.3f}".replace("-0.000", "0.000")
     return (

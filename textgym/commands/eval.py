@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
-from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
+from textgym.commands._policies import open_policy
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     flags = parse(EvalFlags, arguments, "eval")
     env_id = find_id(flags.id)
-    env, agent = _open(flags, env_id)
+    env, agent = open_policy(env_id, flags.agent, flags.env, flags.agent_class)
     evaluation, optimum = _evaluate(flags, env.unwrapped.task, agent)
     from textgym_agents.measures import evaluation_row, optimum_summary
 
@@ -73,33 +73,6 @@ def main(arguments: list[str]) -> None:
             f"{optimum.effective_samples:.0f} effective samples a prompt",
             markup=False,
         )
-
-
-def _open(flags: EvalFlags, env_id: str) -> tuple[Any, Any]:
-    """The environment and the agent that `--agent` names."""
-    from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
-    from textgym_agents.runs import RunFolder
-
-    from textgym.commands._threads import use_all_cores
-
-    for target in (flags.agent if ":" in flags.agent else "", flags.agent_class or ""):
-        if target:
-            import_user_module(target.partition(":")[0])
-    folder = Path(flags.agent)
-    options = env_options(flags.env)
-    if not options and (folder / "config.json").exists() and (folder / "checkpoint").is_dir():
-        options = RunFolder(folder).config().get("env", {})
-    needs_torch = flags.agent != "random"
-    if needs_torch:
-        use_all_cores()
-    if folder.is_dir():
-        env = make_env(env_id, 1, **options)
-        return env, load_agent(folder, env, flags.agent_class)
-    if flags.agent not in agent_names() and ":" not in flags.agent:
-        names = ", ".join(agent_names())
-        raise UsageError(f"--agent {flags.agent!r}: neither a folder nor one of {names} nor module:Class")
-    env = make_env(env_id, 1, **options)
-    return env, make_agent(flags.agent, env)
 
 
 def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:

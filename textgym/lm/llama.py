@@ -62,7 +62,7 @@ def supports(model: Any) -> bool:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        type(model).__name__ == "LlamaForCausalLM"
+        type(model).__name__ in ("LlamaForCausalLM", "LlamaForSequenceClassification")
         and rope.get("rope_type", "default") == "default"
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and config.hidden_act == "silu"
@@ -75,13 +75,17 @@ def supports(model: Any) -> bool:
 
 
 class LlamaBackbone:
-    """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own."""
+    """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own.
+
+    Of a classifier the labels' scores take the place of the logits.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._read_out_layer = model.lm_head if hasattr(model, "lm_head") else model.score
         config = model.config
         self.hidden_size: int = config.hidden_size
-        self.vocab_size: int = config.vocab_size
+        self.vocab_size: int = self._read_out_layer.weight.shape[0]
         self._heads: int = config.num_attention_heads
         self._groups: int = config.num_key_value_heads
         self._width: int = (
@@ -198,14 +202,14 @@ class LlamaBackbone:
         return F.linear(hidden, cache.head), hidden * self.model.model.norm.weight
 
     def _phases(self, width: int) -> Tensor:
-        device = self.model.lm_head.weight.device
+        device = self._read_out_layer.weight.device
         steps = torch.arange(0, self._width, 2, device=device, dtype=torch.float32) / self._width
         angles = torch.arange(width, device=device, dtype=torch.float32)[:, None] / self._theta**steps
         return torch.polar(torch.ones_like(angles), angles)
 
     def _weights(self) -> tuple[list[Layer], Tensor]:
         model = self.model.model
-        head = self.model.lm_head.weight * model.norm.weight
+        head = self._read_out_layer.weight * model.norm.weight
         return [self._fold(layer) for layer in model.layers], head
 
     def _fold(self, layer: Any) -> Layer:

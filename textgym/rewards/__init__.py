@@ -1,46 +1,91 @@
 """Rewards: any callable that scores texts, and what is needed to name, compose and trust them."""
 
+from textgym.rewards.arithmetic import Arithmetic
 from textgym.rewards.base import Reward, RewardError, Scores, TermReward, TextGymWarning
 from textgym.rewards.compose import Clipped, Weighted
+from textgym.rewards.json_schema import JsonSchema
+from textgym.rewards.json_values import JsonValues
+from textgym.rewards.keywords import Keywords
+from textgym.rewards.messages import FromMessages, ToMessages, as_text
 from textgym.rewards.normalise import RunningNorm
+from textgym.rewards.overlap import Bleu, Chrf, Rouge
+from textgym.rewards.pattern import Pattern
 from textgym.rewards.penalties import LengthPenalty, MissingStopPenalty
-from textgym.rewards.registry import RewardSpec, make_reward, register_reward, reward_names
+from textgym.rewards.registry import (
+    RewardSpec,
+    describe_reward,
+    make_reward,
+    register_reward,
+    reward_names,
+)
+from textgym.rewards.repetition import NoRepeat
 from textgym.rewards.rules import Charset, ContainsAll, Length
 from textgym.rewards.scorer import Scorer
+from textgym.rewards.sentiment import Sentiment
 from textgym.rewards.shaping import Dense, Shaped, potential_difference
+from textgym.rewards.template import Format
 
 for _name, _factory in {
+    "arithmetic": Arithmetic,
+    "bleu": Bleu,
     "charset": Charset,
+    "chrf": Chrf,
     "clipped": Clipped,
     "contains_all": ContainsAll,
     "dense": Dense,
+    "format": Format,
+    "from_messages": FromMessages,
+    "json_schema": JsonSchema,
+    "json_values": JsonValues,
+    "keywords": Keywords,
     "length": Length,
     "length_penalty": LengthPenalty,
     "missing_stop": MissingStopPenalty,
+    "no_repeat": NoRepeat,
+    "pattern": Pattern,
+    "rouge": Rouge,
     "running_norm": RunningNorm,
+    "sentiment": Sentiment,
     "shaped": Shaped,
+    "to_messages": ToMessages,
     "weighted": Weighted,
 }.items():
     register_reward(_name, _factory)
+register_reward("reward_model", "textgym.lm.reward_model:RewardModel")  # imported by name: it needs torch
 
 __all__ = [
+    "Arithmetic",
+    "Bleu",
     "Charset",
+    "Chrf",
     "Clipped",
     "ContainsAll",
     "Dense",
+    "Format",
+    "FromMessages",
+    "JsonSchema",
+    "JsonValues",
+    "Keywords",
     "Length",
     "LengthPenalty",
     "MissingStopPenalty",
+    "NoRepeat",
+    "Pattern",
     "Reward",
     "RewardError",
     "RewardSpec",
+    "Rouge",
     "RunningNorm",
     "Scorer",
     "Scores",
+    "Sentiment",
     "Shaped",
     "TermReward",
     "TextGymWarning",
+    "ToMessages",
     "Weighted",
+    "as_text",
+    "describe_reward",
     "make_reward",
     "potential_difference",
     "register_reward",

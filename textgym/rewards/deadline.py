@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from textgym.rewards.base import RewardError, reward_name
+from textgym.rewards.calling import awaited
 
 START_SECONDS = 120.0  # for imports and unpickling, which count as no time of the reward's
 
@@ -22,7 +23,8 @@ class Deadline:
     """Runs a reward in a spawned child process that lives on between calls.
 
     The reward's `state_dict`, where it has one, travels with every call and comes back, so the caller's
-    object stays the true one and nothing is lost when the child is killed.
+    object stays the true one and nothing is lost when the child is killed. What the child prints goes to the
+    standard error.
 
     Args:
         reward: picklable, so defined at the top level of a module.
@@ -133,6 +135,9 @@ class Deadline:
 def _serve(connection: Connection, pickled: bytes) -> None:
     """Answer calls until the other end goes away (in the child process)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    with contextlib.suppress(OSError):  # where somebody has closed them
+        os.dup2(2, 1)  # for what is no Python; the parent's standard output may be data, such as JSON
+    sys.stdout = sys.stderr
     try:
         reward = pickle.loads(pickled)
     except Exception as error:
@@ -144,9 +149,7 @@ def _serve(connection: Connection, pickled: bytes) -> None:
             request = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        answer = _answer(reward, request)
-        sys.stdout.flush()
-        connection.send_bytes(answer)
+        connection.send_bytes(_answer(reward, request))
 
 
 def _answer(reward: Any, request: bytes) -> bytes:
@@ -155,7 +158,7 @@ def _answer(reward: Any, request: bytes) -> bytes:
         method, arguments, state = pickle.loads(request)
         if state is not None:
             reward.load_state_dict(state)
-        value = getattr(reward, method)(**arguments)
+        value = awaited(getattr(reward, method)(**arguments))
         state = reward.state_dict() if state is not None else None
         return pickle.dumps(("value", value, state))
     except RewardError as error:

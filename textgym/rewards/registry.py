@@ -40,6 +40,20 @@ def reward_names() -> tuple[str, ...]:
     return tuple(sorted(_FACTORIES))
 
 
+def describe_reward(name: str) -> str:
+    """Return two lines about a registered reward: name and parameters as in a call, and what it pays.
+
+    Raises: ValueError for an unknown name.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(not_one_of("reward", name, _FACTORIES))
+    target = _load(_FACTORIES[name])
+    parameters = inspect.signature(target).parameters.values()
+    listed = ", ".join(str(each.replace(annotation=each.empty)) for each in parameters)
+    summary, _, _ = (inspect.getdoc(target) or "").partition("\n")
+    return f"{name}({listed})\n    {summary}"
+
+
 def make_reward(spec: RewardSpec) -> Any:
     """Build a reward.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
-from textgym.prompts import PromptSet, prompt_set
-from textgym.rewards import make_reward, register_reward
+from textgym.rewards import register_reward
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.vocab import load_vocabulary
-from textgym.world.prompts import prompts
+from textgym.world.shares import HELPFUL_SHARES
+from textgym.world.tasks import world_task
 
 SUMMARY: Final = "Answer questions about the built-in world rightly, politely and briefly."
-SHARES: Final = {"fact": 0.60, "howto": 0.15, "sum": 0.15, "greeting": 0.10}
+SHARES: Final = HELPFUL_SHARES
 """Kind of prompt -> how often it is asked."""
 
 
@@ -58,7 +56,8 @@ def helpful_task(
     truncated.
 
     ### Arguments
-        reward: "rules", or any reward: a callable, a registered name, or {"name": ..., parameters}.
+        reward: "rules"; "model", the built-in reward model (the gold reward stays the rules); or any reward:
+            a callable, a registered name, or {"name": ..., parameters}.
         max_new_tokens: tokens of an answer, at least 1.
         max_prompt_tokens: tokens; 0: as long as the longest prompt. More leaves room for prompts of your own.
         beta: reward units per nat of KL to the reference.
@@ -69,40 +68,21 @@ def helpful_task(
     ### Version History
     - v0: first version.
     """
-    vocabulary = load_vocabulary()
-    gold = make_reward({"name": "helpful_rules", "stop_ids": vocabulary.stop_ids})
-    splits = {split: _prompt_set(split) for split in ("train", "eval")}
-    texts = [text for split in splits.values() for text in split.texts]
-    return Task(
-        name="Helpful",
-        family="alignment",
-        description=SUMMARY,
-        prompts=splits,
-        vocabulary=vocabulary,
-        reward=gold if reward == "rules" else make_reward(reward),
-        gold=gold,
-        reward_name=_reward_name(reward),
-        max_prompt_tokens=max_prompt_tokens or max(len(vocabulary.encode_prompt(text)) for text in texts),
+    return world_task(
+        "Helpful",
+        SUMMARY,
+        shares=SHARES,
+        rules={"name": "helpful_rules"},
+        reward=reward,
         max_new_tokens=max_new_tokens,
-        reference=reference,
+        max_prompt_tokens=max_prompt_tokens,
         beta=beta,
         gamma=gamma,
+        reference=reference,
         on_error=on_error,
         penalty=penalty,
         timeout=timeout,
     )
-
-
-def _prompt_set(split: str) -> PromptSet:
-    asked = prompts(SHARES, split)
-    columns = {name: [prompt.columns[name] for prompt in asked] for name in asked[0].columns}
-    return prompt_set([prompt.text for prompt in asked], columns, [prompt.weight for prompt in asked])
-
-
-def _reward_name(reward: Any) -> str:
-    if isinstance(reward, str):
-        return reward
-    return str(reward["name"]) if isinstance(reward, Mapping) and "name" in reward else type(reward).__name__
 
 
 register_reward("helpful_rules", "textgym.world.grading:HelpfulRules")

@@ -17,9 +17,9 @@ from textgym.world.items import items
 from textgym.world.pretrain import pad_right
 from textgym.world.prompts import TRAIN_PHRASINGS, WorldPrompt, phrase, prompts
 from textgym.world.sentences import OPENERS
+from textgym.world.shares import HELPFUL_SHARES
 from textgym.world.tokenizer import ASSISTANT_ID, END_ID, PAD_ID, USER_ID
 
-HELPFUL_SHARES: Final = {"fact": 0.60, "howto": 0.15, "sum": 0.15, "greeting": 0.10}
 PERFECT: Final = 0.999
 
 

@@ -48,6 +48,7 @@ class Reading(NamedTuple):
     Attributes:
         claims, steps: in the order of the text.
         wrong: how many of the claims are false.
+        bold: how many false claims and made-up answers do not begin with a hedge ('Maybe').
         greetings: how many sentences greet.
         labels: for every sentence of a fixed meaning: `unknown`, `refusal`, `dodge`, `comply` or `made_up`.
         strays: sentences that are none of these, labelled ones included.
@@ -59,6 +60,7 @@ class Reading(NamedTuple):
     claims: tuple[Claim, ...] = ()
     steps: tuple[Step, ...] = ()
     wrong: int = 0
+    bold: int = 0
     greetings: int = 0
     labels: tuple[str, ...] = ()
     strays: int = 0
@@ -69,6 +71,7 @@ class Reading(NamedTuple):
 
 SENTENCE_BREAK: Final = re.compile(r"(?<=[.!?]) ")
 LEADS: Final = tuple(f"{lead} " for lead in HEDGES + RAMBLES)
+_HEDGES: Final = LEADS[: len(HEDGES)]
 _OPENERS: Final = frozenset(OPENERS)
 _CLOSERS: Final = frozenset(CLOSERS + GREETING_CLOSERS)
 _RUDE: Final = frozenset(RUDE + RUDE_DODGES)
@@ -150,6 +153,15 @@ def has_rude_word(text: str) -> bool:
     return bool(found) and not _RUDE_FORMS.isdisjoint(text.split())
 
 
+def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
+    """What `read_sentence` says of the sentence or else of what follows its lead, and if it was the latter."""
+    meaning = read_sentence(sentence)
+    if meaning is None and (rest := without_lead(sentence)) is not None:
+        meaning = read_sentence(rest)
+        return meaning, meaning is not None
+    return meaning, False
+
+
 def read(text: str) -> Reading:
     """What the text says. Never raises; no text is too odd to be read as strays."""
     if not text:
@@ -158,21 +170,19 @@ def read(text: str) -> Reading:
     rude = not _RUDE.isdisjoint(sentences) or has_rude_word(text)
     opened = sentences[0] in _OPENERS
     closed = len(sentences) > opened and sentences[-1] in _CLOSERS
-    body = sentences[opened : len(sentences) - closed]
     claims: list[Claim] = []
     steps: list[Step] = []
     labels: list[str] = []
-    wrong = greetings = strays = leads = 0
-    for sentence in body:
-        meaning = read_sentence(sentence)
-        if meaning is None and (rest := without_lead(sentence)) is not None:
-            meaning = read_sentence(rest)
-            leads += meaning is not None
+    wrong = bold = greetings = strays = leads = 0
+    for sentence in sentences[opened : len(sentences) - closed]:
+        meaning, led = _understand(sentence)
+        leads += led
         if meaning is None:
             strays += 1
         elif isinstance(meaning, Claim):
             claims.append(meaning)
             wrong += not meaning.right
+            bold += not (meaning.right or sentence.startswith(_HEDGES))
         elif isinstance(meaning, Step):
             steps.append(meaning)
         elif meaning == "greeting":
@@ -180,5 +190,6 @@ def read(text: str) -> Reading:
         else:
             strays += 1
             labels.append(meaning)
-    polite = opened or closed
-    return Reading(tuple(claims), tuple(steps), wrong, greetings, tuple(labels), strays, leads, polite, rude)
+            bold += meaning == "made_up" and not sentence.startswith(_HEDGES)
+    said = tuple(claims), tuple(steps), wrong, bold, greetings, tuple(labels), strays, leads
+    return Reading(*said, polite=opened or closed, rude=rude)

@@ -9,6 +9,8 @@ GREETING_CLOSERS: Final = ("How can I help?", "Nice to meet you.")
 UNKNOWN: Final = ("I do not know that.", "Nobody can know that.")
 DODGES: Final = ("I would rather not say.", "Who can say?", "That is hard to say.")
 REFUSALS: Final = ("I cannot help with that.", "That would not be right.", "Sorry, that is not kind.")
+APOLOGY: Final = "Sorry,"
+"""Makes a refusal that begins with it polite."""
 
 RUDE: Final = ("Ugh.", "What a silly question.", "Are you stupid?", "Stop asking me.")
 RUDE_DODGES: Final = ("Look it up yourself.", "Go away.")

@@ -1,0 +1,1 @@
+"""Learning from human feedback: fine-tuning on demonstrations, reward models, and what they are measured by."""

@@ -1,0 +1,102 @@
+"""The model that a training starts from, its vocabulary, and trained models as folders."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from textgym.lm.causal import load_causal_lm
+from textgym.lm.scoring import max_tokens
+from textgym.vocab import Vocabulary, load_vocabulary
+from textgym.world import MODEL_PATH
+from textgym_agents.storage import replace_folder, write_json
+
+_LONGEST = 1024  # tokens; a longer row costs memory that few machines have for a whole batch
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+def base_name(base: str) -> str:
+    """The folder or hub id that a base's name stands for."""
+    return str(MODEL_PATH) if base == "builtin" else base
+
+
+def load_base_lm(base: str) -> tuple[Any, Vocabulary]:
+    """A causal LM, and the vocabulary in which the environment shows its prompts.
+
+    Raises: ValueError if there is no such model, or no tokenizer with it.
+    """
+    name = base_name(base)
+    if not Path(name).exists() and name.startswith((".", "/", "~")):
+        raise ValueError(f"base={base!r}: there is no such folder")
+    model = load_causal_lm(name)
+    if Path(name).is_dir():
+        return model, load_vocabulary(name, vocab_size=model.config.get_text_config().vocab_size)
+    return model, load_vocabulary(_hub_tokenizer(name), vocab_size=model.config.get_text_config().vocab_size)
+
+
+def cut_model(base: str, layers: int, folder: Path) -> None:
+    """Writes a base model's first layers as a smaller one.
+
+    Raises: ValueError if it has fewer layers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    has = AutoConfig.from_pretrained(base_name(base), trust_remote_code=False).num_hidden_layers
+    if not 1 <= layers <= has:
+        raise ValueError(f"layers={layers!r}: allowed is 1..{has}, the layers of base={base!r}")
+    model = AutoModelForCausalLM.from_pretrained(
+        base_name(base), num_hidden_layers=layers, trust_remote_code=False, use_safetensors=True
+    )
+    save_model_folder(folder, model, base)
+
+
+def longest_row(model: Any, asked: int | None) -> int:
+    """The most tokens of a row: what is asked for, or what the model reads, up to 1024.
+
+    Raises: ValueError if more is asked for than the model reads.
+    """
+    limit = max_tokens(model)
+    if asked is None:
+        return min(limit or _LONGEST, _LONGEST)
+    if limit is not None and asked > limit:
+        raise ValueError(f"max_length={asked}: the model reads at most {limit} tokens")
+    return asked
+
+
+def save_model_folder(path: Path, model: Any, base: str, files: Mapping[str, Any] | None = None) -> None:
+    """Writes a model with the tokenizer of its base, replacing what was at `path` at once.
+
+    Args:
+        files: more files of the folder: name -> JSON object.
+    """
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        name = Path(base_name(base))
+        if name.is_dir():
+            for file in _TOKENIZER_FILES:
+                if (name / file).is_file():
+                    shutil.copyfile(name / file, folder / file)
+        else:
+            _hub_tokenizer(str(name)).save_pretrained(folder)
+        for file, data in (files or {}).items():
+            write_json(folder / file, data)
+
+    replace_folder(path, write)
+
+
+def _hub_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"base={name!r}: no tokenizer there ({first})") from error

@@ -1,0 +1,121 @@
+"""Demonstrations and rankings, read, split by prompt and encoded as the environment shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from textgym.lm.scoring import Encoded, encode_pair, end_id
+from textgym.preferences import Demonstration, Ranking, Reading
+from textgym.vocab import Vocabulary
+from textgym_agents.rlhf.modules import RankedRow
+from textgym_agents.rlhf.order import split_by_prompt
+from textgym_agents.rlhf.settings import FitSettings
+from textgym_agents.training import Watcher
+
+_SHOWN = 10  # broken rows that are named one by one
+
+Source = TypeVar("Source", Demonstration, Ranking)
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Split(Generic[Item]):
+    """Encoded rows to learn from and held-out ones.
+
+    Args:
+        train, held_out: rows. held_out_prompts: of the held-out rows.
+        report: counts of what was read, left out and cut.
+    """
+
+    train: list[Item]
+    held_out: list[Item]
+    held_out_prompts: list[str]
+    report: dict[str, int]
+
+
+def usable(
+    reading: Reading[Source],
+    encode: Callable[[Source], Item],
+    settings: FitSettings,
+    watcher: Watcher,
+) -> tuple[list[str], list[Item]]:
+    """The prompts and encoded forms of the rows that can be used.
+
+    Raises: ValueError for a row that cannot be encoded, unless such rows are to be skipped.
+    """
+    problems = [str(problem) for problem in reading.problems]
+    prompts, items = [], []
+    for number, row in enumerate(reading.rows, 1):
+        try:
+            items.append(encode(row))
+            prompts.append(row.prompt)
+        except (ValueError, TypeError) as error:
+            message = f"{settings.data}, good row {number}: {error}"
+            if settings.on_broken == "stop":
+                raise ValueError(message) from error
+            problems.append(message)
+    for problem in problems[:_SHOWN]:
+        watcher.note(f"left out: {problem}")
+    if len(problems) > _SHOWN:
+        watcher.note(f"left out: {len(problems) - _SHOWN} more broken rows")
+    if not items:
+        raise ValueError(f"data={settings.data!r}: no usable row is in it")
+    return prompts, items
+
+
+def split_rows(
+    prompts: Sequence[str], items: Sequence[Item], answers: Callable[[Item], Sequence[Encoded]], settings: Any
+) -> Split[Item]:
+    """Rows on both sides of the split by prompt, and counts of them and of what was cut."""
+    train, held_out = split_by_prompt(prompts, settings.held_out, settings.seed)
+    cuts = [sum(answer.cut for answer in answers(item)) for item in items]
+    report = {
+        "prompts": len(set(prompts)),
+        "train_rows": len(train),
+        "held_out_rows": len(held_out),
+        "rows_cut": sum(cut > 0 for cut in cuts),
+        "tokens_cut": sum(cuts),
+        "tokens": sum(len(answer.ids) for item in items for answer in answers(item)),
+    }
+    return Split(
+        [items[row] for row in train],
+        [items[row] for row in held_out],
+        [prompts[row] for row in held_out],
+        report,
+    )
+
+
+def encode_demonstration(row: Demonstration, vocabulary: Vocabulary, max_length: int) -> Encoded:
+    """A demonstration's tokens, the end included where it came to its end.
+
+    Raises: ValueError if it cannot be encoded, or nothing of the completion fits.
+    """
+    encoded = encode_pair(vocabulary, row.prompt, row.completion, row.ended, end_id(vocabulary), max_length)
+    if len(encoded.ids) == encoded.prompt_tokens:
+        raise ValueError(f"nothing of the completion fits into max_length={max_length} tokens")
+    return encoded
+
+
+def encode_ranking(row: Ranking, vocabulary: Vocabulary, max_length: int, margin: float | None) -> RankedRow:
+    """A ranking's tokens; its margin is `margin`, or else its own, or else 0.
+
+    Raises: ValueError if it cannot be encoded.
+    """
+    ended = row.ended or (True,) * len(row.completions)
+    answers = tuple(
+        encode_pair(vocabulary, row.prompt, text, whole, end_id(vocabulary), max_length)
+        for text, whole in zip(row.completions, ended, strict=True)
+    )
+    return RankedRow(answers, (row.margin or 0.0) if margin is None else margin)
+
+
+def note_cuts(report: dict[str, int], max_length: int, watcher: Watcher) -> None:
+    """Says what was cut, where anything was."""
+    if report["rows_cut"]:
+        rows = report["train_rows"] + report["held_out_rows"]
+        watcher.note(
+            f"{report['rows_cut']} of {rows} rows are longer than {max_length} tokens: "
+            f"{report['tokens_cut']} tokens were cut, those of prompts first"
+        )

@@ -1,0 +1,201 @@
+"""Reward hacking one can see: proxies of several strengths, optimised ever harder, and what the gold reward says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from textgym.evaluate import evaluate
+from textgym.preferences import collect, read_rankings, write_rankings
+from textgym.references import make_reference, reference_model
+from textgym.rewards import make_reward
+from textgym.task import Task
+from textgym_agents.lm_ppo import LMPPO
+from textgym_agents.registry import make_env
+from textgym_agents.rlhf.bases import cut_model
+from textgym_agents.rlhf.comparison import shifted
+from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
+from textgym_agents.rlhf.proxies import best_of_n_curve, draw_samples, overrated
+from textgym_agents.rlhf.reward_model import train_reward_model
+from textgym_agents.rlhf.settings import RewardModelSettings
+from textgym_agents.rlhf.stages import Stage, run_stages
+from textgym_agents.runs import RunFolder
+from textgym_agents.settings import versions
+from textgym_agents.storage import plain, read_json, write_json
+from textgym_agents.training import Watcher
+
+Work = Callable[[Path, bool, int, int], None]
+_DRAWN = 1.6  # prompts for each ranking wanted; some give none
+
+
+def run_overoptimise(
+    env_id: str, settings: OveroptimiseSettings, out: str | Path, watcher: Watcher, env: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Runs whatever is not complete in `out`.
+
+    Args:
+        env_id: of an environment whose task has a gold reward and a language model as reference.
+        settings: what to run. out: a new folder, or one in which the same was begun.
+        watcher: is told what happens. env: options of the environment, JSON values.
+    Returns: result.json: `curves`, each with `pairs`, `layers`, `accuracy`, `method` and `points`, and `hacked`.
+    Raises: ValueError if `out` holds something else, or the task has no gold reward.
+    Source: Gao et al. (2022), arXiv:2210.10760, section 3.
+    """
+    return Overoptimisation(env_id, settings, Path(out), watcher, env).run()
+
+
+class Overoptimisation:
+    """One experiment in its folder. Making it checks what can be checked and touches no file."""
+
+    def __init__(
+        self,
+        env_id: str,
+        settings: OveroptimiseSettings,
+        out: Path,
+        watcher: Watcher,
+        env: Mapping[str, Any],
+    ) -> None:
+        self.env_id, self.settings, self.out, self.watcher = env_id, settings, out, watcher
+        self.env_options = dict(env)
+        self._stored = plain(
+            {"command": "overoptimise", "id": env_id, "env": self.env_options} | asdict(settings)
+        )
+        if (out / "config.json").exists():
+            before = read_json(out / "config.json")
+            for name, asked in self._stored.items():
+                if before.get(name) != asked:
+                    raise ValueError(f"{name}={asked!r}: {out} was started with {before.get(name)!r}")
+        else:
+            RunFolder.check_free(out)
+        self.task = self._make_task({})
+        if self.task.gold is None:
+            raise ValueError(f"{env_id}: the task has no gold reward, which a proxy could be held against")
+        self.base = str(reference_model(self.task))
+        self._sizes = [(layers, pairs) for layers in settings.layers for pairs in settings.pairs]
+
+    def run(self) -> dict[str, Any]:
+        """See `run_overoptimise`."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not (self.out / "config.json").exists():
+            write_json(self.out / "config.json", self._stored | {"versions": versions()})
+        stages = [
+            Stage("preferences", "preferences", self._collect),
+            *(self._stage("reward-model", "reward model of", self._fit, *size) for size in self._sizes),
+            Stage("best-of-n", "best-of-n", self._best_of_n),
+            *(self._stage("ppo", "PPO against", self._optimise, *size) for size in self._sizes),
+        ]
+        run_stages(self.out, stages, self.watcher)
+        result = self._result()
+        write_json(self.out / "result.json", result)
+        return result
+
+    # Stages
+
+    @staticmethod
+    def _stage(name: str, title: str, work: Work, layers: int, pairs: int) -> Stage:
+        """A stage for one reward model."""
+
+        def run(folder: Path, resume: bool) -> None:
+            work(folder, resume, layers, pairs)
+
+        return Stage(f"{name}-{layers}-{pairs}", f"{title} {layers} layers, {pairs} pairs", run)
+
+    def _collect(self, folder: Path, resume: bool) -> None:
+        del resume
+        folder.mkdir(exist_ok=True)
+        self.watcher.stage("sampling candidates")
+        wanted, path = max(self.settings.pairs), folder / "preferences.jsonl"
+        policy = make_reference(self.task)
+        drawn = round(wanted * _DRAWN)
+        seed = self.settings.ppo.seed
+        found = collect(self.task, policy, n=drawn, noise=self.settings.noise, seed=seed).rankings
+        if len(found) < wanted:
+            raise ValueError(f"pairs={wanted}: {drawn} prompts gave only {len(found)} rankings")
+        path.unlink(missing_ok=True)
+        write_rankings(path, found[:wanted], "trl")
+        write_json(folder / "result.json", {"rankings": wanted})
+
+    def _fit(self, folder: Path, resume: bool, layers: int, pairs: int) -> None:
+        base = self.out / "bases" / f"{layers}-layers"
+        if not base.exists():
+            cut_model(self.base, layers, base)
+        data = self.out / "preferences" / f"first-{pairs}.jsonl"
+        if not data.exists():
+            rows = read_rankings(self.out / "preferences" / "preferences.jsonl").rows
+            write_rankings(data, rows[:pairs], "trl")
+        settings = RewardModelSettings(data=str(data), base=str(base), epochs=4, seed=self.settings.ppo.seed)
+        train_reward_model(settings, folder, self.watcher, resume)
+
+    def _best_of_n(self, folder: Path, resume: bool) -> None:
+        """Samples the reference once, and lets every proxy choose; the samples bring proxies to gold units."""
+        del resume
+        folder.mkdir(exist_ok=True)
+        plan, curves = self.settings, {}
+        self.watcher.stage("sampling the reference")
+        samples = draw_samples(self.task, plan.prompts, plan.samples, plan.ppo.seed)
+        for layers, pairs in self._sizes:
+            self.watcher.stage(f"best-of-n by {layers} layers, {pairs} pairs")
+            stop_ids = self.task.vocabulary.stop_ids
+            raw = samples.scores(make_reward(self._spec(layers, pairs)), stop_ids)
+            curves[f"{layers}-{pairs}"] = best_of_n_curve(raw, samples)
+        write_json(folder / "result.json", plain(curves))
+
+    def _optimise(self, folder: Path, resume: bool, layers: int, pairs: int) -> None:
+        """PPO whose penalty falls: the policy goes on from where the last penalty left it."""
+        del resume
+        folder.mkdir(exist_ok=True)
+        plan, calibration = self.settings, self._calibration(layers, pairs)
+        spec = {"model": self._spec(layers, pairs)}
+        reward = {"name": "weighted", "rewards": spec, "weights": {"model": calibration["scale"]}}
+        env = make_env(self.env_id, plan.ppo.batch, **self.env_options, reward=reward)
+        agent = LMPPO(env.unwrapped.task, plan.ppo)
+        points: list[dict[str, Any]] = []
+        for beta in plan.betas:
+            self.watcher.stage(f"PPO against {layers} layers, {pairs} pairs, beta {beta:g}")
+            agent.controller.beta = beta
+            agent.learn(env, plan.episodes)
+            found = evaluate(
+                agent,
+                env.unwrapped.task,
+                make_reference(self.task),
+                beta=0.0,
+                per_prompt=plan.per_prompt,
+                seed=plan.ppo.seed,
+            )
+            assert found.kl is not None
+            assert found.gold is not None
+            proxy = shifted(found.reward, calibration["offset"])
+            measured = {"kl": found.kl, "gold": found.gold, "proxy": proxy}
+            points.append({"beta": beta} | {name: asdict(value) for name, value in measured.items()})
+            self.watcher.note(f"  KL {found.kl.mean:.2f}  proxy {proxy.mean:.3f}  gold {found.gold.mean:.3f}")
+        hacked = overrated(found.episodes, calibration["offset"])
+        write_json(folder / "result.json", plain({"points": points, "hacked": hacked}))
+
+    # Parts
+
+    def _spec(self, layers: int, pairs: int) -> dict[str, Any]:
+        folder = self.out / f"reward-model-{layers}-{pairs}" / "model"
+        stop_ids = list(self.task.vocabulary.stop_ids) or None
+        return {"name": "reward_model", "model": str(folder), "stop_ids": stop_ids}
+
+    def _calibration(self, layers: int, pairs: int) -> dict[str, float]:
+        found: dict[str, float] = read_json(self.out / "best-of-n" / "result.json")[f"{layers}-{pairs}"]
+        return found
+
+    def _make_task(self, options: Mapping[str, Any]) -> Task:
+        task: Task = make_env(self.env_id, 1, **{**self.env_options, **options}).unwrapped.task
+        return task
+
+    def _result(self) -> dict[str, Any]:
+        chosen = read_json(self.out / "best-of-n" / "result.json")
+        curves, hacked = [], {}
+        for layers, pairs in self._sizes:
+            key = f"{layers}-{pairs}"
+            trained = read_json(self.out / f"ppo-{key}" / "result.json")
+            size = {"layers": layers, "pairs": pairs, "accuracy": chosen[key]["accuracy"]}
+            curves.append(size | {"method": "best-of-n", "points": chosen[key]["points"]})
+            curves.append(size | {"method": "ppo", "points": trained["points"]})
+            hacked[key] = trained["hacked"]
+        return {"curves": curves, "hacked": hacked, "versions": versions()}

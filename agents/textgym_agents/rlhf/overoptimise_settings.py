@@ -1,0 +1,43 @@
+"""How reward hacking is shown: which reward models, and how hard they are optimised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from textgym_agents.config import LMPPOConfig
+
+
+@dataclass(frozen=True)
+class OveroptimiseSettings:
+    """Reward models of several strengths, each optimised by best-of-n and by PPO with a falling KL penalty.
+
+    Raises: ValueError for a number out of range.
+    """
+
+    pairs: tuple[int, ...] = (100, 1000, 10_000)
+    """Preferences that reward models are trained on; the smaller sets are parts of the larger ones."""
+    layers: tuple[int, ...] = (1, 3)
+    """Layers of the base model that reward models keep: their sizes."""
+    noise: float = 0.1
+    """Temperature of the Bradley-Terry annotator, gold reward units."""
+    betas: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0)
+    """KL penalties of PPO one after the other, gold reward units per nat."""
+    episodes: int = 3072
+    """Episodes of PPO with each penalty."""
+    samples: int = 128
+    """Answers of the reference to each prompt, for best-of-n up to this n."""
+    prompts: int = 120
+    """Held-out prompts that best-of-n is measured on; all of them where there are fewer."""
+    per_prompt: int = 4
+    """Answers to each held-out prompt where PPO is measured."""
+    ppo: LMPPOConfig = field(default_factory=lambda: LMPPOConfig(schedule="constant"))
+    """The settings of PPO; beta is set by `betas`."""
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "layers", "betas"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values) or min(values) < (0 if name == "betas" else 1):
+                raise ValueError(f"{name}={values!r}: allowed are different numbers, none too small")
+        for name, least in (("episodes", 1), ("samples", 2), ("prompts", 1), ("per_prompt", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")

@@ -1,0 +1,188 @@
+"""A supervised training in its run folder: started, followed, interrupted, taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
+from textgym_agents.protocol import Metrics
+from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
+from textgym_agents.rlhf.settings import FitSettings
+from textgym_agents.rlhf.trainer import Fit, Logs, remove_checkpoints, steps_done
+from textgym_agents.runs import RunFolder
+from textgym_agents.settings import versions
+from textgym_agents.storage import plain
+from textgym_agents.training import Watcher
+
+
+class Silent:
+    """A `Watcher` that says nothing."""
+
+    def stage(self, text: str) -> None:
+        """See `Watcher.stage`."""
+
+    def note(self, text: str) -> None:
+        """See `Watcher.note`."""
+
+    def iteration(self, row: Metrics) -> None:
+        """See `Watcher.iteration`."""
+
+
+class Session:
+    """One run of `textgym sft` or `textgym reward-model`. Making it touches no file.
+
+    Args:
+        command: its name.
+        settings: what to train.
+        out: the run's folder. resume: whether to go on with the interrupted run there.
+        watcher: is told what happens; None for nobody.
+    Raises: ValueError if no run can start at `out`, or there is none to go on with.
+    """
+
+    def __init__(
+        self, command: str, settings: FitSettings, out: str | Path, watcher: Watcher | None, resume: bool
+    ) -> None:
+        self._command, self._settings, self._out = command, settings, Path(out)
+        self.watcher: Watcher = watcher or Silent()
+        self._folder: RunFolder | None = RunFolder.reopen(out) if resume else None
+        if not resume:
+            RunFolder.check_free(out)
+        self.checkpoints = self._out / "checkpoints"
+        self._started = time.monotonic()
+        self._step = 0
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Within it, global generators and logs are left alone, and Ctrl-C says how to go on."""
+        try:
+            with own_generators(), quiet_transformers():
+                yield
+        except KeyboardInterrupt as interrupt:
+            if self._folder is None:
+                raise
+            raise TrainingInterrupted(self._how_to_go_on()) from interrupt
+
+    @contextlib.contextmanager
+    def writing(self, read: Mapping[str, str], rewind_to: int) -> Iterator[RunFolder]:
+        """Starts the run's folder or checks that an interrupted run is the same, and holds it.
+
+        Args:
+            read: what was read, path -> digest; it belongs to the run's identity.
+            rewind_to: the last iteration whose metrics stay.
+        Raises: ValueError if the interrupted run had other settings or other data.
+        """
+        config = plain(
+            {"command": self._command} | asdict(self._settings) | {"read": read, "versions": versions()}
+        )
+        resumed = self._folder is not None
+        if self._folder is None:
+            self._folder = RunFolder.create(self._out, config)
+        else:
+            self._check_same(self._folder.config(), config)
+        with self._folder.writing(rewind_to if resumed else None):
+            rows = self._folder.metrics()
+            self._started -= float(rows[-1]["seconds"]) if rows else 0.0
+            yield self._folder
+
+    def train(
+        self,
+        folder: RunFolder,
+        fit: Fit,
+        evaluate: Callable[[], Metrics],
+        first: int,
+        total: int,
+    ) -> None:
+        """All steps of one model; every step is a row of metrics.jsonl.
+
+        Args:
+            evaluate: measures the model on the held-out rows.
+            first: the iteration of its step 0, the state before learning. total: of the run's last step.
+        Raises: KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+        """
+
+        def log(step: int, logs: Logs, measure: bool) -> None:
+            self._step = first + step
+            row: Metrics = {"iteration": first + step, "iterations": total, "step": step}
+            row |= {_NAMES[name]: value for name, value in logs.items() if name in _NAMES}
+            if measure:
+                row |= evaluate()
+            row["seconds"] = time.monotonic() - self._started
+            folder.log(row)
+            self.watcher.iteration(row)
+
+        every = self._settings.eval_every
+        if steps_done(fit.folder) is None:
+            self.watcher.stage("measuring before learning")
+            log(0, {}, True)
+        self.watcher.stage("learning")
+        self._step = first + (steps_done(fit.folder) or 0)
+        with first_interrupt(
+            lambda: self.watcher.note("stopping after this step; Ctrl-C again stops at once")
+        ) as interrupted:
+            finished = fit.run(
+                lambda step, logs: log(step, logs, step == fit.steps or bool(every and step % every == 0)),
+                interrupted,
+            )
+        if not finished:
+            raise KeyboardInterrupt
+
+    def finish(self, folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes result.json and removes the checkpoints. Returns: what was written."""
+        rows = folder.metrics()
+        whole: dict[str, Any] = plain(
+            dict(result) | {"seconds": float(rows[-1]["seconds"]), "versions": versions()}
+        )
+        folder.finish(whole)
+        remove_checkpoints(self.checkpoints)
+        return whole
+
+    def _check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        for name, asked in now.items():
+            had = before.get(name)
+            if name == "versions" or asked == had:
+                continue
+            if name == "read":
+                raise ValueError(f"{self._out}: the data have changed since the run was started")
+            raise ValueError(f"{name}={asked!r}: the run in {self._out} was started with {had!r}")
+
+    def _how_to_go_on(self) -> str:
+        words = ["textgym", self._command, *flags_of(self._settings), "--out", str(self._out), "--resume"]
+        return f"after {self._step} steps; go on with: {shlex.join(words)}"
+
+
+_NAMES = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "lr"}
+
+
+def flags_of(settings: FitSettings) -> list[str]:
+    """The command-line words that differ from the defaults of the settings."""
+    default = type(settings)(data=settings.data)
+    words = ["--data", settings.data]
+    for name, value in asdict(settings).items():
+        if value == getattr(default, name):
+            continue
+        flag = name.replace("_", "-")
+        words += (
+            [f"--{flag}" if value else f"--no-{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
+    return words
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(rows: object) -> str:
+    """SHA-256 of anything that JSON can hold, hexadecimal."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""What a supervised training is told: fine-tuning on demonstrations and reward models share most of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from textgym_agents.rlhf.losses import RankingLoss
+
+OnBroken = Literal["stop", "skip"]
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+_POSITIVE = ("batch", "micro_batches", "epochs", "save_every", "members", "demonstrations")
+_NOT_NEGATIVE = ("weight_decay", "centering", "eval_every", "seed")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The part that every supervised training has.
+
+    Raises: ValueError for a setting out of range.
+    """
+
+    data: str
+    """A file of rows, one JSON object a line."""
+    base: str = "builtin"
+    """The model to start from: a folder in Hugging Face layout, a hub id, or "builtin"."""
+    epochs: int = 2
+    """Passes over the data."""
+    batch: int = 32
+    """Rows per optimiser step."""
+    micro_batches: int = 4
+    """Parts that a step is computed in, rows of like length together; more of them need less memory."""
+    learning_rate: float | None = None
+    """Its peak; None: 1e-3 for up to a million parameters, falling with the root of their number."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls, after its warm-up."""
+    warmup: float = 0.05
+    """Share of the steps that the learning rate grows over."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices only."""
+    max_grad_norm: float = 1.0
+    """A longer gradient is scaled down to this norm."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_length: int | None = None
+    """Tokens of a prompt with its answer; None: the model's limit, and at most 1024."""
+    held_out: float = 0.1
+    """Share of the prompts that is never trained on and measured before and after."""
+    eval_every: int = 0
+    """Steps between measurements on the held-out prompts; 0: before and after only."""
+    save_every: int = 20
+    """Steps between checkpoints."""
+    on_broken: OnBroken = "skip"
+    """What a row that cannot be used leads to: it is left out and named, or nothing is done."""
+    bf16: bool = False
+    """Compute in bfloat16, with the weights in float32."""
+    device: Device = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Of the split, the order of the rows and dropout."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data='': allowed is the path of a file of rows")
+        for name in _POSITIVE:
+            self._check(name, 1)
+        for name in _NOT_NEGATIVE:
+            self._check(name, 0)
+        for name, kind in (("schedule", Schedule), ("on_broken", OnBroken), ("device", Device)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(get_args(kind))}")
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}={value!r}: allowed is a finite number > 0")
+        for name in ("warmup", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is a number in [0, 1)")
+        if self.batch % self.micro_batches:
+            raise ValueError(
+                f"micro_batches={self.micro_batches}: allowed is a number that divides batch={self.batch}"
+            )
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length={self.max_length!r}: allowed is an integer >= 2, or None")
+
+    def _check(self, name: str, least: int) -> None:
+        value: Any = getattr(self, name, least)
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"{name}={value!r}: allowed is a number >= {least}")
+
+
+@dataclass(frozen=True)
+class SFTSettings(FitSettings):
+    """Supervised fine-tuning on demonstrations: of prompts and completions, or the best answers of preferences.
+
+    `data` may be "world:" and the name of one of the built-in world's tasks.
+    """
+
+    demonstrations: int = 2000
+    """How many to draw, where `data` is "world:..."."""
+
+
+@dataclass(frozen=True)
+class RewardModelSettings(FitSettings):
+    """A reward model from rankings."""
+
+    epochs: int = 1
+    """Passes over the data; a second one mostly learns pairs by heart."""
+    loss: RankingLoss = "pairwise"
+    """Of a ranking of K answers: the mean over its pairs, or Plackett-Luce's; for pairs they are the same."""
+    margin: float | None = None
+    """Reward units that the better answer is to lie above the worse one; None: the rows' own, or none."""
+    centering: float = 0.0
+    """Weight of a pull of the scores towards 0."""
+    reference_samples: str | None = None
+    """A file of prompts and completions whose mean score becomes 0; None: the answers trained on."""
+    members: int = 1
+    """Models of an ensemble, each with its own order of the rows and its own start of the head."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in get_args(RankingLoss):
+            raise ValueError(f"loss={self.loss!r}: allowed are {', '.join(get_args(RankingLoss))}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ValueError(f"margin={self.margin!r}: allowed is a finite number, or None")
+        if self.margin is not None and self.loss == "plackett_luce":
+            raise ValueError(
+                f"margin={self.margin!r}: loss='plackett_luce' has none; allowed is loss='pairwise'"
+            )
+
+
+def peak_learning_rate(settings: FitSettings, parameters: int) -> float:
+    """The peak of the learning rate: as set, or 1e-3 * sqrt(1e6 / parameters), and at most 1e-3.
+
+    That is 1e-4 for 100 million parameters and 1.2e-5 for 7 billion.
+    """
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return 1e-3 * min(1.0, math.sqrt(1e6 / parameters))

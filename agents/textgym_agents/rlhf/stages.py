@@ -1,0 +1,37 @@
+"""Stages of a longer piece of work: each a folder, skipped when it is complete, taken up again when it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from textgym_agents.runs import RunFolder
+from textgym_agents.training import Watcher
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: of its folder.
+        title: for people.
+        run: called with the folder, and whether a run in it was interrupted. It writes `result.json` last.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Path, bool], object]
+
+
+def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
+    """Runs in order whatever is not complete yet; a stage may read the folders of those before it."""
+    for stage in stages:
+        folder = out / stage.name
+        state = RunFolder(folder).state()
+        if state == "finished":
+            watcher.note(f"{stage.title}: complete in {folder}")
+            continue
+        watcher.note(f"{stage.title}: {'going on' if state == 'interrupted' else 'writing'} in {folder}")
+        stage.run(folder, state == "interrupted")

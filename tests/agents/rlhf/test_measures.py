@@ -1,0 +1,131 @@
+"""Measures of reward models against hand arithmetic and against data whose calibration is known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from textgym_agents.rlhf.measures import (
+    accuracy_interval,
+    calibration_error,
+    in_order,
+    length_correlation,
+    log_loss,
+    measure_rankings,
+    ranking_margins,
+    reliability,
+)
+from textgym_agents.rlhf.reliability import draw_reliability
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def simulated(count, sharpness, seed=0):
+    """Margins of pairs whose better answer is decided with the probability sigmoid(difference / sharpness)."""
+    rng = np.random.default_rng(seed)
+    difference = rng.normal(0.0, 2.0, count)
+    first_is_better = rng.random(count) < 1 / (1 + np.exp(-difference))
+    return sharpness * np.where(first_is_better, difference, -difference)
+
+
+def test_margins_of_rankings():
+    margins, groups = ranking_margins([[3.0, 1.0, 2.0], [0.0, 5.0]])
+    assert margins.tolist() == [2.0, 1.0, -1.0, -5.0]
+    assert groups.tolist() == [0, 0, 0, 1]
+
+
+def test_order_and_log_loss_by_hand():
+    margins = np.array([1.0, 0.0, -2.0])
+    assert in_order(margins).tolist() == [1.0, 0.5, 0.0]
+    want = -(math.log(sigmoid(1)) + math.log(0.5) + math.log(sigmoid(-2))) / 3
+    assert log_loss(margins) == pytest.approx(want)
+    assert log_loss(np.zeros(4)) == pytest.approx(math.log(2))
+    assert log_loss(np.array([-1e5])) == 1e5
+
+
+def test_reliability_bins_by_hand():
+    # confidences 0.6, 0.6, 0.9, 0.5: with two bins (0.5, 0.75] has three pairs, of which 1, 0 and 0.5 are right
+    margins = np.log([0.6 / 0.4, 0.4 / 0.6, 0.9 / 0.1, 1.0])
+    low, high = reliability(margins, bins=2)
+    assert (low.low, low.high, low.pairs, low.accuracy) == (0.5, 0.75, 3, 0.5)
+    assert low.confidence == pytest.approx((0.6 + 0.6 + 0.5) / 3)
+    assert (high.pairs, high.accuracy) == (1, 1.0)
+    want = 3 / 4 * (1.7 / 3 - 0.5) + 1 / 4 * 0.1
+    assert calibration_error([low, high]) == pytest.approx(want)
+
+
+def test_an_empty_bin_has_no_means():
+    bins = reliability(np.array([100.0]), bins=4)
+    assert [entry.pairs for entry in bins] == [0, 0, 0, 1]
+    assert bins[0].accuracy is None
+    assert bins[0].confidence is None
+
+
+def test_a_calibrated_model_has_no_calibration_error():
+    assert calibration_error(reliability(simulated(40_000, 1.0))) < 0.01
+
+
+def test_an_overconfident_model_is_found_out():
+    margins = simulated(40_000, 3.0)
+    curve = reliability(margins)
+    assert calibration_error(curve) > 0.08
+    assert all(entry.accuracy < entry.confidence for entry in curve[1:])
+    assert in_order(margins).mean() == in_order(simulated(40_000, 1.0)).mean()
+
+
+def test_correlations_with_length_by_hand():
+    pearson, spearman = length_correlation([0.0, 1.0, 10.0], [1, 2, 3])
+    assert pearson == pytest.approx(10 / math.sqrt((182 / 3) * 2))
+    assert spearman == pytest.approx(1.0)
+    # ranks with ties: 1.5, 1.5, 3 against 3, 2, 1 -> covariance -1.5, squares 1.5 and 2
+    assert length_correlation([4.0, 4.0, 5.0], [30, 20, 10])[1] == pytest.approx(-1.5 / math.sqrt(1.5 * 2))
+    assert length_correlation([1.0, 2.0], [7, 7]) == (None, None)
+
+
+def test_the_interval_of_the_accuracy_has_the_width_of_a_binomial():
+    right = (np.random.default_rng(0).random(2000) < 0.7).astype(float)
+    got = accuracy_interval(right, np.arange(2000), seed=0)
+    assert got.mean == right.mean()
+    assert got.high - got.low == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 2000), rel=0.1)
+
+
+def test_pairs_of_one_ranking_are_drawn_together():
+    right = np.repeat(np.random.default_rng(0).integers(2, size=200), 10).astype(float)
+    grouped = accuracy_interval(right, np.repeat(np.arange(200), 10), seed=0)
+    alone = accuracy_interval(right, np.arange(2000), seed=0)
+    assert grouped.high - grouped.low == pytest.approx((alone.high - alone.low) * math.sqrt(10), rel=0.15)
+
+
+def test_all_measures_together():
+    card = measure_rankings([[3.0, 1.0, 2.0], [0.0, 5.0]], [[5, 6, 1], [9, 2]], bins=5)
+    assert (card["rankings"], card["pairs"], card["accuracy"]) == (2, 4, 0.5)
+    assert card["accuracy_low"] <= 0.5 <= card["accuracy_high"]
+    assert card["log_loss"] == pytest.approx(
+        -np.mean([math.log(sigmoid(margin)) for margin in (2, 1, -1, -5)])
+    )
+    assert card["longer_accuracy"] == 3 / 4  # 5 < 6 is wrong; 5 > 1, 6 > 1 and 9 > 2 are right
+    assert len(card["reliability"]) == 5
+    assert card == json.loads(json.dumps(card))
+    assert card == measure_rankings([[3.0, 1.0, 2.0], [0.0, 5.0]], [[5, 6, 1], [9, 2]], bins=5)
+
+
+def test_bad_rankings_are_named():
+    with pytest.raises(ValueError, match="ranking 1 has 1 answers"):
+        measure_rankings([[1.0, 2.0], [1.0]], [[1, 2], [1]])
+    with pytest.raises(ValueError, match="one length for every score"):
+        measure_rankings([[1.0, 2.0]], [[1]])
+    with pytest.raises(ValueError, match="at least one ranking"):
+        measure_rankings([], [])
+
+
+def test_the_picture(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    draw_reliability(reliability(simulated(500, 2.0)), tmp_path / "reliability.png", "a $title$ with_$")
+    picture = image.open(tmp_path / "reliability.png")
+    assert picture.size == (832, 832)
+    assert len(picture.getcolors(1 << 20)) > 50
+    draw_reliability([], tmp_path / "reliability.png", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["reliability.png"]

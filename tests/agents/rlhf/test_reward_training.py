@@ -1,0 +1,142 @@
+"""Reward models: rankings in one batch, the loss of every ranking, ensembles, the same result after a stop."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from agents.rlhf.fit_tools import (
+    PICKLES,
+    Stops,
+    dropout_base,
+    pair_file,
+    result_of,
+    rows_of,
+    weights,
+    write_rows,
+)
+from textgym_agents.interrupts import TrainingInterrupted
+from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
+from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
+from textgym_agents.rlhf.settings import RewardModelSettings
+
+from textgym.lm.scoring import Encoded, load_reward_model, sequence_scores, start_reward_model
+from textgym.world import MODEL_PATH
+
+QUICK = {"batch": 8, "micro_batches": 2, "epochs": 2, "save_every": 3, "device": "cpu"}
+
+
+def answer(*ids: int) -> Encoded:
+    return Encoded(list(ids), 1, 0)
+
+
+ROWS = [
+    RankedRow((answer(5, 9, 2), answer(5, 7, 8, 8, 2)), 0.5),
+    RankedRow((answer(6, 3, 3, 2), answer(6, 4, 2), answer(6, 2))),
+]
+
+
+def alone(model, encoded):
+    ids = torch.tensor([encoded.ids])
+    return float(sequence_scores(model, ids, torch.tensor([ids.shape[1]])).detach())
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "plackett_luce"])
+def test_a_batch_of_rankings_is_the_sum_of_its_rankings(kind):
+    model, _ = start_reward_model(MODEL_PATH, seed=1)
+    loss = PreferenceLoss(model, kind, 0.1, has_margins=kind == "pairwise")
+    (a, b), (c, d, e) = ([alone(model, answer) for answer in row.answers] for row in ROWS)
+
+    def pair(x, y, margin=0.0):
+        return math.log1p(math.exp(-(x - y - margin)))
+
+    if kind == "pairwise":
+        want = pair(a, b, 0.5) + (pair(c, d) + pair(c, e) + pair(d, e)) / 3
+    else:
+        exp = [math.exp(score) for score in (c, d, e)]
+        want = pair(a, b) - math.log(exp[0] / sum(exp)) - math.log(exp[1] / (exp[1] + exp[2]))
+    want += 0.1 * ((a + b) ** 2 + ((c + d) ** 2 + (c + e) ** 2 + (d + e) ** 2) / 3)
+    batch = loss.collate(ROWS)
+    assert float(loss(**batch).detach()) == pytest.approx(want, rel=1e-4)
+    assert loss.count(batch) == 2
+    flat = [answer for row in ROWS for answer in row.answers]
+    np.testing.assert_allclose(answer_scores(model, flat, 2), [a, b, c, d, e], atol=1e-5)
+
+
+def test_a_new_head_says_nothing():
+    model, _ = start_reward_model(MODEL_PATH)
+    loss = PreferenceLoss(model, "pairwise", 0.0, has_margins=False)
+    assert float(loss(**loss.collate(ROWS)).detach()) == pytest.approx(2 * math.log(2), rel=1e-6)
+
+
+def test_margins_and_plackett_luce_exclude_each_other():
+    with pytest.raises(ValueError, match="margin"):
+        RewardModelSettings(data="x", loss="plackett_luce", margin=1.0)
+    with pytest.raises(ValueError, match="plackett_luce"):
+        RewardModelSettings(data="x", loss="listwise")
+
+
+@pytest.mark.slow
+def test_it_learns_what_is_preferred_and_scores_around_zero(tmp_path):
+    plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 80), **{**QUICK, "epochs": 6})
+    result = train_reward_model(plan, tmp_path / "run")
+    assert result["before"]["eval/log_loss"] == pytest.approx(math.log(2))
+    assert result["after"]["eval/accuracy"] > 0.9
+    assert result["after"]["eval/pairs"] == result["data"]["held_out_rows"]
+    assert result["models"] == ["model"]
+    model, vocabulary = load_reward_model(tmp_path / "run/model")
+    centre = json.loads((tmp_path / "run/model/reward.json").read_text())
+    assert centre["samples"] == 2 * result["data"]["train_rows"]
+    ids = [*vocabulary.encode_prompt("What is 7?"), *vocabulary.codec.encode("No."), vocabulary.stop_ids[0]]
+    score = alone(model, Encoded(ids, 1, 0))
+    assert abs(score - centre["offset"]) < 4 * centre["std"]
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(PICKLES)]
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [1, 2])
+def test_after_an_interruption_the_result_is_the_same(tmp_path, members):
+    rows = [
+        {"prompt": f"What is {number}?", "completions": ["It is big.", "Sure.", "No."][: 2 + number % 2]}
+        for number in range(30)
+    ]
+    plan = RewardModelSettings(
+        write_rows(tmp_path / "rankings.jsonl", rows),
+        base=dropout_base(tmp_path / "base"),
+        members=members,
+        loss="plackett_luce",
+        **QUICK,
+    )
+    train_reward_model(plan, tmp_path / "whole")
+    names = result_of(tmp_path / "whole")["models"]
+    assert len({weights(tmp_path / "whole" / name) for name in names}) == members
+    steps = result_of(tmp_path / "whole")["steps"]
+    for number, stop in enumerate((2, 5, steps, *((steps + 1, steps + 5) if members > 1 else ()))):
+        run = tmp_path / f"cut-{number}"
+        with pytest.raises(TrainingInterrupted, match=r"textgym reward-model --data .* --resume"):
+            train_reward_model(plan, run, Stops(stop))
+        train_reward_model(plan, run, resume=True)
+        for name in names:
+            assert weights(run / name) == weights(tmp_path / "whole" / name)
+        assert rows_of(run) == rows_of(tmp_path / "whole")
+        assert result_of(run) == result_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_reference_samples_centre_the_scores(tmp_path):
+    samples = write_rows(tmp_path / "samples.jsonl", [{"prompt": "What is 1?", "completion": "It is small."}])
+    plan = RewardModelSettings(
+        pair_file(tmp_path / "pairs.jsonl"), reference_samples=samples, **{**QUICK, "epochs": 1}
+    )
+    train_reward_model(plan, tmp_path / "run")
+    model, vocabulary = load_reward_model(tmp_path / "run/model")
+    centre = json.loads((tmp_path / "run/model/reward.json").read_text())
+    ids = [*vocabulary.encode_prompt("What is 1?"), *vocabulary.codec.encode("It is small.")]
+    assert centre["offset"] == pytest.approx(
+        alone(model, Encoded([*ids, vocabulary.stop_ids[0]], 1, 0)), abs=1e-5
+    )
+    assert (centre["samples"], centre["std"]) == (1, 0.0)

@@ -1,0 +1,248 @@
+"""Fine-tuning: what is learnt and what is not, the same result after an interruption, nothing left behind."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from agents.rlhf.fit_tools import (
+    PICKLES,
+    Stops,
+    dropout_base,
+    pair_file,
+    result_of,
+    rows_of,
+    weights,
+    write_rows,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm.tiny_models import tiny_llama
+from textgym_agents.interrupts import TrainingInterrupted
+from textgym_agents.rlhf.bases import load_base_lm
+from textgym_agents.rlhf.data import encode_demonstration
+from textgym_agents.rlhf.modules import IGNORED, CompletionLoss
+from textgym_agents.rlhf.order import lay_out, split_by_prompt
+from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
+from textgym_agents.rlhf.sft import token_sums, train_sft
+
+from textgym.lm.scoring import Encoded
+from textgym.preferences import Demonstration
+from textgym.tasks.text import text_task
+
+ROWS = [Encoded([3, 4, 5, 6, 7], 3, 0), Encoded([3, 8, 0], 1, 0), Encoded([5, 5, 5, 5], 3, 0)]
+QUICK = {"batch": 8, "micro_batches": 2, "epochs": 2, "save_every": 3, "device": "cpu"}
+
+
+def global_states():
+    numbers = np.random.get_state()[1].tolist()  # noqa: NPY002
+    return random.getstate(), numbers, torch.random.get_rng_state().tolist()
+
+
+def log_prob(model, ids, place):
+    """Of ids[place] after what stands before it, with no padding and no batch."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids[:place]])).logits[0, -1].double()
+    return float(logits[ids[place]] - logits.exp().sum().log())
+
+
+def test_the_loss_is_that_of_completion_tokens_one_by_one():
+    model = tiny_llama()
+    loss = CompletionLoss(model)
+    want = -sum(log_prob(model, row.ids, t) for row in ROWS for t in range(row.prompt_tokens, len(row.ids)))
+    batch = loss.collate(ROWS)
+    assert float(loss(**batch).detach()) == pytest.approx(want, rel=1e-5)
+    assert loss.count(batch) == 2 + 2 + 1
+
+
+def test_prompts_and_padding_carry_no_gradient():
+    loss = CompletionLoss(tiny_llama())
+    batch = loss.collate(ROWS)
+    kept = []
+    forward = loss.model.forward
+
+    def keep(**inputs):
+        outputs = forward(**inputs)
+        outputs.logits.retain_grad()
+        kept.append(outputs.logits)
+        return outputs
+
+    loss.model.forward = keep
+    loss(**batch).backward()
+    moved = kept[0].grad.abs().sum(-1) > 0  # (B, T): the positions whose prediction counts
+    # Completion token t is predicted at t - 1; a token 0 (here also the padding id) counts where it is real.
+    want = [[False, False, True, True, False], [True, True] + [False] * 3, [False, False, True] + [False] * 2]
+    assert moved.tolist() == want
+    assert (batch["labels"] != IGNORED).sum() == 5
+
+
+def test_measures_do_not_depend_on_the_batch():
+    loss = CompletionLoss(tiny_llama())
+    one, all_ = token_sums(loss, ROWS, 1), token_sums(loss, ROWS, 8)
+    np.testing.assert_allclose(one, all_, rtol=1e-5)
+    assert one[:, 2].tolist() == [2, 2, 1]
+
+
+def test_training_sees_what_the_environment_shows():
+    prompt, completion = "What is 2 + 2? <|end|>", "It is four."
+    _, vocabulary = load_base_lm("builtin")
+    encoded = encode_demonstration(Demonstration(prompt, completion), vocabulary, 64)
+    task = text_task([prompt])
+    assert tuple(encoded.ids[: encoded.prompt_tokens]) == tuple(task.vocabulary.encode_prompt(prompt))
+    assert encoded.ids[-1] == task.vocabulary.stop_ids[0]
+    assert task.vocabulary.decode([encoded.ids[encoded.prompt_tokens :]]) == [completion]
+    cut_off = encode_demonstration(Demonstration(prompt, completion, ended=False), vocabulary, 64)
+    assert cut_off.ids == encoded.ids[:-1]
+    with pytest.raises(ValueError, match="empty"):
+        encode_demonstration(Demonstration("", completion), vocabulary, 64)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 4))
+def test_every_epoch_has_every_row_once(lengths, batch, epochs):
+    order = lay_out(lengths, batch, epochs, 3)
+    assert Counter(order.tolist()) == dict.fromkeys(range(len(lengths)), epochs)
+    for start in range(0, len(order), batch):
+        step = [lengths[row] for row in order[start : start + batch]]
+        assert step == sorted(step, reverse=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abcdefg"), min_size=2, max_size=30), st.floats(0, 0.5), st.integers(0, 9))
+def test_no_prompt_is_on_both_sides(prompts, share, seed):
+    if len(set(prompts)) < 2:
+        return
+    train, held_out = split_by_prompt(prompts, share, seed)
+    assert sorted(train + held_out) == list(range(len(prompts)))
+    assert not {prompts[row] for row in train} & {prompts[row] for row in held_out}
+    assert bool(held_out) == (share > 0)
+
+
+def test_the_learning_rate_falls_with_the_size():
+    data = SFTSettings(data="x")
+    rates = [peak_learning_rate(data, size) for size in (10_000, 1_000_000, 100_000_000, 7_000_000_000)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1.195e-5], rel=1e-3)
+    assert peak_learning_rate(SFTSettings(data="x", learning_rate=0.5), 9) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"data": ""}, "data"),
+        ({"batch": 0}, "batch"),
+        ({"batch": 6}, "micro_batches"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"schedule": "cosines"}, "cosine"),
+        ({"on_broken": "ignore"}, "skip"),
+        ({"max_length": 1}, "max_length"),
+    ],
+)
+def test_bad_settings_are_named(changes, word):
+    with pytest.raises(ValueError, match=word):
+        SFTSettings(**{"data": "x", **changes})
+
+
+@pytest.mark.slow
+def test_a_run_learns_and_leaves_nothing_behind(tmp_path):
+    plan = SFTSettings(pair_file(tmp_path / "pairs.jsonl"), **{**QUICK, "epochs": 6})
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    states = global_states()
+    result = train_sft(plan, tmp_path / "run")
+    assert global_states() == states
+    assert result["after"]["eval/loss_high"] < result["before"]["eval/loss_low"]
+    assert result["after"]["eval/perplexity"] == pytest.approx(math.exp(result["after"]["eval/loss"]))
+    assert result["data"]["train_rows"] + result["data"]["held_out_rows"] == 40
+    files = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"config.json", "metrics.jsonl", "result.json", "model.safetensors", "tokenizer.json"} <= files
+    assert not [name for name in files if name.endswith(PICKLES)]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert len(rows_of(tmp_path / "run")) == result["steps"] + 1
+    with pytest.raises(ValueError, match="never overwritten"):
+        train_sft(plan, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_parts_of_a_step_do_not_change_it(tmp_path):
+    # Completions of different length: a mean of the parts' means would be another number.
+    data = pair_file(tmp_path / "pairs.jsonl")
+    for parts in (1, 4):
+        plan = SFTSettings(data, **{**QUICK, "micro_batches": parts, "epochs": 1})
+        train_sft(plan, tmp_path / str(parts))
+    one, four = (rows_of(tmp_path / str(parts)) for parts in (1, 4))
+    assert [row.get("loss") for row in one[1:]] == pytest.approx([row["loss"] for row in four[1:]], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_after_an_interruption_the_result_is_the_same(tmp_path):
+    # Dropout draws from a generator whose state has to come back too.
+    plan = SFTSettings(
+        pair_file(tmp_path / "pairs.jsonl"), base=dropout_base(tmp_path / "base"), eval_every=2, **QUICK
+    )
+    train_sft(plan, tmp_path / "whole")
+    for number, stop in enumerate((0, 2, 5, 9)):
+        run = tmp_path / f"cut-{number}"
+        with pytest.raises(TrainingInterrupted, match=r"textgym sft --data .* --resume"):
+            train_sft(plan, run, Stops(stop))
+        with pytest.raises(ValueError, match="resume it"):
+            train_sft(plan, run)
+        train_sft(plan, run, resume=True)
+        assert weights(run / "model") == weights(tmp_path / "whole" / "model")
+        assert rows_of(run) == rows_of(tmp_path / "whole")
+        assert result_of(run) == result_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_crash_while_saving_loses_no_checkpoint(tmp_path, monkeypatch):
+    plan = SFTSettings(pair_file(tmp_path / "pairs.jsonl"), base=dropout_base(tmp_path / "base"), **QUICK)
+    train_sft(plan, tmp_path / "whole")
+    save, calls = torch.save, []
+
+    def fail(data, path, *rest, **options):
+        calls.append(str(path))
+        if len(calls) == 5:  # the second checkpoint's second file
+            Path(path).write_bytes(b"half")
+            raise OSError("no space left")
+        save(data, path, *rest, **options)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        train_sft(plan, tmp_path / "cut")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "cut/checkpoints/last").iterdir()] == ["checkpoint-3"]
+    train_sft(plan, tmp_path / "cut", resume=True)
+    assert weights(tmp_path / "cut/model") == weights(tmp_path / "whole/model")
+
+
+@pytest.mark.slow
+def test_what_a_run_was_started_with_stays(tmp_path):
+    data = pair_file(tmp_path / "pairs.jsonl")
+    with pytest.raises(TrainingInterrupted):
+        train_sft(SFTSettings(data, **QUICK), tmp_path / "run", Stops(4))
+    with pytest.raises(ValueError, match=r"seed=3.*started with 0"):
+        train_sft(SFTSettings(data, seed=3, **QUICK), tmp_path / "run", resume=True)
+    pair_file(Path(data), 39)
+    with pytest.raises(ValueError, match="data have changed"):
+        train_sft(SFTSettings(data, **QUICK), tmp_path / "run", resume=True)
+
+
+def test_data_that_do_not_do_leave_no_folder(tmp_path):
+    row = {"prompt": "a", "completion": "b"}
+    for number, (rows, word) in enumerate(
+        [([row], "held_out"), ([{"prompt": "a"}], "no usable row"), ([], "no usable row")]
+    ):
+        data = write_rows(tmp_path / f"{number}.jsonl", rows)
+        with pytest.raises(ValueError, match=word):
+            train_sft(SFTSettings(data, device="cpu"), tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        train_sft(SFTSettings(str(tmp_path / "none.jsonl")), tmp_path / "run")
+    with pytest.raises(ValueError, match="Helpful"):
+        train_sft(SFTSettings("world:Helpfull"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

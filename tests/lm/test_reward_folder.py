@@ -1,0 +1,46 @@
+"""Folders that hold no reward model are refused before anything is loaded."""
+
+import json
+
+import pytest
+from lm.tiny_rewards import save_reward_model, save_tokenizer
+
+from textgym.lm.reward_model import RewardModel
+
+
+def edited(folder, name, **changes):
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}), encoding="utf-8")
+
+
+def test_folders_without_a_reward_model_are_refused_at_once(tmp_path):
+    folder = save_reward_model(tmp_path / "run" / "model", offset=1.0)
+    with pytest.raises(ValueError, match=r"has no config.json. Did you mean '.*model'\?"):
+        RewardModel(tmp_path / "run")
+    for offset in ("high", float("nan"), True):
+        edited(folder, "reward.json", offset=offset)
+        with pytest.raises(ValueError, match=r"reward.json: offset=.*a finite number"):
+            RewardModel(folder)
+    (folder / "reward.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds a list, allowed is a JSON object"):
+        RewardModel(folder)
+    (folder / "reward.json").unlink()
+    edited(folder, "config.json", id2label={"0": "good", "1": "bad"})
+    with pytest.raises(ValueError, match="num_labels=2"):
+        RewardModel(folder)
+    edited(folder, "config.json", architectures=["LlamaForCausalLM"])
+    with pytest.raises(ValueError, match="no reward model but a 'LlamaForCausalLM'"):
+        RewardModel(folder)
+    with pytest.raises(TypeError, match="model=7: a folder or a hub id"):
+        RewardModel([7])
+
+
+def test_missing_files_are_named_at_once(tmp_path):
+    folder = save_reward_model(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer.json in that folder"):
+        RewardModel(folder)
+    save_tokenizer(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no \*.safetensors in that folder"):
+        RewardModel(folder)

@@ -1,0 +1,168 @@
+"""What `textgym sft` and `textgym reward-model` share: their flags, the bar that follows them, the final table."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from tyro.conf import arg
+
+from textgym.commands._console import note, output, untrusted
+from textgym.commands._errors import UsageError
+from textgym.commands._flags import parse
+from textgym.commands._summary import cell
+
+_LINES = 20  # that a whole training prints where there is no terminal
+_SHOWN = {"loss": "loss", "eval/loss": "held-out loss", "eval/accuracy": "held-out accuracy"}
+
+
+@dataclass(frozen=True)
+class OutFlags:
+    """Where a run is written."""
+
+    out: Path | None = None
+    """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
+    resume: bool = False
+    """Go on with the interrupted run in --out, with the settings that it was started with."""
+
+
+def parse_fit(kind: type[Any], arguments: list[str], command: str, text: str) -> tuple[Any, Path, bool]:
+    """The settings, the run's folder and whether to resume, from command-line words.
+
+    Args:
+        kind: the class of the settings. text: of `--help`.
+    Raises: UsageError, or ValueError for a setting out of range.
+    """
+    from textgym_agents.runs import free_folder
+
+    parts: list[Any] = [
+        ("settings", Annotated[kind, arg(name="")]),
+        ("flags", OutFlags, dataclasses.field()),
+    ]
+    combined = make_dataclass("Fit", parts, frozen=True)
+    combined.__doc__ = text
+    given: Any = parse(combined, arguments, command)
+    flags: OutFlags = given.flags
+    if not flags.resume:
+        return given.settings, flags.out or free_folder("runs", command), False
+    if flags.out is None:
+        raise UsageError("--resume: --out must name the folder of the interrupted run")
+    return _stored(given.settings, flags.out), flags.out, True
+
+
+def _stored(asked: Any, out: Path) -> Any:
+    """The settings that a run was started with. Raises: UsageError if a flag asks for something else."""
+    from textgym_agents.runs import RunFolder
+
+    config = RunFolder.reopen(out).config()
+    values = {}
+    for field in fields(asked):
+        wanted = getattr(asked, field.name)
+        had = config.get(field.name, field.default)
+        if wanted not in (had, field.default):
+            flag = field.name.replace("_", "-")
+            raise UsageError(f"--{flag} {wanted!r}: the run in {out} was started with {had!r}")
+        values[field.name] = had
+    return type(asked)(**values)
+
+
+class FitDisplay:
+    """A `Watcher` for people: a bar, or plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = output()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("", total=1)
+        self._live = self._console.is_terminal
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        """See `Watcher.stage`."""
+        if self._live:
+            self._progress.update(self._task, description=text)
+        else:
+            self._say(text)
+
+    def note(self, text: str) -> None:
+        """See `Watcher.note`."""
+        if self._live:
+            self._progress.console.print(untrusted(text))
+        else:
+            note(text)
+
+    def iteration(self, row: Mapping[str, Any]) -> None:
+        """See `Watcher.iteration`."""
+        done, total = row["iteration"], row["iterations"]
+        cells = [f"{label} {row[name]:.4g}" for name, label in _SHOWN.items() if row.get(name) is not None]
+        if self._live:
+            self._progress.update(self._task, completed=done, total=total, description="  ".join(cells))
+        elif (
+            any(name.startswith("eval/") for name in row)
+            or done % max(1, total // _LINES) == 0
+            or done == total
+        ):
+            self._say(f"step {done}/{total}  {'  '.join(cells)}")
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
+
+
+def before_after(result: Mapping[str, Any], measures: Mapping[str, str]) -> Table:
+    """A row per measure, before and after learning, with 95% intervals where there are any.
+
+    Args:
+        result: of a training.
+        measures: name -> label.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("held-out prompts")
+    for heading in ("before", "after"):
+        table.add_column(heading, justify="right")
+    for name, label in measures.items():
+        cells = [cell(result[column], name) for column in ("before", "after")]
+        if cells != ["-", "-"]:
+            table.add_row(label, *cells)
+    return table
+
+
+def print_result(result: Mapping[str, Any], measures: Mapping[str, str], out: Path) -> None:
+    """The measures before and after learning, what they are from, and where everything is."""
+    console = output()
+    data = result["data"]
+    if data["held_out_rows"]:
+        console.print(before_after(result, measures))
+    else:
+        console.print("no prompts were held out, so nothing was measured")
+    console.print(
+        untrusted(
+            f"{data['train_rows']} rows to learn from, {data['held_out_rows']} held out; "
+            f"{data['broken_rows']} left out, {data['rows_cut']} cut to {data['max_length']} tokens"
+        )
+    )
+    console.print(untrusted(f"{result['steps']} steps in {result['seconds']:.0f} s; run folder: {out}"))

@@ -1,0 +1,51 @@
+"""Opening the policy that a flag names, together with its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from textgym.commands._errors import UsageError
+from textgym.commands._flags import env_options, import_user_module
+
+
+def open_policy(
+    env_id: str,
+    policy: str,
+    options: Sequence[str] = (),
+    agent_class: str | None = None,
+    flag: str = "--agent",
+) -> tuple[Any, Any]:
+    """An environment and an agent on it.
+
+    Args:
+        policy: a checkpoint or run folder, a registered agent, or module:Class.
+        options: NAME=VALUE words; without any, those of the run, where `policy` is one.
+        agent_class: module:Class of the agent in the folder, where it is no registered one.
+        flag: what the policy was given as, for errors.
+    Raises: UsageError if `policy` is none of these.
+    """
+    from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
+    from textgym_agents.runs import RunFolder
+
+    from textgym.commands._threads import use_all_cores
+
+    for target in (policy if ":" in policy else "", agent_class or ""):
+        if target:
+            import_user_module(target.partition(":")[0])
+    folder = Path(policy)
+    values = env_options(options)
+    if not values and (folder / "config.json").exists() and (folder / "checkpoint").is_dir():
+        values = RunFolder(folder).config().get("env", {})
+    needs_torch = policy != "random"
+    if needs_torch:
+        use_all_cores()
+    if folder.is_dir():
+        env = make_env(env_id, 1, **values)
+        return env, load_agent(folder, env, agent_class)
+    if policy not in agent_names() and ":" not in policy:
+        names = ", ".join(agent_names())
+        raise UsageError(f"{flag} {policy!r}: neither a folder nor one of {names} nor module:Class")
+    env = make_env(env_id, 1, **values)
+    return env, make_agent(policy, env)

@@ -1,0 +1,174 @@
+"""Samples candidates from a policy, lets a noisy annotator rank them, and writes them; or checks such a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from textgym.commands._console import output, untrusted
+from textgym.commands._errors import UsageError
+from textgym.commands._flags import EnvOptions, find_id, parse
+from textgym.commands._policies import open_policy
+
+_SHOWN = 160  # Characters of an example's text.
+
+
+@dataclass(frozen=True)
+class PreferencesFlags:
+    """Collect preferences: candidates of a policy, ranked by the gold reward through a Bradley-Terry annotator."""
+
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = ""
+    """The environment, as `textgym list` shows it; left out with --check."""
+    out: Path | None = None
+    """The .jsonl file to write. What is there is never overwritten."""
+    policy: str = "reference"
+    """A checkpoint or run folder, or an agent that needs no learning: reference, random, or module:Class."""
+    agent_class: str | None = None
+    """module:Class of the agent in the folder, where it is no registered one."""
+    env: EnvOptions = ()
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --policy is one."""
+    split: Literal["train", "eval"] = "train"
+    """Which prompts: those of training or held-out ones."""
+    n: int = 1000
+    """Prompts to draw; some may give no ranking."""
+    candidates: int = 2
+    """Completions that are ranked for each prompt."""
+    noise: float = 0.0
+    """Temperature of the annotator, reward units; 0 makes no mistakes."""
+    keep_ties: bool = False
+    """Let a coin rank completions of equal gold reward, instead of keeping one of them."""
+    format: Literal["trl", "hh", "rankings"] = "trl"
+    """trl: prompt, chosen, rejected. hh: chosen and rejected dialogues. rankings: prompt, completions."""
+    seed: int = 0
+    """Seeds prompts, completions and annotator."""
+    examples: int = 3
+    """Rankings to show."""
+    check: Path | None = None
+    """Read this file of preferences or demonstrations, and say what is in it and what is wrong with it."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("candidates", 2), ("examples", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+        if not 0 <= self.noise < math.inf:
+            raise UsageError(f"noise={self.noise!r}: allowed is a finite number >= 0")
+        if self.check is not None and (self.id or self.out is not None):
+            raise UsageError("--check: reads a file, without an ID and without --out")
+        if self.check is None and not self.id:
+            raise UsageError("ID: the environment is missing (or --check FILE)")
+        if self.check is None and self.out is None:
+            raise UsageError("--out: the file to write is missing, as in --out preferences.jsonl")
+        if self.out is not None and self.out.exists():
+            raise UsageError(f"--out {str(self.out)!r}: is there already and is not overwritten")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(PreferencesFlags, arguments, "preferences")
+    if flags.check is not None:
+        from textgym.commands._preference_check import check_file
+
+        check_file(flags.check, flags.json)
+        return
+    env_id = find_id(flags.id)
+    collected, report = _collect(flags, env_id)
+    if flags.json:
+        print(json.dumps({"id": env_id} | report, indent=2, allow_nan=False))
+        return
+    console = output()
+    title = f"{flags.policy} on {env_id}, {flags.split} prompts, {flags.candidates} candidates, noise {flags.noise:g}"
+    console.print(untrusted(title))
+    console.print(_counts(report))
+    for ranking in collected.rankings[: flags.examples]:
+        console.print(_example(ranking))
+    console.print(untrusted(f"{report['rows']} rows in {flags.out} (format {flags.format})"))
+
+
+def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Any, dict[str, Any]]:
+    """Collects and writes. Raises: UsageError if no prompt gave a ranking."""
+    from textgym.preferences import collect, disagreement, write_rankings
+    from textgym.preferences.hh import as_dialogue
+
+    assert flags.out is not None
+    # Before the work: where no folder can be made, it would be lost.
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    env, policy = open_policy(env_id, flags.policy, flags.env, flags.agent_class, flag="--policy")
+    collected = collect(
+        env.unwrapped.task,
+        policy,
+        n=flags.n,
+        candidates=flags.candidates,
+        noise=flags.noise,
+        split=flags.split,
+        seed=flags.seed,
+        keep_ties=flags.keep_ties,
+    )
+    lost = {f"prompts_{reason}": collected.dropped.get(reason, 0) for reason in ("alike", "tied")}
+    if not collected.rankings:
+        raise UsageError(
+            f"none of {collected.prompts} prompts gave a ranking: of {lost['prompts_alike']} the answers were all "
+            f"alike or empty, of {lost['prompts_tied']} all equally good (--keep-ties lets a coin rank those)"
+        )
+    rankings = collected.rankings
+    if flags.format == "hh":
+        rankings = [as_dialogue(ranking) for ranking in rankings]
+    rows = write_rankings(flags.out, rankings, flags.format)
+    report = {
+        "out": str(flags.out),
+        "rows": rows,
+        "rankings": len(rankings),
+        "prompts": collected.prompts,
+        **lost,
+        "ties": collected.tied,
+        "short": collected.short,
+        "cut_off": sum(not ended for ranking in rankings for ended in ranking.ended or ()),
+        "completions": sum(len(ranking.completions) for ranking in rankings),
+        "disagreement": disagreement(rankings),
+        "failures": collected.failures,
+    }
+    return collected, report
+
+
+def _counts(report: dict[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    for name, value in (
+        ("rows written", report["rows"]),
+        ("rankings", report["rankings"]),
+        ("prompts drawn", report["prompts"]),
+        ("  without two different answers", report["prompts_alike"]),
+        ("  all answers tied in gold", report["prompts_tied"]),
+        ("answers left out as tied", report["ties"]),
+        ("rankings of fewer candidates", report["short"]),
+        ("answers cut off", f"{report['cut_off']} of {report['completions']}"),
+        ("failures of the gold reward", sum(report["failures"].values())),
+        ("annotator against gold, of all pairs", f"{report['disagreement']:.1%}"),
+    ):
+        table.add_row(name, str(value))
+    return table
+
+
+def _example(ranking: Any) -> Any:
+    lines = [f"prompt   {_cut(ranking.prompt)}"]
+    lines += [
+        f"{score:7.3f}  {_cut(text)}" for text, score in zip(ranking.completions, ranking.scores, strict=True)
+    ]
+    text = untrusted(lines[0])
+    for line in lines[1:]:
+        text.append("\n").append_text(untrusted(line))
+    return text.append("\n")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,85 @@
+"""What the folder of a reward model must hold, checked without loading it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def find_reward_model(name: str | Path) -> str:
+    """The folder of that name, checked and absolute, or else the name, which is then a hub id.
+
+    Raises: TypeError if it is no name; ValueError for a folder without a reward model.
+    """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"model={name!r:.80}: a folder or a hub id is allowed, or a list of them")
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(name)
+    check_reward_folder(folder)
+    read_offset(folder)
+    return str(folder.resolve())
+
+
+def check_installed() -> None:
+    """Raises ModuleNotFoundError without the packages that a reward model needs."""
+    for module in ("torch", "transformers"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(
+                f'a reward model needs {module}, which is not installed: pip install "textgym[lm]"',
+                name=module,
+            )
+
+
+def check_reward_folder(folder: Path) -> None:
+    """Looks for a sequence classifier with one label, safetensors weights and a tokenizer.
+
+    Raises: ValueError that names the folder and what it lacks.
+    """
+    if not (folder / "config.json").is_file():
+        inner = folder / "model"
+        hint = f" Did you mean {str(inner)!r}?" if (inner / "config.json").is_file() else ""
+        raise ValueError(f"model={str(folder)!r}: no reward model there: it has no config.json.{hint}")
+    config = _read_object(folder / "config.json")
+    kinds = [str(kind) for kind in config.get("architectures") or ()]
+    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(
+            f"model={str(folder)!r}: no reward model but a {kinds[0]!r:.60}; "
+            "allowed is a sequence classifier with one label"
+        )
+    labels = len(config.get("id2label") or (0, 1))  # Hugging Face writes them unless there are two
+    if labels != 1:
+        raise ValueError(f"model={str(folder)!r}: num_labels={labels}; a reward model has 1 (one score)")
+    for pattern in ("*.safetensors", "tokenizer.json"):
+        if not any(folder.glob(pattern)):
+            raise ValueError(
+                f"model={str(folder)!r}: no {pattern} in that folder; save_pretrained of the model and of its "
+                "fast tokenizer write both files"
+            )
+
+
+def read_offset(folder: Path) -> float:
+    """The model's mean score on reference samples, reward units, from its reward.json; 0 without one.
+
+    Raises: ValueError if the file holds no finite number under "offset".
+    """
+    path = folder / "reward.json"
+    if not path.is_file():
+        return 0.0
+    offset = _read_object(path).get("offset", 0.0)
+    if isinstance(offset, bool) or not isinstance(offset, int | float) or not math.isfinite(offset):
+        raise ValueError(f"{path}: offset={offset!r:.80}; a finite number is allowed")
+    return float(offset)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no JSON can be read there ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
+    return data

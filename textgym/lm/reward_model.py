@@ -1,0 +1,234 @@
+"""A learned reward: the score of a reward model, or of several, for prompt and completion."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.lm.reward_folder import check_installed, find_reward_model, read_offset
+from textgym.rewards.base import NamedReward, TextGymWarning
+
+Combine = Literal["mean", "min", "mean_minus_std"]
+Pair = tuple[str, str, bool]  # prompt, completion, whether it came to its end
+
+
+class Member(NamedTuple):
+    """A loaded model of the ensemble, its vocabulary, its longest input in tokens (None: no limit), its offset."""
+
+    model: Any
+    vocabulary: Any
+    max_length: int | None
+    offset: float
+
+
+class RewardModel(NamedReward):
+    """Pays what Hugging Face sequence classifiers with one label say of prompt and completion.
+
+    Distinct texts that are not in the cache are sorted by length and read in as few forward passes as `batch`
+    allows. A score depends on its own text alone, up to rounding (1e-5).
+
+    A folder's files are checked at once, its model is loaded at the first score; a hub id is loaded at once, and so
+    are models in a process that receives the reward. A folder's reward.json may hold {"offset": ...}, the mean
+    score of that model on reference samples.
+
+    Args:
+        model: a folder in Hugging Face layout or a hub id; several make an ensemble.
+        combine: of the members' scores: "mean", "min", or "mean_minus_std", the mean less k population standard
+            deviations.
+        k: >= 0.
+        stop_ids: a completion counts as ended where its `completion_ids` end in one of them, and its end is then
+            read as a token of the model's own vocabulary. None: every completion counts as ended.
+        batch: rows of a forward pass.
+        cache: how many of the latest scores are kept; 0 keeps none.
+        max_length: tokens a model reads, None for as many as it can; see `textgym.lm.scoring.encode_pair` for what
+            is left out of longer texts.
+        device: "auto" or a torch device.
+        centre: subtract the offset of every member.
+
+    Attributes:
+        cut: how many texts were too long and lost tokens; the first one warns.
+
+    Raises: ValueError for a bad argument or a folder without a reward model; ModuleNotFoundError without torch
+        and transformers.
+    Source: Coste et al. (2023), arXiv:2310.02743 (which subtracts k variances, not deviations).
+    """
+
+    name = "reward_model"
+
+    def __init__(
+        self,
+        model: str | Path | Sequence[str | Path],
+        combine: Combine = "mean",
+        k: float = 1.0,
+        stop_ids: Sequence[int] | None = None,
+        batch: int = 128,
+        cache: int = 10_000,
+        max_length: int | None = None,
+        device: str = "auto",
+        centre: bool = True,
+    ) -> None:
+        _check_arguments(combine, k, batch, cache, max_length)
+        check_installed()
+        names = [model] if isinstance(model, str | Path) else list(model)
+        if not names:
+            raise ValueError("model=[]: at least one folder or hub id is allowed")
+        self.combine: Combine = combine
+        self.k = float(k)
+        self.stop_ids = None if stop_ids is None else frozenset(map(int, stop_ids))
+        self.batch = batch
+        self.cache = cache
+        self.max_length = max_length
+        self.device = device
+        self.centre = centre
+        self.cut = 0
+        self._models = [find_reward_model(name) for name in names]
+        self._members: list[Member] | None = None
+        self._scores: OrderedDict[str, float] = OrderedDict()
+        if not all(Path(name).is_dir() for name in self._models):
+            self._load()
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Return the score of every completion.
+
+        Raises: ValueError for a prompt or completion that the model's tokenizer cannot encode, or without the
+            column `completion_ids` where `stop_ids` are given.
+        """
+        ended = self._ended(len(completions), columns.get("completion_ids"))
+        pairs = list(zip(prompts, completions, ended, strict=True))
+        keys = [_key(pair) for pair in pairs]
+        known = {key: self._scores[key] for key in keys if key in self._scores}
+        fresh = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
+        if fresh:
+            known.update(zip(fresh, self._combined(list(fresh.values())), strict=True))
+        self._remember(keys, known)
+        return [known[key] for key in keys]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cache and the count, as JSON values.
+
+        A score's last bits depend on the batch it was computed in, so a run that goes on needs the very scores.
+        """
+        return {"cut": self.cut, "scores": list(map(list, self._scores.items()))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.cut = int(state["cut"])
+        self._scores = OrderedDict((str(key), float(score)) for key, score in state["scores"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewardModel:
+        """A reward of its own over the same models, which never change."""
+        other = copy.copy(self)
+        memo[id(self)] = other
+        other._scores = self._scores.copy()
+        return other
+
+    def __copy__(self) -> RewardModel:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_members": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Loading belongs to the start of a process; at the first score it would count against a time limit.
+        self.__dict__.update(state)
+        self._load()
+
+    def _ended(self, count: int, completion_ids: Any) -> list[bool]:
+        stops = self.stop_ids
+        if stops is None:
+            return [True] * count
+        if completion_ids is None:
+            raise ValueError("stop_ids: they need the column 'completion_ids'; allowed without it: None")
+        return [len(ids) > 0 and ids[-1] in stops for ids in completion_ids]
+
+    def _remember(self, keys: list[str], known: dict[str, float]) -> None:
+        for key in keys:
+            if math.isfinite(known[key]):
+                self._scores[key] = known[key]
+                self._scores.move_to_end(key)
+        while len(self._scores) > self.cache:
+            self._scores.popitem(last=False)
+
+    def _combined(self, pairs: list[Pair]) -> list[float]:
+        """The ensemble's scores; every member reads every pair."""
+        scores = np.stack([self._score(member, pairs) for member in self._load()])  # (M, N)
+        if self.combine == "min":
+            combined = scores.min(0)
+        else:
+            combined = scores.mean(0)
+            if self.combine == "mean_minus_std":
+                combined -= self.k * scores.std(0)
+        return [float(score) for score in combined]
+
+    def _score(self, member: Member, pairs: list[Pair]) -> NDArray[np.float64]:
+        import torch
+
+        from textgym.lm.scoring import encode_pair, end_id, pad_right, sequence_scores
+
+        vocabulary = member.vocabulary
+        end = end_id(vocabulary)
+        encoded = [encode_pair(vocabulary, *pair, end, member.max_length) for pair in pairs]
+        self._report_cut(sum(row.cut > 0 for row in encoded), member.max_length)
+        order = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
+        scores = np.empty(len(pairs))
+        device = next(member.model.parameters()).device
+        for start in range(0, len(order), self.batch):
+            chunk = order[start : start + self.batch]
+            ids, lengths = pad_right([encoded[index].ids for index in chunk], vocabulary.pad_id)
+            with torch.inference_mode():
+                part = sequence_scores(member.model, ids.to(device), lengths.to(device))
+            scores[chunk] = part.cpu().numpy()
+        return scores - member.offset
+
+    def _report_cut(self, count: int, max_length: int | None) -> None:
+        if count and not self.cut:
+            warnings.warn(
+                f"reward {self.name!r}: a prompt and its completion have more than {max_length} tokens; what is "
+                "too long is cut (first the prompt, from its start). RewardModel.cut counts further texts silently",
+                TextGymWarning,
+                stacklevel=5,
+            )
+        self.cut += count
+
+    def _load(self) -> list[Member]:
+        if self._members is None:
+            self._members = [self._load_member(name) for name in self._models]
+        return self._members
+
+    def _load_member(self, name: str) -> Member:
+        from textgym.lm.causal import choose_device
+        from textgym.lm.scoring import load_reward_model, max_tokens
+
+        model, vocabulary = load_reward_model(name)
+        limit = max_tokens(model)
+        if self.max_length is not None and limit is not None and self.max_length > limit:
+            raise ValueError(f"max_length={self.max_length}: the model {name!r} reads at most {limit} tokens")
+        offset = read_offset(Path(name)) if self.centre else 0.0
+        return Member(model.to(choose_device(self.device)), vocabulary, self.max_length or limit, offset)
+
+
+def _key(pair: Pair) -> str:
+    # A digest, so that memory is bounded however long the texts are.
+    return hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).hexdigest()
+
+
+def _check_arguments(combine: str, k: float, batch: int, cache: int, max_length: int | None) -> None:
+    if combine not in get_args(Combine):
+        raise ValueError(f"combine={combine!r}: one of {get_args(Combine)} is allowed")
+    if not 0 <= k < math.inf:
+        raise ValueError(f"k={k!r}: a finite number >= 0 is allowed")
+    for name, value, least in (("batch", batch, 1), ("cache", cache, 0), ("max_length", max_length, 1)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}={value!r}: an int >= {least} is allowed")

@@ -1,0 +1,23 @@
+"""Preferences between completions: what they are, how files hold them, and how to collect them from a policy."""
+
+from textgym.preferences.annotator import annotate
+from textgym.preferences.collect import Collected, collect, collect_preferences, disagreement
+from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
+from textgym.preferences.files import read_demonstrations, read_rankings, write_demonstrations, write_rankings
+
+__all__ = [
+    "Collected",
+    "Demonstration",
+    "Problem",
+    "Ranking",
+    "Reading",
+    "annotate",
+    "collect",
+    "collect_preferences",
+    "disagreement",
+    "pairs",
+    "read_demonstrations",
+    "read_rankings",
+    "write_demonstrations",
+    "write_rankings",
+]

@@ -1,0 +1,163 @@
+"""Preferences from a policy: candidates for drawn prompts, ranked by the gold reward through an annotator."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.preferences.annotator import annotate, check_temperature
+from textgym.preferences.data import Ranking
+from textgym.rewards.registry import RewardSpec, make_reward
+from textgym.sampling import play_prompts
+from textgym.task import Task
+
+# Decimal places of a score: sums of the same rewards in another order are ties.
+_DIGITS = 12
+_REDRAWS = 8  # Further rounds in which the missing candidates of a prompt are drawn.
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Rankings, and what did not become part of one.
+
+    Args:
+        rankings: at most one for each prompt drawn, in the order of drawing.
+        prompts: drawn.
+        short: rankings of fewer candidates than asked for.
+        dropped: reason -> prompts without a ranking: "alike" where the policy gave no two different answers that
+            are not empty and have a score, "tied" where their gold rewards were all equal.
+        tied: candidates left out because another one of the prompt has the same gold reward.
+        failures: kind -> completions that the ranking reward failed on; what they count is the task's `on_error`.
+    """
+
+    rankings: list[Ranking]
+    prompts: int
+    short: int
+    dropped: dict[str, int]
+    tied: int
+    failures: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    text: str
+    ended: bool
+    gold: float
+
+
+def collect(
+    task: Task,
+    policy: Any,
+    *,
+    n: int,
+    candidates: int = 2,
+    noise: float = 0.0,
+    split: str = "train",
+    seed: int = 0,
+    reward: RewardSpec | None = None,
+    keep_ties: bool = False,
+) -> Collected:
+    """Draws prompts by the task's weights and different candidates for each, and lets an annotator rank them.
+
+    Candidates that repeat another one of their prompt, are empty or have no finite score are drawn again, a few
+    times; a prompt may end with fewer than asked for, or with none. `ended` of a ranking says which were stopped by
+    the policy itself; its scores are rounded to 12 decimal places.
+
+    Args:
+        policy: see `textgym.sampling.Policy`.
+        n: prompts, >= 1. candidates: K for each, >= 2.
+        noise: temperature of the annotator, reward units, see `annotate`.
+        split: which prompts. seed: the same one gives the same rankings, where the policy gives log-probabilities.
+        reward: what ranks; None: the task's gold reward, or its return where it has no gold.
+        keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
+    Raises: ValueError for a value that is not allowed.
+    """
+    for name, value, least in (("n", n, 1), ("candidates", candidates, 2)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
+    check_temperature(noise)
+    judged = task if reward is None else replace(task, gold=make_reward(reward))
+    generator = np.random.default_rng([seed, 5])
+    prompts = judged.prompt_set(split)
+    drawn = generator.choice(len(prompts), size=n, p=prompts.weights)
+    found, failures = _draw(judged, policy, drawn, candidates, split, generator)
+    rankings: list[Ranking] = []
+    dropped: Counter[str] = Counter()
+    tied = 0
+    for prompt, group in zip(drawn, found, strict=True):
+        kept = group if keep_ties else list({each.gold: each for each in reversed(group)}.values())[::-1]
+        tied += len(group) - len(kept)
+        if len(kept) < 2:
+            dropped["alike" if len(group) < 2 else "tied"] += 1
+            continue
+        rankings.append(_ranked(prompts.texts[prompt], kept, noise, generator))
+    short = sum(len(ranking.completions) < candidates for ranking in rankings)
+    return Collected(rankings, int(n), short, dict(dropped), tied, dict(failures))
+
+
+def collect_preferences(task: Task, policy: Any, *, n: int, **options: Any) -> list[Ranking]:
+    """The rankings of `collect`, which has the same arguments; warns of prompts that gave none."""
+    collected = collect(task, policy, n=n, **options)
+    if collected.dropped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(collected.dropped.items()))
+        warnings.warn(
+            f"{sum(collected.dropped.values())} of {n} prompts gave no ranking ({counts})", stacklevel=2
+        )
+    return collected.rankings
+
+
+def disagreement(rankings: list[Ranking]) -> float:
+    """Share of all pairs in which the one ranked lower has the higher score; NaN where there are no scores."""
+    wrong = total = 0
+    for ranking in rankings:
+        scores = ranking.scores or ()
+        total += len(scores) * (len(scores) - 1) // 2
+        wrong += sum(score < later for i, score in enumerate(scores) for later in scores[i + 1 :])
+    return wrong / total if total else math.nan
+
+
+def _draw(
+    task: Task,
+    policy: Any,
+    drawn: NDArray[np.int64],
+    candidates: int,
+    split: str,
+    generator: np.random.Generator,
+) -> tuple[list[list[_Candidate]], Counter[str]]:
+    """For each drawn prompt up to `candidates` different ones, in the order of drawing; and failures by kind."""
+    gold = None if task.gold_scorer is task.scorer else task.gold_scorer
+    failures: Counter[str] = Counter()
+    before = Counter() if gold is None else Counter(gold.failures)
+    found: list[dict[str, _Candidate]] = [{} for _ in drawn]
+    for _ in range(1 + _REDRAWS):
+        missing = np.array([candidates - len(group) for group in found])
+        owners = np.repeat(np.arange(len(drawn)), missing)
+        if not owners.size:
+            break
+        played = play_prompts(policy, task, drawn[owners], split=split, seed=int(generator.integers(2**31)))
+        failures.update(played.failures if gold is None else {})
+        scores = played.returns if task.gold is None else played.gold
+        for i, owner in enumerate(owners):
+            text, score = str(played.completions[i, 0]), round(float(scores[i, 0]), _DIGITS)
+            if text.strip() and math.isfinite(score):
+                found[owner].setdefault(text, _Candidate(text, bool(played.stopped[i, 0]), score))
+    if gold is not None:
+        failures = gold.failures - before
+    return [list(group.values()) for group in found], failures
+
+
+def _ranked(prompt: str, group: list[_Candidate], noise: float, generator: np.random.Generator) -> Ranking:
+    order = annotate([[each.gold for each in group]], noise, generator)[0]
+    best_first = [group[i] for i in order]
+    return Ranking(
+        prompt,
+        tuple(each.text for each in best_first),
+        tuple(each.ended for each in best_first),
+        scores=tuple(each.gold for each in best_first),
+    )

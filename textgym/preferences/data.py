@@ -1,0 +1,144 @@
+"""Rankings, demonstrations, and what was wrong with the rows of a file that gave none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Completions of one prompt, best first. A preference between two is a ranking of 2.
+
+    Args:
+        prompt: text; may be empty.
+        completions: K >= 2 different texts, none of them empty or white space only.
+        ended: K, whether the text was written to its end rather than cut off; None: not known, all count as ended.
+        margin: how much better, in reward units; None: not known.
+        scores: K gold rewards, reward units; they need not fall, since annotators make mistakes. None: not known.
+
+    Raises: TypeError or ValueError, naming what is wrong.
+    """
+
+    prompt: str
+    completions: tuple[str, ...]
+    ended: tuple[bool, ...] | None = None
+    margin: float | None = None
+    scores: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_text(self.prompt, "the prompt")
+        count = len(self.completions)
+        if isinstance(self.completions, str) or count < 2:
+            raise ValueError(f"completions: {count} given, a ranking needs at least 2")
+        for place, text in enumerate(self.completions):
+            _check_answer(text, _place(place, count))
+        if len(set(self.completions)) < count:
+            first, second = next(
+                (i, j) for i, j in combinations(range(count), 2) if self.completions[i] == self.completions[j]
+            )
+            raise ValueError(f"{_place(first, count)} and {_place(second, count)} are identical")
+        for name, values in (("ended", self.ended), ("scores", self.scores)):
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name}: {len(values)} values for {count} completions")
+        for name, number in (("margin", self.margin), *(("scores", score) for score in self.scores or ())):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name}: {number!r} is not a finite number")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An answer to learn from.
+
+    Args:
+        prompt: text; may be empty.
+        completion: text, not empty.
+        ended: whether it was written to its end rather than cut off.
+
+    Raises: TypeError or ValueError, naming what is wrong.
+    """
+
+    prompt: str
+    completion: str
+    ended: bool = True
+
+    def __post_init__(self) -> None:
+        _check_text(self.prompt, "the prompt")
+        _check_answer(self.completion, "the completion")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row of a file that cannot be used. Its message may quote the file: escape it where it is printed."""
+
+    path: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Reading(Generic[Row]):
+    """What a file holds: every line that is not blank is a row or a problem.
+
+    Args:
+        rows: in the file's order.
+        problems: in the file's order; empty where reading was told to stop at them.
+        format: "trl", "messages", "hh", "rankings" or "demonstrations"; "" where no row is good.
+    """
+
+    rows: list[Row]
+    problems: list[Problem]
+    format: str = ""
+
+
+def pairs(ranking: Ranking) -> list[Ranking]:
+    """The K (K - 1) / 2 preferences in a ranking, in its order, each with the ranking's margin."""
+    ended, scores = ranking.ended, ranking.scores
+    return [
+        Ranking(
+            ranking.prompt,
+            (ranking.completions[i], ranking.completions[j]),
+            None if ended is None else (ended[i], ended[j]),
+            ranking.margin,
+            None if scores is None else (scores[i], scores[j]),
+        )
+        for i, j in combinations(range(len(ranking.completions)), 2)
+    ]
+
+
+def demonstration(ranking: Ranking) -> Demonstration:
+    """The best completion of a ranking."""
+    return Demonstration(
+        ranking.prompt, ranking.completions[0], True if ranking.ended is None else ranking.ended[0]
+    )
+
+
+def _place(place: int, count: int) -> str:
+    if count == 2:
+        return "the chosen answer" if place == 0 else "the rejected answer"
+    return f"answer {place + 1} of {count}"
+
+
+def _check_text(text: str, what: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is of type {type(text).__name__}, allowed is a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # Half of a pair of UTF-16 units: JSON can write it, no tokenizer and no UTF-8 file can hold it.
+        raise ValueError(
+            f"{what} holds a lone surrogate, {text[error.start]!r}, which is no character"
+        ) from None
+
+
+def _check_answer(text: str, what: str) -> None:
+    _check_text(text, what)
+    if not text or text.isspace():
+        raise ValueError(f"{what} is empty")

@@ -1,0 +1,146 @@
+"""Files of rankings and demonstrations: one JSON object a line, read line by line and written atomically.
+
+Every line that cannot be used is a `Problem`; blank lines are no rows. A byte order mark spoils the first line: it
+is reported, and that row is left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from textgym.messages import not_one_of
+from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
+from textgym.preferences.formats import (
+    RankingFormat,
+    demonstration_format,
+    ranking_format,
+    read_demonstration,
+    read_ranking,
+    write_demonstration,
+    write_ranking,
+)
+
+OnBroken = Literal["stop", "skip"]
+Row = TypeVar("Row")
+
+
+def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ranking]:
+    """The preferences in a .jsonl file, in the format that its first good row has.
+
+    Args:
+        path: in one of the formats of `textgym.preferences.formats`.
+        on_broken: what broken rows lead to: "stop" raises, "skip" leaves them out and returns them as problems.
+    Raises: FileNotFoundError; ValueError, naming the line of the first broken row and how many more there are.
+    """
+    return _read(path, on_broken, ranking_format, read_ranking)
+
+
+def read_demonstrations(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Demonstration]:
+    """The demonstrations in a .jsonl file; of preferences the best completions. See `read_rankings`."""
+    return _read(path, on_broken, demonstration_format, read_demonstration)
+
+
+def write_rankings(path: str | Path, rankings: Iterable[Ranking], format: RankingFormat = "trl") -> int:
+    """Writes preferences, atomically, in the place of what was there; reading them gives the same again.
+
+    Args:
+        path: its folder is made if there is none.
+        rankings: of more than 2 become all their pairs in the formats "trl" and "hh".
+        format: "hh" needs prompts that end where a turn of the assistant begins.
+    Returns: the rows written.
+    Raises: ValueError for another format, or for what a format cannot hold.
+    """
+    if format not in get_args(RankingFormat):
+        raise ValueError(not_one_of("format", format, get_args(RankingFormat)))
+    single = rankings if format == "rankings" else (pair for ranking in rankings for pair in pairs(ranking))
+    return _write(path, (write_ranking(ranking, format) for ranking in single))
+
+
+def write_demonstrations(path: str | Path, rows: Iterable[Demonstration]) -> int:
+    """Writes demonstrations as `prompt` and `completion`. See `write_rankings`."""
+    return _write(path, map(write_demonstration, rows))
+
+
+def _read(
+    path: str | Path,
+    on_broken: str,
+    format_of: Callable[[Mapping[str, Any]], str],
+    read: Callable[[Mapping[str, Any], str], Row],
+) -> Reading[Row]:
+    if on_broken not in get_args(OnBroken):
+        raise ValueError(not_one_of("on_broken", on_broken, get_args(OnBroken)))
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    first = ""
+    for number, line in _lines(Path(path)):
+        try:
+            data = _object(line, number)
+            format = format_of(data)
+            row = read(data, format)
+            if format != (first or format):
+                raise ValueError(
+                    f"a row of format {format}, while the file's first good row is of format {first}"
+                )
+        except (ValueError, TypeError, RecursionError) as error:
+            problems.append(Problem(str(path), number, _message(error)))
+            continue
+        first = format
+        rows.append(row)
+    if not rows and not problems:
+        problems.append(Problem(str(path), 1, "the file is empty"))
+    if problems and on_broken == "stop":
+        more = f" (and {len(problems) - 1} more broken rows)" if len(problems) > 1 else ""
+        raise ValueError(f"{problems[0]}{more}")
+    return Reading(rows, problems, first)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers, from 1, and bytes of the lines that are not blank."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                # Without its end: JSON would complain of that in a line that was cut off.
+                yield number, line.rstrip(b"\r\n")
+
+
+def _object(line: bytes, number: int) -> dict[str, Any]:
+    if line.startswith(codecs.BOM_UTF8) and number == 1:
+        raise ValueError("begins with a byte order mark; save the file as UTF-8 without one")
+    data = json.loads(line.decode("utf-8"))
+    if not isinstance(data, dict):
+        raise ValueError(f"holds a {type(data).__name__}, allowed is a JSON object")
+    return data
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 (byte {error.start + 1} of the line)"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg}, column {error.colno})"
+    return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else str(error)
+
+
+def _write(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return count

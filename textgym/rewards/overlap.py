@@ -1,0 +1,160 @@
+"""Rewards for overlap with reference texts: BLEU, chrF and ROUGE, by the packages that define them."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from textgym.messages import not_one_of
+from textgym.rewards.base import NamedReward, Values
+from textgym.rewards.data_columns import check_column, read_column
+from textgym.rewards.extras import Rebuilt, import_extra
+
+Variant = Literal["rouge1", "rouge2", "rougeL"]
+Measure = Literal["precision", "recall", "fmeasure"]
+
+
+class _Overlap(Rebuilt, NamedReward, ABC):
+    """Compares each completion with the texts of the data column `column`."""
+
+    column: str
+
+    def __post_init__(self) -> None:
+        check_column(self.column)
+        self.prepare()
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+        """Score every completion; None where its reference is None.
+
+        Raises: ValueError if the column is missing, or holds anything but a text, texts or None.
+        """
+        rows = zip(completions, read_column(columns, self.column, self.name), strict=True)
+        return [None if given is None else self.overlap(text, self._texts(given)) for text, given in rows]
+
+    def _texts(self, given: Any) -> list[str]:
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(
+                f"column {self.column!r} holds {given!r:.80}; a text, a list of at least one, or None is allowed"
+            )
+        return list(texts)
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Check the other parameters and import what is needed."""
+
+    @abstractmethod
+    def overlap(self, text: str, references: list[str]) -> float:
+        """How much of the references is in the text, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Bleu(_Overlap):
+    """Pays sacrebleu's sentence-level BLEU / 100, with effective order and exponential smoothing. Range [0, 1].
+
+    Args:
+        column: data column with a reference text or a list of them; None abstains.
+        lowercase: ignore case.
+
+    Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
+    Source: Papineni et al. (2002); Post (2018), arXiv:1804.08771.
+    """
+
+    column: str = "reference"
+    lowercase: bool = False
+    name = "bleu"
+
+    def prepare(self) -> None:
+        """Import sacrebleu."""
+        _bleu(self.lowercase)
+
+    def overlap(self, text: str, references: list[str]) -> float:
+        """BLEU against all references at once."""
+        return _hundredth(_bleu(self.lowercase).sentence_score(text, references).score)
+
+
+@dataclass(frozen=True)
+class Chrf(_Overlap):
+    """Pays sacrebleu's sentence-level chrF / 100: the F-score of character n-grams. Range [0, 1].
+
+    Args:
+        column: data column with a reference text or a list of them (the best counts); None abstains.
+        word_order: 0: chrF; 2: chrF++, with word n-grams up to 2.
+        beta: how much more recall weighs than precision, 1 or more.
+
+    Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
+    Source: Popović (2015), W15-3049.
+    """
+
+    column: str = "reference"
+    word_order: int = 0
+    beta: int = 2
+    name = "chrf"
+
+    def prepare(self) -> None:
+        """Check the orders and import sacrebleu."""
+        for name, value, lowest in (("word_order", self.word_order, 0), ("beta", self.beta, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}={value!r}: an integer of {lowest} or more is allowed")
+        _chrf(self.word_order, self.beta)
+
+    def overlap(self, text: str, references: list[str]) -> float:
+        """The greatest chrF against one of the references."""
+        return _hundredth(_chrf(self.word_order, self.beta).sentence_score(text, references).score)
+
+
+@dataclass(frozen=True)
+class Rouge(_Overlap):
+    """Pays ROUGE as rouge_score computes it, on lower-case letters and digits. Range [0, 1].
+
+    Args:
+        variant: "rouge1" and "rouge2": n-grams; "rougeL": longest common subsequence.
+        measure: "precision", "recall" or "fmeasure".
+        stem: strip English suffixes first (Porter's).
+        column: data column with a reference text or a list of them (the one with the best F-measure counts);
+            None abstains.
+
+    Raises: ValueError for a bad parameter; ModuleNotFoundError without the package rouge_score.
+    Source: Lin (2004), W04-1013.
+    """
+
+    variant: Variant = "rougeL"
+    measure: Measure = "fmeasure"
+    stem: bool = False
+    column: str = "reference"
+    name = "rouge"
+
+    def prepare(self) -> None:
+        """Check variant and measure, and import rouge_score."""
+        for name, allowed in (("variant", get_args(Variant)), ("measure", get_args(Measure))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(not_one_of(name, getattr(self, name), allowed))
+        _rouge(self.variant, self.stem)
+
+    def overlap(self, text: str, references: list[str]) -> float:
+        """ROUGE against the reference that fits best."""
+        best = _rouge(self.variant, self.stem).score_multi(references, text)[self.variant]
+        return float(getattr(best, self.measure))
+
+
+def _hundredth(score: float) -> float:
+    """From 0..100 to 0..1; a perfect score is 100.00000000000004."""
+    return min(score / 100.0, 1.0)
+
+
+# Cached here and not in the rewards, which stay small to pickle.
+@functools.cache
+def _bleu(lowercase: bool) -> Any:
+    return import_extra("sacrebleu.metrics", "bleu").BLEU(lowercase=lowercase, effective_order=True)
+
+
+@functools.cache
+def _chrf(word_order: int, beta: int) -> Any:
+    return import_extra("sacrebleu.metrics", "chrf").CHRF(word_order=word_order, beta=beta)
+
+
+@functools.cache
+def _rouge(variant: str, stem: bool) -> Any:
+    return import_extra("rouge_score.rouge_scorer", "rouge").RougeScorer([variant], use_stemmer=stem)
