@@ -21,7 +21,10 @@ class Policy(Protocol):
     """What can be evaluated: an agent, or anything that gives log-probabilities or actions."""
 
     def log_probs(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]] | None:
-        """Next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked."""
+        """Next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
+
+        Such a policy may have an attribute `sequence_kl`: its KL to the reference in nats per whole answer.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Episodes:
     Attributes:
         returns: discounted sum of rewards, reward units.
         gold: gold reward, NaN where the task has none.
-        kl: sum over the states visited of KL(pi || ref), nats; NaN without a reference or log-probabilities.
+        kl: sum over the states visited of KL(pi || ref), nats; the policy's `sequence_kl` where it has no
+            log-probabilities; NaN without that or without a reference.
         entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
         lengths: tokens. stopped: ended by a stop id.
         completions: texts. terms: reward term -> values.
@@ -187,7 +191,8 @@ class _Recorder:
         log_probs = self._policy.log_probs(observation)
         uniforms = generator.random(len(active))
         if log_probs is None:
-            self.arrays["kl"][:] = self.arrays["entropy"][:] = np.nan
+            known = getattr(self._policy, "sequence_kl", np.nan) if self._reference is not None else np.nan
+            self.arrays["kl"][:], self.arrays["entropy"][:] = known, np.nan
             return np.asarray(self._policy.act(observation, deterministic=self._deterministic))
         rows = np.flatnonzero(active)
         logs = restricted(np.asarray(log_probs[rows]), masks)

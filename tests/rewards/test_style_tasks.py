@@ -17,7 +17,8 @@ NAMES = ("Sentiment", "Brief", "NoRepeat")
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults(name: str) -> None:
     task = make_task(name)
-    assert (task.family, task.beta, task.gamma, task.reference) == ("style", 0.05, 1.0, "builtin")
+    beta = 0.05 if name == "Sentiment" else 0.1  # where J* can be estimated from samples of the reference
+    assert (task.family, task.beta, task.gamma, task.reference) == ("style", beta, 1.0, "builtin")
     assert task.reward is task.gold
     assert task.vocabulary.size == 1024
     kinds = {"review"} if name == "Sentiment" else {"review", "howto"}
@@ -50,7 +51,7 @@ def test_answers_by_hand() -> None:
     assert write("Brief", "The soup was good. Thank you!")[0] == 1.0
     assert write("Brief", "The soup was good.")[0] == pytest.approx(4 / 6)
     assert write("Brief", "The soup was good.", target=4)[0] == 1.0
-    assert write("NoRepeat", "The soup was good.")[0] == pytest.approx(3 / 16)
+    assert write("NoRepeat", "The soup was good.")[0] == pytest.approx(3 / 12)
     assert write("NoRepeat", "The soup was good.", least=3)[0] == 1.0
     reward, info = write("NoRepeat", "Yes. Yes. Yes. Yes.", least=0)
     assert reward == pytest.approx(1 / 3)

@@ -70,18 +70,17 @@ def comparison_table(rows: list[dict[str, Any]]) -> Any:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("policy")
     for name in ("gold reward", "proxy reward", "KL", "optimality"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["policy"], *(_cell(row[name]) for name in ("gold", "proxy", "kl", "optimality")))
+        cells = [_cell(row[name]) for name in ("gold", "proxy", "optimality")]
+        table.add_row(row["policy"], *cells[:2], f"{row['kl']['mean']:.2f}", cells[2])
     return table
 
 
 def _cell(estimate: dict[str, float] | None) -> str:
     if estimate is None:
         return "-"
-    mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
-    text = f"{mean:.3f}" if low == high else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-    return text.replace("-0.000", "0.000")
+    return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]".replace("-0.00,", "0.00,")
 
 
 def _answers(rows: list[dict[str, Any]]) -> Any:

@@ -100,9 +100,15 @@ class CausalLM:
         where = choose_device(device)
         self.model = model.to(where).eval()
         self.temperature = temperature
+        self._allowed, self._device = allowed, where
         backbone = make_backbone(self.model)
+        self.hidden_size = backbone.hidden_size
         self._bias = logit_bias(allowed, backbone.vocab_size, where)
         self._decoder = Decoder(backbone, where)
+
+    def copy(self) -> CausalLM:
+        """The same model with a key-value cache of its own."""
+        return CausalLM(self.model, self._allowed, self.temperature, str(self._device))
 
     @torch.inference_mode()
     def log_probs(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -110,4 +116,10 @@ class CausalLM:
         logits, _ = self._decoder.advance(dict(observation))
         scaled = logits / self.temperature + self._bias
         result: NDArray[np.float32] = torch.log_softmax(scaled.float(), -1).cpu().numpy()
+        return result
+
+    def features(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Last hidden states (B, H) float32 at each row's last token; shares the forward with `log_probs`."""
+        _, hidden = self._decoder.advance(dict(observation))
+        result: NDArray[np.float32] = hidden.float().cpu().numpy().copy()
         return result

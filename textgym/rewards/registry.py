@@ -85,6 +85,13 @@ def make_reward(spec: RewardSpec) -> Any:
     )
 
 
+def spec_name(spec: RewardSpec) -> str:
+    """How a reward was asked for, in a word: its registered name, or the name of its class."""
+    if isinstance(spec, str):
+        return spec
+    return str(spec["name"]) if isinstance(spec, Mapping) and "name" in spec else type(spec).__name__
+
+
 def _build(name: str, parameters: dict[str, Any]) -> Any:
     factory = _FACTORIES.get(name)
     if factory is None and ":" not in name:

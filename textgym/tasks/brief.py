@@ -19,7 +19,7 @@ def brief_task(
     unit: Unit = "words",
     max_new_tokens: int = 32,
     max_prompt_tokens: int = 0,
-    beta: float = 0.05,
+    beta: float = 0.1,
     gamma: float = 1.0,
     reference: str = "builtin",
     on_error: OnError = "raise",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textgym.rewards import make_reward
+from textgym.rewards.registry import spec_name
 from textgym.task import Task
 from textgym.vocab import load_vocabulary
 from textgym.world.tasks import reward_spec, world_prompts
@@ -39,13 +40,7 @@ def style_task(
         vocabulary=vocabulary,
         reward=style if rules else make_reward(reward_spec(reward, vocabulary.stop_ids)),
         gold=style,
-        reward_name=str(gold["name"]) if rules else _reward_name(reward),
+        reward_name=str(gold["name"]) if rules else spec_name(reward),
         max_prompt_tokens=max_prompt_tokens,
         **settings,
     )
-
-
-def _reward_name(reward: Any) -> str:
-    if isinstance(reward, str):
-        return reward
-    return str(reward["name"]) if isinstance(reward, Mapping) and "name" in reward else type(reward).__name__

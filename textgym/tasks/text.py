@@ -8,6 +8,7 @@ from typing import Any
 
 from textgym.prompts import PromptSet, prompt_set, read_prompts
 from textgym.rewards import make_reward
+from textgym.rewards.registry import spec_name
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
 from textgym.vocab import load_vocabulary
@@ -96,7 +97,7 @@ def text_task(
         vocabulary=vocabulary,
         reward=make_reward(REWARD if reward is None else reward),
         gold=None if gold is None else make_reward(gold),
-        reward_name=_reward_name(REWARD if reward is None else reward),
+        reward_name=spec_name(REWARD if reward is None else reward),
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
         reference=reference or ("builtin" if tokenizer is None else "uniform"),
@@ -116,11 +117,6 @@ def _split(
     texts, file_columns = read_prompts(source)
     return prompt_set(texts, {**file_columns, **(columns or {})}, weights)
 
-
-def _reward_name(reward: Any) -> str:
-    if isinstance(reward, str):
-        return reward
-    return str(reward["name"]) if isinstance(reward, Mapping) and "name" in reward else type(reward).__name__
 
 
 register_task("Text", text_task, family="text", summary="Your own prompts, tokenizer and reward.")

@@ -8,6 +8,7 @@ from typing import Any
 from textgym.grammar import GrammarMask
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import make_reward
+from textgym.rewards.registry import spec_name
 from textgym.task import Task
 from textgym.vocab import load_vocabulary
 from textgym.world.prompts import WorldPrompt, prompts
@@ -44,7 +45,7 @@ def verifiable_task(
         vocabulary=vocabulary,
         reward=check if reward == "rules" else make_reward(reward),
         gold=check,
-        reward_name=str(gold["name"]) if reward == "rules" else _reward_name(reward),
+        reward_name=str(gold["name"]) if reward == "rules" else spec_name(reward),
         mask=None if grammar is None else GrammarMask(vocabulary, grammar),
         **settings,
     )
@@ -60,9 +61,3 @@ def world_prompts(
         columns = {"item": [prompt.item for prompt in asked], column: [value(prompt) for prompt in asked]}
         splits[split] = prompt_set([p.text for p in asked], columns, [p.weight for p in asked])
     return splits
-
-
-def _reward_name(reward: Any) -> str:
-    if isinstance(reward, str):
-        return reward
-    return str(reward["name"]) if isinstance(reward, Mapping) and "name" in reward else type(reward).__name__

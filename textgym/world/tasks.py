@@ -7,6 +7,7 @@ from typing import Any
 
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import make_reward
+from textgym.rewards.registry import spec_name
 from textgym.task import Task
 from textgym.vocab import load_vocabulary
 from textgym.world import REWARD_MODEL_PATH
@@ -41,7 +42,7 @@ def world_task(
         vocabulary=vocabulary,
         reward=gold if _is(reward, "rules") else make_reward(reward_spec(reward, vocabulary.stop_ids)),
         gold=gold,
-        reward_name=_reward_name(reward),
+        reward_name=spec_name(reward),
         **settings,
     )
 
@@ -65,9 +66,3 @@ def reward_spec(reward: Any, stop_ids: Sequence[int]) -> Any:
 
 def _is(reward: Any, name: str) -> bool:
     return isinstance(reward, str) and reward == name
-
-
-def _reward_name(reward: Any) -> str:
-    if isinstance(reward, str):
-        return reward
-    return str(reward["name"]) if isinstance(reward, Mapping) and "name" in reward else type(reward).__name__

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import max_tokens
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
+from textgym_agents.rlhf.isolation import quiet_transformers
 from textgym_agents.storage import replace_folder, write_json
 
 _LONGEST = 1024  # tokens; a longer row costs memory that few machines have for a whole batch
@@ -41,20 +44,58 @@ def load_base_lm(base: str) -> tuple[Any, Vocabulary]:
     return model, load_vocabulary(_hub_tokenizer(name), vocab_size=model.config.get_text_config().vocab_size)
 
 
-def cut_model(base: str, layers: int, folder: Path) -> None:
-    """Writes a base model's first layers as a smaller one.
+def resize_model(base: str, layers: int, folder: Path, seed: int = 0) -> None:
+    """Writes a base model with another number of layers: its first ones, or all of them with new ones on top.
 
-    Raises: ValueError if it has fewer layers.
+    New layers begin as the identity (nothing of what they compute is added), so that a deepened model says exactly
+    what its base says.
+
+    Args:
+        base: a causal LM; to be deepened it needs the projections that Llama's layers end in.
+        layers: at least 1.
+        folder: written to.
+        seed: of the new layers' other weights; global random state is not touched.
+    Raises: ValueError for a base without such layers, or no number of layers.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    has = AutoConfig.from_pretrained(base_name(base), trust_remote_code=False).num_hidden_layers
-    if not 1 <= layers <= has:
-        raise ValueError(f"layers={layers!r}: allowed is 1..{has}, the layers of base={base!r}")
-    model = AutoModelForCausalLM.from_pretrained(
-        base_name(base), num_hidden_layers=layers, trust_remote_code=False, use_safetensors=True
-    )
+    if layers < 1:
+        raise ValueError(f"layers={layers!r}: allowed is an integer >= 1")
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base_name(base),
+            num_hidden_layers=layers,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    fresh = {key for key in report["missing_keys"] if key.endswith((".o_proj.weight", ".down_proj.weight"))}
+    if report["missing_keys"] and not fresh:
+        raise ValueError(f"layers={layers!r}: base={base!r} has fewer, and is no model that can be deepened")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in fresh:
+                parameter.zero_()
     save_model_folder(folder, model, base)
+
+
+def freeze_first_layers(model: Any, layers: int) -> None:
+    """Leaves the embeddings and the first layers as they are in training; 0 trains everything.
+
+    Raises: ValueError if the model has fewer layers.
+    """
+    has = model.config.get_text_config().num_hidden_layers
+    if not 0 <= layers <= has:
+        raise ValueError(f"freeze={layers!r}: allowed is 0..{has}, the layers of the model")
+    if layers:
+        model.get_input_embeddings().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        number = next((int(part) for part in name.split(".") if part.isdigit()), layers)
+        if number < layers:
+            parameter.requires_grad_(False)
 
 
 def longest_row(model: Any, asked: int | None) -> int:

@@ -20,9 +20,10 @@ from textgym.references import make_reference
 from textgym.task import Task, make_task
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.shares import TASK_SHARES
+from textgym_agents.rlhf.bases import resize_model
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings
-from textgym_agents.storage import plain, replace_folder, write_json
+from textgym_agents.storage import plain, read_json, replace_folder, write_json
 
 PREFERENCES_OF = "HHH"
 """The task whose prompts are answered and whose gold reward ranks: it asks everything that the others ask."""
@@ -39,10 +40,13 @@ class BundledConfig:
     """Rankings of two answers that it learns from."""
     noise: float = 0.1
     """Temperature of the Bradley-Terry annotator, reward units."""
-    epochs: int = 4
+    layers: int = 5
+    """Layers of the model: those of the base and new ones on top, which can compare what an answer says with what the
+    base expects there."""
+    epochs: int = 3
     """Passes over the preferences."""
-    learning_rate: float | None = None
-    """Its peak; None: by the size of the model."""
+    learning_rate: float = 1e-3
+    """Its peak."""
     held_out: int = 2000
     """Held-out prompts of every task that the card is measured on, without noise."""
     seed: int = 0
@@ -57,8 +61,11 @@ def build(config: BundledConfig) -> dict[str, Any]:
         data, run = Path(scratch) / "preferences.jsonl", Path(scratch) / "run"
         write_rankings(data, rankings, "trl")
         fingerprint = hashlib.sha256(data.read_bytes()).hexdigest()
+        base = Path(scratch) / "base"
+        resize_model("builtin", config.layers, base, config.seed)
         settings = RewardModelSettings(
             data=str(data),
+            base=str(base),
             epochs=config.epochs,
             learning_rate=config.learning_rate,
             held_out=0.0,
@@ -75,6 +82,8 @@ def build(config: BundledConfig) -> dict[str, Any]:
             "held_out": {name: accuracy(run / "model", name, config) for name in TASK_SHARES},
         }
         replace_folder(config.out, partial(_copy, run / "model"))
+    # The file of preferences is gone; its digest is in the card.
+    write_json(config.out / "reward.json", read_json(config.out / "reward.json") | {"source": PREFERENCES_OF})
     write_json(config.out / "card.json", plain(card))
     return card
 
@@ -97,7 +106,7 @@ def noisy_preferences(task: Task, config: BundledConfig) -> list[Ranking]:
 
 
 def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:
-    """How often the model agrees with the gold order of two answers to held-out prompts of a task."""
+    """How often the model agrees with the gold order of two answers to held-out prompts of a task, without noise."""
     task = make_task(name)
     policy = make_reference(task, device="cpu")
     rankings = collect(task, policy, n=config.held_out, split="eval", seed=config.seed + 1).rankings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from textgym.lm.scoring import Encoded, encode_pair, end_id
@@ -47,12 +48,12 @@ def usable(
     """
     problems = [str(problem) for problem in reading.problems]
     prompts, items = [], []
-    for number, row in enumerate(reading.rows, 1):
+    for place, row in enumerate(reading.rows):
         try:
             items.append(encode(row))
             prompts.append(row.prompt)
         except (ValueError, TypeError) as error:
-            message = f"{settings.data}, good row {number}: {error}"
+            message = f"{settings.data}, line {_line_of(place, reading, settings.data)}: {error}"
             if settings.on_broken == "stop":
                 raise ValueError(message) from error
             problems.append(message)
@@ -63,6 +64,16 @@ def usable(
     if not items:
         raise ValueError(f"data={settings.data!r}: no usable row is in it")
     return prompts, items
+
+
+def _line_of(place: int, reading: Reading[Source], path: str) -> int:
+    """The line of a file that gave a row: every line that is neither blank nor a problem gave one."""
+    if not Path(path).is_file():
+        return place + 1
+    broken = {problem.line for problem in reading.problems}
+    with Path(path).open("rb") as file:
+        good = [number for number, line in enumerate(file, 1) if line.strip() and number not in broken]
+    return good[place]
 
 
 def split_rows(

@@ -14,7 +14,7 @@ from textgym.rewards import make_reward
 from textgym.task import Task
 from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.registry import make_env
-from textgym_agents.rlhf.bases import cut_model
+from textgym_agents.rlhf.bases import resize_model
 from textgym_agents.rlhf.comparison import shifted
 from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
 from textgym_agents.rlhf.proxies import best_of_n_curve, draw_samples, overrated
@@ -120,7 +120,7 @@ class Overoptimisation:
     def _fit(self, folder: Path, resume: bool, layers: int, pairs: int) -> None:
         base = self.out / "bases" / f"{layers}-layers"
         if not base.exists():
-            cut_model(self.base, layers, base)
+            resize_model(self.base, layers, base)
         data = self.out / "preferences" / f"first-{pairs}.jsonl"
         if not data.exists():
             rows = read_rankings(self.out / "preferences" / "preferences.jsonl").rows

@@ -62,10 +62,12 @@ class RLHFSettings:
     """Samples that best-of-n chooses from."""
     per_prompt: int = 16
     """Completions per held-out prompt in the comparison."""
+    optimum_per_prompt: int = 128
+    """Completions per held-out prompt that the optimum is estimated from."""
 
     def __post_init__(self) -> None:
         counts = ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members")
-        for name in (*counts, "episodes", "best_of"):
+        for name in (*counts, "episodes", "best_of", "optimum_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 1")
         for name in ("candidates", "per_prompt"):
@@ -198,6 +200,8 @@ class Pipeline:
             episodes=plan.episodes,
             config=asdict(plan.ppo),
             env=self.proxy_options(),
+            final_per_prompt=plan.per_prompt,
+            optimum_per_prompt=min(plan.optimum_per_prompt, 64),
         )
         Training(settings, RunFolder.reopen(folder) if resume else None).run(folder, self.watcher)
 
@@ -262,7 +266,7 @@ class Pipeline:
         contest = Contest(
             gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt
         )
-        optimum = contest.optimum()
+        optimum = contest.optimum(plan.optimum_per_prompt)
         agent = load_agent(self.out / PPO, env)
         shown = len(gold_task.prompt_set("eval").texts)
         rows = [

@@ -16,7 +16,7 @@ from textgym.lm.scoring import Encoded, load_reward_model, pad_right, sequence_s
 from textgym.preferences import Ranking, Reading, read_demonstrations, read_rankings
 from textgym.vocab import Vocabulary
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.bases import base_name, longest_row, save_model_folder
+from textgym_agents.rlhf.bases import base_name, freeze_first_layers, longest_row, save_model_folder
 from textgym_agents.rlhf.data import (
     Split,
     encode_demonstration,
@@ -128,7 +128,9 @@ class _Work:
     def _start(self, member: int) -> tuple[Any, Vocabulary]:
         # A head of zeros would start all members of an ensemble alike; a single model starts without an opinion.
         seed = self._seed(member) if self._settings.members > 1 else None
-        return start_reward_model(base_name(self._settings.base), seed)
+        model, vocabulary = start_reward_model(base_name(self._settings.base), seed)
+        freeze_first_layers(model, self._settings.freeze)
+        return model, vocabulary
 
     def _fit(self, member: int) -> Fit:
         settings = self._settings

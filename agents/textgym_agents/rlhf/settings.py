@@ -13,7 +13,7 @@ Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 _POSITIVE = ("batch", "micro_batches", "epochs", "save_every", "members", "demonstrations")
-_NOT_NEGATIVE = ("weight_decay", "centering", "eval_every", "seed")
+_NOT_NEGATIVE = ("weight_decay", "centering", "eval_every", "seed", "freeze")
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class RewardModelSettings(FitSettings):
     """A file of prompts and completions whose mean score becomes 0; None: the answers trained on."""
     members: int = 1
     """Models of an ensemble, each with its own order of the rows and its own start of the head."""
+    freeze: int = 0
+    """First layers that keep the base's weights, and with them the embeddings; 0 trains everything."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,14 +25,14 @@ from hypothesis import strategies as st
 from lm.tiny_models import tiny_llama
 from textgym_agents.interrupts import TrainingInterrupted
 from textgym_agents.rlhf.bases import load_base_lm
-from textgym_agents.rlhf.data import encode_demonstration
+from textgym_agents.rlhf.data import encode_demonstration, usable
 from textgym_agents.rlhf.modules import IGNORED, CompletionLoss
 from textgym_agents.rlhf.order import lay_out, split_by_prompt
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
 from textgym_agents.rlhf.sft import token_sums, train_sft
 
 from textgym.lm.scoring import Encoded
-from textgym.preferences import Demonstration
+from textgym.preferences import Demonstration, read_demonstrations
 from textgym.tasks.text import text_task
 
 ROWS = [Encoded([3, 4, 5, 6, 7], 3, 0), Encoded([3, 8, 0], 1, 0), Encoded([5, 5, 5, 5], 3, 0)]
@@ -231,6 +231,22 @@ def test_what_a_run_was_started_with_stays(tmp_path):
     pair_file(Path(data), 39)
     with pytest.raises(ValueError, match="data have changed"):
         train_sft(SFTSettings(data, **QUICK), tmp_path / "run", resume=True)
+
+
+def test_a_row_that_cannot_be_encoded_is_named_by_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('nonsense\n\n{"prompt": "a", "completion": "b"}\n{"prompt": "", "completion": "b"}\n')
+    reading = read_demonstrations(path, "skip")
+    _, vocabulary = load_base_lm("builtin")
+    watcher = Stops(-1)
+    prompts, items = usable(
+        reading, lambda row: encode_demonstration(row, vocabulary, 64), SFTSettings(str(path)), watcher
+    )
+    assert (prompts, len(items)) == (["a"], 1)
+    assert [note.partition(":")[2].partition(": ")[0].strip() for note in watcher.notes] == [
+        f"{path}, line 1",
+        f"{path}, line 4",
+    ]
 
 
 def test_data_that_do_not_do_leave_no_folder(tmp_path):

@@ -1,0 +1,132 @@
+"""The whole of RLHF, and over-optimisation, in small: every stage runs, is skipped when complete, and is resumed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from textgym_agents.config import LMPPOConfig
+from textgym_agents.rlhf.overoptimise import run_overoptimise
+from textgym_agents.rlhf.overoptimise_figure import draw_overoptimisation
+from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
+from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, RLHFSettings, run_rlhf
+from textgym_agents.rlhf.stages import Stage, run_stages
+
+HELPFUL = "textgym/Helpful-v0"
+PPO_CONFIG = LMPPOConfig(batch=32, minibatches=1, epochs=1, device="cpu")
+SMALL = RLHFSettings(
+    demonstration_count=40,
+    sft_epochs=1,
+    preferences=80,
+    reward_model_epochs=1,
+    episodes=64,
+    ppo=PPO_CONFIG,
+    best_of=2,
+    per_prompt=2,
+    optimum_per_prompt=4,
+)
+
+
+class Notes:
+    def __init__(self):
+        self.lines = []
+
+    def stage(self, text):
+        self.lines.append(text)
+
+    note = stage
+
+    def iteration(self, row):
+        pass
+
+
+def write(folder, text="{}"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(text)
+
+
+def test_stages_are_run_resumed_or_skipped(tmp_path):
+    seen = []
+
+    def stage(name):
+        return Stage(name, name.upper(), lambda folder, resume: (seen.append((name, resume)), write(folder)))
+
+    write(tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "config.json").write_text("{}")
+    notes = Notes()
+    run_stages(tmp_path, [stage("one"), stage("two"), stage("three")], notes)
+    assert seen == [("two", True), ("three", False)]
+    assert [line.split(":")[0] for line in notes.lines] == ["ONE", "TWO", "THREE"]
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
+    result = run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    rows = {row["policy"]: row for row in result["rows"]}
+    assert list(rows) == ["base", "SFT", "PPO", "best-of-2"]
+    assert rows["SFT"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    assert rows["base"]["kl"]["mean"] > 0
+    assert rows["best-of-2"]["kl"]["mean"] == pytest.approx(0.1931, abs=1e-4)  # log 2 - 1/2
+    for name in (SFT, PREFERENCES, REWARD_MODEL, PPO):
+        assert (tmp_path / "run" / name / "result.json").exists()
+    before = files_of(tmp_path / "run")
+    assert run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}) == result
+    assert files_of(tmp_path / "run") == before
+    with pytest.raises(ValueError, match=r"noise=0\.7: the pipeline in .* was started with 0\.1"):
+        run_rlhf(HELPFUL, replace(SMALL, noise=0.7), tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    # A stage that is missing is done again, from the stages before it, with the same result.
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / PREFERENCES / "result.json").unlink()
+    text = (tmp_path / "run" / PREFERENCES / "preferences.jsonl").read_text()
+    assert (
+        run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24})["rows"] == result["rows"]
+    )
+    assert (tmp_path / "run" / PREFERENCES / "preferences.jsonl").read_text() == text
+
+
+def test_a_task_without_demonstrations_asks_for_a_file(tmp_path):
+    options = {"prompts": ["Hello."], "reward": "length"}
+    with pytest.raises(ValueError, match=r"demonstrations: .*'Text'"):
+        run_rlhf("textgym/Text-v0", SMALL, tmp_path / "run", Notes(), options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match="episodes=0: allowed is an integer >= 1"):
+        RLHFSettings(episodes=0)
+    with pytest.raises(ValueError, match=r"betas=\(\)"):
+        OveroptimiseSettings(betas=())
+
+
+@pytest.mark.slow
+def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
+    settings = OveroptimiseSettings(
+        pairs=(20, 40),
+        layers=(1,),
+        betas=(0.1, 0.0),
+        episodes=32,
+        samples=4,
+        prompts=4,
+        per_prompt=2,
+        ppo=PPO_CONFIG,
+    )
+    result = run_overoptimise(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    assert [(c["layers"], c["pairs"], c["method"]) for c in result["curves"]] == [
+        (1, 20, "best-of-n"),
+        (1, 20, "ppo"),
+        (1, 40, "best-of-n"),
+        (1, 40, "ppo"),
+    ]
+    assert [point["n"] for point in result["curves"][0]["points"]] == [1, 2, 4]
+    assert [point["beta"] for point in result["curves"][1]["points"]] == [0.1, 0.0]
+    assert set(result["hacked"]) == {"1-20", "1-40"}
+    first = (tmp_path / "run" / "preferences" / "first-20.jsonl").read_text().splitlines()
+    assert first == (tmp_path / "run" / "preferences" / "preferences.jsonl").read_text().splitlines()[:20]
+    draw_overoptimisation(result["curves"], tmp_path / "picture.png", "title")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    again = run_overoptimise(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    assert json.dumps(again) == json.dumps(result)

@@ -1,0 +1,114 @@
+"""Proxies of a gold reward: calibration, order, overrated answers, by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from textgym_agents.rlhf.bases import freeze_first_layers, resize_model
+from textgym_agents.rlhf.proxies import (
+    Samples,
+    best_of_n_curve,
+    calibrate,
+    draw_samples,
+    overrated,
+    pair_accuracy,
+)
+
+from textgym import make_task
+from textgym.lm.causal import load_causal_lm
+from textgym.sampling import Episodes
+from textgym.world import MODEL_PATH
+
+
+def test_calibration_gives_the_proxy_mean_and_spread_of_gold():
+    proxy, gold = np.array([[0.0, 2.0]]), np.array([[5.0, 6.0]])
+    found = calibrate(proxy, gold)
+    # Spread 1 against 0.5; mean 1 * 0.5 + 5 = 5.5.
+    assert found == {"scale": pytest.approx(0.5), "offset": pytest.approx(5.0)}
+
+
+def test_a_proxy_that_says_nothing_is_not_scaled():
+    assert calibrate(np.zeros((1, 3)), np.array([[1.0, 2.0, 3.0]])) == {"scale": 1.0, "offset": 2.0}
+
+
+def test_pair_accuracy_by_hand():
+    gold = np.array([[0.0, 1.0, 1.0, 0.5]])  # neighbours: up, equal, down
+    assert pair_accuracy(np.array([[0.0, 1.0, 9.0, 8.0]]), gold) == 1.0
+    assert pair_accuracy(np.array([[0.0, 1.0, 9.0, 9.5]]), gold) == 0.5
+    assert pair_accuracy(np.array([[0.0, 0.0, 9.0, 8.0]]), gold) == 0.75  # a tie is half right
+    assert np.isnan(pair_accuracy(np.zeros((1, 2)), np.ones((1, 2))))
+
+
+def test_best_of_n_by_a_perfect_and_by_a_perverse_proxy():
+    gold = np.random.default_rng(0).normal(size=(3, 8))
+    samples = Samples(("a", "b", "c"), np.full((3, 8), "", object), gold > 0, gold, np.full(3, 1 / 3))
+    perfect, perverse = best_of_n_curve(gold, samples), best_of_n_curve(-gold, samples)
+    assert [point["n"] for point in perfect["points"]] == [1, 2, 4, 8]
+    assert perfect["points"][-1]["gold"]["mean"] == pytest.approx(gold.max(1).mean())
+    assert perverse["points"][-1]["gold"]["mean"] == pytest.approx(gold.min(1).mean())
+    assert (perfect["accuracy"], perverse["accuracy"]) == (1.0, 0.0)
+    for curve in (perfect, perverse):  # with n = 1 nothing is chosen: both are the mean of gold
+        assert curve["points"][0]["gold"]["mean"] == pytest.approx(gold.mean())
+        assert curve["points"][0]["proxy"]["mean"] == pytest.approx(gold.mean())
+
+
+def test_overrated_answers_come_first_and_once():
+    def array(*values):
+        return np.array([values], dtype=np.float64)
+
+    episodes = Episodes(
+        returns=array(1.0, 3.0, 3.0, 0.0),
+        gold=array(1.0, 0.5, 0.5, 0.4),
+        kl=array(0, 0, 0, 0),
+        entropy=array(0, 0, 0, 0),
+        lengths=np.ones((1, 4), dtype=np.int64),
+        stopped=np.ones((1, 4), dtype=bool),
+        completions=np.array([["right", "hack", "hack", "underrated"]], dtype=object),
+        terms={},
+        weights=np.ones(1),
+        prompts=("p",),
+        failures={},
+    )
+    rows = overrated(episodes, offset=0.25)
+    assert [row["completion"] for row in rows] == ["hack", "right", "underrated"]
+    assert rows[0] == {"prompt": "p", "completion": "hack", "proxy": 3.25, "gold": 0.5}
+
+
+def test_samples_are_of_the_prompts_asked_for():
+    samples = draw_samples(make_task("Helpful", max_new_tokens=4), prompts=3, per_prompt=2, seed=0)
+    assert samples.completions.shape == samples.gold.shape == samples.ended.shape == (3, 2)
+    assert len(set(samples.prompts)) == 3
+    assert samples.weights.sum() == pytest.approx(1.0)
+
+
+def test_a_smaller_model_has_the_first_layers_and_the_tokenizer(tmp_path):
+    resize_model("builtin", 1, tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["num_hidden_layers"] == 1
+    assert (tmp_path / "small" / "tokenizer.json").exists()
+    whole = load_causal_lm(MODEL_PATH).state_dict()
+    part = load_causal_lm(tmp_path / "small").state_dict()
+    assert all((whole[name] == value).all() for name, value in part.items())
+    assert sum(v.numel() for v in part.values()) < sum(v.numel() for v in whole.values())
+    with pytest.raises(ValueError, match="layers=0: allowed is an integer >= 1"):
+        resize_model("builtin", 0, tmp_path / "none")
+
+
+def test_a_deepened_model_says_what_its_base_says(tmp_path):
+    state = torch.get_rng_state()
+    resize_model("builtin", 5, tmp_path / "deep")
+    assert torch.equal(torch.get_rng_state(), state)
+    deep, base = load_causal_lm(tmp_path / "deep"), load_causal_lm(MODEL_PATH)
+    ids = torch.arange(20).reshape(2, 10) * 7
+    assert deep.config.num_hidden_layers == 5
+    torch.testing.assert_close(deep(ids).logits, base(ids).logits, rtol=0, atol=1e-6)
+
+
+def test_frozen_layers_do_not_learn():
+    model = load_causal_lm(MODEL_PATH)
+    freeze_first_layers(model, 2)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning
+    assert all(name.startswith(("model.layers.2.", "model.norm", "lm_head")) for name in learning)
+    with pytest.raises(ValueError, match=r"freeze=4: allowed is 0\.\.3"):
+        freeze_first_layers(model, 4)
