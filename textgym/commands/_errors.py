@@ -19,6 +19,7 @@ _EXTRAS = {
     "sacrebleu": "rewards",
     "vaderSentiment": "rewards",
     "stable_baselines3": "sb3",
+    "sb3_contrib": "sb3",
     "matplotlib": "report",
     "tensorboard": "report",
     "PIL": "report",

@@ -77,9 +77,9 @@ def _table(curves: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("layers", "pairs", "right", "by", "best gold", "at KL", "last gold", "last proxy", "at KL"):
-        table.add_column(name, justify="left" if name == "by" else "right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    for name in ("layers", "pairs", "right", "by", "best gold", "at KL", "last gold", "proxy", "at KL"):
+        table.add_column(name, justify="left" if name == "by" else "right", no_wrap=True)
     for curve in curves:
         points = curve["points"]
         best, last = max(points, key=lambda point: point["gold"]["mean"]), points[-1]

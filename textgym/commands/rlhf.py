@@ -67,8 +67,8 @@ def comparison_table(rows: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("policy")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column("policy", no_wrap=True)
     for name in ("gold reward", "proxy reward", "KL", "optimality"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -80,7 +80,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> Any:
 def _cell(estimate: dict[str, float] | None) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]".replace("-0.00,", "0.00,")
+    return f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]".replace("-0.00", "0.00")
 
 
 def _answers(rows: list[dict[str, Any]]) -> Any:

@@ -125,7 +125,12 @@ class Overoptimisation:
         if not data.exists():
             rows = read_rankings(self.out / "preferences" / "preferences.jsonl").rows
             write_rankings(data, rows[:pairs], "trl")
-        settings = RewardModelSettings(data=str(data), base=str(base), epochs=4, seed=self.settings.ppo.seed)
+        settings = RewardModelSettings(
+            data=str(data),
+            base=str(base),
+            epochs=self.settings.reward_model_epochs[self.settings.pairs.index(pairs)],
+            seed=self.settings.ppo.seed,
+        )
         train_reward_model(settings, folder, self.watcher, resume)
 
     def _best_of_n(self, folder: Path, resume: bool) -> None:

@@ -16,6 +16,8 @@ class OveroptimiseSettings:
 
     pairs: tuple[int, ...] = (100, 1000, 10_000)
     """Preferences that reward models are trained on; the smaller sets are parts of the larger ones."""
+    reward_model_epochs: tuple[int, ...] = (10, 4, 1)
+    """Passes over the preferences, one number for each of `pairs`: many passes over much data learn it by heart."""
     layers: tuple[int, ...] = (1, 3)
     """Layers of the base model that reward models keep: their sizes."""
     noise: float = 0.1
@@ -38,6 +40,10 @@ class OveroptimiseSettings:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values) or min(values) < (0 if name == "betas" else 1):
                 raise ValueError(f"{name}={values!r}: allowed are different numbers, none too small")
+        epochs = self.reward_model_epochs
+        if len(epochs) != len(self.pairs) or min(epochs) < 1:
+            allowed = f"an integer >= 1 for each of pairs={self.pairs!r}"
+            raise ValueError(f"reward_model_epochs={epochs!r}: allowed is {allowed}")
         for name, least in (("episodes", 1), ("samples", 2), ("prompts", 1), ("per_prompt", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")

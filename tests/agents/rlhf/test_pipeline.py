@@ -100,12 +100,17 @@ def test_settings_out_of_range_are_named():
         RLHFSettings(episodes=0)
     with pytest.raises(ValueError, match=r"betas=\(\)"):
         OveroptimiseSettings(betas=())
+    with pytest.raises(
+        ValueError, match=r"epochs=\(1,\): allowed is .* for each of pairs=\(100, 1000, 10000\)"
+    ):
+        OveroptimiseSettings(reward_model_epochs=(1,))
 
 
 @pytest.mark.slow
 def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
     settings = OveroptimiseSettings(
         pairs=(20, 40),
+        reward_model_epochs=(2, 1),
         layers=(1,),
         betas=(0.1, 0.0),
         episodes=32,

@@ -1,0 +1,48 @@
+"""`textgym rlhf` and `textgym overoptimise`: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_tools import child
+
+TINY = ["--batch", "32", "--minibatches", "1", "--epochs", "1", "--episodes", "32"]
+
+
+@pytest.mark.parametrize("command", ["rlhf", "overoptimise"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["Nothing-v0"], "ID 'Nothing-v0': there is no such environment"),
+        (["Helpful-v0", "--episodes", "0"], "episodes=0: allowed is an integer >= 1"),
+        (["Helpful-v0", "--env", "max_new_tokens"], "--env 'max_new_tokens': allowed is NAME=VALUE"),
+        (["Helpful-v0", "--env", "reference=uniform"], "is no language model"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(command, words, message, tmp_path):
+    done = child(command, *words, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_rlhf_ends_with_four_policies_side_by_side(tmp_path):
+    words = ["--demonstration-count", "40", "--sft-epochs", "1", "--preferences", "60", "--best-of", "2"]
+    words += ["--reward-model-epochs", "1", "--per-prompt", "2", "--optimum-per-prompt", "4"]
+    run = ["rlhf", "Helpful-v0", *words, *TINY, "--env", "max_new_tokens=16", "--out", str(tmp_path / "run")]
+    done = child(*run)
+    assert done.returncode == 0, done.stderr
+    for name in ("base", "SFT", "PPO", "best-of-2"):
+        assert f"\n {name} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [row["policy"] for row in result["rows"]] == ["base", "SFT", "PPO", "best-of-2"]
+    again = child(*run)
+    assert again.returncode == 0
+    assert again.stderr.count("complete in") == 4
+    other = child(*run, "--noise", "0.5")
+    assert other.returncode == 2
+    assert "noise=0.5: the pipeline in" in other.stderr
