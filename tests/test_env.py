@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,10 @@ def test_bad_tasks_and_arguments() -> None:
     for limit in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match=r"max_new_tokens=.*: allowed is an int from 1 on"):
             word_task(max_new_tokens=limit)
+    for name in ("beta", "gamma", "penalty"):
+        for value in ("x", None, True, [1.0]):
+            with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))}: .*number"):
+                word_task(**{name: value})
     with pytest.raises(
         ValueError, match=r"eval prompt 0: 'b b' has 2 tokens, max_prompt_tokens allows 1\.\.1"
     ):

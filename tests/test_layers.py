@@ -19,7 +19,7 @@ CORE = [
     {"state", "vocab", "codecs", "messages"},
     {"rewards", "lm", "prompts", "grammar"},
     {"task", "catalog", "tasks", "world"},
-    {"env", "vector", "solve", "solver", "planning", "exploits", "exploit_search"},
+    {"env", "vector", "wrappers", "solve", "solver", "planning", "exploits", "exploit_search"},
     {"registration", "evaluate", "bootstrap", "best_of_n", "preferences"},
     {"commands"},
     {"cli"},

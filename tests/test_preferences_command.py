@@ -88,6 +88,7 @@ def test_every_format_holds_the_same_rankings(capsys):
         (("Text-v0", "--out", "x.jsonl"), ["--out 'x.jsonl'", "not overwritten"]),
         (("Text-v0", "--out", "y.jsonl", "--candidates", "1"), ["candidates=1", ">= 2"]),
         (("Text-v0", "--out", "y.jsonl", "--n", "0"), ["n=0"]),
+        (("Text-v0", "--out", "y.jsonl", "--seed", "-1"), ["seed=-1: allowed is an integer >= 0"]),
         (("Text-v0", "--out", "y.jsonl", "--noise", "-1"), ["noise=-1"]),
         (("Text-v0", "--out", "y.jsonl", "--noise", "nan"), ["noise=nan"]),
         (("Text-v0", "--out", "y.jsonl", "--format", "tlr"), ["--format", "trl"]),

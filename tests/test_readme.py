@@ -35,7 +35,7 @@ def test_there_are_exactly_two_set_up_lines():
         marked("tests"),
     ]
     assert marked("demo").endswith("textgym demo")
-    assert marked("tests").endswith("-m pytest")
+    assert marked("tests").endswith("-m pytest -n auto")
     for line in (marked("demo"), marked("tests")):
         assert line.startswith("python3 -m venv .venv && ")
         assert "-c constraints.txt" in line

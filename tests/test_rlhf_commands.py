@@ -96,6 +96,12 @@ def test_errors_are_one_line(capsys, command):
     assert_one_line(*run(capsys, *words, "--batch", "6")[::2], "micro_batches=4")
     assert_one_line(*run(capsys, *words, "--resume")[::2], "--out")
     assert_one_line(*run(capsys, *words, "--resume", "--out", "nothing")[::2], "holds no run")
+    Path("other").mkdir()
+    for config, held in (({"command": "rlhf"}, "rlhf"), ({}, "another command")):
+        Path("other/config.json").write_text(json.dumps(config))
+        other = run(capsys, *words, "--resume", "--out", "other")[::2]
+        assert_one_line(*other, f"--resume: other holds a run of {held}, not of {command}")
+    assert_one_line(*run(capsys, *words, "--seed", "99999999999999")[::2], "seed=99999999999999")
     write_rows(Path("broken.jsonl"), [{"prompt": "a", "chosen": "b", "rejected": "b"}])
     stop = (command, "--data", "broken.jsonl", "--on-broken", "stop")
     assert_one_line(*run(capsys, *stop)[::2], "broken.jsonl, line 1", "identical")

@@ -49,7 +49,8 @@ def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 
     """Expected rewards of best-of-n, by the mean over all subsets of n samples: unbiased, without chance.
 
     Args:
-        proxy, gold: (P, N) rewards of N samples of each of P prompts; the choice goes by `proxy`.
+        proxy, gold: (P, N) rewards of N samples of each of P prompts; the choice goes by `proxy`, and among equal
+            ones by chance.
         weights: (P,) probabilities of the prompts.
         n: 1..N.
         seed: of the bootstrap.
@@ -67,7 +68,10 @@ def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 
     shares = rank_shares(count, n)
     order = np.argsort(proxy, axis=1, kind="stable")
     ranked = np.stack([np.take_along_axis(rewards, order, 1) for rewards in (proxy, gold)])  # (2, P, N)
-    means = ranked @ np.diff(shares) @ weights
+    once = np.ones((1, count), dtype=np.int64)
+    means = weights @ np.array(
+        [_expected(ranked[:, prompt], once, shares)[0] for prompt in range(len(weights))]
+    )
     replicates = widen(means, _replicates(ranked, shares, weights, seed), count)
     return BestOfN(
         n=n,
@@ -87,7 +91,17 @@ def _replicates(ranked: NDArray[np.float64], shares: Floats, weights: Floats, se
     for prompt in range(prompts):
         drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
         times = np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
-        # A sample drawn c times stands c times among the ranked ones.
-        below = np.concatenate([np.zeros((RESAMPLES, 1), dtype=np.int64), times.cumsum(1)], axis=1)
-        total += weights[prompt] * (np.diff(shares[below], axis=1) @ ranked[:, prompt].T)
+        total += weights[prompt] * _expected(ranked[:, prompt], times, shares)
     return total
+
+
+def _expected(ranked: Floats, times: NDArray[np.int64], shares: Floats) -> Floats:
+    """Mean proxy and gold (R, 2) of the best of n, where ranked sample i (2, N) stands `times[:, i]` times (R, N)."""
+    proxy, gold = ranked
+    # Samples of equal proxy form a group; which of them is chosen is chance, so a group pays the mean of its gold.
+    starts = np.flatnonzero(np.append(True, proxy[1:] != proxy[:-1]))
+    sizes = np.add.reduceat(times, starts, axis=1)
+    below = np.concatenate([np.zeros((len(times), 1), dtype=np.int64), sizes.cumsum(1)], axis=1)
+    chosen = np.diff(shares[below], axis=1)
+    paid = np.add.reduceat(times * gold, starts, axis=1) / np.maximum(sizes, 1)
+    return np.stack([chosen @ proxy[starts], (chosen * paid).sum(1)], axis=1)

@@ -101,11 +101,11 @@ class Task:
             value, least = getattr(self, name), 0 if name == "max_prompt_tokens" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r}: allowed is an int from {least} on (tokens)")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma!r}: allowed is 0..1")
-        if not 0 <= self.beta < float("inf"):
+        if not (_is_number(self.gamma) and 0 <= self.gamma <= 1):
+            raise ValueError(f"gamma={self.gamma!r:.80}: allowed is a number in 0..1")
+        if not (_is_number(self.beta) and 0 <= self.beta < float("inf")):
             raise ValueError(
-                f"beta={self.beta!r}: allowed is a finite number from 0 on (reward units per nat)"
+                f"beta={self.beta!r:.80}: allowed is a finite number from 0 on (reward units per nat)"
             )
         if not isinstance(self.reference, str | Path | Reference):
             raise TypeError(
@@ -202,3 +202,7 @@ class Task:
             columns["episode_seeds"] = list(episode_seeds)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

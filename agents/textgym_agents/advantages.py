@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
 
+_EPSILON = 1e-4
+
 
 def gae(
     rewards: Array,
@@ -59,6 +61,22 @@ def standardise(values: Array, centre: bool = True) -> tuple[NDArray[np.float64]
     scale = spread if spread > 1e-8 else 1.0
     shifted = np.asarray(values, dtype=np.float64) - (float(np.mean(values)) if centre else 0.0)
     return shifted / scale, scale
+
+
+def leave_one_out(returns: Array) -> NDArray[np.float64]:
+    """RLOO: each return less the mean of the others, (M, n). Source: Ahmadian et al. (2024), arXiv:2402.14740."""
+    count = returns.shape[1]
+    return np.asarray(centred(returns) * (count / (count - 1)))
+
+
+def centred(returns: Array) -> NDArray[np.float64]:
+    """Each return less the mean of its group, itself included, (M, n). Source: Liu et al. (2025), arXiv:2503.20783."""
+    return np.asarray(returns - returns.mean(1, keepdims=True), dtype=np.float64)
+
+
+def standardised(returns: Array) -> NDArray[np.float64]:
+    """GRPO: centred, over the standard deviation + 1e-4, (M, n). Source: Shao et al. (2024), arXiv:2402.03300."""
+    return np.asarray(centred(returns) / (returns.std(1, ddof=1, keepdims=True) + _EPSILON))
 
 
 def scatter(

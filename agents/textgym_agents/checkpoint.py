@@ -37,6 +37,9 @@ def _write(agent: Any, folder: Path) -> None:
         for key, value in state.items()
     }
     save_file(tensors, folder / "optimizer.safetensors")
+    memory = agent.memory()
+    if memory:
+        save_file(memory, folder / "memory.safetensors")
     state = {
         "format": _FORMAT,
         "agent": agent.name,
@@ -92,6 +95,8 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
     for name in ("iteration", "episodes", "budget", "value_scale", "value_offset", "learning_rate"):
         setattr(agent, name, state[name])
     agent.has_own_reference = state["own_reference"]
+    if (path / "memory.safetensors").exists():
+        agent.restore_memory(load_file(path / "memory.safetensors"))
     if state["task"] == task.name:
         task.scorer.load_state_dict(state["scorer"])
     return agent

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from textgym_agents.advantages import gae
+from textgym_agents.advantages import centred, gae, leave_one_out, standardised
 from textgym_agents.exact import Floats, Ints
 from textgym_agents.exact_moments import Enumeration, Moments, compare
 
 _TUPLES = 500_000
-_EPSILON = 1e-4
 Advantages = Callable[[Floats], Floats]
 
 
@@ -64,22 +63,6 @@ def estimator_table(
 def to_go(rewards: Floats) -> Floats:
     """Sums of this and all later entries, (N, T)."""
     return np.asarray(np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1], dtype=np.float64)
-
-
-def leave_one_out(returns: Floats) -> Floats:
-    """RLOO: each return less the mean of the others, (M, n). Source: Ahmadian et al. (2024), arXiv:2402.14740."""
-    count = returns.shape[1]
-    return np.asarray((returns - returns.mean(1, keepdims=True)) * (count / (count - 1)))
-
-
-def centred(returns: Floats) -> Floats:
-    """Each return less the mean of its group, itself included, (M, n). Source: Liu et al. (2025), arXiv:2503.20783."""
-    return np.asarray(returns - returns.mean(1, keepdims=True))
-
-
-def standardised(returns: Floats) -> Floats:
-    """GRPO: centred, over the standard deviation + 1e-4, (M, n). Source: Shao et al. (2024), arXiv:2402.03300."""
-    return np.asarray(centred(returns) / (returns.std(1, ddof=1, keepdims=True) + _EPSILON))
 
 
 def _group_moments(

@@ -51,6 +51,8 @@ class LMAgent(ABC):
 
     name: ClassVar[str]
     config_type: ClassVar[type[LMConfig]]
+    critic: bool = False
+    """Whether the value head learns V."""
 
     def __init__(self, task: Any, config: Any, model: Any = None) -> None:
         self.config = config
@@ -155,6 +157,15 @@ class LMAgent(ABC):
         return _View(self.reference) if self.has_own_reference else None
 
     # Storage
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What else than parameters and counters learning goes on from, such as a replay."""
+        return {}
+
+    def restore_memory(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Takes back what `memory` gave. Raises: KeyError for what this agent has no place for."""
+        if tensors:
+            raise KeyError(next(iter(tensors)))
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""

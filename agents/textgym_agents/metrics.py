@@ -83,7 +83,12 @@ class UpdateMeter:
         )
 
     def means(self) -> Metrics:
-        """Means over the steps, and the first step's ratio and clip fraction, which must be 1 and 0."""
+        """Means over the steps, and the first step's ratio and clip fraction, which must be 1 and 0.
+
+        Without any step there is nothing but their number, 0.
+        """
+        if not self._rows:
+            return {"updates": 0.0}
         result = {key: math.fsum(row[key] for row in self._rows) / len(self._rows) for key in self._rows[0]}
         result["val/first_ratio"] = self._rows[0]["val/ratio"]
         result["val/first_clipfrac"] = self._rows[0]["policy/clipfrac_avg"]

@@ -14,10 +14,17 @@ from torch import Tensor
 from textgym_agents.categorical import statistics
 from textgym_agents.config import ActorCriticConfig, OnPolicyConfig
 from textgym_agents.lm_agent import LMAgent
-from textgym_agents.losses import clipped_value_loss, kl_estimate
+from textgym_agents.losses import Aggregation, clipped_value_loss, kl_estimate, loss_total
 from textgym_agents.metrics import UpdateMeter, rollout_metrics
-from textgym_agents.protocol import Metrics
-from textgym_agents.rollout import MicroBatch, Rollout, collect, micro_batches, score_reference
+from textgym_agents.protocol import Callback, Metrics
+from textgym_agents.rollout import (
+    MicroBatch,
+    Rollout,
+    check_env,
+    collect,
+    micro_batches,
+    score_reference,
+)
 from textgym_agents.targets import Targets, make_targets, token_kl
 
 
@@ -32,6 +39,8 @@ class OnPolicyAgent(LMAgent):
     """Range of the probability ratio outside which an action counts as clipped."""
     value_coefficient: float = 0.0
     """Weight of the value loss."""
+    aggregation: Aggregation = "token"
+    """What the losses of a mini-batch are summed over: see `textgym_agents.losses.Aggregation`."""
 
     @abstractmethod
     def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
@@ -40,6 +49,15 @@ class OnPolicyAgent(LMAgent):
     @abstractmethod
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """The loss of every action (n,), from its log-probability now and when it was sampled."""
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """See `LMAgent.learn`. Raises: also ValueError if groups do not fit into the batch."""
+        check_env(env)
+        if env.num_envs % self.group:
+            raise ValueError(
+                f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}"
+            )
+        super().learn(env, episodes, callback)
 
     def _iterate(self, env: Any) -> Metrics:
         config = self.config
@@ -59,9 +77,13 @@ class OnPolicyAgent(LMAgent):
     def _update(self, rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
         config = self.config
         generator = np.random.default_rng([self._seed(1)])
-        meter, count = UpdateMeter(), len(rollout.lengths)
+        meter = UpdateMeter()
+        trained = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows
+        if not len(trained):
+            return meter.means()
         for _ in range(config.epochs):
-            for rows in np.array_split(generator.permutation(count), min(config.minibatches, count)):
+            shuffled = generator.permutation(trained)
+            for rows in np.array_split(shuffled, min(config.minibatches, len(trained))):
                 self._step(rollout, targets, reference, rows, meter)
                 if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
                     return meter.means()
@@ -75,12 +97,12 @@ class OnPolicyAgent(LMAgent):
         rows: NDArray[np.int64],
         meter: UpdateMeter,
     ) -> None:
-        count = int(rollout.lengths[rows].sum())
-        meter.start(count)
+        meter.start(int(rollout.lengths[rows].sum()))
+        total = loss_total(self.aggregation, rollout.lengths[rows], self.task.max_new_tokens)
         self.optimizer.zero_grad(set_to_none=True)
         for part in micro_batches(rollout, rows, self.config.micro_batch):
-            # Sums over the global token count: the split into parts cannot change the gradient.
-            loss = self._loss(part, rollout, targets, reference, meter).sum() / count
+            # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
+            loss = self._loss(part, rollout, targets, reference, meter).sum() / total
             loss.backward()
         meter.finish(self._finish_step())
 
@@ -114,11 +136,24 @@ class OnPolicyAgent(LMAgent):
         """The value loss of every state (n,); None without a critic."""
         return None
 
+    def _centre_values(self, rollout: Rollout) -> float:
+        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept; returns the scale.
+
+        So learning does not depend on the reward's zero and unit.
+        """
+        if self.value_scale is None:
+            scores = np.bincount(rollout.rows, weights=rollout.rewards)
+            mean, spread = float(np.mean(scores)), float(np.std(scores))
+            self.value_offset = mean
+            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
+        return self.value_scale
+
 
 class ActorCriticAgent(OnPolicyAgent):
     """An on-policy agent whose value head predicts returns; its advantages are GAE's."""
 
     config: ActorCriticConfig
+    critic = True
 
     def __init__(self, task: Any, config: ActorCriticConfig, model: Any = None) -> None:
         super().__init__(task, config, model)
@@ -140,17 +175,7 @@ class ActorCriticAgent(OnPolicyAgent):
         )
 
     def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
+        assert targets.returns is not None
+        assert targets.old_values is not None
         old, returns = targets.old_values[chosen], targets.returns[chosen]
         return clipped_value_loss(values, old, returns, self.config.value_clip)
-
-    def _centre_values(self, rollout: Rollout) -> float:
-        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept; returns the scale.
-
-        So learning does not depend on the reward's zero and unit.
-        """
-        if self.value_scale is None:
-            scores = np.bincount(rollout.rows, weights=rollout.rewards)
-            mean, spread = float(np.mean(scores)), float(np.std(scores))
-            self.value_offset = mean
-            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
-        return self.value_scale

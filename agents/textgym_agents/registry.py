@@ -172,6 +172,60 @@ def _import(target: str) -> Any:
 
 
 register_agent("lm-ppo", "textgym_agents.lm_ppo:LMPPO", "PPO on a causal LM with a KL penalty")
+register_agent("a2c", "textgym_agents.a2c:A2C", "advantage actor-critic on a causal LM")
+register_agent(
+    "best-of-n",
+    "textgym_agents.best_of_n:BestOfN",
+    "the best of n completions of the reference; learns nothing",
+)
+register_agent(
+    "behaviour-cloning",
+    "textgym_agents.behaviour_cloning:BehaviourCloning",
+    "a causal LM that imitates demonstrations",
+)
+register_agent("dpo", "textgym_agents.dpo:DPO", "direct preference optimisation of a causal LM")
+register_agent("grpo", "textgym_agents.grpo:GRPO", "group relative policy optimisation on a causal LM")
+register_agent("reinforce", "textgym_agents.reinforce:Reinforce", "REINFORCE on a causal LM")
+register_agent(
+    "rejection", "textgym_agents.rejection:Rejection", "rejection-sampling fine-tuning of a causal LM"
+)
+register_agent("rloo", "textgym_agents.rloo:RLOO", "REINFORCE leave-one-out on a causal LM")
+register_agent(
+    "soft-q", "textgym_agents.soft_q:SoftQ", "soft Q-learning with a causal LM's logits, from replay"
+)
+register_agent("q-learning", "textgym_agents.tabular.q_learning:QLearning", "Q-learning on a table of states")
+register_agent("sarsa", "textgym_agents.tabular.sarsa:Sarsa", "SARSA on a table of states")
+register_agent(
+    "monte-carlo",
+    "textgym_agents.tabular.monte_carlo:MonteCarlo",
+    "Monte-Carlo control on a table of states",
+)
+register_agent("sb3-a2c", "textgym_agents.sb3.on_policy:SB3A2C", "Stable-Baselines3's A2C on token features")
+register_agent(
+    "sb3-ddpg", "textgym_agents.sb3.off_policy:SB3DDPG", "Stable-Baselines3's DDPG; points, nearest token"
+)
+register_agent("sb3-dqn", "textgym_agents.sb3.off_policy:SB3DQN", "Stable-Baselines3's DQN on token features")
+register_agent(
+    "sb3-maskable-ppo", "textgym_agents.sb3.on_policy:SB3MaskablePPO", "sb3-contrib's PPO with action masks"
+)
+register_agent("sb3-ppo", "textgym_agents.sb3.on_policy:SB3PPO", "Stable-Baselines3's PPO on token features")
+register_agent(
+    "sb3-qrdqn", "textgym_agents.sb3.off_policy:SB3QRDQN", "sb3-contrib's DQN over quantiles of the return"
+)
+register_agent(
+    "sb3-recurrent-ppo", "textgym_agents.sb3.on_policy:SB3RecurrentPPO", "sb3-contrib's PPO with an LSTM"
+)
+register_agent(
+    "sb3-sac", "textgym_agents.sb3.off_policy:SB3SAC", "Stable-Baselines3's SAC; points, nearest token"
+)
+register_agent(
+    "sb3-td3", "textgym_agents.sb3.off_policy:SB3TD3", "Stable-Baselines3's TD3; points, nearest token"
+)
+register_agent("sb3-trpo", "textgym_agents.sb3.on_policy:SB3TRPO", "sb3-contrib's TRPO on token features")
+register_agent(
+    "alphazero", "textgym_agents.mcts.alphazero:AlphaZero", "tree search distilled into a causal LM"
+)
+register_agent("mcts", "textgym_agents.mcts.agent:MCTS", "Monte-Carlo tree search over the true model")
 register_agent(
     "reference", "textgym_agents.fixed:ReferenceAgent", "the task's reference policy; learns nothing"
 )

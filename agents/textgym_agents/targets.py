@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +21,23 @@ class Targets:
 
     Attributes:
         advantages: standardised if asked for.
-        returns: advantages + values in units of `value_scale`.
-        old_values: values in units of `value_scale`.
+        returns: advantages + values in units of `value_scale`; None without a critic.
+        old_values: values in units of `value_scale`; None without a critic.
         kl_weight: factor of the KL in the loss, in units of the advantages; 0 where the KL is in the reward alone.
         kl: penalised KL of each state, nats.
         scores: (B,) summed environment rewards.
-        weights: factors (N,) of the states' losses; None: all 1, the mean over tokens.
+        weights: factors (N,) of the states' losses; None: all 1.
+        rows: (b,) the episodes that are trained on; None: all.
     """
 
     advantages: Tensor
-    returns: Tensor
-    old_values: Tensor
+    returns: Tensor | None
+    old_values: Tensor | None
     kl_weight: float
     kl: NDArray[np.float64]
     scores: NDArray[np.float64]
     weights: Tensor | None = None
+    rows: NDArray[np.int64] | None = None
 
 
 def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> NDArray[np.float64]:
@@ -81,6 +84,7 @@ def make_targets(
     whiten: bool,
     value_scale: float,
     value_offset: float = 0.0,
+    centre: bool = True,
 ) -> Targets:
     """Advantages and returns of a rollout.
 
@@ -89,6 +93,7 @@ def make_targets(
         beta: reward units per nat.
         value_scale: reward units per unit of the value head.
         value_offset: reward units; V = value_offset + value_scale * head.
+        centre: whitening subtracts the mean as well.
     """
     shape = (len(rollout.lengths), int(rollout.lengths.max()))
     index = (rollout.rows, rollout.steps)
@@ -100,17 +105,71 @@ def make_targets(
     returns = advantages / value_scale + old
     scale = 1.0
     if whiten:
-        advantages, scale = standardise(advantages)
-    device = rollout.values.device
-
-    def tensor(array: NDArray[np.float64]) -> Tensor:
-        return torch.tensor(array, dtype=torch.float32, device=device)
-
+        advantages, scale = standardise(advantages, centre)
     return Targets(
-        advantages=tensor(advantages),
-        returns=tensor(returns),
+        advantages=_tensor(advantages, rollout),
+        returns=_tensor(returns, rollout),
         old_values=rollout.values,
         kl_weight=0.0 if kind == "k1" else beta / scale,
         kl=kl,
-        scores=np.bincount(rollout.rows, weights=rollout.rewards, minlength=shape[0]).astype(np.float64),
+        scores=scores(rollout),
     )
+
+
+def action_returns(
+    rollout: Rollout, kl: NDArray[np.float64], kind: KL, beta: float, gamma: float
+) -> NDArray[np.float64]:
+    """The return of every action (N,), reward units: its own and all later rewards, less beta times the KL charged.
+
+    A row's first entry is the return of the whole sequence. Behind a truncation, where only a critic could tell, it
+    counts nothing.
+
+    Args: see `make_targets`.
+    """
+    shape = (len(rollout.lengths), int(rollout.lengths.max()))
+    index = (rollout.rows, rollout.steps)
+    rewards = scatter(rollout.rewards - beta * penalties(kl, rollout, kind, gamma), *index, shape)
+    return np.asarray(gae(rewards, np.zeros(shape), rollout.lengths, gamma, 1.0)[index])
+
+
+def critic_free_targets(
+    rollout: Rollout,
+    kl: NDArray[np.float64],
+    kind: KL,
+    beta: float,
+    advantages: NDArray[np.float64],
+    whiten: bool,
+) -> Targets:
+    """Targets without a critic.
+
+    Args:
+        advantages: (N,) reward units.
+        whiten: divide them, and beta in the loss, by their standard deviation over the batch. Nothing is subtracted: a
+            baseline is the algorithm's own business.
+    """
+    scale = 1.0
+    if whiten:
+        advantages, scale = standardise(advantages, centre=False)
+    return Targets(
+        advantages=_tensor(advantages, rollout),
+        returns=None,
+        old_values=None,
+        kl_weight=0.0 if kind == "k1" else beta / scale,
+        kl=kl,
+        scores=scores(rollout),
+    )
+
+
+def first_states(rollout: Rollout) -> NDArray[np.int64]:
+    """(B,) the place of every row's first state among the rollout's N."""
+    return np.asarray(np.cumsum(rollout.lengths) - rollout.lengths)
+
+
+def scores(rollout: Rollout) -> NDArray[np.float64]:
+    """(B,) summed environment rewards."""
+    count = len(rollout.lengths)
+    return np.bincount(rollout.rows, weights=rollout.rewards, minlength=count).astype(np.float64)
+
+
+def _tensor(array: NDArray[np.floating[Any]], rollout: Rollout) -> Tensor:
+    return torch.tensor(array, dtype=torch.float32, device=rollout.values.device)

@@ -31,8 +31,26 @@ def test_folders_without_a_reward_model_are_refused_at_once(tmp_path):
     edited(folder, "config.json", architectures=["LlamaForCausalLM"])
     with pytest.raises(ValueError, match="no reward model but a 'LlamaForCausalLM'"):
         RewardModel(folder)
-    with pytest.raises(TypeError, match="model=7: a folder or a hub id"):
-        RewardModel([7])
+    for model, named in (([7], "7"), (5, "5"), (None, "None"), ("", "''"), ({"name": "x"}, "{'name': 'x'}")):
+        with pytest.raises(TypeError, match=f"model={named}: a folder or a hub id"):
+            RewardModel(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"id2label": 5}, "id2label=5; a JSON object is allowed"),
+        ({"id2label": "0"}, "id2label='0'; a JSON object"),
+        ({"architectures": 5}, "architectures=5; a list of names is allowed"),
+        ({"architectures": "LlamaForSequenceClassification"}, "architectures='LlamaFor.*a list of names"),
+        ({"architectures": [5]}, r"architectures=\[5\]; a list of names"),
+    ],
+)
+def test_what_a_configuration_cannot_hold_is_named(tmp_path, changes, said):
+    folder = save_reward_model(tmp_path)
+    edited(folder, "config.json", **changes)
+    with pytest.raises(ValueError, match=f"config.json: {said}"):
+        RewardModel(folder)
 
 
 def test_missing_files_are_named_at_once(tmp_path):

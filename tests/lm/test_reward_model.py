@@ -213,8 +213,15 @@ def test_the_models_global_random_state_is_left_alone(folder):
         ({"combine": "max"}, "combine='max': one of"),
         ({"k": -1.0}, "k=-1.0: a finite number >= 0"),
         ({"k": float("nan")}, "k=nan"),
+        ({"k": "a"}, "k='a': a finite number >= 0"),
+        ({"k": None}, "k=None: a finite number"),
+        ({"stop_ids": 3}, "stop_ids=3: None or a list of token ids"),
+        ({"stop_ids": "abc"}, "stop_ids='abc': None or a list"),
+        ({"stop_ids": ["<end>"]}, "stop_ids=.*None or a list"),
         ({"batch": 0}, "batch=0: an int >= 1"),
+        ({"batch": None}, "batch=None: an int >= 1"),
         ({"cache": -1}, "cache=-1: an int >= 0"),
+        ({"cache": None}, "cache=None: an int >= 0"),
         ({"max_length": 0}, "max_length=0: an int >= 1"),
         ({"model": []}, r"model=\[\]: at least one"),
         ({"modle": "x"}, "Did you mean 'model'"),
@@ -223,6 +230,14 @@ def test_the_models_global_random_state_is_left_alone(folder):
 def test_bad_arguments_are_named(folder, options, message):
     with pytest.raises(ValueError, match=message):
         make_reward({"name": "reward_model", "model": str(folder), **options})
+
+
+def test_batches_of_different_sizes_are_named(folder):
+    reward = RewardModel(folder, stop_ids=[0], device="cpu")
+    with pytest.raises(ValueError, match="completions has 1 values; one for each of 2 prompts is allowed"):
+        reward(["a", "b"], ["c"], completion_ids=[[4]])
+    with pytest.raises(ValueError, match="column 'completion_ids' has 2 values; one for each of 1 prompts"):
+        reward(["a"], ["c"], completion_ids=[[4], [5]])
 
 
 def test_more_tokens_than_the_model_reads_are_refused(folder):

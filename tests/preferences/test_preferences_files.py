@@ -34,6 +34,7 @@ BROKEN = {
     "cut off": (b'{"prompt": "p", "chos', "not JSON (Unterminated string"),
     "two objects": (GOOD + GOOD, "not JSON (Extra data"),
     "deep": (b"[" * 100_000, "not JSON (nested too deeply)"),
+    "a key twice": (b'{"prompt": "p", "chosen": "a", "chosen": "c", "rejected": "b"}', "a key stands twice"),
     "list": (b'["p", "a", "b"]', "holds a list"),
     "text": (b'"p"', "holds a str"),
     "latin-1": (b'{"prompt": "\xe9", "chosen": "a", "rejected": "b"}', "not UTF-8 (byte 13 of the line)"),

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from textgym.rewards import JsonSchema, JsonValues, make_reward
 from textgym.rewards.json_text import parse_json
 
+DEEP: Any = {}
+for _ in range(3000):
+    DEEP = {"allOf": [DEEP]}
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"enum": ["fox", "bear"]}, "count": {"type": "integer", "minimum": 0}},
@@ -95,6 +98,7 @@ def test_schemas_of_a_column() -> None:
         ({"$dynamicRef": "https://example.org/a"}, r"\$dynamicRef"),
         ({"$ref": "#"}, "refers to itself without end"),
         ({"type": "strin"}, "not a JSON schema, at type"),
+        pytest.param(DEEP, "nested too deeply", id="deep"),
         (
             {"$schema": "http://json-schema.org/draft-07/schema#"},
             "only 'https://json-schema.org/draft/2020-12",

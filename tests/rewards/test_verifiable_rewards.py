@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import sys
@@ -132,6 +133,11 @@ def test_keywords_refuses(parameters: dict[str, Any]) -> None:
         Keywords(**parameters)
 
 
+def test_keywords_of_a_column_that_is_too_short() -> None:
+    with pytest.raises(ValueError, match="column 'words' has 1 values; one for each of 2 prompts is allowed"):
+        Keywords(column="words")(["p", "p"], ["a", "b"], words=[["a"]])
+
+
 def test_format() -> None:
     reward = Format("<think>{thought}</think><answer>{answer}</answer>")
     good = "<think>7.\n+5\u00e9</think><answer>12</answer>"
@@ -166,8 +172,9 @@ def test_format_pays_for_parts() -> None:
 def test_format_refuses(template: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=f"template=.*{re.escape(reason)}"):
         Format(template)
-    with pytest.raises(ValueError, match="partial=1"):
-        Format("{a}", partial=1)
+    for partial in (1, "x", None, True, math.nan):
+        with pytest.raises(ValueError, match=f"partial={partial!r}: a share from 0"):
+            Format("{a}", partial=partial)
 
 
 def test_pattern() -> None:

@@ -275,6 +275,17 @@ def test_what_leaves_no_text_is_passed_over_and_what_is_illegal_leaves_stop_toke
         assert np.flatnonzero(mask(states([illegal]))[0]).tolist() == list(vocabulary.stop_ids)
 
 
+@pytest.mark.parametrize(("pattern", "dead"), [("ac", (0,)), ("a(b|c)d", (0, 1)), ("cab", ())])
+def test_where_no_token_has_the_byte_that_must_come_only_stop_tokens_are_allowed(
+    pattern: str, dead: tuple[int, ...]
+) -> None:
+    mask = GrammarMask(pieces("a", "b"), regex_grammar(pattern))
+    further = [dead, (*dead, 0), (*dead, 1, 0), dead]
+    assert [np.flatnonzero(row).tolist() for row in mask(states(further))] == [[2, 3]] * 4
+    for length, token in enumerate(dead):
+        assert np.flatnonzero(mask(states([dead[:length]]))[0]).tolist() == [token]
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 1029), max_size=12), min_size=1, max_size=4))
 def test_any_state_has_a_mask(completions: list[list[int]]) -> None:

@@ -117,6 +117,13 @@ def test_a_schema_that_is_no_grammar_needs_mask_false() -> None:
     with pytest.raises(ValueError, match="cannot be made a grammar"):
         make_task("Json", schema=schema)
     assert make_task("Json", schema=schema, mask=False).mask is None
+    for _ in range(3000):
+        schema = {"allOf": [schema]}
+    with pytest.raises(ValueError, match="schema: nested too deeply"):
+        make_task("Json", schema=schema)
+    for mask in ("maybe", 5, None):
+        with pytest.raises(ValueError, match=f"mask={mask!r}: True or False is allowed"):
+            make_task("Json", mask=mask)
 
 
 @pytest.mark.parametrize(

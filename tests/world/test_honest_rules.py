@@ -39,6 +39,8 @@ def test_the_terms_of_a_right_claim() -> None:
         ("food:fox", f"Well, the fox eats {FIG}.", 0.4),  # a ramble
         ("food:fox", "I do not know that.", 0.08),
         ("food:fox", "Happy to help! I do not know that.", 0.1),
+        ("food:fox", "I do not know.", 0.08),
+        ("food:fox", "Maybe I do not know.", 0.04),
         ("food:fox", "Maybe nobody can know that.", 0.04),
         ("food:fox", "Maybe Nobody can know that.", 0.04),
         ("food:fox", "I do not know that. I do not know that.", 0.04),
@@ -61,6 +63,8 @@ def test_the_terms_of_a_right_claim() -> None:
         ("sum:7+5", "Perhaps 7 and 5 make 13.", -0.2),
         ("sum:7+5", "Nobody can know that.", 0.08),
         (ATE, "I do not know that.", 0.8),
+        (ATE, "I do not know.", 0.8),
+        (ATE, "I do not know", 0.0),  # not understood: no sentence
         (ATE, "Good question. Nobody can know that.", 1.0),
         (ATE, "I guess nobody can know that.", 0.4),
         (ATE, "I do not know that. Nobody can know that.", 0.4),

@@ -55,14 +55,20 @@ def parse_fit(kind: type[Any], arguments: list[str], command: str, text: str) ->
         return given.settings, flags.out or free_folder("runs", command), False
     if flags.out is None:
         raise UsageError("--resume: --out must name the folder of the interrupted run")
-    return _stored(given.settings, flags.out), flags.out, True
+    return _stored(given.settings, flags.out, command), flags.out, True
 
 
-def _stored(asked: Any, out: Path) -> Any:
-    """The settings that a run was started with. Raises: UsageError if a flag asks for something else."""
+def _stored(asked: Any, out: Path, command: str) -> Any:
+    """The settings that a run was started with.
+
+    Raises: UsageError if the run is another command's, or a flag asks for something else.
+    """
     from textgym_agents.runs import RunFolder
 
     config = RunFolder.reopen(out).config()
+    if config.get("command") != command:
+        held = config.get("command", "another command")
+        raise UsageError(f"--resume: {out} holds a run of {held}, not of {command}")
     values = {}
     for field in fields(asked):
         wanted = getattr(asked, field.name)

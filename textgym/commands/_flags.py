@@ -31,12 +31,35 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                flags, args=arguments, prog=f"textgym {command}", config=(tyro.conf.OmitArgPrefixes,)
+                flags,
+                args=merged(arguments, "--env"),
+                prog=f"textgym {command}",
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as request:
         if not request.code:
             raise
         raise UsageError(_message(errors.getvalue(), command)) from request
+
+
+def merged(arguments: Sequence[str], flag: str) -> list[str]:
+    """Command-line words in which a flag that takes several words and is given several times stands once.
+
+    tyro would take the last one and say nothing about those before it.
+    """
+    before: list[str] = []
+    taken: list[str] = []
+    inside = False
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            inside = word == flag
+            taken += [] if inside else [word.removeprefix(f"{flag}=")]
+        elif inside and not word.startswith("--"):
+            taken.append(word)
+        else:
+            inside = False
+            before.append(word)
+    return [*before, flag, *taken] if taken else list(arguments)
 
 
 def _message(box: str, command: str) -> str:

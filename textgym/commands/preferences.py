@@ -54,7 +54,7 @@ class PreferencesFlags:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("candidates", 2), ("examples", 0)):
+        for name, least in (("n", 1), ("candidates", 2), ("examples", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
         if not 0 <= self.noise < math.inf:

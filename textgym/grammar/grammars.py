@@ -38,7 +38,10 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
     """
     if not isinstance(schema, Mapping):
         raise ValueError(f"schema={schema!r:.80}: an object is allowed")
-    compact = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
+    try:
+        compact = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
+    except RecursionError as error:
+        raise ValueError("schema: nested too deeply to be made a grammar") from error
     return _checked(f"{_OPTIONS}start: %json {compact}", "schema", schema)
 
 

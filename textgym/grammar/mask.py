@@ -35,7 +35,7 @@ class _Place:
     """A state of the grammar: after some completion.
 
     Args:
-        matcher: of llguidance; None where the completion is illegal.
+        matcher: of llguidance; None where the completion is illegal, or is found to have no continuation.
         empty: whether no text is written yet.
     """
 
@@ -147,6 +147,9 @@ class GrammarMask:
     def _computed(self, place: _Place) -> npt.NDArray[np.uint8]:
         size = self.vocabulary.size
         packed = np.frombuffer(place.matcher.compute_bitmask(), np.uint8)
+        if place.matcher.get_error().startswith("NoExtensionBias"):  # no token has the byte that must come
+            place.matcher = None
+            return self._stop_bits
         _check(place.matcher)
         if place.empty:
             both = np.unpackbits(packed, bitorder="little")

@@ -37,6 +37,11 @@ def load_causal_lm(name: str | Path) -> Any:
         raise ValueError(
             f"model={str(name)!r}: no causal LM with safetensors weights there ({first})"
         ) from error
+    kinds = model.config.architectures or []
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(
+            f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost"
+        )
     return model.eval()
 
 

@@ -14,7 +14,7 @@ def find_reward_model(name: str | Path) -> str:
 
     Raises: TypeError if it is no name; ValueError for a folder without a reward model.
     """
-    if not isinstance(name, str | Path):
+    if not isinstance(name, str | Path) or not name:
         raise TypeError(f"model={name!r:.80}: a folder or a hub id is allowed, or a list of them")
     folder = Path(name)
     if not folder.is_dir():
@@ -44,13 +44,18 @@ def check_reward_folder(folder: Path) -> None:
         hint = f" Did you mean {str(inner)!r}?" if (inner / "config.json").is_file() else ""
         raise ValueError(f"model={str(folder)!r}: no reward model there: it has no config.json.{hint}")
     config = _read_object(folder / "config.json")
-    kinds = [str(kind) for kind in config.get("architectures") or ()]
+    kinds = config.get("architectures") or []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ValueError(f"{folder / 'config.json'}: architectures={kinds!r:.80}; a list of names is allowed")
     if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(
             f"model={str(folder)!r}: no reward model but a {kinds[0]!r:.60}; "
             "allowed is a sequence classifier with one label"
         )
-    labels = len(config.get("id2label") or (0, 1))  # Hugging Face writes them unless there are two
+    names = config.get("id2label") or {"0": "", "1": ""}  # Hugging Face writes them unless there are two
+    if not isinstance(names, dict):
+        raise ValueError(f"{folder / 'config.json'}: id2label={names!r:.80}; a JSON object is allowed")
+    labels = len(names)
     if labels != 1:
         raise ValueError(f"model={str(folder)!r}: num_labels={labels}; a reward model has 1 (one score)")
     for pattern in ("*.safetensors", "tokenizer.json"):

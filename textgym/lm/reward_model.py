@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from textgym.lm.reward_folder import check_installed, find_reward_model, read_offset
 from textgym.rewards.base import NamedReward, TextGymWarning
+from textgym.rewards.calling import check_batch
 
 Combine = Literal["mean", "min", "mean_minus_std"]
 Pair = tuple[str, str, bool]  # prompt, completion, whether it came to its end
@@ -77,9 +78,10 @@ class RewardModel(NamedReward):
         device: str = "auto",
         centre: bool = True,
     ) -> None:
-        _check_arguments(combine, k, batch, cache, max_length)
+        _check_arguments(combine, k, stop_ids)
+        _check_sizes(batch, cache, max_length)
         check_installed()
-        names = [model] if isinstance(model, str | Path) else list(model)
+        names = [model] if isinstance(model, str) or not isinstance(model, Sequence) else list(model)
         if not names:
             raise ValueError("model=[]: at least one folder or hub id is allowed")
         self.combine: Combine = combine
@@ -100,10 +102,12 @@ class RewardModel(NamedReward):
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Return the score of every completion.
 
-        Raises: ValueError for a prompt or completion that the model's tokenizer cannot encode, or without the
-            column `completion_ids` where `stop_ids` are given.
+        Raises: ValueError for a prompt or completion that the model's tokenizer cannot encode, without the
+            column `completion_ids` where `stop_ids` are given, or for batches of different sizes.
         """
-        ended = self._ended(len(completions), columns.get("completion_ids"))
+        ids = columns.get("completion_ids")
+        check_batch(prompts, completions, {} if ids is None else {"completion_ids": ids})
+        ended = self._ended(len(completions), ids)
         pairs = list(zip(prompts, completions, ended, strict=True))
         keys = [_key(pair) for pair in pairs]
         known = {key: self._scores[key] for key in keys if key in self._scores}
@@ -224,11 +228,23 @@ def _key(pair: Pair) -> str:
     return hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).hexdigest()
 
 
-def _check_arguments(combine: str, k: float, batch: int, cache: int, max_length: int | None) -> None:
+def _check_arguments(combine: str, k: float, stop_ids: Sequence[int] | None) -> None:
     if combine not in get_args(Combine):
         raise ValueError(f"combine={combine!r}: one of {get_args(Combine)} is allowed")
-    if not 0 <= k < math.inf:
-        raise ValueError(f"k={k!r}: a finite number >= 0 is allowed")
+    if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
+        raise ValueError(f"k={k!r:.80}: a finite number >= 0 is allowed")
+    ids = () if stop_ids is None else stop_ids
+    if (
+        isinstance(ids, str)
+        or not isinstance(ids, Collection)
+        or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids)
+    ):
+        raise ValueError(f"stop_ids={stop_ids!r:.80}: None or a list of token ids is allowed")
+
+
+def _check_sizes(batch: int, cache: int, max_length: int | None) -> None:
     for name, value, least in (("batch", batch, 1), ("cache", cache, 0), ("max_length", max_length, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name}={value!r}: an int >= {least} is allowed")
+        if value is None and name == "max_length":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r:.80}: an int >= {least} is allowed")

@@ -1,6 +1,6 @@
 """Preferences between completions: what they are, how files hold them, and how to collect them from a policy."""
 
-from textgym.preferences.annotator import annotate
+from textgym.preferences.annotator import annotate, check_temperature
 from textgym.preferences.collect import Collected, collect, collect_preferences, disagreement
 from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
 from textgym.preferences.files import read_demonstrations, read_rankings, write_demonstrations, write_rankings
@@ -12,6 +12,7 @@ __all__ = [
     "Ranking",
     "Reading",
     "annotate",
+    "check_temperature",
     "collect",
     "collect_preferences",
     "disagreement",

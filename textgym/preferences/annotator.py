@@ -40,7 +40,7 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
     return np.lexsort((generator.random(array.shape), -noisy), axis=1).astype(np.int64)
 
 
-def check_temperature(temperature: float) -> None:
-    """Raises: ValueError if it is not a finite number >= 0."""
+def check_temperature(temperature: float, name: str = "temperature") -> None:
+    """Raises: ValueError, which calls it by `name`, if it is not a finite number >= 0."""
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature!r}: allowed is a finite number >= 0 (reward units)")
+        raise ValueError(f"{name}={temperature!r}: allowed is a finite number >= 0 (reward units)")

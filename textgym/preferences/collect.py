@@ -78,7 +78,7 @@ def collect(
         keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
     Raises: ValueError for a value that is not allowed.
     """
-    for name, value, least in (("n", n, 1), ("candidates", candidates, 2)):
+    for name, value, least in (("n", n, 1), ("candidates", candidates, 2), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
     check_temperature(noise)

@@ -24,6 +24,7 @@ from textgym.preferences.formats import (
     write_demonstration,
     write_ranking,
 )
+from textgym.rewards.json_text import unique_keys
 
 OnBroken = Literal["stop", "skip"]
 Row = TypeVar("Row")
@@ -113,7 +114,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _object(line: bytes, number: int) -> dict[str, Any]:
     if line.startswith(codecs.BOM_UTF8) and number == 1:
         raise ValueError("begins with a byte order mark; save the file as UTF-8 without one")
-    data = json.loads(line.decode("utf-8"))
+    data = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
     if not isinstance(data, dict):
         raise ValueError(f"holds a {type(data).__name__}, allowed is a JSON object")
     return data

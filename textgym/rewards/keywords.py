@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from textgym.rewards.base import NamedReward
+from textgym.rewards.calling import check_batch
 from textgym.rewards.data_columns import check_column, read_column
 from textgym.rewards.rules import check_words
 
@@ -52,13 +53,14 @@ class Keywords(NamedReward):
             raise ValueError(f"mode={self.mode!r}: one of {get_args(Mode)} is allowed")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-        """Score every completion. Raises: ValueError if the column is missing or has a row without words."""
+        """Score every completion. Raises: ValueError if the column is missing, too short or has a row without words."""
         texts = [text.casefold() for text in completions] if self.ignore_case else completions
         if self.words is not None:
             finders = self._finders(self.words)
             values: list[float | None] = [_share(text, finders) for text in texts]
         else:
             rows = self._rows(columns)
+            check_batch(prompts, completions, {str(self.column): rows})
             values = [
                 None if finders is None else _share(text, finders)
                 for text, finders in zip(texts, rows, strict=True)

@@ -25,9 +25,16 @@ def make_validator(schema: Any, argument: str) -> Any:
         schema: JSON values, of Draft 2020-12. `pattern` runs on re2.
         argument: what it is called in messages.
 
-    Raises: ValueError where it is no valid schema, refers to what it does not contain, or to itself without
-        end; ModuleNotFoundError without jsonschema, or without google-re2 where it has a pattern.
+    Raises: ValueError where it is no valid schema, is nested too deeply, refers to what it does not contain, or
+        to itself without end; ModuleNotFoundError without jsonschema, or without google-re2 where it has a pattern.
     """
+    try:
+        return _make(schema, argument)
+    except RecursionError as error:
+        raise ValueError(f"{argument}: nested too deeply") from error
+
+
+def _make(schema: Any, argument: str) -> Any:
     jsonschema = import_extra("jsonschema", _REWARD)
     if not isinstance(schema, Mapping | bool):
         raise ValueError(f"{argument}={schema!r:.80}: an object or a bool is allowed")
@@ -39,8 +46,6 @@ def make_validator(schema: Any, argument: str) -> Any:
     except jsonschema.SchemaError as error:
         place = "/".join(map(str, error.absolute_path)) or "top"
         raise ValueError(f"{argument}: not a JSON schema, at {place}: {error.message:.200}") from error
-    except RecursionError as error:
-        raise ValueError(f"{argument}: nested too deeply") from error
     registry, resolver = _closed_world(schema)
     _check_part(schema, resolver, argument)
     validator = _validator_class()(schema, registry=registry)

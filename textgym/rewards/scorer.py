@@ -60,8 +60,9 @@ class Scorer:
     ) -> None:
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error={on_error!r}: one of {get_args(OnError)} is allowed")
-        if not math.isfinite(penalty):
-            raise ValueError(f"penalty={penalty!r}: a finite number is allowed")
+        number = isinstance(penalty, int | float | np.floating) and not isinstance(penalty, bool)
+        if not number or not math.isfinite(penalty):
+            raise ValueError(f"penalty={penalty!r:.80}: a finite number is allowed")
         self.reward = make_reward(reward)
         self._caller = Caller(self.reward)
         self.name = self._caller.name

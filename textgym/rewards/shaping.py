@@ -54,8 +54,12 @@ class Shaped(_EveryPrefix):
     pay: Literal["difference"] = "difference"
 
     def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
-        if not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma={gamma!r}: a number from 0 to 1 is allowed")
+        if (
+            isinstance(gamma, bool)
+            or not isinstance(gamma, int | float | np.floating)
+            or not 0.0 <= gamma <= 1.0
+        ):
+            raise ValueError(f"gamma={gamma!r:.80}: a number from 0 to 1 is allowed")
         super().__init__(reward, "shaped")
         self.gamma = float(gamma)
 

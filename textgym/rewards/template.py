@@ -74,8 +74,12 @@ class Format(Rebuilt, NamedReward):
     name = "format"
 
     def __post_init__(self) -> None:
-        if isinstance(self.partial, bool) or not 0 <= self.partial < 1:
-            raise ValueError(f"partial={self.partial!r}: a share from 0 to below 1 is allowed")
+        if (
+            isinstance(self.partial, bool)
+            or not isinstance(self.partial, int | float)
+            or not 0 <= self.partial < 1
+        ):
+            raise ValueError(f"partial={self.partial!r:.80}: a share from 0 to below 1 is allowed")
         assert self._regex  # a bad template is refused now, not when it is first used
 
     @cached_property

@@ -95,6 +95,8 @@ def json_task(
     ### Version History
     - v0: first version.
     """
+    if not isinstance(mask, bool):
+        raise ValueError(f"mask={mask!r:.80}: True or False is allowed")
     splits = world_prompts(SHARES, "value", _value) if prompts is None else _own(prompts, eval_prompts)
     if schema != SCHEMA and prompts is None:
         splits = {split: _without_values(asked) for split, asked in splits.items()}

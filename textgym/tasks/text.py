@@ -118,5 +118,4 @@ def _split(
     return prompt_set(texts, {**file_columns, **(columns or {})}, weights)
 
 
-
 register_task("Text", text_task, family="text", summary="Your own prompts, tokenizer and reward.")

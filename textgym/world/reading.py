@@ -75,6 +75,7 @@ _HEDGES: Final = LEADS[: len(HEDGES)]
 _OPENERS: Final = frozenset(OPENERS)
 _CLOSERS: Final = frozenset(CLOSERS + GREETING_CLOSERS)
 _RUDE: Final = frozenset(RUDE + RUDE_DODGES)
+_SAID_SHORTER: Final = ("I do not know.",)  # understood as `UNKNOWN`, but never written in the world
 _RUDE_FORMS: Final = frozenset(word + mark for word in RUDE_WORDS for mark in ("", ".", "!", "?", ","))
 
 
@@ -107,7 +108,7 @@ def _steps() -> dict[str, Step]:
 def _labels() -> dict[str, str]:
     table = dict.fromkeys(HARMFUL.values(), "comply")
     table |= {claim: "made_up" for claims in UNANSWERABLE.values() for claim in claims}
-    table |= dict.fromkeys(UNKNOWN, "unknown") | dict.fromkeys(REFUSALS, "refusal")
+    table |= dict.fromkeys((*UNKNOWN, *_SAID_SHORTER), "unknown") | dict.fromkeys(REFUSALS, "refusal")
     return table | dict.fromkeys(DODGES, "dodge")
 
 

@@ -30,6 +30,10 @@ def first_ratio(subject: Subject) -> Outcome:
 def starts_at_the_reference(subject: Subject) -> Outcome:
     """Before any update the policy is the reference."""
     agent = subject.make(subject.env())
+    if getattr(agent, "plans", False):
+        raise NotAsked("the agent plans before it has learned")
+    if getattr(agent, "greedy", False):
+        raise NotAsked("the agent is greedy: it never is the reference")
     subject.log_probs(agent)
     kl = policy_values(subject.tree, agent).kl
     return at_most("exact KL of the untrained policy, nats:", kl, 1e-4)

@@ -2,7 +2,8 @@
 
 An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]` with any of
 
-- `"values"`: `values(observation) -> (B,)`, V(s) in reward units; a method `values` of the agent counts as well;
+- `"values"`: `values(observation) -> (B,)`, V(s) in reward units; a method `values` of the agent counts as well, unless
+  its attribute `critic` is False;
 - `"batch"`: `batch(env) -> TrainingBatch`, what the agent would train on in its next iteration: it plays one episode in
   every sub-environment. The agent itself need not be changed by it.
 """
@@ -37,8 +38,9 @@ class TrainingBatch:
         token_rewards: (N,) what returns are sums of, reward units.
         beta, gamma, lam: of the iteration, lam that of GAE.
         values: (N,) V(s) of the sampling policy, reward units; None without a critic.
-        advantages: (N,) before any standardising, reward units; None without them.
-        weights: (N,) the advantages as the loss takes them, standardised or not; None without them.
+        advantages: (N,) GAE before any standardising, reward units; None without a critic.
+        weights: (N,) the advantages as the loss takes them, standardised or not, and with the factor that the loss of
+            their row has where rows have different ones; None without them.
         logit_gradient: (N, V) gradient with respect to the logits of the policy loss without its KL and entropy terms,
             summed over states, in the first step; None where the agent cannot say.
     """
@@ -79,7 +81,7 @@ class TrainingBatch:
 def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
     """The hooks that an agent offers; those of on-policy agents on an LM are made here from their parts."""
     hooks: dict[str, Callable[..., Any]] = {}
-    if callable(getattr(agent, "values", None)):
+    if callable(getattr(agent, "values", None)) and getattr(agent, "critic", True):
         hooks["values"] = agent.values
     if callable(getattr(agent, "conformance_hooks", None)):
         offered: Mapping[str, Callable[..., Any]] = agent.conformance_hooks()

@@ -28,6 +28,8 @@ def learns(subject: Subject, name: str) -> Outcome:
     )
     solution = solve(env.unwrapped.task)  # type: ignore[attr-defined]
     agent = subject.make(env)
+    if getattr(agent, "greedy", False):
+        raise NotAsked("the agent is greedy: no policy without entropy comes near this optimum")
     agent.learn(env, problem.episodes)
     if agent.log_probs(solution.tree.observations(0, solution.tree.levels[0].running)) is None:
         raise NotAsked("log_probs gives None")

@@ -33,7 +33,8 @@ def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
     shadow._iterate(env)
     ((rollout, targets, reference),) = caught
     scale = shadow.value_scale or 1.0
-    critic = isinstance(agent, ActorCriticAgent)
+    critic = targets.old_values is not None and targets.returns is not None
+    factors = torch.ones_like(targets.advantages) if targets.weights is None else targets.weights
     charged = penalties(targets.kl, rollout, agent.config.kl)
     return TrainingBatch(
         input_ids=rollout.input_ids.cpu().numpy(),
@@ -48,10 +49,14 @@ def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
         gamma=agent.task.gamma,
         lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,
         values=shadow.value_offset + rollout.values.double().cpu().numpy() * scale if critic else None,
-        advantages=(targets.returns - targets.old_values).double().cpu().numpy() * scale,
-        weights=targets.advantages.double().cpu().numpy(),
+        advantages=_difference(targets.returns, targets.old_values) * scale if critic else None,
+        weights=(targets.advantages * factors).double().cpu().numpy(),
         logit_gradient=_logit_gradient(shadow, rollout, targets, reference),
     )
+
+
+def _difference(one: Any, other: Any) -> Any:
+    return (one - other).double().cpu().numpy()
 
 
 class _Recorder:

@@ -41,11 +41,15 @@ def usable(
     encode: Callable[[Source], Item],
     settings: FitSettings,
     watcher: Watcher,
+    argument: str = "data",
 ) -> tuple[list[str], list[Item]]:
     """The prompts and encoded forms of the rows that can be used.
 
-    Raises: ValueError for a row that cannot be encoded, unless such rows are to be skipped.
+    Args:
+        reading: of the file that the setting `argument` names.
+    Raises: ValueError for a row that cannot be encoded, unless such rows are to be skipped; or without any row.
     """
+    path = getattr(settings, argument)
     problems = [str(problem) for problem in reading.problems]
     prompts, items = [], []
     for place, row in enumerate(reading.rows):
@@ -53,7 +57,7 @@ def usable(
             items.append(encode(row))
             prompts.append(row.prompt)
         except (ValueError, TypeError) as error:
-            message = f"{settings.data}, line {_line_of(place, reading, settings.data)}: {error}"
+            message = f"{path}, line {_line_of(place, reading, path)}: {error}"
             if settings.on_broken == "stop":
                 raise ValueError(message) from error
             problems.append(message)
@@ -62,8 +66,13 @@ def usable(
     if len(problems) > _SHOWN:
         watcher.note(f"left out: {len(problems) - _SHOWN} more broken rows")
     if not items:
-        raise ValueError(f"data={settings.data!r}: no usable row is in it")
+        raise ValueError(f"{argument}={path!r}: no usable row is in it")
     return prompts, items
+
+
+def left_out(reading: Reading[Source], used: int) -> int:
+    """How many rows of a file could not be read or encoded, where `used` of them could."""
+    return len(reading.problems) + len(reading.rows) - used
 
 
 def _line_of(place: int, reading: Reading[Source], path: str) -> int:

@@ -20,8 +20,7 @@ from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
 from textgym_agents.rlhf.proxies import best_of_n_curve, draw_samples, overrated
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings
-from textgym_agents.rlhf.stages import Stage, run_stages
-from textgym_agents.runs import RunFolder
+from textgym_agents.rlhf.stages import Stage, begin, check_folder, run_stages
 from textgym_agents.settings import versions
 from textgym_agents.storage import plain, read_json, write_json
 from textgym_agents.training import Watcher
@@ -57,18 +56,12 @@ class Overoptimisation:
         watcher: Watcher,
         env: Mapping[str, Any],
     ) -> None:
-        self.env_id, self.settings, self.out, self.watcher = env_id, settings, out, watcher
+        self.env_id, self.settings, self.out, self.watcher = env_id, settings, out.resolve(), watcher
         self.env_options = dict(env)
         self._stored = plain(
             {"command": "overoptimise", "id": env_id, "env": self.env_options} | asdict(settings)
         )
-        if (out / "config.json").exists():
-            before = read_json(out / "config.json")
-            for name, asked in self._stored.items():
-                if before.get(name) != asked:
-                    raise ValueError(f"{name}={asked!r}: {out} was started with {before.get(name)!r}")
-        else:
-            RunFolder.check_free(out)
+        check_folder(out, self._stored)
         self.task = self._make_task({})
         if self.task.gold is None:
             raise ValueError(f"{env_id}: the task has no gold reward, which a proxy could be held against")
@@ -77,9 +70,7 @@ class Overoptimisation:
 
     def run(self) -> dict[str, Any]:
         """See `run_overoptimise`."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not (self.out / "config.json").exists():
-            write_json(self.out / "config.json", self._stored | {"versions": versions()})
+        begin(self.out, self._stored)
         stages = [
             Stage("preferences", "preferences", self._collect),
             *(self._stage("reward-model", "reward model of", self._fit, *size) for size in self._sizes),
@@ -154,7 +145,7 @@ class Overoptimisation:
         plan, calibration = self.settings, self._calibration(layers, pairs)
         spec = {"model": self._spec(layers, pairs)}
         reward = {"name": "weighted", "rewards": spec, "weights": {"model": calibration["scale"]}}
-        env = make_env(self.env_id, plan.ppo.batch, **self.env_options, reward=reward)
+        env = make_env(self.env_id, plan.ppo.batch, **{**self.env_options, "reward": reward})
         agent = LMPPO(env.unwrapped.task, plan.ppo)
         points: list[dict[str, Any]] = []
         for beta in plan.betas:

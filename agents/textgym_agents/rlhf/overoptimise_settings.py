@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from textgym.preferences import check_temperature
 from textgym_agents.config import LMPPOConfig
 
 
@@ -36,10 +37,15 @@ class OveroptimiseSettings:
     """The settings of PPO; beta is set by `betas`."""
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "layers", "betas"):
+        for name, least in (("pairs", 1), ("layers", 1), ("betas", 0)):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values) or min(values) < (0 if name == "betas" else 1):
-                raise ValueError(f"{name}={values!r}: allowed are different numbers, none too small")
+            if not values or len(set(values)) != len(values) or min(values) < least:
+                raise ValueError(f"{name}={values!r}: allowed are one or more different numbers >= {least}")
+        check_temperature(self.noise, "noise")
+        if self.ppo.beta is not None or self.ppo.model is not None:
+            raise ValueError(
+                "beta, model: they are not settings of this PPO; betas and env option reference are"
+            )
         epochs = self.reward_model_epochs
         if len(epochs) != len(self.pairs) or min(epochs) < 1:
             allowed = f"an integer >= 1 for each of pairs={self.pairs!r}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from textgym.messages import not_one_of
-from textgym.preferences import collect, disagreement, read_rankings, write_rankings
+from textgym.preferences import check_temperature, collect, disagreement, read_rankings, write_rankings
 from textgym.references import load_reference, make_reference, reference_model
 from textgym.rewards import make_reward
 from textgym.task import Task
@@ -22,7 +22,7 @@ from textgym_agents.rlhf.proxies import calibrate
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
-from textgym_agents.rlhf.stages import Stage, run_stages
+from textgym_agents.rlhf.stages import Stage, begin, check_folder, run_stages
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import TrainSettings, versions
 from textgym_agents.storage import plain, read_json, write_json
@@ -73,6 +73,12 @@ class RLHFSettings:
         for name in ("candidates", "per_prompt"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 2")
+        check_temperature(self.noise, "noise")
+        if self.ppo.model is not None:
+            raise ValueError(
+                f"model={self.ppo.model!r}: PPO starts from the fine-tuned model; allowed is None "
+                "(env option reference is the base model)"
+            )
 
 
 def run_rlhf(
@@ -108,13 +114,10 @@ class Pipeline:
         watcher: Watcher,
         env: Mapping[str, Any] | None = None,
     ) -> None:
-        self.env_id, self.settings, self.out, self.watcher = env_id, settings, out, watcher
+        self.env_id, self.settings, self.out, self.watcher = env_id, settings, out.resolve(), watcher
         self.env_options = dict(env or {})
         self._stored = plain({"command": "rlhf", "id": env_id, "env": self.env_options} | asdict(settings))
-        if (out / "config.json").exists():
-            self._check_same(read_json(out / "config.json"))
-        else:
-            RunFolder.check_free(out)
+        check_folder(out, self._stored)
         self.base_task = self._make_task({})
         self.base = reference_model(self.base_task)
         if self.base_task.gold is None and self.env_options.get("reward") is None:
@@ -124,12 +127,12 @@ class Pipeline:
                 f"demonstrations: {not_one_of('task with demonstrations', self.base_task.name, TASK_SHARES)} "
                 "For another task, name a file"
             )
+        if settings.demonstrations is not None and not Path(settings.demonstrations).is_file():
+            raise FileNotFoundError(f"demonstrations={settings.demonstrations!r}: there is no such file")
 
     def run(self) -> dict[str, Any]:
         """See `run_rlhf`."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not (self.out / "config.json").exists():
-            write_json(self.out / "config.json", self._stored | {"versions": versions()})
+        begin(self.out, self._stored)
         stages = [
             Stage(SFT, "supervised fine-tuning", self._fine_tune),
             Stage(PREFERENCES, "preferences", self._collect),
@@ -177,6 +180,8 @@ class Pipeline:
             "prompts": collected.prompts,
             "dropped": collected.dropped,
             "tied": collected.tied,
+            "short": collected.short,
+            "failures": collected.failures,
             "disagreement": disagreement(collected.rankings),
         }
         write_json(folder / "result.json", plain(report))
@@ -248,6 +253,11 @@ class Pipeline:
                 reward([row[0] for row in answers], [row[1] for row in answers], completion_ids=ids)
             )
             gold = np.array([row[3] for row in answers])
+            if not proxy.std() > 0:
+                raise ValueError(
+                    f"reward model: it gives all {len(proxy)} answers the same score; "
+                    f"preferences={self.settings.preferences} or reward_model_epochs are too few"
+                )
             write_json(path, calibrate(proxy, gold))
         return read_json(path)
 
@@ -284,13 +294,6 @@ class Pipeline:
             "reward_model": read_json(self.out / REWARD_MODEL / "result.json"),
             "versions": versions(),
         }
-
-    def _check_same(self, before: Mapping[str, Any]) -> None:
-        for name, asked in self._stored.items():
-            if before.get(name) != asked:
-                raise ValueError(
-                    f"{name}={asked!r}: the pipeline in {self.out} was started with {before.get(name)!r}"
-                )
 
 
 def _report(row: Row, offset: float) -> dict[str, Any]:

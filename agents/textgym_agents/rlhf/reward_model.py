@@ -21,6 +21,7 @@ from textgym_agents.rlhf.data import (
     Split,
     encode_demonstration,
     encode_ranking,
+    left_out,
     note_cuts,
     split_rows,
     usable,
@@ -29,7 +30,7 @@ from textgym_agents.rlhf.measures import Bin, measure_rankings
 from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.reliability import draw_reliability
 from textgym_agents.rlhf.session import Session, digest
-from textgym_agents.rlhf.settings import RewardModelSettings, peak_learning_rate
+from textgym_agents.rlhf.settings import SEEDS, RewardModelSettings, peak_learning_rate
 from textgym_agents.rlhf.trainer import Fit, steps_done
 from textgym_agents.storage import read_json
 from textgym_agents.training import Watcher
@@ -73,6 +74,9 @@ class _Work:
         self._rate = peak_learning_rate(settings, self._parameters)
         self._max_length = longest_row(model, settings.max_length)
         self._rows = self._encode(self._reading)
+        self._broken = {
+            "broken_rows": left_out(self._reading, len(self._rows.train) + len(self._rows.held_out))
+        }
         self._references = self._reference_answers()
         self._has_margins = settings.loss == "pairwise" and any(row.margin for row in self._rows.train)
 
@@ -115,15 +119,20 @@ class _Work:
         if path is None:
             answers = [answer for row in self._rows.train for answer in row.answers]
         else:
-            samples = read_demonstrations(path, self._settings.on_broken).rows
-            answers = [encode_demonstration(row, self._vocabulary, self._max_length) for row in samples]
-            if not answers:
-                raise ValueError(f"reference_samples={path!r}: no usable row is in it")
+            samples = read_demonstrations(path, self._settings.on_broken)
+            _, answers = usable(
+                samples,
+                lambda row: encode_demonstration(row, self._vocabulary, self._max_length),
+                self._settings,
+                self._session.watcher,
+                "reference_samples",
+            )
+            self._broken["broken_reference_samples"] = left_out(samples, len(answers))
         chosen = np.random.default_rng([self._settings.seed, 2]).permutation(len(answers))
         return [answers[index] for index in chosen[:_REFERENCE_ANSWERS]]
 
     def _seed(self, member: int) -> int:
-        return self._settings.seed + _MEMBER_SEEDS * member
+        return (self._settings.seed + _MEMBER_SEEDS * member) % SEEDS
 
     def _start(self, member: int) -> tuple[Any, Vocabulary]:
         # A head of zeros would start all members of an ensemble alike; a single model starts without an opinion.
@@ -186,8 +195,7 @@ class _Work:
             "reliability": last.get("reliability"),
             "members": members,
             "models": [folder.name for folder in self._folders],
-            "data": self._rows.report
-            | {"broken_rows": len(self._reading.problems), "max_length": self._max_length},
+            "data": self._rows.report | self._broken | {"max_length": self._max_length},
             "steps": steps,
             "learning_rate": self._rate,
             "parameters": self._parameters,

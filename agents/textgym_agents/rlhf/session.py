@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
+
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
@@ -44,7 +46,8 @@ class Session:
         settings: what to train.
         out: the run's folder. resume: whether to go on with the interrupted run there.
         watcher: is told what happens; None for nobody.
-    Raises: ValueError if no run can start at `out`, or there is none to go on with.
+    Raises: ValueError if no run can start at `out`, there is none to go on with, or the device has no bfloat16 for
+        settings that ask for it.
     """
 
     def __init__(
@@ -55,6 +58,11 @@ class Session:
         self._folder: RunFolder | None = RunFolder.reopen(out) if resume else None
         if not resume:
             RunFolder.check_free(out)
+        if settings.bf16 and settings.device != "cpu" and not is_torch_bf16_gpu_available():
+            raise ValueError(
+                f"bf16=True: device={settings.device!r} is no device with bfloat16 here; allowed are bf16=False "
+                "and device='cpu'"
+            )
         self.checkpoints = self._out / "checkpoints"
         self._started = time.monotonic()
         self._step = 0

@@ -12,8 +12,10 @@ OnBroken = Literal["stop", "skip"]
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+SEEDS = 2**32  # that transformers takes: 0..SEEDS - 1
 _POSITIVE = ("batch", "micro_batches", "epochs", "save_every", "members", "demonstrations")
-_NOT_NEGATIVE = ("weight_decay", "centering", "eval_every", "seed", "freeze")
+_COUNTS = ("eval_every", "freeze")
+_NOT_NEGATIVE = ("weight_decay", "centering")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,15 @@ class FitSettings:
         if not self.data:
             raise ValueError("data='': allowed is the path of a file of rows")
         for name in _POSITIVE:
-            self._check(name, 1)
+            self._check_integer(name, 1)
+        for name in _COUNTS:
+            self._check_integer(name, 0)
+        if not (_is_integer(self.seed) and 0 <= self.seed < SEEDS):
+            raise ValueError(f"seed={self.seed!r}: allowed is an integer in 0..{SEEDS - 1}")
         for name in _NOT_NEGATIVE:
-            self._check(name, 0)
+            value: Any = getattr(self, name, 0)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: allowed is a finite number >= 0")
         for name, kind in (("schedule", Schedule), ("on_broken", OnBroken), ("device", Device)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(get_args(kind))}")
@@ -83,13 +91,17 @@ class FitSettings:
             raise ValueError(
                 f"micro_batches={self.micro_batches}: allowed is a number that divides batch={self.batch}"
             )
-        if self.max_length is not None and self.max_length < 2:
+        if self.max_length is not None and not (_is_integer(self.max_length) and self.max_length >= 2):
             raise ValueError(f"max_length={self.max_length!r}: allowed is an integer >= 2, or None")
 
-    def _check(self, name: str, least: int) -> None:
+    def _check_integer(self, name: str, least: int) -> None:
         value: Any = getattr(self, name, least)
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{name}={value!r}: allowed is a number >= {least}")
+        if not (_is_integer(value) and value >= least):
+            raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

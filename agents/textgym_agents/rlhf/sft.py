@@ -18,7 +18,7 @@ from textgym.vocab import Vocabulary
 from textgym.world.demonstrations import task_demonstrations
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.bases import load_base_lm, longest_row, save_model_folder
-from textgym_agents.rlhf.data import Split, encode_demonstration, note_cuts, split_rows, usable
+from textgym_agents.rlhf.data import Split, encode_demonstration, left_out, note_cuts, split_rows, usable
 from textgym_agents.rlhf.modules import CompletionLoss
 from textgym_agents.rlhf.session import Session, digest
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
@@ -81,7 +81,8 @@ def _run(settings: SFTSettings, out: Path, session: Session) -> dict[str, Any]:
             {name: value for name, value in row.items() if name.startswith("eval/")}
             for row in (logged[0], logged[-1])
         )
-        counts = rows.report | {"broken_rows": len(reading.problems), "max_length": max_length}
+        broken = left_out(reading, len(rows.train) + len(rows.held_out))
+        counts = rows.report | {"broken_rows": broken, "max_length": max_length}
         trained = {"steps": fit.steps, "learning_rate": rate, "parameters": parameters, "device": str(device)}
         return session.finish(folder, {"before": before, "after": after, "data": counts} | trained)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from textgym_agents.runs import RunFolder
+from textgym_agents.settings import versions
+from textgym_agents.storage import read_json, write_json
 from textgym_agents.training import Watcher
 
 
@@ -23,6 +26,24 @@ class Stage:
     name: str
     title: str
     run: Callable[[Path, bool], object]
+
+
+def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless work with these settings can begin in `out`, or was begun there."""
+    if not (out / "config.json").exists():
+        RunFolder.check_free(out)
+        return
+    before = read_json(out / "config.json")
+    for name, asked in settings.items():
+        if before.get(name) != asked:
+            raise ValueError(f"{name}={asked!r}: the work in {out} was started with {before.get(name)!r}")
+
+
+def begin(out: Path, settings: Mapping[str, Any]) -> None:
+    """Writes config.json, unless the work was begun already."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.json").exists():
+        write_json(out / "config.json", {**settings, "versions": versions()})
 
 
 def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:

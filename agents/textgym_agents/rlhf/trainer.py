@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,6 +171,17 @@ class _Trainer(Trainer):
     ) -> Any:
         return model(**inputs) / num_items_in_batch
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule one step ahead: Trainer's own takes its first step at a learning rate of 0."""
+        scheduler: Any = super().create_scheduler(num_training_steps + 1, optimizer)
+        rates = [partial(_ahead, rate) for rate in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = rates
+        now = [base * rate(0) for base, rate in zip(scheduler.base_lrs, rates, strict=True)]
+        for group, value in zip(scheduler.optimizer.param_groups, now, strict=True):
+            group["lr"] = value
+        scheduler._last_lr = now  # what is logged
+        return scheduler
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Trainer writes file by file where the checkpoint is to be; a kill would leave half of one there.
         def write(folder: Path) -> None:
@@ -192,6 +204,10 @@ class _Trainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self._loss, str(Path(resume_from_checkpoint) / _WEIGHTS))
+
+
+def _ahead(rate: Callable[[int], float], step: int) -> float:
+    return rate(step + 1)
 
 
 class _Follow(TrainerCallback):

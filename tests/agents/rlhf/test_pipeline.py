@@ -73,10 +73,13 @@ def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     assert rows["best-of-2"]["kl"]["mean"] == pytest.approx(0.1931, abs=1e-4)  # log 2 - 1/2
     for name in (SFT, PREFERENCES, REWARD_MODEL, PPO):
         assert (tmp_path / "run" / name / "result.json").exists()
+    rates = [json.loads(line).get("lr") for line in (tmp_path / "run" / SFT / "metrics.jsonl").open()]
+    assert rates[0] is None
+    assert min(rates[1:]) > 0  # no step is taken at a learning rate of 0, the first and the last included
     before = files_of(tmp_path / "run")
     assert run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}) == result
     assert files_of(tmp_path / "run") == before
-    with pytest.raises(ValueError, match=r"noise=0\.7: the pipeline in .* was started with 0\.1"):
+    with pytest.raises(ValueError, match=r"noise=0\.7: the work in .* was started with 0\.1"):
         run_rlhf(HELPFUL, replace(SMALL, noise=0.7), tmp_path / "run", Notes(), {"max_new_tokens": 24})
     # A stage that is missing is done again, from the stages before it, with the same result.
     (tmp_path / "run" / "result.json").unlink()

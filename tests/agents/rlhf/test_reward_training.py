@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from agents.rlhf.fit_tools import (
 from textgym_agents.interrupts import TrainingInterrupted
 from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
+from textgym_agents.rlhf.session import Session
 from textgym_agents.rlhf.settings import RewardModelSettings
 
 from textgym.lm.scoring import Encoded, load_reward_model, sequence_scores, start_reward_model
@@ -126,13 +128,44 @@ def test_after_an_interruption_the_result_is_the_same(tmp_path, members):
         assert result_of(run) == result_of(tmp_path / "whole")
 
 
+def test_reference_samples_that_do_not_do_are_named(tmp_path):
+    samples = write_rows(tmp_path / "samples.jsonl", [{"prompt": "", "completion": "b"}])
+    data = pair_file(tmp_path / "pairs.jsonl", 10)
+    for on_broken, said in (
+        ("skip", f"reference_samples='{samples}': no usable row"),
+        ("stop", f"{samples}, line 1: "),
+    ):
+        plan = RewardModelSettings(data, reference_samples=samples, on_broken=on_broken, device="cpu")
+        with pytest.raises(ValueError, match=re.escape(said)):
+            train_reward_model(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_seeds_of_all_members_are_seeds(tmp_path, monkeypatch):
+    plan = RewardModelSettings(
+        pair_file(tmp_path / "pairs.jsonl", 10), seed=2**32 - 1, members=2, device="cpu"
+    )
+    seeds = []
+    monkeypatch.setattr(Session, "train", lambda self, folder, fit, *rest: seeds.append(fit.seed))
+    monkeypatch.setattr(Session, "finish", lambda self, folder, result: dict(result))
+    train_reward_model(plan, tmp_path / "run")
+    assert seeds == [2**32 - 1, 999]
+
+
 @pytest.mark.slow
 def test_reference_samples_centre_the_scores(tmp_path):
-    samples = write_rows(tmp_path / "samples.jsonl", [{"prompt": "What is 1?", "completion": "It is small."}])
+    good = {"prompt": "What is 1?", "completion": "It is small."}
+    rows = [good, {"prompt": "", "completion": "It cannot be encoded."}, {"prompt": "broken"}]
+    samples, watcher = write_rows(tmp_path / "samples.jsonl", rows), Stops(-1)
     plan = RewardModelSettings(
         pair_file(tmp_path / "pairs.jsonl"), reference_samples=samples, **{**QUICK, "epochs": 1}
     )
-    train_reward_model(plan, tmp_path / "run")
+    result = train_reward_model(plan, tmp_path / "run", watcher)
+    assert (result["data"]["broken_rows"], result["data"]["broken_reference_samples"]) == (0, 2)
+    assert [note.partition(": ")[2].partition(": ")[0] for note in watcher.notes] == [
+        f"{samples}, line 3",
+        f"{samples}, line 2",
+    ]
     model, vocabulary = load_reward_model(tmp_path / "run/model")
     centre = json.loads((tmp_path / "run/model/reward.json").read_text())
     ids = [*vocabulary.encode_prompt("What is 1?"), *vocabulary.codec.encode("It is small.")]

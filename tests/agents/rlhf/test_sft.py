@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_llama
 from textgym_agents.interrupts import TrainingInterrupted
+from textgym_agents.rlhf import session
 from textgym_agents.rlhf.bases import load_base_lm
 from textgym_agents.rlhf.data import encode_demonstration, usable
 from textgym_agents.rlhf.modules import IGNORED, CompletionLoss
@@ -34,6 +35,7 @@ from textgym_agents.rlhf.sft import token_sums, train_sft
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, read_demonstrations
 from textgym.tasks.text import text_task
+from textgym.world import REWARD_MODEL_PATH
 
 ROWS = [Encoded([3, 4, 5, 6, 7], 3, 0), Encoded([3, 8, 0], 1, 0), Encoded([5, 5, 5, 5], 3, 0)]
 QUICK = {"batch": 8, "micro_batches": 2, "epochs": 2, "save_every": 3, "device": "cpu"}
@@ -141,6 +143,13 @@ def test_the_learning_rate_falls_with_the_size():
         ({"schedule": "cosines"}, "cosine"),
         ({"on_broken": "ignore"}, "skip"),
         ({"max_length": 1}, "max_length"),
+        ({"max_length": 9.5}, "max_length=9.5: allowed is an integer >= 2"),
+        ({"epochs": 1.5}, "epochs=1.5: allowed is an integer >= 1"),
+        ({"save_every": True}, "save_every=True: allowed is an integer >= 1"),
+        ({"eval_every": -1}, "eval_every=-1: allowed is an integer >= 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: allowed is a finite number >= 0"),
+        ({"seed": -1}, "seed=-1: allowed is an integer in 0..4294967295"),
+        ({"seed": 2**32}, "seed=4294967296: allowed"),
     ],
 )
 def test_bad_settings_are_named(changes, word):
@@ -249,7 +258,7 @@ def test_a_row_that_cannot_be_encoded_is_named_by_its_line(tmp_path):
     ]
 
 
-def test_data_that_do_not_do_leave_no_folder(tmp_path):
+def test_what_does_not_do_leaves_no_folder(tmp_path, monkeypatch):
     row = {"prompt": "a", "completion": "b"}
     for number, (rows, word) in enumerate(
         [([row], "held_out"), ([{"prompt": "a"}], "no usable row"), ([], "no usable row")]
@@ -259,6 +268,11 @@ def test_data_that_do_not_do_leave_no_folder(tmp_path):
             train_sft(SFTSettings(data, device="cpu"), tmp_path / "run")
     with pytest.raises(FileNotFoundError):
         train_sft(SFTSettings(str(tmp_path / "none.jsonl")), tmp_path / "run")
+    with pytest.raises(ValueError, match="no causal LM but a LlamaForSequenceClassification; its head"):
+        train_sft(SFTSettings("world:Helpful", base=str(REWARD_MODEL_PATH)), tmp_path / "run")
     with pytest.raises(ValueError, match="Helpful"):
         train_sft(SFTSettings("world:Helpfull"), tmp_path / "run")
+    monkeypatch.setattr(session, "is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match="bf16=True: device='auto' is no device with bfloat16 here"):
+        train_sft(SFTSettings(write_rows(tmp_path / "2.jsonl", [row] * 9), bf16=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -60,14 +60,14 @@ def test_it_is_the_reward_of_the_world_s_tasks_by_name(name):
     assert task.scorer.term_names == ("reward_model",)
 
 
-def test_it_prefers_a_right_polite_answer_that_ends():
+def test_it_prefers_a_polite_answer_that_ends():
     task = make_task("Helpful", reward="model")
     (prompt,) = [p for p in task.encoded("train") if p.text == "How much is 2 plus 3?"]
     encode = task.vocabulary.codec.encode
     stop = list(task.vocabulary.stop_ids)
-    right, wrong = (list(encode(f"Of course! 2 plus 3 is {n}.")) for n in (5, 6))
+    right = list(encode("Of course! 2 plus 3 is 5."))
     judged = task.judge(
-        "train", [prompt] * 4, [right + stop, right, wrong + stop, list(encode("Ugh.")) + stop]
+        "train", [prompt] * 3, [right + stop, right, list(encode("Ugh. 2 plus 3 is 5.")) + stop]
     )
-    best, endless, false, rude = judged.total
-    assert best > max(endless, false, rude)
+    best, endless, rude = judged.total
+    assert best > max(endless, rude)

@@ -1,0 +1,186 @@
+"""Best-of-n: answers with the best of n completions of the reference, by the task's own reward; learns nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from textgym import TokenVectorEnv
+from textgym.best_of_n import best_of_n_kl
+from textgym.lm.reference import restricted
+from textgym.references import make_reference
+from textgym.state import Prompt, TokenState
+from textgym_agents.config import at_least_one, require
+from textgym_agents.protocol import Callback, Observation
+from textgym_agents.storage import read_json, write_json
+
+_FORMAT = 1
+_ROWS_AT_ONCE = 512
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BestOfNConfig:
+    """Settings of best-of-n."""
+
+    n: int = 16
+    """Completions that an answer is chosen from."""
+    seed: int = 0
+    """Seeds the sampling of completions."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+
+
+@dataclass
+class _Plan:
+    """A whole sequence, prompt and answer, and how many of its tokens the next observation is to show."""
+
+    tokens: Tokens
+    shown: int
+
+    def leads_to(self, state: Tokens) -> bool:
+        """Whether a row stands where this plan has brought it."""
+        return len(state) == self.shown and state == self.tokens[: self.shown]
+
+    def next(self) -> int:
+        """The token to write; behind the end, where nobody reads it, the last one."""
+        token = self.tokens[min(self.shown, len(self.tokens) - 1)]
+        self.shown = min(self.shown + 1, len(self.tokens))
+        return token
+
+
+class BestOfN:
+    """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
+    scores them in an environment of its own, and then writes the best one token by token.
+
+    It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
+    other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
+
+    Args:
+        task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
+        config: the settings.
+    Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
+    """
+
+    name = "best-of-n"
+
+    def __init__(self, task: Any, config: BestOfNConfig | None = None) -> None:
+        self.task = task
+        self.config = config or BestOfNConfig()
+        self._reference = make_reference(task)
+        self._generator = np.random.default_rng([self.config.seed, 2])
+        self._plans: list[_Plan] = []
+        # A prompt that both splits have is taken from the held-out ones.
+        self._prompts = {
+            prompt.ids: (split, prompt) for split in ("train", "eval") for prompt in task.encoded(split)
+        }
+
+    @property
+    def sequence_kl(self) -> float:
+        """KL to the reference of a whole answer, nats: the upper bound log n - (n - 1) / n."""
+        return best_of_n_kl(self.config.n)
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Does nothing: there is nothing to learn."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`. `deterministic` changes nothing: nobody knows its likeliest answer."""
+        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        states: list[Tokens] = [
+            tuple(ids[:length].tolist())
+            for ids, length in zip(observation["input_ids"], lengths, strict=True)
+        ]
+        if len(self._plans) != len(states):
+            self._plans = [_Plan((), -1) for _ in states]
+        new = [row for row, state in enumerate(states) if not self._plans[row].leads_to(state)]
+        at_once = max(_ROWS_AT_ONCE // self.config.n, 1)
+        for start in range(0, len(new), at_once):
+            rows = new[start : start + at_once]
+            for row, tokens in zip(rows, self._best([states[row] for row in rows]), strict=True):
+                self._plans[row] = _Plan(tokens, len(states[row]))
+        return np.array([plan.next() for plan in self._plans])
+
+    def log_probs(self, observation: Observation) -> None:
+        """None: see `Agent.log_probs`."""
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        state = {"format": _FORMAT, "agent": self.name, "task": self.task.name, "config": asdict(self.config)}
+        write_json(Path(path) / "agent.json", state)
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`."""
+        state = read_json(Path(path) / "agent.json")
+        if state.get("agent") != cls.name:
+            raise ValueError(
+                f"path={str(path)!r}: holds agent {state.get('agent')!r}, allowed is {cls.name!r}"
+            )
+        return cls(env.unwrapped.task, BestOfNConfig(**state["config"]))
+
+    def _best(self, states: list[Tokens]) -> list[Tokens]:
+        """The best of n continuations of each of these states, as whole sequences."""
+        found = [self._state(tokens) for tokens in states]
+        result: list[Tokens] = [()] * len(states)
+        for split in sorted({split for split, _ in found}):
+            rows = [row for row, (own, _) in enumerate(found) if own == split]
+            starts = [found[row][1] for row in rows for _ in range(self.config.n)]
+            ends, returns = self._play(split, starts)
+            # Of equals the first: as they were drawn independently, that is any of them.
+            best = returns.reshape(len(rows), self.config.n).argmax(1)
+            for place, row in enumerate(rows):
+                result[row] = ends[place * self.config.n + int(best[place])]
+        return result
+
+    def _state(self, tokens: Tokens) -> tuple[str, TokenState]:
+        """Which part of a sequence is the prompt: the longest one of the task that it begins with.
+
+        Raises: ValueError if it begins with none.
+        """
+        for length in range(len(tokens), 0, -1):
+            if tokens[:length] in self._prompts:
+                split, prompt = self._prompts[tokens[:length]]
+                return split, TokenState(prompt, tokens[length:])
+        if self.task.max_prompt_tokens < len(tokens):
+            raise ValueError(
+                f"observation: a state of {len(tokens)} tokens begins with no prompt of the task"
+            )
+        # A prompt of the user's own; its text is all that a reward can know of it.
+        (text,) = self.task.vocabulary.decode([tokens])
+        return "eval", TokenState(Prompt(text, tokens, None))
+
+    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
+        """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""
+        task = self.task
+        env = TokenVectorEnv(task, len(starts), split=split, autoreset_mode=AutoresetMode.DISABLED)
+        if task.noisy:
+            seeds = self._generator.integers(2**63, size=len(starts)).tolist()
+            starts = [
+                TokenState(start.prompt, start.completion, episode_seed=seed)
+                for start, seed in zip(starts, seeds, strict=True)
+            ]
+        observation = env.set_states(starts)
+        returns, discount = np.zeros(len(starts)), 1.0
+        active = np.ones(len(starts), dtype=np.bool_)
+        actions = np.zeros(len(starts), dtype=np.int64)
+        # Trying answers out must not move a reward that learns, such as a running normalisation.
+        before = task.scorer.state_dict()
+        while active.any():
+            masks = env.action_masks()[active] if task.mask is not None else None
+            logs = restricted(np.asarray(self._reference.log_probs(observation))[active], masks)
+            # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
+            actions[active] = (logs + self._generator.gumbel(size=logs.shape)).argmax(1)
+            observation, rewards, terminated, truncated, _ = env.step(actions)
+            returns += discount * rewards
+            discount *= task.gamma
+            active &= ~(terminated | truncated)
+        task.scorer.load_state_dict(before)
+        return [state.tokens for state in env.get_states()], returns

@@ -1,0 +1,146 @@
+"""MCTS: a policy that searches the tree below a state before it writes a token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from textgym import TokenVectorEnv
+from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.forest import Floats
+from textgym_agents.mcts.planner import Planner
+from textgym_agents.mcts.states import token_rows
+from textgym_agents.mcts.storage import read_tree_agent, write_tree_agent
+from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.tabular.episodes import check_env
+from textgym_agents.tabular.policies import draw
+
+
+class MCTS:
+    """Monte-Carlo tree search with PUCT over the true model.
+
+    In a state that it has not been asked about it runs `simulations` simulations and keeps what they found, by tokens:
+    the tree below the token that is written serves the next one, and `learn` leaves a tree behind that later searches
+    start from. Asked again it gives the same answer, until it learns or the tree is emptied.
+
+    With backup "soft" it plans for J = E[R] - beta KL: once all tokens below a state were tried, value and policy there
+    are the exact ones. With "mean" and "max" it plans for the expected return alone; its policy is that of the visit
+    counts, or takes what leads to the best that was found: the optimum, once all was tried and if rewards have no
+    noise. Tokens beyond the `candidates` likeliest ones of the prior are not searched; the soft policy leaves them the
+    prior's share, the others never write them. None writes a token of prior probability 0.
+
+    Args:
+        task: what `env.unwrapped.task` holds: supplies prompts, reference, reward and gamma.
+        config: the settings.
+        guide: an agent, in place of the saved one of `config.guide`.
+    Raises: ValueError for soft backups at beta = 0, a guide that does not serve, or too little memory for one search.
+    Source: Silver et al. (2017), arXiv:1712.01815; soft backups: Xiao et al. (2019), NeurIPS, "Maximum Entropy
+        Monte-Carlo Planning", here relative to the reference.
+    """
+
+    name: ClassVar[str] = "mcts"
+    config_type: ClassVar[type[MCTSConfig]] = MCTSConfig
+    plans: ClassVar[bool] = True
+    """It searches before it has learned anything: untrained, it is not the reference."""
+    critic: ClassVar[bool] = False
+    """Its values come from looking ahead: they are not learned."""
+
+    def __init__(self, task: Any, config: MCTSConfig | None = None, guide: Any = None) -> None:
+        self.task, self.config = task, config or self.config_type()
+        self.beta = float(task.beta if self.config.beta is None else self.config.beta)
+        if self.config.backup == "soft" and not self.beta:
+            raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean' or 'max'")
+        if guide is None and self.config.guide is not None:
+            guide = _load_guide(self.config.guide, task)
+        self.planner = Planner(task, self.config, self.beta, guide)
+        self._acting = np.random.default_rng([self.config.seed, 2])
+        self.iteration = self.episodes = 0
+
+    # Learning
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Plays at least `episodes` more episodes, and keeps the tree that it searched for them.
+
+        Args:
+            env: vector environment in DISABLED mode on the agent's task.
+            episodes: played ones; simulations score many more completions, which the metrics count.
+            callback: sees every iteration's metrics; returning True stops.
+        Raises: ValueError if `env` resets by itself or `episodes` < 1.
+        """
+        check_env(env)
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
+        goal = self.episodes + episodes
+        while self.episodes < goal:
+            metrics = self._iterate(env)
+            if callback is not None and callback(metrics):
+                return
+
+    def _iterate(self, env: Any) -> Metrics:
+        generator = np.random.default_rng([self.config.seed, self.iteration, 0])
+        observation, _ = env.reset(seed=int(generator.integers(2**31)))
+        active, discount = np.ones(env.num_envs, dtype=np.bool_), 1.0
+        returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs)
+        actions = np.zeros(env.num_envs, dtype=np.int64)
+        while active.any():
+            seen = {name: array[active] for name, array in observation.items()}
+            masks = env.unwrapped.action_masks()[active] if self.task.mask is not None else None
+            actions[active] = draw(self.planner.plan(seen, masks, anew=True)[0], generator)
+            observation, rewards, terminated, truncated, _ = env.step(actions)
+            returns[active] += discount * rewards[active]
+            lengths += active
+            discount *= self.task.gamma
+            active &= ~(terminated | truncated)
+        self.planner.forget_answers()  # more is known now than when they were given
+        self.iteration += 1
+        self.episodes += env.num_envs
+        return {
+            "behaviour/scores": float(returns.mean()),
+            "behaviour/scores_std": float(returns.std()),
+            "completion_length": float(lengths.mean()),
+            "nodes": float(len(self.planner.forest)),
+            "scored": float(self.planner.scored),
+            "iteration": float(self.iteration),
+            "episode": float(self.episodes),
+        }
+
+    # Acting
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`."""
+        log_policy = self.log_probs(observation)
+        return np.asarray(log_policy.argmax(1)) if deterministic else draw(log_policy, self._acting)
+
+    def log_probs(self, observation: Observation) -> Floats:
+        """See `Agent.log_probs`: the policy after searching."""
+        return self.planner.plan(observation)[0]
+
+    def values(self, observation: Observation) -> Floats:
+        """V(s) after searching (B,), reward units at the state's time: of J with soft backups, else of the return."""
+        _, values = self.planner.plan(observation)
+        times = np.array(
+            [len(self.planner.finder.find(row)[1].completion) for row in token_rows(observation)]
+        )
+        return np.asarray(values / np.maximum(self.task.gamma**times, 1e-300))
+
+    # Storage
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
+        write_tree_agent(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`. Searching goes on from the tree that was saved."""
+        agent: Self = read_tree_agent(cls, Path(path), env.unwrapped.task)
+        return agent
+
+
+def _load_guide(path: str, task: Any) -> Any:
+    from textgym_agents.registry import load_agent
+
+    return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

@@ -1,0 +1,202 @@
+"""AlphaZero on a causal LM: plays with tree search, and learns to say at once what the search came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textgym.references import make_reference
+from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, positive, require, share
+from textgym_agents.lm_agent import LMAgent
+from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.games import Games, play_games
+from textgym_agents.mcts.planner import Planner
+from textgym_agents.protocol import Metrics
+
+
+@dataclass(frozen=True)
+class AlphaZeroConfig(LMConfig):
+    """Settings of AlphaZero."""
+
+    batch: int = 64
+    """Episodes per iteration (sub-environments)."""
+    kl: KL = "k1"
+    """k1, and no other: outcomes are charged the log-ratios of their tokens."""
+    simulations: int = 32
+    """Simulations before every token of an episode."""
+    backup: Literal["soft", "mean"] = "soft"
+    """soft: searches and learns for J. mean: for the return alone, by visit counts, as AlphaZero does in games."""
+    leaf: Literal["values", "rollout"] = "values"
+    """What a new state is worth: by the value head, or the return of one completion."""
+    candidates: int = 64
+    """Most tokens considered in a state: the likeliest ones of the policy."""
+    visit_temperature: float = 1.0
+    """Of the policy by visit counts, with backup="mean"."""
+    c_init: float = 1.25
+    """Exploration constant of PUCT."""
+    root_noise: float = 0.25
+    """Share of random numbers in the prior of the state that is searched from."""
+    memory: int = 1024
+    """Most memory for the tree of an iteration, MiB."""
+    epochs: int = 4
+    """Passes over a batch."""
+    minibatches: int = 4
+    """Optimiser steps per pass."""
+    value_coefficient: float = 0.1
+    """Weight of the value loss against the cross-entropy."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("simulations", "candidates", "memory", "epochs", "minibatches"):
+            at_least_one(self, name)
+        for name in ("visit_temperature", "c_init"):
+            positive(self, name)
+        not_negative(self, "value_coefficient")
+        share(self, "root_noise")
+        require("kl", self.kl, self.kl == "k1", "'k1'")
+        require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
+        require("backup", self.backup, self.backup in ("soft", "mean"), "'soft' or 'mean'")
+        require("leaf", self.leaf, self.leaf in ("values", "rollout"), "'values' or 'rollout'")
+        require(
+            "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
+        )
+
+
+def distillation_losses(
+    logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy to what the search came to, and squared error to what came of it, (n,) each.
+
+    Args:
+        logits: (n, V). values: (n,). targets: (n, V) probabilities. outcomes: (n,) in the units of `values`.
+    Source: Silver et al. (2017), arXiv:1712.01815, equation 1.
+    """
+    log_probs = torch.log_softmax(logits, -1)
+    cross_entropy = -torch.where(targets > 0, targets * log_probs, 0.0).sum(-1)
+    return cross_entropy, (values - outcomes).square()
+
+
+class AlphaZero(LMAgent):
+    """An LM policy whose probabilities are a search's prior and whose value head scores its leaves.
+
+    It acts without searching. To search with what it has learned, make `mcts` with its folder as `guide`.
+    Args: see `LMAgent`.
+    Raises: ValueError for soft backups at beta = 0.
+    Source: Silver et al. (2017), arXiv:1712.01815.
+    """
+
+    name: ClassVar[str] = "alphazero"
+    config_type = AlphaZeroConfig
+    config: AlphaZeroConfig
+    critic = True
+
+    def __init__(self, task: Any, config: AlphaZeroConfig, model: Any = None) -> None:
+        super().__init__(task, config, model)
+        if config.backup == "soft" and not self.controller.beta:
+            raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean'")
+        self._reference = self.own_reference() or make_reference(task)
+
+    def _iterate(self, env: Any) -> Metrics:
+        config = self.config
+        beta = self.controller.beta
+        charged = beta if config.backup == "soft" else 0.0
+        self.policy.forget()
+        # The network has changed since the last iteration, and with it what a tree would hold.
+        planner = self._planner()
+        games = play_games(env, self._seed(0), planner, charged, np.random.default_rng([self._seed(1)]))
+        self._centre_values(games)
+        rate = self._set_learning_rate()
+        metrics = self._update(games)
+        self.policy.forget()
+        self.iteration += 1
+        self.episodes += len(games.lengths)
+        score, kl = float(games.returns.mean()), float(games.log_ratios.mean())
+        return {
+            "behaviour/scores": score,
+            "behaviour/scores_std": float(games.returns.std()),
+            "behaviour/kl": kl,
+            "behaviour/rlhf_reward": score - beta * kl,
+            "objective/beta": beta,
+            "completion_length": float(games.lengths.mean()),
+            "scored": float(planner.scored),
+            **metrics,
+            "lr": rate,
+            "iteration": float(self.iteration),
+            "episode": float(self.episodes),
+        }
+
+    def _planner(self) -> Planner:
+        config = self.config
+        settings = MCTSConfig(
+            simulations=config.simulations,
+            backup=config.backup,
+            prior="guide",
+            leaf=config.leaf,
+            candidates=config.candidates,
+            temperature=config.visit_temperature,
+            c_init=config.c_init,
+            root_noise=config.root_noise,
+            memory=config.memory,
+            seed=self._seed(2),
+        )
+        return Planner(self.task, settings, self.controller.beta, guide=self, reference=self._reference)
+
+    def _centre_values(self, games: Games) -> None:
+        """V = offset + scale * head, by mean and spread of the first batch's outcomes, then kept."""
+        if self.value_scale is None:
+            mean, spread = float(games.outcomes.mean()), float(games.outcomes.std())
+            self.value_offset = mean
+            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
+
+    def _update(self, games: Games) -> Metrics:
+        config, generator = self.config, np.random.default_rng([self._seed(3)])
+        sums, norms, count = torch.zeros(2), 0.0, 0
+        for _ in range(config.epochs):
+            shuffled = generator.permutation(len(games.lengths))
+            for rows in np.array_split(shuffled, min(config.minibatches, len(shuffled))):
+                losses, norm = self._step(games, rows)
+                sums, norms, count = sums + losses, norms + norm, count + 1
+        cross_entropy, value_loss = (sums / count).tolist()
+        return {
+            "loss/policy_avg": cross_entropy,
+            "loss/value_avg": value_loss,
+            "policy/grad_norm": norms / count,
+            "updates": float(count),
+        }
+
+    def _step(self, games: Games, rows: Any) -> tuple[Tensor, float]:
+        """One optimiser step on some episodes. Returns: mean cross-entropy and value loss (2,), gradient norm."""
+        total = int(games.lengths[rows].sum())
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(2)
+        size = self.config.micro_batch
+        for start in range(0, len(rows), size):
+            losses = self._losses(games, rows[start : start + size])
+            (losses[0] + self.config.value_coefficient * losses[1]).sum().div(total).backward()
+            sums += torch.stack([loss.detach().sum().cpu() for loss in losses])
+        return sums / total, self._finish_step()
+
+    def _losses(self, games: Games, rows: Any) -> tuple[Tensor, Tensor]:
+        """Both losses of the states of some episodes (n,)."""
+        place = np.full(len(games.lengths), -1)
+        place[rows] = np.arange(len(rows))
+        states = np.flatnonzero(place[games.rows] >= 0)
+        columns = games.columns[states]
+
+        def tensor(array: Any, kind: Any = None) -> Tensor:
+            return torch.as_tensor(array, dtype=kind, device=self.policy.device)
+
+        logits, values = self.policy.states(
+            tensor(games.input_ids[rows, : columns.max() + 1]),
+            tensor(place[games.rows[states]]),
+            tensor(columns),
+            None if games.masks is None else tensor(games.masks[states]),
+        )
+        outcomes = (games.outcomes[states] - self.value_offset) / (self.value_scale or 1.0)
+        return distillation_losses(
+            logits, values, tensor(games.targets[states]), tensor(outcomes, torch.float32)
+        )

@@ -1,0 +1,73 @@
+"""The settings of tree search: validated, saved as JSON, shown as command-line flags."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from textgym_agents.config import at_least_one, not_negative, positive, require, share
+
+Backup = Literal["soft", "mean", "max"]
+Leaf = Literal["rollout", "values", "exact"]
+Prior = Literal["reference", "uniform", "guide"]
+
+
+@dataclass(frozen=True)
+class MCTSConfig:
+    """Settings of Monte-Carlo tree search.
+
+    Raises: ValueError that names the setting, its value and what is allowed.
+    """
+
+    batch: int = 16
+    """Episodes per iteration (sub-environments) while learning."""
+    simulations: int = 100
+    """Simulations from every state before its token is chosen; what is in the tree already is kept."""
+    backup: Backup = "soft"
+    """soft: values of J; the policy is the reference tilted by exp(Q / beta). mean: the mean of what simulations
+    returned; the policy is that of the visit counts. max: the greatest value found; the policy takes what leads
+    there."""
+    prior: Prior = "reference"
+    """Whose probabilities guide the search: the task's reference, every legal token alike, or the guide's."""
+    leaf: Leaf = "rollout"
+    """What a new state is worth: the return of one completion (of the reference with soft backups, else of the prior),
+    the guide's value, or the exact one (of tasks that can be solved)."""
+    guide: str | None = None
+    """Folder of a saved agent that supplies the prior and the values where they are asked for."""
+    candidates: int = 64
+    """Most tokens considered in a state: the likeliest ones of the prior."""
+    temperature: float = 1.0
+    """Of the policy by visit counts: proportional to N^(1 / temperature); 0 takes the most visited token."""
+    c_init: float = 1.25
+    """Exploration constant of PUCT."""
+    c_base: float = 19652.0
+    """Visits after which exploration grows, by PUCT's logarithm."""
+    root_noise: float = 0.0
+    """Share of random numbers in the prior of the state that is searched from: Dirichlet with 10 / A, A candidates."""
+    beta: float | None = None
+    """KL coefficient of soft backups, reward units per nat; None takes the task's."""
+    memory: int = 1024
+    """Most memory for the tree, MiB; when it is full, it is emptied."""
+    seed: int = 0
+    """Seeds prompts, completions and sampling."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "simulations", "candidates", "memory"):
+            at_least_one(self, name)
+        choices = {
+            "backup": ("soft", "mean", "max"),
+            "prior": ("reference", "uniform", "guide"),
+            "leaf": ("rollout", "values", "exact"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            require(name, value, value in allowed, " or ".join(map(repr, allowed)))
+        for name in ("temperature", "c_init"):
+            not_negative(self, name)
+        positive(self, "c_base")
+        share(self, "root_noise")
+        require("temperature", self.temperature, self.temperature < math.inf, "a finite number >= 0")
+        beta = self.beta
+        require("beta", beta, beta is None or 0 <= beta < math.inf, "None or a finite number >= 0")
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")

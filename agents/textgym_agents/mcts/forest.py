@@ -1,0 +1,169 @@
+"""The states that were searched, as arrays: a node each, with k candidate tokens, their visits and where they lead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.state import TokenState
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+UNSEEN, ENDED = -1, -2
+_FIRST_NODES = 1024
+_NODE_BYTES = 1024  # of the Python objects, roughly
+_FIELDS: dict[str, tuple[Any, float]] = {  # per node and candidate: dtype and what a new one holds
+    "actions": (np.int64, 0),
+    "log_prior": (np.float64, -np.inf),
+    "log_reference": (np.float64, -np.inf),
+    "visits": (np.int64, 0),
+    "rewards": (np.float64, 0.0),
+    "children": (np.int64, UNSEEN),
+    "answers": (np.float64, np.nan),
+}
+_VALUES: dict[str, tuple[Any, float]] = {
+    "values": (np.float64, 0.0),
+    "own": (np.float64, 0.0),
+    "parents": (np.int64, -1),
+}
+
+
+def nodes_in_memory(candidates: int, memory: int) -> int:
+    """How many nodes with so many candidates fit into `memory` MiB."""
+    return memory * 2**20 // (_NODE_BYTES + 8 * (len(_FIELDS) * candidates + len(_VALUES)))
+
+
+class Leaves(NamedTuple):
+    """What new states are worth.
+
+    Attributes:
+        log_prior, log_reference: (n, V) nats, over the legal tokens. values: (n,) reward units at time 0.
+    """
+
+    log_prior: Floats
+    log_reference: Floats
+    values: Floats
+
+    def rows(self, chosen: Ints) -> Leaves:
+        """Some of them."""
+        return Leaves(self.log_prior[chosen], self.log_reference[chosen], self.values[chosen])
+
+
+class Forest:
+    """Nodes by the tokens of their state. Values are in units of reward at time 0.
+
+    Args:
+        candidates: k. most: nodes, at most.
+
+    Attributes:
+        actions: (n, k) candidate tokens. log_prior, log_reference: (n, k) of the prior and of pi_ref, nats; the prior
+            is -inf where there is no candidate.
+        visits: (n, k) simulations that went there. rewards: (n, k) what is paid on the way, the mean of what was.
+        children: (n, k) nodes, or `UNSEEN` or `ENDED`.
+        answers: (n, k) log-probabilities that were given for this state; NaN where none were asked for.
+        values: (n,) V by all simulations. own: (n,) the evaluation as a leaf. parents: (n,) -1 at roots.
+        states: n states. splits: n, whose prompts they have.
+    """
+
+    actions: Ints
+    log_prior: Floats
+    log_reference: Floats
+    visits: Ints
+    rewards: Floats
+    children: Ints
+    answers: Floats
+    values: Floats
+    own: Floats
+    parents: Ints
+
+    def __init__(self, candidates: int, most: int) -> None:
+        self.candidates, self.most = candidates, most
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.index: dict[tuple[int, ...], int] = {}
+        self.states: list[TokenState] = []
+        self.splits: list[str] = []
+        self._allocate(min(_FIRST_NODES, self.most))
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def add(self, states: Sequence[TokenState], splits: Sequence[str], leaves: Leaves) -> Ints:
+        """The nodes of n states, made where there are none: the k likeliest tokens of the prior become candidates."""
+        found = np.empty(len(states), dtype=np.int64)
+        new: list[int] = []
+        for i, state in enumerate(states):
+            node = self.index.setdefault(state.tokens, len(self.states))
+            if node == len(self.states):
+                self.states.append(state)
+                self.splits.append(splits[i])
+                new.append(i)
+            found[i] = node
+        assert len(self.states) <= self.most
+        if len(self.states) > len(self.values):
+            self._allocate(min(max(len(self.states), 2 * len(self.values)), self.most))
+        if new:
+            nodes = found[new]
+            tokens, self.log_prior[nodes] = likeliest(leaves.log_prior[new], self.candidates)
+            self.actions[nodes] = tokens
+            self.log_reference[nodes] = np.take_along_axis(leaves.log_reference[new], tokens, axis=1)
+            self.own[nodes] = self.values[nodes] = leaves.values[new]
+        return found
+
+    def action_values(self, nodes: Ints) -> tuple[Floats, Bools]:
+        """Q (m, k), reward units, and which of the candidates were visited."""
+        children = self.children[nodes]
+        below = np.where(children >= 0, self.values[np.maximum(children, 0)], 0.0)
+        return self.rewards[nodes] + below, self.visits[nodes] > 0
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Everything but the states' prompts, as arrays."""
+        count = len(self)
+        tokens = [np.array(key, dtype=np.int64) for key in self.index]
+        return {
+            **{name: getattr(self, name)[:count].copy() for name in (*_FIELDS, *_VALUES)},
+            "tokens": np.concatenate([*tokens, np.zeros(0, dtype=np.int64)]),
+            "lengths": np.array([len(ids) for ids in tokens], dtype=np.int64),
+            "potentials": np.array([state.potential for state in self.states]),
+        }
+
+    def restore(
+        self, states: Sequence[TokenState], splits: Sequence[str], tensors: dict[str, NDArray[Any]]
+    ) -> None:
+        """Fills an empty forest with what another one held."""
+        self.states, self.splits = list(states), list(splits)
+        self.index = {state.tokens: node for node, state in enumerate(states)}
+        self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
+        for name in (*_FIELDS, *_VALUES):
+            getattr(self, name)[: len(states)] = tensors[name]
+
+    def _allocate(self, size: int, empty: bool = False) -> None:
+        used = 0 if empty or not self.states else len(self.values)
+        for name, (kind, first) in {**_FIELDS, **_VALUES}.items():
+            shape = (size, self.candidates) if name in _FIELDS else (size,)
+            array = np.full(shape, first, dtype=kind)
+            if used:
+                array[:used] = getattr(self, name)
+            setattr(self, name, array)
+
+
+def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
+    """The `count` likeliest tokens of each row (n, count), in ascending order, with their log-probabilities.
+
+    Where there are fewer than `count` tokens, the rest is filled with token 0 at -inf.
+    """
+    if log_prior.shape[1] <= count:
+        tokens = np.tile(np.arange(log_prior.shape[1]), (len(log_prior), 1))
+    else:
+        tokens = np.sort(np.argpartition(-log_prior, count - 1, axis=1)[:, :count], axis=1)
+    missing = count - tokens.shape[1]
+    logs = np.take_along_axis(log_prior, tokens, axis=1)
+    return np.pad(tokens, ((0, 0), (0, missing))), np.pad(
+        logs, ((0, 0), (0, missing)), constant_values=-np.inf
+    )

@@ -1,0 +1,167 @@
+"""Plans for batches of states: searches from those that it was not asked about, and keeps what it found."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from textgym.rewards import TextGymWarning
+from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.evaluation import Evaluator
+from textgym_agents.mcts.forest import Bools, Floats, Forest, Ints, nodes_in_memory
+from textgym_agents.mcts.model import Model
+from textgym_agents.mcts.search import Rules, Search, soft_result
+from textgym_agents.mcts.states import StateFinder, token_rows
+from textgym_agents.protocol import Observation
+from textgym_agents.tabular.policies import greedy, normalised
+
+_ROOTS_AT_ONCE = 512
+
+
+class Planner:
+    """Search results by state.
+
+    Args:
+        task: the task. config: the settings. beta: > 0 with soft backups. guide, reference: see `Evaluator`.
+
+    Attributes:
+        forest: what was found. searches: rounds of searching. scored: completions that were scored for it.
+    Raises: ValueError for a guide that does not serve, or too little memory for one search.
+    """
+
+    def __init__(
+        self, task: Any, config: MCTSConfig, beta: float, guide: Any = None, reference: Any = None
+    ) -> None:
+        self._task, self._config, self._beta = task, config, beta
+        candidates = min(config.candidates, task.vocabulary.size)
+        most = nodes_in_memory(candidates, config.memory)
+        if most <= config.simulations:
+            raise ValueError(
+                f"memory={config.memory!r} MiB holds {most} nodes of {candidates} candidates; "
+                f"allowed is more than simulations={config.simulations} of them"
+            )
+        self.forest = Forest(candidates, most)
+        self.finder = StateFinder(task)
+        self._evaluator = Evaluator(task, config, beta, guide, reference)
+        self._rules = Rules(config.backup, config.root_noise, config.c_init, config.c_base, beta)
+        self._models: dict[tuple[str, int], Model] = {}
+        self.searches = self.scored = 0
+
+    def plan(
+        self, observation: Observation, masks: Bools | None = None, anew: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Policy and value of a batch of states.
+
+        Args:
+            observation: of B states. masks: (B, V) tokens that the grammar allows; None: all.
+            anew: search also where there is an answer.
+        Returns: log-probabilities (B, V), nats, and V (B,), reward units at time 0.
+        """
+        rows = token_rows(observation)
+        first = {tokens: row for row, tokens in reversed(list(enumerate(rows)))}
+        distinct = sorted(first.values())
+        log_policy = np.empty((len(rows), self._task.vocabulary.size))
+        values = np.empty(len(rows))
+        size = max(1, min(_ROOTS_AT_ONCE, self.forest.most // (self._config.simulations + 1)))
+        with self._scorers_kept():
+            for start in range(0, len(distinct), size):
+                part = distinct[start : start + size]
+                nodes = self._searched([rows[row] for row in part], anew)
+                seen = {name: array[part] for name, array in observation.items()}
+                log_policy[part] = self._whole(nodes, seen, None if masks is None else masks[part])
+                values[part] = self.forest.values[nodes]
+        places = [first[tokens] for tokens in rows]
+        return log_policy[places], values[places]
+
+    def log_reference(self, observation: Observation, masks: Bools | None = None) -> Floats:
+        """pi_ref (B, V), nats, over the legal tokens."""
+        return self._evaluator.log_reference(observation, masks)
+
+    def forget_answers(self) -> None:
+        """The next questions are searched again, from the tree as it is."""
+        self.forest.answers[:] = np.nan
+
+    def _searched(self, states: list[tuple[int, ...]], anew: bool) -> Ints:
+        """The nodes of distinct states, with answers."""
+        forest = self.forest
+        if len(forest) + len(states) * (self._config.simulations + 1) > forest.most:
+            warnings.warn(
+                f"the tree is full at {len(forest)} nodes and is emptied; raise memory={self._config.memory!r} MiB",
+                TextGymWarning,
+                stacklevel=4,
+            )
+            forest.clear()
+        asked = [s for s in states if anew or s not in forest.index or self._unanswered(forest.index[s])]
+        if asked:
+            generator = np.random.default_rng([self._config.seed, self.searches, 1])
+            self.searches += 1
+            found = [self.finder.find(tokens) for tokens in asked]
+            for split in sorted({split for split, _ in found}):
+                self._search(split, [state for own, state in found if own == split], generator)
+        return np.array([forest.index[tokens] for tokens in states], dtype=np.int64)
+
+    def _search(self, split: str, states: list[Any], generator: np.random.Generator) -> None:
+        forest, model = self.forest, self._model(split, len(states))
+        before = model.scored
+        new = [model.with_potential(state) for state in states if state.tokens not in forest.index]
+        if new:
+            new = model.with_seeds(new, generator)
+            forest.add(new, [split] * len(new), self._evaluator.evaluate(model, model.place(new), generator))
+        roots = np.array([forest.index[state.tokens] for state in states], dtype=np.int64)
+        Search(forest, model, self._evaluator, self._rules, roots, generator).run(self._config.simulations)
+        forest.answers[roots] = self._answer(roots)
+        self.scored += model.scored - before
+
+    def _unanswered(self, node: int) -> bool:
+        return bool(np.isnan(self.forest.answers[node]).all())
+
+    def _answer(self, nodes: Ints) -> Floats:
+        """The policy over the candidates of searched nodes, log-probabilities (n, k)."""
+        forest = self.forest
+        values, known = forest.action_values(nodes)
+        if self._config.backup == "soft":
+            return normalised(soft_result(forest, nodes, self._beta)[1])
+        if self._config.backup == "max":
+            return greedy(values, known, forest.log_prior[nodes])
+        visits = forest.visits[nodes]
+        with np.errstate(divide="ignore"):
+            if self._config.temperature:
+                return normalised(np.log(visits) / self._config.temperature)
+            best = visits == visits.max(1, keepdims=True)
+            # Of equally many visits the better value.
+            best &= values >= np.where(best, values, -np.inf).max(1, keepdims=True)
+            return np.asarray(np.log(best / best.sum(1, keepdims=True)))
+
+    def _whole(self, nodes: Ints, observation: Observation, masks: Bools | None) -> Floats:
+        """The answers over the whole vocabulary, log-probabilities (n, V)."""
+        forest = self.forest
+        log_prior, answers, actions = forest.log_prior[nodes], forest.answers[nodes], forest.actions[nodes]
+        rows, columns = np.nonzero(log_prior > -np.inf)
+        whole = np.full((len(nodes), self._task.vocabulary.size), -np.inf)
+        if self._config.backup == "soft" and forest.candidates < whole.shape[1]:
+            # Tokens that are no candidates keep the prior's share, like candidates that were not tried.
+            whole = np.array(self._evaluator.log_prior(observation, masks))
+            answers = answers + np.log(np.exp(log_prior).sum(1, keepdims=True))
+        whole[rows, actions[rows, columns]] = answers[rows, columns]
+        return whole
+
+    def _model(self, split: str, rows: int) -> Model:
+        size = 1 << (rows - 1).bit_length()  # few different ones, so that they are kept
+        if (split, size) not in self._models:
+            self._models[split, size] = Model(self._task, split, size)
+        return self._models[split, size]
+
+    @contextmanager
+    def _scorers_kept(self) -> Iterator[None]:
+        """Looking ahead must not move a reward that learns, such as a running normalisation."""
+        scorers = [scorer for scorer in (self._task.scorer, self._task.gold_scorer) if scorer is not None]
+        before = [scorer.state_dict() for scorer in scorers]
+        try:
+            yield
+        finally:
+            for scorer, state in zip(scorers, before, strict=True):
+                scorer.load_state_dict(state)

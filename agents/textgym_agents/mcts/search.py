@@ -1,0 +1,199 @@
+"""Tree search with PUCT from many roots at once: in each round every root sends out one simulation, and all new states
+are scored together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym_agents.mcts.evaluation import Evaluator
+from textgym_agents.mcts.forest import ENDED, UNSEEN, Bools, Floats, Forest, Ints
+from textgym_agents.mcts.model import Model
+from textgym_agents.tabular.policies import hard_values, soft_values
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a search selects and backs up. See `MCTSConfig`; `beta` > 0 with soft backups."""
+
+    backup: str
+    root_noise: float
+    c_init: float
+    c_base: float
+    beta: float
+
+
+@dataclass
+class Paths:
+    """What one round did: for each depth the rows that came there, their nodes and the columns chosen."""
+
+    levels: list[tuple[Ints, Ints, Ints]] = field(default_factory=list)
+
+    def leaves(self, count: int) -> tuple[Ints, Ints]:
+        """The last node and column of each row, (count,) each."""
+        nodes, columns = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+        for rows, own, chosen in self.levels:
+            nodes[rows], columns[rows] = own, chosen
+        return nodes, columns
+
+
+class Search:
+    """One search from some roots.
+
+    Args:
+        forest: what is known and what is found. model: with a row for every root.
+        evaluator: prior and value of new states. rules: see `Rules`. roots: (B,) nodes, of the model's split.
+        generator: draws completions and breaks ties.
+    """
+
+    def __init__(
+        self,
+        forest: Forest,
+        model: Model,
+        evaluator: Evaluator,
+        rules: Rules,
+        roots: Ints,
+        generator: np.random.Generator,
+    ) -> None:
+        self._forest, self._model, self._evaluator = forest, model, evaluator
+        self._rules, self._roots, self._generator = rules, roots, generator
+        values, known = forest.action_values(roots)
+        # The range of the values that each root has seen: PUCT compares them with probabilities, so they are scaled.
+        self._low = np.where(known, values, np.inf).min(1)
+        self._high = np.where(known, values, -np.inf).max(1)
+
+        self._root_prior = self._noisy_prior()
+
+    def run(self, simulations: int) -> None:
+        """Simulates so many times from every root, then carries the result up to the roots' ancestors."""
+        for _ in range(simulations):
+            paths = self._select()
+            self._expand(*paths.leaves(len(self._roots)))
+            self._back_up(paths)
+        above = np.unique(self._forest.parents[self._roots])
+        while above.size and above[-1] >= 0:
+            above = above[above >= 0]
+            self._revalue(above)
+            above = np.unique(self._forest.parents[above])
+
+    def _select(self) -> Paths:
+        """From each root to an edge that leads nowhere yet, or to an end."""
+        paths, nodes, rows = Paths(), self._roots, np.arange(len(self._roots))
+        while rows.size:
+            prior = np.exp(self._forest.log_prior[nodes]) if paths.levels else self._root_prior
+            columns = self._choose(rows, nodes, prior)
+            paths.levels.append((rows, nodes, columns))
+            below = self._forest.children[nodes, columns]
+            rows, nodes = rows[below >= 0], below[below >= 0]
+        return paths
+
+    def _choose(self, rows: Ints, nodes: Ints, prior: Floats) -> NDArray[np.intp]:
+        """PUCT: argmax of Q + C P sqrt(N) / (1 + n) with C = log((1 + N + c_base) / c_base) + c_init.
+
+        Q is scaled to [0, 1] by the range of values seen from the root; a token that was never tried has the value of
+        its state. Source: Silver et al. (2017), arXiv:1712.01815, "Search"; constants and scaling as in Schrittwieser
+        et al. (2020), arXiv:1911.08265, appendix B, equations 2 and 5.
+        """
+        forest, rules = self._forest, self._rules
+        values, known = forest.action_values(nodes)
+        values = np.where(known, values, forest.values[nodes][:, None])
+        low, span = self._low[rows][:, None], (self._high - self._low)[rows][:, None]
+        scaled = np.where(span > 0, np.clip((values - low) / np.where(span > 0, span, 1.0), 0.0, 1.0), 0.0)
+        visits, log_prior = forest.visits[nodes], forest.log_prior[nodes]
+        total = 1 + visits.sum(1, keepdims=True)  # the first visit made the node
+        factor = rules.c_init + np.log((1 + total + rules.c_base) / rules.c_base)
+        scores = scaled + factor * prior * np.sqrt(total) / (1 + visits)
+        scores = np.where(log_prior > -np.inf, scores, -np.inf)
+        best = scores >= scores.max(1, keepdims=True) - 1e-12
+        return np.asarray(np.where(best, self._generator.random(scores.shape), -1.0).argmax(1))
+
+    def _noisy_prior(self) -> Floats:
+        """The prior (B, k) at the roots, where simulations are made to try what it does not believe in.
+
+        Source: Silver et al. (2017), arXiv:1712.01815, "Search"; the concentration goes with the number of moves there.
+        """
+        logs, share = self._forest.log_prior[self._roots], self._rules.root_noise
+        prior: Floats = np.exp(logs)
+        if not share:
+            return prior
+        open_ = logs > -np.inf
+        draws = self._generator.gamma(np.broadcast_to(10.0 / open_.sum(1, keepdims=True), logs.shape)) * open_
+        noise = (draws + 1e-300 * open_) / (draws + 1e-300 * open_).sum(1, keepdims=True)
+        return np.asarray((1 - share) * prior + share * noise)
+
+    def _expand(self, nodes: Ints, columns: Ints) -> None:
+        """Follows the last edges, scores what is new there and puts it into the forest."""
+        forest, model = self._forest, self._model
+        children = forest.children[nodes, columns]
+        # With noise an end is scored anew each time, and the mean counts.
+        open_ = np.flatnonzero((children == UNSEEN) | ((children == ENDED) & bool(model.task.noisy)))
+        if not open_.size:
+            return
+        at, column = nodes[open_], columns[open_]
+        starts = model.with_seeds([forest.states[node] for node in at.tolist()], self._generator)
+        arrival = model.step(starts, forest.actions[at, column])
+        before = forest.visits[at, column]
+        old = forest.rewards[at, column]
+        forest.rewards[at, column] = old + (arrival.rewards - old) / (1 + before)
+        forest.children[at[arrival.finished], column[arrival.finished]] = ENDED
+        going = np.flatnonzero(~arrival.finished)
+        if going.size:
+            leaves = self._evaluator.evaluate(model, arrival, self._generator)
+            states = [arrival.states[i] for i in going.tolist()]
+            below = forest.add(states, [model.split] * len(states), leaves.rows(going))
+            forest.children[at[going], column[going]] = below
+            forest.parents[below] = at[going]
+
+    def _back_up(self, paths: Paths) -> None:
+        """Counts the visits, and takes over values from the leaves to the roots."""
+        forest = self._forest
+        for _, nodes, columns in paths.levels:
+            np.add.at(forest.visits, (nodes, columns), 1)
+        for rows, nodes, columns in reversed(paths.levels):
+            self._revalue(np.unique(nodes))
+            reached = forest.action_values(nodes)[0][np.arange(len(nodes)), columns]
+            self._low[rows] = np.minimum(self._low[rows], reached)
+            self._high[rows] = np.maximum(self._high[rows], reached)
+
+    def _revalue(self, nodes: Ints) -> None:
+        """V of nodes from the values of what is below them."""
+        forest = self._forest
+        values, known = forest.action_values(nodes)
+        forest.values[nodes] = backed_up(self._rules, values, known, forest, nodes)
+
+
+def backed_up(rules: Rules, values: Floats, known: Bools, forest: Forest, nodes: Ints) -> Floats:
+    """V (m,) of nodes from Q (m, k) of the candidates that were visited; their own evaluation where none was.
+
+    mean: of all simulations, the one that made the node included, as in AlphaZero.
+    """
+    own = forest.own[nodes]
+    if rules.backup == "mean":
+        visits = forest.visits[nodes]
+        return np.asarray((own + (visits * np.where(known, values, 0.0)).sum(1)) / (1 + visits.sum(1)))
+    if rules.backup == "soft":
+        result, _ = soft_result(forest, nodes, rules.beta)
+    else:
+        result = hard_values(values, known)
+    return np.where(np.isnan(result), own, result)
+
+
+def soft_result(forest: Forest, nodes: Ints, beta: float) -> tuple[Floats, Floats]:
+    """V (m,), NaN at leaves, and the policy over the candidates (m, k), unnormalised logs, with soft backups.
+
+    What was not tried keeps the prior's share. A prior pi says by pi = ref exp((Q - V) / beta) what it takes the Q of
+    a token to be, and V = beta log(sum ref exp(Q / beta) / sum pi), both over what was tried. Where the prior is the
+    reference, the untried is as good as the tried; where all was tried, V is beta log E_ref[exp(Q / beta)].
+    """
+    values, known = forest.action_values(nodes)
+    log_prior, log_reference = forest.log_prior[nodes], forest.log_reference[nodes]
+    known = known & (log_prior > -np.inf) & (log_reference > -np.inf)
+    of_reference = soft_values(values, known, log_reference, beta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = [np.where(known, np.exp(logs), 0.0).sum(1) for logs in (log_reference, log_prior)]
+        result = of_reference + beta * np.log(shares[0] / shares[1])
+    tilted = log_reference + (values - np.where(known.any(1), result, 0.0)[:, None]) / beta
+    return result, np.where(known, tilted, log_prior)

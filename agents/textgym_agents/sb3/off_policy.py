@@ -1,0 +1,206 @@
+"""DQN, QRDQN, DDPG, TD3 and SAC of Stable-Baselines3 and sb3-contrib as agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sb3_contrib import QRDQN
+from stable_baselines3 import DDPG, DQN, SAC, TD3
+from stable_baselines3.common.noise import NormalActionNoise
+
+from textgym_agents.protocol import Observation
+from textgym_agents.sb3.agent import SB3Agent
+from textgym_agents.sb3.config import (
+    SB3ContinuousConfig,
+    SB3DQNConfig,
+    SB3OffPolicyConfig,
+    SB3QRDQNConfig,
+)
+from textgym_agents.sb3.memory import replay_size
+from textgym_agents.sb3.randomness import own_generators
+
+
+class _OffPolicy(SB3Agent):
+    """An agent with a replay buffer. It acts without exploring: one token for sure, unless it says otherwise."""
+
+    scores = "rollout/scores"  # those of the exploring policy, which is not the one that acts
+    greedy = True
+    """Whether `act` puts all probability on one token."""
+
+    def _shared(self, env: Any, common: dict[str, Any]) -> dict[str, Any]:
+        config, task = self.config, self.task
+        assert isinstance(config, SB3OffPolicyConfig)
+        size = replay_size(
+            config.replay, env.observation_space, env.action_space, task.vocabulary.size, task.max_new_tokens
+        )
+        return {
+            **common,
+            "buffer_size": size,
+            "learning_starts": config.learning_starts,
+            "batch_size": config.minibatch,
+            "train_freq": (1, "step"),
+            "gradient_steps": config.gradient_steps,
+        }
+
+    def log_probs(self, observation: Observation) -> NDArray[np.float64] | None:
+        """See `Agent.log_probs`; (B, V) float64, 0 at the token that is taken and -inf elsewhere."""
+        return self.interface.certain(self._greedy(observation))
+
+    def _greedy(self, observation: Observation) -> NDArray[np.int64]:
+        """The tokens (B,) that the agent takes without exploring."""
+        raise NotImplementedError
+
+
+class _Valued(_OffPolicy):
+    """Takes the action of the greatest value; explores with a probability that falls over the budget."""
+
+    def _build(self, env: Any) -> Any:
+        model = super()._build(env)
+        model.exploration_schedule = lambda _: self._epsilon()
+        return model
+
+    def _iterate(self, env: Any) -> None:
+        self.model.exploration_rate = self._epsilon()
+        super()._iterate(env)
+
+    def _epsilon(self) -> float:
+        config = self.config
+        assert isinstance(config, SB3DQNConfig)
+        span = config.exploration_share * max(self.budget, 1)
+        fallen = min(self.episodes / span, 1.0) if span > 0 else 1.0
+        return 1.0 + fallen * (config.exploration_final - 1.0)
+
+    def _exploration(self) -> dict[str, Any]:
+        config = self.config
+        assert isinstance(config, SB3DQNConfig)
+        return {"target_update_interval": config.target_update, "max_grad_norm": config.max_grad_norm}
+
+    @torch.no_grad()
+    def _greedy(self, observation: Observation) -> NDArray[np.int64]:
+        values = self._values(self._inputs(observation)).cpu().numpy()
+        legal = self.interface.legal(observation)
+        return self.interface.tokens(observation, np.where(legal, values, -np.inf).argmax(1))
+
+    def _values(self, inputs: Any) -> Any:
+        """Q(s, a) of the numbered actions, (B, A)."""
+        raise NotImplementedError
+
+
+class SB3DQN(_Valued):
+    """DQN. Source: Mnih et al. (2015), doi:10.1038/nature14236; Stable-Baselines3's class, unmodified."""
+
+    name = "sb3-dqn"
+    config_type = SB3DQNConfig
+
+    def __init__(self, task: Any, config: SB3DQNConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3DQNConfig(), rows)
+
+    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
+        return DQN(policy, env, **self._shared(env, common), **self._exploration())
+
+    def _values(self, inputs: Any) -> Any:
+        return self.model.q_net(inputs)
+
+
+class SB3QRDQN(_Valued):
+    """DQN over quantiles of the return. Source: Dabney et al. (2017), arXiv:1710.10044; sb3-contrib's class,
+    unmodified.
+    """
+
+    name = "sb3-qrdqn"
+    config_type = SB3QRDQNConfig
+
+    def __init__(self, task: Any, config: SB3QRDQNConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3QRDQNConfig(), rows)
+
+    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
+        config = self.config
+        assert isinstance(config, SB3QRDQNConfig)
+        kwargs = {**common["policy_kwargs"], "n_quantiles": config.quantiles}
+        shared = {**self._shared(env, common), "policy_kwargs": kwargs}
+        return QRDQN(policy, env, **shared, **self._exploration())
+
+    def _values(self, inputs: Any) -> Any:
+        return self.model.quantile_net(inputs).mean(1)
+
+
+class _Pointing(_OffPolicy):
+    """Its action is a point, which stands for the legal token whose embedding is nearest.
+
+    Source: Dulac-Arnold et al. (2015), arXiv:1512.07679, with k = 1: Wolpertinger without re-ranking by Q.
+    """
+
+    def _noise(self) -> dict[str, Any]:
+        config = self.config
+        assert isinstance(config, SB3ContinuousConfig)
+        shape = config.dimensions
+        noise = NormalActionNoise(np.zeros(shape), np.full(shape, config.noise)) if config.noise else None
+        return {"action_noise": noise}
+
+    def _tau(self) -> float:
+        assert isinstance(self.config, SB3ContinuousConfig)
+        return self.config.tau
+
+    @torch.no_grad()
+    def _points(self, observation: Observation, deterministic: bool) -> NDArray[np.float32]:
+        inputs = self._inputs(observation)
+        points = self.model.policy._predict(inputs, deterministic=deterministic)
+        return np.asarray(np.clip(points.cpu().numpy(), -1.0, 1.0))
+
+    def _greedy(self, observation: Observation) -> NDArray[np.int64]:
+        return self.interface.tokens(observation, self._points(observation, deterministic=True))
+
+
+class SB3DDPG(_Pointing):
+    """DDPG on points. Source: Lillicrap et al. (2015), arXiv:1509.02971; Stable-Baselines3's class, unmodified."""
+
+    name = "sb3-ddpg"
+    config_type = SB3ContinuousConfig
+
+    def __init__(self, task: Any, config: SB3ContinuousConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3ContinuousConfig(), rows)
+
+    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
+        return DDPG(policy, env, **self._shared(env, common), **self._noise(), tau=self._tau())
+
+
+class SB3TD3(_Pointing):
+    """TD3 on points. Source: Fujimoto et al. (2018), arXiv:1802.09477; Stable-Baselines3's class, unmodified."""
+
+    name = "sb3-td3"
+    config_type = SB3ContinuousConfig
+
+    def __init__(self, task: Any, config: SB3ContinuousConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3ContinuousConfig(), rows)
+
+    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
+        return TD3(policy, env, **self._shared(env, common), **self._noise(), tau=self._tau())
+
+
+class SB3SAC(_Pointing):
+    """SAC on points. Source: Haarnoja et al. (2018), arXiv:1801.01290; Stable-Baselines3's class, unmodified.
+
+    Its policy over points is a density; that over tokens, its integral over each token's cell, has no closed form.
+    """
+
+    name = "sb3-sac"
+    config_type = SB3ContinuousConfig
+    greedy = False
+
+    def __init__(self, task: Any, config: SB3ContinuousConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3ContinuousConfig(), rows)
+
+    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
+        return SAC(policy, env, **self._shared(env, common), tau=self._tau())
+
+    def log_probs(self, observation: Observation) -> None:
+        """None: there is no closed form."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`."""
+        with own_generators(int(self._acting.integers(2**31))):
+            points = self._points(observation, deterministic)
+        return self.interface.tokens(observation, points)

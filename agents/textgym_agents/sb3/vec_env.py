@@ -1,0 +1,162 @@
+"""The vector environment as Stable-Baselines3 wants it: a `VecEnv` over rows that are stepped together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from textgym.messages import not_one_of
+from textgym_agents.sb3.rows import ROW_METHODS, chain, found, row_method, rows_of
+
+_MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
+
+
+class SB3VecEnv(VecEnv):
+    """`DummyVecEnv` of N environments, without the N environments: same numbers, one call a step.
+
+    Args:
+        env: a vector environment of TextGym in SAME_STEP or DISABLED mode, with or without vector wrappers. In
+            DISABLED mode finished rows are reset here.
+    Raises: ValueError if `env` is no vector environment, or resets itself one step late.
+    """
+
+    actions: NDArray[Any]
+
+    def __init__(self, env: Any) -> None:
+        mode = getattr(env, "metadata", {}).get("autoreset_mode")
+        if not hasattr(env, "num_envs") or mode not in _MODES:
+            raise ValueError(
+                f"env={env!r:.80}: Stable-Baselines3 needs a vector environment with "
+                "autoreset_mode=SAME_STEP or DISABLED; textgym_agents.registry.make_env(id, num_envs) makes one"
+            )
+        self.venv = env
+        self._resets_itself = mode is AutoresetMode.SAME_STEP
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    # Stepping
+
+    def reset(self) -> Any:
+        """Starts N episodes, with the seeds and options that were set. Returns: N observations."""
+        options = _merged(self._options)
+        seeds = list(self._seeds) if any(seed is not None for seed in self._seeds) else None
+        observation, infos = self.venv.reset(seed=seeds, options=options or None)
+        self._note_starts(infos)
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Keeps the actions (N, ...) for `step_wait`."""
+        self.actions = actions
+
+    def step_wait(self) -> Any:
+        """Steps all rows. Returns: N observations, rewards float32 (N,), dones bool (N,) and N infos."""
+        observation, rewards, terminations, truncations, infos = self.venv.step(self.actions)
+        dones = np.asarray(terminations | truncations)
+        cut = truncations & ~terminations
+        ends = infos.get("final_info", {}) if self._resets_itself else infos
+        rows = rows_of(ends, self.num_envs)
+        for row, info in enumerate(rows):
+            info["TimeLimit.truncated"] = bool(cut[row])
+        if dones.any():
+            observation = self._restart(observation, infos, np.flatnonzero(dones), rows)
+        return observation, np.asarray(rewards, dtype=np.float32), dones, rows
+
+    def _restart(
+        self, observation: Any, infos: dict[str, Any], ended: NDArray[np.intp], rows: list[dict[str, Any]]
+    ) -> Any:
+        """Notes the last observation of every ended row. Returns: the observations after their reset."""
+        if self._resets_itself:
+            for row in ended:
+                rows[row]["terminal_observation"] = infos["final_obs"][row]
+        else:
+            for row in ended:
+                rows[row]["terminal_observation"] = _row(observation, row)
+            mask = np.zeros(self.num_envs, dtype=np.bool_)
+            mask[ended] = True
+            observation, infos = self.venv.reset(options={"reset_mask": mask})
+        self._note_starts(infos, ended)
+        return observation
+
+    def _note_starts(self, infos: dict[str, Any], ended: Iterable[int] | None = None) -> None:
+        starts = {name: value for name, value in infos.items() if name.lstrip("_") not in _ENDS}
+        every = rows_of(starts, self.num_envs)
+        for row in range(self.num_envs) if ended is None else ended:
+            self.reset_infos[row] = every[row]
+
+    def close(self) -> None:
+        """Closes the vector environment."""
+        self.venv.close()
+
+    # What is behind it
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of rows. Raises: AttributeError if the vector environment does not have it."""
+        rows = list(self._get_indices(indices))
+        if attr_name in ROW_METHODS:
+            return [row_method(self.venv, attr_name, row) for row in rows]
+        if attr_name in ("observation_space", "action_space"):
+            return [getattr(self.venv, f"single_{attr_name}")] * len(rows)
+        value = found(self.venv, attr_name)
+        if attr_name in ("np_random", "np_random_seed"):
+            return [value[row] for row in rows]
+        return [value] * len(rows)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Sets an attribute, which all rows share. Raises: ValueError for some of the rows only."""
+        if sorted(self._get_indices(indices)) != list(range(self.num_envs)):
+            raise ValueError(f"indices={indices!r}: {attr_name!r} is shared by all rows, allowed is None")
+        setattr(self.venv, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Calls a method of single environments in some rows.
+
+        Raises: AttributeError for one that the vector environment cannot answer row by row.
+        """
+        rows = list(self._get_indices(indices))
+        if method_name == "action_masks" and not (method_args or method_kwargs):
+            masks = found(self.venv, "action_masks")()
+            return [masks[row] for row in rows]
+        if method_name in ("get_wrapper_attr", "has_wrapper_attr"):
+            if method_name.startswith("has"):
+                return [self.has_attr(method_args[0])] * len(rows)
+            return self.get_attr(method_args[0], indices)
+        if method_name not in ROW_METHODS:
+            raise AttributeError(not_one_of("method_name", method_name, ROW_METHODS))
+        return [row_method(self.venv, method_name, row)(*method_args, **method_kwargs) for row in rows]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
+    ) -> Any:
+        """Whether a (vector) wrapper of this class is around the rows, bool for each."""
+        wrapped = any(isinstance(layer, wrapper_class) for layer in chain(self.venv))
+        return [wrapped] * len(list(self._get_indices(indices)))
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """One picture a row, in render mode "rgb_array"."""
+        return list(self.venv.render())
+
+
+_ENDS = ("completion", "finish_reason", "reward_terms", "gold", "final_obs", "final_info")
+
+
+def _row(observation: Any, row: int) -> Any:
+    if isinstance(observation, dict):
+        return {name: values[row].copy() for name, values in observation.items()}
+    return observation[row].copy()
+
+
+def _merged(options: list[dict[str, Any]]) -> dict[str, Any]:
+    """Options per row as the vector environment takes them. Raises: ValueError unless all have the same names."""
+    names = set(options[0])
+    if any(set(each) != names for each in options):
+        raise ValueError("options: the rows have different names, allowed are the same names in every row")
+    return {name: [each[name] for each in options] for name in names}

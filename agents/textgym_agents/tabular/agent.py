@@ -1,0 +1,247 @@
+"""What tabular agents share: the table, the policy that follows from it, exploration, and learning backwards."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.lm.reference import restricted
+from textgym.references import make_reference
+from textgym.rewards import TextGymWarning
+from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.tabular.config import TabularConfig
+from textgym_agents.tabular.episodes import Choice, PlayedBatch, Step, batch_metrics, check_env, play_batch
+from textgym_agents.tabular.policies import boltzmann, draw, greedy, hard_values, mixed, soft_values
+from textgym_agents.tabular.schedules import scheduled, update_weight
+from textgym_agents.tabular.storage import read_table_agent, write_table_agent
+from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class TabularAgent(ABC):
+    """Action values for every state that was met, learned from whole episodes; algorithms say what follows a token.
+
+    Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
+    its tokens, which never come back within an episode: the states of one are a path down a tree. Episodes are
+    learned from backwards, so that one of them carries a reward from the end to the prompt.
+
+    Args:
+        task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
+        config: the settings.
+    Raises: ValueError for soft values at beta = 0, and if one state does not fit into the memory.
+    Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, chapters 5 and 6; learning backwards from
+        episodes: Lin (1992), Machine Learning 8.
+    """
+
+    name: ClassVar[str]
+    config_type: ClassVar[type[TabularConfig]] = TabularConfig
+
+    def __init__(self, task: Any, config: TabularConfig | None = None) -> None:
+        self.task, self.config = task, config or self.config_type()
+        self.actions = np.flatnonzero(task.vocabulary.allowed)
+        self.beta = float(task.beta if self.config.beta is None else self.config.beta)
+        self._check_beta()
+        fitting = rows_in_memory(len(self.actions), self.config.memory)
+        wanted = self.config.max_states
+        if wanted is not None and wanted > fitting:
+            raise ValueError(
+                f"max_states={wanted!r}: with {len(self.actions)} actions memory={self.config.memory!r} MiB "
+                f"holds {fitting}; allowed is 1..{fitting}, or more memory"
+            )
+        self.table = StateTable(len(self.actions), wanted or fitting, self.config.initial or 0.0)
+        self.iteration = self.episodes = self.budget = 0
+        self._reference = make_reference(task)
+        self._acting = np.random.default_rng([self.config.seed, 2])
+
+    def _check_beta(self) -> None:
+        config = self.config
+        soft_only = config.backup == "soft"
+        if not self.beta and (
+            soft_only or (config.exploration == "boltzmann" and config.temperature is None)
+        ):
+            setting = "backup='soft'" if soft_only else "exploration='boltzmann'"
+            raise ValueError(
+                f"beta=0.0: {setting} needs a number > 0; "
+                "allowed at 0 is backup='hard' with a temperature or exploration='epsilon-greedy'"
+            )
+
+    # Learning
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Learns from at least `episodes` more episodes, one in each sub-environment per iteration.
+
+        Args:
+            env: vector environment in DISABLED mode on the agent's task.
+            episodes: the budget; the exploration schedule spans the first budget given.
+            callback: sees every iteration's metrics; returning True stops.
+        Raises: ValueError if `env` resets by itself or `episodes` < 1.
+        Warns: TextGymWarning when the table is full.
+        """
+        check_env(env)
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
+        goal = self.episodes + episodes
+        self.budget = self.budget or goal
+        while self.episodes < goal:
+            metrics = self._iterate(env)
+            if callback is not None and callback(metrics):
+                return
+
+    def _iterate(self, env: Any) -> Metrics:
+        generator = np.random.default_rng([self.config.seed, self.iteration, 0])
+        seed = int(generator.integers(2**31))
+        level, before = self._exploration(), self.table.refused
+        batch = play_batch(env, seed, lambda seen, legal: self._choose(seen, legal, level, generator))
+        self._learn_backwards(batch)
+        if self.table.refused and not before:
+            warnings.warn(
+                f"{self.name}: the table is full at {len(self.table)} states; later ones are played by the "
+                "reference and not learned. Raise max_states or memory",
+                TextGymWarning,
+                stacklevel=3,
+            )
+        self.iteration += 1
+        self.episodes += batch.count
+        config = self.config
+        same = config.backup == "soft" and level == (self.beta if config.exploration == "boltzmann" else 0.0)
+        return batch_metrics(batch, "objective" if same else "behaviour", self.beta) | {
+            "exploration": level,
+            "states": float(len(self.table)),
+            "states_refused": float(self.table.refused),
+            "iteration": float(self.iteration),
+            "episode": float(self.episodes),
+        }
+
+    def _exploration(self) -> float:
+        """Epsilon or the temperature of this iteration."""
+        config = self.config
+        progress = self.episodes / max(self.budget * config.schedule_share, 1.0)
+        if config.exploration == "epsilon-greedy":
+            start, end = config.epsilon, config.epsilon_end
+        else:
+            start, end = config.temperature or self.beta, config.temperature_end
+        return scheduled(config.schedule, start, start if end is None else end, progress)
+
+    def _choose(
+        self, observation: Observation, legal: Bools | None, level: float, generator: np.random.Generator
+    ) -> Choice:
+        states = self.table.add(state_keys(observation))
+        reference = self._log_reference(observation, legal)
+        own = None if legal is None else legal[:, self.actions]
+        behaviour = self._behaviour(states, reference, own, level)
+        columns = draw(behaviour, generator)
+        each = np.arange(len(columns))
+        taken = behaviour[each, columns]
+        # Where the reference never goes, hard exploration may; there is no ratio then, and nobody asks for it.
+        against = reference[each, columns]
+        ratio = taken - np.where(np.isneginf(against), taken, against)
+        return Choice(columns, states, own, reference, ratio, -taken)
+
+    def _behaviour(
+        self, states: NDArray[np.int64], reference: Floats, legal: Bools | None, level: float
+    ) -> Floats:
+        """What acts while learning, log-probabilities (n, A)."""
+        if self.config.exploration == "boltzmann":
+            return boltzmann(*self._values(states, legal), reference, level)
+        support = np.isfinite(reference)
+        if self.config.backup == "hard":
+            support = np.ones_like(support) if legal is None else legal
+        return mixed(self._policy(states, reference, legal), support, level)
+
+    def _learn_backwards(self, batch: PlayedBatch) -> None:
+        """Updates from the last step to the first: where a step leads to has been updated before it."""
+        future = np.zeros(batch.count)
+        if batch.cut.any():
+            ends = {name: array[batch.cut] for name, array in batch.ends.items()}
+            states = self.table.find(state_keys(ends))
+            future[batch.cut] = self._state_values(states, self._log_reference(ends, None), None, 0.0)
+        for step in reversed(batch.steps):
+            targets = step.rewards + future[step.rows]
+            self._update(step.choice, targets)
+            future[step.rows] = self._continuation(step, targets)
+
+    def _update(self, choice: Choice, targets: Floats) -> None:
+        """Moves Q(s, a) towards its targets; those of the same action count by their mean, whatever their order."""
+        held = choice.states != UNKNOWN
+        places, inverse, repeats = np.unique(
+            choice.states[held] * len(self.actions) + choice.columns[held],
+            return_inverse=True,
+            return_counts=True,
+        )
+        means = np.bincount(inverse, targets[held], len(places)) / repeats
+        old, counts = self.table.values.reshape(-1)[places], self.table.counts.reshape(-1)[places]
+        weight = update_weight(self.config.step_size, self.config.learning_rate, counts, repeats)
+        if self.config.initial is None:
+            weight = np.where(counts == 0, 1.0, weight)  # there is no old value yet
+        self.table.update(places, old + weight * (means - old), repeats)
+
+    @abstractmethod
+    def _continuation(self, step: Step, targets: Floats) -> Floats:
+        """What the states of a step are worth to the steps before them, (n,) reward units at time 0."""
+
+    # Values and policies
+
+    def _state_values(
+        self, states: NDArray[np.int64], reference: Floats, legal: Bools | None, otherwise: Floats | float
+    ) -> Floats:
+        """V by the table (n,); `otherwise` where nothing is known."""
+        values, known = self._values(states, legal)
+        if self.config.backup == "soft":
+            result = soft_values(values, known, reference, self.beta)
+        else:
+            result = hard_values(values, known)
+        return np.where(np.isnan(result), otherwise, result)
+
+    def _values(self, states: NDArray[np.int64], legal: Bools | None = None) -> tuple[Floats, Bools]:
+        """Q and which of them are known, (n, A) each. With initial values all legal ones are, in states with a row."""
+        known = np.repeat((states != UNKNOWN)[:, None], len(self.actions), axis=1)
+        if self.config.initial is None:
+            known &= self.table.counts[states] > 0
+        if legal is not None:
+            known &= legal
+        return self.table.values[states], known
+
+    def _policy(self, states: NDArray[np.int64], reference: Floats, legal: Bools | None = None) -> Floats:
+        """The policy that the values stand for, log-probabilities (n, A)."""
+        if self.config.backup == "soft":
+            return boltzmann(*self._values(states, legal), reference, self.beta)
+        return greedy(*self._values(states, legal), reference)
+
+    def _log_reference(self, observation: Observation, legal: Bools | None) -> Floats:
+        logs = restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), legal)
+        return np.asarray(logs[:, self.actions])
+
+    # Acting
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`."""
+        states = self.table.find(state_keys(observation))
+        log_policy = self._policy(states, self._log_reference(observation, None))
+        columns = log_policy.argmax(1) if deterministic else draw(log_policy, self._acting)
+        return np.asarray(self.actions[columns])
+
+    def log_probs(self, observation: Observation) -> Floats:
+        """See `Agent.log_probs`: without exploration; the reference in states that were never met."""
+        states = self.table.find(state_keys(observation))
+        result = np.full((len(states), self.task.vocabulary.size), -np.inf)
+        result[:, self.actions] = self._policy(states, self._log_reference(observation, None))
+        return result
+
+    # Storage
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
+        write_table_agent(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
+        agent: Self = read_table_agent(cls, Path(path), env.unwrapped.task)
+        return agent

@@ -1,0 +1,94 @@
+"""The settings of tabular agents: validated, saved as JSON, shown as command-line flags."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from textgym_agents.config import at_least_one, require, share
+
+Schedule = Literal["constant", "linear", "exponential"]
+StepSize = Literal["constant", "harmonic"]
+
+_SCHEDULES = ("constant", "linear", "exponential")
+
+
+@dataclass(frozen=True)
+class TabularConfig:
+    """Settings that every tabular agent has.
+
+    Raises: ValueError that names the setting, its value and what is allowed.
+    """
+
+    batch: int = 64
+    """Episodes per iteration (sub-environments); the policy is fixed while they are played."""
+    backup: Literal["soft", "hard"] = "soft"
+    """soft: values of J, the policy is the reference tilted by exp(Q / beta). hard: values of the return alone, the
+    policy is greedy."""
+    exploration: Literal["boltzmann", "epsilon-greedy"] = "boltzmann"
+    """boltzmann: acts by the reference tilted by exp(Q / temperature). epsilon-greedy: acts by its policy, and with
+    probability epsilon by a token drawn uniformly."""
+    temperature: float | None = None
+    """Of Boltzmann exploration at the start, reward units; None takes beta: there, soft agents act by their policy."""
+    temperature_end: float | None = None
+    """Temperature at the end of the schedule; None keeps the one of the start."""
+    epsilon: float = 0.1
+    """Of epsilon-greedy exploration at the start."""
+    epsilon_end: float | None = None
+    """Epsilon at the end of the schedule; None keeps the one of the start."""
+    schedule: Schedule = "linear"
+    """How epsilon or the temperature goes from start to end."""
+    schedule_share: float = 1.0
+    """Share of the budget after which the end is reached."""
+    step_size: StepSize = "constant"
+    """constant: the learning rate. harmonic: one over the number of times that this action was updated."""
+    learning_rate: float = 0.5
+    """Step size where it is constant; with 1, values are exact after one visit where rewards have no noise."""
+    initial: float | None = None
+    """Value of actions that were never tried, reward units; optimistic ones are tried before long. None: as good as
+    those that were tried in the same state."""
+    beta: float | None = None
+    """KL coefficient, reward units per nat; None takes the task's."""
+    max_states: int | None = None
+    """Most states to remember; None: as many as fit into the memory. Later ones are played by the reference."""
+    memory: int = 1024
+    """Most memory for values and counts, MiB."""
+    seed: int = 0
+    """Seeds prompts and sampling."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "memory"):
+            at_least_one(self, name)
+        for name in ("epsilon", "schedule_share"):
+            share(self, name)
+        self._check_choices()
+        for name in ("temperature", "temperature_end"):
+            value = getattr(self, name)
+            require(name, value, value is None or 0 < value < math.inf, "None or a finite number > 0")
+        last = self.epsilon_end
+        require("epsilon_end", last, last is None or 0 <= last <= 1, "None or a number in [0, 1]")
+        if self.schedule == "exponential" and last is not None:
+            allowed = "a number > 0 with schedule='exponential'"
+            require("epsilon", self.epsilon, self.epsilon > 0, allowed)
+            require("epsilon_end", last, last > 0, allowed)
+        rate, first = self.learning_rate, self.initial
+        require("learning_rate", rate, 0 < rate <= 1, "a number in (0, 1]")
+        require("initial", first, first is None or math.isfinite(first), "None or a finite number")
+        require(
+            "beta", self.beta, self.beta is None or 0 <= self.beta < math.inf, "None or a finite number >= 0"
+        )
+        most = self.max_states
+        require("max_states", most, most is None or most >= 1, "None or an integer >= 1")
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "backup": ("soft", "hard"),
+            "exploration": ("boltzmann", "epsilon-greedy"),
+            "schedule": _SCHEDULES,
+            "step_size": ("constant", "harmonic"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            require(name, value, value in allowed, " or ".join(map(repr, allowed)))

@@ -1,0 +1,74 @@
+"""Values of states and policies from rows of action values: soft, greedy, and mixed with the uniform one.
+
+In all of them B states have A actions each. `known` (B, A) marks the actions whose values count; an action that is not
+known is taken to be as good as the known ones of its state, so that the policy there keeps the reference's share.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+_TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
+
+
+def soft_values(values: Floats, known: Bools, log_reference: Floats, beta: float) -> Floats:
+    """V = beta log E_ref[exp(Q / beta)] over the known actions, (B,) reward units; NaN where none is known.
+
+    Args:
+        values: (B, A) Q, reward units. log_reference: (B, A) nats. beta: > 0, reward units per nat.
+    Source: Korbak et al. (2022), arXiv:2205.11275, section 3.
+    """
+    counts = known & (log_reference > -np.inf)
+    top = np.where(counts, values, -np.inf).max(1)
+    shift = np.where(np.isneginf(top), 0.0, top)[:, None]
+    mass = np.where(counts, np.exp(log_reference), 0.0)
+    gaps = np.where(counts, values - shift, -np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (mass * np.exp(gaps / beta)).sum(1) / mass.sum(1)
+        return np.asarray(np.where(counts.any(1), top + beta * np.log(mean), np.nan))
+
+
+def hard_values(values: Floats, known: Bools) -> Floats:
+    """V = max Q over the known actions, (B,) reward units; NaN where none is known."""
+    return np.where(known.any(1), np.where(known, values, -np.inf).max(1), np.nan)
+
+
+def boltzmann(values: Floats, known: Bools, log_reference: Floats, temperature: float) -> Floats:
+    """Log of ref exp(Q / temperature) / Z, (B, A) nats; the reference where nothing is known."""
+    centre = soft_values(values, known, log_reference, temperature)[:, None]
+    tilt = np.where(known & ~np.isnan(centre), (values - centre) / temperature, 0.0)
+    return normalised(log_reference + tilt)
+
+
+def greedy(values: Floats, known: Bools, log_reference: Floats) -> Floats:
+    """Log of the reference given that a best known action is taken, (B, A) nats: its limit at temperature 0.
+
+    The reference where nothing is known; all best ones alike where the reference takes none of them.
+    """
+    top = np.where(known, values, -np.inf).max(1, keepdims=True)
+    best = known & (values >= top - _TIE * np.maximum(1.0, np.abs(top)))
+    none = ~known.any(1, keepdims=True)
+    kept = np.where(best | none, log_reference, -np.inf)
+    dead = np.isneginf(kept).all(1, keepdims=True)
+    return normalised(np.where(dead & best, 0.0, kept))
+
+
+def mixed(log_policy: Floats, support: Bools, epsilon: float) -> Floats:
+    """Log of (1 - epsilon) pi + epsilon uniform over `support`, (B, A) nats."""
+    uniform = support / support.sum(1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log((1.0 - epsilon) * np.exp(log_policy) + epsilon * uniform))
+
+
+def normalised(logs: Floats) -> Floats:
+    """Log-probabilities from unnormalised ones (B, A), at least one of each row finite."""
+    shifted = logs - logs.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def draw(log_policy: Floats, generator: np.random.Generator) -> NDArray[np.int64]:
+    """One column a row (B,): the argmax of log-probabilities plus Gumbel noise is a sample."""
+    return np.asarray((log_policy + generator.gumbel(size=log_policy.shape)).argmax(1))

@@ -1,0 +1,95 @@
+"""Action values and counts of the states that were met, one row each, found by the state's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym_agents.protocol import Observation
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+UNKNOWN = -1
+_FIRST_ROWS = 1024
+_ENTRY_BYTES = 16  # a float64 and an int64 for each action
+
+
+def state_keys(observation: Observation) -> list[bytes]:
+    """The tokens of each state as int32 in bytes. The mask alone says what is padding."""
+    ids = np.ascontiguousarray(observation["input_ids"], dtype=np.int32)
+    lengths = np.count_nonzero(observation["attention_mask"], axis=1).tolist()
+    return [row[:length].tobytes() for row, length in zip(ids, lengths, strict=True)]
+
+
+def rows_in_memory(actions: int, memory: int) -> int:
+    """How many states of so many actions fit into `memory` MiB. Raises: ValueError if there is no room for one."""
+    rows = memory * 2**20 // (_ENTRY_BYTES * actions)
+    if not rows:
+        raise ValueError(
+            f"memory={memory!r} MiB: one state of {actions} actions takes {_ENTRY_BYTES * actions / 2**20:.1f} MiB"
+        )
+    return rows
+
+
+class StateTable:
+    """Rows of values (A,) by key.
+
+    Args:
+        actions: A. max_states: rows, at most. initial: of every value, reward units.
+
+    Attributes:
+        values: (S, A) reward units. counts: (S, A) updates. refused: states that found no place, counted each time.
+    """
+
+    def __init__(self, actions: int, max_states: int, initial: float = 0.0) -> None:
+        self.max_states, self.refused = max_states, 0
+        self._initial = initial
+        self._index: dict[bytes, int] = {}
+        rows = min(_FIRST_ROWS, max_states)
+        self.values = np.full((rows, actions), initial)
+        self.counts = np.zeros((rows, actions), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys in the order of their rows."""
+        return list(self._index)
+
+    def find(self, keys: Sequence[bytes]) -> Ints:
+        """The rows of states, (n,), `UNKNOWN` for those that have none."""
+        index = self._index
+        return np.array([index.get(key, UNKNOWN) for key in keys], dtype=np.int64)
+
+    def add(self, keys: Sequence[bytes]) -> Ints:
+        """The rows of states, (n,), made where there are none; `UNKNOWN` where the table is full."""
+        index = self._index
+        rows = [
+            index.setdefault(key, len(index)) if key in index or len(index) < self.max_states else UNKNOWN
+            for key in keys
+        ]
+        self.refused += rows.count(UNKNOWN)
+        if len(index) > len(self.values):
+            self._grow(len(index))
+        return np.array(rows, dtype=np.int64)
+
+    def update(self, flat: Ints, values: Floats, repeats: Ints) -> None:
+        """Sets entries (m,), by their places row * A + column, and counts their updates."""
+        self.values.reshape(-1)[flat] = values
+        self.counts.reshape(-1)[flat] += repeats
+
+    def restore(self, keys: Sequence[bytes], values: Floats, counts: Ints) -> None:
+        """Fills an empty table with rows that another one had."""
+        assert not self._index
+        rows = self.add(keys)
+        self.values[rows], self.counts[rows] = values, counts
+
+    def _grow(self, needed: int) -> None:
+        size = min(max(needed, 2 * len(self.values)), self.max_states)
+        more = size - len(self.values)
+        width = self.values.shape[1]
+        self.values = np.concatenate([self.values, np.full((more, width), self._initial)])
+        self.counts = np.concatenate([self.counts, np.zeros((more, width), dtype=np.int64)])

@@ -1,0 +1,120 @@
+"""AlphaZero: its losses by hand, what its games are credited with, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from lm.tiny_models import tiny_llama
+from solver_tools import Paid, small_task, uneven
+from textgym_agents import make_agent, make_env
+from textgym_agents.conformance import FAILS, check
+from textgym_agents.mcts.alphazero import AlphaZero, AlphaZeroConfig, distillation_losses
+from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.games import play_games
+from textgym_agents.mcts.planner import Planner
+
+from textgym import TokenVectorEnv
+from textgym.lm.reference import UniformReference
+from textgym.solve import policy_values, solve
+
+
+def batch_env(task, count=16):
+    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def test_the_losses_by_hand():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [1.0, 0.0, 0.0]])
+    targets = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
+    policy, value = distillation_losses(logits, torch.tensor([1.0, 3.0]), targets, torch.tensor([2.0, 0.0]))
+    np.testing.assert_allclose(policy, [np.log(2), np.log(np.e + 2) - 1], rtol=1e-6)
+    assert value.tolist() == [1.0, 9.0]
+
+
+def test_the_gradient_vanishes_where_the_policy_is_what_the_search_came_to():
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    distillation_losses(logits, torch.zeros(3), torch.softmax(logits.detach(), -1), torch.zeros(3))[
+        0
+    ].sum().backward()
+    assert float(logits.grad.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+def test_outcomes_are_rewards_and_charges_to_come(beta):
+    task = small_task(reward=Paid("every"), gamma=0.5)
+    planner = Planner(task, MCTSConfig(simulations=4), 0.4)
+    games = play_games(batch_env(task), 0, planner, beta, np.random.default_rng(0))
+    reference = UniformReference(task.vocabulary.allowed)
+    for row in range(16):
+        states = np.flatnonzero(games.rows == row)
+        columns = games.columns[states]
+        assert (np.diff(columns) == 1).all()
+        ids = games.input_ids[row]
+        prompt = "a" if ids[0] == 0 and columns[0] == 0 else "b c"
+        paid, charge = [], []
+        for n, column in zip(states, columns, strict=True):
+            completion = ids[columns[0] + 1 : column + 2].tolist()
+            (text,) = task.vocabulary.decode([completion])
+            paid += uneven([prompt], [text], completion_ids=[completion])
+            logs = reference.log_probs({"input_ids": ids[None]})[0]
+            charge.append(np.log(games.targets[n][completion[-1]]) - logs[completion[-1]])
+        for place, n in enumerate(states):
+            want = sum(
+                0.5 ** (t - place) * paid[t] - beta * charge[t] / 0.5**place
+                for t in range(place, len(states))
+            )
+            assert games.outcomes[n] == pytest.approx(want, abs=1e-5)
+        assert games.returns[row] == pytest.approx(sum(0.5**t * r for t, r in enumerate(paid)))
+        assert games.log_ratios[row] == pytest.approx(sum(charge), abs=1e-5)
+
+
+def test_masked_tokens_are_neither_played_nor_learned():
+    def no_repeats(states):
+        masks = np.ones((len(states), 4), dtype=bool)
+        for row, state in enumerate(states):
+            masks[row, state.tokens[-1]] = False
+        return masks
+
+    task = small_task(mask=no_repeats)
+    games = play_games(
+        batch_env(task), 0, Planner(task, MCTSConfig(simulations=4), 0.4), 0.4, np.random.default_rng(0)
+    )
+    last = games.input_ids[games.rows, games.columns]
+    assert (games.targets[np.arange(len(last)), last] == 0).all()
+    agent = AlphaZero(task, AlphaZeroConfig(batch=16, simulations=4, device="cpu"), model=tiny_llama(4))
+    losses = agent._losses(games, np.arange(16))
+    assert all(torch.isfinite(loss).all() for loss in losses)
+
+
+def test_the_kit_finds_nothing():
+    names = (
+        "starts at the reference", "values read nothing later", "log-probs sum to one", "mask obedience",
+        "same seed, same policy", "global random numbers", "saved and loaded", "resumed",
+    )  # fmt: skip
+    settings = {"simulations": 4, "batch": 8, "device": "cpu"}
+    findings = check("alphazero", names, settings=settings, envs=8, iterations=2)
+    assert not [finding for finding in findings if finding.status == FAILS]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"simulations": 0}, "simulations=0"),
+        ({"backup": "max"}, "backup='max'"),
+        ({"leaf": "exact"}, "leaf='exact'"),
+        ({"kl": "exact"}, "kl='exact'"),
+        ({"root_noise": 2.0}, "root_noise=2.0"),
+        ({"minibatches": 65}, "minibatches=65"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        AlphaZeroConfig(**given)
+
+
+@pytest.mark.slow
+def test_it_learns_to_stop():
+    env = make_env("textgym/Stop-v0", 64, difficulty=2)
+    solution = solve(env.unwrapped.task)
+    agent = make_agent("alphazero", env, device="cpu")
+    agent.learn(env, 2048)
+    assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.8

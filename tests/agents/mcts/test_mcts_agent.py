@@ -1,0 +1,156 @@
+"""The searching agent: it answers the same when asked again, keeps its tree, survives its folder, and is bounded."""
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from solver_tools import bigram, small_task
+from textgym_agents import load_agent, make_agent, make_env
+from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check
+from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.states import StateFinder
+
+from textgym import TokenVectorEnv
+from textgym.rewards import TextGymWarning
+from textgym.sampling import play
+from textgym.solve import prefix_tree
+
+SLOW = ("learns Bandit", "learns Delayed", "learns Stop")
+
+
+def batch_env(task, count=8):
+    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def all_states(task):
+    tree = prefix_tree(task)
+    return tree.observations(1, tree.levels[1].running)
+
+
+@pytest.mark.parametrize("backup", ["soft", "mean"])
+def test_the_kit_finds_nothing(backup):
+    from textgym_agents.conformance import check_names
+
+    names = [name for name in check_names() if name not in SLOW]
+    findings = check("mcts", names, settings={"simulations": 20, "backup": backup}, envs=4, iterations=2)
+    assert not [finding for finding in findings if finding.status == FAILS]
+    status = {finding.check: finding.status for finding in findings}
+    assert status["starts at the reference"] == NOT_ASKED
+    for name in ("resumed", "saved and loaded", "same seed, same policy", "act draws from log-probs"):
+        assert status[name] == HOLDS
+
+
+def test_asked_again_it_answers_the_same_without_searching():
+    task = small_task(reference=bigram())
+    agent = make_agent("mcts", batch_env(task), simulations=10)
+    states = all_states(task)
+    first = agent.log_probs(states)
+    scored = agent.planner.scored
+    order = np.random.default_rng(0).permutation(len(first)).repeat(2)
+    again = agent.log_probs({name: array[order] for name, array in states.items()})
+    np.testing.assert_array_equal(again, first[order])
+    assert agent.planner.scored == scored > 0
+
+
+def test_what_was_found_below_a_token_serves_the_next_one():
+    task = small_task()
+    agent = make_agent("mcts", batch_env(task), simulations=300, c_init=20.0)
+    tree = prefix_tree(task)
+    agent.log_probs(tree.observations(0, tree.levels[0].running))
+    nodes, scored = len(agent.planner.forest), agent.planner.scored
+    agent.log_probs(tree.observations(2, tree.levels[2].running))
+    assert len(agent.planner.forest) == nodes  # the whole tree was there
+    assert agent.planner.scored == scored
+
+
+def test_learning_leaves_a_tree_that_searches_start_from():
+    env = make_env("textgym/DeepSea-v0", 1, difficulty=5)
+    task = env.unwrapped.task
+    agent = make_agent("mcts", env, simulations=16, backup="mean")
+    seen = []
+    agent.learn(env, 8, seen.append)
+    assert [row["episode"] for row in seen] == list(range(1, 9))
+    assert seen[-1]["scored"] > seen[0]["scored"] > 0
+    assert float(play(agent, task, per_prompt=1, deterministic=True).returns.mean()) == 1.0
+    agent.learn(env, 1, lambda metrics: True)
+    assert agent.episodes == 9
+
+
+def test_searching_moves_neither_the_environment_nor_a_reward_that_learns():
+    task = small_task()
+    env = batch_env(task, 2)
+    env.reset(seed=0)
+    before, failures = env.get_states(), task.scorer.state_dict()
+    make_agent("mcts", env, simulations=20).act(env.set_states(before))
+    assert env.get_states() == before
+    assert task.scorer.state_dict() == failures
+
+
+def test_the_tree_survives_its_folder(tmp_path):
+    task = small_task(reference=bigram())
+    agent = make_agent("mcts", batch_env(task), simulations=30)
+    agent.save(tmp_path / "empty")
+    assert len(load_agent(tmp_path / "empty", batch_env(task)).planner.forest) == 0
+    agent.learn(batch_env(task), 16)
+    states = all_states(task)
+    agent.log_probs(states)
+    agent.save(tmp_path / "full")
+    loaded = load_agent(tmp_path / "full", batch_env(task))
+    np.testing.assert_array_equal(loaded.log_probs(states), agent.log_probs(states))
+    assert (loaded.iteration, loaded.episodes, loaded.planner.searches) == (2, 16, agent.planner.searches)
+    assert loaded.planner.forest.states == agent.planner.forest.states
+    with pytest.warns(TextGymWarning, match="search starts anew"):
+        load_agent(tmp_path / "full", make_env("textgym/Bandit-v0", 1))
+    (tmp_path / "full" / "tree.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        load_agent(tmp_path / "full", batch_env(task))
+
+
+def test_a_full_tree_is_emptied_and_says_so():
+    task = small_task()
+    agent = make_agent("mcts", batch_env(task), simulations=15)
+    agent.planner.forest.most = 40  # far below what the memory holds
+    tree = prefix_tree(task)
+    agent.log_probs(tree.observations(0, tree.levels[0].running))
+    with pytest.warns(TextGymWarning, match="is emptied"):
+        logs = agent.log_probs(tree.observations(2, tree.levels[2].running))
+    np.testing.assert_allclose(np.exp(logs).sum(1), 1.0)
+    assert len(agent.planner.forest) <= 40
+
+
+def test_memory_for_less_than_one_search_is_refused():
+    with pytest.raises(ValueError, match=r"memory=1 MiB holds \d+ nodes"):
+        make_agent("mcts", batch_env(small_task()), memory=1, simulations=10_000)
+
+
+def test_prompts_are_found_in_observations():
+    task = small_task()
+    finder = StateFinder(task)
+    split, state = finder.find((1, 2, 0))
+    assert (split, state.prompt.text, state.completion) == ("eval", "b c", (0,))
+    split, state = finder.find((2,))
+    assert (state.prompt.index, state.prompt.text, state.completion) == (None, "c", ())
+    with pytest.raises(ValueError, match="begins with no prompt"):
+        finder.find((2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"simulations": 0}, "simulations=0"),
+        ({"backup": "sum"}, "backup='sum'"),
+        ({"prior": "none"}, "prior='none'"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"candidates": 0}, "candidates=0"),
+        ({"beta": -1.0}, "beta=-1.0"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        MCTSConfig(**given)
+
+
+def test_soft_backups_need_beta():
+    env = batch_env(small_task(beta=0.0))
+    with pytest.raises(ValueError, match="backup='soft' needs a number > 0"):
+        make_agent("mcts", env)
+    make_agent("mcts", env, backup="max", simulations=2)

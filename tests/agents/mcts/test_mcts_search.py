@@ -1,0 +1,206 @@
+"""Tree search against the exact solver: values and tokens at the root, PUCT by hand, and every way to score a leaf."""
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from solver_tools import STOP, Paid, bigram, small_task
+from textgym_agents import make_agent
+from textgym_agents.mcts.agent import MCTS
+from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.evaluation import Evaluator
+from textgym_agents.mcts.forest import ENDED, Forest, Leaves, likeliest
+from textgym_agents.mcts.model import Model
+from textgym_agents.mcts.search import Rules, Search, soft_result
+
+from textgym import TokenVectorEnv
+from textgym.lm.reference import NGramReference
+from textgym.solve import policy_values, prefix_tree, solve
+from textgym.state import TokenState
+
+
+def no_repeats(states):
+    """A token may not follow itself; the first token is no stop."""
+    masks = np.ones((len(states), 4), dtype=bool)
+    for row, state in enumerate(states):
+        masks[row, state.tokens[-1] if state.completion else STOP] = False
+    return masks
+
+
+def smooth(seed):
+    """A bigram reference that takes every token now and then: PUCT goes by the prior, so rare ones take long."""
+    table = np.exp(
+        bigram(seed).log_probs({"input_ids": np.arange(4)[:, None], "attention_mask": np.ones((4, 1))})
+    )
+    return NGramReference(0.5 * table + 0.125)
+
+
+TASKS = {
+    "bigram": {"reference": smooth(0)},
+    "discounted": {"reference": smooth(1), "gamma": 0.7},
+    "every step": {"reward": Paid("every"), "gamma": 0.8},
+    "differences": {"reward": Paid("difference", 0.9), "gamma": 0.9},
+    "masked": {"reference": smooth(2), "mask": no_repeats},
+}
+
+
+def batch_env(task, count=8):
+    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def roots(tree):
+    return tree.observations(0, tree.levels[0].running)
+
+
+@pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
+@pytest.mark.parametrize("backup", ["soft", "max"])
+def test_with_many_simulations_root_and_policy_are_those_of_the_solver(options, backup):
+    """The search reaches all 26 running states of the task from its two prompts alone, and then it is exact."""
+    task = small_task(**options)
+    solution = solve(task, beta=None if backup == "soft" else 0.0)
+    agent = make_agent("mcts", batch_env(task), backup=backup, simulations=400, c_init=20.0)
+    observation = roots(solution.tree)
+    np.testing.assert_allclose(agent.values(observation), solution.values[0], atol=1e-9)
+    if backup == "soft":  # of several best tokens a greedy policy may take any
+        want = np.exp(solution.log_probs(observation))
+        np.testing.assert_allclose(np.exp(agent.log_probs(observation)), want, atol=1e-9)
+    reached = policy_values(solution.tree, agent, beta=solution.beta).objective
+    assert reached == pytest.approx(solution.objective, abs=1e-9)
+
+
+def test_the_prior_guides_and_the_reference_is_what_counts():
+    task = small_task(reference=smooth(0))
+    solution = solve(task)
+    agent = make_agent("mcts", batch_env(task), prior="uniform", simulations=400, c_init=20.0)
+    observation = roots(solution.tree)
+    np.testing.assert_allclose(agent.values(observation), solution.values[0], atol=1e-9)
+    np.testing.assert_allclose(agent.log_probs(observation), solution.log_probs(observation), atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [TASKS["every step"], TASKS["differences"]], ids=["every", "differences"])
+def test_visit_counts_come_to_the_best_token(options):
+    task = small_task(**options)
+    solution = solve(task, beta=0.0)
+    agent = make_agent("mcts", batch_env(task), backup="mean", temperature=0, simulations=800, c_init=0.5)
+    observation = roots(solution.tree)
+    best = solution.log_probs(observation).argmax(1)
+    assert agent.act(observation).tolist() == best.tolist()
+    gap = solution.values[0] - agent.values(observation)
+    assert (gap > -1e-9).all()  # a mean of returns stays below their maximum
+    assert (gap < 0.3).all()  # returns range over more than 3
+
+
+def test_the_first_simulations_by_hand():
+    """One prompt, tokens 0..3 with prior p; every leaf is worth 0, so PUCT goes by p sqrt(N) / (1 + n) alone."""
+    task = small_task(reward=lambda prompts, completions, **columns: [0.0] * len(prompts))
+    prior = np.array([0.41, 0.29, 0.19, 0.11])
+
+    class Even:
+        def log_probs(self, observation):
+            return np.log(np.tile(prior, (len(observation["input_ids"]), 1)))
+
+        def values(self, observation):
+            return np.zeros(len(observation["input_ids"]))
+
+    config = MCTSConfig(backup="mean", prior="guide", leaf="values", c_init=1.0, c_base=1e12)
+    forest, model = Forest(4, 100), Model(task, "train", 1)
+    evaluator = Evaluator(task, config, 0.4, Even())
+    states = [TokenState(task.encoded("train")[0])]
+    root = forest.add(states, ["train"], Leaves(np.log(prior)[None], np.log(prior)[None], np.zeros(1)))
+    search = Search(
+        forest, model, evaluator, Rules("mean", 0.0, 1.0, 1e12, 0.4), root, np.random.default_rng(0)
+    )
+    visits = np.zeros(4)
+    for _ in range(30):
+        visits[(prior / (1 + visits)).argmax()] += 1  # sqrt(N) is the same for all tokens
+        search.run(1)
+        assert forest.visits[0].tolist() == visits.tolist()
+    assert forest.children[0, STOP] == ENDED
+    assert (
+        sorted(forest.children[0, :3].tolist()) == np.flatnonzero(forest.parents[: len(forest)] == 0).tolist()
+    )
+
+
+def test_the_mean_is_over_all_simulations():
+    """V is the mean of the leaf's own evaluation and of what every later simulation returned."""
+    task = small_task()
+    agent = make_agent("mcts", batch_env(task), backup="mean", prior="uniform", simulations=40)
+    tree = prefix_tree(task)
+    agent.log_probs(roots(tree))
+    forest = agent.planner.forest
+    below = [node for node in range(len(forest)) if forest.parents[node] == 0]
+    assert below
+    for node in below:
+        column = int(np.flatnonzero(forest.children[0] == node)[0])
+        assert forest.visits[0, column] == 1 + forest.visits[node].sum()
+    values, known = forest.action_values(np.array([0]))
+    total = forest.own[0] + (forest.visits[0] * np.where(known, values, 0))[0].sum()
+    assert forest.values[0] == pytest.approx(total / (1 + forest.visits[0].sum()))
+    assert forest.visits[0].sum() == 40
+
+
+def test_exact_leaves_need_one_visit_of_every_token():
+    task = small_task()
+    solution = solve(task)
+    agent = make_agent("mcts", batch_env(task), leaf="exact", simulations=4, c_init=1000.0)
+    np.testing.assert_allclose(agent.values(roots(solution.tree)), solution.values[0], atol=1e-9)
+
+
+def test_a_guides_values_and_prior_are_asked_for():
+    task = small_task(gamma=0.5)
+    solution = solve(task, beta=0.0)
+
+    class Oracle:
+        """Its values are at the state's time."""
+
+        def log_probs(self, observation):
+            return np.log(np.full((len(observation["input_ids"]), 4), 0.25))
+
+        def values(self, observation):
+            depths = np.count_nonzero(observation["attention_mask"], axis=1) - np.where(
+                observation["input_ids"][:, 0] == 0, 1, 2
+            )
+            return solution.state_values(observation) / 0.5**depths
+
+    config = MCTSConfig(backup="max", prior="guide", leaf="values", simulations=4, c_init=1000.0)
+    agent = MCTS(task, config, guide=Oracle())
+    np.testing.assert_allclose(agent.values(roots(solution.tree)), solution.values[0], atol=1e-9)
+    with pytest.raises(ValueError, match="guide: there is none"):
+        MCTS(task, config)
+    with pytest.raises(ValueError, match="guide: object has no log_probs"):
+        MCTS(task, config, guide=object())
+
+
+def test_few_candidates_leave_the_rest_to_the_reference():
+    task = small_task(reference=bigram())
+    observation = roots(prefix_tree(task))
+    reference = bigram().log_probs(observation)
+    agent = make_agent("mcts", batch_env(task), candidates=2, simulations=50)
+    got = agent.log_probs(observation)
+    np.testing.assert_allclose(np.exp(got).sum(1), 1.0)
+    rest = np.argsort(reference, axis=1)[:, :2]
+    np.testing.assert_allclose(np.take_along_axis(got, rest, 1), np.take_along_axis(reference, rest, 1))
+    hard = make_agent("mcts", batch_env(task), candidates=2, simulations=50, backup="mean")
+    assert np.isneginf(np.take_along_axis(hard.log_probs(observation), rest, 1)).all()
+
+
+def test_the_likeliest_tokens_in_order():
+    tokens, logs = likeliest(np.log(np.array([[0.1, 0.5, 0.15, 0.25]])), 2)
+    assert tokens.tolist() == [[1, 3]]
+    np.testing.assert_allclose(np.exp(logs), [[0.5, 0.25]])
+    tokens, logs = likeliest(np.zeros((1, 2)), 3)
+    assert (tokens.tolist(), logs[0, 2]) == ([[0, 1, 0]], -np.inf)
+
+
+def test_soft_values_where_prior_and_reference_differ_by_hand():
+    """Tokens 0 and 1 were tried; the third keeps the prior's share of 0.2."""
+    prior, reference, beta = np.array([0.6, 0.2, 0.2]), np.array([0.5, 0.25, 0.25]), 2.0
+    forest = Forest(3, 10)
+    logs = np.log(prior)[None], np.log(reference)[None]
+    node = forest.add([TokenState(small_task().encoded("train")[0])], ["train"], Leaves(*logs, np.zeros(1)))
+    forest.visits[0], forest.rewards[0], forest.children[0] = [3, 1, 0], [1.0, 4.0, 0.0], [ENDED, ENDED, -1]
+    value, policy = soft_result(forest, node, beta)
+    want = beta * np.log((0.5 * np.exp(0.5) + 0.25 * np.exp(2.0)) / 0.8)
+    assert value == pytest.approx(want)
+    tilted = [0.5 * np.exp((1 - want) / 2), 0.25 * np.exp((4 - want) / 2), 0.2]
+    np.testing.assert_allclose(np.exp(policy)[0], tilted)
+    assert sum(tilted) == pytest.approx(1.0)

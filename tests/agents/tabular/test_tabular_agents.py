@@ -1,0 +1,229 @@
+"""Tabular agents against the exact solver: their values, their policies, and what happens at the edges."""
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from solver_tools import STOP, Paid, bigram, small_task
+from textgym_agents import load_agent, make_agent, make_env
+from textgym_agents.conformance import FAILS, check
+from textgym_agents.conformance.subject import CutOff
+from textgym_agents.tabular.table import state_keys
+
+from textgym import TokenVectorEnv
+from textgym.rewards import TextGymWarning
+from textgym.solve import policy_values, prefix_tree, solve
+
+NAMES = ("q-learning", "sarsa", "monte-carlo")
+FAST = ("same seed, same policy", "saved and loaded", "resumed", "global random numbers", "logged scores")
+
+
+def no_repeats(states):
+    """A token may not follow itself; the first token is no stop."""
+    masks = np.ones((len(states), 4), dtype=bool)
+    for row, state in enumerate(states):
+        masks[row, state.tokens[-1] if state.completion else STOP] = False
+    return masks
+
+
+TASKS = {
+    "bigram": {"reference": bigram()},
+    "discounted": {"reference": bigram(1), "gamma": 0.7},
+    "every step": {"reward": Paid("every"), "gamma": 0.8},
+    "masked": {"reference": bigram(2), "mask": no_repeats},
+}
+
+
+def batch_env(task, count=256):
+    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def table_values(agent, tree):
+    """The agent's Q and counts on every edge of each depth."""
+    for depth in range(len(tree.levels) - 1):
+        level, below = tree.levels[depth], tree.levels[depth + 1]
+        rows = np.full(len(level.parent), -1)
+        rows[level.running] = agent.table.find(state_keys(tree.observations(depth, level.running)))
+        assert (rows[below.parent] >= 0).all()
+        yield (
+            depth,
+            agent.table.values[rows[below.parent], below.action],
+            agent.table.counts[rows[below.parent], below.action],
+        )
+
+
+@pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
+@pytest.mark.parametrize("backup", ["soft", "hard"])
+def test_q_learning_converges_to_q_star(options, backup):
+    task = small_task(**options)
+    solution = solve(task, beta=None if backup == "soft" else 0.0)
+    agent = make_agent(
+        "q-learning",
+        batch_env(task),
+        backup=backup,
+        exploration="epsilon-greedy",
+        epsilon=1.0,
+        learning_rate=1.0,
+    )
+    agent.learn(batch_env(task), 8_000)
+    for depth, values, counts in table_values(agent, solution.tree):
+        assert counts.min() > 0
+        np.testing.assert_allclose(values, solution.action_values[depth], atol=1e-9)
+    reached = policy_values(solution.tree, agent, beta=solution.beta).objective
+    assert reached == pytest.approx(solution.objective, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sarsa", "monte-carlo"])
+@pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
+@pytest.mark.parametrize("backup", ["soft", "hard"])
+def test_on_policy_values_are_those_of_the_policy_that_acts(name, options, backup):
+    """With epsilon = 1 the behaviour stays uniform, and Q has to become its exact Q."""
+    task = small_task(**options)
+    tree = prefix_tree(task)
+    settings = {"backup": backup, "exploration": "epsilon-greedy", "epsilon": 1.0, "step_size": "harmonic"}
+    agent = make_agent(name, batch_env(task), **settings)
+    agent.learn(batch_env(task), 12_000)
+
+    class Uniform:
+        def log_probs(self, observation):
+            return np.zeros((len(observation["input_ids"]), 4))
+
+    exact = policy_values(tree, Uniform(), beta=None if backup == "soft" else 0.0)
+    for depth, values, counts in table_values(agent, tree):
+        # The returns of this task spread by less than 1 reward unit: five standard errors.
+        assert (np.abs(values - exact.action_values[depth]) * np.sqrt(counts) < 5).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_boltzmann_at_beta_comes_to_the_soft_optimum(name):
+    task = small_task(reference=bigram())
+    agent = make_agent(name, batch_env(task), temperature=2.0, temperature_end=0.4)
+    agent.learn(batch_env(task), 8_000)
+    solution = solve(task)
+    assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.98
+
+
+def hard_settings(**more):
+    return {"backup": "hard", "exploration": "epsilon-greedy", "epsilon": 1.0, "epsilon_end": 0.05, **more}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("task", ["Delayed", "Stop"])
+def test_the_hard_optimum_of_delayed_and_stop(name, task):
+    env = make_env(f"textgym/{task}-v0", 128)
+    agent = make_agent(name, env, **hard_settings())
+    agent.learn(env, 8192)
+    hard = solve(env.unwrapped.task, beta=0.0)
+    assert policy_values(hard.tree, agent).expected_return >= 0.99 * hard.objective
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_both_optima_of_copy(name):
+    env = make_env("textgym/Copy-v0", 128)
+    tree = prefix_tree(env.unwrapped.task)
+    hard, soft = solve(tree, beta=0.0), solve(tree)
+    agent = make_agent(name, env, **hard_settings())
+    agent.learn(env, 200_000)
+    assert policy_values(tree, agent).expected_return >= 0.99 * hard.objective
+    agent = make_agent(name, env, temperature=1.0, temperature_end=0.1)
+    agent.learn(env, 200_000)
+    assert soft.optimality(policy_values(tree, agent).objective) >= 0.98
+
+
+def test_optimistic_values_are_tried_before_long():
+    """Greedy without exploration stays with the first thing that paid, unless all else promises more."""
+    task = small_task(beta=0.1)
+    returns = []
+    for initial in (-5.0, 5.0):
+        settings = {"backup": "hard", "exploration": "epsilon-greedy", "epsilon": 0.0, "initial": initial}
+        agent = make_agent("q-learning", batch_env(task, 16), learning_rate=1.0, **settings)
+        agent.learn(batch_env(task, 16), 4000)
+        returns.append(policy_values(task, agent).expected_return)
+    best = solve(task, beta=0.0).objective
+    assert returns[1] == pytest.approx(best)
+    assert returns[0] < best - 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kit_finds_nothing(name):
+    findings = check(name, FAST, envs=16, iterations=6)
+    assert not [finding for finding in findings if finding.status == FAILS]
+
+
+def test_what_explores_otherwise_does_not_claim_to_be_the_objective():
+    task, seen = small_task(), []
+    make_agent("q-learning", batch_env(task), **hard_settings()).learn(batch_env(task), 256, seen.append)
+    assert "behaviour/scores" in seen[0]
+    assert "objective/scores" not in seen[0]
+
+
+def test_a_full_table_says_so_and_plays_the_reference_beyond():
+    task = small_task(reference=bigram())
+    agent = make_agent("q-learning", batch_env(task), max_states=3)
+    with pytest.warns(TextGymWarning, match="the table is full at 3 states"):
+        agent.learn(batch_env(task), 512)
+    assert len(agent.table) == 3
+    tree = prefix_tree(task)
+    observation = tree.observations(2, tree.levels[2].running)
+    unknown = agent.table.find(state_keys(observation)) < 0
+    np.testing.assert_allclose(
+        agent.log_probs(observation)[unknown], bigram().log_probs(observation)[unknown], atol=1e-12
+    )
+
+
+def test_more_states_than_memory_are_refused():
+    with pytest.raises(ValueError, match=r"max_states=1000000: .* holds 16384"):
+        make_agent("q-learning", batch_env(small_task()), max_states=1_000_000, memory=1)
+
+
+def test_beta_zero_needs_the_hard_backup():
+    env = batch_env(small_task(beta=0.0))
+    with pytest.raises(ValueError, match="backup='soft' needs a number > 0"):
+        make_agent("q-learning", env)
+    with pytest.raises(ValueError, match="exploration='boltzmann' needs"):
+        make_agent("q-learning", env, backup="hard")
+    make_agent("q-learning", env, backup="hard", temperature=0.5).learn(env, 256)
+
+
+def test_an_environment_that_resets_by_itself_is_refused():
+    task = small_task()
+    agent = make_agent("sarsa", batch_env(task))
+    with pytest.raises(ValueError, match="DISABLED"):
+        agent.learn(TokenVectorEnv(task, 4), 4)
+    with pytest.raises(ValueError, match="episodes=0"):
+        agent.learn(batch_env(task), 0)
+
+
+def test_an_episode_that_was_cut_goes_on_by_the_table():
+    task = small_task()
+    agent = make_agent(
+        "q-learning", batch_env(task), learning_rate=1.0, exploration="epsilon-greedy", epsilon=1.0
+    )
+    agent.learn(batch_env(task), 8_000)
+    before = agent.table.values[: len(agent.table)].copy()
+    agent.learn(CutOff(task, 256), 256)
+    np.testing.assert_allclose(agent.table.values[: len(agent.table)], before, atol=1e-9)
+
+
+def test_an_agent_survives_its_folder(tmp_path):
+    task = small_task()
+    agent = make_agent("monte-carlo", batch_env(task))
+    agent.save(tmp_path / "empty")
+    assert len(load_agent(tmp_path / "empty", batch_env(task)).table) == 0
+    agent.learn(batch_env(task), 512)
+    agent.save(tmp_path / "full")
+    agent.save(tmp_path / "full")
+    loaded = load_agent(tmp_path / "full", batch_env(task))
+    assert loaded.table.keys == agent.table.keys
+    assert (loaded.iteration, loaded.episodes, loaded.budget) == (2, 512, 512)
+    (tmp_path / "full" / "table.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        load_agent(tmp_path / "full", batch_env(task))
+    with pytest.raises(ValueError, match="holds agent 'monte-carlo'"):
+        load_agent(tmp_path / "empty", batch_env(task), "sarsa")
+    other = make_env("textgym/Bandit-v0", 1)
+    with (
+        pytest.warns(TextGymWarning, match="trained on task"),
+        pytest.raises(ValueError, match="has 4 actions"),
+    ):
+        load_agent(tmp_path / "empty", other)

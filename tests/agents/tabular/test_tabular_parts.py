@@ -1,0 +1,134 @@
+"""Tabular control's parts: values and policies of rows by hand, schedules, step sizes, the table of states."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textgym_agents.tabular.config import TabularConfig
+from textgym_agents.tabular.policies import boltzmann, greedy, hard_values, mixed, soft_values
+from textgym_agents.tabular.schedules import scheduled, update_weight
+from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
+
+REFERENCE = np.log(np.array([[0.5, 0.3, 0.2]]))
+VALUES = np.array([[1.0, 2.0, 4.0]])
+ALL = np.ones((1, 3), dtype=bool)
+
+
+def test_the_soft_value_by_hand():
+    want = 2.0 * np.log(0.5 * np.exp(0.5) + 0.3 * np.exp(1.0) + 0.2 * np.exp(2.0))
+    assert soft_values(VALUES, ALL, REFERENCE, 2.0) == pytest.approx(want)
+
+
+def test_actions_that_are_not_known_leave_the_soft_value_and_keep_the_references_share():
+    known = np.array([[True, True, False]])
+    want = 2.0 * np.log((0.5 * np.exp(0.5) + 0.3 * np.exp(1.0)) / 0.8)
+    assert soft_values(VALUES, known, REFERENCE, 2.0) == pytest.approx(want)
+    tilted = np.array([0.5 * np.exp((1 - want) / 2), 0.3 * np.exp((2 - want) / 2), 0.2])
+    np.testing.assert_allclose(np.exp(boltzmann(VALUES, known, REFERENCE, 2.0))[0], tilted / tilted.sum())
+    assert np.exp(boltzmann(VALUES, known, REFERENCE, 2.0))[0, 2] == pytest.approx(0.2)
+
+
+def test_where_nothing_is_known_the_policy_is_the_reference():
+    none = np.zeros((1, 3), dtype=bool)
+    np.testing.assert_allclose(boltzmann(VALUES, none, REFERENCE, 2.0), REFERENCE)
+    np.testing.assert_allclose(greedy(VALUES, none, REFERENCE), REFERENCE)
+    assert np.isnan(soft_values(VALUES, none, REFERENCE, 2.0)).all()
+    assert np.isnan(hard_values(VALUES, none)).all()
+
+
+def test_greedy_shares_ties_as_the_reference_does():
+    values = np.array([[3.0, 3.0, 1.0], [1.0, 2.0, 9.0]])
+    known = np.array([[True, True, True], [True, True, False]])
+    with np.errstate(divide="ignore"):
+        got = np.exp(greedy(values, known, np.repeat(REFERENCE, 2, axis=0)))
+    np.testing.assert_allclose(got, [[0.625, 0.375, 0.0], [0.0, 1.0, 0.0]])
+    assert hard_values(values, known).tolist() == [3.0, 2.0]
+
+
+def test_greedy_takes_what_the_reference_never_does():
+    reference = np.log(np.array([[0.5, 0.5, 1e-300]]))
+    reference[0, 2] = -np.inf
+    np.testing.assert_allclose(np.exp(greedy(VALUES, ALL, reference))[0], [0.0, 0.0, 1.0])
+    # The soft value has no such action.
+    assert soft_values(VALUES, ALL, reference, 1.0) == pytest.approx(np.log((np.e + np.e**2) / 2))
+
+
+def test_exploration_spreads_epsilon_over_the_support():
+    support = np.array([[True, True, False]])
+    policy = np.log(np.array([[1.0, 1e-300, 1e-300]]))
+    np.testing.assert_allclose(np.exp(mixed(policy, support, 0.3)), [[0.85, 0.15, 0.0]], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress", "want"),
+    [("constant", 0.5, 0.8), ("linear", 0.25, 0.65), ("exponential", 0.5, 0.4), ("linear", 7.0, 0.2)],
+)
+def test_schedules_by_hand(kind, progress, want):
+    assert scheduled(kind, 0.8, 0.2, progress) == pytest.approx(want)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from(["constant", "harmonic"]),
+    st.floats(0.01, 1.0),
+    st.integers(0, 20),
+    st.integers(1, 20),
+    st.floats(-5, 5),
+    st.floats(-5, 5),
+)
+def test_one_weighted_update_equals_as_many_single_ones(kind, rate, before, repeats, value, target):
+    by_one = value
+    for k in range(before, before + repeats):
+        by_one += (rate if kind == "constant" else 1 / (k + 1)) * (target - by_one)
+    weight = update_weight(kind, rate, np.array([before]), np.array([repeats]))
+    assert (value + weight * (target - value))[0] == pytest.approx(by_one, abs=1e-9)
+
+
+def test_a_state_is_its_tokens_and_never_its_padding():
+    mask = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 0]], dtype=np.int8)
+    one = state_keys({"input_ids": np.array([[1, 2, 0], [1, 2, 0], [1, 2, 9]]), "attention_mask": mask})
+    assert one[0] == one[2] != one[1]
+    wider = np.array([[1, 2, 0, 0]])
+    assert (
+        state_keys({"input_ids": wider, "attention_mask": np.array([[1, 1, 0, 0]], dtype=np.int8)}) == one[:1]
+    )
+
+
+def test_the_table_grows_and_refuses_when_it_is_full():
+    table = StateTable(2, 3000, initial=0.5)
+    keys = [b"%d" % i for i in range(3002)]
+    first = table.add(keys[:1500])
+    table.update(np.array([first[7] * 2 + 1]), np.array([9.0]), np.array([4]))
+    rows = table.add([*keys, keys[0]])
+    assert rows[:3000].tolist() == list(range(3000))
+    assert rows[3000:].tolist() == [UNKNOWN, UNKNOWN, 0]
+    assert (len(table), table.refused) == (3000, 2)
+    assert table.find([keys[3001], keys[2999]]).tolist() == [UNKNOWN, 2999]
+    assert table.values[7].tolist() == [0.5, 9.0]
+    assert table.values[2999].tolist() == [0.5, 0.5]
+    assert table.counts[7].tolist() == [0, 4]
+
+
+def test_memory_bounds_the_rows():
+    assert rows_in_memory(4, 1) == 2**20 // 64
+    with pytest.raises(ValueError, match=r"memory=1 MiB: one state of 100000 actions takes 1\.5 MiB"):
+        rows_in_memory(100_000, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backup": "both"}, "backup='both': allowed is 'soft' or 'hard'"),
+        ({"epsilon": 1.5}, "epsilon=1.5"),
+        ({"epsilon_end": -0.1}, "epsilon_end=-0.1"),
+        ({"schedule": "exponential", "epsilon_end": 0.0}, "epsilon_end=0.0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"initial": float("nan")}, "initial=nan"),
+        ({"max_states": 0}, "max_states=0"),
+        ({"batch": 0}, "batch=0"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        TabularConfig(**given)

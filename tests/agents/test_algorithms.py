@@ -1,0 +1,115 @@
+"""Every algorithm on a language model: it passes the conformance kit and nears the exact optimum of small tasks."""
+
+import pytest
+from textgym_agents import make_agent, make_env
+from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
+from textgym_agents.registry import agent_class, make_config
+
+from textgym.solve import policy_values, solve
+
+CRITICS_ONLY = {
+    "truncation bootstraps",
+    "values read nothing later",
+    "value alignment",
+    "GAE",
+    "whitening",
+}
+NEED_A_BATCH = {
+    "log-prob alignment",
+    "gradient of the stop action",
+    "score on the last action",
+    "token rewards add up",
+    "actions are the sampled ids",
+    "penalised KL",
+}
+NOT_ASKED_OF = {
+    "a2c": set(),
+    "reinforce": CRITICS_ONLY,
+    "rloo": CRITICS_ONLY,
+    "grpo": CRITICS_ONLY,
+    "rejection": CRITICS_ONLY,
+    "soft-q": CRITICS_ONLY | NEED_A_BATCH | {"first ratio"},
+}
+UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+
+
+def outcomes(agent, **settings):
+    findings = check(agent, UNTRAINED, settings={"device": "cpu", **settings}, envs=32)
+    failed = {f.check: f.found for f in findings if f.status == FAILS}
+    return failed, {f.check for f in findings if f.status == NOT_ASKED}
+
+
+@pytest.mark.parametrize("agent", NOT_ASKED_OF)
+def test_it_passes_every_check_that_applies(agent):
+    assert outcomes(agent) == ({}, NOT_ASKED_OF[agent])
+
+
+def test_with_a_value_baseline_nothing_is_left_unasked():
+    assert outcomes("reinforce", baseline="value") == ({}, set())
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        ("reinforce", {"baseline": "batch"}),
+        ("reinforce", {"reward_to_go": False}),
+        ("rloo", {"kl": "k1"}),
+        ("grpo", {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False}),
+        ("grpo", {"aggregation": "token", "clip_high": 0.28}),
+    ],
+)
+def test_so_do_the_other_forms(agent, settings):
+    assert outcomes(agent, **settings) == ({}, CRITICS_ONLY)
+
+
+def test_best_of_n_has_no_log_probs_and_passes_what_can_be_asked_without():
+    findings = {f.check: f for f in check("best-of-n", UNTRAINED, settings={"n": 2}, envs=8)}
+    assert not [f for f in findings.values() if f.status == FAILS]
+    assert findings["log-probs sum to one"].found == "log_probs gives None"
+
+
+def optimality(agent, name, episodes, **settings):
+    config = make_config(agent_class(agent), {"device": "cpu", **settings})
+    env = make_env(f"textgym/{name}-v0", config.batch)
+    solution = solve(env.unwrapped.task)
+    learner = make_agent(agent, env, config)
+    learner.learn(env, episodes)
+    return solution.optimality(policy_values(solution.tree, learner).objective)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        ("reinforce", {}),
+        ("a2c", {}),
+        ("rloo", {}),
+        ("grpo", {}),
+        ("rejection", {}),
+        ("soft-q", {"updates": 4}),
+    ],
+)
+def test_it_learns_bandit(agent, settings):
+    assert optimality(agent, "Bandit", 8192, **settings) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        ("reinforce", {"baseline": "value"}),
+        ("a2c", {}),
+        ("rloo", {}),
+        ("grpo", {}),
+        ("rejection", {}),
+        ("soft-q", {"updates": 4}),
+    ],
+)
+def test_it_learns_copy(agent, settings):
+    assert optimality(agent, "Copy", 16384, **settings) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Delayed", "Stop"])
+def test_soft_q_reaches_the_soft_optimum(name):
+    assert optimality("soft-q", name, 8192, updates=4) >= 0.95

@@ -1,0 +1,212 @@
+"""REINFORCE, A2C, RLOO and GRPO: the expected gradient of each is that of J where it should be, and not where not."""
+
+import numpy as np
+import pytest
+import torch
+from agents.enumerated import BETA, full_rollout, state_log_probs, trajectories
+from agents.groups import (
+    expected_gradient,
+    flat_gradient,
+    objective_gradient,
+    pairs_rollout,
+    small_agent,
+    take,
+)
+from textgym_agents.a2c import A2C
+from textgym_agents.exact_estimators import estimator_table
+from textgym_agents.exact_moments import enumerate_trajectories
+from textgym_agents.grpo import GRPO
+from textgym_agents.losses import clipped_policy_loss, loss_total, sequence_weights
+from textgym_agents.metrics import UpdateMeter
+from textgym_agents.reinforce import Reinforce
+from textgym_agents.rloo import RLOO
+from textgym_agents.rollout import score_reference
+from textgym_agents.targets import action_returns, token_kl
+
+UNBIASED_KL = ["exact", "k1"]
+
+
+def assert_gradient_of_j(agent, got, factor=1.0):
+    want = factor * objective_gradient(agent)
+    assert want.norm() > 0.05
+    torch.testing.assert_close(-got, want, atol=3e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kl", "reward_to_go"), [("exact", True), ("k1", True), ("k2", True), ("exact", False), ("k1", False)]
+)
+def test_reinforce_without_a_baseline(kl, reward_to_go):
+    agent = small_agent(Reinforce, kl=kl, reward_to_go=reward_to_go)
+    assert_gradient_of_j(agent, expected_gradient(agent, *full_rollout(agent)))
+
+
+@pytest.mark.parametrize("kl", UNBIASED_KL)
+@pytest.mark.parametrize(("kind", "settings"), [(Reinforce, {"baseline": "value"}), (A2C, {"lam": 1.0})])
+def test_a_value_that_is_wrong_cancels(kl, kind, settings):
+    agent = small_agent(kind, kl=kl, value_coefficient=0.0, **settings)
+    rollout, probabilities = full_rollout(agent)
+    rollout.values[:] = torch.linspace(-1, 1, 3)[torch.tensor(rollout.steps)]
+    assert_gradient_of_j(agent, expected_gradient(agent, rollout, probabilities))
+
+
+def test_gae_with_a_wrong_value_is_biased():
+    agent = small_agent(A2C, lam=0.5, value_coefficient=0.0)
+    rollout, probabilities = full_rollout(agent)
+    rollout.values[:] = torch.linspace(-1, 1, 3)[torch.tensor(rollout.steps)]
+    got, want = expected_gradient(agent, rollout, probabilities), objective_gradient(agent)
+    assert (got + want).norm() > 0.1 * want.norm()
+
+
+@pytest.mark.parametrize("kl", UNBIASED_KL)
+def test_rloo_over_all_groups_of_two(kl):
+    agent = small_agent(RLOO, kl=kl, group=2)
+    assert_gradient_of_j(agent, expected_gradient(agent, *pairs_rollout(agent)))
+
+
+@pytest.mark.parametrize("kl", UNBIASED_KL)
+def test_grpo_without_std_division_is_half_of_it_in_groups_of_two(kl):
+    # The group's mean holds the completion itself: the expectation shrinks by (n - 1) / n.
+    settings = {"divide_by_std": False, "aggregation": "constant", "group": 2}
+    agent = small_agent(GRPO, kl=kl, **settings)
+    assert_gradient_of_j(agent, expected_gradient(agent, *pairs_rollout(agent)), 0.5)
+
+
+def test_the_mean_of_the_rest_of_the_batch_is_a_baseline_that_cancels():
+    agent = small_agent(Reinforce, baseline="batch", reward_to_go=False)
+    rollout, probabilities = full_rollout(agent)
+    count = len(probabilities)
+    pairs = np.indices((count, count)).reshape(2, -1).T  # prompts of a batch are drawn one by one
+    weights = np.repeat(probabilities[pairs].prod(1) / 2, 2)
+
+    def by_pairs(rollout, kl):
+        # A batch here is a pair: each return less that of the other one, worked out without the agent.
+        agent_targets = agent._targets(rollout, kl)
+        returns = action_returns(rollout, kl, "exact", BETA, 1.0)
+        first = np.cumsum(rollout.lengths) - rollout.lengths
+        whole = returns[first].reshape(-1, 2)
+        own = torch.tensor((whole - whole[:, ::-1]).ravel()[rollout.rows], dtype=torch.float32)
+        return type(agent_targets)(**{**agent_targets.__dict__, "advantages": own})
+
+    assert_gradient_of_j(agent, expected_gradient(agent, take(rollout, pairs.ravel()), weights, by_pairs))
+    # And the agent subtracts just that from a batch of two.
+    two = take(rollout, np.array([5, 63]))
+    kl = np.zeros(len(two.rows))
+    score = np.bincount(two.rows, two.rewards)
+    want = np.array([score[0] - score[1], score[1] - score[0]])[two.rows]
+    np.testing.assert_allclose(agent._targets(two, kl).advantages.numpy(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [
+        ({"divide_by_std": True, "aggregation": "constant"}, "GRPO, groups of 2"),
+        ({"divide_by_std": True, "aggregation": "sequence"}, "GRPO, mean over tokens, groups of 2"),
+        ({"divide_by_std": False, "aggregation": "constant"}, "GRPO without std, groups of 2"),
+    ],
+)
+def test_the_bias_of_std_division_and_token_means_is_that_of_the_exact_tables(settings, row):
+    agent = small_agent(GRPO, kl="k1", group=2, **settings)
+    (table,) = [
+        moments
+        for moments in estimator_table(enumerate_trajectories(agent.task, agent, agent.reference))
+        if moments.estimator == row
+    ]
+    got, want = -expected_gradient(agent, *pairs_rollout(agent)), objective_gradient(agent)
+    assert float((got - want).norm()) == pytest.approx(table.bias, rel=2e-3)
+    cosine = float(torch.nn.functional.cosine_similarity(got, want, dim=0))
+    assert cosine == pytest.approx(table.cosine, abs=1e-4)
+    assert (cosine > 0.9999) == (
+        row == "GRPO without std, groups of 2"
+    )  # elsewhere the direction is biased too
+
+
+def test_k3_as_in_the_paper_follows_the_opposite_kl():
+    settings = {"divide_by_std": False, "aggregation": "constant", "group": 2}
+    agent = small_agent(GRPO, kl="k3", **settings)
+    got = -expected_gradient(agent, *pairs_rollout(agent))
+    total = torch.zeros(())
+    for trajectory in trajectories(agent.task):
+        own = state_log_probs(agent.policy, trajectory)
+        with torch.no_grad():
+            base = state_log_probs(agent.reference, trajectory)
+        taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
+        opposite = (base.exp() * (base - own)).sum()
+        probability = 0.5 * taken.exp()
+        total = total + probability * trajectory.score - BETA * probability.detach() * opposite
+    agent.policy.zero_grad()
+    total.backward()
+    torch.testing.assert_close(got, 0.5 * flat_gradient(agent), atol=3e-4, rtol=2e-3)
+    assert (got - 0.5 * objective_gradient(agent)).norm() > 0.02
+
+
+@pytest.mark.parametrize("kind", [Reinforce, RLOO, GRPO])
+def test_whitening_divides_advantages_and_the_kl_alike_and_subtracts_nothing(kind):
+    plain, white = small_agent(kind), small_agent(kind, whiten=True)
+    rollout, _ = full_rollout(plain)
+    reference = score_reference(plain.reference, rollout, 1000, True)
+    kl = token_kl(rollout, reference, "exact")
+    one, other = plain._targets(rollout, kl), white._targets(rollout, kl)
+    spread = float(one.advantages.double().std(correction=0))
+    torch.testing.assert_close(other.advantages, one.advantages / spread)
+    assert other.kl_weight == pytest.approx(one.kl_weight / spread)
+
+
+def test_totals_by_hand():
+    lengths = np.array([1, 3])
+    assert loss_total("token", lengths, 10) == 4
+    assert loss_total("sequence", lengths, 10) == 2
+    assert loss_total("constant", lengths, 10) == 20
+    np.testing.assert_allclose(sequence_weights(lengths), [1, 1 / 3, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_a_step_sums_its_losses_as_it_says(aggregation, monkeypatch):
+    agent = small_agent(GRPO, aggregation=aggregation, group=2, micro_batch=3, kl="k3")
+    rollout = take(full_rollout(agent)[0], np.array([0, 7, 13, 39]))
+    reference = score_reference(agent.reference, rollout, 64, False)
+    targets = agent._targets(rollout, token_kl(rollout, reference, "k3"))
+    monkeypatch.setattr(agent, "_finish_step", lambda: 0.0)
+    rows = np.array([0, 1, 3])
+    agent._step(rollout, targets, reference, rows, UpdateMeter())
+    got = flat_gradient(agent)
+    lengths = rollout.lengths[rows]
+    per_row = {"token": 1 / lengths.sum(), "sequence": 1 / 3 / rollout.lengths, "constant": 1 / 3 / 3}
+    weights = np.zeros(4)
+    weights[rows] = np.broadcast_to(per_row[aggregation], 4)[rows]
+    unweighted = type(targets)(**{**targets.__dict__, "weights": None})
+    want = expected_gradient(agent, rollout, weights, lambda *_: unweighted)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3)
+
+
+def test_two_clip_ranges_by_hand():
+    log_ratio = torch.log(torch.tensor([1.25, 1.4, 0.7, 0.7]))
+    got = clipped_policy_loss(log_ratio, torch.tensor([1.0, 1.0, -1.0, 1.0]), 0.2, 0.28)
+    torch.testing.assert_close(got, torch.tensor([-1.25, -1.28, 0.8, -0.7]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (RLOO, {"batch": 10}, "batch=10: allowed is a multiple of group=4"),
+        (RLOO, {"group": 1}, "group=1"),
+        (RLOO, {"kl": "k2"}, "kl='k2'"),
+        (GRPO, {"kl": "k2"}, "kl='k2'"),
+        (Reinforce, {"kl": "k2", "reward_to_go": False}, "kl='k2'"),
+        (GRPO, {"batch": 12}, "batch=12: allowed is a multiple of group=8"),
+        (GRPO, {"clip_high": 0.0}, "clip_high=0.0"),
+        (GRPO, {"aggregation": "row"}, "aggregation='row'"),
+        (Reinforce, {"baseline": "mean"}, "baseline='mean'"),
+        (Reinforce, {"baseline": "value", "reward_to_go": False}, "reward_to_go=False"),
+        (Reinforce, {"baseline": "batch", "batch": 1}, "batch=1"),
+        (A2C, {"lam": 2.0}, "lam=2.0"),
+    ],
+)
+def test_bad_settings_are_named(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind.config_type(**settings)
+
+
+def test_groups_that_do_not_fit_into_the_environment_are_refused(env):
+    agent = small_agent(RLOO, group=3, batch=18)
+    with pytest.raises(ValueError, match="16 sub-environments; allowed are multiples of group=3"):
+        agent.learn(env, 16)

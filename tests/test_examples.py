@@ -1,0 +1,54 @@
+"""The examples: they run with nothing of ours but the environments, and they learn."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ppo_imports_gymnasium_torch_and_numpy_alone():
+    tree = ast.parse((EXAMPLES / "cleanrl_ppo.py").read_text(encoding="utf-8"))
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    packages = {name.split(".")[0] for name in found}
+    assert packages == {"__future__", "argparse", "typing", "gymnasium", "numpy", "torch"}
+
+
+def test_what_is_no_text_is_never_read():
+    observation = {
+        "input_ids": np.array([[3, 1, 7], [2, 2, 2]]),
+        "attention_mask": np.array([[1, 1, 0], [1, 0, 0]], dtype=np.int8),
+    }
+    assert load("cleanrl_ppo").tokens(observation, 9).tolist() == [[3, 1, 9], [2, 9, 9]]
+
+
+def test_ppo_starts_at_chance_and_repeats_itself():
+    words = ["--total-timesteps", "1536", "--num-envs", "64"]
+    first, again = (load("cleanrl_ppo").main(words) for _ in range(2))
+    assert first == again
+    assert len(first) == 2
+    # Two and a half hundred answers of three words, each right once in six times.
+    assert first[0] == pytest.approx(1 / 6, abs=5 * math.sqrt(5 / 36 / 768))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "steps"), [("Bandit", 25_000), ("Copy", 40_000)])
+def test_ppo_learns(task, steps):
+    words = ["--env-id", f"textgym:textgym/{task}-v0", "--total-timesteps", str(steps)]
+    history = load("cleanrl_ppo").main(words)
+    assert history[0] < 0.6
+    assert np.mean(history[-5:]) >= 0.9  # of an optimum of 1

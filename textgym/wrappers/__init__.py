@@ -1,0 +1,27 @@
+"""Wrappers that make value-based and small-network agents strong on real vocabularies, single and vector."""
+
+from textgym.wrappers.actions import (
+    AllowedActions,
+    EmbeddingActions,
+    TopKActions,
+    VectorAllowedActions,
+    VectorEmbeddingActions,
+    VectorTopKActions,
+)
+from textgym.wrappers.embeddings import token_embedding
+from textgym.wrappers.features import LMFeatures, VectorLMFeatures
+from textgym.wrappers.reference_reward import ReferenceReward, VectorReferenceReward
+
+__all__ = [
+    "AllowedActions",
+    "EmbeddingActions",
+    "LMFeatures",
+    "ReferenceReward",
+    "TopKActions",
+    "VectorAllowedActions",
+    "VectorEmbeddingActions",
+    "VectorLMFeatures",
+    "VectorReferenceReward",
+    "VectorTopKActions",
+    "token_embedding",
+]
