@@ -20,6 +20,7 @@ TINY = ["--batch", "32", "--minibatches", "1", "--epochs", "1", "--episodes", "3
         (["Helpful-v0", "--env", "reference=uniform"], "is no language model"),
         (["Helpful-v0", "--noise", "-1"], "noise=-1.0: allowed is a finite number >= 0"),
         (["Helpful-v0", "--model", "gpt2"], "model"),
+        (["Helpful-v0", "--seed", "4294967296"], "seed=4294967296: allowed is an integer in 0..4294967295"),
         (["Helpful-v0", "--env", "reward=nothing", "--env", "max_new_tokens=9"], "reward 'nothing'"),
     ],
 )

@@ -38,7 +38,8 @@ class RLHFFlags:
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
-    from textgym_agents.rlhf.pipeline import RLHFSettings, run_rlhf
+    from textgym_agents.rlhf.pipeline import run_rlhf
+    from textgym_agents.rlhf.pipeline_settings import RLHFSettings
     from textgym_agents.runs import free_folder
 
     from textgym.commands._pipeline import PipelineDisplay

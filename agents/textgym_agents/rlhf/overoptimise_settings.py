@@ -42,6 +42,8 @@ class OveroptimiseSettings:
             if not values or len(set(values)) != len(values) or min(values) < least:
                 raise ValueError(f"{name}={values!r}: allowed are one or more different numbers >= {least}")
         check_temperature(self.noise, "noise")
+        if not self.ppo.seed < 2**32:
+            raise ValueError(f"seed={self.ppo.seed!r}: allowed is an integer in 0..{2**32 - 1}")
         if self.ppo.beta is not None or self.ppo.model is not None:
             raise ValueError(
                 "beta, model: they are not settings of this PPO; betas and env option reference are"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from textgym.messages import not_one_of
-from textgym.preferences import check_temperature, collect, disagreement, read_rankings, write_rankings
+from textgym.preferences import collect, disagreement, read_rankings, write_rankings
 from textgym.references import load_reference, make_reference, reference_model
 from textgym.rewards import make_reward
 from textgym.task import Task
 from textgym.world.shares import TASK_SHARES
-from textgym_agents.config import LMPPOConfig
 from textgym_agents.registry import load_agent, make_env
 from textgym_agents.rlhf.comparison import Contest, Row, shifted
+from textgym_agents.rlhf.pipeline_settings import RLHFSettings
 from textgym_agents.rlhf.proxies import calibrate
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
@@ -29,56 +29,6 @@ from textgym_agents.storage import plain, read_json, write_json
 from textgym_agents.training import Training, Watcher
 
 SFT, PREFERENCES, REWARD_MODEL, PPO = "1-sft", "2-preferences", "3-reward-model", "4-ppo"
-
-
-@dataclass(frozen=True)
-class RLHFSettings:
-    """The whole pipeline. Its seed is that of `ppo`.
-
-    Raises: ValueError for a number out of range.
-    """
-
-    demonstrations: str | None = None
-    """A file of prompts and completions to fine-tune on; None: those of the built-in world."""
-    demonstration_count: int = 500
-    """How many of the built-in world's."""
-    sft_epochs: int = 3
-    """Passes over the demonstrations."""
-    preferences: int = 4000
-    """Prompts for which candidates are ranked."""
-    candidates: int = 2
-    """Completions that are ranked for each prompt."""
-    noise: float = 0.1
-    """Temperature of the Bradley-Terry annotator, gold reward units; 0 makes no mistakes."""
-    reward_model_epochs: int = 3
-    """Passes over the preferences."""
-    members: int = 1
-    """Reward models of the ensemble, whose scores are averaged."""
-    episodes: int = 20_480
-    """Episodes of PPO."""
-    ppo: LMPPOConfig = field(default_factory=LMPPOConfig)
-    """The settings of PPO."""
-    best_of: int = 16
-    """Samples that best-of-n chooses from."""
-    per_prompt: int = 16
-    """Completions per held-out prompt in the comparison."""
-    optimum_per_prompt: int = 128
-    """Completions per held-out prompt that the optimum is estimated from."""
-
-    def __post_init__(self) -> None:
-        counts = ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members")
-        for name in (*counts, "episodes", "best_of", "optimum_per_prompt"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 1")
-        for name in ("candidates", "per_prompt"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 2")
-        check_temperature(self.noise, "noise")
-        if self.ppo.model is not None:
-            raise ValueError(
-                f"model={self.ppo.model!r}: PPO starts from the fine-tuned model; allowed is None "
-                "(env option reference is the base model)"
-            )
 
 
 def run_rlhf(

@@ -8,7 +8,8 @@ from textgym_agents.config import LMPPOConfig
 from textgym_agents.rlhf.overoptimise import run_overoptimise
 from textgym_agents.rlhf.overoptimise_figure import draw_overoptimisation
 from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
-from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, RLHFSettings, run_rlhf
+from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, run_rlhf
+from textgym_agents.rlhf.pipeline_settings import RLHFSettings
 from textgym_agents.rlhf.stages import Stage, run_stages
 
 HELPFUL = "textgym/Helpful-v0"
