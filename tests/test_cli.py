@@ -240,3 +240,9 @@ def test_play_shows_every_reward_term(monkeypatch, capsys):
     assert code == 0
     for name in ("reward", "content", "courtesy", "concision", "ending", "rudeness", "wrong_claim", "gold"):
         assert name in out
+
+
+def test_a_package_that_an_environment_misses_is_named_with_what_to_install():
+    done = child("play", "Json-v0", before=BLOCK.format(module="llguidance"))
+    assert_one_line(done.returncode, done.stderr, "llguidance", 'pip install "textgym[rewards]"')
+    assert "--debug" not in done.stderr

@@ -38,6 +38,7 @@ _EXPLAINED = (
     TypeError,
     OSError,
     RuntimeError,
+    ModuleNotFoundError,
     ArithmeticError,
     gym.error.Error,
 )
