@@ -79,13 +79,13 @@ def _table(curves: list[dict[str, Any]]) -> Any:
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
     for name in ("layers", "pairs", "right", "by", "best gold", "at KL", "last gold", "proxy", "at KL"):
-        table.add_column(name, justify="left" if name == "by" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "by" else "right", overflow="fold")
     for curve in curves:
         points = curve["points"]
         best, last = max(points, key=lambda point: point["gold"]["mean"]), points[-1]
         numbers = [best["gold"], best["kl"], last["gold"], last["proxy"], last["kl"]]
         size = [str(curve["layers"]), f"{curve['pairs']:,}", f"{curve['accuracy']:.2f}", curve["method"]]
-        table.add_row(*size, *(f"{number['mean']:.3f}" for number in numbers))
+        table.add_row(*size, *(f"{number['mean']:.2f}" for number in numbers))
     return table
 
 

@@ -71,7 +71,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> Any:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column("policy", no_wrap=True)
     for name in ("gold reward", "proxy reward", "KL", "optimality"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for row in rows:
         cells = [_cell(row[name]) for name in ("gold", "proxy", "optimality")]
         table.add_row(row["policy"], *cells[:2], f"{row['kl']['mean']:.2f}", cells[2])
