@@ -75,7 +75,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_page_has_one_file_its_commands_and_one_line():
     assert [language for language, _ in blocks()] == ["python", "sh", "python"]
-    assert len(blocks()[0][1].splitlines()) <= 90
+    assert len(blocks()[0][1].splitlines()) <= 45
 
 
 def test_the_line_registers_it(folder):

@@ -143,7 +143,7 @@ def test_few_effective_samples_are_warned_of(task):
 def test_beta_must_be_positive(task, reference):
     with pytest.raises(ValueError, match="beta=0"):
         estimate_optimum(task, reference, beta=0)
-    with pytest.raises(ValueError, match=r"estimated at beta=0\.5, allowed is beta=0\.1"):
+    with pytest.raises(ValueError, match=r"it is of beta=0\.5, allowed is beta=0\.1"):
         evaluate(reference, task, reference, estimate_optimum(task, reference), beta=0.1)
 
 

@@ -20,7 +20,7 @@ CORE = [
     {"rewards", "lm", "prompts", "grammar"},
     {"task", "catalog", "tasks", "world"},
     {"env", "vector", "wrappers", "solve", "solver", "planning", "exploits", "exploit_search"},
-    {"registration", "evaluate", "bootstrap", "best_of_n", "preferences"},
+    {"registration", "evaluate", "optima", "bootstrap", "best_of_n", "preferences"},
     {"commands"},
     {"cli"},
 ]

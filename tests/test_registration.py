@@ -79,7 +79,7 @@ def test_a_task_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
         textgym.register_task("OwnWords", lambda: word_task())
     with pytest.raises(ValueError, match="allowed are letters"):
         textgym.register_task("own words", build)
-    with pytest.raises(TypeError, match=r"'word' is not an option .* Did you mean 'words'"):
+    with pytest.raises(TypeError, match=r"argument 'word'.* Did you mean 'words'"):
         make_task("OwnWords", word=3)
 
 

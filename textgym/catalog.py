@@ -76,6 +76,16 @@ def task_entry(name: str) -> TaskEntry:
     return _entries[name]
 
 
+def task_builder(name: str) -> Builder:
+    """The function that makes a task; its docstring describes it. Raises: ValueError for an unknown name."""
+    builder = task_entry(name).builder
+    if isinstance(builder, str):
+        module, _, function = builder.partition(":")
+        builder = getattr(importlib.import_module(module), function)
+    assert callable(builder)
+    return builder
+
+
 def make_task(name: str, **options: Any) -> Task:
     """Build a task.
 
@@ -84,19 +94,16 @@ def make_task(name: str, **options: Any) -> Task:
         options: what the task's builder takes.
     Raises: ValueError for an unknown name; TypeError for an unknown option.
     """
-    builder = task_entry(name).builder
-    if isinstance(builder, str):
-        module, _, function = builder.partition(":")
-        builder = getattr(importlib.import_module(module), function)
-    assert callable(builder)
+    builder = task_builder(name)
     parameters = inspect.signature(builder).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for option in options:
             if option not in parameters:
                 allowed = ", ".join(parameters)
                 near = did_you_mean(option, [*parameters, *_ENVIRONMENT_ARGUMENTS])
+                # Python's own phrase: TorchRL's GymEnv looks for it to learn which arguments to leave out.
                 raise TypeError(
-                    f"{option!r} is not an option of task {name!r}. Allowed are: {allowed}.{near}"
+                    f"task {name!r} got an unexpected keyword argument {option!r}. Allowed are: {allowed}.{near}"
                 )
     task: Task = builder(**options)
     return task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,8 +10,16 @@ from numpy.typing import NDArray
 
 from textgym.bootstrap import Estimate, Floats, interval, resampled_means, widen
 from textgym.lm.reference import Reference
+from textgym.optima import (
+    Optimum,
+    SampledOptimum,
+    estimate_optimum,
+    exact_optimum,
+    expected_returns,
+    optimality_of,
+    soft_maximum,
+)
 from textgym.references import make_reference
-from textgym.rewards import TextGymWarning
 from textgym.sampling import Episodes, play
 from textgym.task import Task
 
@@ -20,38 +27,15 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Optimum",
+    "SampledOptimum",
     "distinct",
     "estimate_optimum",
     "evaluate",
+    "exact_optimum",
     "expected_returns",
     "optimality_of",
     "soft_maximum",
 ]
-
-_ENOUGH = 30
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """J* of a task, estimated from samples of its reference.
-
-    Attributes:
-        value: J*, reward units. reference: J of the reference itself.
-        effective_samples: weighted harmonic mean over prompts of (sum w)^2 / sum w^2 with w = exp(R / beta):
-            the number of samples a prompt that carry the estimate. Below 30 it is not to be trusted.
-        beta: reward units per nat.
-        returns: (P, n) sampled returns; weights: (P,) probabilities of the prompts.
-        replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together.
-    """
-
-    value: Estimate
-    reference: Estimate
-    effective_samples: float
-    beta: float
-    returns: Floats
-    weights: Floats
-    replicates: Floats
-    episodes: Episodes
 
 
 @dataclass(frozen=True)
@@ -85,92 +69,6 @@ class Evaluation:
         return {name: asdict(v) if isinstance(v, Estimate) else v for name, v in plain.items()}
 
 
-def estimate_optimum(
-    task: Task,
-    reference: Reference | None = None,
-    *,
-    beta: float | None = None,
-    split: str = "eval",
-    per_prompt: int = 128,
-    seed: int = 0,
-) -> Optimum:
-    """J* = E_x[beta log E_{y ~ ref} exp(R / beta)] from samples of the reference.
-
-    A log of a mean is biased low; the leading bias, beta / (2 effective samples), is taken out.
-
-    Args:
-        beta: > 0, reward units per nat; None takes the task's.
-        per_prompt: completions sampled of every prompt of `split`.
-    Raises: ValueError if beta is not positive (then J* is the greatest reward, which samples cannot tell).
-    Warns: TextGymWarning if fewer than 30 samples a prompt carry the estimate.
-    Source: Korbak et al. (2022), arXiv:2205.11275, section 3.
-    """
-    beta = task.beta if beta is None else beta
-    if not beta > 0:
-        raise ValueError(f"beta={beta!r}: allowed is a number > 0 (reward units per nat)")
-    policy = make_reference(task) if reference is None else reference
-    episodes = play(policy, task, split=split, per_prompt=per_prompt, seed=seed)
-    returns, weights = expected_returns(task, episodes), episodes.weights
-    tilted = np.exp((returns - returns.max(1, keepdims=True)) / beta)
-    effective = tilted.sum(1) ** 2 / np.square(tilted).sum(1)
-    ess = float(1.0 / np.sum(weights / effective))
-    if ess < _ENOUGH:
-        warnings.warn(
-            f"J* at beta={beta} rests on {ess:.1f} effective samples a prompt (below {_ENOUGH}): "
-            f"raise per_prompt (now {per_prompt}) or beta",
-            TextGymWarning,
-            stacklevel=2,
-        )
-    estimates = np.array([weights @ returns.mean(1), weights @ soft_maximum(returns, beta)])
-    replicates = widen(estimates, _optimum_replicates(returns, weights, beta, seed), per_prompt)
-    return Optimum(
-        value=interval(float(estimates[1]), replicates[:, 1]),
-        reference=interval(float(estimates[0]), replicates[:, 0]),
-        effective_samples=ess,
-        beta=beta,
-        returns=returns,
-        weights=weights,
-        replicates=replicates,
-        episodes=episodes,
-    )
-
-
-def expected_returns(task: Task, episodes: Episodes) -> Floats:
-    """Returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
-
-    Raises: ValueError for a noisy task whose gold reward, the reward's expectation, is missing.
-    """
-    if not task.noisy:
-        return episodes.returns
-    if np.isnan(episodes.gold).any():
-        raise ValueError(
-            f"task {task.name!r}: its reward is noisy; allowed is one with the expectation as gold"
-        )
-    return np.asarray(episodes.gold * task.gamma ** (episodes.lengths - 1))
-
-
-def soft_maximum(returns: Floats, beta: float) -> Floats:
-    """Returns beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
-    top = returns.max(-1, keepdims=True)
-    tilted = np.exp((returns - top) / beta)
-    return _soft_maximum(top[..., 0], tilted.mean(-1), np.square(tilted).mean(-1), returns.shape[-1], beta)
-
-
-def _soft_maximum(top: Floats, mean: Floats, square: Floats, count: int, beta: float) -> Floats:
-    """`soft_maximum` from the means of exp((R - top) / beta) and of its square."""
-    return np.asarray(top + beta * (np.log(mean) + 0.5 * (square / np.square(mean) - 1.0) / count))
-
-
-def _optimum_replicates(returns: Floats, weights: Floats, beta: float, seed: int) -> Floats:
-    top = returns.max(-1, keepdims=True)
-    tilted = np.exp((returns - top) / beta)
-    base, mean, square = resampled_means(np.stack([returns, tilted, np.square(tilted)]), seed + 1).swapaxes(
-        0, 1
-    )
-    best = _soft_maximum(top[:, 0], mean, square, returns.shape[1], beta)
-    return np.stack([base @ weights, best @ weights], axis=1)
-
-
 def evaluate(
     policy: Any,
     task: Task,
@@ -188,12 +86,13 @@ def evaluate(
     Args:
         policy: an agent, or anything with `log_probs(observation)` or `act(observation)`.
         reference: pi_ref; None takes the task's.
-        optimum: from `estimate_optimum` with the same split and beta; None estimates it (skipped at beta 0).
+        optimum: from `estimate_optimum` or `exact_optimum` with the same split and beta; None estimates it
+            (skipped at beta 0).
         per_prompt: completions per prompt.
     """
     beta = (task.beta if optimum is None else optimum.beta) if beta is None else beta
     if optimum is not None and optimum.beta != beta:
-        raise ValueError(f"optimum: it was estimated at beta={optimum.beta}, allowed is beta={beta}")
+        raise ValueError(f"optimum: it is of beta={optimum.beta}, allowed is beta={beta}")
     reference = make_reference(task) if reference is None else reference
     if optimum is None and beta > 0:
         optimum = estimate_optimum(task, reference, beta=beta, split=split, seed=seed)
@@ -264,17 +163,3 @@ def distinct(completions: NDArray[np.object_], n: int) -> float:
     words = [text.split() for text in completions.ravel()]
     grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate:
-    """(J - J_ref) / (J* - J_ref) with its interval.
-
-    Args:
-        objective: J, reward units. replicates: (R,) bootstrap replicates of it.
-        optimum: J* and J_ref, estimated from as many replicates.
-    """
-    base, best = optimum.replicates.T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (replicates - base) / (best - base)
-    room = optimum.value.mean - optimum.reference.mean
-    return interval((objective - optimum.reference.mean) / room, ratios)

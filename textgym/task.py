@@ -72,7 +72,7 @@ class Task:
         mask: from B states to bool (B, V), True where the task's grammar allows the token next; None where
             every token of `vocabulary.allowed` always is.
         noisy: every episode draws a seed from the environment's generator; rewards get them as
-            `episode_seeds`.
+            `episode_seeds`. A reward with the attribute `noisy` makes its task so.
 
     Raises: ValueError for limits out of range, or a potential-based reward with another discount.
     """
@@ -121,6 +121,8 @@ class Task:
                 f"reward: its potential is discounted by gamma={self.scorer.gamma}, "
                 f"the task by gamma={self.gamma}; they must be equal"
             )
+        if getattr(self.reward, "noisy", False):
+            object.__setattr__(self, "noisy", True)
         if not self.max_prompt_tokens:
             longest = max(len(prompt.ids) for split in self.prompts for prompt in self.encoded(split))
             object.__setattr__(self, "max_prompt_tokens", longest)

@@ -11,7 +11,8 @@ from textgym.messages import not_one_of
 from textgym.preferences import Demonstration, read_demonstrations
 from textgym.world.demonstrations import task_demonstrations
 from textgym.world.shares import TASK_SHARES
-from textgym_agents.config import at_least_one
+from textgym_agents.config import at_least_one, require
+from textgym_agents.datasets.reading import Recording
 from textgym_agents.offline import OfflineAgent, OfflineConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.sequences import Sequences, token_log_probs
@@ -22,14 +23,19 @@ class BehaviourCloningConfig(OfflineConfig):
     """Settings of behaviour cloning."""
 
     data: str | None = None
-    """File of demonstrations, or of preferences, whose best completions are taken; None: the built-in world's, where
-    the task is of it."""
+    """File of demonstrations, or of preferences, whose best completions are taken, or folder of a Minari dataset; None:
+    the built-in world's demonstrations, where the task is of it."""
     demonstrations: int = 5000
     """How many of the built-in world's."""
+    best_share: float = 1.0
+    """Share of a Minari dataset's episodes that are imitated: those of the greatest return."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "demonstrations")
+        share = self.best_share
+        require("best_share", share, 0 < share <= 1, "a number in (0, 1]")
+        require("best_share", share, share == 1 or self.data is not None, "1.0 without a Minari dataset")
 
 
 class BehaviourCloning(OfflineAgent):
@@ -56,8 +62,15 @@ class BehaviourCloning(OfflineAgent):
     def _has_data(self) -> bool:
         return True
 
+    def _select(self, recording: Recording) -> Sequences:
+        return recording.sequences.rows(recording.best(self.config.best_share))
+
     def _read(self) -> list[Demonstration]:
         if self.config.data is not None:
+            share = self.config.best_share
+            require(
+                "best_share", share, share == 1, "1.0 where data is no Minari dataset: texts have no return"
+            )
             return read_demonstrations(self.config.data).rows
         count, seed = self.config.demonstrations, self.config.seed
         return [Demonstration(*row) for row in task_demonstrations(self.task.name, count, seed)]

@@ -14,9 +14,10 @@ from textgym import TokenVectorEnv
 from textgym.best_of_n import best_of_n_kl
 from textgym.lm.reference import restricted
 from textgym.references import make_reference
-from textgym.state import Prompt, TokenState
+from textgym.state import TokenState
 from textgym_agents.config import at_least_one, require
 from textgym_agents.protocol import Callback, Observation
+from textgym_agents.states import StateFinder, token_rows
 from textgym_agents.storage import read_json, write_json
 
 _FORMAT = 1
@@ -70,6 +71,7 @@ class BestOfN:
     """
 
     name = "best-of-n"
+    learns = False
 
     def __init__(self, task: Any, config: BestOfNConfig | None = None) -> None:
         self.task = task
@@ -77,10 +79,7 @@ class BestOfN:
         self._reference = make_reference(task)
         self._generator = np.random.default_rng([self.config.seed, 2])
         self._plans: list[_Plan] = []
-        # A prompt that both splits have is taken from the held-out ones.
-        self._prompts = {
-            prompt.ids: (split, prompt) for split in ("train", "eval") for prompt in task.encoded(split)
-        }
+        self._finder = StateFinder(task)
 
     @property
     def sequence_kl(self) -> float:
@@ -92,11 +91,7 @@ class BestOfN:
 
     def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
         """See `Agent.act`. `deterministic` changes nothing: nobody knows its likeliest answer."""
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
-        states: list[Tokens] = [
-            tuple(ids[:length].tolist())
-            for ids, length in zip(observation["input_ids"], lengths, strict=True)
-        ]
+        states = token_rows(observation)
         if len(self._plans) != len(states):
             self._plans = [_Plan((), -1) for _ in states]
         new = [row for row, state in enumerate(states) if not self._plans[row].leads_to(state)]
@@ -128,7 +123,7 @@ class BestOfN:
 
     def _best(self, states: list[Tokens]) -> list[Tokens]:
         """The best of n continuations of each of these states, as whole sequences."""
-        found = [self._state(tokens) for tokens in states]
+        found = [self._finder.find(tokens) for tokens in states]
         result: list[Tokens] = [()] * len(states)
         for split in sorted({split for split, _ in found}):
             rows = [row for row, (own, _) in enumerate(found) if own == split]
@@ -139,23 +134,6 @@ class BestOfN:
             for place, row in enumerate(rows):
                 result[row] = ends[place * self.config.n + int(best[place])]
         return result
-
-    def _state(self, tokens: Tokens) -> tuple[str, TokenState]:
-        """Which part of a sequence is the prompt: the longest one of the task that it begins with.
-
-        Raises: ValueError if it begins with none.
-        """
-        for length in range(len(tokens), 0, -1):
-            if tokens[:length] in self._prompts:
-                split, prompt = self._prompts[tokens[:length]]
-                return split, TokenState(prompt, tokens[length:])
-        if self.task.max_prompt_tokens < len(tokens):
-            raise ValueError(
-                f"observation: a state of {len(tokens)} tokens begins with no prompt of the task"
-            )
-        # A prompt of the user's own; its text is all that a reward can know of it.
-        (text,) = self.task.vocabulary.decode([tokens])
-        return "eval", TokenState(Prompt(text, tokens, None))
 
     def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
         """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textgym.preferences import Demonstration, annotate, pairs, read_rankings
 from textgym_agents.config import at_least_one, positive, require
+from textgym_agents.datasets.reading import Recording
 from textgym_agents.offline import OfflineAgent, OfflineConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.rollout import Rollout, collect
@@ -26,8 +27,9 @@ class DPOConfig(OfflineConfig):
     """Settings of DPO."""
 
     data: str | None = None
-    """File of preferences, in any format of textgym.preferences; None: pairs of the reference's own completions, which
-    the task's reward ranks as a Bradley-Terry annotator."""
+    """File of preferences, in any format of textgym.preferences, or folder of a Minari dataset, whose episodes are
+    paired by prompt and ranked by their returns; None: pairs of the reference's own completions. A Bradley-Terry
+    annotator ranks what has a return."""
     pairs: int | None = None
     """How many pairs of its own completions there are to learn from, rounded up to whole iterations; then come further
     passes over them. None: new ones in every iteration."""
@@ -47,7 +49,7 @@ class DPOConfig(OfflineConfig):
         positive(self, "noise")
         if self.pairs is not None:
             at_least_one(self, "pairs")
-        require("pairs", self.pairs, self.pairs is None or self.data is None, "None where data is a file")
+        require("pairs", self.pairs, self.pairs is None or self.data is None, "None where data is given")
         require("loss", self.loss, self.loss in get_args(Loss), str(get_args(Loss)))
         smoothing = self.label_smoothing
         require("label_smoothing", smoothing, 0 <= smoothing < 0.5, "a number in [0, 0.5)")
@@ -90,6 +92,15 @@ class DPO(OfflineAgent):
             for completion, ended in zip(row.completions, row.ended or (True, True), strict=True)
         ]
 
+    def _select(self, recording: Recording) -> Sequences:
+        pairs = recording.pairs()
+        best_first = self._annotate(recording.returns[pairs], self.config.seed)
+        return recording.sequences.rows(np.take_along_axis(pairs, best_first, axis=1).ravel())
+
+    def _annotate(self, returns: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+        """Which of each pair (n, 2) is preferred and which is not, by returns (n, 2)."""
+        return annotate(returns, self.config.noise, np.random.default_rng([seed, 7]))
+
     def _batch(self, env: Any) -> tuple[Sequences, Metrics]:
         if self._has_data():
             return super()._batch(env)
@@ -99,7 +110,7 @@ class DPO(OfflineAgent):
         seed = int(np.random.SeedSequence([self.config.seed, place, 0]).generate_state(1)[0])
         rollout = collect(env, self.reference, seed, self.task.vocabulary.stop_ids, group=2)
         returns = discounted_returns(rollout, self.task.gamma).reshape(-1, 2)
-        best_first = annotate(returns, self.config.noise, np.random.default_rng([seed, 7]))
+        best_first = self._annotate(returns, seed)
         order = (best_first + 2 * np.arange(len(best_first))[:, None]).ravel()
         wrong = returns[np.arange(len(returns)), best_first[:, 0]] < returns.max(1)
         return of_rollout(rollout).rows(order), {

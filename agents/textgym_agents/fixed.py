@@ -34,6 +34,7 @@ class _FixedAgent:
     """
 
     name: ClassVar[str]
+    learns: ClassVar[bool] = False
 
     def __init__(self, task: Any, config: FixedConfig | None = None) -> None:
         self.task = task

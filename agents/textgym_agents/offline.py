@@ -17,6 +17,7 @@ from torch import Tensor
 from textgym.preferences import Demonstration
 from textgym.rewards import TextGymWarning
 from textgym_agents.config import KL, LMConfig, at_least_one, require
+from textgym_agents.datasets.reading import Recording, is_recording, read_recording
 from textgym_agents.lm_agent import LMAgent
 from textgym_agents.protocol import Callback, Metrics
 from textgym_agents.rollout import check_env
@@ -28,7 +29,7 @@ class OfflineConfig(LMConfig):
     """Settings of agents that learn from given texts."""
 
     data: str | None = None
-    """File of the texts to learn from, in any format of textgym.preferences."""
+    """File of the texts to learn from, in any format of textgym.preferences, or folder of a Minari dataset."""
     epochs: int = 1
     """Passes over the texts of one iteration, before the next ones are taken."""
     minibatches: int = 4
@@ -77,7 +78,7 @@ class OfflineAgent(LMAgent):
                 f"env: {env.num_envs} sub-environments; allowed are multiples of {self.unit} (texts taken together)"
             )
         if self._data is None and self._has_data():
-            self._data = self._encode(self._read())
+            self._data = self._load()
             digest = self._data.digest()
             if self._digest not in (None, digest):
                 raise ValueError(f"data={self.config.data!r}: other texts than learning began with")
@@ -90,7 +91,21 @@ class OfflineAgent(LMAgent):
 
     @abstractmethod
     def _read(self) -> list[Demonstration]:
-        """All texts, those of a unit one after the other."""
+        """All texts of a file, those of a unit one after the other."""
+
+    @abstractmethod
+    def _select(self, recording: Recording) -> Sequences:
+        """What of recorded episodes is learned from, those of a unit one after the other."""
+
+    def _load(self) -> Sequences:
+        data = self.config.data
+        if data is None or not is_recording(data):
+            return self._encode(self._read())
+        recording = read_recording(data, self.task)
+        try:
+            return self._select(recording)
+        except ValueError as error:
+            raise ValueError(f"data={data!r}: {error}") from error
 
     def _batch(self, env: Any) -> tuple[Sequences, Metrics]:
         """The texts of this iteration, and what there is to say of them."""

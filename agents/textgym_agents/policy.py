@@ -84,6 +84,26 @@ class LMPolicy(nn.Module):
             logits, hidden = logits[rows], hidden[rows]
         return torch.log_softmax(self._shape(logits, masks), -1), self._value(hidden)
 
+    @torch.inference_mode()
+    def branch(
+        self, observation: Observation, rows: Tensor, tokens: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Masked, tempered logits (M, V) and values (M,) in the states that M single tokens lead to.
+
+        Each state is read once, whatever number of tokens is tried in it; the cache by which the policy acts is left
+        alone.
+
+        Args:
+            observation: of B states. rows: (M,) int64, which state. tokens: (M,) int64, what is appended to it.
+            masks: (M, V) bool, the tokens that the task's grammar allows afterwards; None: all.
+        """
+        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=self.device)
+        with self._precision():
+            cache = self._backbone.open(ids, torch.tensor(lengths, device=self.device), 1)[0]
+            logits, hidden = self._backbone.extend(self._backbone.select(cache, rows), tokens)
+        return self._shape(logits, masks), self._value(hidden)
+
     def forget(self) -> None:
         """Empties the key-value cache: the parameters have changed."""
         self._decoder.reset()

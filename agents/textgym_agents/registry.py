@@ -126,16 +126,20 @@ def make_agent(agent: str, env: Any, config: Any = None, **settings: Any) -> Age
     return made
 
 
-def load_agent(path: str | Path, env: Any, agent: str | None = None) -> Agent:
+def load_agent(path: str | Path, env: Any, agent: str | None = None, trust_pickle: bool = False) -> Agent:
     """Reads a saved agent, ready to act or to go on learning.
 
     Args:
-        path: the folder that `save` wrote, or a run's folder that has it as `checkpoint`.
+        path: the folder that `save` wrote, or a run's folder that has it as `checkpoint`; or the .zip file of a model
+            that Stable-Baselines3 itself saved, which can act only.
         env: an environment of the task.
-        agent: its name or `module:Class`; None takes the registered name that the folder holds.
+        agent: its name or `module:Class`; None takes the registered name that the folder holds. A .zip has to have it.
+        trust_pickle: reading a .zip runs the code in it; without this it is refused.
     Raises: ValueError if there is no such agent.
     """
     folder = Path(path)
+    if folder.is_file():
+        return _load_file(folder, env, agent, trust_pickle)
     if not (folder / "agent.json").exists() and (folder / "checkpoint").is_dir():
         folder = folder / "checkpoint"
     if agent is None:
@@ -146,6 +150,16 @@ def load_agent(path: str | Path, env: Any, agent: str | None = None) -> Agent:
         if agent not in _entries:
             raise ValueError(f"path={str(path)!r}: {not_one_of('agent', agent, _entries)} Name its class")
     return agent_class(agent).load(folder, env)
+
+
+def _load_file(path: Path, env: Any, agent: str | None, trust_pickle: bool) -> Agent:
+    from textgym_agents.sb3.pickled import load_zip
+
+    if trust_pickle and agent is None:
+        raise ValueError(
+            f"path={str(path)!r}: a file does not say what it holds; name the agent, as sb3-ppo (--agent-class)"
+        )
+    return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
 
 
 def make_env(env_id: str, num_envs: int, **options: Any) -> Any:
@@ -224,6 +238,11 @@ register_agent(
 register_agent("sb3-trpo", "textgym_agents.sb3.on_policy:SB3TRPO", "sb3-contrib's TRPO on token features")
 register_agent(
     "alphazero", "textgym_agents.mcts.alphazero:AlphaZero", "tree search distilled into a causal LM"
+)
+register_agent(
+    "value-guided",
+    "textgym_agents.value_guided:ValueGuided",
+    "an agent's policy tilted by its critic, token by token",
 )
 register_agent("mcts", "textgym_agents.mcts.agent:MCTS", "Monte-Carlo tree search over the true model")
 register_agent(

@@ -101,11 +101,12 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
     @contextlib.contextmanager
-    def writing(self, rewind_to: int | None = None) -> Iterator[bool]:
+    def writing(self, rewind_to: int | None = None, events: bool = True) -> Iterator[bool]:
         """Holds the folder while it is written: no other process may. Yields whether TensorBoard events are kept.
 
         Args:
             rewind_to: the iteration that the run goes on from; what was logged after it is dropped.
+            events: whether TensorBoard events are written, where it is installed.
         Raises: ValueError if another process is at work in the folder.
         """
         lock = (self.path / ".lock").open("w")
@@ -113,7 +114,7 @@ class RunFolder:
             _hold(lock, self.path)
             if rewind_to is not None:
                 self._rewind(rewind_to)
-            self._events = self._open_events()
+            self._events = self._open_events() if events else None
             yield self._events is not None
         finally:
             if self._events is not None:

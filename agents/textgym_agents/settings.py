@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_PACKAGES = ("textgym", "gymnasium", "numpy", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    "textgym",
+    "gymnasium",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "stable-baselines3",
+    "sb3-contrib",
+)
 
 
 @dataclass(frozen=True)
@@ -20,10 +29,12 @@ class TrainSettings:
         agent: a registered name or `module:Class`. config: the agent's settings.
         episodes: the budget.
         eval_every: iterations between evaluations on held-out prompts; 0 evaluates before and after only.
+        eval_points: evaluations on the way at even distances over the budget of episodes, each with a checkpoint, in
+            place of `eval_every`; 0: as `eval_every` says.
         eval_per_prompt: completions per prompt of the evaluations on the way.
         final_per_prompt: completions per prompt of the first and the last evaluation.
         optimum_per_prompt: completions per prompt that J* is estimated from.
-        save_every: iterations between checkpoints.
+        save_every: iterations between checkpoints; 0: at `eval_points` and at the end only.
         samples: prompts whose completions each evaluation writes to samples.jsonl.
     Raises: ValueError for a number out of range.
     """
@@ -39,15 +50,15 @@ class TrainSettings:
     optimum_per_prompt: int = 64
     save_every: int = 10
     samples: int = 8
+    eval_points: int = 0
 
     def __post_init__(self) -> None:
-        least = {"eval_every": 0, "samples": 0}
+        least = {"eval_every": 0, "eval_points": 0, "save_every": 0, "samples": 0}
         names = (
             "episodes",
             "eval_per_prompt",
             "final_per_prompt",
             "optimum_per_prompt",
-            "save_every",
             *least,
         )
         for name in names:

@@ -11,7 +11,9 @@ from textgym.evaluate import Evaluation, Optimum, estimate_optimum, evaluate
 from textgym_agents.curves import draw_curves
 from textgym_agents.fixed import reference_of
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
+from textgym_agents.looking import at_rest
 from textgym_agents.measures import evaluation_row, optimum_summary, sample_rows
+from textgym_agents.meter import LearningMeter
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.runs import RunFolder
@@ -39,6 +41,7 @@ class TrainResult:
         before, after: flat measures before and after learning, under `eval/...`.
         first: the evaluation before learning; None in a run that was resumed. last: the one after it.
         optimum: J*; None at beta 0. seconds: wall time, of all parts of the run.
+        learned: what learning has cost, see `LearningMeter.row`. iterations, episodes: how far it came.
     """
 
     before: Metrics
@@ -47,6 +50,9 @@ class TrainResult:
     last: Evaluation
     optimum: Optimum | None
     seconds: float
+    learned: Metrics
+    iterations: int
+    episodes: int
 
 
 class Training:
@@ -55,42 +61,62 @@ class Training:
     Args:
         settings: what to train.
         folder: of an interrupted run, to go on with; None for a new run.
+        beta: reward units per nat, that J is measured with; None takes the agent's own, or the task's.
+        seed: of the evaluations; None takes the agent's own.
+        pictures: write TensorBoard events and curve.png, where what they need is installed.
+
+    Attributes:
+        task: what is learned. beta: reward units per nat.
+        reference: what KL is measured from; has_own_reference: whether it is the agent's, not the task's.
     """
 
-    def __init__(self, settings: TrainSettings, folder: RunFolder | None = None) -> None:
-        self._settings, self._folder = settings, folder
+    def __init__(
+        self,
+        settings: TrainSettings,
+        folder: RunFolder | None = None,
+        *,
+        beta: float | None = None,
+        seed: int | None = None,
+        pictures: bool = True,
+    ) -> None:
+        self._settings, self._folder, self._pictures = settings, folder, pictures
         config = make_config(agent_class(settings.agent), settings.config)
-        self._seed = int(getattr(config, "seed", 0))
+        self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
         self._env = make_env(settings.id, int(getattr(config, "batch", 64)), **settings.env)
-        self._task = self._env.unwrapped.task
-        own_beta = getattr(config, "beta", None)
-        self._beta = float(self._task.beta if own_beta is None else own_beta)
+        self.task = self._env.unwrapped.task
+        own_beta = getattr(config, "beta", None) if beta is None else beta
+        self.beta = float(self.task.beta if own_beta is None else own_beta)
         self._agent: Agent = (
             load_agent(folder.checkpoint, self._env, settings.agent)
             if folder is not None and folder.checkpoint.is_dir()
             else make_agent(settings.agent, self._env, config)
         )
-        self._reference = reference_of(self._agent, self._task)
+        self.reference = reference_of(self._agent, self.task)
+        own = getattr(self._agent, "own_reference", lambda: None)
+        self.has_own_reference = own() is not None
         self._optimum: Optimum | None = None
-        self._started = time.monotonic()
+        self._meter = LearningMeter(self._env)
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._first: Evaluation | None = None
         self._last: Evaluation | None = None
         self._iterations = self._episodes = 0
 
-    def run(self, out: str | Path, watcher: Watcher) -> TrainResult:
+    def run(self, out: str | Path, watcher: Watcher, optimum: Optimum | None = None) -> TrainResult:
         """Learns, and writes the run's folder.
 
         Args:
             out: a new folder; not looked at in a run that is resumed.
             watcher: is told what happens.
+            optimum: J* on the held-out prompts at this reference and beta; None estimates it, where beta > 0.
         Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C.
         """
         resumed = self._folder is not None
         folder = self._folder or RunFolder.create(out, asdict(self._settings) | {"versions": versions()})
-        self._folder = folder
+        self._folder, self._optimum = folder, optimum
         try:
-            with folder.writing(self._checkpoint_iteration() if resumed else None) as has_events:
-                if not has_events:
+            rewind_to = self._checkpoint_iteration() if resumed else None
+            with folder.writing(rewind_to, self._pictures) as has_events:
+                if self._pictures and not has_events:
                     watcher.note('no TensorBoard events are written: pip install "textgym[report]"')
                 self._catch_up(folder)
                 return self._run(folder, watcher)
@@ -105,8 +131,9 @@ class Training:
 
     def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
         settings = self._settings
-        watcher.stage("estimating the optimum")
-        self._optimum = self._estimate_optimum()
+        if self._optimum is None and self.beta > 0:
+            watcher.stage("estimating the optimum")
+            self._optimum = self._estimate_optimum()
         if not folder.metrics():
             watcher.stage("evaluating before learning")
             self._first = self._evaluate(settings.final_per_prompt)
@@ -114,6 +141,8 @@ class Training:
         watcher.stage("learning")
         if self._episodes < settings.episodes:
             self._learn(folder, watcher)
+        if self._last is None and not getattr(self._agent, "learns", True):
+            self._last = self._first  # what cannot learn is the same after it as before
         if self._last is None:
             watcher.stage("evaluating after learning")
             self._last = self._evaluate(settings.final_per_prompt)
@@ -124,6 +153,8 @@ class Training:
         offset = self._iterations
 
         def after_iteration(metrics: Metrics) -> bool:
+            self._meter.stop(metrics)
+            before = self._episodes
             self._iterations += 1
             self._episodes = int(metrics.get("episode", (self._iterations) * self._env.num_envs))
             row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
@@ -132,22 +163,36 @@ class Training:
             if done:
                 watcher.stage("evaluating after learning")
                 self._last = evaluation = self._evaluate(settings.final_per_prompt)
-            elif settings.eval_every and self._iterations % settings.eval_every == 0:
+            elif self._is_due(before):
                 evaluation = self._evaluate(settings.eval_per_prompt)
             self._record(folder, watcher, row, evaluation)
-            if done or interrupted() or self._iterations % settings.save_every == 0:
+            at_point = evaluation is not None and settings.eval_points > 0
+            if done or at_point or interrupted() or self._every(settings.save_every):
                 self._save(folder)
+            self._meter.start()
             return interrupted()
 
         with first_interrupt(
             lambda: watcher.note("stopping after this iteration; Ctrl-C again stops at once")
         ) as (interrupted):
+            self._meter.start()
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
             if interrupted() and self._episodes < settings.episodes:
                 self._draw(folder, watcher)
                 raise KeyboardInterrupt
         if self._iterations == offset:
+            self._meter.stop()
             self._save(folder)
+
+    def _is_due(self, before: int) -> bool:
+        """Whether an evaluation follows this iteration. Args: before: episodes before it."""
+        points, budget = self._settings.eval_points, self._settings.episodes
+        if points:
+            return self._episodes * points // budget > before * points // budget
+        return self._every(self._settings.eval_every)
+
+    def _every(self, iterations: int) -> bool:
+        return iterations > 0 and self._iterations % iterations == 0
 
     def _finish(self, folder: RunFolder, watcher: Watcher, last: Evaluation) -> TrainResult:
         rows = folder.metrics()
@@ -160,44 +205,46 @@ class Training:
                 "before": before,
                 "after": after,
                 "optimum": optimum_summary(self._optimum),
-                "beta": self._beta,
+                "beta": self.beta,
                 "iterations": self._iterations,
                 "episodes": self._episodes,
                 "seconds": seconds,
                 "versions": versions(),
             }
         )
-        return TrainResult(before, after, self._first, last, self._optimum, seconds)
+        reached = self._meter.row(), self._iterations, self._episodes
+        return TrainResult(before, after, self._first, last, self._optimum, seconds, *reached)
 
-    def _estimate_optimum(self) -> Optimum | None:
-        if not self._beta > 0:
-            return None
+    def _estimate_optimum(self) -> Optimum:
         # Always the same samples, so that every run of a task is measured against the same J*.
         per_prompt = self._settings.optimum_per_prompt
-        return estimate_optimum(self._task, self._reference, beta=self._beta, per_prompt=per_prompt, seed=0)
+        return estimate_optimum(self.task, self.reference, beta=self.beta, per_prompt=per_prompt, seed=0)
 
     def _evaluate(self, per_prompt: int) -> Evaluation:
-        return evaluate(
-            self._agent,
-            self._task,
-            self._reference,
-            self._optimum,
-            beta=self._beta,
-            per_prompt=per_prompt,
-            seed=self._seed,
-        )
+        with at_rest(self._agent, self._settings.agent, self._env) as agent:
+            return evaluate(
+                agent,
+                self.task,
+                self.reference,
+                self._optimum,
+                beta=self.beta,
+                per_prompt=per_prompt,
+                seed=self._seed,
+            )
 
     def _record(
         self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: Evaluation | None
     ) -> None:
         # Of all episodes so far; those of evaluations are counted apart.
-        failures = self._task.scorer.failures
+        failures = self.task.scorer.failures
         row = {**metrics, **{f"reward/failures/{kind}": count for kind, count in failures.items()}}
         if evaluation is not None:
             row |= evaluation_row(evaluation)
             rows = sample_rows(evaluation, self._settings.samples)
             folder.sample({"iteration": self._iterations, **sample} for sample in rows)
+        row |= self._meter.row()
         row["seconds"] = time.monotonic() - self._started
+        row["cpu_seconds"] = time.process_time() - self._cpu_started
         folder.log(row)
         watcher.iteration(row)
 
@@ -217,12 +264,16 @@ class Training:
         if rows:
             self._iterations, self._episodes = int(rows[-1]["iteration"]), int(rows[-1]["episode"])
             self._started -= float(rows[-1]["seconds"])
+            self._cpu_started -= float(rows[-1].get("cpu_seconds", 0.0))
+            self._meter.restore(rows[-1])
 
     def _draw(self, folder: RunFolder, watcher: Watcher) -> None:
+        if not self._pictures:
+            return
         optimum = self._optimum
         levels = (optimum.reference.mean, optimum.value.mean) if optimum is not None else None
         try:
             title = f"{self._settings.agent} on {self._settings.id}"
-            draw_curves(folder.metrics(), folder.curve, title, levels, self._beta)
+            draw_curves(folder.metrics(), folder.curve, title, levels, self.beta)
         except ModuleNotFoundError:
             watcher.note('no curve.png is drawn: pip install "textgym[report]"')

@@ -262,7 +262,7 @@ def test_it_passes_every_check_that_applies(source, file):
     [
         ({"noise": 0.0}, "noise=0.0"),
         ({"pairs": 0}, "pairs=0"),
-        ({"pairs": 4, "data": "x.jsonl"}, "pairs=4: allowed is None where data is a file"),
+        ({"pairs": 4, "data": "x.jsonl"}, "pairs=4: allowed is None where data is given"),
         ({"loss": "hinge"}, "loss='hinge'"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"label_smoothing": 0.1, "loss": "ipo"}, "label_smoothing=0.1"),

@@ -84,7 +84,7 @@ def test_a_training_logs_how_often_its_reward_failed(tmp_path: Path) -> None:
     assert counts[0] == 0
     assert counts == sorted(counts)
     assert 0 < counts[-1] <= 96
-    assert counts[-1] == training._task.scorer.failures["raises"]
+    assert counts[-1] == training.task.scorer.failures["raises"]
     assert watcher.rows[0]["eval/failures/raises"] > 0
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("reward/failures/raises", 0) for row in logged] == counts

@@ -35,6 +35,7 @@ SPECS: list[Any] = [
     {"name": "missing_stop", "stop_ids": [2, 3]},
     {"name": "running_norm", "reward": "length"},
     {"name": "shaped", "reward": {"name": "contains_all", "words": ["a"]}, "gamma": 0.5},
+    {"name": "blurred", "reward": "charset", "deviation": 0.5},
     {"name": "weighted", "rewards": {"a": "charset", "b": {"name": "length"}}, "weights": {"a": 2}},
     {"name": "weighted", "rewards": {"in": {"name": "weighted", "rewards": {"x": "length"}}}},
 ]
@@ -43,7 +44,7 @@ SPECS: list[Any] = [
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_spec_that_went_through_json_scores_the_same(spec: Any) -> None:
     texts = ["a cat", "", "axe and cat and more words"]
-    columns = {"completion_ids": [[1, 2], [3], [4, 5, 6]]}
+    columns = {"completion_ids": [[1, 2], [3], [4, 5, 6]], "episode_seeds": [7, 8, 9]}
     first = Scorer(spec).score(["p"] * 3, texts, columns)
     again = Scorer(json.loads(json.dumps(spec))).score(["p"] * 3, texts, columns)
     assert first.total.tolist() == again.total.tolist()

@@ -25,6 +25,7 @@ from textgym.rewards import (
 SPECS: dict[str, Any] = {
     "arithmetic": "arithmetic",
     "bleu": {"name": "bleu", "column": "answer"},
+    "blurred": {"name": "blurred", "reward": "length", "deviation": 0.5},
     "charset": "charset",
     "chrf": {"name": "chrf", "column": "answer"},
     "clipped": {"name": "clipped", "reward": "length"},
@@ -55,6 +56,7 @@ SPECS: dict[str, Any] = {
 }
 COLUMNS: dict[str, Any] = {
     "completion_ids": [[5, 6, 1], [5]],
+    "episode_seeds": [7, 8],
     "answer": ["7", "12"],
     "value": [{"a": 1}, None],
 }

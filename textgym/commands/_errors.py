@@ -20,9 +20,16 @@ _EXTRAS = {
     "vaderSentiment": "rewards",
     "stable_baselines3": "sb3",
     "sb3_contrib": "sb3",
+    "minari": "data",
+    "h5py": "data",
+    "ray": "dist",
     "matplotlib": "report",
     "tensorboard": "report",
     "PIL": "report",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "plotly": "report",
+    "scipy": "report",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
-from textgym.commands._policies import open_policy
+from textgym.commands._policies import guided, open_policy
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,14 @@ class EvalFlags:
     id: EnvId
     """The environment, as `textgym list` shows it."""
     agent: str = "reference"
-    """A checkpoint or run folder, or an agent that needs no learning: reference, random, or module:Class."""
+    """A checkpoint or run folder, a .zip of Stable-Baselines3, or an agent that needs no learning: reference, random,
+    or module:Class."""
     agent_class: str | None = None
-    """module:Class of the agent in the folder, where it is no registered one."""
+    """module:Class of the agent in the folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    trust_pickle: bool = False
+    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
+    guide: int = 0
+    """Let the agent's own critic choose among its so many likeliest tokens (value-guided decoding); 0: not."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
     split: Literal["eval", "train"] = "eval"
@@ -51,7 +56,10 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     flags = parse(EvalFlags, arguments, "eval")
     env_id = find_id(flags.id)
-    env, agent = open_policy(env_id, flags.agent, flags.env, flags.agent_class)
+    env, agent = open_policy(
+        env_id, flags.agent, flags.env, flags.agent_class, trust_pickle=flags.trust_pickle
+    )
+    agent = guided(env, agent, flags.guide)
     evaluation, optimum = _evaluate(flags, env.unwrapped.task, agent)
     from textgym_agents.measures import evaluation_row, optimum_summary
 

@@ -27,9 +27,12 @@ class PreferencesFlags:
     out: Path | None = None
     """The .jsonl file to write. What is there is never overwritten."""
     policy: str = "reference"
-    """A checkpoint or run folder, or an agent that needs no learning: reference, random, or module:Class."""
+    """A checkpoint or run folder, a .zip of Stable-Baselines3, or an agent that needs no learning: reference, random,
+    or module:Class."""
     agent_class: str | None = None
-    """module:Class of the agent in the folder, where it is no registered one."""
+    """module:Class of the agent in the folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    trust_pickle: bool = False
+    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --policy is one."""
     split: Literal["train", "eval"] = "train"
@@ -99,7 +102,9 @@ def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Any, dict[str, Any]]
     assert flags.out is not None
     # Before the work: where no folder can be made, it would be lost.
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    env, policy = open_policy(env_id, flags.policy, flags.env, flags.agent_class, flag="--policy")
+    env, policy = open_policy(
+        env_id, flags.policy, flags.env, flags.agent_class, "--policy", flags.trust_pickle
+    )
     collected = collect(
         env.unwrapped.task,
         policy,

@@ -32,6 +32,8 @@ class TrainFlags:
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     eval_every: int = 10
     """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
+    eval_points: int = 0
+    """Evaluations on the way at even distances over the episodes, in place of --eval-every."""
     eval_per_prompt: int = 2
     """Completions per held-out prompt of the evaluations on the way."""
     final_per_prompt: int = 16

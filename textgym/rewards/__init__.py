@@ -2,6 +2,7 @@
 
 from textgym.rewards.arithmetic import Arithmetic
 from textgym.rewards.base import Reward, RewardError, Scores, TermReward, TextGymWarning
+from textgym.rewards.blurred import Blurred
 from textgym.rewards.compose import Clipped, Weighted
 from textgym.rewards.json_schema import JsonSchema
 from textgym.rewards.json_values import JsonValues
@@ -28,6 +29,7 @@ from textgym.rewards.template import Format
 for _name, _factory in {
     "arithmetic": Arithmetic,
     "bleu": Bleu,
+    "blurred": Blurred,
     "charset": Charset,
     "chrf": Chrf,
     "clipped": Clipped,
@@ -56,6 +58,7 @@ register_reward("reward_model", "textgym.lm.reward_model:RewardModel")  # import
 __all__ = [
     "Arithmetic",
     "Bleu",
+    "Blurred",
     "Charset",
     "Chrf",
     "Clipped",

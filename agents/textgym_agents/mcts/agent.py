@@ -13,9 +13,9 @@ from textgym import TokenVectorEnv
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import Floats
 from textgym_agents.mcts.planner import Planner
-from textgym_agents.mcts.states import token_rows
 from textgym_agents.mcts.storage import read_tree_agent, write_tree_agent
 from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.states import token_rows
 from textgym_agents.tabular.episodes import check_env
 from textgym_agents.tabular.policies import draw
 
@@ -82,6 +82,7 @@ class MCTS:
 
     def _iterate(self, env: Any) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
+        simulated = self.planner.tokens
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
         active, discount = np.ones(env.num_envs, dtype=np.bool_), 1.0
         returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs)
@@ -104,6 +105,7 @@ class MCTS:
             "completion_length": float(lengths.mean()),
             "nodes": float(len(self.planner.forest)),
             "scored": float(self.planner.scored),
+            "simulated_tokens": float(self.planner.tokens - simulated),
             "iteration": float(self.iteration),
             "episode": float(self.episodes),
         }

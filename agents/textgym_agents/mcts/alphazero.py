@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textgym.lm.reference import Reference
 from textgym.references import make_reference
 from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, positive, require, share
 from textgym_agents.lm_agent import LMAgent
@@ -98,7 +100,11 @@ class AlphaZero(LMAgent):
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
             raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean'")
-        self._reference = self.own_reference() or make_reference(task)
+
+    @cached_property
+    def _reference(self) -> Reference:
+        # Not before it is needed: only then a loaded agent knows whether it has one of its own.
+        return self.own_reference() or make_reference(self.task)
 
     def _iterate(self, env: Any) -> Metrics:
         config = self.config
@@ -123,6 +129,7 @@ class AlphaZero(LMAgent):
             "objective/beta": beta,
             "completion_length": float(games.lengths.mean()),
             "scored": float(planner.scored),
+            "simulated_tokens": float(planner.tokens),
             **metrics,
             "lr": rate,
             "iteration": float(self.iteration),

@@ -29,6 +29,7 @@ _VALUES: dict[str, tuple[Any, float]] = {
     "values": (np.float64, 0.0),
     "own": (np.float64, 0.0),
     "parents": (np.int64, -1),
+    "solved": (np.bool_, False),
 }
 
 
@@ -66,6 +67,7 @@ class Forest:
         children: (n, k) nodes, or `UNSEEN` or `ENDED`.
         answers: (n, k) log-probabilities that were given for this state; NaN where none were asked for.
         values: (n,) V by all simulations. own: (n,) the evaluation as a leaf. parents: (n,) -1 at roots.
+        solved: (n,) all that the candidates lead to was tried, to its end.
         states: n states. splits: n, whose prompts they have.
     """
 
@@ -79,6 +81,7 @@ class Forest:
     values: Floats
     own: Floats
     parents: Ints
+    solved: Bools
 
     def __init__(self, candidates: int, most: int) -> None:
         self.candidates, self.most = candidates, most
@@ -121,6 +124,12 @@ class Forest:
         children = self.children[nodes]
         below = np.where(children >= 0, self.values[np.maximum(children, 0)], 0.0)
         return self.rewards[nodes] + below, self.visits[nodes] > 0
+
+    def done(self, nodes: Ints) -> Bools:
+        """Which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
+        children = self.children[nodes]
+        solved = (children >= 0) & self.solved[np.maximum(children, 0)]
+        return np.asarray((children == ENDED) | solved | np.isneginf(self.log_prior[nodes]))
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything but the states' prompts, as arrays."""

@@ -60,6 +60,8 @@ class Search:
     ) -> None:
         self._forest, self._model, self._evaluator = forest, model, evaluator
         self._rules, self._roots, self._generator = rules, roots, generator
+        # Visits that teach nothing are left out, unless the answer is made of visits, or ends are paid with noise.
+        self._skips = rules.backup != "mean" and not model.task.noisy
         values, known = forest.action_values(roots)
         # The range of the values that each root has seen: PUCT compares them with probabilities, so they are scaled.
         self._low = np.where(known, values, np.inf).min(1)
@@ -68,8 +70,13 @@ class Search:
         self._root_prior = self._noisy_prior()
 
     def run(self, simulations: int) -> None:
-        """Simulates so many times from every root, then carries the result up to the roots' ancestors."""
+        """Simulates so many times from every root, then carries the result up to the roots' ancestors.
+
+        It ends early where nothing is left to find out.
+        """
         for _ in range(simulations):
+            if self._skips and self._forest.solved[self._roots].all():
+                break
             paths = self._select()
             self._expand(*paths.leaves(len(self._roots)))
             self._back_up(paths)
@@ -95,7 +102,8 @@ class Search:
 
         Q is scaled to [0, 1] by the range of values seen from the root; a token that was never tried has the value of
         its state. Source: Silver et al. (2017), arXiv:1712.01815, "Search"; constants and scaling as in Schrittwieser
-        et al. (2020), arXiv:1911.08265, appendix B, equations 2 and 5.
+        et al. (2020), arXiv:1911.08265, appendix B, equations 2 and 5. What is known to the end is not tried again:
+        Winands et al. (2008), "Monte-Carlo Tree Search Solver".
         """
         forest, rules = self._forest, self._rules
         values, known = forest.action_values(nodes)
@@ -107,6 +115,9 @@ class Search:
         factor = rules.c_init + np.log((1 + total + rules.c_base) / rules.c_base)
         scores = scaled + factor * prior * np.sqrt(total) / (1 + visits)
         scores = np.where(log_prior > -np.inf, scores, -np.inf)
+        if self._skips:
+            done = forest.done(nodes)
+            scores = np.where(done & ~done.all(1, keepdims=True), -np.inf, scores)
         best = scores >= scores.max(1, keepdims=True) - 1e-12
         return np.asarray(np.where(best, self._generator.random(scores.shape), -1.0).argmax(1))
 
@@ -163,6 +174,7 @@ class Search:
         forest = self._forest
         values, known = forest.action_values(nodes)
         forest.values[nodes] = backed_up(self._rules, values, known, forest, nodes)
+        forest.solved[nodes] = forest.done(nodes).all(1)
 
 
 def backed_up(rules: Rules, values: Floats, known: Bools, forest: Forest, nodes: Ints) -> Floats:

@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import Logger
 
 from textgym.lm.causal import choose_device
 from textgym.vector import TokenVectorEnv
+from textgym.wrappers.choices import Numbered, Table
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.features import TokenFeatures
@@ -37,6 +38,9 @@ class SB3Agent(ABC):
 
     name: ClassVar[str]
     config_type: ClassVar[type[SB3Config]]
+    model_type: ClassVar[Any] = None
+    """The library's class, whose own .zip files can be read; None where actions are points: a file does not tell which
+    tokens those are."""
     scores: ClassVar[str] = "objective/scores"
     """The metric's name of the returns of the sampled episodes."""
 
@@ -48,6 +52,22 @@ class SB3Agent(ABC):
         self._acting = np.random.default_rng([config.seed, 2])
         stand_in = TokenVectorEnv(task, rows or config.batch, autoreset_mode=AutoresetMode.DISABLED)
         self.model = self._build(self.interface.wrap(stand_in)[0])
+
+    @classmethod
+    def around(cls, task: Any, model: Any, table: Table) -> Self:
+        """An agent that acts by a model which others built.
+
+        Args:
+            task: what `env.unwrapped.task` holds. model: of `model_type`. table: the tokens that its actions are.
+        """
+        agent = cls.__new__(cls)
+        agent.task, agent.model = task, model
+        agent.config = cls.config_type(reference_reward=False)
+        agent.device = model.device
+        agent.interface = Interface(task, agent.config, None)
+        agent.interface.choice = Numbered(table)
+        agent._acting = np.random.default_rng([agent.config.seed, 2])
+        return agent
 
     @abstractmethod
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:

@@ -94,12 +94,13 @@ class SB3DQN(_Valued):
 
     name = "sb3-dqn"
     config_type = SB3DQNConfig
+    model_type = DQN
 
     def __init__(self, task: Any, config: SB3DQNConfig | None = None, rows: int | None = None) -> None:
         super().__init__(task, config or SB3DQNConfig(), rows)
 
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return DQN(policy, env, **self._shared(env, common), **self._exploration())
+        return self.model_type(policy, env, **self._shared(env, common), **self._exploration())
 
     def _values(self, inputs: Any) -> Any:
         return self.model.q_net(inputs)
@@ -112,6 +113,7 @@ class SB3QRDQN(_Valued):
 
     name = "sb3-qrdqn"
     config_type = SB3QRDQNConfig
+    model_type = QRDQN
 
     def __init__(self, task: Any, config: SB3QRDQNConfig | None = None, rows: int | None = None) -> None:
         super().__init__(task, config or SB3QRDQNConfig(), rows)
@@ -121,7 +123,7 @@ class SB3QRDQN(_Valued):
         assert isinstance(config, SB3QRDQNConfig)
         kwargs = {**common["policy_kwargs"], "n_quantiles": config.quantiles}
         shared = {**self._shared(env, common), "policy_kwargs": kwargs}
-        return QRDQN(policy, env, **shared, **self._exploration())
+        return self.model_type(policy, env, **shared, **self._exploration())
 
     def _values(self, inputs: Any) -> Any:
         return self.model.quantile_net(inputs).mean(1)

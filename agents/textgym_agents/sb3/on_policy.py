@@ -91,12 +91,13 @@ class SB3PPO(_OnPolicy):
 
     name = "sb3-ppo"
     config_type = SB3PPOConfig
+    model_type = PPO
 
     def __init__(self, task: Any, config: SB3PPOConfig | None = None, rows: int | None = None) -> None:
         super().__init__(task, config or SB3PPOConfig(), rows)
 
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return PPO(policy, env, **self._shared(common), **self._objective(), **self._epochs(env))
+        return self.model_type(policy, env, **self._shared(common), **self._objective(), **self._epochs(env))
 
 
 class SB3A2C(_OnPolicy):
@@ -104,12 +105,13 @@ class SB3A2C(_OnPolicy):
 
     name = "sb3-a2c"
     config_type = SB3A2CConfig
+    model_type = A2C
 
     def __init__(self, task: Any, config: SB3A2CConfig | None = None, rows: int | None = None) -> None:
         super().__init__(task, config or SB3A2CConfig(), rows)
 
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return A2C(policy, env, **self._shared(common), **self._objective())
+        return self.model_type(policy, env, **self._shared(common), **self._objective())
 
 
 class SB3TRPO(_OnPolicy):
@@ -117,6 +119,7 @@ class SB3TRPO(_OnPolicy):
 
     name = "sb3-trpo"
     config_type = SB3TRPOConfig
+    model_type = TRPO
 
     def __init__(self, task: Any, config: SB3TRPOConfig | None = None, rows: int | None = None) -> None:
         super().__init__(task, config or SB3TRPOConfig(), rows)
@@ -126,7 +129,7 @@ class SB3TRPO(_OnPolicy):
         assert isinstance(config, SB3TRPOConfig)
         critic: dict[str, Any] = {"n_critic_updates": config.critic_updates, "target_kl": config.target_kl}
         size = minibatch_size(self._rollout_steps() * env.num_envs, 4)
-        return TRPO(policy, env, **self._shared(common), **critic, batch_size=size)
+        return self.model_type(policy, env, **self._shared(common), **critic, batch_size=size)
 
 
 class SB3MaskablePPO(_OnPolicy):
@@ -136,12 +139,13 @@ class SB3MaskablePPO(_OnPolicy):
 
     name = "sb3-maskable-ppo"
     config_type = SB3PPOConfig
+    model_type = MaskablePPO
 
     def __init__(self, task: Any, config: SB3PPOConfig | None = None, rows: int | None = None) -> None:
         super().__init__(task, config or SB3PPOConfig(), rows)
 
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return MaskablePPO(policy, env, **self._shared(common), **self._objective(), **self._epochs(env))
+        return self.model_type(policy, env, **self._shared(common), **self._objective(), **self._epochs(env))
 
     def _logits(self, observation: Observation) -> Any:
         legal = self.interface.legal(observation)
@@ -159,6 +163,7 @@ class SB3RecurrentPPO(_OnPolicy):
 
     name = "sb3-recurrent-ppo"
     config_type = SB3RecurrentPPOConfig
+    model_type = RecurrentPPO
 
     def __init__(
         self, task: Any, config: SB3RecurrentPPOConfig | None = None, rows: int | None = None
@@ -170,7 +175,7 @@ class SB3RecurrentPPO(_OnPolicy):
         assert isinstance(config, SB3RecurrentPPOConfig)
         kwargs = {**common["policy_kwargs"], "lstm_hidden_size": config.lstm_width}
         shared = {**self._shared(common), "policy_kwargs": kwargs}
-        return RecurrentPPO(
+        return self.model_type(
             policy.replace("Policy", "LstmPolicy"), env, **shared, **self._objective(), **self._epochs(env)
         )
 

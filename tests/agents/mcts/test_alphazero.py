@@ -118,3 +118,13 @@ def test_it_learns_to_stop():
     agent = make_agent("alphazero", env, device="cpu")
     agent.learn(env, 2048)
     assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.8
+
+
+@pytest.mark.slow
+def test_it_finds_the_best_of_more_arms_than_it_simulates():
+    env = make_env("textgym/Bandit-v0", 64, difficulty=6)
+    solution = solve(env.unwrapped.task)
+    agent = make_agent("alphazero", env, device="cpu")
+    assert agent.config.simulations == 32
+    agent.learn(env, 2048)
+    assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.9

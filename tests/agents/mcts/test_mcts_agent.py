@@ -7,7 +7,7 @@ from solver_tools import bigram, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.states import StateFinder
+from textgym_agents.states import StateFinder
 
 from textgym import TokenVectorEnv
 from textgym.rewards import TextGymWarning

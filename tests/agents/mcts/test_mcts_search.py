@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from solver_tools import STOP, Paid, bigram, small_task
-from textgym_agents import make_agent
+from textgym_agents import make_agent, make_env
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.evaluation import Evaluator
@@ -118,6 +118,33 @@ def test_the_first_simulations_by_hand():
     assert (
         sorted(forest.children[0, :3].tolist()) == np.flatnonzero(forest.parents[: len(forest)] == 0).tolist()
     )
+
+
+@pytest.mark.parametrize("backup", ["soft", "max", "mean"])
+def test_an_end_is_tried_once_where_visits_are_not_the_answer(backup):
+    env = make_env("textgym/Bandit-v0", 1)  # 32 arms, each an end
+    agent = make_agent("mcts", env, simulations=20, backup=backup)
+    agent.log_probs(env.reset(seed=0)[0])
+    visits = agent.planner.forest.visits[0]
+    assert visits.sum() == 20
+    assert (visits.max() > 1) == (backup == "mean")
+
+
+def test_a_search_ends_when_all_is_known():
+    env = make_env("textgym/Bandit-v0", 1)
+    agent = make_agent("mcts", env, simulations=1000)
+    solution = solve(agent.task)
+    assert solution.optimality(policy_values(solution.tree, agent).objective) == pytest.approx(1)
+    assert agent.planner.forest.visits[0].sum() == 32
+    assert agent.planner.scored == 33  # one completion for what the root is worth
+    assert agent.planner.forest.solved[0]
+
+
+def test_a_noisy_end_is_tried_again():
+    env = make_env("textgym/Noisy-v0", 1)
+    agent = make_agent("mcts", env, simulations=1000)
+    agent.log_probs(env.reset(seed=0)[0])
+    assert agent.planner.forest.visits[0].sum() == 1000
 
 
 def test_the_mean_is_over_all_simulations():

@@ -57,7 +57,6 @@ def diagnostic(
     beta: float,
     reference: str | Reference,
     gold: Any = None,
-    noisy: bool = False,
 ) -> Task:
     """A diagnostic task.
 
@@ -65,7 +64,7 @@ def diagnostic(
         prompts: the two splits, or one prompt set for both, where there is nothing to generalise to.
         words: the longest completion, tokens.
         gold: the reward without its noise; None: the reward itself.
-        beta, reference, noisy: see `Task`.
+        beta, reference: see `Task`.
     """
     return Task(
         name=name,
@@ -79,7 +78,6 @@ def diagnostic(
         max_new_tokens=words,
         reference=reference,
         beta=beta,
-        noisy=noisy,
     )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from textgym.lm.reference import Reference
-from textgym.rewards.base import NamedReward
+from textgym.rewards.blurred import Blurred
 from textgym.task import Task, register_task
 from textgym.tasks.diagnostics.common import (
     BETA,
@@ -21,28 +18,6 @@ from textgym.tasks.diagnostics.common import (
 from textgym.tasks.diagnostics.spelling import LENGTH, PROMPT, WORDS, Spelling
 
 SUMMARY: Final = "Spell a word while the pay is blurred by noise."
-
-
-@dataclass(frozen=True)
-class Blurred(NamedReward):
-    """Pays what `expected` pays, plus normal noise that every episode draws from its own seed.
-
-    Args:
-        expected: the mean reward, with the same signature; what the exact solver solves for.
-        deviation: of the noise, reward units.
-    """
-
-    expected: Spelling
-    deviation: float
-    name = "blurred"
-
-    def __call__(
-        self, prompts: list[str], completions: list[str], *, episode_seeds: list[int], **columns: Any
-    ) -> list[float]:
-        """Score every completion."""
-        noise = [np.random.default_rng(seed).normal(0.0, self.deviation) for seed in episode_seeds]
-        means = self.expected(prompts, completions, **columns)
-        return [mean + float(blur) for mean, blur in zip(means, noise, strict=True)]
 
 
 def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Reference = "uniform") -> Task:
@@ -90,7 +65,6 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
         words=LENGTH,
         beta=beta,
         reference=reference,
-        noisy=True,
     )
 
 

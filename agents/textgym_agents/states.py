@@ -1,4 +1,4 @@
-"""From observations back to states: which part of a sequence is the prompt, and what has been paid so far."""
+"""From observations back to states: which part of a sequence is the prompt."""
 
 from __future__ import annotations
 
@@ -31,17 +31,25 @@ class StateFinder:
         self._prompts = {
             prompt.ids: (split, prompt) for split in ("train", "eval") for prompt in task.encoded(split)
         }
+        self._lengths = sorted({len(ids) for ids in self._prompts}, reverse=True)
+
+    def known(self, tokens: tuple[int, ...]) -> tuple[str, TokenState] | None:
+        """Split and state; the prompt is the longest one of the task that the sequence begins with, None without."""
+        for length in self._lengths:
+            found = self._prompts.get(tokens[:length]) if length <= len(tokens) else None
+            if found is not None:
+                return found[0], TokenState(found[1], tokens[length:])
+        return None
 
     def find(self, tokens: tuple[int, ...]) -> tuple[str, TokenState]:
-        """Split and state; the prompt is the longest one of the task that the sequence begins with.
+        """Split and state; see `known`.
 
-        A sequence that begins with none is a prompt of the user's own, of which a reward can know the text alone.
+        A sequence that begins with no prompt is one of the user's own, of which a reward can know the text alone.
         Raises: ValueError if it is too long for that.
         """
-        for length in range(min(len(tokens), self._task.max_prompt_tokens), 0, -1):
-            if tokens[:length] in self._prompts:
-                split, prompt = self._prompts[tokens[:length]]
-                return split, TokenState(prompt, tokens[length:])
+        found = self.known(tokens)
+        if found is not None:
+            return found
         if len(tokens) > self._task.max_prompt_tokens:
             raise ValueError(
                 f"observation: a state of {len(tokens)} tokens begins with no prompt of the task"

@@ -1,0 +1,158 @@
+"""Reads a Minari dataset of a task's episodes: token ids as they were recorded, nothing decoded and encoded again."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.episodes import action_space, observation_space
+from textgym.rewards import TextGymWarning
+from textgym_agents.datasets.recording import minari, vocabulary_digest
+from textgym_agents.sequences import Sequences
+from textgym_agents.storage import read_json
+
+Ints = NDArray[np.int64]
+_METADATA = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """B episodes.
+
+    Attributes:
+        sequences: their prompts and completions.
+        returns: (B,) float64, the sum over t of gamma^t r_t, reward units.
+    """
+
+    sequences: Sequences
+    returns: NDArray[np.float64]
+
+    def best(self, share: float) -> Ints:
+        """The places of the share of episodes with the greatest returns, in order; of equals the first ones."""
+        keep = max(int(np.ceil(share * len(self.returns) - 1e-9)), 1)
+        return np.sort(np.argsort(-self.returns, kind="stable")[:keep])
+
+    def pairs(self) -> Ints:
+        """Places (n, 2) of episodes that answer the same prompt: its first and second, its third and fourth, and so on.
+
+        Warns of episodes that are left without a partner. Raises: ValueError if there is no pair.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        sequences = self.sequences
+        for place, (ids, start) in enumerate(zip(sequences.input_ids, sequences.starts, strict=True)):
+            groups.setdefault(tuple(ids[:start].tolist()), []).append(place)
+        found = [own[i : i + 2] for own in groups.values() for i in range(0, len(own) - 1, 2)]
+        if not found:
+            raise ValueError(
+                "no two of its episodes answer the same prompt, allowed are datasets with pairs (per_prompt=2)"
+            )
+        alone = len(self.returns) - 2 * len(found)
+        if alone:
+            warnings.warn(
+                f"{alone} of {len(self.returns)} episodes have no partner of the same prompt and are left out",
+                TextGymWarning,
+                stacklevel=2,
+            )
+        return np.array(sorted(found), dtype=np.int64)
+
+
+def is_recording(path: str | Path) -> bool:
+    """Whether this is meant as a Minari dataset: those are folders, files of texts are not."""
+    return Path(path).is_dir()
+
+
+def read_recording(path: str | Path, task: Any) -> Recording:
+    """The episodes of a Minari dataset, recorded here or by anybody in an environment of the task.
+
+    Args:
+        path: the dataset's folder, or the folder `data` in it.
+        task: what `env.unwrapped.task` holds: says which vocabulary and lengths are to be expected, and gamma.
+    Raises: ValueError for a dataset that cannot be read, of another task or vocabulary, or with an episode that does
+        not end, or is none of the task's.
+    """
+    folder = Path(path)
+    folder = folder if (folder / _METADATA).exists() else folder / "data"
+    where = f"data={str(path)!r}"
+    if not (folder / _METADATA).exists():
+        raise ValueError(f"{where}: no Minari dataset there, which has data/{_METADATA}")
+    _check_metadata(read_json(folder / _METADATA), task, where)
+    rows = []
+    try:
+        dataset = minari().MinariDataset(folder)
+        found = (dataset.observation_space, dataset.action_space)
+        expected = (observation_space(task), action_space(task))
+        if found != expected:
+            raise _UnfitError(f"its spaces are {found}, those of task {task.name!r} are {expected}")
+        for place, episode in enumerate(dataset.iterate_episodes()):
+            rows.append(_row(episode, task, f"episode {place}"))
+        if len(rows) != dataset.total_episodes or not rows:
+            raise _UnfitError(f"holds {len(rows)} episodes, its {_METADATA} says {dataset.total_episodes}")
+    except _UnfitError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # what HDF5 and Minari raise of a damaged file is of many kinds
+        message = f"{where}: this Minari dataset cannot be read ({type(error).__name__}: {error})"
+        raise ValueError(message.splitlines()[0]) from error
+    return Recording(_sequences(rows, task), np.array([value for _, _, value in rows]))
+
+
+class _UnfitError(Exception):
+    """A dataset that can be read and not be used."""
+
+
+def _check_metadata(metadata: dict[str, Any], task: Any, where: str) -> None:
+    """Raises: ValueError for a dataset without spaces, or of another task or vocabulary."""
+    if not {"observation_space", "action_space"} <= set(metadata):
+        # Minari would make the environment that the file names: a file never chooses what is imported.
+        raise ValueError(f"{where}: its {_METADATA} has no observation_space and action_space")
+    own = metadata.get("textgym")
+    if not isinstance(own, dict):
+        return  # recorded by others: the spaces and the episodes have to do
+    if own.get("task") != task.name:
+        raise ValueError(
+            f"{where}: recorded on task {own.get('task')!r}, allowed here are datasets of {task.name!r}"
+        )
+    if own.get("vocabulary") != vocabulary_digest(task.vocabulary):
+        raise ValueError(f"{where}: recorded with another vocabulary than that of task {task.name!r}")
+
+
+def _row(episode: Any, task: Any, name: str) -> tuple[Ints, Ints, float]:
+    """Prompt, completion and return of an episode. Raises: _UnfitError if it is none of the task's."""
+    ids = np.asarray(episode.observations["input_ids"])
+    lengths = np.count_nonzero(episode.observations["attention_mask"], axis=1)
+    actions, rewards = np.asarray(episode.actions), np.asarray(episode.rewards, dtype=np.float64)
+    count = len(actions)
+    if not count or not len(ids) == len(lengths) == count + 1 == len(rewards) + 1:
+        raise _UnfitError(
+            f"{name} has {len(ids)} observations, {count} actions and {len(rewards)} rewards; "
+            "allowed are T + 1, T and T, T >= 1"
+        )
+    start = int(lengths[0])
+    if not start or (lengths != start + np.arange(count + 1)).any():
+        raise _UnfitError(f"{name}: an observation is not one token longer than the one before")
+    if (ids[-1, start : start + count] != actions).any():
+        raise _UnfitError(f"{name}: its actions are not the tokens of its last observation")
+    if not np.isfinite(rewards).all():
+        raise _UnfitError(f"{name}: a reward is not finite")
+    stops = np.isin(actions, task.vocabulary.stop_ids)
+    if stops[:-1].any() or not (stops[-1] or count == task.max_new_tokens):
+        raise _UnfitError(f"{name}: {count} tokens do not end it as they would in task {task.name!r}")
+    if not task.vocabulary.allowed[actions].all():
+        token = int(actions[~task.vocabulary.allowed[actions]][0])
+        raise _UnfitError(f"{name}: has token {token}, which the task does not allow")
+    return ids[-1, :start], actions, float((rewards * task.gamma ** np.arange(count)).sum())
+
+
+def _sequences(rows: list[tuple[Ints, Ints, float]], task: Any) -> Sequences:
+    starts = np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64)
+    lengths = np.array([len(completion) for _, completion, _ in rows], dtype=np.int64)
+    ids = np.full((len(rows), int((starts + lengths).max())), task.vocabulary.pad_id, dtype=np.int64)
+    for row, (prompt, completion, _) in zip(ids, rows, strict=True):
+        row[: len(prompt) + len(completion)] = [*prompt, *completion]
+    return Sequences(ids, starts, lengths)

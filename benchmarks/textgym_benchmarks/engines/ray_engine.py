@@ -1,0 +1,89 @@
+"""The engine on Ray: a cluster, or Ray on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from textgym_benchmarks.engines.jobs import ONE_THREAD, RETRIES, Event, Job, call, cores, died, finished
+
+_NO_NETWORK = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+class Ray:
+    """Runs jobs as Ray tasks of one core each.
+
+    Args:
+        workers: jobs at a time on this machine; None for its cores. A cluster knows its own.
+        address: of a cluster; None starts Ray here, and ends it after the run.
+    Raises: ModuleNotFoundError if Ray is not installed.
+    """
+
+    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+        try:
+            import ray  # noqa: F401
+        except ImportError as error:
+            message = 'engine "ray" needs ray, which is not installed: pip install "textgym[dist]"'
+            raise ModuleNotFoundError(message, name="ray") from error
+        self.workers = cores() if workers is None else workers
+        self._address, self._seconds = address, 0.0
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+        """See `Engine.run`. Ray starts a job again, up to `RETRIES` times, whose process or machine died."""
+        import ray
+
+        self._seconds = 0.0
+        self._connect()
+        try:
+            task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_run)
+            keys = {task.remote(job.function, json.dumps(job.arguments)): job.key for job in jobs}
+            unfinished = list(keys)
+            # Ray does not say what it has started; in order, it is as many as there are cores.
+            for reference in unfinished[: self.workers]:
+                yield Event("started", keys[reference])
+            begun = self.workers
+            while unfinished:
+                ready, unfinished = ray.wait(unfinished, num_returns=1)
+                yield self._outcome(ready[0], keys[ready[0]])
+                following = list(keys)[begun : begun + 1]
+                begun += 1
+                for reference in following:
+                    yield Event("started", keys[reference])
+        finally:
+            ray.shutdown()
+
+    def cpu_seconds(self) -> float:
+        """See `Engine.cpu_seconds`: of the jobs alone."""
+        return self._seconds
+
+    def _connect(self) -> None:
+        os.environ.update(_NO_NETWORK)
+        import ray
+
+        paths = os.pathsep.join(path or "." for path in sys.path)
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        options["runtime_env"] = {"env_vars": ONE_THREAD | {"PYTHONPATH": paths}}
+        if self._address is None:
+            ray.init("local", num_cpus=self.workers, include_dashboard=False, **options)
+        else:
+            ray.init(self._address, **options)
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            self.workers = max(int(resources.get("CPU", 1)), 1)
+
+    def _outcome(self, reference: Any, key: str) -> Event:
+        import ray
+
+        try:
+            reply: dict[str, Any] = json.loads(ray.get(reference))
+        except ray.exceptions.RayError as error:
+            return died(key, f"{type(error).__name__}: {error}", RETRIES + 1)
+        self._seconds += reply["cpu"]
+        return finished(key, reply, attempts=1)
+
+
+def _run(function: str, arguments: str) -> str:
+    return json.dumps(call(function, json.loads(arguments)), allow_nan=False)

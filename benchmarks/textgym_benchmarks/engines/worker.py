@@ -1,0 +1,54 @@
+"""A worker of the pool: reads jobs as lines of JSON, answers in lines of JSON: `python -m ...engines.worker`."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import TextIO
+
+from textgym_benchmarks.engines.jobs import READY, call, describe
+
+
+def main() -> None:
+    """Works until its standard input ends."""
+    # The answers have the standard output for themselves; whatever else is printed goes where errors go.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    answers.write(READY)
+    answers.flush()
+    jobs: queue.Queue[str | None] = queue.Queue()
+    busy = threading.Event()
+    threading.Thread(target=_read, args=(sys.stdin, jobs, busy), daemon=True).start()
+    while (line := jobs.get()) is not None:
+        busy.set()
+        answers.write(_answer(line) + "\n")
+        answers.flush()
+        busy.clear()
+
+
+def _answer(line: str) -> str:
+    job = json.loads(line)
+    reply = call(job["function"], job["arguments"])
+    try:
+        return json.dumps(reply, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return json.dumps({"error": describe(error), "cpu": reply["cpu"]})
+
+
+def _read(source: TextIO, jobs: queue.Queue[str | None], busy: threading.Event) -> None:
+    for line in source:
+        jobs.put(line)
+    if busy.is_set():
+        # Whoever asked is gone: the job is left as a killed one would be, for the next run to go on with.
+        os._exit(1)
+    jobs.put(None)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

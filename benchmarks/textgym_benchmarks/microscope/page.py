@@ -1,0 +1,96 @@
+"""The page of one or two episodes: a single file that opens from disk, without a server and without the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+
+from markupsafe import Markup
+
+from textgym_benchmarks.microscope.quantities import QUANTITIES, Quantity, quantities_json
+from textgym_benchmarks.microscope.trace import Trace, trace_json
+from textgym_benchmarks.pages.folder import assets, generator, shared_assets
+from textgym_benchmarks.pages.html import environment
+
+KIND = "microscope"
+_PACKAGE = "textgym_benchmarks.microscope"
+_CHOSEN = {"sampled": "sampled", "likeliest": "the likeliest tokens", "given": "a given completion"}
+_HEAD = 2000  # bytes of a page that hold its generator
+
+
+def write_page(traces: list[Trace], path: Path) -> None:
+    """Writes the page of one episode, or of two with the same prompt; the file is replaced at once.
+
+    Raises: as `check_out`.
+    """
+    check_out(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(page_html(traces), encoding="utf-8")
+    new.replace(path)
+
+
+def check_out(path: Path) -> None:
+    """Makes sure that a page may be written to a file: a new one, or an earlier page of the microscope.
+
+    Raises: FileExistsError for anything else.
+    """
+    if not path.exists():
+        return
+    mark = f'<meta name="generator" content="{generator(KIND)}">'.encode()
+    if path.is_dir() or mark not in _first_bytes(path):
+        what = "a folder" if path.is_dir() else "another file"
+        raise FileExistsError(
+            f"out {str(path)!r}: there is {what}; allowed are a new name and a page of the microscope"
+        )
+
+
+def page_html(traces: list[Trace]) -> str:
+    """The page. Only its own scripts may run in it: their digests are in its policy, and nothing is fetched."""
+    own, shared = assets(_PACKAGE), shared_assets()
+    theme = shared["theme.js"].decode()
+    scripts = [own[f"{name}.js"].decode() for name in ("parts", "panel", "microscope")]
+    return environment(_PACKAGE).get_template("microscope.html").render(
+        kind=KIND,
+        style=Markup(shared["base.css"].decode() + own["microscope.css"].decode()),
+        theme=Markup(theme),
+        scripts=[Markup(script) for script in scripts],
+        digests=Markup(" ".join(f"'sha256-{_digest(script)}'" for script in (theme, *scripts))),
+        traces=traces,
+        first=traces[0],
+        data=trace_json(traces) | {"quantities": quantities_json()},
+        columns=[_columns(trace) for trace in traces],
+        unknown=_unknown(traces),
+        chosen=_CHOSEN[traces[0].chosen],
+    )  # fmt: skip
+
+
+def _columns(trace: Trace) -> list[Quantity]:
+    """The quantities that are known at some step."""
+    return [q for q in QUANTITIES if any(getattr(step, q.name) is not None for step in trace.steps)]
+
+
+def _unknown(traces: list[Trace]) -> list[tuple[str, str]]:
+    """What is unknown of which agents, and why."""
+    labels = {quantity.name: quantity.label for quantity in QUANTITIES}
+    found: dict[tuple[str, str], list[str]] = {}
+    for trace in traces:
+        for reason in dict.fromkeys(trace.unknown.values()):
+            names = [labels[name] for name, why in trace.unknown.items() if why == reason and name in labels]
+            found.setdefault((", ".join(names), reason), []).append(trace.agent)
+    everyone = len(traces)
+    return [
+        (names if len(agents) == everyone else f"{names} of {agents[0]}", reason)
+        for (names, reason), agents in found.items()
+    ]
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)

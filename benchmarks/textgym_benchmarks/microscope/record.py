@@ -1,0 +1,202 @@
+"""Plays one episode and writes down its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.env import TokenEnv
+from textgym.lm.reference import Reference
+from textgym.state import TokenState
+from textgym.task import Task
+from textgym_benchmarks.microscope.critic import Critic, critic_of
+from textgym_benchmarks.microscope.exact import Exact, solve_prompt
+from textgym_benchmarks.microscope.given import given_tokens
+from textgym_benchmarks.microscope.request import Request
+from textgym_benchmarks.microscope.states import (
+    OPTIMUM_FIELDS,
+    POLICY_FIELDS,
+    View,
+    candidates,
+    exact_fields,
+    view_of,
+)
+from textgym_benchmarks.microscope.trace import Known, Step, Trace
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What was seen in one state and of the step out of it."""
+
+    state: TokenState
+    view: View
+    token: int
+    reward: float
+    potential: float
+    value: float | None
+
+
+def record(
+    agent: Any, task: Task, reference: Reference, request: Request, env_id: str = "", label: str = "agent"
+) -> Trace:
+    """Plays an episode of a task and traces it.
+
+    Two agents with the same request meet the same prompt, the same noise of the reward and the same random numbers:
+    each token is argmax(log pi + g) with g from Gumbel's distribution, a sample of pi, and mostly the same one where
+    two policies are alike. An agent without probabilities acts by its own random numbers.
+
+    Args:
+        agent: anything with `log_probs(observation)`, or with `act` where that is None.
+        reference: pi_ref.
+        env_id, label: what task and agent are called.
+    Raises: ValueError if the request does not fit the task; if log-probabilities do not sum to 1 or are not numbers.
+    """
+    beta = task.beta if request.beta is None else request.beta
+    critic = critic_of(agent)
+    scorer = task.scorer
+    before = scorer.state_dict()  # looking must not move a reward that learns
+    try:
+        moments, info = _play(agent, task, reference, critic, request, beta)
+    finally:
+        scorer.load_state_dict(before)
+    prompt = moments[0].state.prompt
+    exact, why_not, why_no_policy = solve_prompt(
+        task, request.split, prompt, agent, reference, beta, request.max_states
+    )
+    steps = _steps(task, critic, moments, exact, beta, request.top)
+    unknown = _unknown(critic, moments, steps, why_not, why_no_policy)
+    log_prob = None if steps[0].log_prob is None else _sum(step.log_prob for step in steps)
+    kl = steps[-1].running_kl
+    return Trace(
+        id=env_id or task.name, split=request.split, beta=beta, gamma=task.gamma,
+        vocabulary=task.vocabulary.size, max_new_tokens=task.max_new_tokens,
+        reward_name=task.reward_name, agent=label, reference=_label(reference, task),
+        seed=request.seed, chosen=request.chosen, prompt=prompt.text, prompt_index=prompt.index,
+        prompt_ids=prompt.ids, prompt_tokens=tuple(map(task.vocabulary.token_text, prompt.ids)), steps=steps,
+        completion=info["completion"], finish_reason=info["finish_reason"],
+        reward_terms=info["reward_terms"], gold=info.get("gold"), total_return=steps[-1].running_return, kl=kl,
+        log_prob=log_prob, log_reference=_sum(step.log_reference for step in steps),
+        objective=None if kl is None else steps[-1].running_return - beta * kl,
+        known=None if exact is None else _known(exact), value_meaning=critic.meaning, unknown=unknown,
+    )  # fmt: skip
+
+
+def _play(
+    agent: Any, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
+) -> tuple[list[_Moment], dict[str, Any]]:
+    given = None if request.completion is None else given_tokens(task, request.completion)
+    env = TokenEnv(task, split=request.split)
+    choice = {"prompt": request.prompt, "prompt_index": request.prompt_index}
+    options = {name: value for name, value in choice.items() if value is not None}
+    observation, info = env.reset(seed=request.seed, options=options)
+    generator = np.random.default_rng([request.seed, 5])
+    moments: list[_Moment] = []
+    done = False
+    while not done:
+        state = env.get_state()
+        batch = {name: np.asarray(array)[None] for name, array in observation.items()}
+        mask = env.action_masks()
+        view = view_of(agent, reference, batch, mask if task.mask is not None else None, len(moments))
+        value = critic.value(batch, view.kl, beta)
+        noise = generator.gumbel(size=task.vocabulary.size)
+        if given is not None:
+            token = _checked(given[len(moments)], mask, task, len(moments))
+        elif view.log_probs is None:
+            token = int(np.asarray(agent.act(batch, deterministic=request.deterministic))[0])
+        else:
+            token = int(np.argmax(view.log_probs if request.deterministic else view.log_probs + noise))
+        observation, reward, done, _, info = env.step(token)
+        moments.append(_Moment(state, view, token, float(reward), env.get_state().potential, value))
+    return moments, info
+
+
+def _checked(token: int, mask: NDArray[np.bool_], task: Task, step: int) -> int:
+    if not mask[token]:
+        text = task.vocabulary.token_text(token)
+        raise ValueError(f"completion: its token {step} ({text!r:.80}) is not one that the task allows there")
+    return token
+
+
+def _steps(
+    task: Task, critic: Critic, moments: list[_Moment], exact: Exact | None, beta: float, top: int
+) -> tuple[Step, ...]:
+    written = task.vocabulary.decode([moment.state.completion for moment in moments])
+    steps, paid, divergence = [], 0.0, 0.0
+    for t, (moment, text) in enumerate(zip(moments, written, strict=True)):
+        view, token = moment.view, moment.token
+        paid += task.gamma**t * moment.reward
+        divergence += 0.0 if view.kl is None else view.kl
+        known = None if exact is None else exact.state(moment.state.completion)
+        shown, rest, reference_rest = candidates(view, known, token, top, task.vocabulary.token_text)
+        steps.append(
+            Step(
+                step=t, token=token, text=task.vocabulary.token_text(token), written=text,
+                log_prob=view.log_prob(token), log_reference=float(view.log_reference[token]),
+                log_ratio=view.log_ratio(token), rank=view.rank(token), entropy=view.entropy, kl=view.kl,
+                reward=moment.reward, potential=moment.potential if task.scorer.pay == "difference" else None,
+                running_return=paid, running_kl=None if view.kl is None else divergence,
+                value=None if moment.value is None else task.gamma**t * moment.value, advantage=None,
+                candidates=shown, rest=rest, reference_rest=reference_rest,
+                **exact_fields(known, view, token, beta),
+            )
+        )  # fmt: skip
+    return _with_advantages(steps, beta, task.gamma, critic.counts != "return")
+
+
+def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool) -> tuple[Step, ...]:
+    """GAE(1): the return to come less V, both with or both without the KL; from the last step to the first."""
+    result: list[Step] = []
+    future = 0.0  # rewards and KL of the steps after this one
+    for step in reversed(steps):
+        here = gamma**step.step * step.reward + future
+        if step.value is not None:
+            ratio = beta * step.log_ratio if charged and beta and step.log_ratio is not None else 0.0
+            step = replace(step, advantage=here - ratio - step.value)
+        future = here - (beta * step.kl if charged and beta and step.kl is not None else 0.0)
+        result.append(step)
+    return tuple(reversed(result))
+
+
+def _unknown(
+    critic: Critic, moments: list[_Moment], steps: tuple[Step, ...], why_not: str, why_no_policy: str
+) -> dict[str, str]:
+    """Why quantities are None, by name."""
+    reasons: dict[str, str] = {}
+    if moments[0].view.log_probs is None:
+        silent = "the agent gives no probabilities"
+        reasons |= dict.fromkeys(
+            ("log_prob", "log_ratio", "rank", "entropy", "kl", "regret", "state_regret"), silent
+        )
+    if critic.ask is None:
+        reasons |= dict.fromkeys(("value", "advantage"), critic.meaning)
+    if why_not:
+        reasons |= dict.fromkeys(OPTIMUM_FIELDS, why_not)
+    if why_not or why_no_policy:
+        reasons |= dict.fromkeys(POLICY_FIELDS, why_not or why_no_policy)
+    for name in (*OPTIMUM_FIELDS, *POLICY_FIELDS):
+        if name not in reasons and any(getattr(step, name) is None for step in steps):
+            reasons[name] = "a token that the task does not allow was written"
+    return reasons
+
+
+def _known(exact: Exact) -> Known:
+    solution, policy = exact.solution, exact.policy
+    return Known(
+        states=solution.tree.states,
+        optimum=float(solution.prompt_values[0]),
+        reference=float(solution.reference.prompt_objectives[0]),
+        policy=None if policy is None else float(policy.prompt_objectives[0]),
+    )
+
+
+def _label(reference: Reference, task: Task) -> str:
+    named = type(reference).__str__ is not object.__str__
+    return str(reference) if named else str(task.reference) if isinstance(task.reference, str) else "own"
+
+
+def _sum(values: Iterable[float | None]) -> float:
+    return float(sum(value for value in values if value is not None))

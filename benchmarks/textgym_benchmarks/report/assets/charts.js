@@ -1,0 +1,122 @@
+// The page's charts: drawn when they come near the window, when the page is printed, or on the event "drawall".
+// document.documentElement.dataset.charts tells how many of them are drawn, as in "3/12".
+"use strict";
+(() => {
+  const { data, figures } = window.textgym;
+  const root = document.documentElement;
+  const charts = [...document.querySelectorAll(".chart")];
+  const stale = new Set(charts);
+  const drawn = new Set();
+  const config = { displayModeBar: false, displaylogo: false, responsive: true, scrollZoom: false, doubleClick: "reset" };
+  const MANY = 12, FIRST = 8; // of many agents only the first of the leaderboard are drawn at the start
+  const settings = { shown: new Set(data.order.length > MANY ? data.order.slice(0, FIRST) : data.order), measure: "optimality", unit: "episodes", problem: {} };
+
+  function colour(name) {
+    // A probe resolves light-dark() to what is shown.
+    const probe = document.createElement("i");
+    probe.style.color = `var(--${name})`;
+    document.body.append(probe);
+    const found = getComputedStyle(probe).color;
+    probe.remove();
+    return found;
+  }
+
+  function palette() {
+    const found = Object.fromEntries(["ink", "soft", "line", "strong-line", "paper", "raised"].map((name) => [name, colour(name)]));
+    found.series = data.agents.map((agent) => colour(`series-${agent.colour}`));
+    found.family = getComputedStyle(document.body).fontFamily;
+    return found;
+  }
+
+  let colours = palette();
+
+  function draw(chart) {
+    if (!stale.has(chart) || !chart.offsetParent) return;
+    if (!window.Plotly) return void load();
+    stale.delete(chart);
+    const made = figures[chart.dataset.chart](chart, settings, colours);
+    window.Plotly.react(chart, made.data, made.layout, config);
+    drawn.add(chart);
+    root.dataset.charts = `${drawn.size}/${charts.length}`;
+  }
+
+  // Observing anew calls back at once for what is in sight.
+  const observer = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
+    { rootMargin: "300px" },
+  );
+  function refresh(some = charts) {
+    some.forEach((chart) => {
+      stale.add(chart);
+      observer.unobserve(chart);
+      observer.observe(chart);
+    });
+  }
+  const of = (kind) => charts.filter((chart) => chart.dataset.chart === kind);
+  const drawAll = () => charts.forEach(draw);
+
+  function legend() {
+    const chips = [...document.querySelectorAll(".chip")];
+    function show(wanted) {
+      settings.shown = new Set(data.order.filter(wanted));
+      chips.forEach((chip) => chip.setAttribute("aria-pressed", settings.shown.has(+chip.dataset.agent)));
+      refresh();
+    }
+    show((agent) => settings.shown.has(agent));
+    chips.forEach((chip) =>
+      chip.addEventListener("click", () => {
+        const pressed = +chip.dataset.agent;
+        show((agent) => (agent === pressed ? !settings.shown.has(agent) : settings.shown.has(agent)));
+      }),
+    );
+    document.getElementById("all").addEventListener("click", () => show(() => true));
+    document.getElementById("none").addEventListener("click", () => show(() => false));
+  }
+
+  function controls() {
+    for (const name of ["measure", "unit"]) {
+      document.getElementById(`curve-${name}`).addEventListener("change", (event) => {
+        settings[name] = event.target.value;
+        refresh(of("curve"));
+      });
+    }
+    document.getElementById("curve-family").addEventListener("change", (event) => {
+      document.querySelectorAll("figure[data-family]").forEach((figure) => {
+        figure.hidden = event.target.value !== "" && figure.dataset.family !== event.target.value;
+      });
+      refresh(of("curve"));
+    });
+    document.querySelectorAll("select[data-for]").forEach((select) => {
+      const kind = select.dataset.for;
+      const choose = () => {
+        settings.problem[kind] = +select.value;
+        refresh(of(kind));
+      };
+      select.addEventListener("change", choose);
+      choose();
+    });
+  }
+
+  root.dataset.charts = `0/${charts.length}`;
+  legend();
+  controls();
+  refresh();
+  document.addEventListener("themechange", () => {
+    colours = palette();
+    refresh();
+  });
+  document.addEventListener("drawall", drawAll);
+  addEventListener("beforeprint", drawAll);
+
+  // Plotly is large: it comes once the page stands, or with the first chart that is needed.
+  let asked = false;
+  function load() {
+    if (asked) return;
+    asked = true;
+    const script = document.createElement("script");
+    script.src = "plotly.min.js";
+    script.addEventListener("load", () => refresh());
+    document.body.append(script);
+  }
+  addEventListener("load", () => (window.requestIdleCallback ?? setTimeout)(load));
+})();

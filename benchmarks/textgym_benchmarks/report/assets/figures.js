@@ -1,0 +1,211 @@
+// What each chart shows, as Plotly's data and layout. Names are escaped: Plotly reads some HTML in its labels.
+"use strict";
+(() => {
+  const { data } = window.textgym;
+  const narrow = matchMedia("(max-width: 640px)");
+
+  const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const figure = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toLocaleString("en").replace("-", "−"));
+  const faint = (colour, share) => colour.replace("rgb(", "rgba(").replace(")", `, ${share})`);
+  const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+  const small = () => (narrow.matches ? 14 : 13);
+  const known = (values) => values.filter((value) => value !== null && value !== undefined);
+
+  function axis(colours, title, more = {}) {
+    return {
+      ...(title && { title: { text: title, font: { size: 14, color: colours.soft }, standoff: 8 } }),
+      gridcolor: colours.line,
+      linecolor: colours["strong-line"],
+      tickfont: { size: small(), color: colours.soft },
+      zeroline: false,
+      automargin: true,
+      fixedrange: true,
+      ...more,
+    };
+  }
+
+  function layout(colours, more) {
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: colours.family, size: 14, color: colours.ink },
+      margin: { l: 44, r: 10, t: 10, b: 40 },
+      showlegend: false,
+      dragmode: false,
+      hovermode: "closest",
+      hoverlabel: { bgcolor: colours.raised, bordercolor: colours["strong-line"], font: { family: colours.family, size: 14, color: colours.ink } },
+      ...more,
+    };
+  }
+
+  function line(agent, colours, more) {
+    const { colour: _, dash, symbol, name } = data.agents[agent];
+    const colour = colours.series[agent];
+    return {
+      type: "scatter",
+      mode: "lines+markers",
+      name: safe(name),
+      line: { color: colour, dash, width: 2 },
+      marker: { color: colour, symbol, size: 6 },
+      hoverinfo: "text",
+      connectgaps: false,
+      ...more,
+    };
+  }
+
+  function band(agent, colours, x, low, high) {
+    const kept = [...x.keys()].filter((i) => low[i] !== null && high[i] !== null);
+    return {
+      type: "scatter",
+      mode: "lines",
+      x: [...kept.map((i) => x[i]), ...kept.map((i) => x[i]).reverse()],
+      y: [...kept.map((i) => high[i]), ...kept.map((i) => low[i]).reverse()],
+      fill: "toself",
+      fillcolor: faint(colours.series[agent], 0.13),
+      line: { width: 0 },
+      hoverinfo: "skip",
+    };
+  }
+
+  const shownOf = (entries, settings) => entries.filter((entry) => settings.shown.has(entry.agent));
+
+  // Optimality has no lower end: the axis has one, and the table below tells the numbers.
+  const LEAST = -0.3, MOST = 1.5;
+  function optimalityRange(entries) {
+    const values = known(entries.flatMap((entry) => [...(entry.mean ?? []), ...(entry.low ?? []), ...(entry.high ?? [])]));
+    return [Math.max(LEAST, Math.min(-0.04, ...values)), Math.min(MOST, Math.max(1.04, ...values))];
+  }
+
+  function curve(chart, settings, colours) {
+    const entries = shownOf(data.curves[+chart.dataset.problem], settings).map((entry) => ({ ...entry, ...entry[settings.measure] }));
+    const traces = entries.filter((entry) => known(entry.mean ?? []).length).flatMap((entry) => {
+      const x = entry[settings.unit];
+      const name = safe(data.agents[entry.agent].name);
+      const text = entry.mean.map((mean, i) => {
+        const ends = entry.low[i] === null ? "" : ` [${figure(entry.low[i])}, ${figure(entry.high[i])}]`;
+        return `${name}<br>${figure(mean)}${ends}<br>${figure(x[i])} ${settings.unit}`;
+      });
+      return [band(entry.agent, colours, x, entry.low, entry.high), line(entry.agent, colours, { x, y: entry.mean, text, marker: { color: colours.series[entry.agent], symbol: data.agents[entry.agent].symbol, size: 5 }, line: { color: colours.series[entry.agent], dash: data.agents[entry.agent].dash, width: 1.7 } })];
+    });
+    const range = settings.measure === "optimality" ? { range: optimalityRange(entries) } : {};
+    return {
+      data: traces,
+      layout: layout(colours, { margin: { l: 40, r: 8, t: 8, b: 26 }, xaxis: axis(colours, "", { nticks: 5, rangemode: "tozero" }), yaxis: axis(colours, "", { nticks: 5, ...range }) }),
+    };
+  }
+
+  // One agent that fell far from the reference would squeeze all others into a corner: axes are made for these.
+  function near(entries) {
+    const found = entries.filter((entry) => (entry.optimality?.mean.at(-1) ?? 0) >= data.floor);
+    return found.length ? found : entries;
+  }
+
+  function padded(values) {
+    const [least, most] = [Math.min(...known(values)), Math.max(...known(values))];
+    const margin = 0.06 * (most - least || 1);
+    return known(values).length ? [least - margin, most + margin] : undefined;
+  }
+
+  // The path of each agent, a large mark at its end.
+  function paths(entries, colours, x, y, describe) {
+    return entries.map((entry) => {
+      const last = entry[y].mean.length - 1;
+      const sizes = entry[y].mean.map((_, i) => (i === last ? 11 : 4));
+      return line(entry.agent, colours, {
+        x: x(entry),
+        y: entry[y].mean,
+        text: entry[y].mean.map((_, i) => `${safe(data.agents[entry.agent].name)}<br>${describe(entry, i)}`),
+        marker: { color: colours.series[entry.agent], symbol: data.agents[entry.agent].symbol, size: sizes, opacity: 1, line: { width: 0 } },
+        line: { color: colours.series[entry.agent], dash: data.agents[entry.agent].dash, width: 1.5 },
+      });
+    });
+  }
+
+  const told = (entry, i) => `reward ${figure(entry.reward.mean[i])}, KL ${figure(entry.kl.mean[i])}<br>${figure(entry.episodes[i])} episodes`;
+
+  function frontier(chart, settings, colours) {
+    const problem = settings.problem.frontier;
+    const entries = shownOf(data.curves[problem], settings).filter((entry) => known(entry.kl?.mean ?? []).length);
+    const traces = paths(entries, colours, (entry) => entry.kl.mean, "reward", told);
+    const shown = near(entries);
+    const optimum = data.problems[problem].optimum;
+    const most = Math.max(...shown.flatMap((entry) => known(entry.kl.mean)), 0.1);
+    if (optimum && entries.length) {
+      traces.unshift({
+        type: "scatter", mode: "lines", x: [0, most], y: [optimum.value, optimum.value + optimum.beta * most],
+        line: { color: colours.soft, dash: "dot", width: 1.5 }, hoverinfo: "text", text: ["J = J*", "J = J*"],
+      });
+    }
+    const ranges = [padded(shown.flatMap((entry) => entry.kl.mean)), padded([...shown.flatMap((entry) => entry.reward.mean), ...(optimum ? [optimum.value, optimum.value + optimum.beta * most] : [])])];
+    return { data: traces, layout: layout(colours, { xaxis: axis(colours, "KL to the reference, nats an answer", { range: ranges[0] }), yaxis: axis(colours, "Reward", { range: ranges[1] }) }) };
+  }
+
+  function gold(chart, settings, colours) {
+    const entries = shownOf(data.curves[settings.problem.gold], settings).filter((entry) => known(entry.gold?.mean ?? []).length && known(entry.kl?.mean ?? []).length);
+    const root = (entry) => entry.kl.mean.map((value) => (value === null ? null : Math.sqrt(Math.max(value, 0))));
+    const proxies = entries.map((entry) => line(entry.agent, colours, {
+      x: root(entry), y: entry.reward.mean, mode: "lines",
+      line: { color: faint(colours.series[entry.agent], 0.6), dash: "dot", width: 1.5 },
+      text: entry.reward.mean.map((value) => `${safe(data.agents[entry.agent].name)}<br>proxy ${figure(value)}`),
+    }));
+    const golds = paths(entries, colours, root, "gold", (entry, i) => `gold ${figure(entry.gold.mean[i])}, proxy ${figure(entry.reward.mean[i])}<br>KL ${figure(entry.kl.mean[i])}`);
+    const shown = near(entries);
+    const ranges = [padded(shown.flatMap(root)), padded(shown.flatMap((entry) => [...entry.gold.mean, ...entry.reward.mean]))];
+    return { data: [...proxies, ...golds], layout: layout(colours, { xaxis: axis(colours, "√KL, nats", { range: ranges[0] }), yaxis: axis(colours, "Reward: gold with marks, proxy dotted", { range: ranges[1] }) }) };
+  }
+
+  function profiles(chart, settings, colours) {
+    const traces = shownOf(data.profiles, settings).flatMap((entry) => {
+      const text = entry.share.map((share, i) => `${safe(data.agents[entry.agent].name)}<br>${figure(100 * share)}% of runs above ${figure(entry.thresholds[i])}`);
+      const bands = entry.low ? [band(entry.agent, colours, entry.thresholds, entry.low, entry.high)] : [];
+      return [...bands, line(entry.agent, colours, { mode: "lines", x: entry.thresholds, y: entry.share, text })];
+    });
+    return { data: traces, layout: layout(colours, { xaxis: axis(colours, "Optimality", { range: [LEAST, 1.1] }), yaxis: axis(colours, "Share of runs above", { range: [-0.02, 1.02], tickformat: ".0%" }) }) };
+  }
+
+  function radar(chart, settings, colours) {
+    const axes = data.radar.axes.map((axis) => (narrow.matches ? safe(axis).replace(/ (?=\S+$)/, "<br>") : safe(axis)));
+    const traces = shownOf(data.radar.agents, settings).map((entry) => {
+      const values = entry.values.map((value) => (value === null ? null : Math.min(Math.max(value, 0), 1)));
+      return {
+        ...line(entry.agent, colours, {}),
+        type: "scatterpolar",
+        r: [...values, values[0]],
+        theta: [...axes, axes[0]],
+        text: [...entry.values, entry.values[0]].map((value, i) => `${safe(data.agents[entry.agent].name)}<br>${axes[i % axes.length]}: ${figure(value)}`),
+      };
+    });
+    return {
+      data: traces,
+      layout: layout(colours, {
+        margin: narrow.matches ? { l: 92, r: 92, t: 36, b: 36 } : { l: 90, r: 90, t: 40, b: 40 },
+        polar: {
+          bgcolor: "rgba(0,0,0,0)",
+          radialaxis: { range: [0, 1], tickvals: [0.25, 0.5, 0.75, 1], angle: 90, tickangle: 90, gridcolor: colours.line, linecolor: colours.line, tickfont: { size: small(), color: colours.soft } },
+          angularaxis: { gridcolor: colours.line, linecolor: colours["strong-line"], tickfont: { size: 14, color: colours.ink }, direction: "clockwise" },
+        },
+      }),
+    };
+  }
+
+  function throughput(chart, settings, colours) {
+    const entries = shownOf(data.throughput, settings).slice().reverse();
+    const names = entries.map((entry) => safe(short(data.agents[entry.agent].name, narrow.matches ? 16 : 48)));
+    const dots = entries.map((entry, i) => ({
+      type: "scatter", mode: "markers", x: entry.problems.map((one) => one.value), y: entry.problems.map(() => names[i]),
+      marker: { color: faint(colours.series[entry.agent], 0.45), size: 6 }, hoverinfo: "text",
+      text: entry.problems.map((one) => `${names[i]} on ${safe(data.problems[one.problem].label)}<br>${figure(one.value)} tokens/s`),
+    }));
+    const totals = entries.map((entry, i) => ({
+      type: "scatter", mode: "markers", x: [entry.total], y: [names[i]],
+      marker: { color: colours.series[entry.agent], symbol: data.agents[entry.agent].symbol, size: 12, line: { color: colours.paper, width: 1.5 } },
+      hoverinfo: "text", text: [`${names[i]}, all tasks<br>${figure(entry.total)} tokens/s`],
+    }));
+    return {
+      data: [...dots, ...totals],
+      layout: layout(colours, { xaxis: axis(colours, "Tokens per CPU second", { type: "log", dtick: 1 }), yaxis: axis(colours, "", { type: "category", categoryorder: "array", categoryarray: names, tickfont: { size: 14, color: colours.ink } }) }),
+    };
+  }
+
+  window.textgym.figures = { curve, frontier, gold, profiles, radar, throughput };
+})();

@@ -1,0 +1,161 @@
+"""What a result.json must hold: checks that name the entry, what it is and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+FORMAT: Final = 1
+ESTIMATES: Final = ("reward", "gold", "kl", "objective", "optimality", "entropy", "length")
+"""Measures with an interval: {"mean", "low", "high"}, or null."""
+NUMBERS: Final = ("stop_rate", "distinct_1", "distinct_2")
+CROSSINGS: Final = ("to_half", "to_nine_tenths")
+STATUSES: Final = ("done", "failed", "missing")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises: ValueError naming the file, also for numbers that JSON does not have."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON can be read there ({error or type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
+    return data
+
+
+def check_result(data: Any) -> None:
+    """Raises: ValueError unless `data` is a result as result.json holds it; its cell is left to `Cell.from_json`."""
+    _object("result", data, ("format", "cell", "family", "status", "error", "measures", "timing"))
+    if data["format"] != FORMAT:
+        raise _wrong("format", data["format"], f"{FORMAT}")
+    _text("family", data["family"])
+    if data["status"] not in STATUSES:
+        raise _wrong("status", data["status"], ", ".join(STATUSES))
+    _object("versions", data.get("versions", {}))
+    for name, value in data.get("versions", {}).items():
+        _text(f"versions.{name}", value)
+    _text("machine", data.get("machine", ""))
+    if data["status"] == "done":
+        check_measures(data["measures"])
+        check_timing(data["timing"])
+    elif data["measures"] is not None:
+        raise _wrong("measures", data["measures"], f"null, as its status is {data['status']!r}")
+    if data["status"] == "failed":
+        _object("error", data["error"], ("type", "message", "traceback", "attempts"))
+        for name in ("type", "message", "traceback"):
+            _text(f"error.{name}", data["error"][name])
+        _number("error.attempts", data["error"]["attempts"])
+    elif data["error"] is not None:
+        raise _wrong("error", data["error"], f"null, as its status is {data['status']!r}")
+
+
+def check_measures(data: Any) -> None:
+    """Raises: ValueError unless `data` is what `measures` of a finished cell holds."""
+    counts = ("episodes", "tokens", "iterations")
+    _object("measures", data, ("before", "after", "optimum", "curve", "samples", *CROSSINGS, *counts))
+    for side in ("before", "after"):
+        _object(side, data[side], (*ESTIMATES, *NUMBERS))
+        for name in ESTIMATES:
+            _estimate(f"{side}.{name}", data[side][name])
+        for name in NUMBERS:
+            _number(f"{side}.{name}", data[side][name], or_null=True)
+    _check_optimum(data["optimum"])
+    for name in CROSSINGS:
+        if data[name] is not None:
+            _numbers(name, data[name], ("episodes", "tokens"), or_null=True)
+    for name in counts:
+        _number(name, data[name])
+    for place, row in enumerate(_list("curve", data["curve"])):
+        _numbers(f"curve[{place}]", row, ("episode",))
+        for name, value in row.items():
+            _number(f"curve[{place}].{name}", value, or_null=True)
+    for place, sample in enumerate(_list("samples", data["samples"])):
+        _check_sample(f"samples[{place}]", sample)
+
+
+def check_timing(data: Any) -> None:
+    """Raises: ValueError unless `data` is what `timing` of a finished cell holds."""
+    _object("timing", data)
+    for name, value in data.items():
+        if name == "curve_seconds":
+            for place, seconds in enumerate(_list(f"timing.{name}", value)):
+                _number(f"timing.{name}[{place}]", seconds, or_null=True)
+        else:
+            _number(f"timing.{name}", value, or_null=True)
+
+
+def _check_optimum(data: Any) -> None:
+    if data is None:
+        return
+    _object("optimum", data, ("value", "reference", "effective_samples", "beta", "exact"))
+    for name in ("value", "reference"):
+        _estimate(f"optimum.{name}", data[name])
+    for name in ("effective_samples", "beta"):
+        _number(f"optimum.{name}", data[name], or_null=True)
+    if not isinstance(data["exact"], bool):
+        raise _wrong("optimum.exact", data["exact"], "true or false")
+
+
+def _check_sample(where: str, data: Any) -> None:
+    _object(where, data, ("prompt", "before", "after"))
+    _text(f"{where}.prompt", data["prompt"])
+    for side in ("before", "after"):
+        answer = data[side]
+        if answer is None:
+            continue
+        _object(f"{where}.{side}", answer, ("completion", "reward"))
+        _text(f"{where}.{side}.completion", answer["completion"])
+        for name in ("reward", "gold"):
+            _number(f"{where}.{side}.{name}", answer.get(name), or_null=True)
+        _object(f"{where}.{side}.terms", answer.get("terms", {}))
+        for name, value in answer.get("terms", {}).items():
+            _number(f"{where}.{side}.terms.{name}", value, or_null=True)
+
+
+def _estimate(where: str, data: Any) -> None:
+    if data is not None:
+        _numbers(where, data, ("mean", "low", "high"), or_null=True)
+
+
+def _numbers(where: str, data: Any, names: Sequence[str], or_null: bool = False) -> None:
+    _object(where, data, names)
+    for name in names:
+        _number(f"{where}.{name}", data[name], or_null)
+
+
+def _object(where: str, data: Any, needed: Sequence[str] = ()) -> None:
+    if not isinstance(data, Mapping):
+        raise _wrong(where, data, "a JSON object")
+    for name in needed:
+        if name not in data:
+            raise ValueError(f"{where}: has no {name!r}; it needs {', '.join(needed)}")
+
+
+def _list(where: str, data: Any) -> list[Any]:
+    if not isinstance(data, list):
+        raise _wrong(where, data, "a list")
+    return data
+
+
+def _text(where: str, data: Any) -> None:
+    if not isinstance(data, str):
+        raise _wrong(where, data, "a text")
+
+
+def _number(where: str, data: Any, or_null: bool = False) -> None:
+    if data is None and or_null:
+        return
+    if isinstance(data, bool) or not isinstance(data, int | float) or not math.isfinite(data):
+        raise _wrong(where, data, "a finite number" + (" or null" if or_null else ""))
+
+
+def _wrong(where: str, data: Any, allowed: str) -> ValueError:
+    return ValueError(f"{where}={data!r:.80}: allowed is {allowed}")
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON number")

@@ -1,0 +1,223 @@
+"""A suite as data: cells of (task, reward, agent, settings, budget, seed), and how they are evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from textgym.messages import did_you_mean
+
+T = TypeVar("T")
+
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training to do and to measure: one row of a suite.
+
+    Args:
+        id: of the environment, as in "textgym/Copy-v0".
+        agent: a registered name, or "module:Class".
+        episodes: the budget.
+        seed: of the agent, 0 to 2^31 - 1.
+        reward: None for the task's own, else what the environment's option `reward` takes as JSON: a registered name
+            or {"name": ..., **parameters}.
+        reward_name: what tables call the reward.
+        env: other options of the environment, JSON values.
+        config: settings of the agent, JSON values, without `seed`.
+        label: what tables call the agent; "" for its name.
+    Raises: ValueError for a value that is not allowed.
+    """
+
+    id: str
+    agent: str
+    episodes: int
+    seed: int
+    reward: Any = field(default=None, hash=False)
+    reward_name: str = "default"
+    env: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "agent", "reward_name"):
+            _check_text(name, getattr(self, name))
+        _check_text("label", self.label, least=0)
+        check_integer("episodes", self.episodes, 1)
+        check_integer("seed", self.seed, 0, LARGEST_SEED)
+        if self.reward is not None and not isinstance(self.reward, str | Mapping):
+            raise ValueError(f"reward={self.reward!r}: allowed is null, a name or {{'name': ..., ...}}")
+        for name, taken in (("env", "reward"), ("config", "seed")):
+            options = getattr(self, name)
+            if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+                raise ValueError(f"{name}={options!r}: allowed is a mapping of texts to JSON values")
+            if taken in options:
+                raise ValueError(f"{name}={dict(options)!r}: {taken!r} is a field of the cell itself")
+        # Copies, and lists for tuples: a cell reads the same before and after it was written to a file.
+        for name in ("reward", "env", "config"):
+            object.__setattr__(self, name, _json_copy(name, getattr(self, name)))
+
+    @property
+    def name(self) -> str:
+        """What tables call the agent."""
+        return self.label or self.agent
+
+    @property
+    def key(self) -> str:
+        """The cell's folder: readable words, and a hash of everything but the names that tables show."""
+        named = {"label", "reward_name"}
+        content = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in named}
+        digest = hashlib.sha256(canonical(content).encode()).hexdigest()[:8]
+        words = [self.id.rpartition("/")[2], self.reward_name, self.name, f"s{self.seed}", digest]
+        return ".".join(_slug(word) for word in words)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and the key."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"key": self.key}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Cell:
+        """The cell that `to_json` wrote. Raises: ValueError for anything else."""
+        cell = from_fields(cls, data, "cell", also=("key",))
+        if data.get("key", cell.key) != cell.key:
+            raise ValueError(f"cell: its key is {data['key']!r}, but its fields make {cell.key!r}")
+        return cell
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the cells of a suite are measured, on the held-out prompts of their tasks.
+
+    Args:
+        points: of the learning curve, at equal distances over the budget.
+        per_prompt: completions per prompt, at the points of the curve.
+        final_per_prompt: the same, before and after learning.
+        optimum_per_prompt: completions of the reference per prompt that J* is estimated from.
+        samples: prompts whose answers before and after learning are kept.
+    Raises: ValueError for a number out of range.
+    """
+
+    points: int = 8
+    per_prompt: int = 4
+    final_per_prompt: int = 16
+    optimum_per_prompt: int = 128
+    samples: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("points", "per_prompt", "final_per_prompt", "optimum_per_prompt"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("samples", self.samples, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Evaluation:
+        """The settings that `to_json` wrote. Raises: ValueError for anything else."""
+        return from_fields(cls, data, "evaluation")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark: cells in the order in which tables show them.
+
+    Args:
+        name: lower-case letters, digits and dashes.
+        cells: at least one, all different.
+        description: one line for people.
+        evaluation: how the cells are measured.
+    Raises: ValueError for a name that is not allowed, no cell, or the same cell twice.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    description: str = ""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise ValueError(f"name={self.name!r}: allowed are lower-case letters, digits and dashes")
+        object.__setattr__(self, "cells", tuple(self.cells))
+        if not self.cells:
+            raise ValueError("cells=(): a suite has at least one cell")
+        seen: set[str] = set()
+        for cell in self.cells:
+            if cell.key in seen:
+                raise ValueError(f"cells: {cell.key} stands there twice")
+            seen.add(cell.key)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, those of the cells included."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "evaluation": self.evaluation.to_json(),
+            "cells": [cell.to_json() for cell in self.cells],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Suite:
+        """The suite that `to_json` wrote; other entries beside its own are left alone. Raises: ValueError."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("cells"), list):
+            raise ValueError("suite: allowed is an object with a list 'cells'")
+        cells = tuple(Cell.from_json(cell) for cell in data["cells"])
+        evaluation = Evaluation.from_json(data.get("evaluation", {}))
+        return cls(data.get("name", ""), cells, str(data.get("description", "")), evaluation)
+
+
+def canonical(data: Any) -> str:
+    """One text for each JSON value: keys sorted, no blanks."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises: ValueError unless `value` is an integer from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or value > (most or value):
+        allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+        raise ValueError(f"{name}={value!r}: allowed is {allowed}")
+
+
+def from_fields(kind: type[T], data: Any, what: str, also: tuple[str, ...] = ()) -> T:
+    """A dataclass from a JSON object with its fields.
+
+    Args:
+        kind: the dataclass.
+        data: the object; fields with a default may be left out.
+        what: what messages call it.
+        also: keys that are allowed beside the fields.
+    Raises: ValueError for anything but an object, an unknown key or a missing one; whatever `kind` raises.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what}: holds a {type(data).__name__}, allowed is a JSON object")
+    allowed = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    for key in data:
+        if key not in allowed and key not in also:
+            raise ValueError(
+                f"{what}: {key!r} is not one of {', '.join(allowed)}.{did_you_mean(key, allowed)}"
+            )
+    try:
+        return kind(**{key: value for key, value in data.items() if key in allowed})
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _check_text(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, str) or len(value) < least:
+        raise ValueError(f"{name}={value!r}: allowed is a text" + (" that is not empty" if least else ""))
+
+
+def _json_copy(name: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={value!r}: allowed are JSON values ({error})") from error
+
+
+def _slug(word: str) -> str:
+    return re.sub(r"[^a-z0-9_-]+", "-", word.lower()).strip("-")[:40] or "x"

@@ -1,0 +1,172 @@
+"""Results as a table: agents by problems, with the runs of every cell of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from textgym_benchmarks.results import Result
+from textgym_benchmarks.statistics.strata import Strata, strata_of
+from textgym_benchmarks.suite import canonical
+from textgym_benchmarks.summaries.reading import final
+
+FAMILIES = ("diagnostics", "alignment", "verifiable", "style", "text")
+FLOOR = -1.0
+"""Least optimality that goes into an aggregate.
+
+Optimality has no lower end: a deterministic agent far from the reference scores -30, and one such run would make a mean
+over thirty tasks that of this task alone. At -1 a run has lost as much as the optimum gains; how much farther it fell
+says more about the price of KL than about the agent. There is no ceiling: a score above 1 means that J* was estimated
+too low, which should be seen. Tables of tasks show the true values, and every row counts its clipped runs."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What agents are compared on: a task with its reward, options and budget.
+
+    Attributes:
+        index: in the summary's list of problems.
+        id: of the environment. label: what tables call the problem, unique. family: of the task.
+        reward: what tables call the reward. env: other options. episodes: the budget.
+    """
+
+    index: int
+    id: str
+    label: str
+    family: str
+    reward: str
+    env: Mapping[str, Any]
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Agents by problems.
+
+    Attributes:
+        agents: names, in the order of the results. problems: by family, then in the order of the results.
+        runs: (agent, index of the problem) -> its results, by seed. Pairs that no cell asks for are not there.
+    """
+
+    agents: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    runs: Mapping[tuple[str, int], tuple[Result, ...]]
+
+    def of(self, agent: str, problem: int) -> tuple[Result, ...]:
+        """The results of an agent on a problem; () where no cell asks for one."""
+        return self.runs.get((agent, problem), ())
+
+    def all_of(self, agent: str) -> list[Result]:
+        """All results of an agent."""
+        return [result for problem in self.problems for result in self.of(agent, problem.index)]
+
+    def strata(
+        self, agent: str, problems: Iterable[Problem] | None = None, failed: float | None = None
+    ) -> Strata:
+        """Final optimality of the agent's runs, clipped at `FLOOR`, by problem (all of them by default).
+
+        Args:
+            failed: the score of a failed run; None: it has none.
+        """
+        chosen = self.problems if problems is None else tuple(problems)
+        rows = [self.of(agent, problem.index) for problem in chosen]
+        scores = [[failed if run.status == "failed" else clipped(run) for run in row] for row in rows]
+        known = [[score for score in row if score is not None] for row in scores]
+        return strata_of(known, [len(row) for row in rows])
+
+
+def clipped(result: Result) -> float | None:
+    """Final optimality, at least `FLOOR`; None where there is none."""
+    score = final(result, "optimality")
+    return None if score is None else max(score, FLOOR)
+
+
+def make_grid(results: Sequence[Result]) -> Grid:
+    """Sorts results into a table.
+
+    Agents with the same name but other settings are told apart by their settings, problems that differ in options or
+    budget by these.
+    Raises: ValueError for no result, or for the same cell twice.
+    """
+    if not results:
+        raise ValueError("results=[]: allowed is at least one result")
+    _check_unique(results)
+    problems, names = _problems(results), _agent_names(results)
+    runs: dict[tuple[str, int], list[Result]] = defaultdict(list)
+    for result in results:
+        runs[names[result.cell.key], problems[_identity(result)].index].append(result)
+    ordered = {pair: tuple(sorted(row, key=lambda run: run.cell.seed)) for pair, row in runs.items()}
+    return Grid(tuple(dict.fromkeys(names.values())), tuple(problems.values()), ordered)
+
+
+def _check_unique(results: Sequence[Result]) -> None:
+    seen: dict[str, Result] = {}
+    for result in results:
+        key = result.cell.key
+        if key in seen:
+            folders = f"{seen[key].folder} and {result.folder}"
+            raise ValueError(
+                f"results: cell {key!r} is there twice ({folders}); allowed is once: leave one out"
+            )
+        seen[key] = result
+
+
+def _identity(result: Result) -> str:
+    cell = result.cell
+    return canonical([cell.id, cell.reward_name, cell.reward, dict(cell.env), cell.episodes])
+
+
+def _problems(results: Sequence[Result]) -> dict[str, Problem]:
+    """Identity -> problem, by family and then in the order of the results, with a label that is theirs alone."""
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(_identity(result), result)
+
+    def rank(identity: str) -> tuple[int, str]:
+        family = first[identity].family
+        return (FAMILIES.index(family), "") if family in FAMILIES else (len(FAMILIES), family)
+
+    ordered = sorted(first, key=rank)  # stable: the order of the results within a family
+    labels = _labels([first[identity] for identity in ordered])
+    problems = {}
+    for index, (identity, label) in enumerate(zip(ordered, labels, strict=True)):
+        cell, family = first[identity].cell, first[identity].family
+        problems[identity] = Problem(
+            index, cell.id, label, family, cell.reward_name, dict(cell.env), cell.episodes
+        )
+    return problems
+
+
+def _labels(results: Sequence[Result]) -> list[str]:
+    """Short names of problems: more is added only where problems would have the same."""
+    parts = []
+    for result in results:
+        cell = result.cell
+        options = ", ".join(f"{name} {canonical(value)}" for name, value in cell.env.items())
+        reward = "" if cell.reward_name == "default" else cell.reward_name
+        short = ", ".join(part for part in (cell.id.removeprefix("textgym/"), reward, options) if part)
+        parts.append((short, f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}"))
+    for length in (1, 2):
+        labels = [", ".join(part[:length]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [", ".join(part) for part in parts]
+
+
+def _agent_names(results: Sequence[Result]) -> dict[str, str]:
+    """Key of a cell -> what its agent is called; with its settings where a name stands for several agents.
+
+    A name may stand for other settings on other problems: only two cells with the same problem and seed are a clash.
+    """
+    cells: dict[tuple[str, str, int], int] = defaultdict(int)
+    for result in results:
+        cells[result.cell.name, _identity(result), result.cell.seed] += 1
+    clashing = {name for (name, _, _), count in cells.items() if count > 1}
+    return {
+        result.cell.key: f"{result.cell.name} {result.cell.agent} {canonical(dict(result.cell.config))}"
+        if result.cell.name in clashing
+        else result.cell.name
+        for result in results
+    }

@@ -1,0 +1,130 @@
+"""From the results of a suite to everything that the report and RESULTS.md show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from textgym_benchmarks.results import Result
+from textgym_benchmarks.statistics import bootstrap
+from textgym_benchmarks.summaries.comparisons import (
+    THRESHOLDS,
+    Pairwise,
+    ProfileLine,
+    Radar,
+    pairwise,
+    profiles,
+    radar,
+)
+from textgym_benchmarks.summaries.curves import Curve, Track, curves, frontier
+from textgym_benchmarks.summaries.entries import Entry, entries
+from textgym_benchmarks.summaries.findings import Finding, findings
+from textgym_benchmarks.summaries.grid import FLOOR, Problem, make_grid
+from textgym_benchmarks.summaries.leaderboard import Counts, Row, count, leaderboard
+from textgym_benchmarks.summaries.ranking import Best, best_by_family, comparison
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that is shown of the results of a suite.
+
+    Attributes:
+        agents: names, in the order of the leaderboard. problems: what they were compared on; entries, curves and
+            tracks name them by index.
+        counts: of all cells. common: labels of the problems that every ranked agent was given: ranks and profiles are
+            over these.
+        leaderboard: one row per agent. entries: one per agent and problem that a cell asks for.
+        curves, frontier: of the learning; the frontier is the tracks of all runs. thresholds: of the profiles.
+        profiles, pairwise, radar: agents side by side. best: the best agent of every family.
+        findings: failures and surprises.
+        versions: package -> its versions in these results. machines: where they were made.
+        floor: least optimality in aggregates. confidence, seed: of the intervals.
+    """
+
+    agents: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    counts: Counts
+    common: tuple[str, ...]
+    leaderboard: tuple[Row, ...]
+    entries: tuple[Entry, ...]
+    curves: tuple[Curve, ...]
+    frontier: tuple[Track, ...]
+    thresholds: tuple[float, ...]
+    profiles: tuple[ProfileLine, ...]
+    pairwise: Pairwise
+    radar: Radar
+    best: tuple[Best, ...]
+    findings: tuple[Finding, ...]
+    versions: Mapping[str, tuple[str, ...]]
+    machines: tuple[str, ...]
+    floor: float
+    confidence: float
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All attributes as JSON values, numbers finite: dataclasses are objects, tuples are lists."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of the problems, in their order."""
+        return tuple(dict.fromkeys(problem.family for problem in self.problems))
+
+
+def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
+    """Computes everything. The same results give the same summary, to the last bit.
+
+    Args:
+        results: in the order of the suite's cells; failed and missing ones included.
+        seed: of the bootstrap.
+    Raises: ValueError for no result, or for the same cell twice.
+    """
+    grid = make_grid(results)
+    rows = leaderboard(grid, seed)
+    agents = [row.agent for row in rows]
+    ranked = [row.agent for row in rows if row.rank is not None]
+    scored = [row.agent for row in rows if row.iqm.value is not None]
+    compared = comparison(grid)
+    table = entries(grid, seed, agents)
+    return Summary(
+        agents=tuple(agents),
+        problems=grid.problems,
+        counts=count(results),
+        common=tuple(problem.label for problem in compared.problems),
+        leaderboard=tuple(rows),
+        entries=tuple(table),
+        curves=tuple(curves(grid, seed, agents)),
+        frontier=tuple(frontier(grid, agents)),
+        thresholds=THRESHOLDS,
+        profiles=tuple(profiles(grid, seed, ranked, compared.problems)),
+        pairwise=pairwise(grid, seed, scored),
+        radar=radar(grid, scored),
+        best=tuple(best_by_family(grid)),
+        findings=tuple(findings(grid, rows, table)),
+        versions=_versions(results),
+        machines=tuple(dict.fromkeys(str(r.machine) for r in results if r.machine)),
+        floor=FLOOR,
+        confidence=bootstrap.CONFIDENCE,
+        seed=seed,
+    )
+
+
+def _versions(results: Sequence[Result]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        for name, version in (result.versions or {}).items():
+            found.setdefault(str(name), {})[str(version)] = None
+    return {name: tuple(versions) for name, versions in sorted(found.items())}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

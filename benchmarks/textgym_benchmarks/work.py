@@ -1,0 +1,40 @@
+"""What a worker does with one cell: holds its folder, runs it, writes its result."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Final
+
+from textgym_agents.storage import plain, write_json
+
+from textgym_benchmarks.suite import Cell, Evaluation
+from textgym_benchmarks.suite_folder import cell_result, hold
+
+FUNCTION: Final = "textgym_benchmarks.work:run_one"
+RUN_CELL: Final = "textgym_benchmarks.cell:run_cell"
+
+
+def run_one(cell: dict[str, Any], evaluation: dict[str, Any], suite: str, function: str) -> dict[str, Any]:
+    """Runs a cell in its folder, or goes on with one that was interrupted.
+
+    Args:
+        cell, evaluation: as JSON.
+        suite: the suite's folder.
+        function: "module:function" that takes a `Cell`, an `Evaluation`, the cell's folder and one for optima that
+            cells share, and returns the values of result.json.
+    Returns: these values; those that are there already, if another process was faster.
+    Raises: CellBusyError if another process is at work on the cell; whatever the function raises.
+    """
+    row = Cell.from_json(cell)
+    folder = Path(suite) / "cells" / row.key
+    with hold(folder):
+        there = cell_result(folder)
+        if there is not None:
+            return there
+        module, _, name = function.partition(":")
+        run = getattr(importlib.import_module(module), name)
+        result = run(row, Evaluation.from_json(evaluation), folder, Path(suite) / "optima")
+        found: dict[str, Any] = plain(result)
+        write_json(folder / "result.json", found)
+        return found

@@ -1,0 +1,88 @@
+"""The command `textgym bench`: what it shows, and how it ends."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import textgym_benchmarks.runner as runner
+import textgym_benchmarks.suites.ci as ci
+from fake_cells import tiny_suite
+
+from textgym.cli import main
+
+
+@pytest.fixture(autouse=True)
+def quick_cells(monkeypatch, tmp_path):
+    """The suite `ci` is a tiny one whose cells take no time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ci, "suite", lambda: tiny_suite())
+    use(monkeypatch, "quick")
+
+
+def use(monkeypatch, function, _run=runner.run_suite):
+    monkeypatch.setattr(runner, "run_suite", partial(_run, function=f"fake_cells:{function}"))
+
+
+def bench(*flags):
+    return main(["bench", "--suite", "ci", "--engine", "serial", *flags])
+
+
+def test_a_run_in_plain_lines_and_its_table(capsys, tmp_path):
+    assert bench() == 0
+    printed = capsys.readouterr().out
+    assert "4 of 4 done" in printed
+    row = next(line for line in printed.splitlines() if line.strip().startswith("Bandit-v0"))
+    # lm-ppo has 6 letters and rloo 4; the second seed adds 1/8, so the means are 6 1/16 and 4 1/16.
+    assert row.split() == ["Bandit-v0", "6.062", "4.062"]
+    assert "cores busy in the last run:" in printed
+    assert "textgym report runs/bench-ci shows more" in printed
+    assert (tmp_path / "runs" / "bench-ci" / "suite.json").exists()
+
+
+def test_failed_cells_are_named_in_one_line_with_exit_code_1(capsys, monkeypatch):
+    use(monkeypatch, "rloo_fails")
+    assert bench() == 1
+    captured = capsys.readouterr()
+    assert "2 failed" in captured.out
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("textgym: 2 of 4 cells failed: bandit-v0.default.rloo.s0.")
+    assert "(RuntimeError)" in last
+    assert bench() == 1  # they stay failed
+    use(monkeypatch, "quick")
+    assert bench("--retry-failed") == 0
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    use(monkeypatch, "rloo_is_interrupted")
+    assert bench() == 130
+    assert "interrupted: 2 of 4 cells are done; the same command" in capsys.readouterr().err
+
+
+def test_agents_and_seeds(capsys):
+    assert bench("--agents", "rloo", "random", "--seeds", "1", "--out", "here") == 0
+    assert "2 of 2 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--agents", "lm-pppo"], "Did you mean 'lm-ppo'"),
+        (["--agents", "no_such_module:Agent"], "neither in the current folder nor installed"),
+        (["--engine", "poll"], "--engine"),
+        (["--workers", "3"], "workers=3"),
+        (["--seeds", "0"], "seeds=0"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, flags, message):
+    assert bench(*flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_list_of_suites(capsys):
+    assert main(["bench", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("ci", "quick", "core", "full", "rewards", "diagnostics", "scaling"):
+        assert f" {name} " in printed

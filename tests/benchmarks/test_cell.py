@@ -1,0 +1,236 @@
+"""One cell of a benchmark: its numbers, that it can be repeated and gone on with, and what it counts."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from textgym_agents.registry import agent_class, agent_names, make_env
+from textgym_agents.runs import RunFolder
+from textgym_benchmarks import cell as cells
+from textgym_benchmarks.cell import goes_on, plan_of, reopened, run_cell
+from textgym_benchmarks.optima import kept_optimum, read_optimum
+from textgym_benchmarks.results_format import check_result
+from textgym_benchmarks.suite import Cell, Evaluation
+
+from textgym import make_task
+from textgym.references import make_reference
+from textgym.solve import policy_values, solve
+
+SMALL = Evaluation(points=2, per_prompt=2, final_per_prompt=4, optimum_per_prompt=8, samples=3)
+SB3 = {"batch": 8, "width": 8}
+# Four iterations each: the point of the curve, with its checkpoint, is after the second.
+CELLS = {
+    "lm-ppo": Cell("textgym/Bandit-v0", "lm-ppo", 64, 3, config={"batch": 16, "epochs": 1}),
+    "q-learning": Cell("textgym/Copy-v0", "q-learning", 64, 3, config={"batch": 16}),
+    "sb3-ppo": Cell("textgym/Bandit-v0", "sb3-ppo", 32, 3, config=SB3),
+    "sb3-sac": Cell("textgym/Bandit-v0", "sb3-sac", 32, 3, config=SB3 | {"learning_starts": 8}),
+    "mcts": Cell("textgym/Delayed-v0", "mcts", 16, 3, config={"batch": 4, "simulations": 4}),
+    "best-of-n": Cell("textgym/Stop-v0", "best-of-n", 32, 3, config={"n": 2}),
+    "random": Cell("textgym/Stop-v0", "random", 32, 3),
+    "user": Cell("textgym/Bandit-v0", "benchmarks.quiet_agent:QuietAgent", 256, 3),
+}
+OTHERS = sorted(set(agent_names()) - set(CELLS) - {"behaviour-cloning", "value-guided"})
+
+
+class Killed(BaseException):
+    """Stands for the end of a worker: nothing of the cell catches it."""
+
+
+class Killer:
+    """Ends the worker at an iteration; at 0 where learning begins."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+
+    def stage(self, text: str) -> None:
+        if text == "learning" and not self._at:
+            raise Killed
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def iteration(self, row: dict[str, Any]) -> None:
+        if row["iteration"] == self._at:
+            raise Killed
+
+
+@pytest.fixture(autouse=True)
+def few_completions(monkeypatch):
+    for name, count in (("ON_THE_WAY", 16), ("AT_THE_END", 64), ("OF_THE_REFERENCE", 64)):
+        monkeypatch.setattr(cells, name, count)
+
+
+def whole_and_broken(cell, tmp_path):
+    at = 3 if getattr(agent_class(cell.agent), "learns", True) else 0
+    whole = run_cell(cell, SMALL, tmp_path / "whole", tmp_path / "optima")
+    with pytest.raises(Killed):
+        run_cell(cell, SMALL, tmp_path / "broken", tmp_path / "other-optima", watcher=Killer(at))
+    return whole, run_cell(cell, SMALL, tmp_path / "broken", tmp_path / "other-optima")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_that_was_killed_and_gone_on_with_gives_the_same_numbers(name, tmp_path):
+    whole, broken = whole_and_broken(CELLS[name], tmp_path)
+    check_result(json.loads(json.dumps(whole, allow_nan=False)))
+    assert whole["measures"] == broken["measures"]
+    assert whole["measures"]["before"]["length"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_agent_goes_on_bit_for_bit(name, tmp_path):
+    rows = {"batch": 16} if name not in ("reference", "random", "best-of-n") else {}
+    episodes = 64 if rows else 16
+    whole, broken = whole_and_broken(Cell("textgym/Bandit-v0", name, episodes, 1, config=rows), tmp_path)
+    assert goes_on(name)
+    assert whole["measures"] == broken["measures"]
+
+
+def test_a_run_is_gone_on_with_from_its_checkpoint(tmp_path):
+    cell = CELLS["q-learning"]
+    with pytest.raises(Killed):
+        run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", watcher=Killer(3))
+    run = RunFolder(tmp_path / "cell" / "run")
+    assert [row["iteration"] for row in run.metrics()] == [0, 1, 2, 3]
+    before = [row["seconds"] for row in run.metrics()[:3]]
+    run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")
+    assert [row["seconds"] for row in run.metrics()[:3]] == before  # not learned again
+    assert len(run.metrics()) == 5
+
+
+def test_a_run_of_other_settings_or_of_an_unknown_agent_starts_over(tmp_path):
+    cell, run = CELLS["q-learning"], tmp_path / "cell" / "run"
+    task = make_task("Copy")
+    with pytest.raises(Killed):
+        run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", watcher=Killer(3))
+    assert reopened(run, plan_of(cell, SMALL, task)) is not None
+    assert reopened(run, plan_of(cell, replace(SMALL, points=4), task)) is None
+    assert not run.exists()
+    (run / "half").mkdir(parents=True)  # a run that died before it had a config
+    assert reopened(run, plan_of(cell, SMALL, task)) is None
+    assert not run.exists()
+    assert not goes_on("benchmarks.quiet_agent:QuietAgent")
+    assert goes_on("lm-ppo")
+
+
+def test_a_run_that_ended_before_its_result_was_handed_over_is_not_learned_again(tmp_path):
+    cell = CELLS["q-learning"]
+    first = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", save=True)
+    assert (tmp_path / "cell" / "run" / "checkpoint").is_dir()
+    started = time.monotonic()
+    again = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")
+    assert again["measures"] == first["measures"]
+    assert again["timing"]["learning_seconds"] == first["timing"]["learning_seconds"]
+    assert again["timing"]["seconds"] > time.monotonic() - started
+    assert not (tmp_path / "cell" / "run" / "checkpoint").exists()
+
+
+def test_measures_against_the_exact_solver(tmp_path):
+    cell = Cell("textgym/Copy-v0", "q-learning", 64, 3, config={"batch": 16})
+    measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    task = make_task("Copy")
+    best, base = solve(task, split="eval").objective, policy_values(task, make_reference(task), split="eval")
+    assert measures["optimum"]["exact"]
+    assert measures["optimum"]["value"] == {"mean": best, "low": best, "high": best}
+    assert measures["optimum"]["reference"]["mean"] == pytest.approx(base.objective)
+    after = measures["after"]
+    want = (after["objective"]["mean"] - base.objective) / (best - base.objective)
+    assert after["optimality"]["mean"] == pytest.approx(want)
+    # 54 held-out prompts: 2 completions of each are enough for 64.
+    assert [point["episode"] for point in measures["curve"]] == [0, 32, 64]
+    assert [point["tokens"] for point in measures["curve"]] == [0, 3 * 32, 3 * 64]
+    assert (measures["episodes"], measures["tokens"], measures["iterations"]) == (64, 192, 4)
+    assert [sample["prompt"] for sample in measures["samples"]] == sorted(
+        {sample["prompt"] for sample in measures["samples"]}, key=task.prompt_set("eval").texts.index
+    )
+    assert all(set(s["before"]) == {"completion", "reward", "terms", "gold"} for s in measures["samples"])
+
+
+def test_few_prompts_are_answered_more_often(monkeypatch):
+    monkeypatch.undo()
+    plan = plan_of(CELLS["lm-ppo"], Evaluation(), make_task("Bandit"))
+    counts = (plan.eval_per_prompt, plan.final_per_prompt, plan.optimum_per_prompt)
+    assert counts == (256, 1024, 4096)  # Bandit has one prompt
+    plan = plan_of(replace(CELLS["lm-ppo"], id="textgym/Recall-v0"), Evaluation(), make_task("Recall"))
+    assert (plan.eval_per_prompt, plan.final_per_prompt, plan.optimum_per_prompt) == (
+        4,
+        16,
+        128,
+    )  # it has 191
+
+
+def test_the_beta_of_the_task_is_what_is_measured_with(tmp_path):
+    config = {"batch": 16, "beta": 5.0}
+    result = run_cell(Cell("textgym/Copy-v0", "q-learning", 16, 0, config=config), SMALL, tmp_path, tmp_path)
+    assert result["measures"]["optimum"]["beta"] == make_task("Copy").beta == 0.1
+
+
+def test_what_an_agent_cannot_say_is_null(tmp_path):
+    measures = run_cell(CELLS["user"], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    for name in ("kl", "objective", "optimality", "entropy"):
+        assert measures["before"][name] is measures["after"][name] is None
+    assert measures["to_half"] is measures["to_nine_tenths"] is None
+    assert measures["after"]["reward"]["mean"] >= 0
+    assert measures["tokens"] == 256
+
+
+def test_an_agent_that_learns_nothing_has_a_level_curve(tmp_path):
+    measures = run_cell(CELLS["best-of-n"], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    assert measures["before"] == measures["after"]
+    assert [point["episode"] for point in measures["curve"]] == [0, 32]
+    assert (measures["episodes"], measures["tokens"]) == (0, 0)
+
+
+def test_simulated_tokens_are_counted_apart(tmp_path):
+    measures = run_cell(CELLS["mcts"], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    # An episode of Delayed is at most 8 tokens. Each is searched for with 4 simulations, and its state is new at most
+    # once: 5 times a token and a completion of at most 8.
+    assert 0 < measures["tokens"] <= 16 * 8
+    assert measures["tokens"] < measures["simulated_tokens"] <= 5 * 9 * measures["tokens"]
+
+
+def test_texts_that_are_read_count_as_tokens(tmp_path):
+    data = tmp_path / "data.jsonl"
+    task = make_task("Copy")
+    (letters,) = task.vocabulary.decode([np.flatnonzero(task.vocabulary.allowed)[:2].tolist()])
+    rows = [{"prompt": prompt, "completion": letters} for prompt in task.prompt_set("train").texts[:4]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cell = Cell("textgym/Copy-v0", "behaviour-cloning", 8, 0, config={"data": str(data), "batch": 4})
+    measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    assert measures["episodes"] == 8
+    assert measures["tokens"] in (8 * 2, 8 * 3)  # with a stop token, where there is one
+
+
+def test_the_environment_counts_tokens_of_running_rows_only():
+    env = make_env("textgym/Stop-v0", 3)
+    env.reset(seed=0)
+    stop = env.unwrapped.task.vocabulary.stop_ids[0]
+    other = int(np.setdiff1d(np.flatnonzero(env.unwrapped.task.vocabulary.allowed), [stop])[0])
+    env.step(np.array([stop, other, other]))
+    env.step(np.array([other, stop, other]))
+    env.step(np.array([other, other, other]))
+    assert env.unwrapped.tokens == 3 + 2 + 1
+
+
+def test_an_optimum_is_worked_out_once_and_read_back(tmp_path):
+    task = make_task("Bandit")
+    for family in ("diagnostics", "text"):  # solved; estimated
+        own = replace(task, family=family)
+        arguments = (tmp_path, {"id": family}, own, make_reference(own), own.beta, 1024)
+        made, read = kept_optimum(*arguments), kept_optimum(*arguments)
+        assert made is not None
+        assert read is not None
+        assert (made.value, made.reference, made.exact) == (read.value, read.reference, read.exact)
+        np.testing.assert_array_equal(made.replicates, read.replicates)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ValueError, match="holds the optimum of"):
+        read_optimum(next(tmp_path.iterdir()), {"id": "another"})
+    # At beta = 0 the exact one is the greatest reward; samples have none.
+    assert kept_optimum(tmp_path, {}, task, make_reference(task), 0.0, 8).value.mean == pytest.approx(1.0)
+    own = replace(task, family="text")
+    assert kept_optimum(tmp_path, {"id": "none"}, own, make_reference(own), 0.0, 8) is None

@@ -1,0 +1,77 @@
+"""Numbers of a cell by hand: the curve, and where it crosses a level."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from textgym_benchmarks.measures import between, crossing, crossings, curve, curve_seconds, snapshot
+
+
+def point(episode, tokens, optimality):
+    return {"episode": episode, "tokens": tokens, "optimality": optimality}
+
+
+def test_crossings_by_hand():
+    points = [point(0, 0, 0.0), point(100, 900, 0.4), point(200, 1700, 0.8), point(300, 2400, 0.7)]
+    # 0.5 is a quarter of the way from 0.4 to 0.8.
+    assert crossings(points)["to_half"] == {"episodes": 125.0, "tokens": 900 + 0.25 * 800}
+    assert crossings(points)["to_nine_tenths"] is None
+
+
+def test_unknown_points_are_passed_over():
+    points = [point(0, 0, 0.0), point(100, 100, None), point(200, 200, 1.0)]
+    assert crossings(points)["to_half"] == {"episodes": 100.0, "tokens": 100.0}
+    assert crossings([point(0, 0, None)])["to_half"] is None
+    assert crossing([], 0.5) is None
+
+
+def test_what_starts_above_has_crossed_at_the_start():
+    assert crossings([point(0, 0, 0.95), point(10, 10, 0.2)])["to_half"] == {"episodes": 0.0, "tokens": 0.0}
+    assert crossing([0.5], 0.5) == (0, 0, 0.0)
+    assert between([1.0, 3.0], (0, 1, 0.5)) == 2.0
+    assert between([1.0, 3.0], None) is None
+
+
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=9), st.floats(-1, 1))
+def test_a_crossing_is_the_first_and_at_the_level(values, level):
+    where = crossing(values, level)
+    if where is None:
+        assert max(values) < level
+        return
+    first, second, share = where
+    assert all(value < level for value in values[:second])
+    assert 0 <= share <= 1
+    assert second - first in (0, 1)
+    at = between(values, where)
+    assert at is not None
+    assert at >= level - 1e-9
+    if second > first:
+        assert abs(at - level) < 1e-9
+
+
+def test_the_curve_ends_at_the_budget():
+    first = {"episode": 0, "eval/reward": 0.1, "learning/tokens": 0, "learning/seconds": 0.0}
+    middle = {"episode": 50, "learning/tokens": 60, "learning/seconds": 3.0}  # not evaluated
+    last = {"episode": 104, "eval/reward": 0.3, "learning/tokens": 130, "learning/seconds": 7.0}
+    after, learned = {"eval/reward": 0.2}, {"learning/tokens": 60, "learning/seconds": 3.0}
+    whole = curve([first, middle, last], {"eval/reward": 0.3}, {}, 100)
+    assert [(row["episode"], row["tokens"], row["reward"]) for row in whole] == [(0, 0, 0.1), (104, 130, 0.3)]
+    assert curve_seconds([first, middle, last], {}, 100) == [0.0, 7.0]
+    # It stopped by itself after 50: what it is then, it is at the budget's end.
+    cut = curve([first, middle], after, learned, 100)
+    assert [(row["episode"], row["tokens"], row["reward"]) for row in cut] == [(0, 0, 0.1), (100, 60, 0.2)]
+    assert curve_seconds([first, middle], learned, 100) == [0.0, 3.0]
+
+
+def test_a_snapshot():
+    row = {
+        "eval/kl": 1.0,
+        "eval/kl_low": 0.5,
+        "eval/kl_high": 1.5,
+        "eval/stop_rate": 0.9,
+        "eval/terms/a": 2.0,
+    }
+    got = snapshot(row | {"eval/failures/raised": 3, "seconds": 1.0})
+    assert got["kl"] == {"mean": 1.0, "low": 0.5, "high": 1.5}
+    assert got["reward"] is got["optimality"] is got["distinct_1"] is None
+    assert (got["stop_rate"], got["terms"], got["failures"]) == (0.9, {"a": 2.0}, {"raised": 3})

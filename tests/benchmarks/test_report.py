@@ -1,0 +1,299 @@
+"""The folder of a report: its numbers, links and texts, and what it never does. tests/browser opens it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from benchmarks.synthetic import make_results, write_suite_folder
+from cli_tools import run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textgym_benchmarks.pages.html import embed, number, visible, visible_values
+from textgym_benchmarks.report import build_report
+from textgym_benchmarks.report.drawing import draw_curve
+from textgym_benchmarks.report.marks import marks_of
+from textgym_benchmarks.report.sources import read_sources
+from textgym_benchmarks.report.tables import bar, bar_scale
+from textgym_benchmarks.results import export_results, load_results
+from textgym_benchmarks.summary import summarise
+
+AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")
+TASKS = ("textgym/Copy-v0", "textgym/Bandit-v0", "textgym/DeepSea-v0", "textgym/Helpful-v0")
+OPAQUE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e]")
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements with their attributes, and the rows of its tables."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[tuple[str, list[str]]] = []
+        self.table, self.cell, self.data, self.in_data = "", False, "", False
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.elements.append((tag, found))
+        if tag == "table":
+            self.table = found.get("class") or ""
+        elif tag == "tr":
+            self.rows.append((self.table, []))
+        elif tag in ("td", "th"):
+            self.rows[-1][1].append("")
+            self.cell = True
+        elif tag == "script":
+            self.in_data = found.get("type") == "application/json"
+
+    def handle_endtag(self, tag):
+        self.cell = self.cell and tag not in ("td", "th")
+        self.in_data = self.in_data and tag != "script"
+
+    def handle_data(self, data):
+        if self.cell:
+            self.rows[-1][1][-1] += data
+        if self.in_data:
+            self.data += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [found[name] or "" for _, found in self.elements if name in found]
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    values = make_results(AGENTS, TASKS, 2, rewards=("default", "model"), failed=0.1, missing=0.1)
+    return write_suite_folder(tmp_path_factory.mktemp("runs") / "a suite", values)
+
+
+@pytest.fixture(scope="module")
+def results(suite):
+    return load_results(suite)
+
+
+@pytest.fixture(scope="module")
+def summary(results):
+    return summarise(results)
+
+
+@pytest.fixture(scope="module")
+def report(suite):
+    build_report([suite], suite / "report")
+    return suite / "report"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    values = make_results(("lm-ppo", "rloo"), TASKS[:1], 1, failed=0.0, missing=0.0)
+    return write_suite_folder(tmp_path_factory.mktemp("small"), values)
+
+
+@pytest.fixture(scope="module")
+def index(report):
+    return Page(report / "index.html")
+
+
+def test_the_folder_holds_all_that_its_pages_name(report, results, index):
+    pages = {f"{result.cell.key}.html" for result in results}
+    assert {path.name for path in (report / "cells").iterdir()} == pages
+    for page in (index, Page(report / "cells" / min(pages))):
+        base = report if page is index else report / "cells"
+        for address in page.attributes("src") + page.attributes("href"):
+            assert not re.match(r"(https?:)?//", address)
+            target = unquote(address.partition("#")[0])
+            assert not target or target == "data:," or (base / target).exists(), address
+
+
+def test_the_leaderboard_says_what_the_summary_says(index, summary):
+    rows = [cells for kind, cells in index.rows if "leaderboard" in kind]
+    first = rows[1 : 1 + len(AGENTS)]
+    for shown, row in zip(first, summary.leaderboard, strict=True):
+        assert shown[0].strip() == row.agent
+        value = number(row.iqm.value, 2)
+        assert shown[1].startswith(value) or row.iqm.value is None
+        assert f"{row.counts.done} of {row.counts.planned}" in shown
+    assert "Failed" in rows[0]
+
+
+def test_every_cell_has_a_row_with_its_page_and_its_run(index, results, report):
+    rows = {cells[0] + cells[1] + cells[2]: cells for kind, cells in index.rows if kind == "cells"}
+    assert len(rows) == len(results) + 1  # the head
+    links = {unquote(address) for address in index.attributes("href")}
+    for result in results:
+        assert f"cells/{result.cell.key}.html" in links
+        assert f"../cells/{result.cell.key}/run/" in links
+        assert (report / ".." / "cells" / result.cell.key / "run").is_dir()
+
+
+def test_failed_and_missing_cells_are_told(index, results, report):
+    fates = [result.status for result in results]
+    assert fates.count("failed") > 2
+    assert fates.count("missing") > 2
+    assert f"{fates.count('failed')} cells failed" in index.source
+    assert index.source.count("RuntimeError: the reward gave nan") >= fates.count("failed")
+    shown = [cells[3] for kind, cells in index.rows if kind == "cells"]
+    assert [shown.count(fate) for fate in ("done", "failed", "missing")] == [
+        fates.count(fate) for fate in ("done", "failed", "missing")
+    ]
+    failed = next(result for result in results if result.status == "failed")
+    page = (report / "cells" / f"{failed.cell.key}.html").read_text()
+    assert "3 attempts" in page
+    assert "Traceback" in page
+
+
+def test_hostile_texts_stay_texts(report, index):
+    for page in (index, *(Page(path) for path in (report / "cells").iterdir())):
+        assert not OPAQUE.search(page.source)
+        scripts = [found for tag, found in page.elements if tag == "script"]
+        assert all(found.keys() <= {"src", "async", "type", "id"} for found in scripts)
+        assert {found["src"] for found in scripts if "src" in found} <= {
+            *("theme.js", "report.js", "figures.js", "charts.js", "plotly.min.js", "../theme.js")
+        }
+        assert not [tag for tag, _ in page.elements if tag in ("img", "iframe", "link=http:")]
+        assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    assert "&lt;script&gt;alert(3)&lt;/script&gt; \\x1b[31m" in index.source
+
+
+def test_the_data_of_the_charts_is_that_of_the_summary(index, results, summary):
+    data = json.loads(index.data)
+    agents = {agent["name"]: place for place, agent in enumerate(data["agents"])}
+    assert [data["agents"][place]["name"] for place in data["order"]] == list(summary.agents)
+    for curve in summary.curves:
+        (entry,) = [each for each in data["curves"][curve.problem] if each["agent"] == agents[curve.agent]]
+        assert entry["episodes"] == list(curve.episodes)
+        assert entry["reward"]["mean"] == pytest.approx(list(curve.reward.mean), rel=1e-4)
+        assert ("optimality" in entry) == (curve.agent != "sb3-ddpg")
+    optimum = next(r.measures["optimum"] for r in results if r.measures and r.cell.id == TASKS[0])
+    problem = next(each for each in data["problems"] if each["label"].startswith("Copy"))
+    assert problem["optimum"] == {"value": optimum["value"]["mean"], "beta": optimum["beta"]}
+    by_key = {result.cell.key: result for result in results}
+    for entry in data["samples"]:
+        source = by_key[Path(entry["href"]).stem].measures["samples"][0]
+        assert entry["samples"][0]["after"]["completion"] == visible(source["after"]["completion"])
+
+
+def test_a_folder_that_is_no_report_is_left_alone(suite, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="it holds files and is no report"):
+        build_report([suite], tmp_path)
+    (tmp_path / "index.html").write_text(
+        '<!doctype html><meta name="generator" content="textgym microscope">'
+    )
+    with pytest.raises(FileExistsError, match="is no report"):
+        build_report([suite], tmp_path)
+    with pytest.raises(FileExistsError, match="it is a file"):
+        build_report([suite], tmp_path / "thesis.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "thesis.txt"]
+
+
+def test_a_report_is_built_anew_in_place(tmp_path):
+    values = make_results(("lm-ppo", "rloo"), TASKS[:1], 1, failed=0.0, missing=0.0)
+    first = write_suite_folder(tmp_path / "first", values[:1], name="first")
+    second = write_suite_folder(tmp_path / "second", values, name="second")
+    out = tmp_path / "out"
+    build_report([first], out)
+    build_report([second], out)
+    assert ">second</h1>" in (out / "index.html").read_text()
+    assert len(list((out / "cells").iterdir())) == 2
+    assert not list(out.rglob("*.new"))
+
+
+def test_of_a_cell_in_two_places_the_finished_one_is_kept(tmp_path):
+    done = make_results(("lm-ppo",), TASKS[:1], 2, failed=0.0, missing=0.0)
+    missing = [{**result, "status": "missing", "measures": None, "timing": None} for result in done]
+    paths = [write_suite_folder(tmp_path / name, rows) for name, rows in (("a", missing), ("b", done))]
+    sources = read_sources(paths)
+    assert [result.status for result in sources.results] == ["done", "done"]
+    assert len(sources.repeated) == 2
+
+
+def test_exported_results_have_no_run_to_link_to(small, tmp_path):
+    export_results(load_results(small), tmp_path / "core.json", {"name": "core", "started": "2026-11-21"})
+    build_report([tmp_path / "core.json"], tmp_path / "report")
+    page = Page(tmp_path / "report" / "index.html")
+    assert ">core</h1>" in page.source
+    assert {cells[-1] for kind, cells in page.rows if kind == "cells"} == {"Run", "\u2013"}
+
+
+def test_the_command(capsys, small, tmp_path):
+    code, out, error = run(capsys, "report", str(small), str(small), "--out", str(tmp_path / "r"))
+    assert code == 0
+    assert "report:" in out
+    assert (tmp_path / "r" / "index.html").exists()
+    assert "cells are in several of the runs" in error
+    code, _, error = run(capsys, "report")
+    assert (code, error) == (
+        2,
+        "textgym: error: RUN: nothing given; allowed is at least one folder or file of results\n",
+    )
+    code, _, error = run(capsys, "report", str(tmp_path / "nothing"))
+    assert code == 2
+    assert "nothing" in error
+
+
+def test_marks_tell_many_agents_apart():
+    marks = marks_of([*(f"agent {i}" for i in range(28)), "reference", "random"])
+    assert len({(mark.colour, mark.dash, mark.symbol) for mark in marks}) == 30
+    assert len({(mark.colour, mark.symbol) for mark in marks}) == 30  # where there are no lines
+    assert {mark.colour for mark in marks[-2:]} == {8}
+
+
+def test_bars_match_hand_arithmetic():
+    scale = bar_scale([{"mean": 0.5, "low": 0.25, "high": 0.75}, {"mean": -3.0, "low": None, "high": None}])
+    assert scale == (-0.5, 1.0)
+    # On [-0.5, 1]: 0.25 lies at 50%, 0.75 at 83.3%, 0 at 33.3%.
+    found = bar({"mean": 0.25, "low": 0.25, "high": 0.75}, scale)
+    assert (found.left, found.width, found.mid, found.zero, found.one) == (50.0, 33.3, 50.0, 33.3, 100.0)
+    assert bar({"mean": -3.0, "low": None, "high": None}, scale).beyond == "low"
+
+
+def test_a_drawn_curve_matches_hand_arithmetic():
+    point = {"optimality_low": None, "optimality_high": None}
+    drawing = draw_curve(
+        [{"episode": 0, "optimality": 0.0, **point}, {"episode": 10, "optimality": 0.5, **point}]
+    )
+    # x from 44 to 628, y from 208 (score 0) to 24 (score 1): 0.5 is at 116.
+    assert drawing.path == "M44,208L628,116"
+    assert drawing.band == ""
+    assert draw_curve([{"episode": 0, "optimality": 0.0, **point}]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "\u2013"),
+        (0.5, "0.500"),
+        (-0.0004, "0.000"),
+        (-1.5, "\u22121.500"),
+        (12345.6, "12,346"),
+        (7, "7"),
+    ],
+)
+def test_numbers_for_people(value, text):
+    assert number(value) == text
+
+
+TEXTS = st.text(max_size=6)
+JSON = st.recursive(
+    st.none() | st.integers(-9, 9) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JSON)
+def test_embedded_json_is_the_same_value_and_cannot_end_its_element(value):
+    text = str(embed(value))
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == visible_values(value)
+
+
+def test_numbers_that_json_does_not_know_are_refused():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        embed([float("nan")])

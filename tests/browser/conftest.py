@@ -1,0 +1,111 @@
+"""A headless Chromium for the tests of pages: one for the session, with a record of errors and requests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WHERE = "Chromium is missing: apt-get install chromium (Debian), or set TEXTGYM_CHROMIUM to its path"
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Visit:
+    """A page that was opened, and what happened on it: console errors, dialogs, requests."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """No error, no dialog, and nothing asked for but files and what the page itself made."""
+        assert self.errors == []
+        assert self.dialogs == []
+        assert [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+    def sideways(self) -> int:
+        """How far the page can be scrolled sideways, in pixels."""
+        width: int = self.page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        return width
+
+    def wait(self, condition: str, seconds: float = 20.0) -> None:
+        """Waits until a JavaScript expression holds; Playwright's own wait needs `eval`, which pages forbid."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, f"{condition} does not hold after {seconds:g} s"
+            self.page.wait_for_timeout(20)
+
+
+Open = Callable[..., Visit]
+
+
+def chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("TEXTGYM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    path = chromium()
+    if path is None:
+        pytest.skip(WHERE)
+    sync_api = pytest.importorskip("playwright.sync_api", reason='pip install "textgym[test]"')
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Open]:
+    """Opens a page of a folder: visit(path, width=1280, dark=False)."""
+    contexts = []
+
+    def open_page(path: Path, width: int = 1280, dark: bool = False, **options: Any) -> Visit:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", **options
+        )
+        contexts.append(context)
+        visited = Visit(context.new_page())
+        page = visited.page
+        page.on("console", lambda line: visited.errors.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: visited.errors.append(str(error)))
+        page.on("request", lambda request: visited.requests.append(request.url))
+
+        def dismiss(dialog: Any) -> None:
+            visited.dialogs.append(dialog.message)
+            dialog.dismiss()
+
+        page.on("dialog", dismiss)
+        page.goto(path.resolve().as_uri())
+        return visited
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """Where pictures go: TEXTGYM_SCREENSHOTS, or a folder of this test."""
+    folder = Path(os.environ.get("TEXTGYM_SCREENSHOTS") or tmp_path / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,225 @@
+"""The report in a real browser: charts, sorting, filters, colours, hostile texts, narrow screens, size."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from benchmarks.synthetic import make_results, write_suite_folder
+from textgym_benchmarks.pages.folder import write_folder
+from textgym_benchmarks.report import build_report
+from textgym_benchmarks.report.build import report_files
+from textgym_benchmarks.results import load_results
+
+AGENTS = ("lm-ppo", "rloo", "reference", "random", "sb3-ddpg", "<b>bold</b> & %{x} <script>alert(4)</script>")
+TASKS = tuple(f"textgym/{name}-v0" for name in ("Copy", "Bandit", "DeepSea", "Helpful", "Json"))
+DRAW = "document.dispatchEvent(new Event('drawall'))"
+ALL_DRAWN = "/^(\\d+)\\/\\1$/.test(document.documentElement.dataset.charts)"
+
+INTERACTIVE = "performance.getEntriesByType('navigation')[0].domInteractive / 1000"
+SMALL_TEXTS = """[...document.querySelectorAll('main *, header *')]
+    .filter(e => e.offsetParent && !e.closest('.chart, svg'))
+    .filter(e => [...e.childNodes].some(node => node.nodeType === 3 && node.data.trim()))
+    .filter(e => parseFloat(getComputedStyle(e).fontSize) < 14)
+    .map(e => `${e.tagName} ${e.className} ${e.textContent}`)"""
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    values = make_results(AGENTS, TASKS, 2, rewards=("default", "model"), failed=0.05, missing=0.05)
+    suite = write_suite_folder(tmp_path_factory.mktemp("runs") / "suite", values)
+    build_report([suite], suite / "report")
+    return suite / "report" / "index.html"
+
+
+@pytest.fixture
+def opened(visit, index):
+    visited = visit(index)
+    visited.wait("window.Plotly !== undefined")
+    yield visited
+    visited.check()
+
+
+def draw_all(visited):
+    visited.wait("window.Plotly !== undefined")
+    visited.page.evaluate(DRAW)
+    visited.wait(ALL_DRAWN)
+
+
+def column(page, place, table=".scope:not([hidden]) table"):
+    return page.eval_on_selector_all(
+        f"{table} tbody tr", f"rows => rows.map(row => row.cells[{place}].textContent.trim())"
+    )
+
+
+def leading(texts):
+    """The number that each text starts with; None for a dash."""
+    return [
+        None if text == "\u2013" else float(text.partition("[")[0].replace("\u2212", "-")) for text in texts
+    ]
+
+
+def test_every_chart_draws(opened):
+    page = opened.page
+    draw_all(opened)
+    kinds = page.eval_on_selector_all(".chart", "all => [...new Set(all.map(e => e.dataset.chart))]")
+    assert kinds == ["curve", "frontier", "gold", "profiles", "radar", "throughput"]
+    empty = page.eval_on_selector_all(
+        ".chart", "all => all.filter(e => !e.querySelector('.main-svg path')).map(e => e.dataset.chart)"
+    )
+    assert empty == []
+    # Charts are labelled, and each has its numbers as a table beside it.
+    assert page.locator(".chart:not([aria-label])").count() == 0
+    assert page.locator("figure:has(.chart):not(:has(details table))").count() == 0
+
+
+def test_charts_far_away_wait(opened):
+    drawn, _, total = opened.page.evaluate("document.documentElement.dataset.charts").partition("/")
+    assert int(drawn) < int(total)
+
+
+def test_the_leaderboard_sorts_by_click_and_by_key(opened):
+    page = opened.page
+    head = page.locator(".scope:not([hidden]) th:has-text('Optimality')")
+    assert head.get_attribute("aria-sort") == "descending"
+    scores = leading(column(page, 1))
+    known = [score for score in scores if score is not None]
+    assert known == sorted(known, reverse=True)
+    assert scores[-1] is None  # an agent without a score stays last, both ways
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert leading(column(page, 1)) == [*sorted(known), None]
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert leading(column(page, 1)) == scores
+    page.locator(".scope:not([hidden]) th:has-text('Agent') button").click()
+    assert column(page, 0) == sorted(column(page, 0), key=lambda name: name.strip("<").lower())
+    assert head.get_attribute("aria-sort") == "none"
+
+
+def test_the_task_filter_changes_the_leaderboard(opened):
+    page = opened.page
+    before = column(page, 1)
+    labels = page.locator("#scope option").all_text_contents()
+    assert labels[:2] == ["All tasks", "Diagnostics"]
+    page.select_option("#scope", label="Copy-v0")
+    assert page.locator(".scope:not([hidden])").count() == 1
+    assert page.locator(".scope:not([hidden]) th:has-text('Reward')").count() == 1
+    assert column(page, 1) != before
+
+
+def test_cells_can_be_filtered_and_opened(opened):
+    page = opened.page
+    rows = page.locator("table.cells tbody tr:visible")
+    everything = rows.count()
+    page.select_option("#cell-status", "failed")
+    failed = rows.count()
+    assert 0 < failed < everything
+    assert page.locator("#cell-count").text_content() == f"{failed} of {everything}"
+    page.select_option("#cell-status", "done")
+    page.select_option("#cell-agent", "rloo")
+    rows.first.locator("a").first.click()
+    assert page.locator("h2").all_text_contents() == [
+        "Measures",
+        "Learning curve",
+        "Samples",
+        "How it was run",
+    ]
+    assert page.locator("svg.curve .line").count() == 1
+    page.locator("nav a").click()
+    assert page.url.endswith("index.html#cells")
+
+
+def test_agents_can_be_hidden(opened):
+    page = opened.page
+    traces = "document.querySelector('[data-chart=curve]').data.map(trace => trace.name).filter(Boolean)"
+    page.locator("#curves").scroll_into_view_if_needed()
+    opened.wait("document.querySelector('[data-chart=curve]').data !== undefined")
+    assert "rloo" in page.evaluate(traces)
+    chip = page.locator(".chip", has_text="rloo")
+    chip.click()
+    assert chip.get_attribute("aria-pressed") == "false"
+    opened.wait(f"!{traces}.includes('rloo')")
+    page.locator("#none").click()
+    opened.wait(f"{traces}.length === 0")
+    page.locator("#all").click()
+    opened.wait(f"{traces}.includes('rloo')")
+
+
+def test_colours_follow_the_system_and_the_button(visit, index):
+    visited = visit(index, dark=True)
+    page = visited.page
+    paper = "getComputedStyle(document.body).backgroundColor"
+    line = "document.querySelector('[data-chart=curve]').data.find(trace => trace.name === 'rloo').line.color"
+    dark = page.evaluate(paper)
+    page.locator("#curves").scroll_into_view_if_needed()
+    visited.wait("document.querySelector('[data-chart=curve]').data !== undefined")
+    dark_line = page.evaluate(line)
+    button = page.locator("#theme")
+    assert button.get_attribute("aria-label") == "Switch to light colours"
+    button.click()
+    assert page.evaluate(paper) == "rgb(255, 255, 255)" != dark
+    visited.wait(f"{line} !== {dark_line!r}")  # drawn again
+    page.reload()
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"  # remembered
+    visited.check()
+
+
+def test_hostile_texts_are_inert(visit, index):
+    visited = visit(index)
+    page = visited.page
+    draw_all(visited)
+    name = AGENTS[-1]
+    for problem in page.eval_on_selector_all("#sample-problem option", "all => all.map(e => e.value)"):
+        page.select_option("#sample-problem", problem)
+        agents = page.eval_on_selector_all("#sample-agent option", "all => all.map(e => e.value)")
+        page.select_option("#sample-agent", agents[-1])
+        assert page.locator("#sample-list article").count() > 0
+    # Plotly reads some HTML in labels: the agent's name must come out as it is.
+    labels = page.eval_on_selector_all("#throughput .ytick text", "all => all.map(e => e.textContent)")
+    assert name in labels
+    assert page.locator("script:not([src]):not([type='application/json'])").count() == 0
+    assert page.locator("main img, main iframe, main script").count() == 0
+    assert page.locator("main b:has-text('bold')").count() == 0
+    page.wait_for_timeout(100)
+    visited.check()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_it_fits_the_screen(visit, index, screenshots, width, dark):
+    visited = visit(index, width=width, dark=dark)
+    page = visited.page
+    draw_all(visited)
+    assert visited.sideways() == 0
+    small = page.evaluate(SMALL_TEXTS)
+    assert width > 640 or small == []
+    page.screenshot(path=screenshots / f"report-{width}-{'dark' if dark else 'light'}.png", full_page=True)
+    visited.check()
+
+
+def test_it_can_be_read_without_scripts(visit, index):
+    visited = visit(index, java_script_enabled=False)
+    page = visited.page
+    assert page.locator("noscript").first.is_visible()
+    assert page.locator("table.leaderboard").first.is_visible()
+    assert not page.locator("#scope").is_visible()
+    page.locator("#profiles summary").click()
+    assert page.locator("#profiles table").is_visible()
+
+
+@pytest.mark.slow
+def test_five_hundred_cells_build_and_open_quickly(visit, tmp_path):
+    suite = write_suite_folder(tmp_path / "suite", make_results(7, 24, 3))
+    results = load_results(suite)
+    started = time.process_time()
+    files = report_files(results, {"name": "large"}, suite / "report")
+    assert time.process_time() - started < 20  # CPU time: other tests run beside this one
+    assert sum(map(len, files.values())) < 10e6
+    write_folder(suite / "report", files, "report")
+    visits = [visit(suite / "report" / "index.html") for _ in range(3)]
+    assert min(visited.page.evaluate(INTERACTIVE) for visited in visits) < 3  # seconds
+    for visited in visits:
+        assert visited.page.locator("table.leaderboard").first.is_visible()
+        visited.check()

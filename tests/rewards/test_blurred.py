@@ -1,0 +1,66 @@
+"""A reward with noise: the noise is the episode's, and no measure of a policy is made of luck."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import textgym  # noqa: F401  (registers the ids)
+from textgym.evaluate import estimate_optimum, evaluate
+from textgym.references import make_reference
+from textgym.rewards import make_reward
+from textgym.task import make_task
+
+RULES = {"name": "helpful_rules"}
+NOISY = {"name": "blurred", "reward": RULES, "deviation": 0.5}
+
+
+def half_or_none(prompts: list[str], completions: list[str], **columns: object) -> list[float | None]:
+    return [0.5 if text else None for text in completions]
+
+
+def test_the_noise_is_drawn_from_the_episode_s_seed() -> None:
+    reward = make_reward({"name": "blurred", "reward": half_or_none, "deviation": 2.0})
+    terms = reward.terms(["p"] * 3, ["a", "b", ""], episode_seeds=[7, 8, 9])
+    drawn = [np.random.default_rng(seed).normal(0.0, 2.0) for seed in (7, 8)]
+    assert terms == {"half_or_none": [0.5, 0.5, None], "noise": [*drawn, None]}
+    assert reward(["p"] * 3, ["a", "b", ""], episode_seeds=[7, 8, 9]) == [
+        0.5 + drawn[0],
+        0.5 + drawn[1],
+        None,
+    ]
+
+
+@pytest.mark.parametrize("deviation", [-1.0, float("nan"), float("inf"), True, "1", None])
+def test_a_deviation_that_is_none_is_refused(deviation: object) -> None:
+    with pytest.raises(ValueError, match="deviation="):
+        make_reward({"name": "blurred", "reward": half_or_none, "deviation": deviation})
+
+
+def test_a_second_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="'noise' already"):
+        make_reward({"name": "blurred", "reward": NOISY, "deviation": 1.0})
+
+
+def test_an_alignment_task_takes_it_and_pays_rules_plus_noise() -> None:
+    env = gym.make("textgym/Helpful-v0", reward=NOISY, max_new_tokens=3)
+    assert env.unwrapped.task.noisy
+    env.reset(seed=3)
+    totals, info, done = 0.0, {}, False
+    while not done:
+        _, paid, done, _, info = env.step(env.action_space.sample())
+        totals += paid
+    assert totals == pytest.approx(info["gold"] + info["reward_terms"]["noise"])
+    assert info["reward_terms"]["noise"] != 0.0
+
+
+def test_the_measures_are_those_without_the_noise() -> None:
+    """The same completions (the same seed) under both rewards: reward and J* must not see the noise."""
+    plain, noisy = (make_task("Helpful", reward=reward, max_new_tokens=4) for reward in ("rules", NOISY))
+    reference = make_reference(plain)
+    bare = estimate_optimum(plain, reference, per_prompt=2)
+    blurred = estimate_optimum(noisy, reference, per_prompt=2)
+    assert blurred.value.mean == pytest.approx(bare.value.mean, abs=1e-12)
+    found = evaluate(reference, noisy, reference, blurred, per_prompt=2)
+    assert found.reward.mean == pytest.approx(found.gold.mean, abs=1e-12)
