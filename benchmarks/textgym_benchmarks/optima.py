@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from textgym_agents.settings import versions
 from textgym_agents.storage import read_json, write_json
 
 from textgym.evaluate import Estimate, Optimum, estimate_optimum, exact_optimum
@@ -24,14 +25,20 @@ def kept_optimum(
 ) -> Optimum | None:
     """J* and J of the reference on the held-out prompts, from the folder or worked out and written there.
 
-    It depends on the arguments alone: workers that do so at the same time write the same file.
+    It depends on the arguments and on TextGym's version alone: workers that do so at the same time write the same file.
 
     Args:
         folder: of one file for each optimum. key: says which task and reference it is, JSON values.
         per_prompt: completions of the reference, where J* is estimated.
     Returns: None where J* can be neither solved nor estimated: at beta = 0 without an exact solution.
     """
-    key = key | {"beta": beta, "split": "eval", "per_prompt": per_prompt}
+    # Another version may have another task of this name.
+    key = key | {
+        "beta": beta,
+        "split": "eval",
+        "per_prompt": per_prompt,
+        "textgym": versions().get("textgym"),
+    }
     name = f"{task.name.lower()}.{hashlib.sha256(canonical(key).encode()).hexdigest()[:16]}.json"
     path = folder / name
     if path.exists():

@@ -53,15 +53,15 @@ class Progress:
         self._begun.pop(key, None)
 
     def finish(self, key: str, result: Mapping[str, Any], now: float | None = None) -> None:
-        """A cell has ended."""
-        took = (time.monotonic() if now is None else now) - self._begun.pop(key)
+        """A cell has ended. One that was never said to run says nothing about how long cells take."""
+        begun = self._begun.pop(key, None)
         if result.get("status") == "busy":
             self.status[key] = "busy"
             return
         self.known(key, result)
         self.finished_now.append(key)
-        if self.status[key] == "done":
-            self._seconds += took
+        if self.status[key] == "done" and begun is not None:
+            self._seconds += (time.monotonic() if now is None else now) - begun
             self._planned += cost(self.cells[key])
 
     def count(self, status: Status) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 from textgym_agents.storage import plain, write_text
 
-from textgym_benchmarks.results_format import FORMAT, check_result, read_object
+from textgym_benchmarks.results_format import FORMAT, check_result, check_suite, read_object
 from textgym_benchmarks.run_results import read_run
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import cell_folder, cell_result, family_of, read_suite
@@ -131,6 +131,10 @@ def _read_many(path: Path) -> list[Result]:
     data = read_object(path)
     if data.get("format") != FORMAT or not isinstance(data.get("results"), list):
         raise ValueError(f'{path}: no file of results; allowed is {{"format": {FORMAT}, "results": [...]}}')
+    try:
+        check_suite(data.get("suite", {}))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return [_checked(f"{path}, result {number}", row, None) for number, row in enumerate(data["results"])]
 
 

@@ -13,6 +13,8 @@ ESTIMATES: Final = ("reward", "gold", "kl", "objective", "optimality", "entropy"
 """Measures with an interval: {"mean", "low", "high"}, or null."""
 NUMBERS: Final = ("stop_rate", "distinct_1", "distinct_2")
 CROSSINGS: Final = ("to_half", "to_nine_tenths")
+LIMIT: Final = 1e12
+"""The largest number of a result, in absolute value: sums and squares of such numbers stay far from an overflow."""
 STATUSES: Final = ("done", "failed", "missing")
 
 
@@ -69,10 +71,7 @@ def check_measures(data: Any) -> None:
             _numbers(name, data[name], ("episodes", "tokens"), or_null=True)
     for name in counts:
         _number(name, data[name])
-    for place, row in enumerate(_list("curve", data["curve"])):
-        _numbers(f"curve[{place}]", row, ("episode",))
-        for name, value in row.items():
-            _number(f"curve[{place}].{name}", value, or_null=True)
+    _check_curve(_list("curve", data["curve"]))
     for place, sample in enumerate(_list("samples", data["samples"])):
         _check_sample(f"samples[{place}]", sample)
 
@@ -88,14 +87,41 @@ def check_timing(data: Any) -> None:
             _number(f"timing.{name}", value, or_null=True)
 
 
+def check_suite(data: Any) -> None:
+    """Raises: ValueError unless `data` is what can be said of all results of a file: name, description, settings."""
+    _object("suite", data)
+    for name in ("name", "description", "started"):
+        if data.get(name) is not None:
+            _text(f"suite.{name}", data[name])
+    for name in ("evaluation", "settings"):
+        if data.get(name) is not None:
+            _object(f"suite.{name}", data[name])
+
+
+def _check_curve(rows: Sequence[Any]) -> None:
+    """Points in the order of their episodes; an agent may be evaluated twice before its next episode ends."""
+    before = 0.0
+    for place, row in enumerate(rows):
+        where = f"curve[{place}]"
+        _numbers(where, row, ("episode", "tokens"))
+        for name, value in row.items():
+            _number(f"{where}.{name}", value, or_null=True)
+        _check_ends(where, row, "optimality_low", "optimality_high")
+        if row["episode"] < before:
+            raise _wrong(
+                f"{where}.episode", row["episode"], f"a number >= {before:g}, as points are in order"
+            )
+        before = row["episode"]
+
+
 def _check_optimum(data: Any) -> None:
     if data is None:
         return
     _object("optimum", data, ("value", "reference", "effective_samples", "beta", "exact"))
     for name in ("value", "reference"):
         _estimate(f"optimum.{name}", data[name])
-    for name in ("effective_samples", "beta"):
-        _number(f"optimum.{name}", data[name], or_null=True)
+    _number("optimum.effective_samples", data["effective_samples"], or_null=True)
+    _number("optimum.beta", data["beta"])
     if not isinstance(data["exact"], bool):
         raise _wrong("optimum.exact", data["exact"], "true or false")
 
@@ -119,6 +145,14 @@ def _check_sample(where: str, data: Any) -> None:
 def _estimate(where: str, data: Any) -> None:
     if data is not None:
         _numbers(where, data, ("mean", "low", "high"), or_null=True)
+        _check_ends(where, data, "low", "high")
+
+
+def _check_ends(where: str, data: Mapping[str, Any], low: str, high: str) -> None:
+    """Both ends of an interval are known, or neither is."""
+    if (data.get(low) is None) != (data.get(high) is None):
+        missing, known = (low, high) if data.get(low) is None else (high, low)
+        raise _wrong(f"{where}.{missing}", None, f"a number where {known} is one")
 
 
 def _numbers(where: str, data: Any, names: Sequence[str], or_null: bool = False) -> None:
@@ -149,8 +183,10 @@ def _text(where: str, data: Any) -> None:
 def _number(where: str, data: Any, or_null: bool = False) -> None:
     if data is None and or_null:
         return
-    if isinstance(data, bool) or not isinstance(data, int | float) or not math.isfinite(data):
-        raise _wrong(where, data, "a finite number" + (" or null" if or_null else ""))
+    # An int may be too large for a float; comparing the two is exact.
+    fits = isinstance(data, int) or (isinstance(data, float) and math.isfinite(data))
+    if isinstance(data, bool) or not fits or abs(data) > LIMIT:
+        raise _wrong(where, data, f"a number from -{LIMIT:g} to {LIMIT:g}" + (" or null" if or_null else ""))
 
 
 def _wrong(where: str, data: Any, allowed: str) -> ValueError:

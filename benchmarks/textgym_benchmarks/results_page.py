@@ -40,6 +40,8 @@ EXPLAINED = """\
   a run beats one of the first agent's on the same problem. Ties count half.
 - Tokens to 0.5 and 0.9: median over runs, with runs that never get there as infinitely long; "never" where at least
   half do not. A problem counts as reached where the median run gets there.
+- A rank with "(n of m runs)" stands on n scores of m planned runs: the others failed, are missing or have no KL.
+- Tokens per CPU second and CPU seconds are those of learning, without evaluations and the estimate of J\\*.
 - A failed run is in no mean; "failures as {floor}" is the interquartile mean with each of them counted as {floor}. An
   agent without a KL has a reward but no optimality, and no rank.
 - A dash: the suite does not ask for it, or there is nothing to compute it from.
@@ -68,8 +70,7 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     results = load_results(path)
     if path.is_dir():
         raise ValueError(f"path={str(path)!r}: is a folder; allowed is a file of exported results")
-    suite = read_object(path).get("suite")
-    suite = suite if isinstance(suite, Mapping) else {}
+    suite: Mapping[str, Any] = read_object(path).get("suite", {})
     summary = summarise(results)
     written = _remarks(path.parent / REMARKS if remarks is None else remarks, remarks is not None)
     parts = [

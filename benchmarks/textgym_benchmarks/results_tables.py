@@ -56,7 +56,7 @@ def ranking_table(rows: Sequence[Row]) -> str:
         [
             [
                 text(row.agent),
-                NONE if row.rank is None else str(row.rank),
+                NONE if row.rank is None else f"{row.rank}{_of_runs(row.common)}",
                 interval(row.common) + _of(row.common),
                 *([fixed(row.common_with_failures)] if failures else []),
                 NONE if row.over_best is None else fixed(row.over_best.value),
@@ -70,7 +70,7 @@ def own_table(rows: Sequence[Row]) -> str:
     """All agents, each over what it was given."""
     head = (
         *("agent", "problems", "interquartile mean", "mean", "median", "gap to 1", "above reference"),
-        *("problems to 0.5", "problems to 0.9", "tokens a run", "tokens/CPU s", "runs"),
+        *("problems to 0.5", "problems to 0.9", "tokens a run", "tokens per CPU s of learning", "runs"),
     )
     return table(
         head,
@@ -112,7 +112,7 @@ def problem_table(summary: Summary, index: int) -> str:
     entries.sort(key=lambda entry: (entry.optimality.mean is None, -(entry.optimality.mean or 0.0)))
     gold = any(entry.gold.mean is not None for entry in entries)
     head = ["agent", "optimality", "reward", *(["gold"] if gold else []), "KL, nats", "J"]
-    head += ["tokens to 0.5", "tokens to 0.9", "tokens", "CPU s", "runs"]
+    head += ["tokens to 0.5", "tokens to 0.9", "tokens", "CPU s of learning", "runs"]
     rows = []
     for entry in entries:
         measures = [entry.reward, *([entry.gold] if gold else []), entry.kl, entry.objective]
@@ -137,6 +137,13 @@ def _of(value: Aggregate | None) -> str:
     if value is None or value.tasks == value.of_tasks:
         return ""
     return f" ({value.tasks} of {value.of_tasks} problems)"
+
+
+def _of_runs(value: Aggregate | None) -> str:
+    """What marks a rank that stands on fewer runs than planned."""
+    if value is None or value.runs == value.of_runs:
+        return ""
+    return f" ({value.runs} of {value.of_runs} runs)"
 
 
 def _reached(crossing: Crossing) -> str:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from textgym_agents.runs import RunFolder
 from textgym_agents.storage import read_lines
 
-from textgym_benchmarks.measures import crossings, curve, side_by_side, snapshot
-from textgym_benchmarks.results_format import FORMAT, read_object
+from textgym_benchmarks.measures import (
+    LEVELS,
+    Row,
+    between,
+    crossing,
+    crossings,
+    curve,
+    curve_seconds,
+    side_by_side,
+    snapshot,
+)
+from textgym_benchmarks.results_format import FORMAT, check_timing, read_object
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import family_of
 
@@ -31,8 +41,10 @@ def read_run(path: Path) -> dict[str, Any]:
     finished = read_object(path / "result.json")
     try:
         measures, timing = _measures(RunFolder(path), finished)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: no run of `textgym train` ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return data | {"status": "done", "measures": measures, "timing": timing}
 
 
@@ -52,10 +64,11 @@ def _cell(path: Path, config: Mapping[str, Any]) -> Cell:
         raise ValueError(f"{path / 'config.json'}: no run's settings ({error})") from error
 
 
-def _measures(folder: RunFolder, finished: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _measures(folder: RunFolder, finished: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = folder.metrics()
     learned = {name: value for name, value in rows[-1].items() if name.startswith("learning/")}
-    points = curve(rows, finished["after"], {"learning/tokens": 0} | learned, finished["episodes"])
+    episodes = finished["episodes"]
+    points = curve(rows, finished["after"], learned, episodes)
     optimum = finished["optimum"]
     if optimum is not None:
         value = optimum["value"]
@@ -66,12 +79,29 @@ def _measures(folder: RunFolder, finished: Mapping[str, Any]) -> tuple[dict[str,
         "optimum": optimum,
         "curve": points,
         **crossings(points),
-        "episodes": finished["episodes"],
-        "tokens": points[-1]["tokens"],
+        "episodes": episodes,
+        "tokens": learned.get("learning/tokens", 0),
         "iterations": finished["iterations"],
         "samples": _samples(folder),
     }
-    return measures, {"seconds": finished["seconds"]}
+    return measures, _timing(finished, rows, points, learned)
+
+
+def _timing(finished: Row, rows: Sequence[Row], points: Sequence[Row], learned: Row) -> dict[str, Any]:
+    """What the run has logged of its time; what it has not is not there."""
+    timing = {"seconds": finished["seconds"], "cpu_seconds": rows[-1].get("cpu_seconds")}
+    timing |= {f"learning_{name}": learned.get(f"learning/{name}") for name in ("seconds", "cpu_seconds")}
+    check_timing(timing)
+    spent = timing["learning_seconds"]
+    if spent is not None:
+        seconds = curve_seconds(rows, learned, finished["episodes"])
+        scores = [point["optimality"] for point in points]
+        timing["tokens_per_second"] = learned.get("learning/tokens", 0) / spent if spent else None
+        timing |= {
+            f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()
+        }
+        timing["curve_seconds"] = seconds
+    return {name: value for name, value in timing.items() if value is not None}
 
 
 def _samples(folder: RunFolder) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ def run_suite(
     *,
     address: str | None = None,
     retry_failed: bool = False,
+    save: bool = False,
     watcher: Watcher | None = None,
     function: str = RUN_CELL,
 ) -> list[Result]:
@@ -60,6 +61,7 @@ def run_suite(
         seeds: how many, from 0; None for the suite's own.
         address: of a Ray cluster.
         retry_failed: also run cells again that failed; else they stay failed.
+        save: keep the last checkpoint of the cells that run, in `cells/KEY/run/checkpoint/`.
         watcher: is told what happens.
         function: see `run_one`.
     Returns: a result for each cell, in the suite's order. Failed cells are among them.
@@ -70,7 +72,7 @@ def run_suite(
     folder = open_suite(out, chosen)
     progress = Progress(chosen.cells, runs.workers)
     cells = {cell.key: cell for cell in _unfinished(folder, chosen.cells, retry_failed, progress)}
-    jobs = [_job(cell, chosen, folder, function) for cell in cells.values()]
+    jobs = [_job(cell, chosen, folder, function, save) for cell in cells.values()]
     watcher = watcher or Silent()
     started = time.monotonic()
     watcher.begin(progress)
@@ -114,10 +116,11 @@ def _unfinished(
             progress.known(cell.key, there)
 
 
-def _job(cell: Cell, suite: Suite, folder: Path, function: str) -> Job:
-    arguments = {"cell": cell.to_json(), "evaluation": suite.evaluation.to_json()}
+def _job(cell: Cell, suite: Suite, folder: Path, function: str, save: bool) -> Job:
+    arguments: dict[str, Any] = {"cell": cell.to_json(), "evaluation": suite.evaluation.to_json()}
     # Workers of a cluster have other current folders.
-    return Job(cell.key, FUNCTION, arguments | {"suite": str(folder.resolve()), "function": function})
+    arguments |= {"suite": str(folder.resolve()), "function": function, "save": save}
+    return Job(cell.key, FUNCTION, arguments)
 
 
 def _follow(

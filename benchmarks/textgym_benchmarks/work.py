@@ -15,7 +15,9 @@ FUNCTION: Final = "textgym_benchmarks.work:run_one"
 RUN_CELL: Final = "textgym_benchmarks.cell:run_cell"
 
 
-def run_one(cell: dict[str, Any], evaluation: dict[str, Any], suite: str, function: str) -> dict[str, Any]:
+def run_one(
+    cell: dict[str, Any], evaluation: dict[str, Any], suite: str, function: str, save: bool = False
+) -> dict[str, Any]:
     """Runs a cell in its folder, or goes on with one that was interrupted.
 
     Args:
@@ -23,6 +25,7 @@ def run_one(cell: dict[str, Any], evaluation: dict[str, Any], suite: str, functi
         suite: the suite's folder.
         function: "module:function" that takes a `Cell`, an `Evaluation`, the cell's folder and one for optima that
             cells share, and returns the values of result.json.
+        save: also pass `save=True` to the function: the last checkpoint is kept.
     Returns: these values; those that are there already, if another process was faster.
     Raises: CellBusyError if another process is at work on the cell; whatever the function raises.
     """
@@ -34,7 +37,8 @@ def run_one(cell: dict[str, Any], evaluation: dict[str, Any], suite: str, functi
             return there
         module, _, name = function.partition(":")
         run = getattr(importlib.import_module(module), name)
-        result = run(row, Evaluation.from_json(evaluation), folder, Path(suite) / "optima")
+        more = {"save": True} if save else {}
+        result = run(row, Evaluation.from_json(evaluation), folder, Path(suite) / "optima", **more)
         found: dict[str, Any] = plain(result)
         write_json(folder / "result.json", found)
         return found

@@ -38,7 +38,7 @@ def quick(cell: Cell, settings: Evaluation, folder: Path, optima: Path) -> dict[
             "before": side,
             "after": side,
             "optimum": None,
-            "curve": [{"episode": 0, "optimality": value_of(cell)}],
+            "curve": [{"episode": 0, "tokens": 0, "optimality": value_of(cell)}],
             "to_half": None,
             "to_nine_tenths": {"episodes": 1 / 3, "tokens": 2.0},
             "episodes": cell.episodes,

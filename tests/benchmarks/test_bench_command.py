@@ -64,9 +64,18 @@ def test_agents_and_seeds(capsys):
     assert "2 of 2 done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [(), ("--keep-checkpoints",)])
+def test_checkpoints_are_kept_where_they_are_asked_for(monkeypatch, flags):
+    asked = []
+    monkeypatch.setattr(runner, "run_suite", lambda *_, save, **__: asked.append(save) or 1 / 0)
+    bench(*flags)
+    assert asked == [bool(flags)]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--agents"], "agents=(): allowed is at least one"),
         (["--agents", "lm-pppo"], "Did you mean 'lm-ppo'"),
         (["--agents", "no_such_module:Agent"], "neither in the current folder nor installed"),
         (["--engine", "poll"], "--engine"),

@@ -12,6 +12,7 @@ import pytest
 from textgym_agents.registry import agent_class, agent_names, make_env
 from textgym_agents.runs import RunFolder
 from textgym_benchmarks import cell as cells
+from textgym_benchmarks import optima
 from textgym_benchmarks.cell import goes_on, plan_of, reopened, run_cell
 from textgym_benchmarks.optima import kept_optimum, read_optimum
 from textgym_benchmarks.results_format import check_result
@@ -217,7 +218,7 @@ def test_the_environment_counts_tokens_of_running_rows_only():
     assert env.unwrapped.tokens == 3 + 2 + 1
 
 
-def test_an_optimum_is_worked_out_once_and_read_back(tmp_path):
+def test_an_optimum_is_worked_out_once_and_read_back(tmp_path, monkeypatch):
     task = make_task("Bandit")
     for family in ("diagnostics", "text"):  # solved; estimated
         own = replace(task, family=family)
@@ -230,6 +231,10 @@ def test_an_optimum_is_worked_out_once_and_read_back(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(ValueError, match="holds the optimum of"):
         read_optimum(next(tmp_path.iterdir()), {"id": "another"})
+    # Another version of TextGym works its own out.
+    monkeypatch.setattr(optima, "versions", lambda: {"textgym": "0.0.0"})
+    kept_optimum(tmp_path, {"id": "text"}, task, make_reference(task), task.beta, 1024)
+    assert len(list(tmp_path.iterdir())) == 3
     # At beta = 0 the exact one is the greatest reward; samples have none.
     assert kept_optimum(tmp_path, {}, task, make_reference(task), 0.0, 8).value.mean == pytest.approx(1.0)
     own = replace(task, family="text")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
-from textgym_benchmarks.engines import Job, make_engine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textgym_benchmarks.engines import Event, Job, make_engine
+from textgym_benchmarks.engines.jobs import call, reply_line
+from textgym_benchmarks.engines.ray_engine import Ray, with_starts
 
 NO_RAY = importlib.util.find_spec("ray") is None
 RAY = pytest.param(
@@ -69,8 +76,9 @@ def test_the_pool_keeps_its_processes_and_gives_each_one_thread():
     assert made.cpu_seconds() > 0
 
 
-def test_a_value_that_is_no_json_fails_its_job():
-    ended = finished(run("pool", [job("n", "no_json"), job("d", "double", number=1)], workers=1)[1])
+@pytest.mark.parametrize("engine", MORE_THAN_ONE)
+def test_a_value_that_is_no_json_fails_its_job(engine):
+    ended = finished(run(engine, [job("n", "no_json"), job("d", "double", number=1)], workers=1)[1])
     assert ended["n"].failure.type == "TypeError"
     assert ended["d"].value == 2
 
@@ -109,3 +117,89 @@ def test_where_no_worker_can_start_no_job_is_to_blame(monkeypatch):
     with pytest.raises(RuntimeError, match="workers cannot start: the worker process ended: exit code 1"):
         kinds.extend(event.kind for event in make_engine("pool", 1).run([job("d", "double", number=1)]))
     assert "finished" not in kinds
+
+
+def ends(*keys):
+    return [Event("finished", key) for key in keys]
+
+
+def words(keys, workers, endings):
+    return [f"{event.kind[0]} {event.key}" for event in with_starts(keys, workers, endings)]
+
+
+def test_on_ray_a_job_starts_before_it_ends():
+    # "a" was killed and is started again: "b", "d" and "c" end before it, "d" before its turn.
+    assert words(list("abcd"), 2, ends(*"bdca")) == ["s a", "s b", "f b", "s c", "s d", "f d", "f c", "f a"]
+    assert words(list("ab"), 5, ends(*"ab")) == ["s a", "s b", "f a", "f b"]
+    assert words([], 2, []) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(order=st.permutations(range(7)), workers=st.integers(1, 9))
+def test_on_ray_every_job_starts_once_and_never_after_its_end(order, workers):
+    keys = [str(number) for number in range(7)]
+    seen = words(keys, workers, ends(*map(str, order)))
+    assert [word[2:] for word in seen if word[0] == "f"] == [str(number) for number in order]
+    assert sorted(word[2:] for word in seen if word[0] == "s") == keys
+    assert all(seen.index(f"s {key}") < seen.index(f"f {key}") for key in keys)
+
+
+class RayError(Exception):
+    """Stands for Ray's own."""
+
+
+class WorkerCrashedError(RayError):
+    """One of those that mean a dead worker."""
+
+
+class LocalRayletDiedError(RayError):
+    """One of those that mean that Ray is lost."""
+
+
+def fake_ray(outcomes):
+    """What the engine uses of Ray; a reference is a place in `outcomes`, which has what is returned or raised."""
+
+    def get(reference):
+        if isinstance(outcomes[reference], Exception):
+            raise outcomes[reference]
+        return outcomes[reference]
+
+    numbers = iter(range(len(outcomes)))
+    errors = SimpleNamespace(
+        RayError=RayError,
+        WorkerCrashedError=WorkerCrashedError,
+        OutOfMemoryError=type("OutOfMemoryError", (RayError,), {}),
+        NodeDiedError=type("NodeDiedError", (RayError,), {}),
+    )
+    return SimpleNamespace(
+        init=lambda *_, **__: None,
+        shutdown=lambda: None,
+        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda *_: next(numbers)),
+        wait=lambda references, num_returns: (references[:num_returns], references[num_returns:]),
+        get=get,
+        exceptions=errors,
+    )
+
+
+def test_a_lost_cluster_fails_no_job(monkeypatch):
+    good = reply_line(call("fake_cells:double", {"number": 1}))
+    lost = LocalRayletDiedError("the raylet is gone")
+    monkeypatch.setitem(sys.modules, "ray", fake_ray([good, WorkerCrashedError("killed"), lost, good]))
+    events = []
+    with pytest.raises(RuntimeError, match="no job is to blame: LocalRayletDiedError: the raylet is gone"):
+        events.extend(
+            Ray(2).run([job(key, "double", number=1) for key in "abcd"])
+        )  # keeps those before the error
+    ended = finished(events)
+    assert list(ended) == ["a", "b"]
+    assert ended["a"].value == 2
+    assert (ended["b"].failure.type, ended["b"].failure.message) == (
+        "WorkerDied",
+        "WorkerCrashedError: killed",
+    )
+
+
+def test_what_is_no_json_is_an_error_of_the_job():
+    reply = json.loads(reply_line(call("fake_cells:no_json", {})))
+    assert reply["error"]["type"] == "TypeError"
+    assert reply["cpu"] >= 0

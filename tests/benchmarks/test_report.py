@@ -236,6 +236,43 @@ def test_the_command(capsys, small, tmp_path):
     assert "nothing" in error
 
 
+def test_a_run_of_textgym_train_has_a_report(capsys, tmp_path):
+    folder = tmp_path / "bandit"
+    options = ("--agent", "lm-ppo", "--episodes", "512", "--eval-every", "2", "--out", str(folder))
+    code, _, error = run(capsys, "train", "Bandit-v0", *options)
+    assert code == 0, error
+    build_report([folder], tmp_path / "report")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    [result] = load_results(folder)
+    assert result.measures["tokens"] == rows[-1]["learning/tokens"] > 0
+    for name in ("seconds", "cpu_seconds"):
+        assert result.timing[f"learning_{name}"] == rows[-1][f"learning/{name}"]
+    speed = rows[-1]["learning/tokens"] / rows[-1]["learning/cpu_seconds"]
+    page = (tmp_path / "report" / "cells" / f"{result.cell.key}.html").read_text()
+    assert f"{number(speed, 0)} tokens per CPU second of learning" in page
+    assert summarise([result]).leaderboard[0].tokens_per_cpu_second == pytest.approx(speed)
+
+
+@pytest.mark.parametrize("timing", [{}, {"seconds": None}, {"seconds": 1.0, "curve_seconds": []}])
+def test_times_that_nobody_took_are_left_out(tmp_path, timing):
+    [made] = make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0)
+    folder = write_suite_folder(tmp_path / "suite", [made | {"timing": timing}])
+    build_report([folder], tmp_path / "report")
+    page = (tmp_path / "report" / "cells" / f"{made['cell']['key']}.html").read_text()
+    assert "Throughput" not in page
+    assert ("<dt>Time</dt><dd>1.0 s</dd>" in page) == (timing.get("seconds") == 1.0)
+
+
+def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
+    values = make_results(("lm-ppo", "rloo"), TASKS[:2], 3, failed=0.0, missing=0.0)
+    values[1] |= {"status": "missing", "measures": None, "timing": None}
+    folder = write_suite_folder(tmp_path / "suite", values)
+    build_report([folder], tmp_path / "report")
+    rows = [cells for kind, cells in Page(tmp_path / "report" / "index.html").rows if "leaderboard" in kind]
+    marked = {cells[0].strip(): "5 of 6 runs" in cells[1] for cells in rows[1:3]}
+    assert marked == {"lm-ppo": True, "rloo": False}
+
+
 def test_marks_tell_many_agents_apart():
     marks = marks_of([*(f"agent {i}" for i in range(28)), "reference", "random"])
     assert len({(mark.colour, mark.dash, mark.symbol) for mark in marks}) == 30

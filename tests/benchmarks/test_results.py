@@ -95,6 +95,28 @@ def test_a_run_of_textgym_train(tmp_path):
     # Optimality goes from 0 to 1 over 512 episodes and 600 tokens.
     assert result.measures["to_half"] == {"episodes": 256.0, "tokens": 300.0}
     assert result.measures["samples"][0]["after"]["completion"] == "at 2"
+    assert result.measures["tokens"] == 600
+    assert result.timing == {"seconds": 3.0}  # the run has logged no other time
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "IndexError"),
+        ([{"iteration": 0, "episode": 0, "eval/reward": 0.5, "cpu_seconds": "1"}], "cpu_seconds='1'"),
+        ([{"iteration": 0, "episode": 0, "eval/reward": 0.5, "learning/tokens": [1]}], "tokens=|TypeError"),
+    ],
+)
+def test_a_run_with_wrong_logs_is_refused_by_name(tmp_path, rows, message):
+    run = tmp_path / "demo-2"
+    run.mkdir()
+    config = {"id": "textgym/Bandit-v0", "agent": "lm-ppo", "episodes": 512, "env": {}, "config": {}}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finished = {"before": {}, "after": {}, "optimum": None, "iterations": 0, "episodes": 0, "seconds": 3.0}
+    (run / "result.json").write_text(json.dumps(finished))
+    with pytest.raises(ValueError, match=f"demo-2: .*(?:{message})"):
+        load_results(run)
 
 
 def _flat(score):
@@ -143,7 +165,15 @@ def _places(value, path=()):
         yield from _places(inner, (*path, key))
 
 
-odd = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3) | st.just([]) | st.just({})
+odd = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.sampled_from([10**400, 1e308])
+    | st.text(max_size=3)
+    | st.just([])
+    | st.just({})
+)
 
 
 @settings(max_examples=100)
@@ -169,6 +199,72 @@ def test_a_wrong_entry_is_refused_by_name_or_is_as_good_as_the_right_one(data, t
     else:
         assert "wrong" in message
         assert "result.json" in message
+
+
+LARGE = 10**400  # no float is as large
+FIRST = {"episode": 0, "tokens": 0}
+ESTIMATE = {"mean": 0.5, "low": None, "high": None}
+OPTIMUM = {"value": ESTIMATE, "reference": ESTIMATE, "effective_samples": None, "beta": 0.1, "exact": True}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("curve", [{"episode": 0}], r"curve\[0\]: has no 'tokens'"),
+        ("curve", [FIRST | {"tokens": None}], r"curve\[0\]\.tokens=None"),
+        ("curve", [FIRST, FIRST | {"episode": 9}, FIRST | {"episode": 8}], r"curve\[2\]\.episode=8: .*>= 9"),
+        ("curve", [FIRST | {"episode": -1}], r"curve\[0\]\.episode=-1"),
+        ("curve", [FIRST | {"optimality": 0.5, "optimality_low": 0.1}], r"curve\[0\]\.optimality_high=None"),
+        ("curve", [FIRST | {"optimality_high": 0.1}], r"curve\[0\]\.optimality_low=None: .*optimality_high"),
+        ("curve", [FIRST | {"reward": LARGE}], r"curve\[0\]\.reward=1000"),
+        ("tokens", LARGE, "tokens=1000"),
+        ("tokens", 1e13, r"tokens=1e\+13|tokens=10000000000000"),
+        ("after.kl", ESTIMATE | {"mean": -1.1e12}, r"after\.kl\.mean=-11000.*from -1e\+12 to 1e\+12"),
+        ("after.reward", ESTIMATE | {"low": 0.1}, r"after\.reward\.high=None: .* a number where low is one"),
+        ("before.gold", ESTIMATE | {"high": 0.1}, r"before\.gold\.low=None"),
+        ("optimum", OPTIMUM | {"beta": None}, r"optimum\.beta=None"),
+        ("optimum", OPTIMUM | {"value": ESTIMATE | {"low": 0.0}}, r"optimum\.value\.high=None"),
+        ("timing", {"cpu_seconds": LARGE}, r"timing\.cpu_seconds=1000"),
+        ("timing", {"curve_seconds": [LARGE]}, r"timing\.curve_seconds\[0\]=1000"),
+    ],
+)
+def test_what_no_report_can_show_is_refused_by_file_and_entry(tmp_path, place, value, message):
+    content = json.loads(_good(tmp_path))
+    *way, last = ["timing"] if place == "timing" else ["measures", *place.split(".")]
+    inner = content
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"result\.json: (?:" + message + ")"):
+        load_results(tmp_path)
+
+
+def test_the_largest_numbers_and_points_without_an_episode_between_are_read(tmp_path):
+    content = json.loads(_good(tmp_path))
+    content["measures"] |= {"tokens": 10**12, "curve": [FIRST, FIRST | {"optimality": -1e12}]}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    [result] = load_results(tmp_path)
+    assert result.measures["tokens"] == 10**12
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ([], r"suite=\[\]: allowed is a JSON object"),
+        ("core", "suite='core'"),
+        (None, "suite=None"),
+        ({"evaluation": "abc"}, r"suite\.evaluation='abc': allowed is a JSON object"),
+        ({"settings": [1]}, r"suite\.settings=\[1\]"),
+        ({"name": 3}, r"suite\.name=3: allowed is a text"),
+    ],
+)
+def test_a_wrong_head_of_a_file_of_results_is_refused(tmp_path, suite, message):
+    path = tmp_path / "core.json"
+    result = json.loads(_good(tmp_path))
+    path.write_text(json.dumps({"format": 1, "suite": suite, "results": [result]}))
+    with pytest.raises(ValueError, match=r"core\.json: " + message):
+        load_results(path)
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity"])

@@ -47,7 +47,8 @@ def test_the_page_is_the_same_every_time_and_shows_the_summary(path):
     best = summary.leaderboard[0]
     assert best.agent == "lm-ppo"
     shown = f"{fixed(best.common.value)} [{fixed(best.common.low)}, {fixed(best.common.high)}]"
-    assert f"| lm-ppo | 1 | {shown} |" in page
+    assert best.common.runs < best.common.of_runs  # the rank says so
+    assert f"| lm-ppo | 1 ({best.common.runs} of {best.common.of_runs} runs) | {shown} |" in page
     counts = summary.counts
     assert f"| cells | {counts.planned}: {counts.done} done, {counts.failed} failed" in page
     assert counts.failed > 0

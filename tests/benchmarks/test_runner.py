@@ -164,6 +164,22 @@ def test_time_left_by_hand():
     assert progress.time_left(10 * plan[0]) == pytest.approx(expected)
 
 
+def test_the_end_of_a_cell_that_was_never_said_to_run_is_no_pace():
+    cells = [Cell("textgym/Bandit-v0", "lm-ppo", 1000 * n, 0) for n in (1, 2)]
+    progress = Progress(cells, workers=1)
+    progress.finish(cells[0].key, {"status": "done"}, 5.0)
+    assert progress.status[cells[0].key] == "done"
+    assert progress.finished_now == [cells[0].key]
+    assert progress.time_left(5.0) is None
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_a_checkpoint_is_kept_where_it_is_asked_for(tmp_path, save):
+    suite = Suite("one", (REAL.cells[0],), evaluation=REAL.evaluation)
+    run_suite(suite, tmp_path, engine="serial", save=save)
+    assert (cell_folder(tmp_path, suite.cells[0]) / "run" / "checkpoint").is_dir() == save
+
+
 REAL = Suite(
     "real",
     (

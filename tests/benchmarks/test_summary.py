@@ -385,3 +385,19 @@ def test_nothing_at_all_and_only_failures():
     assert (summary.common, summary.profiles, summary.curves, summary.frontier) == ((), (), (), ())
     assert (summary.leaderboard[0].rank, summary.leaderboard[0].with_failures) == (None, -1.0)
     assert summary.best[0].agent is None
+
+
+def test_throughput_is_that_of_learning_alone():
+    data = make_results(["lm-ppo"], ["textgym/Copy-v0", "textgym/Reverse-v0"], 1, failed=0.0, missing=0.0)
+    for result, tokens in zip(data, (300, 700), strict=True):
+        result["measures"]["tokens"] = tokens
+    data[0]["timing"] |= {"seconds": 90.0, "cpu_seconds": 80.0}
+    data[0]["timing"] |= {"learning_seconds": 4.0, "learning_cpu_seconds": 3.0}
+    # The second does not tell learning apart: its whole time is taken.
+    data[1]["timing"] |= {"seconds": 8.0, "cpu_seconds": 7.0}
+    summary = summarise([Result.from_json(each) for each in data])
+    (row,) = summary.leaderboard
+    assert row.tokens_per_cpu_second == pytest.approx(1000 / 10.0)
+    assert row.cpu_seconds == pytest.approx(5.0)
+    times = [(entry.seconds, entry.cpu_seconds, entry.tokens_per_cpu_second) for entry in summary.entries]
+    assert times == [(4.0, 3.0, pytest.approx(100.0)), (8.0, 7.0, pytest.approx(100.0))]

@@ -29,7 +29,6 @@ def open_policy(
     Raises: UsageError if `policy` is none of these.
     """
     from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
-    from textgym_agents.runs import RunFolder
 
     from textgym.commands._threads import use_all_cores
 
@@ -37,9 +36,7 @@ def open_policy(
         if ":" in target:
             import_user_module(target.partition(":")[0])
     folder = Path(policy)
-    values = env_options(options)
-    if not values and (folder / "config.json").exists() and (folder / "checkpoint").is_dir():
-        values = RunFolder(folder).config().get("env", {})
+    values = env_options(options) or run_options(folder) or {}
     needs_torch = policy != "random"
     if needs_torch:
         use_all_cores()
@@ -51,6 +48,21 @@ def open_policy(
         raise UsageError(f"{flag} {policy!r}: neither a folder nor one of {names} nor module:Class")
     env = make_env(env_id, 1, **values)
     return env, make_agent(policy, env)
+
+
+def run_options(folder: Path) -> dict[str, Any] | None:
+    """Options of the environment that a run with a checkpoint was trained in; None where no such run is there.
+
+    Raises: ValueError that names the file if it holds no options.
+    """
+    from textgym_agents.runs import RunFolder
+
+    if not ((folder / "config.json").exists() and (folder / "checkpoint").is_dir()):
+        return None
+    values = RunFolder(folder).config().get("env", {})
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / 'config.json'}: env={values!r}, allowed is a JSON object of options")
+    return values
 
 
 def guided(env: Any, agent: Any, k: int) -> Any:

@@ -24,8 +24,8 @@ class BenchFlags:
 
     suite: str = "quick"
     """Name of the suite; --list shows all."""
-    agents: tuple[str, ...] = ()
-    """Only these agents of the suite; module:Class adds your own, with the suite's tasks and budgets."""
+    agents: tuple[str, ...] | None = None
+    """Only these agents of the suite, by default all; module:Class adds your own, with its tasks and budgets."""
     seeds: int | None = None
     """Runs of each row, seeds from 0; by default the suite's."""
     engine: Literal["serial", "pool", "ray"] = "pool"
@@ -38,6 +38,8 @@ class BenchFlags:
     """Folder of the results, by default runs/bench-SUITE. What is there is never overwritten."""
     retry_failed: bool = False
     """Also run cells again that failed."""
+    keep_checkpoints: bool = False
+    """Keep the last checkpoint of the cells that run now, for eval and inspect."""
     list: bool = False
     """Show the suites, and run nothing."""
 
@@ -51,19 +53,20 @@ def main(arguments: Sequence[str]) -> None:
     from textgym_benchmarks.live import LiveTable
     from textgym_benchmarks.runner import busy_share, run_suite
 
-    for agent in flags.agents:
+    for agent in flags.agents or ():
         if ":" in agent:
             import_user_module(agent.partition(":")[0])
     out = flags.out or Path("runs") / f"bench-{flags.suite}"
     results = run_suite(
         flags.suite,
         out,
-        flags.agents or None,
+        flags.agents,
         flags.engine,
         flags.workers,
         flags.seeds,
         address=flags.address,
         retry_failed=flags.retry_failed,
+        save=flags.keep_checkpoints,
         watcher=LiveTable(),
     )
     console = output()

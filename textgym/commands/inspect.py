@@ -13,7 +13,7 @@ import tyro
 from textgym.commands._console import note, output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
-from textgym.commands._policies import open_policy
+from textgym.commands._policies import open_policy, run_options
 
 AgentNames = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -25,12 +25,14 @@ class InspectFlags:
     id: EnvId
     """The environment, as `textgym list` shows it."""
     agent: AgentNames = ()
-    """A checkpoint or run folder, reference, random, or module:Class; reference by default. Given twice, two agents are
-    shown side by side: same prompt, same random numbers."""
+    """A checkpoint or run folder, a Stable-Baselines3 .zip, reference, random, or module:Class; by default reference.
+    Given twice, two agents are shown side by side: same prompt, same random numbers."""
     agent_class: str | None = None
-    """module:Class of the agent in a folder, where it is no registered one."""
+    """module:Class of the agent in a folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    trust_pickle: bool = False
+    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
     env: EnvOptions = ()
-    """Options of the environment, as in max_new_tokens=20; by default those of the first --agent that is a run."""
+    """Options of the environment, as in max_new_tokens=20; by default those of --agent, where it is a run."""
     split: Literal["eval", "train"] = "eval"
     """Where the prompt is from: held-out ones or those of training."""
     prompt: str | None = None
@@ -110,20 +112,30 @@ def _traces(flags: InspectFlags, env_id: str, request: Any) -> Iterator[Any]:
     options = flags.env or _run_options(names)
     task = None
     for name in names:
-        env, agent = open_policy(env_id, name, options, _class_of(name, flags.agent_class))
+        env, agent = open_policy(
+            env_id, name, options, _class_of(name, flags.agent_class), trust_pickle=flags.trust_pickle
+        )
         task = env.unwrapped.task if task is None else task
         yield record(agent, task, reference_of(agent, task), request, env_id, name)
 
 
 def _run_options(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The options of the environment that the first run among the agents was trained in, as NAME=VALUE words."""
-    from textgym_agents.runs import RunFolder
+    """The options of the environment that the runs among the agents were trained in, as NAME=VALUE words.
 
-    for folder in map(Path, names):
-        if (folder / "config.json").exists() and (folder / "checkpoint").is_dir():
-            values = RunFolder(folder).config().get("env", {})
-            return tuple(f"{name}={json.dumps(value)}" for name, value in values.items())
-    return ()
+    Raises: UsageError where two runs have different ones: then there is no task to compare them on.
+    """
+    trained = {name: run_options(Path(name)) for name in names}
+    runs = {name: values for name, values in trained.items() if values is not None}
+    if not runs:
+        return ()
+    (first, values), *others = runs.items()
+    for other, differing in others:
+        if differing != values:
+            raise UsageError(
+                f"--agent {first} was trained with env {json.dumps(values)}, --agent {other} with env "
+                f"{json.dumps(differing)}: two agents are shown on one task; give its options as --env NAME=VALUE"
+            )
+    return tuple(f"{name}={json.dumps(value)}" for name, value in values.items())
 
 
 def _class_of(name: str, given: str | None) -> str | None:

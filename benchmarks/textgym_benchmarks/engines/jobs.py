@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import time
 import traceback
@@ -43,7 +44,8 @@ class Failure:
     Args:
         type: class of the exception, or "WorkerDied".
         message, traceback: of the exception; "" for no traceback.
-        attempts: times that the job was started.
+        attempts: times that the job was started. Ray does not say: there it is 1 for a job that raised, and as many as
+            were allowed for one whose process died.
     """
 
     type: str
@@ -96,6 +98,14 @@ def call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         reply = {"error": describe(error)}
     return reply | {"cpu": time.process_time() - started}
+
+
+def reply_line(reply: dict[str, Any]) -> str:
+    """What `call` returned as one line of JSON; an error where the value is no JSON."""
+    try:
+        return json.dumps(reply, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return json.dumps({"error": describe(error), "cpu": reply["cpu"]})
 
 
 def describe(error: BaseException) -> dict[str, str]:

@@ -6,10 +6,21 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from textgym_benchmarks.engines.jobs import ONE_THREAD, RETRIES, Event, Job, call, cores, died, finished
+from textgym_benchmarks.engines.jobs import (
+    ONE_THREAD,
+    RETRIES,
+    Event,
+    Job,
+    call,
+    cores,
+    died,
+    finished,
+    reply_line,
+)
 
 _NO_NETWORK = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -33,7 +44,10 @@ class Ray:
         self._address, self._seconds = address, 0.0
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """See `Engine.run`. Ray starts a job again, up to `RETRIES` times, whose process or machine died."""
+        """See `Engine.run`. Ray starts a job again, up to `RETRIES` times, whose process or machine died.
+
+        Raises: RuntimeError where Ray itself is lost, or cannot start workers: then no job is to blame.
+        """
         import ray
 
         self._seconds = 0.0
@@ -41,18 +55,10 @@ class Ray:
         try:
             task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_run)
             keys = {task.remote(job.function, json.dumps(job.arguments)): job.key for job in jobs}
-            unfinished = list(keys)
-            # Ray does not say what it has started; in order, it is as many as there are cores.
-            for reference in unfinished[: self.workers]:
-                yield Event("started", keys[reference])
-            begun = self.workers
-            while unfinished:
-                ready, unfinished = ray.wait(unfinished, num_returns=1)
-                yield self._outcome(ready[0], keys[ready[0]])
-                following = list(keys)[begun : begun + 1]
-                begun += 1
-                for reference in following:
-                    yield Event("started", keys[reference])
+            yield from with_starts([job.key for job in jobs], self.workers, self._endings(keys))
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"Ray was lost, or cannot run jobs, and no job is to blame: {what}") from error
         finally:
             ray.shutdown()
 
@@ -74,16 +80,56 @@ class Ray:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             self.workers = max(int(resources.get("CPU", 1)), 1)
 
-    def _outcome(self, reference: Any, key: str) -> Event:
+    def _endings(self, keys: dict[Any, str]) -> Iterator[Event]:
+        """The last events of all jobs. Raises: RayError for what is no job's fault."""
         import ray
 
+        unfinished = list(keys)
+        while unfinished:
+            ready, unfinished = ray.wait(unfinished, num_returns=1)
+            yield self._ending(ready[0], keys[ready[0]])
+
+    def _ending(self, reference: Any, key: str) -> Event:
+        import ray
+
+        errors = ray.exceptions
+        dead_worker = (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError)
         try:
             reply: dict[str, Any] = json.loads(ray.get(reference))
-        except ray.exceptions.RayError as error:
+        except dead_worker as error:
             return died(key, f"{type(error).__name__}: {error}", RETRIES + 1)
         self._seconds += reply["cpu"]
         return finished(key, reply, attempts=1)
 
 
+def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> Iterator[Event]:
+    """Puts the starts of jobs between their last events, as an engine does that knows of them.
+
+    Ray does not say what it has started: by its order, it is as many jobs as there are workers. A job that ends before
+    its turn, since one before it was started again or waits for another machine, starts right before its end.
+
+    Args:
+        keys: of the jobs, in the order in which they were handed over.
+        endings: the last event of each job, in any order.
+    """
+    waiting = deque(keys)
+    running: set[str] = set()
+
+    def started(key: str) -> Event:
+        waiting.remove(key)
+        running.add(key)
+        return Event("started", key)
+
+    for key in keys[:workers]:
+        yield started(key)
+    for event in endings:
+        if event.key not in running:
+            yield started(event.key)
+        running.remove(event.key)
+        yield event
+        if waiting and len(running) < workers:
+            yield started(waiting[0])
+
+
 def _run(function: str, arguments: str) -> str:
-    return json.dumps(call(function, json.loads(arguments)), allow_nan=False)
+    return reply_line(call(function, json.loads(arguments)))

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TextIO
 
-from textgym_benchmarks.engines.jobs import READY, call, describe
+from textgym_benchmarks.engines.jobs import READY, call, reply_line
 
 
 def main() -> None:
@@ -31,11 +31,7 @@ def main() -> None:
 
 def _answer(line: str) -> str:
     job = json.loads(line)
-    reply = call(job["function"], job["arguments"])
-    try:
-        return json.dumps(reply, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        return json.dumps({"error": describe(error), "cpu": reply["cpu"]})
+    return reply_line(call(job["function"], job["arguments"]))
 
 
 def _read(source: TextIO, jobs: queue.Queue[str | None], busy: threading.Event) -> None:

@@ -16,6 +16,8 @@ from textgym_benchmarks.report.drawing import draw_curve
 from textgym_benchmarks.report.marks import Mark
 from textgym_benchmarks.report.tables import Column, Table, Value, estimate, figure, words
 from textgym_benchmarks.results import Result
+from textgym_benchmarks.summaries.leaderboard import tokens_per_cpu_second
+from textgym_benchmarks.summaries.reading import learning_time
 
 FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "curve.png", "tensorboard", "checkpoint")
 _MEASURES = {
@@ -172,17 +174,32 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         facts.append(("Used", f"{measures['episodes']:,} episodes, {measures['tokens']:,} tokens"))
         for name, share in (("to_half", "0.5"), ("to_nine_tenths", "0.9")):
             facts.append((f"Optimality {share}", _reached(measures.get(name), timing.get(f"seconds_{name}"))))
-    if timing:
-        facts.append(
-            ("Time", f"{number(timing['seconds'], 1)} s, of it {number(timing['cpu_seconds'], 1)} s CPU")
-        )
-        if timing.get("tokens_per_second") is not None:
-            facts.append(("Throughput", f"{number(timing['tokens_per_second'], 0)} tokens a second"))
+    facts += _times(result)
     facts += [("Machine", result.machine)] if result.machine else []
     facts += [
         ("Versions", ", ".join(f"{name} {version}" for name, version in (result.versions or {}).items()))
     ]
     return [*facts, ("Key", cell.key)]
+
+
+def _times(result: Result) -> list[tuple[str, str]]:
+    """The whole run's time, that of learning and its throughput, as far as they are known."""
+    timing = result.timing or {}
+    whole = _time(timing.get("seconds"), timing.get("cpu_seconds"))
+    learning = _time(learning_time(result, "seconds"), learning_time(result, "cpu_seconds"))
+    speed = tokens_per_cpu_second([result])
+    found = [("Time", whole), ("Time of learning", learning)]
+    found.append(
+        ("Throughput", "" if speed is None else f"{number(speed, 0)} tokens per CPU second of learning")
+    )
+    return [(name, text) for name, text in found if text]
+
+
+def _time(seconds: float | None, cpu_seconds: float | None) -> str:
+    parts = [] if seconds is None else [f"{number(seconds, 1)} s"]
+    if cpu_seconds is not None:
+        parts.append(f"{number(cpu_seconds, 1)} s CPU")
+    return ", of it ".join(parts)
 
 
 def _json(value: Any) -> str:

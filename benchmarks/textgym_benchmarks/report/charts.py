@@ -68,7 +68,7 @@ CAPTIONS = {
     "throughput": (
         "Throughput",
         "Throughput",
-        "Tokens of training per CPU second: all tasks together (large) and each task (small).",
+        "Tokens of learning per CPU second of learning: all tasks together (large) and each task (small).",
     ),
 }
 """Section -> its link, its title, and what a reader must know to read it."""

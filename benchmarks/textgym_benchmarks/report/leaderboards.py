@@ -107,14 +107,15 @@ def _over_tasks(
         Column("Median", "Median over the tasks that the agent was given"),
         Column("Above ref.", _OVER),
         Column("Tasks to 0.9", _REACHED),
-        Column("Tokens/s", "Tokens per CPU second of training, all tasks together"),
+        Column("Tokens/s", "Tokens per CPU second of learning, all tasks together"),
         Column("Runs"),
         *([Column("Failed")] * failures),
     ]
     lines = []
     for row in rows:
         common = _common(row)
-        values = [_agent(row.agent, agents), estimate(common, 2, bar(common, scale))]
+        score = estimate(common, 2, bar(common, scale))
+        values = [_agent(row.agent, agents), replace(score, note=f"{score.note} {_of_runs(row)}".strip())]
         if failures:
             values.append(figure(row.common_with_failures, 2))
         if own:
@@ -133,6 +134,14 @@ def _over_tasks(
 
 def _common(row: Row) -> dict[str, Any] | None:
     return None if row.common is None else plain(row.common)
+
+
+def _of_runs(row: Row) -> str:
+    """What marks a place that stands on fewer runs than planned."""
+    common = row.common
+    return (
+        "" if common is None or common.runs == common.of_runs else f"{common.runs} of {common.of_runs} runs"
+    )
 
 
 def _own(row: Row) -> Value:

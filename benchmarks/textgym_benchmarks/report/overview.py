@@ -149,13 +149,14 @@ def cell_table(
                     _run(result, folder),
                 )
             )
-    names = ("Optimality", "Reward", "KL", "Tokens", "Seconds")
+    names = ("Optimality", "Reward", "KL", "Tokens")
     columns = (
         Column("Task", numeric=False, descending=False),
         Column("Agent", numeric=False, descending=False),
         Column("Seed", descending=False),
         Column("Status", numeric=False, descending=False),
         *(Column(name) for name in names),
+        Column("Seconds", "Of the whole cell, evaluations included"),
         Column("Run", numeric=False),
     )
     return Table(columns, tuple(rows), sortable=True)

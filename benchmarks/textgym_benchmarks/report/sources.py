@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from textgym_benchmarks.results import Result, load_results
+from textgym_benchmarks.results_format import check_suite, read_object
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ def _suite_of(path: Path) -> dict[str, Any]:
     file = path / "suite.json" if path.is_dir() else path
     if not file.is_file():
         return {}
-    data = json.loads(file.read_text(encoding="utf-8"))
-    found = data if path.is_dir() else data.get("suite") or {}
+    data = read_object(file)
+    found = data if path.is_dir() else data.get("suite", {})
+    try:
+        check_suite(found)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return {name: value for name, value in found.items() if name != "cells"}

@@ -21,7 +21,7 @@ def suite() -> Suite:
             *rows(short, EVERYWHERE, 4_096, SEEDS),
             *rows(LONG, EVERYWHERE, 16_384, SEEDS),
             *rows(["Bandit", "Delayed", "Stop", "Deceptive"], ELSEWHERE, 4_096, SEEDS),
-            *rows(["Bandit", "Stop"], ["sb3-sac"], 4_096, SEEDS),
+            *rows(["Bandit"], ["sb3-sac"], 4_096, SEEDS),
             *rows(["Copy"], ["dpo", "rejection", "sb3-ppo", "sb3-dqn"], 16_384, SEEDS),
             *rows(["Helpful"], EVERYWHERE, 4_096, SEEDS),
             *rows(

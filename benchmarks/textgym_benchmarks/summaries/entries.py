@@ -16,9 +16,9 @@ from textgym_benchmarks.summaries.reading import (
     average,
     final,
     generator_of,
+    learning_time,
     number,
     spread,
-    timing,
 )
 
 
@@ -46,7 +46,8 @@ class Entry:
     Attributes:
         problem: index into the summary's problems.
         optimality, reward, gold, kl, objective: after learning.
-        episodes, tokens, length, stop_rate, seconds, cpu_seconds: means over finished runs.
+        episodes, tokens, length, stop_rate: means over finished runs.
+        seconds, cpu_seconds: the same, of learning alone. tokens_per_cpu_second: all tokens over these CPU seconds.
         runs: all of them, by seed.
     """
 
@@ -91,8 +92,8 @@ def _entry(agent: str, problem: int, label: str, results: Sequence[Result], seed
         tokens=average(number(at(result.measures, "tokens")) for result in results),
         length=average(final(result, "length") for result in results),
         stop_rate=average(final(result, "stop_rate") for result in results),
-        seconds=average(timing(result, "seconds") for result in results),
-        cpu_seconds=average(timing(result, "cpu_seconds") for result in results),
+        seconds=average(learning_time(result, "seconds") for result in results),
+        cpu_seconds=average(learning_time(result, "cpu_seconds") for result in results),
         tokens_per_cpu_second=tokens_per_cpu_second(results),
         to_half=crossing_of_runs(results, "half"),
         to_nine_tenths=crossing_of_runs(results, "nine_tenths"),

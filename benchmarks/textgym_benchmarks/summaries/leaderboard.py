@@ -15,7 +15,7 @@ from textgym_benchmarks.statistics.strata import Strata, strata_of
 from textgym_benchmarks.summaries.crossings import Crossing, crossing_of_agent
 from textgym_benchmarks.summaries.grid import FLOOR, Grid, Problem
 from textgym_benchmarks.summaries.ranking import comparison
-from textgym_benchmarks.summaries.reading import at, average, finals, generator_of, number, timing
+from textgym_benchmarks.summaries.reading import at, average, finals, generator_of, learning_time, number
 
 FAMILY_REPLICATES = 2000
 
@@ -53,7 +53,8 @@ class Row:
         over_reference: P(a run scores above 0, which is the reference's score by definition).
         over_best: P(a run beats a run of the agent of rank 1); None for that agent.
         families: family -> mean, None where the agent has no cell in it.
-        tokens, cpu_seconds: means over finished runs. tokens_per_cpu_second: all tokens over all CPU seconds.
+        tokens, cpu_seconds: means over finished runs, of learning alone. tokens_per_cpu_second: all tokens of learning
+            over all its CPU seconds.
         to_half, to_nine_tenths: what it took to reach an optimality of 0.5 and 0.9.
     """
 
@@ -121,8 +122,8 @@ def count(results: Sequence[Result]) -> Counts:
 
 
 def tokens_per_cpu_second(results: Sequence[Result]) -> float | None:
-    """All tokens over all CPU seconds of the runs that tell both."""
-    both = [(number(at(run.measures, "tokens")), timing(run, "cpu_seconds")) for run in results]
+    """All tokens over all CPU seconds of learning, of the runs that tell both."""
+    both = [(number(at(run.measures, "tokens")), learning_time(run, "cpu_seconds")) for run in results]
     known = [(tokens, seconds) for tokens, seconds in both if tokens is not None and seconds]
     return sum(tokens for tokens, _ in known) / sum(seconds for _, seconds in known) if known else None
 
@@ -148,7 +149,7 @@ def _row(grid: Grid, agent: str, seed: int) -> Row:
         over_best=None,
         families=_families(grid, agent, seed),
         tokens=average(number(at(result.measures, "tokens")) for result in results),
-        cpu_seconds=average(timing(result, "cpu_seconds") for result in results),
+        cpu_seconds=average(learning_time(result, "cpu_seconds") for result in results),
         tokens_per_cpu_second=tokens_per_cpu_second(results),
         to_half=crossing_of_agent(grid, agent, "half"),
         to_nine_tenths=crossing_of_agent(grid, agent, "nine_tenths"),

@@ -69,6 +69,17 @@ def timing(result: Result, name: str) -> float | None:
     return number(at(result.timing, name))
 
 
+def learning_time(result: Result, name: str) -> float | None:
+    """What learning took, evaluations and the estimate of J* apart.
+
+    Args:
+        name: "seconds" or "cpu_seconds".
+    Returns: that of the whole run where its timing does not tell them apart; None where it tells neither.
+    """
+    learning = timing(result, f"learning_{name}")
+    return timing(result, name) if learning is None else learning
+
+
 def average(values: Iterable[float | None]) -> float | None:
     """Mean of what is there; None where nothing is."""
     there = [value for value in values if value is not None]
