@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -54,9 +55,8 @@ def column(page, place, table=".scope:not([hidden]) table"):
 
 def leading(texts):
     """The number that each text starts with; None for a dash."""
-    return [
-        None if text == "\u2013" else float(text.partition("[")[0].replace("\u2212", "-")) for text in texts
-    ]
+    numbers = [re.match(r"[-\u2212]?\d+\.\d\d", text) for text in texts]
+    return [None if found is None else float(found.group().replace("\u2212", "-")) for found in numbers]
 
 
 def test_every_chart_draws(opened):
