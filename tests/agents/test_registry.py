@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from agents.counting_agent import CountingAgent, CountingConfig
 from gymnasium.vector import AutoresetMode
-from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent
+from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent, registry
 from textgym_agents.registry import agent_class, config_class
 
 WORDS = {"tokenizer": ["<end>", "a", "b", "c"], "stop": "<end>", "reference": "uniform", "prompts": ["a"]}
@@ -67,7 +67,8 @@ def test_settings_reach_the_config_and_unknown_ones_are_refused():
         make_agent("agents.counting_agent:CountingAgent", env, CountingConfig(), step=2.0)
 
 
-def test_a_name_is_registered_once():
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     register_agent("counting", CountingAgent)
     register_agent("counting", CountingAgent)
     with pytest.raises(ValueError, match="already"):

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages: one for the session, with a record of errors and requests."""
+"""A headless Chromium for the tests of pages: one for each module, with a record of errors and requests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def chromium() -> str | None:
     return os.environ.get("TEXTGYM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
-@pytest.fixture(scope="session")
+# Playwright keeps an event loop running in this thread for as long as it is open, and other tests start their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     path = chromium()
     if path is None:

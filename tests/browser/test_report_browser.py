@@ -120,6 +120,7 @@ def test_cells_can_be_filtered_and_opened(opened):
     page.select_option("#cell-status", "done")
     page.select_option("#cell-agent", "rloo")
     rows.first.locator("a").first.click()
+    page.wait_for_url("**/cells/*.html")
     assert page.locator("h2").all_text_contents() == [
         "Measures",
         "Learning curve",
@@ -128,7 +129,7 @@ def test_cells_can_be_filtered_and_opened(opened):
     ]
     assert page.locator("svg.curve .line").count() == 1
     page.locator("nav a").click()
-    assert page.url.endswith("index.html#cells")
+    page.wait_for_url("**/index.html#cells")
 
 
 def test_agents_can_be_hidden(opened):
