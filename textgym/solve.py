@@ -7,6 +7,7 @@ from textgym.solver.distributions import edge_log_probs
 from textgym.solver.grow import MAX_STATES, prefix_tree
 from textgym.solver.optimum import Solution, solve
 from textgym.solver.trajectories import Completion, Trajectories, trajectory_probabilities
+from textgym.solver.size import Unsolvable
 from textgym.solver.tree import Level, PrefixTree
 from textgym.solver.values import PolicyValues, evaluate_edges, policy_values
 
@@ -18,6 +19,7 @@ __all__ = [
     "PrefixTree",
     "Solution",
     "Trajectories",
+    "Unsolvable",
     "edge_log_probs",
     "evaluate_edges",
     "policy_values",

@@ -95,13 +95,17 @@ class LMAgent(ABC):
         goal = self.episodes + episodes
         self.budget = self.budget or goal
         while self.episodes < goal:
+            rate = self._set_learning_rate()
             metrics = self._iterate(env)
+            self.iteration += 1
+            self.episodes += env.num_envs
+            metrics |= {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
             if callback is not None and callback(metrics):
                 return
 
     @abstractmethod
     def _iterate(self, env: Any) -> Metrics:
-        """Plays one batch of episodes, learns from it, counts it in `iteration` and `episodes`."""
+        """Learns from one episode in each sub-environment. Returns: what it found, by name; `learn` counts."""
 
     def _set_learning_rate(self) -> float:
         config = self.config
@@ -148,7 +152,9 @@ class LMAgent(ABC):
         return result
 
     def values(self, observation: Observation) -> NDArray[np.float64]:
-        """V(s) of a batch of observations (B,), reward units."""
+        """V(s) of a batch of observations (B,), reward units. Raises: ValueError for an agent without a critic."""
+        if not self.critic:
+            raise ValueError(f"values: agent {self.name!r} has no critic; allowed are such as lm-ppo and a2c")
         values = self.policy.advance(observation)[1].cpu().double().numpy()
         return np.asarray(self.value_offset + values * (self.value_scale or 1.0))
 

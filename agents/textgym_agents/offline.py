@@ -148,17 +148,11 @@ class OfflineAgent(LMAgent):
 
     def _iterate(self, env: Any) -> Metrics:
         batch, metrics = self._batch(env)
-        rate = self._set_learning_rate()
         metrics |= self._update(batch)
         self.policy.forget()  # what it has cached of texts is of other parameters
-        self.iteration += 1
-        self.episodes += len(batch.lengths)
         return metrics | {
             "completion_length": float(batch.lengths.mean()),
             "tokens": float(batch.lengths.sum()),
-            "lr": rate,
-            "iteration": float(self.iteration),
-            "episode": float(self.episodes),
         }
 
     def _update(self, batch: Sequences) -> Metrics:

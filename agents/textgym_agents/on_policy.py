@@ -67,12 +67,9 @@ class OnPolicyAgent(LMAgent):
         reference = score_reference(self.reference, rollout, config.micro_batch, exact)
         targets = self._targets(rollout, token_kl(rollout, reference, config.kl))
         metrics = rollout_metrics(rollout, targets, self.controller.beta)
-        rate = self._set_learning_rate()
         metrics |= self._update(rollout, targets, reference)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
-        self.iteration += 1
-        self.episodes += len(rollout.lengths)
-        return metrics | {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
+        return metrics
 
     def _update(self, rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
         config = self.config

@@ -91,22 +91,16 @@ class SoftQ(LMAgent):
             )
         self._replay.add(self._paths(rollout, taken, normalisers))
         metrics = rollout_metrics(rollout, targets, beta)
-        rate = self._set_learning_rate()
         generator = np.random.default_rng([self._seed(1)])
         steps = [
             self._step(self._replay.sample(config.replay_batch, generator)) for _ in range(config.updates)
         ]
         loss, norm = np.mean(steps, axis=0).tolist()
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
-        self.iteration += 1
-        self.episodes += len(rollout.lengths)
         return metrics | {
             "loss/consistency": loss,
             "policy/grad_norm": norm,
             "replay/episodes": float(len(self._replay)),
-            "lr": rate,
-            "iteration": float(self.iteration),
-            "episode": float(self.episodes),
         }
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,7 +15,10 @@ from rich.table import Table
 from textgym_agents.fixed import reference_of
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
-from textgym.evaluate import Optimum, estimate_optimum, evaluate
+from textgym.commands._flags import env_options
+from textgym.evaluate import Optimum, evaluate
+from textgym.references import make_reference
+from textgym_benchmarks.optima import work_out
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class Algorithms:
     """Episodes of each run."""
     seeds: int = 5
     """Runs of each agent."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Settings of the agents, as in top_k=4; each agent has to have them."""
     per_prompt: int = 16
     """Completions per held-out prompt that a policy is measured on."""
     optimum_per_prompt: int = 256
-    """Completions per held-out prompt that J* is estimated from, once for all."""
+    """Completions per held-out prompt that J* is estimated from, once for all, where it is not solved."""
     out: Path | None = None
     """A file to which a JSON object is appended for every run."""
 
@@ -41,7 +46,7 @@ class Algorithms:
 def measure(settings: Algorithms, agent: str, seed: int, optimum: Optimum) -> dict[str, Any]:
     """Trains one agent and measures it on held-out prompts; `cpu_seconds` are those of learning."""
     kind = agent_class(agent)
-    config = make_config(kind, {"seed": seed})
+    config = make_config(kind, {"seed": seed} | env_options(settings.set, "--set"))
     env = make_env(settings.id, int(getattr(config, "batch", 64)))
     task = env.unwrapped.task
     made = make_agent(agent, env, config)
@@ -50,7 +55,13 @@ def measure(settings: Algorithms, agent: str, seed: int, optimum: Optimum) -> di
     seconds = time.process_time() - started
     found = evaluate(made, task, reference_of(made, task), optimum, per_prompt=settings.per_prompt, seed=seed)
     measures = {name: getattr(found, name) for name in ("optimality", "reward", "kl")}
-    row = {"id": settings.id, "agent": agent, "seed": seed, "episodes": settings.episodes}
+    row = {
+        "id": settings.id,
+        "agent": agent,
+        "set": settings.set,
+        "seed": seed,
+        "episodes": settings.episodes,
+    }
     values = {name: None if value is None else asdict(value) for name, value in measures.items()}
     return row | values | {"cpu_seconds": round(seconds, 1)}
 
@@ -59,7 +70,9 @@ def main() -> None:
     """Measures and prints."""
     settings = tyro.cli(Algorithms, description=__doc__)
     task = make_env(settings.id, 1).unwrapped.task
-    optimum = estimate_optimum(task, per_prompt=settings.optimum_per_prompt)
+    optimum = work_out(task, make_reference(task), task.beta, settings.optimum_per_prompt)
+    if optimum is None:
+        raise SystemExit(f"{settings.id}: at beta = 0 it has no optimum that could be estimated")
     table = Table("agent", "mean optimality", "least", "greatest", "spread", "KL, nats", "CPU s")
     for agent in settings.agents:
         rows = [measure(settings, agent, seed, optimum) for seed in range(settings.seeds)]

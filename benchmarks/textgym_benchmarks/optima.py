@@ -13,6 +13,7 @@ from textgym_agents.storage import read_json, write_json
 
 from textgym.evaluate import Estimate, Optimum, estimate_optimum, exact_optimum
 from textgym.lm.reference import Reference
+from textgym.solve import Unsolvable
 from textgym.task import Task
 from textgym_benchmarks.suite import canonical
 
@@ -43,7 +44,7 @@ def kept_optimum(
     path = folder / name
     if path.exists():
         return read_optimum(path, key)
-    optimum = _work_out(task, reference, beta, per_prompt)
+    optimum = work_out(task, reference, beta, per_prompt)
     if optimum is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key} | _as_json(optimum))
@@ -69,12 +70,13 @@ def read_optimum(path: Path, key: dict[str, Any]) -> Optimum:
         raise ValueError(f"{path}: no optimum is there ({type(error).__name__}: {error})") from error
 
 
-def _work_out(task: Task, reference: Reference, beta: float, per_prompt: int) -> Optimum | None:
+def work_out(task: Task, reference: Reference, beta: float, per_prompt: int) -> Optimum | None:
+    """`kept_optimum` without a folder."""
     if task.family == SOLVED:
         try:
             return exact_optimum(task, reference, beta=beta)
-        except ValueError:
-            pass  # too many states, or a reward that cannot be known in advance: samples serve
+        except Unsolvable:
+            pass  # samples serve
     if not beta > 0:
         return None
     # Always the same samples, so that every cell of a task is measured against the same J*.

@@ -131,3 +131,10 @@ def full_rollout(agent):
         stopped=np.array([t.completion[-1] == STOP for t in every]),
     )
     return rollout, np.array(probabilities)
+
+
+def first_metrics(agent, env):
+    """The metrics of the first iteration."""
+    seen = []
+    agent.learn(env, env.num_envs, seen.append)
+    return seen[0]

@@ -81,7 +81,7 @@ def _message(box: str, command: str) -> str:
     return f"{sentence}{meant} (textgym {command} --help shows the flags)"
 
 
-def env_options(words: Sequence[str]) -> dict[str, Any]:
+def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
     """`NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
 
     Raises: UsageError for a word without "=" or without a name.
@@ -90,7 +90,7 @@ def env_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, separator, value = word.partition("=")
         if not separator or not name.isidentifier():
-            raise UsageError(f"--env {word!r}: allowed is NAME=VALUE, as in max_new_tokens=20")
+            raise UsageError(f"{flag} {word!r}: allowed is NAME=VALUE, as in max_new_tokens=20")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -115,11 +115,8 @@ class AlphaZero(LMAgent):
         planner = self._planner()
         games = play_games(env, self._seed(0), planner, charged, np.random.default_rng([self._seed(1)]))
         self._centre_values(games)
-        rate = self._set_learning_rate()
         metrics = self._update(games)
         self.policy.forget()
-        self.iteration += 1
-        self.episodes += len(games.lengths)
         score, kl = float(games.returns.mean()), float(games.log_ratios.mean())
         return {
             "behaviour/scores": score,
@@ -131,9 +128,6 @@ class AlphaZero(LMAgent):
             "scored": float(planner.scored),
             "simulated_tokens": float(planner.tokens),
             **metrics,
-            "lr": rate,
-            "iteration": float(self.iteration),
-            "episode": float(self.episodes),
         }
 
     def _planner(self) -> Planner:

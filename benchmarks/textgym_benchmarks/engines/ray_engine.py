@@ -77,7 +77,7 @@ class Ray:
             ray.init("local", num_cpus=self.workers, include_dashboard=False, **options)
         else:
             ray.init(self._address, **options)
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            resources: dict[str, float] = ray.cluster_resources()
             self.workers = max(int(resources.get("CPU", 1)), 1)
 
     def _endings(self, keys: dict[Any, str]) -> Iterator[Event]:

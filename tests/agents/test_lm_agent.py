@@ -1,0 +1,135 @@
+"""What every agent on a language model does with settings, checkpoints, and models and environments that do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from agents.enumerated import first_metrics, tiny_agent, tiny_task
+from gymnasium.vector import AutoresetMode
+from lm.tiny_models import tiny_llama
+from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm_ppo import LMPPO
+from textgym_agents.rloo import RLOO, RLOOConfig
+from textgym_agents.rollout import check_env
+
+from textgym import TokenVectorEnv, make_task
+
+
+def test_an_update_stops_early_when_the_policy_has_moved_too_far(env, task):
+    agent = tiny_agent(task, stop_update_kl=1e-9, minibatches=4, epochs=3)
+    assert first_metrics(agent, env)["updates"] == 2  # the first step moves it, the second sees that it did
+
+
+def test_environments_that_reset_by_themselves_are_refused(task):
+    with pytest.raises(ValueError, match="autoreset_mode=DISABLED"):
+        check_env(TokenVectorEnv(task, 2))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("clip", 0.0),
+        ("epochs", 0),
+        ("lam", 1.5),
+        ("kl", "k9"),
+        ("beta", -1.0),
+        ("minibatches", 999),
+        ("seed", -1),
+    ],
+)
+def test_bad_settings_are_named(setting, value):
+    with pytest.raises(ValueError, match=f"{setting}={value!r}"):
+        LMPPOConfig(**{setting: value})
+
+
+def test_a_checkpoint_holds_safetensors_and_json_and_is_replaced_whole(agent, env, tmp_path):
+    agent.save(tmp_path / "agent")
+    agent.learn(env, 16)
+    agent.save(tmp_path / "agent")
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"]
+    kinds = {p.suffix for p in (tmp_path / "agent").rglob("*") if p.is_file()}
+    assert kinds == {".json", ".safetensors"}
+    assert json.loads((tmp_path / "agent" / "agent.json").read_text())["episodes"] == 16
+    loaded = LMPPO.load(tmp_path / "agent", env)
+    observation, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(loaded.log_probs(observation), agent.log_probs(observation))
+    np.testing.assert_array_equal(loaded.values(observation), agent.values(observation))
+
+
+def test_an_agent_without_a_critic_has_no_values(task, env):
+    agent = RLOO(task, RLOOConfig(batch=16, device="cpu"), model=tiny_llama(4))
+    with pytest.raises(ValueError, match="agent 'rloo' has no critic"):
+        agent.values(env.reset(seed=0)[0])
+
+
+def test_loading_what_is_no_agent_says_so(env, tmp_path):
+    with pytest.raises(ValueError, match="no saved agent there"):
+        LMPPO.load(tmp_path, env)
+
+
+def test_a_crash_between_two_renames_loses_no_checkpoint(agent, env, tmp_path):
+    agent.save(tmp_path / "agent")
+    (tmp_path / "agent").rename(tmp_path / ".agent-old")
+    (tmp_path / ".agent-new").mkdir()  # half written
+    assert LMPPO.load(tmp_path / "agent", env).episodes == 0
+    agent.learn(env, 16)
+    agent.save(tmp_path / "agent")
+    assert LMPPO.load(tmp_path / "agent", env).episodes == 16
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"]
+
+
+def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_path):
+    task = make_task("Bandit")
+    env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+    agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu"))
+    assert agent.learning_rate == 3e-3
+    agent.save(tmp_path / "agent")
+    assert LMPPO.load(tmp_path / "agent", env).learning_rate == 3e-3
+    assert LMPPO(task, LMPPOConfig(batch=16, device="cpu", learning_rate=0.1)).learning_rate == 0.1
+    assert tiny_agent().learning_rate == 5e-4
+
+
+def test_a_gradient_that_is_not_finite_stops_learning_before_the_step(env, agent):
+    with torch.no_grad():
+        agent.policy.value_head.weight.fill_(torch.inf)
+    before = agent.policy.model.lm_head.weight.clone()
+    with pytest.raises(FloatingPointError, match="iteration 0: the gradient is not finite"):
+        agent.learn(env, 16)
+    assert torch.equal(agent.policy.model.lm_head.weight, before)
+
+
+def test_fewer_episodes_than_minibatches_are_no_error(task):
+    env = TokenVectorEnv(task, 2, autoreset_mode=AutoresetMode.DISABLED)
+    agent = tiny_agent(task, minibatches=8)
+    assert first_metrics(agent, env)["updates"] == 2 * agent.config.epochs
+
+
+def test_a_model_of_the_agents_own_is_its_own_reference(env, task):
+    agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=tiny_llama(4))
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_allclose(
+        agent.own_reference().log_probs(observation), agent.log_probs(observation), atol=1e-6
+    )
+    assert LMPPO(make_task("Bandit"), LMPPOConfig(device="cpu")).own_reference() is None
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(agent, env, tmp_path):
+    agent.save(tmp_path / "agent")
+    (tmp_path / "agent" / "optimizer.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="the saved agent is damaged"):
+        LMPPO.load(tmp_path / "agent", env)
+
+
+def test_a_model_with_too_few_positions_is_refused():
+    with pytest.raises(ValueError, match="reads at most 64 tokens but a state has up to 102"):
+        LMPPO(tiny_task(max_new_tokens=100), LMPPOConfig(device="cpu"), model=tiny_llama(4))
+
+
+def test_bfloat16_autocast_learns_with_float32_parameters(env, task):
+    agent = tiny_agent(task, precision="bfloat16", minibatches=1)
+    metrics = first_metrics(agent, env)
+    assert metrics["val/first_ratio"] == pytest.approx(1.0, abs=0.05)  # seven bits of mantissa
+    assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
+    assert np.isfinite(metrics["policy/grad_norm"])
+    assert metrics["policy/grad_norm"] > 0
