@@ -79,7 +79,7 @@ def exact_optimum(
     Args:
         reference: None takes the task's. beta: >= 0, reward units per nat; None takes the task's.
         max_states: of the tree of states.
-    Raises: Unsolvable if the task cannot be solved, and what else `textgym.solve.solve` raises.
+    Raises: UnsolvableError if the task cannot be solved, and what else `textgym.solve.solve` raises.
     """
     solution = solve(task, reference, beta=beta, split=split, max_states=max_states)
     return Optimum.certain(solution.objective, solution.reference_objective, solution.beta)

@@ -6,8 +6,8 @@ Large tasks have `textgym.evaluate.estimate_optimum` instead.
 from textgym.solver.distributions import edge_log_probs
 from textgym.solver.grow import MAX_STATES, prefix_tree
 from textgym.solver.optimum import Solution, solve
+from textgym.solver.size import UnsolvableError
 from textgym.solver.trajectories import Completion, Trajectories, trajectory_probabilities
-from textgym.solver.size import Unsolvable
 from textgym.solver.tree import Level, PrefixTree
 from textgym.solver.values import PolicyValues, evaluate_edges, policy_values
 
@@ -19,7 +19,7 @@ __all__ = [
     "PrefixTree",
     "Solution",
     "Trajectories",
-    "Unsolvable",
+    "UnsolvableError",
     "edge_log_probs",
     "evaluate_edges",
     "policy_values",

@@ -13,7 +13,7 @@ from textgym_agents.storage import read_json, write_json
 
 from textgym.evaluate import Estimate, Optimum, estimate_optimum, exact_optimum
 from textgym.lm.reference import Reference
-from textgym.solve import Unsolvable
+from textgym.solve import UnsolvableError
 from textgym.task import Task
 from textgym_benchmarks.suite import canonical
 
@@ -75,7 +75,7 @@ def work_out(task: Task, reference: Reference, beta: float, per_prompt: int) -> 
     if task.family == SOLVED:
         try:
             return exact_optimum(task, reference, beta=beta)
-        except Unsolvable:
+        except UnsolvableError:
             pass  # samples serve
     if not beta > 0:
         return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from textgym.rewards import Scorer
 from textgym.rewards.shaping import potential_difference
-from textgym.solver.size import Unsolvable, check_size, count_states
+from textgym.solver.size import UnsolvableError, check_size, count_states
 from textgym.solver.tree import Floats, Ints, Level, PrefixTree
 from textgym.state import TokenState
 from textgym.task import Task
@@ -33,7 +33,7 @@ def prefix_tree(subject: Any, split: str | None = None, max_states: int = MAX_ST
         max_states: states; a larger tree is refused before memory is spent on it.
 
     Raises:
-        Unsolvable: the tree is too large; the reward is noisy without saying what it pays on average (`expected`), or
+        UnsolvableError: the tree is too large; the reward is noisy without saying what it pays on average (`expected`), or
             changes while it scores.
         ValueError: the split is unknown; the mask allows nothing in some state.
         TypeError: `subject` is none of these.
@@ -138,7 +138,7 @@ class _Payer:
         if task.noisy:
             reward = getattr(task.reward, "expected", None)
             if not callable(reward):
-                raise Unsolvable(
+                raise UnsolvableError(
                     f"task {task.name!r}: its reward is noisy and has no attribute `expected`, "
                     "a reward that pays the mean over the noise; without it there is nothing exact to solve"
                 )
@@ -157,7 +157,7 @@ class _Payer:
             return
         self._scorer.load_state_dict(state | {"reward": self._before})
         if error is None:
-            raise Unsolvable(
+            raise UnsolvableError(
                 f"task {self._task.name!r}: its reward {self._scorer.name!r} changes while it scores, "
                 "so it is no fixed function of the text; allowed is one that stays the same"
             )

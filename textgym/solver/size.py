@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-class Unsolvable(ValueError):
+class UnsolvableError(ValueError):
     """A task that has no exact solution here: its tree is too large, or its reward is no known function of the text."""
 
 
@@ -32,10 +32,10 @@ def check_size(states: int, max_states: int, known: str = "") -> None:
 
     Args:
         states: its size. known: "at least " where it has not been counted to the end.
-    Raises: Unsolvable with the size, the limit, and what serves instead.
+    Raises: UnsolvableError with the size, the limit, and what serves instead.
     """
     if states > max_states:
-        raise Unsolvable(
+        raise UnsolvableError(
             f"the prefix tree has {known}{_shown(states)} states, allowed is max_states={max_states:,}; "
             "raise max_states or shorten the task, or use textgym.evaluate.estimate_optimum, "
             "which serves tasks of any size"
