@@ -62,11 +62,15 @@ class Replay:
             getattr(self._arrays, name)[places] = getattr(paths, name)
         self.seen += count
 
-    def sample(self, count: int, generator: np.random.Generator) -> Paths:
-        """`count` episodes, uniformly and with replacement. Raises: ValueError if there are none."""
+    def sample(self, count: int, generator: np.random.Generator, newest: int = 0) -> Paths:
+        """The `newest` episodes, and `count` of all, uniformly and with replacement.
+
+        Raises: ValueError if there are none.
+        """
         if not len(self):
             raise ValueError("replay: it is empty, at least one episode is needed")
-        return self._arrays.rows(generator.integers(len(self), size=count))
+        last = (self.seen - 1 - np.arange(min(newest, len(self)))) % self.capacity
+        return self._arrays.rows(np.concatenate([last, generator.integers(len(self), size=count)]))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is to be saved."""

@@ -30,7 +30,8 @@ class SoftQConfig(LMConfig):
     replay: int = 2048
     """Episodes that are remembered."""
     replay_batch: int = 64
-    """Remembered episodes per optimiser step."""
+    """Remembered episodes per optimiser step, beside the new ones. Those are in every step: a token that nobody took
+    is held down by nothing, and where the policy begins to take it, it must learn so at once."""
     updates: int = 1
     """Optimiser steps per iteration. More learn faster from as many episodes, where prompts are not held out."""
     value_coefficient: float = 0.1
@@ -51,7 +52,7 @@ class SoftQ(LMAgent):
     With logits l, Q(s, a) = beta (l(a) - l_ref(a)) up to a constant, so V(s) = beta log sum_a ref(a) exp(Q / beta) is
     beta times the difference of the two normalisers, and softmax(l) is the policy that is optimal for Q. At the optimum
     of J, and only there, V(s_t) is the reward to come less beta times the log-ratios to come along every path, whoever
-    took it: so old episodes serve as well as new ones.
+    took it: so old episodes serve beside new ones.
 
     Source: Nachum et al. (2017), arXiv:1702.08892, section 5 (unified PCL); Guo et al. (2021), arXiv:2106.07704 (text).
     """
@@ -89,11 +90,13 @@ class SoftQ(LMAgent):
                 float(targets.scores.mean()),
                 spread if spread > 1e-8 else 1.0,
             )
-        self._replay.add(self._paths(rollout, taken, normalisers))
+        paths = self._paths(rollout, taken, normalisers)
+        self._replay.add(paths)
         metrics = rollout_metrics(rollout, targets, beta)
         generator = np.random.default_rng([self._seed(1)])
         steps = [
-            self._step(self._replay.sample(config.replay_batch, generator)) for _ in range(config.updates)
+            self._step(self._replay.sample(config.replay_batch, generator, len(paths.lengths)))
+            for _ in range(config.updates)
         ]
         loss, norm = np.mean(steps, axis=0).tolist()
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))

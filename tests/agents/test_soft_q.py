@@ -6,6 +6,7 @@ import torch
 from agents.enumerated import BETA, HORIZON, tiny_task, trajectories
 from agents.groups import small_agent
 from gymnasium.vector import AutoresetMode
+from lm.tiny_models import tiny_llama
 from textgym_agents.replay import Paths, Replay
 from textgym_agents.soft_q import SoftQ, SoftQConfig, to_go
 
@@ -37,6 +38,10 @@ def test_the_oldest_episodes_are_forgotten_first():
     # More at once than it holds: the last ones stay.
     replay.add(paths_of([5, 6, 7, 8, 9]))
     assert set(replay.sample(50, np.random.default_rng(0)).rewards[:, 0]) == {7, 8, 9}
+    assert replay.sample(1, np.random.default_rng(0), newest=2).rewards[:2, 0].tolist() == [9, 8]
+    assert (
+        len(replay.sample(4, np.random.default_rng(0), newest=9).lengths) == 3 + 4
+    )  # no more than there are
 
 
 def test_a_restored_replay_goes_on_as_the_first_one():
@@ -171,3 +176,18 @@ def test_bad_settings_are_named(settings, message):
 def test_beta_0_is_refused():
     with pytest.raises(ValueError, match=r"beta=0\.0: soft-q divides by it"):
         SoftQ(tiny_task(beta=0.0), SoftQConfig(device="cpu"))
+
+
+def test_every_step_learns_from_the_new_episodes_and_from_remembered_ones(monkeypatch):
+    task = tiny_task()
+    env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
+    agent = SoftQ(task, SoftQConfig(batch=8, replay_batch=4, updates=2, device="cpu"), model=tiny_llama(4))
+    steps = []
+    step = agent._step
+    monkeypatch.setattr(agent, "_step", lambda paths: steps.append(paths.input_ids.tolist()) or step(paths))
+    agent.learn(env, 24)
+    assert [len(ids) for ids in steps] == [12] * 6
+    kept = agent._replay._arrays.input_ids[:24].tolist()
+    for iteration, new in enumerate((kept[:8], kept[8:16], kept[16:])):
+        for ids in steps[2 * iteration : 2 * iteration + 2]:
+            assert ids[:8] == new[::-1]

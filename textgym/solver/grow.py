@@ -33,8 +33,8 @@ def prefix_tree(subject: Any, split: str | None = None, max_states: int = MAX_ST
         max_states: states; a larger tree is refused before memory is spent on it.
 
     Raises:
-        UnsolvableError: the tree is too large; the reward is noisy without saying what it pays on average (`expected`), or
-            changes while it scores.
+        UnsolvableError: the tree is too large; the reward is noisy without saying what it pays on average
+            (`expected`), or changes while it scores.
         ValueError: the split is unknown; the mask allows nothing in some state.
         TypeError: `subject` is none of these.
         RewardError: the reward fails.
