@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from textgym_agents.registry import agent_class, make_agent, make_config, make_e
 
 from textgym.commands._flags import env_options
 from textgym.evaluate import Optimum, evaluate
-from textgym.references import make_reference
-from textgym_benchmarks.optima import work_out
+from textgym_benchmarks.rows import keep, optimum_of
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,12 @@ def measure(settings: Algorithms, agent: str, seed: int, optimum: Optimum) -> di
 def main() -> None:
     """Measures and prints."""
     settings = tyro.cli(Algorithms, description=__doc__)
-    task = make_env(settings.id, 1).unwrapped.task
-    optimum = work_out(task, make_reference(task), task.beta, settings.optimum_per_prompt)
-    if optimum is None:
-        raise SystemExit(f"{settings.id}: at beta = 0 it has no optimum that could be estimated")
+    optimum = optimum_of(settings.id, settings.optimum_per_prompt)
     table = Table("agent", "mean optimality", "least", "greatest", "spread", "KL, nats", "CPU s")
     for agent in settings.agents:
         rows = [measure(settings, agent, seed, optimum) for seed in range(settings.seeds)]
         for row in rows:
-            Console(stderr=True).print_json(json.dumps(row), indent=None)
-            if settings.out is not None:
-                with settings.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            keep(row, settings.out)
         scores = [row["optimality"]["mean"] for row in rows]
         spread = f"{stdev(scores):.3f}" if len(scores) > 1 else "-"
         numbers = [f"{value:.3f}" for value in (mean(scores), min(scores), max(scores))]
