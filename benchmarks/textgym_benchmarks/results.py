@@ -110,9 +110,28 @@ def export_results(
     write_text(Path(path), f'{{"format": {FORMAT}, "suite": {head}, "results": [\n{text}\n]}}\n')
 
 
-def suite_summary(folder: str | Path) -> dict[str, Any]:
-    """What suite.json says of all cells: name, description, settings, versions, machine, date."""
-    data = read_object(Path(folder) / "suite.json")
+def updated(results: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
+    """Results in which those of cells that were run again stand in place of the old ones.
+
+    Args:
+        results: of any cells. newer: of some of the same cells; what has not ended replaces nothing.
+    Raises: ValueError for a cell that is not among `results`.
+    """
+    by_key = {result.cell.key: result for result in results}
+    for result in newer:
+        if result.cell.key not in by_key:
+            raise ValueError(f"cell {result.cell.key}: it is not among the results that are to be updated")
+        if result.status != "missing":
+            by_key[result.cell.key] = result
+    return list(by_key.values())
+
+
+def suite_summary(path: str | Path) -> dict[str, Any]:
+    """What a suite's folder or a file of results says of all cells: name, description, settings, versions, date."""
+    place = Path(path)
+    if not place.is_dir():
+        return dict(read_object(place).get("suite", {}))
+    data = read_object(place / "suite.json")
     return {name: value for name, value in data.items() if name != "cells"}
 
 
@@ -159,15 +178,19 @@ class Export:
     """Writes the results of a suite's folder to one file, small enough to commit."""
 
     run: tyro.conf.Positional[Path]
-    """The suite's folder."""
+    """The suite's folder, or a file of results."""
     out: Path
-    """The file."""
+    """The file; it may be the one that is read."""
+    update: tuple[Path, ...] = ()
+    """Folders of suites in which some of the cells were run again: those results count."""
 
 
 def main() -> None:
     """Exports."""
     settings = tyro.cli(Export, description=Export.__doc__)
     results = load_results(settings.run)
+    for newer in settings.update:
+        results = updated(results, load_results(newer))
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     export_results(results, settings.out, suite_summary(settings.run))
     print(f"{settings.out}: {len(results)} results, {settings.out.stat().st_size:,} bytes")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 from fake_cells import quick, tiny_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_results, write_suite_folder
-from textgym_benchmarks.results import Result, export_results, load_results, suite_summary
+from textgym_benchmarks.results import Result, export_results, load_results, main, suite_summary, updated
 from textgym_benchmarks.runner import run_suite
 from textgym_benchmarks.suite import Cell
 
@@ -56,6 +57,23 @@ def test_a_file_of_many_holds_the_same_to_six_digits(folder, tmp_path):
     assert failed.error["traceback"] == ""
     export_results(again, tmp_path / "again.json", suite_summary(folder))
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_cells_that_were_run_again_replace_theirs(folder, tmp_path, monkeypatch):
+    old, path = load_results(folder), tmp_path / "core.json"
+    export_results(old, path, suite_summary(folder))
+    ended = [result for result in old if result.status != "missing"]
+    again = [replace(ended[1], machine="another"), replace(ended[0], status="missing", machine="another")]
+    assert updated(old, again) == [again[0] if result is ended[1] else result for result in old]
+    with pytest.raises(ValueError, match=f"cell {old[0].cell.key}: it is not among"):
+        updated(old[1:], [old[0]])
+    newer = write_suite_folder(tmp_path / "newer", [result.to_json() for result in again])
+    monkeypatch.setattr("sys.argv", ["results", str(path), "--update", str(newer), "--out", str(path)])
+    main()
+    assert [result.machine == "another" for result in load_results(path)] == [
+        result is ended[1] for result in old
+    ]
+    assert suite_summary(path)["name"] == "synthetic"
 
 
 def test_a_run_of_textgym_train(tmp_path):
