@@ -70,9 +70,10 @@ def main() -> None:
     optimum = optimum_of(settings.id, settings.optimum_per_prompt)
     table = Table("agent", "mean optimality", "least", "greatest", "spread", "KL, nats", "CPU s")
     for agent in settings.agents:
-        rows = [measure(settings, agent, seed, optimum) for seed in range(settings.seeds)]
-        for row in rows:
-            keep(row, settings.out)
+        rows = []
+        for seed in range(settings.seeds):
+            rows.append(measure(settings, agent, seed, optimum))
+            keep(rows[-1], settings.out)
         scores = [row["optimality"]["mean"] for row in rows]
         spread = f"{stdev(scores):.3f}" if len(scores) > 1 else "-"
         numbers = [f"{value:.3f}" for value in (mean(scores), min(scores), max(scores))]
