@@ -51,8 +51,8 @@ class SoftQ(LMAgent):
 
     With logits l, Q(s, a) = beta (l(a) - l_ref(a)) up to a constant, so V(s) = beta log sum_a ref(a) exp(Q / beta) is
     beta times the difference of the two normalisers, and softmax(l) is the policy that is optimal for Q. At the optimum
-    of J, and only there, V(s_t) is the reward to come less beta times the log-ratios to come along every path, whoever
-    took it: so old episodes serve beside new ones.
+    of J, and only there, V(s_t) is the reward to come, sum of gamma^t r_t, less beta times the log-ratios to come along
+    every path, whoever took it: so old episodes serve beside new ones.
 
     Source: Nachum et al. (2017), arXiv:1702.08892, section 5 (unified PCL); Guo et al. (2021), arXiv:2106.07704 (text).
     """
@@ -164,16 +164,14 @@ class SoftQ(LMAgent):
         values = beta * (normalisers - torch.tensor(paths.normalisers[rows, steps], device=device))
         share = self.config.value_coefficient
         values = share * values + (1 - share) * values.detach()
-        rewards = torch.tensor(paths.rewards, device=device)
+        # J discounts rewards by their time and the KL not at all: values are those of time 0.
+        discounts = self.task.gamma ** np.arange(paths.rewards.shape[1], dtype=np.float32)
+        rewards = torch.tensor(paths.rewards * discounts, device=device)
         charged = rewards.index_put(places, -beta * ratios, accumulate=True)
-        residuals = to_go(charged, self.task.gamma)[places] - (self.value_offset + values)
+        residuals = to_go(charged)[places] - (self.value_offset + values)
         return 0.5 * (residuals / scale).square()
 
 
-def to_go(rewards: Tensor, gamma: float) -> Tensor:
-    """Discounted sums of this and all later entries, (B, T); differentiable."""
-    running, columns = torch.zeros_like(rewards[:, 0]), []
-    for step in reversed(range(rewards.shape[1])):
-        running = rewards[:, step] + gamma * running
-        columns.append(running)
-    return torch.stack(columns[::-1], 1)
+def to_go(rewards: Tensor) -> Tensor:
+    """Sums of this and all later entries, (B, T); differentiable."""
+    return rewards.flip(1).cumsum(1).flip(1)

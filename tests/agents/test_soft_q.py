@@ -60,8 +60,8 @@ def test_an_empty_replay_says_so():
 
 
 def test_sums_to_go_by_hand():
-    got = to_go(torch.tensor([[1.0, 2.0, 4.0]]), 0.5)
-    torch.testing.assert_close(got, torch.tensor([[3.0, 4.0, 4.0]]))
+    got = to_go(torch.tensor([[1.0, 2.0, 4.0]]))
+    torch.testing.assert_close(got, torch.tensor([[7.0, 6.0, 4.0]]))
 
 
 class OptimalPolicy:
@@ -104,9 +104,11 @@ def every_path(task):
     return Paths(ids, starts, lengths, rewards, reference, normalisers)
 
 
-def test_the_loss_is_zero_on_every_path_at_the_optimum_and_only_there():
-    task = tiny_task()
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_the_loss_is_zero_on_every_path_at_the_optimum_and_only_there(gamma):
+    task = tiny_task(gamma=gamma)
     agent = small_agent(SoftQ)
+    agent.task = task
     agent.policy = OptimalPolicy(task)
     paths = every_path(task)
     assert len(paths.lengths) == 80
