@@ -6,14 +6,17 @@ import importlib
 import json
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cli_tools import run
 from textgym_agents import agent_names, load_agent, make_agent, make_env, registry
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
 from textgym_agents.registry import agent_class, config_class
+from textgym_benchmarks.suites import ci
 
 from textgym.evaluate import estimate_optimum, evaluate
 from textgym.solve import policy_values, solve
@@ -105,6 +108,66 @@ def test_it_passes_every_check_that_applies(folder):
     }
 
 
+class Away(torch.Tensor):
+    """Stands for a tensor on an accelerator: `numpy` wants `cpu` first, and numbers from the host are refused."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            tensors = [value for value in args if isinstance(value, torch.Tensor) and value.dim()]
+        if function is torch.Tensor.numpy:
+            raise TypeError("numpy: of a tensor on an accelerator")
+        both = (torch.Tensor.mul, torch.Tensor.sub, torch.Tensor.__getitem__)
+        if function in both and not all(isinstance(tensor, Away) for tensor in tensors):
+            raise RuntimeError("tensors on two devices")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def away(value):
+    return value.as_subclass(Away)
+
+
+def test_it_runs_on_an_accelerator(folder, monkeypatch):
+    """Everything that it works with is `Away`; what it makes from arrays is so if it names the policy's device."""
+    env = make_env("textgym/Copy-v0", 8)
+    agent = make_agent(NAME, env, batch=8)
+    own, make, states = sys.modules["my_reinforce"], torch.tensor, agent.policy.states
+    collect, score = own.collect, own.score_reference
+
+    def made(*values, device=None, **more):
+        return make(*values, **more) if device is None else away(make(*values, **more))
+
+    def collected(*arguments):
+        batch = collect(*arguments)
+        moved = {name: away(value) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        return replace(batch, **moved)
+
+    def logits_of(input_ids, rows, columns, masks):
+        assert isinstance(rows, Away)
+        assert isinstance(columns, Away)
+        with torch._C.DisableTorchFunctionSubclass():
+            logits, values = states(input_ids, rows, columns, masks)
+        return away(logits), values
+
+    def scored(reference, batch, *rest):
+        with torch._C.DisableTorchFunctionSubclass():
+            return away(score(reference, batch, *rest))
+
+    monkeypatch.setattr(own, "collect", collected)
+    monkeypatch.setattr(own, "score_reference", scored)
+    monkeypatch.setattr(agent.policy, "states", logits_of)
+    monkeypatch.setattr(own, "torch", SimpleNamespace(tensor=made, float32=torch.float32))
+    metrics = agent._iterate(env)
+    assert set(metrics) == {"objective/scores", "objective/kl", "loss"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_it_runs_on_cuda(folder):
+    env = make_env("textgym/Copy-v0", 8)
+    make_agent(NAME, env, batch=8, device="cuda").learn(env, 8)
+
+
 @pytest.mark.slow
 def test_it_learns_and_is_evaluated(folder):
     env = make_env("textgym/Copy-v0", 128)
@@ -121,8 +184,8 @@ def test_it_learns_and_is_evaluated(folder):
 
 
 @pytest.mark.slow
-def test_its_commands_run(folder, capsys):
-    train, evaluate_it, check_it = blocks()[1][1].splitlines()
+def test_its_commands_run(folder, capsys, monkeypatch):
+    train, evaluate_it, check_it, bench_it = blocks()[1][1].splitlines()
     words = train.replace("--episodes 16384", "--episodes 512").split()
     assert words[0] == "textgym"
     assert run(capsys, *words[1:], "--eval-every", "0", "--final-per-prompt", "1")[0] == 0
@@ -138,3 +201,18 @@ def test_its_commands_run(folder, capsys):
         "learns Delayed": "holds",
         "learns Stop": "holds",
     }
+    small = [replace(cell, episodes=128) for cell in ci.suite().cells if "Helpful" not in cell.id]
+    short = replace(ci.suite(), cells=tuple(small))
+    monkeypatch.setattr(ci, "suite", lambda: short)
+    code, out, error = run(capsys, *bench_it.split()[1:], "--engine", "serial")
+    assert code == 0, error
+    assert "MyReinforce" in out
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (folder / "runs/mine-bench/cells").glob("*/result.json")
+    ]
+    assert {(found["cell"]["id"], found["cell"]["agent"]) for found in results} == {
+        ("textgym/Bandit-v0", NAME),
+        ("textgym/Delayed-v0", NAME),
+    }
+    assert {found["status"] for found in results} == {"done"}

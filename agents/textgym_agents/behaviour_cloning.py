@@ -11,7 +11,7 @@ from textgym.messages import not_one_of
 from textgym.preferences import Demonstration, read_demonstrations
 from textgym.world.demonstrations import task_demonstrations
 from textgym.world.shares import TASK_SHARES
-from textgym_agents.config import at_least_one, require
+from textgym_agents.config import at_least_one, only_with, require
 from textgym_agents.datasets.reading import Recording
 from textgym_agents.offline import OfflineAgent, OfflineConfig
 from textgym_agents.protocol import Metrics
@@ -26,13 +26,14 @@ class BehaviourCloningConfig(OfflineConfig):
     """File of demonstrations, or of preferences, whose best completions are taken, or folder of a Minari dataset; None:
     the built-in world's demonstrations, where the task is of it."""
     demonstrations: int = 5000
-    """How many of the built-in world's."""
+    """How many of the built-in world's, without data."""
     best_share: float = 1.0
     """Share of a Minari dataset's episodes that are imitated: those of the greatest return."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "demonstrations")
+        only_with(self, "demonstrations", self.data is None, "data=None")
         share = self.best_share
         require("best_share", share, 0 < share <= 1, "a number in (0, 1]")
         require("best_share", share, share == 1 or self.data is not None, "1.0 without a Minari dataset")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +16,10 @@ from textgym.lm.reference import restricted
 from textgym.references import make_reference
 from textgym.state import TokenState
 from textgym_agents.config import at_least_one, require
+from textgym_agents.fixed import read_settings, write_settings
 from textgym_agents.protocol import Callback, Observation
 from textgym_agents.states import StateFinder, token_rows
-from textgym_agents.storage import read_json, write_json
 
-_FORMAT = 1
 _ROWS_AT_ONCE = 512
 Tokens = tuple[int, ...]
 
@@ -107,19 +106,12 @@ class BestOfN:
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-        state = {"format": _FORMAT, "agent": self.name, "task": self.task.name, "config": asdict(self.config)}
-        write_json(Path(path) / "agent.json", state)
+        write_settings(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:
         """See `Agent.load`."""
-        state = read_json(Path(path) / "agent.json")
-        if state.get("agent") != cls.name:
-            raise ValueError(
-                f"path={str(path)!r}: holds agent {state.get('agent')!r}, allowed is {cls.name!r}"
-            )
-        return cls(env.unwrapped.task, BestOfNConfig(**state["config"]))
+        return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
 
     def _best(self, states: list[Tokens]) -> list[Tokens]:
         """The best of n continuations of each of these states, as whole sequences."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym_agents.lm_agent import LMAgent
+from textgym_agents.policy import LMPolicy
 from textgym_agents.protocol import Observation
 
 Floats = NDArray[np.float64]
@@ -19,11 +20,22 @@ Critic = Callable[[Observation, Bools | None], Floats]
 """From B states, and the tokens (B, V) that a grammar allows in them, to V (B,)."""
 
 
-def critic_of(agent: Any) -> Critic:
-    """V(s) of J of an agent's policy, for states in which something was written (B,), reward units at the state's time.
+def uncharged(agent: Any) -> float:
+    """Beta of the KL of a state itself, where an agent's `values` leave that out; reward units per nat.
 
-    Where the KL of a state is differentiated in the loss (`kl` "exact" and "k2"), its value head was taught what comes
-    after that KL; it is charged here, so that V is that of J. With "k3" no KL was charged, and V is of the return.
+    Where the KL of a state is differentiated in the loss (`kl` "exact" and "k2"), the value head is taught what comes
+    after it. 0 for all others, alphazero among them: its outcomes are charged every log-ratio.
+    """
+    if not isinstance(agent, LMAgent) or agent.name == "alphazero" or agent.config.kl not in ("exact", "k2"):
+        return 0.0
+    return float(agent.controller.beta)
+
+
+def critic_of(agent: Any) -> Critic:
+    """V(s) of J of an agent's policy (B,), reward units at the state's time.
+
+    What `uncharged` says that the value head leaves out is charged here. With `kl` "k3" no KL was charged at all, and V
+    is of the return. With gamma < 1 the KL is discounted like the rewards, as in training.
 
     Raises: ValueError for an agent without a critic.
     """
@@ -45,27 +57,46 @@ def _given(agent: Any) -> Critic:
 
 
 def _of_lm_agent(agent: LMAgent) -> Critic:
-    config = agent.config
-    charged = agent.controller.beta if config.kl in ("exact", "k2") and agent.name != "alphazero" else 0.0
+    size = 4 * agent.config.micro_batch  # nothing is kept for a gradient
 
     def values(observation: Observation, masks: Bools | None) -> Floats:
-        count = len(observation["input_ids"])
-        parts = []
-        for start in range(0, count, 4 * config.micro_batch):  # nothing is kept for a gradient
-            part = slice(start, start + 4 * config.micro_batch)
-            seen = {name: array[part] for name, array in observation.items()}
-            move = _from_parents(seen, agent.policy.device)
-            legal = None if masks is None else torch.tensor(masks[part], device=agent.policy.device)
-            logits, head = agent.policy.branch(*move, legal)
-            found = agent.value_offset + (agent.value_scale or 1.0) * head.double()
-            if charged:
-                own = torch.log_softmax(logits, -1)
-                reference = torch.log_softmax(agent.reference.branch(*move, legal)[0], -1)
-                found -= charged * torch.linalg.vecdot(own.exp(), own - reference).double()
-            parts.append(found.cpu().numpy())
-        return np.concatenate(parts)
+        single = np.count_nonzero(observation["attention_mask"], axis=1) == 1
+        found = np.empty(len(single))
+        for rows in (np.flatnonzero(~single), np.flatnonzero(single)):
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                seen = {name: array[part] for name, array in observation.items()}
+                found[part] = _values(agent, seen, None if masks is None else masks[part])
+        return found
 
     return values
+
+
+@torch.inference_mode()
+def _values(agent: LMAgent, observation: Observation, masks: Bools | None) -> Floats:
+    """V (B,) in states that are all of one token, or all of more."""
+    ask = _question(observation, masks, agent.policy.device)
+    logits, head = ask(agent.policy)
+    found = agent.value_offset + (agent.value_scale or 1.0) * head.double()
+    beta = uncharged(agent)
+    if beta:
+        own, reference = torch.log_softmax(logits, -1), torch.log_softmax(ask(agent.reference)[0], -1)
+        found -= beta * torch.linalg.vecdot(own.exp(), own - reference).double()
+    return np.asarray(found.cpu().numpy())
+
+
+def _question(
+    observation: Observation, masks: Bools | None, device: torch.device
+) -> Callable[[LMPolicy], tuple[Tensor, Tensor]]:
+    """From a policy to its logits (B, V) and values (B,) in B states: all of one token, or all of more."""
+    legal = None if masks is None else torch.tensor(masks, device=device)
+    if observation["attention_mask"][0].sum() > 1:
+        move = _from_parents(observation, device)
+        return lambda policy: policy.branch(*move, legal)
+    # A single token has nothing before it.
+    ids = torch.tensor(observation["input_ids"][:, :1], device=device)
+    rows = torch.arange(len(ids), device=device)
+    return lambda policy: policy.states(ids, rows, torch.zeros_like(rows), legal)
 
 
 def _from_parents(observation: Observation, device: torch.device) -> tuple[Observation, Tensor, Tensor]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.lm.reference import Reference, UniformReference
 from textgym.references import make_reference
+from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Callback, Observation
-from textgym_agents.storage import read_json, write_json
+from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
 
 _FORMAT = 1
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class FixedConfig:
 
     seed: int = 0
     """Seeds the sampling of actions."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
 class _FixedAgent:
@@ -62,19 +68,12 @@ class _FixedAgent:
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
-        Path(path).mkdir(parents=True, exist_ok=True)
-        state = {"format": _FORMAT, "agent": self.name, "task": self.task.name, "config": asdict(self.config)}
-        write_json(Path(path) / "agent.json", state)
+        write_settings(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:
         """See `Agent.load`."""
-        state = read_json(Path(path) / "agent.json")
-        if state.get("agent") != cls.name:
-            raise ValueError(
-                f"path={str(path)!r}: holds agent {state.get('agent')!r}, allowed is {cls.name!r}"
-            )
-        return cls(env.unwrapped.task, FixedConfig(**state["config"]))
+        return cls(env.unwrapped.task, read_settings(cls.name, FixedConfig, Path(path)))
 
 
 class ReferenceAgent(_FixedAgent):
@@ -93,6 +92,34 @@ class RandomAgent(_FixedAgent):
 
     def _make_policy(self, task: Any) -> Reference:
         return UniformReference(task.vocabulary.allowed)
+
+
+def write_settings(agent: Any, path: Path) -> None:
+    """Writes an agent that is nothing but its settings to a folder, atomically, replacing what was there."""
+    state = {"format": _FORMAT, "agent": agent.name, "task": agent.task.name, "config": asdict(agent.config)}
+    replace_folder(path, lambda folder: write_json(folder / "agent.json", state))
+
+
+def read_settings(name: str, kind: type[Config], path: Path) -> Config:
+    """Reads the settings that `write_settings` wrote.
+
+    Args:
+        name: of the agent. kind: the class of its config.
+    Raises: ValueError if there is no agent of this name at `path`, or what there is cannot be read.
+    """
+    recover_folder(path)
+    state = read_json(path / "agent.json")
+    if state.get("agent") != name or state.get("format") != _FORMAT:
+        raise ValueError(
+            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
+            f"allowed is {name!r} in format {_FORMAT}"
+        )
+    try:
+        return kind(**state["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
+        ) from error
 
 
 def reference_of(agent: Any, task: Any) -> Reference:

@@ -14,6 +14,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 import textgym  # noqa: F401  (registers the ids)
+from textgym import Task
 from textgym.messages import did_you_mean, not_one_of
 from textgym_agents.protocol import Agent
 from textgym_agents.storage import read_json
@@ -120,8 +121,8 @@ def make_agent(agent: str, env: Any, config: Any = None, **settings: Any) -> Age
         config = make_config(found, settings)
     elif settings:
         raise TypeError(f"{next(iter(settings))!r}: give a whole config or settings, not both")
-    parts = {"env": env, "task": getattr(env.unwrapped, "task", None), "config": config}
     taken = inspect.signature(found).parameters
+    parts = {"env": env, "task": _task_for(agent, found, env), "config": config}
     made: Agent = found(**{name: part for name, part in parts.items() if name in taken})
     return made
 
@@ -149,7 +150,20 @@ def load_agent(path: str | Path, env: Any, agent: str | None = None, trust_pickl
         agent = str(read_json(folder / "agent.json").get("agent"))
         if agent not in _entries:
             raise ValueError(f"path={str(path)!r}: {not_one_of('agent', agent, _entries)} Name its class")
-    return agent_class(agent).load(folder, env)
+    found = agent_class(agent)
+    _task_for(agent, found, env)
+    return found.load(folder, env)
+
+
+def _task_for(agent: str, kind: type, env: Any) -> Any:
+    """What `env` holds as its task. Raises: ValueError if the agent's constructor takes one and there is none."""
+    task = getattr(getattr(env, "unwrapped", env), "task", None)
+    if "task" in inspect.signature(kind).parameters and not isinstance(task, Task):
+        raise ValueError(
+            f"env={env!r}: it has no task of TextGym, which agent {agent!r} needs; allowed are TextGym's environments, "
+            "such as make_env('textgym/Bandit-v0', 16)"
+        )
+    return task
 
 
 def _load_file(path: Path, env: Any, agent: str | None, trust_pickle: bool) -> Agent:

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym_agents.advantages import leave_one_out
-from textgym_agents.config import OnPolicyConfig, not_negative, require
+from textgym_agents.config import OnPolicyConfig, not_negative, only_with, require
 from textgym_agents.losses import score_function_loss
 from textgym_agents.on_policy import OnPolicyAgent
+from textgym_agents.protocol import Callback
 from textgym_agents.rloo import check_sequence_kl
-from textgym_agents.rollout import Rollout
+from textgym_agents.rollout import Rollout, check_env
 from textgym_agents.targets import Targets, action_returns, critic_free_targets, first_states, make_targets
-
-_BASELINES = ("none", "batch", "value")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class ReinforceConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("baseline", self.baseline, self.baseline in _BASELINES, str(_BASELINES))
         whole = self.baseline == "value" and not self.reward_to_go
         if not self.reward_to_go:
             check_sequence_kl(self.kl)
@@ -51,6 +49,7 @@ class ReinforceConfig(OnPolicyConfig):
         alone = self.baseline == "batch" and self.batch < 2
         require("batch", self.batch, not alone, "an integer >= 2 with baseline='batch'")
         not_negative(self, "value_coefficient")
+        only_with(self, "value_coefficient", self.baseline == "value", "baseline='value'")
 
 
 class Reinforce(OnPolicyAgent):
@@ -71,6 +70,15 @@ class Reinforce(OnPolicyAgent):
         super().__init__(task, config, model)
         self.critic = config.baseline == "value"
         self.value_coefficient = config.value_coefficient if self.critic else 0.0
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """See `OnPolicyAgent.learn`. Raises: also ValueError if the batch is the baseline and has one episode."""
+        check_env(env)
+        if self.config.baseline == "batch" and env.num_envs < 2:
+            raise ValueError(
+                f"env: {env.num_envs} sub-environments; allowed are 2 or more with baseline='batch'"
+            )
+        super().learn(env, episodes, callback)
 
     def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
         config, beta, gamma = self.config, self.controller.beta, self.task.gamma

@@ -1,4 +1,4 @@
-"""Value-guided decoding: before each token a trained critic looks one token ahead, and tilts the policy by it."""
+"""Value-guided decoding: before each token a trained critic looks one token ahead, and tilts the reference by it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 _FORMAT = 1
 _ROWS_AT_ONCE = 1024
+_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class ValueGuidedConfig:
 
     run: str | None = None
     """Folder of the saved agent that supplies policy and critic, such as a run of lm-ppo."""
-    k: int = 16
+    k: int = 4
     """Tokens considered in a state: the likeliest legal ones of the prior. Others are not written."""
     prior: Literal["policy", "reference"] = "policy"
-    """What is tilted: the agent's policy, or the reference that it started from."""
+    """What is tilted. policy: the agent's own, which training has tilted already; the result maximises gamma^t E[Q] -
+    temperature KL(result || policy) in every state: a short step from the policy, and not J. reference: what the agent
+    started from; that plans for J, and needs a critic that is right about tokens which the agent seldom writes."""
     temperature: float | None = None
-    """Reward units: the prior is multiplied by exp(gamma^t Q / temperature). None takes the task's beta."""
+    """Reward units, > 0: the prior is multiplied by exp(gamma^t Q / temperature). None: the task's beta for the
+    reference, at which it plans for J, and four times that for the policy."""
     seed: int = 0
     """Seeds the sampling of tokens."""
 
@@ -59,10 +63,15 @@ class ValueGuided:
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
-    critic: Q(s, a) = r(s, a) + gamma V(s + a), where the reward of an ending token is asked from an environment of its
-    own. It then draws from prior(a) exp(gamma^t Q(s, a) / temperature) over these k. With the reference as prior, the
-    task's beta as temperature, every token considered and V*, that is the optimal policy; with V of the agent's policy
-    in the place of V*, it is one step of soft policy iteration.
+    critic: Q(s, a) = r(s, a) + gamma V(s + a), where rewards are asked from an environment of its own. It then draws
+    from prior(a) exp(gamma^t Q(s, a) / temperature) over these k: of the distributions over them, that one maximises
+    gamma^t E[Q] - temperature KL(. || prior) in s.
+
+    With the reference as prior, the task's beta as temperature and every token considered, it is the optimal policy for
+    V*; for the exact V of the agent's policy it is one step of soft policy iteration, whose J is never below that of
+    the policy. With fewer tokens neither holds: those that are not among the k likeliest of the reference are not
+    written, whatever the agent's policy makes of them. With the agent's policy as prior neither holds for any k: a
+    policy reference exp(Q / beta) is tilted a second time.
 
     Args:
         task: what `env.unwrapped.task` holds.
@@ -85,7 +94,8 @@ class ValueGuided:
         self.guide = guide
         self._critic: Critic = critic_of(guide)
         self._prior = reference_of(guide, task) if self.config.prior == "reference" else guide
-        self.temperature = float(task.beta if self.config.temperature is None else self.config.temperature)
+        usual = task.beta if self.config.prior == "reference" else _FACTOR * task.beta
+        self.temperature = float(usual if self.config.temperature is None else self.config.temperature)
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r}: that of the task, allowed is a number > 0")
         self._finder = StateFinder(task)

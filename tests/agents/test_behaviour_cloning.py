@@ -77,6 +77,8 @@ def test_without_demonstrations_there_is_nothing_to_learn_from(env):
         make_agent("behaviour-cloning", env)
     with pytest.raises(ValueError, match="demonstrations=0"):
         BehaviourCloningConfig(demonstrations=0)
+    with pytest.raises(ValueError, match="demonstrations=20: allowed is 5000 without data=None"):
+        BehaviourCloningConfig(demonstrations=20, data="rows.jsonl")
 
 
 def test_it_passes_every_check_that_applies(file):

@@ -1,11 +1,13 @@
 """Best-of-n as an agent: it writes the best of n whole answers, with the reward and the KL that theory says."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 from agents.enumerated import HORIZON, tiny_task, trajectories
 from gymnasium.vector import AutoresetMode
+from textgym_agents import fixed
 from textgym_agents.best_of_n import BestOfN, BestOfNConfig
 
 from textgym import TokenVectorEnv, make_task
@@ -137,3 +139,38 @@ def test_bad_settings_are_named():
         BestOfNConfig(n=0)
     with pytest.raises(ValueError, match="seed=-1"):
         BestOfNConfig(seed=-1)
+    with pytest.raises(ValueError, match=r"n=2\.5: allowed is an integer"):
+        BestOfNConfig(n=2.5)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"format": 2}, "holds agent 'best-of-n' in format 2; allowed is 'best-of-n' in format 1"),
+        ({"agent": "random"}, "holds agent 'random'"),
+        ({"config": None}, "the saved agent is damaged"),
+        ({"config": {"m": 3}}, "damaged .*'m'"),
+        ({"config": {"n": 0}}, "damaged .*n=0"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_error(tmp_path, state, words):
+    task = tiny_task()
+    BestOfN(task, BestOfNConfig(n=2)).save(tmp_path / "agent")
+    file = tmp_path / "agent" / "agent.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | state))
+    with pytest.raises(ValueError, match=words):
+        BestOfN.load(tmp_path / "agent", TokenVectorEnv(task, 1))
+
+
+def test_saving_that_fails_leaves_the_old_folder_whole(tmp_path, monkeypatch):
+    task = tiny_task()
+    BestOfN(task, BestOfNConfig(n=2)).save(tmp_path / "agent")
+
+    def fail(path, data):
+        path.write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(fixed, "write_json", fail)
+    with pytest.raises(OSError, match="no space"):
+        BestOfN(task, BestOfNConfig(n=3)).save(tmp_path / "agent")
+    assert BestOfN.load(tmp_path / "agent", TokenVectorEnv(task, 1)).config.n == 2

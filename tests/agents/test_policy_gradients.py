@@ -12,16 +12,19 @@ from agents.groups import (
     small_agent,
     take,
 )
+from gymnasium.vector import AutoresetMode
 from textgym_agents.a2c import A2C
 from textgym_agents.exact_estimators import estimator_table
 from textgym_agents.exact_moments import enumerate_trajectories
 from textgym_agents.grpo import GRPO
 from textgym_agents.losses import clipped_policy_loss, loss_total, sequence_weights
 from textgym_agents.metrics import UpdateMeter
-from textgym_agents.reinforce import Reinforce
+from textgym_agents.reinforce import Reinforce, ReinforceConfig
 from textgym_agents.rloo import RLOO
 from textgym_agents.rollout import score_reference
 from textgym_agents.targets import action_returns, token_kl
+
+from textgym import TokenVectorEnv
 
 UNBIASED_KL = ["exact", "k1"]
 
@@ -210,3 +213,20 @@ def test_groups_that_do_not_fit_into_the_environment_are_refused(env):
     agent = small_agent(RLOO, group=3, batch=18)
     with pytest.raises(ValueError, match="16 sub-environments; allowed are multiples of group=3"):
         agent.learn(env, 16)
+
+
+def test_a_batch_of_one_has_no_other_episodes_for_a_baseline():
+    agent = small_agent(Reinforce, baseline="batch")
+    env = TokenVectorEnv(agent.task, 1, autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(
+        ValueError, match="env: 1 sub-environments; allowed are 2 or more with baseline='batch'"
+    ):
+        agent.learn(env, 4)
+
+
+def test_reinforce_refuses_a_weight_of_the_value_loss_that_there_is_not():
+    with pytest.raises(
+        ValueError, match=r"value_coefficient=0\.5: allowed is 0\.01 without baseline='value'"
+    ):
+        ReinforceConfig(value_coefficient=0.5, baseline="batch")
+    assert ReinforceConfig(value_coefficient=0.5, baseline="value").value_coefficient == 0.5

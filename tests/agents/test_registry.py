@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from agents.counting_agent import CountingAgent, CountingConfig
@@ -65,6 +66,26 @@ def test_settings_reach_the_config_and_unknown_ones_are_refused():
         make_agent("agents.counting_agent:CountingAgent", env, stepp=2.0)
     with pytest.raises(TypeError, match="not both"):
         make_agent("agents.counting_agent:CountingAgent", env, CountingConfig(), step=2.0)
+
+
+@pytest.mark.parametrize("name", ["lm-ppo", "q-learning", "best-of-n", "random"])
+def test_an_environment_without_a_task_is_refused(name):
+    with pytest.raises(ValueError, match=rf"env=.*CartPole.*agent '{name}' needs; allowed are TextGym's"):
+        make_agent(name, gym.make("CartPole-v1"))
+
+
+def test_an_agent_that_takes_no_task_may_live_anywhere(tmp_path, monkeypatch):
+    class Anywhere(CountingAgent):
+        def __init__(self, env):
+            self.env = env
+
+    env = gym.make("CartPole-v1")
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    register_agent("anywhere", Anywhere)
+    assert make_agent("anywhere", env).env is env
+    make_agent("random", make_env("textgym/Text-v0", 1, **WORDS)).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="no task of TextGym"):
+        load_agent(tmp_path / "agent", env)
 
 
 def test_a_name_is_registered_once(monkeypatch):

@@ -57,6 +57,8 @@ def test_a_threshold_that_nothing_reaches_makes_no_step(env):
         ({"batch": 12}, "batch=12: allowed is a multiple of group=8"),
         ({"kl": "exact"}, "kl='exact'"),
         ({"whiten": True}, "whiten=True"),
+        ({"threshold": float("nan")}, "threshold=nan: allowed is None or a finite number"),
+        ({"keep": 1.5}, "keep=1.5: allowed is an integer"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

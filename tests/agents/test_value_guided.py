@@ -79,12 +79,53 @@ def test_with_its_own_exact_values_it_is_better_than_the_policy():
     assert before == pytest.approx(solution.objective, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"gamma": 0.5}, {"mask": odd_grammar}], ids=["plain", "discount", "grammar"]
+)
+def test_the_optimum_stays_the_optimum_and_a_second_tilt_lowers_it(options):
+    solution = solve(small_task(reference=bigram(3), **options))
+    tilted = agent_of(solution, solution, solution.values)
+    again = agent_of(solution, solution, solution.values, prior="policy", temperature=solution.beta)
+    short = agent_of(solution, solution, solution.values, prior="policy")
+    assert (tilted.temperature, short.temperature) == (solution.beta, 4 * solution.beta)
+    assert policy_values(solution.tree, tilted).objective == pytest.approx(solution.objective, abs=1e-9)
+    assert policy_values(solution.tree, again).objective < solution.objective - 0.01
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gamma": 0.5}, {"mask": odd_grammar}], ids=["plain", "discount", "grammar"]
+)
+@pytest.mark.parametrize("factor", [4.0, 1.5, 1.1, 0.7])
+def test_a_policy_on_the_way_becomes_better(options, factor):
+    """The optimum at another beta: it has gone a part of the way, or too far."""
+    task = small_task(reference=bigram(3), **options)
+    solution, policy = solve(task), solve(task, beta=factor * task.beta)
+    values = policy_values(solution.tree, policy)
+    step = policy_values(solution.tree, agent_of(solution, policy, values.values))
+    assert values.objective < step.objective <= solution.objective + 1e-12
+
+
+def test_with_few_tokens_they_are_the_likeliest_of_the_reference():
+    task = small_task(reference=bigram(3))
+    solution = solve(task)
+    policy = Table(2)
+    agent = agent_of(solution, policy, solution.values, k=2)
+    for depth in range(task.max_new_tokens):
+        seen = solution.tree.observations(depth, solution.tree.levels[depth].running)
+        written = np.isfinite(agent.log_probs(seen))
+        reference, own = (np.argsort(-each.log_probs(seen), axis=1)[:, :2] for each in (bigram(3), policy))
+        assert (np.sort(reference, axis=1) != np.sort(own, axis=1)).any()
+        want = np.zeros_like(written)
+        np.put_along_axis(want, reference, True, axis=1)
+        np.testing.assert_array_equal(written, want)
+
+
 def test_only_the_k_likeliest_are_written_and_they_are_tilted_by_hand():
     task = tiny_task(max_new_tokens=1)
     solution = solve(task)
     prior = Table(5)
     guide = Exact(solution, prior, solution.values)
-    agent = ValueGuided(task, ValueGuidedConfig(k=2, temperature=0.5), guide)
+    agent = ValueGuided(task, ValueGuidedConfig(k=2, prior="policy", temperature=0.5), guide)
     env = TokenEnv(task)
     observation, _ = env.reset(options={"prompt": "a b"})
     seen = {name: array[None] for name, array in observation.items()}
@@ -100,15 +141,18 @@ def test_only_the_k_likeliest_are_written_and_they_are_tilted_by_hand():
     assert greedy.log_probs(seen)[0, best[0]] == 0
 
 
+@pytest.mark.parametrize("written", [0, 1])
 @pytest.mark.parametrize("kl", ["exact", "k1", "k2", "k3"])
-def test_the_critic_is_v_of_the_objective(kl):
+def test_the_critic_is_v_of_the_objective(kl, written):
+    """Where nothing was written, one of the prompts is a single token."""
     agent = tiny_agent(tiny_task(), kl=kl)
     with torch.no_grad():
         agent.policy.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
     agent.value_offset, agent.value_scale = 0.4, 2.0
     env = make_env_of(agent.task, 8)
-    env.reset(options={"prompt_index": np.array([0, 0, 0, 0, 1, 1, 1, 0])})
-    observation = env.step(np.array([0, 1, 2, 0, 0, 1, 0, 1]))[0]
+    observation = env.reset(options={"prompt_index": np.array([0, 0, 0, 0, 1, 1, 1, 0])})[0]
+    if written:
+        observation = env.step(np.array([0, 1, 2, 0, 0, 1, 0, 1]))[0]
     own, reference = agent.log_probs(observation), agent.own_reference().log_probs(observation)
     divergence = (np.exp(own) * (own - reference)).sum(1)
     assert (divergence > 1e-3).all()

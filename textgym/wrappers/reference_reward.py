@@ -39,7 +39,8 @@ class ReferenceReward(SingleWrapper):
     """Adds beta log pi_ref(a | s) to every reward.
 
     J = E[R] - beta KL(pi || pi_ref) = E[sum of these rewards] + beta H(pi), H being the entropy of the whole text: an
-    agent that maximises reward plus beta times entropy maximises J. The identity holds at gamma = 1.
+    agent that maximises reward plus beta times entropy maximises J. The identity holds at gamma = 1, for policies that
+    write no token below the floor.
 
     Args:
         env: one environment whose actions are tokens; this wrapper comes before those that change actions.

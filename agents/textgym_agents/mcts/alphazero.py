@@ -12,7 +12,16 @@ from torch import Tensor
 
 from textgym.lm.reference import Reference
 from textgym.references import make_reference
-from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, positive, require, share
+from textgym_agents.config import (
+    KL,
+    LMConfig,
+    at_least_one,
+    not_negative,
+    only_with,
+    positive,
+    require,
+    share,
+)
 from textgym_agents.lm_agent import LMAgent
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.games import Games, play_games
@@ -62,6 +71,7 @@ class AlphaZeroConfig(LMConfig):
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
         require("backup", self.backup, self.backup in ("soft", "mean"), "'soft' or 'mean'")
+        only_with(self, "visit_temperature", self.backup == "mean", "backup='mean'")
         require("leaf", self.leaf, self.leaf in ("values", "rollout"), "'values' or 'rollout'")
         require(
             "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
@@ -85,7 +95,8 @@ def distillation_losses(
 class AlphaZero(LMAgent):
     """An LM policy whose probabilities are a search's prior and whose value head scores its leaves.
 
-    It acts without searching. To search with what it has learned, make `mcts` with its folder as `guide`.
+    It acts without searching. To search with what it has learned, make `mcts` with its folder as `guide`, with
+    `prior="guide"`, `leaf="values"` and the `backup` that it learned with.
     Args: see `LMAgent`.
     Raises: ValueError for soft backups at beta = 0.
     Source: Silver et al. (2017), arXiv:1712.01815.
@@ -96,7 +107,8 @@ class AlphaZero(LMAgent):
     config: AlphaZeroConfig
     critic = True
 
-    def __init__(self, task: Any, config: AlphaZeroConfig, model: Any = None) -> None:
+    def __init__(self, task: Any, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
+        config = config or AlphaZeroConfig()
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
             raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean'")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from textgym_agents.config import at_least_one, not_negative, positive, require, share
+from textgym_agents.config import at_least_one, not_negative, only_with, positive, require, share
 
 Backup = Literal["soft", "mean", "max"]
 Leaf = Literal["rollout", "values", "exact"]
@@ -32,13 +32,15 @@ class MCTSConfig:
     """Whose probabilities guide the search: the task's reference, every legal token alike, or the guide's."""
     leaf: Leaf = "rollout"
     """What a new state is worth: the return of one completion (of the reference with soft backups, else of the prior),
-    the guide's value, or the exact one (of tasks that can be solved)."""
+    the guide's value, or the exact one (of tasks that can be solved). The guide's value is V of J with soft backups;
+    with "mean" and "max" it is what the guide was taught, for most agents the return less beta KL to come."""
     guide: str | None = None
-    """Folder of a saved agent that supplies the prior and the values where they are asked for."""
+    """Folder of a saved agent that supplies the prior, the values of leaves, or both: whichever `prior="guide"` and
+    `leaf="values"` ask for."""
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the prior."""
     temperature: float = 1.0
-    """Of the policy by visit counts: proportional to N^(1 / temperature); 0 takes the most visited token."""
+    """Of the policy by visit counts, with backup="mean": N^(1 / temperature); 0 takes the most visited token."""
     c_init: float = 1.25
     """Exploration constant of PUCT."""
     c_base: float = 19652.0
@@ -68,6 +70,9 @@ class MCTSConfig:
         positive(self, "c_base")
         share(self, "root_noise")
         require("temperature", self.temperature, self.temperature < math.inf, "a finite number >= 0")
+        only_with(self, "temperature", self.backup == "mean", "backup='mean'")
+        asked = self.prior == "guide" or self.leaf == "values"
+        only_with(self, "guide", asked, "prior='guide' or leaf='values'")
         beta = self.beta
         require("beta", beta, beta is None or 0 <= beta < math.inf, "None or a finite number >= 0")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from textgym_agents.mcts.forest import Leaves
 from textgym_agents.mcts.model import Arrival, Model
 from textgym_agents.protocol import Observation
 
+if TYPE_CHECKING:
+    from textgym_agents.critics import Critic
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -27,7 +30,14 @@ class Evaluator:
         task: the task. config: says which prior and which value. beta: of soft values.
         reference: pi_ref; None takes the task's.
         guide: has `log_probs` and, for `leaf="values"`, `values(observation)` (B,), reward units at the state's time.
-    Raises: ValueError if the guide is missing or has not what is asked for.
+
+    What a leaf is worth by the guide's values: with soft backups V of J, to which an LM agent's value head is corrected
+    where it leaves out the KL of the state itself (`critics.uncharged`). A guide whose training charged no KL (`kl`
+    "k3", beta = 0, alphazero with backup="mean") has V of the return: too much for J, and right for "mean" and "max".
+    With these two the guide's values are taken as they are: where training charged KL, a leaf is worth the return to
+    come less the guide's beta times the KL to come, while an episode that ends in the search is worth its rewards.
+
+    Raises: ValueError if the guide is missing, has not what is asked for, or nothing is asked of it.
     """
 
     def __init__(
@@ -39,6 +49,11 @@ class Evaluator:
             if asked and not callable(getattr(guide, method, None)):
                 what = "there is none" if guide is None else f"{type(guide).__name__} has no {method}"
                 raise ValueError(f"guide: {what}; allowed is an agent with {method}(observation)")
+        if guide is not None and config.prior != "guide" and config.leaf != "values":
+            raise ValueError(
+                f"guide: prior={config.prior!r} and leaf={config.leaf!r} ask nothing of it; "
+                "allowed with a guide is prior='guide', leaf='values', or both"
+            )
         self._solutions: dict[str, Solution] = {}
 
     @cached_property
@@ -50,6 +65,15 @@ class Evaluator:
         if self._config.prior == "uniform":
             return UniformReference(self._task.vocabulary.allowed)
         return self._guide if self._config.prior == "guide" else self._reference
+
+    @cached_property
+    def _critic(self) -> Critic:
+        from textgym_agents.critics import critic_of, uncharged
+
+        if self._config.backup == "soft" and uncharged(self._guide):
+            return critic_of(self._guide)
+        # Asked in the same states as the prior: a guide that is both has computed its values already.
+        return lambda observation, masks: np.asarray(self._guide.values(observation), dtype=np.float64)
 
     def log_prior(self, observation: Observation, masks: Bools | None) -> Floats:
         """(n, V) nats over the legal tokens."""
@@ -80,7 +104,7 @@ class Evaluator:
             values[going] = self._solution(model.split).state_values(observation)
         else:
             times = np.array([len(state.completion) for state in arrival.states])[going]
-            values[going] = self._guide.values(observation) * self._task.gamma**times
+            values[going] = self._critic(observation, masks) * self._task.gamma**times
         return Leaves(log_prior, log_reference, values)
 
     def _solution(self, split: str) -> Solution:

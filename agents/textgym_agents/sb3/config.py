@@ -23,9 +23,9 @@ class SB3Config:
     learning_rate: float = 1e-3
     """Step size of the optimiser, constant."""
     features: Literal["mean", "last", "gru", "transformer"] = "gru"
-    """How a token sequence becomes a vector: pooled embeddings, last token, GRU, transformer."""
+    """How a token sequence becomes a vector: pooled embeddings, last token, GRU, transformer; not with lm_features."""
     width: int = 64
-    """Of embeddings and features."""
+    """Of embeddings and features; not with lm_features."""
     top_k: int | None = None
     """Actions are ranks among the reference's k likeliest legal tokens; None: all allowed tokens."""
     lm_features: bool = False
@@ -33,7 +33,7 @@ class SB3Config:
     reference_reward: bool = True
     """Add beta log pi_ref(a | s) to the reward while learning: J without its entropy term."""
     beta: float | None = None
-    """KL coefficient, reward units per nat; None takes the task's."""
+    """KL coefficient of reference_reward, reward units per nat; None takes the task's."""
     device: str = "cpu"
     """auto, cpu, cuda, mps."""
     seed: int = 0
@@ -48,7 +48,17 @@ class SB3Config:
         require("top_k", top_k, top_k is None or top_k >= 1, "None or an integer >= 1")
         beta = self.beta
         require("beta", beta, beta is None or 0 <= beta < math.inf, "None or a finite number >= 0")
+        require("beta", beta, beta is None or self.reference_reward, "None where reference_reward is False")
         require("seed", self.seed, 0 <= self.seed < 2**31, "an integer in 0..2^31 - 1")
+        for name, default in (("features", SB3Config.features), ("width", SB3Config.width)):
+            value = getattr(self, name)
+            # A network of features reads tokens, and there are none.
+            require(
+                name,
+                value,
+                not self.lm_features or value == default,
+                f"{default!r} where lm_features is True",
+            )
 
 
 @dataclass(frozen=True)
@@ -59,17 +69,17 @@ class SB3OnPolicyConfig(SB3Config):
     """Steps per rollout and sub-environment; None and the least: the task's max_new_tokens."""
     gae_lambda: float = 0.95
     """Lambda of GAE."""
-    max_grad_norm: float = 0.5
-    """Gradients are scaled down to this global norm."""
     rank_prior: bool = True
-    """With top_k, start from the mean probabilities that the reference gives to the ranks, not from equal ones."""
+    """With top_k, start from the mean probabilities that the reference gives to the ranks; False, which needs top_k,
+    starts from equal ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         n_steps = self.n_steps
         require("n_steps", n_steps, n_steps is None or n_steps >= 1, "None or an integer >= 1")
         share(self, "gae_lambda")
-        positive(self, "max_grad_norm")
+        prior = self.rank_prior
+        require("rank_prior", prior, prior or self.top_k is not None, "True where top_k is None")
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
     """Entropy coefficient; None takes beta with reference_reward, so that a single step optimises J, else 0."""
     value_coefficient: float = 0.5
     """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this global norm."""
     normalize_advantage: bool | None = None
     """None: without reference_reward only, whose entropy coefficient is in units of the reward."""
 
@@ -88,6 +100,7 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
         entropy = self.entropy
         require("entropy", entropy, entropy is None or entropy >= 0, "None or a number >= 0")
         require("value_coefficient", self.value_coefficient, self.value_coefficient >= 0, "a number >= 0")
+        positive(self, "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -206,13 +219,22 @@ class SB3ContinuousConfig(SB3OffPolicyConfig):
 
     dimensions: int = 8
     """Of the space of points."""
-    noise: float = 0.3
-    """Standard deviation of the exploration noise; SAC explores by itself and has none."""
     tau: float = 0.01
     """Share of the network that goes into the target at each optimiser step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "dimensions")
-        require("noise", self.noise, 0 <= self.noise < math.inf, "a finite number >= 0")
         share(self, "tau")
+
+
+@dataclass(frozen=True)
+class SB3NoisyConfig(SB3ContinuousConfig):
+    """Settings of DDPG and TD3, which explore by noise; SAC explores by itself."""
+
+    noise: float = 0.3
+    """Standard deviation of the exploration noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("noise", self.noise, 0 <= self.noise < math.inf, "a finite number >= 0")

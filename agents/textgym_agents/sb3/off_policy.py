@@ -16,6 +16,7 @@ from textgym_agents.sb3.agent import SB3Agent
 from textgym_agents.sb3.config import (
     SB3ContinuousConfig,
     SB3DQNConfig,
+    SB3NoisyConfig,
     SB3OffPolicyConfig,
     SB3QRDQNConfig,
 )
@@ -137,7 +138,7 @@ class _Pointing(_OffPolicy):
 
     def _noise(self) -> dict[str, Any]:
         config = self.config
-        assert isinstance(config, SB3ContinuousConfig)
+        assert isinstance(config, SB3NoisyConfig)
         shape = config.dimensions
         noise = NormalActionNoise(np.zeros(shape), np.full(shape, config.noise)) if config.noise else None
         return {"action_noise": noise}
@@ -160,10 +161,10 @@ class SB3DDPG(_Pointing):
     """DDPG on points. Source: Lillicrap et al. (2015), arXiv:1509.02971; Stable-Baselines3's class, unmodified."""
 
     name = "sb3-ddpg"
-    config_type = SB3ContinuousConfig
+    config_type = SB3NoisyConfig
 
-    def __init__(self, task: Any, config: SB3ContinuousConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3ContinuousConfig(), rows)
+    def __init__(self, task: Any, config: SB3NoisyConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3NoisyConfig(), rows)
 
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
         return DDPG(policy, env, **self._shared(env, common), **self._noise(), tau=self._tau())
@@ -173,10 +174,10 @@ class SB3TD3(_Pointing):
     """TD3 on points. Source: Fujimoto et al. (2018), arXiv:1802.09477; Stable-Baselines3's class, unmodified."""
 
     name = "sb3-td3"
-    config_type = SB3ContinuousConfig
+    config_type = SB3NoisyConfig
 
-    def __init__(self, task: Any, config: SB3ContinuousConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3ContinuousConfig(), rows)
+    def __init__(self, task: Any, config: SB3NoisyConfig | None = None, rows: int | None = None) -> None:
+        super().__init__(task, config or SB3NoisyConfig(), rows)
 
     def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
         return TD3(policy, env, **self._shared(env, common), **self._noise(), tau=self._tau())

@@ -47,12 +47,19 @@ def _state(env: Any, row: int) -> Any:
 
 def _restore(env: Any, row: int, state: Any) -> Any:
     observation = found(env, "set_states")([state], [row])
-    return {name: values[row] for name, values in observation.items()}
+    return row_of(observation, row)
 
 
 def _frame(env: Any, row: int) -> Any:
     frames = env.render()
     return None if frames is None else frames[row]
+
+
+def row_of(observation: Any, row: int) -> Any:
+    """A copy of one row of N observations, each a dict of arrays or one array."""
+    if isinstance(observation, dict):
+        return {name: values[row].copy() for name, values in observation.items()}
+    return observation[row].copy()
 
 
 def rows_of(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:

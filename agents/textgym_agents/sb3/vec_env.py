@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from textgym.messages import not_one_of
-from textgym_agents.sb3.rows import ROW_METHODS, chain, found, row_method, rows_of
+from textgym_agents.sb3.rows import ROW_METHODS, chain, found, row_method, row_of, rows_of
 
 _MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
@@ -77,7 +77,7 @@ class SB3VecEnv(VecEnv):
                 rows[row]["terminal_observation"] = infos["final_obs"][row]
         else:
             for row in ended:
-                rows[row]["terminal_observation"] = _row(observation, row)
+                rows[row]["terminal_observation"] = row_of(observation, row)
             mask = np.zeros(self.num_envs, dtype=np.bool_)
             mask[ended] = True
             observation, infos = self.venv.reset(options={"reset_mask": mask})
@@ -146,12 +146,6 @@ class SB3VecEnv(VecEnv):
 
 
 _ENDS = ("completion", "finish_reason", "reward_terms", "gold", "final_obs", "final_info")
-
-
-def _row(observation: Any, row: int) -> Any:
-    if isinstance(observation, dict):
-        return {name: values[row].copy() for name, values in observation.items()}
-    return observation[row].copy()
 
 
 def _merged(options: list[dict[str, Any]]) -> dict[str, Any]:

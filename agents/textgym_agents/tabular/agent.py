@@ -16,6 +16,7 @@ from textgym.rewards import TextGymWarning
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.episodes import Choice, PlayedBatch, Step, batch_metrics, check_env, play_batch
+from textgym_agents.tabular.grammar import Grammar
 from textgym_agents.tabular.policies import boltzmann, draw, greedy, hard_values, mixed, soft_values
 from textgym_agents.tabular.schedules import scheduled, update_weight
 from textgym_agents.tabular.storage import read_table_agent, write_table_agent
@@ -57,7 +58,7 @@ class TabularAgent(ABC):
             )
         self.table = StateTable(len(self.actions), wanted or fitting, self.config.initial or 0.0)
         self.iteration = self.episodes = self.budget = 0
-        self._reference = make_reference(task)
+        self._reference, self._grammar = make_reference(task), Grammar(task)
         self._acting = np.random.default_rng([self.config.seed, 2])
 
     def _check_beta(self) -> None:
@@ -160,8 +161,7 @@ class TabularAgent(ABC):
         future = np.zeros(batch.count)
         if batch.cut.any():
             ends = {name: array[batch.cut] for name, array in batch.ends.items()}
-            states = self.table.find(state_keys(ends))
-            future[batch.cut] = self._state_values(states, self._log_reference(ends, None), None, 0.0)
+            future[batch.cut] = self._state_values(*self._find(ends), 0.0)
         for step in reversed(batch.steps):
             targets = step.rewards + future[step.rows]
             self._update(step.choice, targets)
@@ -214,6 +214,16 @@ class TabularAgent(ABC):
             return boltzmann(*self._values(states, legal), reference, self.beta)
         return greedy(*self._values(states, legal), reference)
 
+    def _find(self, observation: Observation) -> tuple[NDArray[np.int64], Floats, Bools | None]:
+        """Of n states: their rows of the table, the reference's log-probabilities and what is legal, (n, A) each."""
+        states = self.table.find(state_keys(observation))
+        legal = self._grammar.legal(observation, states != UNKNOWN)
+        return (
+            states,
+            self._log_reference(observation, legal),
+            None if legal is None else legal[:, self.actions],
+        )
+
     def _log_reference(self, observation: Observation, legal: Bools | None) -> Floats:
         logs = restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), legal)
         return np.asarray(logs[:, self.actions])
@@ -222,16 +232,15 @@ class TabularAgent(ABC):
 
     def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
         """See `Agent.act`."""
-        states = self.table.find(state_keys(observation))
-        log_policy = self._policy(states, self._log_reference(observation, None))
+        log_policy = self._policy(*self._find(observation))
         columns = log_policy.argmax(1) if deterministic else draw(log_policy, self._acting)
         return np.asarray(self.actions[columns])
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`: without exploration; the reference in states that were never met."""
-        states = self.table.find(state_keys(observation))
-        result = np.full((len(states), self.task.vocabulary.size), -np.inf)
-        result[:, self.actions] = self._policy(states, self._log_reference(observation, None))
+        log_policy = self._policy(*self._find(observation))
+        result = np.full((len(log_policy), self.task.vocabulary.size), -np.inf)
+        result[:, self.actions] = log_policy
         return result
 
     # Storage

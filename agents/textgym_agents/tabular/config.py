@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from textgym_agents.config import at_least_one, require, share
+from textgym_agents.config import at_least_one, check_types, only_with, require, share
 
 Schedule = Literal["constant", "linear", "exponential"]
 StepSize = Literal["constant", "harmonic"]
-
-_SCHEDULES = ("constant", "linear", "exponential")
 
 
 @dataclass(frozen=True)
@@ -58,37 +55,37 @@ class TabularConfig:
     """Seeds prompts and sampling."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("batch", "memory"):
             at_least_one(self, name)
         for name in ("epsilon", "schedule_share"):
             share(self, name)
-        self._check_choices()
         for name in ("temperature", "temperature_end"):
             value = getattr(self, name)
-            require(name, value, value is None or 0 < value < math.inf, "None or a finite number > 0")
+            require(name, value, value is None or value > 0, "None or a finite number > 0")
         last = self.epsilon_end
         require("epsilon_end", last, last is None or 0 <= last <= 1, "None or a number in [0, 1]")
         if self.schedule == "exponential" and last is not None:
             allowed = "a number > 0 with schedule='exponential'"
             require("epsilon", self.epsilon, self.epsilon > 0, allowed)
             require("epsilon_end", last, last > 0, allowed)
-        rate, first = self.learning_rate, self.initial
+        rate = self.learning_rate
         require("learning_rate", rate, 0 < rate <= 1, "a number in (0, 1]")
-        require("initial", first, first is None or math.isfinite(first), "None or a finite number")
-        require(
-            "beta", self.beta, self.beta is None or 0 <= self.beta < math.inf, "None or a finite number >= 0"
-        )
+        require("beta", self.beta, self.beta is None or self.beta >= 0, "None or a finite number >= 0")
         most = self.max_states
         require("max_states", most, most is None or most >= 1, "None or an integer >= 1")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+        self._check_use()
 
-    def _check_choices(self) -> None:
-        choices = {
-            "backup": ("soft", "hard"),
-            "exploration": ("boltzmann", "epsilon-greedy"),
-            "schedule": _SCHEDULES,
-            "step_size": ("constant", "harmonic"),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            require(name, value, value in allowed, " or ".join(map(repr, allowed)))
+    def _check_use(self) -> None:
+        greedy, ends = self.exploration == "epsilon-greedy", (self.epsilon_end, self.temperature_end)
+        for name in ("epsilon", "epsilon_end"):
+            only_with(self, name, greedy, "exploration='epsilon-greedy'")
+        for name in ("temperature", "temperature_end"):
+            only_with(self, name, not greedy, "exploration='boltzmann'")
+        for name in ("epsilon_end", "temperature_end"):
+            only_with(self, name, self.schedule != "constant", "schedule='linear' or 'exponential'")
+        moves = ends != (None, None)
+        only_with(self, "schedule", moves or self.schedule == "constant", "epsilon_end or temperature_end")
+        only_with(self, "schedule_share", moves, "epsilon_end or temperature_end")
+        only_with(self, "learning_rate", self.step_size == "constant", "step_size='constant'")

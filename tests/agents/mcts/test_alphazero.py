@@ -85,6 +85,56 @@ def test_masked_tokens_are_neither_played_nor_learned():
     assert all(torch.isfinite(loss).all() for loss in losses)
 
 
+def learned(task):
+    """An agent whose policy and value head have moved away from their start."""
+    agent = AlphaZero(task, AlphaZeroConfig(device="cpu"), model=tiny_llama(4))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    agent.value_offset, agent.value_scale = 0.4, 2.0
+    return agent
+
+
+def test_as_a_guide_of_mcts_it_is_both_prior_and_value(tmp_path):
+    task = small_task()
+    agent = learned(task)
+    agent.save(tmp_path / "run")
+    settings = {
+        "guide": str(tmp_path / "run"),
+        "prior": "guide",
+        "leaf": "values",
+        "backup": agent.config.backup,
+    }
+    search = make_agent("mcts", batch_env(task), simulations=8, **settings)
+    env = batch_env(task, 1)
+    observation, _ = env.reset(seed=0)
+    search.log_probs(observation)
+    forest = search.planner.forest
+    assert len(forest) > 1
+    for node, state in enumerate(forest.states):
+        seen = env.set_states([state])
+        np.testing.assert_allclose(forest.log_prior[node], agent.log_probs(seen)[0], atol=1e-4)
+        assert forest.own[node] == pytest.approx(agent.values(seen)[0], abs=1e-4)
+
+
+def test_a_leaf_costs_one_forward_of_the_network(monkeypatch):
+    task = small_task()
+    agent = learned(task)
+    planner, asked = agent._planner(), []
+    backbone = agent.policy._backbone
+    for name in ("open", "extend", "states"):
+        method = getattr(backbone, name)
+        monkeypatch.setattr(backbone, name, lambda *given, do=method: asked.append(0) or do(*given))
+    observation, _ = batch_env(task, 1).reset(seed=0)
+    planner.plan(observation)
+    assert 1 < len(asked) <= len(planner.forest)
+
+
+def test_without_settings_it_has_the_defaults():
+    assert AlphaZero(small_task()).config == AlphaZeroConfig()
+
+
 def test_the_kit_finds_nothing():
     names = (
         "starts at the reference", "values read nothing later", "log-probs sum to one", "mask obedience",
@@ -104,6 +154,7 @@ def test_the_kit_finds_nothing():
         ({"kl": "exact"}, "kl='exact'"),
         ({"root_noise": 2.0}, "root_noise=2.0"),
         ({"minibatches": 65}, "minibatches=65"),
+        ({"visit_temperature": 0.5}, "visit_temperature=0.5: allowed is 1.0 without backup='mean'"),
     ],
 )
 def test_bad_settings_are_named(given, message):

@@ -1,9 +1,13 @@
 """Tree search against the exact solver: values and tokens at the root, PUCT by hand, and every way to score a leaf."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from agents.enumerated import BETA, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
-from solver_tools import STOP, Paid, bigram, small_task
+from solver_tools import STOP, Paid, bigram, odd_grammar, small_task
 from textgym_agents import make_agent, make_env
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.config import MCTSConfig
@@ -13,7 +17,7 @@ from textgym_agents.mcts.model import Model
 from textgym_agents.mcts.search import Rules, Search, soft_result
 
 from textgym import TokenVectorEnv
-from textgym.lm.reference import NGramReference
+from textgym.lm.reference import NGramReference, restricted
 from textgym.solve import policy_values, prefix_tree, solve
 from textgym.state import TokenState
 
@@ -195,6 +199,49 @@ def test_a_guides_values_and_prior_are_asked_for():
         MCTS(task, config)
     with pytest.raises(ValueError, match="guide: object has no log_probs"):
         MCTS(task, config, guide=object())
+
+
+@pytest.mark.parametrize("mask", [None, odd_grammar], ids=["free", "grammar"])
+@pytest.mark.parametrize(
+    ("kl", "backup"), [("exact", "soft"), ("k2", "soft"), ("k1", "soft"), ("exact", "mean")]
+)
+def test_leaves_valued_by_an_lm_agent_are_charged_what_its_head_leaves_out(kl, backup, mask):
+    task = replace(tiny_task(gamma=0.9), mask=mask)
+    guide = tiny_agent(task, kl=kl)
+    with torch.no_grad():
+        guide.policy.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    guide.value_offset, guide.value_scale = 0.4, 2.0
+    completions = [(), (0,), (2,), (0, 1), (2, 1)]
+    states = [TokenState(prompt, tokens) for prompt in task.encoded("train") for tokens in completions]
+    model = Model(task, "train", len(states))
+    arrival = model.place(states)
+    evaluator = Evaluator(task, MCTSConfig(backup=backup, leaf="values"), BETA, guide)
+    found = evaluator.evaluate(model, arrival, np.random.default_rng(0)).values
+    own, reference = (
+        restricted(each.log_probs(arrival.observation), arrival.masks)
+        for each in (guide, guide.own_reference())
+    )
+    divergence = np.where(
+        np.isfinite(own), np.exp(own) * (own - np.where(np.isfinite(own), reference, 0)), 0
+    ).sum(1)
+    assert (divergence > 1e-3).all()
+    charged = BETA * divergence if kl != "k1" and backup == "soft" else 0.0
+    want = (guide.values(arrival.observation) - charged) * 0.9 ** np.array(
+        [len(s.completion) for s in states]
+    )
+    np.testing.assert_allclose(found, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", [{}, {"leaf": "exact"}, {"prior": "uniform"}])
+def test_a_guide_that_nothing_asks_for_is_refused(given):
+    task = small_task()
+    with pytest.raises(ValueError, match="allowed with a guide is prior='guide', leaf='values', or both"):
+        MCTS(task, MCTSConfig(**given), guide=bigram())
+    with pytest.raises(
+        ValueError, match="guide='run': allowed is None without prior='guide' or leaf='values'"
+    ):
+        MCTSConfig(guide="run", **given)
+    MCTS(task, MCTSConfig(prior="guide"), guide=bigram())
 
 
 def test_few_candidates_leave_the_rest_to_the_reference():

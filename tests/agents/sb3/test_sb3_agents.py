@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from textgym_agents.sb3.on_policy import minibatch_size
 
 from textgym import make_task
 from textgym.lm.reference import NGramReference
+from textgym.rewards import TextGymWarning
 from textgym.vector import TokenVectorEnv
 
 ON = ("sb3-ppo", "sb3-a2c", "sb3-trpo", "sb3-maskable-ppo", "sb3-recurrent-ppo")
@@ -203,7 +207,8 @@ def test_a_recurrent_policy_is_rebuilt_as_it_was_played() -> None:
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-dqn"])
 def test_on_a_language_model(name: str) -> None:
     task = make_task("Helpful", max_new_tokens=3)
-    agent = make_agent(name, env_of(task), **settings(name, top_k=4, lm_features=True))
+    shown = {"features": "gru", "width": 64, "top_k": 4, "lm_features": True}
+    agent = make_agent(name, env_of(task), **settings(name, **shown))
     agent.learn(env_of(task), 16)
     observation, _ = env_of(task).reset(seed=0)
     probabilities = np.exp(agent.log_probs(observation))
@@ -225,6 +230,58 @@ def test_replay_sizes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         memory.replay_size(10_000_000, *spaces, vocabulary=6, horizon=4)
 
 
+def test_without_psutil_linux_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = env_of(task_of())
+    spaces = env.single_observation_space, env.single_action_space
+    there = memory.free_bytes()
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert there is not None
+    if sys.platform == "linux":
+        assert memory.free_bytes() == pytest.approx(there, rel=0.3)
+        with pytest.raises(ValueError, match=r"replay=1000000000000: .* GB are free"):
+            memory.replay_size(10**12, *spaces, vocabulary=6, horizon=4)
+
+
+def test_available_memory_by_hand(tmp_path: Path) -> None:
+    table = tmp_path / "meminfo"
+    assert memory.available_bytes(table) is None
+    table.write_text(
+        "MemTotal:  9 kB\nMemFree:  2 kB\nMemAvailable:     3 kB\nBuffers: 4 kB\n", encoding="ascii"
+    )
+    assert memory.available_bytes(table) == 3 * 1024
+    table.write_text("MemTotal:  9 kB\n", encoding="ascii")
+    assert memory.available_bytes(table) is None
+
+
+def test_the_extra_brings_what_measures_memory() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert any(line.startswith("psutil") for line in project["project"]["optional-dependencies"]["sb3"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "warns"),
+    [
+        ({"gamma": 0.9}, {}, True),
+        ({"gamma": 0.9}, {"reference_reward": False}, False),
+        ({"gamma": 0.9}, {"beta": 0.0}, False),
+        ({"gamma": 0.9, "max_new_tokens": 1}, {}, False),
+        ({"gamma": 1.0}, {}, False),
+    ],
+)
+def test_a_discount_that_changes_the_objective_is_said_once(
+    changes: dict[str, Any], setting: dict[str, Any], warns: bool
+) -> None:
+    task = task_of(**changes)
+    agent = make_agent("sb3-a2c", env_of(task), **SMALL, **setting)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent.learn(env_of(task), 8)
+        agent.learn(env_of(task), 8)
+    said = [str(each.message) for each in caught if issubclass(each.category, TextGymWarning)]
+    assert len(said) == warns
+    assert all("gamma=0.9" in line and "another objective than J" in line for line in said)
+
+
 def test_minibatches_are_equal_parts() -> None:
     assert [minibatch_size(*pair) for pair in ((512, 4), (12, 5), (7, 3), (2, 4), (1, 4))] == [
         128,
@@ -242,7 +299,13 @@ def test_minibatches_are_equal_parts() -> None:
         ("sb3-ppo", {"top_k": 0}, "top_k"),
         ("sb3-ppo", {"top_k": 99}, "k=99"),
         ("sb3-ppo", {"n_steps": 2}, "n_steps=2"),
-        ("sb3-ppo", {"lm_features": True}, "no language model"),
+        ("sb3-ppo", {"lm_features": True, "features": "gru", "width": 64}, "no language model"),
+        ("sb3-ppo", {"lm_features": True, "width": 64}, "features='mean': .*'gru' where lm_features is True"),
+        ("sb3-dqn", {"lm_features": True, "features": "gru"}, "width=8: .*64 where lm_features is True"),
+        ("sb3-ppo", {"rank_prior": False}, "rank_prior=False: .*True where top_k is None"),
+        ("sb3-a2c", {"beta": 0.1, "reference_reward": False}, "beta=0.1: .*reference_reward is False"),
+        ("sb3-a2c", {"max_grad_norm": 0.0}, "max_grad_norm"),
+        ("sb3-td3", {"noise": -1.0}, "noise"),
         ("sb3-ppo", {"beta": -1.0}, "beta"),
         ("sb3-dqn", {"exploration_share": 2.0}, "exploration_share"),
         ("sb3-dqn", {"replay": 4}, "replay"),
@@ -253,3 +316,14 @@ def test_minibatches_are_equal_parts() -> None:
 def test_bad_settings_are_named(name: str, change: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make_agent(name, env_of(task_of()), **settings(name) | change)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("sb3-trpo", "max_grad_norm"), ("sb3-sac", "noise")])
+def test_settings_that_an_algorithm_has_no_use_for_are_not_there(name: str, setting: str) -> None:
+    with pytest.raises(TypeError, match=f"'{setting}' is not a setting"):
+        make_agent(name, env_of(task_of()), **{setting: 0.1})
+
+
+@pytest.mark.parametrize("name", ["sb3-ppo", "sb3-a2c", "sb3-maskable-ppo", "sb3-recurrent-ppo", "sb3-dqn"])
+def test_the_greatest_norm_reaches_the_model(name: str) -> None:
+    assert make_agent(name, env_of(task_of()), **settings(name, max_grad_norm=0.3)).model.max_grad_norm == 0.3  # type: ignore[attr-defined]

@@ -14,8 +14,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from textgym_agents.sb3.vec_env import SB3VecEnv
 
+from textgym import make_task
 from textgym.env import TokenEnv
 from textgym.vector import TokenVectorEnv
+from textgym.wrappers import (
+    LMFeatures,
+    ReferenceReward,
+    TopKActions,
+    VectorLMFeatures,
+    VectorReferenceReward,
+    VectorTopKActions,
+)
 
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 TASKS: dict[str, dict[str, Any]] = {
@@ -109,6 +118,33 @@ def test_attributes_and_methods_of_rows() -> None:
         env.env_method("get_stat")
     with pytest.raises(ValueError, match="shared by all rows"):
         env.set_attr("split", "eval", indices=0)
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_attributes_and_methods_of_wrapped_rows(features: bool) -> None:
+    """A row answers as the wrapped single environment does."""
+    task = make_task("Helpful", max_new_tokens=3)
+    inner = TokenVectorEnv(task, 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    rows: Any = VectorTopKActions(VectorReferenceReward(inner), 4)
+    single: Any = TopKActions(ReferenceReward(TokenEnv(task)), 4)
+    env = SB3VecEnv(VectorLMFeatures(rows) if features else rows)
+    single = LMFeatures(single) if features else single
+    env.seed(0)
+    env.reset()
+    env.step(np.array([0, 1, 2]))
+    states = env.env_method("get_state")
+    env.step(np.zeros(3, dtype=np.int64))
+    single.reset(seed=0)
+    want = single.get_wrapper_attr("set_state")(states[2])
+    restored = env.env_method("set_state", states[2], indices=1)[0]
+    assert env.env_method("get_state", indices=1)[0].tokens == states[2].tokens
+    if features:
+        np.testing.assert_allclose(restored, want, atol=2e-5)
+    else:
+        same(dict(restored), dict(want), "set_state")
+    mask = env.env_method("action_masks", indices=1)[0]
+    np.testing.assert_array_equal(mask, single.get_wrapper_attr("action_masks")())
+    assert env.get_attr("task") == [task] * 3
 
 
 def test_wrappers_are_found() -> None:

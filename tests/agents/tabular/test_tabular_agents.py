@@ -31,6 +31,7 @@ TASKS = {
     "every step": {"reward": Paid("every"), "gamma": 0.8},
     "masked": {"reference": bigram(2), "mask": no_repeats},
 }
+OPTIMISTIC = [(options, None) for options in TASKS.values()] + [(TASKS["masked"], 5.0)]
 
 
 def batch_env(task, count=256):
@@ -51,9 +52,9 @@ def table_values(agent, tree):
         )
 
 
-@pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
+@pytest.mark.parametrize(("options", "initial"), OPTIMISTIC, ids=[*TASKS, "masked, optimistic"])
 @pytest.mark.parametrize("backup", ["soft", "hard"])
-def test_q_learning_converges_to_q_star(options, backup):
+def test_q_learning_converges_to_q_star(options, initial, backup):
     task = small_task(**options)
     solution = solve(task, beta=None if backup == "soft" else 0.0)
     agent = make_agent(
@@ -63,6 +64,7 @@ def test_q_learning_converges_to_q_star(options, backup):
         exploration="epsilon-greedy",
         epsilon=1.0,
         learning_rate=1.0,
+        initial=initial,
     )
     agent.learn(batch_env(task), 8_000)
     for depth, values, counts in table_values(agent, solution.tree):
@@ -70,6 +72,46 @@ def test_q_learning_converges_to_q_star(options, backup):
         np.testing.assert_allclose(values, solution.action_values[depth], atol=1e-9)
     reached = policy_values(solution.tree, agent, beta=solution.beta).objective
     assert reached == pytest.approx(solution.objective, abs=1e-9)
+
+
+@pytest.mark.parametrize("backup", ["soft", "hard"])
+def test_optimism_about_illegal_tokens_moves_nobody(backup):
+    """The grammar forbids them, so they are never tried and keep their initial value."""
+    task = small_task(**TASKS["masked"])
+    settings = {"backup": backup, "exploration": "epsilon-greedy", "epsilon": 1.0, "learning_rate": 1.0}
+    agent = make_agent("q-learning", batch_env(task), initial=5.0, **settings)
+    agent.learn(batch_env(task), 4_000)
+    env = batch_env(task)
+    observation, _ = env.reset(seed=0)
+    for _ in range(2):
+        legal = env.action_masks()
+        probabilities = np.exp(agent.log_probs(observation))
+        assert (probabilities[~legal] == 0).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1.0)
+        tokens = agent.act(observation)
+        assert legal[np.arange(len(tokens)), tokens].all()
+        observation, *_ = env.step(tokens)
+    # Nor does an episode that was cut go on with them.
+    before = agent.table.values[: len(agent.table)].copy()
+    agent.learn(CutOff(task, 256), 256)
+    np.testing.assert_allclose(agent.table.values[: len(agent.table)], before, atol=1e-9)
+
+
+def test_a_mask_is_asked_about_states_of_the_table_only():
+    asked = []
+
+    def counting(states):
+        asked.append(len(states))
+        return no_repeats(states)
+
+    task = small_task(reference=bigram(), mask=counting)
+    agent = make_agent("q-learning", batch_env(task, 8), max_states=1)
+    observation, _ = batch_env(task, 8).reset(seed=0)
+    np.testing.assert_allclose(agent.log_probs(observation), bigram().log_probs(observation))
+    assert not asked
+    agent.table.add(state_keys(observation)[:1])
+    agent.act(observation)
+    assert asked == [sum(key == state_keys(observation)[0] for key in state_keys(observation))]
 
 
 @pytest.mark.parametrize("name", ["sarsa", "monte-carlo"])

@@ -12,6 +12,7 @@ from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, st
 REFERENCE = np.log(np.array([[0.5, 0.3, 0.2]]))
 VALUES = np.array([[1.0, 2.0, 4.0]])
 ALL = np.ones((1, 3), dtype=bool)
+GREEDY = {"exploration": "epsilon-greedy"}
 
 
 def test_the_soft_value_by_hand():
@@ -120,15 +121,30 @@ def test_memory_bounds_the_rows():
     [
         ({"backup": "both"}, "backup='both': allowed is 'soft' or 'hard'"),
         ({"epsilon": 1.5}, "epsilon=1.5"),
-        ({"epsilon_end": -0.1}, "epsilon_end=-0.1"),
-        ({"schedule": "exponential", "epsilon_end": 0.0}, "epsilon_end=0.0"),
+        ({"epsilon_end": -0.1, **GREEDY}, "epsilon_end=-0.1: .* in \\[0, 1\\]"),
+        ({"schedule": "exponential", "epsilon_end": 0.0, **GREEDY}, "epsilon_end=0.0: .* with schedule"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"initial": float("nan")}, "initial=nan"),
         ({"max_states": 0}, "max_states=0"),
         ({"batch": 0}, "batch=0"),
+        ({"epsilon": 0.3}, "epsilon=0.3: allowed is 0.1 without exploration='epsilon-greedy'"),
+        ({"epsilon_end": 0.0}, "epsilon_end=0.0: allowed is None without exploration='epsilon-greedy'"),
+        ({"temperature": 1.0, **GREEDY}, "temperature=1.0: allowed is None without exploration='boltzmann'"),
+        ({"temperature_end": 0.1, **GREEDY}, "temperature_end=0.1: .* exploration='boltzmann'"),
+        ({"temperature_end": 0.1, "schedule": "constant"}, "temperature_end=0.1: .* schedule='linear'"),
+        ({"epsilon_end": 0.2, "schedule": "constant", **GREEDY}, "epsilon_end=0.2: .* schedule='linear'"),
+        ({"schedule": "exponential"}, "schedule='exponential': .* epsilon_end or temperature_end"),
+        ({"schedule_share": 0.5}, "schedule_share=0.5: allowed is 1.0 without epsilon_end"),
+        ({"learning_rate": 1.0, "step_size": "harmonic"}, "learning_rate=1.0: .* step_size='constant'"),
     ],
 )
 def test_bad_settings_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         TabularConfig(**given)
+
+
+def test_settings_that_something_uses_are_taken():
+    TabularConfig(epsilon=0.5, epsilon_end=0.1, schedule="exponential", schedule_share=0.5, **GREEDY)
+    TabularConfig(temperature=1.0, temperature_end=0.1, learning_rate=1.0)
+    TabularConfig(schedule="constant", step_size="harmonic", temperature=2.0)
