@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from dataclasses import fields, replace
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,9 @@ NAME = "my_reinforce:MyReinforce"
 def table():
     """Name of an agent -> its other cells, by the table's head."""
     lines = (DOCS / "algorithms.md").read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    lines = list(takewhile(lambda line: line.startswith("|"), lines[first:]))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0].strip("`"): dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 

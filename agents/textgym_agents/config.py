@@ -139,7 +139,7 @@ def check_types(config: Any) -> None:
 
     Raises: ValueError that names the setting, its value and what is allowed.
     """
-    hints = _annotations(config.__class__)  # type: ignore[arg-type]  # mypy takes the hash of instances for the type's
+    hints = _annotations(config.__class__)
     for field in fields(config):
         hint, value = hints.get(field.name, Any), getattr(config, field.name)
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
