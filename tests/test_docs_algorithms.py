@@ -168,7 +168,9 @@ def test_it_runs_on_an_accelerator(folder, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_it_runs_on_cuda(folder):
     env = make_env("textgym/Copy-v0", 8)
-    make_agent(NAME, env, batch=8, device="cuda").learn(env, 8)
+    agent = make_agent(NAME, env, batch=8, device="cuda")
+    agent.learn(env, 8)
+    assert (agent.episodes, agent.policy.device.type) == (8, "cuda")
 
 
 @pytest.mark.slow

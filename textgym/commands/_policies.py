@@ -66,7 +66,7 @@ def run_options(folder: Path) -> dict[str, Any] | None:
 
 
 def guided(env: Any, agent: Any, k: int) -> Any:
-    """The agent's reference tilted by its critic, among the reference's k likeliest tokens; the agent where k is 0.
+    """The agent tilted by its own critic among its k likeliest tokens; the agent itself where k is 0.
 
     Raises: UsageError for k < 0; ValueError for an agent without a critic.
     """

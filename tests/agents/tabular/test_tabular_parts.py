@@ -145,6 +145,9 @@ def test_bad_settings_are_named(given, message):
 
 
 def test_settings_that_something_uses_are_taken():
-    TabularConfig(epsilon=0.5, epsilon_end=0.1, schedule="exponential", schedule_share=0.5, **GREEDY)
-    TabularConfig(temperature=1.0, temperature_end=0.1, learning_rate=1.0)
-    TabularConfig(schedule="constant", step_size="harmonic", temperature=2.0)
+    greedy = TabularConfig(epsilon=0.5, epsilon_end=0.1, schedule="exponential", schedule_share=0.5, **GREEDY)
+    assert (greedy.epsilon, greedy.epsilon_end, greedy.schedule_share) == (0.5, 0.1, 0.5)
+    cooling = TabularConfig(temperature=1.0, temperature_end=0.1, learning_rate=1.0)
+    assert (cooling.temperature, cooling.temperature_end, cooling.learning_rate) == (1.0, 0.1, 1.0)
+    harmonic = TabularConfig(schedule="constant", step_size="harmonic", temperature=2.0)
+    assert (harmonic.step_size, harmonic.temperature) == ("harmonic", 2.0)
