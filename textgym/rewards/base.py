@@ -45,7 +45,9 @@ class Reward(Protocol):
 
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
     `TermReward`); `pay`: "end" (default), "every" or "difference" (see `textgym.rewards.shaping`);
-    `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values).
+    `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values); `noisy: bool`, with
+    `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of the normal noise
+    that every completion gets once: exact answers need them.
     """
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[Any]:
