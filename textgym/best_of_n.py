@@ -16,7 +16,7 @@ from textgym.solver.tree import Ints, PrefixTree
 from textgym.task import Task
 
 _TIE = 1e-12  # Returns that differ by less, relative to their size, are one level: sums round differently.
-_FEWEST = (
+FEWEST = (
     4  # Samples for each one of n, below which those of the highest levels are too few to tell the KL from.
 )
 _NODES = 16  # of the quadrature, in every cell that is one standard deviation wide
@@ -228,7 +228,7 @@ def sampled_kl(returns: Floats, deviations: Floats, n: int, seed: int = 0) -> tu
         )
     prompts, count = returns.shape
     if not _enough(count, n):
-        raise ValueError(f"returns: {count} samples a prompt; allowed is {_FEWEST} n = {_FEWEST * n} or more")
+        raise ValueError(f"returns: {count} samples a prompt; allowed is {FEWEST} n = {FEWEST * n} or more")
     generator = np.random.default_rng([seed, 6])
     means, replicates = np.empty(prompts), np.empty((RESAMPLES, prompts))
     for prompt in range(prompts):
@@ -297,7 +297,7 @@ def _jackknife(found: _Noise | _Levels, counts: Ints, n: int) -> float:
 
 
 def _enough(count: int, n: int) -> bool:
-    return n == 1 or count >= _FEWEST * n
+    return n == 1 or count >= FEWEST * n
 
 
 def _check_n(n: int) -> None:
