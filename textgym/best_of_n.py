@@ -16,9 +16,8 @@ from textgym.solver.tree import Ints, PrefixTree
 from textgym.task import Task
 
 _TIE = 1e-12  # Returns that differ by less, relative to their size, are one level: sums round differently.
-FEWEST = (
-    4  # Samples for each one of n, below which those of the highest levels are too few to tell the KL from.
-)
+FEWEST = 4
+"""Samples for each one of n: below, those of the highest levels are too few to tell the KL from."""
 _NODES = 16  # of the quadrature, in every cell that is one standard deviation wide
 _REACH = 9  # standard deviations; the density beyond is 1e-18 of a prompt's
 
@@ -78,7 +77,7 @@ def best_of_n_edges(
     Raises:
         ValueError: n is no integer >= 1; completions have probabilities under the reference that do not sum to 1.
         UnsolvableError: see `noise_deviation`; or the noise is too small to be integrated.
-    Source: Beirami et al. (2024), arXiv:2401.01879, lemma 1.
+    Source: Beirami et al. (2024), arXiv:2401.01879, with levels of the return where texts tie.
     """
     _check_n(n)
     every = trajectories(tree, log_reference, None, gamma)
@@ -137,7 +136,7 @@ def _log_tilts(returns: Floats, deviations: Floats, log_masses: Floats, n: int) 
     """Log of P(y) / p(y) of a prompt's N completions, nats; all arrays (N,)."""
     if n == 1:
         return np.zeros(len(returns))
-    if deviations.any():
+    if _blurred(returns, deviations):
         noise, groups = _noise(returns, deviations)
         masses = np.bincount(groups, weights=np.exp(log_masses))
         return np.asarray(noise.log_tilts(masses[None] / masses.sum(), n)[0][groups])
@@ -179,6 +178,11 @@ class _Noise:
         masses = counts / counts.sum(-1, keepdims=True)
         tilts = self.log_tilts(masses, n)
         return np.asarray((masses * np.exp(tilts) * np.where(np.isneginf(tilts), 0.0, tilts)).sum(-1))
+
+
+def _blurred(returns: Floats, deviations: Floats) -> bool:
+    """Whether noise decides between returns that differ; less of it decides between equal ones, which is the same."""
+    return bool(deviations.max() > 1e-9 * np.abs(returns).max())
 
 
 def _noise(returns: Floats, deviations: Floats) -> tuple[_Noise, Ints]:
@@ -233,7 +237,7 @@ def sampled_kl(returns: Floats, deviations: Floats, n: int, seed: int = 0) -> tu
     means, replicates = np.empty(prompts), np.empty((RESAMPLES, prompts))
     for prompt in range(prompts):
         found: _Noise | _Levels
-        if deviations[prompt].any():
+        if _blurred(returns[prompt], deviations[prompt]):
             found, groups = _noise(returns[prompt], deviations[prompt])
             counts = np.bincount(groups)
         else:
