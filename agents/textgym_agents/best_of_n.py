@@ -28,6 +28,9 @@ from textgym_agents.states import StateFinder, token_rows
 _ROWS_AT_ONCE = 512
 _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
 _KL_SAMPLES_IN_ALL = 4096  # at least: with few prompts each has to be known better
+_NOISY_IN_ALL = (
+    1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
+)
 Tokens = tuple[int, ...]
 
 
@@ -101,7 +104,7 @@ class BestOfN:
     def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats]:
         """KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
 
-        Samples are 8 n to each prompt, and 4,096 in all at least.
+        Samples are 8 n to each prompt, and 4,096 in all at least, 1,024 where the reward is noisy.
 
         Args:
             task: whose prompts and reward; split: of its prompts; seed: of the sampling.
@@ -113,7 +116,8 @@ class BestOfN:
             deviation = noise_deviation(task)
         except UnsolvableError:
             return np.full(prompts, np.nan), np.full((RESAMPLES, prompts), np.nan)
-        count = max(_KL_SAMPLES * n, -(-_KL_SAMPLES_IN_ALL // prompts))
+        in_all = _NOISY_IN_ALL if deviation else _KL_SAMPLES_IN_ALL
+        count = max(_KL_SAMPLES * n, -(-in_all // prompts))
         episodes = play(self._reference, task, split=split, per_prompt=count, seed=seed)
         deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
         return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
