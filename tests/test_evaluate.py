@@ -162,7 +162,7 @@ def test_an_optimum_of_another_beta_or_split_is_refused(task, reference):
 
 
 def test_soft_maximum_by_hand_and_its_bias():
-    # mean of exp(0) and exp(1) is 1.859; relative variance of one draw 2 ((e - 1) / (e + 1))^2 = 0.427, of the mean half
+    # mean of exp(0) and exp(1) is 1.859; relative variance of one draw 2 ((e - 1) / (e + 1))^2, of the mean half of it
     want = np.log((1 + np.e) / 2) + 0.5 * ((np.e - 1) / (np.e + 1)) ** 2
     assert soft_maximum(np.array([0.0, 1.0]), 1.0) == pytest.approx(want)
     rng = np.random.default_rng(0)

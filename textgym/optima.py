@@ -63,7 +63,9 @@ class Optimum:
     def __str__(self) -> str:
         if self.value is None:
             return f"J* not known ({self.unknown})"
-        how = "exact" if self.exact else f"{self.effective_samples:.0f} effective samples a prompt"
+        samples = self.effective_samples or 0.0
+        few = f", fewer than {WELL_KNOWN}" if samples < WELL_KNOWN else ""
+        how = "exact" if self.exact else f"{samples:.0f} effective samples a prompt{few}"
         return f"J* = {self.value}, J of the reference = {self.reference}, at beta = {self.beta:g} ({how})"
 
 

@@ -74,7 +74,10 @@ def main() -> None:
         for seed in range(settings.seeds):
             rows.append(measure(settings, agent, seed, optimum))
             keep(rows[-1], settings.out)
-        scores = [row["optimality"]["mean"] for row in rows]
+        scores = [row["optimality"]["mean"] for row in rows if row["optimality"] is not None]
+        if not scores:
+            table.add_row(agent, "J* not known", "", "", "", "", "")
+            continue
         spread = f"{stdev(scores):.3f}" if len(scores) > 1 else "-"
         numbers = [f"{value:.3f}" for value in (mean(scores), min(scores), max(scores))]
         means = [mean(row["kl"]["mean"] for row in rows), mean(row["cpu_seconds"] for row in rows)]
