@@ -36,13 +36,19 @@ def evaluation_row(evaluation: Evaluation) -> Metrics:
 
 
 def optimum_summary(optimum: Optimum) -> dict[str, Any]:
-    """J* and the reference's J as JSON values; `value` is None, and `unknown` the reason, where J* is not known."""
+    """J* and the reference's J as JSON values, and how they were found.
+
+    `value` is None, and `unknown` the reason, where J* is not known; `policies` counts those that were sampled for it,
+    the reference among them.
+    """
     estimates = {
         name: None if estimate is None else asdict(estimate)
         for name, estimate in (("value", optimum.value), ("reference", optimum.reference))
     }
     numbers = {"effective_samples": optimum.effective_samples, "beta": optimum.beta}
-    return estimates | numbers | {"exact": optimum.exact, "unknown": optimum.unknown}
+    policies = None if optimum.samples is None else optimum.samples.policies
+    known = {"exact": optimum.exact, "committed": optimum.committed, "policies": policies}
+    return estimates | numbers | known | {"unknown": optimum.unknown}
 
 
 def spread(weights: NDArray[np.float64], count: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from textgym_agents.conformance.generators import global_generators
 from textgym_agents.measures import optimum_summary, sample_rows
+from textgym_agents.optima import needs_proposals
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.runs import RunFolder
@@ -57,7 +58,7 @@ def run_cell(
         folder: of the cell; the run is in `run/`, which nobody else may be writing.
         optima: folder of the optima that cells share.
         watcher: is told what happens.
-        save: keep the last checkpoint, as `run/checkpoint/`.
+        save: keep the last checkpoint, as `run/checkpoint/`. It stays, too, where J* is to be worked out with it.
     Returns: the cell's result, format 1, of status "done"; JSON values.
     Raises: whatever task, agent or reward raise.
     """
@@ -72,7 +73,7 @@ def run_cell(
         optimum = _optimum(cell, plan, training, optima)
         result = training.run(folder / "run", watcher or _Nobody(), optimum)
     run = RunFolder(folder / "run")
-    if not save:
+    if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
     found = versions()
     return {
