@@ -46,7 +46,7 @@ def test_scores_by_hand():
 @pytest.mark.parametrize("save", [False, True])
 def test_a_task_that_the_reference_does_not_solve_is_settled_by_what_was_learned(tmp_path, save):
     settings = Evaluation(points=2, per_prompt=64, final_per_prompt=64, optimum_per_prompt=64)
-    suite = Suite("own", (CELL,), settings)
+    suite = Suite("own", (CELL,), evaluation=settings)
     (result,) = run_suite(suite, tmp_path, engine="serial", save=save)
     found = result.measures["optimum"]
     assert found["policies"] == 2
