@@ -12,8 +12,8 @@ from textgym.bootstrap import Estimate
 from textgym.optima import Optimum
 
 WORDS = ["a", *(f"w{i}q" for i in range(40))]
-ENV = {"prompts": ["a"], "tokenizer": WORDS, "max_new_tokens": 5, "beta": 0.2}
-REWARD = {"name": "contains_all", "words": ["w1q", "w2q"]}
+ENV = {"prompts": ["a"], "tokenizer": WORDS, "max_new_tokens": 5, "beta": 0.05}
+REWARD = {"name": "contains_all", "words": ["w1q", "w2q", "w3q"]}
 CELL = Cell("textgym/Text-v0", "rloo", episodes=1024, seed=0, reward=REWARD, env=ENV, config={"batch": 64})
 
 
