@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from textgym import TokenVectorEnv
 from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
 from textgym.bootstrap import RESAMPLES, Floats
+from textgym.importance import expected_returns
 from textgym.lm.reference import restricted
-from textgym.optima import expected_returns
 from textgym.references import make_reference
 from textgym.sampling import play
 from textgym.solve import PrefixTree, UnsolvableError
@@ -118,7 +118,9 @@ class BestOfN:
             return np.full(prompts, np.nan), np.full((RESAMPLES, prompts), np.nan)
         in_all = _NOISY_IN_ALL if deviation else _KL_SAMPLES_IN_ALL
         count = max(_KL_SAMPLES * n, -(-in_all // prompts))
-        episodes = play(self._reference, task, split=split, per_prompt=count, seed=seed)
+        # Not the samples that J* may have been estimated from.
+        own_seed = int(np.random.default_rng([seed, 7]).integers(2**31))
+        episodes = play(self._reference, task, split=split, per_prompt=count, seed=own_seed)
         deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
         return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from textgym_agents.conformance.generators import global_generators
 from textgym_agents.measures import optimum_summary, sample_rows
+from textgym_agents.optima import needs_proposals
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.runs import RunFolder
@@ -31,7 +32,7 @@ from textgym_benchmarks.measures import (
     side_by_side,
     snapshot,
 )
-from textgym_benchmarks.optima import kept_optimum
+from textgym_benchmarks.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
 ON_THE_WAY, AT_THE_END, OF_THE_REFERENCE = 256, 1024, 4096
@@ -57,7 +58,7 @@ def run_cell(
         folder: of the cell; the run is in `run/`, which nobody else may be writing.
         optima: folder of the optima that cells share.
         watcher: is told what happens.
-        save: keep the last checkpoint, as `run/checkpoint/`.
+        save: keep the last checkpoint, as `run/checkpoint/`. It stays, too, where J* is to be worked out with it.
     Returns: the cell's result, format 1, of status "done"; JSON values.
     Raises: whatever task, agent or reward raise.
     """
@@ -72,7 +73,7 @@ def run_cell(
         optimum = _optimum(cell, plan, training, optima)
         result = training.run(folder / "run", watcher or _Nobody(), optimum)
     run = RunFolder(folder / "run")
-    if not save:
+    if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
     found = versions()
     return {
@@ -81,7 +82,7 @@ def run_cell(
         "family": task.family,
         "status": "done",
         "error": None,
-        "measures": plain(_measures(cell, plan, run, result, optimum)),
+        "measures": plain(_measures(cell, plan, run, result)),
         "timing": plain(_timing(cell, run, result, clock)),
         "machine": found.pop("machine"),
         "versions": found,
@@ -138,26 +139,24 @@ def _options(cell: Cell) -> dict[str, Any]:
     return dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
 
 
-def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum | None:
+def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum:
     key: dict[str, Any] = {"id": cell.id, "env": plan.env, "reference": "task"}
+    reference = None
     if training.has_own_reference:
+        reference = training.reference
         key["reference"] = {"agent": cell.agent, "config": plan.config, "seed": cell.seed}
-    per_prompt = plan.optimum_per_prompt
-    return kept_optimum(folder, key, training.task, training.reference, training.beta, per_prompt)
+    return shared_optimum(folder, key, training.task, reference, training.beta, plan.optimum_per_prompt)
 
 
-def _measures(
-    cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult, optimum: Optimum | None
-) -> dict[str, Any]:
+def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult) -> dict[str, Any]:
     rows = run.metrics()
     points = curve(rows, result.after, result.learned, cell.episodes)
     after = list(sample_rows(result.last, plan.samples))
     before = read_lines(run.path / "samples.jsonl")[: len(after)]
-    summary = optimum_summary(optimum)
     return {
         "before": snapshot(rows[0]),
         "after": snapshot(result.after),
-        "optimum": None if optimum is None or summary is None else summary | {"exact": optimum.exact},
+        "optimum": optimum_summary(result.optimum),
         "curve": points,
         **crossings(points),
         # An agent that never reports has used its budget if it has used the environment at all.

@@ -9,7 +9,10 @@ from textgym_agents.measures import ESTIMATES, NUMBERS
 
 Row = Mapping[str, Any]
 LEVELS = {"to_half": 0.5, "to_nine_tenths": 0.9}
-_POINT = ("optimality", "optimality_low", "optimality_high", "reward", "gold", "kl", "objective")
+_POINT = (
+    *("optimality", "optimality_low", "optimality_high", "reward", "gold", "kl"),
+    *("objective", "objective_low", "objective_high"),
+)
 _ANSWER = ("completion", "reward", "terms", "gold")
 
 

@@ -16,6 +16,7 @@ from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.progress import Progress, Silent, Watcher
 from textgym_benchmarks.results import Result, load_results
 from textgym_benchmarks.results_format import FORMAT, read_object
+from textgym_benchmarks.settle import settle
 from textgym_benchmarks.suite import Cell, Suite
 from textgym_benchmarks.suite_folder import (
     CellBusyError,
@@ -79,6 +80,9 @@ def run_suite(
     try:
         if jobs:
             _follow(runs, jobs, cells, folder, progress, watcher)
+        if function == RUN_CELL:
+            for line in settle(folder, chosen.cells, save):
+                watcher.note(line)
     except KeyboardInterrupt as interrupt:
         raise BenchInterrupted(
             f"{progress.count('done')} of {len(chosen.cells)} cells are done; the same command with the same folder "

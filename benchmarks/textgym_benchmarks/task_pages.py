@@ -154,12 +154,12 @@ class _Scores:
                 dict(problem.env),
             )
             optimum = (result.measures or {}).get("optimum") if same else None
-            if optimum is not None:
+            if optimum is not None and optimum["value"] is not None:
                 best, base = optimum["value"], optimum["reference"]
                 if optimum["exact"]:
                     return f"Exactly solved: J_ref = {base['mean']:.4f}, J* = {best['mean']:.4f}."
                 return (
-                    f"From samples of the reference: J_ref = {_interval(base)}, J* = {_interval(best)}, "
+                    f"By importance sampling: J_ref = {_interval(base)}, J* = {_interval(best)}, "
                     f"which rests on {optimum['effective_samples']:.0f} effective samples a prompt."
                 )
         return "The optimum is not known."

@@ -14,7 +14,8 @@ from textgym_agents.best_of_n import BestOfN, BestOfNConfig
 from textgym import TokenVectorEnv, make_task
 from textgym.best_of_n import best_of_n, best_of_n_kl
 from textgym.bootstrap import RESAMPLES
-from textgym.optima import estimate_optimum, optimality_of
+from textgym.evaluate import evaluate
+from textgym.optima import optimality_of, optimum_of
 from textgym.references import make_reference
 from textgym.sampling import play
 from textgym.solve import UnsolvableError, evaluate_edges, solve
@@ -98,6 +99,17 @@ def test_kl_from_samples_of_a_noisy_reward():
     assert means[0] == pytest.approx(values.kl, abs=0.03)  # the bound is 1.84, the truth 0.10
 
 
+@pytest.mark.parametrize(("name", "truth"), [("Stop", 0.81), ("Noisy", 0.30)])
+def test_an_evaluation_is_exact(name, truth):
+    task = make_task(name)
+    agent = BestOfN(task)
+    found = evaluate(agent, task, per_prompt=2)
+    _, values = exact(agent, task, "eval")
+    assert found.exact
+    assert found.kl.low == found.kl.high == values.kl
+    assert found.optimality.low == found.optimality.high == pytest.approx(truth, abs=0.01)
+
+
 class Hidden:
     """Noisy, and says nothing of its noise."""
 
@@ -128,9 +140,10 @@ def test_optimality_where_nothing_can_be_solved(name, truth):
     episodes = play(make_reference(task), task, per_prompt=128, seed=3)
     best = best_of_n(episodes.returns, episodes.returns, episodes.weights, 16)
     assert best.kl is not None
-    optimum = estimate_optimum(task)
+    optimum = optimum_of(task)
     replicates = best.replicates[:, 0] - task.beta * best.replicates[:, 2]
     found = optimality_of(best.proxy.mean - task.beta * best.kl.mean, replicates, optimum)
+    assert found is not None
     assert found.low - 0.01 <= truth <= found.high + 0.01
     assert best.kl.high < best_of_n_kl(16)  # the levels have ties
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from textgym_agents.curves import _line, draw_curves
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.measures import evaluation_row, spread
+from textgym_agents.optima import kept_optimum
+from textgym_agents.registry import make_env
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import TrainSettings
 from textgym_agents.storage import read_json, read_lines
@@ -96,7 +99,7 @@ def test_the_result_is_the_first_and_the_last_evaluation(finished):
     result, _, folder = finished
     stored = read_json(folder.path / "result.json")
     rows = folder.metrics()
-    for name in ("eval/kl", "eval/objective_low", "eval/optimality"):
+    for name in ("eval/kl", "eval/objective", "eval/optimality"):
         assert stored["before"][name] == rows[0][name]
         assert stored["after"][name] == rows[-1][name] == result.after[name]
     assert stored["episodes"] == 24
@@ -162,11 +165,41 @@ def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     assert result.after["eval/kl"] > 0
 
 
-def test_at_beta_0_there_is_no_optimum(tmp_path):
+def test_at_beta_0_the_optimum_is_the_greatest_reward_or_not_known(tmp_path):
     result = Training(settings(env=TASK | {"beta": 0.0}, episodes=4)).run(tmp_path / "run", Watcher())
-    assert result.optimum is None
+    assert result.optimum.value.mean == 1.0
+    assert result.after["eval/objective"] == result.after["eval/reward"]
+    large = {"prompts": ["a"], "max_new_tokens": 4, "reward": {"name": "length", "target": 2}, "beta": 0.0}
+    result = Training(settings(env=large, episodes=4)).run(tmp_path / "large", Watcher())
+    assert result.optimum.value is None
     assert "eval/optimality" not in result.after
-    assert (tmp_path / "run" / "curve.png").exists()
+    assert "at beta = 0" in read_json(tmp_path / "large" / "result.json")["optimum"]["unknown"]
+    assert (tmp_path / "large" / "curve.png").exists()
+
+
+def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
+    """The reference's completions do not carry J*: evaluations have a J, and optimality comes with the last one."""
+    words = ["a", *(f"w{i}q" for i in range(40))]
+    env = {"prompts": ["a"], "tokenizer": words, "max_new_tokens": 5, "beta": 0.05}
+    env |= {"reward": {"name": "contains_all", "words": ["w1q", "w2q", "w3q"]}}
+    plan = settings(
+        env=env, agent="rloo", config={"batch": 64}, episodes=512, optimum_per_prompt=64, eval_every=4
+    )
+    result = Training(plan).run(tmp_path / "run", Watcher())
+    folder = RunFolder(tmp_path / "run")
+    first, *_, last = [row for row in folder.metrics() if "eval/objective" in row]
+    assert "eval/optimality" not in first
+    assert result.optimum.samples.policies == 2
+    assert (tmp_path / "run" / "optimum.safetensors").exists()
+    task = make_env("textgym/Text-v0", 1, **env).unwrapped.task
+    kept = kept_optimum(folder.path, task, "eval", 0.05)
+    assert (kept.value, kept.reference, kept.unknown) == (
+        result.optimum.value,
+        result.optimum.reference,
+        result.optimum.unknown,
+    )
+    assert ("eval/optimality" in last) == (result.optimum.value is not None)
+    assert kept_optimum(folder.path, task, "train", 0.05) is None
 
 
 def test_bad_settings_touch_no_file(tmp_path):
@@ -202,7 +235,12 @@ def test_an_evaluation_as_a_flat_row(finished):
     last = finished[0].last
     row = evaluation_row(last)
     assert isinstance(last.reward, Estimate)
-    assert (row["eval/reward"], row["eval/reward_low"]) == (last.reward.mean, last.reward.low)
+    assert last.exact
+    assert row["eval/exact"] is True
+    assert row["eval/reward"] == last.reward.mean
+    assert "eval/reward_low" not in row  # what is exact has no interval
+    sampled = evaluation_row(replace(last, reward=Estimate(0.5, 0.4, 0.6), exact=False))
+    assert (sampled["eval/reward"], sampled["eval/reward_low"]) == (0.5, 0.4)
     assert row["eval/stop_rate"] == last.stop_rate
     assert "eval/gold" not in row  # this task has none
 

@@ -97,6 +97,7 @@ def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
         result = training.run(out, display)
     console = output()
     console.print(measures_table({"before": result.before, "after": result.after}))
+    console.print(str(result.optimum), markup=False)
     console.print(untrusted(f"run folder: {out}"))
 
 

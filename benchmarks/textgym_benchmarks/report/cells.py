@@ -115,8 +115,10 @@ def optimum_text(optimum: Mapping[str, Any] | None) -> str:
     """The optimum and the reference's objective in a sentence."""
     if not optimum:
         return ""
+    if not optimum["value"]:
+        return f"J* is not known: {optimum.get('unknown') or 'no sample tells it'}."
     value, reference = (_in_words(optimum[name]) for name in ("value", "reference"))
-    how = "exact" if optimum.get("exact") else "estimated from completions of the reference"
+    how = "exact" if optimum.get("exact") else "estimated by importance sampling"
     samples = optimum.get("effective_samples")
     effective = "" if samples is None else f"; {number(samples, 0)} effective samples a prompt"
     beta = optimum["beta"]

@@ -7,7 +7,7 @@ from textgym_agents.rlhf.comparison import Contest
 
 from textgym import make_task
 from textgym.best_of_n import best_of_n_edges
-from textgym.evaluate import exact_optimum
+from textgym.optima import optimum_of
 from textgym.references import make_reference
 from textgym.solve import evaluate_edges, solve
 
@@ -18,7 +18,7 @@ def test_best_of_n_is_charged_its_own_kl():
     solution = solve(task, split="eval")
     edges = best_of_n_edges(solution.tree, solution.log_reference, 16, task.gamma)
     values = evaluate_edges(solution.tree, edges, solution.log_reference, task.beta, task.gamma)
-    row = Contest(task, task, make_reference(task)).best_of(16, exact_optimum(task), samples=2048)
+    row = Contest(task, task, make_reference(task)).best_of(16, optimum_of(task), samples=2048)
     assert row.kl.low <= values.kl <= row.kl.high
     assert row.gold == row.proxy
     assert row.optimality is not None

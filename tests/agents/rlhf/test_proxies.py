@@ -68,6 +68,8 @@ def test_overrated_answers_come_first_and_once():
         lengths=np.ones((1, 4), dtype=np.int64),
         stopped=np.ones((1, 4), dtype=bool),
         completions=np.array([["right", "hack", "hack", "underrated"]], dtype=object),
+        tokens=np.full((1, 4), None, dtype=object),
+        log_probs=array(0, 0, 0, 0),
         terms={},
         weights=np.ones(1),
         prompts=("p",),

@@ -1,0 +1,188 @@
+"""`optimum_of`: exact where it can be, a mixture where the reference finds little, "not known" where nothing tells."""
+
+import math
+
+import numpy as np
+import pytest
+
+from textgym import make_task
+from textgym.committed import committed_samples, fingerprint, samples_path
+from textgym.evaluate import evaluate
+from textgym.importance import draw_samples, read_samples, tilt, write_samples
+from textgym.lm.reference import NGramReference, UniformReference
+from textgym.optima import estimated, optimum_of
+from textgym.references import make_reference
+from textgym.solve import solve
+
+
+def sampled(task, proposals=(), each=256, beta=None, seed=0):
+    reference = make_reference(task)
+    samples = draw_samples(task, reference, proposals, each=each, seed=seed)
+    return estimated(samples, task.beta if beta is None else beta, "eval", seed)
+
+
+def nearly(solution, share):
+    """The optimum, with `share` of the probability in every state given to the uniform policy."""
+    uniform = UniformReference(solution.tree.task.vocabulary.allowed)
+
+    class Mixed:
+        def log_probs(self, observation):
+            with np.errstate(divide="ignore"):
+                own, other = solution.log_probs(observation), uniform.log_probs(observation)
+                return np.logaddexp(own + math.log(1 - share), other + math.log(share))
+
+    return Mixed()
+
+
+@pytest.mark.parametrize("name", ["Bandit", "Stop", "Copy", "Noisy", "Deceptive"])
+def test_what_can_be_solved_is_exact_for_every_policy(name):
+    task = make_task(name)
+    optimum = optimum_of(task)
+    solution = solve(task, split="eval")
+    assert optimum.exact
+    assert optimum.value.exact
+    assert optimum.value.mean == solution.objective
+    for policy, want in ((make_reference(task), 0.0), (solution, 1.0)):
+        found = evaluate(policy, task, optimum=optimum, per_prompt=2)
+        assert found.exact
+        assert found.optimality.mean == pytest.approx(want, abs=1e-9)
+        assert found.optimality.exact
+
+
+def test_j_and_kl_of_a_large_tree_are_sampled_on_an_exact_scale(monkeypatch):
+    monkeypatch.setattr("textgym.evaluate.MAX_RUNNING", 10)
+    task = make_task("Stop")
+    found = evaluate(make_reference(task), task, per_prompt=64)
+    assert not found.exact
+    assert not found.objective.exact
+    assert optimum_of(task).exact
+
+
+def test_a_mixture_finds_what_the_reference_seldom_writes():
+    task = make_task("DeepSea", difficulty=10)
+    solution = solve(task, split="eval")
+    alone = sampled(task, each=256)
+    assert alone.value is None or alone.value.mean < 0.6
+    found = sampled(task, [nearly(solution, 0.2)], each=256)
+    assert found.effective_samples > 10
+    assert found.value.low <= solution.objective <= found.value.high
+    # A proposal that is no use changes how sure J* is, not what it is.
+    also = sampled(task, [nearly(solution, 0.2), UniformReference(task.vocabulary.allowed)], each=256)
+    assert also.value.low <= solution.objective <= also.value.high
+
+
+def test_weights_of_a_mixture_average_to_one_and_change_no_expectation():
+    task = make_task("TwoModes")
+    proposal = NGramReference(np.array([0.5, 0.3, 0.2, 0.0]))
+    samples = draw_samples(task, make_reference(task), [proposal], each=4096)
+    weights = np.exp(samples.log_weights)
+    assert weights.mean() == pytest.approx(1.0, abs=0.03)
+    assert weights.max() <= 2.0 + 1e-6  # the reference is half of the mixture
+    base = solve(task, split="eval").reference_objective
+    assert (weights * samples.returns).mean() == pytest.approx(base, abs=0.02)
+
+
+def test_a_reward_that_was_never_seen_is_no_optimum():
+    task = make_task("DeepSea", difficulty=18)
+    got = sampled(task, each=64)
+    assert got.value is None
+    assert "all completions of 100% of the prompts earned the same" in str(got)
+    found = evaluate(make_reference(task), task, None, got, per_prompt=2)
+    assert found.optimality is None
+    assert found.objective is not None
+
+
+def some_of(prompts, completions, **columns):
+    """Pays 1 for "b" on all prompts but the last one, which it never pays."""
+    return [
+        float(text.startswith("b") and prompt != "z")
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
+
+
+class Declared:
+    maximum = 1.0
+
+    def __call__(self, prompts, completions, **columns):
+        return some_of(prompts, completions)
+
+
+@pytest.mark.parametrize(("others", "known"), [(19, True), (3, False)])
+def test_prompts_that_pay_nothing_widen_j_star_up_to_the_declared_maximum(others, known):
+    words = ["a", "b", "<end>", "z", *(f"p{i}" for i in range(others))]
+    prompts = [*(f"p{i}" for i in range(others)), "z"]
+    settings = {"tokenizer": words, "stop": "<end>", "max_new_tokens": 1, "beta": 0.5}
+    task = make_task("Text", prompts=prompts, reward=Declared(), **settings)
+    got = sampled(task, each=400)
+    if not known:  # a quarter of the prompts
+        assert got.value is None
+        assert "25% of the prompts" in got.unknown
+        return
+    seen = 0.5 * np.log(1 + (math.e**2 - 1) / len(words[:-others]) * 0)  # nothing is paid: 0
+    top = 0.95 * 0.5 * np.log((math.e**2 + (len(words) - 1)) / len(words)) + 0.05 * seen
+    assert got.value.mean == pytest.approx(top, abs=0.02)
+    assert got.value.high > top + 0.04  # 0.05 of the weight may earn 1
+    # Without a declared maximum nobody can say how much may be missing.
+    silent = make_task("Text", prompts=prompts, reward=some_of, **settings)
+    assert "declares no `maximum`" in sampled(silent, each=400).unknown
+
+
+def test_a_prompt_that_earns_the_maximum_throughout_is_known():
+    words = ["a", "b", "<end>"]
+    always = {"name": "length", "target": 1, "unit": "tokens"}
+    task = make_task("Text", prompts=["a"], tokenizer=words, reward=always, max_new_tokens=1, beta=0.5)
+    got = sampled(task, each=64)
+    assert got.value.mean == pytest.approx(1.0)
+    assert got.value.high == pytest.approx(1.0)
+
+
+def test_samples_come_back_from_their_file(tmp_path):
+    task = make_task("TwoModes")
+    samples = draw_samples(task, make_reference(task), [UniformReference(task.vocabulary.allowed)], each=32)
+    path = tmp_path / "samples.safetensors"
+    write_samples(samples, path, {"name": "TwoModes"})
+    read, key = read_samples(path)
+    assert key == {"name": "TwoModes"}
+    for beta in (0.05, 0.2, 3.0):
+        one, two = tilt(samples, beta), tilt(read, beta)
+        np.testing.assert_array_equal(one.values, two.values)
+        np.testing.assert_array_equal(one.replicates, two.replicates)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="holds no samples of an optimum"):
+        read_samples(path)
+
+
+def test_committed_samples_serve_their_own_task_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("textgym.committed.FOLDER", tmp_path)
+    task = make_task("Arithmetic", max_new_tokens=6)
+    samples = draw_samples(task, make_reference(task), each=4)
+    write_samples(samples, samples_path(task, "eval"), fingerprint(task, "eval"))
+    assert committed_samples(task, "eval") is not None
+    assert committed_samples(task, "train") is None
+    assert optimum_of(task, beta=0.3).committed
+    for changed in (
+        {"max_new_tokens": 7},
+        {"gamma": 0.9},
+        {"reward": {"name": "length", "target": 3}},
+        {"reference": "uniform"},
+    ):
+        assert committed_samples(make_task("Arithmetic", **({"max_new_tokens": 6} | changed)), "eval") is None
+    # The same name, but a reward that pays these completions otherwise.
+    monkeypatch.setattr(
+        type(task.reward), "__call__", lambda self, prompts, completions, **_: [0.5] * len(prompts)
+    )
+    assert committed_samples(make_task("Arithmetic", max_new_tokens=6), "eval") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("each", "least"), [(256, 178), (1024, 186)])
+def test_intervals_of_j_star_cover_at_few_effective_samples(each, least):
+    """At 15 effective samples (Stop, 256 a prompt) the interval holds J* nearly as often as it says."""
+    task = make_task("Stop")
+    exact = solve(task, split="eval").objective
+    covered = 0
+    for seed in range(200):
+        found = tilt(draw_samples(task, make_reference(task), each=each, seed=seed), task.beta, seed)
+        low, high = np.quantile(found.replicates[:, 1], [0.025, 0.975])
+        covered += low <= exact <= high
+    assert covered >= least
