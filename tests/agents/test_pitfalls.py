@@ -13,7 +13,7 @@ from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.metrics import UpdateMeter
 from textgym_agents.rollout import collect, micro_batches, score_reference
-from textgym_agents.targets import make_targets, penalties, token_kl
+from textgym_agents.targets import make_targets, penalties, scores, token_kl
 
 from textgym import TokenVectorEnv, make_task
 
@@ -128,7 +128,7 @@ def test_8_the_score_is_paid_on_the_last_action_and_token_rewards_add_up(env, ta
     rollout, _, targets = batch_of(agent, env)
     last = np.cumsum(rollout.lengths) - 1
     assert np.delete(rollout.rewards, last).tolist() == [0.0] * (len(rollout.rewards) - 16)
-    np.testing.assert_allclose(rollout.rewards[last], targets.scores)
+    np.testing.assert_allclose(rollout.rewards[last], scores(rollout, 1.0))
     charged = np.bincount(rollout.rows, penalties(targets.kl, rollout, kl))
     per_row = np.bincount(rollout.rows, targets.kl)
     first = targets.kl[last - rollout.lengths + 1]

@@ -58,10 +58,7 @@ def test_outcomes_are_rewards_and_charges_to_come(beta):
             logs = reference.log_probs({"input_ids": ids[None]})[0]
             charge.append(np.log(games.targets[n][completion[-1]]) - logs[completion[-1]])
         for place, n in enumerate(states):
-            want = sum(
-                0.5 ** (t - place) * paid[t] - beta * charge[t] / 0.5**place
-                for t in range(place, len(states))
-            )
+            want = sum(0.5**t * paid[t] - beta * charge[t] for t in range(place, len(states)))
             assert games.outcomes[n] == pytest.approx(want, abs=1e-5)
         assert games.returns[row] == pytest.approx(sum(0.5**t * r for t, r in enumerate(paid)))
         assert games.log_ratios[row] == pytest.approx(sum(charge), abs=1e-5)
