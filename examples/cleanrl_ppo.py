@@ -6,9 +6,10 @@ It reads from top to bottom, in the manner of CleanRL: copy it and change what y
 
 An observation is a text so far: token ids, padded on the right, and a mask that says which of them are text. An action
 is the next token. A reward is discounted from the start of its text, so what is paid for token t counts gamma^t of it,
-and values are sums of such rewards: in these units nothing is discounted a second time. Which tokens may be written does
-not change in the tasks used here, so the mask of allowed actions is read once; an environment without `action_masks`
-allows all.
+and values are sums of such rewards: in these units nothing is discounted a second time.
+
+Which tokens may be written does not change in the tasks used here, so the mask of allowed actions is read once; an
+environment without `action_masks` allows all.
 
 Source: Schulman et al. (2017), arXiv:1707.06347; Huang et al. (2022), The 37 Implementation Details of PPO.
 """
