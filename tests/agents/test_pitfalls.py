@@ -12,6 +12,7 @@ from lm.tiny_models import tiny_gpt2, tiny_llama
 from solver_tools import odd_grammar
 from textgym_agents.categorical import statistics
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.conformance import check
 from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.metrics import UpdateMeter
 from textgym_agents.rollout import Rollout, collect, micro_batches, score_reference
@@ -435,3 +436,18 @@ def test_33_an_exact_critic_gives_exact_advantages_on_truncated_rows(kind, lam, 
     ]
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert BETA * rollout.bootstrap_kl[rollout.truncated].mean() > 0.02
+
+
+class ForgetsTheLastKL(LMPPO):
+    """Bootstraps with its value head alone, which leaves out the KL of the state that it was cut off in."""
+
+    def _targets(self, rollout, kl):
+        return super()._targets(replace(rollout, bootstrap_kl=np.zeros(len(rollout.lengths))), kl)
+
+
+@pytest.mark.parametrize("kl", ["exact", "k2"])
+def test_33_the_conformance_kit_asks_for_it(kl):
+    settings = {"device": "cpu", "kl": kl}
+    for agent, status in ((LMPPO, "holds"), (ForgetsTheLastKL, "FAILS")):
+        (finding,) = check(agent, ["truncation bootstraps"], settings=settings, envs=32)
+        assert finding.status == status
