@@ -16,8 +16,9 @@ from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
 from textgym_agents.offline import OfflineAgent, OfflineConfig
 from textgym_agents.protocol import Metrics
-from textgym_agents.rollout import Rollout, collect
+from textgym_agents.rollout import collect
 from textgym_agents.sequences import Sequences, of_rollout, sequence_log_probs
+from textgym_agents.targets import scores
 
 Loss = Literal["sigmoid", "ipo"]
 
@@ -109,7 +110,7 @@ class DPO(OfflineAgent):
         place = self.iteration if rounds is None else self.iteration % rounds
         seed = int(np.random.SeedSequence([self.config.seed, place, 0]).generate_state(1)[0])
         rollout = collect(env, self.reference, seed, self.task.vocabulary.stop_ids, group=2)
-        returns = discounted_returns(rollout, self.task.gamma).reshape(-1, 2)
+        returns = scores(rollout, self.task.gamma).reshape(-1, 2)
         best_first = self._annotate(returns, seed)
         order = (best_first + 2 * np.arange(len(best_first))[:, None]).ravel()
         wrong = returns[np.arange(len(returns)), best_first[:, 0]] < returns.max(1)
@@ -172,9 +173,3 @@ def ipo_loss(differences: Tensor, strength: float) -> Tensor:
     Source: Azar et al. (2023), arXiv:2310.12036, eq. 17.
     """
     return (differences - 1 / (2 * strength)).square()
-
-
-def discounted_returns(rollout: Rollout, gamma: float) -> NDArray[np.float64]:
-    """The sum over t of gamma^t r_t of every episode (B,), reward units."""
-    discounted = rollout.rewards * gamma**rollout.steps
-    return np.bincount(rollout.rows, discounted, minlength=len(rollout.lengths)).astype(np.float64)

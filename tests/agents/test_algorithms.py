@@ -1,10 +1,16 @@
 """Every algorithm on a language model: it passes the conformance kit and nears the exact optimum of small tasks."""
 
+from dataclasses import replace
+
 import pytest
+from gymnasium.vector import AutoresetMode
 from textgym_agents import make_agent, make_env
+from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
+from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.registry import agent_class, make_config
 
+from textgym import TokenVectorEnv, make_task
 from textgym.solve import policy_values, solve
 
 CRITICS_ONLY = {
@@ -113,3 +119,14 @@ def test_it_learns_copy(agent, settings):
 @pytest.mark.parametrize("name", ["Delayed", "Stop"])
 def test_soft_q_reaches_the_soft_optimum(name):
     assert optimality("soft-q", name, 8192, updates=4) >= 0.95
+
+
+@pytest.mark.slow
+def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
+    task = replace(make_task("Copy"), gamma=0.6)
+    agent = LMPPO(task, LMPPOConfig(device="cpu"))
+    agent.learn(TokenVectorEnv(task, 256, autoreset_mode=AutoresetMode.DISABLED), 20_480)
+    solution = solve(task, split="eval")
+    found = solution.optimality(policy_values(solution.tree, agent).objective)
+    print(f"optimality {found:.4f}")
+    assert found > 0.95

@@ -173,7 +173,7 @@ def test_no_log_probs_and_an_error_are_both_findings():
 
 
 def test_gae_by_definition_against_a_sum_by_hand():
-    # Row 0: two steps, V = 1, 2, rewards 0, 3. delta = 0 + 0.5 * 2 - 1 = 0 and 3 - 2 = 1; A_0 = 0 + 0.5 * 0.5 * 1.
+    # Row 0: two steps, V = 1, 2, rewards 0, 3 of time 0. delta = 0 + 2 - 1 = 1 and 3 - 2 = 1; A_0 = 1 + 0.5 * 1.
     # Row 1: one step, V = 4, reward 1: A = 1 - 4.
     numbers = np.zeros(3)
     batch = TrainingBatch(
@@ -189,7 +189,7 @@ def test_gae_by_definition_against_a_sum_by_hand():
         gamma=0.5,
         lam=0.5,
     )
-    np.testing.assert_allclose(gae_by_definition(batch, np.array([1.0, 2.0, 4.0])), [0.25, 1.0, -3.0])
+    np.testing.assert_allclose(gae_by_definition(batch, np.array([1.0, 2.0, 4.0])), [1.5, 1.0, -3.0])
     assert batch.first.tolist() == [True, False, True]
     assert batch.last.tolist() == [False, True, True]
 

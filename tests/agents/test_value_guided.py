@@ -31,8 +31,7 @@ class Exact:
     def values(self, observation):
         self.asked += 1
         depths, rows = self._solution._lookup.locate(observation)
-        found = [self._levels[d][r] / self._solution.gamma**d for d, r in zip(depths, rows, strict=True)]
-        return np.array(found)
+        return np.array([self._levels[d][r] for d, r in zip(depths, rows, strict=True)])
 
 
 def agent_of(solution, policy, levels, **config):

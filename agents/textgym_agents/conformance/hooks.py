@@ -2,8 +2,9 @@
 
 An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]` with any of
 
-- `"values"`: `values(observation) -> (B,)`, V(s) in reward units; a method `values` of the agent counts as well, unless
-  its attribute `critic` is False;
+- `"values"`: `values(observation) -> (B,)`, V(s) in reward units at time 0: the sum to come of gamma^t r_t, less beta
+  times the KL that returns are charged, undiscounted; a method `values` of the agent counts as well, unless its
+  attribute `critic` is False;
 - `"batch"`: `batch(env) -> TrainingBatch`, what the agent would train on in its next iteration: it plays one episode in
   every sub-environment. The agent itself need not be changed by it.
 """
@@ -33,12 +34,12 @@ class TrainingBatch:
         rows, columns: (N,) int64; state n is input_ids[rows[n], : columns[n] + 1].
         actions: (N,) int64.
         log_probs: (N,) those of the actions under the sampling policy, nats.
-        rewards: (N,) what the environment paid, reward units.
+        rewards: (N,) what the environment paid, r_t, reward units.
         penalties: (N,) the KL charged to the return of each action, nats, before the factor beta.
-        token_rewards: (N,) what returns are sums of, reward units.
+        token_rewards: (N,) what returns are sums of, reward units at time 0: gamma^t r_t - beta times the penalty.
         beta, gamma, lam: of the iteration, lam that of GAE.
-        values: (N,) V(s) of the sampling policy, reward units; None without a critic.
-        advantages: (N,) GAE before any standardising, reward units; None without a critic.
+        values: (N,) V(s) of the sampling policy, reward units at time 0; None without a critic.
+        advantages: (N,) GAE before any standardising, reward units at time 0; None without a critic.
         weights: (N,) the advantages as the loss takes them, standardised or not, and with the factor that the loss of
             their row has where rows have different ones; None without them.
         logit_gradient: (N, V) gradient with respect to the logits of the policy loss without its KL and entropy terms,

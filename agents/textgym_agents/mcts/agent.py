@@ -15,7 +15,6 @@ from textgym_agents.mcts.forest import Floats
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.storage import read_tree_agent, write_tree_agent
 from textgym_agents.protocol import Callback, Metrics, Observation
-from textgym_agents.states import token_rows
 from textgym_agents.tabular.episodes import check_env
 from textgym_agents.tabular.policies import draw
 
@@ -122,12 +121,8 @@ class MCTS:
         return self.planner.plan(observation)[0]
 
     def values(self, observation: Observation) -> Floats:
-        """V(s) after searching (B,), reward units at the state's time: of J with soft backups, else of the return."""
-        _, values = self.planner.plan(observation)
-        times = np.array(
-            [len(self.planner.finder.find(row)[1].completion) for row in token_rows(observation)]
-        )
-        return np.asarray(values / np.maximum(self.task.gamma**times, 1e-300))
+        """V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
+        return self.planner.plan(observation)[1]
 
     # Storage
 
