@@ -41,6 +41,8 @@ class Episodes:
         completions: texts. terms: reward term -> values.
         weights: (P,) probability of each prompt. prompts: their texts.
         failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
+        answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
+            mean, 0 for a policy that just writes.
     """
 
     returns: NDArray[np.float64]
@@ -54,6 +56,7 @@ class Episodes:
     weights: NDArray[np.float64]
     prompts: tuple[str, ...]
     failures: dict[str, int]
+    answer_tokens: float = 0.0
 
 
 def play(
@@ -125,7 +128,7 @@ def _play(
     generator = np.random.default_rng([seed, 3])
     # Looking at a policy must not move a reward that learns, such as a running normalisation.
     scorer = recorder.task.scorer
-    before = scorer.state_dict()
+    before, tokens = scorer.state_dict(), scorer.tokens
     parts = []
     for start in range(0, len(order), _ROWS_AT_ONCE):
         recorder.run(order[start : start + _ROWS_AT_ONCE], generator)
@@ -135,7 +138,10 @@ def _play(
     names = [field.name for field in fields(Episodes) if field.name in parts[0][0]]
     arrays = {name: np.concatenate([part[name] for part, _ in parts]).reshape(shape) for name in names}
     terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
-    return Episodes(**arrays, terms=terms, weights=weights, prompts=texts, failures=failures)
+    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(order)
+    return Episodes(
+        **arrays, terms=terms, weights=weights, prompts=texts, failures=failures, answer_tokens=answer_tokens
+    )
 
 
 class _Recorder:

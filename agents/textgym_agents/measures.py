@@ -18,7 +18,8 @@ NUMBERS = ("stop_rate", "distinct_1", "distinct_2")
 def evaluation_row(evaluation: Evaluation) -> Metrics:
     """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval where it has one.
 
-    `eval/failures/KIND` counts the completions that the reward failed on.
+    `eval/failures/KIND` counts the completions that the reward failed on, `eval/answer_tokens` the tokens of those that
+    the policy had scored for an answer (a mean).
     """
     row: Metrics = {}
     for name in ESTIMATES:
@@ -27,6 +28,7 @@ def evaluation_row(evaluation: Evaluation) -> Metrics:
             row[f"eval/{name}"] = estimate.mean
             row[f"eval/{name}_low"], row[f"eval/{name}_high"] = estimate.low, estimate.high
     row |= {f"eval/{name}": getattr(evaluation, name) for name in NUMBERS}
+    row["eval/answer_tokens"] = evaluation.episodes.answer_tokens
     row |= {f"eval/terms/{name}": value for name, value in evaluation.reward_terms.items()}
     return row | {f"eval/failures/{kind}": count for kind, count in evaluation.failures.items()}
 

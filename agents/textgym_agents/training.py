@@ -84,6 +84,7 @@ class Training:
         self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
         self._env = make_env(settings.id, int(getattr(config, "batch", 64)), **settings.env)
         self.task = self._env.unwrapped.task
+        self.task.prompt_set(settings.split)
         own_beta = getattr(config, "beta", None) if beta is None else beta
         self.beta = float(self.task.beta if own_beta is None else own_beta)
         self._agent: Agent = (
@@ -218,7 +219,14 @@ class Training:
     def _estimate_optimum(self) -> Optimum:
         # Always the same samples, so that every run of a task is measured against the same J*.
         per_prompt = self._settings.optimum_per_prompt
-        return estimate_optimum(self.task, self.reference, beta=self.beta, per_prompt=per_prompt, seed=0)
+        return estimate_optimum(
+            self.task,
+            self.reference,
+            beta=self.beta,
+            split=self._settings.split,
+            per_prompt=per_prompt,
+            seed=0,
+        )
 
     def _evaluate(self, per_prompt: int) -> Evaluation:
         with at_rest(self._agent, self._settings.agent, self._env) as agent:
@@ -228,6 +236,7 @@ class Training:
                 self.reference,
                 self._optimum,
                 beta=self.beta,
+                split=self._settings.split,
                 per_prompt=per_prompt,
                 seed=self._seed,
             )

@@ -22,9 +22,15 @@ SOLVED = "diagnostics"
 
 
 def kept_optimum(
-    folder: Path, key: dict[str, Any], task: Task, reference: Reference, beta: float, per_prompt: int
+    folder: Path,
+    key: dict[str, Any],
+    task: Task,
+    reference: Reference,
+    beta: float,
+    per_prompt: int,
+    split: str = "eval",
 ) -> Optimum | None:
-    """J* and J of the reference on the held-out prompts, from the folder or worked out and written there.
+    """J* and J of the reference on the prompts of a split, from the folder or worked out and written there.
 
     It depends on the arguments and on TextGym's version alone: workers that do so at the same time write the same file.
 
@@ -36,7 +42,7 @@ def kept_optimum(
     # Another version may have another task of this name.
     key = key | {
         "beta": beta,
-        "split": "eval",
+        "split": split,
         "per_prompt": per_prompt,
         "textgym": versions().get("textgym"),
     }
@@ -44,7 +50,7 @@ def kept_optimum(
     path = folder / name
     if path.exists():
         return read_optimum(path, key)
-    optimum = work_out(task, reference, beta, per_prompt)
+    optimum = work_out(task, reference, beta, per_prompt, split)
     if optimum is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key} | _as_json(optimum))
@@ -70,17 +76,19 @@ def read_optimum(path: Path, key: dict[str, Any]) -> Optimum:
         raise ValueError(f"{path}: no optimum is there ({type(error).__name__}: {error})") from error
 
 
-def work_out(task: Task, reference: Reference, beta: float, per_prompt: int) -> Optimum | None:
+def work_out(
+    task: Task, reference: Reference, beta: float, per_prompt: int, split: str = "eval"
+) -> Optimum | None:
     """`kept_optimum` without a folder."""
     if task.family == SOLVED:
         try:
-            return exact_optimum(task, reference, beta=beta)
+            return exact_optimum(task, reference, beta=beta, split=split)
         except UnsolvableError:
             pass  # samples serve
     if not beta > 0:
         return None
     # Always the same samples, so that every cell of a task is measured against the same J*.
-    return estimate_optimum(task, reference, beta=beta, per_prompt=per_prompt, seed=0)
+    return estimate_optimum(task, reference, beta=beta, split=split, per_prompt=per_prompt, seed=0)
 
 
 def _as_json(optimum: Optimum) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _spaces(entry: TaskEntry) -> str:
     rows = [("action", f"`{env.action_space}`: the next token")]
     rows += [(f"observation `{name}`", f"`{_box(space)}`") for name, space in spaces.items()]
     rows += [("longest answer, tokens", f"{task.max_new_tokens}")]
-    rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in ("train", "eval")]
+    rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in task.prompts]
     rows += [("beta", f"{task.beta:g} reward units per nat"), ("gamma", f"{task.gamma:g}")]
     env.close()
     return _table(("", ""), rows)
@@ -135,7 +135,7 @@ class _Scores:
     def _problem(self, problem: Problem) -> str:
         mine = [entry for entry in self._summary.entries if entry.problem == problem.index]
         ranked = sorted(mine, key=lambda entry: (-_known(entry.optimality.mean), -_known(entry.reward.mean)))
-        head = ("agent", "optimality", "reward", "KL, nats", "tokens learned from", "runs")
+        head = ("agent", "optimality", "reward", "KL, nats", "tokens scored", "runs")
         title = f"**Scores after {problem.episodes:,} episodes{self._named(problem)}.** {self._optimum(problem)}\n"
         return title + "\n" + _table(head, map(_scored, ranked))
 

@@ -37,7 +37,7 @@ def known_optimum(name: str, *, split: str = "eval", **options: Any) -> KnownOpt
     """The exact optimum of a task at its own beta, gamma and reference; kept for the life of the process.
 
     Args:
-        name: of a registered task. split: "train" or "eval".
+        name: of a registered task. split: "train", "eval" or "tune".
         options: of the task, JSON values.
     Raises: TypeError for an option that is no JSON value; ValueError if the tree is too large, as `solve`.
     """
