@@ -31,6 +31,12 @@ TITLES: Final = {
     "text": "Your own prompts, tokenizer and reward",
 }
 """Family -> the title of its page, in the order of the index."""
+SPLITS = """\
+Every task has three splits of prompts: agents learn from `train`, are reported on `eval`, and their settings are chosen
+on `tune`. Tasks of the built-in world ask on `tune` about the things of `eval` in the phrasings of `train`; diagnostics
+take prompts that neither has, or, where too few are left, those of `eval`: there it is other seeds that settings are
+chosen on. A task of your own may leave `tune` out.
+"""
 _SECTION = re.compile(r"^### (.+)$", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\S[^:]*): ", re.MULTILINE)
 
@@ -70,7 +76,11 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
 
 
 def _index(entries: list[TaskEntry]) -> str:
-    lines = ["# Tasks\n", "Made of the tasks' own docstrings by `python -m textgym_benchmarks.task_pages`.\n"]
+    lines = [
+        "# Tasks\n",
+        "Made of the tasks' own docstrings by `python -m textgym_benchmarks.task_pages`.\n",
+        SPLITS,
+    ]
     for family, title in TITLES.items():
         lines += [f"## [{title}]({family}.md)\n", _contents([e for e in entries if e.family == family])]
     return "\n".join(lines)
