@@ -244,15 +244,17 @@ def test_texts_that_are_read_count_as_tokens(tmp_path):
     assert measures["tokens"] in (8 * 2, 8 * 3)  # with a stop token, where there is one
 
 
-def test_the_environment_counts_tokens_of_running_rows_only():
+def test_what_has_ended_is_counted_once_and_what_runs_not_yet():
     env = make_env("textgym/Stop-v0", 3)
     env.reset(seed=0)
-    stop = env.unwrapped.task.vocabulary.stop_ids[0]
-    other = int(np.setdiff1d(np.flatnonzero(env.unwrapped.task.vocabulary.allowed), [stop])[0])
-    env.step(np.array([stop, other, other]))
-    env.step(np.array([other, stop, other]))
-    env.step(np.array([other, other, other]))
-    assert env.unwrapped.tokens == 3 + 2 + 1
+    task = env.unwrapped.task
+    stop = task.vocabulary.stop_ids[0]
+    other = int(np.setdiff1d(np.flatnonzero(task.vocabulary.allowed), [stop])[0])
+    counted = []
+    for actions in ([stop, other, other], [other, stop, other], [other, other, stop]):
+        env.step(np.array(actions))
+        counted.append(task.scorer.tokens)
+    assert counted == [1, 1 + 2, 1 + 2 + 3]
 
 
 def test_an_optimum_is_worked_out_once_and_read_back(tmp_path, monkeypatch):
