@@ -22,7 +22,7 @@ def test_defaults(name: str) -> None:
     assert task.reward is task.gold
     assert task.vocabulary.size == 1024
     kinds = {"review"} if name == "Sentiment" else {"review", "howto"}
-    for split in ("train", "eval"):
+    for split in ("train", "eval", "tune"):
         prompts = task.prompts[split]
         found = np.array(prompts.columns["kind"])
         assert set(found) == kinds
