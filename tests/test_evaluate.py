@@ -8,9 +8,11 @@ import pytest
 
 from textgym import make_task
 from textgym.bootstrap import interval, resampled_means, widen
-from textgym.evaluate import distinct, estimate_optimum, evaluate, soft_maximum
+from textgym.evaluate import distinct, evaluate, soft_maximum
+from textgym.importance import draw_samples
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.rewards import TextGymWarning
+from textgym.optima import estimated, optimum_of
+from textgym.references import make_reference
 from textgym.sampling import play
 from textgym.solve import solve
 
@@ -72,6 +74,11 @@ def exact(table):
 WEIGHTS = np.array([0.75, 0.25])
 
 
+def sampled(task, reference, each):
+    """The optimum as it is estimated, although this task can be solved."""
+    return estimated(draw_samples(task, reference, each=each), task.beta, "eval")
+
+
 def test_the_list_of_completions_is_complete():
     for prompt in (0, 1):
         assert sum(p for p, _, _ in completions(prompt, TABLE)) == pytest.approx(1.0)
@@ -79,7 +86,7 @@ def test_the_list_of_completions_is_complete():
 
 def test_optimum_and_reference_agree_with_enumeration(task, reference):
     reward, _, best = exact(TABLE)
-    got = estimate_optimum(task, reference, per_prompt=4000)
+    got = sampled(task, reference, 4000)
     assert got.value.low < WEIGHTS @ best < got.value.high
     assert got.reference.low < WEIGHTS @ reward < got.reference.high
     assert got.value.high - got.value.low < 0.05
@@ -87,9 +94,11 @@ def test_optimum_and_reference_agree_with_enumeration(task, reference):
 
 def test_policy_agrees_with_enumeration(task, reference):
     table = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.2, 0.3, 0.5]])
-    reward, divergence, best = exact(table)
-    base, _, _ = exact(TABLE)
-    got = evaluate(NGramReference(table), task, reference, per_prompt=4000)
+    reward, divergence, _ = exact(table)
+    base, _, best = exact(TABLE)
+    scale = sampled(task, reference, 4000)
+    got = evaluate(NGramReference(table), task, reference, scale, per_prompt=4000)
+    assert not got.exact
     objective = WEIGHTS @ (reward - BETA * divergence)
     for estimate, want in (
         (got.reward, WEIGHTS @ reward),
@@ -105,7 +114,7 @@ def test_policy_agrees_with_enumeration(task, reference):
 
 
 def test_the_reference_scores_zero_and_has_no_kl(task, reference):
-    got = evaluate(reference, task, reference, per_prompt=2000)
+    got = evaluate(reference, task, reference, sampled(task, reference, 2000), per_prompt=2000)
     assert got.kl.mean == 0.0
     assert got.optimality.low < 0 < got.optimality.high
 
@@ -135,21 +144,26 @@ def test_deterministic_takes_the_likeliest_token(task, reference):
     assert got.completions.tolist() == [["a a", "a a"], ["b b", "b b"]]
 
 
-def test_few_effective_samples_are_warned_of(task):
-    with pytest.warns(TextGymWarning, match=r"rests on .* effective samples"):
-        estimate_optimum(task, UniformReference(np.ones(3, dtype=bool)), beta=0.05, per_prompt=20)
+def test_few_effective_samples_are_no_optimum(task):
+    samples = draw_samples(task, UniformReference(np.ones(3, dtype=bool)), each=20)
+    got = estimated(samples, 0.02, "eval")
+    assert got.value is None
+    assert "effective samples a prompt, 10 are needed" in str(got)
 
 
-def test_beta_must_be_positive(task, reference):
-    with pytest.raises(ValueError, match="beta=0"):
-        estimate_optimum(task, reference, beta=0)
-    with pytest.raises(ValueError, match=r"it is of beta=0\.5, allowed is beta=0\.1"):
-        evaluate(reference, task, reference, estimate_optimum(task, reference), beta=0.1)
+def test_an_optimum_of_another_beta_or_split_is_refused(task, reference):
+    optimum = optimum_of(task, reference=reference)
+    with pytest.raises(ValueError, match=r"it is of beta=0\.5 on 'eval', allowed is beta=0\.1"):
+        evaluate(reference, task, reference, optimum, beta=0.1)
+    with pytest.raises(ValueError, match=r"on .eval., allowed is beta=0\.5 on .train."):
+        evaluate(reference, task, reference, optimum, split="train")
+    with pytest.raises(ValueError, match="beta=-1"):
+        optimum_of(task, reference=reference, beta=-1)
 
 
 def test_soft_maximum_by_hand_and_its_bias():
-    # mean of exp(0) and exp(1) is 1.859; relative variance ((e - 1) / (e + 1))^2 = 0.2135, halved over n = 2
-    want = np.log((1 + np.e) / 2) + 0.5 * ((np.e - 1) / (np.e + 1)) ** 2 / 2
+    # mean of exp(0) and exp(1) is 1.859; relative variance of one draw 2 ((e - 1) / (e + 1))^2 = 0.427, of the mean half
+    want = np.log((1 + np.e) / 2) + 0.5 * ((np.e - 1) / (np.e + 1)) ** 2
     assert soft_maximum(np.array([0.0, 1.0]), 1.0) == pytest.approx(want)
     rng = np.random.default_rng(0)
     draws = (rng.random((4000, 50)) < 0.3).astype(float)  # truth: log(0.7 + 0.3 e)
@@ -173,7 +187,7 @@ def test_bad_per_prompt_is_named(task, reference):
 def test_the_noise_of_a_reward_is_no_gain():
     task = make_task("Noisy")
     exact = solve(task, split="eval")
-    got = estimate_optimum(task, per_prompt=2000)
+    got = sampled(task, make_reference(task), 2000)
     assert got.value.low - 0.02 < exact.objective < got.value.high + 0.02
     assert got.reference.mean == pytest.approx(exact.reference_objective, abs=0.05)
 
@@ -188,7 +202,7 @@ def test_a_greedy_policy_is_charged_for_its_certainty(task, reference):
 
 
 def test_one_completion_a_prompt_has_no_interval(task, reference):
-    got = evaluate(reference, task, reference, per_prompt=1)
+    got = evaluate(reference, task, reference, sampled(task, reference, 200), per_prompt=1)
     assert np.isnan(got.reward.low)
 
 

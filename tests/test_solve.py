@@ -169,7 +169,7 @@ def test_size_guard_counts_before_it_builds(monkeypatch):
 
     monkeypatch.setattr(grow, "_level", forbidden)
     # 2 prompts: 1 + 4 + 3 * 4 + 9 * 4 states each.
-    with pytest.raises(ValueError, match=r"106 states, allowed is max_states=105.*estimate_optimum"):
+    with pytest.raises(ValueError, match=r"106 states, allowed is max_states=105.*optimum_of"):
         prefix_tree(small_task(), max_states=105)
     with pytest.raises(ValueError, match=r"about 10\^\d+ states"):
         solve(small_task(max_new_tokens=4000))

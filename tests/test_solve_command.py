@@ -47,7 +47,7 @@ def test_large_trees_are_not_drawn_and_too_large_ones_refused(capsys):
     code, _, error = run(capsys, "Text-v0", *ENV, "--max-states", "6")
     assert code == 2
     assert "7 states" in error
-    assert "estimate_optimum" in error
+    assert "optimum_of" in error
     code, _, error = run(capsys, "Text-v0", *ENV, "--beta", "-1")
     assert code == 2
     assert "beta=-1" in error

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from solver_tools import Paid, Table, bigram, completions, log_probability, score, small_task
 
-from textgym.evaluate import estimate_optimum, evaluate
+from textgym.evaluate import evaluate
+from textgym.importance import draw_samples
 from textgym.lm.reference import NGramReference, UniformReference
+from textgym.optima import estimated
 from textgym.sampling import play
 from textgym.solve import policy_values, prefix_tree, solve, trajectory_probabilities
 
@@ -91,7 +93,7 @@ def test_sampled_returns_lie_within_four_standard_errors(pay):
 def test_evaluate_agrees_on_the_optimal_policy():
     task, reference = small_task(), bigram()
     solution = solve(task, reference)
-    optimum = estimate_optimum(task, reference, split="train", per_prompt=2000)
+    optimum = estimated(draw_samples(task, reference, split="train", each=2000), task.beta, "train")
     found = evaluate(solution, task, reference, optimum, split="train", per_prompt=2000, seed=2)
     for estimate, exact in ((found.objective, solution.objective), (found.optimality, 1.0)):
         # An interval of 95% spans four standard errors.
@@ -174,7 +176,7 @@ def test_the_estimated_optimum_covers_the_exact_one():
     exact = solve(task, reference, split="eval").objective
     covered = 0
     for seed in range(200):
-        found = estimate_optimum(task, reference, per_prompt=256, seed=seed)
+        found = estimated(draw_samples(task, reference, each=256, seed=seed), task.beta, "eval", seed)
         assert found.effective_samples > 30
         covered += found.value.low <= exact <= found.value.high
     assert covered >= 186  # 93%

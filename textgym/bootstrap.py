@@ -13,14 +13,19 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95% interval, from resampling completions within every prompt."""
+    """A mean and its 95% interval, from resampling completions within every prompt; without width where it is exact."""
 
     mean: float
     low: float
     high: float
 
+    @property
+    def exact(self) -> bool:
+        """Whether the interval has no width."""
+        return self.low == self.mean == self.high
+
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f}" if self.exact else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:

@@ -1,41 +1,43 @@
-"""How good a policy is: reward, KL, the objective J and its optimality, each with a bootstrap interval."""
+"""How good a policy is: reward, KL, the objective J and its optimality, exact or with a bootstrap interval."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.bootstrap import Estimate, Floats, interval, resampled_means, widen
+from textgym.bootstrap import RESAMPLES, Estimate, Floats, interval, resampled_means, widen
+from textgym.importance import expected_returns, soft_maximum
 from textgym.lm.reference import Reference
-from textgym.optima import (
-    Optimum,
-    SampledOptimum,
-    estimate_optimum,
-    exact_optimum,
-    expected_returns,
-    optimality_of,
-    soft_maximum,
-)
+from textgym.optima import Optimum, optimality_of, optimum_of
 from textgym.references import make_reference
+from textgym.rewards import TextGymWarning
 from textgym.sampling import Episodes, play
+from textgym.solve import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
+from textgym.solver.distributions import normalised
+from textgym.solver.tree import per_edge, per_state
 from textgym.task import Task
 
 __all__ = [
     "Estimate",
     "Evaluation",
     "Optimum",
-    "SampledOptimum",
     "distinct",
-    "estimate_optimum",
     "evaluate",
-    "exact_optimum",
     "expected_returns",
     "optimality_of",
+    "optimum_of",
     "soft_maximum",
 ]
+
+MAX_RUNNING = 100_000
+"""Running states up to which J and KL of a policy are exact where the task can be solved."""
+MAX_SEARCHED = 5_000
+"""The same for agents that search before they act."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Evaluation:
     """A policy on held-out prompts. Rewards in reward units, `kl` and `entropy` in nats per sequence,
     `length` in tokens.
 
-    `objective` is J = E[R] - beta E[KL]; `optimality` is (J - J_ref) / (J* - J_ref). Entries are None where
-    the task or the policy has nothing to compute them from. `distinct_n` is the share of different n-grams
-    among all words. `reward_terms` are means over the completions that have the term. `failures` are
-    completions that the reward failed on, by kind.
+    `objective` is J = E[R] - beta E[KL]; `optimality` is (J - J_ref) / (J* - J_ref). Entries are None where the task or
+    the policy has nothing to compute them from. `exact` says that reward, KL, J, entropy, length and stop rate are
+    expectations by enumeration: their intervals have no width, and only the completions shown and what is counted in
+    them were sampled. `distinct_n` is the share of different n-grams among all words. `reward_terms` are means over the
+    completions that have the term. `failures` are completions that the reward failed on, by kind.
     """
 
     reward: Estimate
@@ -62,6 +65,7 @@ class Evaluation:
     reward_terms: dict[str, float]
     failures: dict[str, int]
     episodes: Episodes
+    exact: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Everything but the episodes, as JSON values."""
@@ -81,21 +85,29 @@ def evaluate(
     seed: int = 0,
     deterministic: bool = False,
 ) -> Evaluation:
-    """Samples a policy on a split's prompts and scores it.
+    """Score a policy on a split's prompts: by enumeration where the task can be solved, else by sampling.
+
+    J and KL are exact where the optimum is and the task has at most 100,000 running states, 5,000 for an agent that
+    searches (`plans`), which is asked on a copy; `Evaluation.exact` says so.
 
     Args:
         policy: an agent, or anything with `log_probs(observation)` or `act(observation)`.
         reference: pi_ref; None takes the task's.
-        optimum: from `estimate_optimum` or `exact_optimum` with the same split and beta; None estimates it
-            (skipped at beta 0).
+        optimum: from `optimum_of` with the same split and beta; None works it out.
         per_prompt: completions per prompt.
+        seed: of the sampling.
+    Raises: ValueError for an optimum of another beta or split.
+    Warns: TextGymWarning if J lies above J*, both by more than their intervals: then J* was estimated too low.
     """
     beta = (task.beta if optimum is None else optimum.beta) if beta is None else beta
-    if optimum is not None and optimum.beta != beta:
-        raise ValueError(f"optimum: it is of beta={optimum.beta}, allowed is beta={beta}")
+    if optimum is not None and (optimum.beta, optimum.split) != (beta, split):
+        raise ValueError(
+            f"optimum: it is of beta={optimum.beta} on {optimum.split!r}, allowed is beta={beta} on {split!r}"
+        )
+    if optimum is None:
+        optimum = optimum_of(task, reference=reference, beta=beta, split=split, seed=seed)
     reference = make_reference(task) if reference is None else reference
-    if optimum is None and beta > 0:
-        optimum = estimate_optimum(task, reference, beta=beta, split=split, seed=seed)
+    known = None if optimum.solution is None else exact_values(policy, optimum.solution, deterministic)
     episodes = play(
         policy,
         task,
@@ -105,45 +117,142 @@ def evaluate(
         reference=reference,
         deterministic=deterministic,
     )
-
-    returns = expected_returns(task, episodes)
-    objective = returns - beta * episodes.kl
-    # Where the reference is already optimal (or was sampled once), there is nothing to be gained.
-    room = optimum is not None and optimum.value.mean > optimum.reference.mean
-    known = room and not np.isnan(objective).any()
-    measures = {
-        "reward": returns,
-        "gold": episodes.gold,
-        "kl": episodes.kl,
-        "objective": objective,
-        "entropy": episodes.entropy,
-        "length": episodes.lengths.astype(np.float64),
-    }
-    columns = np.stack(list(measures.values()))
-    means = columns.mean(-1) @ episodes.weights
-    replicates = widen(means, resampled_means(columns, seed) @ episodes.weights, per_prompt)  # (R, K)
-    estimates = {
-        name: interval(float(means[column]), replicates[:, column])
-        for column, name in enumerate(measures)
-        if not np.isnan(means[column])
-    }
+    measured = _sampled(policy, task, episodes, beta, split, seed)
+    if known is not None:
+        measured |= _enumerated(task, known)
+    _compare(measured.get("objective"), optimum, task)
+    estimates = {name: estimate for name, (estimate, _) in measured.items()}
+    objective = measured.get("objective")
     return Evaluation(
         reward=estimates["reward"],
         gold=estimates.get("gold"),
         kl=estimates.get("kl"),
         objective=estimates.get("objective"),
-        optimality=optimality_of(estimates["objective"].mean, replicates[:, 3], optimum)
-        if optimum and known
-        else None,
+        optimality=None if objective is None else optimality_of(objective[0].mean, objective[1], optimum),
         entropy=estimates.get("entropy"),
         length=estimates["length"],
-        stop_rate=float(episodes.weights @ episodes.stopped.mean(1)),
+        stop_rate=float(episodes.weights @ episodes.stopped.mean(1)) if known is None else _stop_rate(known),
         distinct_1=distinct(episodes.completions, 1),
         distinct_2=distinct(episodes.completions, 2),
         reward_terms={name: _mean_term(episodes.weights, v) for name, v in episodes.terms.items()},
         failures=episodes.failures,
         episodes=episodes,
+        exact=known is not None,
     )
+
+
+def exact_values(policy: Any, solution: Solution, deterministic: bool = False) -> PolicyValues | None:
+    """Return the exact values of a policy on a solved task; None where it has too many states, or none can be asked.
+
+    Args:
+        policy: with `log_probs(observation)`, or with `edge_log_probs(tree, log_reference)` if it draws whole answers.
+        deterministic: the policy takes its likeliest token everywhere.
+    """
+    tree, searches = solution.tree, bool(getattr(policy, "plans", False))
+    running = sum(len(level.running) for level in tree.levels)
+    if running > (MAX_SEARCHED if searches else MAX_RUNNING):
+        return None
+    if hasattr(policy, "edge_log_probs"):
+        logs = policy.edge_log_probs(tree, solution.log_reference)
+    elif _has_log_probs(policy, tree):
+        logs = edge_log_probs(tree, copy.deepcopy(policy) if searches else policy)
+        logs = tuple(_played(own, tree, depth, deterministic) for depth, own in enumerate(logs))
+    else:
+        return None
+    return evaluate_edges(tree, logs, solution.log_reference, solution.beta, solution.gamma)
+
+
+def _has_log_probs(policy: Any, tree: PrefixTree) -> bool:
+    if not hasattr(policy, "log_probs"):
+        return False
+    asked = copy.deepcopy(policy) if getattr(policy, "plans", False) else policy
+    return asked.log_probs(tree.observations(0, tree.levels[0].running[:1])) is not None
+
+
+def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> Floats:
+    """The log-probabilities of a level's edges as `play` draws from them."""
+    level = tree.levels[depth]
+    top = per_edge(per_state(logs, level, np.maximum), level)
+    # A state whose every legal token has probability 0 is played uniformly, as `restricted` has it.
+    logs = normalised(np.where(np.isneginf(top), 0.0, logs), level)
+    if not deterministic:
+        return logs
+    best = np.flatnonzero(logs == per_edge(per_state(logs, level, np.maximum), level))
+    first = best[np.unique(tree.levels[depth + 1].parent[best], return_index=True)[1]]
+    taken = np.full(len(logs), -np.inf)
+    taken[first] = 0.0
+    return taken
+
+
+Measured = dict[str, tuple[Estimate, Floats]]
+
+
+def _sampled(policy: Any, task: Task, episodes: Episodes, beta: float, split: str, seed: int) -> Measured:
+    """Every measure with its bootstrap replicates (R,), as far as the episodes have it."""
+    returns = expected_returns(task, episodes)
+    measures = {
+        "reward": returns,
+        "gold": episodes.gold,
+        "kl": episodes.kl,
+        "objective": returns - beta * episodes.kl,
+        "entropy": episodes.entropy,
+        "length": episodes.lengths.astype(np.float64),
+    }
+    columns = np.stack(list(measures.values()))
+    means = columns.mean(-1) @ episodes.weights
+    per_prompt = episodes.returns.shape[1]
+    replicates = widen(means, resampled_means(columns, seed) @ episodes.weights, per_prompt)  # (R, K)
+    found = {
+        name: (interval(float(means[column]), replicates[:, column]), replicates[:, column])
+        for column, name in enumerate(measures)
+        if not np.isnan(means[column])
+    }
+    if "kl" not in found and hasattr(policy, "sequence_kl"):
+        kl, drawn = policy.sequence_kl(task, split, seed)
+        mean, spread = float(episodes.weights @ kl), drawn @ episodes.weights
+        worth, objectives = found["reward"][0].mean - beta * mean, found["reward"][1] - beta * spread
+        found["kl"] = interval(mean, spread), spread
+        found["objective"] = interval(worth, objectives), objectives
+    return found
+
+
+def _enumerated(task: Task, values: PolicyValues) -> Measured:
+    """The measures that enumeration gives, without width."""
+    found = {
+        "reward": values.expected_return,
+        "kl": values.kl,
+        "objective": values.objective,
+        "entropy": values.entropy,
+        "length": values.length,
+    }
+    gold = task.gold is not None and task.gold in (task.reward, getattr(task.reward, "expected", None))
+    if gold and task.gamma == 1 and task.scorer.pay == "end":
+        found["gold"] = values.expected_return
+    return {name: (Estimate(x, x, x), np.full(RESAMPLES, x)) for name, x in found.items()}
+
+
+def _stop_rate(values: PolicyValues) -> float:
+    """The probability that an answer ends by a stop id."""
+    tree, total = values.tree, 0.0
+    for depth in range(1, len(tree.levels)):
+        level = tree.levels[depth]
+        stopped = level.finished & np.isin(level.action, tree.task.vocabulary.stop_ids)
+        total += float((tree.weights[tree.prompt_of[depth]] * values.reach[depth])[stopped].sum())
+    return total
+
+
+def _compare(objective: tuple[Estimate, Floats] | None, optimum: Optimum, task: Task) -> None:
+    """Say so where a policy is better than the best that is possible."""
+    if objective is None or optimum.value is None or optimum.exact:
+        return
+    floor = objective[0].low
+    if floor > optimum.value.high:
+        warnings.warn(
+            f"J = {objective[0]} of this policy lies above J* = {optimum.value}, which was estimated too low; "
+            f"renew it: python -m textgym_benchmarks.optima {task.name} --proposals FOLDER_OF_THE_POLICY",
+            TextGymWarning,
+            stacklevel=3,
+        )
 
 
 def _mean_term(weights: Floats, values: Floats) -> float:

@@ -1,190 +1,176 @@
-"""J*, the best that any policy can do at a price of KL: estimated from the reference's samples, or solved exactly."""
+"""J*, the best that any policy can do at a price of KL: solved where a task can be solved, else sampled."""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from textgym.bootstrap import RESAMPLES, Estimate, Floats, interval, resampled_means, widen
+from textgym.bootstrap import RESAMPLES, Estimate, Floats, interval
+from textgym.committed import committed_samples
+from textgym.importance import Samples, draw_samples, tilt
 from textgym.lm.reference import Reference
 from textgym.references import make_reference
-from textgym.rewards import TextGymWarning
-from textgym.rewards.blurred import NOISE
-from textgym.sampling import Episodes, play
-from textgym.solve import MAX_STATES, solve
+from textgym.solve import MAX_STATES, Solution, UnsolvableError, solve
+from textgym.solver.settings import check_beta
 from textgym.task import Task
 
-_ENOUGH = 30
+ENOUGH = 10
+"""Effective samples a prompt below which an estimate of J* is not shown."""
+WELL_KNOWN = 30
+"""Effective samples a prompt from which trained policies need not be sampled as well."""
+MAX_MASKED = 50_000
+"""States up to which a task with a mask is solved here: it has to be asked in every one of them."""
+UNSEEN = 0.1
+"""The greatest share of prompts of which no completion was rewarded above the others."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Optimum:
     """The ends of the scale that policies are measured on: J* of a task, and J of its reference.
 
     Attributes:
-        value: J*, reward units. reference: J of the reference itself.
-        beta: reward units per nat.
+        value: J*, reward units; None where it is not known.
+        reference: J of the reference; None where nothing was sampled.
+        beta: reward units per nat. split: whose prompts.
         replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together; all the same where
-            they are exact.
-        effective_samples: weighted harmonic mean over prompts of (sum w)^2 / sum w^2 with w = exp(R / beta): the
-            number of samples a prompt that carry the estimate. Below 30 it is not to be trusted. None where J* is
-            exact.
+            they are exact, NaN where J* is not known.
+        effective_samples: weighted harmonic mean over prompts of the number of samples that carry the estimate; None
+            where J* is exact.
+        unknown: why J* is not known; "" where it is.
+        solution: V*, Q* and pi*, where the task was solved. samples: what J* was estimated from.
+        committed: whether these samples came with the package.
     """
 
-    value: Estimate
-    reference: Estimate
+    value: Estimate | None
+    reference: Estimate | None
     beta: float
-    replicates: Floats
-    effective_samples: float | None
+    split: str
+    replicates: Floats = field(repr=False)
+    effective_samples: float | None = None
+    unknown: str = ""
+    solution: Solution | None = field(default=None, repr=False)
+    samples: Samples | None = field(default=None, repr=False)
+    committed: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether it was solved, not estimated."""
-        return self.effective_samples is None
+        return self.solution is not None
 
-    @classmethod
-    def certain(cls, value: float, reference: float, beta: float) -> Optimum:
-        """One that is known: its intervals have no width."""
-        replicates = np.tile([reference, value], (RESAMPLES, 1))
-        best, base = Estimate(value, value, value), Estimate(reference, reference, reference)
-        return Optimum(best, base, beta, replicates, None)
-
-
-@dataclass(frozen=True)
-class SampledOptimum(Optimum):
-    """An `Optimum` from samples of the reference.
-
-    Attributes:
-        returns: (P, n) sampled returns; weights: (P,) probabilities of the prompts. episodes: the samples.
-    """
-
-    effective_samples: float
-    returns: Floats
-    weights: Floats
-    episodes: Episodes
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"J* not known ({self.unknown})"
+        how = "exact" if self.exact else f"{self.effective_samples:.0f} effective samples a prompt"
+        return f"J* = {self.value}, J of the reference = {self.reference}, at beta = {self.beta:g} ({how})"
 
 
-def exact_optimum(
+def optimum_of(
     task: Task,
-    reference: Reference | None = None,
-    *,
-    beta: float | None = None,
-    split: str = "eval",
-    max_states: int = MAX_STATES,
-) -> Optimum:
-    """J* and J of the reference by backward induction over the task's states.
-
-    Args:
-        reference: None takes the task's. beta: >= 0, reward units per nat; None takes the task's.
-        max_states: of the tree of states.
-    Raises: UnsolvableError if the task cannot be solved, and what else `textgym.solve.solve` raises.
-    """
-    solution = solve(task, reference, beta=beta, split=split, max_states=max_states)
-    return Optimum.certain(solution.objective, solution.reference_objective, solution.beta)
-
-
-def estimate_optimum(
-    task: Task,
+    proposals: Sequence[Any] = (),
     reference: Reference | None = None,
     *,
     beta: float | None = None,
     split: str = "eval",
     per_prompt: int = 128,
     seed: int = 0,
-) -> SampledOptimum:
-    """J* = E_x[beta log E_{y ~ ref} exp(R / beta)] from samples of the reference.
+) -> Optimum:
+    """Return J* and J of the reference: solved where that can be done, else estimated.
 
-    A log of a mean is biased low; the leading bias, beta / (2 effective samples), is taken out.
+    For a shipped task whose samples are committed these serve, at any beta, so that everybody has the same J*. A task
+    that can be solved is solved. Any other is estimated by importance sampling from a mixture of the reference and the
+    proposals. Nothing is trained here.
 
     Args:
-        beta: > 0, reward units per nat; None takes the task's.
-        per_prompt: completions sampled of every prompt of `split`.
-    Raises: ValueError if beta is not positive (then J* is the greatest reward, which samples cannot tell).
-    Warns: TextGymWarning if fewer than 30 samples a prompt carry the estimate.
-    Source: Korbak et al. (2022), arXiv:2205.11275, section 3.
+        proposals: policies that somebody has trained, with `log_probs(observation)`: they find what the reference
+            seldom writes. They change how sure J* is, not what it is.
+        reference: pi_ref; None takes the task's.
+        beta: >= 0, reward units per nat; None takes the task's.
+        per_prompt: completions that the reference and each proposal write to a prompt, where J* is estimated.
+        seed: of the sampling.
+    Returns: J* is "not known" (`value` None) at beta = 0 without a solution, below 10 effective samples a prompt, and
+        where no completion of some prompts was paid more than the others: if the reward declares no `maximum`, or they
+        weigh more than a tenth.
+    Raises: ValueError for a beta out of range or a proposal without log-probabilities.
     """
-    beta = task.beta if beta is None else beta
-    if not beta > 0:
-        raise ValueError(f"beta={beta!r}: allowed is a number > 0 (reward units per nat)")
+    beta = check_beta(task, beta)
+    samples = None if reference is not None or not beta else committed_samples(task, split)
+    if samples is None:
+        try:
+            limit = MAX_MASKED if task.mask else MAX_STATES
+            return solved(solve(task, reference, beta=beta, split=split, max_states=limit))
+        except UnsolvableError as error:
+            if not beta:
+                return _unknown(None, beta, split, f"at beta = 0 it is the greatest reward, and {error}")
+    if samples is not None:
+        return replace(estimated(samples, beta, split), committed=True)
     policy = make_reference(task) if reference is None else reference
-    episodes = play(policy, task, split=split, per_prompt=per_prompt, seed=seed)
-    returns, weights = expected_returns(task, episodes), episodes.weights
-    tilted = np.exp((returns - returns.max(1, keepdims=True)) / beta)
-    effective = tilted.sum(1) ** 2 / np.square(tilted).sum(1)
-    ess = float(1.0 / np.sum(weights / effective))
-    if ess < _ENOUGH:
-        warnings.warn(
-            f"J* at beta={beta} rests on {ess:.1f} effective samples a prompt (below {_ENOUGH}): "
-            f"raise per_prompt (now {per_prompt}) or beta",
-            TextGymWarning,
-            stacklevel=2,
-        )
-    estimates = np.array([weights @ returns.mean(1), weights @ soft_maximum(returns, beta)])
-    replicates = widen(estimates, _optimum_replicates(returns, weights, beta, seed), per_prompt)
-    return SampledOptimum(
-        value=interval(float(estimates[1]), replicates[:, 1]),
-        reference=interval(float(estimates[0]), replicates[:, 0]),
-        effective_samples=ess,
-        beta=beta,
-        returns=returns,
-        weights=weights,
-        replicates=replicates,
-        episodes=episodes,
+    drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed)
+    return estimated(drawn, beta, split, seed)
+
+
+def solved(solution: Solution) -> Optimum:
+    """The scale of a task that was solved: nothing on it has an interval."""
+    best, base = solution.objective, solution.reference_objective
+    return Optimum(
+        value=Estimate(best, best, best),
+        reference=Estimate(base, base, base),
+        beta=solution.beta,
+        split=solution.tree.split,
+        replicates=np.tile([base, best], (RESAMPLES, 1)),
+        solution=solution,
     )
 
 
-def expected_returns(task: Task, episodes: Episodes) -> Floats:
-    """Returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
-
-    A noisy reward names its noise by a term `noise`; without one, the gold reward counts as its expectation.
-
-    Raises: ValueError for a noisy task that has neither.
-    """
-    if not task.noisy:
-        return episodes.returns
-    if NOISE in episodes.terms:
-        noise = np.nan_to_num(episodes.terms[NOISE])  # none was paid where the reward abstained or failed
-        return np.asarray(episodes.returns - noise * task.gamma ** (episodes.lengths - 1))
-    if np.isnan(episodes.gold).any():
-        raise ValueError(
-            f"task {task.name!r}: its reward is noisy; allowed is one with the expectation as gold"
+def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optimum:
+    """The scale that samples tell of at one beta > 0; see `optimum_of` for when J* is not known."""
+    found = tilt(samples, beta, seed)
+    effective = float(1.0 / np.sum(samples.weights / found.effective_samples))
+    reference = interval(float(samples.weights @ found.references), found.replicates[:, 0])
+    unseen = float(samples.weights[found.unseen].sum())
+    reason = ""
+    if unseen and samples.maximum is None:
+        reason = (
+            f"all completions of {unseen:.0%} of the prompts earned the same, "
+            "and the reward declares no `maximum`"
         )
-    return np.asarray(episodes.gold * task.gamma ** (episodes.lengths - 1))
+    elif unseen > UNSEEN:
+        reason = f"all completions of {unseen:.0%} of the prompts earned the same"
+    elif effective < ENOUGH:
+        reason = f"{effective:.1f} effective samples a prompt, {ENOUGH} are needed"
+    if reason:
+        return _unknown(reference, beta, split, reason, effective, samples)
+    value = interval(float(samples.weights @ found.values), found.replicates[:, 1])
+    return Optimum(value, reference, beta, split, found.replicates, effective, samples=samples)
 
 
-def soft_maximum(returns: Floats, beta: float) -> Floats:
-    """Returns beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
-    top = returns.max(-1, keepdims=True)
-    tilted = np.exp((returns - top) / beta)
-    return _soft_maximum(top[..., 0], tilted.mean(-1), np.square(tilted).mean(-1), returns.shape[-1], beta)
-
-
-def _soft_maximum(top: Floats, mean: Floats, square: Floats, count: int, beta: float) -> Floats:
-    """`soft_maximum` from the means of exp((R - top) / beta) and of its square."""
-    return np.asarray(top + beta * (np.log(mean) + 0.5 * (square / np.square(mean) - 1.0) / count))
-
-
-def _optimum_replicates(returns: Floats, weights: Floats, beta: float, seed: int) -> Floats:
-    top = returns.max(-1, keepdims=True)
-    tilted = np.exp((returns - top) / beta)
-    base, mean, square = resampled_means(np.stack([returns, tilted, np.square(tilted)]), seed + 1).swapaxes(
-        0, 1
-    )
-    best = _soft_maximum(top[:, 0], mean, square, returns.shape[1], beta)
-    return np.stack([base @ weights, best @ weights], axis=1)
-
-
-def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate:
-    """(J - J_ref) / (J* - J_ref) with its interval.
+def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:
+    """Return (J - J_ref) / (J* - J_ref) with its interval; None where J* is not known or the reference attains it.
 
     Args:
-        objective: J, reward units. replicates: (R,) bootstrap replicates of it.
-        optimum: J* and J_ref, estimated from as many replicates.
+        objective: J, reward units. replicates: (R,) bootstrap replicates of it; all the same where it is exact.
     """
+    if optimum.value is None or optimum.reference is None:
+        return None
+    room = optimum.value.mean - optimum.reference.mean
+    if not room > 0 or np.isnan(objective):
+        return None
     base, best = optimum.replicates.T
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (replicates - base) / (best - base)
-    room = optimum.value.mean - optimum.reference.mean
-    return interval((objective - optimum.reference.mean) / room, ratios)
+    score = (objective - optimum.reference.mean) / room
+    return Estimate(score, score, score) if np.ptp(ratios) == 0 else interval(score, ratios)
+
+
+def _unknown(
+    reference: Estimate | None,
+    beta: float,
+    split: str,
+    reason: str,
+    effective: float | None = None,
+    samples: Samples | None = None,
+) -> Optimum:
+    nothing = np.full((RESAMPLES, 2), np.nan)
+    return Optimum(None, reference, beta, split, nothing, effective, reason, samples=samples)

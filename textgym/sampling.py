@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -23,7 +24,9 @@ class Policy(Protocol):
     def log_probs(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]] | None:
         """Next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
 
-        Such a policy may have an attribute `sequence_kl`: its KL to the reference in nats per whole answer.
+        Such a policy may have `sequence_kl(task, split, seed) -> (kl, replicates)`: its KL to the reference in nats per
+        whole answer for every prompt (P,), and bootstrap replicates of it (R, P). One whose answers are drawn whole may
+        have `edge_log_probs(tree, log_reference)`, its log-probability on every edge of a task's prefix tree.
         """
 
 
@@ -34,11 +37,12 @@ class Episodes:
     Attributes:
         returns: discounted sum of rewards, reward units.
         gold: gold reward, NaN where the task has none.
-        kl: sum over the states visited of KL(pi || ref), nats; the policy's `sequence_kl` where it has no
-            log-probabilities; NaN without that or without a reference.
+        kl: sum over the states visited of KL(pi || ref), nats; NaN without log-probabilities or without a reference.
         entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
         lengths: tokens. stopped: ended by a stop id.
         completions: texts. terms: reward term -> values.
+        tokens: (P, n, T) int64, what was written, -1 behind the end. log_probs: (P, n, K) sums of the log-probabilities
+            of what was written under each of K policies, nats; K = 0 where none was asked for.
         weights: (P,) probability of each prompt. prompts: their texts.
         failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
         answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
@@ -52,6 +56,8 @@ class Episodes:
     lengths: NDArray[np.int64]
     stopped: NDArray[np.bool_]
     completions: NDArray[np.object_]
+    tokens: NDArray[np.int64]
+    log_probs: NDArray[np.float64]
     terms: dict[str, NDArray[np.float64]]
     weights: NDArray[np.float64]
     prompts: tuple[str, ...]
@@ -68,6 +74,7 @@ def play(
     seed: int = 0,
     reference: Reference | None = None,
     deterministic: bool = False,
+    others: Sequence[Any] = (),
 ) -> Episodes:
     """Samples `per_prompt` completions of every prompt of a split.
 
@@ -77,15 +84,19 @@ def play(
         policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
         reference: for the KL; None leaves it NaN.
         deterministic: take the likeliest token instead of drawing.
-    Raises: ValueError if `per_prompt` < 1.
+        others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
+            KL and entropy are those of the policy that wrote; `log_probs` has all of them.
+    Raises: ValueError if `per_prompt` < 1, or one of several policies has no log-probabilities.
     """
     if per_prompt < 1:
         raise ValueError(f"per_prompt={per_prompt!r}: allowed is an integer >= 1")
-    prompts = task.prompt_set(split)
-    order = np.repeat(np.arange(len(prompts.texts)), per_prompt)
-    recorder = _Recorder(task, split, policy, reference, deterministic)
-    shape = (len(prompts.texts), per_prompt)
-    return _play(recorder, order, seed, shape, np.asarray(prompts.weights), tuple(prompts.texts))
+    prompts, policies = task.prompt_set(split), [policy, *others]
+    count = per_prompt * len(policies)
+    order = np.repeat(np.arange(len(prompts.texts)), count)
+    recorder = _Recorder(task, split, policies, reference, deterministic)
+    writers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(prompts.texts))
+    shape = (len(prompts.texts), count)
+    return _play(recorder, order, seed, shape, np.asarray(prompts.weights), tuple(prompts.texts), writers)
 
 
 def play_prompts(
@@ -112,9 +123,10 @@ def play_prompts(
         raise ValueError(f"prompt_index: {order.dtype} {order.shape} array, allowed are one or more integers")
     if order.min() < 0 or order.max() >= len(texts):
         raise ValueError(f"prompt_index: holds {order.min()}..{order.max()}, allowed is 0..{len(texts) - 1}")
-    recorder = _Recorder(task, split, policy, reference, deterministic)
+    recorder = _Recorder(task, split, [policy], reference, deterministic)
     weights = np.full(len(order), 1.0 / len(order))
-    return _play(recorder, order, seed, (len(order), 1), weights, tuple(texts[i] for i in order))
+    writers = np.zeros(len(order), dtype=np.int64)
+    return _play(recorder, order, seed, (len(order), 1), weights, tuple(texts[i] for i in order), writers)
 
 
 def _play(
@@ -124,19 +136,24 @@ def _play(
     shape: tuple[int, int],
     weights: NDArray[np.float64],
     texts: tuple[str, ...],
+    writers: NDArray[np.int64],
 ) -> Episodes:
     generator = np.random.default_rng([seed, 3])
     # Looking at a policy must not move a reward that learns, such as a running normalisation.
     scorer = recorder.task.scorer
     before, tokens = scorer.state_dict(), scorer.tokens
     parts = []
-    for start in range(0, len(order), _ROWS_AT_ONCE):
-        recorder.run(order[start : start + _ROWS_AT_ONCE], generator)
-        parts.append((recorder.arrays, recorder.terms))
-    failures = dict(scorer.failures - Counter(before["failures"]))
-    scorer.load_state_dict(before)
+    try:
+        for start in range(0, len(order), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            recorder.run(order[part], generator, writers[part])
+            parts.append((recorder.arrays, recorder.terms))
+        failures = dict(scorer.failures - Counter(before["failures"]))
+    finally:
+        scorer.load_state_dict(before)
     names = [field.name for field in fields(Episodes) if field.name in parts[0][0]]
-    arrays = {name: np.concatenate([part[name] for part, _ in parts]).reshape(shape) for name in names}
+    joined = {name: np.concatenate([part[name] for part, _ in parts]) for name in names}
+    arrays = {name: array.reshape(shape + array.shape[1:]) for name, array in joined.items()}
     terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
     answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(order)
     return Episodes(
@@ -148,29 +165,38 @@ class _Recorder:
     """One batch of episodes and what was seen of them."""
 
     def __init__(
-        self, task: Task, split: str, policy: Any, reference: Reference | None, deterministic: bool
+        self,
+        task: Task,
+        split: str,
+        policies: Sequence[Any],
+        reference: Reference | None,
+        deterministic: bool,
     ) -> None:
-        self.task, self._split, self._policy = task, split, policy
+        self.task, self._split, self._policies = task, split, policies
         self._reference, self._deterministic = reference, deterministic
         self.arrays: dict[str, NDArray[Any]] = {}
         self.terms: dict[str, NDArray[np.float64]] = {}
 
-    def run(self, prompt_index: NDArray[np.int64], generator: np.random.Generator) -> None:
-        """Plays one episode from each of these prompts, and starts the records anew."""
+    def run(
+        self, prompt_index: NDArray[np.int64], generator: np.random.Generator, writers: NDArray[np.int64]
+    ) -> None:
+        """Plays one episode from each of these prompts, by the policy of that number; starts the records anew."""
         count = len(prompt_index)
         env = TokenVectorEnv(self.task, count, split=self._split, autoreset_mode=AutoresetMode.DISABLED)
         observation, _ = env.reset(
             seed=int(generator.integers(2**31)), options={"prompt_index": prompt_index}
         )
         self._start(count)
-        active, discount = np.ones(count, dtype=np.bool_), 1.0
+        active, discount, step = np.ones(count, dtype=np.bool_), 1.0, 0
         while active.any():
             masks = env.action_masks()[active] if self.task.mask is not None else None
-            actions = self._act(observation, active, masks, generator)
+            actions = self._act(observation, active, masks, generator, writers)
+            self.arrays["tokens"][active, step] = actions[active]
             observation, rewards, terminated, truncated, infos = env.step(actions)
             self.arrays["returns"] += discount * rewards
             self.arrays["lengths"] += active
             discount *= self.task.gamma
+            step += 1
             self._finish(infos)
             active &= ~(terminated | truncated)
         env.close()
@@ -184,6 +210,8 @@ class _Recorder:
             "lengths": np.zeros(count, dtype=np.int64),
             "stopped": np.zeros(count, dtype=np.bool_),
             "completions": np.full(count, "", dtype=object),
+            "tokens": np.full((count, self.task.max_new_tokens), -1, dtype=np.int64),
+            "log_probs": np.zeros((count, len(self._policies) if len(self._policies) > 1 else 0)),
         }
         self.terms = {}
 
@@ -193,15 +221,20 @@ class _Recorder:
         active: NDArray[np.bool_],
         masks: NDArray[np.bool_] | None,
         generator: np.random.Generator,
+        writers: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        log_probs = self._policy.log_probs(observation)
+        asked = [policy.log_probs(observation) for policy in self._policies]
         uniforms = generator.random(len(active))
-        if log_probs is None:
-            known = getattr(self._policy, "sequence_kl", np.nan) if self._reference is not None else np.nan
-            self.arrays["kl"][:], self.arrays["entropy"][:] = known, np.nan
-            return np.asarray(self._policy.act(observation, deterministic=self._deterministic))
+        if asked[0] is None:
+            if len(asked) > 1:
+                raise ValueError(
+                    f"policy={self._policies[0]!r:.80} has no log-probabilities; among several all need them"
+                )
+            self.arrays["kl"][:], self.arrays["entropy"][:] = np.nan, np.nan
+            return np.asarray(self._policies[0].act(observation, deterministic=self._deterministic))
         rows = np.flatnonzero(active)
-        logs = restricted(np.asarray(log_probs[rows]), masks)
+        several = np.stack([restricted(_table(logs, self._policies)[rows], masks) for logs in asked])
+        logs = several[0] if len(several) == 1 else several[writers[rows], np.arange(len(rows))]
         actions = np.zeros(len(active), dtype=np.int64)
         if self._deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
@@ -218,6 +251,8 @@ class _Recorder:
             against = np.where(probs > 0, against, 0.0)
             self.arrays["kl"][rows] += np.einsum("nv,nv->n", probs, finite - against)
         actions[rows] = _draw(probs, uniforms[rows])
+        if len(several) > 1:
+            self.arrays["log_probs"][rows] += several[:, np.arange(len(rows)), actions[rows]].T
         return actions
 
     def _finish(self, infos: dict[str, Any]) -> None:
@@ -231,6 +266,12 @@ class _Recorder:
         for name, values in infos["reward_terms"].items():
             if not name.startswith("_"):
                 self.terms.setdefault(name, np.full(len(self.arrays["returns"]), np.nan))[rows] = values[rows]
+
+
+def _table(logs: NDArray[np.floating[Any]] | None, policies: Sequence[Any]) -> NDArray[np.floating[Any]]:
+    if logs is None:
+        raise ValueError(f"others={list(policies[1:])!r:.200}: each needs log-probabilities, one has none")
+    return np.asarray(logs)
 
 
 def _draw(probs: NDArray[np.floating[Any]], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Exact answers on small token MDPs: the optimum, the values of any policy, and the probability of every trajectory.
 
-Large tasks have `textgym.evaluate.estimate_optimum` instead.
+`textgym.optima.optimum_of` serves tasks of any size.
 """
 
 from textgym.solver.distributions import edge_log_probs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,33 +17,33 @@ NUMBERS = ("stop_rate", "distinct_1", "distinct_2")
 
 
 def evaluation_row(evaluation: Evaluation) -> Metrics:
-    """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval where it has one.
+    """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval unless it is exact.
 
-    `eval/failures/KIND` counts the completions that the reward failed on, `eval/answer_tokens` the tokens of those that
-    the policy had scored for an answer (a mean).
+    `eval/exact` says whether reward, KL and J are expectations by enumeration. `eval/failures/KIND` counts the
+    completions that the reward failed on, `eval/answer_tokens` the tokens of those that the policy had scored for an
+    answer (a mean).
     """
     row: Metrics = {}
     for name in ESTIMATES:
         estimate: Estimate | None = getattr(evaluation, name)
         if estimate is not None:
             row[f"eval/{name}"] = estimate.mean
-            row[f"eval/{name}_low"], row[f"eval/{name}_high"] = estimate.low, estimate.high
+            if not estimate.exact:
+                row[f"eval/{name}_low"], row[f"eval/{name}_high"] = estimate.low, estimate.high
     row |= {f"eval/{name}": getattr(evaluation, name) for name in NUMBERS}
-    row["eval/answer_tokens"] = evaluation.episodes.answer_tokens
+    row |= {"eval/exact": evaluation.exact, "eval/answer_tokens": evaluation.episodes.answer_tokens}
     row |= {f"eval/terms/{name}": value for name, value in evaluation.reward_terms.items()}
     return row | {f"eval/failures/{kind}": count for kind, count in evaluation.failures.items()}
 
 
-def optimum_summary(optimum: Optimum | None) -> dict[str, Any] | None:
-    """J* and the reference's J as JSON values; None without an optimum."""
-    if optimum is None:
-        return None
-    return {
-        "value": vars(optimum.value),
-        "reference": vars(optimum.reference),
-        "effective_samples": optimum.effective_samples,
-        "beta": optimum.beta,
+def optimum_summary(optimum: Optimum) -> dict[str, Any]:
+    """J* and the reference's J as JSON values; `value` is None, and `unknown` the reason, where J* is not known."""
+    estimates = {
+        name: None if estimate is None else asdict(estimate)
+        for name, estimate in (("value", optimum.value), ("reference", optimum.reference))
     }
+    numbers = {"effective_samples": optimum.effective_samples, "beta": optimum.beta}
+    return estimates | numbers | {"exact": optimum.exact, "unknown": optimum.unknown}
 
 
 def spread(weights: NDArray[np.float64], count: int) -> list[int]:

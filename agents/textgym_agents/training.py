@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from textgym.evaluate import Evaluation, Optimum, estimate_optimum, evaluate
+from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
 from textgym_agents.curves import draw_curves
 from textgym_agents.fixed import reference_of
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.looking import at_rest
 from textgym_agents.measures import evaluation_row, optimum_summary, sample_rows
 from textgym_agents.meter import LearningMeter
+from textgym_agents.optima import keep_optimum, kept_optimum, needs_proposals, proposals_of, unsettled
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.runs import RunFolder
@@ -40,7 +42,7 @@ class TrainResult:
     Attributes:
         before, after: flat measures before and after learning, under `eval/...`.
         first: the evaluation before learning; None in a run that was resumed. last: the one after it.
-        optimum: J*; None at beta 0. seconds: wall time, of all parts of the run.
+        optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
         learned: what learning has cost, see `LearningMeter.row`. iterations, episodes: how far it came.
     """
 
@@ -48,7 +50,7 @@ class TrainResult:
     after: Metrics
     first: Evaluation | None
     last: Evaluation
-    optimum: Optimum | None
+    optimum: Optimum
     seconds: float
     learned: Metrics
     iterations: int
@@ -96,6 +98,7 @@ class Training:
         own = getattr(self._agent, "own_reference", lambda: None)
         self.has_own_reference = own() is not None
         self._optimum: Optimum | None = None
+        self._unsettled = False
         self._meter = LearningMeter(self._env)
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._first: Evaluation | None = None
@@ -108,7 +111,9 @@ class Training:
         Args:
             out: a new folder; not looked at in a run that is resumed.
             watcher: is told what happens.
-            optimum: J* on the held-out prompts at this reference and beta; None estimates it, where beta > 0.
+            optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
+                completions do not tell it, that is after learning, with the trained policy's among them: until then
+                evaluations have a J and no optimality.
         Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C.
         """
         resumed = self._folder is not None
@@ -132,9 +137,13 @@ class Training:
 
     def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
         settings = self._settings
-        if self._optimum is None and self.beta > 0:
-            watcher.stage("estimating the optimum")
-            self._optimum = self._estimate_optimum()
+        if self._optimum is None:
+            watcher.stage("working out the optimum")
+            kept = kept_optimum(folder.path, self.task, settings.split, self.beta)
+            self._optimum = kept or self._work_out()
+            self._unsettled = needs_proposals(self._optimum)
+            if not self._unsettled:
+                keep_optimum(folder.path, self.task, self._optimum)
         if not folder.metrics():
             watcher.stage("evaluating before learning")
             self._first = self._evaluate(settings.final_per_prompt)
@@ -145,8 +154,7 @@ class Training:
         if self._last is None and not getattr(self._agent, "learns", True):
             self._last = self._first  # what cannot learn is the same after it as before
         if self._last is None:
-            watcher.stage("evaluating after learning")
-            self._last = self._evaluate(settings.final_per_prompt)
+            self._last = self._evaluate_last(folder, watcher)
         return self._finish(folder, watcher, self._last)
 
     def _learn(self, folder: RunFolder, watcher: Watcher) -> None:
@@ -162,8 +170,7 @@ class Training:
             done = self._episodes >= settings.episodes
             evaluation = None
             if done:
-                watcher.stage("evaluating after learning")
-                self._last = evaluation = self._evaluate(settings.final_per_prompt)
+                self._last = evaluation = self._evaluate_last(folder, watcher)
             elif self._is_due(before):
                 evaluation = self._evaluate(settings.eval_per_prompt)
             self._record(folder, watcher, row, evaluation)
@@ -199,6 +206,7 @@ class Training:
         rows = folder.metrics()
         before = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
         after = evaluation_row(last)
+        assert self._optimum is not None
         seconds = float(rows[-1]["seconds"])
         self._draw(folder, watcher)
         folder.finish(
@@ -216,25 +224,38 @@ class Training:
         reached = self._meter.row(), self._iterations, self._episodes
         return TrainResult(before, after, self._first, last, self._optimum, seconds, *reached)
 
-    def _estimate_optimum(self) -> Optimum:
+    def _work_out(self, proposals: Sequence[Agent] = ()) -> Optimum:
         # Always the same samples, so that every run of a task is measured against the same J*.
         per_prompt = self._settings.optimum_per_prompt
-        return estimate_optimum(
+        reference = self.reference if self.has_own_reference else None
+        return optimum_of(
             self.task,
-            self.reference,
+            proposals,
+            reference,
             beta=self.beta,
             split=self._settings.split,
             per_prompt=per_prompt,
-            seed=0,
         )
 
+    def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> Evaluation:
+        if self._unsettled:
+            watcher.stage("working out the optimum, with what was learned")
+            with at_rest(self._agent, self._settings.agent, self._env) as agent:
+                self._optimum = self._work_out(proposals_of(agent, self.task))
+            self._unsettled = False
+            keep_optimum(folder.path, self.task, self._optimum)
+        watcher.stage("evaluating after learning")
+        return self._evaluate(self._settings.final_per_prompt)
+
     def _evaluate(self, per_prompt: int) -> Evaluation:
+        assert self._optimum is not None
+        optimum = unsettled(self._optimum) if self._unsettled else self._optimum
         with at_rest(self._agent, self._settings.agent, self._env) as agent:
             return evaluate(
                 agent,
                 self.task,
                 self.reference,
-                self._optimum,
+                optimum,
                 beta=self.beta,
                 split=self._settings.split,
                 per_prompt=per_prompt,
@@ -279,8 +300,9 @@ class Training:
     def _draw(self, folder: RunFolder, watcher: Watcher) -> None:
         if not self._pictures:
             return
-        optimum = self._optimum
-        levels = (optimum.reference.mean, optimum.value.mean) if optimum is not None else None
+        best = None if self._optimum is None else self._optimum.value
+        base = None if self._optimum is None else self._optimum.reference
+        levels = None if best is None or base is None else (base.mean, best.mean)
         try:
             title = f"{self._settings.agent} on {self._settings.id}"
             draw_curves(folder.metrics(), folder.curve, title, levels, self.beta)

@@ -15,8 +15,8 @@ from textgym_agents.fixed import reference_of
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
 from textgym.commands._flags import env_options
-from textgym.evaluate import Optimum, evaluate
-from textgym_benchmarks.rows import keep, optimum_of
+from textgym.evaluate import Optimum, evaluate, optimum_of
+from textgym_benchmarks.rows import keep
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure(settings: Algorithms, agent: str, seed: int, optimum: Optimum) -> di
 def main() -> None:
     """Measures and prints."""
     settings = tyro.cli(Algorithms, description=__doc__)
-    optimum = optimum_of(settings.id, settings.optimum_per_prompt)
+    optimum = optimum_of(make_env(settings.id, 1).unwrapped.task, per_prompt=settings.optimum_per_prompt)
     table = Table("agent", "mean optimality", "least", "greatest", "spread", "KL, nats", "CPU s")
     for agent in settings.agents:
         rows = []

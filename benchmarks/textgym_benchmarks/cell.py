@@ -31,7 +31,7 @@ from textgym_benchmarks.measures import (
     side_by_side,
     snapshot,
 )
-from textgym_benchmarks.optima import kept_optimum
+from textgym_benchmarks.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
 TUNE_SEEDS = 10_000
@@ -83,7 +83,7 @@ def run_cell(
         "family": task.family,
         "status": "done",
         "error": None,
-        "measures": plain(_measures(cell, plan, run, result, optimum)),
+        "measures": plain(_measures(cell, plan, run, result)),
         "timing": plain(_timing(cell, run, result, clock)),
         "machine": found.pop("machine"),
         "versions": found,
@@ -146,26 +146,25 @@ def _options(cell: Cell) -> dict[str, Any]:
     return dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
 
 
-def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum | None:
+def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum:
     key: dict[str, Any] = {"id": cell.id, "env": plan.env, "reference": "task"}
+    reference = None
     if training.has_own_reference:
+        reference = training.reference
         key["reference"] = {"agent": cell.agent, "config": plan.config, "seed": cell.seed}
     per_prompt = plan.optimum_per_prompt
-    return kept_optimum(folder, key, training.task, training.reference, training.beta, per_prompt, plan.split)
+    return shared_optimum(folder, key, training.task, reference, training.beta, per_prompt, plan.split)
 
 
-def _measures(
-    cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult, optimum: Optimum | None
-) -> dict[str, Any]:
+def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult) -> dict[str, Any]:
     rows = run.metrics()
     points = curve(rows, result.after, result.learned, cell.episodes)
     after = list(sample_rows(result.last, plan.samples))
     before = read_lines(run.path / "samples.jsonl")[: len(after)]
-    summary = optimum_summary(optimum)
     return {
         "before": snapshot(rows[0]),
         "after": snapshot(result.after),
-        "optimum": None if optimum is None or summary is None else summary | {"exact": optimum.exact},
+        "optimum": optimum_summary(result.optimum),
         "curve": points,
         **crossings(points),
         # An agent that never reports has used its budget if it has used the environment at all.

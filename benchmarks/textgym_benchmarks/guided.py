@@ -15,8 +15,8 @@ from textgym_agents.fixed import reference_of
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 from textgym_agents.value_guided import ValueGuided, ValueGuidedConfig
 
-from textgym.evaluate import Optimum, evaluate
-from textgym_benchmarks.rows import keep, optimum_of
+from textgym.evaluate import Optimum, evaluate, optimum_of
+from textgym_benchmarks.rows import keep
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Guided:
 def main() -> None:
     """Measures and prints."""
     settings = tyro.cli(Guided, description=__doc__)
-    optimum = optimum_of(settings.id, settings.optimum_per_prompt)
+    optimum = optimum_of(make_env(settings.id, 1).unwrapped.task, per_prompt=settings.optimum_per_prompt)
     rows: list[dict[str, Any]] = []
     for budget, seed in itertools.product(settings.episodes, range(settings.seeds)):
         for row in _measure(settings, budget, seed, optimum):

@@ -69,14 +69,10 @@ def _measures(folder: RunFolder, finished: Row) -> tuple[dict[str, Any], dict[st
     learned = {name: value for name, value in rows[-1].items() if name.startswith("learning/")}
     episodes = finished["episodes"]
     points = curve(rows, finished["after"], learned, episodes)
-    optimum = finished["optimum"]
-    if optimum is not None:
-        value = optimum["value"]
-        optimum = {**optimum, "exact": value["low"] == value["mean"] == value["high"]}
     measures = {
         "before": snapshot(finished["before"]),
         "after": snapshot(finished["after"]),
-        "optimum": optimum,
+        "optimum": finished["optimum"],
         "curve": points,
         **crossings(points),
         "episodes": episodes,

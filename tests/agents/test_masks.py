@@ -11,8 +11,10 @@ from textgym_agents.rollout import collect, score_reference
 from textgym_agents.targets import token_kl
 
 from textgym import TokenVectorEnv
-from textgym.evaluate import estimate_optimum, evaluate
+from textgym.evaluate import evaluate
+from textgym.importance import draw_samples
 from textgym.lm.reference import restricted
+from textgym.optima import estimated
 from textgym.sampling import play_prompts
 from textgym.solve import policy_values, solve
 
@@ -75,7 +77,8 @@ def test_the_first_ratio_is_one_and_training_improves_the_objective(masked):
 
 def test_evaluation_and_estimated_optimum_agree_with_the_exact_solver(masked):
     agent = tiny_agent(masked)
-    optimum = estimate_optimum(masked, agent.own_reference(), split="train", per_prompt=3000)
+    samples = draw_samples(masked, agent.own_reference(), split="train", each=3000)
+    optimum = estimated(samples, masked.beta, "train")
     found = evaluate(agent, masked, agent.own_reference(), optimum, split="train", per_prompt=3000)
     exact = solve(masked, agent.own_reference())
     assert optimum.value.mean == pytest.approx(exact.objective, abs=0.02)

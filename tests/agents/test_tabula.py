@@ -13,8 +13,7 @@ from textgym_agents.tabula import TOLERANCE, start_model, tiny_model
 from textgym.lm.causal import CausalLM
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.references import has_language_model, make_reference, reference_model
-from textgym.solve import policy_values, prefix_tree
-from textgym.solver.cached import known_optimum
+from textgym.solve import policy_values, prefix_tree, solve
 from textgym.task import make_task
 from textgym.vector import TokenVectorEnv
 
@@ -141,7 +140,9 @@ def test_an_agent_starts_with_no_kl_and_the_reference_s_value(name):
     task = make_task(name)
     agent = LMPPO(task, LMPPOConfig(device="cpu"))
     values = policy_values(task, agent)
-    assert values.objective == pytest.approx(known_optimum(name).reference, abs=1e-5)
+    assert values.objective == pytest.approx(
+        solve(make_task(name), split="eval").reference_objective, abs=1e-5
+    )
     assert values.kl == pytest.approx(0.0, abs=1e-6)
 
 
@@ -149,7 +150,7 @@ def test_ppo_learns_a_diagnostic_without_being_told_anything():
     task = make_task("Bandit", difficulty=3)
     agent = LMPPO(task, LMPPOConfig(device="cpu", learning_rate=3e-3))
     agent.learn(TokenVectorEnv(task, 256, autoreset_mode=AutoresetMode.DISABLED), 4_000)
-    assert known_optimum("Bandit", difficulty=3).optimality(policy_values(task, agent).objective) > 0.9
+    assert solve(task).optimality(policy_values(task, agent).objective) > 0.9
 
 
 def test_it_is_saved_and_read_like_any_other_model(tmp_path):

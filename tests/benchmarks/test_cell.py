@@ -14,7 +14,7 @@ from textgym_agents.runs import RunFolder
 from textgym_benchmarks import cell as cells
 from textgym_benchmarks import optima
 from textgym_benchmarks.cell import goes_on, plan_of, reopened, run_cell
-from textgym_benchmarks.optima import kept_optimum, read_optimum
+from textgym_benchmarks.optima import shared_optimum
 from textgym_benchmarks.results_format import check_result
 from textgym_benchmarks.suite import Cell, Evaluation
 
@@ -257,24 +257,23 @@ def test_what_has_ended_is_counted_once_and_what_runs_not_yet():
     assert counted == [1, 1 + 2, 1 + 2 + 3]
 
 
-def test_an_optimum_is_worked_out_once_and_read_back(tmp_path, monkeypatch):
-    task = make_task("Bandit")
-    for family in ("diagnostics", "text"):  # solved; estimated
-        own = replace(task, family=family)
-        arguments = (tmp_path, {"id": family}, own, make_reference(own), own.beta, 1024)
-        made, read = kept_optimum(*arguments), kept_optimum(*arguments)
-        assert made is not None
-        assert read is not None
-        assert (made.value, made.reference, made.exact) == (read.value, read.reference, read.exact)
-        np.testing.assert_array_equal(made.replicates, read.replicates)
-    assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(ValueError, match="holds the optimum of"):
-        read_optimum(next(tmp_path.iterdir()), {"id": "another"})
-    # Another version of TextGym works its own out.
+def test_a_sampled_optimum_is_drawn_once_and_read_back(tmp_path, monkeypatch):
+    own = make_task("Text", prompts=["a", "b"], reward={"name": "length", "target": 3}, beta=1.0)
+    arguments = (tmp_path, {"id": "own"}, own, None, own.beta, 16)
+    made, read = shared_optimum(*arguments), shared_optimum(*arguments)
+    assert (made.value, made.reference) == (read.value, read.reference)
+    assert made.value is not None
+    assert len(list(tmp_path.iterdir())) == 1
+    # Another version of TextGym draws its own.
     monkeypatch.setattr(optima, "versions", lambda: {"textgym": "0.0.0"})
-    kept_optimum(tmp_path, {"id": "text"}, task, make_reference(task), task.beta, 1024)
-    assert len(list(tmp_path.iterdir())) == 3
-    # At beta = 0 the exact one is the greatest reward; samples have none.
-    assert kept_optimum(tmp_path, {}, task, make_reference(task), 0.0, 8).value.mean == pytest.approx(1.0)
-    own = replace(task, family="text")
-    assert kept_optimum(tmp_path, {"id": "none"}, own, make_reference(own), 0.0, 8) is None
+    shared_optimum(*arguments)
+    assert len(list(tmp_path.iterdir())) == 2
+    # At beta = 0 the optimum is the greatest reward, which samples cannot tell.
+    assert shared_optimum(tmp_path, {"id": "none"}, own, None, 0.0, 8).value is None
+
+
+def test_what_can_be_solved_is_solved_and_not_kept(tmp_path):
+    task = make_task("Bandit")
+    assert shared_optimum(tmp_path, {}, task, None, task.beta, 8).exact
+    assert shared_optimum(tmp_path, {}, task, None, 0.0, 8).value.mean == pytest.approx(1.0)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import textgym  # noqa: F401  (registers the ids)
-from textgym.evaluate import estimate_optimum, evaluate
+from textgym.evaluate import evaluate
+from textgym.importance import draw_samples, tilt
+from textgym.optima import estimated
 from textgym.references import make_reference
 from textgym.rewards import make_reward
 from textgym.task import make_task
@@ -59,8 +61,7 @@ def test_the_measures_are_those_without_the_noise() -> None:
     """The same completions (the same seed) under both rewards: reward and J* must not see the noise."""
     plain, noisy = (make_task("Helpful", reward=reward, max_new_tokens=4) for reward in ("rules", NOISY))
     reference = make_reference(plain)
-    bare = estimate_optimum(plain, reference, per_prompt=2)
-    blurred = estimate_optimum(noisy, reference, per_prompt=2)
-    assert blurred.value.mean == pytest.approx(bare.value.mean, abs=1e-12)
-    found = evaluate(reference, noisy, reference, blurred, per_prompt=2)
+    bare, blurred = (draw_samples(task, reference, each=2) for task in (plain, noisy))
+    np.testing.assert_allclose(tilt(blurred, 0.05).values, tilt(bare, 0.05).values, atol=1e-12)
+    found = evaluate(reference, noisy, reference, estimated(blurred, 0.05, "eval"), beta=0.05, per_prompt=2)
     assert found.reward.mean == pytest.approx(found.gold.mean, abs=1e-12)

@@ -12,7 +12,6 @@ import pytest
 from textgym.lm.reference import Reference
 from textgym.references import make_reference
 from textgym.solve import solve
-from textgym.solver.cached import known_optimum
 from textgym.task import Task, make_task
 
 SMALL = [
@@ -78,9 +77,9 @@ def by_enumeration(task: Task, split: str) -> tuple[float, float]:
 @pytest.mark.parametrize(("name", "options"), SMALL)
 def test_the_solver_finds_what_listing_every_completion_finds(name: str, options: dict[str, Any]) -> None:
     best, base = by_enumeration(make_task(name, **options), "eval")
-    known = known_optimum(name, **options)
+    known = solve(make_task(name, **options), split="eval")
     assert known.objective == pytest.approx(best, rel=1e-10)
-    assert known.reference == pytest.approx(base, rel=1e-10)
+    assert known.reference_objective == pytest.approx(base, rel=1e-10)
     assert known.optimality(base) == pytest.approx(0.0, abs=1e-9)
     assert known.optimality(best) == pytest.approx(1.0, abs=1e-9)
 
@@ -102,9 +101,9 @@ def one_of(share: float, beta: float) -> float:
     ],
 )
 def test_default_difficulties_by_formula(name: str, share: float, beta: float) -> None:
-    known = known_optimum(name)
+    known = solve(make_task(name), split="eval")
     assert known.objective == pytest.approx(one_of(share, beta), rel=1e-10)
-    assert known.reference == pytest.approx(share, rel=1e-10)
+    assert known.reference_objective == pytest.approx(share, rel=1e-10)
     assert known.beta == beta
 
 
@@ -112,16 +111,18 @@ def test_words_that_are_paid_one_by_one_add_up() -> None:
     # Each of three words earns 1/3 with probability 1/6, apart from the others.
     word = 0.1 * math.log((math.exp(1 / 0.3) + 5) / 6)
     for name in ("Copy", "Reverse"):
-        assert known_optimum(name, split="train").objective == pytest.approx(3 * word, rel=1e-10)
+        assert solve(make_task(name), split="train").objective == pytest.approx(3 * word, rel=1e-10)
     spelt = 0.1 * math.log((math.exp(1 / 0.3) + 3) / 4)
-    assert known_optimum("Noisy").objective == pytest.approx(3 * spelt, rel=1e-10)
+    assert solve(make_task("Noisy"), split="eval").objective == pytest.approx(3 * spelt, rel=1e-10)
     for difficulty, scale in enumerate((1.0, 10.0, 0.1, 100.0, 0.01)):
-        known = known_optimum("Scale", difficulty=difficulty)
+        known = solve(make_task("Scale", difficulty=difficulty), split="eval")
         assert known.objective == pytest.approx(3 * spelt * scale, rel=1e-10)
 
 
 def test_big_vocab_has_one_optimum_for_every_v() -> None:
-    values = [known_optimum("BigVocab", difficulty=difficulty).objective for difficulty in range(7)]
+    values = [
+        solve(make_task("BigVocab", difficulty=difficulty), split="eval").objective for difficulty in range(7)
+    ]
     assert values[:6] == pytest.approx([values[0]] * 6, rel=1e-10)
     assert values[6] == pytest.approx(one_of(3142 / 50257, 0.1), rel=1e-10)
 
@@ -140,10 +141,3 @@ def test_deceptive_s_optimum_is_far_and_its_bait_is_near() -> None:
     # From the first word on, a policy that follows the reference afterwards gains more by going near.
     values = solution.reference.action_values[0]
     assert values[0] - values[1] == pytest.approx(0.5 / 8 - 2**-7, abs=1e-12)
-
-
-def test_an_optimum_is_solved_once() -> None:
-    assert known_optimum("Stop", difficulty=3, beta=0.3) is known_optimum("Stop", beta=0.3, difficulty=3)
-    assert known_optimum("Stop", difficulty=3, beta=0.3) is not known_optimum("Stop", difficulty=3)
-    with pytest.raises(TypeError, match="allowed are JSON values"):
-        known_optimum("Stop", reference=make_reference(make_task("Stop")))

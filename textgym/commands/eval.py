@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from textgym.commands._console import output, untrusted
@@ -35,7 +36,7 @@ class EvalFlags:
     per_prompt: int = 16
     """Completions per prompt."""
     optimum_per_prompt: int = 128
-    """Completions per prompt that the optimum is estimated from."""
+    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed."""
     beta: float | None = None
     """Reward units per nat of KL; by default the task's."""
     seed: int = 0
@@ -76,35 +77,34 @@ def main(arguments: list[str]) -> None:
     console = output()
     console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
     console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
-    if optimum is not None:
-        console.print(
-            f"optimum J* = {optimum.value}, reference J = {optimum.reference}, at beta = {optimum.beta:g}; "
-            f"{optimum.effective_samples:.0f} effective samples a prompt",
-            markup=False,
-        )
+    if evaluation.exact:
+        console.print("reward, KL, J, entropy and length are exact: expectations over all answers")
+    console.print(str(optimum), markup=False)
+    if optimum.value is None and evaluation.objective is not None:
+        console.print(f"J* is at least {evaluation.objective.low:.3f}: this policy reaches it")
 
 
 def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:
     from textgym_agents.fixed import reference_of
+    from textgym_agents.optima import optimum_for
 
-    from textgym.evaluate import estimate_optimum, evaluate
+    from textgym.evaluate import evaluate
 
-    reference = reference_of(agent, task)
     beta = task.beta if flags.beta is None else flags.beta
-    optimum = None
-    if beta > 0:
-        optimum = estimate_optimum(
-            task,
-            reference,
-            beta=beta,
-            split=flags.split,
-            per_prompt=flags.optimum_per_prompt,
-            seed=flags.seed,
-        )
+    optimum = optimum_for(
+        agent,
+        task,
+        getattr(agent, "own_reference", lambda: None)(),
+        Path(flags.agent),
+        beta=beta,
+        split=flags.split,
+        per_prompt=flags.optimum_per_prompt,
+        seed=flags.seed,
+    )
     evaluation = evaluate(
         agent,
         task,
-        reference,
+        reference_of(agent, task),
         optimum,
         beta=beta,
         split=flags.split,

@@ -40,6 +40,7 @@ class Arithmetic(NamedReward):
     column: str = "answer"
     read: Read = "last"
     name = "arithmetic"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         check_column(self.column)

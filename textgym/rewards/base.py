@@ -44,7 +44,8 @@ class Reward(Protocol):
     know. It returns B numbers, in reward units; None abstains.
 
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
-    `TermReward`); `pay`: "end" (default), "every" or "difference" (see `textgym.rewards.shaping`);
+    `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
+    `pay`: "end" (default), "every" or "difference" (see `textgym.rewards.shaping`);
     `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values).
     """
 
@@ -53,9 +54,13 @@ class Reward(Protocol):
 
 
 class NamedReward:
-    """A reward object with a name; TRL's trainers log a reward under its `__name__`."""
+    """A reward object with a name; TRL's trainers log a reward under its `__name__`.
+
+    `maximum` is the most that it can pay for a completion, reward units; None where it does not say.
+    """
 
     name: str = "reward"
+    maximum: float | None = None
 
     @property
     def __name__(self) -> str:

@@ -42,6 +42,7 @@ class Blurred(TermReward):
             )
         self.deviation = float(deviation)
         self.term_names = (*self._inner.term_names, NOISE)
+        self.maximum = getattr(self._inner.reward, "maximum", None)  # of the mean, which J* is of
 
     @property
     def expected(self) -> Any:

@@ -62,6 +62,16 @@ class Weighted(TermReward):
             _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
         )
         reward_term_names(self)
+        self.maximum = self._greatest()
+
+    def _greatest(self) -> float | None:
+        """The sum of what each can pay at most, one that abstains nothing; None where one does not say."""
+        most = [
+            (self.weights[key], getattr(inner.reward, "maximum", None)) for key, inner in self.rewards.items()
+        ]
+        if any(own is None or weight < 0 for weight, own in most):
+            return None
+        return float(sum(max(weight * own, 0.0) for weight, own in most if own is not None))
 
     def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
         """Return the weighted terms of every completion."""
@@ -98,6 +108,8 @@ class Clipped(NamedReward):
         self.inner = Inner(reward, "clipped")
         self.name = self.inner.name
         self.low, self.high = float(low), float(high)
+        own = getattr(self.inner.reward, "maximum", None)
+        self.maximum = self.high if own is None else self._clip(float(own))
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
         """Return the clipped reward of every completion."""

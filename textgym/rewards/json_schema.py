@@ -37,6 +37,7 @@ class JsonSchema(Rebuilt, TermReward):
     column: str = "schema"
     parses: float = 0.2
     name = "json_schema"
+    maximum = 1.0
     term_names = ("parses", "valid")
 
     def __post_init__(self) -> None:

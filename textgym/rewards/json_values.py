@@ -24,6 +24,7 @@ class JsonValues(NamedReward):
 
     column: str = "value"
     name = "json_values"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         check_column(self.column)

@@ -39,6 +39,7 @@ class Keywords(NamedReward):
     mode: Mode = "share"
     ignore_case: bool = True
     name = "keywords"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         if (self.words is None) == (self.column is None):

@@ -20,6 +20,7 @@ class _Overlap(Rebuilt, NamedReward, ABC):
     """Compares each completion with the texts of the data column `column`."""
 
     column: str
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         check_column(self.column)

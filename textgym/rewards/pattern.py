@@ -26,6 +26,7 @@ class Pattern(Rebuilt, NamedReward):
     dot_all: bool = False
     multi_line: bool = False
     name = "pattern"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         assert self._regex  # a bad pattern is refused now, not when it is first used

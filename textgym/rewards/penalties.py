@@ -25,6 +25,7 @@ class LengthPenalty(NamedReward):
     per_unit: float = 0.1
     unit: Unit = "tokens"
     name = "length_penalty"
+    maximum = 0.0
 
     def __post_init__(self) -> None:
         check_unit(self.unit)
@@ -52,6 +53,7 @@ class MissingStopPenalty(NamedReward):
     stop_ids: Sequence[int]
     penalty: float = 1.0
     name = "missing_stop"
+    maximum = 0.0
 
     def __post_init__(self) -> None:
         ids = self.stop_ids

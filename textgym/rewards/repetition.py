@@ -28,6 +28,7 @@ class NoRepeat(NamedReward):
     unit: Unit = "words"
     least: int = 0
     name = "no_repeat"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         check_unit(self.unit)

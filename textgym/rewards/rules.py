@@ -17,6 +17,7 @@ class ContainsAll(NamedReward):
     words: Sequence[str]
     ignore_case: bool = False
     name = "contains_all"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", check_words("words", self.words))
@@ -45,6 +46,7 @@ class Length(NamedReward):
     unit: Unit = "words"
     width: float | None = None
     name = "length"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         check_unit(self.unit)
@@ -68,6 +70,7 @@ class Charset(NamedReward):
 
     characters: str = "aeiou"
     name = "charset"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.characters, str) or not self.characters:

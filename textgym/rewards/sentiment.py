@@ -29,6 +29,7 @@ class Sentiment(Rebuilt, NamedReward):
 
     target: str | float = "positive"
     name = "sentiment"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         target = self.target

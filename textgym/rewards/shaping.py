@@ -18,6 +18,7 @@ class _EveryPrefix(TermReward):
         self.inner = Inner(reward, outer)
         self.name = self.inner.name
         self.term_names = self.inner.term_names
+        self.maximum = getattr(self.inner.reward, "maximum", None)
 
     def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
         """Return the other reward's terms."""

@@ -72,6 +72,7 @@ class Format(Rebuilt, NamedReward):
     template: str
     partial: float = 0.0
     name = "format"
+    maximum = 1.0
 
     def __post_init__(self) -> None:
         if (

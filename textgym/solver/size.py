@@ -37,7 +37,7 @@ def check_size(states: int, max_states: int, known: str = "") -> None:
     if states > max_states:
         raise UnsolvableError(
             f"the prefix tree has {known}{_shown(states)} states, allowed is max_states={max_states:,}; "
-            "raise max_states or shorten the task, or use textgym.evaluate.estimate_optimum, "
+            "raise max_states or shorten the task, or use textgym.optima.optimum_of, "
             "which serves tasks of any size"
         )
 

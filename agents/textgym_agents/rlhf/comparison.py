@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from textgym.best_of_n import best_of_n
 from textgym.bootstrap import Estimate
-from textgym.evaluate import Evaluation, Optimum, estimate_optimum, evaluate, optimality_of
+from textgym.evaluate import Evaluation, Optimum, evaluate, optimality_of, optimum_of
 from textgym.lm.reference import Reference
 from textgym.task import Task
 
@@ -56,11 +57,9 @@ class Contest:
     per_prompt: int = 16
     seed: int = 0
 
-    def optimum(self, per_prompt: int = 128) -> Optimum | None:
-        """J* under the gold reward; None at beta 0."""
-        if not self.gold_task.beta > 0:
-            return None
-        return estimate_optimum(self.gold_task, self.reference, split=self.split, per_prompt=per_prompt)
+    def optimum(self, proposals: Sequence[Any] = (), per_prompt: int = 128) -> Optimum:
+        """J* under the gold reward, with trained policies as proposals."""
+        return optimum_of(self.gold_task, proposals, self.reference, split=self.split, per_prompt=per_prompt)
 
     def row(self, name: str, policy: Any, optimum: Optimum | None, shown: int = 0) -> Row:
         """Measures one policy; `shown` of its answers are kept."""

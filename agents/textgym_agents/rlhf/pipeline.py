@@ -15,6 +15,7 @@ from textgym.references import load_reference, make_reference, reference_model
 from textgym.rewards import make_reward
 from textgym.task import Task
 from textgym.world.shares import TASK_SHARES
+from textgym_agents.measures import optimum_summary
 from textgym_agents.registry import load_agent, make_env
 from textgym_agents.rlhf.comparison import Contest, Row, shifted
 from textgym_agents.rlhf.pipeline_settings import RLHFSettings
@@ -226,8 +227,8 @@ class Pipeline:
         contest = Contest(
             gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt
         )
-        optimum = contest.optimum(plan.optimum_per_prompt)
         agent = load_agent(self.out / PPO, env)
+        optimum = contest.optimum([agent], plan.optimum_per_prompt)
         shown = len(gold_task.prompt_set("eval").texts)
         rows = [
             contest.row("base", make_reference(self.base_task), optimum, shown),
@@ -239,8 +240,7 @@ class Pipeline:
         return {
             "rows": [_report(row, offset) for row in rows],
             "beta": gold_task.beta,
-            "optimum": None if optimum is None else asdict(optimum.value),
-            "effective_samples": None if optimum is None else optimum.effective_samples,
+            "optimum": optimum_summary(optimum),
             "reward_model": read_json(self.out / REWARD_MODEL / "result.json"),
             "versions": versions(),
         }

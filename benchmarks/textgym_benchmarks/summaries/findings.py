@@ -183,7 +183,8 @@ def _above_one(entries: Sequence[Entry], where: Where) -> tuple[str, ...]:
     return tuple(
         f"{where(entry)}: {entry.optimality.mean:.2f}"
         for entry in entries
-        if entry.optimality.mean is not None and (entry.optimality.low or 0.0) > 1.0 + 1e-6
+        if entry.optimality.mean is not None
+        and (entry.optimality.mean if entry.optimality.low is None else entry.optimality.low) > 1.0 + 1e-6
     )
 
 

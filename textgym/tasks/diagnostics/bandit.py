@@ -26,6 +26,7 @@ class Arm(NamedReward):
 
     arms: int
     name = "arm"
+    maximum = 1.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""

@@ -31,6 +31,7 @@ class EverySixteenth(NamedReward):
     """Pays 1 for the words w0, w16, w32, ..., else 0."""
 
     name = "every_sixteenth"
+    maximum = 1.0
 
     def __call__(
         self, prompts: list[str], completions: list[str], *, completion_ids: list[list[int]], **columns: Any

@@ -129,6 +129,9 @@ class RightWords(NamedReward):
     scale: float = 1.0
     name = "right_words"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maximum", self.scale)
+
     def __call__(
         self, prompts: list[str], completions: list[str], *, answer: list[str | None], **columns: Any
     ) -> list[float | None]:

@@ -22,6 +22,7 @@ class Trap(NamedReward):
 
     length: int
     name = "trap"
+    maximum = 1.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""

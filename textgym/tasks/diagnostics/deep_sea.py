@@ -26,6 +26,7 @@ class Treasure(NamedReward):
 
     depth: int
     name = "treasure"
+    maximum = 1.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""

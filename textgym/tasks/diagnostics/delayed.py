@@ -27,6 +27,7 @@ class FirstWord(NamedReward):
 
     word: str
     name = "first_word"
+    maximum = 1.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""

@@ -21,6 +21,9 @@ class Spelling(NamedReward):
     scale: float = 1.0
     name = "spelling"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maximum", self.scale)
+
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
         return [self.scale * share_right(text, TARGET) for text in completions]

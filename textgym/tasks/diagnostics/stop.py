@@ -27,6 +27,7 @@ class WordCount(NamedReward):
     most: int
     stop_ids: tuple[int, ...]
     name = "word_count"
+    maximum = 1.0
 
     def __call__(
         self,

@@ -28,6 +28,7 @@ class SameWord(NamedReward):
     words: tuple[str, ...]
     length: int
     name = "same_word"
+    maximum = 1.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
