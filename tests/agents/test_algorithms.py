@@ -100,6 +100,7 @@ def test_it_learns_bandit(agent, settings):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
@@ -116,6 +117,7 @@ def test_it_learns_copy(agent, settings):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize("name", ["Delayed", "Stop"])
 def test_soft_q_reaches_the_soft_optimum(name):
     assert optimality("soft-q", name, 8192, updates=4) >= 0.95

@@ -96,6 +96,7 @@ def test_lm_ppo_passes_all_but_learning(kl):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_lm_ppo_learns_and_nothing_is_left_unasked():
     names = [name for name in check_names() if name.startswith("learns")]
     assert failures(check("lm-ppo", names, settings={"device": "cpu"})) == []

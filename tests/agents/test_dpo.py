@@ -284,6 +284,7 @@ def test_what_it_cannot_do_is_said(env):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_it_learns_bandit_from_pairs_of_the_reference():
     config = make_config(agent_class("dpo"), {**CPU, "batch": 128})
     env = make_env("textgym/Bandit-v0", config.batch)

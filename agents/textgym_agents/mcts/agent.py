@@ -81,7 +81,6 @@ class MCTS:
 
     def _iterate(self, env: Any) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
-        simulated = self.planner.tokens
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
         active, discount = np.ones(env.num_envs, dtype=np.bool_), 1.0
         returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs)
@@ -104,7 +103,6 @@ class MCTS:
             "completion_length": float(lengths.mean()),
             "nodes": float(len(self.planner.forest)),
             "scored": float(self.planner.scored),
-            "simulated_tokens": float(self.planner.tokens - simulated),
             "iteration": float(self.iteration),
             "episode": float(self.episodes),
         }

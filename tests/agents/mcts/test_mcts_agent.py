@@ -76,6 +76,7 @@ def test_learning_leaves_a_tree_that_searches_start_from():
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [0])
 def test_one_string_of_4096_is_found(seed):
     """PPO reaches 0.20 of the optimum here in 20,000 episodes (docs/exact.md)."""
