@@ -11,16 +11,26 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
-from textgym.best_of_n import best_of_n_kl
+from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
+from textgym.bootstrap import RESAMPLES, Floats
+from textgym.importance import expected_returns
 from textgym.lm.reference import restricted
 from textgym.references import make_reference
+from textgym.sampling import play
+from textgym.solve import PrefixTree, UnsolvableError
 from textgym.state import TokenState
+from textgym.task import Task
 from textgym_agents.config import at_least_one, require
 from textgym_agents.fixed import read_settings, write_settings
 from textgym_agents.protocol import Callback, Observation
 from textgym_agents.states import StateFinder, token_rows
 
 _ROWS_AT_ONCE = 512
+_KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
+_KL_SAMPLES_IN_ALL = 4096  # at least: with few prompts each has to be known better
+_NOISY_IN_ALL = (
+    1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
+)
 Tokens = tuple[int, ...]
 
 
@@ -62,6 +72,8 @@ class BestOfN:
 
     It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
     other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
+    What it does as a whole is known all the same: exactly on a solvable task (`edge_log_probs`), from samples of the
+    reference elsewhere (`sequence_kl`).
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
@@ -80,10 +92,37 @@ class BestOfN:
         self._plans: list[_Plan] = []
         self._finder = StateFinder(task)
 
-    @property
-    def sequence_kl(self) -> float:
-        """KL to the reference of a whole answer, nats: the upper bound log n - (n - 1) / n."""
-        return best_of_n_kl(self.config.n)
+    def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...]:
+        """The exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
+
+        Args:
+            log_reference: per edge, nats: of the reference that this agent samples.
+        Raises: UnsolvableError for a noisy reward that declares no density of its noise.
+        """
+        return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
+
+    def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats]:
+        """KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
+
+        Samples are 8 n to each prompt, and 4,096 in all at least, 1,024 where the reward is noisy.
+
+        Args:
+            task: whose prompts and reward; split: of its prompts; seed: of the sampling.
+        Returns: nats of each prompt (P,), and bootstrap replicates (R, P); NaN where the reward is noisy and declares
+            no density of its noise.
+        """
+        n, prompts = self.config.n, len(task.prompt_set(split).texts)
+        try:
+            deviation = noise_deviation(task)
+        except UnsolvableError:
+            return np.full(prompts, np.nan), np.full((RESAMPLES, prompts), np.nan)
+        in_all = _NOISY_IN_ALL if deviation else _KL_SAMPLES_IN_ALL
+        count = max(_KL_SAMPLES * n, -(-in_all // prompts))
+        # Not the samples that J* may have been estimated from.
+        own_seed = int(np.random.default_rng([seed, 7]).integers(2**31))
+        episodes = play(self._reference, task, split=split, per_prompt=count, seed=own_seed)
+        deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
+        return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
 
     def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
         """Does nothing: there is nothing to learn."""
@@ -122,7 +161,7 @@ class BestOfN:
             starts = [found[row][1] for row in rows for _ in range(self.config.n)]
             ends, returns = self._play(split, starts)
             # Of equals the first: as they were drawn independently, that is any of them.
-            best = returns.reshape(len(rows), self.config.n).argmax(1)
+            best = highest(returns.reshape(len(rows), self.config.n))
             for place, row in enumerate(rows):
                 result[row] = ends[place * self.config.n + int(best[place])]
         return result

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,8 +12,13 @@ from textgym_agents import fixed
 from textgym_agents.best_of_n import BestOfN, BestOfNConfig
 
 from textgym import TokenVectorEnv, make_task
+from textgym.best_of_n import best_of_n, best_of_n_kl
+from textgym.bootstrap import RESAMPLES
 from textgym.evaluate import evaluate
+from textgym.optima import optimality_of, optimum_of
+from textgym.references import make_reference
 from textgym.sampling import play
+from textgym.solve import UnsolvableError, evaluate_edges, solve
 from textgym.task import prompt_set
 
 
@@ -36,17 +42,110 @@ def expected_best(task, n):
     return float(np.mean(means))
 
 
+def exact(agent, task, split="train"):
+    """The solution of a task, and the values of the agent's exact edges."""
+    solution = solve(task, split=split)
+    edges = agent.edge_log_probs(solution.tree, solution.log_reference)
+    return solution, evaluate_edges(solution.tree, edges, solution.log_reference, task.beta, task.gamma)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_reward_kl_and_objective_are_those_of_theory(n):
+def test_reward_and_kl_are_those_of_theory(n):
     task = tiny_task()
     agent = BestOfN(task, BestOfNConfig(n=n))
-    found = evaluate(agent, task, split="train", per_prompt=1500)
-    error = (found.reward.high - found.reward.low) / 3.92
-    assert abs(found.reward.mean - expected_best(task, n)) < 4 * error
-    assert found.kl.mean == pytest.approx(np.log(n) - (n - 1) / n)
-    assert found.objective.mean == pytest.approx(found.reward.mean - task.beta * found.kl.mean)
-    assert found.optimality is not None
-    assert found.entropy is None
+    solution, values = exact(agent, task)
+    assert values.expected_return == pytest.approx(expected_best(task, n))
+    returns = play(agent, task, split="train", per_prompt=1500).returns
+    error = returns.std(1).max() / np.sqrt(returns.size)
+    assert abs(solution.tree.weights @ returns.mean(1) - values.expected_return) < 4 * error
+    means, replicates = agent.sequence_kl(task, "train", 0)
+    assert replicates.shape == (RESAMPLES, 2)
+    low, high = np.quantile(replicates @ solution.tree.weights, [0.025, 0.975])
+    assert low - 1e-9 <= values.kl <= high + 1e-9
+    assert low - 1e-9 <= means @ solution.tree.weights <= high + 1e-9
+
+
+@pytest.mark.parametrize("name", ["Stop", "Noisy"])
+def test_what_it_writes_has_the_exact_probabilities(name):
+    task = make_task(name, difficulty=1)
+    agent = BestOfN(task, BestOfNConfig(n=4))
+    _, values = exact(agent, task, "eval")
+    every = values.trajectories
+    texts = [
+        task.vocabulary.decode([values.tree.completions(int(t), np.array([row]))[0].tolist()])[0]
+        for t, row in zip(every.length, every.row, strict=True)
+    ]
+    expected = Counter[tuple[str, int]]()
+    for text, length, probability in zip(texts, every.length, every.probability, strict=True):
+        expected[text, int(length)] += probability
+    episodes = play(agent, task, per_prompt=4000)
+    found = Counter(zip(episodes.completions[0].tolist(), episodes.lengths[0].tolist(), strict=True))
+    assert set(found) <= set(expected)
+    rare = sum(p for p in expected.values() if p * 4000 < 5)
+    cells = [(found[key], p * 4000) for key, p in expected.items() if p * 4000 >= 5]
+    cells += [(4000 - sum(count for count, _ in cells), rare * 4000)] if rare * 4000 >= 5 else []
+    squares = sum((count - wanted) ** 2 / wanted for count, wanted in cells)
+    freedom = len(cells) - 1
+    assert squares < freedom + 4 * np.sqrt(2 * freedom)  # chi-square: mean k, variance 2 k
+
+
+def test_kl_from_samples_of_a_noisy_reward():
+    task = make_task("Noisy")
+    agent = BestOfN(task, BestOfNConfig(n=16))
+    _, values = exact(agent, task, "eval")
+    means, replicates = agent.sequence_kl(task, "eval", 1)
+    low, high = np.quantile(replicates[:, 0], [0.025, 0.975])
+    assert low <= values.kl <= high
+    assert means[0] == pytest.approx(values.kl, abs=0.03)  # the bound is 1.84, the truth 0.10
+
+
+@pytest.mark.parametrize(("name", "truth"), [("Stop", 0.81), ("Noisy", 0.30)])
+def test_an_evaluation_is_exact(name, truth):
+    task = make_task(name)
+    agent = BestOfN(task)
+    found = evaluate(agent, task, per_prompt=2)
+    _, values = exact(agent, task, "eval")
+    assert found.exact
+    assert found.kl.low == found.kl.high == values.kl
+    assert found.optimality.low == found.optimality.high == pytest.approx(truth, abs=0.01)
+
+
+class Hidden:
+    """Noisy, and says nothing of its noise."""
+
+    name, noisy = "hidden", True
+
+    def __call__(self, prompts, completions, **columns):
+        return [float(len(text)) for text in completions]
+
+    expected = __call__
+
+
+def test_where_the_noise_is_unknown_so_is_the_kl():
+    task = tiny_task(reward=Hidden())
+    agent = BestOfN(task)
+    means, replicates = agent.sequence_kl(task, "train", 0)
+    assert means.shape == (2,)
+    assert replicates.shape == (RESAMPLES, 2)
+    assert np.isnan(means).all()
+    assert np.isnan(replicates).all()
+    with pytest.raises(UnsolvableError, match="'hidden' is noisy"):
+        exact(agent, task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "truth"), [("Arithmetic", 1.00), ("Helpful", 0.99)])
+def test_optimality_where_nothing_can_be_solved(name, truth):
+    task = make_task(name)
+    episodes = play(make_reference(task), task, per_prompt=128, seed=3)
+    best = best_of_n(episodes.returns, episodes.returns, episodes.weights, 16)
+    assert best.kl is not None
+    optimum = optimum_of(task)
+    replicates = best.replicates[:, 0] - task.beta * best.replicates[:, 2]
+    found = optimality_of(best.proxy.mean - task.beta * best.kl.mean, replicates, optimum)
+    assert found is not None
+    assert found.low - 0.01 <= truth <= found.high + 0.01
+    assert best.kl.high < best_of_n_kl(16)  # the levels have ties
 
 
 def test_an_answer_is_written_as_it_was_planned():
@@ -129,7 +228,11 @@ def test_the_same_seed_gives_the_same_answers_and_it_is_saved(tmp_path):
 def test_n_1_is_the_reference():
     task = tiny_task()
     agent = BestOfN(task, BestOfNConfig(n=1))
-    assert agent.sequence_kl == 0.0
+    solution, values = exact(agent, task)
+    for edges, reference in zip(values.log_policy, solution.log_reference, strict=True):
+        np.testing.assert_allclose(edges, reference, atol=1e-12)
+    for kl in agent.sequence_kl(task, "train", 0):
+        np.testing.assert_allclose(kl, 0, atol=1e-12)
     lengths = play(agent, task, per_prompt=2000).lengths
     assert (lengths == 1).mean() == pytest.approx(0.25, abs=0.03)  # it stops at once
 

@@ -46,7 +46,9 @@ class Reward(Protocol):
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
     `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
     `pay`: "end" (default), "every" or "difference" (see `textgym.rewards.shaping`);
-    `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values).
+    `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values); `noisy: bool`, with
+    `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of the normal noise
+    that every completion gets once: exact answers need them.
     """
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[Any]:

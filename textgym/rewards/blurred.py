@@ -49,6 +49,11 @@ class Blurred(TermReward):
         """The reward without the noise."""
         return self._inner.reward
 
+    @property
+    def normal_noise(self) -> float:
+        """The standard deviation of the noise that is added to `expected`, reward units."""
+        return self.deviation
+
     def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
         """Return the other reward's terms and the noise, None where all of those abstain.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from textgym.best_of_n import best_of_n
+from textgym.best_of_n import FEWEST, best_of_n
 from textgym.bootstrap import Estimate
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimality_of, optimum_of
 from textgym.lm.reference import Reference
@@ -20,7 +20,7 @@ class Row:
     Attributes:
         policy: what it is called.
         gold, proxy: expected rewards on held-out prompts, reward units.
-        kl: nats per answer to the reference; of best-of-n its upper bound.
+        kl: nats per answer to the reference; of best-of-n from the levels of the proxy, see `textgym.best_of_n`.
         optimality: of J = gold reward - beta KL: 0 is the reference, 1 the best that any policy can do.
         answers: prompt -> its first sampled answer; empty for best-of-n.
     """
@@ -74,14 +74,16 @@ class Contest:
         )
 
     def best_of(self, n: int, optimum: Optimum | None, samples: int) -> Row:
-        """Best-of-n of the reference by the proxy, from `samples` answers to each prompt."""
-        episodes = self._evaluate(self.reference, self.proxy_task, None, max(samples, n)).episodes
+        """Best-of-n of the reference by the proxy, from `samples` answers to each prompt: 4 n at least."""
+        episodes = self._evaluate(self.reference, self.proxy_task, None, max(samples, FEWEST * n)).episodes
         best = best_of_n(episodes.returns, episodes.gold, episodes.weights, n, self.seed)
+        assert best.kl is not None
         optimality = None
         if optimum is not None:
-            cost = optimum.beta * best.kl
-            optimality = optimality_of(best.gold.mean - cost, best.replicates[:, 1] - cost, optimum)
-        return Row(f"best-of-{n}", best.gold, best.proxy, Estimate(best.kl, best.kl, best.kl), optimality, {})
+            objective = best.gold.mean - optimum.beta * best.kl.mean
+            replicates = best.replicates[:, 1] - optimum.beta * best.replicates[:, 2]
+            optimality = optimality_of(objective, replicates, optimum)
+        return Row(f"best-of-{n}", best.gold, best.proxy, best.kl, optimality, {})
 
     def _evaluate(self, policy: Any, task: Task, optimum: Optimum | None, per_prompt: int) -> Evaluation:
         beta = 0.0 if optimum is None else optimum.beta

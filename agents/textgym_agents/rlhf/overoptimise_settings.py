@@ -27,8 +27,8 @@ class OveroptimiseSettings:
     """KL penalties of PPO one after the other, gold reward units per nat."""
     episodes: int = 3072
     """Episodes of PPO with each penalty."""
-    samples: int = 128
-    """Answers of the reference to each prompt, for best-of-n up to this n."""
+    samples: int = 256
+    """Answers of the reference to each prompt, for best-of-n up to a quarter of this n."""
     prompts: int = 120
     """Held-out prompts that best-of-n is measured on; all of them where there are fewer."""
     per_prompt: int = 4

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.best_of_n import best_of_n
+from textgym.best_of_n import FEWEST, best_of_n
 from textgym.references import make_reference
 from textgym.sampling import Episodes, play_prompts
 from textgym.task import Task
@@ -74,15 +74,17 @@ def best_of_n_curve(raw: Floats, samples: Samples) -> dict[str, Any]:
     Args:
         raw: (P, N) its scores, in its own units.
     Returns: `scale` and `offset` (see `calibrate`), `accuracy` (of pairs of answers to one prompt that differ in gold,
-        how many it orders rightly), and `points` for n = 1, 2, 4, ...: n, kl (nats, an upper bound), gold, proxy.
+        how many it orders rightly), and `points` for n = 1, 2, 4, ... N / 4: n, kl (nats), gold, proxy. More than N / 4
+        would say too little of the KL.
     """
     calibration = calibrate(raw, samples.gold)
     proxy = calibration["offset"] + calibration["scale"] * raw
-    points = []
-    for power in range(int(np.log2(proxy.shape[1])) + 1):
+    points: list[dict[str, Any]] = []
+    for power in range(max(proxy.shape[1] // FEWEST, 1).bit_length()):
         best = best_of_n(proxy, samples.gold, samples.weights, 2**power)
-        kl = {"mean": best.kl, "low": best.kl, "high": best.kl}
-        points.append({"n": best.n, "kl": kl, "gold": asdict(best.gold), "proxy": asdict(best.proxy)})
+        assert best.kl is not None
+        measured = {"kl": best.kl, "gold": best.gold, "proxy": best.proxy}
+        points.append({"n": best.n} | {name: asdict(value) for name, value in measured.items()})
     return calibration | {"accuracy": pair_accuracy(proxy, samples.gold), "points": points}
 
 

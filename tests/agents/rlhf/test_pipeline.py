@@ -72,7 +72,9 @@ def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     assert list(rows) == ["base", "SFT", "PPO", "best-of-2"]
     assert rows["SFT"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
     assert rows["base"]["kl"]["mean"] > 0
-    assert rows["best-of-2"]["kl"]["mean"] == pytest.approx(0.1931, abs=1e-4)  # log 2 - 1/2
+    kl = rows["best-of-2"]["kl"]
+    assert 0 < kl["low"] <= kl["mean"] <= kl["high"]
+    assert kl["mean"] < 0.1932  # log 2 - 1/2, if no two answers were alike
     for name in (SFT, PREFERENCES, REWARD_MODEL, PPO):
         assert (tmp_path / "run" / name / "result.json").exists()
     rates = [json.loads(line).get("lr") for line in (tmp_path / "run" / SFT / "metrics.jsonl").open()]
@@ -120,7 +122,7 @@ def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
         layers=(1,),
         betas=(0.1, 0.0),
         episodes=32,
-        samples=4,
+        samples=16,
         prompts=4,
         per_prompt=2,
         ppo=PPO_CONFIG,

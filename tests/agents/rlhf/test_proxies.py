@@ -44,9 +44,12 @@ def test_best_of_n_by_a_perfect_and_by_a_perverse_proxy():
     gold = np.random.default_rng(0).normal(size=(3, 8))
     samples = Samples(("a", "b", "c"), np.full((3, 8), "", object), gold > 0, gold, np.full(3, 1 / 3))
     perfect, perverse = best_of_n_curve(gold, samples), best_of_n_curve(-gold, samples)
-    assert [point["n"] for point in perfect["points"]] == [1, 2, 4, 8]
-    assert perfect["points"][-1]["gold"]["mean"] == pytest.approx(gold.max(1).mean())
-    assert perverse["points"][-1]["gold"]["mean"] == pytest.approx(gold.min(1).mean())
+    assert [point["n"] for point in perfect["points"]] == [1, 2]  # 8 samples say nothing of the KL beyond
+    # The best of every pair out of 8 has rank k with probability (k - 1) / 28.
+    share = np.arange(8) / 28
+    assert perfect["points"][-1]["gold"]["mean"] == pytest.approx((np.sort(gold, 1) @ share).mean())
+    assert perverse["points"][-1]["gold"]["mean"] == pytest.approx((np.sort(gold, 1)[:, ::-1] @ share).mean())
+    assert perfect["points"][-1]["kl"]["mean"] == pytest.approx(np.log(2) - 0.5)  # no two are alike
     assert (perfect["accuracy"], perverse["accuracy"]) == (1.0, 0.0)
     for curve in (perfect, perverse):  # with n = 1 nothing is chosen: both are the mean of gold
         assert curve["points"][0]["gold"]["mean"] == pytest.approx(gold.mean())
@@ -65,6 +68,8 @@ def test_overrated_answers_come_first_and_once():
         lengths=np.ones((1, 4), dtype=np.int64),
         stopped=np.ones((1, 4), dtype=bool),
         completions=np.array([["right", "hack", "hack", "underrated"]], dtype=object),
+        tokens=np.full((1, 4, 1), -1),
+        log_probs=np.zeros((1, 4, 0)),
         terms={},
         weights=np.ones(1),
         prompts=("p",),
