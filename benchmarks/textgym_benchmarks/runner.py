@@ -86,7 +86,7 @@ def run_suite(
         if jobs:
             _follow(runs, jobs, cells, folder, progress, watcher)
         if function == RUN_CELL:
-            for line in settle(folder, chosen.cells, save):
+            for line in settle(folder, chosen.cells, chosen.evaluation.split, save):
                 watcher.note(line)
     except KeyboardInterrupt as interrupt:
         raise BenchInterrupted(
