@@ -108,11 +108,11 @@ def _folders(settings: Commit, env_id: str) -> list[Path]:
     ranked: list[tuple[float, Path]] = []
     if settings.suite is not None:
         for result in load_results(settings.suite):
-            run = cell_folder(settings.suite, result.cell) / "run"
-            if result.cell.id == env_id and not result.cell.env and (run / "checkpoint").is_dir():
-                after = (result.measures or {})["after"]["objective"]
-                if result.cell.reward is None and after is not None:
-                    ranked.append((after["mean"], run))
+            cell, run = result.cell, cell_folder(settings.suite, result.cell) / "run"
+            own = cell.id == env_id and not cell.env and cell.reward is None
+            if own and result.measures and (run / "checkpoint").is_dir():
+                after = result.measures["after"]["objective"]
+                ranked += [] if after is None else [(after["mean"], run)]
     best = [run for _, run in sorted(ranked, key=lambda pair: -pair[0])]
     return [*settings.proposals, *best][: settings.most]
 
