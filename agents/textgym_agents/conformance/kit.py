@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from textgym.messages import not_one_of
-from textgym_agents.conformance import accounting, distribution, inside, learning, repetition
+from textgym_agents.conformance import accounting, distribution, inside, learning, objective, repetition
 from textgym_agents.conformance.findings import FAILS, NOT_ASKED, Finding, NotAsked, Outcome
-from textgym_agents.conformance.subject import LearningTask, Subject, factory_of
+from textgym_agents.conformance.subject import LearningTask, Subject, factory_of, plain_factory_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ CHECKS = (
     Check("global random numbers", 27, repetition.global_random_numbers),
     Check("saved and loaded", 27, repetition.round_trip),
     Check("resumed", 27, repetition.resumed),
+    Check("gradient of J", 34, partial(objective.gradient, name="plain")),
+    Check("gradient with a discount", 34, partial(objective.gradient, name="discounted")),
+    Check("gradient under a grammar", 34, partial(objective.gradient, name="masked")),
+    Check("ratio under a grammar", 2, objective.masked_ratio),
+    Check("states used", 34, objective.states_used),
+    Check("variance", 34, objective.variance),
+    Check("value loss", 34, objective.value_loss),
+    Check("clipping", 34, objective.clipping),
     Check("learns Bandit", 0, partial(learning.learns, name="Bandit")),
     Check("learns Delayed", 0, partial(learning.learns, name="Delayed")),
     Check("learns Stop", 0, partial(learning.learns, name="Stop")),
@@ -103,7 +111,9 @@ def check(
         if name not in check_names():
             raise ValueError(not_one_of("check", name, check_names()))
     problems = learning.DEFAULT_TASKS if learning_tasks is None else learning_tasks
-    subject = Subject(factory_of(agent, settings or {}), problems, envs, iterations)
+    chosen = settings or {}
+    make, plain = factory_of(agent, chosen), plain_factory_of(agent, chosen)
+    subject = Subject(make, problems, envs, iterations, plain)
     findings = []
     for entry in CHECKS:
         if entry.name in names:
