@@ -63,6 +63,7 @@ CAUGHT_BY = {
     "credits one step": "learns Delayed",
     "no score after a stop": "learns Stop",
 }
+NEED_MORE_HOOKS = {"gradient under a grammar", "ratio under a grammar", "clipping"}
 UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
 
 
@@ -74,7 +75,8 @@ def failures(findings):
 def test_the_clean_agent_passes_every_check(seed):
     findings = check(MutantAgent, settings={"seed": seed}, learning_tasks=TASKS)
     assert [f.check for f in findings] == list(check_names())
-    assert failures(findings) == []
+    assert {f.check for f in findings if f.status == NOT_ASKED} == NEED_MORE_HOOKS
+    assert not [(f.check, f.found) for f in findings if f.status == FAILS]
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -26,6 +26,7 @@ PLAIN: Mapping[str, Any] = {
     "whiten": False,
     "divide_by_std": False,
     "aggregation": "constant",
+    "micro_batch": 25,
 }
 """Settings, where a config has them, with which one iteration is one step along the gradient of J."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
@@ -38,13 +39,13 @@ class LearningTask:
     Attributes:
         id: of the environment.
         options: of the environment.
-        episodes: the budget. envs: sub-environments.
+        episodes: the budget. envs: sub-environments; None takes the `batch` of the agent's config.
     """
 
     id: str
     options: Mapping[str, Any] = field(default_factory=dict)
     episodes: int = 8192
-    envs: int = 128
+    envs: int | None = None
 
 
 def probe_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
