@@ -144,7 +144,10 @@ class MutantAgent:
             "input_ids": raw["input_ids"][raw["rows"]],
             "attention_mask": np.arange(raw["input_ids"].shape[1]) <= raw["columns"][:, None],
         }
-        base = self.reference.log_probs(shown)[np.arange(len(last)), raw["actions"]]
+        table = np.asarray(self.reference.log_probs(shown))
+        base = table[np.arange(len(last)), raw["actions"]]
+        if self._has("ignores the mask"):
+            base = np.maximum(base, table.max(1))
         kl = raw["log_probs"] - base
         self._spoil(raw, last)
         if self._has("kl of the wrong action"):

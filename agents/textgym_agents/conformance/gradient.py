@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -148,28 +148,24 @@ def exact_gradients(task: Any, agent: Agent) -> ExactGradients:
         shown = tree.observations(depth, level.running)
         for ids, mask in zip(shown["input_ids"], shown["attention_mask"], strict=True):
             place[tuple(ids[mask == 1].tolist())] = len(place)
-    bare = ExactGradients(
-        values, tree, place, np.zeros((0, 3)), np.zeros(len(place) * task.vocabulary.size)
-    )
-    rewards, costs, spread = [], [], []
+    bare = ExactGradients(values, tree, place, np.zeros((0, 3)), np.zeros(len(place) * task.vocabulary.size))
+    weights: list[Floats] = []
+    surprise: list[Floats] = []
     for depth, level in enumerate(tree.levels[:-1]):
-        below = tree.levels[depth + 1]
-        logs, base = values.log_policy[depth], values.log_reference[depth]
-        mass = tree.weights[tree.prompt_of[depth + 1]] * values.reach[depth + 1]
-        terms = np.exp(logs) * logs
-        sums = np.zeros(len(level.parent))
-        sums[level.running] = np.add.reduceat(terms, level.starts)
-        spread.append(-mass * (logs - sums[below.parent]))
-        rewards.append(mass)
-        costs.append(mass * (logs - base))
-    mass = bare.per_edge(rewards)
-    reward_part = _advantages(tree, values, paid=True)
-    kl_part = _advantages(tree, values, paid=False)
+        logs, parent = values.log_policy[depth], tree.levels[depth + 1].parent
+        finite = np.where(logs > -np.inf, logs, 0.0)
+        entropy = np.zeros(len(level.parent))
+        entropy[level.running] = -np.add.reduceat(np.exp(logs) * finite, level.starts)
+        surprise.append(-finite - entropy[parent])
+        weights.append(tree.weights[tree.prompt_of[depth + 1]] * values.reach[depth + 1])
+    mass = bare.per_edge(weights)
+    advantages = (_advantages(tree, values, paid=True), _advantages(tree, values, paid=False), surprise)
+    signs = (1.0, -1.0, 1.0)
     parts = np.stack(
         [
-            mass * bare.per_edge(reward_part),
-            -mass * bare.per_edge(kl_part),
-            bare.per_edge(spread),
+            # An action that is never taken has none.
+            np.where(mass > 0, sign * mass * np.nan_to_num(bare.per_edge(edges)), 0.0)
+            for sign, edges in zip(signs, advantages, strict=True)
         ],
         axis=1,
     )
@@ -248,7 +244,9 @@ def _record(subject: Subject, task: Any) -> Recording:
     _move(agent, task, tree)
     exact = exact_gradients(task, agent)
     if exact.values.kl < _LEAST_MOVED:
-        raise NotAsked(f"the policy stays {exact.values.kl:.2g} nats from its reference in {_MOVES} iterations")
+        raise NotAsked(
+            f"the policy stays {exact.values.kl:.2g} nats from its reference in {_MOVES} iterations"
+        )
     size = task.vocabulary.size
     updates, values = np.zeros((BATCHES, exact.states * size)), np.zeros((BATCHES, exact.states))
     used = foreign = 0

@@ -18,7 +18,7 @@ class Check:
     """One check.
 
     Attributes:
-        name: how it is asked for. statement: number of the statement that it asks; 0 where it has none.
+        name: how it is asked for. statement: number of the statement that it asks, in docs/conformance.md.
         run: asks it; its docstring's first line says what must hold.
     """
 
@@ -33,6 +33,9 @@ class Check:
         return (asked.__doc__ or "").strip().splitlines()[0]
 
 
+REFERENCE = "docs/conformance.md"
+"""Where the statements are listed that the checks' numbers refer to."""
+
 CHECKS = (
     Check("first ratio", 1, accounting.first_ratio),
     Check("log-probs sum to one", 2, distribution.normalised),
@@ -40,38 +43,38 @@ CHECKS = (
     Check("deterministic act takes the likeliest", 2, distribution.likeliest),
     Check("log-prob alignment", 2, inside.log_prob_alignment),
     Check("starts at the reference", 3, accounting.starts_at_the_reference),
-    Check("padding columns", 5, distribution.pad_columns),
-    Check("padding ids", 6, distribution.pad_ids),
-    Check("gradient of the stop action", 7, inside.stop_gradient),
-    Check("score on the last action", 8, inside.reward_alignment),
-    Check("token rewards add up", 8, inside.token_rewards),
-    Check("truncation bootstraps", 10, inside.truncation),
-    Check("actions are the sampled ids", 11, inside.actions),
-    Check("log-probs read nothing later", 12, distribution.later_tokens),
-    Check("values read nothing later", 12, inside.values_read_nothing_later),
-    Check("value alignment", 12, inside.value_alignment),
-    Check("GAE", 13, inside.advantages),
-    Check("whitening", 14, inside.whitening),
-    Check("logged KL", 17, accounting.logged_kl),
-    Check("logged scores", 17, accounting.logged_scores),
-    Check("logged RLHF reward", 19, accounting.rlhf_reward),
-    Check("penalised KL", 19, inside.penalties),
-    Check("mask obedience", 25, distribution.masked),
-    Check("same seed, same policy", 27, repetition.same_seed),
-    Check("global random numbers", 27, repetition.global_random_numbers),
-    Check("saved and loaded", 27, repetition.round_trip),
-    Check("resumed", 27, repetition.resumed),
-    Check("gradient of J", 34, partial(objective.gradient, name="plain")),
-    Check("gradient with a discount", 34, partial(objective.gradient, name="discounted")),
-    Check("gradient under a grammar", 34, partial(objective.gradient, name="masked")),
-    Check("ratio under a grammar", 2, objective.masked_ratio),
-    Check("states used", 34, objective.states_used),
-    Check("variance", 34, objective.variance),
-    Check("value loss", 34, objective.value_loss),
-    Check("clipping", 34, objective.clipping),
-    Check("learns Bandit", 0, partial(learning.learns, name="Bandit")),
-    Check("learns Delayed", 0, partial(learning.learns, name="Delayed")),
-    Check("learns Stop", 0, partial(learning.learns, name="Stop")),
+    Check("padding columns", 4, distribution.pad_columns),
+    Check("padding ids", 5, distribution.pad_ids),
+    Check("gradient of the stop action", 6, inside.stop_gradient),
+    Check("score on the last action", 7, inside.reward_alignment),
+    Check("token rewards add up", 7, inside.token_rewards),
+    Check("truncation bootstraps", 8, inside.truncation),
+    Check("actions are the sampled ids", 9, inside.actions),
+    Check("log-probs read nothing later", 10, distribution.later_tokens),
+    Check("values read nothing later", 10, inside.values_read_nothing_later),
+    Check("value alignment", 10, inside.value_alignment),
+    Check("GAE", 11, inside.advantages),
+    Check("whitening", 12, inside.whitening),
+    Check("logged KL", 13, accounting.logged_kl),
+    Check("logged scores", 13, accounting.logged_scores),
+    Check("logged RLHF reward", 14, accounting.rlhf_reward),
+    Check("penalised KL", 14, inside.penalties),
+    Check("mask obedience", 15, distribution.masked),
+    Check("same seed, same policy", 16, repetition.same_seed),
+    Check("global random numbers", 16, repetition.global_random_numbers),
+    Check("saved and loaded", 16, repetition.round_trip),
+    Check("resumed", 16, repetition.resumed),
+    Check("gradient of J", 17, partial(objective.gradient, name="plain")),
+    Check("gradient with a discount", 17, partial(objective.gradient, name="discounted")),
+    Check("gradient under a grammar", 17, partial(objective.gradient, name="masked")),
+    Check("ratio under a grammar", 1, objective.masked_ratio),
+    Check("states used", 18, objective.states_used),
+    Check("variance", 19, objective.variance),
+    Check("value loss", 20, objective.value_loss),
+    Check("clipping", 21, objective.clipping),
+    Check("learns Bandit", 22, partial(learning.learns, name="Bandit")),
+    Check("learns Delayed", 22, partial(learning.learns, name="Delayed")),
+    Check("learns Stop", 22, partial(learning.learns, name="Stop")),
 )
 
 

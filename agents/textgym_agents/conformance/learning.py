@@ -22,9 +22,7 @@ DEFAULT_TASKS = {
 
 
 def _env(problem: LearningTask, count: int) -> Any:
-    return gym.make_vec(
-        problem.id, num_envs=count, autoreset_mode=AutoresetMode.DISABLED, **problem.options
-    )
+    return gym.make_vec(problem.id, num_envs=count, autoreset_mode=AutoresetMode.DISABLED, **problem.options)
 
 
 def learns(subject: Subject, name: str) -> Outcome:
@@ -36,8 +34,11 @@ def learns(subject: Subject, name: str) -> Outcome:
     if getattr(agent, "greedy", False):
         raise NotAsked("the agent is greedy: no policy without entropy comes near this optimum")
     if getattr(agent, "offline", False):
-        raise NotAsked("the agent learns from texts that others wrote, and cannot learn what these leave open")
-    env = _env(problem, problem.envs or getattr(getattr(agent, "config", None), "batch", _ENVS))
+        raise NotAsked(
+            "the agent learns from texts that others wrote, and cannot learn what these leave open"
+        )
+    own: int = getattr(getattr(agent, "config", None), "batch", _ENVS)
+    env = _env(problem, own if problem.envs is None else problem.envs)
     solution = solve(env.unwrapped.task)
     agent = subject.make(env)
     agent.learn(env, problem.episodes)

@@ -91,7 +91,9 @@ def gradient(subject: Subject, name: str) -> Outcome:
     own = fit(found)
     factor, error = own.factor
     if not factor > _SIGMAS * error:
-        return judge(False, f"coefficient of E[R] {factor:.3g} +- {error:.2g}", "above 0 by 3 standard errors")
+        return judge(
+            False, f"coefficient of E[R] {factor:.3g} +- {error:.2g}", "above 0 by 3 standard errors"
+        )
     kl, bonus = own.contrast(1, -own.beta), own.contrast(2, own.entropy)
     rest, size = own.rest
     worst = max(abs(kl[0]) / kl[1], abs(bonus[0]) / bonus[1], rest)
@@ -200,9 +202,7 @@ def clipping(subject: Subject) -> Outcome:
     full, plain = ratios * advantages, advantages
     improved = (advantages > 0) == (ratios > 1)
     near = np.abs(ratios - 1) < 0.05
-    fits = [
-        np.abs(slopes - form) <= 1e-2 * np.abs(form) for form in (full, plain)
-    ]
+    fits = [np.abs(slopes - form) <= 1e-2 * np.abs(form) for form in (full, plain)]
     flat = np.abs(slopes) <= 1e-6
     right = [form | (flat & improved & ~near) for form in fits]
     wrong = ~right[0] if right[0].sum() >= right[1].sum() else ~right[1]
@@ -231,4 +231,3 @@ def masked_ratio(subject: Subject) -> Outcome:
 def _mean(numbers: Floats) -> tuple[float, float]:
     """The mean and its standard error."""
     return float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(len(numbers)))
-

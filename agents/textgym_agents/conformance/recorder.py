@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -55,10 +56,8 @@ def record_gradient(
     # Attributes of this one copy, in place of its methods.
     setattr(shadow.policy, "states", watched)  # noqa: B010
     setattr(shadow, finish, stop)
-    try:
+    with contextlib.suppress(_FirstStepDone):
         shadow._iterate(env)
-    except _FirstStepDone:
-        pass
     used = [parts for parts in outputs if parts[3].grad is not None]
     if not used:
         raise RuntimeError(f"agent {agent.name!r}: its iteration differentiated no output of policy.states")

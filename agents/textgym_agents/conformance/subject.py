@@ -26,9 +26,10 @@ PLAIN: Mapping[str, Any] = {
     "whiten": False,
     "divide_by_std": False,
     "aggregation": "constant",
-    "micro_batch": 25,
 }
 """Settings, where a config has them, with which one iteration is one step along the gradient of J."""
+SPLIT: Mapping[str, Any] = {"micro_batch": 25}
+"""Settings that change no gradient: parts of unequal length and number show whether that is so."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
 
 
@@ -115,11 +116,12 @@ def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
 
 
 def plain_factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
-    """As `factory_of`, with `PLAIN` in place of the settings that it names; a function makes what it makes."""
+    """As `factory_of`, with `PLAIN` and `SPLIT` in place of the settings; a function makes what it makes."""
     found = agent_class(agent) if isinstance(agent, str) else agent
     kind = config_class(found) if isinstance(found, type) else None
     names = () if kind is None else [entry.name for entry in fields(kind)]
-    return factory_of(agent, {**settings, **{name: PLAIN[name] for name in PLAIN if name in names}})
+    changed = {name: value for name, value in {**PLAIN, **SPLIT}.items() if name in names}
+    return factory_of(agent, {**settings, **changed})
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ class Subject:
     """The agent under test.
 
     Args:
-        make: makes an untrained one. make_plain: one whose iteration is a single policy-gradient step. envs: sub-environments of the probe task. iterations: of a probe training.
+        make: makes an untrained one. envs: sub-environments of the probe task. iterations: of a probe training.
         learning: the tasks to learn.
+        make_plain: makes one whose iteration is a single policy-gradient step; None: as `make`.
     """
 
     def __init__(
