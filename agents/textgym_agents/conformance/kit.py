@@ -20,11 +20,13 @@ class Check:
     Attributes:
         name: how it is asked for. statement: number of the statement that it asks, in docs/conformance.md.
         run: asks it; its docstring's first line says what must hold.
+        slow: whether it records updates or has the agent learn a task.
     """
 
     name: str
     statement: int
     run: Callable[[Subject], Outcome]
+    slow: bool = False
 
     @property
     def asks(self) -> str:
@@ -64,23 +66,23 @@ CHECKS = (
     Check("global random numbers", 16, repetition.global_random_numbers),
     Check("saved and loaded", 16, repetition.round_trip),
     Check("resumed", 16, repetition.resumed),
-    Check("gradient of J", 17, partial(objective.gradient, name="plain")),
-    Check("gradient with a discount", 17, partial(objective.gradient, name="discounted")),
-    Check("gradient under a grammar", 17, partial(objective.gradient, name="masked")),
+    Check("gradient of J", 17, partial(objective.gradient, name="plain"), slow=True),
+    Check("gradient with a discount", 17, partial(objective.gradient, name="discounted"), slow=True),
+    Check("gradient under a grammar", 17, partial(objective.gradient, name="masked"), slow=True),
     Check("ratio under a grammar", 1, objective.masked_ratio),
-    Check("states used", 18, objective.states_used),
-    Check("variance", 19, objective.variance),
-    Check("value loss", 20, objective.value_loss),
+    Check("states used", 18, objective.states_used, slow=True),
+    Check("variance", 19, objective.variance, slow=True),
+    Check("value loss", 20, objective.value_loss, slow=True),
     Check("clipping", 21, objective.clipping),
-    Check("learns Bandit", 22, partial(learning.learns, name="Bandit")),
-    Check("learns Delayed", 22, partial(learning.learns, name="Delayed")),
-    Check("learns Stop", 22, partial(learning.learns, name="Stop")),
+    Check("learns Bandit", 22, partial(learning.learns, name="Bandit"), slow=True),
+    Check("learns Delayed", 22, partial(learning.learns, name="Delayed"), slow=True),
+    Check("learns Stop", 22, partial(learning.learns, name="Stop"), slow=True),
 )
 
 
-def check_names() -> tuple[str, ...]:
-    """The names of all checks, in the order in which they are run."""
-    return tuple(entry.name for entry in CHECKS)
+def check_names(slow: bool = True) -> tuple[str, ...]:
+    """The names of all checks in the order in which they are run, or of those that are done in seconds."""
+    return tuple(entry.name for entry in CHECKS if slow or not entry.slow)
 
 
 def check(
