@@ -59,7 +59,7 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
     ],
 )
 def test_so_do_the_other_forms(agent, settings):
-    without = {"clipping"} if agent == "reinforce" or settings.get("kl") == "k3" else set()
+    without = {"clipping"} if agent == "reinforce" else set()
     assert outcomes(agent, **settings) == ({}, CRITICS_ONLY | without)
 
 

@@ -7,8 +7,8 @@ An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]
 - `"batch"`: `batch(env) -> TrainingBatch`, what the agent would train on in its next iteration: it plays one episode in
   every sub-environment. The agent itself need not be changed by it;
 - `"gradient"`: `gradient(env, seed) -> LossGradient`, of the first optimiser step of an iteration. Offering it says
-  that the step follows the gradient of J. Another seed plays other episodes, and the agent is not changed. For one derived
-  from `LMAgent` it is one line: `lambda env, seed: record_gradient(self, env, seed)`, see `recorder.py`;
+  that the step follows the gradient of J. Another seed plays other episodes, and the agent is not changed. For an agent
+  derived from `LMAgent` it is one line: `lambda env, seed: record_gradient(self, env, seed)`, see `recorder.py`;
 - `"surrogate"`: `surrogate(log_ratios (n,), advantages (n,)) -> (n,)`, the policy loss of actions whose probability has
   changed by a factor since they were sampled.
 """

@@ -37,7 +37,7 @@ def record_gradient(
     """
     shadow = copy.deepcopy(agent)
     shadow.iteration += seed
-    states, finish = shadow.policy.states, "_finish_step"
+    states = shadow.policy.states
     outputs: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
 
     def watched(
@@ -55,7 +55,7 @@ def record_gradient(
 
     # Attributes of this one copy, in place of its methods.
     setattr(shadow.policy, "states", watched)  # noqa: B010
-    setattr(shadow, finish, stop)
+    setattr(shadow, "_finish_step", stop)  # noqa: B010
     with contextlib.suppress(_FirstStepDone):
         shadow._iterate(env)
     used = [parts for parts in outputs if parts[3].grad is not None]
@@ -81,13 +81,13 @@ def record_gradient(
 
 def policy_gradient_hooks(agent: OnPolicyAgent) -> dict[str, Callable[..., Any]]:
     """The hooks "gradient" and "surrogate" of an on-policy agent, where its steps follow the gradient of J."""
-    if isinstance(agent, Rejection) or agent.config.kl == "k3":
-        return {}
-    hooks: dict[str, Callable[..., Any]] = {
-        "gradient": lambda env, seed: record_gradient(
+    hooks: dict[str, Callable[..., Any]] = {}
+    if isinstance(agent, Rejection):
+        return hooks
+    if agent.config.kl != "k3":  # which has the gradient of the opposite KL
+        hooks["gradient"] = lambda env, seed: record_gradient(
             agent, env, seed, agent.config.entropy_coefficient, _estimator(agent)
-        ),
-    }
+        )
     if np.isfinite(agent.clip):
         hooks["surrogate"] = lambda log_ratios, advantages: _surrogate(agent, log_ratios, advantages)
     return hooks
