@@ -12,7 +12,7 @@ from textgym_agents.conformance.findings import NotAsked, Outcome, judge
 from textgym_agents.conformance.subject import LearningTask, Subject
 
 ENOUGH = 0.95
-_ENVS = 128  # where an agent has no batch of its own
+_ENVS = 128  # where an agent's own batch is larger, or it has none: the tasks are small
 
 DEFAULT_TASKS = {
     "Bandit": LearningTask("textgym/Bandit-v0"),
@@ -38,6 +38,8 @@ def learns(subject: Subject, name: str) -> Outcome:
             "the agent learns from texts that others wrote, and cannot learn what these leave open"
         )
     own: int = getattr(getattr(agent, "config", None), "batch", _ENVS)
+    if own > _ENVS:
+        own = _ENVS - _ENVS % getattr(agent, "group", 1)
     env = _env(problem, own if problem.envs is None else problem.envs)
     solution = solve(env.unwrapped.task)
     agent = subject.make(env)

@@ -40,7 +40,7 @@ class LearningTask:
     Attributes:
         id: of the environment.
         options: of the environment.
-        episodes: the budget. envs: sub-environments; None takes the `batch` of the agent's config.
+        episodes: the budget. envs: sub-environments; None takes the `batch` of the agent's config, or 128.
     """
 
     id: str
