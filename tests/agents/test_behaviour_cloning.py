@@ -15,7 +15,7 @@ from textgym.solve import policy_values, solve
 from textgym.world.demonstrations import task_demonstrations
 
 CPU = {"device": "cpu"}
-UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+UNTRAINED = check_names(slow=False)
 
 
 @pytest.fixture

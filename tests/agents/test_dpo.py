@@ -243,7 +243,7 @@ def test_other_data_are_noticed_and_loading_needs_none(env, file, tmp_path):
     load_agent(tmp_path / "agent", env)
 
 
-UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+UNTRAINED = check_names(slow=False)
 NEED_ITS_OWN_SAMPLES = {"first ratio", "logged KL", "logged scores", "logged RLHF reward"}
 
 
