@@ -250,7 +250,7 @@ def _record(subject: Subject, task: Any) -> Recording:
     size = task.vocabulary.size
     updates, values = np.zeros((BATCHES, exact.states * size)), np.zeros((BATCHES, exact.states))
     used = foreign = 0
-    before = env.tokens
+    before = task.scorer.tokens
     batches: list[LossGradient] = []
     for number in range(BATCHES):
         batch: LossGradient = play(env, number)
@@ -266,7 +266,7 @@ def _record(subject: Subject, task: Any) -> Recording:
         if batch.values is not None:
             np.add.at(values[number], states[known], batch.values[known])
     critic = values if batches[0].values is not None else None
-    return Recording(agent, exact, updates, critic, env.tokens - before, used, foreign, batches[0])
+    return Recording(agent, exact, updates, critic, task.scorer.tokens - before, used, foreign, batches[0])
 
 
 def _move(agent: Agent, task: Any, tree: PrefixTree) -> None:
