@@ -114,3 +114,12 @@ def test_it_learns_copy(agent, settings):
 @pytest.mark.parametrize("name", ["Delayed", "Stop"])
 def test_soft_q_reaches_the_soft_optimum(name):
     assert optimality("soft-q", name, 8192, updates=4) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["a2c", "reinforce", "rloo", "grpo", "rejection", "soft-q"])
+def test_it_learns_what_the_kit_asks(agent):
+    names = ["learns Bandit", "learns Delayed", "learns Stop"]
+    assert not {
+        f.check: f.found for f in check(agent, names, settings={"device": "cpu"}) if f.status == FAILS
+    }
