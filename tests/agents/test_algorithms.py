@@ -133,3 +133,12 @@ def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
     found = solution.optimality(policy_values(solution.tree, agent).objective)
     print(f"optimality {found:.4f}")
     assert found > 0.95
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("agent", ["a2c", "reinforce", "rloo", "grpo", "rejection", "soft-q"])
+def test_it_learns_what_the_kit_asks(agent):
+    names = ["learns Bandit", "learns Delayed", "learns Stop"]
+    assert not {
+        f.check: f.found for f in check(agent, names, settings={"device": "cpu"}) if f.status == FAILS
+    }
