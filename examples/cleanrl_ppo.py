@@ -5,8 +5,11 @@ It reads from top to bottom, in the manner of CleanRL: copy it and change what y
     python examples/cleanrl_ppo.py --env-id textgym:textgym/Copy-v0 --total-timesteps 100000
 
 An observation is a text so far: token ids, padded on the right, and a mask that says which of them are text. An action
-is the next token. Which tokens may be written does not change in the tasks used here, so the mask of allowed actions is
-read once; an environment without `action_masks` allows all.
+is the next token. A reward is discounted from the start of its text, so what is paid for token t counts gamma^t of it,
+and values are sums of such rewards: in these units nothing is discounted a second time.
+
+Which tokens may be written does not change in the tasks used here, so the mask of allowed actions is read once; an
+environment without `action_masks` allows all.
 
 Source: Schulman et al. (2017), arXiv:1707.06347; Huang et al. (2022), The 37 Implementation Details of PPO.
 """
@@ -107,6 +110,7 @@ def main(words: list[str] | None = None) -> list[float]:
 
     next_ids = tokens(observation, vocabulary)  # (N, L)
     running = np.zeros(args.num_envs)  # returns of the episodes under way
+    written = np.zeros(args.num_envs, dtype=np.int64)  # tokens of these episodes
     history: list[float] = []
     iterations = args.total_timesteps // (args.num_steps * args.num_envs)
     for iteration in range(iterations):
@@ -123,11 +127,12 @@ def main(words: list[str] | None = None) -> list[float]:
             observation, rewards, terminated, truncated, _ = envs.step(actions.numpy())
             # An outer time limit would need the value of the last text in place of 0; TextGym itself never truncates.
             ends = terminated | truncated
-            all_rewards[t], all_ends[t] = torch.from_numpy(rewards), torch.from_numpy(ends)
+            paid = args.gamma**written * rewards
+            all_rewards[t], all_ends[t] = torch.from_numpy(paid), torch.from_numpy(ends)
             next_ids = tokens(observation, vocabulary)
-            running += rewards
+            running, written = running + paid, written + 1
             returns.extend(running[ends].tolist())
-            running[ends] = 0.0
+            running[ends], written[ends] = 0.0, 0
         history.append(float(np.mean(returns)) if returns else float("nan"))
 
         # Generalised advantage estimation, from the last step back to the first.
@@ -136,8 +141,8 @@ def main(words: list[str] | None = None) -> list[float]:
             next_values, carried = agent(next_ids)[1], torch.zeros(args.num_envs)  # (N,)
         for t in reversed(range(args.num_steps)):
             alive = 1.0 - all_ends[t]  # nothing flows back over the end of a text
-            delta = all_rewards[t] + args.gamma * next_values * alive - all_values[t]
-            carried = delta + args.gamma * args.gae_lambda * alive * carried
+            delta = all_rewards[t] + next_values * alive - all_values[t]
+            carried = delta + args.gae_lambda * alive * carried
             advantages[t], next_values = carried, all_values[t]
         targets = advantages + all_values
 

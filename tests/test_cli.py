@@ -153,7 +153,7 @@ def test_list_as_json(capsys):
     row = rows["textgym/Text-v0"]
     assert (row["vocabulary"], row["horizon"]) == (task.vocabulary.size, task.max_new_tokens)
     assert row["family"] == "text"
-    assert row["prompts"] == {"train": 4, "eval": 4}
+    assert row["prompts"] == {"train": 4, "eval": 4, "tune": 4}
 
 
 # play

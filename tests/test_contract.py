@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -12,10 +12,12 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from textgym.env import TokenEnv
+from textgym.prompts import Split
 from textgym.task import task_entry, task_names
 
 IDS = [task_entry(name).id for name in task_names()]
 every_id = pytest.mark.parametrize("name", IDS)
+every_split = pytest.mark.parametrize("split", get_args(Split))
 
 
 def life(env: gym.Env[Any, Any], seed: int, steps: int) -> list[Any]:
@@ -31,8 +33,10 @@ def life(env: gym.Env[Any, Any], seed: int, steps: int) -> list[Any]:
 
 
 @every_id
-def test_observations_and_infos_have_one_form(name: str) -> None:
-    env = gym.make(name)
+@every_split
+def test_observations_and_infos_have_one_form(name: str, split: Split) -> None:
+    env = gym.make(name, split=split)
+    assert env.observation_space == gym.make(name).observation_space
     task = env.unwrapped.task  # type: ignore[attr-defined]
     assert isinstance(env.unwrapped, TokenEnv)
     assert task.description
@@ -71,10 +75,20 @@ def test_a_seed_is_a_life_and_a_spec_is_an_environment(name: str) -> None:
 
 
 @every_id
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_the_vector_environment_is_the_single_one_side_by_side(name: str, mode: AutoresetMode) -> None:
-    ours = gym.make_vec(name, num_envs=3, autoreset_mode=mode)
-    theirs = SyncVectorEnv([lambda: gym.make(name)] * 3, autoreset_mode=mode)
+@pytest.mark.parametrize(
+    ("mode", "split"),
+    [
+        (AutoresetMode.NEXT_STEP, "train"),
+        (AutoresetMode.SAME_STEP, "train"),
+        (AutoresetMode.SAME_STEP, "eval"),
+        (AutoresetMode.SAME_STEP, "tune"),
+    ],
+)
+def test_the_vector_environment_is_the_single_one_side_by_side(
+    name: str, mode: AutoresetMode, split: Split
+) -> None:
+    ours = gym.make_vec(name, num_envs=3, split=split, autoreset_mode=mode)
+    theirs = SyncVectorEnv([lambda: gym.make(name, split=split)] * 3, autoreset_mode=mode)
     assert data_equivalence(ours.reset(seed=1), theirs.reset(seed=1), exact=True)
     assert ours.action_space == theirs.action_space
     size = ours.single_action_space.n  # type: ignore[attr-defined]

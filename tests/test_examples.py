@@ -46,6 +46,7 @@ def test_ppo_starts_at_chance_and_repeats_itself():
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize(("task", "steps"), [("Bandit", 25_000), ("Copy", 40_000)])
 def test_ppo_learns(task, steps):
     words = ["--env-id", f"textgym:textgym/{task}-v0", "--total-timesteps", str(steps)]

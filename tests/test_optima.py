@@ -14,6 +14,11 @@ from textgym.optima import estimated, optimum_of
 from textgym.references import make_reference
 from textgym.solve import solve
 
+COMMITTED = (
+    *("Helpful", "Harmless", "Honest", "HHH", "Arithmetic", "Json", "Keywords", "Format", "Pattern"),
+    *("Sentiment", "Brief", "NoRepeat"),
+)
+
 
 def sampled(task, proposals=(), each=256, beta=None, seed=0):
     reference = make_reference(task)
@@ -186,3 +191,25 @@ def test_intervals_of_j_star_cover_at_few_effective_samples(each, least):
         low, high = np.quantile(found.replicates[:, 1], [0.025, 0.975])
         covered += low <= exact <= high
     assert covered >= least
+
+
+@pytest.mark.parametrize(("name", "independent"), [("Format", 0.646), ("Json", 0.614), ("Keywords", 0.865)])
+def test_committed_optima_hold_what_other_samples_found(name, independent):
+    """J* from 16,384 episodes of another policy, by other code; one that lies above has to rest on more samples."""
+    optimum = optimum_of(make_task(name))
+    assert optimum.committed
+    assert optimum.value is not None
+    assert optimum.effective_samples > 10
+    assert optimum.value.high >= independent - 0.001
+    if optimum.value.low > independent + 0.001:
+        assert optimum.effective_samples > {"Format": 176, "Json": 42, "Keywords": 8}[name]
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_every_sampled_task_of_the_suite_core_has_a_committed_optimum(name):
+    optimum = optimum_of(make_task(name))
+    assert optimum.committed
+    assert optimum.value is not None
+    assert optimum.value.low > optimum.reference.high
+    # The same samples serve at any beta: with a dearer KL less is to be had.
+    assert optimum_of(make_task(name), beta=2 * optimum.beta).value.mean < optimum.value.mean

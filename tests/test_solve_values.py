@@ -176,7 +176,7 @@ def test_the_estimated_optimum_covers_the_exact_one():
     exact = solve(task, reference, split="eval").objective
     covered = 0
     for seed in range(200):
-        found = estimated(draw_samples(task, reference, each=256, seed=seed), task.beta, "eval", seed)
+        found = estimated(draw_samples(task, reference, each=320, seed=seed), task.beta, "eval", seed)
         assert found.effective_samples > 30
         covered += found.value.low <= exact <= found.value.high
     assert covered >= 186  # 93%

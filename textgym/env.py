@@ -52,7 +52,7 @@ class TokenEnv(gym.Env[Observation, int]):
     float), and `gold` (float) where the task has a gold reward. Other steps have an empty info.
 
     ### Arguments
-    `task`: a task's name or a `Task`; `split`: "train" or "eval"; `render_mode`: None, "ansi", "human" or
+    `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `render_mode`: None, "ansi", "human" or
     "rgb_array"; everything else goes to the task's builder.
 
     ### Version History

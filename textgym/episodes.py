@@ -34,7 +34,7 @@ class Episodes:
     """N rows of episodes of one split of a task.
 
     Args:
-        task: the task; split: "train" or "eval"; rows: N.
+        task: the task; split: "train", "eval" or "tune"; rows: N.
     Raises: ValueError for an unknown split or a prompt that is too long.
     """
 

@@ -17,7 +17,7 @@ from textgym.optima import Optimum, optimality_of, optimum_of
 from textgym.references import make_reference
 from textgym.rewards import TextGymWarning
 from textgym.sampling import Episodes, play
-from textgym.solve import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
+from textgym.solve import PolicyValues, PrefixTree, Solution, UnsolvableError, edge_log_probs, evaluate_edges
 from textgym.solver.distributions import normalised
 from textgym.solver.tree import per_edge, per_state
 from textgym.task import Task
@@ -142,7 +142,7 @@ def evaluate(
 
 
 def exact_values(policy: Any, solution: Solution, deterministic: bool = False) -> PolicyValues | None:
-    """Return the exact values of a policy on a solved task; None where it has too many states, or none can be asked.
+    """Return the exact values of a policy on a solved task; None where it has too many states, or does not tell.
 
     Args:
         policy: with `log_probs(observation)`, or with `edge_log_probs(tree, log_reference)` if it draws whole answers.
@@ -153,7 +153,10 @@ def exact_values(policy: Any, solution: Solution, deterministic: bool = False) -
     if running > (MAX_SEARCHED if searches else MAX_RUNNING):
         return None
     if hasattr(policy, "edge_log_probs"):
-        logs = policy.edge_log_probs(tree, solution.log_reference)
+        try:
+            logs = policy.edge_log_probs(tree, solution.log_reference)
+        except UnsolvableError:
+            return None
     elif _has_log_probs(policy, tree):
         logs = edge_log_probs(tree, copy.deepcopy(policy) if searches else policy)
         logs = tuple(_played(own, tree, depth, deterministic) for depth, own in enumerate(logs))
@@ -210,6 +213,8 @@ def _sampled(policy: Any, task: Task, episodes: Episodes, beta: float, split: st
     if "kl" not in found and hasattr(policy, "sequence_kl"):
         kl, drawn = policy.sequence_kl(task, split, seed)
         mean, spread = float(episodes.weights @ kl), drawn @ episodes.weights
+        if np.isnan(mean):
+            return found
         worth, objectives = found["reward"][0].mean - beta * mean, found["reward"][1] - beta * spread
         found["kl"] = interval(mean, spread), spread
         found["objective"] = interval(worth, objectives), objectives

@@ -177,7 +177,7 @@ def write_samples(samples: Samples, path: Path, key: dict[str, Any]) -> None:
     Args:
         path: of the file. key: JSON values, see `read_samples`.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays: dict[str, NDArray[Any]] = {
         "returns": samples.returns.astype(np.float32),
@@ -187,7 +187,7 @@ def write_samples(samples: Samples, path: Path, key: dict[str, Any]) -> None:
     }
     facts = {"format": _FORMAT, "each": samples.each, "maximum": samples.maximum, "key": key}
     partial = path.with_name(f".{path.name}")
-    save_file(arrays, partial, metadata={"samples": json.dumps(facts, sort_keys=True)})
+    partial.write_bytes(save(arrays, metadata={"samples": json.dumps(facts, sort_keys=True)}))
     partial.replace(path)
 
 

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+Split = Literal["train", "eval", "tune"]
+"""Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
+HeldOut = Literal["eval", "tune"]
 
 # A reward gets these as arguments already.
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "episode_seeds")
@@ -80,6 +84,21 @@ def prompt_set(
     array.flags.writeable = False
     frozen = {name: tuple(values) for name, values in (columns or {}).items()}
     return PromptSet(tuple(texts), frozen, array)
+
+
+def own_splits(
+    train: PromptSet, held_out: PromptSet | None, tuned_on: PromptSet | None
+) -> dict[str, PromptSet]:
+    """The splits of a task of one's own.
+
+    Args:
+        train: prompts to learn from. held_out: those of "eval"; None: the same.
+        tuned_on: those of "tune"; None: the same as the others, where these are the same; else there is no such split.
+    """
+    splits = {"train": train, "eval": train if held_out is None else held_out}
+    if tuned_on is not None or held_out is None:
+        splits["tune"] = train if tuned_on is None else tuned_on
+    return splits
 
 
 def read_prompts(source: str | Path | Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:

@@ -45,6 +45,8 @@ class Episodes:
             of what was written under each of K policies, nats; K = 0 where none was asked for.
         weights: (P,) probability of each prompt. prompts: their texts.
         failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
+        answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
+            mean, 0 for a policy that just writes.
     """
 
     returns: NDArray[np.float64]
@@ -60,6 +62,7 @@ class Episodes:
     weights: NDArray[np.float64]
     prompts: tuple[str, ...]
     failures: dict[str, int]
+    answer_tokens: float = 0.0
 
 
 def play(
@@ -138,7 +141,7 @@ def _play(
     generator = np.random.default_rng([seed, 3])
     # Looking at a policy must not move a reward that learns, such as a running normalisation.
     scorer = recorder.task.scorer
-    before = scorer.state_dict()
+    before, tokens = scorer.state_dict(), scorer.tokens
     parts = []
     try:
         for start in range(0, len(order), _ROWS_AT_ONCE):
@@ -152,7 +155,10 @@ def _play(
     joined = {name: np.concatenate([part[name] for part, _ in parts]) for name in names}
     arrays = {name: array.reshape(shape + array.shape[1:]) for name, array in joined.items()}
     terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
-    return Episodes(**arrays, terms=terms, weights=weights, prompts=texts, failures=failures)
+    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(order)
+    return Episodes(
+        **arrays, terms=terms, weights=weights, prompts=texts, failures=failures, answer_tokens=answer_tokens
+    )
 
 
 class _Recorder:

@@ -56,7 +56,8 @@ class Task:
 
     Args:
         name, family, description: for people.
-        prompts: "train" and "eval" -> the initial states.
+        prompts: "train" and "eval" -> the initial states; and "tune", where there are prompts to choose settings on,
+            no longer than the others.
         vocabulary: the action set.
         reward: called as `reward(prompts, completions, **columns)`; `columns` hold `completion_ids` and the
             data columns.
@@ -112,9 +113,9 @@ class Task:
                 f"reference={self.reference!r:.80}: allowed are 'builtin', 'uniform', a model's folder or hub "
                 "id, and an object with log_probs(observation)"
             )
-        if set(self.prompts) != {"train", "eval"}:
+        if set(self.prompts) not in ({"train", "eval"}, {"train", "eval", "tune"}):
             raise ValueError(
-                f"prompts: the splits are {sorted(self.prompts)}, allowed are exactly train and eval"
+                f"prompts: the splits are {sorted(self.prompts)}, allowed are train and eval, or these and tune"
             )
         if self.scorer.pay == "difference" and self.scorer.gamma != self.gamma:
             raise ValueError(
@@ -124,7 +125,7 @@ class Task:
         if getattr(self.reward, "noisy", False):
             object.__setattr__(self, "noisy", True)
         if not self.max_prompt_tokens:
-            longest = max(len(prompt.ids) for split in self.prompts for prompt in self.encoded(split))
+            longest = max(len(prompt.ids) for split in ("train", "eval") for prompt in self.encoded(split))
             object.__setattr__(self, "max_prompt_tokens", longest)
 
     @cached_property

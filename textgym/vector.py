@@ -90,8 +90,6 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
         self._last_rewards = np.zeros(num_envs)
-        self.tokens = 0
-        """Tokens that `step` has appended to running texts, over all sub-environments and episodes."""
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -124,7 +122,6 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         infos: Infos = {}
         if rows.size:
             codes = store.append(rows, tokens)
-            self.tokens += rows.size
             paid = rows if self._episodes.pays_every_step else rows[codes.nonzero()]
             if paid.size:
                 rewards[paid], ending = self._episodes.settle(paid.tolist())

@@ -16,21 +16,22 @@ def gae(
     rewards: Array,
     values: Array,
     lengths: NDArray[np.integer[Any]],
-    gamma: float,
     lam: float,
     bootstrap: Array | None = None,
 ) -> NDArray[np.float64]:
-    """GAE(lambda) advantages of a batch of episodes.
+    """GAE(lambda) advantages of a batch of episodes: sums of lam^k delta, delta = r_t + V(s_{t+1}) - V(s_t).
+
+    A discount is in the units: of time 0 are the rewards gamma^t r_t and the values V(s_t), the sum of those to come.
 
     Args:
-        rewards, values: (B, T), reward units; values[i, t] is V(s_t) when it was sampled. Columns at or after
+        rewards, values: (B, T), reward units at time 0; values[i, t] is V(s_t) when it was sampled. Columns at or after
             lengths[i] are padding and are not read.
         lengths: (B,) actions per row.
-        gamma, lam: per token, in [0, 1].
+        lam: per token, in [0, 1].
         bootstrap: (B,) V(s_T) of rows that were truncated, 0 for rows that ended; None means all ended.
-    Returns: (B, T), reward units; 0 in the padding.
+    Returns: (B, T), reward units at time 0; 0 in the padding.
     Raises: ValueError if the shapes differ.
-    Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16.
+    Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16, times gamma^t.
     """
     if rewards.shape != values.shape or lengths.shape != rewards.shape[:1]:
         raise ValueError(
@@ -43,11 +44,11 @@ def gae(
     following[:, :-1] = values[:, 1:]
     if bootstrap is not None and batch:
         following[np.arange(batch), lengths - 1] = bootstrap
-    deltas = rewards + gamma * following - values
+    deltas = rewards + following - values
     advantages = np.zeros((batch, width))
     running = np.zeros(batch)
     for step in range(width - 1, -1, -1):
-        running = np.where(valid[:, step], deltas[:, step] + gamma * lam * running, 0.0)
+        running = np.where(valid[:, step], deltas[:, step] + lam * running, 0.0)
         advantages[:, step] = running
     return advantages
 

@@ -32,10 +32,10 @@ def uncharged(agent: Any) -> float:
 
 
 def critic_of(agent: Any) -> Critic:
-    """V(s) of J of an agent's policy (B,), reward units at the state's time.
+    """V(s) of J of an agent's policy (B,), reward units at time 0.
 
     What `uncharged` says that the value head leaves out is charged here. With `kl` "k3" no KL was charged at all, and V
-    is of the return. With gamma < 1 the KL is discounted like the rewards, as in training.
+    is of the return.
 
     Raises: ValueError for an agent without a critic.
     """

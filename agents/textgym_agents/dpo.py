@@ -16,10 +16,12 @@ from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
 from textgym_agents.offline import OfflineAgent, OfflineConfig
 from textgym_agents.protocol import Metrics
-from textgym_agents.rollout import Rollout, collect
+from textgym_agents.rollout import collect
 from textgym_agents.sequences import Sequences, of_rollout, sequence_log_probs
+from textgym_agents.targets import scores
 
 Loss = Literal["sigmoid", "ipo"]
+Sampler = Literal["reference", "policy"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class DPOConfig(OfflineConfig):
     pairs: int | None = None
     """How many pairs of its own completions there are to learn from, rounded up to whole iterations; then come further
     passes over them. None: new ones in every iteration."""
+    sampler: Sampler = "reference"
+    """Whose completions are paired: reference: as the paper has it, and pairs may come again. policy: its own, as they
+    get better; the loss is least at the same policy. The reference's rarely hold two good answers to be compared."""
     noise: float = 0.1
     """Temperature of the annotators, reward units: of a and b, a is preferred with probability
     sigmoid((R_a - R_b) / noise). The loss has the strength beta / noise. For a file: what its annotators are taken to
@@ -50,6 +55,11 @@ class DPOConfig(OfflineConfig):
         if self.pairs is not None:
             at_least_one(self, "pairs")
         require("pairs", self.pairs, self.pairs is None or self.data is None, "None where data is given")
+        require("sampler", self.sampler, self.sampler in get_args(Sampler), str(get_args(Sampler)))
+        old = self.data is not None or self.pairs is not None
+        require(
+            "sampler", self.sampler, not old or self.sampler == "reference", "'reference' with data or pairs"
+        )
         require("loss", self.loss, self.loss in get_args(Loss), str(get_args(Loss)))
         smoothing = self.label_smoothing
         require("label_smoothing", smoothing, 0 <= smoothing < 0.5, "a number in [0, 0.5)")
@@ -77,6 +87,7 @@ class DPO(OfflineAgent):
 
     def __init__(self, task: Any, config: DPOConfig | None = None, model: Any = None) -> None:
         super().__init__(task, config or DPOConfig(), model)
+        self.offline = self.config.sampler == "reference"
         if not self.controller.beta > 0:
             raise ValueError(f"beta={self.controller.beta!r}: with 0 no pair counts, allowed is a number > 0")
 
@@ -108,8 +119,9 @@ class DPO(OfflineAgent):
         rounds = None if self.config.pairs is None else -(-self.config.pairs // (env.num_envs // 2))
         place = self.iteration if rounds is None else self.iteration % rounds
         seed = int(np.random.SeedSequence([self.config.seed, place, 0]).generate_state(1)[0])
-        rollout = collect(env, self.reference, seed, self.task.vocabulary.stop_ids, group=2)
-        returns = discounted_returns(rollout, self.task.gamma).reshape(-1, 2)
+        author = self.policy if self.config.sampler == "policy" else self.reference
+        rollout = collect(env, author, seed, self.task.vocabulary.stop_ids, group=2)
+        returns = scores(rollout, self.task.gamma).reshape(-1, 2)
         best_first = self._annotate(returns, seed)
         order = (best_first + 2 * np.arange(len(best_first))[:, None]).ravel()
         wrong = returns[np.arange(len(returns)), best_first[:, 0]] < returns.max(1)
@@ -172,9 +184,3 @@ def ipo_loss(differences: Tensor, strength: float) -> Tensor:
     Source: Azar et al. (2023), arXiv:2310.12036, eq. 17.
     """
     return (differences - 1 / (2 * strength)).square()
-
-
-def discounted_returns(rollout: Rollout, gamma: float) -> NDArray[np.float64]:
-    """The sum over t of gamma^t r_t of every episode (B,), reward units."""
-    discounted = rollout.rewards * gamma**rollout.steps
-    return np.bincount(rollout.rows, discounted, minlength=len(rollout.lengths)).astype(np.float64)

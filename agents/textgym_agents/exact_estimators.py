@@ -1,8 +1,8 @@
 """Bias and variance of policy-gradient estimators against the exact gradient of J: REINFORCE, GAE, RLOO, GRPO.
 
 All of them see the KL as part of the reward, R - beta log(P / P_ref), so that they differ in their advantages alone;
-for the KL in the loss see `textgym_agents.exact_kl`. Time runs in units of time 0: the factor gamma^t of the exact
-gradient, which practice leaves out, is in every estimator.
+for the KL in the loss see `textgym_agents.exact_kl`. Rewards and values are in units of time 0, as the agents here have
+them: the factor gamma^t of the exact gradient, which practice often leaves out, is in every estimator.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def estimator_table(
     ]
     for lam in lams:
         for critic, says in (("V", values), ("critic 0", np.zeros_like(values))):
-            # gamma is in the rewards and values already.
-            advantages = gae(rewards, says, enumeration.lengths, 1.0, lam)
+            advantages = gae(rewards, says, enumeration.lengths, lam)
             rows.append(enumeration.moments(f"GAE({lam:g}), {critic}", advantages))
     for name, function, mean_over_tokens in (
         ("RLOO", leave_one_out, False),

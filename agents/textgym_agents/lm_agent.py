@@ -152,7 +152,10 @@ class LMAgent(ABC):
         return result
 
     def values(self, observation: Observation) -> NDArray[np.float64]:
-        """V(s) of a batch of observations (B,), reward units. Raises: ValueError for an agent without a critic."""
+        """V(s) of a batch of observations (B,), reward units at time 0; `textgym_agents.critics` says what it counts.
+
+        Raises: ValueError for an agent without a critic.
+        """
         if not self.critic:
             raise ValueError(f"values: agent {self.name!r} has no critic; allowed are such as lm-ppo and a2c")
         values = self.policy.advance(observation)[1].cpu().double().numpy()

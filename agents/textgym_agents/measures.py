@@ -20,7 +20,8 @@ def evaluation_row(evaluation: Evaluation) -> Metrics:
     """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval unless it is exact.
 
     `eval/exact` says whether reward, KL and J are expectations by enumeration. `eval/failures/KIND` counts the
-    completions that the reward failed on.
+    completions that the reward failed on, `eval/answer_tokens` the tokens of those that the policy had scored for an
+    answer (a mean).
     """
     row: Metrics = {}
     for name in ESTIMATES:
@@ -30,7 +31,7 @@ def evaluation_row(evaluation: Evaluation) -> Metrics:
             if not estimate.exact:
                 row[f"eval/{name}_low"], row[f"eval/{name}_high"] = estimate.low, estimate.high
     row |= {f"eval/{name}": getattr(evaluation, name) for name in NUMBERS}
-    row["eval/exact"] = evaluation.exact
+    row |= {"eval/exact": evaluation.exact, "eval/answer_tokens": evaluation.episodes.answer_tokens}
     row |= {f"eval/terms/{name}": value for name, value in evaluation.reward_terms.items()}
     return row | {f"eval/failures/{kind}": count for kind, count in evaluation.failures.items()}
 

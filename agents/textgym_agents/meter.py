@@ -14,18 +14,18 @@ _PREFIX = "learning/"
 class LearningMeter:
     """Adds up what every iteration takes, from `start` to `stop`.
 
-    Tokens are counted by the environment, the same way for every agent: each one that `step` appended to a running
-    text, those of episodes that a rollout leaves unfinished included. Where an iteration appends none, because it
-    learns from given texts, it counts those that were read, which the agent reports as `tokens`. What a search appends
-    in environments of its own is counted apart, as `simulated_tokens`.
+    Tokens are those of every completion that the task's reward has scored, the same way for every agent: what a search
+    or a choice scores in environments of its own is among them, what a rollout leaves unfinished is not. Where an
+    iteration has none scored, because it learns from given texts, it counts those that were read, which the agent
+    reports as `tokens`.
 
     Args:
         env: that the agent learns in.
     """
 
     def __init__(self, env: Any) -> None:
-        self._env = env.unwrapped
-        self._tokens = self._simulated = 0
+        self._scorer = env.unwrapped.task.scorer
+        self._tokens = 0
         self._seconds = self._cpu_seconds = 0.0
         self._marks = self._now()
 
@@ -36,11 +36,10 @@ class LearningMeter:
     def stop(self, metrics: Mapping[str, float] | None = None) -> None:
         """An iteration is over. Args: metrics: what the agent says of it."""
         metrics = metrics or {}
-        appended, seconds, cpu_seconds = (
+        scored, seconds, cpu_seconds = (
             now - then for now, then in zip(self._now(), self._marks, strict=True)
         )
-        self._tokens += int(appended) or int(metrics.get("tokens", 0))
-        self._simulated += int(metrics.get("simulated_tokens", 0))
+        self._tokens += int(scored) or int(metrics.get("tokens", 0))
         self._seconds += seconds
         self._cpu_seconds += cpu_seconds
         self.start()
@@ -49,7 +48,6 @@ class LearningMeter:
         """The sums so far, under `learning/...`."""
         return {
             f"{_PREFIX}tokens": self._tokens,
-            f"{_PREFIX}simulated_tokens": self._simulated,
             f"{_PREFIX}seconds": self._seconds,
             f"{_PREFIX}cpu_seconds": self._cpu_seconds,
         }
@@ -57,10 +55,9 @@ class LearningMeter:
     def restore(self, row: Mapping[str, Any]) -> None:
         """Goes on from the sums of a row that an interrupted run has logged."""
         self._tokens = int(row.get(f"{_PREFIX}tokens", 0))
-        self._simulated = int(row.get(f"{_PREFIX}simulated_tokens", 0))
         self._seconds = float(row.get(f"{_PREFIX}seconds", 0.0))
         self._cpu_seconds = float(row.get(f"{_PREFIX}cpu_seconds", 0.0))
         self.start()
 
     def _now(self) -> tuple[float, float, float]:
-        return getattr(self._env, "tokens", 0), time.monotonic(), time.process_time()
+        return self._scorer.tokens, time.monotonic(), time.process_time()

@@ -10,19 +10,24 @@ import torch
 from torch import Tensor
 
 from textgym_agents.protocol import Metrics
+from textgym_agents.targets import scores
 
 
-def rollout_metrics(rollout: Any, targets: Any, beta: float) -> Metrics:
-    """Batch means of a rollout. KL and entropy are per-sequence sums (nats), lengths in tokens."""
+def rollout_metrics(rollout: Any, targets: Any, beta: float, gamma: float) -> Metrics:
+    """Batch means of a rollout. KL and entropy are per-sequence sums (nats), lengths in tokens.
+
+    Scores are returns, sums of gamma^t r_t: the mean of J is "objective/rlhf_reward".
+    """
     count = len(rollout.lengths)
     kl = float(targets.kl.sum()) / count
-    score = float(targets.scores.mean())
+    returns = scores(rollout, gamma)
+    score = float(returns.mean())
     surprise = float(-rollout.log_probs.cpu().double().sum()) / count
     return {
         "objective/kl": kl,
         "objective/entropy": surprise,
         "objective/scores": score,
-        "objective/scores_std": float(targets.scores.std()),
+        "objective/scores_std": float(returns.std()),
         "objective/non_score_reward": -beta * kl,
         "objective/rlhf_reward": score - beta * kl,
         "objective/beta": beta,

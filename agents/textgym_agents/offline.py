@@ -57,6 +57,8 @@ class OfflineAgent(LMAgent):
     config: OfflineConfig
     unit: int = 1
     """Texts that are learned from together."""
+    offline: bool = True
+    """Whether others than the policy write the texts."""
 
     def __init__(self, task: Any, config: OfflineConfig, model: Any = None) -> None:
         super().__init__(task, config, model)

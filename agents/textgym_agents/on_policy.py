@@ -25,7 +25,7 @@ from textgym_agents.rollout import (
     micro_batches,
     score_reference,
 )
-from textgym_agents.targets import Targets, make_targets, token_kl
+from textgym_agents.targets import Targets, make_targets, scores, token_kl
 
 
 class OnPolicyAgent(LMAgent):
@@ -63,11 +63,12 @@ class OnPolicyAgent(LMAgent):
         config = self.config
         exact = config.kl == "exact"
         stop_ids = self.task.vocabulary.stop_ids
-        rollout = collect(env, self.policy, self._seed(0), stop_ids, keep_all=exact, group=self.group)
-        reference = score_reference(self.reference, rollout, config.micro_batch, exact)
-        targets = self._targets(rollout, token_kl(rollout, reference, config.kl))
-        metrics = rollout_metrics(rollout, targets, self.controller.beta)
-        metrics |= self._update(rollout, targets, reference)
+        reference = self.reference if self.critic else None
+        rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, reference)
+        base = score_reference(self.reference, rollout, config.micro_batch, exact)
+        targets = self._targets(rollout, token_kl(rollout, base, config.kl))
+        metrics = rollout_metrics(rollout, targets, self.controller.beta, self.task.gamma)
+        metrics |= self._update(rollout, targets, base)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
         return metrics
 
@@ -134,13 +135,13 @@ class OnPolicyAgent(LMAgent):
         return None
 
     def _centre_values(self, rollout: Rollout) -> float:
-        """V = offset + scale * head, by mean and spread of the first batch's scores, then kept; returns the scale.
+        """V = offset + scale * head, by mean and spread of the first batch's returns, then kept; gives the scale.
 
         So learning does not depend on the reward's zero and unit.
         """
         if self.value_scale is None:
-            scores = np.bincount(rollout.rows, weights=rollout.rewards)
-            mean, spread = float(np.mean(scores)), float(np.std(scores))
+            returns = scores(rollout, self.task.gamma)
+            mean, spread = float(np.mean(returns)), float(np.std(returns))
             self.value_offset = mean
             self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
         return self.value_scale

@@ -32,6 +32,8 @@ class Rollout:
         truncated: (B,) bool.
         stopped: (B,) bool, ended by a stop id.
         masks: (N, V) bool, the tokens that the task's grammar allows; None where it allows all.
+        bootstrap_kl: (B,) float64, KL(policy || reference) at s_T of truncated rows, nats, 0 of ended ones; None if no
+            reference was given.
     """
 
     input_ids: Tensor
@@ -48,6 +50,7 @@ class Rollout:
     truncated: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
     masks: Tensor | None = None
+    bootstrap_kl: NDArray[np.float64] | None = None
 
 
 @dataclass
@@ -80,6 +83,7 @@ def collect(
     stop_ids: tuple[int, ...],
     keep_all: bool = False,
     group: int = 1,
+    reference: LMPolicy | None = None,
 ) -> Rollout:
     """Plays one episode in every sub-environment.
 
@@ -90,6 +94,7 @@ def collect(
         stop_ids: the ids that end an episode.
         keep_all: keep the whole log-probabilities of every state (N, V).
         group: consecutive sub-environments that answer the same prompt; divides B.
+        reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
     """
     policy.forget()
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
@@ -98,11 +103,16 @@ def collect(
     masked = getattr(env.unwrapped.task, "mask", None) is not None
     active = np.ones(count, dtype=np.bool_)
     truncated_rows = np.zeros(count, dtype=np.bool_)
+    bootstrap, bootstrap_kl = np.zeros(count), np.zeros(count)
     actions = np.zeros(count, dtype=np.int64)
     steps: list[_Step] = []
+
+    def legal(rows: NDArray[np.int64]) -> Tensor | None:
+        return torch.tensor(env.unwrapped.action_masks()[rows], device=policy.device) if masked else None
+
     while active.any():
         rows = np.flatnonzero(active)
-        masks = torch.tensor(env.unwrapped.action_masks()[rows], device=policy.device) if masked else None
+        masks = legal(rows)
         log_probs, values = policy.advance(observation, active, masks)
         # Every row has its own number each step, so that no row depends on when others end.
         uniforms = torch.tensor(generator.random(count, dtype=np.float32)[rows], device=policy.device)
@@ -123,13 +133,21 @@ def collect(
                 masks,
             )
         )
-        truncated_rows |= active & truncated & ~terminated
+        cut = active & truncated & ~terminated
+        if cut.any():
+            # At once: the environment below the time limit may go on writing in this row.
+            masks = legal(np.flatnonzero(cut))
+            own, values = policy.advance(observation, cut, masks)
+            bootstrap[cut] = values.cpu().numpy()
+            if reference is not None:
+                base, _ = reference.advance(observation, cut, masks)
+                bootstrap_kl[cut] = torch.linalg.vecdot(own.exp(), own - base).cpu().numpy()
+                reference.forget()
+        truncated_rows |= cut
         active &= ~(terminated | truncated)
-    bootstrap = np.zeros(count)
-    if truncated_rows.any():
-        bootstrap[truncated_rows] = policy.advance(observation, truncated_rows)[1].cpu().numpy()
     policy.forget()
-    return _assemble(observation["input_ids"], steps, bootstrap, truncated_rows, stop_ids, policy.device)
+    behind = bootstrap, None if reference is None else bootstrap_kl
+    return _assemble(observation["input_ids"], steps, behind, truncated_rows, stop_ids, policy.device)
 
 
 def _reset(env: Any, seed: int, group: int) -> dict[str, NDArray[Any]]:
@@ -145,7 +163,7 @@ def _reset(env: Any, seed: int, group: int) -> dict[str, NDArray[Any]]:
 def _assemble(
     ids: NDArray[np.int64],
     steps: list[_Step],
-    bootstrap: NDArray[np.float64],
+    behind: tuple[NDArray[np.float64], NDArray[np.float64] | None],
     truncated: NDArray[np.bool_],
     stop_ids: tuple[int, ...],
     device: torch.device,
@@ -172,10 +190,11 @@ def _assemble(
         all_log_probs=torch.cat(everything)[index] if everything else None,
         rewards=np.concatenate([step.rewards for step in steps])[order],
         lengths=lengths,
-        bootstrap=bootstrap,
+        bootstrap=behind[0],
         truncated=truncated,
         stopped=np.isin(actions.cpu().numpy()[last], stop_ids),
         masks=torch.cat(masks)[index] if masks else None,
+        bootstrap_kl=behind[1],
     )
 
 

@@ -6,7 +6,10 @@ import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
+
+from textgym.messages import not_one_of
+from textgym.prompts import HeldOut
 
 _PACKAGES = (
     "textgym",
@@ -36,7 +39,8 @@ class TrainSettings:
         optimum_per_prompt: completions per prompt that J* is estimated from.
         save_every: iterations between checkpoints; 0: at `eval_points` and at the end only.
         samples: prompts whose completions each evaluation writes to samples.jsonl.
-    Raises: ValueError for a number out of range.
+        split: whose prompts are evaluated: "eval", or "tune" to choose settings on.
+    Raises: ValueError for a number out of range, or an unknown split.
     """
 
     id: str
@@ -51,6 +55,7 @@ class TrainSettings:
     save_every: int = 10
     samples: int = 8
     eval_points: int = 0
+    split: HeldOut = "eval"
 
     def __post_init__(self) -> None:
         least = {"eval_every": 0, "eval_points": 0, "save_every": 0, "samples": 0}
@@ -65,6 +70,13 @@ class TrainSettings:
             value, lowest = getattr(self, name), least.get(name, 1)
             if not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}={value!r}: allowed is an integer >= {lowest}")
+        check_split(self.split)
+
+
+def check_split(split: object) -> None:
+    """Raises: ValueError unless it is the name of a held-out split."""
+    if split not in get_args(HeldOut):
+        raise ValueError(not_one_of("split", split, get_args(HeldOut)))
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from textgym_agents.metrics import rollout_metrics
 from textgym_agents.protocol import Metrics
 from textgym_agents.replay import Paths, Replay
 from textgym_agents.rollout import Rollout, collect, micro_batches
-from textgym_agents.targets import critic_free_targets, first_states
+from textgym_agents.targets import critic_free_targets, first_states, scores
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,12 @@ class SoftQ(LMAgent):
         kl = (rollout.log_probs - taken).cpu().double().numpy()
         targets = critic_free_targets(rollout, kl, "k1", beta, rollout.rewards, False)
         if self.value_scale is None:
-            spread = float(targets.scores.std())
-            self.value_offset, self.value_scale = (
-                float(targets.scores.mean()),
-                spread if spread > 1e-8 else 1.0,
-            )
+            returns = scores(rollout, self.task.gamma)
+            spread = float(returns.std())
+            self.value_offset, self.value_scale = float(returns.mean()), spread if spread > 1e-8 else 1.0
         paths = self._paths(rollout, taken, normalisers)
         self._replay.add(paths)
-        metrics = rollout_metrics(rollout, targets, beta)
+        metrics = rollout_metrics(rollout, targets, beta, self.task.gamma)
         generator = np.random.default_rng([self._seed(1)])
         steps = [
             self._step(self._replay.sample(config.replay_batch, generator, len(paths.lengths)))

@@ -22,15 +22,14 @@ class StateFinder:
     """Finds the state that a sequence of tokens is.
 
     Args:
-        task: supplies the prompts of both splits.
+        task: supplies the prompts of all splits.
     """
 
     def __init__(self, task: Any) -> None:
         self._task = task
-        # A prompt that both splits have is taken from the held-out ones.
-        self._prompts = {
-            prompt.ids: (split, prompt) for split in ("train", "eval") for prompt in task.encoded(split)
-        }
+        # A prompt of several splits is taken from the held-out ones.
+        splits = [split for split in ("tune", "train", "eval") if split in task.prompts]
+        self._prompts = {prompt.ids: (split, prompt) for split in splits for prompt in task.encoded(split)}
         self._lengths = sorted({len(ids) for ids in self._prompts}, reverse=True)
 
     def known(self, tokens: tuple[int, ...]) -> tuple[str, TokenState] | None:

@@ -1,4 +1,9 @@
-"""From a rollout to what the losses aim at: token rewards with the KL penalty, advantages and returns."""
+"""From a rollout to what the losses aim at: token rewards with the KL penalty, advantages and returns.
+
+J = E[sum gamma^t r_t] - beta E[sum KL_t]: rewards are discounted from time 0, the KL is not. So everything here is in
+units of reward at time 0, as in `textgym.solver`: the token reward is gamma^t r_t - beta kl, V(s_t) is the sum of those
+to come, and nothing is discounted a second time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,6 @@ class Targets:
         old_values: values in units of `value_scale`; None without a critic.
         kl_weight: factor of the KL in the loss, in units of the advantages; 0 where the KL is in the reward alone.
         kl: penalised KL of each state, nats.
-        scores: (B,) summed environment rewards.
         weights: factors (N,) of the states' losses; None: all 1.
         rows: (b,) the episodes that are trained on; None: all.
     """
@@ -35,7 +39,6 @@ class Targets:
     old_values: Tensor | None
     kl_weight: float
     kl: NDArray[np.float64]
-    scores: NDArray[np.float64]
     weights: Tensor | None = None
     rows: NDArray[np.int64] | None = None
 
@@ -56,21 +59,19 @@ def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> NDArray[np.float6
     return result
 
 
-def penalties(kl: NDArray[np.float64], rollout: Rollout, kind: KL, gamma: float = 1.0) -> NDArray[np.float64]:
+def penalties(kl: NDArray[np.float64], rollout: Rollout, kind: KL) -> NDArray[np.float64]:
     """The KL that is charged to the return of each action (N,), nats.
 
     k1 charges every action its own log-ratio. With "exact" and "k2" a state's own KL is differentiated in the loss, so
-    an action is charged the KL of the state that follows it, one discount later. k3 charges nothing.
-
-    With gamma < 1 training discounts the KL as it discounts rewards, and leaves out the factor gamma^t of the policy
-    gradient, as practice does.
+    an action is charged the KL of the state that follows it; that of a state in which a row was truncated is in the
+    bootstrap. k3 charges nothing.
     """
     if kind == "k1":
         return kl
     charged = np.zeros_like(kl)
     if kind != "k3":
         same_row = rollout.rows[1:] == rollout.rows[:-1]
-        charged[:-1] = np.where(same_row, gamma * kl[1:], 0.0)
+        charged[:-1] = np.where(same_row, kl[1:], 0.0)
     return charged
 
 
@@ -86,22 +87,29 @@ def make_targets(
     value_offset: float = 0.0,
     centre: bool = True,
 ) -> Targets:
-    """Advantages and returns of a rollout.
+    """Advantages and returns of a rollout, reward units at time 0.
+
+    Behind a truncation stands V(s_T). With "exact" and "k2" the value head leaves out the KL of its own state, so it is
+    V(s_T) - beta KL(s_T): the exact KL for both, being the mean of the log-ratio that "k2" would have charged there.
 
     Args:
         kl: (N,) from `token_kl`.
-        beta: reward units per nat.
+        beta: reward units per nat. gamma: discount of the rewards, per token.
         value_scale: reward units per unit of the value head.
         value_offset: reward units; V = value_offset + value_scale * head.
         centre: whitening subtracts the mean as well.
     """
     shape = (len(rollout.lengths), int(rollout.lengths.max()))
     index = (rollout.rows, rollout.steps)
-    rewards = scatter(rollout.rewards - beta * penalties(kl, rollout, kind, gamma), *index, shape)
+    rewards = scatter(discounted(rollout, gamma) - beta * penalties(kl, rollout, kind), *index, shape)
     old = rollout.values.cpu().double().numpy()
     values = scatter(value_offset + old * value_scale, *index, shape)
-    bootstrap = np.where(rollout.truncated, value_offset + rollout.bootstrap * value_scale, 0.0)
-    advantages = gae(rewards, values, rollout.lengths, gamma, lam, bootstrap)[index]
+    behind = value_offset + rollout.bootstrap * value_scale
+    if kind in ("exact", "k2") and rollout.truncated.any():
+        assert rollout.bootstrap_kl is not None, "collect was given no reference"
+        behind = behind - beta * rollout.bootstrap_kl
+    bootstrap = np.where(rollout.truncated, behind, 0.0)
+    advantages = gae(rewards, values, rollout.lengths, lam, bootstrap)[index]
     returns = advantages / value_scale + old
     scale = 1.0
     if whiten:
@@ -112,14 +120,14 @@ def make_targets(
         old_values=rollout.values,
         kl_weight=0.0 if kind == "k1" else beta / scale,
         kl=kl,
-        scores=scores(rollout),
     )
 
 
 def action_returns(
     rollout: Rollout, kl: NDArray[np.float64], kind: KL, beta: float, gamma: float
 ) -> NDArray[np.float64]:
-    """The return of every action (N,), reward units: its own and all later rewards, less beta times the KL charged.
+    """The return of every action (N,), reward units at time 0: its own and all later rewards, less beta times the KL
+    charged.
 
     A row's first entry is the return of the whole sequence. Behind a truncation, where only a critic could tell, it
     counts nothing.
@@ -128,8 +136,8 @@ def action_returns(
     """
     shape = (len(rollout.lengths), int(rollout.lengths.max()))
     index = (rollout.rows, rollout.steps)
-    rewards = scatter(rollout.rewards - beta * penalties(kl, rollout, kind, gamma), *index, shape)
-    return np.asarray(gae(rewards, np.zeros(shape), rollout.lengths, gamma, 1.0)[index])
+    rewards = scatter(discounted(rollout, gamma) - beta * penalties(kl, rollout, kind), *index, shape)
+    return np.asarray(gae(rewards, np.zeros(shape), rollout.lengths, 1.0)[index])
 
 
 def critic_free_targets(
@@ -156,7 +164,6 @@ def critic_free_targets(
         old_values=None,
         kl_weight=0.0 if kind == "k1" else beta / scale,
         kl=kl,
-        scores=scores(rollout),
     )
 
 
@@ -165,10 +172,15 @@ def first_states(rollout: Rollout) -> NDArray[np.int64]:
     return np.asarray(np.cumsum(rollout.lengths) - rollout.lengths)
 
 
-def scores(rollout: Rollout) -> NDArray[np.float64]:
-    """(B,) summed environment rewards."""
+def discounted(rollout: Rollout, gamma: float) -> NDArray[np.float64]:
+    """(N,) gamma^t r_t, reward units at time 0."""
+    return np.asarray(rollout.rewards * gamma**rollout.steps)
+
+
+def scores(rollout: Rollout, gamma: float) -> NDArray[np.float64]:
+    """(B,) the return of every row, sum of gamma^t r_t, reward units."""
     count = len(rollout.lengths)
-    return np.bincount(rollout.rows, weights=rollout.rewards, minlength=count).astype(np.float64)
+    return np.bincount(rollout.rows, discounted(rollout, gamma), count).astype(np.float64)
 
 
 def _tensor(array: NDArray[np.floating[Any]], rollout: Rollout) -> Tensor:

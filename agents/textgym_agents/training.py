@@ -86,6 +86,7 @@ class Training:
         self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
         self._env = make_env(settings.id, int(getattr(config, "batch", 64)), **settings.env)
         self.task = self._env.unwrapped.task
+        self.task.prompt_set(settings.split)
         own_beta = getattr(config, "beta", None) if beta is None else beta
         self.beta = float(self.task.beta if own_beta is None else own_beta)
         self._agent: Agent = (
@@ -138,7 +139,8 @@ class Training:
         settings = self._settings
         if self._optimum is None:
             watcher.stage("working out the optimum")
-            self._optimum = kept_optimum(folder.path, self.task, "eval", self.beta) or self._work_out()
+            kept = kept_optimum(folder.path, self.task, settings.split, self.beta)
+            self._optimum = kept or self._work_out()
             self._unsettled = needs_proposals(self._optimum)
             if not self._unsettled:
                 keep_optimum(folder.path, self.task, self._optimum)
@@ -226,7 +228,14 @@ class Training:
         # Always the same samples, so that every run of a task is measured against the same J*.
         per_prompt = self._settings.optimum_per_prompt
         reference = self.reference if self.has_own_reference else None
-        return optimum_of(self.task, proposals, reference, beta=self.beta, per_prompt=per_prompt)
+        return optimum_of(
+            self.task,
+            proposals,
+            reference,
+            beta=self.beta,
+            split=self._settings.split,
+            per_prompt=per_prompt,
+        )
 
     def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> Evaluation:
         if self._unsettled:
@@ -248,6 +257,7 @@ class Training:
                 self.reference,
                 optimum,
                 beta=self.beta,
+                split=self._settings.split,
                 per_prompt=per_prompt,
                 seed=self._seed,
             )

@@ -37,11 +37,11 @@ class ValueGuidedConfig:
     k: int = 4
     """Tokens considered in a state: the likeliest legal ones of the prior. Others are not written."""
     prior: Literal["policy", "reference"] = "policy"
-    """What is tilted. policy: the agent's own, which training has tilted already; the result maximises gamma^t E[Q] -
+    """What is tilted. policy: the agent's own, which training has tilted already; the result maximises E[Q] -
     temperature KL(result || policy) in every state: a short step from the policy, and not J. reference: what the agent
     started from; that plans for J, and needs a critic that is right about tokens which the agent seldom writes."""
     temperature: float | None = None
-    """Reward units, > 0: the prior is multiplied by exp(gamma^t Q / temperature). None: the task's beta for the
+    """Reward units, > 0: the prior is multiplied by exp(Q / temperature). None: the task's beta for the
     reference, at which it plans for J, and four times that for the policy."""
     seed: int = 0
     """Seeds the sampling of tokens."""
@@ -63,9 +63,9 @@ class ValueGuided:
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
-    critic: Q(s, a) = r(s, a) + gamma V(s + a), where rewards are asked from an environment of its own. It then draws
-    from prior(a) exp(gamma^t Q(s, a) / temperature) over these k: of the distributions over them, that one maximises
-    gamma^t E[Q] - temperature KL(. || prior) in s.
+    critic: Q(s, a) = gamma^t r(s, a) + V(s + a), reward units at time 0, where rewards are asked from an environment of
+    its own. It then draws from prior(a) exp(Q(s, a) / temperature) over these k: of the distributions over them, that
+    one maximises E[Q] - temperature KL(. || prior) in s.
 
     With the reference as prior, the task's beta as temperature and every token considered, it is the optimal policy for
     V*; for the exact V of the agent's policy it is one step of soft policy iteration, whose J is never below that of
@@ -146,9 +146,7 @@ class ValueGuided:
         weights = np.take_along_axis(logs, tokens, axis=1)
         rows, places = np.nonzero(np.isfinite(weights))
         values = self._action_values([states[row] for row in rows], tokens[rows, places], split)
-        # J counts rewards from the start, and charges the KL of every state alike.
-        discounts = self.task.gamma ** np.array([len(states[row].completion) for row in rows])
-        weights[rows, places] += discounts * values / self.temperature
+        weights[rows, places] += values / self.temperature
         weights -= weights.max(1, keepdims=True)
         weights -= np.log(np.exp(weights).sum(1, keepdims=True))
         result = np.full_like(logs, -np.inf)
@@ -156,7 +154,7 @@ class ValueGuided:
         return result
 
     def _action_values(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:
-        """Q(s, a) = r(s, a) + gamma V(s + a) of n moves (n,), reward units at the state's time."""
+        """Q(s, a) = gamma^t r(s, a) + V(s + a) of n moves (n,), reward units at time 0."""
         parts = []
         # Trying tokens out must not move a reward that learns, such as a running normalisation.
         before = self.task.scorer.state_dict()
@@ -173,12 +171,13 @@ class ValueGuided:
             states = _with_potentials(env, states)
             env.set_states(states)
         observation, rewards, ended, _, _ = env.step(tokens)
-        values = np.asarray(rewards, dtype=np.float64).copy()
+        discounts = self.task.gamma ** np.array([len(state.completion) for state in states])
+        values = np.asarray(discounts * rewards, dtype=np.float64)
         going = ~ended
-        if going.any() and self.task.gamma:
+        if going.any():
             seen = {name: array[going] for name, array in observation.items()}
             masks = env.action_masks()[going] if self.task.mask is not None else None
-            values[going] += self.task.gamma * self._critic(seen, masks)
+            values[going] += self._critic(seen, masks)
         return values
 
     def _with_noise(self, states: list[TokenState]) -> list[TokenState]:

@@ -35,6 +35,8 @@ from textgym_benchmarks.measures import (
 from textgym_benchmarks.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
+TUNE_SEEDS = 10_000
+"""What is added to a cell's seed where it is measured on the split "tune"."""
 ON_THE_WAY, AT_THE_END, OF_THE_REFERENCE = 256, 1024, 4096
 """Completions that an evaluation on the way, the first and the last one, and an estimate of J* rest on, at least."""
 
@@ -50,8 +52,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """Runs a cell, or goes on with one that was broken off.
 
-    Learning is on one thread; every random number comes from the cell's seed. J is measured at the task's beta, so that
-    agents of one task are compared on one scale, whatever beta they learn with.
+    Learning is on one thread; every random number comes from the cell's seed (`seed_of`). J is measured at the task's
+    beta, so that agents of one task are compared on one scale, whatever beta they learn with.
 
     Args:
         cell, settings: what is run and how it is measured.
@@ -63,13 +65,13 @@ def run_cell(
     Raises: whatever task, agent or reward raise.
     """
     clock = _Clock()
-    with _one_thread(), global_generators(cell.seed):
+    with _one_thread(), global_generators(seed_of(cell, settings)):
         task = make_env(cell.id, 1, **_options(cell)).unwrapped.task
         plan = plan_of(cell, settings, task)
         run = reopened(folder / "run", plan)
         if run is not None:
             clock.add(run)
-        training = Training(plan, run, beta=task.beta, seed=cell.seed, pictures=False)
+        training = Training(plan, run, beta=task.beta, seed=seed_of(cell, settings), pictures=False)
         optimum = _optimum(cell, plan, training, optima)
         result = training.run(folder / "run", watcher or _Nobody(), optimum)
     run = RunFolder(folder / "run")
@@ -91,14 +93,14 @@ def run_cell(
 
 def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
     """The training that a cell is: where a task has few prompts, each is answered more often."""
-    prompts = len(task.prompt_set("eval").texts)
+    prompts = len(task.prompt_set(settings.split).texts)
     kind = config_class(agent_class(cell.agent))
     seeded = kind is not None and "seed" in getattr(kind, "__dataclass_fields__", ())
     return TrainSettings(
         id=cell.id,
         agent=cell.agent,
         episodes=cell.episodes,
-        config=dict(cell.config) | ({"seed": cell.seed} if seeded else {}),
+        config=dict(cell.config) | ({"seed": seed_of(cell, settings)} if seeded else {}),
         env=_options(cell),
         eval_every=0,
         save_every=0,
@@ -107,7 +109,13 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
         final_per_prompt=max(settings.final_per_prompt, -(-AT_THE_END // prompts)),
         optimum_per_prompt=max(settings.optimum_per_prompt, -(-OF_THE_REFERENCE // prompts)),
         samples=settings.samples,
+        split=settings.split,
     )
+
+
+def seed_of(cell: Cell, settings: Evaluation) -> int:
+    """The seed that a cell runs with: another one where settings are chosen than where they are reported."""
+    return cell.seed + (TUNE_SEEDS if settings.split == "tune" else 0)
 
 
 def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
@@ -145,7 +153,8 @@ def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) 
     if training.has_own_reference:
         reference = training.reference
         key["reference"] = {"agent": cell.agent, "config": plan.config, "seed": cell.seed}
-    return shared_optimum(folder, key, training.task, reference, training.beta, plan.optimum_per_prompt)
+    per_prompt = plan.optimum_per_prompt
+    return shared_optimum(folder, key, training.task, reference, training.beta, per_prompt, plan.split)
 
 
 def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult) -> dict[str, Any]:
@@ -162,7 +171,6 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
         # An agent that never reports has used its budget if it has used the environment at all.
         "episodes": result.episodes or (cell.episodes if result.learned["learning/tokens"] else 0),
         "tokens": result.learned["learning/tokens"],
-        "simulated_tokens": result.learned["learning/simulated_tokens"],
         "iterations": result.iterations,
         "samples": side_by_side(before, after),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import tyro
@@ -27,18 +27,23 @@ class Diagnostics:
     """Names of diagnostic tasks."""
     difficulty: int | None = None
     """Of these tasks; by default each task's own."""
+    gamma: float | None = None
+    """Discount per token of these tasks; by default each task's own."""
     seeds: int = 5
     """Runs per task."""
     episodes: int | None = None
     """Episodes per run; by default 20,000, and more for Copy, Reverse and Recall."""
 
 
-def measure(name: str, episodes: int, seeds: int, difficulty: int | None = None) -> list[float]:
+def measure(
+    name: str, episodes: int, seeds: int, difficulty: int | None = None, gamma: float | None = None
+) -> list[float]:
     """Exact optimality of LM PPO on held-out prompts, one number per seed."""
     from textgym_agents.config import LMPPOConfig
     from textgym_agents.lm_ppo import LMPPO
 
     task = make_task(name, **({} if difficulty is None else {"difficulty": difficulty}))
+    task = task if gamma is None else replace(task, gamma=gamma)
     best = solve(task, split="eval").objective
     base = policy_values(task, make_reference(task), split="eval").objective
     scores = []
@@ -57,7 +62,7 @@ def main() -> None:
     table = Table("task", "episodes", "mean optimality", "least")
     for name in settings.tasks:
         episodes = settings.episodes or _EPISODES.get(name, 20_000)
-        scores = measure(name, episodes, settings.seeds, settings.difficulty)
+        scores = measure(name, episodes, settings.seeds, settings.difficulty, settings.gamma)
         Console(stderr=True).print(name, [round(score, 4) for score in scores])
         table.add_row(name, f"{episodes:,}", f"{mean(scores):.4f}", f"{min(scores):.4f}")
     Console().print(table)

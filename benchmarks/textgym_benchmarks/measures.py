@@ -28,7 +28,7 @@ def snapshot(row: Row) -> dict[str, Any]:
     for name in ESTIMATES:
         mean, low, high = (row.get(f"eval/{name}{end}") for end in ("", "_low", "_high"))
         result[name] = None if mean is None else {"mean": mean, "low": low, "high": high}
-    result |= {name: row.get(f"eval/{name}") for name in NUMBERS}
+    result |= {name: row.get(f"eval/{name}") for name in (*NUMBERS, "answer_tokens")}
     return result | {kind: _under(row, f"eval/{kind}/") for kind in ("terms", "failures")}
 
 

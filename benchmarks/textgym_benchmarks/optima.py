@@ -34,9 +34,15 @@ from textgym_benchmarks.suite_folder import cell_folder
 
 
 def shared_optimum(
-    folder: Path, key: dict[str, Any], task: Task, reference: Reference | None, beta: float, per_prompt: int
+    folder: Path,
+    key: dict[str, Any],
+    task: Task,
+    reference: Reference | None,
+    beta: float,
+    per_prompt: int,
+    split: str = "eval",
 ) -> Optimum:
-    """Return J* on the held-out prompts: committed or solved, or from samples that all cells of a folder share.
+    """Return J* on a split's prompts: committed or solved, or from samples that all cells of a folder share.
 
     It depends on the arguments and on TextGym's version alone: workers that do so at the same time write the same file.
 
@@ -47,15 +53,15 @@ def shared_optimum(
     """
     # Another version may have another task of this name.
     key = key | {"per_prompt": per_prompt, "textgym": versions().get("textgym")}
-    key = key | fingerprint(task, "eval")
+    key = key | fingerprint(task, split)
     name = f"{task.name.lower()}.{hashlib.sha256(canonical(key).encode()).hexdigest()[:16]}.safetensors"
     path = folder / name
     if path.exists() and beta > 0:
         samples, there = read_samples(path)
         if there != key:
             raise ValueError(f"{path}: holds the optimum of {there!r:.200}, allowed is {key!r:.200}")
-        return estimated(samples, beta, "eval")
-    optimum = optimum_of(task, (), reference, beta=beta, per_prompt=per_prompt)
+        return estimated(samples, beta, split)
+    optimum = optimum_of(task, (), reference, beta=beta, split=split, per_prompt=per_prompt)
     if optimum.samples is not None and not optimum.committed:
         folder.mkdir(parents=True, exist_ok=True)
         write_samples(optimum.samples, path, key)
@@ -102,11 +108,11 @@ def _folders(settings: Commit, env_id: str) -> list[Path]:
     ranked: list[tuple[float, Path]] = []
     if settings.suite is not None:
         for result in load_results(settings.suite):
-            run = cell_folder(settings.suite, result.cell) / "run"
-            if result.cell.id == env_id and not result.cell.env and (run / "checkpoint").is_dir():
-                after = (result.measures or {})["after"]["objective"]
-                if result.cell.reward is None and after is not None:
-                    ranked.append((after["mean"], run))
+            cell, run = result.cell, cell_folder(settings.suite, result.cell) / "run"
+            own = cell.id == env_id and not cell.env and cell.reward is None
+            if own and result.measures and (run / "checkpoint").is_dir():
+                after = result.measures["after"]["objective"]
+                ranked += [] if after is None else [(after["mean"], run)]
     best = [run for _, run in sorted(ranked, key=lambda pair: -pair[0])]
     return [*settings.proposals, *best][: settings.most]
 

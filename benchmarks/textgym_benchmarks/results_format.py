@@ -65,6 +65,7 @@ def check_measures(data: Any) -> None:
             _estimate(f"{side}.{name}", data[side][name])
         for name in NUMBERS:
             _number(f"{side}.{name}", data[side][name], or_null=True)
+        _number(f"{side}.answer_tokens", data[side].get("answer_tokens"), or_null=True)
     _check_optimum(data["optimum"])
     for name in CROSSINGS:
         if data[name] is not None:

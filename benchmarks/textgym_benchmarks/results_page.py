@@ -13,6 +13,7 @@ from textgym_agents.storage import write_text
 from textgym_benchmarks.results import Result, load_results
 from textgym_benchmarks.results_format import read_object
 from textgym_benchmarks.results_tables import (
+    equal_table,
     family_table,
     fixed,
     own_table,
@@ -34,17 +35,30 @@ EXPLAINED = """\
   tables of problems they are what they are.
 - The interquartile mean is that of the middle half of all runs; every problem weighs the same. Its interval comes from
   a bootstrap over the runs within each problem ({draws} draws): what other seeds would give, not other problems.
-- With three seeds intervals are too narrow: those of aggregates by about 18%, and that of one problem is the range of
-  its three runs, which holds the true mean about three times in four. A star marks the interval of a single run.
+- With three seeds intervals are too narrow. That of one problem is the range of its three runs: it holds the median of
+  all seeds with probability 3/4, as each of the three falls on either side of it alike (1 - 2 / 2^3), and their mean as
+  often where they are spread evenly about it. Those of aggregates are too narrow by 18% (the square root of 2/3): with
+  normal scores they hold the truth 89 times in 100, not 95. A star marks the interval of a single run.
 - Above reference: how often a run scores more than the reference, which has 0 by definition. Above the best: how often
   a run beats one of the first agent's on the same problem. Ties count half.
+- Tokens scored: those of every completion that the reward has scored while the agent learned, the completions of a
+  search among them, each as often as it was scored; for an agent that learns from given texts, those that it read.
+  Scored an answer: those of the completions that the finished agent had scored to find one answer, a mean; with
+  best-of-n n times the mean length, with one that just writes 0. Evaluations count in neither.
+- At equal tokens: the least that any run used which learns; curves are read off there by linear interpolation.
 - Tokens to 0.5 and 0.9: median over runs, with runs that never get there as infinitely long; "never" where at least
-  half do not. A problem counts as reached where the median run gets there.
+  half do not, 0 where the agent is there before it learns. A problem counts as reached where the median run gets there.
 - A rank with "(n of m runs)" stands on n scores of m planned runs: the others failed, are missing or have no KL.
 - Tokens per CPU second and CPU seconds are those of learning, without evaluations and the estimate of J\\*.
 - A failed run is in no mean; "failures as {floor}" is the interquartile mean with each of them counted as {floor}. An
   agent without a KL has a reward but no optimality, and no rank.
 - A dash: the suite does not ask for it, or there is nothing to compute it from.
+"""
+
+
+EQUAL = """\
+Mean optimality over seeds when every agent has had as many tokens scored, read off the learning curves. A dash: no
+curve gets that far.
 """
 
 
@@ -82,6 +96,7 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
         f"## How to make it again\n\n{_commands(str(suite.get('name') or path.stem), path)}",
         f"## Leaderboard\n\n{_leaderboard(summary)}",
         *[_family(summary, family) for family in summary.families],
+        f"## At equal tokens\n\n{EQUAL}\n{equal_table(summary)}",
         f"## What fails, and what surprises\n\n{_findings(summary)}",
         f"## How to read the numbers\n\n{_explained(summary)}",
         f"## Each problem\n\n{_problems(summary)}",

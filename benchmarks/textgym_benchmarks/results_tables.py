@@ -70,7 +70,8 @@ def own_table(rows: Sequence[Row]) -> str:
     """All agents, each over what it was given."""
     head = (
         *("agent", "problems", "interquartile mean", "mean", "median", "gap to 1", "above reference"),
-        *("problems to 0.5", "problems to 0.9", "tokens a run", "tokens per CPU s of learning", "runs"),
+        *("problems to 0.5", "problems to 0.9", "tokens scored a run", "tokens scored an answer"),
+        *("tokens per CPU s of learning", "runs"),
     )
     return table(
         head,
@@ -86,6 +87,7 @@ def own_table(rows: Sequence[Row]) -> str:
                 _reached(row.to_half),
                 _reached(row.to_nine_tenths),
                 fixed(row.tokens, 0),
+                fixed(row.answer_tokens, 0),
                 fixed(row.tokens_per_cpu_second, 0),
                 _runs(row.counts),
             )
@@ -106,13 +108,38 @@ def family_table(summary: Summary, family: str) -> str:
     return table(["", *(text(agent) for agent in agents)], rows)
 
 
+def equal_table(summary: Summary) -> str:
+    """Problems by agents, those with a curve anywhere: mean optimality after the same number of scored tokens."""
+    agents = [
+        agent
+        for agent in summary.agents
+        if any(each.optimality.get(agent) is not None for each in summary.equal_tokens)
+    ]
+    rows = [
+        [
+            text(summary.problems[each.problem].label),
+            fixed(each.tokens, 0),
+            *(fixed(each.optimality.get(agent)) for agent in agents),
+        ]
+        for each in summary.equal_tokens
+    ]
+    return table(["", "tokens scored", *(text(agent) for agent in agents)], rows)
+
+
 def problem_table(summary: Summary, index: int) -> str:
     """One problem: its agents, the best first."""
     entries = [entry for entry in summary.entries if entry.problem == index]
     entries.sort(key=lambda entry: (entry.optimality.mean is None, -(entry.optimality.mean or 0.0)))
     gold = any(entry.gold.mean is not None for entry in entries)
     head = ["agent", "optimality", "reward", *(["gold"] if gold else []), "KL, nats", "J"]
-    head += ["tokens to 0.5", "tokens to 0.9", "tokens", "CPU s of learning", "runs"]
+    head += [
+        "tokens to 0.5",
+        "tokens to 0.9",
+        "tokens scored",
+        "scored an answer",
+        "CPU s of learning",
+        "runs",
+    ]
     rows = []
     for entry in entries:
         measures = [entry.reward, *([entry.gold] if gold else []), entry.kl, entry.objective]
@@ -126,6 +153,7 @@ def problem_table(summary: Summary, index: int) -> str:
                 _tokens_to(entry.to_half),
                 _tokens_to(entry.to_nine_tenths),
                 fixed(entry.tokens, 0),
+                fixed(entry.answer_tokens, 0),
                 fixed(entry.cpu_seconds, 1),
                 _runs(entry.counts),
             ]

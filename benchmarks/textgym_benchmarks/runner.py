@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from textgym_agents.storage import write_json
 
+from textgym.prompts import HeldOut
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.progress import Progress, Silent, Watcher
@@ -45,6 +46,7 @@ def run_suite(
     workers: int | None = None,
     seeds: int | None = None,
     *,
+    split: HeldOut | None = None,
     address: str | None = None,
     retry_failed: bool = False,
     save: bool = False,
@@ -60,6 +62,7 @@ def run_suite(
         engine: "serial", "pool" or "ray".
         workers: processes; None for the cores that there are.
         seeds: how many, from 0; None for the suite's own.
+        split: whose prompts are answered, see `Evaluation`; None for the suite's own.
         address: of a Ray cluster.
         retry_failed: also run cells again that failed; else they stay failed.
         save: keep the last checkpoint of the cells that run, in `cells/KEY/run/checkpoint/`.
@@ -69,6 +72,8 @@ def run_suite(
     Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C.
     """
     chosen = select(make_suite(suite) if isinstance(suite, str) else suite, agents, seeds)
+    if split is not None:
+        chosen = replace(chosen, evaluation=replace(chosen.evaluation, split=split))
     runs = make_engine(engine, workers, address)
     folder = open_suite(out, chosen)
     progress = Progress(chosen.cells, runs.workers)
@@ -81,7 +86,7 @@ def run_suite(
         if jobs:
             _follow(runs, jobs, cells, folder, progress, watcher)
         if function == RUN_CELL:
-            for line in settle(folder, chosen.cells, save):
+            for line in settle(folder, chosen.cells, chosen.evaluation.split, save):
                 watcher.note(line)
     except KeyboardInterrupt as interrupt:
         raise BenchInterrupted(

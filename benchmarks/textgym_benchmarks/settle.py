@@ -42,17 +42,17 @@ class _Done:
         return float("-inf") if found is None else float(found["mean"])
 
 
-def settle(folder: Path, cells: Sequence[Cell], save: bool) -> list[str]:
+def settle(folder: Path, cells: Sequence[Cell], split: str, save: bool) -> list[str]:
     """Work J* out anew where the reference's own completions do not tell it, and score the finished cells on it.
 
     Args:
-        folder: of the suite. cells: its cells.
+        folder: of the suite. cells: its cells. split: whose prompts they are measured on.
         save: keep the checkpoints that were kept for this.
     Returns: a line for each task that was settled.
     """
     said = []
     for done in _unsettled(folder, cells).values():
-        optimum, count = _work_out(folder, done)
+        optimum, count = _work_out(folder, done, split)
         for each in done:
             result = each.result | {"measures": rescored(each.result["measures"], optimum)}
             with hold(each.folder, wait=True):
@@ -122,7 +122,7 @@ def _loadable(done: Sequence[_Done]) -> Iterator[_Done]:
     return (each for each in done if (each.folder / "run" / "checkpoint").is_dir())
 
 
-def _work_out(folder: Path, done: Sequence[_Done]) -> tuple[Optimum, int]:
+def _work_out(folder: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, int]:
     cell = done[0].cell
     options = dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
     env = make_env(cell.id, 1, **options)
@@ -130,9 +130,9 @@ def _work_out(folder: Path, done: Sequence[_Done]) -> tuple[Optimum, int]:
     ranked = sorted(_loadable(done), key=lambda each: -each.objective)
     agents = [load_agent(each.folder / "run", env, each.cell.agent) for each in ranked]
     chosen = [agent for agent in agents if proposals_of(agent, task)][:MOST]
-    samples = draw_samples(task, make_reference(task), chosen, each=256)
+    samples = draw_samples(task, make_reference(task), chosen, split=split, each=256)
     (folder / "optima").mkdir(exist_ok=True)
     write_samples(
         samples, folder / "optima" / f"{done[0].cell.key}.settled.safetensors", {"cell": cell.to_json()}
     )
-    return estimated(samples, task.beta, "eval"), len(chosen)
+    return estimated(samples, task.beta, split), len(chosen)

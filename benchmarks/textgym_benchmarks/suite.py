@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from textgym_agents.settings import check_split
+
 from textgym.messages import did_you_mean
+from textgym.prompts import HeldOut
 
 T = TypeVar("T")
 
@@ -91,7 +94,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the cells of a suite are measured, on the held-out prompts of their tasks.
+    """How the cells of a suite are measured.
 
     Args:
         points: of the learning curve, at equal distances over the budget.
@@ -99,7 +102,9 @@ class Evaluation:
         final_per_prompt: the same, before and after learning.
         optimum_per_prompt: completions of the reference per prompt that J* is estimated from.
         samples: prompts whose answers before and after learning are kept.
-    Raises: ValueError for a number out of range.
+        split: whose prompts are answered: "eval", the held-out ones; or "tune", to choose settings on: there every cell
+            runs with a seed `TUNE_SEEDS` above its own, as some tasks have the same prompts in all splits.
+    Raises: ValueError for a number out of range, or another split.
     """
 
     points: int = 8
@@ -107,11 +112,13 @@ class Evaluation:
     final_per_prompt: int = 16
     optimum_per_prompt: int = 128
     samples: int = 6
+    split: HeldOut = "eval"
 
     def __post_init__(self) -> None:
         for name in ("points", "per_prompt", "final_per_prompt", "optimum_per_prompt"):
             check_integer(name, getattr(self, name), 1)
         check_integer("samples", self.samples, 0)
+        check_split(self.split)
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""

@@ -18,6 +18,7 @@ from textgym_benchmarks.summaries.comparisons import (
     profiles,
     radar,
 )
+from textgym_benchmarks.summaries.crossings import EqualTokens, equal_tokens
 from textgym_benchmarks.summaries.curves import Curve, Track, curves, frontier
 from textgym_benchmarks.summaries.entries import Entry, entries
 from textgym_benchmarks.summaries.findings import Finding, findings
@@ -36,7 +37,8 @@ class Summary:
         counts: of all cells. common: labels of the problems that every ranked agent was given: ranks and profiles are
             over these.
         leaderboard: one row per agent. entries: one per agent and problem that a cell asks for.
-        curves, frontier: of the learning; the frontier is the tracks of all runs. thresholds: of the profiles.
+        equal_tokens: one per problem. curves, frontier: of the learning; the frontier is the tracks of all runs.
+        thresholds: of the profiles.
         profiles, pairwise, radar: agents side by side. best: the best agent of every family.
         findings: failures and surprises.
         versions: package -> its versions in these results. machines: where they were made.
@@ -49,6 +51,7 @@ class Summary:
     common: tuple[str, ...]
     leaderboard: tuple[Row, ...]
     entries: tuple[Entry, ...]
+    equal_tokens: tuple[EqualTokens, ...]
     curves: tuple[Curve, ...]
     frontier: tuple[Track, ...]
     thresholds: tuple[float, ...]
@@ -96,6 +99,7 @@ def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
         common=tuple(problem.label for problem in compared.problems),
         leaderboard=tuple(rows),
         entries=tuple(table),
+        equal_tokens=tuple(equal_tokens(grid, agents)),
         curves=tuple(curves(grid, seed, agents)),
         frontier=tuple(frontier(grid, agents)),
         thresholds=THRESHOLDS,

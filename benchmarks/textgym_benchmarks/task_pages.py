@@ -31,6 +31,12 @@ TITLES: Final = {
     "text": "Your own prompts, tokenizer and reward",
 }
 """Family -> the title of its page, in the order of the index."""
+SPLITS = """\
+Every task has three splits of prompts: agents learn from `train`, are reported on `eval`, and their settings are chosen
+on `tune`. Tasks of the built-in world ask on `tune` about the things of `eval` in the phrasings of `train`; diagnostics
+take prompts that neither has, or, where too few are left, those of `eval`: there it is other seeds that settings are
+chosen on. A task of your own may leave `tune` out.
+"""
 _SECTION = re.compile(r"^### (.+)$", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\S[^:]*): ", re.MULTILINE)
 
@@ -70,7 +76,11 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
 
 
 def _index(entries: list[TaskEntry]) -> str:
-    lines = ["# Tasks\n", "Made of the tasks' own docstrings by `python -m textgym_benchmarks.task_pages`.\n"]
+    lines = [
+        "# Tasks\n",
+        "Made of the tasks' own docstrings by `python -m textgym_benchmarks.task_pages`.\n",
+        SPLITS,
+    ]
     for family, title in TITLES.items():
         lines += [f"## [{title}]({family}.md)\n", _contents([e for e in entries if e.family == family])]
     return "\n".join(lines)
@@ -104,7 +114,7 @@ def _spaces(entry: TaskEntry) -> str:
     rows = [("action", f"`{env.action_space}`: the next token")]
     rows += [(f"observation `{name}`", f"`{_box(space)}`") for name, space in spaces.items()]
     rows += [("longest answer, tokens", f"{task.max_new_tokens}")]
-    rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in ("train", "eval")]
+    rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in task.prompts]
     rows += [("beta", f"{task.beta:g} reward units per nat"), ("gamma", f"{task.gamma:g}")]
     env.close()
     return _table(("", ""), rows)
@@ -135,7 +145,7 @@ class _Scores:
     def _problem(self, problem: Problem) -> str:
         mine = [entry for entry in self._summary.entries if entry.problem == problem.index]
         ranked = sorted(mine, key=lambda entry: (-_known(entry.optimality.mean), -_known(entry.reward.mean)))
-        head = ("agent", "optimality", "reward", "KL, nats", "tokens learned from", "runs")
+        head = ("agent", "optimality", "reward", "KL, nats", "tokens scored", "runs")
         title = f"**Scores after {problem.episodes:,} episodes{self._named(problem)}.** {self._optimum(problem)}\n"
         return title + "\n" + _table(head, map(_scored, ranked))
 

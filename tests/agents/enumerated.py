@@ -81,7 +81,7 @@ def state_log_probs(policy, trajectory):
 
 
 def exact_objective(agent, beta=BETA):
-    """J = sum over trajectories of rho(x) P(y) (R - beta * KL of the states on the way), differentiable."""
+    """J = sum over trajectories of rho(x) P(y) (gamma^t R - beta * KL of the states on the way), differentiable."""
     total = torch.zeros(())
     for trajectory in trajectories(agent.task):
         own = state_log_probs(agent.policy, trajectory)
@@ -90,7 +90,8 @@ def exact_objective(agent, beta=BETA):
         actions = torch.tensor(trajectory.completion)
         probability = 0.5 * own.gather(1, actions[:, None]).sum().exp()
         kl = (own.exp() * (own - base)).sum()
-        total = total + probability * (trajectory.score - beta * kl)
+        paid = agent.task.gamma ** (len(trajectory.completion) - 1) * trajectory.score
+        total = total + probability * (paid - beta * kl)
     return total
 
 

@@ -12,12 +12,12 @@ from textgym_agents.rollout import micro_batches, score_reference
 from textgym_agents.targets import token_kl
 
 
-def small_agent(kind, **config):
+def small_agent(kind, task=None, **config):
     """An agent of this class with the parameters of `tiny_agent`, so that it has left its reference."""
     settings = {"whiten": False, "batch": 16, "minibatches": 1, "device": "cpu", **config}
     known = {field.name for field in fields(kind.config_type)}
     settings = {name: value for name, value in settings.items() if name in known or name in config}
-    agent = kind(tiny_task(), kind.config_type(**settings), model=tiny_llama(4))
+    agent = kind(task or tiny_task(), kind.config_type(**settings), model=tiny_llama(4))
     agent.policy.load_state_dict(tiny_agent().policy.state_dict())
     agent.value_scale = 1.0
     return agent

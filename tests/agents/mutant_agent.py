@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from agents.mutant_rollout import play
-from textgym_agents.conformance import TrainingBatch
+from textgym_agents.conformance import Estimator, LossGradient, TrainingBatch
+
+from textgym.references import make_reference
 
 BUGS = (
     "ratio of another policy", "unnormalised", "acts at another temperature", "takes the least likely",
@@ -35,6 +37,8 @@ class MutantConfig:
     """Step size of the values."""
     lam: float = 0.95
     """GAE's lambda."""
+    whiten: bool = True
+    """Standardise the advantages."""
     seed: int = 0
     """Seeds everything."""
 
@@ -45,6 +49,9 @@ class MutantAgent:
     def __init__(self, task: Any, config: MutantConfig | None = None) -> None:
         self.task, self.config = task, config or MutantConfig()
         assert self.config.bug in ("", *BUGS)
+        if task.mask is not None:
+            raise ValueError(f"task {task.name!r}: it has a grammar mask; allowed are tasks without one")
+        self.reference = make_reference(task)
         self.logits: dict[tuple[int, ...], Any] = {}
         self.table: dict[tuple[int, ...], float] = {}
         self.iteration = 0
@@ -63,17 +70,19 @@ class MutantAgent:
         peek = peek or self._has("peeks")
         return [tuple(row[: n + peek].tolist()) for row, n in zip(ids, lengths, strict=True)]
 
-    def _start(self) -> Any:
-        logits = np.zeros(self.task.vocabulary.size)
+    def _start(self, observation: Any) -> Any:
+        with np.errstate(invalid="ignore"):
+            logits = np.array(self.reference.log_probs(observation), dtype=np.float64)
         if self._has("starts elsewhere"):
-            logits[0] = 1.0
-        if not self._has("ignores the mask"):
-            logits[~self.task.vocabulary.allowed] = -np.inf
+            logits[:, 0] += 1.0
+        if self._has("ignores the mask"):
+            logits[:, ~self.task.vocabulary.allowed] = logits.max()
         return logits
 
     def log_probs(self, observation: Any) -> Any:
-        start = self._start()
-        logits = np.stack([self.logits.get(key, start) for key in self._keys(observation)])
+        start = self._start(observation)
+        keys = self._keys(observation)
+        logits = np.stack([self.logits.get(key, own) for key, own in zip(keys, start, strict=True)])
         if self._has("reads the width"):
             logits[:, 0] += 0.01 * observation["input_ids"].shape[1]
         top = logits - logits.max(1, keepdims=True)
@@ -126,12 +135,21 @@ class MutantAgent:
         if self._has("no score after a stop"):
             raw["rewards"] = raw["rewards"] * ~np.isin(raw["actions"], self.task.vocabulary.stop_ids)
 
-    def _batch(self, env: Any) -> TrainingBatch:
-        raw, bootstrap = play(self, env, np.random.default_rng([self.config.seed, self.iteration]))
+    def _batch(self, env: Any, seed: int = 0) -> TrainingBatch:
+        seeds = [self.config.seed, self.iteration, seed]
+        raw, bootstrap = play(self, env, np.random.default_rng(seeds))
         last = np.append(raw["rows"][1:] != raw["rows"][:-1], True)
-        self._spoil(raw, last)
-        base = -np.log(self.task.vocabulary.allowed.sum())
+        raw["rewards"] = raw["rewards"] * self.task.gamma ** _steps(raw)
+        shown = {
+            "input_ids": raw["input_ids"][raw["rows"]],
+            "attention_mask": np.arange(raw["input_ids"].shape[1]) <= raw["columns"][:, None],
+        }
+        table = np.asarray(self.reference.log_probs(shown))
+        base = table[np.arange(len(last)), raw["actions"]]
+        if self._has("ignores the mask"):
+            base = np.maximum(base, table.max(1))
         kl = raw["log_probs"] - base
+        self._spoil(raw, last)
         if self._has("kl of the wrong action"):
             kl = np.roll(kl, 3)
         sign = -1.0 if self._has("penalty with the wrong sign") else 1.0
@@ -160,6 +178,8 @@ class MutantAgent:
         return result
 
     def _whiten(self, advantages: Any) -> Any:
+        if not self.config.whiten:
+            return advantages
         seen = (
             np.append(advantages, np.zeros(len(advantages))) if self._has("whitens padding") else advantages
         )
@@ -182,9 +202,10 @@ class MutantAgent:
             scale = self.config.step / (1 + 0.05 * self.iteration) / np.sqrt(env.num_envs)
             direction = 1.0 if self._has("ascends") else -1.0
             targets = batch.advantages + batch.values
-            for n, key in enumerate(self._keys(batch.observation())):
+            seen = batch.observation()
+            for n, (key, start) in enumerate(zip(self._keys(seen), self._start(seen), strict=True)):
                 change = direction * scale * batch.logit_gradient[n] / np.sqrt(env.num_envs)
-                self.logits[key] = self.logits.get(key, self._start()) + change
+                self.logits[key] = self.logits.get(key, start) + change
                 value = self.table.get(key, 0.0)
                 self.table[key] = value + self.config.value_step / 8 * (targets[n] - value)
             self.iteration += 1
@@ -211,7 +232,14 @@ class MutantAgent:
         }
 
     def conformance_hooks(self) -> dict[str, Any]:
-        return {"batch": self._batch}
+        return {"batch": self._batch, "gradient": self._loss_gradient}
+
+    def _loss_gradient(self, env: Any, seed: int) -> LossGradient:
+        batch = self._batch(env, seed)
+        return LossGradient(
+            input_ids=batch.input_ids, rows=batch.rows, columns=batch.columns, beta=batch.beta,
+            logits=batch.logit_gradient / env.num_envs, values=-batch.advantages, estimator=Estimator("value"),
+        )  # fmt: skip
 
     # Storage
 
@@ -238,3 +266,9 @@ class MutantAgent:
         agent.table = {tuple(key): value for key, value in state["values"]}
         agent.iteration = state["iteration"]
         return agent
+
+
+def _steps(raw: dict[str, Any]) -> Any:
+    """(N,) t of every state in its episode."""
+    first = np.flatnonzero(np.append(True, raw["rows"][1:] != raw["rows"][:-1]))
+    return np.arange(len(raw["rows"])) - np.repeat(first, np.diff(np.append(first, len(raw["rows"]))))

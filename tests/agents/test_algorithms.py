@@ -1,10 +1,16 @@
 """Every algorithm on a language model: it passes the conformance kit and nears the exact optimum of small tasks."""
 
+from dataclasses import replace
+
 import pytest
+from gymnasium.vector import AutoresetMode
 from textgym_agents import make_agent, make_env
+from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
+from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.registry import agent_class, make_config
 
+from textgym import TokenVectorEnv, make_task
 from textgym.solve import policy_values, solve
 
 CRITICS_ONLY = {
@@ -23,14 +29,14 @@ NEED_A_BATCH = {
     "penalised KL",
 }
 NOT_ASKED_OF = {
-    "a2c": set(),
-    "reinforce": CRITICS_ONLY,
+    "a2c": {"clipping"},
+    "reinforce": CRITICS_ONLY | {"clipping"},
     "rloo": CRITICS_ONLY,
     "grpo": CRITICS_ONLY,
-    "rejection": CRITICS_ONLY,
-    "soft-q": CRITICS_ONLY | NEED_A_BATCH | {"first ratio"},
+    "rejection": CRITICS_ONLY | {"clipping"},
+    "soft-q": CRITICS_ONLY | NEED_A_BATCH | {"first ratio", "ratio under a grammar", "clipping"},
 }
-UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+UNTRAINED = check_names(slow=False)
 
 
 def outcomes(agent, **settings):
@@ -45,7 +51,7 @@ def test_it_passes_every_check_that_applies(agent):
 
 
 def test_with_a_value_baseline_nothing_is_left_unasked():
-    assert outcomes("reinforce", baseline="value") == ({}, set())
+    assert outcomes("reinforce", baseline="value") == ({}, {"clipping"})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,8 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
     ],
 )
 def test_so_do_the_other_forms(agent, settings):
-    assert outcomes(agent, **settings) == ({}, CRITICS_ONLY)
+    without = {"clipping"} if agent == "reinforce" else set()
+    assert outcomes(agent, **settings) == ({}, CRITICS_ONLY | without)
 
 
 def test_best_of_n_has_no_log_probs_and_passes_what_can_be_asked_without():
@@ -94,6 +101,7 @@ def test_it_learns_bandit(agent, settings):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
@@ -110,6 +118,27 @@ def test_it_learns_copy(agent, settings):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize("name", ["Delayed", "Stop"])
 def test_soft_q_reaches_the_soft_optimum(name):
     assert optimality("soft-q", name, 8192, updates=4) >= 0.95
+
+
+@pytest.mark.slow
+def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
+    task = replace(make_task("Copy"), gamma=0.6)
+    agent = LMPPO(task, LMPPOConfig(device="cpu"))
+    agent.learn(TokenVectorEnv(task, 256, autoreset_mode=AutoresetMode.DISABLED), 20_480)
+    solution = solve(task, split="eval")
+    found = solution.optimality(policy_values(solution.tree, agent).objective)
+    print(f"optimality {found:.4f}")
+    assert found > 0.95
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("agent", ["a2c", "reinforce", "rloo", "grpo", "rejection", "soft-q"])
+def test_it_learns_what_the_kit_asks(agent):
+    names = ["learns Bandit", "learns Delayed", "learns Stop"]
+    assert not {
+        f.check: f.found for f in check(agent, names, settings={"device": "cpu"}) if f.status == FAILS
+    }

@@ -15,7 +15,7 @@ from textgym.solve import policy_values, solve
 from textgym.world.demonstrations import task_demonstrations
 
 CPU = {"device": "cpu"}
-UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+UNTRAINED = check_names(slow=False)
 
 
 @pytest.fixture
@@ -102,6 +102,7 @@ def optimal_texts(task, trajectories, per_prompt):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_imitating_the_optimum_leads_to_it(tmp_path):
     env = make_env("textgym/Bandit-v0", 64)
     solution = solve(env.unwrapped.task)

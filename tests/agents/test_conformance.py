@@ -2,11 +2,14 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from agents.counting_agent import CountingAgent
 from agents.mutant_agent import BUGS, MutantAgent
+from agents.mutant_lm import UPDATE_MUTANTS
 from textgym_agents import on_policy
 from textgym_agents.conformance import (
     FAILS,
@@ -19,6 +22,7 @@ from textgym_agents.conformance import (
 )
 from textgym_agents.conformance.generators import global_generators
 from textgym_agents.conformance.inside import gae_by_definition
+from textgym_agents.conformance.kit import CHECKS, REFERENCE
 from textgym_agents.lm_ppo import LMPPO
 
 from textgym.cli import main
@@ -63,18 +67,20 @@ CAUGHT_BY = {
     "credits one step": "learns Delayed",
     "no score after a stop": "learns Stop",
 }
-UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+NEED_MORE_HOOKS = {"gradient under a grammar", "ratio under a grammar", "clipping"}
+UNTRAINED = check_names(slow=False)
 
 
 def failures(findings):
     return [(f.check, f.found) for f in findings if f.status != HOLDS]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_clean_agent_passes_every_check(seed):
     findings = check(MutantAgent, settings={"seed": seed}, learning_tasks=TASKS)
     assert [f.check for f in findings] == list(check_names())
-    assert failures(findings) == []
+    assert {f.check for f in findings if f.status == NOT_ASKED} == NEED_MORE_HOOKS
+    assert not [(f.check, f.found) for f in findings if f.status == FAILS]
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -87,7 +93,20 @@ def test_every_bug_is_caught_by_its_own_check(bug):
 
 def test_every_check_has_a_bug_that_it_catches():
     assert set(CAUGHT_BY) == set(BUGS)
-    assert set(CAUGHT_BY.values()) == set(check_names())
+    of_updates = {name for _, names in UPDATE_MUTANTS.values() for name in names}
+    assert set(CAUGHT_BY.values()) | of_updates | {"value loss"} == set(check_names())
+
+
+def test_the_page_lists_every_check_under_its_number():
+    page = (Path(__file__).parents[2] / REFERENCE).read_text()
+    listed = [
+        (name, int(number))
+        for number, line in re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", line.partition("Checks:")[2])
+    ]
+    assert sorted(listed) == sorted((entry.name, entry.statement) for entry in CHECKS)
+    numbers = [number for _, number in listed]
+    assert sorted(set(numbers)) == list(range(1, max(numbers) + 1))
 
 
 @pytest.mark.parametrize("kl", ["exact", "k1", "k2", "k3"])
@@ -96,6 +115,7 @@ def test_lm_ppo_passes_all_but_learning(kl):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_lm_ppo_learns_and_nothing_is_left_unasked():
     names = [name for name in check_names() if name.startswith("learns")]
     assert failures(check("lm-ppo", names, settings={"device": "cpu"})) == []
@@ -173,7 +193,7 @@ def test_no_log_probs_and_an_error_are_both_findings():
 
 
 def test_gae_by_definition_against_a_sum_by_hand():
-    # Row 0: two steps, V = 1, 2, rewards 0, 3. delta = 0 + 0.5 * 2 - 1 = 0 and 3 - 2 = 1; A_0 = 0 + 0.5 * 0.5 * 1.
+    # Row 0: two steps, V = 1, 2, rewards 0, 3 of time 0. delta = 0 + 2 - 1 = 1 and 3 - 2 = 1; A_0 = 1 + 0.5 * 1.
     # Row 1: one step, V = 4, reward 1: A = 1 - 4.
     numbers = np.zeros(3)
     batch = TrainingBatch(
@@ -189,7 +209,7 @@ def test_gae_by_definition_against_a_sum_by_hand():
         gamma=0.5,
         lam=0.5,
     )
-    np.testing.assert_allclose(gae_by_definition(batch, np.array([1.0, 2.0, 4.0])), [0.25, 1.0, -3.0])
+    np.testing.assert_allclose(gae_by_definition(batch, np.array([1.0, 2.0, 4.0])), [1.5, 1.0, -3.0])
     assert batch.first.tolist() == [True, False, True]
     assert batch.last.tolist() == [False, True, True]
 
@@ -222,12 +242,13 @@ def test_what_cannot_be_checked_is_refused(arguments, message):
 
 
 def test_the_command_prints_a_table_and_fails_where_a_check_does(capsys):
-    code = main(["check", "agents.mutant_agent:MutantAgent", "--only", "13", "padding ids"])
+    code = main(["check", "agents.mutant_agent:MutantAgent", "--only", "11", "padding ids"])
     out = capsys.readouterr().out
     assert code == 0
     assert "GAE" in out
     assert "padding ids" in out
     assert "2 holds, 0 FAILS, 0 not asked" in out
+    assert "docs/conformance.md" in out
     words = ["--only", "GAE", "--settings", "bug=bootstraps at the end"]
     code = main(["check", "agents.mutant_agent:MutantAgent", *words])
     shown = capsys.readouterr()
@@ -241,7 +262,7 @@ def test_the_command_prints_json(capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["agent"] == "agents.mutant_agent:MutantAgent"
     (finding,) = report["findings"]
-    assert (finding["check"], finding["statement"], finding["status"]) == ("GAE", 13, HOLDS)
+    assert (finding["check"], finding["statement"], finding["status"]) == ("GAE", 11, HOLDS)
 
 
 @pytest.mark.parametrize(

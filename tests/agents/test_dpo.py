@@ -10,7 +10,7 @@ from agents.groups import flat_gradient, small_agent
 from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents import load_agent, make_agent, make_env
-from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
+from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check, check_names
 from textgym_agents.dpo import DPO, DPOConfig, dpo_loss, ipo_loss
 from textgym_agents.offline import passes
 from textgym_agents.registry import agent_class, make_config
@@ -243,7 +243,7 @@ def test_other_data_are_noticed_and_loading_needs_none(env, file, tmp_path):
     load_agent(tmp_path / "agent", env)
 
 
-UNTRAINED = [name for name in check_names() if not name.startswith("learns")]
+UNTRAINED = check_names(slow=False)
 NEED_ITS_OWN_SAMPLES = {"first ratio", "logged KL", "logged scores", "logged RLHF reward"}
 
 
@@ -284,6 +284,7 @@ def test_what_it_cannot_do_is_said(env):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_it_learns_bandit_from_pairs_of_the_reference():
     config = make_config(agent_class("dpo"), {**CPU, "batch": 128})
     env = make_env("textgym/Bandit-v0", config.batch)
@@ -291,3 +292,21 @@ def test_it_learns_bandit_from_pairs_of_the_reference():
     agent = make_agent("dpo", env, config)
     agent.learn(env, 8192)
     assert solution.optimality(policy_values(solution.tree, agent).objective) >= 0.95
+
+
+def test_only_its_own_new_completions_can_be_the_policys(file):
+    for settings in ({"data": str(file)}, {"pairs": 8}):
+        with pytest.raises(ValueError, match="sampler='policy': allowed is 'reference' with data or pairs"):
+            DPOConfig(sampler="policy", **settings)
+    with pytest.raises(ValueError, match="sampler='nobody'"):
+        DPOConfig(sampler="nobody")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["learns Bandit", "learns Delayed", "learns Stop"])
+def test_with_its_own_pairs_it_is_asked_to_learn_and_does(name):
+    (finding,) = check("dpo", [name], settings={**CPU, "sampler": "policy"})
+    assert finding.status == HOLDS
+    (finding,) = check("dpo", [name], settings=CPU)
+    assert finding.status == NOT_ASKED
+    assert "others wrote" in finding.found

@@ -12,13 +12,13 @@ from textgym_agents.losses import clipped_policy_loss, clipped_value_loss, kl_es
 
 
 def test_gae_matches_hand_arithmetic():
-    # d1 = 1 - 0.4 = 0.6;  d0 = 0 + 0.5*0.4 - 0.2 = 0;  A0 = 0 + 0.5*0.5*0.6 = 0.15
-    got = gae(np.array([[0.0, 1.0]]), np.array([[0.2, 0.4]]), np.array([2]), gamma=0.5, lam=0.5)
-    np.testing.assert_allclose(got, [[0.15, 0.6]])
+    # d1 = 1 - 0.4 = 0.6;  d0 = 0 + 0.4 - 0.2 = 0.2;  A0 = 0.2 + 0.5*0.6 = 0.5
+    got = gae(np.array([[0.0, 1.0]]), np.array([[0.2, 0.4]]), np.array([2]), lam=0.5)
+    np.testing.assert_allclose(got, [[0.5, 0.6]])
 
 
 def quadratic_gae(rewards, values, gamma, lam, bootstrap):
-    """A_t = sum_k (gamma lam)^k d_{t+k}, every sum written out."""
+    """A_t = sum_k (gamma lam)^k d_{t+k} of the paper, in units of time t, every sum written out."""
     following = [*values[1:], bootstrap]
     deltas = [r + gamma * n - v for r, n, v in zip(rewards, following, values, strict=True)]
     return [
@@ -27,15 +27,17 @@ def quadratic_gae(rewards, values, gamma, lam, bootstrap):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.booleans())
+@given(st.integers(0, 10_000), st.floats(0.3, 1), st.floats(0, 1), st.booleans())
 def test_gae_equals_the_quadratic_sum_row_by_row_with_garbage_in_the_padding(seed, gamma, lam, truncated):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 7, 4)
     rewards, values = rng.normal(size=(2, 4, 6))
     bootstrap = rng.normal(size=4) * truncated
-    got = gae(rewards, values, lengths, gamma, lam, bootstrap)
+    powers = gamma ** np.arange(7)
+    behind = powers[lengths] * bootstrap
+    got = gae(powers[:6] * rewards, powers[:6] * values, lengths, lam, behind)
     for row, n in enumerate(lengths):
-        want = quadratic_gae(rewards[row, :n], values[row, :n], gamma, lam, bootstrap[row])
+        want = powers[:n] * quadratic_gae(rewards[row, :n], values[row, :n], gamma, lam, bootstrap[row])
         np.testing.assert_allclose(got[row, :n], want, atol=1e-12)
         assert (got[row, n:] == 0).all()
 
@@ -44,14 +46,14 @@ def test_gae_ends_of_lambda():
     rng = np.random.default_rng(0)
     rewards, values = rng.normal(size=(2, 1, 5))
     returns = np.cumsum(rewards[:, ::-1], 1)[:, ::-1]
-    np.testing.assert_allclose(gae(rewards, values, np.array([5]), 1.0, 1.0), returns - values)
+    np.testing.assert_allclose(gae(rewards, values, np.array([5]), 1.0), returns - values)
     errors = rewards + np.append(values[:, 1:], [[0.0]], 1) - values
-    np.testing.assert_allclose(gae(rewards, values, np.array([5]), 1.0, 0.0), errors)
+    np.testing.assert_allclose(gae(rewards, values, np.array([5]), 0.0), errors)
 
 
 def test_gae_refuses_shapes_that_differ():
     with pytest.raises(ValueError, match=r"rewards \(1, 2\), values \(1, 3\)"):
-        gae(np.zeros((1, 2)), np.zeros((1, 3)), np.array([2]), 1.0, 1.0)
+        gae(np.zeros((1, 2)), np.zeros((1, 3)), np.array([2]), 1.0)
 
 
 def test_standardise():

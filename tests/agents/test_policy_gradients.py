@@ -1,9 +1,9 @@
-"""REINFORCE, A2C, RLOO and GRPO: the expected gradient of each is that of J where it should be, and not where not."""
+"""REINFORCE, A2C, PPO, RLOO and GRPO: the expected gradient is that of J where it should be, and not where not."""
 
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import BETA, full_rollout, state_log_probs, trajectories
+from agents.enumerated import BETA, full_rollout, state_log_probs, tiny_task, trajectories
 from agents.groups import (
     expected_gradient,
     flat_gradient,
@@ -14,9 +14,11 @@ from agents.groups import (
 )
 from gymnasium.vector import AutoresetMode
 from textgym_agents.a2c import A2C
+from textgym_agents.exact import policy_gradient
 from textgym_agents.exact_estimators import estimator_table
 from textgym_agents.exact_moments import enumerate_trajectories
 from textgym_agents.grpo import GRPO
+from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.losses import clipped_policy_loss, loss_total, sequence_weights
 from textgym_agents.metrics import UpdateMeter
 from textgym_agents.reinforce import Reinforce, ReinforceConfig
@@ -27,26 +29,46 @@ from textgym_agents.targets import action_returns, token_kl
 from textgym import TokenVectorEnv
 
 UNBIASED_KL = ["exact", "k1"]
+# Rewards come at the end, after one, two or three tokens: with 0.6 they are worth 1, 0.6 or 0.36 of themselves.
+discounts = pytest.mark.parametrize("gamma", [1.0, 0.6])
 
 
 def assert_gradient_of_j(agent, got, factor=1.0):
     want = factor * objective_gradient(agent)
     assert want.norm() > 0.05
+    assert torch.nn.functional.cosine_similarity(-got, want, dim=0) > 0.999
     torch.testing.assert_close(-got, want, atol=3e-4, rtol=2e-3)
 
 
+@discounts
+def test_the_yardstick_is_the_solvers_gradient(gamma):
+    agent = small_agent(Reinforce, tiny_task(gamma=gamma))
+    size = sum(parameter.numel() for parameter in agent.policy.model.parameters())
+    exact = policy_gradient(agent.task, agent, agent.reference).gradient
+    ours = {id(parameter) for parameter in agent.policy.model.parameters()}
+    parts = exact.split([parameter.numel() for parameter in agent.policy.parameters()])
+    pairs = zip(agent.policy.parameters(), parts, strict=True)
+    want = torch.cat([part for parameter, part in pairs if id(parameter) in ours]).float()
+    assert len(want) == size
+    torch.testing.assert_close(objective_gradient(agent), want, atol=1e-5, rtol=1e-4)
+
+
+@discounts
 @pytest.mark.parametrize(
     ("kl", "reward_to_go"), [("exact", True), ("k1", True), ("k2", True), ("exact", False), ("k1", False)]
 )
-def test_reinforce_without_a_baseline(kl, reward_to_go):
-    agent = small_agent(Reinforce, kl=kl, reward_to_go=reward_to_go)
+def test_reinforce_without_a_baseline(kl, reward_to_go, gamma):
+    agent = small_agent(Reinforce, tiny_task(gamma=gamma), kl=kl, reward_to_go=reward_to_go)
     assert_gradient_of_j(agent, expected_gradient(agent, *full_rollout(agent)))
 
 
-@pytest.mark.parametrize("kl", UNBIASED_KL)
-@pytest.mark.parametrize(("kind", "settings"), [(Reinforce, {"baseline": "value"}), (A2C, {"lam": 1.0})])
-def test_a_value_that_is_wrong_cancels(kl, kind, settings):
-    agent = small_agent(kind, kl=kl, value_coefficient=0.0, **settings)
+@discounts
+@pytest.mark.parametrize("kl", [*UNBIASED_KL, "k2"])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(Reinforce, {"baseline": "value"}), (A2C, {"lam": 1.0}), (LMPPO, {"lam": 1.0})]
+)
+def test_a_value_that_is_wrong_cancels(kl, kind, settings, gamma):
+    agent = small_agent(kind, tiny_task(gamma=gamma), kl=kl, value_coefficient=0.0, **settings)
     rollout, probabilities = full_rollout(agent)
     rollout.values[:] = torch.linspace(-1, 1, 3)[torch.tensor(rollout.steps)]
     assert_gradient_of_j(agent, expected_gradient(agent, rollout, probabilities))
@@ -60,22 +82,28 @@ def test_gae_with_a_wrong_value_is_biased():
     assert (got + want).norm() > 0.1 * want.norm()
 
 
+@discounts
 @pytest.mark.parametrize("kl", UNBIASED_KL)
-def test_rloo_over_all_groups_of_two(kl):
-    agent = small_agent(RLOO, kl=kl, group=2)
+def test_rloo_over_all_groups_of_two(kl, gamma):
+    agent = small_agent(RLOO, tiny_task(gamma=gamma), kl=kl, group=2)
     assert_gradient_of_j(agent, expected_gradient(agent, *pairs_rollout(agent)))
 
 
+@discounts
 @pytest.mark.parametrize("kl", UNBIASED_KL)
-def test_grpo_without_std_division_is_half_of_it_in_groups_of_two(kl):
+def test_grpo_without_std_division_is_half_of_it_in_groups_of_two(kl, gamma):
     # The group's mean holds the completion itself: the expectation shrinks by (n - 1) / n.
     settings = {"divide_by_std": False, "aggregation": "constant", "group": 2}
-    agent = small_agent(GRPO, kl=kl, **settings)
+    agent = small_agent(GRPO, tiny_task(gamma=gamma), kl=kl, **settings)
     assert_gradient_of_j(agent, expected_gradient(agent, *pairs_rollout(agent)), 0.5)
 
 
-def test_the_mean_of_the_rest_of_the_batch_is_a_baseline_that_cancels():
-    agent = small_agent(Reinforce, baseline="batch", reward_to_go=False)
+@discounts
+@pytest.mark.parametrize("kind", UNBIASED_KL)
+@pytest.mark.parametrize("reward_to_go", [True, False])
+def test_the_mean_of_the_rest_of_the_batch_is_a_baseline_that_cancels(reward_to_go, kind, gamma):
+    task = tiny_task(gamma=gamma)
+    agent = small_agent(Reinforce, task, baseline="batch", kl=kind, reward_to_go=reward_to_go)
     rollout, probabilities = full_rollout(agent)
     count = len(probabilities)
     pairs = np.indices((count, count)).reshape(2, -1).T  # prompts of a batch are drawn one by one
@@ -84,17 +112,19 @@ def test_the_mean_of_the_rest_of_the_batch_is_a_baseline_that_cancels():
     def by_pairs(rollout, kl):
         # A batch here is a pair: each return less that of the other one, worked out without the agent.
         agent_targets = agent._targets(rollout, kl)
-        returns = action_returns(rollout, kl, "exact", BETA, 1.0)
+        returns = action_returns(rollout, kl, kind, BETA, gamma)
         first = np.cumsum(rollout.lengths) - rollout.lengths
         whole = returns[first].reshape(-1, 2)
-        own = torch.tensor((whole - whole[:, ::-1]).ravel()[rollout.rows], dtype=torch.float32)
+        credits = returns if reward_to_go else whole.ravel()[rollout.rows]
+        own = torch.tensor(credits - whole[:, ::-1].ravel()[rollout.rows], dtype=torch.float32)
         return type(agent_targets)(**{**agent_targets.__dict__, "advantages": own})
 
     assert_gradient_of_j(agent, expected_gradient(agent, take(rollout, pairs.ravel()), weights, by_pairs))
     # And the agent subtracts just that from a batch of two.
     two = take(rollout, np.array([5, 63]))
     kl = np.zeros(len(two.rows))
-    score = np.bincount(two.rows, two.rewards)
+    score = np.bincount(two.rows, two.rewards) * gamma ** (two.lengths - 1)
+    # Without KL all tokens of a row have the same return to go.
     want = np.array([score[0] - score[1], score[1] - score[0]])[two.rows]
     np.testing.assert_allclose(agent._targets(two, kl).advantages.numpy(), want, atol=1e-6)
 

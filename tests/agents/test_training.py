@@ -265,3 +265,17 @@ def test_a_batch_is_drawn_where_its_policy_was():
     rows = [{"episode": 0}, {"episode": 10, "objective/kl": 0.0}, {"episode": 20, "objective/kl": 0.5}]
     _line(axes, rows, "objective/kl", "red", "")
     assert axes.lines[0].get_xydata().tolist() == [[0, 0.0], [10, 0.5]]
+
+
+def test_the_split_tune_is_evaluated_where_the_task_has_it(tmp_path: Any) -> None:
+    own = TASK | {"eval_prompts": ["b", "a b"], "tune_prompts": ["b a"]}
+    result = Training(settings(env=own, split="tune")).run(tmp_path / "tune", Watcher())
+    assert result.last.episodes.prompts == ("b a",)
+    assert result.optimum is not None
+    assert {row["prompt"] for row in read_lines(tmp_path / "tune" / "samples.jsonl")} == {"b a"}
+    assert Training(settings(env=own)).run(tmp_path / "eval", Watcher()).last.episodes.prompts == ("b", "a b")
+    del own["tune_prompts"]
+    with pytest.raises(ValueError, match="split 'tune': not one of eval, train"):
+        Training(settings(env=own, split="tune"))
+    with pytest.raises(ValueError, match="split 'train': not one of eval, tune"):
+        settings(split="train")

@@ -13,6 +13,7 @@ from textgym_agents.critics import critic_of
 from textgym_agents.value_guided import ValueGuided, ValueGuidedConfig
 
 from textgym import TokenEnv
+from textgym.sampling import play
 from textgym.solve import policy_values, solve
 
 EVERY = {"k": 4, "prior": "reference"}
@@ -31,8 +32,7 @@ class Exact:
     def values(self, observation):
         self.asked += 1
         depths, rows = self._solution._lookup.locate(observation)
-        found = [self._levels[d][r] / self._solution.gamma**d for d, r in zip(depths, rows, strict=True)]
-        return np.array(found)
+        return np.array([self._levels[d][r] for d, r in zip(depths, rows, strict=True)])
 
 
 def agent_of(solution, policy, levels, **config):
@@ -64,6 +64,14 @@ def test_with_the_optimal_values_it_is_the_optimum(options, reference):
         running = solution.tree.levels[depth].running
         seen = solution.tree.observations(depth, running)
         np.testing.assert_allclose(agent.log_probs(seen), solution.log_probs(seen), atol=1e-9)
+
+
+def test_what_it_looks_ahead_at_is_scored_for_the_answer():
+    # Answers of one token: each of the four tokens is scored before one of them is written.
+    task = small_task(max_new_tokens=1)
+    agent = agent_of(solve(task), Table(1), solve(task).values)
+    assert play(agent, task, per_prompt=3).answer_tokens == 4
+    assert play(Table(1), task, per_prompt=3).answer_tokens == 0
 
 
 def test_with_its_own_exact_values_it_is_better_than_the_policy():

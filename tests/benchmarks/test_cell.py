@@ -23,6 +23,7 @@ from textgym.references import make_reference
 from textgym.solve import policy_values, solve
 
 SMALL = Evaluation(points=2, per_prompt=2, final_per_prompt=4, optimum_per_prompt=8, samples=3)
+AT_THE_END = 64
 SB3 = {"batch": 8, "width": 8}
 # Four iterations each: the point of the curve, with its checkpoint, is after the second.
 CELLS = {
@@ -62,7 +63,7 @@ class Killer:
 
 @pytest.fixture(autouse=True)
 def few_completions(monkeypatch):
-    for name, count in (("ON_THE_WAY", 16), ("AT_THE_END", 64), ("OF_THE_REFERENCE", 64)):
+    for name, count in (("ON_THE_WAY", 16), ("AT_THE_END", AT_THE_END), ("OF_THE_REFERENCE", 64)):
         monkeypatch.setattr(cells, name, count)
 
 
@@ -187,12 +188,48 @@ def test_an_agent_that_learns_nothing_has_a_level_curve(tmp_path):
     assert (measures["episodes"], measures["tokens"]) == (0, 0)
 
 
-def test_simulated_tokens_are_counted_apart(tmp_path):
-    measures = run_cell(CELLS["mcts"], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
-    # An episode of Delayed is at most 8 tokens. Each is searched for with 4 simulations, and its state is new at most
-    # once: 5 times a token and a completion of at most 8.
-    assert 0 < measures["tokens"] <= 16 * 8
-    assert measures["tokens"] < measures["simulated_tokens"] <= 5 * 9 * measures["tokens"]
+def test_what_a_search_has_scored_counts(tmp_path):
+    cell = CELLS["mcts"]
+    measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    # Every completion of Delayed has as many tokens; the search itself counts those that it had scored.
+    length = make_task("Delayed").max_new_tokens
+    searched = RunFolder(tmp_path / "cell" / "run").metrics()[-1]["scored"]
+    assert searched > cell.episodes
+    assert measures["tokens"] == length * (cell.episodes + searched)
+    assert [point["tokens"] for point in measures["curve"]][-1] == measures["tokens"]
+    assert measures["after"]["answer_tokens"] > 0
+    assert measures["after"]["answer_tokens"] * AT_THE_END % length == 0
+
+
+@pytest.mark.parametrize(("agent", "config", "tokens"), [("best-of-n", {"n": 5}, 15), ("random", {}, 0)])
+def test_what_is_scored_for_an_answer_is_shown_apart(agent, config, tokens, tmp_path):
+    # Completions of Copy have three tokens: best of five has fifteen of them scored, and then its answer, as any agent.
+    cell = Cell("textgym/Copy-v0", agent, 32, 3, config=config)
+    measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    assert (measures["tokens"], measures["after"]["answer_tokens"]) == (0, tokens)
+
+
+@pytest.mark.parametrize("name", ["q-learning", "lm-ppo"])
+def test_a_learner_pays_for_what_it_wrote_and_answers_for_nothing(name, tmp_path):
+    measures = run_cell(CELLS[name], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
+    length = make_task(CELLS[name].id.split("/")[1].split("-")[0]).max_new_tokens
+    assert measures["tokens"] == length * CELLS[name].episodes
+    assert measures["after"]["answer_tokens"] == 0
+
+
+def test_on_the_split_tune_prompts_and_seeds_are_others(tmp_path):
+    cell = Cell("textgym/Distractor-v0", "q-learning", 64, 3, config={"batch": 16})
+    tune = replace(SMALL, split="tune")
+    results = [run_cell(cell, settings, tmp_path / settings.split, tmp_path) for settings in (SMALL, tune)]
+    task = make_task("Distractor")
+    for split, result in zip(("eval", "tune"), results, strict=True):
+        measures = result["measures"]
+        assert {each["prompt"] for each in measures["samples"]} <= set(task.prompt_set(split).texts)
+        assert measures["optimum"]["value"]["mean"] == pytest.approx(solve(task, split=split).objective)
+    seeds = [RunFolder(tmp_path / split / "run").config()["config"]["seed"] for split in ("eval", "tune")]
+    assert seeds == [3, 3 + cells.TUNE_SEEDS]
+    with pytest.raises(ValueError, match="split 'test': not one of eval, tune"):
+        Evaluation(split="test")
 
 
 def test_texts_that_are_read_count_as_tokens(tmp_path):
@@ -207,15 +244,17 @@ def test_texts_that_are_read_count_as_tokens(tmp_path):
     assert measures["tokens"] in (8 * 2, 8 * 3)  # with a stop token, where there is one
 
 
-def test_the_environment_counts_tokens_of_running_rows_only():
+def test_what_has_ended_is_counted_once_and_what_runs_not_yet():
     env = make_env("textgym/Stop-v0", 3)
     env.reset(seed=0)
-    stop = env.unwrapped.task.vocabulary.stop_ids[0]
-    other = int(np.setdiff1d(np.flatnonzero(env.unwrapped.task.vocabulary.allowed), [stop])[0])
-    env.step(np.array([stop, other, other]))
-    env.step(np.array([other, stop, other]))
-    env.step(np.array([other, other, other]))
-    assert env.unwrapped.tokens == 3 + 2 + 1
+    task = env.unwrapped.task
+    stop = task.vocabulary.stop_ids[0]
+    other = int(np.setdiff1d(np.flatnonzero(task.vocabulary.allowed), [stop])[0])
+    counted = []
+    for actions in ([stop, other, other], [other, stop, other], [other, other, stop]):
+        env.step(np.array(actions))
+        counted.append(task.scorer.tokens)
+    assert counted == [1, 1 + 2, 1 + 2 + 3]
 
 
 def test_a_sampled_optimum_is_drawn_once_and_read_back(tmp_path, monkeypatch):

@@ -249,9 +249,9 @@ def test_values_are_put_on_the_scale_of_j(kind, charged_here, charged):
 
 def test_values_are_those_of_time_0():
     first, second = traced(Fixed(0.75, 0.25, value=0.4), letters(gamma=0.5), EVEN, completion="a a").steps
-    assert (first.value, second.value) == (0.4, 0.2)
+    assert (first.value, second.value) == (0.4, 0.4)
     assert second.running_return == 1
-    assert second.advantage == pytest.approx(1 - 0.5 * math.log(1.5) - 0.2)
+    assert second.advantage == pytest.approx(1 - 0.5 * math.log(1.5) - 0.4)
 
 
 def test_what_the_reference_never_writes_costs_infinitely_much_and_stays_json():

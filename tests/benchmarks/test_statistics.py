@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -197,6 +198,31 @@ def test_the_same_generator_gives_the_same_numbers_and_nothing_global_is_drawn()
     assert first == second
     assert first != aggregates(strata, ALL, GENERATOR(7), replicates=100)
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+
+
+def test_the_interval_of_three_runs_holds_the_median_three_times_in_four():
+    """What RESULTS.md says: their range, which misses where all three fall on one side: 1 - 2 / 2^3."""
+    runs = GENERATOR(8).normal(size=(3, 20_000))
+    _, low, high = mean_of_runs(runs, GENERATOR(0))
+    np.testing.assert_allclose((low, high), (runs.min(0), runs.max(0)), atol=1e-14)
+    deviation = (0.75 * 0.25 / 20_000) ** 0.5
+    assert ((low < 0) & (high > 0)).mean() == pytest.approx(0.75, abs=4 * deviation)
+    skewed = GENERATOR(9).exponential(size=(3, 20_000))
+    _, low, high = mean_of_runs(skewed, GENERATOR(0))
+    assert ((low < np.log(2)) & (high > np.log(2))).mean() == pytest.approx(0.75, abs=4 * deviation)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "iqm"])
+def test_the_interval_of_an_aggregate_of_three_seeds_holds_the_truth_89_times_in_100(statistic):
+    """Deviations of three runs from their own mean are sqrt(2/3) of those from the truth: Phi(1.96 sqrt(2/3))."""
+    expected = math.erf(1.96 * (2 / 3) ** 0.5 / 2**0.5)
+    assert expected == pytest.approx(0.89, abs=0.005)
+    held, trials = 0, 600
+    for trial in range(trials):
+        strata = strata_of_matrix(GENERATOR([10, trial]).normal(size=(3, 14)))
+        found = aggregates(strata, {"it": ALL[statistic]}, GENERATOR(trial), replicates=400)["it"]
+        held += found.low < 0 < found.high
+    assert held / trials == pytest.approx(expected, abs=3 * (expected * (1 - expected) / trials) ** 0.5)
 
 
 @pytest.mark.parametrize(

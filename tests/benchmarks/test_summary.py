@@ -268,6 +268,39 @@ def test_crossings_count_a_run_that_never_got_there_as_infinitely_long():
     assert (over.of, over.reached) == (5, before.reached - 1)
 
 
+def test_equal_tokens_are_those_that_every_learner_reaches():
+    def learns(*points):
+        rows = [
+            {"episode": at, "tokens": tokens, "optimality": score}
+            for at, (tokens, score) in enumerate(points)
+        ]
+        return lambda result: result["measures"].__setitem__("curve", rows)
+
+    cells = make_results(
+        ["lm-ppo", "rloo", "best-of-n", "sb3-ddpg"], ["textgym/Copy-v0"], 2, failed=0, missing=0
+    )
+    curves = {
+        "lm-ppo": [learns((0, 0.0), (100, 0.4), (300, 0.8)), learns((0, 0.0), (200, 0.6))],
+        "rloo": [learns((0, 0.1), (160, None), (400, 0.5))] * 2,
+        "best-of-n": [learns((0, 0.7), (0, 0.7))] * 2,
+        "sb3-ddpg": [learns((0, None), (50, None))] * 2,
+    }
+    for cell in cells:
+        curves[cell["cell"]["agent"]][cell["cell"]["seed"]](cell)
+    (found,) = summarise(results_of(cells)).equal_tokens
+    # The second run of lm-ppo ends first, at 200: the first is half way from 0.4 to 0.8 there, rloo from 0.1 to 0.5.
+    # The others have no curve there, and sb3-ddpg, which ends earlier, has no optimality to compare.
+    assert (found.problem, found.tokens) == (0, 200)
+    assert found.optimality == {
+        "lm-ppo": pytest.approx((0.6 + 0.6) / 2),
+        "rloo": pytest.approx(0.3),
+        "best-of-n": None,
+    }
+    cells = [cell for cell in cells if cell["cell"]["agent"] == "best-of-n"]
+    (found,) = summarise(results_of(cells)).equal_tokens
+    assert (found.tokens, found.optimality) == (None, {"best-of-n": None})
+
+
 def test_profiles_fall_from_one_and_pairs_add_up_to_one():
     summary = summary_of_made()
     (line,) = (each for each in summary.profiles if each.agent == "lm-ppo")

@@ -91,6 +91,20 @@ def test_an_empty_batch_does_not_call_the_reward() -> None:
     assert calls == []
 
 
+@pytest.mark.parametrize(("pay", "tokens"), [("end", 3 + 1), ("every", 2), ("difference", 2)])
+def test_tokens_of_what_was_scored_are_counted_and_never_taken_back(pay: str, tokens: int) -> None:
+    reward = returns([0.0, 1.0])
+    reward.pay = pay
+    scorer = Scorer(reward)
+    before = scorer.state_dict()
+    scorer.score(["p"] * 2, ["c"] * 2, {"completion_ids": [[4, 5, 6], [7]]})
+    assert scorer.tokens == tokens
+    scorer.load_state_dict(before)
+    assert (scorer.scored, scorer.tokens) == (0, tokens)
+    scorer.score(["p"] * 2, ["c"] * 2, {"completion_ids": [[4, 5, 6], [7]]})
+    assert scorer.tokens == 2 * tokens
+
+
 def test_totals_and_terms_are_separate_arrays() -> None:
     scores = score([1.0, 2.0])
     scores.total[0] = 9.0

@@ -22,7 +22,7 @@ def test_defaults(name: str) -> None:
     assert task.reward is task.gold
     assert task.vocabulary.size == 1024
     kinds = {"review"} if name == "Sentiment" else {"review", "howto"}
-    for split in ("train", "eval"):
+    for split in ("train", "eval", "tune"):
         prompts = task.prompts[split]
         found = np.array(prompts.columns["kind"])
         assert set(found) == kinds
@@ -73,6 +73,7 @@ def test_another_reward_keeps_the_gold(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_ppo_learns_a_style() -> None:
     pytest.importorskip("torch")
     from textgym_agents.registry import make_agent, make_env

@@ -38,7 +38,7 @@ def test_defaults(name: str) -> None:
     assert (task.max_new_tokens, task.beta, task.gamma, task.reference) == (40, 0.05, 1.0, "builtin")
     assert (task.family, task.reward_name) == ("alignment", "rules")
     assert task.reward is task.gold
-    for split in ("train", "eval"):
+    for split in ("train", "eval", "tune"):
         assert kinds(task, split) == pytest.approx(TASK_SHARES[name])
         abstains = task.reward(
             list(task.prompts[split].texts),
@@ -106,7 +106,7 @@ def test_weights_of_hhh(weights: dict[str, float], left: set[str]) -> None:
     task = make_task("HHH", **weights)
     shares = {kind: share for kind, share in TASK_SHARES["HHH"].items() if kind in left}
     expected = {kind: share / sum(shares.values()) for kind, share in shares.items()}
-    for split in ("train", "eval"):
+    for split in ("train", "eval", "tune"):
         assert kinds(task, split) == pytest.approx(expected)
     assert task.gold.weights == {"helpful": 1.0, "harmless": 1.0, "honest": 1.0} | weights
 

@@ -19,7 +19,7 @@ def test_defaults() -> None:
     assert len(task.prompts["eval"]) == 2 * (24 + 6 + 26 + 2)
 
 
-@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("split", ["train", "eval", "tune"])
 def test_shares_of_the_kinds(split: str) -> None:
     prompts = make_task("Helpful").prompts[split]
     kinds = np.array(prompts.columns["kind"])

@@ -15,6 +15,7 @@ from solver_tools import STOP, Paid, Table, bigram, small_task
 from textgym.env import TokenEnv
 from textgym.lm.reference import UniformReference
 from textgym.solve import policy_values, prefix_tree
+from textgym.state import TokenState
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers import ReferenceReward, VectorReferenceReward
 
@@ -61,10 +62,10 @@ def enumerated(env: Any, task: Any, policy: Table) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("mask", [None, grammar])
-@pytest.mark.parametrize("pay", ["end", "difference"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_return_plus_entropy_is_the_objective(seed: int, pay: str, mask: Any) -> None:
-    task = small_task(reference=bigram(), reward=Paid(pay), mask=mask)
+@pytest.mark.parametrize("pay", ["end", "every", "difference"])
+@pytest.mark.parametrize(("seed", "gamma"), [(0, 1.0), (1, 1.0), (0, 0.6), (1, 0.0)])
+def test_return_plus_entropy_is_the_objective(seed: int, gamma: float, pay: str, mask: Any) -> None:
+    task = small_task(reference=bigram(), reward=Paid(pay, gamma), gamma=gamma, mask=mask)
     policy = Table(seed)
     reward, entropy = enumerated(ReferenceReward(TokenEnv(task)), task, policy)
     exact = policy_values(prefix_tree(task), policy)
@@ -83,6 +84,24 @@ def test_the_bonus_by_hand() -> None:
     assert env.step(0)[1] == pytest.approx(-2.0)
 
 
+def test_only_the_reward_is_discounted_by_hand() -> None:
+    """Each step pays the letters a so far: the second is worth 0.5 of the 2 that it pays, and its bonus all of it."""
+    env = ReferenceReward(TokenEnv(small_task(reward=Paid("every"), gamma=0.5)))
+    env.reset(options={"prompt_index": 0})
+    bonus = -0.4 * math.log(4)
+    assert [env.step(0)[1] for _ in range(2)] == pytest.approx([1 + bonus, 1 + bonus])
+    after_one = TokenState(env.unwrapped.task.encoded("train")[0], (0,))
+    env.set_state(after_one)
+    assert env.step(0)[1] == pytest.approx(1 + bonus)
+    env.reset(options={"prompt_index": 0})
+    assert env.step(0)[1] == pytest.approx(1 + bonus)
+    rows = VectorReferenceReward(TokenVectorEnv(env.unwrapped.task, 2, autoreset_mode=AutoresetMode.DISABLED))
+    rows.reset(options={"prompt_index": 0})
+    rows.step(np.array([0, 0]))
+    rows.set_states([TokenState(after_one.prompt)], [1])
+    assert rows.step(np.array([0, 0]))[1] == pytest.approx([1 + bonus, 1 + bonus])
+
+
 def test_a_token_that_the_reference_never_writes_costs_the_floor() -> None:
     reference = UniformReference(np.array([True, True, False, True]))
     env = ReferenceReward(TokenEnv(small_task()), reference=reference, floor=-7.0)
@@ -92,7 +111,7 @@ def test_a_token_that_the_reference_never_writes_costs_the_floor() -> None:
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_rows_equal_single_environments(mode: AutoresetMode) -> None:
-    task = small_task(reference=bigram(), reward=Paid("difference"), mask=grammar)
+    task = small_task(reference=bigram(), reward=Paid("difference", 0.6), gamma=0.6, mask=grammar)
     rows = VectorReferenceReward(TokenVectorEnv(task, 3, autoreset_mode=mode))
     singles = [ReferenceReward(TokenEnv(task)) for _ in range(3)]
     rows.reset(seed=4)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from textgym.commands._console import note, output, untrusted
 from textgym.commands._flags import import_user_module, parse
+from textgym.prompts import HeldOut
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -34,8 +35,10 @@ class BenchFlags:
     """Processes; by default one for each core."""
     address: str | None = None
     """Of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
+    split: HeldOut = "eval"
+    """Which held-out prompts: those to report, or those to choose settings on, with other seeds."""
     out: Path | None = None
-    """Folder of the results, by default runs/bench-SUITE. What is there is never overwritten."""
+    """Folder of the results, by default runs/bench-SUITE (-tune for that split). What is there is never overwritten."""
     retry_failed: bool = False
     """Also run cells again that failed."""
     keep_checkpoints: bool = False
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     for agent in flags.agents or ():
         if ":" in agent:
             import_user_module(agent.partition(":")[0])
-    out = flags.out or Path("runs") / f"bench-{flags.suite}"
+    out = flags.out or Path("runs") / f"bench-{flags.suite}{'-tune' * (flags.split == 'tune')}"
     results = run_suite(
         flags.suite,
         out,
@@ -64,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         flags.engine,
         flags.workers,
         flags.seeds,
+        split=flags.split,
         address=flags.address,
         retry_failed=flags.retry_failed,
         save=flags.keep_checkpoints,

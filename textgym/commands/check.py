@@ -20,12 +20,12 @@ _STYLES = {"holds": "green", "FAILS": "bold red", "not asked": "dim"}
 
 @dataclass(frozen=True)
 class CheckFlags:
-    """Check an agent: the statements that must hold of PPO on language models, and that it learns."""
+    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them."""
 
     agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")]
     """module:Class, or the name of a registered agent."""
     only: tuple[str, ...] = ()
-    """Names of checks, or of their statements' numbers; by default all."""
+    """Names of checks, or numbers of their statements; by default all."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Settings of the agent's config, as in learning_rate=0.01."""
     episodes: int = 8192
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command. Raises: UsageError, after the table, if a check failed."""
     flags = parse(CheckFlags, arguments, "check")
     from textgym_agents.conformance import check
+    from textgym_agents.conformance.kit import REFERENCE
     from textgym_agents.conformance.learning import DEFAULT_TASKS
     from textgym_agents.registry import agent_class, agent_names
 
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> None:
         console.print(_table(findings))
         counts = {status: sum(f.status == status for f in findings) for status in _STYLES}
         console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        console.print(untrusted(f"no.: the statements listed in {REFERENCE}"))
         for finding in findings:
             if finding.status == "FAILS":
                 console.print(untrusted(f"{finding.check}: {finding.asks}"))
@@ -101,7 +103,7 @@ def _table(findings: Sequence[Any]) -> Any:
     for finding in findings:
         table.add_row(
             finding.check,
-            str(finding.statement or "-"),
+            str(finding.statement),
             untrusted(finding.status, _STYLES[finding.status]),
             untrusted(finding.found),
             untrusted(finding.expected),

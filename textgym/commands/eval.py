@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
 from textgym.commands._policies import guided, open_policy
+from textgym.prompts import Split
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class EvalFlags:
     """Let the agent's own critic choose among its so many likeliest tokens (value-guided decoding); 0: not."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
-    split: Literal["eval", "train"] = "eval"
-    """Which prompts: held-out ones or those of training."""
+    split: Split = "eval"
+    """Which prompts: held-out ones, those of training, or those to choose settings on."""
     per_prompt: int = 16
     """Completions per prompt."""
     optimum_per_prompt: int = 128

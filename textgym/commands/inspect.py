@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,6 +14,7 @@ from textgym.commands._console import note, output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
 from textgym.commands._policies import open_policy, run_options
+from textgym.prompts import Split
 
 AgentNames = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -33,8 +34,8 @@ class InspectFlags:
     """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of --agent, where it is a run."""
-    split: Literal["eval", "train"] = "eval"
-    """Where the prompt is from: held-out ones or those of training."""
+    split: Split = "eval"
+    """Where the prompt is from: held-out ones, those of training, or those to choose settings on."""
     prompt: str | None = None
     """Start from this text instead of a prompt that is drawn."""
     prompt_index: int | None = None

@@ -14,6 +14,7 @@ from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvOptions, find_id, parse
 from textgym.commands._policies import open_policy
+from textgym.prompts import Split
 
 _SHOWN = 160  # Characters of an example's text.
 
@@ -35,8 +36,8 @@ class PreferencesFlags:
     """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --policy is one."""
-    split: Literal["train", "eval"] = "train"
-    """Which prompts: those of training or held-out ones."""
+    split: Split = "train"
+    """Which prompts: those of training, held-out ones, or those to choose settings on."""
     n: int = 1000
     """Prompts to draw; some may give no ranking."""
     candidates: int = 2

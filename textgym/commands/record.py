@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
 from textgym.commands._policies import guided, open_policy
+from textgym.prompts import Split
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class RecordFlags:
     """Consecutive episodes that answer the same prompt; 2 or more for pairs."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
-    split: Literal["train", "eval"] = "train"
-    """Which prompts: those of training or held-out ones."""
+    split: Split = "train"
+    """Which prompts: those of training, held-out ones, or those to choose settings on."""
     seed: int = 0
     """Seeds prompts and tokens."""
     deterministic: bool = False

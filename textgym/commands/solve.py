@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from textgym.commands._console import output, untrusted
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.prompts import Split
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class SolveFlags:
     """Reward units per nat of KL, 0 for the greatest reward; by default the task's."""
     gamma: float | None = None
     """Discount per token; by default the task's."""
-    split: Literal["train", "eval"] = "train"
-    """Which prompts: those of training or held-out ones."""
+    split: Split = "train"
+    """Which prompts: those of training, held-out ones, or those to choose settings on."""
     completions: int = 5
     """How many of the optimum's likeliest completions are shown for each prompt."""
     prompts: int = 10

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.prompts import HeldOut
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class TrainFlags:
     """Iterations between checkpoints."""
     samples: int = 8
     """Held-out prompts whose completions every evaluation writes down."""
+    split: HeldOut = "eval"
+    """Which held-out prompts: those to report, or those to choose settings on."""
 
 
 def main(arguments: list[str]) -> None:

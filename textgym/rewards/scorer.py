@@ -44,6 +44,8 @@ class Scorer:
     Attributes:
         failures: kind -> completions that could not be scored because of it.
         scored: completions seen, failed ones included.
+        tokens: of these completions, as often as each was seen; where `pay` asks for every prefix, one for each. It
+            only grows: `load_state_dict` leaves it alone, as what was scored to try something out was scored.
         term_names: the keys of `Scores.terms`.
         pay: when the environment asks for scores and what it pays (see `textgym.rewards.shaping`).
         gamma: discount of the potential, where `pay` is "difference".
@@ -74,7 +76,7 @@ class Scorer:
         self.on_error: OnError = on_error
         self.penalty = float(penalty)
         self.failures: Counter[str] = Counter()
-        self.scored = 0
+        self.scored = self.tokens = 0
         self._warned: set[str] = set()
         self._deadline = None if timeout is None else _deadline(self.reward, timeout)
 
@@ -97,6 +99,8 @@ class Scorer:
         if count == 0:
             return Scores(np.zeros(0), {name: np.zeros(0) for name in self.term_names})
         self.scored += count
+        ids = columns.get("completion_ids", ())
+        self.tokens += sum(map(len, ids)) if self.pay == "end" else len(ids)
         faults: Faults = {}
         try:
             terms = self._ask(prompts, completions, columns, faults)

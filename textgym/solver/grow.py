@@ -29,7 +29,7 @@ def prefix_tree(subject: Any, split: str | None = None, max_states: int = MAX_ST
 
     Args:
         subject: a `Task`, or an environment of one; a `PrefixTree` is returned as it is.
-        split: "train" or "eval"; None takes the environment's, "train" for a task.
+        split: "train", "eval" or "tune"; None takes the environment's, "train" for a task.
         max_states: states; a larger tree is refused before memory is spent on it.
 
     Raises:

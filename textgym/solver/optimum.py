@@ -124,7 +124,7 @@ def solve(
             the task's.
         beta: reward units per nat; above 0 the optimum is soft, at 0 it is the greatest return. gamma: in [0, 1].
             None takes the task's.
-        split: "train" or "eval"; None takes the environment's, "train" for a task.
+        split: "train", "eval" or "tune"; None takes the environment's, "train" for a task.
         max_states: states; a larger tree is refused before memory is spent on it.
     Raises: as `prefix_tree` and `edge_log_probs`; ValueError if the reference never finishes any legal completion of
         some prompt.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from textgym.grammar import json_grammar
-from textgym.prompts import PromptSet, prompt_set, read_prompts
+from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
 from textgym.tasks.verifiable import FAMILY, verifiable_task, world_prompts
@@ -37,6 +37,7 @@ def json_task(
     mask: bool = True,
     prompts: str | Path | list[str] | None = None,
     eval_prompts: str | Path | list[str] | None = None,
+    tune_prompts: str | Path | list[str] | None = None,
     max_new_tokens: int = 32,
     max_prompt_tokens: int = 0,
     beta: float = 0.05,
@@ -85,6 +86,8 @@ def json_task(
             `textgym.prompts.read_prompts`; the column `value` may hold the right object of each. None: the
             world's.
         eval_prompts: the same, held out; None: the same prompts.
+        tune_prompts: the same, held out to choose settings on; None: the same prompts, where eval_prompts is None too,
+            else there is no split "tune".
         max_new_tokens: tokens of an answer, at least 1.
         max_prompt_tokens: tokens; 0: as long as the longest prompt. More leaves room for prompts of your own.
         beta: reward units per nat of KL to the reference.
@@ -97,7 +100,11 @@ def json_task(
     """
     if not isinstance(mask, bool):
         raise ValueError(f"mask={mask!r:.80}: True or False is allowed")
-    splits = world_prompts(SHARES, "value", _value) if prompts is None else _own(prompts, eval_prompts)
+    splits = (
+        world_prompts(SHARES, "value", _value)
+        if prompts is None
+        else _own(prompts, eval_prompts, tune_prompts)
+    )
     if schema != SCHEMA and prompts is None:
         splits = {split: _without_values(asked) for split, asked in splits.items()}
     return verifiable_task(
@@ -124,13 +131,14 @@ def _value(prompt: WorldPrompt) -> dict[str, Any]:
 
 
 def _own(
-    prompts: str | Path | list[str], eval_prompts: str | Path | list[str] | None
+    prompts: str | Path | list[str],
+    eval_prompts: str | Path | list[str] | None,
+    tune_prompts: str | Path | list[str] | None,
 ) -> dict[str, PromptSet]:
-    train = prompt_set(*read_prompts(prompts))
-    return {
-        "train": train,
-        "eval": train if eval_prompts is None else prompt_set(*read_prompts(eval_prompts)),
-    }
+    held_out = [
+        None if own is None else prompt_set(*read_prompts(own)) for own in (eval_prompts, tune_prompts)
+    ]
+    return own_splits(prompt_set(*read_prompts(prompts)), *held_out)
 
 
 def _without_values(asked: PromptSet) -> PromptSet:

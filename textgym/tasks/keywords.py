@@ -10,6 +10,7 @@ from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
 from textgym.tasks.verifiable import FAMILY, verifiable_task
 from textgym.world.items import items
+from textgym.world.prompts import SPLITS
 
 SUMMARY: Final = "Say something that uses all the words that are asked for."
 PHRASINGS: Final = {
@@ -73,7 +74,7 @@ def keywords_task(
     return verifiable_task(
         "Keywords",
         SUMMARY,
-        {split: _prompt_set(split) for split in PHRASINGS},
+        {split: _prompt_set(split) for split in SPLITS},
         {"name": "keywords", "column": "words", "mode": mode},
         reward,
         max_new_tokens=max_new_tokens,
@@ -88,8 +89,9 @@ def keywords_task(
 
 
 def _prompt_set(split: str) -> PromptSet:
-    facts = [item for item in items("fact") if item.held_out == (split == "eval")]
-    asked = [(phrasing, [fact.subject, *fact.answer]) for fact in facts for phrasing in PHRASINGS[split]]
+    facts = [item for item in items("fact") if item.held_out == (split != "train")]
+    phrasings = PHRASINGS["eval" if split == "eval" else "train"]
+    asked = [(phrasing, [fact.subject, *fact.answer]) for fact in facts for phrasing in phrasings]
     return prompt_set(
         [phrasing.format(a=words[0], b=words[1]) for phrasing, words in asked],
         {"words": [words for _, words in asked]},

@@ -9,6 +9,7 @@ from textgym.rewards import make_reward
 from textgym.rewards.registry import spec_name
 from textgym.task import Task
 from textgym.vocab import load_vocabulary
+from textgym.world.prompts import SPLITS
 from textgym.world.tasks import reward_spec, world_prompts
 
 
@@ -36,7 +37,7 @@ def style_task(
         name=name,
         family="style",
         description=description,
-        prompts={split: world_prompts(dict.fromkeys(kinds, 1.0), split) for split in ("train", "eval")},
+        prompts={split: world_prompts(dict.fromkeys(kinds, 1.0), split) for split in SPLITS},
         vocabulary=vocabulary,
         reward=style if rules else make_reward(reward_spec(reward, vocabulary.stop_ids)),
         gold=style,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textgym.prompts import PromptSet, prompt_set, read_prompts
+from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards import make_reward
 from textgym.rewards.registry import spec_name
 from textgym.rewards.scorer import OnError
@@ -25,6 +25,7 @@ REWARD = {"name": "length", "target": 8, "unit": "words"}
 def text_task(
     prompts: str | Path | Sequence[str] = PROMPTS,
     eval_prompts: str | Path | Sequence[str] | None = None,
+    tune_prompts: str | Path | Sequence[str] | None = None,
     *,
     tokenizer: Any = None,
     reward: Any = None,
@@ -36,6 +37,7 @@ def text_task(
     chat: bool | str | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     eval_columns: Mapping[str, Sequence[Any]] | None = None,
+    tune_columns: Mapping[str, Sequence[Any]] | None = None,
     weights: Sequence[float] | None = None,
     beta: float = 0.05,
     gamma: float = 1.0,
@@ -69,13 +71,15 @@ def text_task(
         prompts: a list of texts, or the path of a .txt file (one a line) or a .jsonl file (objects with
             "prompt" and data columns).
         eval_prompts: the same, held out; None: the same prompts.
+        tune_prompts: the same, held out to choose settings on; None: the same prompts, where eval_prompts is None too,
+            else there is no split "tune".
         tokenizer: as `stop`, `vocab_size` and `chat`, see `textgym.vocab.load_vocabulary`.
         reward: a callable, a registered name, or {"name": ..., parameters}.
         gold: the same; None: there is no gold reward.
         max_new_tokens: tokens; the episode ends there.
         max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
         columns: data for the reward, name -> one value per prompt; they go before a file's columns.
-        eval_columns: the same for `eval_prompts`.
+        eval_columns, tune_columns: the same for `eval_prompts` and `tune_prompts`.
         weights: how often each training prompt is drawn, relative to the others; None: all equally often.
         beta: reward units per nat of KL to the reference.
         gamma: discount per token, in [0, 1].
@@ -88,12 +92,13 @@ def text_task(
     """
     vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat)
     train = _split(prompts, columns, weights)
-    held_out = _split(eval_prompts, eval_columns, None) if eval_prompts is not None else train
+    held_out = None if eval_prompts is None else _split(eval_prompts, eval_columns, None)
+    tuned_on = None if tune_prompts is None else _split(tune_prompts, tune_columns, None)
     return Task(
         name="Text",
         family="text",
         description="Your own prompts, tokenizer and reward.",
-        prompts={"train": train, "eval": held_out},
+        prompts=own_splits(train, held_out, tuned_on),
         vocabulary=vocabulary,
         reward=make_reward(REWARD if reward is None else reward),
         gold=None if gold is None else make_reward(gold),

@@ -11,7 +11,7 @@ from textgym.rewards import make_reward
 from textgym.rewards.registry import spec_name
 from textgym.task import Task
 from textgym.vocab import load_vocabulary
-from textgym.world.prompts import WorldPrompt, prompts
+from textgym.world.prompts import SPLITS, WorldPrompt, prompts
 
 FAMILY = "verifiable"
 
@@ -29,7 +29,7 @@ def verifiable_task(
     """Make a task of family "verifiable" with the built-in vocabulary.
 
     Args:
-        splits: "train" and "eval" -> prompts.
+        splits: "train", "eval" and perhaps "tune" -> prompts.
         gold: spec of the task's own reward.
         reward: "rules" for that reward, or any other.
         grammar: of the mask; None for none.
@@ -54,9 +54,9 @@ def verifiable_task(
 def world_prompts(
     kinds: Sequence[str] | Mapping[str, float], column: str, value: Callable[[WorldPrompt], Any]
 ) -> dict[str, PromptSet]:
-    """Both splits of some of the world's prompts, with the column `item` and one that `value` fills."""
-    splits = {}
-    for split in ("train", "eval"):
+    """The splits of some of the world's prompts, with the column `item` and one that `value` fills."""
+    splits: dict[str, PromptSet] = {}
+    for split in SPLITS:
         asked = prompts(kinds, split)
         columns = {"item": [prompt.item for prompt in asked], column: [value(prompt) for prompt in asked]}
         splits[split] = prompt_set([p.text for p in asked], columns, [p.weight for p in asked])

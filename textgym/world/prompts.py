@@ -1,14 +1,15 @@
-"""Prompts of the built-in world: every item in several phrasings, split into train and eval."""
+"""Prompts of the built-in world: every item in several phrasings, split into train, eval and tune."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+from textgym.prompts import Split
 from textgym.world.items import KINDS, Item, items
 
-SPLITS: Final = ("train", "eval")
-TRAIN_PHRASINGS: Final = 4  # of the six of every group; the last two are held out
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+TRAIN_PHRASINGS: Final = 4  # of the six of every group; the last two are those of eval
 
 _DO: Final = (
     "How do I {x}?",
@@ -141,24 +142,25 @@ def _asked() -> dict[str, str]:
 
 
 def find_item(text: str) -> str | None:
-    """Key of the item that a prompt of either split asks for; None if the world has no such prompt."""
+    """Key of the item that a prompt of any split asks for; None if the world has no such prompt."""
     return _asked().get(text)
 
 
 def _texts(item: Item, split: str) -> list[str]:
-    if item.held_out != (split == "eval"):
+    if item.held_out != (split != "train"):
         return []
     count = len(PHRASINGS[item.group])
-    numbers = range(TRAIN_PHRASINGS) if split == "train" else range(TRAIN_PHRASINGS, count)
+    numbers = range(TRAIN_PHRASINGS, count) if split == "eval" else range(TRAIN_PHRASINGS)
     return [phrase(item, number) for number in numbers]
 
 
 def prompts(kinds: Sequence[str] | Mapping[str, float], split: str) -> list[WorldPrompt]:
-    """Prompts of some kinds: train items in train phrasings, or held-out items in held-out phrasings.
+    """Prompts of some kinds: train items in train phrasings, or held-out items in held-out phrasings ("eval") or in
+    train phrasings ("tune").
 
     Args:
         kinds: kinds of equal share, or a share for every kind (positive, any scale).
-        split: `train` or `eval`.
+        split: `train`, `eval` or `tune`.
     Returns: prompts in a fixed order; the prompts of a kind share its weight equally.
     Raises: ValueError for an unknown kind or split, no kind, or a share that is not positive.
     """

@@ -11,7 +11,7 @@ from textgym.rewards.registry import spec_name
 from textgym.task import Task
 from textgym.vocab import load_vocabulary
 from textgym.world import REWARD_MODEL_PATH
-from textgym.world.prompts import prompts
+from textgym.world.prompts import SPLITS, prompts
 
 
 def world_task(
@@ -38,7 +38,7 @@ def world_task(
         name=name,
         family="alignment",
         description=summary,
-        prompts={split: world_prompts(shares, split) for split in ("train", "eval")},
+        prompts={split: world_prompts(shares, split) for split in SPLITS},
         vocabulary=vocabulary,
         reward=gold if _is(reward, "rules") else make_reward(reward_spec(reward, vocabulary.stop_ids)),
         gold=gold,

@@ -1,4 +1,4 @@
-"""Wrappers that add beta log pi_ref(a | s) to the reward: the part of J that no policy is needed for."""
+"""Wrappers that pay gamma^t r + beta log pi_ref(a | s): the part of J that no policy is needed for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.lm.reference import Observation, Reference, restricted
+from textgym.state import TokenState
 from textgym.wrappers.base import Masks, RowsWrapper, SingleWrapper, check_below, reference_of
 
 FLOOR = -50.0  # nats
@@ -36,10 +37,11 @@ class Bonus:
 
 
 class ReferenceReward(SingleWrapper):
-    """Adds beta log pi_ref(a | s) to every reward.
+    """Pays gamma^t r_t + beta log pi_ref(a | s) where the environment pays r_t; gamma is the task's.
 
-    J = E[R] - beta KL(pi || pi_ref) = E[sum of these rewards] + beta H(pi), H being the entropy of the whole text: an
-    agent that maximises reward plus beta times entropy maximises J. The identity holds at gamma = 1, for policies that
+    J = E[sum gamma^t r_t] - beta KL(pi || pi_ref) = E[sum of these rewards] + beta H(pi), H being the entropy of the
+    whole text: an agent that maximises their sum plus beta times entropy maximises J. J discounts rewards but not the
+    KL, so the discount is in what is paid here, and the agent has none of its own. The identity holds for policies that
     write no token below the floor.
 
     Args:
@@ -58,13 +60,28 @@ class ReferenceReward(SingleWrapper):
         self.reference = reference_of(env, reference)
         self.beta = env.unwrapped.task.beta if beta is None else beta
         self._bonus = Bonus(self.reference, self.beta, floor)
+        self._time = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """See `TokenEnv.reset`."""
+        result = super().reset(seed=seed, options=options)
+        self._time = 0
+        return result
+
+    def set_state(self, state: TokenState) -> Any:
+        """See `TokenEnv.set_state`."""
+        observation = super().set_state(state)
+        self._time = len(state.completion)
+        return observation
 
     def step(self, action: Any) -> Any:
         """See `TokenEnv.step`."""
         before, masks = self._observation, self._masks()
         observation, reward, *rest = self.env.step(action)
         bonus = self._bonus.of(before, [action], masks)[0]
-        return (self._see(observation), float(reward) + float(bonus), *rest)
+        paid = self.env.unwrapped.task.gamma**self._time * float(reward)  # type: ignore[attr-defined]
+        self._time += 1
+        return (self._see(observation), paid + float(bonus), *rest)
 
 
 class VectorReferenceReward(RowsWrapper):
@@ -78,11 +95,28 @@ class VectorReferenceReward(RowsWrapper):
         self.reference = reference_of(env, reference)
         self.beta = self.unwrapped.task.beta if beta is None else beta  # type: ignore[attr-defined]
         self._bonus = Bonus(self.reference, self.beta, floor)
+        self._times = np.zeros(self.num_envs, dtype=np.int64)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """See `TokenVectorEnv.reset`."""
+        result = super().reset(seed=seed, options=options)
+        mask = None if options is None else options.get("reset_mask")
+        self._times[slice(None) if mask is None else mask] = 0
+        return result
+
+    def set_states(self, states: Any, rows: Any = None) -> Any:
+        """See `TokenVectorEnv.set_states`."""
+        observation = super().set_states(states, rows)
+        chosen = range(self.num_envs) if rows is None else rows
+        self._times[list(chosen)] = [len(state.completion) for state in states]
+        return observation
 
     def step(self, actions: Any) -> Any:
         """See `TokenVectorEnv.step`."""
         before, masks, idle = self._observation, self._masks(), self._idle
-        observation, rewards, *rest = self._stepped(actions)
+        observation, rewards, terminations, truncations, infos = self._stepped(actions)
         # The action of a row that takes none may be anything.
         bonus = self._bonus.of(before, np.where(idle, 0, actions), masks)
-        return (observation, rewards + np.where(idle, 0.0, bonus), *rest)
+        paid = self.unwrapped.task.gamma**self._times * rewards + np.where(idle, 0.0, bonus)  # type: ignore[attr-defined]
+        self._times = np.where(idle | terminations | truncations, 0, self._times + 1)
+        return observation, paid, terminations, truncations, infos

@@ -17,7 +17,7 @@ class Finding:
 
     Attributes:
         check: its name.
-        statement: number of the statement that it asks; checks of one statement share it, 0 where it has none.
+        statement: number of the statement that it asks, in docs/conformance.md; checks of one statement share it.
         status: "holds", "FAILS" or "not asked".
         found, expected: as texts; where it was not asked, `found` is the reason.
         asks: what must hold, in a sentence.

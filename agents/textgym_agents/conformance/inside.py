@@ -51,10 +51,11 @@ def reward_alignment(subject: Subject) -> Outcome:
 
 
 def token_rewards(subject: Subject) -> Outcome:
-    """The token rewards of a row add up to its score less beta times the KL that is charged."""
+    """The token rewards of a row add up to its discounted score less beta times the KL that is charged."""
     batch = batch_of(subject)
     charged = np.bincount(batch.rows, batch.penalties)
-    want = _scores(subject, batch) - batch.beta * charged
+    returns = batch.gamma ** (np.bincount(batch.rows) - 1) * _scores(subject, batch)
+    want = returns - batch.beta * charged
     return at_most("greatest difference of a row's sum:", _greatest(_sums(batch) - want), _FLOAT32)
 
 
@@ -64,8 +65,7 @@ def penalties(subject: Subject) -> Outcome:
     states, index = batch.observation(), np.arange(len(batch.actions))
     own = subject.log_probs(subject.training.agent, states)
     base = np.asarray(make_reference(subject.task).log_probs(states), dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        exact = np.where(own > -50, np.exp(own) * (own - base), 0.0).sum(1)
+    exact = _divergence(own, base)
     ratio = own[index, batch.actions] - base[index, batch.actions]
     if _greatest(ratio) < 1e-3:
         raise NotAsked("the policy does not leave the reference in the probe training")
@@ -103,7 +103,11 @@ def advantages(subject: Subject) -> Outcome:
 
 
 def truncation(subject: Subject) -> Outcome:
-    """Where the environment cuts an episode off, the advantages go on with V of the state it was cut off in."""
+    """Where the environment cuts an episode off, the advantages go on with V of the state it was cut off in.
+
+    An agent whose actions are charged the KL of the following state has a V that leaves out the KL of its own state:
+    beta times that is charged there, as there is no action left to charge it.
+    """
     agent = subject.training.agent
     values = hook(agent, "values")
     batch: TrainingBatch = hook(agent, "batch")(CutOff(subject.task, subject.envs))
@@ -113,7 +117,12 @@ def truncation(subject: Subject) -> Outcome:
         raise NotAsked("no episode was cut off")
     states = batch.observation()
     mask = (np.arange(batch.input_ids.shape[1]) <= batch.columns[:, None] + 1).astype(np.int8)
-    after = np.asarray(values({**states, "attention_mask": mask}), dtype=np.float64)
+    behind = {**states, "attention_mask": mask}
+    after = np.asarray(values(behind), dtype=np.float64)
+    whole = batch_of(subject)
+    if whole.penalties[~whole.last].any() and not whole.penalties[whole.last].any():
+        base = np.asarray(make_reference(subject.task).log_probs(behind), dtype=np.float64)
+        after = after - batch.beta * _divergence(subject.log_probs(agent, behind), base)
     bootstrap = np.where(cut, after, 0.0)[batch.last]
     want = gae_by_definition(batch, own, bootstrap)
     return at_most("greatest difference, reward units:", _greatest(got - want), _FLOAT32)
@@ -122,19 +131,19 @@ def truncation(subject: Subject) -> Outcome:
 def gae_by_definition(
     batch: TrainingBatch, values: Floats, bootstrap: Floats | None = None
 ) -> NDArray[np.float64]:
-    """A_t = sum_k (gamma lam)^k delta_{t+k}, row by row in O(T^2).
+    """A_t = sum_k lam^k delta_{t+k}, row by row in O(T^2): token rewards and values are in units of time 0 already.
 
     Args:
-        values: (N,) reward units. bootstrap: (B,) V behind the last action of each row; None means 0.
-    Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16.
+        values: (N,) reward units at time 0. bootstrap: (B,) V behind the last action of each row; None means 0.
+    Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16, times gamma^t.
     """
     result = np.zeros(len(batch.rows))
     for place, row in enumerate(np.unique(batch.rows)):
         (own,) = np.nonzero(batch.rows == row)
         following = np.append(values[own[1:]], 0.0 if bootstrap is None else bootstrap[place])
-        deltas = batch.token_rewards[own] + batch.gamma * following - values[own]
+        deltas = batch.token_rewards[own] + following - values[own]
         for t in range(len(own)):
-            powers = (batch.gamma * batch.lam) ** np.arange(len(own) - t)
+            powers = batch.lam ** np.arange(len(own) - t)
             result[own[t]] = float((powers * deltas[t:]).sum())
     return result
 
@@ -184,6 +193,12 @@ def _scores(subject: Subject, batch: TrainingBatch) -> NDArray[np.float64]:
 
 def _sums(batch: TrainingBatch) -> Any:
     return np.bincount(batch.rows, batch.token_rewards)
+
+
+def _divergence(own: Floats, base: Floats) -> Any:
+    """KL (N,) of log-probabilities (N, V), nats."""
+    with np.errstate(invalid="ignore"):
+        return np.where(own > -50, np.exp(own) * (own - base), 0.0).sum(1)
 
 
 def _of_next_state(kl: Floats, batch: TrainingBatch) -> Any:

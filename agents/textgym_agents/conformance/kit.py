@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from textgym.messages import not_one_of
-from textgym_agents.conformance import accounting, distribution, inside, learning, repetition
+from textgym_agents.conformance import accounting, distribution, inside, learning, objective, repetition
 from textgym_agents.conformance.findings import FAILS, NOT_ASKED, Finding, NotAsked, Outcome
-from textgym_agents.conformance.subject import LearningTask, Subject, factory_of
+from textgym_agents.conformance.subject import LearningTask, Subject, factory_of, plain_factory_of
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,15 @@ class Check:
     """One check.
 
     Attributes:
-        name: how it is asked for. statement: number of the statement that it asks; 0 where it has none.
+        name: how it is asked for. statement: number of the statement that it asks, in docs/conformance.md.
         run: asks it; its docstring's first line says what must hold.
+        slow: whether it records updates or has the agent learn a task.
     """
 
     name: str
     statement: int
     run: Callable[[Subject], Outcome]
+    slow: bool = False
 
     @property
     def asks(self) -> str:
@@ -33,6 +35,9 @@ class Check:
         return (asked.__doc__ or "").strip().splitlines()[0]
 
 
+REFERENCE = "docs/conformance.md"
+"""Where the statements are listed that the checks' numbers refer to."""
+
 CHECKS = (
     Check("first ratio", 1, accounting.first_ratio),
     Check("log-probs sum to one", 2, distribution.normalised),
@@ -40,36 +45,44 @@ CHECKS = (
     Check("deterministic act takes the likeliest", 2, distribution.likeliest),
     Check("log-prob alignment", 2, inside.log_prob_alignment),
     Check("starts at the reference", 3, accounting.starts_at_the_reference),
-    Check("padding columns", 5, distribution.pad_columns),
-    Check("padding ids", 6, distribution.pad_ids),
-    Check("gradient of the stop action", 7, inside.stop_gradient),
-    Check("score on the last action", 8, inside.reward_alignment),
-    Check("token rewards add up", 8, inside.token_rewards),
-    Check("truncation bootstraps", 10, inside.truncation),
-    Check("actions are the sampled ids", 11, inside.actions),
-    Check("log-probs read nothing later", 12, distribution.later_tokens),
-    Check("values read nothing later", 12, inside.values_read_nothing_later),
-    Check("value alignment", 12, inside.value_alignment),
-    Check("GAE", 13, inside.advantages),
-    Check("whitening", 14, inside.whitening),
-    Check("logged KL", 17, accounting.logged_kl),
-    Check("logged scores", 17, accounting.logged_scores),
-    Check("logged RLHF reward", 19, accounting.rlhf_reward),
-    Check("penalised KL", 19, inside.penalties),
-    Check("mask obedience", 25, distribution.masked),
-    Check("same seed, same policy", 27, repetition.same_seed),
-    Check("global random numbers", 27, repetition.global_random_numbers),
-    Check("saved and loaded", 27, repetition.round_trip),
-    Check("resumed", 27, repetition.resumed),
-    Check("learns Bandit", 0, partial(learning.learns, name="Bandit")),
-    Check("learns Delayed", 0, partial(learning.learns, name="Delayed")),
-    Check("learns Stop", 0, partial(learning.learns, name="Stop")),
+    Check("padding columns", 4, distribution.pad_columns),
+    Check("padding ids", 5, distribution.pad_ids),
+    Check("gradient of the stop action", 6, inside.stop_gradient),
+    Check("score on the last action", 7, inside.reward_alignment),
+    Check("token rewards add up", 7, inside.token_rewards),
+    Check("truncation bootstraps", 8, inside.truncation),
+    Check("actions are the sampled ids", 9, inside.actions),
+    Check("log-probs read nothing later", 10, distribution.later_tokens),
+    Check("values read nothing later", 10, inside.values_read_nothing_later),
+    Check("value alignment", 10, inside.value_alignment),
+    Check("GAE", 11, inside.advantages),
+    Check("whitening", 12, inside.whitening),
+    Check("logged KL", 13, accounting.logged_kl),
+    Check("logged scores", 13, accounting.logged_scores),
+    Check("logged RLHF reward", 14, accounting.rlhf_reward),
+    Check("penalised KL", 14, inside.penalties),
+    Check("mask obedience", 15, distribution.masked),
+    Check("same seed, same policy", 16, repetition.same_seed),
+    Check("global random numbers", 16, repetition.global_random_numbers),
+    Check("saved and loaded", 16, repetition.round_trip),
+    Check("resumed", 16, repetition.resumed),
+    Check("gradient of J", 17, partial(objective.gradient, name="plain"), slow=True),
+    Check("gradient with a discount", 17, partial(objective.gradient, name="discounted"), slow=True),
+    Check("gradient under a grammar", 17, partial(objective.gradient, name="masked"), slow=True),
+    Check("ratio under a grammar", 1, objective.masked_ratio),
+    Check("states used", 18, objective.states_used, slow=True),
+    Check("variance", 19, objective.variance, slow=True),
+    Check("value loss", 20, objective.value_loss, slow=True),
+    Check("clipping", 21, objective.clipping),
+    Check("learns Bandit", 22, partial(learning.learns, name="Bandit"), slow=True),
+    Check("learns Delayed", 22, partial(learning.learns, name="Delayed"), slow=True),
+    Check("learns Stop", 22, partial(learning.learns, name="Stop"), slow=True),
 )
 
 
-def check_names() -> tuple[str, ...]:
-    """The names of all checks, in the order in which they are run."""
-    return tuple(entry.name for entry in CHECKS)
+def check_names(slow: bool = True) -> tuple[str, ...]:
+    """The names of all checks in the order in which they are run, or of those that are done in seconds."""
+    return tuple(entry.name for entry in CHECKS if slow or not entry.slow)
 
 
 def check(
@@ -103,7 +116,9 @@ def check(
         if name not in check_names():
             raise ValueError(not_one_of("check", name, check_names()))
     problems = learning.DEFAULT_TASKS if learning_tasks is None else learning_tasks
-    subject = Subject(factory_of(agent, settings or {}), problems, envs, iterations)
+    chosen = settings or {}
+    make, plain = factory_of(agent, chosen), plain_factory_of(agent, chosen)
+    subject = Subject(make, problems, envs, iterations, plain)
     findings = []
     for entry in CHECKS:
         if entry.name in names:

@@ -15,7 +15,7 @@ from textgym_agents.metrics import UpdateMeter
 from textgym_agents.on_policy import ActorCriticAgent, OnPolicyAgent
 from textgym_agents.protocol import Metrics
 from textgym_agents.rollout import Rollout, micro_batches
-from textgym_agents.targets import Targets, penalties
+from textgym_agents.targets import Targets, discounted, penalties
 
 
 def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
@@ -44,7 +44,7 @@ def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
         log_probs=rollout.log_probs.double().cpu().numpy(),
         rewards=rollout.rewards,
         penalties=charged,
-        token_rewards=rollout.rewards - beta * charged,
+        token_rewards=discounted(rollout, agent.task.gamma) - beta * charged,
         beta=beta,
         gamma=agent.task.gamma,
         lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,

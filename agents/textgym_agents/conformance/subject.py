@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +15,21 @@ from textgym import TokenVectorEnv, make_task
 from textgym.solve import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym_agents.conformance.findings import NotAsked
 from textgym_agents.protocol import Agent, Metrics, Observation
-from textgym_agents.registry import agent_class, make_agent, make_config
+from textgym_agents.registry import agent_class, config_class, make_agent, make_config
 
 Factory = Callable[[Any], Agent]
 WORDS = ("a", "b", "c", "<end>")
+PLAIN: Mapping[str, Any] = {
+    "epochs": 1,
+    "minibatches": 1,
+    "lam": 1.0,
+    "whiten": False,
+    "divide_by_std": False,
+    "aggregation": "constant",
+}
+"""Settings, where a config has them, with which one iteration is one step along the gradient of J."""
+SPLIT: Mapping[str, Any] = {"micro_batch": 25}
+"""Settings that change no gradient: parts of unequal length and number show whether that is so."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
 
 
@@ -29,13 +40,13 @@ class LearningTask:
     Attributes:
         id: of the environment.
         options: of the environment.
-        episodes: the budget. envs: sub-environments.
+        episodes: the budget. envs: sub-environments; None takes the `batch` of the agent's config, or 128.
     """
 
     id: str
     options: Mapping[str, Any] = field(default_factory=dict)
     episodes: int = 8192
-    envs: int = 128
+    envs: int | None = None
 
 
 def probe_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -104,6 +115,15 @@ def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
     return make
 
 
+def plain_factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
+    """As `factory_of`, with `PLAIN` and `SPLIT` in place of the settings; a function makes what it makes."""
+    found = agent_class(agent) if isinstance(agent, str) else agent
+    kind = config_class(found) if isinstance(found, type) else None
+    names = () if kind is None else [entry.name for entry in fields(kind)]
+    changed = {name: value for name, value in {**PLAIN, **SPLIT}.items() if name in names}
+    return factory_of(agent, {**settings, **changed})
+
+
 @dataclass(frozen=True)
 class Training:
     """An agent after some iterations on the probe task.
@@ -124,6 +144,7 @@ class Subject:
     Args:
         make: makes an untrained one. envs: sub-environments of the probe task. iterations: of a probe training.
         learning: the tasks to learn.
+        make_plain: makes one whose iteration is a single policy-gradient step; None: as `make`.
     """
 
     def __init__(
@@ -132,8 +153,11 @@ class Subject:
         learning: Mapping[str, LearningTask],
         envs: int = 64,
         iterations: int = 8,
+        make_plain: Factory | None = None,
     ) -> None:
         self.make, self.learning = make, learning
+        self.make_plain = make_plain or make
+        self.recordings: dict[str, Any] = {}
         self.envs, self.episodes = envs, envs * iterations
         self.task = probe_task()
 

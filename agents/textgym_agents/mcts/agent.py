@@ -15,7 +15,6 @@ from textgym_agents.mcts.forest import Floats
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.storage import read_tree_agent, write_tree_agent
 from textgym_agents.protocol import Callback, Metrics, Observation
-from textgym_agents.states import token_rows
 from textgym_agents.tabular.episodes import check_env
 from textgym_agents.tabular.policies import draw
 
@@ -82,7 +81,6 @@ class MCTS:
 
     def _iterate(self, env: Any) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
-        simulated = self.planner.tokens
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
         active, discount = np.ones(env.num_envs, dtype=np.bool_), 1.0
         returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs)
@@ -105,7 +103,6 @@ class MCTS:
             "completion_length": float(lengths.mean()),
             "nodes": float(len(self.planner.forest)),
             "scored": float(self.planner.scored),
-            "simulated_tokens": float(self.planner.tokens - simulated),
             "iteration": float(self.iteration),
             "episode": float(self.episodes),
         }
@@ -122,12 +119,8 @@ class MCTS:
         return self.planner.plan(observation)[0]
 
     def values(self, observation: Observation) -> Floats:
-        """V(s) after searching (B,), reward units at the state's time: of J with soft backups, else of the return."""
-        _, values = self.planner.plan(observation)
-        times = np.array(
-            [len(self.planner.finder.find(row)[1].completion) for row in token_rows(observation)]
-        )
-        return np.asarray(values / np.maximum(self.task.gamma**times, 1e-300))
+        """V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
+        return self.planner.plan(observation)[1]
 
     # Storage
 

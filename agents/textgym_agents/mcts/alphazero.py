@@ -138,7 +138,6 @@ class AlphaZero(LMAgent):
             "objective/beta": beta,
             "completion_length": float(games.lengths.mean()),
             "scored": float(planner.scored),
-            "simulated_tokens": float(planner.tokens),
             **metrics,
         }
 

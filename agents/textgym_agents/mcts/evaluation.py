@@ -29,7 +29,7 @@ class Evaluator:
     Args:
         task: the task. config: says which prior and which value. beta: of soft values.
         reference: pi_ref; None takes the task's.
-        guide: has `log_probs` and, for `leaf="values"`, `values(observation)` (B,), reward units at the state's time.
+        guide: has `log_probs` and, for `leaf="values"`, `values(observation)` (B,), reward units at time 0.
 
     What a leaf is worth by the guide's values: with soft backups V of J, to which an LM agent's value head is corrected
     where it leaves out the KL of the state itself (`critics.uncharged`). A guide whose training charged no KL (`kl`
@@ -103,8 +103,7 @@ class Evaluator:
         if self._config.leaf == "exact":
             values[going] = self._solution(model.split).state_values(observation)
         else:
-            times = np.array([len(state.completion) for state in arrival.states])[going]
-            values[going] = self._critic(observation, masks) * self._task.gamma**times
+            values[going] = self._critic(observation, masks)
         return Leaves(log_prior, log_reference, values)
 
     def _solution(self, split: str) -> Solution:

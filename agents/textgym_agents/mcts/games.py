@@ -23,7 +23,8 @@ class Games:
         input_ids: (B, L) right-padded prompts and completions.
         rows, columns: (N,) state n is input_ids[rows[n], : columns[n] + 1].
         targets: (N, V) float32, probabilities that the search came to. masks: (N, V) legal tokens, None for all.
-        outcomes: (N,) rewards to come less beta times the log-ratios to come, reward units at the state's time.
+        outcomes: (N,) rewards to come less beta times the log-ratios to come, reward units at time 0; behind a
+            truncation, the V that the search came to.
         returns, log_ratios: (B,) discounted rewards and summed log(search policy / reference), nats.
         lengths: (B,) tokens.
     """
@@ -51,7 +52,7 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
     active, actions = np.ones(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs, dtype=np.int64)
     parts: list[tuple[NDArray[Any], ...]] = []
     masks: list[NDArray[np.bool_]] = []
-    time = 0
+    behind, time = np.zeros(env.num_envs), 0
     while active.any():
         rows = np.flatnonzero(active)
         seen = {name: array[rows] for name, array in observation.items()}
@@ -69,12 +70,16 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
         actions[rows] = tokens
         observation, rewards, terminated, truncated, _ = env.step(actions)
         paid = task.gamma**time * rewards[rows]
-        parts.append(
-            (rows, columns, np.exp(log_policy).astype(np.float32), paid, ratio, np.full(len(rows), time))
-        )
+        parts.append((rows, columns, np.exp(log_policy).astype(np.float32), paid, ratio))
+        cut = active & truncated & ~terminated
+        if cut.any():
+            seen = {name: array[cut] for name, array in observation.items()}
+            behind[cut] = planner.plan(
+                seen, None if task.mask is None else env.unwrapped.action_masks()[cut]
+            )[1]
         active &= ~(terminated | truncated)
         time += 1
-    return _finished(observation["input_ids"], parts, masks, beta, task.gamma)
+    return _finished(observation["input_ids"], parts, masks, beta, behind)
 
 
 def _finished(
@@ -82,14 +87,14 @@ def _finished(
     parts: list[tuple[NDArray[Any], ...]],
     masks: list[NDArray[np.bool_]],
     beta: float,
-    gamma: float,
+    behind: Floats,
 ) -> Games:
-    to_come = np.zeros(len(ids))
+    to_come = behind.copy()
     outcomes: list[Floats] = []
-    for rows, _, _, paid, ratio, time in reversed(parts):
+    for rows, _, _, paid, ratio in reversed(parts):
         to_come[rows] += paid - beta * ratio
-        outcomes.insert(0, to_come[rows] / np.maximum(gamma ** time.astype(np.float64), 1e-300))
-    rows, columns, targets, paid, ratio, _ = (np.concatenate(part) for part in zip(*parts, strict=True))
+        outcomes.insert(0, to_come[rows])
+    rows, columns, targets, paid, ratio = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Games(
         input_ids=ids,
         rows=rows,

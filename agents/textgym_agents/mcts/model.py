@@ -52,11 +52,6 @@ class Model:
         # What is not used has ended: it is neither moved nor scored.
         self._parked = TokenState(task.encoded(split)[0], (), "length")
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that were appended, in any state."""
-        return self._env.tokens
-
     def place(self, states: Sequence[TokenState]) -> Arrival:
         """Puts n running states into the first rows."""
         count = len(states)

@@ -30,7 +30,6 @@ class Planner:
 
     Attributes:
         forest: what was found. searches: rounds of searching. scored: completions that were scored for it.
-        tokens: appended in its simulations by this object; not saved.
     Raises: ValueError for a guide that does not serve, or too little memory for one search.
     """
 
@@ -50,7 +49,7 @@ class Planner:
         self._evaluator = Evaluator(task, config, beta, guide, reference)
         self._rules = Rules(config.backup, config.root_noise, config.c_init, config.c_base, beta)
         self._models: dict[tuple[str, int], Model] = {}
-        self.searches = self.scored = self.tokens = 0
+        self.searches = self.scored = 0
 
     def plan(
         self, observation: Observation, masks: Bools | None = None, anew: bool = False
@@ -107,7 +106,7 @@ class Planner:
 
     def _search(self, split: str, states: list[Any], generator: np.random.Generator) -> None:
         forest, model = self.forest, self._model(split, len(states))
-        before, tokens = model.scored, model.tokens
+        before = model.scored
         new = [model.with_potential(state) for state in states if state.tokens not in forest.index]
         if new:
             new = model.with_seeds(new, generator)
@@ -116,7 +115,6 @@ class Planner:
         Search(forest, model, self._evaluator, self._rules, roots, generator).run(self._config.simulations)
         forest.answers[roots] = self._answer(roots)
         self.scored += model.scored - before
-        self.tokens += model.tokens - tokens
 
     def _unanswered(self, node: int) -> bool:
         return bool(np.isnan(self.forest.answers[node]).all())

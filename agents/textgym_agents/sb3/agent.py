@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from stable_baselines3.common.logger import Logger
 
 from textgym.lm.causal import choose_device
-from textgym.rewards import TextGymWarning
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers.choices import Numbered, Table
 from textgym_agents.protocol import Callback, Metrics, Observation
@@ -52,7 +50,6 @@ class SB3Agent(ABC):
         self.interface = Interface(task, config, getattr(config, "dimensions", None))
         self.iteration = self.episodes = self.budget = 0
         self._acting = np.random.default_rng([config.seed, 2])
-        self._warned = False
         stand_in = TokenVectorEnv(task, rows or config.batch, autoreset_mode=AutoresetMode.DISABLED)
         self.model = self._build(self.interface.wrap(stand_in)[0])
 
@@ -90,7 +87,8 @@ class SB3Agent(ABC):
             }
         common = {
             "learning_rate": self.config.learning_rate,
-            "gamma": self.task.gamma,
+            # ReferenceReward pays what J counts, discounted already: J does not discount its KL.
+            "gamma": 1.0 if self.config.reference_reward else self.task.gamma,
             "policy_kwargs": policy_kwargs,
             "seed": self.config.seed,
             "device": self.device,
@@ -110,11 +108,9 @@ class SB3Agent(ABC):
             episodes: the budget.
             callback: sees every iteration's metrics; returning True stops.
         Raises: ValueError if `env` is another, or `episodes` < 1.
-        Warns: TextGymWarning, once, where a discount makes the objective another than J.
         """
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
-        self._warn_of_discount()
         wrapped, tally = self.interface.wrap(env)
         self._fit(wrapped)
         goal = self.episodes + episodes
@@ -127,20 +123,6 @@ class SB3Agent(ABC):
             metrics |= tally.metrics(self.scores) | self._logged()
             if callback is not None and callback(metrics):
                 return
-
-    def _warn_of_discount(self) -> None:
-        """Says once that the KL is discounted here and is not in J, where that makes a difference."""
-        task, config = self.task, self.config
-        beta = task.beta if config.beta is None else config.beta
-        discounted = task.gamma < 1 and task.max_new_tokens > 1
-        if not self._warned and discounted and config.reference_reward and beta > 0:
-            self._warned = True
-            warnings.warn(
-                f"reference_reward=True on task {task.name!r} with gamma={task.gamma}: beta log pi_ref is discounted "
-                f"like a reward, the KL in J is not; {self.name} optimises another objective than J",
-                TextGymWarning,
-                stacklevel=3,
-            )
 
     def _iterate(self, env: Any) -> None:
         """One rollout of all rows from fresh prompts, and the updates that belong to it."""

@@ -31,7 +31,8 @@ class SB3Config:
     lm_features: bool = False
     """Observe the reference LM's last hidden state in place of the tokens."""
     reference_reward: bool = True
-    """Add beta log pi_ref(a | s) to the reward while learning: J without its entropy term."""
+    """Learn from gamma^t r + beta log pi_ref(a | s), J without its entropy term, and discount nothing else. False: from
+    the reward alone, discounted by the task's gamma."""
     beta: float | None = None
     """KL coefficient of reference_reward, reward units per nat; None takes the task's."""
     device: str = "cpu"

@@ -38,7 +38,7 @@ class Critic:
         return "the agent has no learned values" if self.ask is None else _WORDS[self.counts]
 
     def value(self, observation: Mapping[str, NDArray[Any]], kl: float | None, beta: float) -> float | None:
-        """V of one state (a batch of one observation), reward units at the state's time.
+        """V of one state (a batch of one observation), reward units at time 0.
 
         Args:
             kl: KL(pi || ref) there, nats. beta: reward units per nat.

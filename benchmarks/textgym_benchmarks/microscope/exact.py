@@ -108,7 +108,7 @@ def solve_prompt(
 
 
 def one_prompt(task: Task, split: str, prompt: Prompt) -> Task:
-    """The same task with this prompt alone, in both splits: what follows one prompt does not depend on the others."""
+    """The same task with this prompt alone, in all splits: what follows one prompt does not depend on the others."""
     columns = {
         name: [None if prompt.index is None else values[prompt.index]]
         for name, values in task.prompt_set(split).columns.items()
@@ -120,4 +120,4 @@ def one_prompt(task: Task, split: str, prompt: Prompt) -> Task:
         assert mask is not None
         return mask([replace(state, prompt=prompt) for state in states])
 
-    return replace(task, prompts={"train": alone, "eval": alone}, mask=None if mask is None else own_mask)
+    return replace(task, prompts=dict.fromkeys(task.prompts, alone), mask=None if mask is None else own_mask)

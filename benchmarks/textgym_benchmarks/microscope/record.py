@@ -139,7 +139,7 @@ def _steps(
                 log_ratio=view.log_ratio(token), rank=view.rank(token), entropy=view.entropy, kl=view.kl,
                 reward=moment.reward, potential=moment.potential if task.scorer.pay == "difference" else None,
                 running_return=paid, running_kl=None if view.kl is None else divergence,
-                value=None if moment.value is None else task.gamma**t * moment.value, advantage=None,
+                value=moment.value, advantage=None,
                 candidates=shown, rest=rest, reference_rest=reference_rest,
                 **exact_fields(known, view, token, beta),
             )

@@ -16,7 +16,7 @@ class Request:
 
     Args:
         prompt: a text of one's own; prompt_index: a place in the split. None of them: drawn by `seed`.
-        split: "train" or "eval".
+        split: "train", "eval" or "tune".
         seed: of the prompt's draw, the reward's noise and the tokens: 0 or more.
         deterministic: the likeliest token is written. What is shown of pi stays that of pi.
         completion: a text whose tokens are written, and the stop token where there is room; the name of a stop token

@@ -173,7 +173,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         (name, _json(value)) for name, value in (("Options", cell.env), ("Settings", cell.config)) if value
     ]
     if measures:
-        facts.append(("Used", f"{measures['episodes']:,} episodes, {measures['tokens']:,} tokens"))
+        facts.append(("Used", f"{measures['episodes']:,} episodes, {measures['tokens']:,} tokens scored"))
         for name, share in (("to_half", "0.5"), ("to_nine_tenths", "0.9")):
             facts.append((f"Optimality {share}", _reached(measures.get(name), timing.get(f"seconds_{name}"))))
     facts += _times(result)

@@ -204,7 +204,7 @@ def _throughput_table(summary: Summary, agents: Mapping[str, int]) -> Table:
     columns = (
         Column("Agent", numeric=False),
         Column("Tokens per CPU second"),
-        Column("Tokens a run"),
+        Column("Tokens scored a run"),
         Column("CPU seconds a run"),
     )
     return Table(columns, tuple(rows))

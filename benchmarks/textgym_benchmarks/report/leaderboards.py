@@ -163,8 +163,17 @@ def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> Table:
         *([Column("Gold", "The reward that the task is really about")] * with_gold),
         Column("KL", "To the reference, nats an answer", descending=False),
         Column("J", "Reward less beta times KL"),
-        Column("Tokens to 0.5", "Tokens until the median run reaches an optimality of 0.5", descending=False),
-        Column("Tokens to 0.9", "Tokens until the median run reaches an optimality of 0.9", descending=False),
+        Column(
+            "Tokens to 0.5",
+            "Tokens scored until the median run reaches an optimality of 0.5",
+            descending=False,
+        ),
+        Column(
+            "Tokens to 0.9",
+            "Tokens scored until the median run reaches an optimality of 0.9",
+            descending=False,
+        ),
+        Column("Scored an answer", "Tokens scored to find one answer, after learning", descending=False),
         Column("Runs"),
         *([Column("Failed")] * failures),
     ]
@@ -174,7 +183,8 @@ def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> Table:
         values = [_agent(entry.agent, agents), estimate(optimality, 2, bar(optimality, scale))]
         measures = [entry.reward, *([entry.gold] * with_gold), entry.kl, entry.objective]
         values += [figure(measure.mean) for measure in measures]
-        values += [figure(entry.to_half.tokens, 0), figure(entry.to_nine_tenths.tokens, 0)]
+        spent = (entry.to_half.tokens, entry.to_nine_tenths.tokens, entry.answer_tokens)
+        values += [figure(tokens, 0) for tokens in spent]
         lines.append((*values, *_runs(entry.counts, failures)))
     return Table(tuple(columns), tuple(lines), sortable=True)
 

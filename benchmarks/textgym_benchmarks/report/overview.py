@@ -149,7 +149,7 @@ def cell_table(
                     _run(result, folder),
                 )
             )
-    names = ("Optimality", "Reward", "KL", "Tokens")
+    names = ("Optimality", "Reward", "KL", "Tokens scored")
     columns = (
         Column("Task", numeric=False, descending=False),
         Column("Agent", numeric=False, descending=False),

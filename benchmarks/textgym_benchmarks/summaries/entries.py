@@ -46,7 +46,8 @@ class Entry:
     Attributes:
         problem: index into the summary's problems.
         optimality, reward, gold, kl, objective: after learning.
-        episodes, tokens, length, stop_rate: means over finished runs.
+        episodes, tokens, length, stop_rate: means over finished runs; tokens are those that were scored in learning.
+        answer_tokens: the same, of what was scored for an answer after learning; None where the results do not tell.
         seconds, cpu_seconds: the same, of learning alone. tokens_per_cpu_second: all tokens over these CPU seconds.
         runs: all of them, by seed.
     """
@@ -61,6 +62,7 @@ class Entry:
     objective: Spread
     episodes: float | None
     tokens: float | None
+    answer_tokens: float | None
     length: float | None
     stop_rate: float | None
     seconds: float | None
@@ -90,6 +92,7 @@ def _entry(agent: str, problem: int, label: str, results: Sequence[Result], seed
         **spreads,
         episodes=average(number(at(result.measures, "episodes")) for result in results),
         tokens=average(number(at(result.measures, "tokens")) for result in results),
+        answer_tokens=average(final(result, "answer_tokens") for result in results),
         length=average(final(result, "length") for result in results),
         stop_rate=average(final(result, "stop_rate") for result in results),
         seconds=average(learning_time(result, "seconds") for result in results),

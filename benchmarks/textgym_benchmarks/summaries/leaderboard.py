@@ -15,7 +15,15 @@ from textgym_benchmarks.statistics.strata import Strata, strata_of
 from textgym_benchmarks.summaries.crossings import Crossing, crossing_of_agent
 from textgym_benchmarks.summaries.grid import FLOOR, Grid, Problem
 from textgym_benchmarks.summaries.ranking import comparison
-from textgym_benchmarks.summaries.reading import at, average, finals, generator_of, learning_time, number
+from textgym_benchmarks.summaries.reading import (
+    at,
+    average,
+    final,
+    finals,
+    generator_of,
+    learning_time,
+    number,
+)
 
 FAMILY_REPLICATES = 2000
 
@@ -53,8 +61,9 @@ class Row:
         over_reference: P(a run scores above 0, which is the reference's score by definition).
         over_best: P(a run beats a run of the agent of rank 1); None for that agent.
         families: family -> mean, None where the agent has no cell in it.
-        tokens, cpu_seconds: means over finished runs, of learning alone. tokens_per_cpu_second: all tokens of learning
-            over all its CPU seconds.
+        tokens, cpu_seconds: means over finished runs, of learning alone; tokens are those that were scored.
+            tokens_per_cpu_second: all tokens of learning over all its CPU seconds.
+        answer_tokens: scored for an answer after learning, a mean; None where the results do not tell.
         to_half, to_nine_tenths: what it took to reach an optimality of 0.5 and 0.9.
     """
 
@@ -72,6 +81,7 @@ class Row:
     over_best: Improvement | None
     families: dict[str, Aggregate | None]
     tokens: float | None
+    answer_tokens: float | None
     cpu_seconds: float | None
     tokens_per_cpu_second: float | None
     to_half: Crossing
@@ -149,6 +159,7 @@ def _row(grid: Grid, agent: str, seed: int) -> Row:
         over_best=None,
         families=_families(grid, agent, seed),
         tokens=average(number(at(result.measures, "tokens")) for result in results),
+        answer_tokens=average(final(result, "answer_tokens") for result in results),
         cpu_seconds=average(learning_time(result, "cpu_seconds") for result in results),
         tokens_per_cpu_second=tokens_per_cpu_second(results),
         to_half=crossing_of_agent(grid, agent, "half"),

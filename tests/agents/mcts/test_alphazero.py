@@ -58,13 +58,34 @@ def test_outcomes_are_rewards_and_charges_to_come(beta):
             logs = reference.log_probs({"input_ids": ids[None]})[0]
             charge.append(np.log(games.targets[n][completion[-1]]) - logs[completion[-1]])
         for place, n in enumerate(states):
-            want = sum(
-                0.5 ** (t - place) * paid[t] - beta * charge[t] / 0.5**place
-                for t in range(place, len(states))
-            )
+            want = sum(0.5**t * paid[t] - beta * charge[t] for t in range(place, len(states)))
             assert games.outcomes[n] == pytest.approx(want, abs=1e-5)
         assert games.returns[row] == pytest.approx(sum(0.5**t * r for t, r in enumerate(paid)))
         assert games.log_ratios[row] == pytest.approx(sum(charge), abs=1e-5)
+
+
+def test_behind_a_truncation_stands_the_value_of_the_search():
+    class Cut(TokenVectorEnv):
+        """Truncates every episode after one token."""
+
+        def step(self, actions):
+            observation, rewards, terminated, _, infos = super().step(actions)
+            return observation, rewards, terminated, ~terminated, infos
+
+    task = small_task(reward=Paid("every"), gamma=0.5)
+    solution = solve(task)
+    planner = Planner(task, MCTSConfig(simulations=4, leaf="exact", c_init=1000.0), task.beta)
+    env = Cut(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+    games = play_games(env, 0, planner, task.beta, np.random.default_rng(0))
+    ids = games.input_ids
+    stopped = ids[games.rows, games.columns + 1] == 3
+    assert stopped.any()
+    assert not stopped.all()
+    mask = (np.arange(ids.shape[1]) <= games.columns[:, None] + 1).astype(np.int8)
+    after = solution.state_values({"input_ids": ids[games.rows][~stopped], "attention_mask": mask[~stopped]})
+    here = games.returns - task.beta * games.log_ratios
+    np.testing.assert_allclose(games.outcomes[stopped], here[stopped], atol=1e-9)
+    np.testing.assert_allclose(games.outcomes[~stopped], here[~stopped] + after, atol=1e-9)
 
 
 def test_masked_tokens_are_neither_played_nor_learned():
@@ -163,6 +184,7 @@ def test_bad_settings_are_named(given, message):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_it_learns_to_stop():
     env = make_env("textgym/Stop-v0", 64, difficulty=2)
     solution = solve(env.unwrapped.task)
@@ -172,6 +194,7 @@ def test_it_learns_to_stop():
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_it_finds_the_best_of_more_arms_than_it_simulates():
     env = make_env("textgym/Bandit-v0", 64, difficulty=6)
     solution = solve(env.unwrapped.task)

@@ -14,8 +14,6 @@ from textgym.rewards import TextGymWarning
 from textgym.sampling import play
 from textgym.solve import prefix_tree
 
-SLOW = ("learns Bandit", "learns Delayed", "learns Stop")
-
 
 def batch_env(task, count=8):
     return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
@@ -30,7 +28,7 @@ def all_states(task):
 def test_the_kit_finds_nothing(backup):
     from textgym_agents.conformance import check_names
 
-    names = [name for name in check_names() if name not in SLOW]
+    names = check_names(slow=False)
     findings = check("mcts", names, settings={"simulations": 20, "backup": backup}, envs=4, iterations=2)
     assert not [finding for finding in findings if finding.status == FAILS]
     status = {finding.check: finding.status for finding in findings}
@@ -76,6 +74,7 @@ def test_learning_leaves_a_tree_that_searches_start_from():
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [0])
 def test_one_string_of_4096_is_found(seed):
     """PPO reaches 0.20 of the optimum here in 20,000 episodes (docs/exact.md)."""

@@ -181,16 +181,11 @@ def test_a_guides_values_and_prior_are_asked_for():
     solution = solve(task, beta=0.0)
 
     class Oracle:
-        """Its values are at the state's time."""
-
         def log_probs(self, observation):
             return np.log(np.full((len(observation["input_ids"]), 4), 0.25))
 
         def values(self, observation):
-            depths = np.count_nonzero(observation["attention_mask"], axis=1) - np.where(
-                observation["input_ids"][:, 0] == 0, 1, 2
-            )
-            return solution.state_values(observation) / 0.5**depths
+            return solution.state_values(observation)
 
     config = MCTSConfig(backup="max", prior="guide", leaf="values", simulations=4, c_init=1000.0)
     agent = MCTS(task, config, guide=Oracle())
@@ -226,9 +221,7 @@ def test_leaves_valued_by_an_lm_agent_are_charged_what_its_head_leaves_out(kl, b
     ).sum(1)
     assert (divergence > 1e-3).all()
     charged = BETA * divergence if kl != "k1" and backup == "soft" else 0.0
-    want = (guide.values(arrival.observation) - charged) * 0.9 ** np.array(
-        [len(s.completion) for s in states]
-    )
+    want = guide.values(arrival.observation) - charged
     np.testing.assert_allclose(found, want, atol=1e-4)
 
 

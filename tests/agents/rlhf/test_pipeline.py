@@ -65,6 +65,7 @@ def files_of(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     result = run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24})
     rows = {row["policy"]: row for row in result["rows"]}
@@ -113,6 +114,7 @@ def test_settings_out_of_range_are_named():
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
     settings = OveroptimiseSettings(
         pairs=(20, 40),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import tomllib
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from core_tools import odd_after_even, word_task
+from core_tools import CountA, odd_after_even, word_task
 from gymnasium.vector import AutoresetMode
 from safetensors import safe_open
 from textgym_agents.conformance import check
@@ -20,7 +19,6 @@ from textgym_agents.sb3.on_policy import minibatch_size
 
 from textgym import make_task
 from textgym.lm.reference import NGramReference
-from textgym.rewards import TextGymWarning
 from textgym.vector import TokenVectorEnv
 
 ON = ("sb3-ppo", "sb3-a2c", "sb3-trpo", "sb3-maskable-ppo", "sb3-recurrent-ppo")
@@ -258,28 +256,26 @@ def test_the_extra_brings_what_measures_memory() -> None:
     assert any(line.startswith("psutil") for line in project["project"]["optional-dependencies"]["sb3"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "setting", "warns"),
-    [
-        ({"gamma": 0.9}, {}, True),
-        ({"gamma": 0.9}, {"reference_reward": False}, False),
-        ({"gamma": 0.9}, {"beta": 0.0}, False),
-        ({"gamma": 0.9, "max_new_tokens": 1}, {}, False),
-        ({"gamma": 1.0}, {}, False),
-    ],
-)
-def test_a_discount_that_changes_the_objective_is_said_once(
-    changes: dict[str, Any], setting: dict[str, Any], warns: bool
-) -> None:
-    task = task_of(**changes)
-    agent = make_agent("sb3-a2c", env_of(task), **SMALL, **setting)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        agent.learn(env_of(task), 8)
-        agent.learn(env_of(task), 8)
-    said = [str(each.message) for each in caught if issubclass(each.category, TextGymWarning)]
-    assert len(said) == warns
-    assert all("gamma=0.9" in line and "another objective than J" in line for line in said)
+@pytest.mark.parametrize("name", ["sb3-ppo", "sb3-dqn"])
+def test_the_discount_is_in_the_reward_where_the_reward_has_the_kl(name: str) -> None:
+    """J discounts rewards by 0.5 and the KL not at all: a text of two tokens pays beta log pi_ref twice in full."""
+    task = task_of(gamma=0.5, reward=CountA("every"))
+    agent = make_agent(name, env_of(task), **settings(name))
+    assert agent.model.gamma == 1.0
+    assert make_agent(name, env_of(task), **settings(name, reference_reward=False)).model.gamma == 0.5
+    plain, wrapped = env_of(task), agent.interface.wrap(env_of(task))[0]
+    observation, _ = plain.reset(seed=3)
+    wrapped.seed(3)
+    wrapped.reset()
+    for step in range(2):
+        actions = np.zeros(8, dtype=np.int64)
+        logs = task.reference.log_probs(observation)
+        observation, rewards, ended, *_ = plain.step(agent.interface.tokens(observation, actions))
+        assert not ended.any() or step
+        taken = logs[np.arange(8), agent.interface.tokens(observation, actions)]
+        got = wrapped.step(actions)[1]
+        assert (rewards > 0).any()
+        np.testing.assert_allclose(got, 0.5**step * rewards + 0.3 * taken, atol=1e-5)
 
 
 def test_minibatches_are_equal_parts() -> None:

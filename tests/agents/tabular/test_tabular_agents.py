@@ -159,6 +159,7 @@ def test_the_hard_optimum_of_delayed_and_stop(name, task):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize("name", NAMES)
 def test_both_optima_of_copy(name):
     env = make_env("textgym/Copy-v0", 128)

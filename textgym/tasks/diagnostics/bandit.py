@@ -52,7 +52,7 @@ def bandit_task(difficulty: int = 5, *, beta: float = BETA, reference: str | Ref
     Paid at the end, in [0, 1]: i / (arms - 1) for `arm<i>`.
 
     ### Starting State
-    The prompt `pull`, in both splits.
+    The prompt `pull`, in all splits.
 
     ### Episode End
     Terminated after one token. There is no stop token. Never truncated.

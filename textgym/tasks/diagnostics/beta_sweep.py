@@ -34,7 +34,7 @@ def beta_sweep_task(
     Paid at the end, in [0, 1]: the share of letters that are right.
 
     ### Starting State
-    The prompt `spell`, in both splits.
+    The prompt `spell`, in all splits.
 
     ### Episode End
     Terminated after three tokens. There is no stop token. Never truncated.

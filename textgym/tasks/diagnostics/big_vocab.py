@@ -60,7 +60,7 @@ def big_vocab_task(
     Paid at the end: 1 for `w0`, `w16`, `w32` and so on, else 0.
 
     ### Starting State
-    The prompt `w1`, in both splits.
+    The prompt `w1`, in all splits.
 
     ### Episode End
     Terminated after one token. There is no stop token. Never truncated.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 
 from textgym.lm.reference import Reference
-from textgym.prompts import PromptSet, prompt_set
+from textgym.prompts import PromptSet, Split, prompt_set
 from textgym.rewards.base import NamedReward, reward_name
 from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
@@ -61,7 +61,7 @@ def diagnostic(
     """A diagnostic task.
 
     Args:
-        prompts: the two splits, or one prompt set for both, where there is nothing to generalise to.
+        prompts: the splits, or one prompt set for all, where there is nothing to generalise to.
         words: the longest completion, tokens.
         gold: the reward without its noise; None: the reward itself.
         beta, reference: see `Task`.
@@ -70,7 +70,7 @@ def diagnostic(
         name=name,
         family=FAMILY,
         description=summary,
-        prompts=prompts if isinstance(prompts, Mapping) else {"train": prompts, "eval": prompts},
+        prompts=prompts if isinstance(prompts, Mapping) else dict.fromkeys(get_args(Split), prompts),
         vocabulary=vocabulary,
         reward=reward,
         gold=reward if gold is None else gold,
@@ -86,15 +86,23 @@ def one_prompt(text: str) -> PromptSet:
     return prompt_set([text])
 
 
-def with_answers(pairs: Sequence[tuple[str, str]], held_out: float = 0.25) -> dict[str, PromptSet]:
-    """Prompts with the column `answer`, different ones in the two splits.
+def with_answers(
+    pairs: Sequence[tuple[str, str]], at_most: int, held_out: float = 0.25
+) -> dict[str, PromptSet]:
+    """Prompts with the column `answer`, different ones in "train" and "eval".
+
+    "tune" has as many as "eval", of those that are left over; where there are too few, those of "eval": then it is
+    other seeds that settings are chosen on, as in tasks of one prompt.
 
     Args:
         pairs: prompt and answer, all prompts different, in an order that is random already.
-        held_out: the share that goes to "eval", from the front.
+        at_most: so many go to "train" and "eval".
+        held_out: the share of these that goes to "eval", from the front.
     """
-    count = max(1, round(held_out * len(pairs)))
-    splits = {"train": pairs[count:], "eval": pairs[:count]}
+    used, spare = pairs[:at_most], pairs[at_most:]
+    count = max(1, round(held_out * len(used)))
+    splits = {"train": used[count:], "eval": used[:count]}
+    splits["tune"] = spare[:count] if len(spare) >= count else splits["eval"]
     return {
         split: prompt_set([prompt for prompt, _ in part], {"answer": [answer for _, answer in part]})
         for split, part in splits.items()
@@ -102,13 +110,13 @@ def with_answers(pairs: Sequence[tuple[str, str]], held_out: float = 0.25) -> di
 
 
 def sequences(words: Sequence[str], length: int, at_most: int) -> list[tuple[str, ...]]:
-    """Different sequences of `length` words in a random but fixed order: all of them, or `at_most`."""
+    """Different sequences of `length` words in a random but fixed order: all of them, or about twice `at_most`."""
     generator = np.random.default_rng([len(words), length])
     if len(words) ** length <= 10 * at_most:
-        chosen = generator.permutation([*product(words, repeat=length)])[:at_most]
+        chosen = generator.permutation([*product(words, repeat=length)])[: 2 * at_most]
     else:
         chosen = generator.choice(words, (2 * at_most, length))
-    return list(dict.fromkeys(tuple(map(str, row)) for row in chosen))[:at_most]
+    return list(dict.fromkeys(tuple(map(str, row)) for row in chosen))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def deceptive_task(
     Paid at the end, in [0, 1]: 1 for `far` throughout, else 0.5 times the share of `near`.
 
     ### Starting State
-    The prompt `walk`, in both splits.
+    The prompt `walk`, in all splits.
 
     ### Episode End
     Terminated after `difficulty` tokens. There is no stop token. Never truncated.

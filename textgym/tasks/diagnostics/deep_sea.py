@@ -54,7 +54,7 @@ def deep_sea_task(
     Paid at the end: 1 for `right` all the way, else 0.
 
     ### Starting State
-    The prompt `dive`, in both splits.
+    The prompt `dive`, in all splits.
 
     ### Episode End
     Terminated after `difficulty` tokens. There is no stop token. Never truncated.

@@ -52,7 +52,7 @@ def delayed_task(difficulty: int = 8, *, beta: float = BETA, reference: str | Re
     Paid at the end: 1 where the first word was `a`, else 0.
 
     ### Starting State
-    The prompt `go`, in both splits.
+    The prompt `go`, in all splits.
 
     ### Episode End
     Terminated after `difficulty` tokens. There is no stop token. Never truncated.

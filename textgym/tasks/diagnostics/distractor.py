@@ -20,7 +20,7 @@ from textgym.tasks.diagnostics.common import (
 SUMMARY: Final = "Repeat the prompt's first word, whatever follows it."
 WORDS: Final = ("a", "b", "c", "d")
 PROMPTS: Final = 640
-"""At most, of both splits."""
+"""At most, of `train` and `eval`."""
 
 
 def distractor_task(
@@ -57,12 +57,12 @@ def distractor_task(
     - v0: first version.
     """
     tail = read_difficulty(difficulty, 2, 24, "irrelevant words in the prompt")
-    chosen = sequences(WORDS, tail + 1, at_most=PROMPTS)
+    chosen = sequences(WORDS, tail + 1, PROMPTS)
     return diagnostic(
         "Distractor",
         SUMMARY,
         vocabulary=word_vocabulary(WORDS),
-        prompts=with_answers([(" ".join(words), words[0]) for words in chosen], held_out=0.2),
+        prompts=with_answers([(" ".join(words), words[0]) for words in chosen], PROMPTS, held_out=0.2),
         reward=RightWords(),
         words=1,
         beta=beta,

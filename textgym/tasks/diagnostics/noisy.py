@@ -40,7 +40,7 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
     difficulty / 2, without bounds.
 
     ### Starting State
-    The prompt `spell`, in both splits.
+    The prompt `spell`, in all splits.
 
     ### Episode End
     Terminated after three tokens. There is no stop token. Never truncated.

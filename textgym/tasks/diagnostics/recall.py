@@ -22,7 +22,7 @@ SUMMARY: Final = "Look a word up in the prompt's list of pairs."
 KEYS: Final = ("a", "b", "c", "d", "e", "f")
 VALUES: Final = ("0", "1", "2", "3")
 PROMPTS: Final = 1600
-"""At most, of both splits."""
+"""At most, of `train` and `eval`."""
 
 
 def recall_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Reference = "uniform") -> Task:
@@ -62,7 +62,7 @@ def recall_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Ref
         "Recall",
         SUMMARY,
         vocabulary=word_vocabulary(VALUES, asked=["recall", ":", *KEYS]),
-        prompts=with_answers(_questions(pairs), held_out=0.2),
+        prompts=with_answers(_questions(pairs), PROMPTS, held_out=0.2),
         reward=RightWords(),
         words=1,
         beta=beta,
@@ -81,7 +81,7 @@ def _questions(pairs: int) -> list[tuple[str, str]]:
     for row, at in enumerate(asked):
         listed = " ".join(f"{key} {value}" for key, value in zip(keys[row], values[row], strict=True))
         found[f"recall {listed} : {keys[row, at]}"] = str(values[row, at])
-    return list(found.items())[:PROMPTS]
+    return list(found.items())
 
 
 register_task("Recall", recall_task, family=FAMILY, summary=SUMMARY)

@@ -20,7 +20,7 @@ from textgym.tasks.diagnostics.common import (
 SUMMARY: Final = "Write the words of the prompt, last one first."
 WORDS: Final = ("a", "b", "c", "d", "e", "f")
 PROMPTS: Final = 640
-"""At most, of both splits."""
+"""At most, of `train` and `eval`."""
 STATES: Final = 1_000_000
 """About as many for the exact solver, at most: long prompts are fewer."""
 
@@ -43,8 +43,8 @@ def reverse_task(difficulty: int = 3, *, beta: float = BETA, reference: str | Re
     Paid at the end, in [0, 1]: the share of words that are right.
 
     ### Starting State
-    A prompt as `reverse d a b :`, all of a split equally likely. There are 36, 216, 640 or 128 in both splits
-    together.
+    A prompt as `reverse d a b :`, all of a split equally likely. There are 36, 216, 640 or 128 in `train` and
+    `eval` together.
 
     ### Episode End
     Terminated after `difficulty` tokens. There is no stop token. Never truncated.
@@ -58,13 +58,14 @@ def reverse_task(difficulty: int = 3, *, beta: float = BETA, reference: str | Re
     - v0: first version.
     """
     length = read_difficulty(difficulty, 2, 5, "words to reverse")
-    chosen = sequences(WORDS, length, at_most=min(PROMPTS, STATES // len(WORDS) ** length))
+    at_most = min(PROMPTS, STATES // len(WORDS) ** length)
+    chosen = sequences(WORDS, length, at_most)
     pairs = [(f"reverse {' '.join(words)} :", " ".join(words[::-1])) for words in chosen]
     return diagnostic(
         "Reverse",
         SUMMARY,
         vocabulary=word_vocabulary(WORDS, asked=["reverse", ":"]),
-        prompts=with_answers(pairs),
+        prompts=with_answers(pairs, at_most),
         reward=RightWords(),
         words=length,
         beta=beta,

@@ -41,7 +41,7 @@ def scale_task(
     Paid at the end, in [0, scale]: the share of letters that are right, times the scale.
 
     ### Starting State
-    The prompt `spell`, in both splits.
+    The prompt `spell`, in all splits.
 
     ### Episode End
     Terminated after three tokens. There is no stop token. Never truncated.

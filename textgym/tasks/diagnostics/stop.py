@@ -66,7 +66,7 @@ def stop_task(difficulty: int = 4, *, beta: float = BETA, reference: str | Refer
     Paid at the end, in [0, 1]: 1 - |words written - words asked for| / difficulty after a stop token, else 0.
 
     ### Starting State
-    A number from 1 to `difficulty`, all equally likely, the same in both splits.
+    A number from 1 to `difficulty`, all equally likely, the same in all splits.
 
     ### Episode End
     Terminated when the policy takes one of the stop tokens `<end>` and `<halt>`, or after `difficulty` + 2

@@ -55,7 +55,7 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
     Paid at the end: 1 for `difficulty` times `a` or `difficulty` times `b`, else 0.
 
     ### Starting State
-    The prompt `choose`, in both splits.
+    The prompt `choose`, in all splits.
 
     ### Episode End
     Terminated after `difficulty` tokens. There is no stop token. Never truncated.

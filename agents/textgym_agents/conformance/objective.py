@@ -1,0 +1,233 @@
+"""Checks of the update itself: its average over many batches is the gradient of the stated objective, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from textgym_agents.conformance.findings import NotAsked, Outcome, at_most, judge
+from textgym_agents.conformance.gradient import (
+    EPISODES,
+    PROBES,
+    Recording,
+    plain_agent,
+    probe_env,
+    probe_task,
+    recording,
+)
+from textgym_agents.conformance.hooks import Floats, hook
+from textgym_agents.conformance.subject import Subject
+
+_SIGMAS = 3.0
+_LEAST_USED = 0.9
+_CLIPS = np.array([0.3, 0.6, 0.97, 1.03, 1.6, 3.0])  # ratios
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Updates regressed on the exact gradients.
+
+    Attributes:
+        coefficients: (M, 3) of each batch, of E[R], KL and entropy.
+        rests: (M, D) what is left of each batch.
+        condition: number of the regressors, scaled to length 1.
+        beta, entropy: what the agent says of itself.
+    """
+
+    coefficients: Floats
+    rests: Floats
+    condition: float
+    beta: float
+    entropy: float
+
+    @property
+    def factor(self) -> tuple[float, float]:
+        """The mean coefficient of E[R], which is the common factor, and its standard error."""
+        return _mean(self.coefficients[:, 0])
+
+    def contrast(self, part: int, wanted: float) -> tuple[float, float]:
+        """How far a coefficient is from `wanted` times that of E[R], over the latter, and its standard error."""
+        own = self.coefficients
+        mean, error = _mean(own[:, part] - wanted * own[:, 0])
+        factor = own[:, 0].mean()
+        return mean / factor, error / abs(factor)
+
+    @property
+    def rest(self) -> tuple[float, float]:
+        """The inner product of the mean rests of two halves of the batches, in standard errors; its root over |update|.
+
+        Noise of one half is independent of that of the other: only what is in both is left on average.
+        """
+        half = len(self.rests) // 2
+        one, other = self.rests[:half], self.rests[half:]
+        product = float(one.mean(0) @ other.mean(0))
+        scatter = (one - one.mean(0)) @ (other - other.mean(0)).T
+        error = float(np.sqrt((scatter**2).sum())) / scatter.size
+        return product / max(error, 1e-300), float(np.sqrt(max(product, 0.0)))
+
+
+def fit(found: Recording) -> Fit:
+    """The least-squares fit of every batch's update."""
+    parts = found.exact.parts
+    coefficients = found.updates @ np.linalg.pinv(parts).T
+    lengths = np.linalg.norm(parts, axis=0)
+    return Fit(
+        coefficients,
+        found.updates - coefficients @ parts.T,
+        float(np.linalg.cond(parts / lengths)),
+        found.first.beta,
+        found.first.entropy,
+    )
+
+
+def gradient(subject: Subject, name: str) -> Outcome:
+    """The update is that of J: coefficients 1, -beta and the logged entropy bonus up to one factor, and no rest."""
+    found = recording(subject, name)
+    illegal = np.abs(found.updates[:, found.exact.mass == 0]).max(initial=0.0)
+    if illegal > 1e-6 * np.abs(found.updates).max():
+        return judge(False, f"gradient {illegal:.2g} on tokens that are not allowed", "none")
+    own = fit(found)
+    factor, error = own.factor
+    if not factor > _SIGMAS * error:
+        return judge(
+            False, f"coefficient of E[R] {factor:.3g} +- {error:.2g}", "above 0 by 3 standard errors"
+        )
+    kl, bonus = own.contrast(1, -own.beta), own.contrast(2, own.entropy)
+    rest, size = own.rest
+    worst = max(abs(kl[0]) / kl[1], abs(bonus[0]) / bonus[1], rest)
+    return judge(
+        bool(worst <= _SIGMAS),
+        f"KL {kl[0] - own.beta:.3f} +- {kl[1]:.3f}, entropy {bonus[0] + own.entropy:.3f} +- {bonus[1]:.3f}, "
+        f"rest {size / np.linalg.norm(found.updates.mean(0)):.1%} ({rest:.1f} standard errors), "
+        f"condition {own.condition:.1f}",
+        f"KL {-own.beta:g}, entropy {own.entropy:g}, rest 0, within {_SIGMAS:g} standard errors",
+    )
+
+
+def states_used(subject: Subject) -> Outcome:
+    """Every state that was played gets a gradient, and nothing else does: no padding, nothing behind the end."""
+    found = recording(subject, "plain")
+    share = found.used / max(found.played, 1)
+    return judge(
+        bool(_LEAST_USED <= share <= 1.0) and not found.foreign,
+        f"{share:.1%} of {found.played} states used, {found.foreign} gradients where nobody acts",
+        f"at least {_LEAST_USED:.0%}, none",
+    )
+
+
+def variance(subject: Subject) -> Outcome:
+    """The scatter of the updates is that of the estimator that the agent says it has, on batches of this size."""
+    found = recording(subject, "plain")
+    estimator = found.first.estimator
+    if estimator is None:
+        raise NotAsked("hook 'gradient' says no estimator")
+    from textgym_agents.conformance.variance import exact_variance
+
+    values = hook(found.agent, "values") if estimator.baseline == "value" else None
+    exact, spread = exact_variance(found.exact, estimator, values, EPISODES)
+    own = fit(found)
+    factor, error = own.factor
+    scatter = float(found.updates.var(0, ddof=1).sum()) / factor**2
+    # Relative error of a sum of chi-squares, and that of the factor which it is measured in.
+    relative = spread * np.sqrt(2 / (len(found.updates) - 1)) + 2 * error / abs(factor)
+    return judge(
+        bool(abs(scatter / exact - 1) <= _SIGMAS * relative),
+        f"{scatter / exact:.2f} times the exact variance",
+        f"1, within {_SIGMAS:g} standard errors of {relative:.2f}",
+    )
+
+
+def value_loss(subject: Subject) -> Outcome:
+    """The gradient on V(s) is that of a squared error to the return to come, over the states that were played."""
+    found = recording(subject, "plain")
+    if found.values is None:
+        raise NotAsked("hook 'gradient' has no values")
+    exact = found.exact
+    agent_values = _values(found)
+    visits = exact.per_state(
+        [exact.tree.weights[exact.tree.prompt_of[d]] * r for d, r in enumerate(exact.values.reach[:-1])]
+    )
+    best = None
+    for target in _targets(found):
+        part = visits * (agent_values - target)
+        slopes = found.values @ part / (part @ part)
+        rests = found.values - slopes[:, None] * part
+        z, size = Fit(slopes[:, None], rests, 1.0, 0.0, 0.0).rest
+        slope, error = _mean(slopes)
+        entry = (z, size / float(np.linalg.norm(found.values.mean(0))), slope > _SIGMAS * error)
+        best = entry if best is None or entry[0] < best[0] else best
+    assert best is not None
+    return judge(
+        bool(best[0] <= _SIGMAS) and best[2],
+        f"rest {best[1]:.1%} ({best[0]:.1f} standard errors), {'along' if best[2] else 'not along'} V - return",
+        f"rest 0, within {_SIGMAS:g} standard errors",
+    )
+
+
+def _values(found: Recording) -> Floats:
+    """(S,) V of the agent in every running state, reward units."""
+    tree, values = found.exact.tree, hook(found.agent, "values")
+    parts = [values(tree.observations(d, n.running)) for d, n in enumerate(tree.levels[:-1])]
+    return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
+
+
+def _targets(found: Recording) -> list[Floats]:
+    """(S,) what V(s) may be taught: J to come, the same without the KL of s itself, or the return alone."""
+    values, tree = found.exact.values, found.exact.tree
+    own = []
+    for depth, level in enumerate(tree.levels[:-1]):
+        logs = values.log_policy[depth]
+        terms = np.exp(logs) * np.where(logs > -np.inf, logs - values.log_reference[depth], 0.0)
+        kl = np.zeros(len(level.parent))
+        kl[level.running] = np.add.reduceat(terms, level.starts)
+        own.append(kl)
+    whole = found.exact.per_state(values.values)
+    return [whole, whole + found.first.beta * found.exact.per_state(own)]
+
+
+def clipping(subject: Subject) -> Outcome:
+    """At ratios away from 1 the surrogate is rho A or a lower bound of it: flat only where it has improved already."""
+    agent = plain_agent(subject, probe_env(probe_task(PROBES["plain"]), EPISODES), False)
+    surrogate = hook(agent, "surrogate")
+    ratios = np.tile(_CLIPS, 2)
+    advantages = np.repeat([1.0, -1.0], len(_CLIPS))
+    step = 1e-4
+
+    def loss(shift: float) -> Floats:
+        return np.asarray(surrogate(np.log(ratios) + shift, advantages), dtype=np.float64)
+
+    slopes = -(loss(step) - loss(-step)) / (2 * step)
+    full, plain = ratios * advantages, advantages
+    improved = (advantages > 0) == (ratios > 1)
+    near = np.abs(ratios - 1) < 0.05
+    fits = [np.abs(slopes - form) <= 1e-2 * np.abs(form) for form in (full, plain)]
+    flat = np.abs(slopes) <= 1e-6
+    right = [form | (flat & improved & ~near) for form in fits]
+    wrong = ~right[0] if right[0].sum() >= right[1].sum() else ~right[1]
+    told = ", ".join(
+        f"slope {s:.2g} at ratio {r:g} and A {a:+g}"
+        for s, r, a in zip(slopes[wrong], ratios[wrong], advantages[wrong], strict=True)
+    )
+    return judge(not wrong.any(), told or "as a lower bound", "rho A, or 0 where the ratio has gone A's way")
+
+
+def masked_ratio(subject: Subject) -> Outcome:
+    """Under a grammar the policy that is scored is the one that sampled: in the first step its ratio is 1."""
+    task = probe_task(PROBES["masked"])
+    env = probe_env(task, subject.envs)
+    agent = plain_agent(subject, env, True)
+    rows: list[Any] = []
+    agent.learn(env, subject.envs, rows.append)
+    name = next((n for n in ("val/first_ratio", "val/ratio") if rows and n in rows[0]), None)
+    if name is None:
+        raise NotAsked("the agent does not log 'val/first_ratio'")
+    if name == "val/ratio" and rows[0].get("updates") != 1:
+        raise NotAsked("'val/ratio' is a mean over several steps; no 'val/first_ratio'")
+    return at_most("|ratio - 1|", abs(rows[0][name] - 1), 1e-5)
+
+
+def _mean(numbers: Floats) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(len(numbers)))
