@@ -28,7 +28,7 @@ class CheckFlags:
     """Names of checks, or numbers of their statements; by default all."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Settings of the agent's config, as in learning_rate=0.01."""
-    episodes: int = 8192
+    episodes: int = 16384
     """Episodes that the agent has for each task that it is to learn."""
     json: bool = False
     """Print JSON."""

@@ -30,13 +30,17 @@ def learns(subject: Subject, name: str) -> Outcome:
     if name not in subject.learning:
         raise NotAsked(f"learning {name} was not asked for")
     problem = subject.learning[name]
-    agent = subject.make(_env(problem, 2))
+    small = _env(problem, 2)
+    agent = subject.make(small)
     if getattr(agent, "greedy", False):
         raise NotAsked("the agent is greedy: no policy without entropy comes near this optimum")
     if getattr(agent, "offline", False):
         raise NotAsked(
             "the agent learns from texts that others wrote, and cannot learn what these leave open"
         )
+    tokens = getattr(agent, "objective_tokens", None)
+    if tokens is not None and small.unwrapped.task.max_new_tokens > tokens:
+        raise NotAsked(f"the agent optimises J on tasks of up to {tokens} tokens only")
     own: int = getattr(getattr(agent, "config", None), "batch", _ENVS)
     if own > _ENVS:
         own = _ENVS - _ENVS % getattr(agent, "group", 1)

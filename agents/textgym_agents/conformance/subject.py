@@ -45,7 +45,7 @@ class LearningTask:
 
     id: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    episodes: int = 8192
+    episodes: int = 16384
     envs: int | None = None
 
 

@@ -25,6 +25,9 @@ from textgym_agents.sb3.prior import rank_prior
 class _OnPolicy(SB3Agent):
     """An actor-critic whose policy is a distribution over numbered actions."""
 
+    objective_tokens: int = 1
+    """Tokens of a task up to which it optimises J: its entropy bonus leaves out the entropy of later states."""
+
     def _rollout_steps(self) -> int:
         horizon = super()._rollout_steps()
         asked = self.config.n_steps
@@ -118,6 +121,7 @@ class SB3TRPO(_OnPolicy):
     """TRPO. Source: Schulman et al. (2015), arXiv:1502.05477; sb3-contrib's class, unmodified."""
 
     name = "sb3-trpo"
+    objective_tokens = 0  # no entropy at all
     config_type = SB3TRPOConfig
     model_type = TRPO
 
