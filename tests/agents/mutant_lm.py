@@ -58,8 +58,7 @@ class IgnoresGamma(RLOO):
         gamma = self.task.gamma
         # Whoever discounts it gets back what was paid.
         paid = rollout.rewards / gamma**rollout.steps
-        targets = super()._targets(replace(rollout, rewards=paid), kl)
-        return replace(targets, scores=np.bincount(rollout.rows, rollout.rewards))
+        return super()._targets(replace(rollout, rewards=paid), kl)
 
 
 class ClipTakesTheMaximum(LMPPO):
