@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -26,7 +27,7 @@ def _env(problem: LearningTask, count: int) -> Any:
 
 
 def learns(subject: Subject, name: str) -> Outcome:
-    """Reaches 0.95 of the way from the reference's J to the optimum's within the budget."""
+    """Reaches 0.95 of the way from the reference's J to the optimum's within the budget, or half of it."""
     if name not in subject.learning:
         raise NotAsked(f"learning {name} was not asked for")
     problem = subject.learning[name]
@@ -44,13 +45,17 @@ def learns(subject: Subject, name: str) -> Outcome:
     own: int = getattr(getattr(agent, "config", None), "batch", _ENVS)
     if own > _ENVS:
         own = _ENVS - _ENVS % getattr(agent, "group", 1)
-    env = _env(problem, own if problem.envs is None else problem.envs)
-    solution = solve(env.unwrapped.task)
-    agent = subject.make(env)
-    agent.learn(env, problem.episodes)
-    if agent.log_probs(solution.tree.observations(0, solution.tree.levels[0].running)) is None:
-        raise NotAsked("log_probs gives None")
-    reached = solution.optimality(policy_values(solution.tree, agent).objective)
-    return judge(
-        reached >= ENOUGH, f"optimality {reached:.3f} after {problem.episodes} episodes", f"at least {ENOUGH}"
-    )
+    count = own if problem.envs is None else problem.envs
+    reached, budget = -math.inf, 0
+    # Half of the budget is enough for most; a schedule spans what it is given, so that the other try starts afresh.
+    for budget in (max(problem.episodes // 2, 1), problem.episodes):
+        env = _env(problem, count)
+        solution = solve(env.unwrapped.task)
+        agent = subject.make(env)
+        agent.learn(env, budget)
+        if agent.log_probs(solution.tree.observations(0, solution.tree.levels[0].running)) is None:
+            raise NotAsked("log_probs gives None")
+        reached = solution.optimality(policy_values(solution.tree, agent).objective)
+        if reached >= ENOUGH:
+            break
+    return judge(reached >= ENOUGH, f"optimality {reached:.3f} after {budget} episodes", f"at least {ENOUGH}")

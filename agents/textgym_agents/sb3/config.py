@@ -108,7 +108,7 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
 class SB3PPOConfig(SB3ActorCriticConfig):
     """Settings of PPO and MaskablePPO."""
 
-    epochs: int = 4
+    epochs: int = 2
     """Passes over a rollout."""
     minibatches: int = 4
     """Parts of a rollout, one optimiser step each."""
