@@ -96,7 +96,7 @@ def evaluate(
         optimum: from `optimum_of` with the same split and beta; None works it out.
         per_prompt: completions per prompt.
         seed: of the sampling.
-    Raises: ValueError for an optimum of another beta or split.
+    Raises: ValueError for an optimum of another beta or split, or of another reference where it is exact.
     Warns: TextGymWarning if J lies above J*, both by more than their intervals: then J* was estimated too low.
     """
     beta = (task.beta if optimum is None else optimum.beta) if beta is None else beta
@@ -107,6 +107,8 @@ def evaluate(
     if optimum is None:
         optimum = optimum_of(task, reference=reference, beta=beta, split=split, seed=seed)
     reference = make_reference(task) if reference is None else reference
+    if optimum.solution is not None:
+        _check_reference(reference, optimum.solution)
     known = None if optimum.solution is None else exact_values(policy, optimum.solution, deterministic)
     episodes = play(
         policy,
@@ -163,6 +165,19 @@ def exact_values(policy: Any, solution: Solution, deterministic: bool = False) -
     else:
         return None
     return evaluate_edges(tree, logs, solution.log_reference, solution.beta, solution.gamma)
+
+
+def _check_reference(reference: Reference, solution: Solution) -> None:
+    """Raises: ValueError unless a reference gives the first tokens the probabilities that a solution was found with."""
+    tree = solution.tree
+    level, rows = tree.levels[0], tree.levels[0].running
+    where, place = tree.edges(0, rows)
+    table = np.asarray(reference.log_probs(tree.observations(0, rows)), dtype=np.float64)
+    own = normalised(table[place, tree.levels[1].action[where]], level)
+    if not np.allclose(np.exp(own), np.exp(solution.log_reference[0]), atol=1e-3):
+        raise ValueError(
+            "optimum: it is of another reference; allowed is one that optimum_of found with this one"
+        )
 
 
 def _has_log_probs(policy: Any, tree: PrefixTree) -> bool:
@@ -252,9 +267,11 @@ def _compare(objective: tuple[Estimate, Floats] | None, optimum: Optimum, task: 
         return
     floor = objective[0].low
     if floor > optimum.value.high:
+        renew = f"python -m textgym_benchmarks.optima {task.name} --split {optimum.split} --proposals FOLDER"
+        other = "give optimum_of this policy in `proposals`, or more samples (--optimum-per-prompt)"
         warnings.warn(
             f"J = {objective[0]} of this policy lies above J* = {optimum.value}, which was estimated too low; "
-            f"renew it: python -m textgym_benchmarks.optima {task.name} --proposals FOLDER_OF_THE_POLICY",
+            f"renew it: {renew if optimum.committed else other}",
             TextGymWarning,
             stacklevel=3,
         )

@@ -158,7 +158,7 @@ def expected_returns(task: Task, episodes: Episodes) -> Floats:
         return np.asarray(episodes.returns - noise * task.gamma ** (episodes.lengths - 1))
     if np.isnan(episodes.gold).any():
         raise ValueError(
-            f"task {task.name!r}: its reward is noisy; allowed is one with the expectation as gold"
+            f"task {task.name!r}: its reward is noisy; allowed is one with a term {NOISE!r}, or with gold as its mean"
         )
     return np.asarray(episodes.gold * task.gamma ** (episodes.lengths - 1))
 

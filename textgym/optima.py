@@ -103,9 +103,10 @@ def optimum_of(
         try:
             limit = MAX_MASKED if task.mask else MAX_STATES
             return solved(solve(task, reference, beta=beta, split=split, max_states=limit))
-        except UnsolvableError as error:
+        except UnsolvableError:
             if not beta:
-                return _unknown(None, beta, split, f"at beta = 0 it is the greatest reward, and {error}")
+                reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
+                return _unknown(None, beta, split, reason)
     if samples is not None:
         return replace(estimated(samples, beta, split), committed=True)
     policy = make_reference(task) if reference is None else reference
@@ -129,7 +130,8 @@ def solved(solution: Solution) -> Optimum:
 def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optimum:
     """The scale that samples tell of at one beta > 0; see `optimum_of` for when J* is not known."""
     found = tilt(samples, beta, seed)
-    effective = float(1.0 / np.sum(samples.weights / found.effective_samples))
+    seen = np.where(found.unseen, 0.0, samples.weights)
+    effective = float(seen.sum() / np.sum(seen / found.effective_samples)) if seen.any() else 0.0
     reference = interval(float(samples.weights @ found.references), found.replicates[:, 0])
     unseen = float(samples.weights[found.unseen].sum())
     reason = ""

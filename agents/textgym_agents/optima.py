@@ -9,7 +9,7 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from textgym import TokenVectorEnv
-from textgym.committed import fingerprint
+from textgym.committed import fingerprint, pays_the_same
 from textgym.importance import read_samples, write_samples
 from textgym.optima import WELL_KNOWN, Optimum, estimated, optimum_of
 from textgym.task import Task
@@ -54,7 +54,8 @@ def kept_optimum(folder: Path, task: Task, split: str, beta: float) -> Optimum |
     if not path.is_file() or not beta > 0:
         return None
     samples, key = read_samples(path)
-    return estimated(samples, beta, split) if key == fingerprint(task, split) else None
+    same = key == fingerprint(task, split) and pays_the_same(task, split, samples)
+    return estimated(samples, beta, split) if same else None
 
 
 def optimum_for(

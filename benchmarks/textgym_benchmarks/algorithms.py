@@ -76,7 +76,7 @@ def main() -> None:
             keep(rows[-1], settings.out)
         scores = [row["optimality"]["mean"] for row in rows if row["optimality"] is not None]
         if not scores:
-            table.add_row(agent, "J* not known", "", "", "", "", "")
+            table.add_row(agent, "none: no KL, or J* not known", "", "", "", "", "")
             continue
         spread = f"{stdev(scores):.3f}" if len(scores) > 1 else "-"
         numbers = [f"{value:.3f}" for value in (mean(scores), min(scores), max(scores))]

@@ -22,7 +22,7 @@ from textgym_agents.settings import versions
 from tyro.conf import Positional
 
 from textgym.catalog import task_entry
-from textgym.committed import fingerprint, samples_path
+from textgym.committed import fingerprint, pays_the_same, samples_path
 from textgym.importance import Samples, draw_samples, read_samples, write_samples
 from textgym.lm.reference import Reference
 from textgym.optima import Optimum, estimated, optimum_of
@@ -60,6 +60,8 @@ def shared_optimum(
         samples, there = read_samples(path)
         if there != key:
             raise ValueError(f"{path}: holds the optimum of {there!r:.200}, allowed is {key!r:.200}")
+        if not pays_the_same(task, split, samples):
+            raise ValueError(f"{path}: its completions earn something else now; allowed is the same reward")
         return estimated(samples, beta, split)
     optimum = optimum_of(task, (), reference, beta=beta, split=split, per_prompt=per_prompt)
     if optimum.samples is not None and not optimum.committed:
@@ -89,7 +91,14 @@ class Commit:
 
 
 def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
-    """Sample one task's reference and proposals and write the samples; the optimum at the task's own beta."""
+    """Sample one task's reference and proposals and write the samples; the optimum at the task's own beta.
+
+    Raises: ValueError for a task without prompts or a reward of its own, or one that is solved.
+    """
+    if task_entry(name).family in ("text", "diagnostics"):
+        raise ValueError(
+            f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled"
+        )
     env = make_env(task_entry(name).id, 1)
     task = env.unwrapped.task
     found = [load_agent(folder, env) for folder in _folders(settings, task_entry(name).id)]

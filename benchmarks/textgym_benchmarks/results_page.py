@@ -48,10 +48,10 @@ EXPLAINED = """\
 - At equal tokens: the least that any run used which learns; curves are read off there by linear interpolation.
 - Tokens to 0.5 and 0.9: median over runs, with runs that never get there as infinitely long; "never" where at least
   half do not, 0 where the agent is there before it learns. A problem counts as reached where the median run gets there.
-- A rank with "(n of m runs)" stands on n scores of m planned runs: the others failed, are missing or have no KL.
+- A rank with "(n of m runs)" stands on n scores of m planned runs: the others failed, are missing or have none.
 - Tokens per CPU second and CPU seconds are those of learning, without evaluations and the estimate of J\\*.
 - A failed run is in no mean; "failures as {floor}" is the interquartile mean with each of them counted as {floor}. An
-  agent without a KL has a reward but no optimality, and no rank.
+  agent without a KL has no optimality and no rank, nor has one on a task whose J\\* is not known.
 - A dash: the suite does not ask for it, or there is nothing to compute it from.
 """
 

@@ -35,7 +35,7 @@ def interval(value: Aggregate | Spread | None, digits: int = 2) -> str:
     if value is None:
         return NONE
     mean = value.value if isinstance(value, Aggregate) else value.mean
-    if mean is None or value.low is None or value.high is None:
+    if mean is None or value.low is None or value.high is None or value.high - value.low < 1e-9:
         return fixed(mean, digits)
     return f"{fixed(mean, digits)} [{fixed(value.low, digits)}, {fixed(value.high, digits)}]"
 
@@ -185,7 +185,7 @@ def _runs(counts: Counts) -> str:
     if counts.missing:
         parts.append(f"{counts.missing} missing")
     if counts.no_optimality:
-        parts.append(f"{counts.no_optimality} without KL")
+        parts.append(f"{counts.no_optimality} without optimality")
     return ", ".join(parts)
 
 
@@ -197,7 +197,7 @@ def _cell(entry: Entry | None) -> str:
         lost = counts.failed + counts.missing
         return fixed(entry.optimality.mean) + (f" ({entry.optimality.runs} of {counts.planned})" * bool(lost))
     if counts.no_optimality:
-        return f"no KL, reward {fixed(entry.reward.mean)}"
+        return f"no optimality, reward {fixed(entry.reward.mean)}"
     return "failed" if counts.failed else "missing"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from textgym_agents.registry import load_agent, make_env
 from textgym_agents.storage import plain, write_json
 
 from textgym.bootstrap import RESAMPLES, Floats
-from textgym.importance import draw_samples, write_samples
+from textgym.importance import draw_samples, read_samples, write_samples
 from textgym.optima import WELL_KNOWN, Optimum, estimated, optimality_of
 from textgym.references import make_reference
-from textgym_benchmarks.measures import crossings
+from textgym_benchmarks.measures import LEVELS, between, crossing, crossings
 from textgym_benchmarks.suite import Cell, canonical
 from textgym_benchmarks.suite_folder import cell_folder, cell_result, hold
 
@@ -51,10 +52,11 @@ def settle(folder: Path, cells: Sequence[Cell], split: str, save: bool) -> list[
     Returns: a line for each task that was settled.
     """
     said = []
-    for done in _unsettled(folder, cells).values():
-        optimum, count = _work_out(folder, done, split)
+    for key, done in _unsettled(folder, cells).items():
+        optimum, count = _work_out(_kept(folder, key), done, split)
         for each in done:
-            result = each.result | {"measures": rescored(each.result["measures"], optimum)}
+            measures = rescored(each.result["measures"], optimum)
+            result = each.result | {"measures": measures, "timing": _timed(each.result["timing"], measures)}
             with hold(each.folder, wait=True):
                 write_json(each.folder / "result.json", plain(result))
             if not save:
@@ -80,6 +82,13 @@ def rescored(measures: Mapping[str, Any], optimum: Optimum) -> dict[str, Any]:
             None if found["optimality"] is None else {name: found[column] for name, column in ends.items()}
         )
     return dict(measures) | sides | {"curve": curve, "optimum": optimum_summary(optimum), **crossings(curve)}
+
+
+def _timed(timing: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
+    """The timing of a cell with the seconds to each level taken from its new scores."""
+    seconds, scores = timing["curve_seconds"], [point["optimality"] for point in measures["curve"]]
+    places = {f"seconds_{name.removeprefix('_')}": crossing(scores, level) for name, level in LEVELS.items()}
+    return dict(timing) | {name: between(seconds, where) for name, where in places.items()}
 
 
 def _scored(
@@ -115,24 +124,30 @@ def _unsettled(folder: Path, cells: Sequence[Cell]) -> dict[str, list[_Done]]:
         if optimum.get("policies") == 1 and not optimum["committed"] and few and not own:
             key = canonical({"id": cell.id, "reward": cell.reward, "env": dict(cell.env)})
             groups.setdefault(key, []).append(_Done(cell, cell_folder(folder, cell), result))
-    return {key: done for key, done in groups.items() if any(_loadable(done))}
+    return {key: done for key, done in groups.items() if any(_loadable(done)) or _kept(folder, key).exists()}
+
+
+def _kept(folder: Path, key: str) -> Path:
+    """Where the samples of a task are that was settled: cells that end later are scored on them too."""
+    return folder / "optima" / f"settled.{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _loadable(done: Sequence[_Done]) -> Iterator[_Done]:
     return (each for each in done if (each.folder / "run" / "checkpoint").is_dir())
 
 
-def _work_out(folder: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, int]:
+def _work_out(path: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, int]:
     cell = done[0].cell
     options = dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
     env = make_env(cell.id, 1, **options)
     task = env.unwrapped.task
+    if path.exists():
+        samples, _ = read_samples(path)
+        return estimated(samples, task.beta, split), samples.policies - 1
     ranked = sorted(_loadable(done), key=lambda each: -each.objective)
     agents = [load_agent(each.folder / "run", env, each.cell.agent) for each in ranked]
     chosen = [agent for agent in agents if proposals_of(agent, task)][:MOST]
     samples = draw_samples(task, make_reference(task), chosen, split=split, each=256)
-    (folder / "optima").mkdir(exist_ok=True)
-    write_samples(
-        samples, folder / "optima" / f"{done[0].cell.key}.settled.safetensors", {"cell": cell.to_json()}
-    )
+    path.parent.mkdir(exist_ok=True)
+    write_samples(samples, path, {"cell": cell.to_json()})
     return estimated(samples, task.beta, split), len(chosen)

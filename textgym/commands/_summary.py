@@ -47,6 +47,19 @@ def measures_table(columns: Mapping[str, Row], names: list[str] | None = None) -
     return table
 
 
+def how_measured(evaluation: Any, optimum: Any) -> str:
+    """Return which measures of an evaluation are exact and which were sampled, in a sentence."""
+    if evaluation.exact:
+        return (
+            "Exact, over all answers: reward, KL, J, entropy, length and how many ended by themselves. "
+            "Sampled: terms and distinct words."
+        )
+    rest = "J* is exact" if optimum.exact else "J* is below"
+    return (
+        f"Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest. {rest}."
+    )
+
+
 def _add_group(table: Table, columns: Mapping[str, Row], group: str, title: str, absent: str) -> None:
     """A row for every measure under `eval/GROUP/`."""
     prefix = f"eval/{group}/"

@@ -72,13 +72,12 @@ def main(arguments: list[str]) -> None:
 
         print(json.dumps(plain(report), indent=2, allow_nan=False))
         return
-    from textgym.commands._summary import measures_table
+    from textgym.commands._summary import how_measured, measures_table
 
     console = output()
     console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
     console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
-    if evaluation.exact:
-        console.print("reward, KL, J, entropy and length are exact: expectations over all answers")
+    console.print(how_measured(evaluation, optimum), markup=False)
     console.print(str(optimum), markup=False)
     if optimum.value is None and evaluation.objective is not None:
         console.print(f"J* is at least {evaluation.objective.low:.3f}: this policy reaches it")

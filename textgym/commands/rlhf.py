@@ -81,6 +81,8 @@ def comparison_table(rows: list[dict[str, Any]]) -> Any:
 def _cell(estimate: dict[str, float] | None) -> str:
     if estimate is None:
         return "-"
+    if estimate["low"] == estimate["high"]:
+        return f"{estimate['mean']:.2f}".replace("-0.00", "0.00")
     return f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]".replace("-0.00", "0.00")
 
 

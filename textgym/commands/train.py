@@ -80,7 +80,7 @@ def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
     from textgym_agents.training import Training
 
     from textgym.commands._live import Display
-    from textgym.commands._summary import measures_table
+    from textgym.commands._summary import how_measured, measures_table
     from textgym.commands._threads import use_all_cores
 
     settings = _settings(flags, config)
@@ -100,6 +100,7 @@ def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
         result = training.run(out, display)
     console = output()
     console.print(measures_table({"before": result.before, "after": result.after}))
+    console.print(how_measured(result.last, result.optimum), markup=False)
     console.print(str(result.optimum), markup=False)
     console.print(untrusted(f"run folder: {out}"))
 

@@ -218,7 +218,7 @@ def _note(rows: Sequence[Row], sizes: tuple[int, int]) -> str:
     if clipped:
         parts.append(f"{number(clipped)} runs below {_FLOOR} count as {_FLOOR}.")
     if unscored:
-        parts.append(f"{number(unscored)} runs have a reward but no KL, and so no optimality.")
+        parts.append(f"{number(unscored)} runs have no optimality: the agent has no KL, or J* is not known.")
     if above:
-        parts.append(f"{number(above)} runs score above 1, by errors of estimation.")
+        parts.append(f"{number(above)} runs score above 1, as estimates can.")
     return " ".join(parts)

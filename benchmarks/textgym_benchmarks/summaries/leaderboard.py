@@ -34,7 +34,7 @@ class Counts:
 
     Attributes:
         planned: all of them = done + failed + missing.
-        no_optimality: of the done ones, those whose agent has no KL, so that only their reward is known.
+        no_optimality: of the done ones, those whose agent has no KL or whose task has no known J*.
         clipped: scores below `FLOOR`, which enter aggregates as `FLOOR`. above_one: scores above 1.
     """
 
