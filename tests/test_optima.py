@@ -213,3 +213,18 @@ def test_every_sampled_task_of_the_suite_core_has_a_committed_optimum(name):
     assert optimum.value.low > optimum.reference.high
     # The same samples serve at any beta: with a dearer KL less is to be had.
     assert optimum_of(make_task(name), beta=2 * optimum.beta).value.mean < optimum.value.mean
+
+
+def test_an_exact_optimum_of_another_reference_is_refused():
+    task = make_task("Stop")
+    shares = np.zeros(task.vocabulary.size)
+    shares[task.vocabulary.allowed] = [0.6, 0.3, 0.1]
+    skewed = NGramReference(shares)
+    with pytest.raises(ValueError, match="another reference"):
+        evaluate(UniformReference(task.vocabulary.allowed), task, skewed, optimum_of(task), per_prompt=2)
+    own = optimum_of(task, reference=skewed)
+    assert evaluate(skewed, task, skewed, own, per_prompt=2).kl.mean == pytest.approx(0.0, abs=1e-12)
+
+
+def test_at_beta_0_a_task_that_is_not_solved_has_no_known_optimum():
+    assert "samples cannot tell" in optimum_of(make_task("Text", prompts=["a"], beta=0.0)).unknown

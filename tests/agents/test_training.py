@@ -200,6 +200,12 @@ def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     )
     assert ("eval/optimality" in last) == (result.optimum.value is not None)
     assert kept_optimum(folder.path, task, "train", 0.05) is None
+    # A reward of the same name that pays something else.
+    other = env | {"reward": {"name": "contains_all", "words": ["w4q"]}}
+    assert (
+        kept_optimum(folder.path, make_env("textgym/Text-v0", 1, **other).unwrapped.task, "eval", 0.05)
+        is None
+    )
 
 
 def test_bad_settings_touch_no_file(tmp_path):

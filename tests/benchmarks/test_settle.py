@@ -1,5 +1,7 @@
 """J* of a suite's own tasks: worked out with the policies that its cells trained, every score taken from it."""
 
+import shutil
+
 import numpy as np
 import pytest
 from textgym_agents.storage import plain, read_json
@@ -53,6 +55,11 @@ def test_a_task_that_the_reference_does_not_solve_is_settled_by_what_was_learned
     assert (cell_folder(tmp_path, CELL) / "run" / "checkpoint").exists() == save
     if found["value"] is not None:
         assert result.measures["after"]["optimality"]["mean"] <= 1.0 + 0.1
+    # A cell that ends later, as one that is tried again, is scored on the same J*.
+    if save:
+        shutil.rmtree(cell_folder(tmp_path, CELL))
+        (late,) = run_suite(suite, tmp_path, engine="serial", save=save)
+        assert late.measures["optimum"] == found
     # It is settled once.
     before = read_json(cell_folder(tmp_path, CELL) / "result.json")
     run_suite(suite, tmp_path, engine="serial", save=save)
