@@ -54,7 +54,7 @@ def test_the_page_is_the_same_every_time_and_shows_the_summary(path):
     assert counts.failed > 0
     assert counts.missing > 0
     assert f"- Runs that failed ({counts.failed}):" in page
-    assert "no KL, reward 0." in page
+    assert "no optimality, reward 0." in page
     assert "textgym bench --suite made" in page
     assert "2 cores, a processor that does not exist" in page
 

@@ -361,7 +361,7 @@ def test_surprises_are_found():
     assert "q-learning on Stop-v0: -0.40" in items["below_reference"]
     assert not any("reference on" in item for item in items["below_reference"])
     assert items["seeds_disagree"] == (f"rloo on Copy-v0: -0.10 to {max(finals('rloo', 'Copy')[1:]):.2f}",)
-    assert items["above_one"] == ("lm-ppo on Json-v0: 1.30",)
+    assert items["above_one"] == ("lm-ppo on Json-v0: 3 of 3 runs",)
     assert items["unsolved"] == ("Bandit-v0: best is lm-ppo with 0.40",)
     assert "rloo on Helpful-v0: reward +0.200, gold -0.100" in items["overoptimised"]
     assert items["weak_optimum"] == ("Json-v0: 4.2",)
