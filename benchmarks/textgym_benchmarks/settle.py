@@ -87,7 +87,7 @@ def rescored(measures: Mapping[str, Any], optimum: Optimum) -> dict[str, Any]:
 def _timed(timing: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
     """The timing of a cell with the seconds to each level taken from its new scores."""
     seconds, scores = timing["curve_seconds"], [point["optimality"] for point in measures["curve"]]
-    places = {f"seconds_{name.removeprefix('_')}": crossing(scores, level) for name, level in LEVELS.items()}
+    places = {f"seconds_{name}": crossing(scores, level) for name, level in LEVELS.items()}
     return dict(timing) | {name: between(seconds, where) for name, where in places.items()}
 
 

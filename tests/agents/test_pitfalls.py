@@ -160,24 +160,20 @@ class TimeLimited(TokenVectorEnv):
         self.taken = 0
         return super().reset(**kwargs)
 
+    def limits(self):
+        return np.full(self.num_envs, 2)
+
     def step(self, actions):
         observation, rewards, terminated, _, infos = super().step(actions)
         self.taken += 1
-        return observation, rewards, terminated, ~terminated & (self.taken == 2), infos
+        return observation, rewards, terminated, ~terminated & (self.taken == self.limits()), infos
 
 
-class Staggered(TokenVectorEnv):
+class Staggered(TimeLimited):
     """Truncates even rows after one token and odd ones after two; the environment below goes on writing in them."""
 
-    def reset(self, **kwargs):
-        self.taken = 0
-        return super().reset(**kwargs)
-
-    def step(self, actions):
-        observation, rewards, terminated, _, infos = super().step(actions)
-        self.taken += 1
-        limits = 1 + np.arange(self.num_envs) % 2
-        return observation, rewards, terminated, ~terminated & (self.taken == limits), infos
+    def limits(self):
+        return 1 + np.arange(self.num_envs) % 2
 
 
 def test_10_truncation_bootstraps_from_the_value_and_an_end_does_not(task):

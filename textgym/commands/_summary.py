@@ -54,10 +54,8 @@ def how_measured(evaluation: Any, optimum: Any) -> str:
             "Exact, over all answers: reward, KL, J, entropy, length and how many ended by themselves. "
             "Sampled: terms and distinct words."
         )
-    rest = "J* is exact" if optimum.exact else "J* is below"
-    return (
-        f"Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest. {rest}."
-    )
+    sampled = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
+    return f"{sampled} J* is exact." if optimum.exact else sampled
 
 
 def _add_group(table: Table, columns: Mapping[str, Row], group: str, title: str, absent: str) -> None:
