@@ -232,3 +232,19 @@ def test_evaluating_does_not_move_a_reward_that_learns():
     second = play(UniformReference(np.ones(3, dtype=bool)), task, per_prompt=20)
     assert task.scorer.state_dict() == before
     np.testing.assert_array_equal(first.returns, second.returns)
+
+
+def test_all_completions_are_scored_in_one_call_and_discounted_by_their_own_length():
+    calls = []
+
+    def counted(prompts, completions, **columns):
+        calls.append(len(prompts))
+        return [1.0] * len(prompts)
+
+    task = make_task(
+        "Text", prompts=["a", "b"], tokenizer=WORDS, stop="<end>", reward=counted, max_new_tokens=4, gamma=0.5
+    )
+    episodes = play(UniformReference(task.vocabulary.allowed), task, per_prompt=30)
+    assert calls == [60]
+    assert len(np.unique(episodes.lengths)) == 4
+    np.testing.assert_array_equal(episodes.returns, 0.5 ** (episodes.lengths - 1.0))

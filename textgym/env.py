@@ -71,6 +71,11 @@ class TokenEnv(gym.Env[Observation, int]):
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
         self.task = find_task(task, task_options)
+        if self.task.scorer.pay == "together":
+            raise ValueError(
+                f"reward {self.task.scorer.name!r} compares the completions of a batch (pay='together'); allowed is a "
+                "TokenVectorEnv with score_together=True"
+            )
         self.split = split
         self.render_mode = render_mode
         self.observation_space = observation_space(self.task)

@@ -43,7 +43,7 @@ class Episodes:
         self.task, self.split = task, split
         self.prompts = task.encoded(split)
         self.cumulative = task.prompt_set(split).cumulative
-        self.pays_every_step = task.scorer.pay != "end"
+        self.pays_every_step = not task.scorer.pays_at_end
         self.store = TokenStore(
             rows,
             task.max_prompt_tokens,

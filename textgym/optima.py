@@ -104,6 +104,9 @@ def optimum_of(
             limit = MAX_MASKED if task.mask else MAX_STATES
             return solved(solve(task, reference, beta=beta, split=split, max_states=limit))
         except UnsolvableError:
+            if task.scorer.pay == "together":
+                reason = "the reward compares completions, so that no text has a value of its own"
+                return _unknown(None, beta, split, reason)
             if not beta:
                 reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
                 return _unknown(None, beta, split, reason)

@@ -182,20 +182,26 @@ class _Recorder:
     ) -> None:
         """Plays one episode from each of these prompts, by the policy of that number; starts the records anew."""
         count = len(prompt_index)
-        env = TokenVectorEnv(self.task, count, split=self._split, autoreset_mode=AutoresetMode.DISABLED)
+        env = TokenVectorEnv(
+            self.task,
+            count,
+            split=self._split,
+            autoreset_mode=AutoresetMode.DISABLED,
+            score_together=self.task.scorer.pays_at_end,
+        )
         observation, _ = env.reset(
             seed=int(generator.integers(2**31)), options={"prompt_index": prompt_index}
         )
         self._start(count)
-        active, discount, step = np.ones(count, dtype=np.bool_), 1.0, 0
+        active, step = np.ones(count, dtype=np.bool_), 0
         while active.any():
             masks = env.action_masks()[active] if self.task.mask is not None else None
             actions = self._act(observation, active, masks, generator, writers)
             self.arrays["tokens"][active, step] = actions[active]
             observation, rewards, terminated, truncated, infos = env.step(actions)
-            self.arrays["returns"] += discount * rewards
             self.arrays["lengths"] += active
-            discount *= self.task.gamma
+            # A reward belongs to its row's last action, also where it comes after others have ended.
+            self.arrays["returns"] += self.task.gamma ** (self.arrays["lengths"] - 1) * rewards
             step += 1
             self._finish(infos)
             active &= ~(terminated | truncated)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -14,13 +15,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from textgym.env import TokenEnv, why_reset
-from textgym.episodes import Episodes, action_space, observation_space
+from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.infos import Infos, final_infos, reset_infos, same_step_infos
 from textgym.options import find_task
 from textgym.render import check_render_mode, frame_image, frame_text, print_frame
 from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
 from textgym.task import Task
-from textgym.vector_options import VectorReset, read_mode, read_num_envs, read_reset
+from textgym.vector_options import VectorReset, check_together, read_mode, read_num_envs, read_reset
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
@@ -45,7 +46,10 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
     copies.
 
     ### Rewards
-    float64 (N,), as in `TokenEnv`.
+    float64 (N,), as in `TokenEnv`. With `score_together=True` a row that ends gets 0 and waits: the step that
+    ends the last row scores all of them in one call, and returns the rewards and the last infos of all. Each
+    reward belongs to the last action of its row, however long ago that was, and is discounted by the row's own
+    length. `settle` pays the waiting rows earlier, as after an outer truncation of the others.
 
     ### Starting State
     As in `TokenEnv`. Options of `reset`: `{"prompt": text}` or a list of N texts, `{"prompt_index": i}` or
@@ -55,8 +59,9 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
     As in `TokenEnv`. In SAME_STEP mode the last observation and info are under `final_obs` and `final_info`.
 
     ### Arguments
-    `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled"); the
-    others as in `TokenEnv`.
+    `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled");
+    `score_together`: score all rows in one call when the last one ends, allowed where autoreset is disabled and
+    the reward pays at the end; the others as in `TokenEnv`.
 
     ### Version History
     - v0: first version.
@@ -71,6 +76,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         *,
         split: str = "train",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        score_together: bool = False,
         render_mode: str | None = None,
         **task_options: Any,
     ) -> None:
@@ -79,6 +85,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.task = find_task(task, task_options)
+        self.score_together = check_together(score_together, self.autoreset_mode, self.task)
         self.split, self.num_envs, self.render_mode = split, num_envs, render_mode
         self.single_observation_space = observation_space(self.task)
         self.single_action_space = action_space(self.task)
@@ -90,6 +97,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
         self._last_rewards = np.zeros(num_envs)
+        self._waiting = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -99,9 +107,11 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         Args:
             seed: of all generators: sub-environment i gets seed + i, or seed[i].
             options: see "Starting State". They are not changed.
-        Raises: ValueError or TypeError, naming the argument and what is allowed.
+        Raises: ValueError or TypeError, naming the argument and what is allowed; RuntimeError for rows whose
+        rewards have not been paid yet, see `settle`.
         """
         request = read_reset(self.task, self.split, self.num_envs, seed, options)
+        self._check_paid("reset", request.rows)
         prompts = [self._begin(row, request) for row in request.rows]
         return self._store.observations(), reset_infos(self.num_envs, request.rows, prompts)
 
@@ -123,10 +133,12 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         if rows.size:
             codes = store.append(rows, tokens)
             paid = rows if self._episodes.pays_every_step else rows[codes.nonzero()]
+            if self.score_together:
+                paid = self._due(paid)
             if paid.size:
+                self._check_compared()
                 rewards[paid], ending = self._episodes.settle(paid.tolist())
-                if ending is not None:
-                    ended, infos = ending.rows, final_infos(self.num_envs, ending, store)
+                ended, infos = self._said_of(ending)
         terminations = store.finish != RUNNING
         self._last_rewards = rewards
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
@@ -139,6 +151,35 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self.render()
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         return store.observations(), rewards, terminations, truncations, infos
+
+    def settle(self) -> tuple[FloatArray, Infos]:
+        """Score the rows that wait for others to end, with `score_together=True`.
+
+        Returns: rewards (N,), 0 in rows that do not wait, and the last infos, as `step` gives them.
+        """
+        rewards = np.zeros(self.num_envs)
+        rows = np.flatnonzero(self._waiting)
+        self._waiting[:] = False
+        if not rows.size:
+            return rewards, {}
+        rewards[rows], ending = self._episodes.settle(rows.tolist())
+        self._last_rewards = rewards
+        return rewards, self._said_of(ending)[1]
+
+    @contextmanager
+    def scoring_together(self) -> Iterator[None]:
+        """Score all rows in one call within this block, where the reward pays at the end and resets are disabled.
+
+        Rows that still wait when the block is left, as after an interrupt, are forgotten.
+        """
+        before = self.score_together
+        disabled = self.autoreset_mode is AutoresetMode.DISABLED
+        self.score_together = before or (disabled and not self._episodes.pays_every_step)
+        try:
+            yield
+        finally:
+            self.score_together = before
+            self._waiting[:] = False
 
     def action_masks(self) -> BoolArray:
         """Which tokens the task suggests, bool (N, V). The others are legal actions nevertheless."""
@@ -155,9 +196,11 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         """Go on from these states in these sub-environments (None: in all).
 
         Returns: the observations of all sub-environments.
-        Raises: ValueError if a state does not fit this task, or the numbers of states and rows differ.
+        Raises: ValueError if a state does not fit this task, or the numbers of states and rows differ;
+        RuntimeError for rows whose rewards have not been paid yet, see `settle`.
         """
         rows = range(self.num_envs) if rows is None else rows
+        self._check_paid("set_states", rows)
         if len(states) != len(rows):
             raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")
         for row, state in zip(rows, states, strict=True):
@@ -185,6 +228,37 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
         """The seeds of the sub-environments."""
         return tuple(self._seeds[row] for row in range(self.num_envs) if self._generator(row))
+
+    def _due(self, ended: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Note that these rows wait. Returns: all rows that wait once no row runs any more, until then none."""
+        self._waiting[ended] = True
+        if (self._store.finish == RUNNING).any():
+            return ended[:0]
+        due = np.flatnonzero(self._waiting)
+        self._waiting[:] = False
+        return due
+
+    def _said_of(self, ending: Ending | None) -> tuple[list[int], Infos]:
+        """The rows that ended, and their last infos."""
+        if ending is None:
+            return [], {}
+        return ending.rows, final_infos(self.num_envs, ending, self._store)
+
+    def _check_compared(self) -> None:
+        scorer = self.task.scorer
+        if scorer.pay == "together" and not self.score_together:
+            raise ValueError(
+                f"reward {scorer.name!r} compares the completions of a batch (pay='together'); "
+                "allowed is an environment with score_together=True"
+            )
+
+    def _check_paid(self, what: str, rows: Sequence[int]) -> None:
+        waiting = [row for row in rows if self._waiting[row]]
+        if waiting:
+            raise RuntimeError(
+                f"{what}: rows {waiting} have ended and wait for their rewards (score_together=True); allowed are "
+                "rows that have been paid: step until the last row ends, or call settle()"
+            )
 
     def _begin(self, row: int, request: VectorReset) -> Prompt:
         seed = request.seeds[row]
@@ -239,3 +313,27 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
                 f"(the vocabulary has {size} tokens)"
             )
         return tokens
+
+
+def scoring_together(env: Any) -> AbstractContextManager[None]:
+    """Return a block in which `env` scores all rows in one call, if it is a `TokenVectorEnv` and nothing else.
+
+    Wrappers and subclasses see rewards step by step and may count on that: they go on as they are. Whoever plays in
+    this block adds what `step` pays to rows that have ended, and what `settle_rest` returns, to their last actions.
+    """
+    return env.scoring_together() if type(env) is TokenVectorEnv else nullcontext()
+
+
+def settle_rest(env: Any) -> tuple[FloatArray, Infos]:
+    """Pay the rows of a vector environment that still wait, see `TokenVectorEnv.settle`; zeros where none does."""
+    inner = env.unwrapped
+    return inner.settle() if isinstance(inner, TokenVectorEnv) else (np.zeros(env.num_envs), {})
+
+
+def refuse_together(env: Any, who: str) -> None:
+    """Raises ValueError if `env` was made with `score_together=True`, for those that credit rewards step by step."""
+    if getattr(getattr(env, "unwrapped", env), "score_together", False):
+        raise ValueError(
+            f"env: has score_together=True, which pays a row after its last action; {who} credits rewards "
+            "step by step, allowed is score_together=False"
+        )

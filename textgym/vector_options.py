@@ -48,6 +48,25 @@ def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
         ) from error
 
 
+def check_together(score_together: Any, mode: AutoresetMode, task: Task) -> bool:
+    """Return `score_together`. Raises: TypeError or ValueError unless it is a bool that fits mode and reward."""
+    if not isinstance(score_together, bool):
+        raise TypeError(f"score_together={score_together!r:.80}: allowed is True or False")
+    if task.scorer.pay == "together" and mode is not AutoresetMode.DISABLED:
+        raise ValueError(
+            f"autoreset_mode={mode.value!r}: reward {task.scorer.name!r} compares the completions of a batch "
+            "(pay='together'); allowed is 'Disabled', with score_together=True"
+        )
+    if score_together and mode is not AutoresetMode.DISABLED:
+        raise ValueError(f"score_together=True: allowed with autoreset_mode='Disabled', not {mode.value!r}")
+    if score_together and not task.scorer.pays_at_end:
+        raise ValueError(
+            f"score_together=True: allowed where the reward pays at the end; {task.scorer.name!r} has "
+            f"pay={task.scorer.pay!r}"
+        )
+    return score_together
+
+
 def read_reset(task: Task, split: str, num_envs: int, seed: Any, options: Any) -> VectorReset:
     """Check the arguments of `reset`. Raises: ValueError or TypeError, naming argument and allowed values."""
     choice = check_options(options, (*RESET_OPTIONS, "reset_mask"))

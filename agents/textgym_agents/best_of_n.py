@@ -169,7 +169,13 @@ class BestOfN:
     def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
         """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""
         task = self.task
-        env = TokenVectorEnv(task, len(starts), split=split, autoreset_mode=AutoresetMode.DISABLED)
+        env = TokenVectorEnv(
+            task,
+            len(starts),
+            split=split,
+            autoreset_mode=AutoresetMode.DISABLED,
+            score_together=task.scorer.pays_at_end,
+        )
         if task.noisy:
             seeds = self._generator.integers(2**63, size=len(starts)).tolist()
             starts = [
@@ -177,7 +183,7 @@ class BestOfN:
                 for start, seed in zip(starts, seeds, strict=True)
             ]
         observation = env.set_states(starts)
-        returns, discount = np.zeros(len(starts)), 1.0
+        returns, times = np.zeros(len(starts)), np.full(len(starts), -1)
         active = np.ones(len(starts), dtype=np.bool_)
         actions = np.zeros(len(starts), dtype=np.int64)
         # Trying answers out must not move a reward that learns, such as a running normalisation.
@@ -188,8 +194,8 @@ class BestOfN:
             # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
             actions[active] = (logs + self._generator.gumbel(size=logs.shape)).argmax(1)
             observation, rewards, terminated, truncated, _ = env.step(actions)
-            returns += discount * rewards
-            discount *= task.gamma
+            times += active
+            returns += task.gamma**times * rewards  # of each row's last action
             active &= ~(terminated | truncated)
         task.scorer.load_state_dict(before)
         return [state.tokens for state in env.get_states()], returns

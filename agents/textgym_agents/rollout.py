@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.vector import scoring_together, settle_rest
 from textgym_agents.categorical import sample
 from textgym_agents.policy import LMPolicy
 
@@ -97,13 +98,28 @@ def collect(
         reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
     """
     policy.forget()
+    with scoring_together(env):
+        rollout = _play(env, policy, seed, stop_ids, keep_all, group, reference)
+    policy.forget()
+    return rollout
+
+
+def _play(
+    env: Any,
+    policy: LMPolicy,
+    seed: int,
+    stop_ids: tuple[int, ...],
+    keep_all: bool,
+    group: int,
+    reference: LMPolicy | None,
+) -> Rollout:
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
     observation = _reset(env, seed, group)
     count = env.num_envs
     masked = getattr(env.unwrapped.task, "mask", None) is not None
     active = np.ones(count, dtype=np.bool_)
     truncated_rows = np.zeros(count, dtype=np.bool_)
-    bootstrap, bootstrap_kl = np.zeros(count), np.zeros(count)
+    bootstrap, bootstrap_kl, late = np.zeros(count), np.zeros(count), np.zeros(count)
     actions = np.zeros(count, dtype=np.int64)
     steps: list[_Step] = []
 
@@ -133,6 +149,7 @@ def collect(
                 masks,
             )
         )
+        late[~active] += rewards[~active]
         cut = active & truncated & ~terminated
         if cut.any():
             # At once: the environment below the time limit may go on writing in this row.
@@ -145,9 +162,9 @@ def collect(
                 reference.forget()
         truncated_rows |= cut
         active &= ~(terminated | truncated)
-    policy.forget()
+    late += settle_rest(env)[0]
     behind = bootstrap, None if reference is None else bootstrap_kl
-    return _assemble(observation["input_ids"], steps, behind, truncated_rows, stop_ids, policy.device)
+    return _assemble(observation["input_ids"], steps, late, behind, truncated_rows, stop_ids, policy.device)
 
 
 def _reset(env: Any, seed: int, group: int) -> dict[str, NDArray[Any]]:
@@ -163,6 +180,7 @@ def _reset(env: Any, seed: int, group: int) -> dict[str, NDArray[Any]]:
 def _assemble(
     ids: NDArray[np.int64],
     steps: list[_Step],
+    late: NDArray[np.float64],
     behind: tuple[NDArray[np.float64], NDArray[np.float64] | None],
     truncated: NDArray[np.bool_],
     stop_ids: tuple[int, ...],
@@ -179,6 +197,8 @@ def _assemble(
     width = int(columns.max()) + 2
     last = np.cumsum(lengths) - 1
     actions = torch.cat([step.tokens for step in steps])[index]
+    rewards = np.concatenate([step.rewards for step in steps])[order]
+    rewards[last] += late  # what a row was paid after its end belongs to its last action
     return Rollout(
         input_ids=torch.tensor(ids[:, :width], device=device),
         rows=rows,
@@ -188,7 +208,7 @@ def _assemble(
         log_probs=torch.cat([step.log_probs for step in steps])[index],
         values=torch.cat([step.values for step in steps])[index],
         all_log_probs=torch.cat(everything)[index] if everything else None,
-        rewards=np.concatenate([step.rewards for step in steps])[order],
+        rewards=rewards,
         lengths=lengths,
         bootstrap=behind[0],
         truncated=truncated,

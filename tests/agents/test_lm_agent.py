@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import first_metrics, tiny_agent, tiny_task
-from gymnasium.vector import AutoresetMode
+from agents.enumerated import count_a, first_metrics, tiny_agent, tiny_task
+from gymnasium.vector import AutoresetMode, VectorWrapper
 from lm.tiny_models import tiny_llama
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm_ppo import LMPPO
@@ -24,6 +24,27 @@ def test_an_update_stops_early_when_the_policy_has_moved_too_far(env, task):
 def test_environments_that_reset_by_themselves_are_refused(task):
     with pytest.raises(ValueError, match="autoreset_mode=DISABLED"):
         check_env(TokenVectorEnv(task, 2))
+
+
+@pytest.mark.parametrize("kl", ["exact", "k1"])
+def test_a_batch_is_scored_in_one_call_and_teaches_the_same(kl):
+    calls = []
+
+    def counted(prompts, completions, **columns):
+        calls.append(len(prompts))
+        return count_a(prompts, completions)
+
+    task = tiny_task(reward=counted, gamma=0.6)
+    env = TokenVectorEnv(task, 64, autoreset_mode=AutoresetMode.DISABLED)
+    agents = [tiny_agent(task, batch=64, lam=0.9, value_coefficient=0.5, kl=kl) for _ in range(2)]
+    together = first_metrics(agents[0], env)
+    assert calls == [64]
+    apart = first_metrics(agents[1], VectorWrapper(env))  # a wrapper sees each reward with its action
+    assert len(calls) > 2
+    assert sum(calls[1:]) == 64
+    assert together == apart
+    ours, theirs = (agent.policy.model.state_dict() for agent in agents)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize(

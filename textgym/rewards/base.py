@@ -45,7 +45,9 @@ class Reward(Protocol):
 
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
     `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
-    `pay`: "end" (default), "every" or "difference" (see `textgym.rewards.shaping`);
+    `pay`: "end" (default), "together" (the reward compares the completions of a batch, such as those that answer the
+    same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see
+    `textgym.rewards.shaping`);
     `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values); `noisy: bool`, with
     `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of the normal noise
     that every completion gets once: exact answers need them.

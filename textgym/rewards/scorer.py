@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from textgym.rewards.deadline import Deadline
 
 OnError = Literal["raise", "skip", "penalty"]
-Pay = Literal["end", "every", "difference"]
+Pay = Literal["end", "together", "every", "difference"]
 
 
 class Scorer:
@@ -31,7 +31,8 @@ class Scorer:
 
     Only the completions concerned fail. Where the reward failed as a whole and `on_error` is not "raise", it
     is asked again one completion at a time, so one bad completion costs the others nothing, and a batch
-    scores as its completions do alone; after "timeout" and "dies" the whole batch has failed.
+    scores as its completions do alone; after "timeout" and "dies", and where the reward compares completions
+    (`pay` is "together"), the whole batch has failed.
 
     Args:
         reward: a reward, or the spec of one (see `make_reward`).
@@ -47,7 +48,10 @@ class Scorer:
         tokens: of these completions, as often as each was seen; where `pay` asks for every prefix, one for each. It
             only grows: `load_state_dict` leaves it alone, as what was scored to try something out was scored.
         term_names: the keys of `Scores.terms`.
-        pay: when the environment asks for scores and what it pays (see `textgym.rewards.shaping`).
+        pay: when the environment asks for scores and what it pays: "end": when a text ends; "together": when the
+            whole batch has ended, for a reward that compares the completions of a batch; "every" and "difference": see
+            `textgym.rewards.shaping`.
+        pays_at_end: whether every text is scored once, finished.
         gamma: discount of the potential, where `pay` is "difference".
 
     Raises: ValueError or TypeError for a bad argument.
@@ -72,6 +76,7 @@ class Scorer:
         self.pay: Pay = getattr(self.reward, "pay", "end")
         if self.pay not in get_args(Pay):
             raise ValueError(f"reward {self.name!r} has pay={self.pay!r}: one of {get_args(Pay)} is allowed")
+        self.pays_at_end = self.pay in ("end", "together")
         self.gamma = float(getattr(self.reward, "gamma", 1.0))
         self.on_error: OnError = on_error
         self.penalty = float(penalty)
@@ -100,7 +105,7 @@ class Scorer:
             return Scores(np.zeros(0), {name: np.zeros(0) for name in self.term_names})
         self.scored += count
         ids = columns.get("completion_ids", ())
-        self.tokens += sum(map(len, ids)) if self.pay == "end" else len(ids)
+        self.tokens += sum(map(len, ids)) if self.pays_at_end else len(ids)
         faults: Faults = {}
         try:
             terms = self._ask(prompts, completions, columns, faults)
@@ -155,7 +160,12 @@ class Scorer:
         terms: dict[str, Values] = {name: [None] * count for name in self.term_names}
         faults.clear()
         for index in range(count):
-            if self.on_error == "raise" or count == 1 or error.kind in ("timeout", "dies"):
+            if (
+                self.on_error == "raise"
+                or count == 1
+                or self.pay == "together"
+                or error.kind in ("timeout", "dies")
+            ):
                 faults[index] = error
                 continue
             own: Faults = {}

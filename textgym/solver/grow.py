@@ -135,6 +135,11 @@ class _Payer:
 
     def __init__(self, task: Task, split: str) -> None:
         reward = task.reward
+        if task.scorer.pay == "together":
+            raise UnsolvableError(
+                f"task {task.name!r}: its reward {task.scorer.name!r} compares the completions of a batch, "
+                "so it is no function of one text; allowed is one that is"
+            )
         if task.noisy:
             reward = getattr(task.reward, "expected", None)
             if not callable(reward):

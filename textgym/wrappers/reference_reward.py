@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from textgym.lm.reference import Observation, Reference, restricted
 from textgym.state import TokenState
+from textgym.vector import refuse_together
 from textgym.wrappers.base import Masks, RowsWrapper, SingleWrapper, check_below, reference_of
 
 FLOOR = -50.0  # nats
@@ -91,6 +92,7 @@ class VectorReferenceReward(RowsWrapper):
         self, env: Any, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
         check_below(env, "VectorReferenceReward")
+        refuse_together(env, "VectorReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
         self.beta = self.unwrapped.task.beta if beta is None else beta  # type: ignore[attr-defined]

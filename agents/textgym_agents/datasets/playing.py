@@ -118,14 +118,21 @@ class _Player:
 
     def run(self, count: int, generator: np.random.Generator) -> list[RecordedEpisode]:
         """One batch of episodes."""
-        env = TokenVectorEnv(self.task, count, split=self._split, autoreset_mode=AutoresetMode.DISABLED)
+        env = TokenVectorEnv(
+            self.task,
+            count,
+            split=self._split,
+            autoreset_mode=AutoresetMode.DISABLED,
+            score_together=self.task.scorer.pays_at_end,
+        )
         observation, start = env.reset(seed=int(generator.integers(2**31)))
         if self._per_prompt > 1:
             shared = np.repeat(start["prompt_index"][:: self._per_prompt], self._per_prompt)
             observation, start = env.reset(options={"prompt_index": shared})
         seeds = [state.episode_seed for state in env.get_states()]
         trace = _Trace([observation])
-        ends: list[tuple[int, dict[str, Any]]] = [(0, {})] * count
+        said: list[dict[str, Any]] = [{}] * count
+        lengths, late = np.zeros(count, dtype=np.int64), np.zeros(count)
         active = np.ones(count, dtype=np.bool_)
         while active.any():
             masks = env.action_masks()[active] if self.task.mask is not None else None
@@ -133,12 +140,19 @@ class _Player:
             observation, rewards, terminated, truncated, infos = env.step(actions)
             trace.observations.append(observation)
             trace.rewards.append(np.asarray(rewards, dtype=np.float64))
-            for row in np.flatnonzero(active & (terminated | truncated)).tolist():
-                ends[row] = (len(trace.rewards), _said(infos, row))
+            lengths += active
+            late[~active] += rewards[~active]
+            for row in np.flatnonzero(infos.get("_completion", ())).tolist():
+                said[row] = _said(infos, row)
             active &= ~(terminated | truncated)
         env.close()
         opened = [(start["prompt"][row], int(start["prompt_index"][row])) for row in range(count)]
-        return [_episode(trace, row, *ends[row], *opened[row], seeds[row]) for row in range(count)]
+        for row in np.flatnonzero(late).tolist():
+            trace.rewards[lengths[row] - 1][row] += late[row]  # of its last action
+        return [
+            _episode(trace, row, int(lengths[row]), said[row], *opened[row], seeds[row])
+            for row in range(count)
+        ]
 
     def _choose(
         self,

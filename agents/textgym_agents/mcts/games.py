@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.vector import scoring_together, settle_rest
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.tabular.policies import draw
 
@@ -47,12 +48,17 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
         env: vector environment in DISABLED mode. seed: of the prompts. planner: searches.
         beta: charged per nat; 0 for a search that counts the return alone.
     """
+    with scoring_together(env):
+        return _play(env, seed, planner, beta, generator)
+
+
+def _play(env: Any, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
     task = env.unwrapped.task
     observation, _ = env.reset(seed=seed)
     active, actions = np.ones(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs, dtype=np.int64)
     parts: list[tuple[NDArray[Any], ...]] = []
     masks: list[NDArray[np.bool_]] = []
-    behind, time = np.zeros(env.num_envs), 0
+    behind, late, time = np.zeros(env.num_envs), np.zeros(env.num_envs), 0
     while active.any():
         rows = np.flatnonzero(active)
         seen = {name: array[rows] for name, array in observation.items()}
@@ -70,6 +76,7 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
         actions[rows] = tokens
         observation, rewards, terminated, truncated, _ = env.step(actions)
         paid = task.gamma**time * rewards[rows]
+        late[~active] += rewards[~active]
         parts.append((rows, columns, np.exp(log_policy).astype(np.float32), paid, ratio))
         cut = active & truncated & ~terminated
         if cut.any():
@@ -79,7 +86,9 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
             )[1]
         active &= ~(terminated | truncated)
         time += 1
-    return _finished(observation["input_ids"], parts, masks, beta, behind)
+    lengths = np.bincount(np.concatenate([rows for rows, *_ in parts]), minlength=env.num_envs)
+    late = task.gamma ** (lengths - 1) * (late + settle_rest(env)[0])
+    return _finished(observation["input_ids"], parts, masks, beta, behind, late)
 
 
 def _finished(
@@ -88,8 +97,10 @@ def _finished(
     masks: list[NDArray[np.bool_]],
     beta: float,
     behind: Floats,
+    late: Floats,
 ) -> Games:
-    to_come = behind.copy()
+    # What a row is paid after its end belongs to its last action.
+    to_come = behind + late
     outcomes: list[Floats] = []
     for rows, _, _, paid, ratio in reversed(parts):
         to_come[rows] += paid - beta * ratio
@@ -102,7 +113,7 @@ def _finished(
         targets=targets,
         masks=np.concatenate(masks) if masks else None,
         outcomes=np.concatenate(outcomes),
-        returns=np.asarray(np.bincount(rows, paid, len(ids)), dtype=np.float64),
+        returns=np.asarray(np.bincount(rows, paid, len(ids)) + late, dtype=np.float64),
         log_ratios=np.asarray(np.bincount(rows, ratio, len(ids)), dtype=np.float64),
         lengths=np.bincount(rows, minlength=len(ids)),
     )

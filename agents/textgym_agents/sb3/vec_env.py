@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from textgym.messages import not_one_of
+from textgym.vector import refuse_together
 from textgym_agents.sb3.rows import ROW_METHODS, chain, found, row_method, row_of, rows_of
 
 _MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
@@ -35,6 +36,7 @@ class SB3VecEnv(VecEnv):
                 f"env={env!r:.80}: Stable-Baselines3 needs a vector environment with "
                 "autoreset_mode=SAME_STEP or DISABLED; textgym_agents.registry.make_env(id, num_envs) makes one"
             )
+        refuse_together(env, "Stable-Baselines3")
         self.venv = env
         self._resets_itself = mode is AutoresetMode.SAME_STEP
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

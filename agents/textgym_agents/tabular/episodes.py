@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from textgym.vector import refuse_together
 from textgym_agents.protocol import Metrics, Observation
 
 Floats = NDArray[np.float64]
@@ -78,13 +79,14 @@ class PlayedBatch:
 
 
 def check_env(env: Any) -> None:
-    """Raises ValueError unless `env` is a vector environment that does not reset by itself."""
+    """Raises ValueError unless `env` is a vector environment that pays at once and does not reset by itself."""
     mode = getattr(env, "metadata", {}).get("autoreset_mode")
     if not hasattr(env, "num_envs") or mode != AutoresetMode.DISABLED:
         raise ValueError(
             f"env={env!r}: this agent plays whole batches of episodes and needs a vector environment with "
             "autoreset_mode=DISABLED; textgym_agents.make_env(id, num_envs) makes one"
         )
+    refuse_together(env, "this agent")
 
 
 def play_batch(env: Any, seed: int, choose: Callable[[Observation, Bools | None], Choice]) -> PlayedBatch:

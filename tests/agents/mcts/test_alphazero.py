@@ -38,9 +38,10 @@ def test_the_gradient_vanishes_where_the_policy_is_what_the_search_came_to():
     assert float(logits.grad.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("pay", ["every", "end"])
 @pytest.mark.parametrize("beta", [0.0, 0.4])
-def test_outcomes_are_rewards_and_charges_to_come(beta):
-    task = small_task(reward=Paid("every"), gamma=0.5)
+def test_outcomes_are_rewards_and_charges_to_come(beta, pay):
+    task = small_task(reward=Paid(pay), gamma=0.5)
     planner = Planner(task, MCTSConfig(simulations=4), 0.4)
     games = play_games(batch_env(task), 0, planner, beta, np.random.default_rng(0))
     reference = UniformReference(task.vocabulary.allowed)
@@ -57,6 +58,8 @@ def test_outcomes_are_rewards_and_charges_to_come(beta):
             paid += uneven([prompt], [text], completion_ids=[completion])
             logs = reference.log_probs({"input_ids": ids[None]})[0]
             charge.append(np.log(games.targets[n][completion[-1]]) - logs[completion[-1]])
+        if pay == "end":
+            paid[:-1] = [0.0] * (len(paid) - 1)
         for place, n in enumerate(states):
             want = sum(0.5**t * paid[t] - beta * charge[t] for t in range(place, len(states)))
             assert games.outcomes[n] == pytest.approx(want, abs=1e-5)
