@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from textgym_agents.rlhf.sft import token_sums, train_sft
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, read_demonstrations
 from textgym.tasks.text import text_task
-from textgym.world import REWARD_MODEL_PATH
+from textgym.world import MODEL_PATH, REWARD_MODEL_PATH
 
 ROWS = [Encoded([3, 4, 5, 6, 7], 3, 0), Encoded([3, 8, 0], 1, 0), Encoded([5, 5, 5, 5], 3, 0)]
 QUICK = {"batch": 8, "micro_batches": 2, "epochs": 2, "save_every": 3, "device": "cpu"}
@@ -176,6 +178,20 @@ def test_a_run_learns_and_leaves_nothing_behind(tmp_path):
     assert len(rows_of(tmp_path / "run")) == result["steps"] + 1
     with pytest.raises(ValueError, match="never overwritten"):
         train_sft(plan, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_an_end_token_that_pads_as_well_is_learned_as_an_end(tmp_path):
+    data = pair_file(tmp_path / "pairs.jsonl")
+    for name, pad in (("apart", "<|pad|>"), ("end", "<|end|>")):
+        base = shutil.copytree(MODEL_PATH, tmp_path / f"base-{name}")
+        file = base / "tokenizer_config.json"
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), "eos_token": "<|end|>", "pad_token": pad})
+        )
+        train_sft(SFTSettings(data, base=str(base), **{**QUICK, "epochs": 1}), tmp_path / name)
+    apart, end = weights(tmp_path / "apart" / "model"), weights(tmp_path / "end" / "model")
+    assert apart == end
 
 
 @pytest.mark.slow
