@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from textgym.task import Task
 
 Builder = Callable[..., "Task"]
-_ENVIRONMENT_ARGUMENTS = ("split", "render_mode", "num_envs", "autoreset_mode")
+_ENVIRONMENT_ARGUMENTS = ("split", "render_mode", "num_envs", "autoreset_mode", "score_together")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def make_task(name: str, **options: Any) -> Task:
             if option not in parameters:
                 allowed = ", ".join(parameters)
                 near = did_you_mean(option, [*parameters, *_ENVIRONMENT_ARGUMENTS])
+                if option in _ENVIRONMENT_ARGUMENTS:
+                    near = f" {option!r} is an argument of the vector environment."
                 # Python's own phrase: TorchRL's GymEnv looks for it to learn which arguments to leave out.
                 raise TypeError(
                     f"task {name!r} got an unexpected keyword argument {option!r}. Allowed are: {allowed}.{near}"

@@ -21,7 +21,7 @@ from textgym_agents.storage import plain, replace_folder
 
 FORMAT = 1
 _WRITTEN_AT_ONCE = 256
-_VECTOR_OPTIONS = ("num_envs", "autoreset_mode", "vectorization_mode", "render_mode")
+_VECTOR_OPTIONS = ("num_envs", "autoreset_mode", "score_together", "vectorization_mode", "render_mode")
 
 
 def record(
