@@ -102,7 +102,7 @@ def make_task(name: str, **options: Any) -> Task:
                 allowed = ", ".join(parameters)
                 near = did_you_mean(option, [*parameters, *_ENVIRONMENT_ARGUMENTS])
                 if option in _ENVIRONMENT_ARGUMENTS:
-                    near = f" {option!r} is an argument of the environment (num_envs, autoreset_mode, score_together: of the vector one)."
+                    near = f" {option!r} belongs to an environment, some to the vector one alone."
                 # Python's own phrase: TorchRL's GymEnv looks for it to learn which arguments to leave out.
                 raise TypeError(
                     f"task {name!r} got an unexpected keyword argument {option!r}. Allowed are: {allowed}.{near}"
