@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from textgym_agents.runs import RunFolder, free_folder
+from textgym_agents.runs import RunFolder, run_folder
 from textgym_agents.storage import plain, read_json, read_lines, write_json
 
 
@@ -116,7 +116,13 @@ def test_the_events_hold_the_metrics(tmp_path):
 
 
 def test_the_next_free_number(tmp_path):
-    assert free_folder(tmp_path, "demo") == tmp_path / "demo-1"
     (tmp_path / "demo-1").mkdir()
     (tmp_path / "demo-2").touch()
-    assert free_folder(tmp_path, "demo") == tmp_path / "demo-3"
+    with run_folder(None, "demo", tmp_path) as path, run_folder(None, "demo", tmp_path) as other:
+        assert (path, other) == (tmp_path / "demo-3", tmp_path / "demo-4")
+        (path / "config.json").touch()
+    assert path.is_dir()
+    assert not other.exists()  # nothing was written to it
+    with run_folder(tmp_path / "mine", "demo") as path:
+        assert path == tmp_path / "mine"
+        assert not path.exists()

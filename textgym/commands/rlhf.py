@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     from textgym_agents.rlhf.pipeline import run_rlhf
     from textgym_agents.rlhf.pipeline_settings import RLHFSettings
-    from textgym_agents.runs import free_folder
+    from textgym_agents.runs import run_folder
 
     from textgym.commands._pipeline import PipelineDisplay
     from textgym.commands._threads import use_all_cores
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> None:
     combined.__doc__ = _TEXT
     given: Any = parse(combined, arguments, "rlhf")
     env_id, settings = find_id(given.flags.id), given.settings
-    out = given.flags.out or free_folder("runs", f"{env_id.rpartition('/')[2].lower()}-rlhf")
+    name = f"{env_id.rpartition('/')[2].lower()}-rlhf"
     use_all_cores()
     started = time.monotonic()
-    with PipelineDisplay(settings.episodes) as display:
+    with run_folder(given.flags.out, name) as out, PipelineDisplay(settings.episodes) as display:
         result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
     console = output()
     console.print(_answers(result["rows"]))

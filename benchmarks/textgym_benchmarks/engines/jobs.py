@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,20 @@ ONE_THREAD: Final = dict.fromkeys(
 )
 """Environment of a worker: a cell has one thread, so that cores are not fought over and numbers do not depend on
 their count."""
+
+
+def search_path() -> list[str]:
+    """Where this process finds modules."""
+    return [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  ("" is the current folder)
+
+
+def fresh_python(code: str) -> list[str]:
+    """A command line that runs code in a new interpreter, which finds the modules that this process finds.
+
+    That is whatever lies in the current folder (-P), and a list where PYTHONPATH cannot name a folder with a colon.
+    """
+    start = f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{code}"
+    return [sys.executable, "-P", "-c", start, json.dumps(search_path())]
 
 
 @dataclass(frozen=True)
