@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
     _prepare_streams()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _thread_errors(traceback.print_exception if debug else _show_warning):
             if not debug:
                 warnings.showwarning = _show_warning
             code = _dispatch(rest)
@@ -140,9 +141,20 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _say(f"warning: {one_line(message)}")
 
 
+@contextlib.contextmanager
+def _thread_errors(show: Callable[[Any], object]) -> Iterator[None]:
+    """Within it, an error that ends a thread of a library, as on a full disk, is shown by a function."""
+    before = threading.excepthook
+    threading.excepthook = lambda thread: show(thread.exc_value)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"textgym: {text}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"textgym: {text}\n")  # in one piece: threads may say something, too
     _drop_if_broken(sys.stderr)
 
 

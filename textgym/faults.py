@@ -53,15 +53,17 @@ def disk_full(error: BaseException | None) -> int | None:
     return None
 
 
-def remedy(error: BaseException) -> str | None:
-    """Return what is wrong and what helps where the machine has no more of something; None for any other error."""
+def with_remedy(error: BaseException) -> str:
+    """Return an error's text; where the machine has no more of something, what helps against that before it."""
     text = str(error)
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
-        return "out of memory: a smaller batch or model, or fewer workers, takes less"
-    if any(sign in text for sign in _NO_PROCESS):
-        return (
+        helps = "out of memory: a smaller batch or model, or fewer workers, takes less"
+    elif any(sign in text for sign in _NO_PROCESS):
+        helps = (
             "no more processes or threads may be started: use fewer workers, or raise the limit (ulimit -u)"
         )
-    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        return "no more files may be open: use fewer workers, or raise the limit (ulimit -n)"
-    return None
+    elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        helps = "no more files may be open: use fewer workers, or raise the limit (ulimit -n)"
+    else:
+        return text
+    return f"{helps} ({text})" if text else helps

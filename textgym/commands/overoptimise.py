@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from textgym.commands._console import note, output, untrusted
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.faults import disk_full_at
 
 _TEXT = """Over-optimisation of reward models: several are trained, on few and on many preferences, small and large;
 each is optimised by best-of-n and by PPO with a falling KL penalty, and the gold reward says what that is worth.
@@ -54,7 +55,8 @@ def main(arguments: list[str]) -> None:
     use_all_cores()
     started = time.monotonic()
     with run_folder(given.flags.out, name) as out, PipelineDisplay(settings.episodes) as display:
-        result = run_overoptimise(env_id, settings, out, display, env_options(given.flags.env))
+        with disk_full_at(out, "run the same command again, which goes on"):
+            result = run_overoptimise(env_id, settings, out, display, env_options(given.flags.env))
     console = output()
     console.print(_table(result["curves"]))
     weakest = f"{min(settings.layers)}-{min(settings.pairs)}"

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from textgym.commands._console import output, untrusted
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.faults import disk_full_at
 
 _TEXT = """RLHF in four stages, each in a folder of its own: supervised fine-tuning on demonstrations, preferences
 between answers of the fine-tuned model, a reward model of these preferences, and PPO against it with a KL penalty to
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> None:
     use_all_cores()
     started = time.monotonic()
     with run_folder(given.flags.out, name) as out, PipelineDisplay(settings.episodes) as display:
-        result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
+        with disk_full_at(out, "run the same command again, which goes on"):
+            result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
     console = output()
     console.print(_answers(result["rows"]))
     console.print(comparison_table(result["rows"]))

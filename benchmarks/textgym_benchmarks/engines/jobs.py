@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from textgym.faults import with_remedy
+
 RETRIES: Final = 2
 """How often a job is started again whose process died."""
 READY: Final = "ready\n"
@@ -126,7 +128,7 @@ def reply_line(reply: dict[str, Any]) -> str:
 def describe(error: BaseException) -> dict[str, str]:
     """An exception as JSON."""
     text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text}
+    return {"type": type(error).__name__, "message": with_remedy(error), "traceback": text}
 
 
 def finished(key: str, reply: dict[str, Any], attempts: int) -> Event:

@@ -133,6 +133,8 @@ class _Worker:
         """How the process ended, and the end of what it printed."""
         code = self.process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", by which the system ends what takes too much memory: fewer workers take less"
         self._errors.seek(0)
         printed = self._errors.read().decode("utf-8", "replace")[-_TAIL:].strip()
         self.close()
