@@ -55,9 +55,12 @@ def main(arguments: list[str]) -> None:
     name = f"{env_id.rpartition('/')[2].lower()}-rlhf"
     use_all_cores()
     started = time.monotonic()
-    with run_folder(given.flags.out, name) as out, PipelineDisplay(settings.episodes) as display:
-        with disk_full_at(out, "run the same command again, which goes on"):
-            result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
+    with (
+        run_folder(given.flags.out, name) as out,
+        disk_full_at(out, "run the same command again, which goes on"),
+        PipelineDisplay(settings.episodes) as display,
+    ):
+        result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
     console = output()
     console.print(_answers(result["rows"]))
     console.print(comparison_table(result["rows"]))
