@@ -16,6 +16,7 @@ from textgym.commands import command_names, load_command, summary
 from textgym.commands._errors import UsageError, one_line
 from textgym.faults import disk_full
 from textgym.messages import did_you_mean
+from textgym.sources import source_digest, source_folder
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -74,6 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
         kind = "flag" if name.startswith("-") else "command"
         near = did_you_mean(name, command_names())
         raise UsageError(f"{kind} {name!r}: not one of {', '.join(command_names())}.{near}")
+    source_folder()  # before any number is made of two checkouts
     load_command(name)(rest)
     return 0
 
@@ -100,8 +102,6 @@ def _print_help() -> None:
 
 def _print_version() -> None:
     from importlib.metadata import PackageNotFoundError, version
-
-    from textgym.sources import source_digest, source_folder
 
     try:
         name = f"textgym {version('textgym')}"

@@ -30,7 +30,7 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
 
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """
-    words = [_checked(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+    words = checked_words(arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -47,11 +47,15 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
         raise UsageError(_message(errors.getvalue(), command)) from request
 
 
-def _checked(before: str, word: str) -> str:
-    """A command-line word, given the one before it, with `~` of a flag's value as the home folder: shells leave it.
+def checked_words(arguments: Sequence[str]) -> list[str]:
+    """Command-line words with the home folder in place of a `~` that a flag's value starts with: shells leave it.
 
-    Raises: UsageError for one that is not UTF-8, which libraries that write files do not take, or an unknown home.
+    Raises: UsageError for a word that is not UTF-8, as libraries that write files ask for, or an unknown home folder.
     """
+    return [_checked(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+
+
+def _checked(before: str, word: str) -> str:
     try:
         word.encode()
     except UnicodeEncodeError as error:
