@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_tools import COMMAND, assert_one_line, child, environment, run, shell
+from textgym_benchmarks.results import load_results
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and rights of POSIX")
 NOBODY = 65534
@@ -38,6 +41,13 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def metrics(path: str) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 100
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def background(*words, **options):
@@ -75,24 +85,29 @@ def test_a_command_that_fails_gives_its_folder_back(capsys):
 
 @pytest.mark.slow
 def test_a_live_run_in_the_background():
-    """It ignores Ctrl-C, is called what it is, is read at any moment, and may be stopped and continued."""
-    words = ("train", "Bandit-v0", "--agent", "reinforce", "--episodes", "9600", "--eval-every", "0")
-    job = background(*words, "--save-every", "1", "--out", "live")
-    while not Path("live/metrics.jsonl").exists():
-        time.sleep(0.05)
+    """It may be stopped and continued, is called what it is, ignores Ctrl-C, and can be read at any moment."""
+    words = ("train", "Bandit-v0", "--agent", "reinforce", "--episodes", "12800", "--save-every", "0")
+    job = background(*words, "--out", "live")
+    wait_for(lambda: Path("live/metrics.jsonl").exists())
+    os.killpg(job.pid, signal.SIGSTOP)
     done = shell('"$@"', *words, "--out", "live")
     assert_one_line(done.returncode, done.stderr, "live: another process is at work on this run")
     os.killpg(job.pid, signal.SIGINT)
-    os.killpg(job.pid, signal.SIGSTOP)
-    before = Path("live/metrics.jsonl").read_bytes()
-    time.sleep(0.2)
-    assert Path("live/metrics.jsonl").read_bytes() == before
-    assert not Path("live/result.json").exists()
     os.killpg(job.pid, signal.SIGCONT)
-    until = time.monotonic() + 100
-    while not Path("live/result.json").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert len(metrics("live")) == 9600 // 64 + 1
+    readings = []
+    wait_for(lambda: readings.append(load_results("live")[0].status) or readings[-1] == "done")
+    assert set(readings) == {"missing", "done"}
+    assert len(metrics("live")) == 12800 // 64 + 1
+
+
+def test_a_clock_that_jumps_makes_no_negative_times(capsys, monkeypatch):
+    jumps = itertools.count(1e9, -86400.0)
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    words = ("--agent", "random", "--episodes", "4", "--final-per-prompt", "1", "--out", "r")
+    assert run(capsys, "train", "Bandit-v0", *words)[0] == 0
+    rows = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    seconds = [0.0, *(row["seconds"] for row in rows)]
+    assert seconds == sorted(seconds)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 
 import pytest
 from cli_tools import COMMAND, assert_one_line, environment, run, shell
@@ -117,6 +118,20 @@ def test_the_home_folder_of_a_flag_is_the_home_folder(capsys, monkeypatch, tmp_p
     assert str(tmp_path / "home" / "p.jsonl") in out.replace("\n", "")
     assert (tmp_path / "home" / "p.jsonl").exists()
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_an_error_that_ends_a_thread_is_one_line(capsys, monkeypatch):
+    def names() -> list[str]:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        return []
+
+    monkeypatch.setattr("textgym.commands.list._names", names)
+    before = threading.excepthook
+    code, _, err = run(capsys, "list", "--json")
+    assert (code, err) == (0, "textgym: warning: division by zero\n")
+    assert threading.excepthook is before
 
 
 def test_a_home_folder_that_nobody_has_is_refused(capsys):

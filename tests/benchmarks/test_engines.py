@@ -69,6 +69,7 @@ def test_a_dying_process_takes_nothing_with_it(engine, tmp_path):
     assert (failure.type, failure.attempts) == ("WorkerDied", 3)
     if engine == "pool":
         assert "SIGKILL" in failure.message
+        assert "fewer workers take less" in failure.message
         assert "my last words" in failure.message
 
 
