@@ -47,6 +47,26 @@ def child(*words: str, before: str = "", stdin: str = "") -> subprocess.Complete
     )
 
 
+COMMAND = (sys.executable, "-P", "-c", "import sys; from textgym.cli import main; sys.exit(main())")
+"""Starts the command line as the script `textgym` does: no module is taken from the current folder."""
+
+
+def shell(
+    script: str, *words: str | bytes, cwd: Path | bytes | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A script of bash in which `"$@"` is the command line with these words."""
+    return subprocess.run(
+        ["bash", "-c", script, "bash", *COMMAND, *words],
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=120,
+        cwd=cwd,
+        env=environment() | variables,
+        check=False,
+    )
+
+
 def assert_one_line(code: int, err: str, *words: str) -> None:
     assert code == 2
     assert err.startswith("textgym: error: ")

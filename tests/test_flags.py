@@ -1,8 +1,14 @@
-"""Flags that take several words may be given several times."""
+"""Words of the command line: flags that are given several times, home folders, names that are not UTF-8."""
+
+import os
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from textgym.commands._flags import merged
+from textgym.commands._errors import UsageError
+from textgym.commands._flags import checked_words, merged
 
 
 @pytest.mark.parametrize(
@@ -17,3 +23,29 @@ from textgym.commands._flags import merged
 )
 def test_a_repeated_flag_keeps_all_its_words(words, expected):
     assert merged(words, "--env") == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    word=st.binary(max_size=12).map(os.fsdecode), flag=st.sampled_from(["", "--out", "--agent", "--prompt"])
+)
+def test_words_stay_as_they_are_unless_they_are_no_utf_8_or_name_the_home_folder(word, flag):
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        with pytest.raises(UsageError, match="UTF-8"):
+            checked_words([flag, word])
+        return
+    assert checked_words([word]) == [word] or word.startswith("--")
+    if not word.startswith("~"):
+        assert checked_words([flag, word]) == [flag, word] or "=~" in word
+
+
+@given(rest=st.text("ab/~= ", max_size=6).map("~/{}".format))
+def test_the_home_folder_is_written_out_in_the_values_of_flags_that_may_name_files(rest):
+    home = os.path.expanduser("~")  # noqa: PTH111
+    there = str(Path(home + rest.removeprefix("~")))
+    assert checked_words(["--out", rest]) == ["--out", there]
+    assert checked_words([f"--out={rest}"]) == [f"--out={there}"]
+    for words in (["--prompt", rest], [f"--completion={rest}"], ["ID", rest]):
+        assert checked_words(words) == words

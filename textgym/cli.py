@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
 
 from textgym.commands import command_names, load_command, summary
 from textgym.commands._errors import UsageError, one_line
+from textgym.faults import disk_full
 from textgym.messages import did_you_mean
+from textgym.sources import source_digest, source_folder
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
@@ -27,17 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in options
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
+    _prepare_streams()
     try:
-        _prepare_streams()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _thread_errors(traceback.print_exception if debug else _show_warning):
             if not debug:
                 warnings.showwarning = _show_warning
-            return _dispatch(rest)
+            code = _dispatch(rest)
+            sys.stdout.flush()
+            return code
     except SystemExit as exit_request:
         return _exit_code(exit_request)
     except BrokenPipeError:
-        # The reader has gone (`textgym list | head`): Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone, as in `textgym list | head`.
+        for stream in (sys.stdout, sys.stderr):
+            _drop_if_broken(stream)
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt as interrupt:
         if debug:
@@ -45,10 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"interrupted: {interrupt}" if str(interrupt) else "interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:
+        # An error of the standard output names no file; that it still takes nothing tells it.
+        nameless = isinstance(error, OSError) and error.filename is None and disk_full(error)
+        place = "standard output: " if _drop_if_broken(sys.stdout, "\n" if nameless else "") else ""
         if debug:
             traceback.print_exc()
         else:
-            _say(f"error: {one_line(error)}")
+            _say(f"error: {place}{one_line(error)}")
         return EXIT_ERROR
 
 
@@ -64,6 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
         kind = "flag" if name.startswith("-") else "command"
         near = did_you_mean(name, command_names())
         raise UsageError(f"{kind} {name!r}: not one of {', '.join(command_names())}.{near}")
+    source_folder()  # before any number is made of two checkouts
     load_command(name)(rest)
     return 0
 
@@ -92,25 +104,58 @@ def _print_version() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        print(f"textgym {version('textgym')}")
+        name = f"textgym {version('textgym')}"
     except PackageNotFoundError:
-        print("textgym (not installed: running from its source)")
+        name = "textgym (not installed: running from its source)"
+    print(f"{name}, source {source_digest()} in {source_folder()}")
 
 
 def _prepare_streams() -> None:
-    """Texts of models may hold any character; where the terminal cannot show one, its escape is shown."""
+    """Gives every standard stream a file, and one that takes any text.
+
+    A stream that was closed (`>&-`) is None in Python, and its number would go to the next file that is opened, which
+    libraries that print would then write to. Texts of models may hold any character; where the terminal cannot show
+    one, its escape is shown.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
+def _drop_if_broken(stream: TextIO, text: str = "") -> bool:
+    """Whether a stream does not take a text; then it is closed off, or Python would complain again at exit."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _say(f"warning: {one_line(message)}")
 
 
+@contextlib.contextmanager
+def _thread_errors(show: Callable[[Any], object]) -> Iterator[None]:
+    """Within it, an error that ends a thread of a library, as on a full disk, is shown by a function."""
+    before = threading.excepthook
+    threading.excepthook = lambda thread: show(thread.exc_value)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def _say(text: str) -> None:
-    print(f"textgym: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"textgym: {text}\n")  # in one piece: threads may say something, too
+    _drop_if_broken(sys.stderr)
 
 
 def _exit_code(request: SystemExit) -> int:

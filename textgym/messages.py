@@ -1,9 +1,14 @@
-"""Wording shared by error messages: what is allowed, and the nearest name to a misspelt one."""
+"""Wording that is shared: what is allowed, the nearest name to a misspelt one, and docstrings that are shown."""
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import sys
+import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
@@ -17,3 +22,15 @@ def not_one_of(argument: str, name: object, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     listed = ", ".join(names) if names else "(none)"
     return f"{argument} {name!r}: not one of {listed}.{did_you_mean(name, names)}"
+
+
+def docstring(documented: Any) -> str:
+    """The docstring of a module, class or function; from its source where Python drops it (`PYTHONOPTIMIZE=2`)."""
+    if sys.flags.optimize > 1:
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(documented)))
+        except (OSError, TypeError):
+            pass  # made at run time, with a docstring that was set then
+        else:
+            return ast.get_docstring(tree if inspect.ismodule(documented) else tree.body[0]) or ""  # type: ignore[arg-type]
+    return inspect.getdoc(documented) or ""

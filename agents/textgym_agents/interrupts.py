@@ -17,12 +17,14 @@ class TrainingInterrupted(KeyboardInterrupt):
 def first_interrupt(asked: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C was pressed; a second press raises KeyboardInterrupt as usual.
 
-    Outside the main thread, where Python handles no signals, nothing changes.
+    Outside the main thread, where Python handles no signals, nothing changes; nor does it in a process that ignores
+    Ctrl-C, as those do that a shell's script starts in the background.
 
     Args:
         asked: called at the first press.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield lambda: False
         return
     presses: list[int] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +13,8 @@ from typing import IO, Any
 from textgym_agents.storage import json_line, read_json, read_lines, recover_folder, write_json, write_text
 
 Row = Mapping[str, Any]
+_LOCK = ".lock"
+_PATIENCE = 0.2  # seconds; whoever asks whether a run is at work holds it for much less
 
 
 class RunFolder:
@@ -32,20 +36,30 @@ class RunFolder:
         cls.check_free(path)
         folder = cls(Path(path))
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(folder.path / "config.json", config)
+        # Of several that start at once, one finds the folder free.
+        with folder._held():
+            cls.check_free(path, held=True)
+            write_json(folder.path / "config.json", config)
         return folder
 
     @staticmethod
-    def check_free(path: str | Path) -> None:
-        """Raises: ValueError unless a run can start at `path`: nothing is there, or an empty folder."""
-        state = RunFolder(Path(path)).state()
+    def check_free(path: str | Path, held: bool = False) -> None:
+        """Raises: ValueError unless a run can start at `path`: nothing is there, or an empty folder.
+
+        Args:
+            held: whether this process holds the folder.
+        """
+        state = RunFolder(Path(path)).state(held)
+        if state == "running":
+            raise _at_work(path)
         if state == "finished":
             raise ValueError(
                 f"{path}: holds a finished run, which is never overwritten; choose another folder"
             )
         if state == "interrupted":
             raise ValueError(f"{path}: holds an interrupted run; resume it, or choose another folder")
-        if Path(path).exists() and (not Path(path).is_dir() or any(Path(path).iterdir())):
+        there = Path(path)
+        if there.exists() and not (there.is_dir() and {each.name for each in there.iterdir()} <= {_LOCK}):
             raise ValueError(f"{path}: is no run and not empty; choose another folder")
 
     @classmethod
@@ -53,16 +67,24 @@ class RunFolder:
         """The folder of an interrupted run. Raises: ValueError if there is none, or it is finished."""
         folder = cls(Path(path))
         state = folder.state()
+        if state == "running":
+            raise _at_work(path)
         if state != "interrupted":
             what = "holds a finished run" if state == "finished" else "holds no run"
             raise ValueError(f"{path}: {what}, so there is nothing to resume")
         return folder
 
-    def state(self) -> str:
-        """One of "finished", "interrupted" and "none": no run is there."""
+    def state(self, held: bool = False) -> str:
+        """One of "finished", "running": a process is at work on it, "interrupted", and "none": no run is there.
+
+        Args:
+            held: whether this process holds the folder, and nobody is to be asked.
+        """
         if (self.path / "result.json").exists():
             return "finished"
-        return "interrupted" if (self.path / "config.json").exists() else "none"
+        if not (self.path / "config.json").exists():
+            return "none"
+        return "running" if not held and _is_held(self.path / _LOCK) else "interrupted"
 
     def config(self) -> dict[str, Any]:
         """What the run was started with."""
@@ -109,18 +131,27 @@ class RunFolder:
             events: whether TensorBoard events are written, where it is installed.
         Raises: ValueError if another process is at work in the folder.
         """
-        lock = (self.path / ".lock").open("w")
-        try:
-            _hold(lock, self.path)
-            if rewind_to is not None:
-                self._rewind(rewind_to)
-            self._events = self._open_events() if events else None
-            yield self._events is not None
-        finally:
-            if self._events is not None:
-                self._events.close()
-                self._events = None
-            lock.close()
+        with self._held():
+            try:
+                if rewind_to is not None:
+                    self._rewind(rewind_to)
+                self._events = self._open_events() if events else None
+                yield self._events is not None
+            finally:
+                if self._events is not None:
+                    self._events.close()
+                    self._events = None
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Raises: ValueError if another process holds the folder."""
+        with (self.path / _LOCK).open("w") as lock:
+            until = time.monotonic() + _PATIENCE
+            while not _try_to_hold(lock):
+                if time.monotonic() > until:
+                    raise _at_work(self.path)
+                time.sleep(_PATIENCE / 20)
+            yield
 
     def _rewind(self, iteration: int) -> None:
         for name in ("metrics.jsonl", "samples.jsonl"):
@@ -145,12 +176,32 @@ class RunFolder:
             file.flush()
 
 
-def free_folder(parent: str | Path, name: str) -> Path:
-    """`parent/name-1`, or the first number that is not taken."""
-    number = 1
-    while (Path(parent) / f"{name}-{number}").exists():
-        number += 1
-    return Path(parent) / f"{name}-{number}"
+@contextlib.contextmanager
+def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iterator[Path]:
+    """The folder of a new run: `out`, or else `parent/name-1` or the next number that nobody has taken.
+
+    A folder is taken by making it, so that of several commands that start at once each has its own. Where nothing was
+    written to it in the end, it is given back.
+
+    Args:
+        out: the folder that was asked for; it is not looked at here.
+    """
+    if out is not None:
+        yield out
+        return
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = Path(parent) / f"{name}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it holds a run
+            folder.rmdir()
 
 
 def _step(row: Row) -> int:
@@ -158,12 +209,27 @@ def _step(row: Row) -> int:
     return int(row.get("episode", row.get("iteration", 0)))
 
 
-def _hold(lock: IO[str], path: Path) -> None:
+def _at_work(path: str | Path) -> ValueError:
+    return ValueError(f"{path}: another process is at work on this run")
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file. Asking takes it for a moment, which `_held` has patience for."""
+    try:
+        with lock.open() as file:
+            return not _try_to_hold(file)
+    except OSError:  # there is none, or it is not ours to read
+        return False
+
+
+def _try_to_hold(lock: IO[str]) -> bool:
+    """Takes a lock file until it is closed. Returns: whether it was free."""
     if os.name != "posix":
-        return
+        return True
     import fcntl
 
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{path}: another process is at work on this run") from error
+    except BlockingIOError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from textgym.messages import not_one_of
 from textgym.prompts import HeldOut
+from textgym.sources import source_digest, source_folder
 
 _PACKAGES = (
     "textgym",
@@ -80,8 +81,16 @@ def check_split(split: object) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    """Versions of what a run's numbers depend on; "source" is `source_digest`, which `textgym --version` prints.
+
+    Raises: ValueError if the packages come from two checkouts.
+    """
+    source_folder()
+    found = {
+        "source": source_digest(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
+from textgym.faults import disk_full_at
 from textgym_agents.curves import draw_curves
 from textgym_agents.fixed import reference_of
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
@@ -114,14 +116,20 @@ class Training:
             optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
                 completions do not tell it, that is after learning, with the trained policy's among them: until then
                 evaluations have a J and no optimality.
-        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C.
+        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C;
+            DiskFullError where nothing more can be written.
         """
         resumed = self._folder is not None
-        folder = self._folder or RunFolder.create(out, asdict(self._settings) | {"versions": versions()})
+        config = asdict(self._settings) | {"versions": versions()}
+        with disk_full_at(out):
+            folder = self._folder or RunFolder.create(out, config)
         self._folder, self._optimum = folder, optimum
         try:
             rewind_to = self._checkpoint_iteration() if resumed else None
-            with folder.writing(rewind_to, self._pictures) as has_events:
+            with (
+                disk_full_at(folder.path, f"go on with: {self._command(folder)}"),
+                folder.writing(rewind_to, self._pictures) as has_events,
+            ):
                 if self._pictures and not has_events:
                     watcher.note('no TensorBoard events are written: pip install "textgym[report]"')
                 self._catch_up(folder)
@@ -130,10 +138,15 @@ class Training:
             raise TrainingInterrupted(self._how_to_go_on(folder)) from interrupt
 
     def _how_to_go_on(self, folder: RunFolder) -> str:
+        done = f"after {self._episodes} of {self._settings.episodes} episodes"
+        return f"{done}; go on with: {self._command(folder)}"
+
+    def _command(self, folder: RunFolder) -> str:
+        """The command line that goes on with this run."""
         plan = self._settings
-        agent = f" --agent {plan.agent}" if ":" in plan.agent else ""
-        command = f"textgym train {plan.id}{agent} --out {folder.path} --resume"
-        return f"after {self._episodes} of {plan.episodes} episodes; go on with: {command}"
+        # What --agent can be told, and by which defaults, depends on it.
+        agent = [] if plan.agent == "lm-ppo" else ["--agent", plan.agent]
+        return shlex.join(["textgym", "train", plan.id, *agent, "--out", str(folder.path), "--resume"])
 
     def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
         settings = self._settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -11,6 +13,7 @@ from typing import Any
 
 from textgym_agents.storage import write_json
 
+from textgym.faults import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
@@ -69,7 +72,8 @@ def run_suite(
         watcher: is told what happens.
         function: see `run_one`.
     Returns: a result for each cell, in the suite's order. Failed cells are among them.
-    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C.
+    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C;
+        DiskFullError where nothing more can be written, which leaves the cells at work open.
     """
     chosen = select(make_suite(suite) if isinstance(suite, str) else suite, agents, seeds)
     if split is not None:
@@ -83,19 +87,22 @@ def run_suite(
     started = time.monotonic()
     watcher.begin(progress)
     try:
-        if jobs:
-            _follow(runs, jobs, cells, folder, progress, watcher)
-        if function == RUN_CELL:
-            for line in settle(folder, chosen.cells, chosen.evaluation.split, save):
-                watcher.note(line)
+        with disk_full_at(folder, "run the same command again, which goes on"):
+            try:
+                if jobs:
+                    _follow(runs, jobs, cells, folder, progress, watcher)
+                if function == RUN_CELL:
+                    for line in settle(folder, chosen.cells, chosen.evaluation.split, save):
+                        watcher.note(line)
+            finally:
+                if jobs:
+                    _write_timing(folder, engine, runs, time.monotonic() - started, progress)
     except KeyboardInterrupt as interrupt:
         raise BenchInterrupted(
             f"{progress.count('done')} of {len(chosen.cells)} cells are done; the same command with the same folder "
             f"({folder}) goes on"
         ) from interrupt
     finally:
-        if jobs:
-            _write_timing(folder, engine, runs, time.monotonic() - started, progress)
         watcher.end()
     return load_results(folder)
 
@@ -160,6 +167,9 @@ def _settle(folder: Path, cell: Cell, event: Event) -> dict[str, Any]:
         result: dict[str, Any] = event.value
     elif failure.type == CellBusyError.__name__:
         return {"status": "busy"}
+    elif failure.type == DiskFullError.__name__:
+        # Not the cell's fault: it stays open, and no other one would fare better.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     else:
         result = failed_result(cell, asdict(failure))
     if not (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import textgym  # noqa: F401  (registers the ids)
+from textgym_benchmarks.engines.jobs import fresh_python
 from textgym_benchmarks.timing import Pair, time_pair
 
 _IDS = ("textgym/Text-v0", "textgym/Helpful-v0")
@@ -85,7 +85,7 @@ def import_time(rounds: int) -> Iterator[Row]:
     """A fresh interpreter that imports textgym, less one that imports nothing."""
 
     def run(code: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+        return lambda: subprocess.run(fresh_python(code), check=True)
 
     code = "import textgym, sys; assert 'torch' not in sys.modules"
     pair = time_pair(run(code), run("pass"), rounds, time.perf_counter)
@@ -128,7 +128,7 @@ def memory() -> Iterator[Row]:
         "make_agent('lm-ppo', env, batch=256).learn(env, 1024)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(fresh_python(code), check=True, capture_output=True, text=True).stdout
     gigabytes = int(output.split()[-1]) * 1024 / 1e9
     yield Row(
         "training Helpful, resident memory", f"{gigabytes:.2f} GB", "", gigabytes, "< 1.5 GB", gigabytes < 1.5

@@ -32,9 +32,12 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(out)!r}: is a file; allowed is a folder")
-    if folder.is_dir() and not (folder / "suite.json").exists():
-        others = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
-        if others:
+    if folder.is_dir():
+        # In this order: another `bench` may be making the suite's folder at this moment.
+        others = [
+            entry.name for entry in folder.iterdir() if not entry.name.startswith((".lock", ".suite.json"))
+        ]
+        if others and not (folder / "suite.json").exists():
             raise ValueError(f"out={str(out)!r}: holds {others[0]!r} but no suite; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, wait=True):

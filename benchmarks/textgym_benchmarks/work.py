@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from textgym_agents.storage import plain, write_json
 
+from textgym.faults import disk_full_at
 from textgym_benchmarks.suite import Cell, Evaluation
 from textgym_benchmarks.suite_folder import cell_result, hold
 
@@ -27,11 +28,11 @@ def run_one(
             cells share, and returns the values of result.json.
         save: also pass `save=True` to the function: the last checkpoint is kept.
     Returns: these values; those that are there already, if another process was faster.
-    Raises: CellBusyError if another process is at work on the cell; whatever the function raises.
+    Raises: CellBusyError if another process is at work on the cell; DiskFullError; whatever the function raises.
     """
     row = Cell.from_json(cell)
     folder = Path(suite) / "cells" / row.key
-    with hold(folder):
+    with disk_full_at(folder), hold(folder):
         there = cell_result(folder)
         if there is not None:
             return there

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
-from textgym_agents.runs import RunFolder, free_folder
+from textgym_agents.interrupts import first_interrupt
+from textgym_agents.runs import RunFolder, run_folder
 from textgym_agents.storage import plain, read_json, read_lines, write_json
 
 
@@ -76,6 +82,80 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_of_several_that_start_at_once_each_has_a_folder_of_its_own(tmp_path):
+    together = Barrier(8)
+
+    def start(_):
+        together.wait()
+        with run_folder(None, "demo", tmp_path / "runs") as path:
+            RunFolder.create(path, {})
+            return path
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(start, range(8)))) == 8
+
+
+def test_of_several_that_start_in_one_folder_one_has_it(tmp_path):
+    together = Barrier(8)
+
+    def start(number):
+        together.wait()
+        try:
+            RunFolder.create(tmp_path / "run", {"number": number})
+        except ValueError as error:
+            return str(error)
+        return number
+
+    with ThreadPoolExecutor(8) as threads:
+        outcomes = list(threads.map(start, range(8)))
+    (winner,) = (outcome for outcome in outcomes if isinstance(outcome, int))
+    assert RunFolder(tmp_path / "run").config() == {"number": winner}
+    assert all("run" in outcome for outcome in outcomes if outcome != winner)
+
+
+def test_a_run_at_work_is_no_interrupted_one(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    with folder.writing():
+        for look in (RunFolder.check_free, RunFolder.reopen):
+            with pytest.raises(ValueError, match="another process is at work on this run"):
+                look(tmp_path / "run")
+        assert RunFolder(tmp_path / "run").state() == "running"
+    assert RunFolder(tmp_path / "run").state() == "interrupted"
+
+
+def test_asking_about_a_run_never_keeps_it_from_its_start(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    done = Event()
+
+    def ask():
+        while not done.is_set():
+            RunFolder(tmp_path / "run").state()
+
+    with ThreadPoolExecutor(4) as threads:
+        askers = [threads.submit(ask) for _ in range(4)]
+        try:
+            for _ in range(50):
+                with folder.writing(events=False):
+                    pass
+        finally:
+            done.set()
+        assert not any(asker.exception() for asker in askers)
+
+
+def test_ctrl_c_that_a_process_ignores_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked = []
+    try:
+        with first_interrupt(lambda: asked.append(1)) as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert not interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not asked
+
+
 def test_rows_are_appended_at_once_and_are_strict_json(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {})
     folder.log({"iteration": 1, "loss": float("nan")})
@@ -116,7 +196,13 @@ def test_the_events_hold_the_metrics(tmp_path):
 
 
 def test_the_next_free_number(tmp_path):
-    assert free_folder(tmp_path, "demo") == tmp_path / "demo-1"
     (tmp_path / "demo-1").mkdir()
     (tmp_path / "demo-2").touch()
-    assert free_folder(tmp_path, "demo") == tmp_path / "demo-3"
+    with run_folder(None, "demo", tmp_path) as path, run_folder(None, "demo", tmp_path) as other:
+        assert (path, other) == (tmp_path / "demo-3", tmp_path / "demo-4")
+        (path / "config.json").touch()
+    assert path.is_dir()
+    assert not other.exists()  # nothing was written to it
+    with run_folder(tmp_path / "mine", "demo") as path:
+        assert path == tmp_path / "mine"
+        assert not path.exists()

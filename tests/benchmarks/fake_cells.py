@@ -114,3 +114,34 @@ def process() -> dict[str, Any]:
 
 def no_json() -> object:
     return object()
+
+
+def no_memory() -> None:
+    raise MemoryError
+
+
+def sources() -> dict[str, str]:
+    """Where this process has its modules from."""
+    import json
+    import random
+
+    import textgym
+
+    return {module.__name__: str(module.__file__) for module in (textgym, random, json)}
+
+
+def wait(flag: str) -> None:
+    """Waits for an interrupt, which leaves a file."""
+    Path(f"{flag}.begun").touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        Path(flag).touch()
+        raise
+
+
+def until_there_is_space(cell: Cell, settings: Evaluation, folder: Path, optima: Path) -> dict[str, Any]:
+    """Fails as safetensors does on a full disk."""
+    if not (optima.parent / "space").exists():
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    return quick(cell, settings, folder, optima)

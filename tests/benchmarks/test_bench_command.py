@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -51,6 +52,16 @@ def test_failed_cells_are_named_in_one_line_with_exit_code_1(capsys, monkeypatch
     assert bench() == 1  # they stay failed
     use(monkeypatch, "quick")
     assert bench("--retry-failed") == 0
+
+
+def test_cells_of_different_sources_are_told(capsys, tmp_path):
+    assert bench() == 0
+    assert "different sources" not in capsys.readouterr().err
+    result = next((tmp_path / "runs" / "bench-ci" / "cells").glob("*/result.json"))
+    data = json.loads(result.read_text())
+    result.write_text(json.dumps(data | {"versions": {"source": "0123456789ab"}}))
+    assert bench() == 0
+    assert "from different sources of textgym: 0123456789ab, unknown\n" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+from fake_cells import sources
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_benchmarks.engines import Event, Job, make_engine
-from textgym_benchmarks.engines.jobs import call, reply_line
-from textgym_benchmarks.engines.ray_engine import Ray, with_starts
+from textgym_benchmarks.engines.jobs import call, fresh_python, reply_line, search_path
+from textgym_benchmarks.engines.ray_engine import Ray, _task, with_starts
 
 NO_RAY = importlib.util.find_spec("ray") is None
 RAY = pytest.param(
@@ -65,6 +69,7 @@ def test_a_dying_process_takes_nothing_with_it(engine, tmp_path):
     assert (failure.type, failure.attempts) == ("WorkerDied", 3)
     if engine == "pool":
         assert "SIGKILL" in failure.message
+        assert "fewer workers take less" in failure.message
         assert "my last words" in failure.message
 
 
@@ -117,6 +122,67 @@ def test_where_no_worker_can_start_no_job_is_to_blame(monkeypatch):
     with pytest.raises(RuntimeError, match="workers cannot start: the worker process ended: exit code 1"):
         kinds.extend(event.kind for event in make_engine("pool", 1).run([job("d", "double", number=1)]))
     assert "finished" not in kinds
+
+
+@pytest.fixture
+def hostile(monkeypatch, tmp_path):
+    """A current folder with another textgym and modules that nobody may import; beside it one on the path."""
+    folder, beside = tmp_path / "here", tmp_path / "a:b"
+    (folder / "textgym").mkdir(parents=True)
+    for name in ("textgym/__init__", "textgym_benchmarks", "random", "json", "socket"):
+        (folder / f"{name}.py").write_text("raise SystemExit('taken from the current folder')")
+    beside.mkdir()
+    (beside / "colon_cells.py").write_text("from fake_cells import sources as where")
+    monkeypatch.syspath_prepend(beside)
+    monkeypatch.chdir(folder)
+    return beside
+
+
+def test_workers_run_the_code_of_whoever_starts_them(hostile):
+    events = run("pool", [Job("w", "colon_cells:where", {})], workers=1)[1]
+    assert finished(events)["w"].value == sources()
+
+
+def test_a_fresh_interpreter_finds_the_same_modules(hostile):
+    code = "import json, colon_cells; print(json.dumps(colon_cells.where()))"
+    done = subprocess.run(fresh_python(code), check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == sources()
+
+
+def test_workers_of_ray_run_the_code_of_whoever_starts_them(hostile):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    # As Ray does it: the current folder comes right after the script's, and the task as bytes.
+    code = (
+        "import sys, os, cloudpickle\n"
+        "sys.path.insert(1, os.getcwd())\n"
+        "task = cloudpickle.loads(sys.stdin.buffer.read())\n"
+        "print(task('colon_cells:where', '{}'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        input=cloudpickle.dumps(_task(search_path())),
+        check=True,
+        capture_output=True,
+    )
+    assert json.loads(done.stdout)["value"] == sources()
+
+
+def test_workers_are_interrupted_where_ctrl_c_is_ignored(monkeypatch, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        events = make_engine("pool", 1).run([job("w", "wait", flag=str(tmp_path / "interrupted"))])
+        assert next(events).kind == "started"
+        while not (tmp_path / "interrupted.begun").exists():
+            time.sleep(0.02)
+        events.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "interrupted").exists()
+
+
+def test_a_worker_without_memory_names_a_remedy():
+    ended = finished(run("serial", [job("m", "no_memory")])[1])
+    assert "out of memory: a smaller batch" in ended["m"].failure.message
 
 
 def ends(*keys):

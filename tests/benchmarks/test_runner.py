@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from textgym_benchmarks.progress import Progress, Silent
 from textgym_benchmarks.results import load_results
 from textgym_benchmarks.runner import BenchInterrupted, busy_share, run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
-from textgym_benchmarks.suite_folder import cell_folder, hold
+from textgym_benchmarks.suite_folder import cell_folder, hold, open_suite
 from textgym_benchmarks.suites.costs import cost
 
 SUITE = tiny_suite()
@@ -214,3 +215,15 @@ def test_ray_agrees_to_the_last_bit_and_loses_nothing_when_a_worker_is_killed(tm
     assert numbers(run_suite(REAL, tmp_path / "ray", engine="ray", workers=2)) == numbers(
         run_suite(REAL, tmp_path / "serial", engine="serial")
     )
+
+
+def test_runners_that_start_at_once_share_a_new_folder(tmp_path):
+    for number in range(20):
+        together = threading.Barrier(4)
+
+        def start(folder, together=together):
+            together.wait()
+            return open_suite(folder, tiny_suite())
+
+        with ThreadPoolExecutor(4) as threads:
+            assert set(threads.map(start, [tmp_path / str(number)] * 4)) == {tmp_path / str(number)}

@@ -28,6 +28,11 @@ def alive(scorer: Scorer) -> int:
     return int(process.pid)
 
 
+def environment(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """Pays for the names of variables that are set."""
+    return [float(name in os.environ) for name in prompts]
+
+
 def test_one_process_serves_many_calls_and_a_hang_costs_no_state() -> None:
     reward = Counting()
     scorer = Scorer(reward, "skip", timeout=0.5)
@@ -89,6 +94,19 @@ def from_a_daemon(queue: Any) -> None:
         Scorer(Counting(), timeout=0.5).score(["p"], ["a"])
     except RuntimeError as error:
         queue.put(str(error))
+
+
+def test_modules_in_the_current_folder_are_not_taken_for_pythons_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("socket", "pickle", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    deadline = Deadline(environment, 20.0)
+    assert deadline.call("__call__", {"prompts": ["PYTHONSAFEPATH"], "completions": [""]}) == [0.0]
+    assert "PYTHONSAFEPATH" not in os.environ
+    deadline.close()
 
 
 def test_a_daemonic_process_says_what_to_do() -> None:

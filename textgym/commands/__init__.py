@@ -12,6 +12,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from textgym.messages import docstring
+
 
 @cache
 def command_names() -> tuple[str, ...]:
@@ -28,7 +30,7 @@ def load_command(name: str) -> Callable[[list[str]], None]:
 
 def summary(name: str) -> str:
     """One line that says what a command does."""
-    return (_module(name).__doc__ or "").strip().splitlines()[0]
+    return docstring(_module(name)).splitlines()[0]
 
 
 def _module(name: str) -> Any:

@@ -10,9 +10,17 @@ from rich.text import Text
 from textgym.render import escaped
 
 
+class _Output(Console):
+    """A console that leaves a reader who has gone to the command line."""
+
+    def on_broken_pipe(self) -> None:
+        """See `Console.on_broken_pipe`, which exits with 1."""
+        raise
+
+
 def output() -> Console:
     """A console on the standard output, as it is at this moment."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    return _Output(file=sys.stdout, highlight=False, soft_wrap=False)
 
 
 def untrusted(text: str, style: str = "") -> Text:

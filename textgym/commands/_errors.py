@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 
+from textgym.faults import with_remedy
 from textgym.render import escaped
 
 # What to install for a module that is missing: the project's extras.
@@ -59,6 +60,8 @@ def one_line(error: Exception | Warning | str) -> str:
 def _explain(error: Exception | Warning | str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return _explain_missing(error.name)
+    if isinstance(error, Exception) and (helps := with_remedy(error)) != str(error):
+        return helps
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     # Gymnasium appends the whole call to what a constructor says.

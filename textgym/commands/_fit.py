@@ -34,15 +34,15 @@ class OutFlags:
     """Go on with the interrupted run in --out, with the settings that it was started with."""
 
 
-def parse_fit(kind: type[Any], arguments: list[str], command: str, text: str) -> tuple[Any, Path, bool]:
-    """The settings, the run's folder and whether to resume, from command-line words.
+def parse_fit(
+    kind: type[Any], arguments: list[str], command: str, text: str
+) -> tuple[Any, Path | None, bool]:
+    """The settings, the run's folder (None for the next free one) and whether to resume, from command-line words.
 
     Args:
         kind: the class of the settings. text: of `--help`.
     Raises: UsageError, or ValueError for a setting out of range.
     """
-    from textgym_agents.runs import free_folder
-
     parts: list[Any] = [
         ("settings", Annotated[kind, arg(name="")]),
         ("flags", OutFlags, dataclasses.field()),
@@ -52,7 +52,7 @@ def parse_fit(kind: type[Any], arguments: list[str], command: str, text: str) ->
     given: Any = parse(combined, arguments, command)
     flags: OutFlags = given.flags
     if not flags.resume:
-        return given.settings, flags.out or free_folder("runs", command), False
+        return given.settings, flags.out, False
     if flags.out is None:
         raise UsageError("--resume: --out must name the folder of the interrupted run")
     return _stored(given.settings, flags.out, command), flags.out, True

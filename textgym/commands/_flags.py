@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from textgym.commands._errors import UsageError
-from textgym.messages import did_you_mean
+from textgym.messages import did_you_mean, docstring
 
 T = TypeVar("T")
+_TEXTS = ("--prompt", "--completion")  # flags whose values name no file
 
 EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
 """The id of an environment, as first word after the command."""
@@ -27,19 +30,44 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
 
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """
+    words = checked_words(arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 flags,
-                args=merged(arguments, "--env"),
+                args=merged(words, "--env"),
                 prog=f"textgym {command}",
+                description=docstring(flags),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as request:
         if not request.code:
             raise
         raise UsageError(_message(errors.getvalue(), command)) from request
+
+
+def checked_words(arguments: Sequence[str]) -> list[str]:
+    """Command-line words with the home folder in place of a `~` that a flag's value starts with: shells leave it.
+
+    Raises: UsageError for a word that is not UTF-8, as libraries that write files ask for, or an unknown home folder.
+    """
+    return [_checked(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+
+
+def _checked(before: str, word: str) -> str:
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{os.fsencode(word)!r}: allowed are words and names in UTF-8") from error
+    flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+    if flag in _TEXTS or not (flag.startswith("--") and value.startswith("~")):
+        return word
+    try:
+        home = str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise UsageError(f"{flag} {value!r}: there is no such home folder (./~ is a name)") from error
+    return f"{flag}={home}" if equals else home
 
 
 def merged(arguments: Sequence[str], flag: str) -> list[str]:

@@ -147,7 +147,13 @@ def _summary(results: Sequence[Any]) -> str:
 
 
 def _say_what_is_wanting(results: Sequence[Any]) -> None:
-    """Raises: SystemExit with 1 if a cell failed or is still missing; one line says which."""
+    """Says where cells were run from different sources, failed, or are still missing, a line each.
+
+    Raises: SystemExit with 1 if a cell failed or is still missing.
+    """
+    sources = {result.versions.get("source", "unknown") for result in results if result.status == "done"}
+    if len(sources) > 1:
+        note(f"the cells were run from different sources of textgym: {', '.join(sorted(sources))}")
     missing = [result for result in results if result.status == "missing"]
     if missing:
         note(

@@ -35,23 +35,23 @@ def main(arguments: list[str]) -> None:
     _run(given.settings, given.out)
 
 
-def _run(settings: Any, out: Path | None) -> None:
+def _run(settings: Any, given: Path | None) -> None:
     from textgym_agents.demo import ENV_ID, run_demo
-    from textgym_agents.runs import RunFolder, free_folder
+    from textgym_agents.runs import RunFolder, run_folder
 
     from textgym.commands._live import Display
     from textgym.commands._summary import measures_table
     from textgym.commands._threads import use_all_cores
 
     started = time.monotonic()
-    out = out or free_folder("runs", "demo")
-    RunFolder.check_free(out)
+    if given is not None:
+        RunFolder.check_free(given)
     threads = use_all_cores()
     console = output()
     console.print(
         f"Learning {ENV_ID} by PPO, {settings.episodes} episodes on {threads} threads", markup=False
     )
-    with Display(settings.episodes) as display:
+    with run_folder(given, "demo") as out, Display(settings.episodes) as display:
         result, answers = run_demo(settings, out, display)
     console.print(_answers_table(answers))
     console.print(measures_table({"before": result.before, "after": result.after}, _SHOWN))

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from textgym.commands._console import note, output, untrusted
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.faults import disk_full_at
 
 _TEXT = """Over-optimisation of reward models: several are trained, on few and on many preferences, small and large;
 each is optimised by best-of-n and by PPO with a falling KL penalty, and the gold reward says what that is worth.
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     from textgym_agents.rlhf.overoptimise import run_overoptimise
     from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
-    from textgym_agents.runs import free_folder
+    from textgym_agents.runs import run_folder
 
     from textgym.commands._pipeline import PipelineDisplay
     from textgym.commands._threads import use_all_cores
@@ -50,10 +51,14 @@ def main(arguments: list[str]) -> None:
     combined.__doc__ = _TEXT
     given: Any = parse(combined, arguments, "overoptimise")
     env_id, settings = find_id(given.flags.id), given.settings
-    out = given.flags.out or free_folder("runs", f"{env_id.rpartition('/')[2].lower()}-overoptimise")
+    name = f"{env_id.rpartition('/')[2].lower()}-overoptimise"
     use_all_cores()
     started = time.monotonic()
-    with PipelineDisplay(settings.episodes) as display:
+    with (
+        run_folder(given.flags.out, name) as out,
+        disk_full_at(out, "run the same command again, which goes on"),
+        PipelineDisplay(settings.episodes) as display,
+    ):
         result = run_overoptimise(env_id, settings, out, display, env_options(given.flags.env))
     console = output()
     console.print(_table(result["curves"]))

@@ -14,6 +14,7 @@ from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvOptions, find_id, parse
 from textgym.commands._policies import open_policy
+from textgym.faults import disk_full_at
 from textgym.prompts import Split
 
 _SHOWN = 160  # Characters of an example's text.
@@ -125,7 +126,8 @@ def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Any, dict[str, Any]]
     rankings = collected.rankings
     if flags.format == "hh":
         rankings = [as_dialogue(ranking) for ranking in rankings]
-    rows = write_rankings(flags.out, rankings, flags.format)
+    with disk_full_at(flags.out):
+        rows = write_rankings(flags.out, rankings, flags.format)
     report = {
         "out": str(flags.out),
         "rows": rows,

@@ -11,6 +11,7 @@ from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
 from textgym.commands._policies import guided, open_policy
+from textgym.faults import disk_full_at
 from textgym.prompts import Split
 
 
@@ -59,16 +60,17 @@ def main(arguments: list[str]) -> None:
     agent = guided(env, agent, flags.guide)
     from textgym_agents.datasets import record
 
-    dataset = record(
-        agent,
-        env,
-        flags.episodes,
-        flags.out,
-        per_prompt=flags.per_prompt,
-        seed=flags.seed,
-        deterministic=flags.deterministic,
-        split=flags.split,
-    )
+    with disk_full_at(flags.out):
+        dataset = record(
+            agent,
+            env,
+            flags.episodes,
+            flags.out,
+            per_prompt=flags.per_prompt,
+            seed=flags.seed,
+            deterministic=flags.deterministic,
+            split=flags.split,
+        )
     report = _report(dataset, flags.out)
     if flags.json:
         print(json.dumps({"id": env_id, "agent": flags.agent, "split": flags.split} | report, indent=2))

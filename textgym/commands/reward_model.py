@@ -24,11 +24,12 @@ def main(arguments: list[str]) -> None:
     from textgym.commands._fit import FitDisplay, parse_fit, print_result
     from textgym.commands._threads import use_all_cores
 
-    settings, out, resume = parse_fit(RewardModelSettings, arguments, "reward-model", _TEXT)
+    settings, given, resume = parse_fit(RewardModelSettings, arguments, "reward-model", _TEXT)
     from textgym_agents.rlhf.reward_model import train_reward_model
+    from textgym_agents.runs import run_folder
 
     use_all_cores()
-    with FitDisplay() as display:
+    with run_folder(given, "reward-model") as out, FitDisplay() as display:
         result = train_reward_model(settings, out, display, resume)
     print_result(result, _MEASURES, out)
     for name in (*result["models"], "reliability.png"):

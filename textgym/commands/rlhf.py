@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from textgym.commands._console import output, untrusted
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.faults import disk_full_at
 
 _TEXT = """RLHF in four stages, each in a folder of its own: supervised fine-tuning on demonstrations, preferences
 between answers of the fine-tuned model, a reward model of these preferences, and PPO against it with a KL penalty to
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     from textgym_agents.rlhf.pipeline import run_rlhf
     from textgym_agents.rlhf.pipeline_settings import RLHFSettings
-    from textgym_agents.runs import free_folder
+    from textgym_agents.runs import run_folder
 
     from textgym.commands._pipeline import PipelineDisplay
     from textgym.commands._threads import use_all_cores
@@ -51,10 +52,14 @@ def main(arguments: list[str]) -> None:
     combined.__doc__ = _TEXT
     given: Any = parse(combined, arguments, "rlhf")
     env_id, settings = find_id(given.flags.id), given.settings
-    out = given.flags.out or free_folder("runs", f"{env_id.rpartition('/')[2].lower()}-rlhf")
+    name = f"{env_id.rpartition('/')[2].lower()}-rlhf"
     use_all_cores()
     started = time.monotonic()
-    with PipelineDisplay(settings.episodes) as display:
+    with (
+        run_folder(given.flags.out, name) as out,
+        disk_full_at(out, "run the same command again, which goes on"),
+        PipelineDisplay(settings.episodes) as display,
+    ):
         result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
     console = output()
     console.print(_answers(result["rows"]))

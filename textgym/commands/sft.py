@@ -22,11 +22,12 @@ def main(arguments: list[str]) -> None:
     from textgym.commands._fit import FitDisplay, parse_fit, print_result
     from textgym.commands._threads import use_all_cores
 
-    settings, out, resume = parse_fit(SFTSettings, arguments, "sft", _TEXT)
+    settings, given, resume = parse_fit(SFTSettings, arguments, "sft", _TEXT)
     from textgym_agents.rlhf.sft import train_sft
+    from textgym_agents.runs import run_folder
 
     use_all_cores()
-    with FitDisplay() as display:
+    with run_folder(given, "sft") as out, FitDisplay() as display:
         result = train_sft(settings, out, display, resume)
     print_result(result, _MEASURES, out)
     output().print(untrusted(f"model: {out / 'model'}"))

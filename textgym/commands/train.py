@@ -12,6 +12,7 @@ from tyro.conf import arg
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.messages import docstring
 from textgym.prompts import HeldOut
 
 
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if config_type is not None:
         parts.append(("config", Annotated[config_type, arg(name="")], dataclasses.field()))
     combined = make_dataclass("Train", parts, frozen=True)
-    combined.__doc__ = TrainFlags.__doc__
+    combined.__doc__ = docstring(TrainFlags)
     given: Any = parse(combined, arguments, "train")
     config = asdict(given.config) if config_type is not None else {}
     run_training(given.flags, config)
@@ -76,7 +77,7 @@ def named_agent(arguments: list[str]) -> str:
 
 def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
     """Starts or resumes a training and shows it."""
-    from textgym_agents.runs import RunFolder, free_folder
+    from textgym_agents.runs import RunFolder, run_folder
     from textgym_agents.training import Training
 
     from textgym.commands._live import Display
@@ -92,11 +93,11 @@ def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
         settings = _stored_settings(folder, settings, flags, config)
     use_all_cores()
     name = settings.id.rpartition("/")[2].lower()
-    out = flags.out or free_folder("runs", f"{name}-{settings.agent.replace(':', '.')}")
-    if folder is None:
-        RunFolder.check_free(out)
+    if folder is None and flags.out is not None:
+        RunFolder.check_free(flags.out)
     training = Training(settings, folder)
-    with Display(settings.episodes) as display:
+    name = f"{name}-{settings.agent.replace(':', '.')}"
+    with run_folder(flags.out, name) as out, Display(settings.episodes) as display:
         result = training.run(out, display)
     console = output()
     console.print(measures_table({"before": result.before, "after": result.after}))

@@ -16,6 +16,8 @@ from typing import Any
 from textgym.rewards.base import RewardError, reward_name
 from textgym.rewards.calling import awaited
 
+_SAFE = "PYTHONSAFEPATH"
+"""Keeps a new interpreter from taking modules from the current folder, where a `random.py` may lie."""
 START_SECONDS = 120.0  # for imports and unpickling, which count as no time of the reward's
 
 
@@ -109,9 +111,14 @@ class Deadline:
             )
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._pickled()), daemon=True)
+        safe = os.environ.get(_SAFE)
+        self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe), daemon=True)
         self._owner = os.getpid()
-        self._process.start()
+        os.environ[_SAFE] = "1"
+        try:
+            self._process.start()
+        finally:
+            _put_back(safe)
         theirs.close()
         try:
             started = self._connection.poll(START_SECONDS)
@@ -132,8 +139,16 @@ class Deadline:
         return value
 
 
-def _serve(connection: Connection, pickled: bytes) -> None:
+def _put_back(value: str | None) -> None:
+    """Gives the variable `_SAFE` the value that it had."""
+    os.environ.pop(_SAFE, None)
+    if value is not None:
+        os.environ[_SAFE] = value
+
+
+def _serve(connection: Connection, pickled: bytes, safe: str | None) -> None:
     """Answer calls until the other end goes away (in the child process)."""
+    _put_back(safe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     with contextlib.suppress(OSError):  # where somebody has closed them
         os.dup2(2, 1)  # for what is no Python; the parent's standard output may be data, such as JSON

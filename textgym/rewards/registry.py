@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from textgym.messages import did_you_mean, not_one_of
+from textgym.messages import did_you_mean, docstring, not_one_of
 
 RewardSpec: TypeAlias = Callable[..., Any] | str | Mapping[str, Any]
 """A reward object, a registered name (or "module:attribute"), or {"name": ..., **parameters}."""
@@ -50,7 +50,7 @@ def describe_reward(name: str) -> str:
     target = _load(_FACTORIES[name])
     parameters = inspect.signature(target).parameters.values()
     listed = ", ".join(str(each.replace(annotation=each.empty)) for each in parameters)
-    summary, _, _ = (inspect.getdoc(target) or "").partition("\n")
+    summary, _, _ = docstring(target).partition("\n")
     return f"{name}({listed})\n    {summary}"
 
 

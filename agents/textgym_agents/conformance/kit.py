@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from textgym.messages import not_one_of
+from textgym.messages import docstring, not_one_of
 from textgym_agents.conformance import accounting, distribution, inside, learning, objective, repetition
 from textgym_agents.conformance.findings import FAILS, NOT_ASKED, Finding, NotAsked, Outcome
 from textgym_agents.conformance.subject import LearningTask, Subject, factory_of, plain_factory_of
@@ -32,7 +32,7 @@ class Check:
     def asks(self) -> str:
         """What must hold, in a sentence."""
         asked = self.run.func if isinstance(self.run, partial) else self.run
-        return (asked.__doc__ or "").strip().splitlines()[0]
+        return docstring(asked).splitlines()[0]
 
 
 REFERENCE = "docs/conformance.md"

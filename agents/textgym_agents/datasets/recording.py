@@ -66,7 +66,8 @@ def record(
     )
     settings = {"split": chosen, "seed": seed, "per_prompt": per_prompt, "deterministic": deterministic}
     metadata = _metadata(agent, task, identifier, settings)
-    replace_folder(folder, lambda new: _write(new / "data", task, env, played, metadata))
+    # Minari looks for the data of a relative folder in that folder.
+    replace_folder(folder.absolute(), lambda new: _write(new / "data", task, env, played, metadata))
     return minari().MinariDataset(folder / "data")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
+from textgym.faults import disk_full_at
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
@@ -69,9 +70,9 @@ class Session:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Within it, global generators and logs are left alone, and Ctrl-C says how to go on."""
+        """Within it, global generators and logs are left alone; Ctrl-C and a full disk say how to go on."""
         try:
-            with own_generators(), quiet_transformers():
+            with disk_full_at(self._out, self._next_command()), own_generators(), quiet_transformers():
                 yield
         except KeyboardInterrupt as interrupt:
             if self._folder is None:
@@ -92,7 +93,8 @@ class Session:
         )
         resumed = self._folder is not None
         if self._folder is None:
-            self._folder = RunFolder.create(self._out, config)
+            with disk_full_at(self._out):
+                self._folder = RunFolder.create(self._out, config)
         else:
             self._check_same(self._folder.config(), config)
         with self._folder.writing(rewind_to if resumed else None):
@@ -162,8 +164,11 @@ class Session:
             raise ValueError(f"{name}={asked!r}: the run in {self._out} was started with {had!r}")
 
     def _how_to_go_on(self) -> str:
+        return f"after {self._step} steps; {self._next_command()}"
+
+    def _next_command(self) -> str:
         words = ["textgym", self._command, *flags_of(self._settings), "--out", str(self._out), "--resume"]
-        return f"after {self._step} steps; go on with: {shlex.join(words)}"
+        return f"go on with: {shlex.join(words)}"
 
 
 _NAMES = {"loss": "loss", "grad_norm": "gradient_norm", "learning_rate": "lr"}

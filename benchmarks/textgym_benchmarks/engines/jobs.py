@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
+
+from textgym.faults import with_remedy
 
 RETRIES: Final = 2
 """How often a job is started again whose process died."""
@@ -20,6 +23,20 @@ ONE_THREAD: Final = dict.fromkeys(
 )
 """Environment of a worker: a cell has one thread, so that cores are not fought over and numbers do not depend on
 their count."""
+
+
+def search_path() -> list[str]:
+    """Where this process finds modules."""
+    return [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  ("" is the current folder)
+
+
+def fresh_python(code: str) -> list[str]:
+    """A command line that runs code in a new interpreter, which finds the modules that this process finds.
+
+    That is whatever lies in the current folder (-P), and a list where PYTHONPATH cannot name a folder with a colon.
+    """
+    start = f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{code}"
+    return [sys.executable, "-P", "-c", start, json.dumps(search_path())]
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ def reply_line(reply: dict[str, Any]) -> str:
 def describe(error: BaseException) -> dict[str, str]:
     """An exception as JSON."""
     text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text}
+    return {"type": type(error).__name__, "message": with_remedy(error), "traceback": text}
 
 
 def finished(key: str, reply: dict[str, Any], attempts: int) -> Event:

@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,8 +15,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from textgym_benchmarks.engines.jobs import ONE_THREAD, READY, RETRIES, Event, Job, cores, died, finished
+from textgym_benchmarks.engines.jobs import (
+    ONE_THREAD,
+    READY,
+    RETRIES,
+    Event,
+    Job,
+    cores,
+    died,
+    finished,
+    fresh_python,
+)
 
+_START = "from textgym_benchmarks.engines.worker import start; start()"
 _GRACE = 5.0  # seconds that an interrupted worker has to save what it can
 _TAIL = 2000  # characters of a dead worker's last words
 
@@ -98,11 +108,11 @@ class _Worker:
         self.ready = False
         self._errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  (closed by `close`)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "textgym_benchmarks.engines.worker"],
+            fresh_python(_START),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            env=os.environ | ONE_THREAD,
             text=True,
             encoding="utf-8",
             # Ctrl-C goes to the whole group of a terminal; workers are told by whoever runs the pool.
@@ -123,6 +133,8 @@ class _Worker:
         """How the process ended, and the end of what it printed."""
         code = self.process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", by which the system ends what takes too much memory: fewer workers take less"
         self._errors.seek(0)
         printed = self._errors.read().decode("utf-8", "replace")[-_TAIL:].strip()
         self.close()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from textgym_benchmarks.engines.jobs import (
@@ -15,11 +14,10 @@ from textgym_benchmarks.engines.jobs import (
     RETRIES,
     Event,
     Job,
-    call,
     cores,
     died,
     finished,
-    reply_line,
+    search_path,
 )
 
 _NO_NETWORK = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -53,7 +51,9 @@ class Ray:
         self._seconds = 0.0
         self._connect()
         try:
-            task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_run)
+            task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(
+                _task(search_path())
+            )
             keys = {task.remote(job.function, json.dumps(job.arguments)): job.key for job in jobs}
             yield from with_starts([job.key for job in jobs], self.workers, self._endings(keys))
         except (ray.exceptions.RayError, ConnectionError) as error:
@@ -70,9 +70,8 @@ class Ray:
         os.environ.update(_NO_NETWORK)
         import ray
 
-        paths = os.pathsep.join(path or "." for path in sys.path)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        options["runtime_env"] = {"env_vars": ONE_THREAD | {"PYTHONPATH": paths}}
+        options["runtime_env"] = {"env_vars": ONE_THREAD}
         if self._address is None:
             ray.init("local", num_cpus=self.workers, include_dashboard=False, **options)
         else:
@@ -131,5 +130,23 @@ def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> 
             yield started(waiting[0])
 
 
-def _run(function: str, arguments: str) -> str:
-    return reply_line(call(function, json.loads(arguments)))
+def _task(paths: list[str]) -> Callable[[str, str], str]:
+    """What Ray runs. A function made here travels as a whole: by name, it would be the one that a worker finds.
+
+    Args:
+        paths: where modules are found; on a machine that does not have them, the worker's own follow.
+    """
+
+    def run(function: str, arguments: str) -> str:
+        import sys
+
+        if sys.path[: len(paths)] != paths:
+            # Ray's workers have put the current folder of whoever started Ray before Python's own.
+            sys.path[:0] = paths
+        import json
+
+        from textgym_benchmarks.engines.jobs import call, reply_line
+
+        return reply_line(call(function, json.loads(arguments)))
+
+    return run

@@ -1,10 +1,11 @@
-"""A worker of the pool: reads jobs as lines of JSON, answers in lines of JSON: `python -m ...engines.worker`."""
+"""A worker of the pool: reads jobs as lines of JSON, answers in lines of JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from typing import TextIO
@@ -12,8 +13,17 @@ from typing import TextIO
 from textgym_benchmarks.engines.jobs import READY, call, reply_line
 
 
-def main() -> None:
-    """Works until its standard input ends."""
+def start() -> None:
+    """Works until its standard input ends, or whoever runs the pool interrupts it."""
+    # A pool in the background ignores Ctrl-C; its workers, which no terminal reaches, take it from the pool.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _work()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _work() -> None:
     # The answers have the standard output for themselves; whatever else is printed goes where errors go.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -41,10 +51,3 @@ def _read(source: TextIO, jobs: queue.Queue[str | None], busy: threading.Event) 
         # Whoever asked is gone: the job is left as a killed one would be, for the next run to go on with.
         os._exit(1)
     jobs.put(None)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 
 from markupsafe import Markup
 
+from textgym.faults import disk_full_at
 from textgym_benchmarks.microscope.quantities import QUANTITIES, Quantity, quantities_json
 from textgym_benchmarks.microscope.trace import Trace, trace_json
-from textgym_benchmarks.pages.folder import assets, generator, shared_assets
+from textgym_benchmarks.pages.folder import assets, generator, shared_assets, write_file
 from textgym_benchmarks.pages.html import environment
 
 KIND = "microscope"
@@ -23,13 +23,12 @@ _HEAD = 2000  # bytes of a page that hold its generator
 def write_page(traces: list[Trace], path: Path) -> None:
     """Writes the page of one episode, or of two with the same prompt; the file is replaced at once.
 
-    Raises: as `check_out`.
+    Raises: as `check_out`; DiskFullError.
     """
     check_out(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(page_html(traces), encoding="utf-8")
-    new.replace(path)
+    page = page_html(traces).encode()
+    with disk_full_at(path):
+        write_file(path, page)
 
 
 def check_out(path: Path) -> None:
@@ -40,8 +39,11 @@ def check_out(path: Path) -> None:
     if not path.exists():
         return
     mark = f'<meta name="generator" content="{generator(KIND)}">'.encode()
-    if path.is_dir() or mark not in _first_bytes(path):
-        what = "a folder" if path.is_dir() else "another file"
+    # What is no file, as a pipe, is not to be read: nobody may ever write to it.
+    if not path.is_file() or mark not in _first_bytes(path):
+        what = (
+            "a folder" if path.is_dir() else "another file" if path.is_file() else "something that is no file"
+        )
         raise FileExistsError(
             f"out {str(path)!r}: there is {what}; allowed are a new name and a page of the microscope"
         )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from textgym.faults import disk_full_at
+
+_UNFINISHED = """<!doctype html><meta charset="utf-8"><meta name="generator" content="{generator}">
+<title>Not finished</title><p>These pages were not written to their end. The same command builds them anew.</p>
+"""
 _HEAD = 2000  # bytes of a page that must hold its generator
 
 
@@ -40,16 +46,28 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes], kind: str) -
         folder: see `check_folder`.
         contents: relative path -> text or bytes; holds "index.html".
         kind: see `check_folder`.
-    Raises: FileExistsError as `check_folder` does.
+    Raises: FileExistsError as `check_folder` does; DiskFullError.
     """
     check_folder(folder, kind)
-    for name in sorted(contents, key=lambda name: name == "index.html"):
-        content = contents[name]
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+    with disk_full_at(folder):
+        if not (folder / "index.html").exists():
+            # What breaks off here is known again, and built anew.
+            write_file(folder / "index.html", _UNFINISHED.format(generator=generator(kind)).encode())
+        for name in sorted(contents, key=lambda name: name == "index.html"):
+            content = contents[name]
+            write_file(folder / name, content.encode() if isinstance(content, str) else content)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file at once: a reader, and a report that is built at the same time, see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(content)
         new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def shared_assets() -> dict[str, bytes]:

@@ -150,9 +150,11 @@ def test_plain_minari_reads_it_by_its_id_and_recovers_the_environment(tmp_path):
     )
     variables = {**environment(), "MINARI_DATASETS_PATH": str(root)}
     words = ["record", "Stop-v0", "--agent", "random", "--episodes", "6", "--env", "difficulty=2"]
-    words += ["--out", str(root / "lab" / "stop-random-v3"), "--json"]
+    words += ["--out", "lab/stop-random-v3", "--json"]
+    root.mkdir(exist_ok=True)
     recorded = subprocess.run(
         [sys.executable, "-m", "textgym.cli", *words],
+        cwd=root,
         env=variables,
         capture_output=True,
         text=True,
