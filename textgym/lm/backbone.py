@@ -155,12 +155,12 @@ def max_tokens(model: Any) -> int | None:
     tokens change once a row has more than `original_max_position_embeddings`, and what a cache holds does not.
     """
     config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope" and "original_max_position_embeddings" in rope:
-        return int(rope["original_max_position_embeddings"])
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if not isinstance(limit, int) or limit < 1:
         return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return min(limit, int(rope["original_max_position_embeddings"]))
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - int(module.padding_idx) - 1

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from textgym.lm import llama
 from textgym.lm.backbone import (
@@ -33,6 +34,13 @@ _Key = tuple[bool, torch.dtype | None]
 _PROMPTS = np.array([1, 5, 2, 3])
 _LENGTHS = np.array([6, 6, 5, 5])
 _TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+_WAYS: dict[str, Way] = {
+    "by the hand-written Llama": llama.LlamaBackbone,
+    "with a cache": HuggingFaceBackbone,
+    "with a state": StateSpaceBackbone,
+    "without a cache": RereadingBackbone,
+}
 
 _chosen: WeakKeyDictionary[Any, dict[_Key, Way]] = WeakKeyDictionary()
 
@@ -86,55 +94,50 @@ def choose_backbone(model: Any, lean: bool = True) -> Backbone:
 
 def _find_way(model: Any, lean: bool, device: torch.device) -> Way:
     """The first way that is right in full precision and, where autocast is on, works there too."""
-    ways: dict[str, Way] = {
-        "with a cache": HuggingFaceBackbone,
-        "with a state": StateSpaceBackbone,
-        "without a cache": RereadingBackbone,
-    }
-    if lean and llama.supports(model):
-        ways = {"by the hand-written Llama": llama.LlamaBackbone, **ways}
-    autocast = torch.is_autocast_enabled(device.type)
+    autocasts = (False, True) if torch.is_autocast_enabled(device.type) else (False,)
+    rows = [_read_alone(model, device, autocast) for autocast in autocasts]
     faults: list[str] = []
-    for name, way in ways.items():
-        fault = None
-        for enabled in (False, True) if autocast else (False,):
-            with torch.autocast(device.type, enabled=enabled):
-                fault = fault or _fault(model, way, device)
+    for name, way in _WAYS.items():
+        if way is llama.LlamaBackbone and not (lean and llama.supports(model)):
+            continue
+        found = [_fault(model, way, row, autocast) for row, autocast in zip(rows, autocasts, strict=True)]
+        fault = next((fault for fault in found if fault is not None), None)
         if fault is None:
             if way is RereadingBackbone:
-                _warn(model, faults[-1])
+                _warn(model, faults)
             return way
         faults.append(f"{name} {fault}")
     raise ValueError(
-        f"model: {type(model).__name__} cannot be used, it does not give what its own forward gives for a row alone: "
-        + "; ".join(faults)
+        f"model: {type(model).__name__} cannot be used, as it does not give what its own forward gives for a row "
+        f"alone: {'; '.join(faults)}"
     )
 
 
-def _warn(model: Any, fault: str) -> None:
+def _warn(model: Any, faults: list[str]) -> None:
     warnings.warn(
-        f"model: {type(model).__name__} is run without a key-value cache, which takes longer the longer a row is "
-        f"({fault})",
+        f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
         TextGymWarning,
         stacklevel=5,
     )
 
 
-def _fault(model: Any, way: Way, device: torch.device) -> str | None:
+def _fault(model: Any, way: Way, rows: _Rows, autocast: bool) -> str | None:
     """What is wrong with running `model` that way; None if nothing is."""
     try:
-        backbone = way(model)
-        rows = _read_alone(model, backbone.vocab_size, device)
-        off = [_difference(rows, answer) for answer in _answers(backbone, rows, device)]
+        with torch.autocast(rows.logits.device.type, enabled=autocast):
+            off = [_difference(rows, answer) for answer in _answers(way(model), rows)]
+            tolerance = _TOLERANCES[_precision(model, rows.logits.device)]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model may fail in any way, and another way of running it may do
-        reason = (str(error).strip().splitlines() or [""])[0]
-        return f"it fails ({type(error).__name__}: {reason:.120})"
-    tolerance = _TOLERANCES[_precision(model, device)]
+        return f"it fails ({_first_line(error)})"
     if max(relative for relative, _ in off) <= tolerance:
         return None
     return f"its log-probabilities are off by up to {max(nats for _, nats in off):.2g} nats"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.120}"
 
 
 def _precision(model: Any, device: torch.device) -> torch.dtype:
@@ -145,39 +148,54 @@ def _precision(model: Any, device: torch.device) -> torch.dtype:
     return max(types, key=lambda kind: _TOLERANCES[kind], default=torch.float32)
 
 
-def _read_alone(model: Any, vocab_size: int, device: torch.device) -> _Rows:
-    """The plain forward of each row by itself: no padding, no mask, no cache."""
-    limit = max_tokens(model)
-    lengths = np.minimum(_LENGTHS, limit or _LENGTHS.max())
-    size = min(vocab_size, model.get_input_embeddings().weight.shape[0])
+def _read_alone(model: Any, device: torch.device, autocast: bool) -> _Rows:
+    """The plain forward of each row by itself: no padding, no mask, no cache.
+
+    Raises: ValueError if it fails.
+    """
+    lengths = np.minimum(_LENGTHS, max_tokens(model) or _LENGTHS.max())
+    config = model.config.get_text_config()
+    embedded = model.get_input_embeddings().weight.shape[0]
+    size = min(embedded, getattr(config, "vocab_size", embedded))
     ids = np.random.default_rng(0).integers(size, size=(len(lengths), lengths.max()))
-    outputs = [
-        model(input_ids=torch.tensor(row[None, :length], device=device), output_hidden_states=True)
-        for row, length in zip(ids, lengths, strict=True)
-    ]
-    logits = torch.nn.utils.rnn.pad_sequence([output.logits[0] for output in outputs], batch_first=True)
-    hidden = torch.nn.utils.rnn.pad_sequence([last_hidden(output)[0] for output in outputs], batch_first=True)
+    pad_id = getattr(config, "pad_token_id", None)
+    if isinstance(pad_id, int) and 0 <= pad_id < size:
+        ids[0, ids.shape[1] // 2] = pad_id  # a token like any other: often it ends a text
+    try:
+        with torch.autocast(device.type, enabled=autocast):
+            outputs = [
+                model(input_ids=torch.tensor(row[None, :length], device=device), output_hidden_states=True)
+                for row, length in zip(ids, lengths, strict=True)
+            ]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be used, its forward fails ({_first_line(error)})"
+        ) from error
+    logits, hidden = (
+        pad_sequence([part(output)[0] for output in outputs], batch_first=True)
+        for part in (lambda output: output.logits, last_hidden)
+    )
     return _Rows(ids, np.minimum(_PROMPTS, lengths), lengths, logits, hidden)
 
 
-def _answers(backbone: Backbone, rows: _Rows, device: torch.device) -> Iterator[_Answer]:
-    yield _scored(backbone, rows, device)
-    yield from _decoded(backbone, rows, device)
+def _answers(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
+    yield _scored(backbone, rows)
+    yield from _decoded(backbone, rows)
     if (rows.prompts < rows.lengths).all():
-        yield _branched(backbone, rows, device)
+        yield _branched(backbone, rows)
 
 
-def _scored(backbone: Backbone, rows: _Rows, device: torch.device) -> _Answer:
+def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
     """All states at once, as a trainer reads them."""
     place = np.arange(rows.ids.shape[1])
     where = np.nonzero((place >= min(1, place[-1])) & (place < rows.lengths[:, None]))
-    states = backbone.states(*(torch.tensor(part, device=device) for part in (rows.ids, *where)))
+    states = backbone.states(*(_tensor(part, rows) for part in (rows.ids, *where)))
     return _Answer(*states, *where)
 
 
-def _decoded(backbone: Backbone, rows: _Rows, device: torch.device) -> Iterator[_Answer]:
+def _decoded(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
     """Token by token, as an agent acts."""
-    decoder = Decoder(backbone, device)
+    decoder = Decoder(backbone, rows.logits.device)
     for step in range(int((rows.lengths - rows.prompts).max()) + 1):
         now = np.minimum(rows.prompts + step, rows.lengths)
         mask = np.arange(rows.ids.shape[1]) < now[:, None]
@@ -185,16 +203,17 @@ def _decoded(backbone: Backbone, rows: _Rows, device: torch.device) -> Iterator[
         yield _Answer(logits, hidden, np.arange(len(now)), now - 1)
 
 
-def _branched(backbone: Backbone, rows: _Rows, device: torch.device) -> _Answer:
-    """One token more for some of the rows, one of them twice."""
+def _branched(backbone: Backbone, rows: _Rows) -> _Answer:
+    """One token more for some of the rows, for one of them twice."""
     chosen = np.array([2, 0, 0, 3])
     columns = rows.prompts[chosen]
-    ids, prompts, picked, tokens = (
-        torch.tensor(part, device=device)
-        for part in (rows.ids[:, : rows.prompts.max()], rows.prompts, chosen, rows.ids[chosen, columns])
-    )
-    cache = backbone.select(backbone.open(ids, prompts, 1)[0], picked)
-    return _Answer(*backbone.extend(cache, tokens), chosen, columns)
+    cache = backbone.open(_tensor(rows.ids[:, : rows.prompts.max()], rows), _tensor(rows.prompts, rows), 1)[0]
+    branches = backbone.select(cache, _tensor(chosen, rows))
+    return _Answer(*backbone.extend(branches, _tensor(rows.ids[chosen, columns], rows)), chosen, columns)
+
+
+def _tensor(array: NDArray[Any], rows: _Rows) -> Tensor:
+    return torch.tensor(array, device=rows.logits.device)
 
 
 def _difference(rows: _Rows, answer: _Answer) -> tuple[float, float]:

@@ -127,25 +127,26 @@ def check_scores(model: Any) -> None:
     lengths = torch.tensor([6, 1, 4, 3]).clamp(max=max_tokens(model) or 6)
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(size, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(0))
-    config, last = model.config.get_text_config(), lengths[:, None] - 1
-    if not reads_last_token(model) and config.eos_token_id is not None:
-        ids.scatter_(1, last, config.eos_token_id)  # BART reads its score there
-    elif config.pad_token_id is not None:
-        ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % size  # Llama reads in front of it
+    config = model.config.get_text_config()
+    pad_id, end = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+    if reads_last_token(model) and isinstance(pad_id, int):
+        ids[ids == pad_id] = (pad_id + 1) % size  # the model's own forward reads in front of it
+    elif isinstance(end, int):
+        ids.scatter_(1, lengths[:, None] - 1, end)  # where BART reads
     ids, lengths = ids.to(model.device), lengths.to(model.device)
     with undisturbed(model):
         try:
             together = sequence_scores(model, ids, lengths)
-            alone = [
-                model(input_ids=row[None, :end]).logits[0, 0] for row, end in zip(ids, lengths, strict=True)
-            ]
+            alone = torch.cat(
+                [model(input_ids=row[None, :n]).logits[:, 0] for row, n in zip(ids, lengths, strict=True)]
+            )
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             first = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"model: {type(model).__name__} cannot score rows of several lengths ({first})"
+                f"model: {type(model).__name__} cannot be used, it does not score rows of several lengths ({first})"
             ) from error
-    off = (together - torch.stack(alone)).abs()
-    if (off > 1e-4 * (torch.stack(alone).abs() + torch.stack(alone).std())).any():
+    off = (together - alone).abs()
+    if not (off <= 1e-4 * (alone.abs() + alone.std())).all():
         raise ValueError(
             f"model: {type(model).__name__} cannot be used, its scores of rows read at once are off by up to "
             f"{off.max():.2g} from those of each row alone"
