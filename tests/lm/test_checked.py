@@ -1,20 +1,22 @@
 """The check by which a backbone is chosen: what it finds, what it leaves alone, and what is built on it."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from lm.test_zoo import alone
 from lm.tiny_models import tiny_gpt2, tiny_llama
-from lm.tiny_rewards import tiny_classifier
-from lm.zoo import VOCAB, zoo_model
+from lm.tiny_rewards import save_reward_model
+from lm.zoo import VOCAB, zoo_classifier, zoo_model
 from textgym_agents.policy import LMPolicy
-from transformers import GPT2LMHeadModel
+from transformers import BertModel, GPT2LMHeadModel
 
 from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
 from textgym.lm.causal import CausalLM, check_positions
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import LlamaBackbone
-from textgym.lm.scoring import check_scores
+from textgym.lm.scoring import check_scores, load_reward_model, sequence_scores, start_reward_model
 from textgym.rewards import TextGymWarning
 
 
@@ -181,18 +183,57 @@ def test_a_model_whose_positions_change_with_the_length_reads_up_to_there():
         check_positions(model, 9)
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama-hf", "gpt2", "bert", "roberta"])
-def test_a_reward_model_is_checked_on_rows_of_several_lengths(kind):
-    model = tiny_classifier(kind)
+CLASSIFIERS = [
+    "llama",
+    "gpt2",
+    "qwen3_next",
+    "jamba",
+    "zamba2",
+    "bert",
+    "roberta",
+    "openai-gpt",
+    "deberta-v2",
+]
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_reward_models_score_rows_at_once_as_they_score_them_alone(kind):
+    model = zoo_classifier(kind)
     check_scores(model)
-    inner = model.base_model
-    inner.register_forward_pre_hook(_unmasked, with_kwargs=True)
-    if kind == "bert":  # reads both ways, so padding matters once the mask is gone
-        with pytest.raises(
-            ValueError, match=r"^model: BertForSequenceClassification cannot be used, .* off by"
-        ):
-            check_scores(model)
+    lengths = np.array([9, 2, 5, 12, 1])
+    ids = np.random.default_rng(1).integers(3, VOCAB, size=(5, 12))  # no token that a head looks for
+    with torch.no_grad():
+        got = sequence_scores(model, torch.tensor(ids), torch.tensor(lengths))
+        want = [
+            model(input_ids=torch.tensor(row[None, :n])).logits[0, 0]
+            for row, n in zip(ids, lengths, strict=True)
+        ]
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def _unmasked(module, arguments, options):
-    return arguments, {**options, "attention_mask": None}
+@pytest.mark.parametrize("kind", ["mbart", "xlnet", "ctrl", "fnet", "convbert", "modernbert-decoder"])
+def test_reward_models_whose_scores_depend_on_padding_are_refused_by_name(kind):
+    model = zoo_classifier(kind)
+    with pytest.raises(
+        ValueError, match=rf"^model: {type(model).__name__} cannot be used, its scores of rows"
+    ):
+        check_scores(model)
+
+
+def test_a_reward_model_is_checked_when_it_is_loaded(tmp_path):
+    save_reward_model(tmp_path, "bert")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BertModel, "forward", _without_mask(BertModel.forward))
+        for load in (load_reward_model, start_reward_model):
+            with pytest.raises(ValueError, match="BertForSequenceClassification cannot be used"):
+                load(tmp_path)
+
+
+def _without_mask(forward):
+    """It reads both ways, so padding matters once the mask is gone."""
+
+    @functools.wraps(forward)
+    def unmasked(self, *arguments, **options):
+        return forward(self, *arguments, **{**options, "attention_mask": None})
+
+    return unmasked

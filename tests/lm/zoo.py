@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 VOCAB = 96
 # What a configuration knows of these is set; windows are shorter than the rows of the tests.
@@ -54,6 +54,7 @@ _LATENT = {
     "topk_group": 1,
 }
 _DELTA = {
+    "initializer_range": 0.15,  # its recurrence amplifies rounding
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
@@ -107,6 +108,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "llama4_text": {"attention_chunk_size": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     "minicpm3": _LATENT,
+    "phimoe": {"router_jitter_noise": 0.0},  # else experts are dropped at a threshold, where rounding decides
     "qwen2_moe": {"shared_expert_intermediate_size": 16},
     "qwen3_5_text": _DELTA,
     "qwen3_next": {**_DELTA, "shared_expert_intermediate_size": 16},
@@ -153,6 +155,17 @@ def zoo_model(kind: str, seed: int = 0, **options: Any) -> Any:
         kind: of `ZOO`, the `model_type` of a configuration; some have variants.
         options: further settings of the configuration.
     """
+    return _make(AutoModelForCausalLM, kind, seed, options)
+
+
+def zoo_classifier(kind: str, seed: int = 0, **options: Any) -> Any:
+    """A random reward model; see `zoo_model`. Architectures that are no decoders can be named too."""
+    return _make(
+        AutoModelForSequenceClassification, kind, seed, {"is_decoder": False, "num_labels": 1, **options}
+    )
+
+
+def _make(factory: Any, kind: str, seed: int, options: dict[str, Any]) -> Any:
     variants = ("-alibi", "-new", "-bidirectional", "-rescaling")
     name = next((kind.removesuffix(end) for end in variants if kind.endswith(end)), kind)
     known = AutoConfig.for_model(name).to_dict()
@@ -160,4 +173,4 @@ def zoo_model(kind: str, seed: int = 0, **options: Any) -> Any:
     config = AutoConfig.for_model(name, **{**sizes, **_OPTIONS.get(kind, {}), **options})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        return factory.from_config(config, dtype=torch.float32).eval()

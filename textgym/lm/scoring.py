@@ -140,7 +140,7 @@ def check_scores(model: Any) -> None:
             alone = torch.cat(
                 [model(input_ids=row[None, :n]).logits[:, 0] for row, n in zip(ids, lengths, strict=True)]
             )
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             first = str(error).strip().partition("\n")[0]
             raise ValueError(
                 f"model: {type(model).__name__} cannot be used, it does not score rows of several lengths ({first})"
