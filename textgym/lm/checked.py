@@ -87,13 +87,19 @@ def choose_backbone(model: Any, lean: bool = True) -> Backbone:
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     if (lean, autocast) not in known:
         with undisturbed(model):
-            way = _find_way(model, lean, device)
+            way, faults = _find_way(model, lean, device)
+        if way is RereadingBackbone:
+            warnings.warn(
+                f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
+                TextGymWarning,
+                stacklevel=2,
+            )
         known[lean, autocast] = way
     return known[lean, autocast](model)
 
 
-def _find_way(model: Any, lean: bool, device: torch.device) -> Way:
-    """The first way that is right in full precision and, where autocast is on, works there too."""
+def _find_way(model: Any, lean: bool, device: torch.device) -> tuple[Way, list[str]]:
+    """The first way that is right in full precision and, where autocast is on, there too; what others do wrong."""
     autocasts = (False, True) if torch.is_autocast_enabled(device.type) else (False,)
     rows = [_read_alone(model, device, autocast) for autocast in autocasts]
     faults: list[str] = []
@@ -103,21 +109,11 @@ def _find_way(model: Any, lean: bool, device: torch.device) -> Way:
         found = [_fault(model, way, row, autocast) for row, autocast in zip(rows, autocasts, strict=True)]
         fault = next((fault for fault in found if fault is not None), None)
         if fault is None:
-            if way is RereadingBackbone:
-                _warn(model, faults)
-            return way
+            return way, faults
         faults.append(f"{name} {fault}")
     raise ValueError(
         f"model: {type(model).__name__} cannot be used, as it does not give what its own forward gives for a row "
         f"alone: {'; '.join(faults)}"
-    )
-
-
-def _warn(model: Any, faults: list[str]) -> None:
-    warnings.warn(
-        f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
-        TextGymWarning,
-        stacklevel=5,
     )
 
 
@@ -131,9 +127,10 @@ def _fault(model: Any, way: Way, rows: _Rows, autocast: bool) -> str | None:
         raise
     except Exception as error:  # a model may fail in any way, and another way of running it may do
         return f"it fails ({_first_line(error)})"
-    if max(relative for relative, _ in off) <= tolerance:
+    relative, nats = (max(part) for part in zip(*off, strict=True))
+    if relative <= tolerance:
         return None
-    return f"its log-probabilities are off by up to {max(nats for _, nats in off):.2g} nats"
+    return f"its log-probabilities are off by up to {nats:.2g} nats, its answers by {relative:.2g} of their spread"
 
 
 def _first_line(error: Exception) -> str:
