@@ -102,7 +102,7 @@ def test_a_model_is_checked_once_and_nothing_else_about_it_changes():
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     forwards = []
-    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    model.register_forward_pre_hook(lambda *_: forwards.append(torch.rand(1)))  # as a router might draw
     torch.manual_seed(3)
     numpy_state, state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     choose_backbone(model)
