@@ -64,7 +64,7 @@ class LMAgent(ABC):
         device = choose_device(config.device)
         settings = (task.vocabulary.allowed, config.temperature, device, config.precision == "bfloat16")
         self.policy = LMPolicy(copy.deepcopy(start), *settings)
-        self.reference = LMPolicy(copy.deepcopy(start), *settings).requires_grad_(False)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )

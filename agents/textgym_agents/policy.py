@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from textgym.lm.backbone import make_backbone
 from textgym.lm.causal import FORBIDDEN, logit_bias
+from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
 from textgym_agents.categorical import sample
 from textgym_agents.protocol import Observation
@@ -43,7 +43,8 @@ class LMPolicy(nn.Module):
         self.model = model.to(self.device).eval()
         self.temperature = temperature
         self._bf16 = bf16
-        self._backbone = make_backbone(self.model, lean=False if bf16 else None)
+        with self._precision():
+            self._backbone = choose_backbone(self.model, lean=not bf16)
         # Without nn.Linear's own initialisation, which draws from the global generator.
         self.value_head = nn.utils.skip_init(nn.Linear, self._backbone.hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)

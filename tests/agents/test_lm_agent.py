@@ -8,6 +8,7 @@ import torch
 from agents.enumerated import count_a, first_metrics, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from lm.tiny_models import tiny_llama
+from lm.zoo import zoo_model
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.rloo import RLOO, RLOOConfig
@@ -154,3 +155,20 @@ def test_bfloat16_autocast_learns_with_float32_parameters(env, task):
     assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
     assert np.isfinite(metrics["policy/grad_norm"])
     assert metrics["policy/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("kind", ["bart", "mamba", "qwen3_next", "roberta"])
+@pytest.mark.filterwarnings("ignore:.*reads a whole row again")
+def test_an_agent_of_any_architecture_starts_at_its_reference(env, task, kind):
+    settings = LMPPOConfig(batch=16, minibatches=1, epochs=1, device="cpu", learning_rate=1e-4)
+    agent = LMPPO(task, settings, model=zoo_model(kind, vocab_size=4))
+    metrics = first_metrics(agent, env)
+    assert metrics["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["policy/grad_norm"] > 0
+
+
+def test_a_model_that_is_not_causal_is_refused_by_name_when_the_agent_is_made(task):
+    model = zoo_model("xlnet", vocab_size=4)
+    with pytest.raises(ValueError, match=r"model: XLNetLMHeadModel cannot be used.*nats"):
+        LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=model)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
 
-from textgym.lm.backbone import HuggingFaceBackbone, make_backbone
+from textgym.lm.backbone import HuggingFaceBackbone
 from textgym.lm.causal import CausalLM, choose_device, load_causal_lm
+from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 
@@ -21,7 +22,7 @@ MODELS = {
 @pytest.fixture(params=sorted(MODELS))
 def pair(request):
     model, lean = MODELS[request.param]()
-    return model, make_backbone(model, lean=lean)
+    return model, choose_backbone(model, lean=lean)
 
 
 def ragged(rng, batch=6, longest=9):
@@ -146,10 +147,8 @@ def test_a_model_that_does_not_fit_the_vocabulary_is_refused():
         CausalLM(tiny_llama(), np.ones(7, dtype=bool), device="cpu")
 
 
-def test_bad_model_device_and_lean_are_named():
+def test_bad_model_and_device_are_named():
     with pytest.raises(ValueError, match="model='/nowhere': no causal LM"):
         load_causal_lm("/nowhere")
     with pytest.raises(ValueError, match="device='gpu9'"):
         choose_device("gpu9")
-    with pytest.raises(ValueError, match="lean=True: GPT2LMHeadModel"):
-        make_backbone(tiny_gpt2(), lean=True)

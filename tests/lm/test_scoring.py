@@ -16,11 +16,11 @@ from textgym_agents.rlhf.losses import pairwise_loss
 
 from textgym import load_vocabulary
 from textgym.lm import llama, scoring
+from textgym.lm.backbone import max_tokens
 from textgym.lm.scoring import (
     encode_pair,
     end_id,
     load_reward_model,
-    max_tokens,
     pad_right,
     sequence_scores,
     start_reward_model,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from textgym.lm import llama
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class Cache(Protocol):
@@ -42,16 +42,35 @@ class Backbone(Protocol):
         """The cache of a subset of its rows (n,) int64, in that order."""
 
 
+def last_hidden(output: Any) -> Tensor:
+    """The last hidden states (B, T, H) in the output of a Hugging Face model."""
+    hidden: Tensor = output.hidden_states[-1]
+    # Gemma 3n has several streams (S, B, T, H) and corrects all of them from the first.
+    return hidden[0] if hidden.dim() == 4 else hidden
+
+
 class HuggingFaceBackbone:
-    """`Backbone` over any Hugging Face causal LM, by its own forward and its own cache class."""
+    """`Backbone` over any Hugging Face causal LM, by its own forward and its own cache class.
+
+    Args:
+        model: a Hugging Face causal LM.
+    Raises: ValueError if it has no output embeddings, from which the number of logits is read.
+    """
+
+    _masks_new_tokens = True
 
     def __init__(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"model: {type(model).__name__} has no output embeddings")
         self.model = model
-        self.hidden_size: int = model.get_output_embeddings().weight.shape[1]
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = head.weight.shape[0]
+        self.hidden_size: int = head.weight.shape[1]
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
+        # Its name depends on the architecture and on the version of transformers.
+        self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), _CACHE_NAMES[0])
 
     def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.states`."""
@@ -59,9 +78,9 @@ class HuggingFaceBackbone:
         span = torch.arange(first, int(columns.max()) + 1, device=input_ids.device)
         keep = {"logits_to_keep": span} if self._takes_keep else {}
         output = self.model(input_ids=input_ids, use_cache=False, output_hidden_states=True, **keep)
-        return output.logits[rows, columns - first], output.hidden_states[-1][rows, columns]
+        return output.logits[rows, columns - first], last_hidden(output)[rows, columns]
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[Any, Tensor, Tensor]:
         """See `Backbone.open`. The rows are moved to the right, so that new tokens stand side by side."""
         del slots
         width = input_ids.shape[1]
@@ -72,47 +91,77 @@ class HuggingFaceBackbone:
         logits, hidden = self._forward(cache, moved, shift.clamp(min=0))
         return cache, logits, hidden
 
-    def extend(self, cache: dict[str, Any], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, cache: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.extend`."""
         cache["mask"] = torch.cat([cache["mask"], cache["mask"].new_ones((len(tokens), 1))], 1)
         positions = cache["lengths"][:, None]
         cache["lengths"] = cache["lengths"] + 1
         return self._forward(cache, tokens[:, None], positions)
 
-    def select(self, cache: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    def select(self, cache: Any, rows: Tensor) -> Any:
         """See `Backbone.select`."""
-        cache["past"].batch_select_indices(rows)
+        # Layers of every kind can be reordered, those of state-space models too, and an order may leave rows out.
+        cache["past"].reorder_cache(rows)
         return {"past": cache["past"], "mask": cache["mask"][rows], "lengths": cache["lengths"][rows]}
 
     def _forward(self, cache: dict[str, Any], ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         extra: dict[str, Any] = {"logits_to_keep": 1} if self._takes_keep else {}
         if self._takes_positions:
             extra["position_ids"] = positions
-        output = self.model(
-            input_ids=ids,
-            attention_mask=cache["mask"],
-            past_key_values=cache["past"],
-            use_cache=True,
-            output_hidden_states=True,
-            **extra,
-        )
-        cache["past"] = output.past_key_values
-        return output.logits[:, -1], output.hidden_states[-1][:, -1]
+        if cache["past"] is None or self._masks_new_tokens:
+            extra["attention_mask"] = cache["mask"]
+        extra[self._cache_name] = cache["past"]
+        output = self.model(input_ids=ids, use_cache=True, output_hidden_states=True, **extra)
+        cache["past"] = output.get(self._cache_name)
+        if cache["past"] is None:
+            raise ValueError("its forward returns no cache")
+        return output.logits[:, -1], last_hidden(output)[:, -1]
 
 
-def make_backbone(model: Any, lean: bool | None = None) -> Backbone:
-    """The fastest backbone that gives `model`'s own logits.
+class StateSpaceBackbone(HuggingFaceBackbone):
+    """`Backbone` over a model whose cache is a state, such as Mamba's: a mask is for the tokens that are read."""
 
-    Args:
-        model: a Hugging Face causal LM.
-        lean: True or False asks for the hand-written Llama or the model's own forward; None chooses.
-    Raises: ValueError if `lean` is True and the model is no plain small Llama.
+    _masks_new_tokens = False
+
+
+class RereadingBackbone(HuggingFaceBackbone):
+    """`Backbone` over a causal LM without a usable cache: it reads the whole row again for every new token."""
+
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[Any, Tensor, Tensor]:
+        """See `Backbone.open`."""
+        cache = {"ids": torch.nn.functional.pad(input_ids, (0, slots)), "lengths": lengths.clone()}
+        return cache, *self._read(cache)
+
+    def extend(self, cache: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone.extend`."""
+        cache["ids"].scatter_(1, cache["lengths"][:, None], tokens[:, None])
+        cache["lengths"] += 1
+        return self._read(cache)
+
+    def select(self, cache: Any, rows: Tensor) -> Any:
+        """See `Backbone.select`."""
+        return {name: tensor[rows] for name, tensor in cache.items()}
+
+    def _read(self, cache: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        lengths = cache["lengths"]
+        rows = torch.arange(len(lengths), device=lengths.device)
+        return self.states(cache["ids"][:, : int(lengths.max())], rows, lengths - 1)
+
+
+def max_tokens(model: Any) -> int | None:
+    """The longest row that a model can read, tokens; None where it has no limit.
+
+    RoBERTa and its kin count positions from behind their padding token's id. With "longrope" the positions of all
+    tokens change once a row has more than `original_max_position_embeddings`, and what a cache holds does not.
     """
-    possible = llama.supports(model)
-    if lean and not possible:
-        raise ValueError(
-            f"lean=True: {type(model).__name__} is not a plain float32 Llama; allowed: None, False"
-        )
-    if possible if lean is None else lean:
-        return llama.LlamaBackbone(model)
-    return HuggingFaceBackbone(model)
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return min(limit, int(rope["original_max_position_embeddings"]))
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - int(module.padding_idx) - 1
+    return limit

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.lm.backbone import make_backbone
+from textgym.lm.backbone import max_tokens
+from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
 
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
@@ -47,7 +48,7 @@ def load_causal_lm(name: str | Path) -> Any:
 
 def check_positions(model: Any, tokens: int) -> None:
     """Raises ValueError if a state of so many tokens is longer than the model can read."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = max_tokens(model)
     if limit is not None and tokens > limit:
         raise ValueError(
             f"model: it reads at most {limit} tokens but a state has up to {tokens}; "
@@ -106,7 +107,7 @@ class CausalLM:
         self.model = model.to(where).eval()
         self.temperature = temperature
         self._allowed, self._device = allowed, where
-        backbone = make_backbone(self.model)
+        backbone = choose_backbone(self.model)
         self.hidden_size = backbone.hidden_size
         self._bias = logit_bias(allowed, backbone.vocab_size, where)
         self._decoder = Decoder(backbone, where)

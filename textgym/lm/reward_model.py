@@ -212,8 +212,9 @@ class RewardModel(NamedReward):
         return self._members
 
     def _load_member(self, name: str) -> Member:
+        from textgym.lm.backbone import max_tokens
         from textgym.lm.causal import choose_device
-        from textgym.lm.scoring import load_reward_model, max_tokens
+        from textgym.lm.scoring import load_reward_model
 
         model, vocabulary = load_reward_model(name)
         limit = max_tokens(model)

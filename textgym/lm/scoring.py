@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from textgym.lm.backbone import make_backbone
-from textgym.lm.llama import supports
+from textgym.lm.backbone import max_tokens
+from textgym.lm.checked import undisturbed
+from textgym.lm.llama import LlamaBackbone, supports
 from textgym.lm.reward_vocabulary import load_reward_vocabulary
 from textgym.vocab import Vocabulary
 
@@ -106,7 +107,7 @@ def sequence_scores(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
     last = lengths - 1
     rows = torch.arange(len(last), device=input_ids.device)
     if supports(model) and not torch.is_autocast_enabled(input_ids.device.type):
-        return make_backbone(model, lean=True).states(input_ids, rows, last)[0][:, 0]
+        return LlamaBackbone(model).states(input_ids, rows, last)[0][:, 0]
     mask = (torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]).long()
     if not reads_last_token(model):
         return torch.as_tensor(model(input_ids=input_ids, attention_mask=mask).logits[:, 0]).float()
@@ -121,18 +122,35 @@ def reads_last_token(model: Any) -> bool:
     return isinstance(getattr(model, "score", None), nn.Linear) and model.base_model is not model
 
 
-def max_tokens(model: Any) -> int | None:
-    """The longest row that a model can read, tokens; None where it has no limit.
-
-    RoBERTa and its kin count positions from behind their padding token's id.
-    """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - int(module.padding_idx) - 1
-    return limit
+def check_scores(model: Any) -> None:
+    """Raises ValueError unless rows read at once get the scores that the model's own forward gives each of them."""
+    lengths = torch.tensor([6, 1, 4, 3]).clamp(max=max_tokens(model) or 6)
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(size, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(0))
+    config = model.config.get_text_config()
+    pad_id, end = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+    if reads_last_token(model) and isinstance(pad_id, int):
+        ids[ids == pad_id] = (pad_id + 1) % size  # the model's own forward reads in front of it
+    elif isinstance(end, int):
+        ids.scatter_(1, lengths[:, None] - 1, end)  # where BART reads
+    ids, lengths = ids.to(model.device), lengths.to(model.device)
+    with undisturbed(model):
+        try:
+            together = sequence_scores(model, ids, lengths)
+            alone = torch.cat(
+                [model(input_ids=row[None, :n]).logits[:, 0] for row, n in zip(ids, lengths, strict=True)]
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"model: {type(model).__name__} cannot be used, it does not score rows of several lengths ({first})"
+            ) from error
+    off = (together - alone).abs()
+    if not (off <= 1e-4 * (alone.abs() + alone.std())).all():
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be used, its scores of rows read at once are off by up to "
+            f"{off.max():.2g} from those of each row alone"
+        )
 
 
 def load_reward_model(name: str | Path) -> tuple[Any, Vocabulary]:
@@ -152,6 +170,7 @@ def load_reward_model(name: str | Path) -> tuple[Any, Vocabulary]:
         raise ValueError(
             f"model={str(name)!r}: num_labels={model.config.num_labels}; a reward model has 1 (one score)"
         )
+    check_scores(model)
     return model.eval(), _vocabulary(name, model)
 
 
@@ -172,6 +191,7 @@ def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[Any, 
     lost = [key for key in missing if key.startswith(body) and "pooler" not in key]
     if lost:
         raise ValueError(f"base={str(base)!r}: its weights lack {min(lost)!r:.80}")
+    check_scores(model)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module.out_features == 1 and f"{name}.weight" in missing:

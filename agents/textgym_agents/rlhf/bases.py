@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from textgym.lm.backbone import max_tokens
 from textgym.lm.causal import load_causal_lm
-from textgym.lm.scoring import max_tokens
+from textgym.lm.checked import choose_backbone
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
 from textgym_agents.rlhf.isolation import quiet_transformers
@@ -33,12 +34,13 @@ def base_name(base: str) -> str:
 def load_base_lm(base: str) -> tuple[Any, Vocabulary]:
     """A causal LM, and the vocabulary in which the environment shows its prompts.
 
-    Raises: ValueError if there is no such model, or no tokenizer with it.
+    Raises: ValueError if there is no such model, it is not causal, or there is no tokenizer with it.
     """
     name = base_name(base)
     if not Path(name).exists() and name.startswith((".", "/", "~")):
         raise ValueError(f"base={base!r}: there is no such folder")
     model = load_causal_lm(name)
+    choose_backbone(model)
     if Path(name).is_dir():
         return model, load_vocabulary(name, vocab_size=model.config.get_text_config().vocab_size)
     return model, load_vocabulary(_hub_tokenizer(name), vocab_size=model.config.get_text_config().vocab_size)

@@ -25,8 +25,9 @@ from agents.rlhf.fit_tools import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_llama
+from lm.zoo import zoo_model
 from textgym_agents.interrupts import TrainingInterrupted
-from textgym_agents.rlhf import session
+from textgym_agents.rlhf import bases, session
 from textgym_agents.rlhf.bases import load_base_lm
 from textgym_agents.rlhf.data import encode_demonstration, usable
 from textgym_agents.rlhf.modules import IGNORED, CompletionLoss
@@ -104,6 +105,12 @@ def test_training_sees_what_the_environment_shows():
     assert cut_off.ids == encoded.ids[:-1]
     with pytest.raises(ValueError, match="empty"):
         encode_demonstration(Demonstration("", completion), vocabulary, 64)
+
+
+def test_a_base_that_sees_the_tokens_to_come_is_refused(monkeypatch):
+    monkeypatch.setattr(bases, "load_causal_lm", lambda name: zoo_model("bert-bidirectional"))
+    with pytest.raises(ValueError, match="model: BertLMHeadModel cannot be used"):
+        load_base_lm("builtin")
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,0 +1,239 @@
+"""The check by which a backbone is chosen: what it finds, what it leaves alone, and what is built on it."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from lm.test_zoo import alone
+from lm.tiny_models import tiny_gpt2, tiny_llama
+from lm.tiny_rewards import save_reward_model
+from lm.zoo import VOCAB, zoo_classifier, zoo_model
+from textgym_agents.policy import LMPolicy
+from transformers import BertModel, GPT2LMHeadModel
+
+from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
+from textgym.lm.causal import CausalLM, check_positions
+from textgym.lm.checked import choose_backbone
+from textgym.lm.llama import LlamaBackbone
+from textgym.lm.scoring import check_scores, load_reward_model, sequence_scores, start_reward_model
+from textgym.rewards import TextGymWarning
+
+
+class Positionless(GPT2LMHeadModel):
+    """Counts its positions by itself, from the first column of a batch, padding or not."""
+
+    def forward(self, input_ids, position_ids=None, **options):
+        return super().forward(input_ids, **options)
+
+
+class Unselectable(GPT2LMHeadModel):
+    """Its cache holds all of its rows or none."""
+
+    def forward(self, input_ids, position_ids=None, **options):
+        output = super().forward(input_ids, position_ids=position_ids, **options)
+        if output.cache is not None:
+            output.cache.reorder_cache = None
+        return output
+
+
+class Clairvoyant(GPT2LMHeadModel):
+    """What it says at a position depends on the last one."""
+
+    def forward(self, input_ids, **options):
+        output = super().forward(input_ids, **options)
+        output.logits = output.logits + output.logits[:, -1:].roll(1, -1)
+        return output
+
+
+class Restless(GPT2LMHeadModel):
+    """Its weights change when it is used."""
+
+    def forward(self, input_ids, position_ids=None, **options):
+        with torch.no_grad():
+            self.transformer.wte.weight.mul_(1.0)
+        return super().forward(input_ids, position_ids=position_ids, **options)
+
+
+class Failing(GPT2LMHeadModel):
+    """It cannot be run at all."""
+
+    def forward(self, input_ids, **options):
+        raise RuntimeError("no kernel\nfor this machine")
+
+
+def as_kind(kind, model=None):
+    model = model or tiny_gpt2()
+    model.__class__ = kind
+    return model
+
+
+@pytest.mark.parametrize("kind", [Positionless, Unselectable])
+def test_a_model_with_a_wrong_cache_is_read_again(kind):
+    with pytest.warns(TextGymWarning, match=rf"model: {kind.__name__} reads a whole row again.*with a cache"):
+        assert type(choose_backbone(as_kind(kind))) is RereadingBackbone
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Clairvoyant, r"without a cache its log-probabilities are off by up to \d[\d.]* nats"),
+        (Restless, "its forward changes its own parameters"),
+        (Failing, r"its forward fails \(RuntimeError: no kernel\)$"),
+    ],
+)
+def test_a_model_that_cannot_be_right_is_refused_by_name(kind, reason):
+    model = as_kind(kind)
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(ValueError, match=rf"^model: {kind.__name__} cannot be used, .*{reason}"):
+            choose_backbone(model)
+
+
+def test_the_lean_llama_is_left_where_the_model_says_something_else():
+    model = tiny_llama()
+    assert type(choose_backbone(model)) is LlamaBackbone
+    other = tiny_llama()
+    other.model.layers[0].register_forward_hook(lambda module, inputs, output: output * 1.01)
+    assert type(choose_backbone(other)) is HuggingFaceBackbone
+
+
+def test_a_model_is_checked_once_and_nothing_else_about_it_changes():
+    model = tiny_gpt2().train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(torch.rand(1)))  # as a router might draw
+    torch.manual_seed(3)
+    numpy_state, state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    choose_backbone(model)
+    first = len(forwards)
+    CausalLM(model, np.ones(11, dtype=bool), device="cpu").copy()
+    assert len(forwards) == first <= 13
+    model.train()
+    model.transformer.h[0].eval()
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+def test_training_mode_comes_back_even_after_a_refusal():
+    model = as_kind(Clairvoyant).train()
+    with pytest.raises(ValueError, match="Clairvoyant"):
+        choose_backbone(model)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_tolerance_is_that_of_the_type(dtype):
+    assert type(choose_backbone(tiny_gpt2().to(dtype))) is HuggingFaceBackbone
+    assert type(choose_backbone(tiny_llama().to(dtype))) is HuggingFaceBackbone
+    with pytest.warns(TextGymWarning, match="Positionless"):
+        assert type(choose_backbone(as_kind(Positionless).to(dtype))) is RereadingBackbone
+
+
+def test_under_autocast_a_model_is_checked_again_and_found_out_as_well():
+    model = tiny_gpt2()
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    choose_backbone(model)
+    first = len(forwards)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(choose_backbone(model)) is HuggingFaceBackbone
+        assert len(forwards) == 3 * first
+        with pytest.warns(TextGymWarning, match="Positionless"):
+            choose_backbone(as_kind(Positionless))
+
+
+@pytest.mark.parametrize("positions", [1, 2, 4])
+def test_a_model_of_few_positions_can_be_checked(positions):
+    assert type(choose_backbone(zoo_model("gpt2", n_positions=positions))) is HuggingFaceBackbone
+
+
+@pytest.mark.parametrize("kind", ["bart", "mamba", "lfm2"])
+@pytest.mark.filterwarnings("ignore:.*reads a whole row again")
+def test_branches_are_the_plain_forward_of_the_longer_rows(kind):
+    model = zoo_model(kind)
+    policy = LMPolicy(model, np.ones(VOCAB, dtype=bool))
+    ids = np.random.default_rng(0).integers(VOCAB, size=(3, 6))
+    lengths = np.array([2, 5, 3])
+    observation = {"input_ids": ids, "attention_mask": np.arange(6) < lengths[:, None]}
+    rows, tokens = [1, 0, 0, 2, 1], [9, 8, 7, 6, 5]
+    got = policy.branch(observation, torch.tensor(rows), torch.tensor(tokens))[0].log_softmax(-1)
+    for answer, row, token in zip(got, rows, tokens, strict=True):
+        longer = np.array([*ids[row, : lengths[row]], token])
+        torch.testing.assert_close(answer, alone(model, longer, len(longer))[-1], atol=1e-4, rtol=0)
+
+
+def test_positions_are_those_that_a_model_keeps():
+    assert max_tokens(zoo_model("roberta")) == 63  # 64, less those up to its padding token's
+    with pytest.raises(ValueError, match="it reads at most 63 tokens but a state has up to 64"):
+        check_positions(zoo_model("roberta"), 64)
+    assert max_tokens(zoo_model("mpt", max_seq_len=24)) == 24
+    assert max_tokens(zoo_model("mamba")) is None
+
+
+def test_a_model_whose_positions_change_with_the_length_reads_up_to_there():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "long_factor": [4.0] * 4, "short_factor": [1.0] * 4}
+    model = zoo_model("phi3", sliding_window=None, original_max_position_embeddings=8, rope_parameters=rope)
+    ids = np.arange(10)
+    # The eighth token is read with other angles once there are nine.
+    assert not torch.allclose(alone(model, ids, 10)[7], alone(model, ids, 8)[7], atol=1e-2)
+    check_positions(model, 8)
+    with pytest.raises(ValueError, match="it reads at most 8 tokens but a state has up to 9"):
+        check_positions(model, 9)
+
+
+CLASSIFIERS = [
+    "llama",
+    "gpt2",
+    "qwen3_next",
+    "jamba",
+    "zamba2",
+    "bert",
+    "roberta",
+    "openai-gpt",
+    "deberta-v2",
+]
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_reward_models_score_rows_at_once_as_they_score_them_alone(kind):
+    model = zoo_classifier(kind)
+    check_scores(model)
+    lengths = np.array([9, 2, 5, 12, 1])
+    ids = np.random.default_rng(1).integers(3, VOCAB, size=(5, 12))  # no token that a head looks for
+    with torch.no_grad():
+        got = sequence_scores(model, torch.tensor(ids), torch.tensor(lengths))
+        want = [
+            model(input_ids=torch.tensor(row[None, :n])).logits[0, 0]
+            for row, n in zip(ids, lengths, strict=True)
+        ]
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mbart", "xlnet", "ctrl", "fnet", "convbert", "modernbert-decoder"])
+def test_reward_models_whose_scores_depend_on_padding_are_refused_by_name(kind):
+    model = zoo_classifier(kind)
+    with pytest.raises(
+        ValueError, match=rf"^model: {type(model).__name__} cannot be used, its scores of rows"
+    ):
+        check_scores(model)
+
+
+def test_a_reward_model_is_checked_when_it_is_loaded(tmp_path):
+    save_reward_model(tmp_path, "bert")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BertModel, "forward", _without_mask(BertModel.forward))
+        for load in (load_reward_model, start_reward_model):
+            with pytest.raises(ValueError, match="BertForSequenceClassification cannot be used"):
+                load(tmp_path)
+
+
+def _without_mask(forward):
+    """It reads both ways, so padding matters once the mask is gone."""
+
+    @functools.wraps(forward)
+    def unmasked(self, *arguments, **options):
+        return forward(self, *arguments, **{**options, "attention_mask": None})
+
+    return unmasked

@@ -1,0 +1,121 @@
+"""Models of many architectures: what is decoded, scored and read as reference is the model's own plain forward."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm.zoo import VOCAB, ZOO, zoo_model
+
+from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, StateSpaceBackbone
+from textgym.lm.causal import CausalLM
+from textgym.lm.checked import choose_backbone
+from textgym.lm.decoder import Decoder
+from textgym.lm.llama import LlamaBackbone
+
+CPU = torch.device("cpu")
+BATCH, WIDTH = 8, 16
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BACKBONES = {
+    "with a cache": (LlamaBackbone, HuggingFaceBackbone),
+    "with a state": (StateSpaceBackbone,),
+    "without a cache": (RereadingBackbone,),
+}
+# One of each kind that has been wrong: no positions, a state, layers of both kinds, several streams, two directions.
+FEW = ("bart", "mamba", "qwen3_next", "gemma3n_text", "xlnet")
+
+
+def play(seed):
+    """Ids (8, 16), and the lengths (8,) after each step: ragged prompts, rows drop out, none longer than 16."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(VOCAB, size=(BATCH, WIDTH))
+    lengths = rng.integers(1, 7, BATCH)
+    stops = rng.integers(1, 11, BATCH)
+    stops[0] = 10
+    return ids, [lengths + np.minimum(step, stops) for step in range(11)]
+
+
+def alone(model, ids, length):
+    """Log-probabilities (T, V) of one row: no batch, no padding, no cache."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(ids[None, :length])).logits[0].log_softmax(-1)
+
+
+def largest_error(model, seed=0):
+    """How far decoding, scoring and the reference are from the plain forward of each row, nats."""
+    ids, steps = play(seed)
+    final = steps[-1]
+    want = [alone(model, row, length) for row, length in zip(ids, final, strict=True)]
+    backbone = choose_backbone(model)
+    decoder = Decoder(backbone, CPU)
+    reference = CausalLM(model, np.ones(VOCAB, dtype=bool), device="cpu")
+    errors = []
+    before = np.zeros(BATCH)
+    for lengths in steps:
+        observation = {"input_ids": ids, "attention_mask": np.arange(WIDTH) < lengths[:, None]}
+        grown = lengths > before
+        decoded = decoder.advance(observation, grown)[0].log_softmax(-1)
+        referred = torch.tensor(reference.log_probs(observation))
+        for row in np.flatnonzero(grown):
+            errors += [(got[row] - want[row][lengths[row] - 1]).abs().max() for got in (decoded, referred)]
+        before = lengths
+    rows, columns = np.nonzero(np.arange(WIDTH) < final[:, None])
+    with torch.no_grad():
+        scored = backbone.states(*map(torch.tensor, (ids[:, : final.max()], rows, columns)))[0].log_softmax(
+            -1
+        )
+    errors.append((scored - torch.cat(want)).abs().max())
+    prefix = alone(model, ids[0], 9)  # and a row does not know its own future
+    errors.append((prefix - want[0][:9]).abs().max())
+    return float(torch.stack(errors).nan_to_num(nan=torch.inf).max())
+
+
+def check(kind, seed=0):
+    """The model is run in the way that the zoo says, or refused by its name, and is right to 1e-4."""
+    model = zoo_model(kind)
+    if ZOO[kind] == "refused":
+        with pytest.raises(ValueError, match=rf"model: {type(model).__name__} cannot be used"):
+            choose_backbone(model)
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*reads a whole row again")
+        assert type(choose_backbone(model)) in BACKBONES[ZOO[kind]]
+    assert largest_error(model, seed) < 1e-4
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_model_equals_its_plain_forward_or_is_refused(kind):
+    check(kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(set(ZOO) - set(FEW)))
+def test_every_architecture_equals_its_plain_forward_or_is_refused(kind):
+    check(kind)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("kind", sorted(ZOO))
+def test_every_architecture_is_right_whatever_rows_stop(kind):
+    for seed in range(1, 11):
+        check(kind, seed)
+
+
+HYBRID = zoo_model("lfm2")
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_hybrid_is_right_whatever_rows_stop(seed):
+    assert largest_error(HYBRID, seed) < 1e-4
+
+
+def test_the_page_lists_what_the_zoo_has():
+    text = PAGE.read_text(encoding="utf-8")
+    for way in {*ZOO.values()}:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {way} |"))
+        assert sorted(re.findall(r"`([^`]+)`", row)) == sorted(kind for kind in ZOO if ZOO[kind] == way)

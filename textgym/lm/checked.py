@@ -1,0 +1,248 @@
+"""How a causal LM is run: the fastest way whose every answer equals the model's own plain forward."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from textgym.lm import llama
+from textgym.lm.backbone import (
+    Backbone,
+    HuggingFaceBackbone,
+    RereadingBackbone,
+    StateSpaceBackbone,
+    last_hidden,
+    max_tokens,
+)
+from textgym.lm.decoder import Decoder
+from textgym.rewards.base import TextGymWarning
+
+Way = Callable[[Any], Backbone]
+_Key = tuple[bool, torch.dtype | None]
+
+# Tokens of a prompt and of the finished row. The rows stop one after the other, so that one of them pauses inside the
+# cache and then some are dropped from it.
+_PROMPTS = np.array([1, 5, 2, 3])
+_LENGTHS = np.array([6, 6, 5, 5])
+_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+_WAYS: dict[str, Way] = {
+    "by the hand-written Llama": llama.LlamaBackbone,
+    "with a cache": HuggingFaceBackbone,
+    "with a state": StateSpaceBackbone,
+    "without a cache": RereadingBackbone,
+}
+
+_chosen: WeakKeyDictionary[Any, dict[_Key, Way]] = WeakKeyDictionary()
+
+
+class _Rows(NamedTuple):
+    """Rows of tokens, and what the model says of each of them alone.
+
+    `ids` (B, T) int64; `prompts` and `lengths` (B,) int64, tokens; `logits` (B, T, V) and `hidden` (B, T, H), 0
+    behind a row's end.
+    """
+
+    ids: NDArray[np.int64]
+    prompts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    logits: Tensor
+    hidden: Tensor
+
+
+class _Answer(NamedTuple):
+    """Logits (N, V) and hidden states (N, H) that a backbone gave at the positions (rows, columns)."""
+
+    logits: Tensor
+    hidden: Tensor
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+def choose_backbone(model: Any, lean: bool = True) -> Backbone:
+    """The fastest backbone whose answers equal the model's own plain forward.
+
+    A few short rows are read alone, each by one plain forward; then a backbone has to say the same of them all at
+    once, token by token while rows stop, and in branches. This is done once for a model object and a precision,
+    in evaluation mode; neither random state nor training mode changes.
+
+    Args:
+        model: a Hugging Face causal LM, on its device.
+        lean: whether the hand-written Llama may be chosen.
+    Raises: ValueError if no backbone does, or the model's forward changes its own parameters; it names the model
+        and the difference.
+    Warns: TextGymWarning if the model can only be run without a cache.
+    """
+    known = _chosen.setdefault(model, {})
+    device = next(model.parameters()).device
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    if (lean, autocast) not in known:
+        with undisturbed(model):
+            way, faults = _find_way(model, lean, device)
+        if way is RereadingBackbone:
+            warnings.warn(
+                f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
+                TextGymWarning,
+                stacklevel=2,
+            )
+        known[lean, autocast] = way
+    return known[lean, autocast](model)
+
+
+def _find_way(model: Any, lean: bool, device: torch.device) -> tuple[Way, list[str]]:
+    """The first way that is right in full precision and, where autocast is on, there too; what others do wrong."""
+    autocasts = (False, True) if torch.is_autocast_enabled(device.type) else (False,)
+    rows = [_read_alone(model, device, autocast) for autocast in autocasts]
+    faults: list[str] = []
+    for name, way in _WAYS.items():
+        if way is llama.LlamaBackbone and not (lean and llama.supports(model)):
+            continue
+        found = [_fault(model, way, row, autocast) for row, autocast in zip(rows, autocasts, strict=True)]
+        fault = next((fault for fault in found if fault is not None), None)
+        if fault is None:
+            return way, faults
+        faults.append(f"{name} {fault}")
+    raise ValueError(
+        f"model: {type(model).__name__} cannot be used, as it does not give what its own forward gives for a row "
+        f"alone: {'; '.join(faults)}"
+    )
+
+
+def _fault(model: Any, way: Way, rows: _Rows, autocast: bool) -> str | None:
+    """What is wrong with running `model` that way; None if nothing is."""
+    try:
+        with torch.autocast(rows.logits.device.type, enabled=autocast):
+            off = [_difference(rows, answer) for answer in _answers(way(model), rows)]
+            tolerance = _TOLERANCES[_precision(model, rows.logits.device)]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model may fail in any way, and another way of running it may do
+        return f"it fails ({_first_line(error)})"
+    relative, nats = (max(part) for part in zip(*off, strict=True))
+    if relative <= tolerance:
+        return None
+    return f"its log-probabilities are off by up to {nats:.2g} nats, its answers by {relative:.2g} of their spread"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.120}"
+
+
+def _precision(model: Any, device: torch.device) -> torch.dtype:
+    """The coarsest type that the model computes in."""
+    types = {parameter.dtype for parameter in model.parameters()} & set(_TOLERANCES)
+    if torch.is_autocast_enabled(device.type):
+        types.add(torch.get_autocast_dtype(device.type))
+    return max(types, key=lambda kind: _TOLERANCES[kind], default=torch.float32)
+
+
+def _read_alone(model: Any, device: torch.device, autocast: bool) -> _Rows:
+    """The plain forward of each row by itself: no padding, no mask, no cache.
+
+    Raises: ValueError if it fails.
+    """
+    lengths = np.minimum(_LENGTHS, max_tokens(model) or _LENGTHS.max())
+    config = model.config.get_text_config()
+    embedded = model.get_input_embeddings().weight.shape[0]
+    size = min(embedded, getattr(config, "vocab_size", embedded))
+    ids = np.random.default_rng(0).integers(size, size=(len(lengths), lengths.max()))
+    pad_id = getattr(config, "pad_token_id", None)
+    if isinstance(pad_id, int) and 0 <= pad_id < size:
+        ids[0, ids.shape[1] // 2] = pad_id  # a token like any other: often it ends a text
+    try:
+        with torch.autocast(device.type, enabled=autocast):
+            outputs = [
+                model(input_ids=torch.tensor(row[None, :length], device=device), output_hidden_states=True)
+                for row, length in zip(ids, lengths, strict=True)
+            ]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be used, its forward fails ({_first_line(error)})"
+        ) from error
+    logits, hidden = (
+        pad_sequence([part(output)[0] for output in outputs], batch_first=True)
+        for part in (lambda output: output.logits, last_hidden)
+    )
+    return _Rows(ids, np.minimum(_PROMPTS, lengths), lengths, logits, hidden)
+
+
+def _answers(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
+    yield _scored(backbone, rows)
+    yield from _decoded(backbone, rows)
+    if (rows.prompts < rows.lengths).all():
+        yield _branched(backbone, rows)
+
+
+def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
+    """All states at once, as a trainer reads them."""
+    place = np.arange(rows.ids.shape[1])
+    where = np.nonzero((place >= min(1, place[-1])) & (place < rows.lengths[:, None]))
+    states = backbone.states(*(_tensor(part, rows) for part in (rows.ids, *where)))
+    return _Answer(*states, *where)
+
+
+def _decoded(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
+    """Token by token, as an agent acts."""
+    decoder = Decoder(backbone, rows.logits.device)
+    for step in range(int((rows.lengths - rows.prompts).max()) + 1):
+        now = np.minimum(rows.prompts + step, rows.lengths)
+        mask = np.arange(rows.ids.shape[1]) < now[:, None]
+        logits, hidden = decoder.advance({"input_ids": rows.ids, "attention_mask": mask})
+        yield _Answer(logits, hidden, np.arange(len(now)), now - 1)
+
+
+def _branched(backbone: Backbone, rows: _Rows) -> _Answer:
+    """One token more for some of the rows, for one of them twice."""
+    chosen = np.array([2, 0, 0, 3])
+    columns = rows.prompts[chosen]
+    cache = backbone.open(_tensor(rows.ids[:, : rows.prompts.max()], rows), _tensor(rows.prompts, rows), 1)[0]
+    branches = backbone.select(cache, _tensor(chosen, rows))
+    return _Answer(*backbone.extend(branches, _tensor(rows.ids[chosen, columns], rows)), chosen, columns)
+
+
+def _tensor(array: NDArray[Any], rows: _Rows) -> Tensor:
+    return torch.tensor(array, device=rows.logits.device)
+
+
+def _difference(rows: _Rows, answer: _Answer) -> tuple[float, float]:
+    """How far an answer is from the truth: root mean square relative to the truth's own spread, and nats."""
+    logits = rows.logits[answer.rows, answer.columns].float().log_softmax(-1)
+    nats = answer.logits.float().log_softmax(-1) - logits
+    hidden = rows.hidden[answer.rows, answer.columns].float()
+    relative = [
+        (got.square().mean(-1) / want.var(-1, correction=0).clamp(min=1e-12)).sqrt().max()
+        for got, want in ((nats, logits), (answer.hidden.float() - hidden, hidden))
+    ]
+    worst = float(torch.stack(relative).nan_to_num(nan=torch.inf).max())
+    return worst, float(nats.abs().max())
+
+
+@contextlib.contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, and afterwards the training mode and random state that there were.
+
+    Raises: ValueError if the model's parameters were written to.
+    """
+    training = [module for module in model.modules() if module.training]
+    versions = [parameter._version for parameter in model.parameters() if not parameter.is_inference()]
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+    if versions != [parameter._version for parameter in model.parameters()]:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be used, its forward changes its own parameters"
+        )
