@@ -19,7 +19,7 @@ from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.bases import base_name, freeze_first_layers, longest_row, save_model_folder
 from textgym_agents.rlhf.data import (
     Split,
-    encode_demonstration,
+    encode_answer,
     encode_ranking,
     left_out,
     note_cuts,
@@ -122,7 +122,7 @@ class _Work:
             samples = read_demonstrations(path, self._settings.on_broken)
             _, answers = usable(
                 samples,
-                lambda row: encode_demonstration(row, self._vocabulary, self._max_length),
+                lambda row: encode_answer(row, self._vocabulary, self._max_length),
                 self._settings,
                 self._session.watcher,
                 "reference_samples",
