@@ -65,11 +65,11 @@ class Vocabulary:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{text!r:.80} cannot be written as UTF-8 ({error.reason})") from error
+        if self.conversation is not None:
+            return tuple(self.conversation.encode(text))
         ids = self.codec.encode(text)
         if not ids:
             raise ValueError(f"{text!r:.80} has no tokens in this vocabulary, allowed is at least one")
-        if self.conversation is not None:
-            return tuple(self.conversation.encode(text))
         return (*self.before_ids, *ids, *self.after_ids)
 
     def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:

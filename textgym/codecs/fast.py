@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from textgym.codecs.byte_level import ByteDecoder, byte_table, is_byte_level
+from textgym.codecs.chat import MASK
 from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids
 
 # Lower-case letters, which no normalizer changes.
@@ -53,7 +55,12 @@ class FastCodec:
 
     def encode(self, text: str) -> list[int]:
         """Plain text. Raises: ValueError where a control token cannot be written as text."""
-        return encode_as_text(self._ids, text, self._forbidden)
+        ids = self._ids(text)
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        return encode_as_text(
+            lambda piece: _encode(self._for_text, piece, as_text=True), text, self._forbidden
+        )
 
     def encode_control(self, text: str) -> list[int]:
         """A text with control tokens."""
@@ -68,10 +75,24 @@ class FastCodec:
         meant = {marked.token_to_id(mark): token_id for token_id, mark in self._marks.items()}
         return [meant.get(token_id, token_id) for token_id in ids]
 
+    @cached_property
+    def _for_text(self) -> Tokenizer:
+        """The tokenizer for text that holds control tokens: a Unigram model has none among its pieces."""
+        written = json.loads(self._tokenizer.to_str())
+        pieces = written["model"].get("vocab")
+        if not isinstance(pieces, list):
+            return self._tokenizer
+        for token_id in self.control_ids.intersection(range(len(pieces))):
+            pieces[token_id][0] = _unreadable(token_id)
+        for token in written["added_tokens"]:
+            if token["id"] in self.control_ids:
+                token["content"] = _unreadable(token["id"])
+        return Tokenizer.from_str(json.dumps(written))
+
     def _with_marks(self, token_ids: Collection[int]) -> Tokenizer:
         """The tokenizer with an added token for each of these control tokens, which `_marks` names."""
         if self._marked is None:
-            self._marked = Tokenizer.from_str(self._tokenizer.to_str())
+            self._marked = Tokenizer.from_str(self._for_text.to_str())
         known = self._tokenizer.get_added_tokens_decoder()
         for token_id in sorted(set(token_ids).difference(self._marks)):
             like = known.get(token_id, AddedToken("", normalized=False))
@@ -138,6 +159,11 @@ def _encode(tokenizer: Tokenizer, text: str, as_text: bool, framed: bool = False
     return ids
 
 
+def _unreadable(token_id: int) -> str:
+    """A name for a control token that no text has by chance."""
+    return f"{MASK}{token_id}{MASK}"
+
+
 def _written(tokenizer: Tokenizer) -> str:
     try:
         text: str = tokenizer.to_str()
@@ -148,6 +174,6 @@ def _written(tokenizer: Tokenizer) -> str:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
     """Write a tokenizer and its tokenizer_config.json into an existing folder."""
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     named = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")

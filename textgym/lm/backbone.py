@@ -49,7 +49,10 @@ class HuggingFaceBackbone:
         self.model = model
         self.hidden_size: int = model.get_output_embeddings().weight.shape[1]
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        parameters = inspect.signature(model.forward).parameters
+        plain = (
+            model.get_base_model() if is_peft(model) else model
+        )  # PEFT's own forward hands on what it does not name
+        parameters = inspect.signature(plain.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
 
@@ -98,6 +101,11 @@ class HuggingFaceBackbone:
         )
         cache["past"] = output.past_key_values
         return output.logits[:, -1], output.hidden_states[-1][:, -1]
+
+
+def is_peft(model: Any) -> bool:
+    """Whether a model is one of PEFT's, a base model with an adapter."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def make_backbone(model: Any, lean: bool | None = None) -> Backbone:

@@ -46,6 +46,9 @@ def encode_pair(
 ) -> Encoded:
     """The tokens of a prompt as a policy is asked it, of a completion as a policy writes it, and of its end.
 
+    A completion's tokens are those that a chat template's conversation goes on with after the prompt's. Where it does
+    not start with the prompt's tokens, which a policy is given as they are, the completion is encoded by itself.
+
     What is too long loses the first tokens of the prompt's text, while what the template or the tokenizer puts
     around it stays, and then the last tokens of the completion, its end first. `cut` counts them: callers report it.
 
@@ -60,7 +63,7 @@ def encode_pair(
     """
     head = list(vocabulary.encode_prompt(prompt))
     _check_writable(completion)
-    tail = vocabulary.codec.encode(completion) if completion else []
+    tail = _continuation(vocabulary, prompt, completion, head) if completion else []
     if ended and end_id is not None:
         tail = [*tail, end_id]
     return _shortened(vocabulary, [*head, *tail], len(head), max_length)
@@ -87,6 +90,16 @@ def encode_exchange(
     _check_writable(completion)
     ids = conversation.encode(prompt, completion, ended=ended)
     return _shortened(vocabulary, ids, _common(head, ids), max_length)
+
+
+def _continuation(vocabulary: Vocabulary, prompt: str, completion: str, head: list[int]) -> list[int]:
+    conversation = vocabulary.conversation
+    if conversation is not None and conversation.takes_completions:
+        ids = conversation.encode(prompt, completion, ended=False)
+        tail = ids[len(head) :]
+        if ids[: len(head)] == head and vocabulary.codec.control_ids.isdisjoint(tail):
+            return tail
+    return vocabulary.codec.encode(completion)
 
 
 def _check_writable(completion: str) -> None:
