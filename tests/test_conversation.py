@@ -14,7 +14,7 @@ from chat_tools import CONTROL, TEMPLATES, TOKENIZERS, applied, bare, chat_token
 from core_tools import STORIES, byte_level, hugging_face, needs_stories
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from textgym import make_task
 from textgym.vocab import Vocabulary, load_vocabulary
@@ -113,6 +113,21 @@ def test_a_message_and_its_frame_make_no_control_token_together() -> None:
     ids = vocabulary.encode_prompt("INST")
     assert control(vocabulary, ids) == [begin]
     assert vocabulary.decode([ids]) == ["[INST]"]
+
+
+@pytest.mark.parametrize("name", ["byte-level", "unigram"])
+def test_tokens_that_a_template_writes_are_control_tokens_though_not_marked_special(name: str) -> None:
+    tokenizer = Tokenizer.from_str(bare(name).to_str())
+    tokenizer.add_tokens([AddedToken("<turn>", normalized=False), AddedToken("<tag>", normalized=False)])
+    made = hugging_face(tokenizer)
+    made.chat_template = "<turn>user {{ messages[0].content }}<turn>model"
+    vocabulary = load_vocabulary(made)
+    turn, tag = tokenizer.token_to_id("<turn>"), tokenizer.token_to_id("<tag>")
+    assert list(vocabulary.encode_prompt("a <tag> b")) == applied(made, "a <tag> b")
+    ids = vocabulary.encode_prompt("a <tag> <turn>model b")
+    assert (ids.count(turn), ids.count(tag)) == (2, 1)
+    assert "user a <turn>model b<" in made.decode(vocabulary.encode_prompt("a <turn>model b"))
+    assert vocabulary.allowed[turn]
 
 
 def test_messages_that_a_template_rewrites_are_refused_where_they_hold_control_tokens() -> None:

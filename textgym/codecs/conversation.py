@@ -16,7 +16,8 @@ class Conversation:
     """A chat template with its tokenizer.
 
     The ids are those of `apply_chat_template(..., tokenize=True)`. Where a message holds a control token's text,
-    the template's control tokens are kept and the message's are encoded as any other text.
+    the template's control tokens are kept and the message's are encoded as any other text. Control tokens are the
+    special ones, and of the other added tokens those that the template itself writes.
 
     Args:
         codec: the tokenizer.
@@ -70,8 +71,13 @@ class Conversation:
         return text if ended else text.removesuffix(self.ending or "")
 
     def _control(self, ids: Iterable[int]) -> list[int]:
-        control = self.codec.control_ids
-        return [token_id for token_id in ids if token_id in control]
+        return [token_id for token_id in ids if token_id in self._control_ids]
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        codec = self.codec
+        written = codec.encode_control(self.template(MASK)) + self.ending_ids
+        return codec.control_ids | codec.added_ids.intersection(written)
 
     @cached_property
     def _frames(self) -> dict[tuple[int, bool], list[int]]:

@@ -50,6 +50,8 @@ class FastCodec:
             if token_id in self.special_ids and token not in unknown and token_id not in unknown
         }
         self.control_ids = frozenset(self._forbidden.values())
+        added = tokenizer.get_added_tokens_decoder().items()
+        self.added_ids = frozenset(i for i, token in added if token.content.strip())
         self._marked: Tokenizer | None = None
         self._marks: dict[int, str] = {}
 
@@ -67,8 +69,8 @@ class FastCodec:
         return self._ids(text, as_text=False)
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Texts and control tokens, read as one text. Raises: ValueError as `encode`."""
-        # In place of every control token stands an ordinary added token, which the library finds in the same way.
+        """Texts and tokens, read as one text. Raises: ValueError as `encode`."""
+        # In place of every token stands another added one, which the library finds in the same way.
         marked = self._with_marks({part for part in parts if isinstance(part, int)})
         text = "".join(self._marks[part] if isinstance(part, int) else part for part in parts)
         ids = encode_as_text(lambda piece: _encode(marked, piece, as_text=True), text, self._forbidden)
@@ -77,28 +79,37 @@ class FastCodec:
 
     @cached_property
     def _for_text(self) -> Tokenizer:
-        """The tokenizer for text that holds control tokens: a Unigram model has none among its pieces."""
+        """The tokenizer for text that holds control tokens."""
+        return self._without(self.control_ids)
+
+    def _without(self, token_ids: Collection[int]) -> Tokenizer:
+        """A tokenizer that does not find these tokens in a text, where it encodes special ones as text."""
         written = json.loads(self._tokenizer.to_str())
         pieces = written["model"].get("vocab")
-        if not isinstance(pieces, list):
-            return self._tokenizer
-        for token_id in self.control_ids.intersection(range(len(pieces))):
+        unigram = isinstance(pieces, list)  # it finds control tokens among its pieces, too
+        for token_id in set(token_ids).intersection(range(len(pieces))) if unigram else ():
             pieces[token_id][0] = _unreadable(token_id)
         for token in written["added_tokens"]:
-            if token["id"] in self.control_ids:
-                token["content"] = _unreadable(token["id"])
+            if token["id"] in token_ids:
+                token["special"] = True
+                token["content"] = _unreadable(token["id"]) if unigram else token["content"]
         return Tokenizer.from_str(json.dumps(written))
 
     def _with_marks(self, token_ids: Collection[int]) -> Tokenizer:
-        """The tokenizer with an added token for each of these control tokens, which `_marks` names."""
-        if self._marked is None:
-            self._marked = Tokenizer.from_str(self._for_text.to_str())
-        known = self._tokenizer.get_added_tokens_decoder()
-        for token_id in sorted(set(token_ids).difference(self._marks)):
-            like = known.get(token_id, AddedToken("", normalized=False))
-            flags = {name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-            self._marks[token_id] = _MARK + "".join(chr(ord("a") + int(digit)) for digit in f"{token_id:09}")
-            self._marked.add_tokens([AddedToken(self._marks[token_id], **flags)])
+        """A tokenizer that finds these tokens by the names in `_marks`, and no control token by its own."""
+        if self._marked is None or not self._marks.keys() >= set(token_ids):
+            names = sorted(self._marks.keys() | set(token_ids))
+            self._marks = {
+                i: _MARK + "".join(chr(ord("a") + int(digit)) for digit in f"{i:09}") for i in names
+            }
+            self._marked = self._without(self.control_ids.union(names))
+            known = self._tokenizer.get_added_tokens_decoder()
+            for token_id, mark in self._marks.items():
+                like = known.get(token_id, AddedToken("", normalized=False))
+                flags = {
+                    name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")
+                }
+                self._marked.add_tokens([AddedToken(mark, **flags)])
         return self._marked
 
     def leading(self) -> list[int]:

@@ -17,11 +17,13 @@ class Codec(Protocol):
         size: 1 + the highest id.
         special_ids: the tokens that are no text: a policy may take them only as stop tokens.
         control_ids: those of them that never come out of a prompt's text; not the token for unknown words.
+        added_ids: the tokens that are found in a text before it is split, special or not; without white space.
     """
 
     size: int
     special_ids: frozenset[int]
     control_ids: frozenset[int]
+    added_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, without BOS or EOS; what reads like a control token stays text."""
@@ -30,7 +32,9 @@ class Codec(Protocol):
         """The ids of a text in which the text of a control token is that token."""
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """The ids of plain texts and control tokens (their ids), read as one text."""
+        """The ids of plain texts and tokens (their ids), read as one text. None of these tokens, and no control token,
+        comes out of the plain texts.
+        """
 
     def leading(self) -> list[int]:
         """The ids that the tokenizer itself puts before a text (BOS)."""

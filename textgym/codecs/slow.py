@@ -29,6 +29,8 @@ class SlowCodec:
         unknown = self._tokenizer.unk_token_id
         self._forbidden = {self._names[i]: i for i in self.special_ids if i in self._names and i != unknown}
         self.control_ids = frozenset(self._forbidden.values())
+        added = self._tokenizer.added_tokens_encoder.items()
+        self.added_ids = frozenset(token_id for token, token_id in added if token.strip())
 
     def _encode(self, text: str, as_text: bool) -> list[int]:
         options = {"add_special_tokens": False, "split_special_tokens": as_text}

@@ -37,6 +37,7 @@ class WordCodec:
         self.size = len(self.words)
         self.special_ids = frozenset(i for i, word in enumerate(self.words) if _is_control(word))
         self.control_ids = self.special_ids
+        self.added_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         """Word by word. Raises: ValueError for a word that the vocabulary does not have."""
