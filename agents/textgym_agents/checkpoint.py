@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from textgym.lm.backbone import is_peft
-from textgym.lm.causal import load_causal_lm
+from textgym.lm.causal import load_adapter, load_causal_lm
 from textgym.rewards import TextGymWarning
 from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
 
@@ -115,11 +115,8 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
 
 
 def _load_model(path: Path, name: str) -> Any:
-    if not (path / "base").is_dir():
-        return load_causal_lm(path / name)
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_causal_lm(path / "base"), str(path / name), is_trainable=True)
+    base = path / "base"
+    return load_adapter(path / name, base) if base.is_dir() else load_causal_lm(path / name)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +76,33 @@ def test_acting_by_the_cache_has_the_positions_of_the_plain_forward(task, env):
         observation, _, ended, _, _ = env.step(acted.argmax(1))
         if ended.all():
             break
+
+
+def test_the_example_of_the_page_of_algorithms_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?get_peft_model.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "algorithms.md", "exec"), {})
+    assert {"model", "base", "reference"} <= {path.name for path in (tmp_path / "runs" / "adapter").iterdir()}
+
+
+def test_an_adapter_folder_is_a_model_to_start_from(task, env, tmp_path):
+    tiny_llama(4).save_pretrained(tmp_path / "base")
+    base = type(tiny_llama(4)).from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    model.save_pretrained(tmp_path / "adapter")
+    settings = LMPPOConfig(batch=16, device="cpu", minibatches=1, model=str(tmp_path / "adapter"))
+    agent = LMPPO(task, settings)
+    ids = torch.tensor([[0, 1, 2, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(agent.policy.model(ids).logits, model.eval()(ids).logits)
+    trained = {name for name, p in agent.policy.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in agent.policy.model.named_parameters() if "lora_" in name}
+    before = copy.deepcopy(agent.policy.state_dict())
+    agent.learn(env, 16)
+    moved = {
+        name for name, tensor in agent.policy.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert any("lora_" in name for name in moved)
+    assert not [name for name in moved if "lora_" not in name and "value_head" not in name]
