@@ -130,6 +130,27 @@ def test_tokens_that_a_template_writes_are_control_tokens_though_not_marked_spec
     assert vocabulary.allowed[turn]
 
 
+def test_marks_of_reasoning_in_an_answer_are_the_tokens_that_they_are() -> None:
+    tokenizer = Tokenizer.from_str(bare("byte-level").to_str())
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    made = hugging_face(tokenizer)
+    marks = {
+        "before answers": ("", "<think>\n\n</think>\n\n"),
+        "in the generation prompt": ("<think>\n", ""),
+    }
+    for question, answer in marks.values():
+        made.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}" + answer
+            + "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n" + question + "{% endif %}"
+        )  # fmt: skip
+        conversation = load_vocabulary(made).conversation
+        assert conversation is not None
+        for completion in ("Yes.", "<think>\nWell.\n</think>\nYes.", "<think>Yes."):
+            assert conversation.encode("Hello") == applied(made, "Hello")
+            assert conversation.encode("Hello", completion) == applied(made, "Hello", completion)
+
+
 def test_messages_that_a_template_rewrites_are_refused_where_they_hold_control_tokens() -> None:
     tokenizer = hugging_face(bare("byte-level"))
     tokenizer.chat_template = (
@@ -166,7 +187,7 @@ def test_a_template_that_cannot_be_read_is_named() -> None:
     tokenizer = hugging_face(bare("byte-level"))
     for template in ("{% if %}", "{{ messages[0].content.no.such }}"):
         tokenizer.chat_template = template
-        with pytest.raises(ValueError, match="chat: the chat template cannot be used"):
+        with pytest.raises(ValueError, match=r"chat: the chat template cannot be (read|used)"):
             load_vocabulary(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no system message') }}"
     with pytest.raises(ValueError, match=r"refuses .*no system message"):

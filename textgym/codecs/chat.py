@@ -116,9 +116,14 @@ def _compile(source: str) -> Any:
         raise_exception=_refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form)
     )
 
+    try:
+        template = environment.from_string(source)
+    except TemplateError as error:
+        raise ValueError(f"chat: the chat template cannot be read ({error})") from error
+
     def render(**names: Any) -> str:
         try:
-            return environment.from_string(source).render(**names)
+            return template.render(**names)
         except TemplateError as error:
             raise ValueError(f"chat: the chat template cannot be used ({error})") from error
 
@@ -126,4 +131,4 @@ def _compile(source: str) -> Any:
 
 
 def _refuse(message: str) -> str:
-    raise ValueError(f"chat: the chat template refuses a conversation of one user message: {message}")
+    raise ValueError(f"chat: the chat template refuses the conversation: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ class Conversation:
 
     The ids are those of `apply_chat_template(..., tokenize=True)`. Where a message holds a control token's text,
     the template's control tokens are kept and the message's are encoded as any other text. Control tokens are the
-    special ones, and of the other added tokens those that the template itself writes.
+    special ones, and of the other added tokens those that the template writes with and without an answer.
 
     Args:
         codec: the tokenizer.
@@ -75,9 +76,11 @@ class Conversation:
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
-        codec = self.codec
-        written = codec.encode_control(self.template(MASK)) + self.ending_ids
-        return codec.control_ids | codec.added_ids.intersection(written)
+        # Marks of turns stand in a question's conversation and in an answer's, marks of reasoning in one of them.
+        written = self.codec.added_ids.intersection(self.codec.encode_control(self.template(MASK)))
+        with contextlib.suppress(ValueError):  # templates may take no answers
+            written = written.intersection(self.codec.encode_control(self.template(MASK, MASK)))
+        return self.codec.control_ids | written
 
     @cached_property
     def _frames(self) -> dict[tuple[int, bool], list[int]]:
