@@ -58,7 +58,7 @@ TEMPLATES = {
     ),
     "looks-at-messages": (
         "{{ bos_token }}{% for m in messages %}{% if '?' in m.content %}<|im_start|>{% endif %}{{ m.content | upper }}"
-        "{{ eos_token }}{% generation %}\n{% endgeneration %}{% endfor %}"
+        "{{ eos_token }}{% generation %}!{% endgeneration %}{% endfor %}"
         "{% if add_generation_prompt %}{{ messages | tojson | length }}{% endif %}"
     ),
 }  # fmt: skip
