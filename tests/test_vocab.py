@@ -193,8 +193,8 @@ def test_hugging_face_chat_template() -> None:
     assert ids[0] == 1
     assert ids[-1 - len(tail) :] == (2, *tail)
     assert not {0, 1, 2} & set(ids[1 : -1 - len(tail)])
-    # The prompt is the user's text exactly, spaces included, although the template trims its messages.
-    assert BYTE_VOCABULARY.decode([ids[1 : -1 - len(tail)]]) == ["  the <|end|> cat "]
+    # As the template writes it, which trims its messages.
+    assert BYTE_VOCABULARY.decode([ids[1 : -1 - len(tail)]]) == ["the <|end|> cat"]
     assert load_vocabulary(tokenizer, chat=False).encode_prompt("the") == tuple(BYTES.encode("the").ids)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from textgym.codecs import Codec, Decoder
-from textgym.codecs.chat import split_format, split_rendered
-from textgym.codecs.sources import Source, find_source
+from textgym.codecs import Codec, Decoder, WordCodec
+from textgym.codecs.chat import MASK, around, parse_format
+from textgym.codecs.conversation import Conversation
+from textgym.codecs.sources import Source, find_source, generation_stops
 from textgym.messages import did_you_mean
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
@@ -29,7 +31,10 @@ class Vocabulary:
         allowed: bool (V,), read-only; False at control tokens that are no stop id and at ids without a token.
         codec: the tokenizer.
         decoder: from a batch of ids to texts.
-        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt.
+        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt. A tokenizer may merge
+            the first or last of a chat template's with the prompt's own.
+        conversation: the chat template; None: there is none.
+        config: what the tokenizer_config.json of this tokenizer says.
     """
 
     size: int
@@ -40,13 +45,17 @@ class Vocabulary:
     decoder: Decoder = field(repr=False)
     before_ids: tuple[int, ...] = ()
     after_ids: tuple[int, ...] = ()
+    conversation: Conversation | None = field(default=None, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a prompt: the text, with the chat template or BOS around it.
 
-        What reads like a control token in `text` ("<|end|>") is encoded as plain text.
+        With a chat template they are those of `apply_chat_template` with the generation prompt: the conversation is
+        written, then encoded as one text. What reads like a control token in `text` ("<|end|>") is encoded as plain
+        text.
         Raises: TypeError if it is no string; ValueError if it is empty, cannot be written as UTF-8, or has no
-        tokens.
+        tokens, and as `Conversation.encode`.
         """
         if not isinstance(text, str):
             raise TypeError(f"prompt {text!r:.80} is a {type(text).__name__}, allowed is a string")
@@ -56,6 +65,8 @@ class Vocabulary:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{text!r:.80} cannot be written as UTF-8 ({error.reason})") from error
+        if self.conversation is not None:
+            return tuple(self.conversation.encode(text))
         ids = self.codec.encode(text)
         if not ids:
             raise ValueError(f"{text!r:.80} has no tokens in this vocabulary, allowed is at least one")
@@ -64,6 +75,10 @@ class Vocabulary:
     def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """The texts of a batch of ids. Control, stop and unused ids leave nothing; bad UTF-8 is U+FFFD."""
         return self.decoder(batch)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into an existing folder, as `AutoTokenizer.from_pretrained` reads it."""
+        self.codec.save(folder, self.config)
 
     def token_text(self, token_id: int) -> str:
         """One token for the eye: its text, or its name in the vocabulary where it has no text of its own."""
@@ -82,6 +97,7 @@ def load_vocabulary(
     stop: str | int | Sequence[str | int] | None = None,
     vocab_size: int | None = None,
     chat: bool | str | None = None,
+    model: str | Path | None = None,
 ) -> Vocabulary:
     """Make a vocabulary from any tokenizer. The tokenizer itself is never changed.
 
@@ -89,19 +105,22 @@ def load_vocabulary(
         tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a
             `tokenizers.Tokenizer`; a Hugging Face tokenizer, fast or slow; a list of words (a word in angle
             brackets is a control token).
-        stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the
-            tokenizer's EOS token, or none where it has none.
+        stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the control
+            tokens that the model's generation config ends a text at, first the one that the chat template writes
+            after an answer, or else the tokenizer's EOS token, or none where it has none.
         vocab_size: V, tokens; a model's number of logits where that is larger than the tokenizer.
         chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
             "before{prompt}after" is a template by itself.
+        model: folder or hub id of the model whose generation config names the stop tokens; None: the folder that the
+            tokenizer is from.
 
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
     """
     source = find_source(tokenizer)
     codec = source.codec
     size = _size(codec.size, vocab_size)
-    stop_ids = _stop_ids(source, stop)
-    before, after = _around(source, chat)
+    conversation = _conversation(source, chat)
+    stop_ids = _stop_ids(source, stop, model, conversation)
     pad_id = next(i for i in (source.pad_id, *stop_ids, 0) if i is not None and i < size)
     skip = codec.special_ids | frozenset(stop_ids)
     has_token = np.array([i < codec.size and codec.token(i) is not None for i in range(size)])
@@ -109,7 +128,21 @@ def load_vocabulary(
     if not has_token.any():
         raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
     has_token.flags.writeable = False
-    return Vocabulary(size, stop_ids, pad_id, has_token, codec, codec.decoder(skip), before, after)
+    before, after = _around(codec, conversation)
+    if isinstance(codec, WordCodec):
+        conversation = None  # words are read one by one, whatever stands around them
+    return Vocabulary(
+        size,
+        stop_ids,
+        pad_id,
+        has_token,
+        codec,
+        codec.decoder(skip),
+        before,
+        after,
+        conversation,
+        source.config,
+    )
 
 
 def _size(tokens: int, vocab_size: int | None) -> int:
@@ -122,11 +155,30 @@ def _size(tokens: int, vocab_size: int | None) -> int:
     return int(vocab_size)
 
 
-def _stop_ids(source: Source, stop: Any) -> tuple[int, ...]:
+def _stop_ids(
+    source: Source, stop: Any, model: str | Path | None, conversation: Conversation | None
+) -> tuple[int, ...]:
     if stop is None:
-        return () if source.eos_id is None else (int(source.eos_id),)
+        return _own_stop_ids(source, model, conversation)
     tokens = [stop] if isinstance(stop, str) or not hasattr(stop, "__iter__") else list(stop)
     return tuple(dict.fromkeys(_stop_id(source.codec, token) for token in tokens))
+
+
+def _own_stop_ids(
+    source: Source, model: str | Path | None, conversation: Conversation | None
+) -> tuple[int, ...]:
+    # Configurations of models that were made with other tokenizers name ordinary tokens.
+    named = (
+        [i for i in generation_stops(place) if i in source.codec.control_ids]
+        for place in (model, source.folder)
+        if place is not None
+    )
+    stops = next((ids for ids in named if ids), None)
+    if stops is None:
+        return () if source.eos_id is None else (int(source.eos_id),)
+    ending = () if conversation is None else conversation.ending_ids
+    first = [i for i in ending if i in stops][:1]
+    return tuple(dict.fromkeys([*first, *stops]))
 
 
 def _stop_id(codec: Codec, token: Any) -> int:
@@ -146,18 +198,25 @@ def _stop_id(codec: Codec, token: Any) -> int:
     return index
 
 
-def _around(source: Source, chat: bool | str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _conversation(source: Source, chat: bool | str | None) -> Conversation | None:
     if isinstance(chat, str):
-        before, after = split_format(chat)
-    elif chat is not None and not isinstance(chat, bool):
+        return Conversation(source.codec, parse_format(chat))
+    if chat is not None and not isinstance(chat, bool):
         raise TypeError(f"chat={chat!r}: allowed are None, True, False and 'before{{prompt}}after'")
-    elif chat is not False and source.builtin:
-        before, after = split_format(BUILTIN_CHAT)
-    elif chat is not False and source.render is not None:
-        before, after = split_rendered(source.render)
-    elif chat:
+    if chat is False:
+        return None
+    if source.builtin:
+        return Conversation(source.codec, parse_format(BUILTIN_CHAT))
+    if source.template is not None:
+        return Conversation(source.codec, source.template)
+    if chat:
         raise ValueError("chat=True: this tokenizer has no chat template; give chat='before{prompt}after'")
-    else:
-        return tuple(source.codec.leading()), ()
-    encode = source.codec.encode_control
+    return None
+
+
+def _around(codec: Codec, conversation: Conversation | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if conversation is None:
+        return tuple(codec.leading()), ()
+    before, after = around(conversation.template(MASK))
+    encode = codec.encode_control
     return tuple(encode(before) if before else ()), tuple(encode(after) if after else ())

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from textgym.lm.causal import load_causal_lm
+from textgym.lm.backbone import is_peft
+from textgym.lm.causal import load_adapter, load_causal_lm
 from textgym.rewards import TextGymWarning
 from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
 
@@ -25,8 +26,11 @@ def write_checkpoint(agent: Any, path: Path) -> None:
 
 
 def _write(agent: Any, folder: Path) -> None:
-    agent.policy.model.save_pretrained(folder / "model", safe_serialization=True)
-    agent.reference.model.save_pretrained(folder / "reference", safe_serialization=True)
+    agent.policy.model.save_pretrained(folder / "model")
+    agent.task.vocabulary.save(folder / "model")
+    agent.reference.model.save_pretrained(folder / "reference")
+    if is_peft(agent.policy.model):  # what was saved are adapters
+        _without_adapter(agent.reference.model).save_pretrained(folder / "base")
     save_file(
         {k: v.contiguous() for k, v in agent.policy.value_head.state_dict().items()},
         folder / "value_head.safetensors",
@@ -53,9 +57,15 @@ def _write(agent: Any, folder: Path) -> None:
         "value_offset": agent.value_offset,
         "learning_rate": agent.learning_rate,
         "own_reference": agent.has_own_reference,
+        "frozen": [name for name, p in agent.policy.named_parameters() if not p.requires_grad],
         "scorer": agent.task.scorer.state_dict(),
     }
     write_json(folder / "agent.json", state)
+
+
+def _without_adapter(model: Any) -> Any:
+    model = copy.deepcopy(model)
+    return model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
 
 
 def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
@@ -86,9 +96,11 @@ def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
 
 
 def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
-    agent = kind(task, kind.config_type(**state["config"]), model=load_causal_lm(path / "reference"))
-    trained = load_causal_lm(path / "model")
-    agent.policy.model.load_state_dict(copy.deepcopy(trained.state_dict()))
+    agent = kind(task, kind.config_type(**state["config"]), model=_load_model(path, "reference"))
+    agent.policy.model.load_state_dict(copy.deepcopy(_load_model(path, "model").state_dict()))
+    frozen = set(state.get("frozen", ()))
+    for name, parameter in agent.policy.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))
     _restore_optimizer(agent.optimizer, load_file(path / "optimizer.safetensors"))
     agent.controller.beta = state["beta"]
@@ -100,6 +112,11 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
     if state["task"] == task.name:
         task.scorer.load_state_dict(state["scorer"])
     return agent
+
+
+def _load_model(path: Path, name: str) -> Any:
+    base = path / "base"
+    return load_adapter(path / name, base) if base.is_dir() else load_causal_lm(path / name)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -54,6 +54,9 @@ class LMConfig:
     """auto, cpu, cuda, mps."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the models under autocast; parameters stay float32."""
+    gradient_checkpointing: bool = False
+    """Keeps the input of every layer alone and runs the layers again for the gradient: less memory, a third more time.
+    A model on which it is enabled has it too."""
     seed: int = 0
     """Seeds prompts, sampling and mini-batches."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from textgym.lm.causal import check_positions, choose_device
+from textgym.lm.recompute import recomputes
 from textgym.lm.reference import Reference
 from textgym.references import has_language_model
 from textgym_agents.checkpoint import read_checkpoint, write_checkpoint
@@ -45,7 +47,8 @@ class LMAgent(ABC):
     Args:
         task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
         config: the settings.
-        model: a causal LM to start from and to keep as reference; None loads `config.model` or the task's reference;
+        model: a causal LM to start from and to keep as reference; its frozen parameters stay as they are, and of a PEFT
+            model the adapter is trained. None loads `config.model` or the task's reference;
             a tiny model stands in for a reference that is no LM.
     """
 
@@ -55,15 +58,23 @@ class LMAgent(ABC):
     """Whether the value head learns V."""
 
     def __init__(self, task: Any, config: Any, model: Any = None) -> None:
-        self.config = config
         self.task = task
         start = model if model is not None else start_model(task, config.model, config.seed)
+        if recomputes(start):
+            config = replace(config, gradient_checkpointing=True)
+        self.config = config
         check_positions(start, task.max_prompt_tokens + task.max_new_tokens)
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
         device = choose_device(config.device)
-        settings = (task.vocabulary.allowed, config.temperature, device, config.precision == "bfloat16")
-        self.policy = LMPolicy(copy.deepcopy(start), *settings)
+        settings: dict[str, Any] = {
+            "allowed": task.vocabulary.allowed,
+            "temperature": config.temperature,
+            "device": device,
+            "bf16": config.precision == "bfloat16",
+            "recompute": config.gradient_checkpointing,
+        }
+        self.policy = LMPolicy(copy.deepcopy(start), **settings)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from textgym.lm.causal import FORBIDDEN, logit_bias
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
+from textgym.lm.recompute import recompute_layers
 from textgym_agents.categorical import sample
 from textgym_agents.protocol import Observation
 
@@ -27,6 +28,8 @@ class LMPolicy(nn.Module):
         temperature: > 0; divides the logits, for sampling and scoring alike.
         device: where the parameters live.
         bf16: run the model under bfloat16 autocast.
+        recompute: keep the inputs of layers alone and run them again in the backward pass.
+    Raises: ValueError if `recompute` is asked for and the model has no layers that can.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class LMPolicy(nn.Module):
         temperature: float = 1.0,
         device: torch.device | None = None,
         bf16: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
@@ -43,6 +47,8 @@ class LMPolicy(nn.Module):
         self.model = model.to(self.device).eval()
         self.temperature = temperature
         self._bf16 = bf16
+        if recompute:
+            recompute_layers(self.model)
         with self._precision():
             self._backbone = choose_backbone(self.model, lean=not bf16)
         # Without nn.Linear's own initialisation, which draws from the global generator.

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 from agents.enumerated import count_a, first_metrics, tiny_agent, tiny_task
+from chat_tools import applied, bare, chat_tokenizer
 from gymnasium.vector import AutoresetMode, VectorWrapper
-from lm.tiny_models import tiny_llama
+from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.zoo import zoo_model
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm_ppo import LMPPO
 from textgym_agents.rloo import RLOO, RLOOConfig
 from textgym_agents.rollout import check_env
+from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from textgym import TokenVectorEnv, make_task
+from textgym import TokenVectorEnv, load_vocabulary, make_task
+from textgym.lm.backbone import HuggingFaceBackbone
+from textgym.lm.recompute import recompute_layers
 
 
 def test_an_update_stops_early_when_the_policy_has_moved_too_far(env, task):
@@ -77,6 +81,118 @@ def test_a_checkpoint_holds_safetensors_and_json_and_is_replaced_whole(agent, en
     observation, _ = env.reset(seed=3)
     np.testing.assert_array_equal(loaded.log_probs(observation), agent.log_probs(observation))
     np.testing.assert_array_equal(loaded.values(observation), agent.values(observation))
+
+
+def test_an_exported_policy_carries_its_tokenizer(tmp_path):
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    options = {"prompts": ["Hello"], "tokenizer": tokenizer, "max_new_tokens": 4}
+    env = TokenVectorEnv(make_task("Text", **options), 4, autoreset_mode=AutoresetMode.DISABLED)
+    config = Qwen2Config(
+        vocab_size=env.task.vocabulary.size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    agent = RLOO(env.task, RLOOConfig(batch=4, device="cpu"), model=Qwen2ForCausalLM(config))
+    agent.save(tmp_path / "agent")
+    folder = tmp_path / "agent" / "model"
+    exported = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.get_vocab().items() <= exported.get_vocab().items()
+    assert exported.chat_template == tokenizer.chat_template
+    assert (
+        applied(exported, "Hello?")
+        == applied(tokenizer, "Hello?")
+        == list(env.task.vocabulary.encode_prompt("Hello?"))
+    )
+    assert load_vocabulary(folder).stop_ids == env.task.vocabulary.stop_ids
+    assert (
+        make_task("Text", **options | {"tokenizer": folder}).vocabulary.pad_id == env.task.vocabulary.pad_id
+    )
+
+
+@pytest.mark.parametrize("kind", ["words", "bare", "python"])
+def test_every_kind_of_tokenizer_is_written_as_hugging_face_reads_it(tmp_path, kind):
+    made = {"words": ["x", "<pad>", "y"], "bare": bare("unigram"), "python": ByT5Tokenizer(extra_ids=2)}[kind]
+    vocabulary = load_vocabulary(made)
+    vocabulary.save(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "x y" if kind == "words" else "Hello world"
+    ids = vocabulary.codec.encode(text)
+    assert again(text, add_special_tokens=False).input_ids == ids
+    assert again.decode(ids) == vocabulary.decode([ids])[0] == text
+    assert again.pad_token_id == (vocabulary.pad_id if kind != "bare" else None)
+
+
+def test_frozen_parameters_stay_frozen_when_training_goes_on(task, env, tmp_path):
+    model = tiny_llama(4)
+    model.model.layers[0].requires_grad_(False)
+    config = LMPPOConfig(batch=16, device="cpu", minibatches=1)
+    whole = LMPPO(task, config, model=model)
+    start = whole.policy.model.model.layers[0].mlp.up_proj.weight.clone()
+    whole.learn(env, 16)
+    whole.save(tmp_path / "agent")
+    resumed = LMPPO.load(tmp_path / "agent", env)
+    for agent in (whole, resumed):
+        agent.learn(env, 16)
+    for (name, one), two in zip(whole.policy.named_parameters(), resumed.policy.parameters(), strict=True):
+        assert torch.equal(one, two), name
+        assert one.requires_grad == two.requires_grad == (".layers.0." not in name)
+    assert torch.equal(start, resumed.policy.model.model.layers[0].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_gradient_checkpointing_keeps_less_and_has_the_same_gradient(task, make, tmp_path, env):
+    kept, gradients = [], []
+    model = make(4)
+    model.gradient_checkpointing_enable()  # asks for it as the setting does
+    for start, asked in ((make(4), False), (make(4), True), (model, False)):
+        agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu", gradient_checkpointing=asked), model=start)
+        # Without the setting it would be the hand-written Llama where there is one.
+        assert isinstance(agent.policy._backbone, HuggingFaceBackbone) or start is not model
+        agent.policy._backbone = HuggingFaceBackbone(agent.policy.model)
+        rows = torch.arange(8)
+        size = 0
+
+        def count(tensor):
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            ids = torch.randint(4, (8, 20), generator=torch.Generator().manual_seed(0))
+            logits, values = agent.policy.states(ids, rows, rows)
+        (logits.log_softmax(-1)[:, 0].sum() + values.sum()).backward()
+        kept.append(size)
+        gradients.append([p.grad for p in agent.policy.parameters()])
+    assert kept[1] == kept[2] < kept[0] / 2
+    for checkpointed in gradients[1:]:
+        for one, two in zip(gradients[0], checkpointed, strict=True):
+            assert (one is None) == (two is None)
+            assert one is None or torch.equal(one, two)
+    assert agent.config.gradient_checkpointing
+    agent.save(tmp_path / "agent")
+    assert LMPPO.load(tmp_path / "agent", env).config.gradient_checkpointing
+
+
+def test_gradient_checkpointing_learns_what_is_learnt_without_it(task, env):
+    agents = []
+    for asked in (False, True):
+        agent = LMPPO(
+            task,
+            LMPPOConfig(batch=16, device="cpu", minibatches=2, gradient_checkpointing=asked),
+            model=tiny_gpt2(4),
+        )
+        agent.learn(env, 32)
+        agents.append(agent)
+    for one, two in zip(*(agent.policy.parameters() for agent in agents), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_model_without_layers_that_can_run_again_is_refused(task):
+    with pytest.raises(ValueError, match="gradient_checkpointing=True: Linear has no layers"):
+        recompute_layers(torch.nn.Linear(2, 2))
 
 
 def test_an_agent_without_a_critic_has_no_values(task, env):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_tools import TEMPLATES, applied, chat_tokenizer, every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_gpt2, tiny_llama
@@ -18,6 +19,7 @@ from textgym import load_vocabulary
 from textgym.lm import llama, scoring
 from textgym.lm.backbone import max_tokens
 from textgym.lm.scoring import (
+    encode_exchange,
     encode_pair,
     end_id,
     load_reward_model,
@@ -139,6 +141,38 @@ def test_cut_tokens_add_up(prompt, completion, ended, limit):
     assert cut.cut == max(len(whole.ids) - limit, 0)
     tail = whole.ids[whole.prompt_tokens :]
     assert cut.ids[cut.prompt_tokens :] == tail[: limit - cut.prompt_tokens]
+
+
+@every_pair
+def test_rows_of_a_chat_template_are_those_of_the_whole_conversation(name, template):
+    vocabulary, tokenizer = load_vocabulary(chat_tokenizer(name, template)), chat_tokenizer(name, template)
+    whole = applied(tokenizer, "Hello", "don't stop")
+    assert encode_exchange(vocabulary, "Hello", "don't stop").ids == whole
+    asked = applied(tokenizer, "Hello")
+    row = encode_pair(vocabulary, "Hello", "don't stop", ended=False)
+    assert row.ids[: row.prompt_tokens] == asked
+    if whole[: len(asked)] == asked:
+        assert row.ids == whole[: len(row.ids)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(sorted(TEMPLATES)),
+    st.text("ab :", min_size=1, max_size=30),
+    st.text("ab :", max_size=30),
+    st.integers(1, 80),
+)
+def test_long_exchanges_lose_the_prompt_s_text_first(template, prompt, completion, limit):
+    vocabulary = load_vocabulary(chat_tokenizer("byte-level", template))
+    whole = encode_exchange(vocabulary, prompt, completion)
+    if limit <= len(vocabulary.before_ids) + len(vocabulary.after_ids) and limit < len(whole.ids):
+        return  # the template may not fit
+    row = encode_exchange(vocabulary, prompt, completion, max_length=limit)
+    assert len(row.ids) == min(limit, len(whole.ids))
+    assert row.cut == len(whole.ids) - len(row.ids)
+    tail = whole.ids[whole.prompt_tokens :]
+    assert row.ids[row.prompt_tokens :] == tail[: limit - row.prompt_tokens]
+    assert row.ids[0] == whole.ids[0] or not vocabulary.before_ids
 
 
 def test_texts_that_cannot_be_encoded_are_named():

@@ -89,6 +89,20 @@ def save_tokenizer(folder: Path, between: str | None = None, extra: int = 0) -> 
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def save_chat_reward_model(folder: Path, tokenizer: Any, seed: int = 0) -> Any:
+    """Writes a reward model over a Hugging Face tokenizer and returns the model."""
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, pad_token_id=0, **size
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
 def save_reward_model(folder: Path, kind: str = "llama", seed: int = 0, offset: float | None = None) -> Path:
     """Writes a whole folder and returns it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from textgym.codecs.byte_level import ByteDecoder, byte_table, is_byte_level
+from textgym.codecs.chat import MASK
 from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids
+
+# Lower-case letters, which no normalizer changes.
+_MARK = "textgymcontrol"
 
 
 class FastCodec:
@@ -42,24 +49,75 @@ class FastCodec:
             for token, token_id in self._vocabulary.items()
             if token_id in self.special_ids and token not in unknown and token_id not in unknown
         }
+        self.control_ids = frozenset(self._forbidden.values())
+        added = tokenizer.get_added_tokens_decoder().items()
+        self.added_ids = frozenset(i for i, token in added if token.content.strip())
+        self._marked: Tokenizer | None = None
+        self._marks: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:
         """Plain text. Raises: ValueError where a control token cannot be written as text."""
-        return encode_as_text(self._ids, text, self._forbidden)
+        ids = self._ids(text)
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        return encode_as_text(
+            lambda piece: _encode(self._for_text, piece, as_text=True), text, self._forbidden
+        )
 
     def encode_control(self, text: str) -> list[int]:
-        """A template's fixed part."""
+        """A text with control tokens."""
         return self._ids(text, as_text=False)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Texts and tokens, read as one text. Raises: ValueError as `encode`."""
+        # In place of every token stands another added one, which the library finds in the same way.
+        marked = self._with_marks({part for part in parts if isinstance(part, int)})
+        text = "".join(self._marks[part] if isinstance(part, int) else part for part in parts)
+        ids = encode_as_text(lambda piece: _encode(marked, piece, as_text=True), text, self._forbidden)
+        meant = {marked.token_to_id(mark): token_id for token_id, mark in self._marks.items()}
+        return [meant.get(token_id, token_id) for token_id in ids]
+
+    @cached_property
+    def _for_text(self) -> Tokenizer:
+        """The tokenizer for text that holds control tokens."""
+        return self._without(self.control_ids)
+
+    def _without(self, token_ids: Collection[int]) -> Tokenizer:
+        """A tokenizer that does not find these tokens in a text, where it encodes special ones as text."""
+        written = json.loads(self._tokenizer.to_str())
+        pieces = written["model"].get("vocab")
+        unigram = isinstance(pieces, list)  # it finds control tokens among its pieces, too
+        for token_id in set(token_ids).intersection(range(len(pieces))) if unigram else ():
+            pieces[token_id][0] = _unreadable(token_id)
+        for token in written["added_tokens"]:
+            if token["id"] in token_ids:
+                token["special"] = True
+                token["content"] = _unreadable(token["id"]) if unigram else token["content"]
+        return Tokenizer.from_str(json.dumps(written))
+
+    def _with_marks(self, token_ids: Collection[int]) -> Tokenizer:
+        """A tokenizer that finds these tokens by the names in `_marks`, and no control token by its own."""
+        if self._marked is None or not self._marks.keys() >= set(token_ids):
+            names = sorted(self._marks.keys() | set(token_ids))
+            self._marks = {
+                i: _MARK + "".join(chr(ord("a") + int(digit)) for digit in f"{i:09}") for i in names
+            }
+            self._marked = self._without(self.control_ids.union(names))
+            known = self._tokenizer.get_added_tokens_decoder()
+            for token_id, mark in self._marks.items():
+                like = known.get(token_id, AddedToken("", normalized=False))
+                flags = {
+                    name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")
+                }
+                self._marked.add_tokens([AddedToken(mark, **flags)])
+        return self._marked
 
     def leading(self) -> list[int]:
         """What the post-processor puts before a text."""
         return leading_ids(self._ids("a", framed=True), self._ids("a"))
 
     def _ids(self, text: str, *, as_text: bool = True, framed: bool = False) -> list[int]:
-        # Set for every text, because the tokenizers library forgets it when a tokenizer is copied or pickled.
-        self._tokenizer.encode_special_tokens = as_text
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=framed).ids
-        return ids
+        return _encode(self._tokenizer, text, as_text, framed)
 
     def decoder(self, skip: frozenset[int]) -> Decoder:
         """Bytes joined by table where the tokenizer is byte-level, the library's own decoder elsewhere."""
@@ -87,6 +145,10 @@ class FastCodec:
         """Every token."""
         return list(self._vocabulary)
 
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """tokenizer.json and tokenizer_config.json."""
+        save_tokenizer(self._tokenizer, folder, config)
+
 
 @dataclass(frozen=True)
 class LibraryDecoder:
@@ -101,9 +163,28 @@ class LibraryDecoder:
         return [decode([i for i in ids if i not in skip], skip_special_tokens=False) for ids in batch]
 
 
+def _encode(tokenizer: Tokenizer, text: str, as_text: bool, framed: bool = False) -> list[int]:
+    # Set for every text, because the tokenizers library forgets it when a tokenizer is copied or pickled.
+    tokenizer.encode_special_tokens = as_text
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=framed).ids
+    return ids
+
+
+def _unreadable(token_id: int) -> str:
+    """A name for a control token that no text has by chance."""
+    return f"{MASK}{token_id}{MASK}"
+
+
 def _written(tokenizer: Tokenizer) -> str:
     try:
         text: str = tokenizer.to_str()
     except Exception as error:  # the library raises no narrower type
         raise ValueError(f"tokenizer: {tokenizer!r:.80} cannot be copied through JSON ({error})") from error
     return text
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a tokenizer and its tokenizer_config.json into an existing folder."""
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")

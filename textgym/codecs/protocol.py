@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 Decoder = Callable[[Sequence[Sequence[int]]], list[str]]
 
@@ -14,17 +15,26 @@ class Codec(Protocol):
 
     Attributes:
         size: 1 + the highest id.
-        special_ids: the control tokens: never made from a prompt's text.
+        special_ids: the tokens that are no text: a policy may take them only as stop tokens.
+        control_ids: those of them that never come out of a prompt's text; not the token for unknown words.
+        added_ids: the tokens that are found in a text before it is split, special or not; without white space.
     """
 
     size: int
     special_ids: frozenset[int]
+    control_ids: frozenset[int]
+    added_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, without BOS or EOS; what reads like a control token stays text."""
 
     def encode_control(self, text: str) -> list[int]:
-        """The ids of a template's fixed part, in which the text of a control token is that token."""
+        """The ids of a text in which the text of a control token is that token."""
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """The ids of plain texts and tokens (their ids), read as one text. None of these tokens, and no control token,
+        comes out of the plain texts.
+        """
 
     def leading(self) -> list[int]:
         """The ids that the tokenizer itself puts before a text (BOS)."""
@@ -41,6 +51,9 @@ class Codec(Protocol):
     def tokens(self) -> list[str]:
         """Every token, for suggestions in error messages."""
 
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Write the tokenizer's files as Hugging Face reads them; `config` is its tokenizer_config.json."""
+
 
 def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mapping[str, int]) -> list[int]:
     """Encode `text` so that none of the `control` tokens (name to id) comes out of it.
@@ -52,7 +65,8 @@ def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mappi
     Raises: ValueError if a control token comes out even so.
     """
     ids = encode(text)
-    found = [token for token, token_id in control.items() if token_id in ids]
+    written = set(ids)
+    found = [token for token, token_id in control.items() if token_id in written]
     if not found:
         return ids
     parts = re.split(

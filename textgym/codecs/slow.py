@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids
@@ -27,6 +28,9 @@ class SlowCodec:
         self.special_ids = frozenset(i for i in self._tokenizer.all_special_ids if i is not None)
         unknown = self._tokenizer.unk_token_id
         self._forbidden = {self._names[i]: i for i in self.special_ids if i in self._names and i != unknown}
+        self.control_ids = frozenset(self._forbidden.values())
+        added = self._tokenizer.added_tokens_encoder.items()
+        self.added_ids = frozenset(token_id for token, token_id in added if token.strip())
 
     def _encode(self, text: str, as_text: bool) -> list[int]:
         options = {"add_special_tokens": False, "split_special_tokens": as_text}
@@ -37,8 +41,15 @@ class SlowCodec:
         return encode_as_text(lambda part: self._encode(part, as_text=True), text, self._forbidden)
 
     def encode_control(self, text: str) -> list[int]:
-        """A template's fixed part."""
+        """A text with control tokens."""
         return self._encode(text, as_text=False)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Texts and control tokens; these tokenizers, too, read the text between two control tokens by itself."""
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self.encode(part) if part else []
+        return ids
 
     def leading(self) -> list[int]:
         """What the tokenizer puts before a text."""
@@ -63,6 +74,11 @@ class SlowCodec:
     def tokens(self) -> list[str]:
         """Every token."""
         return list(self._vocabulary)
+
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """The tokenizer's own files."""
+        del config  # it has its own
+        self._tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)

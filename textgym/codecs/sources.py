@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from textgym.codecs.chat import render_jinja
+from textgym.codecs.chat import JinjaTemplate, Template
 from textgym.codecs.fast import FastCodec
 from textgym.codecs.protocol import Codec
 from textgym.codecs.slow import SlowCodec
@@ -40,14 +40,18 @@ class Source:
     Args:
         codec: text to ids and back.
         eos_id, pad_id: token ids.
-        render: from a user's message to the text of a conversation, by the tokenizer's chat template.
+        template: the tokenizer's chat template.
+        folder: where its files are.
+        config: what a tokenizer_config.json says of it.
         builtin: whether it is the tokenizer of the built-in world.
     """
 
     codec: Codec
     eos_id: int | None = None
     pad_id: int | None = None
-    render: Callable[[str], str] | None = None
+    template: Template | None = None
+    folder: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
     builtin: bool = False
 
 
@@ -65,7 +69,8 @@ def find_source(tokenizer: Any) -> Source:
         return _from_path(Path(tokenizer))
     if isinstance(tokenizer, list | tuple):
         words = WordCodec(tokenizer)
-        return Source(words, pad_id=words.token_id("<pad>"))
+        pad_id = words.token_id("<pad>")
+        return Source(words, pad_id=pad_id, config={} if pad_id is None else {"pad_token": "<pad>"})
     if isinstance(tokenizer, Tokenizer):
         return _from_bare(tokenizer)
     if hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "all_special_ids"):
@@ -91,18 +96,20 @@ def _from_path(path: Path) -> Source:
         ) from error
     config_file = file.parent / "tokenizer_config.json"
     if not config_file.is_file():
-        return _from_bare(tokenizer)
+        return replace(_from_bare(tokenizer), folder=file.parent)
     config = json.loads(config_file.read_text(encoding="utf-8"))
     names = {key: _token_text(config.get(key)) for key in _CONFIG_TOKENS}
     extra = [_token_text(token) for token in config.get("additional_special_tokens") or ()]
     codec = FastCodec(tokenizer, [name for name in [*names.values(), *extra] if name])
-    template = _template(config, file.parent / "chat_template.jinja")
+    source = _template(config, file.parent / "chat_template.jinja")
     variables = {key: name for key, name in names.items() if name}
     return Source(
         codec,
         eos_id=codec.token_id(names["eos_token"]) if names["eos_token"] else None,
         pad_id=codec.token_id(names["pad_token"]) if names["pad_token"] else None,
-        render=(lambda text: render_jinja(template, variables)(text)) if template else None,
+        template=JinjaTemplate(source, variables) if source else None,
+        folder=file.parent,
+        config={**config, "chat_template": source} if source else config,
         builtin=file.parent.resolve() == BUILTIN_FOLDER.resolve(),
     )
 
@@ -126,7 +133,10 @@ def _from_bare(tokenizer: Tokenizer) -> Source:
     special = {codec.token(token_id): token_id for token_id in codec.special_ids}
     padding = tokenizer.padding
     pad_id = padding["pad_id"] if padding else next((special[n] for n in _PAD_NAMES if n in special), None)
-    return Source(codec, eos_id=next((special[n] for n in _EOS_NAMES if n in special), None), pad_id=pad_id)
+    eos_id = next((special[n] for n in _EOS_NAMES if n in special), None)
+    tokens = {"eos_token": eos_id, "pad_token": pad_id}
+    config = {name: codec.token(token_id) for name, token_id in tokens.items() if token_id is not None}
+    return Source(codec, eos_id, pad_id, config=config)
 
 
 def _from_hugging_face(tokenizer: Any) -> Source:
@@ -136,9 +146,49 @@ def _from_hugging_face(tokenizer: Any) -> Source:
     else:
         codec = SlowCodec(tokenizer)
 
-    def render(text: str) -> str:
-        messages = [{"role": "user", "content": text}]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    variables = dict(tokenizer.special_tokens_map)
+    source = getattr(tokenizer, "chat_template", None)
+    if isinstance(source, Mapping):  # several named templates
+        source = source.get("default")
+    name = getattr(tokenizer, "name_or_path", "")
+    return Source(
+        codec,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        template=JinjaTemplate(source, variables) if source else None,
+        folder=Path(name) if name and Path(name).is_dir() else None,
+        config={**variables, "chat_template": source} if source else variables,
+    )
 
-    has_template = getattr(tokenizer, "chat_template", None) is not None
-    return Source(codec, tokenizer.eos_token_id, tokenizer.pad_token_id, render if has_template else None)
+
+def generation_stops(model: str | Path) -> list[int]:
+    """The ids that end a text by a model's generation_config.json; [] without such a file or without any in it.
+
+    Args:
+        model: a folder in Hugging Face layout, or a hub id.
+    Raises: ValueError for a file that names no ids.
+    """
+    file = _generation_config(model)
+    if file is None:
+        return []
+    config = json.loads(file.read_text(encoding="utf-8"))
+    stops = config.get("eos_token_id") if isinstance(config, dict) else config
+    ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ValueError(
+            f"{file}: eos_token_id={stops!r:.80}; allowed are null, a token id and a list of them"
+        )
+    return ids
+
+
+def _generation_config(model: str | Path) -> Path | None:
+    if Path(model).is_dir():
+        file = Path(model) / "generation_config.json"
+        return file if file.is_file() else None
+    try:
+        from transformers.utils.hub import cached_file
+
+        found = cached_file(str(model), "generation_config.json")
+    except (ImportError, OSError, ValueError):  # loading the model itself says what is wrong
+        return None
+    return None if found is None else Path(found)

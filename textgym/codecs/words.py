@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from textgym.codecs.fast import save_tokenizer
 from textgym.codecs.protocol import Decoder
 
 
@@ -31,6 +36,8 @@ class WordCodec:
             raise ValueError(f"tokenizer: {self.words[:8]!r}... must be at least one word, each only once")
         self.size = len(self.words)
         self.special_ids = frozenset(i for i, word in enumerate(self.words) if _is_control(word))
+        self.control_ids = self.special_ids
+        self.added_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         """Word by word. Raises: ValueError for a word that the vocabulary does not have."""
@@ -49,6 +56,13 @@ class WordCodec:
         if unknown:
             raise ValueError(f"chat: {unknown[0]!r} is not a word of this vocabulary")
         return [self._ids[word] for word in text.split()]
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Words and control tokens."""
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self.encode(part)
+        return ids
 
     def leading(self) -> list[int]:
         """Nothing."""
@@ -69,6 +83,14 @@ class WordCodec:
     def tokens(self) -> list[str]:
         """Every word."""
         return list(self.words)
+
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """A tokenizer that splits at white space."""
+        model = models.WordLevel({word: i for i, word in enumerate(self.words)})
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.add_special_tokens([self.words[i] for i in sorted(self.special_ids)])
+        save_tokenizer(tokenizer, folder, config)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ class HuggingFaceBackbone:
         self.model = model
         self.vocab_size: int = head.weight.shape[0]
         self.hidden_size: int = head.weight.shape[1]
-        parameters = inspect.signature(model.forward).parameters
+        # PEFT's own forward hands on what it does not name.
+        parameters = inspect.signature(
+            (model.get_base_model() if is_peft(model) else model).forward
+        ).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
         # Its name depends on the architecture and on the version of transformers.
@@ -116,6 +119,11 @@ class HuggingFaceBackbone:
         if cache["past"] is None:
             raise ValueError("its forward returns no cache")
         return output.logits[:, -1], last_hidden(output)[:, -1]
+
+
+def is_peft(model: Any) -> bool:
+    """Whether a model is one of PEFT's, a base model with an adapter."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 class StateSpaceBackbone(HuggingFaceBackbone):

@@ -22,7 +22,8 @@ def load_causal_lm(name: str | Path) -> Any:
     """Loads a causal LM in float32, in evaluation mode.
 
     Args:
-        name: a folder in Hugging Face layout, or a hub id.
+        name: a folder in Hugging Face layout, or a hub id; that of a PEFT adapter gives its base with the adapter, and
+            the adapter alone can be trained.
     Raises: ValueError if no such model can be loaded: it names the argument and the cause.
     """
     from transformers import AutoModelForCausalLM
@@ -43,7 +44,17 @@ def load_causal_lm(name: str | Path) -> Any:
         raise ValueError(
             f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost"
         )
+    adapters = getattr(model, "peft_config", None)
+    if adapters:  # transformers has frozen them
+        return load_adapter(name, next(iter(adapters.values())).base_model_name_or_path)
     return model.eval()
+
+
+def load_adapter(name: str | Path, base: str | Path) -> Any:
+    """Loads a PEFT adapter, which can be trained, over the causal LM at `base`, which cannot; in evaluation mode."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_causal_lm(base), str(name), is_trainable=True).eval()
 
 
 def check_positions(model: Any, tokens: int) -> None:

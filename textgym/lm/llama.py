@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textgym.lm.llama_ops import rms_norm, rotate, split_heads, swiglu
+from textgym.lm.recompute import recomputes
 
 _MAX_PARAMETERS = 50_000_000
 _BLOCK = 32
@@ -58,7 +59,9 @@ class LlamaCache:
 
 
 def supports(model: Any) -> bool:
-    """True if `model` is a float32 Llama of plain shape (default rotary embedding, no biases) and small."""
+    """True if `model` is a float32 Llama of plain shape (default rotary embedding, no biases) and small, without
+    gradient checkpointing.
+    """
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
@@ -71,6 +74,7 @@ def supports(model: Any) -> bool:
         and config.attention_dropout == 0.0
         and all(parameter.dtype == torch.float32 for parameter in model.parameters())
         and sum(parameter.numel() for parameter in model.parameters()) <= _MAX_PARAMETERS
+        and not recomputes(model)
     )
 
 

@@ -35,6 +35,9 @@ class Member(NamedTuple):
 class RewardModel(NamedReward):
     """Pays what Hugging Face sequence classifiers with one label say of prompt and completion.
 
+    A model whose tokenizer has a chat template reads what `apply_chat_template` makes of the two messages; any other
+    reads the prompt, the completion and the tokenizer's EOS token. See `textgym.lm.scoring.encode_exchange`.
+
     Distinct texts that are not in the cache are sorted by length and read in as few forward passes as `batch`
     allows. A score depends on its own text alone, up to rounding (1e-5).
 
@@ -47,8 +50,8 @@ class RewardModel(NamedReward):
         combine: of the members' scores: "mean", "min", or "mean_minus_std", the mean less k population standard
             deviations.
         k: >= 0.
-        stop_ids: a completion counts as ended where its `completion_ids` end in one of them, and its end is then
-            read as a token of the model's own vocabulary. None: every completion counts as ended.
+        stop_ids: a completion counts as ended where its `completion_ids` end in one of them; the model then reads an
+            end in its own vocabulary, and none elsewhere. None: every completion counts as ended.
         batch: rows of a forward pass.
         cache: how many of the latest scores are kept; 0 keeps none.
         max_length: tokens a model reads, None for as many as it can; see `textgym.lm.scoring.encode_pair` for what
@@ -179,11 +182,10 @@ class RewardModel(NamedReward):
     def _score(self, member: Member, pairs: list[Pair]) -> NDArray[np.float64]:
         import torch
 
-        from textgym.lm.scoring import encode_pair, end_id, pad_right, sequence_scores
+        from textgym.lm.scoring import encode_exchange, pad_right, sequence_scores
 
         vocabulary = member.vocabulary
-        end = end_id(vocabulary)
-        encoded = [encode_pair(vocabulary, *pair, end, member.max_length) for pair in pairs]
+        encoded = [encode_exchange(vocabulary, *pair, member.max_length) for pair in pairs]
         self._report_cut(sum(row.cut > 0 for row in encoded), member.max_length)
         order = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
         scores = np.empty(len(pairs))

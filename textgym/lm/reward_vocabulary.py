@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ def load_reward_vocabulary(name: str | Path, pairs: bool = False) -> Vocabulary:
     """
     tokenizer = _tokenizer(name)
     vocabulary = load_vocabulary(tokenizer)
-    frame = _pair_frame(tokenizer) if pairs and not vocabulary.after_ids else None
-    return vocabulary if frame is None else load_vocabulary(tokenizer, chat=frame[0], stop=frame[1])
+    frame = _pair_frame(tokenizer) if pairs and vocabulary.conversation is None else None
+    if frame is None:
+        return vocabulary
+    before, between, after = frame
+    return replace(load_vocabulary(tokenizer, stop=after), before_ids=before, after_ids=between)
 
 
 def _tokenizer(name: str | Path) -> Any:
@@ -44,8 +48,8 @@ def _tokenizer(name: str | Path) -> Any:
         raise ValueError(f"model={str(name)!r}: no tokenizer there ({first})") from error
 
 
-def _pair_frame(tokenizer: Any) -> tuple[str, str] | None:
-    """What a tokenizer writes around two texts, "before{prompt}between" and the end; None if nothing between."""
+def _pair_frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """What a tokenizer writes before, between and after two texts, as ids; None if nothing between or after."""
     if isinstance(tokenizer, Path):
         tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -55,7 +59,7 @@ def _pair_frame(tokenizer: Any) -> tuple[str, str] | None:
     first, second = (
         [place for place, part in enumerate(pair.sequence_ids) if part == number] for number in (0, 1)
     )
-    between, after = pair.tokens[first[-1] + 1 : second[0]], pair.tokens[second[-1] + 1 :]
+    between, after = pair.ids[first[-1] + 1 : second[0]], pair.ids[second[-1] + 1 :]
     if not between or not after:
         return None
-    return "".join(pair.tokens[: first[0]]) + "{prompt}" + "".join(between), after[0]
+    return tuple(pair.ids[: first[0]]), tuple(between), after[0]

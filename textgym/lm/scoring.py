@@ -45,13 +45,16 @@ def encode_pair(
     end_id: int | None = None,
     max_length: int | None = None,
 ) -> Encoded:
-    """The tokens of a prompt, of a completion, and of its end.
+    """The tokens of a prompt as a policy is asked it, of a completion as a policy writes it, and of its end.
+
+    A completion's tokens are those that a chat template's conversation goes on with after the prompt's. Where it does
+    not start with the prompt's tokens, which a policy is given as they are, the completion is encoded by itself.
 
     What is too long loses the first tokens of the prompt's text, while what the template or the tokenizer puts
     around it stays, and then the last tokens of the completion, its end first. `cut` counts them: callers report it.
 
     Args:
-        vocabulary: of the reward model.
+        vocabulary: of the policy.
         prompt: see `Vocabulary.encode_prompt`.
         completion: may be empty; what reads like a control token is encoded as plain text.
         ended: whether the completion was written to its end.
@@ -60,28 +63,75 @@ def encode_pair(
     Raises: ValueError if the prompt or the completion cannot be encoded or `max_length` does not hold the template.
     """
     head = list(vocabulary.encode_prompt(prompt))
+    _check_writable(completion)
+    tail = _continuation(vocabulary, prompt, completion, head) if completion else []
+    if ended and end_id is not None:
+        tail = [*tail, end_id]
+    return _shortened(vocabulary, [*head, *tail], len(head), max_length)
+
+
+def encode_exchange(
+    vocabulary: Vocabulary, prompt: str, completion: str, ended: bool = True, max_length: int | None = None
+) -> Encoded:
+    """The tokens of a prompt and a completion as a reward model reads them.
+
+    With a chat template of the tokenizer's they are those of `apply_chat_template([user, assistant])`: the template
+    alone says how an answer ends. Without one they are those of `encode_pair`, and the end is the first stop id.
+
+    Args:
+        vocabulary: of the reward model.
+        prompt, completion, max_length: see `encode_pair`.
+        ended: whether the completion was written to its end; False leaves out what says so.
+    Raises: ValueError as `encode_pair`, and for a template that refuses the two messages.
+    """
+    conversation = vocabulary.conversation
+    if conversation is None or not conversation.takes_completions:
+        return encode_pair(vocabulary, prompt, completion, ended, end_id(vocabulary), max_length)
+    head = vocabulary.encode_prompt(prompt)
+    _check_writable(completion)
+    ids = conversation.encode(prompt, completion, ended=ended)
+    return _shortened(vocabulary, ids, _common(head, ids), max_length)
+
+
+def _continuation(vocabulary: Vocabulary, prompt: str, completion: str, head: list[int]) -> list[int]:
+    conversation = vocabulary.conversation
+    if conversation is not None and conversation.takes_completions:
+        ids = conversation.encode(prompt, completion, ended=False)
+        tail = ids[len(head) :]
+        if ids[: len(head)] == head and vocabulary.codec.control_ids.isdisjoint(tail):
+            return tail
+    return vocabulary.codec.encode(completion)
+
+
+def _check_writable(completion: str) -> None:
     try:
         completion.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"completion {completion!r:.80} cannot be written as UTF-8 ({error.reason})"
         ) from error
-    tail = vocabulary.codec.encode(completion) if completion else []
-    if ended and end_id is not None:
-        tail = [*tail, end_id]
-    total = len(head) + len(tail)
-    if max_length is None or total <= max_length:
-        return Encoded([*head, *tail], len(head), 0)
-    before, after = len(vocabulary.before_ids), len(vocabulary.after_ids)
+
+
+def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: int | None) -> Encoded:
+    """At most `max_length` of the ids, of which the first `head` are the prompt's."""
+    if max_length is None or len(ids) <= max_length:
+        return Encoded(ids, head, 0)
+    before = _common(vocabulary.before_ids, ids[:head])
+    after = _common(vocabulary.after_ids[::-1], ids[before:head][::-1])
     if before + after >= max_length:
         raise ValueError(
             f"max_length={max_length}: the template alone has {before + after} tokens; more is allowed"
         )
-    kept = max(max_length - before - after - len(tail), 0)  # of the prompt's own text
-    stop = len(head) - after
-    head = [*head[:before], *head[stop - kept :]]
-    ids = [*head, *tail][:max_length]
-    return Encoded(ids, len(head), total - len(ids))
+    kept = max(max_length - before - after - (len(ids) - head), 0)  # of the prompt's own text
+    start = head - after - kept
+    short = [*ids[:before], *ids[start:]][:max_length]
+    return Encoded(short, before + head - start, len(ids) - len(short))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """With how many equal tokens two rows start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:

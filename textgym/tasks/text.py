@@ -73,7 +73,8 @@ def text_task(
         eval_prompts: the same, held out; None: the same prompts.
         tune_prompts: the same, held out to choose settings on; None: the same prompts, where eval_prompts is None too,
             else there is no split "tune".
-        tokenizer: as `stop`, `vocab_size` and `chat`, see `textgym.vocab.load_vocabulary`.
+        tokenizer: as `stop`, `vocab_size` and `chat`, see `textgym.vocab.load_vocabulary`. Without `stop` the
+            reference's generation config says what ends an answer, before the tokenizer does.
         reward: a callable, a registered name, or {"name": ..., parameters}.
         gold: the same; None: there is no gold reward.
         max_new_tokens: tokens; the episode ends there.
@@ -90,7 +91,8 @@ def text_task(
     ### Version History
     - v0: first version.
     """
-    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat)
+    model = None if reference in ("builtin", "uniform") else reference
+    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
     train = _split(prompts, columns, weights)
     held_out = None if eval_prompts is None else _split(eval_prompts, eval_columns, None)
     tuned_on = None if tune_prompts is None else _split(tune_prompts, tune_columns, None)

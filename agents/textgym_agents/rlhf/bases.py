@@ -41,9 +41,8 @@ def load_base_lm(base: str) -> tuple[Any, Vocabulary]:
         raise ValueError(f"base={base!r}: there is no such folder")
     model = load_causal_lm(name)
     choose_backbone(model)
-    if Path(name).is_dir():
-        return model, load_vocabulary(name, vocab_size=model.config.get_text_config().vocab_size)
-    return model, load_vocabulary(_hub_tokenizer(name), vocab_size=model.config.get_text_config().vocab_size)
+    tokenizer = name if Path(name).is_dir() else _hub_tokenizer(name)
+    return model, load_vocabulary(tokenizer, vocab_size=model.config.get_text_config().vocab_size, model=name)
 
 
 def resize_model(base: str, layers: int, folder: Path, seed: int = 0) -> None:

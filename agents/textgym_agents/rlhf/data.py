@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from textgym.lm.scoring import Encoded, encode_pair, end_id
+from textgym.lm.scoring import Encoded, encode_exchange, encode_pair, end_id
 from textgym.preferences import Demonstration, Ranking, Reading
 from textgym.vocab import Vocabulary
 from textgym_agents.rlhf.modules import RankedRow
@@ -108,7 +108,7 @@ def split_rows(
 
 
 def encode_demonstration(row: Demonstration, vocabulary: Vocabulary, max_length: int) -> Encoded:
-    """A demonstration's tokens, the end included where it came to its end.
+    """A demonstration's tokens as a policy would write them, the end included where it came to its end.
 
     Raises: ValueError if it cannot be encoded, or nothing of the completion fits.
     """
@@ -118,14 +118,19 @@ def encode_demonstration(row: Demonstration, vocabulary: Vocabulary, max_length:
     return encoded
 
 
+def encode_answer(row: Demonstration, vocabulary: Vocabulary, max_length: int) -> Encoded:
+    """A demonstration's tokens as a reward model reads them. Raises: ValueError if it cannot be encoded."""
+    return encode_exchange(vocabulary, row.prompt, row.completion, row.ended, max_length)
+
+
 def encode_ranking(row: Ranking, vocabulary: Vocabulary, max_length: int, margin: float | None) -> RankedRow:
-    """A ranking's tokens; its margin is `margin`, or else its own, or else 0.
+    """A ranking's tokens as a reward model reads them; its margin is `margin`, or else its own, or else 0.
 
     Raises: ValueError if it cannot be encoded.
     """
     ended = row.ended or (True,) * len(row.completions)
     answers = tuple(
-        encode_pair(vocabulary, row.prompt, text, whole, end_id(vocabulary), max_length)
+        encode_exchange(vocabulary, row.prompt, text, whole, max_length)
         for text, whole in zip(row.completions, ended, strict=True)
     )
     return RankedRow(answers, (row.margin or 0.0) if margin is None else margin)

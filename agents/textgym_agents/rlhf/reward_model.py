@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from textgym.lm.causal import choose_device
+from textgym.lm.recompute import recompute_layers
 from textgym.lm.scoring import Encoded, load_reward_model, pad_right, sequence_scores, start_reward_model
 from textgym.preferences import Ranking, Reading, read_demonstrations, read_rankings
 from textgym.vocab import Vocabulary
@@ -19,7 +20,7 @@ from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.bases import base_name, freeze_first_layers, longest_row, save_model_folder
 from textgym_agents.rlhf.data import (
     Split,
-    encode_demonstration,
+    encode_answer,
     encode_ranking,
     left_out,
     note_cuts,
@@ -122,7 +123,7 @@ class _Work:
             samples = read_demonstrations(path, self._settings.on_broken)
             _, answers = usable(
                 samples,
-                lambda row: encode_demonstration(row, self._vocabulary, self._max_length),
+                lambda row: encode_answer(row, self._vocabulary, self._max_length),
                 self._settings,
                 self._session.watcher,
                 "reference_samples",
@@ -139,6 +140,8 @@ class _Work:
         seed = self._seed(member) if self._settings.members > 1 else None
         model, vocabulary = start_reward_model(base_name(self._settings.base), seed)
         freeze_first_layers(model, self._settings.freeze)
+        if self._settings.gradient_checkpointing:
+            recompute_layers(model)
         return model, vocabulary
 
     def _fit(self, member: int) -> Fit:

@@ -59,6 +59,8 @@ class FitSettings:
     """What a row that cannot be used leads to: it is left out and named, or nothing is done."""
     bf16: bool = False
     """Compute in bfloat16, with the weights in float32."""
+    gradient_checkpointing: bool = False
+    """Keep the input of every layer alone and run the layers again for the gradient: less memory, a third more time."""
     device: Device = "auto"
     """Where to compute."""
     seed: int = 0

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from textgym.lm.causal import choose_device
+from textgym.lm.recompute import recompute_layers
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Reading, read_demonstrations
 from textgym.vocab import Vocabulary
@@ -62,6 +63,8 @@ def _run(settings: SFTSettings, out: Path, session: Session) -> dict[str, Any]:
     session.watcher.stage("reading the data")
     reading = read_data(settings)
     model, vocabulary = load_base_lm(settings.base)
+    if settings.gradient_checkpointing:
+        recompute_layers(model)
     max_length = longest_row(model, settings.max_length)
     rows = _encode(reading, settings, vocabulary, max_length, session.watcher)
     note_cuts(rows.report, max_length, session.watcher)

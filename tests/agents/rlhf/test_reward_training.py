@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +20,18 @@ from agents.rlhf.fit_tools import (
     weights,
     write_rows,
 )
+from chat_tools import applied, chat_tokenizer
+from lm.tiny_rewards import save_chat_reward_model
 from textgym_agents.interrupts import TrainingInterrupted
+from textgym_agents.rlhf import modules
 from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
 from textgym_agents.rlhf.session import Session
 from textgym_agents.rlhf.settings import RewardModelSettings
 
-from textgym.lm.scoring import Encoded, load_reward_model, sequence_scores, start_reward_model
+from textgym.lm import scoring
+from textgym.lm.reward_model import RewardModel
+from textgym.lm.scoring import Encoded, load_reward_model, pad_right, sequence_scores, start_reward_model
 from textgym.world import MODEL_PATH
 
 QUICK = {"batch": 8, "micro_batches": 2, "epochs": 2, "save_every": 3, "device": "cpu"}
@@ -72,6 +78,46 @@ def test_a_new_head_says_nothing():
     model, _ = start_reward_model(MODEL_PATH)
     loss = PreferenceLoss(model, "pairwise", 0.0, has_margins=False)
     assert float(loss(**loss.collate(ROWS)).detach()) == pytest.approx(2 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_it_scores_exactly_what_it_was_trained_on(tmp_path, monkeypatch):
+    tokenizer = chat_tokenizer("byte-level", "gemma")
+    base = tmp_path / "base"
+    save_chat_reward_model(base, tokenizer)
+    data = pair_file(tmp_path / "pairs.jsonl", 8)
+    trained, scored = set(), set()
+
+    def noted(rows):
+        def pad(ids, *rest):
+            rows.update(map(tuple, ids))
+            return pad_right(ids, *rest)
+
+        return pad
+
+    monkeypatch.setattr(modules, "pad_right", noted(trained))
+    options = {"data": data, "base": str(base), "batch": 4, "held_out": 0.0, "device": "cpu"}
+    train_reward_model(RewardModelSettings(**options), tmp_path / "run")
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    monkeypatch.setattr(scoring, "pad_right", noted(scored))
+    reward = RewardModel(tmp_path / "run" / "model", device="cpu")
+    for answer in ("chosen", "rejected"):
+        reward([row["prompt"] for row in rows], [row[answer] for row in rows])
+    both = {(row["prompt"], row[answer]) for row in rows for answer in ("chosen", "rejected")}
+    assert trained == scored == {tuple(applied(tokenizer, *pair)) for pair in both}
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_trains_the_same_model(tmp_path):
+    data = pair_file(tmp_path / "pairs.jsonl", 16)
+    found = []
+    for asked in (False, True):
+        options = {"data": data, "base": dropout_base(tmp_path / "base"), "batch": 8, "device": "cpu"}
+        settings = RewardModelSettings(**options, gradient_checkpointing=asked)
+        train_reward_model(settings, tmp_path / f"run-{asked}")
+        found.append(load_reward_model(tmp_path / f"run-{asked}" / "model")[0].state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_margins_and_plackett_luce_exclude_each_other():

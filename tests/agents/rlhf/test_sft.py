@@ -22,6 +22,7 @@ from agents.rlhf.fit_tools import (
     weights,
     write_rows,
 )
+from chat_tools import applied, chat_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_llama
@@ -185,6 +186,33 @@ def test_a_run_learns_and_leaves_nothing_behind(tmp_path):
     assert len(rows_of(tmp_path / "run")) == result["steps"] + 1
     with pytest.raises(ValueError, match="never overwritten"):
         train_sft(plan, tmp_path / "run")
+
+
+def test_the_end_that_is_learnt_is_the_template_s(tmp_path):
+    tokenizer = chat_tokenizer("byte-level", "gemma")
+    end, turn = (tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<end_of_turn>"))
+    model = tiny_llama(vocab=len(tokenizer))
+    model.generation_config.eos_token_id = [end, turn]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    _, vocabulary = load_base_lm(str(tmp_path))
+    row = encode_demonstration(Demonstration("Hello", "Yes."), vocabulary, 64)
+    whole = applied(tokenizer, "Hello", "Yes.")
+    assert row.ids == whole[: len(row.ids)]
+    assert row.ids[-1] == turn
+    assert row.ids[: row.prompt_tokens] == applied(tokenizer, "Hello")
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_trains_the_same_model(tmp_path):
+    data, base = pair_file(tmp_path / "pairs.jsonl", 16), dropout_base(tmp_path / "base")
+    found = []
+    for asked in (False, True):
+        plan = SFTSettings(data, base=base, **{**QUICK, "epochs": 1}, gradient_checkpointing=asked)
+        train_sft(plan, tmp_path / str(asked))
+        found.append(load_base_lm(str(tmp_path / str(asked) / "model"))[0].state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.slow
