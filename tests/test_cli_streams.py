@@ -22,7 +22,8 @@ def test_without_an_output_there_is_nothing_to_say(closed):
 
 @pytest.mark.parametrize("nowhere", ["2>&-", "2>/dev/full"])
 def test_without_an_error_stream_an_error_is_an_exit_code(nowhere):
-    assert shell(f'"$@" {nowhere}', "lst").returncode == 2
+    for unbuffered in ("", "1"):
+        assert shell(f'"$@" {nowhere}', "lst", PYTHONUNBUFFERED=unbuffered).returncode == 2
 
 
 def test_a_closed_input_is_an_empty_one():
@@ -46,9 +47,10 @@ def test_no_file_takes_the_place_of_a_closed_stream():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")  # noqa: PTH110
-@pytest.mark.parametrize("words", [("list",), ("--version",)])
-def test_a_full_output_is_named(words):
-    done = shell('"$@" >/dev/full', *words)
+@pytest.mark.parametrize("words", [("list",), ("--version",), ("list", "--help")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_output_is_named(words, unbuffered):
+    done = shell('"$@" >/dev/full', *words, PYTHONUNBUFFERED=unbuffered)
     assert_one_line(done.returncode, done.stderr, "standard output: No space left on device")
 
 

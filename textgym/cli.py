@@ -40,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _dispatch(rest)
             sys.stdout.flush()
             return code
-    except SystemExit as exit_request:
-        return _exit_code(exit_request)
     except BrokenPipeError:
         # The reader has gone, as in `textgym list | head`.
         for stream in (sys.stdout, sys.stderr):
@@ -76,7 +74,10 @@ def _dispatch(arguments: list[str]) -> int:
         near = did_you_mean(name, command_names())
         raise UsageError(f"{kind} {name!r}: not one of {', '.join(command_names())}.{near}")
     source_folder()  # before any number is made of two checkouts
-    load_command(name)(rest)
+    try:
+        load_command(name)(rest)
+    except SystemExit as exit_request:
+        return _exit_code(exit_request)
     return 0
 
 

@@ -95,8 +95,14 @@ def test_of_several_that_start_at_once_each_has_a_folder_of_its_own(tmp_path):
         assert len(set(threads.map(start, range(8)))) == 8
 
 
-def test_of_several_that_start_in_one_folder_one_has_it(tmp_path):
+def test_of_several_that_start_in_one_folder_one_has_it(monkeypatch, tmp_path):
     together = Barrier(8)
+
+    def slow_write(path, data):
+        time.sleep(0.05)  # for others to find the folder free, if they could
+        write_json(path, data)
+
+    monkeypatch.setattr("textgym_agents.runs.write_json", slow_write)
 
     def start(number):
         together.wait()

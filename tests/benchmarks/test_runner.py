@@ -217,6 +217,19 @@ def test_ray_agrees_to_the_last_bit_and_loses_nothing_when_a_worker_is_killed(tm
     )
 
 
+def test_a_folder_that_becomes_a_suite_while_it_is_looked_at_is_one(monkeypatch, tmp_path):
+    whole = type(tmp_path).iterdir
+
+    def iterdir(path):
+        with monkeypatch.context() as patches:
+            patches.setattr(type(tmp_path), "iterdir", whole)
+            open_suite(path, tiny_suite())
+        return whole(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", iterdir)
+    assert open_suite(tmp_path, tiny_suite()) == tmp_path
+
+
 def test_runners_that_start_at_once_share_a_new_folder(tmp_path):
     for number in range(20):
         together = threading.Barrier(4)
