@@ -15,6 +15,8 @@ from textgym.codecs.chat import split_format, split_rendered
 from textgym.codecs.sources import Source, find_source
 from textgym.messages import did_you_mean
 
+MOST_TOKENS = 2**22
+"""The largest vocabulary: masks and tables have an entry for every token."""
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
 
@@ -113,11 +115,15 @@ def load_vocabulary(
 
 
 def _size(tokens: int, vocab_size: int | None) -> int:
+    if tokens > MOST_TOKENS:
+        raise ValueError(f"tokenizer: it has the token id {tokens - 1}; allowed are ids below {MOST_TOKENS}")
     if vocab_size is None:
         return tokens
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer) or vocab_size < tokens:
+    integer = isinstance(vocab_size, int | np.integer) and not isinstance(vocab_size, bool)
+    if not integer or not tokens <= vocab_size <= MOST_TOKENS:
         raise ValueError(
-            f"vocab_size={vocab_size!r}: allowed is an int from {tokens} (the tokenizer's size) on"
+            f"vocab_size={vocab_size!r:.80}: allowed is an int from {tokens} (the tokenizer's size) "
+            f"to {MOST_TOKENS}"
         )
     return int(vocab_size)
 

@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym import Task
+from textgym.files import read_json
 from textgym.messages import did_you_mean, not_one_of
 from textgym_agents.protocol import Agent
-from textgym_agents.storage import read_json
 
 METHODS = ("learn", "act", "log_probs", "save", "load")
 

@@ -8,9 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from textgym_agents.storage import json_line, read_json, read_lines, recover_folder, write_json, write_text
+from textgym.files import (
+    json_line,
+    make_folder,
+    read_json,
+    read_lines,
+    reading,
+    recover_folder,
+    sync,
+    write_json,
+    write_text,
+)
+from textgym_agents.saved import count, number
 
 Row = Mapping[str, Any]
+_LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class RunFolder:
@@ -31,7 +43,7 @@ class RunFolder:
         """A new folder with its config.json. Raises: ValueError if there are files at `path` already."""
         cls.check_free(path)
         folder = cls(Path(path))
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         write_json(folder.path / "config.json", config)
         return folder
 
@@ -70,7 +82,15 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""
-        return read_lines(self.path / "metrics.jsonl")
+        path = self.path / "metrics.jsonl"
+        rows = read_lines(path)
+        with reading(path, "the log"):
+            for row in rows:
+                count(row, "iteration")
+                for name, value in row.items():
+                    if isinstance(value, int | float):
+                        number(row, name)
+        return rows
 
     def log(self, row: Row) -> None:
         """Appends one iteration to metrics.jsonl and to the TensorBoard events."""
@@ -83,14 +103,17 @@ class RunFolder:
             self._events.flush()
 
     def mark(self, iteration: int) -> None:
-        """Writes down that the checkpoint is that of an iteration."""
+        """Writes down that the checkpoint is that of an iteration; what was logged up to it is on the disk, too."""
+        self._sync_logs()
         write_json(self.path / "progress.json", {"iteration": iteration})
 
     def marked(self) -> int:
         """The iteration of the checkpoint; 0 without one."""
         if not (self.checkpoint.is_dir() and (self.path / "progress.json").exists()):
             return 0
-        return int(read_json(self.path / "progress.json")["iteration"])
+        path = self.path / "progress.json"
+        with reading(path, "the mark of the checkpoint"):
+            return count(read_json(path), "iteration")
 
     def sample(self, rows: Iterable[Row]) -> None:
         """Appends completions to samples.jsonl."""
@@ -98,6 +121,7 @@ class RunFolder:
 
     def finish(self, result: Row) -> None:
         """Writes result.json: the run is complete."""
+        self._sync_logs()
         write_json(self.path / "result.json", result)
 
     @contextlib.contextmanager
@@ -123,11 +147,17 @@ class RunFolder:
             lock.close()
 
     def _rewind(self, iteration: int) -> None:
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in _LOGS:
             if not (self.path / name).exists():
                 continue
-            kept = [row for row in read_lines(self.path / name) if row["iteration"] <= iteration]
+            with reading(self.path / name, "the log"):
+                kept = [row for row in read_lines(self.path / name) if count(row, "iteration") <= iteration]
             write_text(self.path / name, "".join(json_line(row) for row in kept))
+
+    def _sync_logs(self) -> None:
+        for name in _LOGS:
+            if (self.path / name).exists():
+                sync(self.path / name)
 
     def _open_events(self) -> Any:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
+from textgym.files import reading
 from textgym_agents.curves import draw_curves
 from textgym_agents.fixed import reference_of
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
@@ -19,6 +20,7 @@ from textgym_agents.optima import keep_optimum, kept_optimum, needs_proposals, p
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.runs import RunFolder
+from textgym_agents.saved import count
 from textgym_agents.settings import TrainSettings, versions
 
 
@@ -291,8 +293,10 @@ class Training:
     def _catch_up(self, folder: RunFolder) -> None:
         """Takes the counters from the logs, which end where the checkpoint was written."""
         rows = folder.metrics()
-        if rows:
-            self._iterations, self._episodes = int(rows[-1]["iteration"]), int(rows[-1]["episode"])
+        if not rows:
+            return
+        with reading(folder.path, "the log"):
+            self._iterations, self._episodes = count(rows[-1], "iteration"), count(rows[-1], "episode")
             self._started -= float(rows[-1]["seconds"])
             self._cpu_started -= float(rows[-1].get("cpu_seconds", 0.0))
             self._meter.restore(rows[-1])

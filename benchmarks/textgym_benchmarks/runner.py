@@ -9,14 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from textgym_agents.storage import write_json
-
+from textgym.files import read_json, write_json
 from textgym.prompts import HeldOut
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.progress import Progress, Silent, Watcher
 from textgym_benchmarks.results import Result, load_results
-from textgym_benchmarks.results_format import FORMAT, read_object
+from textgym_benchmarks.results_format import FORMAT
 from textgym_benchmarks.settle import settle
 from textgym_benchmarks.suite import Cell, Suite
 from textgym_benchmarks.suite_folder import (
@@ -105,7 +104,7 @@ def busy_share(folder: str | Path) -> float | None:
     path = Path(folder) / "timing.json"
     if not path.exists():
         return None
-    busy = read_object(path)["runs"][-1]["busy"]
+    busy = read_json(path)["runs"][-1]["busy"]
     return None if busy is None else float(busy)
 
 
@@ -182,5 +181,5 @@ def _write_timing(folder: Path, name: str, engine: Engine, seconds: float, progr
         "cells": len(progress.finished_now),
     }
     path = folder / "timing.json"
-    before = read_object(path)["runs"] if path.exists() else []
+    before = read_json(path)["runs"] if path.exists() else []
     write_json(path, {"format": FORMAT, "runs": [*before, row]})

@@ -6,8 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Final
 
-from textgym_agents.storage import plain, write_json
-
+from textgym.files import plain, write_json
 from textgym_benchmarks.suite import Cell, Evaluation
 from textgym_benchmarks.suite_folder import cell_result, hold
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from textgym_agents.runs import RunFolder, free_folder
-from textgym_agents.storage import plain, read_json, read_lines, write_json
+
+from textgym.files import plain, read_json, read_lines, write_json
 
 
 def test_json_is_plain_json():

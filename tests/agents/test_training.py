@@ -16,10 +16,10 @@ from textgym_agents.optima import kept_optimum
 from textgym_agents.registry import make_env
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import TrainSettings
-from textgym_agents.storage import read_json, read_lines
 from textgym_agents.training import Training
 
 from textgym.evaluate import Estimate
+from textgym.files import read_json, read_lines
 
 TASK = {
     "tokenizer": ["<end>", "a", "b"],

@@ -1,12 +1,14 @@
-"""What the folder of a reward model must hold, checked without loading it."""
+"""What the folder of a model must hold, a reward model's above all, checked without loading it."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 from pathlib import Path
-from typing import Any
+
+from textgym.files import check_files, read_json, reading
+
+_LARGEST = 1e300  # comparing with it is exact for an integer of any size
+_LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
 def find_reward_model(name: str | Path) -> str:
@@ -43,7 +45,7 @@ def check_reward_folder(folder: Path) -> None:
         inner = folder / "model"
         hint = f" Did you mean {str(inner)!r}?" if (inner / "config.json").is_file() else ""
         raise ValueError(f"model={str(folder)!r}: no reward model there: it has no config.json.{hint}")
-    config = _read_object(folder / "config.json")
+    config = read_json(folder / "config.json")
     kinds = config.get("architectures") or []
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise ValueError(f"{folder / 'config.json'}: architectures={kinds!r:.80}; a list of names is allowed")
@@ -74,17 +76,33 @@ def read_offset(folder: Path) -> float:
     path = folder / "reward.json"
     if not path.is_file():
         return 0.0
-    offset = _read_object(path).get("offset", 0.0)
-    if isinstance(offset, bool) or not isinstance(offset, int | float) or not math.isfinite(offset):
+    offset = read_json(path).get("offset", 0.0)
+    if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) <= _LARGEST:
         raise ValueError(f"{path}: offset={offset!r:.80}; a finite number is allowed")
     return float(offset)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no JSON can be read there ({type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
-    return data
+def check_model_folder(name: str | Path, argument: str = "model") -> None:
+    """Looks at the weights of a model's folder before its layers are made: a wrong number of them could take for ever.
+
+    Args:
+        name: a folder, or a hub id, which is left to the hub. argument: for messages.
+    Raises: ValueError that names what cannot be read, or has more layers than its files have tensors.
+    """
+    from safetensors import safe_open
+
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    with reading(folder, f"the {argument}"):
+        check_files(folder)
+        tensors = 0
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "numpy") as file:
+                tensors += len(file.keys())
+        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        for key, value in config.items():
+            if key.endswith(_LAYERS) and isinstance(value, int) and tensors and value > tensors:
+                raise ValueError(
+                    f"{folder / 'config.json'}: {key}={value!r:.80}; its weights are {tensors} tensors"
+                )

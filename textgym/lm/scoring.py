@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from textgym.lm.backbone import make_backbone
 from textgym.lm.llama import supports
+from textgym.lm.reward_folder import check_model_folder
 from textgym.lm.reward_vocabulary import load_reward_vocabulary
 from textgym.vocab import Vocabulary
 
@@ -186,6 +186,7 @@ def _load(name: str | Path, argument: str = "model", seed: int = 0, **options: A
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    check_model_folder(name, argument)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the report of missing weights is for the caller to give
@@ -200,8 +201,10 @@ def _load(name: str | Path, argument: str = "model", seed: int = 0, **options: A
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged folder: libraries raise anything
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{argument}={str(name)!r}: no sequence classifier with safetensors weights there ({first})"
         ) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
+from textgym.files import plain
 from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
@@ -21,7 +22,6 @@ from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.rlhf.trainer import Fit, Logs, remove_checkpoints, steps_done
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import versions
-from textgym_agents.storage import plain
 from textgym_agents.training import Watcher
 
 

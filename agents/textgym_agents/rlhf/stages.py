@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textgym.files import make_folder, read_json, write_json
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import versions
-from textgym_agents.storage import read_json, write_json
 from textgym_agents.training import Watcher
 
 
@@ -41,7 +41,7 @@ def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
 
 def begin(out: Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json, unless the work was begun already."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if not (out / "config.json").exists():
         write_json(out / "config.json", {**settings, "versions": versions()})
 

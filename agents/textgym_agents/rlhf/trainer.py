@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from textgym.files import recover_folder, replace_folder
 from textgym_agents.rlhf.order import lay_out
 from textgym_agents.rlhf.settings import FitSettings
-from textgym_agents.storage import recover_folder, replace_folder
 
 Batch = dict[str, Tensor]
 Logs = Mapping[str, float]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 
 from markupsafe import Markup
 
+from textgym.files import make_folder, write_text
 from textgym_benchmarks.microscope.quantities import QUANTITIES, Quantity, quantities_json
 from textgym_benchmarks.microscope.trace import Trace, trace_json
 from textgym_benchmarks.pages.folder import assets, generator, shared_assets
@@ -26,10 +26,8 @@ def write_page(traces: list[Trace], path: Path) -> None:
     Raises: as `check_out`.
     """
     check_out(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(page_html(traces), encoding="utf-8")
-    new.replace(path)
+    make_folder(path.parent)
+    write_text(path, page_html(traces))
 
 
 def check_out(path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from textgym.files import make_folder, write_bytes
+
 _HEAD = 2000  # bytes of a page that must hold its generator
 
 
@@ -46,10 +48,8 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes], kind: str) -
     for name in sorted(contents, key=lambda name: name == "index.html"):
         content = contents[name]
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
-        new.replace(path)
+        make_folder(path.parent)
+        write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
 def shared_assets() -> dict[str, bytes]:
