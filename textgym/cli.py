@@ -11,9 +11,10 @@ from typing import Any
 
 from textgym.commands import command_names, load_command, summary
 from textgym.commands._errors import UsageError, one_line
+from textgym.interrupts import is_termination, sigterm_raises
 from textgym.messages import did_you_mean
 
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 2, 130, 141, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: without the program's name; None takes `sys.argv`. `--debug` may stand anywhere in them.
-    Returns: the exit code: 0, 2 after an error, 130 after Ctrl-C.
+    Returns: the exit code: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
     try:
         _prepare_streams()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sigterm_raises():
             if not debug:
                 warnings.showwarning = _show_warning
             return _dispatch(rest)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         _say(f"interrupted: {interrupt}" if str(interrupt) else "interrupted")
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if is_termination(interrupt) else EXIT_INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -88,7 +88,15 @@ def reading(path: Path, what: str) -> Iterator[None]:
         how = "does not fit here, or is damaged" if isinstance(error, ValueError) else "is damaged"
         said = " ".join(str(error).split())
         problem = f"{type(error).__name__}: {said:.300}" if said else type(error).__name__
-        raise ValueError(f"path={str(path)!r}: {what} {how} ({problem})") from error
+        raise ValueError(f"{path}: {what} {how} ({problem})") from error
+
+
+def open_lock(folder: Path) -> IO[str]:
+    """Open the file by which processes keep each other out of a folder. Raises: ValueError if it is no file."""
+    path = folder / ".lock"
+    if os.path.lexists(path):
+        check_file(path)
+    return path.open("w")
 
 
 def make_folder(path: Path) -> None:

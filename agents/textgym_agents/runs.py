@@ -11,6 +11,7 @@ from typing import IO, Any
 from textgym.files import (
     json_line,
     make_folder,
+    open_lock,
     read_json,
     read_lines,
     reading,
@@ -88,7 +89,7 @@ class RunFolder:
             for row in rows:
                 count(row, "iteration")
                 for name, value in row.items():
-                    if isinstance(value, int | float):
+                    if isinstance(value, int | float) and not isinstance(value, bool):
                         number(row, name)
         return rows
 
@@ -133,7 +134,7 @@ class RunFolder:
             events: whether TensorBoard events are written, where it is installed.
         Raises: ValueError if another process is at work in the folder.
         """
-        lock = (self.path / ".lock").open("w")
+        lock = open_lock(self.path)
         try:
             _hold(lock, self.path)
             if rewind_to is not None:

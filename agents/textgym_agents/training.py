@@ -10,9 +10,9 @@ from typing import Protocol
 
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
 from textgym.files import reading
+from textgym.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.curves import draw_curves
 from textgym_agents.fixed import reference_of
-from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.looking import at_rest
 from textgym_agents.measures import evaluation_row, optimum_summary, sample_rows
 from textgym_agents.meter import LearningMeter
@@ -116,7 +116,7 @@ class Training:
             optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
                 completions do not tell it, that is after learning, with the trained policy's among them: until then
                 evaluations have a J and no optimality.
-        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C.
+        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C or SIGTERM.
         """
         resumed = self._folder is not None
         folder = self._folder or RunFolder.create(out, asdict(self._settings) | {"versions": versions()})
@@ -189,7 +189,7 @@ class Training:
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
             if interrupted() and self._episodes < settings.episodes:
                 self._draw(folder, watcher)
-                raise KeyboardInterrupt
+                raise interrupted.error()
         if self._iterations == offset:
             self._meter.stop()
             self._save(folder)

@@ -14,7 +14,7 @@ from textgym_agents.settings import versions
 
 import textgym  # noqa: F401  (registers the tasks)
 from textgym.catalog import task_entry, task_names
-from textgym.files import make_folder, read_json, sync, write_json
+from textgym.files import make_folder, open_lock, read_json, sync, write_json
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results_format import FORMAT
 from textgym_benchmarks.suite import Cell, Suite
@@ -128,7 +128,7 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises: CellBusyError if another process holds it, and `wait` is false.
     """
     make_folder(folder)
-    with (folder / ".lock").open("w") as lock:
+    with open_lock(folder) as lock:
         if os.name == "posix":
             import fcntl
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
+import functools
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from textgym.codecs import rendering
 
 # Letters only, so that a template which trims or escapes its messages leaves it as it is.
 _SENTINEL = "TextGymPromptTextGym"
+_SECONDS = 60.0  # of wall time, which a busy machine needs more of than the CPU time that is allowed
 
 
 def split_format(chat: str) -> tuple[str, str]:
@@ -37,31 +45,38 @@ def split_rendered(render: Callable[[str], str]) -> tuple[str, str]:
 def render_jinja(template: str, variables: Mapping[str, Any]) -> Callable[[str], str]:
     """A function from a user's message to the conversation that asks for an answer to it.
 
+    The template runs in a process of its own, as it may come from anybody: one that takes more than 5 seconds of CPU
+    time, or too much memory, is refused.
+
     Args:
         template: a Jinja chat template as Hugging Face writes them.
-        variables: bos_token, eos_token and what else the template may name.
-    Raises: ModuleNotFoundError without jinja2.
+        variables: bos_token, eos_token and what else the template may name; JSON values.
+    Raises: ModuleNotFoundError without jinja2; the function: ValueError if the template cannot be rendered.
     """
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ModuleNotFoundError as error:
+    if importlib.util.find_spec("jinja2") is None:
         raise ModuleNotFoundError(
             "chat: reading a chat template needs jinja2 (pip install jinja2); "
             "without it give chat='before{prompt}after'"
-        ) from error
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals.update(raise_exception=_refuse, strftime_now=datetime.datetime.now().strftime)
-    compiled = environment.from_string(template)
-
-    def render(text: str) -> str:
-        messages = [{"role": "user", "content": text}]
-        return compiled.render(messages=messages, add_generation_prompt=True, **variables)
-
-    return render
+        )
+    given = json.dumps(dict(variables), sort_keys=True)
+    return lambda text: _rendered(template, given, text)
 
 
-def _refuse(message: str) -> str:
-    raise ValueError(f"chat: the chat template refuses a conversation of one user message: {message}")
+@functools.lru_cache(maxsize=1024)
+def _rendered(template: str, variables: str, text: str) -> str:
+    request = json.dumps({"template": template, "variables": json.loads(variables), "text": text})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(Path(rendering.__file__))],
+            input=request,
+            capture_output=True,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
+            timeout=_SECONDS,
+        )
+        answer = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):  # killed: it left no answer
+        answer = {"error": f"it was ended after {rendering.CPU_SECONDS} s"}
+    if "error" in answer:
+        raise ValueError(f"chat: the chat template cannot be rendered: {answer['error']}")
+    return str(answer["text"])

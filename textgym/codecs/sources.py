@@ -146,6 +146,8 @@ def _from_hugging_face(tokenizer: Any) -> Source:
         codec = SlowCodec(tokenizer)
 
     def render(text: str) -> str:
+        if type(tokenizer).apply_chat_template.__module__ == "transformers.tokenization_utils_base":
+            return render_jinja(tokenizer.get_chat_template(), tokenizer.special_tokens_map)(text)
         messages = [{"role": "user", "content": text}]
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textgym.lm.backbone import make_backbone
 from textgym.lm.decoder import Decoder
-from textgym.lm.reward_folder import check_model_folder
+from textgym.lm.loading import load_weights
 
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
 
@@ -26,33 +26,15 @@ def load_causal_lm(name: str | Path) -> Any:
     Raises: ValueError if no such model can be loaded: it names the argument and the cause.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    check_model_folder(name)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(name),
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged folder: libraries raise anything
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"model={str(name)!r}: no causal LM with safetensors weights there ({first or type(error).__name__})"
-        ) from error
-    model, report = loaded
+    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM")
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(
             f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost"
         )
-    if report["missing_keys"]:
-        raise ValueError(f"model={str(name)!r}: its weights lack {min(report['missing_keys'])!r:.80}")
+    if missing:
+        raise ValueError(f"model={str(name)!r}: its weights lack {min(missing)!r:.80}")
     return model.eval()
 
 

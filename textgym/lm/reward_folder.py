@@ -1,14 +1,13 @@
-"""What the folder of a model must hold, a reward model's above all, checked without loading it."""
+"""What the folder of a reward model must hold, checked without loading it."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-from textgym.files import check_files, read_json, reading
+from textgym.files import read_json
 
 _LARGEST = 1e300  # comparing with it is exact for an integer of any size
-_LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
 def find_reward_model(name: str | Path) -> str:
@@ -80,29 +79,3 @@ def read_offset(folder: Path) -> float:
     if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) <= _LARGEST:
         raise ValueError(f"{path}: offset={offset!r:.80}; a finite number is allowed")
     return float(offset)
-
-
-def check_model_folder(name: str | Path, argument: str = "model") -> None:
-    """Looks at the weights of a model's folder before its layers are made: a wrong number of them could take for ever.
-
-    Args:
-        name: a folder, or a hub id, which is left to the hub. argument: for messages.
-    Raises: ValueError that names what cannot be read, or has more layers than its files have tensors.
-    """
-    from safetensors import safe_open
-
-    folder = Path(name)
-    if not folder.is_dir():
-        return
-    with reading(folder, f"the {argument}"):
-        check_files(folder)
-        tensors = 0
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, "numpy") as file:
-                tensors += len(file.keys())
-        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-        for key, value in config.items():
-            if key.endswith(_LAYERS) and isinstance(value, int) and tensors and value > tensors:
-                raise ValueError(
-                    f"{folder / 'config.json'}: {key}={value!r:.80}; its weights are {tensors} tensors"
-                )

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 from textgym.rewards.base import RewardError, reward_name
@@ -41,13 +42,14 @@ class Deadline:
         self.name = reward_name(reward)
         self._process: Any = None
         self._connection: Connection | None = None
+        self._at_exit: Any = None
         self._owner = os.getpid()
         self._pickled()
 
     def call(self, method: str, arguments: dict[str, Any]) -> Any:
         """Return `reward.<method>(**arguments)`.
 
-        Raises: RewardError of kind "timeout" or "dies", or "raises" for what the reward raised;
+        Raises: KeyboardInterrupt if the reward raised it; RewardError of kind "timeout" or "dies", or "raises" for what the reward raised;
             RuntimeError if the child process cannot be started.
         """
         connection = self._running()
@@ -71,6 +73,7 @@ class Deadline:
     def close(self) -> None:
         """Kill the child process; the next call starts another."""
         if self._process is not None and self._owner == os.getpid():
+            self._at_exit.cancel()
             self._process.kill()
             self._process.join()
         if self._connection is not None:
@@ -78,7 +81,7 @@ class Deadline:
         self._process = self._connection = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_process": None, "_connection": None}
+        return {**self.__dict__, "_process": None, "_connection": None, "_at_exit": None}
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -112,6 +115,8 @@ class Deadline:
         self._process = context.Process(target=_serve, args=(theirs, self._pickled()), daemon=True)
         self._owner = os.getpid()
         self._process.start()
+        # At exit multiprocessing would ask the child by SIGTERM, and wait.
+        self._at_exit = Finalize(None, self._process.kill, exitpriority=0)
         theirs.close()
         try:
             started = self._connection.poll(START_SECONDS)
@@ -124,6 +129,8 @@ class Deadline:
 
     def _read(self, answer: tuple[str, Any, Any]) -> Any:
         outcome, value, state = answer
+        if outcome == "interrupted":
+            raise KeyboardInterrupt(f"raised by reward {self.name!r}")
         if outcome == "raised":
             message, kind, index, remote = value
             raise RewardError(message, kind, index) from RuntimeError(f"in the reward's process:\n{remote}")
@@ -134,7 +141,8 @@ class Deadline:
 
 def _serve(connection: Connection, pickled: bytes) -> None:
     """Answer calls until the other end goes away (in the child process)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # an interrupt of a whole group is the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # where somebody has closed them
         os.dup2(2, 1)  # for what is no Python; the parent's standard output may be data, such as JSON
     sys.stdout = sys.stderr
@@ -163,7 +171,9 @@ def _answer(reward: Any, request: bytes) -> bytes:
         return pickle.dumps(("value", value, state))
     except RewardError as error:
         failure = (str(error), error.kind, error.index, traceback.format_exc())
-    except Exception as error:
+    except KeyboardInterrupt:
+        return pickle.dumps(("interrupted", None, None))
+    except (Exception, SystemExit) as error:
         message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}"
         failure = (message, "raises", None, traceback.format_exc())
     return pickle.dumps(("raised", failure, None))

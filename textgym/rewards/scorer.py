@@ -25,7 +25,7 @@ Pay = Literal["end", "every", "difference"]
 class Scorer:
     """Scores batches of completions with a reward that may fail.
 
-    What counts as a failure, by kind: "raises", "wrong_type", "wrong_length", "nan", "inf" (of either sign),
+    What counts as a failure, by kind: "raises" (SystemExit, too; KeyboardInterrupt stops the run), "wrong_type", "wrong_length", "nan", "inf" (of either sign),
     "timeout", and "dies" (the process a `timeout` runs the reward in). None is no failure: it abstains, pays
     0 and its term is NaN.
 
@@ -138,7 +138,7 @@ class Scorer:
             return self._caller.terms(prompts, completions, columns, faults)
         except RewardError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"reward {self.name!r} raised {type(error).__name__}: {error}"
             raise RewardError(message, "raises") from error
 

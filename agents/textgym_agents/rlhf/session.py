@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from textgym.files import plain
-from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
+from textgym.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
 from textgym_agents.rlhf.settings import FitSettings
@@ -113,7 +113,7 @@ class Session:
         Args:
             evaluate: measures the model on the held-out rows.
             first: the iteration of its step 0, the state before learning. total: of the run's last step.
-        Raises: KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+        Raises: KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint written.
         """
 
         def log(step: int, logs: Logs, measure: bool) -> None:
@@ -140,7 +140,7 @@ class Session:
                 interrupted,
             )
         if not finished:
-            raise KeyboardInterrupt
+            raise interrupted.error()
 
     def finish(self, folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
         """Writes result.json and removes the checkpoints. Returns: what was written."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from textgym.files import make_folder, read_json, write_json
+from textgym.interrupts import TrainingInterrupted
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import versions
 from textgym_agents.training import Watcher
@@ -47,7 +48,10 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
-    """Runs in order whatever is not complete yet; a stage may read the folders of those before it."""
+    """Runs in order whatever is not complete yet; a stage may read the folders of those before it.
+
+    Raises: TrainingInterrupted after Ctrl-C or SIGTERM.
+    """
     for stage in stages:
         folder = out / stage.name
         state = RunFolder(folder).state()
@@ -55,4 +59,9 @@ def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
             watcher.note(f"{stage.title}: complete in {folder}")
             continue
         watcher.note(f"{stage.title}: {'going on' if state == 'interrupted' else 'writing'} in {folder}")
-        stage.run(folder, state == "interrupted")
+        try:
+            stage.run(folder, state == "interrupted")
+        except KeyboardInterrupt as interrupt:
+            raise TrainingInterrupted(
+                f"in the stage {stage.title}; the same command with --out {out} goes on"
+            ) from interrupt

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from textgym.files import recover_folder, replace_folder
+from textgym.files import check_files, read_json, reading, recover_folder, replace_folder
 from textgym_agents.rlhf.order import lay_out
 from textgym_agents.rlhf.settings import FitSettings
 
@@ -83,6 +83,8 @@ class Fit:
         )
         trainer.remove_callback(PrinterCallback)
         last = last_checkpoint(self.folder)
+        if last is not None:
+            _check_checkpoint(last, trainer.args)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         return bool(trainer.state.global_step >= self.steps)
 
@@ -96,7 +98,23 @@ def last_checkpoint(folder: Path) -> Path | None:
 def steps_done(folder: Path) -> int | None:
     """The steps that the last checkpoint stands behind; None without one."""
     last = last_checkpoint(folder)
-    return None if last is None else int(last.name.rpartition("-")[2])
+    with reading(folder, "the checkpoint"):
+        return None if last is None else int(last.name.rpartition("-")[2])
+
+
+def _check_checkpoint(folder: Path, arguments: TrainingArguments) -> None:
+    """Raises ValueError unless the state in a checkpoint is one that these arguments lead to."""
+    with reading(folder, "the checkpoint"):
+        check_files(folder)
+        state = read_json(folder / "trainer_state.json")
+        step = int(folder.name.rpartition("-")[2])
+        for name, needed in (
+            ("global_step", step),
+            ("train_batch_size", arguments.per_device_train_batch_size),
+        ):
+            if state[name] != needed:
+                raise ValueError(f"trainer_state.json: {name}={state[name]!r:.80}; allowed is {needed}")
+        TrainerState.load_from_json(str(folder / "trainer_state.json"))
 
 
 def _arguments(fit: Fit) -> TrainingArguments:
@@ -203,7 +221,16 @@ class _Trainer(Trainer):
         save_model(self._loss, str(folder / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(self._loss, str(Path(resume_from_checkpoint) / _WEIGHTS))
+        with reading(Path(resume_from_checkpoint), "the checkpoint"):
+            load_model(self._loss, str(Path(resume_from_checkpoint) / _WEIGHTS))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or ""), "the checkpoint"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or ""), "the checkpoint"):
+            super()._load_rng_state(checkpoint)
 
 
 def _ahead(rate: Callable[[int], float], step: int) -> float:

@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import TextIO
 
+from textgym.interrupts import sigterm_raises
 from textgym_benchmarks.engines.jobs import READY, call, reply_line
 
 
@@ -45,6 +46,7 @@ def _read(source: TextIO, jobs: queue.Queue[str | None], busy: threading.Event) 
 
 if __name__ == "__main__":
     try:
-        main()
+        with sigterm_raises():
+            main()
     except KeyboardInterrupt:
         sys.exit(130)

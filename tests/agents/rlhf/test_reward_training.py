@@ -19,12 +19,12 @@ from agents.rlhf.fit_tools import (
     weights,
     write_rows,
 )
-from textgym_agents.interrupts import TrainingInterrupted
 from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
 from textgym_agents.rlhf.session import Session
 from textgym_agents.rlhf.settings import RewardModelSettings
 
+from textgym.interrupts import TrainingInterrupted
 from textgym.lm.scoring import Encoded, load_reward_model, sequence_scores, start_reward_model
 from textgym.world import MODEL_PATH
 
