@@ -72,7 +72,7 @@ def edit(folder: Path, others: list[Path], rng: random.Random) -> str:
 
 
 def problem(read: Callable[[], object]) -> str | None:
-    """Returns: None where reading succeeds or says in one clear line why it does not, and in time; else what is wrong."""
+    """Returns: None where reading succeeds, or says why it does not, in one line and in time; else what is wrong."""
     try:
         with _limit():
             read()

@@ -18,12 +18,13 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Request:
-    """Whether somebody has asked to stop; called, it says so."""
+    """Whether somebody has asked to stop."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
+        """Return whether somebody has."""
         return self.signal is not None
 
     def error(self) -> KeyboardInterrupt:

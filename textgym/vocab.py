@@ -13,7 +13,7 @@ import numpy.typing as npt
 from textgym.codecs import Codec, Decoder
 from textgym.codecs.chat import split_format, split_rendered
 from textgym.codecs.sources import Source, find_source
-from textgym.messages import did_you_mean
+from textgym.messages import did_you_mean, shown
 
 MOST_TOKENS = 2**22
 """The largest vocabulary: masks and tables have an entry for every token."""
@@ -122,7 +122,7 @@ def _size(tokens: int, vocab_size: int | None) -> int:
     integer = isinstance(vocab_size, int | np.integer) and not isinstance(vocab_size, bool)
     if not integer or not tokens <= vocab_size <= MOST_TOKENS:
         raise ValueError(
-            f"vocab_size={vocab_size!r:.80}: allowed is an int from {tokens} (the tokenizer's size) "
+            f"vocab_size={shown(vocab_size)}: allowed is an int from {tokens} (the tokenizer's size) "
             f"to {MOST_TOKENS}"
         )
     return int(vocab_size)
@@ -148,7 +148,7 @@ def _stop_id(codec: Codec, token: Any) -> int:
     except TypeError:
         index = -1
     if not 0 <= index < codec.size or codec.token(index) is None:
-        raise ValueError(f"stop {token!r}: neither a token's text nor a token id in 0..{codec.size - 1}")
+        raise ValueError(f"stop {shown(token)}: neither a token's text nor a token id in 0..{codec.size - 1}")
     return index
 
 
@@ -156,7 +156,7 @@ def _around(source: Source, chat: bool | str | None) -> tuple[tuple[int, ...], t
     if isinstance(chat, str):
         before, after = split_format(chat)
     elif chat is not None and not isinstance(chat, bool):
-        raise TypeError(f"chat={chat!r}: allowed are None, True, False and 'before{{prompt}}after'")
+        raise TypeError(f"chat={shown(chat)}: allowed are None, True, False and 'before{{prompt}}after'")
     elif chat is not False and source.builtin:
         before, after = split_format(BUILTIN_CHAT)
     elif chat is not False and source.render is not None:

@@ -104,8 +104,7 @@ class RunFolder:
             self._events.flush()
 
     def mark(self, iteration: int) -> None:
-        """Writes down that the checkpoint is that of an iteration; what was logged up to it is on the disk, too."""
-        self._sync_logs()
+        """Writes down that the checkpoint is that of an iteration."""
         write_json(self.path / "progress.json", {"iteration": iteration})
 
     def marked(self) -> int:
@@ -122,7 +121,7 @@ class RunFolder:
 
     def finish(self, result: Row) -> None:
         """Writes result.json: the run is complete."""
-        self._sync_logs()
+        self.sync_logs()
         write_json(self.path / "result.json", result)
 
     @contextlib.contextmanager
@@ -155,7 +154,8 @@ class RunFolder:
                 kept = [row for row in read_lines(self.path / name) if count(row, "iteration") <= iteration]
             write_text(self.path / name, "".join(json_line(row) for row in kept))
 
-    def _sync_logs(self) -> None:
+    def sync_logs(self) -> None:
+        """Waits until the disk holds what was logged: a checkpoint that outlived its log could not be gone on with."""
         for name in _LOGS:
             if (self.path / name).exists():
                 sync(self.path / name)

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from textgym.files import check_files, read_json, reading, recover_folder
 from textgym.rewards import TextGymWarning
+from textgym.rewards.values import is_finite
 from textgym_agents.settings import MOST
 
 FORMAT = 1
-_LARGEST = 1e300
 Built = TypeVar("Built")
 
 
@@ -67,8 +67,7 @@ def count(state: Mapping[str, Any], name: str, least: int = 0, most: int = MOST)
 def number(state: Mapping[str, Any], name: str) -> float:
     """Return a finite number of a saved state. Raises: KeyError without it; ValueError for anything else."""
     value = state[name]
-    # An integer may be too large for a float; comparing the two is exact.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+    if not is_finite(value):
         raise ValueError(f"{name}={value!r:.80}: allowed is a finite number")
     return float(value)
 

@@ -281,6 +281,7 @@ class Training:
         watcher.iteration(row)
 
     def _save(self, folder: RunFolder) -> None:
+        folder.sync_logs()
         self._agent.save(folder.checkpoint)
         folder.mark(self._iterations)
 

@@ -68,7 +68,8 @@ def run_suite(
         watcher: is told what happens.
         function: see `run_one`.
     Returns: a result for each cell, in the suite's order. Failed cells are among them.
-    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or SIGTERM.
+    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or
+            SIGTERM.
     """
     chosen = select(make_suite(suite) if isinstance(suite, str) else suite, agents, seeds)
     if split is not None:

@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 from textgym.files import read_json
-
-_LARGEST = 1e300  # comparing with it is exact for an integer of any size
+from textgym.messages import shown
+from textgym.rewards.values import is_finite
 
 
 def find_reward_model(name: str | Path) -> str:
@@ -76,6 +76,6 @@ def read_offset(folder: Path) -> float:
     if not path.is_file():
         return 0.0
     offset = read_json(path).get("offset", 0.0)
-    if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) <= _LARGEST:
-        raise ValueError(f"{path}: offset={offset!r:.80}; a finite number is allowed")
+    if not is_finite(offset):
+        raise ValueError(f"{path}: offset={shown(offset)}; a finite number is allowed")
     return float(offset)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
 import pickle
@@ -14,9 +13,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any
 
+from textgym.messages import shown
 from textgym.rewards.base import RewardError, reward_name
 from textgym.rewards.calling import awaited
+from textgym.rewards.values import is_finite
 
+MOST_SECONDS = 1e6  # systems wait for no more than some weeks
 START_SECONDS = 120.0  # for imports and unpickling, which count as no time of the reward's
 
 
@@ -29,14 +31,16 @@ class Deadline:
 
     Args:
         reward: picklable, so defined at the top level of a module.
-        seconds: limit of one call, whatever the size of its batch; finite and above 0.
+        seconds: limit of one call, whatever the size of its batch; above 0, at most a million.
 
     Raises: ValueError for a bad limit or a reward that cannot be pickled.
     """
 
     def __init__(self, reward: Any, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise ValueError(f"timeout={seconds!r}: None or a finite number of seconds above 0 is allowed")
+        if not is_finite(seconds) or not 0 < seconds <= MOST_SECONDS:
+            raise ValueError(
+                f"timeout={shown(seconds)}: None or a number of seconds above 0, at most {MOST_SECONDS:.0f}, is allowed"
+            )
         self.reward = reward
         self.seconds = float(seconds)
         self.name = reward_name(reward)
@@ -49,7 +53,8 @@ class Deadline:
     def call(self, method: str, arguments: dict[str, Any]) -> Any:
         """Return `reward.<method>(**arguments)`.
 
-        Raises: KeyboardInterrupt if the reward raised it; RewardError of kind "timeout" or "dies", or "raises" for what the reward raised;
+        Raises: KeyboardInterrupt if the reward raised it; RewardError of kind "timeout" or "dies", or "raises"
+            for what else the reward raised;
             RuntimeError if the child process cannot be started.
         """
         connection = self._running()

@@ -138,6 +138,7 @@ class Session:
             finished = fit.run(
                 lambda step, logs: log(step, logs, step == fit.steps or bool(every and step % every == 0)),
                 interrupted,
+                folder.sync_logs,
             )
         if not finished:
             raise interrupted.error()

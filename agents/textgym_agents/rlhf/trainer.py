@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from textgym.files import check_files, read_json, reading, recover_folder, replace_folder
+from textgym.files import check_files, make_folder, read_json, reading, recover_folder, replace_folder
 from textgym_agents.rlhf.order import lay_out
 from textgym_agents.rlhf.settings import FitSettings
 
@@ -63,19 +63,27 @@ class Fit:
         """Optimiser steps of the whole training."""
         return math.ceil(len(self.rows) * self.settings.epochs / self.settings.batch)
 
-    def run(self, after_step: Callable[[int, Logs], None], interrupted: Callable[[], bool]) -> bool:
+    def run(
+        self,
+        after_step: Callable[[int, Logs], None],
+        interrupted: Callable[[], bool],
+        before_save: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Trains from the last checkpoint, or from the start; to be called within `own_generators`.
 
         Args:
             after_step: gets the number of steps done and what is to be logged of the last one.
             interrupted: whether to stop after this step, with a checkpoint.
+            before_save: called before each checkpoint is written.
         Returns: whether all steps are done.
         Raises: ArithmeticError if the loss is no finite number.
         """
         order = lay_out(self.lengths, self.settings.batch, self.settings.epochs, self.seed)
+        make_folder(self.folder)
         trainer = _Trainer(
             self.loss,
             self.folder,
+            before_save,
             args=_arguments(self),
             data_collator=self.loss.collate,
             train_dataset=_Rows([self.rows[row] for row in order]),
@@ -168,10 +176,10 @@ class _Trainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, loss: Any, folder: Path, **options: Any) -> None:
+    def __init__(self, loss: Any, folder: Path, before_save: Callable[[], None], **options: Any) -> None:
         super().__init__(model=loss, **options)
         self.model_accepts_loss_kwargs = True
-        self._loss, self._folder = loss, folder
+        self._loss, self._folder, self._before_save = loss, folder, before_save
         self._target: Path | None = None  # where a checkpoint is being written
 
     def get_batch_samples(
@@ -209,6 +217,7 @@ class _Trainer(Trainer):
             finally:
                 self._target = None
 
+        self._before_save()
         replace_folder(self._folder / "last", write)
 
     def _get_output_dir(self, trial: Any) -> str:
