@@ -61,8 +61,8 @@ def _ask(name: str, option: str, value: Any) -> None:
         try:
             make_task(name, **{option: value})
         except (ValueError, TypeError, FileNotFoundError) as error:
-            # A list of words is a tokenizer, which the default prompts may not fit.
-            names = (option, "prompt") if option == "tokenizer" else (option,)
+            # A prompt that does not fit its tokenizer is named by its split and its place.
+            names = (option, "prompt") if option == "tokenizer" or "prompts" in option else (option,)
             if not any(each in str(error) for each in names):
                 raise AssertionError(f"{name}, {option}: {error}") from error
 
