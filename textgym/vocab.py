@@ -93,9 +93,10 @@ def load_vocabulary(
             brackets is a control token).
         stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the
             tokenizer's EOS token, or none where it has none.
-        vocab_size: V, tokens; a model's number of logits where that is larger than the tokenizer.
+        vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer.
         chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
-            "before{prompt}after" is a template by itself.
+            "before{prompt}after" is a template by itself. A tokenizer's template is rendered in a process of
+            its own, and refused after 5 seconds of CPU time.
 
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
     """
