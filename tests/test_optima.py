@@ -153,7 +153,7 @@ def test_samples_come_back_from_their_file(tmp_path):
         np.testing.assert_array_equal(one.values, two.values)
         np.testing.assert_array_equal(one.replicates, two.replicates)
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="holds no samples of an optimum"):
+    with pytest.raises(ValueError, match="file of samples is damaged"):
         read_samples(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,29 @@ def test_chat_as_a_plain_format() -> None:
         load_vocabulary(BYTES, chat=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "ended after 5 s"),
+        ("{{ 'a' * 10**11 }}", "more than 1024 MiB"),
+        ("{{ '%99999999999d' % 1 }}", "OverflowError|more than 1024 MiB"),
+        ("{{ 'a' * 2**21 }}", "2097152 characters"),
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ messages[0].x.y }}", "UndefinedError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    ],
+)
+def test_a_chat_template_that_loops_or_explodes_is_ended(template: str, said: str, tmp_path: Path) -> None:
+    BYTES.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=f"chat template cannot be rendered: .*(?:{said})"):
+        load_vocabulary(tmp_path)
+    assert time.monotonic() - started < 30
+
+
 def test_a_chat_template_that_drops_or_repeats_the_message_is_refused() -> None:
     tokenizer = hugging_face(byte_level())
     for template in ("fixed", "{{ messages[0].content }}{{ messages[0].content }}"):
@@ -298,5 +322,5 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
         load_vocabulary(tmp_path)
     broken = tmp_path / "tokenizer.json"
     broken.write_text("{}")
-    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+    with pytest.raises(ValueError, match="the tokenizer is damaged"):
         load_vocabulary(broken)

@@ -15,10 +15,11 @@ from typing import Any, TextIO
 from textgym.commands import command_names, load_command, summary
 from textgym.commands._errors import UsageError, one_line
 from textgym.faults import disk_full
+from textgym.interrupts import is_termination, sigterm_raises
 from textgym.messages import did_you_mean
 from textgym.sources import source_digest, source_folder
 
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 2, 130, 141, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: without the program's name; None takes `sys.argv`. `--debug` may stand anywhere in them.
-    Returns: the exit code: 0, 2 after an error, 130 after Ctrl-C.
+    Returns: the exit code: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
@@ -34,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
     _prepare_streams()
     try:
-        with warnings.catch_warnings(), _thread_errors(traceback.print_exception if debug else _show_warning):
+        with (
+            warnings.catch_warnings(),
+            sigterm_raises(),
+            _thread_errors(traceback.print_exception if debug else _show_warning),
+        ):
             if not debug:
                 warnings.showwarning = _show_warning
             code = _dispatch(rest)
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         _say(f"interrupted: {interrupt}" if str(interrupt) else "interrupted")
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if is_termination(interrupt) else EXIT_INTERRUPTED
     except Exception as error:
         # An error of the standard output names no file; that it still takes nothing tells it.
         nameless = isinstance(error, OSError) and error.filename is None and disk_full(error)

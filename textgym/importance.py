@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.bootstrap import Floats, resampled_means, widen
+from textgym.files import check_file, reading, write_bytes
 from textgym.lm.reference import Reference
 from textgym.rewards.blurred import NOISE
 from textgym.sampling import Episodes, play
@@ -42,6 +43,20 @@ class Samples:
     each: int
     maximum: float | None
     tokens: NDArray[np.int32] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.returns.shape
+        fits = len(shape) == 2 and self.each >= 1 and shape[1] and shape[1] % self.each == 0
+        fits = fits and self.log_weights.shape == shape and self.weights.shape == shape[:1]
+        if not fits or self.tokens.ndim != 3 or self.tokens.shape[:2] != (shape[0], shape[1] // self.each):
+            shapes = {
+                name: getattr(self, name).shape for name in ("returns", "log_weights", "weights", "tokens")
+            }
+            raise ValueError(
+                f"each={self.each!r:.80}, shapes {shapes}: allowed are (P, n), (P, n), (P,), (P, n / each, T)"
+            )
+        if not all(np.isfinite(getattr(self, name)).all() for name in ("returns", "log_weights", "weights")):
+            raise ValueError("returns, log_weights or weights: they hold a number that is not finite")
 
     @property
     def policies(self) -> int:
@@ -186,9 +201,7 @@ def write_samples(samples: Samples, path: Path, key: dict[str, Any]) -> None:
         "tokens": samples.tokens,
     }
     facts = {"format": _FORMAT, "each": samples.each, "maximum": samples.maximum, "key": key}
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(save(arrays, metadata={"samples": json.dumps(facts, sort_keys=True)}))
-    partial.replace(path)
+    write_bytes(path, save(arrays, metadata={"samples": json.dumps(facts, sort_keys=True)}))
 
 
 def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
@@ -196,14 +209,15 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
 
     Raises: ValueError naming the file if it holds none.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with reading(path, "the file of samples"):
+        check_file(path)
         with safe_open(path, "numpy") as file:
             facts = json.loads((file.metadata() or {})["samples"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["format"] != _FORMAT:
-            raise ValueError(f"format {facts['format']!r}, allowed is {_FORMAT}")
+            raise ValueError(f"format {facts['format']!r:.80}, allowed is {_FORMAT}")
         samples = Samples(
             returns=arrays["returns"].astype(np.float64),
             log_weights=arrays["log_weights"].astype(np.float64),
@@ -212,9 +226,7 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
             maximum=facts["maximum"],
             tokens=arrays["tokens"],
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no samples of an optimum ({error})") from error
-    return samples, facts["key"]
+        return samples, facts["key"]
 
 
 def _single(values: Floats) -> Floats:

@@ -11,6 +11,26 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def shown(value: object, most: int = 80) -> str:
+    """The beginning of what `repr` says of a value; its kind where there is no repr, as of the greatest integers."""
+    try:
+        return f"{value!r:.{most}}"
+    except Exception:
+        return f"({type(value).__name__})"
+
+
+def check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless a value is one of some names; an array, which `in` cannot ask about, is none."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{argument}={shown(value)}: one of {allowed} is allowed")
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raise ValueError unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}={shown(value)}: True or False is allowed")
+
+
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """' Did you mean ...?' for the nearest of `allowed`, or '' when none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)

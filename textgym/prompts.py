@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from textgym.messages import shown
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
@@ -54,6 +56,7 @@ def prompt_set(
     texts: Sequence[str],
     columns: Mapping[str, Sequence[Any]] | None = None,
     weights: Sequence[float] | npt.NDArray[np.float64] | None = None,
+    argument: str = "prompts",
 ) -> PromptSet:
     """Check prompts and make a `PromptSet` of them.
 
@@ -61,21 +64,27 @@ def prompt_set(
         texts: at least one.
         columns: name -> one value per text; none of the names in RESERVED_COLUMNS.
         weights: one per text, finite, not negative, not all 0; they need not sum to 1. None: all equal.
+        argument: the name of `texts`, for messages.
 
     Raises: TypeError or ValueError, naming the argument.
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"prompts: {type(texts).__name__} is not a list of strings")
+        raise TypeError(f"{argument}: {type(texts).__name__} is not a list of strings")
     if not texts:
-        raise ValueError("prompts: the list is empty, at least one is needed")
+        raise ValueError(f"{argument}: the list is empty, at least one is needed")
+    if not isinstance(columns, Mapping | None):
+        raise TypeError(f"columns={shown(columns)}: allowed is a dict from names to lists")
     for name, values in (columns or {}).items():
         if name in RESERVED_COLUMNS:
             raise ValueError(f"columns: the name {name!r} is taken ({', '.join(RESERVED_COLUMNS)} are)")
-        if isinstance(values, str) or len(values) != len(texts):
+        if isinstance(values, str) or not isinstance(values, Sized) or len(values) != len(texts):
             raise ValueError(
                 f"columns: {name!r} must be a list with one value for each of the {len(texts)} prompts"
             )
-    array = np.ones(len(texts)) if weights is None else np.asarray(weights, dtype=np.float64).copy()
+    try:
+        array = np.ones(len(texts)) if weights is None else np.array(weights, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.zeros(0)
     if array.shape != (len(texts),) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
         raise ValueError(
             f"weights: must be {len(texts)} numbers (one per prompt), finite, not negative, not all 0"
@@ -101,25 +110,32 @@ def own_splits(
     return splits
 
 
-def read_prompts(source: str | Path | Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
+def read_prompts(
+    source: str | Path | Sequence[str], argument: str = "prompts"
+) -> tuple[list[str], dict[str, list[Any]]]:
     """Prompts from a list, or from a file.
 
     Args:
         source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file
             with one
             object a line: its "prompt" is the text, every other key is a data column.
+        argument: its name, for messages.
     Returns: the texts, and the columns of a .jsonl file.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
     """
     if not isinstance(source, str | Path):
+        if not isinstance(source, Iterable):
+            raise TypeError(
+                f"{argument}={shown(source)}: allowed are a list of texts and the path of a .txt or .jsonl file"
+            )
         return list(source), {}
     path = Path(source)
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(
-            f"prompts={str(source)!r}: allowed are a list of texts and the path of a .txt or .jsonl file"
+            f"{argument}={shown(str(source))}: allowed are a list of texts and the path of a .txt or .jsonl file"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"prompts={str(source)!r}: there is no such file")
+        raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     lines = path.read_text(encoding="utf-8").split("\n")
     if path.suffix == ".txt":
         return [line for line in lines if line.strip()], {}

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from textgym.catalog import TaskEntry, make_task, register_task, task_entry, task_names
 from textgym.lm.reference import Reference
-from textgym.messages import not_one_of
+from textgym.messages import not_one_of, shown
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import Scorer
 from textgym.rewards.scorer import OnError
+from textgym.rewards.values import is_finite
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
@@ -33,6 +34,8 @@ __all__ = [
     "task_names",
 ]
 
+MOST_TOKENS = 2**20
+"""Of a prompt and of a completion: observations have a place for each."""
 MaskHook = Callable[[Sequence[TokenState]], npt.NDArray[np.bool_]]
 
 
@@ -100,17 +103,19 @@ class Task:
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_new_tokens"):
             value, least = getattr(self, name), 0 if name == "max_prompt_tokens" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: allowed is an int from {least} on (tokens)")
-        if not (_is_number(self.gamma) and 0 <= self.gamma <= 1):
-            raise ValueError(f"gamma={self.gamma!r:.80}: allowed is a number in 0..1")
-        if not (_is_number(self.beta) and 0 <= self.beta < float("inf")):
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_TOKENS:
+                raise ValueError(
+                    f"{name}={shown(value)}: allowed is an int in {least}..{MOST_TOKENS} (tokens)"
+                )
+        if not (is_finite(self.gamma) and 0 <= self.gamma <= 1):
+            raise ValueError(f"gamma={shown(self.gamma)}: allowed is a number in 0..1")
+        if not (is_finite(self.beta) and self.beta >= 0):
             raise ValueError(
-                f"beta={self.beta!r:.80}: allowed is a finite number from 0 on (reward units per nat)"
+                f"beta={shown(self.beta)}: allowed is a finite number from 0 on (reward units per nat)"
             )
         if not isinstance(self.reference, str | Path | Reference):
             raise TypeError(
-                f"reference={self.reference!r:.80}: allowed are 'builtin', 'uniform', a model's folder or hub "
+                f"reference={shown(self.reference)}: allowed are 'builtin', 'uniform', a model's folder or hub "
                 "id, and an object with log_probs(observation)"
             )
         if set(self.prompts) not in ({"train", "eval"}, {"train", "eval", "tune"}):
@@ -205,7 +210,3 @@ class Task:
             columns["episode_seeds"] = list(episode_seeds)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

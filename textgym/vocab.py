@@ -15,8 +15,10 @@ from textgym.codecs import Codec, Decoder, WordCodec
 from textgym.codecs.chat import MASK, around, parse_format
 from textgym.codecs.conversation import Conversation
 from textgym.codecs.sources import Source, find_source, generation_stops
-from textgym.messages import did_you_mean
+from textgym.messages import did_you_mean, shown
 
+MOST_TOKENS = 2**22
+"""The largest vocabulary: masks and tables have an entry for every token."""
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
 
@@ -108,9 +110,10 @@ def load_vocabulary(
         stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the control
             tokens that the model's generation config ends a text at, first the one that the chat template writes
             after an answer, or else the tokenizer's EOS token, or none where it has none.
-        vocab_size: V, tokens; a model's number of logits where that is larger than the tokenizer.
+        vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer.
         chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
-            "before{prompt}after" is a template by itself.
+            "before{prompt}after" is a template by itself. A tokenizer's template is rendered in a process of
+            its own, and refused after 5 seconds of CPU time.
         model: folder or hub id of the model whose generation config names the stop tokens; None: the folder that the
             tokenizer is from.
 
@@ -146,11 +149,15 @@ def load_vocabulary(
 
 
 def _size(tokens: int, vocab_size: int | None) -> int:
+    if tokens > MOST_TOKENS:
+        raise ValueError(f"tokenizer: it has the token id {tokens - 1}; allowed are ids below {MOST_TOKENS}")
     if vocab_size is None:
         return tokens
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int | np.integer) or vocab_size < tokens:
+    integer = isinstance(vocab_size, int | np.integer) and not isinstance(vocab_size, bool)
+    if not integer or not tokens <= vocab_size <= MOST_TOKENS:
         raise ValueError(
-            f"vocab_size={vocab_size!r}: allowed is an int from {tokens} (the tokenizer's size) on"
+            f"vocab_size={shown(vocab_size)}: allowed is an int from {tokens} (the tokenizer's size) "
+            f"to {MOST_TOKENS}"
         )
     return int(vocab_size)
 
@@ -194,7 +201,7 @@ def _stop_id(codec: Codec, token: Any) -> int:
     except TypeError:
         index = -1
     if not 0 <= index < codec.size or codec.token(index) is None:
-        raise ValueError(f"stop {token!r}: neither a token's text nor a token id in 0..{codec.size - 1}")
+        raise ValueError(f"stop {shown(token)}: neither a token's text nor a token id in 0..{codec.size - 1}")
     return index
 
 
@@ -202,7 +209,7 @@ def _conversation(source: Source, chat: bool | str | None) -> Conversation | Non
     if isinstance(chat, str):
         return Conversation(source.codec, parse_format(chat))
     if chat is not None and not isinstance(chat, bool):
-        raise TypeError(f"chat={chat!r}: allowed are None, True, False and 'before{{prompt}}after'")
+        raise TypeError(f"chat={shown(chat)}: allowed are None, True, False and 'before{{prompt}}after'")
     if chat is False:
         return None
     if source.builtin:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
-from textgym.rewards import TextGymWarning
-from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
+from textgym_agents.saved import count, flag, head_of, number, read_saved
 
-_FORMAT = 1
+_COUNTERS = ("iteration", "episodes", "budget")
 
 
 def write_checkpoint(agent: Any, path: Path) -> None:
@@ -44,11 +42,7 @@ def _write(agent: Any, folder: Path) -> None:
     memory = agent.memory()
     if memory:
         save_file(memory, folder / "memory.safetensors")
-    state = {
-        "format": _FORMAT,
-        "agent": agent.name,
-        "task": agent.task.name,
-        "config": asdict(agent.config),
+    state = head_of(agent) | {
         "iteration": agent.iteration,
         "episodes": agent.episodes,
         "budget": agent.budget,
@@ -73,26 +67,7 @@ def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
 
     Raises: ValueError if there is no agent of this kind at `path`, or its model does not fit the task.
     """
-    recover_folder(path)
-    if not (path / "agent.json").exists():
-        raise ValueError(f"path={str(path)!r}: no saved agent there")
-    state = read_json(path / "agent.json")
-    if state.get("agent") != kind.name or state.get("format") != _FORMAT:
-        raise ValueError(
-            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
-            f"allowed is {kind.name!r} in format {_FORMAT}"
-        )
-    if state.get("task") != task.name:
-        warnings.warn(
-            f"path={str(path)!r}: this agent was trained on task {state.get('task')!r}, it is used on {task.name!r}",
-            TextGymWarning,
-            stacklevel=2,
-        )
-    try:
-        return _read(kind, path, task, state)
-    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        message = f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
-        raise ValueError(message.splitlines()[0]) from error
+    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state), task)
 
 
 def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
@@ -103,10 +78,13 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
         parameter.requires_grad_(name not in frozen)
     agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))
     _restore_optimizer(agent.optimizer, load_file(path / "optimizer.safetensors"))
-    agent.controller.beta = state["beta"]
-    for name in ("iteration", "episodes", "budget", "value_scale", "value_offset", "learning_rate"):
-        setattr(agent, name, state[name])
-    agent.has_own_reference = state["own_reference"]
+    agent.controller.beta = number(state, "beta")
+    for name in _COUNTERS:
+        setattr(agent, name, count(state, name))
+    for name in ("value_offset", "learning_rate"):
+        setattr(agent, name, number(state, name))
+    agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
+    agent.has_own_reference = flag(state, "own_reference")
     if (path / "memory.safetensors").exists():
         agent.restore_memory(load_file(path / "memory.safetensors"))
     if state["task"] == task.name:
@@ -124,4 +102,20 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torc
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
+    check_moments([each for group in optimizer.param_groups for each in group["params"]], state)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def check_moments(parameters: Sequence[torch.Tensor], state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raises ValueError unless an optimiser's saved state has the same entries, of fitting shapes, for its parameters.
+
+    torch takes whatever there is and fails at the next step.
+    """
+    names: set[str] = set().union(*state.values())
+    for index, entries in state.items():
+        shapes = [(), tuple(parameters[index].shape)]
+        for name in names:
+            if name not in entries or tuple(getattr(entries[name], "shape", ())) not in shapes:
+                raise ValueError(
+                    f"the optimiser's {index}.{name} is missing or has another shape than its parameter"
+                )

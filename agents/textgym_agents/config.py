@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
+
+from textgym.messages import shown
+from textgym.rewards.values import is_finite
 
 KL = Literal["exact", "k1", "k2", "k3"]
 
@@ -195,7 +197,7 @@ def share(config: object, name: str) -> None:
 def require(name: str, value: object, holds: bool, allowed: str) -> None:
     """Raises: ValueError with the name, the value and what is allowed, unless the condition holds."""
     if not holds:
-        raise ValueError(f"{name}={value!r}: allowed is {allowed}")
+        raise ValueError(f"{name}={shown(value)}: allowed is {allowed}")
 
 
 @cache
@@ -216,7 +218,7 @@ def _fits(value: Any, kind: Any) -> tuple[bool, str]:
     if kind is int:
         return integer, "an integer"
     if kind is float:
-        return (integer or isinstance(value, float | np.floating)) and _is_finite(value), "a finite number"
+        return is_finite(value), "a finite number"
     if kind is bool:
         return isinstance(value, bool), "True or False"
     if kind is str:
@@ -225,10 +227,3 @@ def _fits(value: Any, kind: Any) -> tuple[bool, str]:
         members = get_args(kind)
         return isinstance(value, str) and value in members, " or ".join(map(repr, members))
     return True, "anything"
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that is too large for a float
-        return False

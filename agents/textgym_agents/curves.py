@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.files import replaced
+
 Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
 
@@ -41,9 +43,8 @@ def draw_curves(
     _draw_objective(above, rows, levels, beta)
     _draw_kl(below, rows)
     below.set_xlabel("episodes", color=_INK)
-    partial = target.with_name(f".{target.name}")
-    figure.savefig(partial, format="png")
-    partial.replace(target)
+    with replaced(target) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:

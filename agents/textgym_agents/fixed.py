@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.files import replace_folder, write_json
 from textgym.lm.reference import Reference, UniformReference
 from textgym.references import make_reference
 from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Callback, Observation
-from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
+from textgym_agents.saved import head_of, read_saved
 
-_FORMAT = 1
 Config = TypeVar("Config")
 
 
@@ -96,8 +96,7 @@ class RandomAgent(_FixedAgent):
 
 def write_settings(agent: Any, path: Path) -> None:
     """Writes an agent that is nothing but its settings to a folder, atomically, replacing what was there."""
-    state = {"format": _FORMAT, "agent": agent.name, "task": agent.task.name, "config": asdict(agent.config)}
-    replace_folder(path, lambda folder: write_json(folder / "agent.json", state))
+    replace_folder(path, lambda folder: write_json(folder / "agent.json", head_of(agent)))
 
 
 def read_settings(name: str, kind: type[Config], path: Path) -> Config:
@@ -107,19 +106,7 @@ def read_settings(name: str, kind: type[Config], path: Path) -> Config:
         name: of the agent. kind: the class of its config.
     Raises: ValueError if there is no agent of this name at `path`, or what there is cannot be read.
     """
-    recover_folder(path)
-    state = read_json(path / "agent.json")
-    if state.get("agent") != name or state.get("format") != _FORMAT:
-        raise ValueError(
-            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
-            f"allowed is {name!r} in format {_FORMAT}"
-        )
-    try:
-        return kind(**state["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
-        ) from error
+    return read_saved(path, name, lambda state: kind(**state["config"]))
 
 
 def reference_of(agent: Any, task: Any) -> Reference:

@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym import Task
+from textgym.files import read_json, recover_folder
 from textgym.messages import did_you_mean, not_one_of
 from textgym_agents.protocol import Agent
-from textgym_agents.storage import read_json
 
 METHODS = ("learn", "act", "log_probs", "save", "load")
 
@@ -141,8 +141,9 @@ def load_agent(path: str | Path, env: Any, agent: str | None = None, trust_pickl
     folder = Path(path)
     if folder.is_file():
         return _load_file(folder, env, agent, trust_pickle)
-    if not (folder / "agent.json").exists() and (folder / "checkpoint").is_dir():
-        folder = folder / "checkpoint"
+    if not (folder / "agent.json").exists():
+        recover_folder(folder / "checkpoint")
+        folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if agent is None:
         if not (folder / "agent.json").exists():
             raise ValueError(f"path={str(path)!r}: no saved agent there")

@@ -10,11 +10,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from textgym_agents.storage import json_line, read_json, read_lines, recover_folder, write_json, write_text
+from textgym.files import (
+    json_line,
+    make_folder,
+    open_lock,
+    read_json,
+    read_lines,
+    reading,
+    recover_folder,
+    sync,
+    write_json,
+    write_text,
+)
+from textgym_agents.saved import count, number
 
 Row = Mapping[str, Any]
 _LOCK = ".lock"
 _PATIENCE = 0.2  # seconds; whoever asks whether a run is at work holds it for much less
+_LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class RunFolder:
@@ -35,7 +48,7 @@ class RunFolder:
         """A new folder with its config.json. Raises: ValueError if there are files at `path` already."""
         cls.check_free(path)
         folder = cls(Path(path))
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         # Of several that start at once, one finds the folder free.
         with folder._held():
             cls.check_free(path, held=True)
@@ -92,7 +105,15 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""
-        return read_lines(self.path / "metrics.jsonl")
+        path = self.path / "metrics.jsonl"
+        rows = read_lines(path)
+        with reading(path, "the log"):
+            for row in rows:
+                count(row, "iteration")
+                for name, value in row.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool):
+                        number(row, name)
+        return rows
 
     def log(self, row: Row) -> None:
         """Appends one iteration to metrics.jsonl and to the TensorBoard events."""
@@ -112,7 +133,9 @@ class RunFolder:
         """The iteration of the checkpoint; 0 without one."""
         if not (self.checkpoint.is_dir() and (self.path / "progress.json").exists()):
             return 0
-        return int(read_json(self.path / "progress.json")["iteration"])
+        path = self.path / "progress.json"
+        with reading(path, "the mark of the checkpoint"):
+            return count(read_json(path), "iteration")
 
     def sample(self, rows: Iterable[Row]) -> None:
         """Appends completions to samples.jsonl."""
@@ -120,6 +143,7 @@ class RunFolder:
 
     def finish(self, result: Row) -> None:
         """Writes result.json: the run is complete."""
+        self.sync_logs()
         write_json(self.path / "result.json", result)
 
     @contextlib.contextmanager
@@ -145,7 +169,7 @@ class RunFolder:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """Raises: ValueError if another process holds the folder."""
-        with (self.path / _LOCK).open("w") as lock:
+        with open_lock(self.path) as lock:
             until = time.monotonic() + _PATIENCE
             while not _try_to_hold(lock):
                 if time.monotonic() > until:
@@ -154,11 +178,18 @@ class RunFolder:
             yield
 
     def _rewind(self, iteration: int) -> None:
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in _LOGS:
             if not (self.path / name).exists():
                 continue
-            kept = [row for row in read_lines(self.path / name) if row["iteration"] <= iteration]
+            with reading(self.path / name, "the log"):
+                kept = [row for row in read_lines(self.path / name) if count(row, "iteration") <= iteration]
             write_text(self.path / name, "".join(json_line(row) for row in kept))
+
+    def sync_logs(self) -> None:
+        """Waits until the disk holds what was logged: a checkpoint that outlived its log could not be gone on with."""
+        for name in _LOGS:
+            if (self.path / name).exists():
+                sync(self.path / name)
 
     def _open_events(self) -> Any:
         try:
@@ -190,8 +221,8 @@ def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iter
         yield out
         return
     Path(parent).mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = Path(parent) / f"{name}-{number}"
+    for place in itertools.count(1):
+        folder = Path(parent) / f"{name}-{place}"
         try:
             folder.mkdir()
         except FileExistsError:

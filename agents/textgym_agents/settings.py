@@ -24,6 +24,10 @@ _PACKAGES = (
 )
 
 
+MOST = 2**53
+"""Of a count: beyond it, floats and integers part."""
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """What a run is: its config.json.
@@ -69,8 +73,17 @@ class TrainSettings:
         )
         for name in names:
             value, lowest = getattr(self, name), least.get(name, 1)
-            if not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name}={value!r}: allowed is an integer >= {lowest}")
+            integer = isinstance(value, int) and not isinstance(value, bool)
+            if not integer or not lowest <= value <= MOST:
+                raise ValueError(f"{name}={value!r:.80}: allowed is an integer in {lowest}..{MOST}")
+        for name, kind, allowed in (
+            ("id", str, "a text"),
+            ("agent", str, "a text"),
+            ("env", dict, "a JSON object"),
+            ("config", dict, "a JSON object"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name}={getattr(self, name)!r:.80}: allowed is {allowed}")
         check_split(self.split)
 
 

@@ -11,9 +11,10 @@ from typing import Protocol
 
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
 from textgym.faults import disk_full_at
+from textgym.files import reading
+from textgym.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.curves import draw_curves
 from textgym_agents.fixed import reference_of
-from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.looking import at_rest
 from textgym_agents.measures import evaluation_row, optimum_summary, sample_rows
 from textgym_agents.meter import LearningMeter
@@ -21,6 +22,7 @@ from textgym_agents.optima import keep_optimum, kept_optimum, needs_proposals, p
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.runs import RunFolder
+from textgym_agents.saved import count
 from textgym_agents.settings import TrainSettings, versions
 
 
@@ -116,7 +118,7 @@ class Training:
             optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
                 completions do not tell it, that is after learning, with the trained policy's among them: until then
                 evaluations have a J and no optimality.
-        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C;
+        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C or SIGTERM;
             DiskFullError where nothing more can be written.
         """
         resumed = self._folder is not None
@@ -200,7 +202,7 @@ class Training:
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
             if interrupted() and self._episodes < settings.episodes:
                 self._draw(folder, watcher)
-                raise KeyboardInterrupt
+                raise interrupted.error()
         if self._iterations == offset:
             self._meter.stop()
             self._save(folder)
@@ -292,6 +294,7 @@ class Training:
         watcher.iteration(row)
 
     def _save(self, folder: RunFolder) -> None:
+        folder.sync_logs()
         self._agent.save(folder.checkpoint)
         folder.mark(self._iterations)
 
@@ -304,8 +307,10 @@ class Training:
     def _catch_up(self, folder: RunFolder) -> None:
         """Takes the counters from the logs, which end where the checkpoint was written."""
         rows = folder.metrics()
-        if rows:
-            self._iterations, self._episodes = int(rows[-1]["iteration"]), int(rows[-1]["episode"])
+        if not rows:
+            return
+        with reading(folder.path, "the log"):
+            self._iterations, self._episodes = count(rows[-1], "iteration"), count(rows[-1], "episode")
             self._started -= float(rows[-1]["seconds"])
             self._cpu_started -= float(rows[-1].get("cpu_seconds", 0.0))
             self._meter.restore(rows[-1])

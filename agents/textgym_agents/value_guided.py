@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,18 +12,18 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
+from textgym.files import replace_folder, write_json
 from textgym.lm.reference import restricted
 from textgym.state import TokenState
 from textgym_agents.config import at_least_one, require
 from textgym_agents.critics import Critic, critic_of
 from textgym_agents.fixed import reference_of
 from textgym_agents.protocol import Callback, Observation
+from textgym_agents.saved import head_of, read_saved
 from textgym_agents.states import StateFinder, token_rows
-from textgym_agents.storage import read_json, replace_folder, write_json
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-_FORMAT = 1
 _ROWS_AT_ONCE = 1024
 _FACTOR = 4.0
 
@@ -201,24 +201,17 @@ class ValueGuided:
 
     def _write(self, folder: Path) -> None:
         self.guide.save(folder / "guide")
-        state = {"format": _FORMAT, "agent": self.name, "task": self.task.name, "config": asdict(self.config)}
-        write_json(folder / "agent.json", state)
+        write_json(folder / "agent.json", head_of(self))
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:
         """See `Agent.load`."""
-        state = read_json(Path(path) / "agent.json")
-        if state.get("agent") != cls.name or state.get("format") != _FORMAT:
-            raise ValueError(
-                f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
-                f"allowed is {cls.name!r} in format {_FORMAT}"
-            )
         task = env.unwrapped.task
-        try:
-            config = ValueGuidedConfig(**state["config"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"path={str(path)!r}: the saved agent is damaged ({error})") from error
-        return cls(task, config, _load(Path(path) / "guide", task))
+        return read_saved(
+            Path(path),
+            cls.name,
+            lambda state: cls(task, ValueGuidedConfig(**state["config"]), _load(Path(path) / "guide", task)),
+        )
 
 
 def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[TokenState]:

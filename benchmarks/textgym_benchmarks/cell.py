@@ -18,10 +18,10 @@ from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import TrainSettings, versions
-from textgym_agents.storage import plain, read_lines
 from textgym_agents.training import Training, TrainResult, Watcher
 
 from textgym.evaluate import Optimum
+from textgym.files import plain, read_lines
 from textgym.task import Task
 from textgym_benchmarks.measures import (
     between,

@@ -23,6 +23,7 @@ from tyro.conf import Positional
 
 from textgym.catalog import task_entry
 from textgym.committed import fingerprint, pays_the_same, samples_path
+from textgym.files import make_folder
 from textgym.importance import Samples, draw_samples, read_samples, write_samples
 from textgym.lm.reference import Reference
 from textgym.optima import Optimum, estimated, optimum_of
@@ -65,7 +66,7 @@ def shared_optimum(
         return estimated(samples, beta, split)
     optimum = optimum_of(task, (), reference, beta=beta, split=split, per_prompt=per_prompt)
     if optimum.samples is not None and not optimum.committed:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_samples(optimum.samples, path, key)
     return optimum
 
@@ -107,7 +108,7 @@ def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
         task, make_reference(task), found, split=settings.split, each=each, seed=settings.seed
     )
     path = samples_path(task, settings.split)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_samples(samples, path, fingerprint(task, settings.split))
     return samples, estimated(samples, task.beta, settings.split)
 

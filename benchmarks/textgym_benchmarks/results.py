@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from textgym_agents.storage import plain, write_text
 
-from textgym_benchmarks.results_format import FORMAT, check_result, check_suite, read_object
+from textgym.files import make_folder, plain, read_json, write_text
+from textgym_benchmarks.results_format import FORMAT, check_result, check_suite
 from textgym_benchmarks.run_results import read_run
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import cell_folder, cell_result, family_of, read_suite
@@ -80,7 +80,7 @@ def load_results(path: str | Path) -> list[Result]:
         if (place / "config.json").exists():
             return [_checked(place, read_run(place), place)]
         if (place / "result.json").exists():
-            return [_checked(place / "result.json", read_object(place / "result.json"), place)]
+            return [_checked(place / "result.json", read_json(place / "result.json"), place)]
         raise ValueError(
             f"{path}: a folder without suite.json, config.json or result.json; allowed is {ALLOWED}"
         )
@@ -130,8 +130,8 @@ def suite_summary(path: str | Path) -> dict[str, Any]:
     """What a suite's folder or a file of results says of all cells: name, description, settings, versions, date."""
     place = Path(path)
     if not place.is_dir():
-        return dict(read_object(place).get("suite", {}))
-    data = read_object(place / "suite.json")
+        return dict(read_json(place).get("suite", {}))
+    data = read_json(place / "suite.json")
     return {name: value for name, value in data.items() if name != "cells"}
 
 
@@ -147,7 +147,7 @@ def _cell_result(suite: Path, cell: Cell) -> Result:
 
 
 def _read_many(path: Path) -> list[Result]:
-    data = read_object(path)
+    data = read_json(path)
     if data.get("format") != FORMAT or not isinstance(data.get("results"), list):
         raise ValueError(f'{path}: no file of results; allowed is {{"format": {FORMAT}, "results": [...]}}')
     try:
@@ -191,7 +191,7 @@ def main() -> None:
     results = load_results(settings.run)
     for newer in settings.update:
         results = updated(results, load_results(newer))
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.out.parent)
     export_results(results, settings.out, suite_summary(settings.run))
     print(f"{settings.out}: {len(results)} results, {settings.out.stat().st_size:,} bytes")
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from textgym_agents.storage import write_text
 
+from textgym.files import read_json, write_text
 from textgym_benchmarks.results import Result, load_results
-from textgym_benchmarks.results_format import read_object
 from textgym_benchmarks.results_tables import (
     equal_table,
     family_table,
@@ -84,7 +83,7 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     results = load_results(path)
     if path.is_dir():
         raise ValueError(f"path={str(path)!r}: is a folder; allowed is a file of exported results")
-    suite: Mapping[str, Any] = read_object(path).get("suite", {})
+    suite: Mapping[str, Any] = read_json(path).get("suite", {})
     summary = summarise(results)
     written = _remarks(path.parent / REMARKS if remarks is None else remarks, remarks is not None)
     parts = [

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from textgym_agents.runs import RunFolder
-from textgym_agents.storage import read_lines
 
+from textgym.files import read_json, read_lines, reading
 from textgym_benchmarks.measures import (
     LEVELS,
     Row,
@@ -20,7 +20,7 @@ from textgym_benchmarks.measures import (
     side_by_side,
     snapshot,
 )
-from textgym_benchmarks.results_format import FORMAT, check_timing, read_object
+from textgym_benchmarks.results_format import FORMAT, check_timing
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import family_of
 
@@ -30,7 +30,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
     Raises: ValueError naming the file and what is wrong with it.
     """
-    config = read_object(path / "config.json")
+    config = read_json(path / "config.json")
     cell = _cell(path, config)
     versions = config.get("versions", {})
     data = {"format": FORMAT, "cell": cell.to_json(), "family": family_of(cell.id), "status": "missing"}
@@ -38,18 +38,14 @@ def read_run(path: Path) -> dict[str, Any]:
     data["machine"] = versions.get("machine", "") if isinstance(versions, Mapping) else ""
     if not (path / "result.json").exists():
         return data
-    finished = read_object(path / "result.json")
-    try:
+    finished = read_json(path / "result.json")
+    with reading(path, "the run of `textgym train`"):
         measures, timing = _measures(RunFolder(path), finished)
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path}: no run of `textgym train` ({type(error).__name__}: {error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return data | {"status": "done", "measures": measures, "timing": timing}
 
 
 def _cell(path: Path, config: Mapping[str, Any]) -> Cell:
-    try:
+    with reading(path / "config.json", "the run's settings"):
         env, settings = dict(config["env"]), dict(config["config"])
         return Cell(
             id=config["id"],
@@ -60,8 +56,6 @@ def _cell(path: Path, config: Mapping[str, Any]) -> Cell:
             env=env,
             config=settings,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'config.json'}: no run's settings ({error})") from error
 
 
 def _measures(folder: RunFolder, finished: Row) -> tuple[dict[str, Any], dict[str, Any]]:

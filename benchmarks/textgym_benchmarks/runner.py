@@ -11,15 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from textgym_agents.storage import write_json
-
 from textgym.faults import DiskFullError, disk_full_at
+from textgym.files import read_json, write_json
 from textgym.prompts import HeldOut
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.progress import Progress, Silent, Watcher
 from textgym_benchmarks.results import Result, load_results
-from textgym_benchmarks.results_format import FORMAT, read_object
+from textgym_benchmarks.results_format import FORMAT
 from textgym_benchmarks.settle import settle
 from textgym_benchmarks.suite import Cell, Suite
 from textgym_benchmarks.suite_folder import (
@@ -72,8 +71,8 @@ def run_suite(
         watcher: is told what happens.
         function: see `run_one`.
     Returns: a result for each cell, in the suite's order. Failed cells are among them.
-    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C;
-        DiskFullError where nothing more can be written, which leaves the cells at work open.
+    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or
+        SIGTERM; DiskFullError where nothing more can be written, which leaves the cells at work open.
     """
     chosen = select(make_suite(suite) if isinstance(suite, str) else suite, agents, seeds)
     if split is not None:
@@ -112,7 +111,7 @@ def busy_share(folder: str | Path) -> float | None:
     path = Path(folder) / "timing.json"
     if not path.exists():
         return None
-    busy = read_object(path)["runs"][-1]["busy"]
+    busy = read_json(path)["runs"][-1]["busy"]
     return None if busy is None else float(busy)
 
 
@@ -192,5 +191,5 @@ def _write_timing(folder: Path, name: str, engine: Engine, seconds: float, progr
         "cells": len(progress.finished_now),
     }
     path = folder / "timing.json"
-    before = read_object(path)["runs"] if path.exists() else []
+    before = read_json(path)["runs"] if path.exists() else []
     write_json(path, {"format": FORMAT, "runs": [*before, row]})

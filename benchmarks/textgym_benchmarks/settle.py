@@ -14,9 +14,9 @@ import numpy as np
 from textgym_agents.measures import optimum_summary
 from textgym_agents.optima import proposals_of
 from textgym_agents.registry import load_agent, make_env
-from textgym_agents.storage import plain, write_json
 
 from textgym.bootstrap import RESAMPLES, Floats
+from textgym.files import make_folder, plain, write_json
 from textgym.importance import draw_samples, read_samples, write_samples
 from textgym.optima import WELL_KNOWN, Optimum, estimated, optimality_of
 from textgym.references import make_reference
@@ -148,6 +148,6 @@ def _work_out(path: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, i
     agents = [load_agent(each.folder / "run", env, each.cell.agent) for each in ranked]
     chosen = [agent for agent in agents if proposals_of(agent, task)][:MOST]
     samples = draw_samples(task, make_reference(task), chosen, split=split, each=256)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_samples(samples, path, {"cell": cell.to_json()})
     return estimated(samples, task.beta, split), len(chosen)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from textgym_agents.settings import versions
-from textgym_agents.storage import write_json
 
 import textgym  # noqa: F401  (registers the tasks)
 from textgym.catalog import task_entry, task_names
+from textgym.files import make_folder, open_lock, read_json, sync, write_json
 from textgym_benchmarks.engines.jobs import cores
-from textgym_benchmarks.results_format import FORMAT, read_object
+from textgym_benchmarks.results_format import FORMAT
 from textgym_benchmarks.suite import Cell, Suite
 
 
@@ -39,7 +39,7 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
         ]
         if others and not (folder / "suite.json").exists():
             raise ValueError(f"out={str(out)!r}: holds {others[0]!r} but no suite; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with hold(folder, wait=True):
         if (folder / "suite.json").exists():
             different = differences(read_suite(folder), suite)
@@ -61,7 +61,7 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
 def read_suite(folder: str | Path) -> Suite:
     """The suite that a folder holds. Raises: ValueError naming the file."""
     path = Path(folder) / "suite.json"
-    data = read_object(path)
+    data = read_json(path)
     if data.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path}: format={data['format']!r}: allowed is {FORMAT}")
     try:
@@ -94,7 +94,7 @@ def cell_folder(suite: Path, cell: Cell) -> Path:
 def cell_result(folder: Path) -> dict[str, Any] | None:
     """What a cell's result.json holds; None without one. Raises: ValueError naming the file."""
     path = folder / "result.json"
-    return read_object(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def failed_result(cell: Cell, error: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +118,7 @@ def put_aside(folder: Path) -> None:
     while (folder / f"failed-{number}.json").exists():
         number += 1
     (folder / "result.json").rename(folder / f"failed-{number}.json")
+    sync(folder)
 
 
 @contextlib.contextmanager
@@ -129,8 +130,8 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: for another process to let go of it.
     Raises: CellBusyError if another process holds it, and `wait` is false.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    make_folder(folder)
+    with open_lock(folder) as lock:
         if os.name == "posix":
             import fcntl
 

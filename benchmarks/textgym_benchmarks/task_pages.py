@@ -17,6 +17,7 @@ import tyro
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym.catalog import TaskEntry, task_builder, task_entry, task_names
+from textgym.files import make_folder, write_text
 from textgym_benchmarks.results import Result, load_results
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import Problem
@@ -214,9 +215,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def main() -> None:
     """Writes the pages."""
     settings = tyro.cli(TaskPages, description=__doc__)
-    settings.out.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.out)
     for name, text in task_pages(load_results(settings.results)).items():
-        (settings.out / name).write_text(text, encoding="utf-8")
+        write_text(settings.out / name, text)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any, Final
 
-from textgym_agents.storage import plain, write_json
-
 from textgym.faults import disk_full_at
+from textgym.files import plain, write_json
 from textgym_benchmarks.suite import Cell, Evaluation
 from textgym_benchmarks.suite_folder import cell_result, hold
 

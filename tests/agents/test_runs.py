@@ -13,9 +13,10 @@ from threading import Barrier, Event
 
 import numpy as np
 import pytest
-from textgym_agents.interrupts import first_interrupt
 from textgym_agents.runs import RunFolder, run_folder
-from textgym_agents.storage import plain, read_json, read_lines, write_json
+
+from textgym.files import plain, read_json, read_lines, write_json
+from textgym.interrupts import first_interrupt
 
 
 def test_json_is_plain_json():

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from textgym_agents.curves import _line, draw_curves
-from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.measures import evaluation_row, spread
 from textgym_agents.optima import kept_optimum
 from textgym_agents.registry import make_env
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import TrainSettings
-from textgym_agents.storage import read_json, read_lines
 from textgym_agents.training import Training
 
 from textgym.evaluate import Estimate
+from textgym.files import read_json, read_lines
+from textgym.interrupts import TrainingInterrupted, first_interrupt
 
 TASK = {
     "tokenizer": ["<end>", "a", "b"],

@@ -17,7 +17,10 @@ def test_folders_without_a_reward_model_are_refused_at_once(tmp_path):
     folder = save_reward_model(tmp_path / "run" / "model", offset=1.0)
     with pytest.raises(ValueError, match=r"has no config.json. Did you mean '.*model'\?"):
         RewardModel(tmp_path / "run")
-    for offset in ("high", float("nan"), True):
+    edited(folder, "reward.json", offset=float("nan"))
+    with pytest.raises(ValueError, match=r"reward.json: .*NaN is no JSON number"):
+        RewardModel(folder)
+    for offset in ("high", 10**400, True):
         edited(folder, "reward.json", offset=offset)
         with pytest.raises(ValueError, match=r"reward.json: offset=.*a finite number"):
             RewardModel(folder)

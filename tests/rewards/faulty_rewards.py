@@ -23,6 +23,10 @@ class Faulty:
             scores[index] = values.get(self.fault, scores[index])
         if hit and self.fault == "raises":
             raise KeyError("lost")
+        if hit and self.fault == "exits":
+            raise SystemExit(0)
+        if hit and self.fault == "interrupts":
+            raise KeyboardInterrupt
         if hit and self.fault == "dies":
             os._exit(3)
         if hit and self.fault == "wrong_length":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import math
 import re
@@ -232,3 +233,30 @@ def test_columns_that_hold_themselves_or_objects_are_copied_too() -> None:
     assert copied[2] is not counter
     copied[0].append(2)
     assert len(loop) == 2
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_an_exit_is_a_failure_and_an_interrupt_is_none(timeout: float | None) -> None:
+    scorer = Scorer(Faulty("exits"), "penalty", -1.0, timeout)
+    with pytest.warns(TextGymWarning, match="raised SystemExit: 0"):
+        np.testing.assert_array_equal(scorer.score(["p"] * 2, ["abc", "bad"]).total, [3.0, -1.0])
+    assert scorer.failures == {"raises": 1}
+    with pytest.raises(RewardError, match="raised SystemExit: 0"):
+        Scorer(Faulty("exits"), timeout=timeout).score(["p"], ["bad"])
+    stopped = Scorer(Faulty("interrupts"), "skip", timeout=timeout)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.score(["p"], ["bad"])
+    assert not stopped.failures
+    np.testing.assert_array_equal(stopped.score(["p"], ["abc"]).total, [3.0])
+    for each in (scorer, stopped):
+        each.close()
+
+
+async def cancelled(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    raise asyncio.CancelledError
+
+
+def test_a_coroutine_that_was_cancelled_is_a_failure() -> None:
+    scorer = Scorer(cancelled, "skip")
+    with pytest.warns(TextGymWarning, match="its coroutine was cancelled"):
+        np.testing.assert_array_equal(scorer.score(["p"], ["a"]).total, [0.0])

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
+import atexit
+import functools
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
+
+from textgym.codecs import rendering
 
 MASK = "\ue000"
 """Stands for a character that the template did not write; templates leave private-use characters as they are."""
+_SECONDS = 60.0  # of wall time, which a busy machine needs more of than the CPU time that is allowed
 
 
 class Template(Protocol):
@@ -45,20 +54,17 @@ class JinjaTemplate:
     variables: Mapping[str, Any]
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
-        """See `Template`. Raises: ValueError for a template that cannot be read or refuses the conversation;
-        ModuleNotFoundError without jinja2.
+        """See `Template`. The template runs in a process of its own, as it may come from anybody.
+
+        Raises: ValueError for a template that cannot be read, refuses the conversation, or takes more than 5 seconds
+            of CPU time or 1 GiB; ModuleNotFoundError without jinja2.
         """
         messages = [{"role": "user", "content": prompt}]
         if completion is not None:
             messages.append({"role": "assistant", "content": completion})
-        text: str = _compile(self.source)(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=completion is None,
-            **self.variables,
-        )
-        return text
+        variables = {**self.variables, "add_generation_prompt": completion is None}
+        request = {"template": self.source, "messages": messages, "variables": variables}
+        return _rendered(json.dumps(request, sort_keys=True))
 
 
 def parse_format(chat: str) -> FormatTemplate:
@@ -84,51 +90,83 @@ def around(rendered: str) -> tuple[str, str]:
     return before, after[0]
 
 
-@lru_cache(maxsize=16)
-def _compile(source: str) -> Any:
-    try:
-        from jinja2 import TemplateError, nodes
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "chat: reading a chat template needs jinja2 (pip install jinja2); "
-            "without it give chat='before{prompt}after'"
-        ) from error
+class _Renderer:
+    """The process that renders chat templates, as those may come from anybody; a template may end it.
 
-    class Generation(Extension):
-        """{% generation %}: marks what the assistant wrote, which changes nothing in the text."""
+    It starts when it is needed, and again after it was ended.
+    """
 
-        tags = {"generation"}  # noqa: RUF012
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
 
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+    def __call__(self, request: str) -> dict[str, str]:
+        """Return the answer to a line of JSON, see `rendering`."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._start()
+            process = self._process
+            timer = threading.Timer(_SECONDS, process.kill)
+            timer.daemon = True
+            timer.start()
+            try:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(request + "\n")
+                process.stdin.flush()
+                answer: dict[str, str] = json.loads(process.stdout.readline())
+            except (OSError, ValueError):  # it was ended and left no answer
+                self.close()
+                return {"error": f"it was ended after {rendering.CPU_SECONDS} s"}
+            except (
+                BaseException
+            ):  # an interrupt: the answer that is still to come would be read as the next one's
+                self.close()
+                raise
+            finally:
+                timer.cancel()
+            return answer
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, **{"ensure_ascii": False, **options}
-    )
-    environment.globals.update(
-        raise_exception=_refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form)
-    )
+    def close(self) -> None:
+        """End the process, where there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
-    try:
-        template = environment.from_string(source)
-    except TemplateError as error:
-        raise ValueError(f"chat: the chat template cannot be read ({error})") from error
+    def _start(self) -> subprocess.Popen[str]:
+        if importlib.util.find_spec("jinja2") is None:
+            raise ModuleNotFoundError(
+                "chat: reading a chat template needs jinja2 (pip install jinja2); "
+                "without it give chat='before{prompt}after'"
+            )
+        return subprocess.Popen(
+            [sys.executable, "-P", str(Path(rendering.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
+        )
 
-    def render(**names: Any) -> str:
-        try:
-            return template.render(**names)
-        except TemplateError as error:
-            raise ValueError(f"chat: the chat template cannot be used ({error})") from error
 
-    return render
+_renderer = _Renderer()
 
 
-def _refuse(message: str) -> str:
-    raise ValueError(f"chat: the chat template refuses the conversation: {message}")
+def _after_fork() -> None:
+    """A child process starts a renderer of its own: two that write to one would read each other's answers."""
+    global _renderer
+    _renderer = _Renderer()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(lambda: _renderer.close())
+
+
+@functools.lru_cache(maxsize=1024)
+def _rendered(request: str) -> str:
+    answer = _renderer(request)
+    if "error" in answer:
+        raise ValueError(f"chat: the chat template cannot be rendered: {answer['error']}")
+    return answer["text"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from textgym.codecs.fast import FastCodec
 from textgym.codecs.protocol import Codec
 from textgym.codecs.slow import SlowCodec
 from textgym.codecs.words import WordCodec
+from textgym.files import check_file, read_json, reading
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 
@@ -88,20 +89,21 @@ def _from_path(path: Path) -> Source:
             f"tokenizer={str(path)!r}: there is no file {str(file)!r}. Allowed are a tokenizer.json and a "
             "folder with one; for other formats give the object, as AutoTokenizer.from_pretrained(...)"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower type
-        raise ValueError(
-            f"tokenizer={str(path)!r}: {str(file)!r} is not a tokenizer.json ({error})"
-        ) from error
-    config_file = file.parent / "tokenizer_config.json"
-    if not config_file.is_file():
+    with reading(file, "the tokenizer"):
+        return _from_files(file)
+
+
+def _from_files(file: Path) -> Source:
+    tokenizer = Tokenizer.from_file(str(file))
+    config_file = file.with_name("tokenizer_config.json")
+    template_file = file.with_name("chat_template.jinja")
+    if not os.path.lexists(config_file):
         return replace(_from_bare(tokenizer), folder=file.parent)
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json(config_file)
     names = {key: _token_text(config.get(key)) for key in _CONFIG_TOKENS}
     extra = [_token_text(token) for token in config.get("additional_special_tokens") or ()]
     codec = FastCodec(tokenizer, [name for name in [*names.values(), *extra] if name])
-    source = _template(config, file.parent / "chat_template.jinja")
+    source = _template(config, template_file)
     variables = {key: name for key, name in names.items() if name}
     return Source(
         codec,
@@ -115,16 +117,21 @@ def _from_path(path: Path) -> Source:
 
 
 def _template(config: dict[str, Any], file: Path) -> str | None:
-    if file.is_file():
+    if os.path.lexists(file):
+        check_file(file)
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"chat_template={template!r:.80}: allowed is a text, or a list of named ones")
     return template
 
 
 def _token_text(token: Any) -> str | None:
     text: str | None = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"token {text!r:.80}: allowed is a text")
     return text
 
 
@@ -171,7 +178,7 @@ def generation_stops(model: str | Path) -> list[int]:
     file = _generation_config(model)
     if file is None:
         return []
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     stops = config.get("eos_token_id") if isinstance(config, dict) else config
     ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):

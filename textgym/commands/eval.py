@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     if flags.json:
         report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
         report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
-        from textgym_agents.storage import plain
+        from textgym.files import plain
 
         print(json.dumps(plain(report), indent=2, allow_nan=False))
         return

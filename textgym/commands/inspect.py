@@ -142,7 +142,8 @@ def _run_options(names: tuple[str, ...]) -> tuple[str, ...]:
 def _class_of(name: str, given: str | None) -> str | None:
     """The class that a folder is opened with: the one given, unless the folder names a registered agent."""
     from textgym_agents.registry import agent_names
-    from textgym_agents.storage import read_json
+
+    from textgym.files import read_json
 
     for file in (Path(name) / "agent.json", Path(name) / "checkpoint" / "agent.json"):
         if given is not None and file.exists() and read_json(file).get("agent") in agent_names():

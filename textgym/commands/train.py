@@ -12,6 +12,7 @@ from tyro.conf import arg
 from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.files import reading
 from textgym.messages import docstring
 from textgym.prompts import HeldOut
 
@@ -120,7 +121,8 @@ def _stored_settings(folder: Any, settings: Any, flags: TrainFlags, config: dict
 
     stored = folder.config()
     known = {field.name for field in fields(TrainSettings)}
-    before = TrainSettings(**{name: value for name, value in stored.items() if name in known})
+    with reading(folder.path / "config.json", "the run's settings"):
+        before = TrainSettings(**{name: value for name, value in stored.items() if name in known})
     if ":" in before.agent and flags.agent != before.agent:
         # A file never chooses what is imported.
         raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")

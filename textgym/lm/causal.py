@@ -14,6 +14,7 @@ from torch import Tensor
 from textgym.lm.backbone import max_tokens
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
+from textgym.lm.loading import load_weights
 
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
 
@@ -27,18 +28,8 @@ def load_causal_lm(name: str | Path) -> Any:
     Raises: ValueError if no such model can be loaded: it names the argument and the cause.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(name), trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"model={str(name)!r}: no causal LM with safetensors weights there ({first})"
-        ) from error
+    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM")
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(
@@ -47,6 +38,8 @@ def load_causal_lm(name: str | Path) -> Any:
     adapters = getattr(model, "peft_config", None)
     if adapters:  # transformers has frozen them
         return load_adapter(name, next(iter(adapters.values())).base_model_name_or_path)
+    if missing:
+        raise ValueError(f"model={str(name)!r}: its weights lack {min(missing)!r:.80}")
     return model.eval()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.lm.reward_folder import check_installed, find_reward_model, read_offset
+from textgym.messages import check_choice
 from textgym.rewards.base import NamedReward, TextGymWarning
 from textgym.rewards.calling import check_batch
 
@@ -232,8 +233,7 @@ def _key(pair: Pair) -> str:
 
 
 def _check_arguments(combine: str, k: float, stop_ids: Sequence[int] | None) -> None:
-    if combine not in get_args(Combine):
-        raise ValueError(f"combine={combine!r}: one of {get_args(Combine)} is allowed")
+    check_choice("combine", combine, get_args(Combine))
     if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
         raise ValueError(f"k={k!r:.80}: a finite number >= 0 is allowed")
     ids = () if stop_ids is None else stop_ids

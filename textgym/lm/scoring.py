@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from textgym.lm.backbone import max_tokens
 from textgym.lm.checked import undisturbed
 from textgym.lm.llama import LlamaBackbone, supports
+from textgym.lm.loading import load_weights
 from textgym.lm.reward_vocabulary import load_reward_vocabulary
 from textgym.vocab import Vocabulary
 
@@ -254,30 +254,11 @@ def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[Any, 
 def _load(name: str | Path, argument: str = "model", seed: int = 0, **options: Any) -> tuple[Any, set[str]]:
     """A sequence classifier and the names of the weights that its files lack; those are drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the report of missing weights is for the caller to give
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                str(name),
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{argument}={str(name)!r}: no sequence classifier with safetensors weights there ({first})"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    return model, set(report["missing_keys"])
+    what = f"{argument}={str(name)!r}: no sequence classifier"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return load_weights(AutoModelForSequenceClassification, name, what, **options)
 
 
 def _vocabulary(name: str | Path, model: Any) -> Vocabulary:

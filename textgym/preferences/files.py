@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from textgym.files import make_folder, replaced
 from textgym.messages import not_one_of
 from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
 from textgym.preferences.formats import (
@@ -130,18 +130,10 @@ def _message(error: Exception) -> str:
 
 def _write(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    make_folder(target.parent)
     count = 0
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replaced(target) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            count += 1
     return count

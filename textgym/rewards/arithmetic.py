@@ -9,6 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, Literal, get_args
 
+from textgym.messages import check_choice
 from textgym.rewards.base import NamedReward
 from textgym.rewards.data_columns import check_column, read_column
 
@@ -44,8 +45,7 @@ class Arithmetic(NamedReward):
 
     def __post_init__(self) -> None:
         check_column(self.column)
-        if self.read not in get_args(Read):
-            raise ValueError(f"read={self.read!r}: one of {get_args(Read)} is allowed")
+        check_choice("read", self.read, get_args(Read))
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         """Score every completion. Raises: ValueError if the column is missing or has what is no number."""

@@ -93,7 +93,10 @@ def awaited(result: Any) -> Any:
 
     # In a thread of its own: the caller's may run an event loop already, as a notebook's does.
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, result).result()
+        try:
+            return pool.submit(asyncio.run, result).result()
+        except asyncio.CancelledError as error:  # no Exception, but no wish to stop the run either
+            raise RuntimeError("its coroutine was cancelled") from error
 
 
 def printing_to_stderr() -> AbstractContextManager[Any]:

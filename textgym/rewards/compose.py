@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from textgym.messages import not_one_of
+from textgym.messages import not_one_of, shown
 from textgym.rewards.base import NamedReward, TermReward, Values, reward_term_names, sum_terms
 from textgym.rewards.calling import Caller, Columns
 from textgym.rewards.registry import RewardSpec, make_reward
+from textgym.rewards.values import is_finite
 
 
 class Inner(Caller):
@@ -103,8 +104,10 @@ class Clipped(NamedReward):
     """
 
     def __init__(self, reward: RewardSpec, low: float = -1.0, high: float = 1.0) -> None:
-        if not -math.inf < low <= high < math.inf:
-            raise ValueError(f"low={low!r}, high={high!r}: finite numbers with low <= high are allowed")
+        if not (is_finite(low) and is_finite(high) and low <= high):
+            raise ValueError(
+                f"low={shown(low)}, high={shown(high)}: finite numbers with low <= high are allowed"
+            )
         self.inner = Inner(reward, "clipped")
         self.name = self.inner.name
         self.low, self.high = float(low), float(high)
@@ -137,6 +140,6 @@ def _check_weights(weights: Mapping[str, float], rewards: Mapping[str, RewardSpe
     for key, weight in weights.items():
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ValueError(f"weights[{key!r}]={weight!r}: a finite number is allowed")
+        if not is_finite(weight):
+            raise ValueError(f"weights[{key!r}]={shown(weight)}: a finite number is allowed")
     return {key: float(weight) for key, weight in weights.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
 import pickle
@@ -11,13 +10,17 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
+from textgym.messages import shown
 from textgym.rewards.base import RewardError, reward_name
 from textgym.rewards.calling import awaited
+from textgym.rewards.values import is_finite
 
 _SAFE = "PYTHONSAFEPATH"
 """Keeps a new interpreter from taking modules from the current folder, where a `random.py` may lie."""
+MOST_SECONDS = 1e6  # systems wait for no more than some weeks
 START_SECONDS = 120.0  # for imports and unpickling, which count as no time of the reward's
 
 
@@ -30,26 +33,30 @@ class Deadline:
 
     Args:
         reward: picklable, so defined at the top level of a module.
-        seconds: limit of one call, whatever the size of its batch; finite and above 0.
+        seconds: limit of one call, whatever the size of its batch; above 0, at most a million.
 
     Raises: ValueError for a bad limit or a reward that cannot be pickled.
     """
 
     def __init__(self, reward: Any, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise ValueError(f"timeout={seconds!r}: None or a finite number of seconds above 0 is allowed")
+        if not is_finite(seconds) or not 0 < seconds <= MOST_SECONDS:
+            raise ValueError(
+                f"timeout={shown(seconds)}: None or a number of seconds above 0, at most {MOST_SECONDS:.0f}, is allowed"
+            )
         self.reward = reward
         self.seconds = float(seconds)
         self.name = reward_name(reward)
         self._process: Any = None
         self._connection: Connection | None = None
+        self._at_exit: Any = None
         self._owner = os.getpid()
         self._pickled()
 
     def call(self, method: str, arguments: dict[str, Any]) -> Any:
         """Return `reward.<method>(**arguments)`.
 
-        Raises: RewardError of kind "timeout" or "dies", or "raises" for what the reward raised;
+        Raises: KeyboardInterrupt if the reward raised it; RewardError of kind "timeout" or "dies", or "raises"
+            for what else the reward raised;
             RuntimeError if the child process cannot be started.
         """
         connection = self._running()
@@ -73,6 +80,7 @@ class Deadline:
     def close(self) -> None:
         """Kill the child process; the next call starts another."""
         if self._process is not None and self._owner == os.getpid():
+            self._at_exit.cancel()
             self._process.kill()
             self._process.join()
         if self._connection is not None:
@@ -80,7 +88,7 @@ class Deadline:
         self._process = self._connection = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_process": None, "_connection": None}
+        return {**self.__dict__, "_process": None, "_connection": None, "_at_exit": None}
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -119,6 +127,8 @@ class Deadline:
             self._process.start()
         finally:
             _put_back(safe)
+        # At exit multiprocessing would ask the child by SIGTERM, and wait.
+        self._at_exit = Finalize(None, self._process.kill, exitpriority=0)
         theirs.close()
         try:
             started = self._connection.poll(START_SECONDS)
@@ -131,6 +141,8 @@ class Deadline:
 
     def _read(self, answer: tuple[str, Any, Any]) -> Any:
         outcome, value, state = answer
+        if outcome == "interrupted":
+            raise KeyboardInterrupt(f"raised by reward {self.name!r}")
         if outcome == "raised":
             message, kind, index, remote = value
             raise RewardError(message, kind, index) from RuntimeError(f"in the reward's process:\n{remote}")
@@ -149,7 +161,8 @@ def _put_back(value: str | None) -> None:
 def _serve(connection: Connection, pickled: bytes, safe: str | None) -> None:
     """Answer calls until the other end goes away (in the child process)."""
     _put_back(safe)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # an interrupt of a whole group is the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # where somebody has closed them
         os.dup2(2, 1)  # for what is no Python; the parent's standard output may be data, such as JSON
     sys.stdout = sys.stderr
@@ -178,7 +191,9 @@ def _answer(reward: Any, request: bytes) -> bytes:
         return pickle.dumps(("value", value, state))
     except RewardError as error:
         failure = (str(error), error.kind, error.index, traceback.format_exc())
-    except Exception as error:
+    except KeyboardInterrupt:
+        return pickle.dumps(("interrupted", None, None))
+    except (Exception, SystemExit) as error:
         message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}"
         failure = (message, "raises", None, traceback.format_exc())
     return pickle.dumps(("raised", failure, None))

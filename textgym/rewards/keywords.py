@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from textgym.messages import check_choice
 from textgym.rewards.base import NamedReward
 from textgym.rewards.calling import check_batch
 from textgym.rewards.data_columns import check_column, read_column
@@ -50,8 +51,7 @@ class Keywords(NamedReward):
             object.__setattr__(self, "words", check_words("words", self.words))
         else:
             check_column(self.column)
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode={self.mode!r}: one of {get_args(Mode)} is allowed")
+        check_choice("mode", self.mode, get_args(Mode))
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         """Score every completion. Raises: ValueError if the column is missing, too short or has a row without words."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, Literal, get_args
 
+from textgym.messages import check_choice, shown
 from textgym.rewards.extras import import_extra
 
 Mode = Literal["full", "search"]
@@ -53,9 +54,8 @@ class Regex:
         reward: str = "pattern",
     ) -> None:
         if not isinstance(pattern, str) or not pattern:
-            raise ValueError(f"{argument}={pattern!r}: a text that is not empty is allowed")
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode={mode!r}: one of {get_args(Mode)} is allowed")
+            raise ValueError(f"{argument}={shown(pattern)}: a text that is not empty is allowed")
+        check_choice("mode", mode, get_args(Mode))
         flags = "".join(
             letter for letter, on in zip("ism", (ignore_case, dot_all, multi_line), strict=True) if on
         )

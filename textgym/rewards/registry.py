@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from textgym.messages import did_you_mean, docstring, not_one_of
+from textgym.messages import did_you_mean, docstring, not_one_of, shown
 
 RewardSpec: TypeAlias = Callable[..., Any] | str | Mapping[str, Any]
 """A reward object, a registered name (or "module:attribute"), or {"name": ..., **parameters}."""
@@ -54,7 +54,7 @@ def describe_reward(name: str) -> str:
     return f"{name}({listed})\n    {summary}"
 
 
-def make_reward(spec: RewardSpec) -> Any:
+def make_reward(spec: RewardSpec, argument: str = "reward") -> Any:
     """Build a reward.
 
     Args:
@@ -63,25 +63,30 @@ def make_reward(spec: RewardSpec) -> Any:
             - a registered name, or "module:attribute" of your own: a reward, or a class that makes one;
             - {"name": one of those names, **parameters}. Composed rewards take specs as parameters:
               {"name": "weighted", "rewards": {"words": {"name": "contains_all", "words": ["yes"]}}}.
+        argument: its name, for messages.
 
     Returns: the reward, a callable.
     Raises: ValueError for an unknown name or parameter, or a value the reward does not allow;
         TypeError if `spec` is none of these.
     """
     if isinstance(spec, str):
-        return _build(spec, {})
+        return _build(spec, {}, argument)
     if isinstance(spec, Mapping):
         parameters = dict(spec)
         name = parameters.pop("name", None)
         if not isinstance(name, str):
-            raise ValueError(f"reward={dict(spec)!r}: the key 'name' with a registered name is needed")
-        return _build(name, parameters)
+            raise ValueError(
+                f"{argument}={shown(dict(spec))}: the key 'name' with a registered name is needed"
+            )
+        return _build(name, parameters, argument)
     if inspect.isclass(spec):
-        raise TypeError(f"reward={spec.__name__} is a class; an instance is allowed: {spec.__name__}(...)")
+        raise TypeError(
+            f"{argument}={spec.__name__} is a class; an instance is allowed: {spec.__name__}(...)"
+        )
     if callable(spec):
         return spec
     raise TypeError(
-        f"reward={spec!r}: a callable, a registered name or {{'name': ..., **parameters}} is allowed"
+        f"{argument}={shown(spec)}: a callable, a registered name or {{'name': ..., **parameters}} is allowed"
     )
 
 
@@ -92,10 +97,10 @@ def spec_name(spec: RewardSpec) -> str:
     return str(spec["name"]) if isinstance(spec, Mapping) and "name" in spec else type(spec).__name__
 
 
-def _build(name: str, parameters: dict[str, Any]) -> Any:
+def _build(name: str, parameters: dict[str, Any], argument: str) -> Any:
     factory = _FACTORIES.get(name)
     if factory is None and ":" not in name:
-        raise ValueError(not_one_of("reward", name, _FACTORIES))
+        raise ValueError(not_one_of(argument, name, _FACTORIES))
     target = _load(name if factory is None else factory)
     if factory is None and not inspect.isclass(target):
         if parameters:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Final
 
+from textgym.messages import shown
 from textgym.rewards.extras import import_extra
 from textgym.rewards.regex import Regex
 
@@ -37,7 +38,7 @@ def make_validator(schema: Any, argument: str) -> Any:
 def _make(schema: Any, argument: str) -> Any:
     jsonschema = import_extra("jsonschema", _REWARD)
     if not isinstance(schema, Mapping | bool):
-        raise ValueError(f"{argument}={schema!r:.80}: an object or a bool is allowed")
+        raise ValueError(f"{argument}={shown(schema)}: an object or a bool is allowed")
     if isinstance(schema, Mapping) and schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
         raise ValueError(f"{argument}: $schema is {schema['$schema']!r}, only {DIALECT!r} is allowed")
     schema = _plain(schema)

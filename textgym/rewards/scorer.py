@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from textgym.messages import check_choice, shown
 from textgym.rewards.base import FloatArray, RewardError, Scores, TextGymWarning, Values
 from textgym.rewards.calling import Caller, Columns, check_batch, isolated
 from textgym.rewards.registry import RewardSpec, make_reward
-from textgym.rewards.values import Faults, find_faults, not_finite
+from textgym.rewards.values import Faults, find_faults, is_finite, not_finite
 
 if TYPE_CHECKING:
     from textgym.rewards.deadline import Deadline
@@ -25,7 +26,8 @@ Pay = Literal["end", "together", "every", "difference"]
 class Scorer:
     """Scores batches of completions with a reward that may fail.
 
-    What counts as a failure, by kind: "raises", "wrong_type", "wrong_length", "nan", "inf" (of either sign),
+    What counts as a failure, by kind: "raises" (SystemExit too, while KeyboardInterrupt stops the run),
+    "wrong_type", "wrong_length", "nan", "inf" (of either sign),
     "timeout", and "dies" (the process a `timeout` runs the reward in). None is no failure: it abstains, pays
     0 and its term is NaN.
 
@@ -64,11 +66,9 @@ class Scorer:
         penalty: float = -1.0,
         timeout: float | None = None,
     ) -> None:
-        if on_error not in get_args(OnError):
-            raise ValueError(f"on_error={on_error!r}: one of {get_args(OnError)} is allowed")
-        number = isinstance(penalty, int | float | np.floating) and not isinstance(penalty, bool)
-        if not number or not math.isfinite(penalty):
-            raise ValueError(f"penalty={penalty!r:.80}: a finite number is allowed")
+        check_choice("on_error", on_error, get_args(OnError))
+        if not is_finite(penalty):
+            raise ValueError(f"penalty={shown(penalty)}: a finite number is allowed")
         self.reward = make_reward(reward)
         self._caller = Caller(self.reward)
         self.name = self._caller.name
@@ -143,7 +143,7 @@ class Scorer:
             return self._caller.terms(prompts, completions, columns, faults)
         except RewardError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"reward {self.name!r} raised {type(error).__name__}: {error}"
             raise RewardError(message, "raises") from error
 

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Final
 
-from textgym.messages import not_one_of
+from textgym.messages import not_one_of, shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.extras import Rebuilt, import_extra
 
@@ -38,7 +38,9 @@ class Sentiment(Rebuilt, NamedReward):
         if not isinstance(target, str) and (
             isinstance(target, bool) or not isinstance(target, int | float) or not -1 <= target <= 1
         ):
-            raise ValueError(f"target={target!r}: 'positive', 'negative' or a number from -1 to 1 is allowed")
+            raise ValueError(
+                f"target={shown(target)}: 'positive', 'negative' or a number from -1 to 1 is allowed"
+            )
         _analyzer()
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from string import Formatter
 from typing import Any, NamedTuple
 
+from textgym.messages import shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.extras import Rebuilt
 from textgym.rewards.regex import Regex
@@ -26,7 +27,9 @@ def read_template(template: Any) -> list[Piece]:
     Raises: ValueError if it is no text, has no slot, or one that is not a plain name, or twice the same.
     """
     if not isinstance(template, str):
-        raise ValueError(f"template={template!r}: a text with slots, as 'Answer: {{answer}}', is allowed")
+        raise ValueError(
+            f"template={shown(template)}: a text with slots, as 'Answer: {{answer}}', is allowed"
+        )
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:

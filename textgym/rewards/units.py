@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from textgym.messages import check_choice
+
 Unit = Literal["words", "characters", "tokens"]
 
 
 def check_unit(unit: Any) -> None:
     """Raise ValueError unless `unit` is one of `Unit`."""
-    if unit not in get_args(Unit):
-        raise ValueError(f"unit={unit!r}: one of {get_args(Unit)} is allowed")
+    check_choice("unit", unit, get_args(Unit))
 
 
 def lengths(unit: Unit, completions: list[str], columns: Mapping[str, Any]) -> list[int]:

@@ -6,10 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from textgym.rewards.base import RewardError, Values
 
 PLAIN = frozenset({float, int, bool})
 Faults = dict[int, RewardError]
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_values(result: Any, count: int, name: str, faults: Faults | None = None) -> Values:

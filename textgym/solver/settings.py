@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from textgym.messages import shown
 from textgym.references import make_reference
+from textgym.rewards.values import is_finite
 from textgym.solver.tree import PrefixTree
 from textgym.task import Task
 
@@ -18,14 +19,14 @@ def default_reference(tree: PrefixTree, reference: Any) -> Any:
 def check_beta(task: Task, beta: float | None) -> float:
     """Raises: ValueError unless it is finite and >= 0 (reward units per nat)."""
     beta = task.beta if beta is None else beta
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta={beta!r}: allowed is a finite number >= 0 (reward units per nat)")
+    if not is_finite(beta) or beta < 0:
+        raise ValueError(f"beta={shown(beta)}: allowed is a finite number >= 0 (reward units per nat)")
     return float(beta)
 
 
 def check_gamma(task: Task, gamma: float | None) -> float:
     """Raises: ValueError unless it lies in [0, 1]."""
     gamma = task.gamma if gamma is None else gamma
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma={gamma!r}: allowed is 0..1 (discount per token)")
+    if not is_finite(gamma) or not 0 <= gamma <= 1:
+        raise ValueError(f"gamma={shown(gamma)}: allowed is 0..1 (discount per token)")
     return float(gamma)

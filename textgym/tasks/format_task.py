@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from textgym.grammar import regex_grammar
+from textgym.messages import check_flag
 from textgym.rewards.scorer import OnError
 from textgym.rewards.template import template_regex
 from textgym.task import Task, register_task
@@ -69,6 +70,7 @@ def format_task(
     ### Version History
     - v0: first version.
     """
+    check_flag("constrain", constrain)
     return verifiable_task(
         "Format",
         SUMMARY,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from textgym.grammar import json_grammar
+from textgym.messages import check_flag
 from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
@@ -98,14 +99,14 @@ def json_task(
     ### Version History
     - v0: first version.
     """
-    if not isinstance(mask, bool):
-        raise ValueError(f"mask={mask!r:.80}: True or False is allowed")
+    check_flag("mask", mask)
     splits = (
         world_prompts(SHARES, "value", _value)
         if prompts is None
         else _own(prompts, eval_prompts, tune_prompts)
     )
-    if schema != SCHEMA and prompts is None:
+    own_schema = not isinstance(schema, dict) or schema != SCHEMA
+    if own_schema and prompts is None:
         splits = {split: _without_values(asked) for split, asked in splits.items()}
     return verifiable_task(
         "Json",
@@ -136,7 +137,8 @@ def _own(
     tune_prompts: str | Path | list[str] | None,
 ) -> dict[str, PromptSet]:
     held_out = [
-        None if own is None else prompt_set(*read_prompts(own)) for own in (eval_prompts, tune_prompts)
+        None if own is None else prompt_set(*read_prompts(own, name), argument=name)
+        for name, own in (("eval_prompts", eval_prompts), ("tune_prompts", tune_prompts))
     ]
     return own_splits(prompt_set(*read_prompts(prompts)), *held_out)
 

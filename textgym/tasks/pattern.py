@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from textgym.grammar import regex_grammar
+from textgym.messages import check_flag, shown
 from textgym.rewards.regex import Mode
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
@@ -72,8 +73,9 @@ def pattern_task(
     ### Version History
     - v0: first version.
     """
-    if constrain and mode != "full":
-        raise ValueError(f"constrain={constrain}: with mode='full' only, got mode={mode!r}")
+    check_flag("constrain", constrain)
+    if constrain and not (isinstance(mode, str) and mode == "full"):
+        raise ValueError(f"constrain={constrain}: with mode='full' only, got mode={shown(mode)}")
     return verifiable_task(
         "Pattern",
         SUMMARY,

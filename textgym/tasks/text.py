@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from textgym.messages import shown
 from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards import make_reward
 from textgym.rewards.registry import spec_name
@@ -93,9 +94,9 @@ def text_task(
     """
     model = None if reference in ("builtin", "uniform") else reference
     vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
-    train = _split(prompts, columns, weights)
-    held_out = None if eval_prompts is None else _split(eval_prompts, eval_columns, None)
-    tuned_on = None if tune_prompts is None else _split(tune_prompts, tune_columns, None)
+    train = _split("prompts", prompts, columns, weights)
+    held_out = None if eval_prompts is None else _split("eval_prompts", eval_prompts, eval_columns, None)
+    tuned_on = None if tune_prompts is None else _split("tune_prompts", tune_prompts, tune_columns, None)
     return Task(
         name="Text",
         family="text",
@@ -103,11 +104,11 @@ def text_task(
         prompts=own_splits(train, held_out, tuned_on),
         vocabulary=vocabulary,
         reward=make_reward(REWARD if reward is None else reward),
-        gold=None if gold is None else make_reward(gold),
+        gold=None if gold is None else make_reward(gold, "gold"),
         reward_name=spec_name(REWARD if reward is None else reward),
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
-        reference=reference or ("builtin" if tokenizer is None else "uniform"),
+        reference=("builtin" if tokenizer is None else "uniform") if reference is None else reference,
         beta=beta,
         gamma=gamma,
         on_error=on_error,
@@ -117,12 +118,17 @@ def text_task(
 
 
 def _split(
+    argument: str,
     source: str | Path | Sequence[str],
     columns: Mapping[str, Sequence[Any]] | None,
     weights: Sequence[float] | None,
 ) -> PromptSet:
-    texts, file_columns = read_prompts(source)
-    return prompt_set(texts, {**file_columns, **(columns or {})}, weights)
+    texts, file_columns = read_prompts(source, argument)
+    if not isinstance(columns, Mapping | None):
+        raise TypeError(
+            f"{argument.replace('prompts', 'columns')}={shown(columns)}: allowed is a dict of lists"
+        )
+    return prompt_set(texts, {**file_columns, **(columns or {})}, weights, argument)
 
 
 register_task("Text", text_task, family="text", summary="Your own prompts, tokenizer and reward.")

@@ -37,15 +37,16 @@ def verifiable_task(
     """
     vocabulary = load_vocabulary()
     check = make_reward(gold)
+    by_rules = isinstance(reward, str) and reward == "rules"
     return Task(
         name=name,
         family=FAMILY,
         description=description,
         prompts=splits,
         vocabulary=vocabulary,
-        reward=check if reward == "rules" else make_reward(reward),
+        reward=check if by_rules else make_reward(reward),
         gold=check,
-        reward_name=str(gold["name"]) if reward == "rules" else spec_name(reward),
+        reward_name=str(gold["name"]) if by_rules else spec_name(reward),
         mask=None if grammar is None else GrammarMask(vocabulary, grammar),
         **settings,
     )

@@ -1,9 +1,10 @@
 """Helpful, harmless and honest at once: the gold reward of the task HHH."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from textgym.messages import shown
+from textgym.rewards.values import is_finite
 from textgym.world.grading import HELPFUL_KINDS, HelpfulRules
 from textgym.world.harmless_rules import HARMLESS_KINDS, HarmlessRules
 from textgym.world.honest_rules import HONEST_KINDS, HonestRules
@@ -23,9 +24,10 @@ def covered(weights: Mapping[str, float]) -> tuple[str, ...]:
 def check_weights(weights: Mapping[str, float]) -> None:
     """Raises: ValueError unless every weight is finite and at least 0, and one of them is above 0."""
     for axis, weight in weights.items():
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 <= weight < math.inf:
-            raise ValueError(f"{axis}={weight!r}: allowed is a finite number from 0 on (weight of the axis)")
+        if not is_finite(weight) or weight < 0:
+            raise ValueError(
+                f"{axis}={shown(weight)}: allowed is a finite number from 0 on (weight of the axis)"
+            )
     if not any(weights.values()):
         given = ", ".join(f"{axis}={weight!r}" for axis, weight in weights.items())
         raise ValueError(f"{given}: at least one weight has to be above 0")

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.episodes import action_space, observation_space
+from textgym.files import read_json
 from textgym.rewards import TextGymWarning
 from textgym_agents.datasets.recording import minari, vocabulary_digest
 from textgym_agents.sequences import Sequences
-from textgym_agents.storage import read_json
 
 Ints = NDArray[np.int64]
 _METADATA = "metadata.json"

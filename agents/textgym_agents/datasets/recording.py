@@ -16,8 +16,8 @@ import gymnasium as gym
 import numpy as np
 
 from textgym.episodes import action_space, observation_space
+from textgym.files import plain, replace_folder
 from textgym_agents.datasets.playing import RecordedEpisode, play_episodes
-from textgym_agents.storage import plain, replace_folder
 
 FORMAT = 1
 _WRITTEN_AT_ONCE = 256

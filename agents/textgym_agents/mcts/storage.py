@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from textgym.files import replace_folder, write_json
 from textgym.rewards import TextGymWarning
-from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
+from textgym_agents.saved import count, head_of, read_saved
 
-_FORMAT = 1
 _COUNTERS = ("iteration", "episodes")
 _SEARCH_COUNTERS = ("searches", "scored")
 
@@ -26,13 +25,7 @@ def write_tree_agent(agent: Any, path: Path) -> None:
 
 def _write(agent: Any, folder: Path) -> None:
     save_file(agent.planner.forest.tensors(), folder / "tree.safetensors")
-    state = {
-        "format": _FORMAT,
-        "agent": agent.name,
-        "task": agent.task.name,
-        "config": asdict(agent.config),
-        "scorer": agent.task.scorer.state_dict(),
-    }
+    state = head_of(agent) | {"scorer": agent.task.scorer.state_dict()}
     counters = {name: getattr(agent, name) for name in _COUNTERS}
     counters |= {name: getattr(agent.planner, name) for name in _SEARCH_COUNTERS}
     write_json(folder / "agent.json", state | counters)
@@ -43,32 +36,19 @@ def read_tree_agent(kind: Any, path: Path, task: Any) -> Any:
 
     Raises: ValueError if there is no agent of this kind at `path`, or its tree does not fit the task.
     """
-    recover_folder(path)
-    if not (path / "agent.json").exists():
-        raise ValueError(f"path={str(path)!r}: no saved agent there")
-    state = read_json(path / "agent.json")
-    if state.get("agent") != kind.name or state.get("format") != _FORMAT:
-        raise ValueError(
-            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
-            f"allowed is {kind.name!r} in format {_FORMAT}"
-        )
-    try:
-        return _read(kind, path, task, state)
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
-        message = f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
-        raise ValueError(message.splitlines()[0]) from error
+    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state))
 
 
 def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
     agent = kind(task, kind.config_type(**state["config"]))
     for names, holder in ((_COUNTERS, agent), (_SEARCH_COUNTERS, agent.planner)):
         for name in names:
-            setattr(holder, name, int(state[name]))
+            setattr(holder, name, count(state, name))
     if state["task"] != task.name:
         warnings.warn(
-            f"path={str(path)!r}: this tree is of task {state['task']!r}; on {task.name!r} search starts anew",
+            f"path={str(path)!r}: this tree is of task {state['task']!r:.80}; on {task.name!r} search starts anew",
             TextGymWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
         return agent
     task.scorer.load_state_dict(state["scorer"])

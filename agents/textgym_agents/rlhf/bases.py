@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import max_tokens
 from textgym.lm.causal import load_causal_lm
 from textgym.lm.checked import choose_backbone
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
 from textgym_agents.rlhf.isolation import quiet_transformers
-from textgym_agents.storage import replace_folder, write_json
 
 _LONGEST = 1024  # tokens; a longer row costs memory that few machines have for a whole batch
 _TOKENIZER_FILES = (

@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from textgym.files import plain, read_json, replace_folder, write_json
 from textgym.lm.reward_model import RewardModel
 from textgym.preferences import Ranking, collect, write_rankings
 from textgym.references import make_reference
@@ -23,7 +24,6 @@ from textgym.world.shares import TASK_SHARES
 from textgym_agents.rlhf.bases import resize_model
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings
-from textgym_agents.storage import plain, read_json, replace_folder, write_json
 
 PREFERENCES_OF = "HHH"
 """The task whose prompts are answered and whose gold reward ranks: it asks everything that the others ask."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from textgym.evaluate import evaluate
+from textgym.files import make_folder, plain, read_json, write_json
 from textgym.preferences import collect, read_rankings, write_rankings
 from textgym.references import make_reference, reference_model
 from textgym.rewards import make_reward
@@ -22,7 +23,6 @@ from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings
 from textgym_agents.rlhf.stages import Stage, begin, check_folder, run_stages
 from textgym_agents.settings import versions
-from textgym_agents.storage import plain, read_json, write_json
 from textgym_agents.training import Watcher
 
 Work = Callable[[Path, bool, int, int], None]
@@ -95,7 +95,7 @@ class Overoptimisation:
 
     def _collect(self, folder: Path, resume: bool) -> None:
         del resume
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         self.watcher.stage("sampling candidates")
         wanted, path = max(self.settings.pairs), folder / "preferences.jsonl"
         policy = make_reference(self.task)
@@ -127,7 +127,7 @@ class Overoptimisation:
     def _best_of_n(self, folder: Path, resume: bool) -> None:
         """Samples the reference once, and lets every proxy choose; the samples bring proxies to gold units."""
         del resume
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         plan, curves = self.settings, {}
         self.watcher.stage("sampling the reference")
         samples = draw_samples(self.task, plan.prompts, plan.samples, plan.ppo.seed)
@@ -141,7 +141,7 @@ class Overoptimisation:
     def _optimise(self, folder: Path, resume: bool, layers: int, pairs: int) -> None:
         """PPO whose penalty falls: the policy goes on from where the last penalty left it."""
         del resume
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         plan, calibration = self.settings, self._calibration(layers, pairs)
         spec = {"model": self._spec(layers, pairs)}
         reward = {"name": "weighted", "rewards": spec, "weights": {"model": calibration["scale"]}}

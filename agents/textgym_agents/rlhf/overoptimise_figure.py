@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from textgym.files import replaced
+
 _TITLES = {"best-of-n": "best-of-n", "ppo": "PPO, falling KL penalty"}
 
 
@@ -40,7 +42,8 @@ def draw_overoptimisation(curves: Sequence[Mapping[str, Any]], target: Path, tit
             panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(target, dpi=120)
+    with replaced(target) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def _draw_curve(panel: Any, curve: Mapping[str, Any], colour: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from textgym.files import make_folder, plain, read_json, write_json
 from textgym.messages import not_one_of
 from textgym.preferences import collect, disagreement, read_rankings, write_rankings
 from textgym.references import load_reference, make_reference, reference_model
@@ -26,7 +27,6 @@ from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.rlhf.stages import Stage, begin, check_folder, run_stages
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import TrainSettings, versions
-from textgym_agents.storage import plain, read_json, write_json
 from textgym_agents.training import Training, Watcher
 
 SFT, PREFERENCES, REWARD_MODEL, PPO = "1-sft", "2-preferences", "3-reward-model", "4-ppo"
@@ -113,7 +113,7 @@ class Pipeline:
     def _collect(self, folder: Path, resume: bool) -> None:
         del resume  # nothing is kept of an interrupted collection
         plan, path = self.settings, folder / "preferences.jsonl"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         path.unlink(missing_ok=True)
         self.watcher.stage("sampling candidates")
         task = self.gold_task()

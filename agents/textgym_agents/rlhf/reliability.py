@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from textgym.files import replaced
 from textgym_agents.rlhf.measures import Bin, calibration_error
 
 _SIZE, _DPI = (6.4, 6.4), 130  # inches; pixels per inch
@@ -32,9 +33,8 @@ def draw_reliability(curve: Sequence[Bin], target: Path, title: str) -> None:
     figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
     _draw_accuracy(above, curve)
     _draw_counts(below, curve)
-    partial = target.with_name(f".{target.name}")
-    figure.savefig(partial, format="png")
-    partial.replace(target)
+    with replaced(target) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _draw_accuracy(axes: Any, curve: Sequence[Bin]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from textgym.files import read_json
 from textgym.lm.causal import choose_device
 from textgym.lm.recompute import recompute_layers
 from textgym.lm.scoring import Encoded, load_reward_model, pad_right, sequence_scores, start_reward_model
@@ -33,7 +34,6 @@ from textgym_agents.rlhf.reliability import draw_reliability
 from textgym_agents.rlhf.session import Session, digest
 from textgym_agents.rlhf.settings import SEEDS, RewardModelSettings, peak_learning_rate
 from textgym_agents.rlhf.trainer import Fit, steps_done
-from textgym_agents.storage import read_json
 from textgym_agents.training import Watcher
 
 _REFERENCE_ANSWERS = 4096  # their mean score is known to 1/64 of the scores' spread

@@ -15,14 +15,14 @@ from typing import Any
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from textgym.faults import disk_full_at
-from textgym_agents.interrupts import TrainingInterrupted, first_interrupt
+from textgym.files import plain
+from textgym.interrupts import TrainingInterrupted, first_interrupt
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
 from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.rlhf.trainer import Fit, Logs, remove_checkpoints, steps_done
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import versions
-from textgym_agents.storage import plain
 from textgym_agents.training import Watcher
 
 
@@ -115,7 +115,7 @@ class Session:
         Args:
             evaluate: measures the model on the held-out rows.
             first: the iteration of its step 0, the state before learning. total: of the run's last step.
-        Raises: KeyboardInterrupt after Ctrl-C, with a checkpoint written.
+        Raises: KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint written.
         """
 
         def log(step: int, logs: Logs, measure: bool) -> None:
@@ -140,9 +140,10 @@ class Session:
             finished = fit.run(
                 lambda step, logs: log(step, logs, step == fit.steps or bool(every and step % every == 0)),
                 interrupted,
+                folder.sync_logs,
             )
         if not finished:
-            raise KeyboardInterrupt
+            raise interrupted.error()
 
     def finish(self, folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
         """Writes result.json and removes the checkpoints. Returns: what was written."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from textgym.rewards.values import is_finite
 from textgym_agents.rlhf.losses import RankingLoss
 
 OnBroken = Literal["stop", "skip"]
@@ -77,14 +78,14 @@ class FitSettings:
             raise ValueError(f"seed={self.seed!r}: allowed is an integer in 0..{SEEDS - 1}")
         for name in _NOT_NEGATIVE:
             value: Any = getattr(self, name, 0)
-            if not 0 <= value < math.inf:
+            if not is_finite(value) or value < 0:
                 raise ValueError(f"{name}={value!r}: allowed is a finite number >= 0")
         for name, kind in (("schedule", Schedule), ("on_broken", OnBroken), ("device", Device)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(get_args(kind))}")
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if value is not None and not (is_finite(value) and value > 0):
                 raise ValueError(f"{name}={value!r}: allowed is a finite number > 0")
         for name in ("warmup", "held_out"):
             if not 0 <= getattr(self, name) < 1:
@@ -140,7 +141,7 @@ class RewardModelSettings(FitSettings):
         super().__post_init__()
         if self.loss not in get_args(RankingLoss):
             raise ValueError(f"loss={self.loss!r}: allowed are {', '.join(get_args(RankingLoss))}")
-        if self.margin is not None and not math.isfinite(self.margin):
+        if self.margin is not None and not is_finite(self.margin):
             raise ValueError(f"margin={self.margin!r}: allowed is a finite number, or None")
         if self.margin is not None and self.loss == "plackett_luce":
             raise ValueError(

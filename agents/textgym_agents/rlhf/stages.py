@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textgym.files import make_folder, read_json, write_json
+from textgym.interrupts import TrainingInterrupted
 from textgym_agents.runs import RunFolder
 from textgym_agents.settings import versions
-from textgym_agents.storage import read_json, write_json
 from textgym_agents.training import Watcher
 
 
@@ -41,13 +42,16 @@ def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
 
 def begin(out: Path, settings: Mapping[str, Any]) -> None:
     """Writes config.json, unless the work was begun already."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if not (out / "config.json").exists():
         write_json(out / "config.json", {**settings, "versions": versions()})
 
 
 def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
-    """Runs in order whatever is not complete yet; a stage may read the folders of those before it."""
+    """Runs in order whatever is not complete yet; a stage may read the folders of those before it.
+
+    Raises: TrainingInterrupted after Ctrl-C or SIGTERM.
+    """
     for stage in stages:
         folder = out / stage.name
         state = RunFolder(folder).state()
@@ -55,4 +59,9 @@ def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
             watcher.note(f"{stage.title}: complete in {folder}")
             continue
         watcher.note(f"{stage.title}: {'going on' if state == 'interrupted' else 'writing'} in {folder}")
-        stage.run(folder, state == "interrupted")
+        try:
+            stage.run(folder, state == "interrupted")
+        except KeyboardInterrupt as interrupt:
+            raise TrainingInterrupted(
+                f"in the stage {stage.title}; the same command with --out {out} goes on"
+            ) from interrupt

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from textgym.files import check_files, make_folder, read_json, reading, recover_folder, replace_folder
 from textgym_agents.rlhf.order import lay_out
 from textgym_agents.rlhf.settings import FitSettings
-from textgym_agents.storage import recover_folder, replace_folder
 
 Batch = dict[str, Tensor]
 Logs = Mapping[str, float]
@@ -63,19 +63,27 @@ class Fit:
         """Optimiser steps of the whole training."""
         return math.ceil(len(self.rows) * self.settings.epochs / self.settings.batch)
 
-    def run(self, after_step: Callable[[int, Logs], None], interrupted: Callable[[], bool]) -> bool:
+    def run(
+        self,
+        after_step: Callable[[int, Logs], None],
+        interrupted: Callable[[], bool],
+        before_save: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Trains from the last checkpoint, or from the start; to be called within `own_generators`.
 
         Args:
             after_step: gets the number of steps done and what is to be logged of the last one.
             interrupted: whether to stop after this step, with a checkpoint.
+            before_save: called before each checkpoint is written.
         Returns: whether all steps are done.
         Raises: ArithmeticError if the loss is no finite number.
         """
         order = lay_out(self.lengths, self.settings.batch, self.settings.epochs, self.seed)
+        make_folder(self.folder)
         trainer = _Trainer(
             self.loss,
             self.folder,
+            before_save,
             args=_arguments(self),
             data_collator=self.loss.collate,
             train_dataset=_Rows([self.rows[row] for row in order]),
@@ -83,6 +91,8 @@ class Fit:
         )
         trainer.remove_callback(PrinterCallback)
         last = last_checkpoint(self.folder)
+        if last is not None:
+            _check_checkpoint(last, trainer.args)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         return bool(trainer.state.global_step >= self.steps)
 
@@ -96,7 +106,23 @@ def last_checkpoint(folder: Path) -> Path | None:
 def steps_done(folder: Path) -> int | None:
     """The steps that the last checkpoint stands behind; None without one."""
     last = last_checkpoint(folder)
-    return None if last is None else int(last.name.rpartition("-")[2])
+    with reading(folder, "the checkpoint"):
+        return None if last is None else int(last.name.rpartition("-")[2])
+
+
+def _check_checkpoint(folder: Path, arguments: TrainingArguments) -> None:
+    """Raises ValueError unless the state in a checkpoint is one that these arguments lead to."""
+    with reading(folder, "the checkpoint"):
+        check_files(folder)
+        state = read_json(folder / "trainer_state.json")
+        step = int(folder.name.rpartition("-")[2])
+        for name, needed in (
+            ("global_step", step),
+            ("train_batch_size", arguments.per_device_train_batch_size),
+        ):
+            if state[name] != needed:
+                raise ValueError(f"trainer_state.json: {name}={state[name]!r:.80}; allowed is {needed}")
+        TrainerState.load_from_json(str(folder / "trainer_state.json"))
 
 
 def _arguments(fit: Fit) -> TrainingArguments:
@@ -150,10 +176,10 @@ class _Trainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, loss: Any, folder: Path, **options: Any) -> None:
+    def __init__(self, loss: Any, folder: Path, before_save: Callable[[], None], **options: Any) -> None:
         super().__init__(model=loss, **options)
         self.model_accepts_loss_kwargs = True
-        self._loss, self._folder = loss, folder
+        self._loss, self._folder, self._before_save = loss, folder, before_save
         self._target: Path | None = None  # where a checkpoint is being written
 
     def get_batch_samples(
@@ -191,6 +217,7 @@ class _Trainer(Trainer):
             finally:
                 self._target = None
 
+        self._before_save()
         replace_folder(self._folder / "last", write)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -203,7 +230,16 @@ class _Trainer(Trainer):
         save_model(self._loss, str(folder / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(self._loss, str(Path(resume_from_checkpoint) / _WEIGHTS))
+        with reading(Path(resume_from_checkpoint), "the checkpoint"):
+            load_model(self._loss, str(Path(resume_from_checkpoint) / _WEIGHTS))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or ""), "the checkpoint"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or ""), "the checkpoint"):
+            super()._load_rng_state(checkpoint)
 
 
 def _ahead(rate: Callable[[int], float], step: int) -> float:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from textgym.rewards import TextGymWarning
-from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
+from textgym.files import replace_folder, write_json
+from textgym_agents.checkpoint import check_moments
+from textgym_agents.saved import count, flag, head_of, read_saved
 
-_FORMAT = 1
+_MOST_ROWS = 2**16
 _COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num")
 _INTEGER = "#int"
 
@@ -32,11 +31,7 @@ def _write(agent: Any, folder: Path) -> None:
     model = agent.model
     save_file(flat(parameters(model)), folder / "parameters.safetensors")
     replay = getattr(model, "replay_buffer", None)
-    state = {
-        "format": _FORMAT,
-        "agent": agent.name,
-        "task": agent.task.name,
-        "config": asdict(agent.config),
+    state = head_of(agent) | {
         "iteration": agent.iteration,
         "episodes": agent.episodes,
         "budget": agent.budget,
@@ -55,39 +50,22 @@ def read_agent(kind: Any, path: Path, task: Any) -> Any:
 
     Raises: ValueError if there is no agent of this kind at `path`, or it does not fit the task.
     """
-    recover_folder(path)
-    if not (path / "agent.json").exists():
-        raise ValueError(f"path={str(path)!r}: no saved agent there")
-    state = read_json(path / "agent.json")
-    if state.get("agent") != kind.name or state.get("format") != _FORMAT:
-        raise ValueError(
-            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
-            f"allowed is {kind.name!r} in format {_FORMAT}"
-        )
-    if state.get("task") != task.name:
-        warnings.warn(
-            f"path={str(path)!r}: this agent was trained on task {state.get('task')!r}, it is used on {task.name!r}",
-            TextGymWarning,
-            stacklevel=3,
-        )
-    try:
-        return _read(kind, path, task, state)
-    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        message = f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
-        raise ValueError(message.splitlines()[0]) from error
+    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state), task, level=2)
 
 
 def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
-    agent = kind(task, kind.config_type(**state["config"]), rows=state["rows"])
+    agent = kind(task, kind.config_type(**state["config"]), rows=count(state, "rows", 1, _MOST_ROWS))
     restore(agent.model, nested(load_file(path / "parameters.safetensors")))
-    for name, value in state["counters"].items():
-        setattr(agent.model, name, value)
+    for name in _COUNTERS:
+        if hasattr(agent.model, name):
+            setattr(agent.model, name, count(state["counters"], name))
     if state["replay"] is not None:
         replay = agent.model.replay_buffer
         _fill(replay, load_arrays(path / "replay.safetensors"))
-        replay.pos, replay.full = state["replay"]["position"], state["replay"]["full"]
+        replay.pos = count(state["replay"], "position", most=replay.buffer_size - 1)
+        replay.full = flag(state["replay"], "full")
     for name in ("iteration", "episodes", "budget"):
-        setattr(agent, name, state[name])
+        setattr(agent, name, count(state, name))
     if state["task"] == task.name:
         task.scorer.load_state_dict(state["scorer"])
     return agent
@@ -110,7 +88,10 @@ def restore(model: Any, saved: dict[str, Any]) -> None:
     current = model.get_parameters()
     for name, value in current.items():
         if "param_groups" in value:  # an optimiser: its settings are those of the config
-            saved[name] = {**value, "state": _by_number(saved.get(name, {}).get("state", {}))}
+            state = _by_number(saved.get(name, {}).get("state", {}))
+            groups = attrgetter(name)(model).param_groups
+            check_moments([each for group in groups for each in group["params"]], state)
+            saved[name] = {**value, "state": state}
     model.set_parameters(saved, exact_match=True)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from textgym.rewards import TextGymWarning
-from textgym_agents.storage import read_json, recover_folder, replace_folder, write_json
+from textgym.files import replace_folder, write_json
+from textgym_agents.saved import count, head_of, read_saved
 
-_FORMAT = 1
 _COUNTERS = ("iteration", "episodes", "budget")
 
 
@@ -33,14 +29,7 @@ def _write(agent: Any, folder: Path) -> None:
         "counts": table.counts[:count].copy(),
     }
     save_file(tensors, folder / "table.safetensors")
-    state = {
-        "format": _FORMAT,
-        "agent": agent.name,
-        "task": agent.task.name,
-        "config": asdict(agent.config),
-        "actions": len(agent.actions),
-        "scorer": agent.task.scorer.state_dict(),
-    }
+    state = head_of(agent) | {"actions": len(agent.actions), "scorer": agent.task.scorer.state_dict()}
     write_json(folder / "agent.json", state | {name: getattr(agent, name) for name in _COUNTERS})
 
 
@@ -49,26 +38,7 @@ def read_table_agent(kind: Any, path: Path, task: Any) -> Any:
 
     Raises: ValueError if there is no agent of this kind at `path`, or it has other actions than the task.
     """
-    recover_folder(path)
-    if not (path / "agent.json").exists():
-        raise ValueError(f"path={str(path)!r}: no saved agent there")
-    state = read_json(path / "agent.json")
-    if state.get("agent") != kind.name or state.get("format") != _FORMAT:
-        raise ValueError(
-            f"path={str(path)!r}: holds agent {state.get('agent')!r} in format {state.get('format')!r}; "
-            f"allowed is {kind.name!r} in format {_FORMAT}"
-        )
-    if state.get("task") != task.name:
-        warnings.warn(
-            f"path={str(path)!r}: this agent was trained on task {state.get('task')!r}, it is used on {task.name!r}",
-            TextGymWarning,
-            stacklevel=2,
-        )
-    try:
-        return _read(kind, path, task, state)
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
-        message = f"path={str(path)!r}: the saved agent is damaged ({type(error).__name__}: {error})"
-        raise ValueError(message.splitlines()[0]) from error
+    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state), task, level=2)
 
 
 def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
@@ -81,7 +51,7 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
     parts = np.split(tensors["tokens"], np.cumsum(tensors["lengths"])[:-1]) if len(tensors["lengths"]) else []
     agent.table.restore([part.tobytes() for part in parts], tensors["values"], tensors["counts"])
     for name in _COUNTERS:
-        setattr(agent, name, int(state[name]))
+        setattr(agent, name, count(state, name))
     if state["task"] == task.name:
         task.scorer.load_state_dict(state["scorer"])
     return agent

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import TextIO
 
+from textgym.interrupts import sigterm_raises
 from textgym_benchmarks.engines.jobs import READY, call, reply_line
 
 
@@ -18,7 +19,8 @@ def start() -> None:
     # A pool in the background ignores Ctrl-C; its workers, which no terminal reaches, take it from the pool.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _work()
+        with sigterm_raises():
+            _work()
     except KeyboardInterrupt:
         sys.exit(130)
 

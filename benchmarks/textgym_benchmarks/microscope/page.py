@@ -9,9 +9,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from textgym.faults import disk_full_at
+from textgym.files import make_folder, write_text
 from textgym_benchmarks.microscope.quantities import QUANTITIES, Quantity, quantities_json
 from textgym_benchmarks.microscope.trace import Trace, trace_json
-from textgym_benchmarks.pages.folder import assets, generator, shared_assets, write_file
+from textgym_benchmarks.pages.folder import assets, generator, shared_assets
 from textgym_benchmarks.pages.html import environment
 
 KIND = "microscope"
@@ -26,9 +27,9 @@ def write_page(traces: list[Trace], path: Path) -> None:
     Raises: as `check_out`; DiskFullError.
     """
     check_out(path)
-    page = page_html(traces).encode()
     with disk_full_at(path):
-        write_file(path, page)
+        make_folder(path.parent)
+        write_text(path, page_html(traces))
 
 
 def check_out(path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from textgym.faults import disk_full_at
+from textgym.files import make_folder, write_bytes
 
 _UNFINISHED = """<!doctype html><meta charset="utf-8"><meta name="generator" content="{generator}">
 <title>Not finished</title><p>These pages were not written to their end. The same command builds them anew.</p>
@@ -52,22 +52,14 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes], kind: str) -
     with disk_full_at(folder):
         if not (folder / "index.html").exists():
             # What breaks off here is known again, and built anew.
-            write_file(folder / "index.html", _UNFINISHED.format(generator=generator(kind)).encode())
+            _write(folder / "index.html", _UNFINISHED.format(generator=generator(kind)))
         for name in sorted(contents, key=lambda name: name == "index.html"):
-            content = contents[name]
-            write_file(folder / name, content.encode() if isinstance(content, str) else content)
+            _write(folder / name, contents[name])
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file at once: a reader, and a report that is built at the same time, see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+def _write(path: Path, content: str | bytes) -> None:
+    make_folder(path.parent)
+    write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
 def shared_assets() -> dict[str, bytes]:

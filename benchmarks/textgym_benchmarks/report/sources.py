@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textgym.files import read_json
 from textgym_benchmarks.results import Result, load_results
-from textgym_benchmarks.results_format import check_suite, read_object
+from textgym_benchmarks.results_format import check_suite
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _suite_of(path: Path) -> dict[str, Any]:
     file = path / "suite.json" if path.is_dir() else path
     if not file.is_file():
         return {}
-    data = read_object(file)
+    data = read_json(file)
     found = data if path.is_dir() else data.get("suite", {})
     try:
         check_suite(found)

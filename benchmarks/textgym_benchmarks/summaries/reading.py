@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from textgym.rewards.values import is_finite
 from textgym_benchmarks.results import Result
 from textgym_benchmarks.statistics.runs import mean_of_runs
 
@@ -39,9 +39,7 @@ class Spread:
 
 def number(value: Any) -> float | None:
     """A finite float, or None for null, NaN, an infinity or what is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return float(value) if is_finite(value) else None
 
 
 def at(data: Any, *path: str) -> Any:

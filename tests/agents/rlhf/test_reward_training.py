@@ -22,13 +22,13 @@ from agents.rlhf.fit_tools import (
 )
 from chat_tools import applied, chat_tokenizer
 from lm.tiny_rewards import save_chat_reward_model
-from textgym_agents.interrupts import TrainingInterrupted
 from textgym_agents.rlhf import modules
 from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
 from textgym_agents.rlhf.session import Session
 from textgym_agents.rlhf.settings import RewardModelSettings
 
+from textgym.interrupts import TrainingInterrupted
 from textgym.lm import scoring
 from textgym.lm.reward_model import RewardModel
 from textgym.lm.scoring import Encoded, load_reward_model, pad_right, sequence_scores, start_reward_model

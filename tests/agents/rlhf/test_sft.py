@@ -27,7 +27,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_llama
 from lm.zoo import zoo_model
-from textgym_agents.interrupts import TrainingInterrupted
 from textgym_agents.rlhf import bases, session
 from textgym_agents.rlhf.bases import load_base_lm
 from textgym_agents.rlhf.data import encode_demonstration, usable
@@ -36,6 +35,7 @@ from textgym_agents.rlhf.order import lay_out, split_by_prompt
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
 from textgym_agents.rlhf.sft import token_sums, train_sft
 
+from textgym.interrupts import TrainingInterrupted
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, read_demonstrations
 from textgym.tasks.text import text_task

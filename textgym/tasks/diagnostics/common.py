@@ -10,6 +10,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from textgym.lm.reference import Reference
+from textgym.messages import shown
 from textgym.prompts import PromptSet, Split, prompt_set
 from textgym.rewards.base import NamedReward, reward_name
 from textgym.task import Task
@@ -23,9 +24,9 @@ BETA: Final = 0.1
 def read_difficulty(difficulty: int, low: int, high: int, meaning: str) -> int:
     """The difficulty itself. Raises: ValueError unless it is an int in low..high."""
     if isinstance(difficulty, bool) or not isinstance(difficulty, int | np.integer):
-        raise ValueError(f"difficulty={difficulty!r}: allowed is an int in {low}..{high} ({meaning})")
+        raise ValueError(f"difficulty={shown(difficulty)}: allowed is an int in {low}..{high} ({meaning})")
     if not low <= difficulty <= high:
-        raise ValueError(f"difficulty={difficulty!r}: allowed is {low}..{high} ({meaning})")
+        raise ValueError(f"difficulty={shown(difficulty)}: allowed is {low}..{high} ({meaning})")
     return int(difficulty)
 
 

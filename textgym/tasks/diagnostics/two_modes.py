@@ -78,7 +78,7 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
         reward=SameWord(WORDS[:2], length),
         words=length,
         beta=beta,
-        reference=_pairs() if reference == "pairs" else reference,
+        reference=_pairs() if isinstance(reference, str) and reference == "pairs" else reference,
     )
 
 

@@ -73,6 +73,9 @@
   const figure = (value) => (value === null ? "–" : value.toFixed(3).replace("-", "−"));
 
   function answer(title, side) {
+    if (side === null) {
+      return element("div", "", element("h4", "", title), element("p", "completion soft", "(none)"));
+    }
     const terms = element("p", "terms", element("b", "", figure(side.reward)), " reward");
     if (side.gold !== undefined && side.gold !== null) {
       terms.append(" ", element("span", "", element("b", "", figure(side.gold)), " gold"));

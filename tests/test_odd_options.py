@@ -1,0 +1,102 @@
+"""Every option of every task takes a value of any kind or refuses it by name."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from textgym.catalog import task_builder
+from textgym.rewards import Scorer, make_reward
+from textgym.rewards.deadline import MOST_SECONDS, Deadline
+from textgym.task import make_task, task_names
+from textgym.vocab import MOST_TOKENS, load_vocabulary
+
+HUGE = st.integers(min_value=400, max_value=4200).map(lambda digits: 10**digits)
+ODD = st.one_of(
+    HUGE,
+    HUGE.map(lambda value: -value),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.sampled_from([None, True, b"x", object(), np.zeros(3), np.zeros((2, 2)), np.int64(-3), len]),
+    st.lists(st.integers() | st.text(max_size=2), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+OPTIONS = [
+    (name, option) for name in task_names() for option in inspect.signature(task_builder(name)).parameters
+]
+# Huge as they are, these are sizes of arrays that fit into memory; what they cost is the caller's.
+SIZES = {"max_new_tokens", "max_prompt_tokens", "vocab_size"}
+
+
+def kind(value: Any) -> str:
+    """For pytest, which cannot print the greatest integers."""
+    return type(value).__name__
+
+
+@settings(max_examples=150, deadline=10_000)
+@given(st.sampled_from(OPTIONS), ODD)
+def test_an_option_is_taken_or_refused_by_name(asked: tuple[str, str], value: Any) -> None:
+    _ask(*asked, value)
+
+
+@pytest.mark.sweep
+@settings(max_examples=5000, deadline=10_000)
+@given(st.sampled_from(OPTIONS), ODD)
+def test_five_thousand_options(asked: tuple[str, str], value: Any) -> None:
+    _ask(*asked, value)
+
+
+def _ask(name: str, option: str, value: Any) -> None:
+    if option in SIZES and isinstance(value, int) and 10**5 < value < 2**23:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            make_task(name, **{option: value})
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            # A prompt that does not fit its tokenizer is named by its split and its place.
+            names = (option, "prompt") if option == "tokenizer" or "prompts" in option else (option,)
+            if not any(each in str(error) for each in names):
+                raise AssertionError(f"{name}, {option}: {error}") from error
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 10**5000, True, "1", None, float("inf"), np.ones(2)], ids=kind
+)
+def test_numbers_that_no_float_holds_are_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match="penalty="):
+        Scorer("length", penalty=value)
+    with pytest.raises(ValueError, match="timeout="):
+        Deadline(make_reward("length"), value)
+    with pytest.raises(ValueError, match=r"weights\['a'\]="):
+        make_reward({"name": "weighted", "rewards": {"a": "length"}, "weights": {"a": value}})
+    with pytest.raises(ValueError, match="low="):
+        make_reward({"name": "clipped", "reward": "length", "low": value})
+
+
+def test_a_limit_ends_where_systems_stop_waiting() -> None:
+    assert Deadline(make_reward("length"), MOST_SECONDS).seconds == 1e6
+    with pytest.raises(ValueError, match=r"timeout=1000000\.1: .* at most 1000000"):
+        Deadline(make_reward("length"), 1000000.1)
+
+
+@pytest.mark.parametrize("size", [2**31, 10**400, 10**5000, MOST_TOKENS + 1, 0, True, 3.0, "9"], ids=kind)
+def test_a_vocabulary_is_no_larger_than_can_be_walked_through(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"vocab_size=.*allowed is an int from 2 .* to 4194304"):
+        load_vocabulary(["a", "b"], vocab_size=size)
+
+
+def test_arguments_that_are_no_prompts_or_no_reference() -> None:
+    for prompts in (None, 5, [], [3], np.zeros(2), {1: 2}):
+        with pytest.raises((TypeError, ValueError), match=r"^prompts"):
+            make_task("Text", prompts=prompts)
+    for name in ("Text", "TwoModes", "Helpful"):
+        with pytest.raises(TypeError, match=r"^reference=array\(\[0\., 0\.\]\): allowed are 'builtin'"):
+            make_task(name, reference=np.zeros(2))

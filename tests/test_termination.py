@@ -1,0 +1,175 @@
+"""SIGTERM, as batch systems send it, and rewards that exit: what was learned is saved; one line says how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_tools import environment, run
+from textgym_agents.runs import RunFolder
+
+from textgym.interrupts import Terminated, first_interrupt, sigterm_raises
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM is a POSIX signal here")
+LONG = ("--episodes", "100000000", "--eval-every", "0", "--save-every", "0", "--final-per-prompt", "1")
+REWARD = '''
+import pathlib
+
+class Ends:
+    """Pays 1 until it has scored 40 completions with the file `armed` there; then it raises."""
+
+    def __init__(self, error):
+        self.error, self.seen = error, 0
+
+    def __call__(self, prompts, completions, **columns):
+        self.seen += len(completions)
+        if self.seen > 40 and pathlib.Path("armed").exists():
+            raise {"exit": SystemExit(0), "interrupt": KeyboardInterrupt()}[self.error]
+        return [1.0] * len(completions)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+'''
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "textgym.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def terminated(there: Callable[[], object], *words: str) -> str:
+    """Sends SIGTERM once something is there. Returns: the last line of the standard error."""
+    process = start(*words)
+    until = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def test_a_training_is_saved() -> None:
+    log = Path("run/metrics.jsonl")
+    words = ("train", "Bandit-v0", "--agent", "q-learning", "--out", "run", *LONG)
+    said = terminated(lambda: log.exists() and log.read_text().count("\n") > 3, *words)
+    assert said.startswith("textgym: interrupted: after ")
+    assert said.endswith("; go on with: textgym train textgym/Bandit-v0 --out run --resume")
+    folder = RunFolder.reopen("run")
+    assert (
+        folder.marked() == folder.metrics()[-1]["iteration"] > 2
+    )  # what was learned last is in the checkpoint
+
+
+@pytest.mark.slow
+def test_a_bench_and_its_workers_are_saved() -> None:
+    words = (
+        "bench",
+        "--suite",
+        "quick",
+        "--agents",
+        "lm-ppo",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        "--out",
+        "bench",
+    )
+    said = terminated(lambda: [*Path("bench").glob("cells/*/run/metrics.jsonl")], *words)
+    assert "cells are done; the same command with the same folder (bench) goes on" in said
+    [folder] = Path("bench").glob("cells/*/run")
+    assert RunFolder(folder).state() == "interrupted"
+    assert (folder / "checkpoint" / "agent.json").exists()
+
+
+@pytest.mark.slow
+def test_rlhf_is_saved_in_the_middle_of_a_stage() -> None:
+    log = Path("rlhf/1-sft/metrics.jsonl")
+    said = terminated(
+        lambda: log.exists() and log.read_text().count("\n") > 1, "rlhf", "Helpful-v0", "--out", "rlhf"
+    )
+    assert "in the stage supervised fine-tuning; the same command with --out " in said
+    assert [*Path("rlhf/1-sft/checkpoints/last").glob("checkpoint-*")]
+
+
+@pytest.mark.parametrize(("error", "code"), [("exit", 2), ("interrupt", 130)])
+def test_a_reward_that_exits_ends_no_run_as_if_all_was_well(
+    error: str, code: int, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ends", raising=False)
+    Path("ends.py").write_text(REWARD)
+    Path("armed").touch()
+    reward = f'reward={{"name": "ends:Ends", "error": "{error}"}}'
+    words = (
+        "train",
+        "Text-v0",
+        "--agent",
+        "q-learning",
+        "--batch",
+        "4",
+        "--episodes",
+        "64",
+        "--eval-every",
+        "0",
+    )
+    words += ("--env", reward, "max_new_tokens=2", "reference=uniform", "--out", "run", "--save-every", "1")
+    words += ("--final-per-prompt", "1", "--optimum-per-prompt", "2")
+    found, _, err = run(capsys, *words)
+    assert found == code
+    said = err.splitlines()[-1]
+    assert (
+        ("reward 'Ends' raised SystemExit: 0" in said) if error == "exit" else ("go on with: textgym" in said)
+    )
+    Path("armed").unlink()
+    assert run(capsys, "train", "Text-v0", "--out", "run", "--resume", "--agent", "q-learning")[0] == 0
+    assert RunFolder(Path("run")).state() == "finished"
+
+
+def test_the_second_signal_does_what_it_did_before() -> None:
+    def twice() -> None:
+        with sigterm_raises(), first_interrupt(lambda: None) as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked()
+            assert isinstance(asked.error(), Terminated)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        twice()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_handler_of_the_programs_own_is_left_alone() -> None:
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with sigterm_raises(), first_interrupt(lambda: None) as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
