@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from textgym.data_files import json_object, line_text, numbered_lines, read_object
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: a reader sees the old text or the new one."""
@@ -30,15 +32,7 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises: ValueError that names the file if there is none in it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no JSON can be read there ({type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
-    return data
+read_json = read_object
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -80,14 +74,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
+    lines = list(numbered_lines(path))
+    for number, line in lines:
         try:
-            rows.append(json.loads(line))
+            rows.append(json_object(line_text(line, number)))
         except ValueError as error:
-            if number == len(lines):
+            if number == lines[-1][0] and not path.read_bytes().endswith(b"\n"):
                 break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return rows
 
 

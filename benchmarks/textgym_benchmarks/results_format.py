@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
+
+from textgym.data_files import read_object as read_object
 
 FORMAT: Final = 1
 ESTIMATES: Final = ("reward", "gold", "kl", "objective", "optimality", "entropy", "length")
@@ -16,17 +16,6 @@ CROSSINGS: Final = ("to_half", "to_nine_tenths")
 LIMIT: Final = 1e12
 """The largest number of a result, in absolute value: sums and squares of such numbers stay far from an overflow."""
 STATUSES: Final = ("done", "failed", "missing")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises: ValueError naming the file, also for numbers that JSON does not have."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON can be read there ({error or type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
-    return data
 
 
 def check_result(data: Any) -> None:
@@ -192,7 +181,3 @@ def _number(where: str, data: Any, or_null: bool = False) -> None:
 
 def _wrong(where: str, data: Any, allowed: str) -> ValueError:
     return ValueError(f"{where}={data!r:.80}: allowed is {allowed}")
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON number")

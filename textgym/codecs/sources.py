@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from textgym.codecs.fast import FastCodec
 from textgym.codecs.protocol import Codec
 from textgym.codecs.slow import SlowCodec
 from textgym.codecs.words import WordCodec
+from textgym.data_files import read_object
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 
@@ -92,7 +92,7 @@ def _from_path(path: Path) -> Source:
     config_file = file.parent / "tokenizer_config.json"
     if not config_file.is_file():
         return _from_bare(tokenizer)
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_object(config_file)
     names = {key: _token_text(config.get(key)) for key in _CONFIG_TOKENS}
     extra = [_token_text(token) for token in config.get("additional_special_tokens") or ()]
     codec = FastCodec(tokenizer, [name for name in [*names.values(), *extra] if name])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from pathlib import Path
-from typing import Any
+
+from textgym.data_files import read_object
 
 
 def find_reward_model(name: str | Path) -> str:
@@ -43,7 +43,7 @@ def check_reward_folder(folder: Path) -> None:
         inner = folder / "model"
         hint = f" Did you mean {str(inner)!r}?" if (inner / "config.json").is_file() else ""
         raise ValueError(f"model={str(folder)!r}: no reward model there: it has no config.json.{hint}")
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     kinds = config.get("architectures") or []
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise ValueError(f"{folder / 'config.json'}: architectures={kinds!r:.80}; a list of names is allowed")
@@ -74,17 +74,7 @@ def read_offset(folder: Path) -> float:
     path = folder / "reward.json"
     if not path.is_file():
         return 0.0
-    offset = _read_object(path).get("offset", 0.0)
+    offset = read_object(path).get("offset", 0.0)
     if isinstance(offset, bool) or not isinstance(offset, int | float) or not math.isfinite(offset):
         raise ValueError(f"{path}: offset={offset!r:.80}; a finite number is allowed")
     return float(offset)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no JSON can be read there ({type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
-    return data

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from decimal import Decimal
-from typing import Any, Final, NoReturn
+from typing import Any, Final
+
+from textgym.data_files import refuse_constant, unique_keys
 
 _MOST_DIGITS: Final = 4000
 """Of an integer that Python reads; longer ones are decimals."""
@@ -37,19 +39,6 @@ def exact(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: exact(inner) for key, inner in value.items()}
     return [exact(inner) for inner in value] if isinstance(value, list) else value
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` that repairs nothing. Raises: ValueError if a key stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """A `parse_constant`. Raises: ValueError, for NaN and infinities are no JSON."""
-    raise ValueError(f"{name} is no JSON")
 
 
 def _integer(digits: str) -> int | Decimal:
