@@ -22,7 +22,7 @@ PROMPTS = (
     b'{"prompt": "1+1", "answer": 2}\n{"prompt": "2", "answer": 4.5}\r\n\n{"prompt": "\xc3\xa9", "answer": 0}'
 )
 TEXTS = "one\r\n\ntwo \u2028 still two\nthree".encode()
-RANKINGS = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": "c", "rejected": "d", "margin": 1}'
+RANKINGS = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": "c", "rejected": "d"}'
 DEMONSTRATIONS = b'{"prompt": "p", "completion": "a"}\n{"prompt": "q", "completion": "b", "ended": true}\n'
 OBJECT = b'{\n "agent": "ppo",\n "beta": 0.1\n}\n'
 READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
@@ -66,6 +66,8 @@ def check_edits(folder: Path, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(sorted(READERS)), EDITS)
     @example("prompts", [(0, 0, b"\xef\xbb\xbf")])
+    @example("demonstrations", [(1, 0, b'"chosen": "z", ')])
+    @example("prompts", [(19, 0, b"9" * 4400)])
     @example("texts", [(0, 0, b"\xff\xfe")])
     @example("object", [(0, 0, b"[" * 100_000)])
     def read_edited(name: str, edits: list[tuple[int, int, bytes]]) -> None:

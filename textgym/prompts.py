@@ -144,5 +144,7 @@ def _json_row(text: str, names: list[str] | None) -> dict[str, Any]:
     if not isinstance(row.get("prompt"), str):
         raise ValueError('must be an object with a string under "prompt"')
     if names is not None and set(row) != {"prompt", *names}:
-        raise ValueError(f"has the keys {sorted(row)}, the first object has {sorted(['prompt', *names])}")
+        raise ValueError(
+            f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}"
+        )
     return row
