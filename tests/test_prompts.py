@@ -63,7 +63,7 @@ def test_files(tmp_path: Path) -> None:
     [
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "line 2: must be an object with a string"),
         ("p.jsonl", '{"prompt": "a"}\nnonsense', "line 2: not JSON"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "x": 1}', r"object 2 has the keys \['prompt', 'x'\]"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "x": 1}', r"line 2: has the keys \['prompt', 'x'\]"),
         ("p.csv", "a", "allowed are a list of texts and the path of a .txt or .jsonl"),
         ("p.txt", "", "the list is empty"),
     ],

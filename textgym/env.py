@@ -146,7 +146,10 @@ class TokenEnv(gym.Env[Observation, int]):
         return self._store.observation(0), reward, not self._running, False, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
-        """Which tokens the task suggests in this state, bool (V,). The others are legal actions too."""
+        """Which tokens the task suggests in this state, bool (V,), as `action_space.sample(mask=)` takes it.
+
+        The others are legal actions too.
+        """
         mask: npt.NDArray[np.bool_] = self._episodes.masks([0])[0]
         return mask
 

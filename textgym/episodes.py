@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from textgym.rewards import Scorer
 from textgym.rewards.shaping import potential_difference
+from textgym.spaces import TokenSpace
 from textgym.state import RUNNING, Prompt, TokenState, TokenStore
 from textgym.task import Judgement, Task
 
@@ -132,7 +133,7 @@ def observation_space(task: Task) -> spaces.Space[Any]:
 
 def action_space(task: Task) -> spaces.Space[Any]:
     """Discrete(V)."""
-    return spaces.Discrete(task.vocabulary.size)
+    return TokenSpace(task.vocabulary.size)
 
 
 def _select(judgement: Judgement, at: npt.NDArray[np.intp]) -> Judgement:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from textgym.data_files import json_object, line_text, numbered_lines
+
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
@@ -46,15 +48,21 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises: ValueError that names the file if there is none in it."""
+    """Read a JSON object. Raises: ValueError that names the file, and the line where there is one."""
     check_file(path)
+    texts: list[str] = []
+    number = 0
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON can be read there ({error or type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, allowed is a JSON object")
-    return data
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            texts.append(line_text(line, number))
+    except OSError as error:
+        raise ValueError(f"{path}: no JSON can be read there ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+    try:
+        return json_object("\n".join(texts))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON can be read there ({error})") from error
 
 
 def check_file(path: Path) -> None:
@@ -161,21 +169,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not os.path.lexists(path):
         return []
     check_file(path)
+    rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no text can be read there ({error})") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
+        lines = list(numbered_lines(path))
+        whole = path.read_bytes().endswith(b"\n")
+    except OSError as error:
+        raise ValueError(f"{path}: no text can be read there ({error.strerror})") from error
+    for number, line in lines:
         try:
-            row = json.loads(line, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
+            rows.append(json_object(line_text(line, number)))
+        except ValueError as error:
+            if number == lines[-1][0] and not whole:
                 break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: holds a {type(row).__name__}, allowed is a JSON object")
-        rows.append(row)
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return rows
 
 
@@ -194,7 +200,3 @@ def plain(value: Any) -> Any:
 
 def _siblings(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}-new"), path.with_name(f".{path.name}-old")
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON number")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from textgym.data_files import json_object, line_text, numbered_lines
 from textgym.messages import shown
 
 Split = Literal["train", "eval", "tune"]
@@ -116,9 +116,9 @@ def read_prompts(
     """Prompts from a list, or from a file.
 
     Args:
-        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file
-            with one
-            object a line: its "prompt" is the text, every other key is a data column.
+        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file with one
+            object a line: its "prompt" is the text, every other key is a data column. Files are UTF-8 without a byte
+            order mark, see `textgym.data_files`.
         argument: its name, for messages.
     Returns: the texts, and the columns of a .jsonl file.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
@@ -134,26 +134,34 @@ def read_prompts(
         raise ValueError(
             f"{argument}={shown(str(source))}: allowed are a list of texts and the path of a .txt or .jsonl file"
         )
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if path.suffix == ".txt":
-        return [line for line in lines if line.strip()], {}
-    rows = [_json_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
-    for number, row in enumerate(rows, 1):
-        if set(row) != {"prompt", *names}:
-            raise ValueError(
-                f"{path}: object {number} has the keys {sorted(row)}, the first has {sorted(rows[0])}"
-            )
+    names: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for number, line in numbered_lines(path):
+        try:
+            text = line_text(line, number)
+            if path.suffix == ".jsonl":
+                row = _json_row(text, names if rows else None)
+            elif "\r" in text:
+                raise ValueError("a carriage return inside of the line; lines end in \\n or \\r\\n")
+            else:
+                row = {"prompt": text}
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not text.isspace():
+            names = names or [name for name in row if name != "prompt"]
+            rows.append(row)
     return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise ValueError(f'{path}, line {number}: must be an object with a string under "prompt"')
+def _json_row(text: str, names: list[str] | None) -> dict[str, Any]:
+    """A row with these columns; None: it is the first. Raises: ValueError."""
+    row = json_object(text)
+    if not isinstance(row.get("prompt"), str):
+        raise ValueError('must be an object with a string under "prompt"')
+    if names is not None and set(row) != {"prompt", *names}:
+        raise ValueError(
+            f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}"
+        )
     return row

@@ -182,7 +182,10 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self._waiting[:] = False
 
     def action_masks(self) -> BoolArray:
-        """Which tokens the task suggests, bool (N, V). The others are legal actions nevertheless."""
+        """Which tokens the task suggests, bool (N, V), as `action_space.sample(mask=)` takes it.
+
+        The others are legal actions nevertheless.
+        """
         return self._episodes.masks(range(self.num_envs))
 
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:

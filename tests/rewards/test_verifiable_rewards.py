@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,13 +33,13 @@ def ask(reward: Any, *texts: str, **columns: Any) -> Any:
         ("1,2,3", 3),
         ("1,234.5!", Fraction(2469, 2)),
         ("-1,234,567", -1234567),
-        ("1,2345", 2345),
+        ("1,2345", None),  # two numbers, or a decimal comma
         ("about 0.50", Fraction(1, 2)),
         ("-.25", Fraction(-1, 4)),
         ("x = \u22123", -3),
         ("+8", 8),
-        ("10-12", 12),
-        ("(2)-5", 5),
+        ("10-12", None),
+        ("(2)-5", None),
         ("6/8 of it", Fraction(3, 4)),
         ("2.5/5", Fraction(1, 2)),
         ("7/0", None),
@@ -51,6 +52,46 @@ def ask(reward: Any, *texts: str, **columns: Any) -> Any:
 )
 def test_the_last_number_of_a_text(text: str, number: Any) -> None:
     assert last_number(text) == number
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "rewards.md"
+
+
+def notations() -> list[tuple[str, str]]:
+    """What the table of docs/rewards.md says: a text, and its value or "unreadable"."""
+    table = DOCS.read_text(encoding="utf-8").partition("### Numbers")[2].partition("## ")[0]
+    rows = [re.fullmatch(r"\| .*? \| (`.*`) \| (.*) \|", line) for line in table.splitlines()]
+    found = []
+    for row in filter(None, rows):
+        written, values = re.findall(r"`(.+?)`(?=,|$)", row[1]), row[2].split(", ")
+        assert len(values) in (1, len(written))
+        found += zip(written, values * len(written) if len(values) == 1 else values, strict=False)
+    return found
+
+
+@pytest.mark.parametrize("around", ["{}", "It is {}", "{} I say", "\n{}\n", "So ({} it is)"])
+def test_every_notation_is_read_as_the_table_says(around: str) -> None:
+    table = notations()
+    assert len(table) > 120
+    for written, value in table:
+        if written == "- 5" and around[0] not in "{\n":
+            continue  # a bullet begins a line
+        want = None if value == "unreadable" else Fraction(value)
+        assert last_number(around.format(written)) == want, (around, written)
+
+
+UNREADABLE = [written for written, value in notations() if value == "unreadable"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.text(st.characters(categories=["Lu", "Ll", "Lo"]), min_size=4, max_size=8),
+    st.sampled_from(UNREADABLE),
+    st.sampled_from([1, -1]),
+)
+def test_what_is_unreadable_pays_for_none_of_its_parts(word: str, written: str, sign: int) -> None:
+    parts = [sign * int(part) for part in re.findall("[0-9]+", written)]
+    assert ask(Arithmetic(), *[f"{word} {written}"] * len(parts), answer=parts) == [0.0] * len(parts)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +244,11 @@ def test_pattern() -> None:
         (r"(?#note)a", "a comment"),
         ("(", "not a regular expression of re2 (missing )"),
         ("[a", "not a regular expression of re2 (missing ]"),
+        ("a{,2}", "{,n} is plain text to re2"),
+        ("x[0-9]{,3}", "{,n} is plain text to re2"),
+        ("a{,}", "{,n} is plain text to re2"),
+        ("[]a]", "write \\]"),
+        (r"a\C", "half a character"),
         ("a{1001}", "invalid repetition size"),
         ("\ud800", "cannot be written as UTF-8"),
         ("", "not empty"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from textgym.commands._errors import UsageError
+from textgym.data_files import json_value
 from textgym.messages import did_you_mean, docstring
 
 T = TypeVar("T")
@@ -120,8 +120,8 @@ def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
         if not separator or not name.isidentifier():
             raise UsageError(f"{flag} {word!r}: allowed is NAME=VALUE, as in max_new_tokens=20")
         try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
+            options[name] = json_value(value)
+        except ValueError:
             options[name] = value
     return options
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Final
+
+from textgym.grammar.patterns import spelled_out
+from textgym.grammar.schemas import as_rewarded, has_one_of, narrowed
+from textgym.rewards.schemas import make_validator
 
 # Without it a text that is forced could be written in one tokenisation only.
 _OPTIONS: Final = '%llguidance {"no_forcing": true}\n'
@@ -23,41 +26,44 @@ def import_llguidance() -> Any:
 
 
 def json_grammar(schema: Mapping[str, Any]) -> str:
-    """The grammar of compact JSON that is valid against a schema.
+    """The grammar of compact JSON that is valid against a schema: the reward `json_schema` pays all of it in full.
 
     Compact: no white space outside of strings; the keys of an object in the order of the schema's
-    `properties`, other keys (where the schema allows them; these can stand twice) after them; characters of
-    strings as they are, escaped only where JSON needs it; integers without point and exponent, bounded
-    numbers without exponent, minus zero only where there are negative numbers. Of the many spellings of a
-    value these are all that is legal.
+    `properties`, and no others; one key at most where the schema names none (a grammar cannot tell whether a key
+    stands twice); characters of strings as they are, escaped only where JSON needs it; integers without point
+    and exponent, bounded numbers without exponent, minus zero only where there are negative numbers. These
+    spellings are all that is legal.
 
     Args:
-        schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it.
+        schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2.
 
-    Raises: ValueError for a schema that cannot be made a grammar.
+    Raises: ValueError for a schema that the reward refuses, or that cannot be made a grammar.
     """
     if not isinstance(schema, Mapping):
         raise ValueError(f"schema={schema!r:.80}: an object is allowed")
+    make_validator(schema, "schema")
     try:
-        compact = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
-    except RecursionError as error:
-        raise ValueError("schema: nested too deeply to be made a grammar") from error
+        part, open_part = narrowed(schema), as_rewarded(schema)
+    except ValueError as error:
+        raise ValueError(f"schema={schema!r:.200}: cannot be made a grammar ({error})") from error
+    if has_one_of(schema):  # whether the alternatives exclude each other is for the whole schema to say
+        _json_grammar(open_part, schema)
+    return _json_grammar(part, schema)
+
+
+def _json_grammar(part: dict[str, Any], schema: Mapping[str, Any]) -> str:
+    compact = json.dumps({**part, "x-guidance": {"whitespace_flexible": False}}, default=float)
     return _checked(f"{_OPTIONS}start: %json {compact}", "schema", schema)
 
 
 def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
-    """The grammar of the texts that a regular expression matches as a whole, with ASCII's classes.
+    """The grammar of the texts that a regular expression of re2 matches as a whole.
 
-    Raises: ValueError for a pattern that cannot be made a grammar, as one with anchors or word boundaries.
+    Raises: ValueError for a pattern that re2 does not take or that cannot be made a grammar, as one with anchors or
+        word boundaries.
     """
-    llguidance = import_llguidance()
-    source = f"(?s:{pattern})" if dot_all else pattern
-    try:
-        body = llguidance.regex_to_lark(source, "dws")
-    except ValueError as error:
-        raise ValueError(f"pattern={pattern!r}: cannot be made a grammar ({error})") from error
-    if re.search(r"\\[sS]", pattern):  # the vertical tab is no white space to re2
-        body = body.replace(r" \t\n\r\f\v", r" \t\n\r\f")
+    body = spelled_out(pattern).replace("/", r"\/")
+    body = f"(?s:{body})" if dot_all else body
     return _checked(f"{_OPTIONS}start: TEXT\nTEXT: /{body}/", "pattern", pattern)
 
 

@@ -6,12 +6,12 @@ is reported, and that row is left out.
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from textgym.data_files import json_object, line_text, numbered_lines
 from textgym.files import make_folder, replaced
 from textgym.messages import not_one_of
 from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
@@ -24,7 +24,6 @@ from textgym.preferences.formats import (
     write_demonstration,
     write_ranking,
 )
-from textgym.rewards.json_text import unique_keys
 
 OnBroken = Literal["stop", "skip"]
 Row = TypeVar("Row")
@@ -36,7 +35,8 @@ def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ran
     Args:
         path: in one of the formats of `textgym.preferences.formats`.
         on_broken: what broken rows lead to: "stop" raises, "skip" leaves them out and returns them as problems.
-    Raises: FileNotFoundError; ValueError, naming the line of the first broken row and how many more there are.
+    Raises: FileNotFoundError; ValueError for what is no file, or naming the line of the first broken row and how
+        many more there are.
     """
     return _read(path, on_broken, ranking_format, read_ranking)
 
@@ -78,17 +78,17 @@ def _read(
     rows: list[Row] = []
     problems: list[Problem] = []
     first = ""
-    for number, line in _lines(Path(path)):
+    for number, line in numbered_lines(Path(path)):
         try:
-            data = _object(line, number)
+            data = json_object(line_text(line, number))
             format = format_of(data)
             row = read(data, format)
             if format != (first or format):
                 raise ValueError(
                     f"a row of format {format}, while the file's first good row is of format {first}"
                 )
-        except (ValueError, TypeError, RecursionError) as error:
-            problems.append(Problem(str(path), number, _message(error)))
+        except (ValueError, TypeError) as error:
+            problems.append(Problem(str(path), number, str(error)))
             continue
         first = format
         rows.append(row)
@@ -98,34 +98,6 @@ def _read(
         more = f" (and {len(problems) - 1} more broken rows)" if len(problems) > 1 else ""
         raise ValueError(f"{problems[0]}{more}")
     return Reading(rows, problems, first)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers, from 1, and bytes of the lines that are not blank."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                # Without its end: JSON would complain of that in a line that was cut off.
-                yield number, line.rstrip(b"\r\n")
-
-
-def _object(line: bytes, number: int) -> dict[str, Any]:
-    if line.startswith(codecs.BOM_UTF8) and number == 1:
-        raise ValueError("begins with a byte order mark; save the file as UTF-8 without one")
-    data = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
-    if not isinstance(data, dict):
-        raise ValueError(f"holds a {type(data).__name__}, allowed is a JSON object")
-    return data
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 (byte {error.start + 1} of the line)"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg}, column {error.colno})"
-    return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else str(error)
 
 
 def _write(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -85,7 +85,8 @@ def demonstration_format(row: Mapping[str, Any]) -> str:
 
 def read_demonstration(row: Mapping[str, Any], format: str) -> Demonstration:
     """A row of a format; of preferences the best answer. Raises: TypeError or ValueError, naming what is wrong."""
-    own = next((key for key in ("completion", "messages") if key in row and "chosen" not in row), None)
+    paired = format != "demonstrations" and all(key in row for key in _PAIR)
+    own = next((key for key in ("completion", "messages") if key in row and not paired), None)
     if own is None or format not in ("demonstrations", "messages"):
         return demonstration(read_ranking(row, format))
     ended = True if row.get("ended") is None else fields.flag(row["ended"], '"ended"')

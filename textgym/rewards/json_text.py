@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from decimal import Decimal
+from typing import Any, Final
+
+from textgym.data_files import refuse_constant, unique_keys
+
+_MOST_DIGITS: Final = 4000
+"""Of an integer that Python reads; longer ones are decimals."""
+_MOST_EXPONENT: Final = 17
+"""Digits of an exponent that a decimal has; larger ones all count as the largest of that many digits."""
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text; numbers with a point or an exponent are `Decimal`s, exactly what is written.
 
-    Refused, beyond what the grammar of JSON (RFC 8259) refuses: a key that stands twice in an object; and, as
-    beyond a reader's limits, numbers out of a float's range, integers with more digits than Python reads
-    (4,300 by default), and nesting deeper than its recursion limit.
+    Refused, beyond what the grammar of JSON (RFC 8259) refuses: a key that stands twice in an object, and nesting
+    deeper than Python's recursion limit.
 
     Raises: ValueError for anything that is refused.
     """
@@ -22,23 +29,29 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` that repairs nothing. Raises: ValueError if a key stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
+def exact(value: Any) -> Any:
+    """JSON values with every float as the decimal number that it is written as, as `parse_json` reads it.
+
+    Raises: ValueError for NaN and infinities.
+    """
+    if isinstance(value, float):
+        return Decimal(repr(float(value))) if math.isfinite(value) else refuse_constant(str(value))
+    if isinstance(value, dict):
+        return {key: exact(inner) for key, inner in value.items()}
+    return [exact(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) < _MOST_DIGITS else Decimal(digits)
 
 
-def _float(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("a number out of range")
-    return number
+def _decimal(digits: str) -> Decimal:
+    mantissa, _, exponent = digits.lower().partition("e")
+    if len(exponent.lstrip("+-0")) > _MOST_EXPONENT:
+        exponent = ("-" if exponent[0] == "-" else "") + "9" * _MOST_EXPONENT
+    return Decimal(f"{mantissa}e{exponent or 0}")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_constant, parse_float=_float)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_int=_integer, parse_float=_decimal
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 from textgym.rewards.base import NamedReward
 from textgym.rewards.data_columns import check_column, read_column
-from textgym.rewards.json_text import parse_json
+from textgym.rewards.json_text import exact, parse_json
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class JsonValues(NamedReward):
     """Pays the share of the right object's keys that the completion has with the same value. Range [0, 1].
 
     The completion has to be a JSON object; other keys in it are passed over. Values are compared as JSON
-    compares them: 1 and 1.0 are equal, 1 and true are not.
+    compares them: 1 and 1.0 are equal, 1 and true are not. Numbers are exact decimals: 0.1 is what the float 0.1 is
+    written as.
 
     Args:
         column: data column with the right object of every prompt, at least one key; None abstains.
@@ -48,9 +49,8 @@ class JsonValues(NamedReward):
             return 0.0
         if not isinstance(found, dict):
             return 0.0
-        return sum(key in found and same_json(found[key], value) for key, value in wanted.items()) / len(
-            wanted
-        )
+        right = [key in found and same_json(found[key], value) for key, value in wanted.items()]
+        return sum(right) / len(right)
 
 
 def same_json(a: Any, b: Any) -> bool:
@@ -61,4 +61,4 @@ def same_json(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same_json(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(same_json, a, b))
-    return bool(a == b)
+    return bool(exact(a) == exact(b))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, get_args
 
 from textgym.messages import check_choice, shown
@@ -23,6 +23,25 @@ _CONSTRUCTS: Final = (
     (r"\(\?(?:R|[0-9]+|&\w+|P>\w+)\)", "recursion"),
     (r"[*+?}]\+", "a possessive repetition"),
     (r"\\Z", r"\Z (write \z)"),
+)
+
+# Of a pattern that re2 takes: every token is a set of characters, literal text, a group's start, an edge, a count, or
+# one plain character, which may be an operator.
+_TOKEN: Final = re.compile(
+    r"""\\Q(?P<quoted>.*?)(?:\\E|\Z)
+    | (?P<edge>\\[bBAz])
+    | (?P<set>\\[pP](?:\{[^}]*\}|.) | \\x(?:\{[^}]*\}|..) | \\[0-7]{1,3} | \\.
+        | \[\^?\]?(?:\[:\^?\w+:\] | \\. | [^\]\\])*\])
+    | (?P<group>\(\?P?<\w+> | \(\?[a-zA-Z-]*[:)] | \()
+    | (?P<count>\{[0-9]+(?:,[0-9]*)?\})
+    | (?P<plain>.)""",
+    re.DOTALL | re.VERBOSE,
+)
+# What other dialects read differently, without a word; by the token and what follows it.
+_AMBIGUOUS: Final = (
+    (r"\{,[0-9]*\}", "{,n} is plain text to re2 and a count elsewhere; write {0,n}, or \\{,n} for the text"),
+    (r"\[\^?\]", "a class that begins with ] is empty to some engines; write \\]"),
+    (r"\\C", r"\C is half a character"),
 )
 
 
@@ -83,11 +102,29 @@ def _compiled(source: str, reward: str) -> Any:
     options.never_capture = True  # faster, and nobody asks for the groups
     options.log_errors = False
     try:
-        return re2.compile(source, options)
+        compiled = re2.compile(source, options)
     except re2.error as error:
         raise ValueError(_reason(error, source)) from error
     except UnicodeEncodeError as error:
         raise ValueError(f"cannot be written as UTF-8 ({error.reason})") from error
+    _check_dialect(source)
+    return compiled
+
+
+def pattern_tokens(pattern: str) -> Iterator[tuple[str, str]]:
+    """The tokens of a pattern that re2 takes: (kind, text), the kinds being the groups of `_TOKEN`."""
+    for found in _TOKEN.finditer(pattern):
+        kind = str(found.lastgroup)
+        yield kind, found[kind]
+
+
+def _check_dialect(pattern: str) -> None:
+    """Raise ValueError for what engines read differently, without a word."""
+    for found in _TOKEN.finditer(pattern):
+        if found.lastgroup in ("plain", "set"):
+            for construct, reason in _AMBIGUOUS:
+                if re.compile(construct).match(pattern, found.start()):
+                    raise ValueError(reason)
 
 
 def _reason(error: Exception, pattern: str) -> str:

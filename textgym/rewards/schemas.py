@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final
 
 from textgym.messages import shown
 from textgym.rewards.extras import import_extra
+from textgym.rewards.json_text import exact
 from textgym.rewards.regex import Regex
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -23,7 +25,8 @@ def make_validator(schema: Any, argument: str) -> Any:
     """A validator of the `jsonschema` package for a schema; its `is_valid(value)` answers.
 
     Args:
-        schema: JSON values, of Draft 2020-12. `pattern` runs on re2.
+        schema: JSON values, of Draft 2020-12. `pattern` runs on re2; numbers are exact decimals, as `parse_json`
+            reads them.
         argument: what it is called in messages.
 
     Raises: ValueError where it is no valid schema, is nested too deeply, refers to what it does not contain, or
@@ -41,9 +44,13 @@ def _make(schema: Any, argument: str) -> Any:
         raise ValueError(f"{argument}={shown(schema)}: an object or a bool is allowed")
     if isinstance(schema, Mapping) and schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
         raise ValueError(f"{argument}: $schema is {schema['$schema']!r}, only {DIALECT!r} is allowed")
-    schema = _plain(schema)
     try:
-        jsonschema.Draft202012Validator.check_schema(schema)
+        schema = exact(_plain(schema))
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
+    try:
+        # Without formats: patterns are for re2 to judge, which runs them.
+        jsonschema.Draft202012Validator.check_schema(schema, format_checker=jsonschema.FormatChecker(()))
     except jsonschema.SchemaError as error:
         place = "/".join(map(str, error.absolute_path)) or "top"
         raise ValueError(f"{argument}: not a JSON schema, at {place}: {error.message:.200}") from error
@@ -114,10 +121,39 @@ def _parts(part: Any) -> Iterator[Any]:
 
 @cache
 def _validator_class() -> Any:
-    jsonschema = import_extra("jsonschema", _REWARD)
+    draft = import_extra("jsonschema", _REWARD).Draft202012Validator
     return import_extra("jsonschema.validators", _REWARD).extend(
-        jsonschema.Draft202012Validator, {"pattern": _pattern}
+        draft,
+        {"pattern": _pattern, "multipleOf": _multiple_of},
+        type_checker=draft.TYPE_CHECKER.redefine("integer", lambda _, value: _is_integer(value)),
     )
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, Decimal):
+        return _lowest_terms(value)[1] >= 0
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _multiple_of(validator: Any, step: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """The keyword `multipleOf`, exactly (the package's own divides floats)."""
+    if validator.is_type(instance, "number") and not _divides(Decimal(step), Decimal(instance)):
+        yield import_extra("jsonschema", _REWARD).ValidationError(f"{instance} is not a multiple of {step}")
+
+
+def _divides(step: Decimal, value: Decimal) -> bool:
+    """Whether a value is a whole number of steps; in integers, for a decimal's own remainder has limits."""
+    (of_step, power_of_step), (of_value, power) = map(_lowest_terms, (step, value))
+    if power < power_of_step:
+        return of_value == 0
+    return of_value * pow(10, power - power_of_step, of_step) % of_step == 0
+
+
+def _lowest_terms(number: Decimal) -> tuple[int, int]:
+    """An integer without zeros at its end, and the power of ten that it is multiplied by."""
+    _, digits, exponent = number.as_tuple()
+    kept = "".join(map(str, digits)).rstrip("0")
+    return int(Decimal(kept or 0)), int(exponent) + len(digits) - len(kept)
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:

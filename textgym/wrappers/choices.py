@@ -10,6 +10,7 @@ from gymnasium.error import InvalidAction
 from numpy.typing import NDArray
 
 from textgym.lm.reference import Observation, Reference
+from textgym.spaces import TokenSpace
 from textgym.wrappers.base import Masks
 
 Tokens = NDArray[np.int64]
@@ -109,7 +110,7 @@ class Numbered:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.space: spaces.Space[Any] = spaces.Discrete(table.size)
+        self.space: spaces.Space[Any] = TokenSpace(table.size)
 
     def take(self, actions: Any, observation: Observation, masks: Masks = None) -> Tokens:
         """See `Choice.take`."""

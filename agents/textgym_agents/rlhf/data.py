@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from textgym.data_files import numbered_lines
 from textgym.lm.scoring import Encoded, encode_exchange, encode_pair, end_id
 from textgym.preferences import Demonstration, Ranking, Reading
 from textgym.vocab import Vocabulary
@@ -80,8 +81,7 @@ def _line_of(place: int, reading: Reading[Source], path: str) -> int:
     if not Path(path).is_file():
         return place + 1
     broken = {problem.line for problem in reading.problems}
-    with Path(path).open("rb") as file:
-        good = [number for number, line in enumerate(file, 1) if line.strip() and number not in broken]
+    good = [number for number, _ in numbered_lines(Path(path)) if number not in broken]
     return good[place]
 
 

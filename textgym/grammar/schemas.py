@@ -1,0 +1,105 @@
+"""JSON schemas narrowed to what a grammar can hold to, so that every text of the mask is valid for the reward.
+
+A grammar cannot tell whether a key stands twice, which no reader takes. So an object has the keys that its schema
+names, and where it names none, one key at most. Numbers of a schema are those that a float holds exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from textgym.grammar.patterns import spelled_out
+
+_ANY: Final = "any JSON"
+_ANYTHING: Final[Mapping[str, Any]] = {"$ref": "#/$defs/any%20JSON"}
+_NAMED_PARTS: Final = ("properties", "$defs", "definitions")
+_LISTED_PARTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
+_PARTS: Final = ("items", "additionalProperties")
+_ELSEWHERE: Final = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+"""Keywords that say elsewhere which objects and arrays there are."""
+_REFUSED: Final = ("$anchor", "$dynamicAnchor", "$dynamicRef")
+_NUMBERS: Final = (
+    "enum",
+    "const",
+    "multipleOf",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+)
+_MOST_DIGITS: Final = 15
+"""Before the decimal point, and behind it: what a float keeps of a decimal number."""
+
+
+def narrowed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema that a grammar is made of. Raises: ValueError for what no grammar has in common with the reward."""
+    part: dict[str, Any] = _part(schema, close=True)
+    anything = {"items": _ANYTHING, "additionalProperties": _ANYTHING, "maxProperties": 1}
+    return part | {"$defs": part.get("$defs", {}) | {_ANY: anything}}
+
+
+def as_rewarded(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema as the reward reads it: patterns spelled out, formats passed over, objects as open as they are."""
+    return dict(_part(schema, close=False))
+
+
+def has_one_of(schema: Any) -> bool:
+    """Whether `oneOf` stands anywhere in a schema."""
+    if isinstance(schema, Mapping):
+        return "oneOf" in schema or any(map(has_one_of, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(has_one_of, schema))
+
+
+def _part(schema: Any, close: bool, root: bool = True) -> Any:
+    if isinstance(schema, bool):
+        return dict(_ANYTHING) if schema and close else schema
+    for keyword in (*_REFUSED, *(() if root else ("$id",))):
+        if keyword in schema:
+            raise ValueError(f"{keyword!r} inside of a schema is not allowed, write $ref and $defs")
+    part = {key: _value(key, value, close) for key, value in schema.items() if close or key != "format"}
+    if close and not any(key in part for key in _ELSEWHERE):
+        _close(part)
+    return part
+
+
+def _value(key: str, value: Any, close: bool) -> Any:
+    if key in _NAMED_PARTS:
+        return {name: _part(part, close, root=False) for name, part in value.items()}
+    if key in _LISTED_PARTS:
+        return [_part(part, close, root=False) for part in value]
+    if key in _PARTS:
+        return value if value is False else _part(value, close, root=False)
+    if key in _NUMBERS:
+        _check_numbers(key, value)
+    return spelled_out(value) if key == "pattern" else value
+
+
+def _close(part: dict[str, Any]) -> None:
+    """Leave an array no items but those that are closed themselves, and an object no keys that could stand twice."""
+    types = part.get("type", ("array", "object"))
+    if "array" in types:
+        part.setdefault("items", _ANYTHING)
+    if "object" not in types or part.get("additionalProperties") is False:
+        return
+    others = part.setdefault("additionalProperties", _ANYTHING)
+    named = part.get("properties", {})
+    required = {name: others for name in part.get("required", ()) if name not in named}
+    if named or required:
+        part |= {"properties": {**named, **required}, "additionalProperties": False}
+    else:
+        part["maxProperties"] = min(part.get("maxProperties", 1), 1)
+
+
+def _check_numbers(keyword: str, value: Any) -> None:
+    if isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            _check_numbers(keyword, inner)
+    elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        number = Decimal(str(value))
+        decimals = -int(number.as_tuple().exponent) if number.is_finite() else 0
+        if not (number.is_finite() and abs(number) < 10**_MOST_DIGITS and decimals <= _MOST_DIGITS):
+            raise ValueError(
+                f"{keyword}: {value!r:.40} has more than {_MOST_DIGITS} digits before or behind the decimal point"
+            )
