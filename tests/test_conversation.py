@@ -189,7 +189,7 @@ def test_a_template_that_cannot_be_read_is_named() -> None:
     tokenizer = hugging_face(bare("byte-level"))
     for template in ("{% if %}", "{{ messages[0].content.no.such }}"):
         tokenizer.chat_template = template
-        with pytest.raises(ValueError, match=r"chat: the chat template cannot be (read|used)"):
+        with pytest.raises(ValueError, match=r"chat: the chat template cannot be rendered"):
             load_vocabulary(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no system message') }}"
     with pytest.raises(ValueError, match=r"refuses .*no system message"):

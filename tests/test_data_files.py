@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from textgym_agents.storage import read_lines
 
 from textgym.data_files import json_value
-from textgym.files import read_json
+from textgym.files import read_json, read_lines
 from textgym.preferences import read_demonstrations, read_rankings
 from textgym.prompts import read_prompts
 

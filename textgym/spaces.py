@@ -33,5 +33,5 @@ def _as_int8(mask: Any) -> Any:
 @batch_space.register
 def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
     return TokenSpaces(
-        [space.n] * n, dtype=space.dtype, seed=deepcopy(space.np_random), start=[space.start] * n
+        [int(space.n)] * n, dtype=space.dtype, seed=deepcopy(space.np_random), start=[int(space.start)] * n
     )

@@ -220,11 +220,11 @@ def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iter
     if out is not None:
         yield out
         return
-    Path(parent).mkdir(parents=True, exist_ok=True)
+    made = not Path(parent).exists()
     for place in itertools.count(1):
         folder = Path(parent) / f"{name}-{place}"
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
             continue
         break
@@ -233,6 +233,8 @@ def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iter
     finally:
         with contextlib.suppress(OSError):  # it holds a run
             folder.rmdir()
+            if made:
+                folder.parent.rmdir()
 
 
 def _step(row: Row) -> int:

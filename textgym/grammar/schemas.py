@@ -36,6 +36,8 @@ _MOST_DIGITS: Final = 15
 def narrowed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema that a grammar is made of. Raises: ValueError for what no grammar has in common with the reward."""
     part: dict[str, Any] = _part(schema, close=True)
+    if _ANYTHING["$ref"] not in str(part):
+        return part
     anything = {"items": _ANYTHING, "additionalProperties": _ANYTHING, "maxProperties": 1}
     return part | {"$defs": part.get("$defs", {}) | {_ANY: anything}}
 
