@@ -289,7 +289,7 @@ def test_a_wrong_head_of_a_file_of_results_is_refused(tmp_path, suite, message):
 def test_numbers_that_json_does_not_have_are_refused(tmp_path, constant):
     text = _good(tmp_path).replace('"tokens": 100', f'"tokens": {constant}')
     (tmp_path / "result.json").write_text(text)
-    with pytest.raises(ValueError, match=f"{constant} is no JSON number"):
+    with pytest.raises(ValueError, match=f"{constant} is no JSON"):
         load_results(tmp_path)
 
 
