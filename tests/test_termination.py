@@ -77,7 +77,9 @@ def test_a_training_is_saved() -> None:
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--out", "run", *LONG)
     said = terminated(lambda: log.exists() and log.read_text().count("\n") > 3, *words)
     assert said.startswith("textgym: interrupted: after ")
-    assert said.endswith("; go on with: textgym train textgym/Bandit-v0 --agent q-learning --out run --resume")
+    assert said.endswith(
+        "; go on with: textgym train textgym/Bandit-v0 --agent q-learning --out run --resume"
+    )
     folder = RunFolder.reopen("run")
     assert (
         folder.marked() == folder.metrics()[-1]["iteration"] > 2

@@ -32,6 +32,5 @@ def _as_int8(mask: Any) -> Any:
 
 @batch_space.register
 def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
-    return TokenSpaces(
-        [int(space.n)] * n, dtype=space.dtype, seed=deepcopy(space.np_random), start=[int(space.start)] * n
-    )
+    counts, starts = np.full(n, space.n), np.full(n, space.start)
+    return TokenSpaces(counts, dtype=space.dtype, seed=deepcopy(space.np_random), start=starts)

@@ -1,7 +1,7 @@
 """Files of rankings and demonstrations: one JSON object a line, read line by line and written atomically.
 
-Every line that cannot be used is a `Problem`; blank lines are no rows. A byte order mark spoils the first line: it
-is reported, and that row is left out.
+Every line that cannot be used is a `Problem`; blank lines are no rows. What is read, and what is refused, is said in
+`textgym.data_files`: a byte order mark spoils the first line, which is reported and left out.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from textgym.messages import check_choice
@@ -13,9 +11,9 @@ from textgym.rewards.base import NamedReward
 from textgym.rewards.calling import check_batch
 from textgym.rewards.data_columns import check_column, read_column
 from textgym.rewards.rules import check_words
+from textgym.rewards.scripts import folded, is_whole
 
 Mode = Literal["share", "all"]
-Finder = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,9 @@ class Keywords(NamedReward):
     A word is whole where no letter, digit or underscore goes on with it: "cat" is in "The cat!", not in "cats"
     or "concat"; at an end that is none of these ("c++") anything may follow. Phrases ("the hat") are allowed.
     `contains_all` finds words inside of other words too.
+
+    Composed and decomposed letters, and compatible ones (ligatures, full width) are equal. In scripts without spaces
+    between words (Han, kana, Thai, Lao, Khmer, Myanmar) a word is found wherever it stands.
 
     Args:
         words: the same for every prompt; None: they come from `column`.
@@ -55,39 +56,40 @@ class Keywords(NamedReward):
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         """Score every completion. Raises: ValueError if the column is missing, too short or has a row without words."""
-        texts = [text.casefold() for text in completions] if self.ignore_case else completions
+        texts = [folded(text, self.ignore_case) for text in completions]
         if self.words is not None:
-            finders = self._finders(self.words)
-            values: list[float | None] = [_share(text, finders) for text in texts]
+            wanted = self._folded(self.words)
+            values: list[float | None] = [_share(text, wanted) for text in texts]
         else:
             rows = self._rows(columns)
             check_batch(prompts, completions, {str(self.column): rows})
             values = [
-                None if finders is None else _share(text, finders)
-                for text, finders in zip(texts, rows, strict=True)
+                None if wanted is None else _share(text, wanted)
+                for text, wanted in zip(texts, rows, strict=True)
             ]
         if self.mode == "share":
             return values
         return [None if value is None else float(value == 1.0) for value in values]
 
-    def _rows(self, columns: dict[str, Any]) -> list[list[tuple[str, Finder]] | None]:
+    def _rows(self, columns: dict[str, Any]) -> list[list[str] | None]:
         assert self.column is not None
         listed = read_column(columns, self.column, self.name)
         argument = f"column {self.column!r}, row"
-        return [None if words is None else self._finders(check_words(argument, words)) for words in listed]
+        return [None if words is None else self._folded(check_words(argument, words)) for words in listed]
 
-    def _finders(self, words: Sequence[str]) -> list[tuple[str, Finder]]:
-        return [_finder(word.casefold() if self.ignore_case else word) for word in words]
+    def _folded(self, words: Sequence[str]) -> list[str]:
+        return [folded(word, self.ignore_case) for word in words]
 
 
-def _share(text: str, finders: list[tuple[str, Finder]]) -> float:
+def _share(text: str, words: list[str]) -> float:
     """The share of the words that are in the text; most texts are told by the quick search alone."""
-    return sum([word in text and find(text) is not None for word, find in finders]) / len(finders)
+    return sum([word in text and _has_whole(text, word) for word in words]) / len(words)
 
 
-@lru_cache(maxsize=4096)
-def _finder(word: str) -> tuple[str, Finder]:
-    """A word, and a search for it as a whole word; fixed text, so its time is linear."""
-    before = r"(?<!\w)" if re.match(r"\w", word) else ""
-    after = r"(?!\w)" if re.search(r"\w\Z", word) else ""
-    return word, re.compile(f"{before}{re.escape(word)}{after}").search
+def _has_whole(text: str, word: str) -> bool:
+    start = text.find(word)
+    while start >= 0:
+        if is_whole(text, start, start + len(word)):
+            return True
+        start = text.find(word, start + 1)
+    return False

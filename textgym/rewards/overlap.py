@@ -11,6 +11,7 @@ from textgym.messages import not_one_of
 from textgym.rewards.base import NamedReward, Values
 from textgym.rewards.data_columns import check_column, read_column
 from textgym.rewards.extras import Rebuilt, import_extra
+from textgym.rewards.scripts import composed, is_unspaced, warn_once, words
 
 Variant = Literal["rouge1", "rouge2", "rougeL"]
 Measure = Literal["precision", "recall", "fmeasure"]
@@ -32,7 +33,21 @@ class _Overlap(Rebuilt, NamedReward, ABC):
         Raises: ValueError if the column is missing, or holds anything but a text, texts or None.
         """
         rows = zip(completions, read_column(columns, self.column, self.name), strict=True)
-        return [None if given is None else self.overlap(text, self._texts(given)) for text, given in rows]
+        return [None if given is None else self._score(text, self._texts(given)) for text, given in rows]
+
+    def _score(self, text: str, references: list[str]) -> float | None:
+        """None where the measure sees nothing in any reference."""
+        seen = [reference for reference in references if self.sees(reference)]
+        if not seen and any(reference.strip() for reference in references):
+            warn_once(
+                f"reward {self.name!r} sees no word in a reference of punctuation or emoji, and abstains there"
+            )
+            return None
+        return self.overlap(composed(text), seen or references)
+
+    def sees(self, reference: str) -> bool:
+        """Whether there is anything to compare with in a text."""
+        return True
 
     def _texts(self, given: Any) -> list[str]:
         texts = [given] if isinstance(given, str) else given
@@ -40,7 +55,7 @@ class _Overlap(Rebuilt, NamedReward, ABC):
             raise ValueError(
                 f"column {self.column!r} holds {given!r:.80}; a text, a list of at least one, or None is allowed"
             )
-        return list(texts)
+        return [composed(text) for text in texts]
 
     @abstractmethod
     def prepare(self) -> None:
@@ -72,7 +87,12 @@ class Bleu(_Overlap):
         _bleu(self.lowercase)
 
     def overlap(self, text: str, references: list[str]) -> float:
-        """BLEU against all references at once."""
+        """BLEU against all references at once. Warns: TextGymWarning, once, of a script without spaces."""
+        if any(map(is_unspaced, references)):
+            warn_once(
+                "reward 'bleu' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
+                "no words; 'chrf' and 'rouge' read them"
+            )
         return _hundredth(_bleu(self.lowercase).sentence_score(text, references).score)
 
 
@@ -110,6 +130,9 @@ class Chrf(_Overlap):
 class Rouge(_Overlap):
     """Pays ROUGE as rouge_score computes it, on lower-case letters and digits. Range [0, 1].
 
+    Words are letters, digits and marks of any script; where a script has no spaces between words, every letter is one.
+    A reference without a word (of emoji, say) abstains, and the first one warns.
+
     Args:
         variant: "rouge1" and "rouge2": n-grams; "rougeL": longest common subsequence.
         measure: "precision", "recall" or "fmeasure".
@@ -133,6 +156,10 @@ class Rouge(_Overlap):
             if getattr(self, name) not in allowed:
                 raise ValueError(not_one_of(name, getattr(self, name), allowed))
         _rouge(self.variant, self.stem)
+
+    def sees(self, reference: str) -> bool:
+        """Whether there is a word in a reference."""
+        return bool(words(reference))
 
     def overlap(self, text: str, references: list[str]) -> float:
         """ROUGE against the reference that fits best."""
@@ -158,4 +185,17 @@ def _chrf(word_order: int, beta: int) -> Any:
 
 @functools.cache
 def _rouge(variant: str, stem: bool) -> Any:
-    return import_extra("rouge_score.rouge_scorer", "rouge").RougeScorer([variant], use_stemmer=stem)
+    return import_extra("rouge_score.rouge_scorer", "rouge").RougeScorer([variant], tokenizer=_Words(stem))
+
+
+class _Words:
+    """The tokenizer that `RougeScorer` is given; of ASCII texts it gives what the package's own does."""
+
+    def __init__(self, stem: bool) -> None:
+        self._stem = import_extra("nltk.stem.porter", "rouge").PorterStemmer().stem if stem else None
+
+    def tokenize(self, text: str) -> list[str]:
+        found = words(text)
+        if self._stem is None:
+            return found
+        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in found]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from textgym.rewards.base import NamedReward
-from textgym.rewards.units import Unit, check_unit, token_ids
+from textgym.rewards.scripts import composed
+from textgym.rewards.units import Unit, check_unit, spaced_words, token_ids
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class NoRepeat(NamedReward):
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
-        rows: Sequence[Sequence[Hashable]] = completions
+        rows: Sequence[Sequence[Hashable]] = [composed(text) for text in completions]
         if self.unit == "words":
-            rows = [text.split() for text in completions]
+            rows = [spaced_words(text) for text in completions]
         elif self.unit == "tokens":
             rows = token_ids(columns)
         return [self._score(row) for row in rows]

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from textgym.rewards.base import NamedReward
+from textgym.rewards.scripts import composed, folded
 from textgym.rewards.units import Unit, check_unit, lengths
 
 
 @dataclass(frozen=True)
 class ContainsAll(NamedReward):
-    """Pays the share of `words` that the completion contains, anywhere. Range [0, 1]."""
+    """Pays the share of `words` that the completion contains, anywhere. Range [0, 1].
+
+    Composed and decomposed letters, and compatible ones (ligatures, full width) are equal.
+    """
 
     words: Sequence[str]
     ignore_case: bool = False
@@ -24,9 +28,8 @@ class ContainsAll(NamedReward):
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
-        words, count = self.words, len(self.words)
-        if self.ignore_case:
-            words, completions = [word.lower() for word in words], [text.lower() for text in completions]
+        words, count = [folded(word, self.ignore_case) for word in self.words], len(self.words)
+        completions = [folded(text, self.ignore_case) for text in completions]
         return [sum([word in text for word in words]) / count for text in completions]
 
 
@@ -65,7 +68,7 @@ class Length(NamedReward):
 class Charset(NamedReward):
     """Pays the share of the completion's characters that are among `characters`.
 
-    Range [0, 1]; an empty completion earns 0.
+    Range [0, 1]; an empty completion earns 0. Letters are composed with their marks first.
     """
 
     characters: str = "aeiou"
@@ -78,7 +81,8 @@ class Charset(NamedReward):
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
-        distinct = sorted(set(self.characters))
+        distinct = sorted(set(composed(self.characters)))
+        completions = [composed(text) for text in completions]
         return [sum(map(text.count, distinct)) / (len(text) or 1) for text in completions]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Final
 
 from textgym.messages import not_one_of, shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.extras import Rebuilt, import_extra
+from textgym.rewards.scripts import composed, warn_once
 
 TARGETS: Final = {"positive": 1.0, "negative": -1.0}
 
@@ -22,6 +24,8 @@ class Sentiment(Rebuilt, NamedReward):
 
     Args:
         target: "positive" (1), "negative" (-1), or a number from -1 to 1.
+
+    VADER reads English: a text with letters of which none is Latin counts as neutral, and the first one warns.
 
     Raises: ValueError for another target; ModuleNotFoundError without the package vaderSentiment.
     Source: Hutto and Gilbert (2014), VADER, ICWSM; English texts.
@@ -47,7 +51,15 @@ class Sentiment(Rebuilt, NamedReward):
         """Score every completion."""
         aim = TARGETS[self.target] if isinstance(self.target, str) else self.target
         scores = _analyzer().polarity_scores
-        return [1.0 - abs(scores(text)["compound"] - aim) / 2.0 for text in completions]
+        texts = [composed(text) for text in completions]
+        if any(not text.isascii() and _has_no_latin(text) for text in texts):
+            warn_once("reward 'sentiment' reads English; a text without a Latin letter counts as neutral")
+        return [1.0 - abs(scores(text)["compound"] - aim) / 2.0 for text in texts]
+
+
+def _has_no_latin(text: str) -> bool:
+    letters = [letter for letter in text if letter.isalpha()]
+    return bool(letters) and not any(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
 
 
 @functools.cache

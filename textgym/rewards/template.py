@@ -12,6 +12,7 @@ from textgym.messages import shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.extras import Rebuilt
 from textgym.rewards.regex import Regex
+from textgym.rewards.scripts import composed
 
 
 class Piece(NamedTuple):
@@ -22,7 +23,7 @@ class Piece(NamedTuple):
 
 
 def read_template(template: Any) -> list[Piece]:
-    """The pieces of a template such as "<answer>{answer}</answer>"; `{{` and `}}` stand for braces.
+    """The pieces of a template such as "<answer>{answer}</answer>", composed; `{{` and `}}` stand for braces.
 
     Raises: ValueError if it is no text, has no slot, or one that is not a plain name, or twice the same.
     """
@@ -31,7 +32,7 @@ def read_template(template: Any) -> list[Piece]:
             f"template={shown(template)}: a text with slots, as 'Answer: {{answer}}', is allowed"
         )
     try:
-        parsed = list(Formatter().parse(template))
+        parsed = list(Formatter().parse(composed(template)))
     except ValueError as error:
         raise ValueError(
             f"template={template!r}: {error}; a slot is {{name}}, a brace itself is {{{{ or }}}}"
@@ -98,6 +99,7 @@ class Format(Rebuilt, NamedReward):
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
+        completions = [composed(text) for text in completions]
         found = self._regex.matches(completions)
         if not self.partial:
             return [*map(float, found)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from textgym.messages import check_choice
+from textgym.rewards.scripts import composed, is_unspaced, warn_once
 
 Unit = Literal["words", "characters", "tokens"]
 
@@ -16,15 +17,25 @@ def check_unit(unit: Any) -> None:
 
 
 def lengths(unit: Unit, completions: list[str], columns: Mapping[str, Any]) -> list[int]:
-    """Return the length of each completion; in tokens the stop id counts too.
+    """Return the length of each completion; in tokens the stop id counts too, in characters composed ones count once.
 
     Raises: ValueError if tokens are to be counted and the column `completion_ids` is missing.
     """
     if unit == "characters":
-        return list(map(len, completions))
+        return [len(composed(text)) for text in completions]
     if unit == "words":
-        return [len(text.split()) for text in completions]
+        return [len(spaced_words(text)) for text in completions]
     return list(map(len, token_ids(columns)))
+
+
+def spaced_words(text: str) -> list[str]:
+    """Return what white space separates, composed. Warns: TextGymWarning, once, of a script without spaces."""
+    if is_unspaced(text):
+        warn_once(
+            "unit='words' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
+            "no words; unit='characters' is made for them"
+        )
+    return composed(text).split()
 
 
 def token_ids(columns: Mapping[str, Any]) -> list[list[int]]:

@@ -93,7 +93,8 @@ def text_task(
     - v0: first version.
     """
     named = isinstance(reference, str | Path) and str(reference) not in ("builtin", "uniform")
-    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=reference if named else None)
+    model = reference if named else None
+    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
     train = _split("prompts", prompts, columns, weights)
     held_out = None if eval_prompts is None else _split("eval_prompts", eval_prompts, eval_columns, None)
     tuned_on = None if tune_prompts is None else _split("tune_prompts", tune_prompts, tune_columns, None)
