@@ -78,7 +78,14 @@ class Replay:
         return kept | {"seen": torch.tensor([self.seen])}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back what `tensors` gave."""
+        """Takes back what `tensors` gave. Raises: ValueError for episodes that do not fit."""
         self.seen = int(tensors["seen"][0])
+        starts, lengths = tensors["starts"], tensors["lengths"]
+        width, steps = self._arrays.input_ids.shape[1], self._arrays.rewards.shape[1]
+        fits = (starts >= 1) & (lengths >= 1) & (lengths <= steps) & (starts + lengths <= width)
+        if not 0 <= self.seen or not bool(fits.all()):
+            raise ValueError(
+                f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty"
+            )
         for name in _NAMES:
             getattr(self._arrays, name)[: len(self)] = tensors[name].numpy()

@@ -75,7 +75,10 @@ class SoftQ(LMAgent):
         return self._replay.tensors()
 
     def restore_memory(self, tensors: dict[str, Tensor]) -> None:
-        """See `LMAgent.restore_memory`."""
+        """See `LMAgent.restore_memory`. Raises: ValueError for tokens or episodes that the task does not have."""
+        ids = tensors["input_ids"]
+        if bool(((ids < 0) | (ids >= self.task.vocabulary.size)).any()):
+            raise ValueError(f"replay: it holds a token that is not in 0..{self.task.vocabulary.size - 1}")
         self._replay.restore(tensors)
 
     def _iterate(self, env: Any) -> Metrics:
