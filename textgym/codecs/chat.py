@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -106,14 +107,13 @@ class _Renderer:
             if self._process is None or self._process.poll() is not None:
                 self._process = self._start()
             process = self._process
-            timer = threading.Timer(_SECONDS, process.kill)
-            timer.daemon = True
-            timer.start()
             try:
                 assert process.stdin is not None
                 assert process.stdout is not None
                 process.stdin.write(request + "\n")
                 process.stdin.flush()
+                if os.name == "posix" and not select.select([process.stdout], [], [], _SECONDS)[0]:
+                    process.kill()
                 answer: dict[str, str] = json.loads(process.stdout.readline())
             except (OSError, ValueError):  # it was ended and left no answer
                 self.close()
@@ -123,8 +123,6 @@ class _Renderer:
             ):  # an interrupt: the answer that is still to come would be read as the next one's
                 self.close()
                 raise
-            finally:
-                timer.cancel()
             return answer
 
     def close(self) -> None:
