@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from textgym.catalog import task_builder
 from textgym.rewards import Scorer, make_reward
@@ -91,6 +93,12 @@ def test_a_limit_ends_where_systems_stop_waiting() -> None:
 def test_a_vocabulary_is_no_larger_than_can_be_walked_through(size: Any) -> None:
     with pytest.raises(ValueError, match=r"vocab_size=.*allowed is an int from 2 .* to 4194304"):
         load_vocabulary(["a", "b"], vocab_size=size)
+
+
+def test_a_token_id_that_no_table_reaches_is_refused_at_once() -> None:
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 2**31}, unk_token="a"))
+    with pytest.raises(ValueError, match="it has the token id 2147483648; allowed are ids below 4194304"):
+        load_vocabulary(tokenizer)
 
 
 def test_arguments_that_are_no_prompts_or_no_reference() -> None:

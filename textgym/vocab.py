@@ -14,11 +14,10 @@ import numpy.typing as npt
 from textgym.codecs import Codec, Decoder, WordCodec
 from textgym.codecs.chat import MASK, around, parse_format
 from textgym.codecs.conversation import Conversation
+from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
 from textgym.messages import did_you_mean, shown
 
-MOST_TOKENS = 2**22
-"""The largest vocabulary: masks and tables have an entry for every token."""
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
 
@@ -149,8 +148,6 @@ def load_vocabulary(
 
 
 def _size(tokens: int, vocab_size: int | None) -> int:
-    if tokens > MOST_TOKENS:
-        raise ValueError(f"tokenizer: it has the token id {tokens - 1}; allowed are ids below {MOST_TOKENS}")
     if vocab_size is None:
         return tokens
     integer = isinstance(vocab_size, int | np.integer) and not isinstance(vocab_size, bool)

@@ -83,7 +83,7 @@ class Replay:
         starts, lengths = tensors["starts"], tensors["lengths"]
         width, steps = self._arrays.input_ids.shape[1], self._arrays.rewards.shape[1]
         fits = (starts >= 1) & (lengths >= 1) & (lengths <= steps) & (starts + lengths <= width)
-        if not 0 <= self.seen or not bool(fits.all()):
+        if self.seen < 0 or not bool(fits.all()):
             raise ValueError(
                 f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty"
             )

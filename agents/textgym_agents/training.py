@@ -22,7 +22,7 @@ from textgym_agents.optima import keep_optimum, kept_optimum, needs_proposals, p
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.runs import RunFolder
-from textgym_agents.saved import count
+from textgym_agents.saved import count, number
 from textgym_agents.settings import TrainSettings, versions
 
 
@@ -310,8 +310,9 @@ class Training:
         if not rows:
             return
         with reading(folder.path, "the log"):
-            self._iterations, self._episodes = count(rows[-1], "iteration"), count(rows[-1], "episode")
-            self._started -= float(rows[-1]["seconds"])
+            self._iterations = count(rows[-1], "iteration")
+            self._episodes = [count(row, "episode") for row in rows][-1]  # curves need it of every row
+            self._started -= number(rows[-1], "seconds")
             self._cpu_started -= float(rows[-1].get("cpu_seconds", 0.0))
             self._meter.restore(rows[-1])
 

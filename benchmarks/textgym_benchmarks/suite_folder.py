@@ -14,9 +14,9 @@ from textgym_agents.settings import versions
 
 import textgym  # noqa: F401  (registers the tasks)
 from textgym.catalog import task_entry, task_names
-from textgym.files import make_folder, open_lock, read_json, sync, write_json
+from textgym.files import make_folder, open_lock, read_json, reading, sync, write_json
 from textgym_benchmarks.engines.jobs import cores
-from textgym_benchmarks.results_format import FORMAT
+from textgym_benchmarks.results_format import FORMAT, check_result
 from textgym_benchmarks.suite import Cell, Suite
 
 
@@ -94,7 +94,12 @@ def cell_folder(suite: Path, cell: Cell) -> Path:
 def cell_result(folder: Path) -> dict[str, Any] | None:
     """What a cell's result.json holds; None without one. Raises: ValueError naming the file."""
     path = folder / "result.json"
-    return read_json(path) if path.exists() else None
+    if not os.path.lexists(path):
+        return None
+    data = read_json(path)
+    with reading(path, "the result"):
+        check_result(data)
+    return data
 
 
 def failed_result(cell: Cell, error: dict[str, Any]) -> dict[str, Any]:

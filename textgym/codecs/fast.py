@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from textgym.codecs.byte_level import ByteDecoder, byte_table, is_byte_level
 from textgym.codecs.chat import MASK
-from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids
+from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids, vocabulary_size
 
 # Lower-case letters, which no normalizer changes.
 _MARK = "textgymcontrol"
@@ -25,20 +25,19 @@ class FastCodec:
     Args:
         tokenizer: any tokenizer that can be written as JSON.
         special: names of control tokens beyond those that the tokenizer itself marks as special.
-    Raises: ValueError if the tokenizer cannot be written as JSON (a part of it is a Python object).
+    Raises: ValueError if the tokenizer has no tokens, or an id beyond `MOST_TOKENS`, or cannot be written as JSON (a
+        part of it is a Python object).
     """
 
     def __init__(self, tokenizer: Tokenizer, special: Collection[str] = ()) -> None:
+        self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self.size = vocabulary_size(self._vocabulary.values())
         written = _written(tokenizer)
         self._tokenizer = Tokenizer.from_str(written)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         description = json.loads(written)
         self._byte_level = is_byte_level(description["decoder"])
-        self._vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-        self.size = 1 + max(self._vocabulary.values(), default=-1)
-        if not self.size:
-            raise ValueError("tokenizer: it has no tokens")
         marked = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         named = {self._vocabulary[name] for name in special if name in self._vocabulary}
         self.special_ids = frozenset(marked | named)

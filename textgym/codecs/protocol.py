@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 Decoder = Callable[[Sequence[Sequence[int]]], list[str]]
+MOST_TOKENS = 2**22
+"""The largest vocabulary: masks and tables have an entry for every token."""
 
 
 class Codec(Protocol):
@@ -84,3 +86,13 @@ def leading_ids(framed: list[int], plain: list[int]) -> list[int]:
         if framed[start : start + len(plain)] == plain:
             return framed[:start]
     return []
+
+
+def vocabulary_size(ids: Collection[int]) -> int:
+    """Return 1 + the highest id. Raises: ValueError without any id, or for one that is not below `MOST_TOKENS`."""
+    size = 1 + max(ids, default=-1)
+    if not size:
+        raise ValueError("tokenizer: it has no tokens")
+    if size > MOST_TOKENS:
+        raise ValueError(f"tokenizer: it has the token id {size - 1}; allowed are ids below {MOST_TOKENS}")
+    return size

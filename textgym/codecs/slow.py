@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids
+from textgym.codecs.protocol import Decoder, encode_as_text, leading_ids, vocabulary_size
 
 
 class SlowCodec:
@@ -21,9 +21,7 @@ class SlowCodec:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)
         self._vocabulary: dict[str, int] = dict(self._tokenizer.get_vocab())
-        self.size = 1 + max(self._vocabulary.values(), default=-1)
-        if not self.size:
-            raise ValueError("tokenizer: it has no tokens")
+        self.size = vocabulary_size(self._vocabulary.values())
         self._names = {token_id: token for token, token_id in self._vocabulary.items()}
         self.special_ids = frozenset(i for i in self._tokenizer.all_special_ids if i is not None)
         unknown = self._tokenizer.unk_token_id
