@@ -305,6 +305,23 @@ def sweep(check: Any, strategy: Any, examples: int) -> Counter[str]:
     return seen
 
 
+@pytest.mark.parametrize(
+    ("schema", "text", "beside"),
+    [
+        ({"exclusiveMinimum": 0, "maximum": 0.01}, "0", "0.001"),
+        ({"exclusiveMinimum": 1, "exclusiveMaximum": 1.5}, "1", "1.25"),
+        ({"minimum": -1.5, "exclusiveMaximum": -1}, "-1", "-1.001"),
+        ({"exclusiveMinimum": 99999.5, "minimum": 3}, "99999.5", "99999.51"),
+        ({"allOf": [{"exclusiveMinimum": 0}, {"maximum": 0.5}]}, "0", "0.5"),
+    ],
+)
+def test_an_exclusive_bound_is_no_number_of_the_mask(schema: dict[str, Any], text: str, beside: str) -> None:
+    mask = GrammarMask(VOCABULARY, json_grammar({"type": "number", **schema}))
+    assert not ends(mask, text)
+    assert not ends(mask, f"{text}.0")
+    assert ends(mask, beside)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "strategy"), [(check_schema, SCHEMAS), (check_pattern, FULL)], ids=["schemas", "patterns"]

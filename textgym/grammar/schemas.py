@@ -61,6 +61,8 @@ def _part(schema: Any, close: bool, root: bool = True) -> Any:
         if keyword in schema:
             raise ValueError(f"{keyword!r} inside of a schema is not allowed, write $ref and $defs")
     part = {key: _value(key, value, close) for key, value in schema.items() if close or key != "format"}
+    if close and part.get("type") != "integer":
+        _step_inside(part)
     if close and not any(key in part for key in _ELSEWHERE):
         _close(part)
     return part
@@ -76,6 +78,19 @@ def _value(key: str, value: Any, close: bool) -> Any:
     if key in _NUMBERS:
         _check_numbers(key, value)
     return spelled_out(value) if key == "pattern" else value
+
+
+def _step_inside(part: dict[str, Any]) -> None:
+    """Put exclusive bounds of decimals one step of the 15th digit inside: llguidance may let the bound itself pass."""
+    for exclusive, bound, sign, inner in (
+        ("exclusiveMinimum", "minimum", 1, max),
+        ("exclusiveMaximum", "maximum", -1, min),
+    ):
+        if exclusive in part:
+            number = Decimal(str(part.pop(exclusive)))
+            step = Decimal(1).scaleb(max(number.adjusted() + 1, 0) - _MOST_DIGITS)
+            inside = float(number + sign * step)
+            part[bound] = inner(inside, part.get(bound, inside))
 
 
 def _close(part: dict[str, Any]) -> None:
