@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from textgym.env import TokenEnv
 from textgym.optima import optimum_of
+from textgym.rewards import RewardError
 from textgym.solve import UnsolvableError, solve
 from textgym.vector import TokenVectorEnv, scoring_together, settle_rest
 
@@ -358,6 +359,39 @@ def test_scored_together_the_reward_is_called_once_and_unpaid_rows_are_kept() ->
     assert reward.batches == [3]
     assert infos["_completion"].all()
     assert env.reset(seed=1)
+
+
+def test_rows_that_could_not_be_scored_go_on_waiting() -> None:
+    failures = [RuntimeError("no answer"), KeyboardInterrupt()]
+
+    def shaky(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        if failures:
+            raise failures.pop(0)
+        return [2.0] * len(prompts)
+
+    env = together(word_task(reward=shaky), 2, score_together=True)
+    env.reset(seed=0)
+    env.step(np.array([STOP, A]))
+    with pytest.raises(RewardError, match="no answer"):
+        env.step(np.array([A, STOP]))
+    with pytest.raises(KeyboardInterrupt):
+        env.settle()
+    with pytest.raises(RuntimeError, match=r"rows \[0, 1\] have ended and wait"):
+        env.reset()
+    rewards, infos = env.settle()
+    assert rewards.tolist() == [2, 2]
+    assert infos["_completion"].all()
+    env.reset(seed=1)
+
+
+def test_a_row_that_is_ended_by_its_state_makes_the_others_due() -> None:
+    env = together(word_task(), 2, score_together=True)
+    env.reset(seed=0)
+    env.step(np.array([STOP, A]))
+    ended = env.get_states([0])
+    env.set_states(ended, [1])
+    *_, infos = env.step(np.array([A, A]))
+    assert infos["_completion"].tolist() == [True, False]
 
 
 def test_a_block_scores_together_and_forgets_what_an_interrupt_left() -> None:

@@ -49,7 +49,8 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
     float64 (N,), as in `TokenEnv`. With `score_together=True` a row that ends gets 0 and waits: the step that
     ends the last row scores all of them in one call, and returns the rewards and the last infos of all. Each
     reward belongs to the last action of its row, however long ago that was, and is discounted by the row's own
-    length. `settle` pays the waiting rows earlier, as after an outer truncation of the others.
+    length. `settle` pays the waiting rows earlier, as after an outer truncation of the others. Wrappers that add
+    rewards up as they come, such as `RecordEpisodeStatistics`, miss what is paid after a row's end.
 
     ### Starting State
     As in `TokenEnv`. Options of `reset`: `{"prompt": text}` or a list of N texts, `{"prompt_index": i}` or
@@ -130,15 +131,17 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         rewards = np.zeros(self.num_envs)
         ended: list[int] = []
         infos: Infos = {}
+        paid = rows
         if rows.size:
             codes = store.append(rows, tokens)
             paid = rows if self._episodes.pays_every_step else rows[codes.nonzero()]
-            if self.score_together:
-                paid = self._due(paid)
-            if paid.size:
-                self._check_compared()
-                rewards[paid], ending = self._episodes.settle(paid.tolist())
-                ended, infos = self._said_of(ending)
+        if self.score_together:
+            paid = self._due(paid)
+        if paid.size:
+            self._check_compared()
+            rewards[paid], ending = self._episodes.settle(paid.tolist())
+            self._waiting[paid] = False
+            ended, infos = self._said_of(ending)
         terminations = store.finish != RUNNING
         self._last_rewards = rewards
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
@@ -155,14 +158,16 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
     def settle(self) -> tuple[FloatArray, Infos]:
         """Score the rows that wait for others to end, with `score_together=True`.
 
+        Rows that could not be scored, as the reward failed, go on waiting.
+
         Returns: rewards (N,), 0 in rows that do not wait, and the last infos, as `step` gives them.
         """
         rewards = np.zeros(self.num_envs)
         rows = np.flatnonzero(self._waiting)
-        self._waiting[:] = False
         if not rows.size:
             return rewards, {}
         rewards[rows], ending = self._episodes.settle(rows.tolist())
+        self._waiting[:] = False
         self._last_rewards = rewards
         return rewards, self._said_of(ending)[1]
 
@@ -237,9 +242,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self._waiting[ended] = True
         if (self._store.finish == RUNNING).any():
             return ended[:0]
-        due = np.flatnonzero(self._waiting)
-        self._waiting[:] = False
-        return due
+        return np.flatnonzero(self._waiting)
 
     def _said_of(self, ending: Ending | None) -> tuple[list[int], Infos]:
         """The rows that ended, and their last infos."""
