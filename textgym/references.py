@@ -48,5 +48,6 @@ def load_reference(name: str | Path, task: Task, temperature: float = 1.0, devic
     from textgym.lm.causal import CausalLM, check_positions, load_causal_lm
 
     model = load_causal_lm(name)
-    check_positions(model, task.max_prompt_tokens + task.max_new_tokens)
-    return CausalLM(model, task.vocabulary.allowed, temperature, device)
+    tokens = task.max_prompt_tokens + task.max_new_tokens
+    check_positions(model, tokens)
+    return CausalLM(model, task.vocabulary.allowed, temperature, device, tokens)

@@ -63,7 +63,8 @@ class LMAgent(ABC):
         if recomputes(start):
             config = replace(config, gradient_checkpointing=True)
         self.config = config
-        check_positions(start, task.max_prompt_tokens + task.max_new_tokens)
+        tokens = task.max_prompt_tokens + task.max_new_tokens
+        check_positions(start, tokens)
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
         device = choose_device(config.device)
@@ -73,6 +74,7 @@ class LMAgent(ABC):
             "device": device,
             "bf16": config.precision == "bfloat16",
             "recompute": config.gradient_checkpointing,
+            "tokens": tokens,
         }
         self.policy = LMPolicy(copy.deepcopy(start), **settings)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)

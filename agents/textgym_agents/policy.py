@@ -29,6 +29,7 @@ class LMPolicy(nn.Module):
         device: where the parameters live.
         bf16: run the model under bfloat16 autocast.
         recompute: keep the inputs of layers alone and run them again in the backward pass.
+        tokens: the longest row that the model will read, see `choose_backbone`.
     Raises: ValueError if `recompute` is asked for and the model has no layers that can.
     """
 
@@ -40,6 +41,7 @@ class LMPolicy(nn.Module):
         device: torch.device | None = None,
         bf16: bool = False,
         recompute: bool = False,
+        tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
@@ -50,7 +52,7 @@ class LMPolicy(nn.Module):
         if recompute:
             recompute_layers(self.model)
         with self._precision():
-            self._backbone = choose_backbone(self.model, lean=not bf16)
+            self._backbone = choose_backbone(self.model, lean=not bf16, tokens=tokens)
         # Without nn.Linear's own initialisation, which draws from the global generator.
         self.value_head = nn.utils.skip_init(nn.Linear, self._backbone.hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)

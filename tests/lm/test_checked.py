@@ -1,6 +1,7 @@
 """The check by which a backbone is chosen: what it finds, what it leaves alone, and what is built on it."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import BertModel, GPT2LMHeadModel
 from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
 from textgym.lm.causal import CausalLM, check_positions
 from textgym.lm.checked import choose_backbone
+from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 from textgym.lm.scoring import check_scores, load_reward_model, sequence_scores, start_reward_model
 from textgym.rewards import TextGymWarning
@@ -87,6 +89,43 @@ def test_a_model_that_cannot_be_right_is_refused_by_name(kind, reason):
     for _ in range(2):  # a refusal is not forgotten
         with pytest.raises(ValueError, match=rf"^model: {kind.__name__} cannot be used, .*{reason}"):
             choose_backbone(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("moshi", {"sliding_window": 10}),
+        ("mistral", {"sliding_window": 10}),
+        ("llama4_text", {"floor_scale": 10, "attn_temperature_tuning": True}),
+    ],
+)
+def test_rows_beyond_what_a_setting_says_are_right_or_the_model_is_refused(kind, options):
+    model = zoo_model(kind, **options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TextGymWarning)
+            backbone = choose_backbone(model)
+    except ValueError as error:
+        assert type(model).__name__ in str(error)  # noqa: PT017
+        return
+    ids = np.random.default_rng(1).integers(VOCAB, size=(2, 20))
+    decoder = Decoder(backbone, torch.device("cpu"))
+    want = [alone(model, row, 20) for row in ids]
+    for step in range(12):
+        lengths = np.array([8, 2]) + step
+        mask = np.arange(20) < lengths[:, None]
+        got = decoder.advance({"input_ids": ids, "attention_mask": mask})[0].log_softmax(-1)
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(got[row], want[row][length - 1], atol=1e-4, rtol=0)
+
+
+def test_rows_that_are_too_long_to_be_compared_are_named():
+    model = zoo_model("mistral", sliding_window=5000, max_position_embeddings=6000)
+    with pytest.warns(TextGymWarning, match="sliding_window=5000; rows that are longer were not compared"):
+        choose_backbone(model, tokens=5500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_backbone(model, tokens=300)
 
 
 def test_the_lean_llama_is_left_where_the_model_says_something_else():

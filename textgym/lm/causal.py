@@ -100,25 +100,31 @@ class CausalLM:
         allowed: (V,) bool; other tokens get probability 0.
         temperature: > 0, divides the logits.
         device: "auto" or a torch device.
+        tokens: the longest row that it will read, see `choose_backbone`.
     """
 
     def __init__(
-        self, model: Any, allowed: NDArray[np.bool_], temperature: float = 1.0, device: str = "auto"
+        self,
+        model: Any,
+        allowed: NDArray[np.bool_],
+        temperature: float = 1.0,
+        device: str = "auto",
+        tokens: int | None = None,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature!r}: must be > 0")
         where = choose_device(device)
         self.model = model.to(where).eval()
         self.temperature = temperature
-        self._allowed, self._device = allowed, where
-        backbone = choose_backbone(self.model)
+        self._allowed, self._device, self._tokens = allowed, where, tokens
+        backbone = choose_backbone(self.model, tokens=tokens)
         self.hidden_size = backbone.hidden_size
         self._bias = logit_bias(allowed, backbone.vocab_size, where)
         self._decoder = Decoder(backbone, where)
 
     def copy(self) -> CausalLM:
         """The same model with a key-value cache of its own."""
-        return CausalLM(self.model, self._allowed, self.temperature, str(self._device))
+        return CausalLM(self.model, self._allowed, self.temperature, str(self._device), self._tokens)
 
     @torch.inference_mode()
     def log_probs(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,12 +28,17 @@ from textgym.lm.decoder import Decoder
 from textgym.rewards.base import TextGymWarning
 
 Way = Callable[[Any], Backbone]
-_Key = tuple[bool, torch.dtype | None]
+_Key = tuple[bool, torch.dtype | None, tuple[int, ...]]
 
 # Tokens of a prompt and of the finished row. The rows stop one after the other, so that one of them pauses inside the
 # cache and then some are dropped from it.
 _PROMPTS = np.array([1, 5, 2, 3])
 _LENGTHS = np.array([6, 6, 5, 5])
+# Settings that change what a model does once a row is longer than they say.
+_THRESHOLD = re.compile(r"window|chunk_size|index_topk|floor_scale|local|block_size|original_max_position")
+_BYTES = 2**30  # of the logits of rows that are as long as such a setting
+_LONG = 4096  # tokens of such rows
+_SHORT = 512  # tokens of rows that anybody may read
 _TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 _WAYS: dict[str, Way] = {
@@ -68,45 +74,85 @@ class _Answer(NamedTuple):
     columns: NDArray[np.int64]
 
 
-def choose_backbone(model: Any, lean: bool = True) -> Backbone:
+def choose_backbone(model: Any, lean: bool = True, tokens: int | None = None) -> Backbone:
     """The fastest backbone whose answers equal the model's own plain forward.
 
     A few short rows are read alone, each by one plain forward; then a backbone has to say the same of them all at
-    once, token by token while rows stop, and in branches. This is done once for a model object and a precision,
-    in evaluation mode; neither random state nor training mode changes.
+    once, token by token while rows stop, and in branches. Where the config has a setting below `tokens` that changes
+    what the model does in longer rows, such as an attention window, rows that are longer are compared too. This is
+    done once for a model object and a precision, in evaluation mode; neither random state nor training mode changes.
 
     Args:
         model: a Hugging Face causal LM, on its device.
         lean: whether the hand-written Llama may be chosen.
+        tokens: the longest row that will be read; None: not known, taken for 512.
     Raises: ValueError if no backbone does, or the model's forward changes its own parameters; it names the model
         and the difference.
-    Warns: TextGymWarning if the model can only be run without a cache.
+    Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be
+        compared.
     """
     known = _chosen.setdefault(model, {})
+    thresholds = _thresholds(model, _SHORT if tokens is None else tokens)
     device = next(model.parameters()).device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    if (lean, autocast) not in known:
+    key = (lean, autocast, thresholds)
+    if key not in known:
         with undisturbed(model):
-            way, faults = _find_way(model, lean, device)
+            way, faults = _find_way(model, lean, device, thresholds)
         if way is RereadingBackbone:
             warnings.warn(
                 f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
                 TextGymWarning,
                 stacklevel=2,
             )
-        known[lean, autocast] = way
-    return known[lean, autocast](model)
+        known[key] = way
+    return known[key](model)
 
 
-def _find_way(model: Any, lean: bool, device: torch.device) -> tuple[Way, list[str]]:
+def _thresholds(model: Any, tokens: int) -> tuple[int, ...]:
+    """The lengths below `tokens` beyond which a model's config says that it does something else."""
+    found: dict[int, str] = {}
+
+    def look(config: Mapping[str, Any]) -> None:
+        for name, value in config.items():
+            if isinstance(value, Mapping):
+                look(value)
+            elif type(value) is int and _THRESHOLD.search(name) and _LENGTHS.min() <= value < tokens:
+                found[value] = name
+
+    config = model.config.get_text_config()
+    look(config.to_dict())
+    limit = max_tokens(model) or tokens
+    size = 4 * len(_LENGTHS) * model.get_input_embeddings().weight.shape[0]  # bytes of a column of logits
+    for value, name in list(found.items()):
+        if value + 3 > limit:
+            del found[value]
+        elif value > _LONG or size * (value + 3) > _BYTES:
+            del found[value]
+            warnings.warn(
+                f"model: {type(model).__name__} has {name}={value}; rows that are longer were not compared with its "
+                "plain forward, which takes too long",
+                TextGymWarning,
+                stacklevel=3,
+            )
+    return tuple(sorted(found))
+
+
+def _find_way(
+    model: Any, lean: bool, device: torch.device, thresholds: tuple[int, ...]
+) -> tuple[Way, list[str]]:
     """The first way that is right in full precision and, where autocast is on, there too; what others do wrong."""
     autocasts = (False, True) if torch.is_autocast_enabled(device.type) else (False,)
-    rows = [_read_alone(model, device, autocast) for autocast in autocasts]
+    shapes = [(_PROMPTS, _LENGTHS)]
+    for most in thresholds:  # rows that cross it while they are written, beside a short one
+        shapes.append((np.array([most - 1, 2, most, most + 1]), np.array([most + 3, 5, most + 3, most + 2])))
+    cases = [(autocast, *shape) for shape in shapes for autocast in autocasts]
+    rows = [_read_alone(model, device, *case) for case in cases]
     faults: list[str] = []
     for name, way in _WAYS.items():
         if way is llama.LlamaBackbone and not (lean and llama.supports(model)):
             continue
-        found = [_fault(model, way, row, autocast) for row, autocast in zip(rows, autocasts, strict=True)]
+        found = (_fault(model, way, row, case[0]) for row, case in zip(rows, cases, strict=True))
         fault = next((fault for fault in found if fault is not None), None)
         if fault is None:
             return way, faults
@@ -145,12 +191,18 @@ def _precision(model: Any, device: torch.device) -> torch.dtype:
     return max(types, key=lambda kind: _TOLERANCES[kind], default=torch.float32)
 
 
-def _read_alone(model: Any, device: torch.device, autocast: bool) -> _Rows:
+def _read_alone(
+    model: Any,
+    device: torch.device,
+    autocast: bool,
+    prompts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> _Rows:
     """The plain forward of each row by itself: no padding, no mask, no cache.
 
     Raises: ValueError if it fails.
     """
-    lengths = np.minimum(_LENGTHS, max_tokens(model) or _LENGTHS.max())
+    lengths = np.minimum(lengths, max_tokens(model) or lengths.max())
     config = model.config.get_text_config()
     embedded = model.get_input_embeddings().weight.shape[0]
     size = min(embedded, getattr(config, "vocab_size", embedded))
@@ -172,7 +224,7 @@ def _read_alone(model: Any, device: torch.device, autocast: bool) -> _Rows:
         pad_sequence([part(output)[0] for output in outputs], batch_first=True)
         for part in (lambda output: output.logits, last_hidden)
     )
-    return _Rows(ids, np.minimum(_PROMPTS, lengths), lengths, logits, hidden)
+    return _Rows(ids, np.minimum(prompts, lengths), lengths, logits, hidden)
 
 
 def _answers(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
