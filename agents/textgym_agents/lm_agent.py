@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textgym.lm.causal import check_positions, choose_device
+from textgym.lm.causal import check_adapter, check_positions, choose_device
 from textgym.lm.recompute import recomputes
 from textgym.lm.reference import Reference
 from textgym.references import has_language_model
@@ -63,6 +63,7 @@ class LMAgent(ABC):
         if recomputes(start):
             config = replace(config, gradient_checkpointing=True)
         self.config = config
+        check_adapter(start)
         tokens = task.max_prompt_tokens + task.max_new_tokens
         check_positions(start, tokens)
         tiny = model is None and config.model is None and not has_language_model(task)

@@ -106,3 +106,23 @@ def test_an_adapter_folder_is_a_model_to_start_from(task, env, tmp_path):
     }
     assert any("lora_" in name for name in moved)
     assert not [name for name in moved if "lora_" not in name and "value_head" not in name]
+
+
+def two_adapters():
+    model = adapted(tiny_llama)
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    return model
+
+
+def prompt_tuned():
+    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    return peft.get_peft_model(tiny_llama(4), config)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(two_adapters, r"adapters \['default', 'second'\]; allowed is one"), (prompt_tuned, "PROMPT_TUNING")],
+)
+def test_an_adapter_that_could_not_be_loaded_again_is_refused_at_once(task, make, message):
+    with pytest.raises(ValueError, match=f"model: .*{message}"):
+        LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=make())

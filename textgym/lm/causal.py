@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.lm.backbone import max_tokens
+from textgym.lm.backbone import is_peft, max_tokens
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
 from textgym.lm.loading import load_weights
@@ -48,6 +48,21 @@ def load_adapter(name: str | Path, base: str | Path) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_causal_lm(base), str(name), is_trainable=True).eval()
+
+
+def check_adapter(model: Any) -> None:
+    """Raises ValueError for a PEFT model that could not be loaded again after it was saved."""
+    if not is_peft(model):
+        return
+    names = list(model.peft_config)
+    if names != ["default"]:
+        raise ValueError(f"model: it has the adapters {names}; allowed is one, named 'default'")
+    config = model.peft_config["default"]
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"model: its adapter is of the type {config.peft_type.value}, which learns virtual tokens; allowed are those "
+            "that change weights, such as LoRA"
+        )
 
 
 def check_positions(model: Any, tokens: int) -> None:
