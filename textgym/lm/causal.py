@@ -60,8 +60,8 @@ def check_adapter(model: Any) -> None:
     config = model.peft_config["default"]
     if config.is_prompt_learning:
         raise ValueError(
-            f"model: its adapter is of the type {config.peft_type.value}, which learns virtual tokens; allowed are those "
-            "that change weights, such as LoRA"
+            f"model: its adapter is of the type {config.peft_type.value}, which learns virtual tokens; "
+            "allowed are those that change weights, such as LoRA"
         )
 
 
