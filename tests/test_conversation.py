@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import pickle
 import time
@@ -19,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from textgym import make_task
 from textgym.codecs.protocol import encode_as_text
+from textgym.rewards import TextGymWarning
 from textgym.vocab import Vocabulary, load_vocabulary
 
 PIECES = [
@@ -183,6 +185,82 @@ def test_a_folder_reads_its_template_as_hugging_face_does(tmp_path: Path) -> Non
         assert list(vocabulary.encode_prompt(" Hello?")) == applied(tokenizer, " Hello?")
         assert vocabulary.conversation is not None
         assert vocabulary.conversation.encode("Hello", "a") == applied(tokenizer, "Hello", "a")
+
+
+TOKEN_FILES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]] = {
+    "map": ({}, {"bos_token": "<s>", "eos_token": {"content": "</s>", "normalized": False}}, None),
+    "map-over-config": ({"bos_token": "[INST]"}, {"bos_token": "<s>", "eos_token": "</s>"}, None),
+    "decoder-hides-map": (
+        {"eos_token": "</s>", "added_tokens_decoder": {}, "tokenizer_class": "TokenizersBackend"},
+        {"bos_token": "<s>"},
+        None,
+    ),
+    "null": ({"tokenizer_class": "GemmaTokenizer", "bos_token": None, "eos_token": "</s>"}, None, None),
+    "llama": ({"tokenizer_class": "LlamaTokenizerFast"}, None, None),
+    "gemma": ({"tokenizer_class": "GemmaTokenizer"}, None, None),
+    "qwen2": ({"tokenizer_class": "Qwen2Tokenizer", "bos_token": "<s>"}, None, None),
+    "class-of-model": ({}, None, {"model_type": "gemma"}),
+    "plain-class-of-model": ({"tokenizer_class": "LlamaTokenizer"}, None, {"model_type": "mistral"}),
+    "named-extra": ({"eos_token": "</s>", "extra_special_tokens": {"image_token": "[INST]"}}, None, None),
+    "top-level": ({"eos_token": "</s>", "image_token": "[INST]", "add_bos_token": True}, None, None),
+}
+
+
+@pytest.mark.parametrize("name", ["byte-level", "pieces"])
+@pytest.mark.parametrize("files", TOKEN_FILES)
+def test_a_folder_has_the_template_variables_that_hugging_face_reads(
+    files: str, name: str, tmp_path: Path
+) -> None:
+    auto = pytest.importorskip("transformers").AutoTokenizer
+    tokenizer = Tokenizer.from_str(bare(name).to_str())
+    tokenizer.add_special_tokens(["<bos>", "<eos>", "<|endoftext|>", "<unk>", "<pad>", "<mask>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config, special, model = TOKEN_FILES[files]
+    named = {"tokenizer_class": "PreTrainedTokenizerFast"} if model is None else {}
+    written = {"tokenizer_config": named | config, "special_tokens_map": special, "config": model}
+    for file, content in written.items():
+        if content is not None:
+            (tmp_path / f"{file}.json").write_text(json.dumps(content))
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ bos_token }}|{{ image_token }}|{{ messages[0].content }}{{ eos_token }}"
+    )
+    vocabulary, theirs = load_vocabulary(tmp_path), auto.from_pretrained(tmp_path)
+    assert vocabulary.conversation is not None
+    asked = [{"role": "user", "content": "Hello"}]
+    assert vocabulary.conversation.template("Hello") == theirs.apply_chat_template(asked, tokenize=False)
+    if theirs.backend_tokenizer.to_str() == tokenizer.to_str():
+        assert list(vocabulary.encode_prompt("Hello")) == applied(theirs, "Hello")
+    assert vocabulary.stop_ids == (() if theirs.eos_token is None else (theirs.eos_token_id,))
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    vocabulary.save(saved)
+    again = load_vocabulary(saved)
+    assert again.conversation is not None
+    assert again.conversation.template("Hello") == vocabulary.conversation.template("Hello")
+    assert again.stop_ids == vocabulary.stop_ids
+
+
+def test_a_template_beside_a_tokenizer_without_a_config_is_read(tmp_path: Path) -> None:
+    bare("byte-level").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("<s>{{ messages[0].content }}{{ eos_token }}")
+    vocabulary = load_vocabulary(tmp_path)
+    assert vocabulary.conversation is not None
+    assert vocabulary.conversation.template("Hello").startswith("<s>Hello<|im_end|>")
+
+
+def test_a_folder_that_needs_transformers_says_so_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare("byte-level").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer"}')
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "transformers" else found(name)
+    )
+    with pytest.warns(
+        TextGymWarning, match=r"names no bos_token .* class GemmaTokenizer .* needs transformers"
+    ):
+        assert load_vocabulary(tmp_path).stop_ids == ()
 
 
 def test_a_template_that_cannot_be_read_is_named() -> None:
