@@ -7,6 +7,7 @@ import importlib.util
 import json
 import pickle
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,51 @@ def test_the_generation_config_says_what_ends_an_answer(tmp_path: Path) -> None:
     assert names(load_vocabulary(folder, stop="</s>")) == ["</s>"]
     (tmp_path / "generation_config.json").unlink()
     assert names(load_vocabulary(tmp_path)) == ["</s>"]
+
+
+def turn_folder(path: Path, eos: Any, **config: Any) -> tuple[Path, int]:
+    """A model whose template ends answers with an added token that is not special; and that token's id."""
+    tokenizer = Tokenizer.from_str(bare("byte-level").to_str())
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in ("<turn_end>", "<tag>")])
+    made = hugging_face(tokenizer, eos_token="</s>")
+    made.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<turn_end>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    made.save_pretrained(path)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, **config}))
+    return path, tokenizer.token_to_id("<turn_end>")
+
+
+def test_a_stop_token_that_the_template_writes_need_not_be_special(tmp_path: Path) -> None:
+    turn = turn_folder(tmp_path, None)[1]
+    end = bare("byte-level").token_to_id("</s>")
+    for eos, want in [(turn, (turn,)), ([end, turn], (turn, end))]:
+        folder, _ = turn_folder(tmp_path, eos)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            vocabulary = load_vocabulary(folder)
+        assert vocabulary.stop_ids == want
+        assert vocabulary.decode([[turn]]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("eos", "dropped"), [(9999, "9999"), (-1, "-1"), ([5, -1], r"5, -1"), ("tag", ""), ("both", "9999")]
+)
+def test_ids_that_end_no_text_are_named(tmp_path: Path, eos: Any, dropped: str) -> None:
+    turn = turn_folder(tmp_path, None)[1]
+    written = {"tag": turn + 1, "both": [turn, 9999]}.get(eos, eos) if isinstance(eos, str) else eos
+    folder, _ = turn_folder(tmp_path, written)
+    with pytest.warns(
+        TextGymWarning, match=rf"eos_token_id=.*of which \[{dropped or turn + 1}\] are no"
+    ) as said:
+        vocabulary = load_vocabulary(folder)
+    assert len(said) == 1
+    assert names(vocabulary) == (["<turn_end>"] if eos == "both" else ["</s>"])
+    folder, _ = turn_folder(tmp_path, written, _from_model_config=True)  # defaults of an architecture
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_vocabulary(folder).stop_ids == vocabulary.stop_ids
 
 
 @pytest.mark.parametrize("eos", ["</s>", 1.5, [True], [None]])

@@ -49,6 +49,7 @@ class Source:
         template: the tokenizer's chat template.
         folder: where its files are.
         config: what a tokenizer_config.json says of it.
+        template_names: of its chat templates, where it has several and none that is the default.
         builtin: whether it is the tokenizer of the built-in world.
     """
 
@@ -58,6 +59,7 @@ class Source:
     template: Template | None = None
     folder: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    template_names: tuple[str, ...] = ()
     builtin: bool = False
 
 
@@ -257,24 +259,27 @@ def _from_hugging_face(tokenizer: Any) -> Source:
     )
 
 
-def generation_stops(model: str | Path) -> list[int]:
-    """The ids that end a text by a model's generation_config.json; [] without such a file or without any in it.
+def generation_stops(model: str | Path) -> tuple[list[int], bool]:
+    """The ids that end a text by a model's generation_config.json, and whether somebody chose them.
+
+    [] without such a file or without any in it. Files that transformers derives from a model's config are not chosen:
+    they hold the defaults of its architecture.
 
     Args:
         model: a folder in Hugging Face layout, or a hub id.
-    Raises: ValueError for a file that names no ids.
+    Raises: ValueError for an eos_token_id that is neither null nor a whole number nor a list of them.
     """
     file = _generation_config(model)
     if file is None:
-        return []
+        return [], False
     config = read_json(file)
-    stops = config.get("eos_token_id") if isinstance(config, dict) else config
+    stops = config.get("eos_token_id")
     ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise ValueError(
             f"{file}: eos_token_id={stops!r:.80}; allowed are null, a token id and a list of them"
         )
-    return ids
+    return ids, not config.get("_from_model_config")
 
 
 def _generation_config(model: str | Path) -> Path | None:
