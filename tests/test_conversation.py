@@ -275,6 +275,23 @@ def test_a_template_that_cannot_be_read_is_named() -> None:
         load_vocabulary(tokenizer)
 
 
+@pytest.mark.parametrize("chat", [None, True])
+def test_named_templates_without_a_default_are_refused_where_one_is_wanted(tmp_path: Path, chat: Any) -> None:
+    bare("byte-level").save(str(tmp_path / "tokenizer.json"))
+    templates = {"rag": "{{ messages[0].content }}", "tool_use": "x"}
+    listed = [{"name": name, "template": template} for name, template in templates.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}))
+    tokenizer = hugging_face(bare("byte-level"))
+    tokenizer.chat_template = templates
+    for given_one in (tmp_path, tokenizer):
+        with pytest.raises(
+            ValueError, match=rf"chat={chat}: .*named 'rag', 'tool_use', and none is 'default'"
+        ):
+            load_vocabulary(given_one, chat=chat)
+        assert load_vocabulary(given_one, chat=False).conversation is None
+        assert load_vocabulary(given_one, chat="<s>{prompt}").before_ids
+
+
 def test_vocabularies_with_a_template_can_be_copied_and_pickled() -> None:
     vocabulary = loaded("unigram", "llama-3")
     for again in (pickle.loads(pickle.dumps(vocabulary)), copy.deepcopy(vocabulary)):
@@ -306,6 +323,7 @@ def names(vocabulary: Vocabulary) -> list[str | None]:
     return [vocabulary.codec.token(i) for i in vocabulary.stop_ids]
 
 
+@pytest.mark.filterwarnings("ignore:stop")
 def test_the_generation_config_says_what_ends_an_answer(tmp_path: Path) -> None:
     token_id = bare("byte-level").token_to_id
     end, turn = token_id("</s>"), token_id("<end_of_turn>")
@@ -339,7 +357,9 @@ def turn_folder(path: Path, eos: Any, **config: Any) -> tuple[Path, int]:
     )
     made.save_pretrained(path)
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, **config}))
-    return path, tokenizer.token_to_id("<turn_end>")
+    turn = tokenizer.token_to_id("<turn_end>")
+    assert turn is not None
+    return path, turn
 
 
 def test_a_stop_token_that_the_template_writes_need_not_be_special(tmp_path: Path) -> None:

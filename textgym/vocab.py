@@ -107,7 +107,8 @@ def load_vocabulary(
     Args:
         tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a
             `tokenizers.Tokenizer`; a Hugging Face tokenizer, fast or slow; a list of words (a word in angle
-            brackets is a control token).
+            brackets is a control token). A folder is read as its tokenizer.json stands; give the object from
+            AutoTokenizer where the class rebuilds it, as transformers' LlamaTokenizer does.
         stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the control
             tokens that the model's generation config ends a text at, first the one that the chat template writes
             after an answer (special or not), or else the tokenizer's EOS token, or none where it has none.
@@ -175,7 +176,8 @@ def _stop_ids(
 def _own_stop_ids(
     source: Source, model: str | Path | None, conversation: Conversation | None
 ) -> tuple[int, ...]:
-    named = [(place, *generation_stops(place)) for place in (model, source.folder) if place is not None]
+    places = dict.fromkeys(str(place) for place in (model, source.folder) if place is not None)
+    named = [(place, *generation_stops(place)) for place in places]
     eos = () if source.eos_id is None else (int(source.eos_id),)
     if not any(ids for _, ids, _ in named):
         return eos
@@ -226,6 +228,12 @@ def _conversation(source: Source, chat: bool | str | None) -> Conversation | Non
         return Conversation(source.codec, parse_format(BUILTIN_CHAT))
     if source.template is not None:
         return Conversation(source.codec, source.template)
+    if source.template_names:
+        names = ", ".join(map(repr, source.template_names))
+        raise ValueError(
+            f"chat={chat}: this tokenizer's chat templates are named {names}, and none is 'default'; allowed are "
+            "False, 'before{prompt}after' and a tokenizer whose chat_template is one text"
+        )
     if chat:
         raise ValueError("chat=True: this tokenizer has no chat template; give chat='before{prompt}after'")
     return None

@@ -125,6 +125,7 @@ def _from_files(file: Path) -> Source:
         template=JinjaTemplate(source, names) if source else None,
         folder=file.parent,
         config={**config, "chat_template": source} if source else config,
+        template_names=() if source else _template_names(config.get("chat_template")),
         builtin=file.parent.resolve() == BUILTIN_FOLDER.resolve(),
     )
 
@@ -219,6 +220,12 @@ def _template(config: dict[str, Any], file: Path) -> str | None:
     return template
 
 
+def _template_names(templates: Any) -> tuple[str, ...]:
+    if isinstance(templates, list):
+        return tuple(str(entry["name"]) for entry in templates)
+    return tuple(map(str, templates)) if isinstance(templates, Mapping) else ()
+
+
 def _token_text(token: Any) -> str | None:
     text: str | None = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
@@ -256,6 +263,7 @@ def _from_hugging_face(tokenizer: Any) -> Source:
         template=JinjaTemplate(source, variables) if source else None,
         folder=Path(name) if name and Path(name).is_dir() else None,
         config={**variables, "chat_template": source} if source else variables,
+        template_names=() if source else _template_names(getattr(tokenizer, "chat_template", None)),
     )
 
 
