@@ -59,7 +59,8 @@ TEMPLATES = {
     "looks-at-messages": (
         "{{ bos_token }}{% for m in messages %}{% if '?' in m.content %}<|im_start|>{% endif %}{{ m.content | upper }}"
         "{{ eos_token }}{% generation %}!{% endgeneration %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ messages | tojson | length }}{% endif %}"
+        "{% if add_generation_prompt %}{{ (messages | tojson)[:9] }}"
+        "{% for key in messages[0] %}{{ key }}{% endfor %}{% endif %}"
     ),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from textgym.codecs.chat import JinjaTemplate, _renderer
 from textgym.codecs.sources import BUILTIN_FOLDER
 from textgym.vocab import Vocabulary, load_vocabulary
 
@@ -262,6 +264,24 @@ def test_a_chat_template_that_loops_or_explodes_is_ended(template: str, said: st
     with pytest.raises(ValueError, match=f"chat template cannot be rendered: .*(?:{said})"):
         load_vocabulary(tmp_path)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_the_seconds_of_a_template_are_cpu_seconds_and_used_once() -> None:
+    import resource
+
+    def seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    _renderer.close()
+    assert JinjaTemplate("fine {{ messages[0].content }}", {})("a") == "fine a"
+    started = seconds()
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{{ '' }}{% endfor %}{% endfor %}"
+    for _ in range(3):
+        with pytest.raises(ValueError, match="ended after 5 s"):
+            JinjaTemplate(loop, {})("a")
+    assert 4.5 < seconds() - started < 5.7
 
 
 def test_a_chat_template_that_drops_or_repeats_the_message_is_refused() -> None:

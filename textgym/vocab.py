@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from textgym.codecs.conversation import Conversation
 from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
 from textgym.messages import did_you_mean, shown
+from textgym.rewards.base import TextGymWarning
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
@@ -105,10 +107,11 @@ def load_vocabulary(
     Args:
         tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a
             `tokenizers.Tokenizer`; a Hugging Face tokenizer, fast or slow; a list of words (a word in angle
-            brackets is a control token).
+            brackets is a control token). A folder is read as its tokenizer.json stands; give the object from
+            AutoTokenizer where the class rebuilds it, as transformers' LlamaTokenizer does.
         stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the control
             tokens that the model's generation config ends a text at, first the one that the chat template writes
-            after an answer, or else the tokenizer's EOS token, or none where it has none.
+            after an answer (special or not), or else the tokenizer's EOS token, or none where it has none.
         vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer.
         chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
             "before{prompt}after" is a template by itself. A tokenizer's template is rendered in a process of
@@ -117,6 +120,8 @@ def load_vocabulary(
             tokenizer is from.
 
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
+    Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
+        only derived from a model's config.
     """
     source = find_source(tokenizer)
     codec = source.codec
@@ -171,18 +176,28 @@ def _stop_ids(
 def _own_stop_ids(
     source: Source, model: str | Path | None, conversation: Conversation | None
 ) -> tuple[int, ...]:
+    places = dict.fromkeys(str(place) for place in (model, source.folder) if place is not None)
+    named = [(place, *generation_stops(place)) for place in places]
+    eos = () if source.eos_id is None else (int(source.eos_id),)
+    if not any(ids for _, ids, _ in named):
+        return eos
+    ending = [] if conversation is None else conversation.ending_ids
     # Configurations of models that were made with other tokenizers name ordinary tokens.
-    named = (
-        [i for i in generation_stops(place) if i in source.codec.control_ids]
-        for place in (model, source.folder)
-        if place is not None
-    )
-    stops = next((ids for ids in named if ids), None)
-    if stops is None:
-        return () if source.eos_id is None else (int(source.eos_id),)
-    ending = () if conversation is None else conversation.ending_ids
-    first = [i for i in ending if i in stops][:1]
-    return tuple(dict.fromkeys([*first, *stops]))
+    known = source.codec.control_ids.union(source.codec.added_ids.intersection(ending))
+    for place, ids, meant in named:
+        dropped = [i for i in ids if i not in known]
+        if dropped and meant:
+            warnings.warn(
+                f"stop: the generation config of {place} ends texts at eos_token_id={shown(ids)}, of which "
+                f"{shown(dropped)} are no control tokens of this tokenizer and are left out; stop= can name them",
+                TextGymWarning,
+                stacklevel=4,
+            )
+        stops = [i for i in ids if i in known]
+        if stops:
+            first = [i for i in ending if i in stops][:1]
+            return tuple(dict.fromkeys([*first, *stops]))
+    return eos
 
 
 def _stop_id(codec: Codec, token: Any) -> int:
@@ -213,6 +228,12 @@ def _conversation(source: Source, chat: bool | str | None) -> Conversation | Non
         return Conversation(source.codec, parse_format(BUILTIN_CHAT))
     if source.template is not None:
         return Conversation(source.codec, source.template)
+    if source.template_names:
+        names = ", ".join(map(repr, source.template_names))
+        raise ValueError(
+            f"chat={chat}: this tokenizer's chat templates are named {names}, and none is 'default'; allowed are "
+            "False, 'before{prompt}after' and a tokenizer whose chat_template is one text"
+        )
     if chat:
         raise ValueError("chat=True: this tokenizer has no chat template; give chat='before{prompt}after'")
     return None

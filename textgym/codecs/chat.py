@@ -65,7 +65,10 @@ class JinjaTemplate:
             messages.append({"role": "assistant", "content": completion})
         variables = {**self.variables, "add_generation_prompt": completion is None}
         request = {"template": self.source, "messages": messages, "variables": variables}
-        return _rendered(json.dumps(request, sort_keys=True))
+        answer = _rendered(json.dumps(request))  # keys in their order, which templates may write
+        if "error" in answer:
+            raise ValueError(f"chat: the chat template cannot be rendered: {answer['error']}")
+        return answer["text"]
 
 
 def parse_format(chat: str) -> FormatTemplate:
@@ -163,8 +166,5 @@ atexit.register(lambda: _renderer.close())
 
 
 @functools.lru_cache(maxsize=1024)
-def _rendered(request: str) -> str:
-    answer = _renderer(request)
-    if "error" in answer:
-        raise ValueError(f"chat: the chat template cannot be rendered: {answer['error']}")
-    return answer["text"]
+def _rendered(request: str) -> Mapping[str, str]:
+    return _renderer(request)

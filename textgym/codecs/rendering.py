@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import signal
 import sys
 from typing import Any
 
@@ -36,10 +37,9 @@ def _limit() -> None:
         import resource
     except ModuleNotFoundError:  # no POSIX: whoever waits has a limit, too
         return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
-    limits = {resource.RLIMIT_CPU: seconds, resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CORE: 0}
-    for kind, most in limits.items():
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    for kind, most in {resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CORE: 0}.items():
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from textgym.codecs.protocol import Codec
 from textgym.codecs.slow import SlowCodec
 from textgym.codecs.words import WordCodec
 from textgym.files import check_file, read_json, reading
+from textgym.rewards.base import TextGymWarning
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 
@@ -32,6 +36,7 @@ _EOS_NAMES = (
 )
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _CONFIG_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_PLAIN_CLASSES = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # without tokens of their own
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Source:
         template: the tokenizer's chat template.
         folder: where its files are.
         config: what a tokenizer_config.json says of it.
+        template_names: of its chat templates, where it has several and none that is the default.
         builtin: whether it is the tokenizer of the built-in world.
     """
 
@@ -53,6 +59,7 @@ class Source:
     template: Template | None = None
     folder: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    template_names: tuple[str, ...] = ()
     builtin: bool = False
 
 
@@ -95,25 +102,110 @@ def _from_path(path: Path) -> Source:
 
 def _from_files(file: Path) -> Source:
     tokenizer = Tokenizer.from_file(str(file))
-    config_file = file.with_name("tokenizer_config.json")
     template_file = file.with_name("chat_template.jinja")
-    if not os.path.lexists(config_file):
-        return replace(_from_bare(tokenizer), folder=file.parent)
-    config = read_json(config_file)
-    names = {key: _token_text(config.get(key)) for key in _CONFIG_TOKENS}
-    extra = [_token_text(token) for token in config.get("additional_special_tokens") or ()]
+    config = _config(file, tokenizer)
+    if config is None:
+        found, bare = _template({}, template_file), _from_bare(tokenizer)
+        template = JinjaTemplate(found, bare.config) if found else None
+        return replace(bare, folder=file.parent, template=template)
+    names = _named_tokens(config)
+    extra = [
+        _token_text(token)
+        for key in ("additional_special_tokens", "extra_special_tokens")
+        if isinstance(tokens := config.get(key), list)
+        for token in tokens
+    ]
     codec = FastCodec(tokenizer, [name for name in [*names.values(), *extra] if name])
     source = _template(config, template_file)
-    variables = {key: name for key, name in names.items() if name}
+    eos, pad = names.get("eos_token"), names.get("pad_token")
     return Source(
         codec,
-        eos_id=codec.token_id(names["eos_token"]) if names["eos_token"] else None,
-        pad_id=codec.token_id(names["pad_token"]) if names["pad_token"] else None,
-        template=JinjaTemplate(source, variables) if source else None,
+        eos_id=codec.token_id(eos) if eos else None,
+        pad_id=codec.token_id(pad) if pad else None,
+        template=JinjaTemplate(source, names) if source else None,
         folder=file.parent,
         config={**config, "chat_template": source} if source else config,
+        template_names=() if source else _template_names(config.get("chat_template")),
         builtin=file.parent.resolve() == BUILTIN_FOLDER.resolve(),
     )
+
+
+def _config(file: Path, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """What the files beside a tokenizer.json say, as `AutoTokenizer` reads them; None where there are none."""
+    config_file, map_file = (
+        file.with_name(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map")
+    )
+    if not os.path.lexists(config_file) and not os.path.lexists(map_file):
+        return None
+    config = read_json(config_file) if os.path.lexists(config_file) else {}
+    if "added_tokens_decoder" not in config and os.path.lexists(map_file):
+        config |= {key: _without_flags(value) for key, value in read_json(map_file).items()}
+    return _class_tokens(config, file.parent, tokenizer) | config
+
+
+def _without_flags(tokens: Any) -> Any:
+    """Token texts for the tokens of a special_tokens_map.json."""
+    if isinstance(tokens, list):
+        return [_token_text(token) for token in tokens]
+    if isinstance(tokens, dict) and "content" not in tokens:
+        return {key: _token_text(token) for key, token in tokens.items()}
+    return _token_text(tokens)
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that a chat template may name: the usual ones and the model's own, as image_token."""
+    named = {key: config.get(key) for key in _CONFIG_TOKENS}
+    own = {key: token for key, token in config.items() if key.endswith("_token") and key not in named}
+    named |= {
+        key: token for key, token in own.items() if isinstance(token, str | dict)
+    }  # add_bos_token is a bool
+    extra = config.get("extra_special_tokens")
+    texts = {
+        key: _token_text(token)
+        for key, token in {**named, **(extra if isinstance(extra, dict) else {})}.items()
+    }
+    return {key: text for key, text in texts.items() if text}
+
+
+def _class_tokens(config: Mapping[str, Any], folder: Path, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """The tokens that the tokenizer's class in transformers has where its files do not name them."""
+    if all(key in config for key in ("bos_token", "eos_token")):
+        return {}
+    model_file = folder / "config.json"
+    model = read_json(model_file) if model_file.is_file() else {}
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if "auto_map" in config or _short(name) in _PLAIN_CLASSES or not (name or model.get("model_type")):
+        return {}
+    if importlib.util.find_spec("transformers") is None:
+        warnings.warn(
+            f"tokenizer: {folder} names no bos_token or no eos_token, and the class {name or 'of its model'} "
+            "may have its own, which needs transformers (pip install transformers); they are left out",
+            TextGymWarning,
+            stacklevel=2,
+        )
+        return {}
+    from transformers.models.auto import tokenization_auto as auto
+
+    usual = auto.TOKENIZER_MAPPING_NAMES.get(model.get("model_type", ""))
+    other = bool(usual) and _short(name or usual) != _short(usual) and _short(usual) in _PLAIN_CLASSES
+    byte_level = "ByteLevel" in f"{tokenizer.pre_tokenizer}{tokenizer.decoder}"
+    if other or (
+        byte_level and _short(name) == "LlamaTokenizer"
+    ):  # transformers takes the plain class instead
+        return {"bos_token": None, "eos_token": None}
+    name = str(name or usual)
+    found = auto.tokenizer_class_from_name(_short(name)) or auto.tokenizer_class_from_name(name)
+    if found is None:
+        return {}
+    parameters = inspect.signature(found.__init__).parameters
+    defaults = {key: parameters[key].default for key in _CONFIG_TOKENS if key in parameters}
+    return {
+        key: str(token) for key, token in defaults.items() if token not in (None, inspect.Parameter.empty)
+    }
+
+
+def _short(name: Any) -> str:
+    return str(name).removesuffix("Fast")
 
 
 def _template(config: dict[str, Any], file: Path) -> str | None:
@@ -126,6 +218,12 @@ def _template(config: dict[str, Any], file: Path) -> str | None:
     if template is not None and not isinstance(template, str):
         raise ValueError(f"chat_template={template!r:.80}: allowed is a text, or a list of named ones")
     return template
+
+
+def _template_names(templates: Any) -> tuple[str, ...]:
+    if isinstance(templates, list):
+        return tuple(str(entry["name"]) for entry in templates)
+    return tuple(map(str, templates)) if isinstance(templates, Mapping) else ()
 
 
 def _token_text(token: Any) -> str | None:
@@ -165,27 +263,31 @@ def _from_hugging_face(tokenizer: Any) -> Source:
         template=JinjaTemplate(source, variables) if source else None,
         folder=Path(name) if name and Path(name).is_dir() else None,
         config={**variables, "chat_template": source} if source else variables,
+        template_names=() if source else _template_names(getattr(tokenizer, "chat_template", None)),
     )
 
 
-def generation_stops(model: str | Path) -> list[int]:
-    """The ids that end a text by a model's generation_config.json; [] without such a file or without any in it.
+def generation_stops(model: str | Path) -> tuple[list[int], bool]:
+    """The ids that end a text by a model's generation_config.json, and whether somebody chose them.
+
+    [] without such a file or without any in it. Files that transformers derives from a model's config are not chosen:
+    they hold the defaults of its architecture.
 
     Args:
         model: a folder in Hugging Face layout, or a hub id.
-    Raises: ValueError for a file that names no ids.
+    Raises: ValueError for an eos_token_id that is neither null nor a whole number nor a list of them.
     """
     file = _generation_config(model)
     if file is None:
-        return []
+        return [], False
     config = read_json(file)
-    stops = config.get("eos_token_id") if isinstance(config, dict) else config
+    stops = config.get("eos_token_id")
     ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise ValueError(
             f"{file}: eos_token_id={stops!r:.80}; allowed are null, a token id and a list of them"
         )
-    return ids
+    return ids, not config.get("_from_model_config")
 
 
 def _generation_config(model: str | Path) -> Path | None:
