@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from typing import Any
@@ -27,6 +28,8 @@ ODD = (
     *'\ud7ff\ue000\uffff\U0010ffff\U0001f600&|~[]/\\"aK5_',
     "e\u0301",
 )
+# What JSON writes with a backslash.
+ESCAPED = tuple(map(json.dumps, ['"', "\\", 'a"b', "a\\b", '""', "\0", "\n", "\x1f", "\x1fa"]))
 NUMBERS = (
     *[
         "-0",
@@ -112,6 +115,22 @@ ATOMS = (
         r"[[a]",
         r"[\]\\]",
         r"[\p{Lu}5]",
+    ],
+    # Without what JSON writes with a backslash, or of nothing else.
+    *[
+        r'[^"]',
+        r"[^\\]",
+        r'[^"\\]',
+        r'[^"a-z]',
+        r"[\x00-\x1f]",
+        r"[\x00-\x09\x0b-\x20]",
+        r"[[:cntrl:]]",
+        r"\pC",
+        r"\p{Cc}",
+        r"[^\x20-\x{10ffff}]",
+        r"\x00",
+        r"\x1f",
+        r"\\",
     ],
     *[
         r"a",
@@ -268,8 +287,9 @@ def check_schema(schema: dict[str, Any], seed: int, seen: Counter[str]) -> None:
     except ValueError:
         seen["refused"] += 1
         return
-    odd = tuple(f'"{text}"' for text in ODD if text not in '"\\' and text.isprintable())
+    odd = tuple(json.dumps(text, ensure_ascii=False) for text in ODD)
     texts = texts_of(mask, seed, TEXTS + odd)
+    texts += [text for text in ESCAPED if ends(mask, text) and text not in texts]
     seen["ended" if texts else "endless"] += 1
     seen["texts"] += len(texts)
     paid = JsonSchema(schema)(["p"] * len(texts), texts)
@@ -320,6 +340,47 @@ def test_an_exclusive_bound_is_no_number_of_the_mask(schema: dict[str, Any], tex
     assert not ends(mask, text)
     assert not ends(mask, f"{text}.0")
     assert ends(mask, beside)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *[
+            r'^[^"]*$',
+            r'^[^"\\]*$',
+            r'^(?s:[^"]*)$',
+            r'^[^"]{2}$',
+            r'^[^"a-z]*$',
+            r'[^"]',
+            r"^[^\\]+$",
+            r'^[^\\"]+$',
+        ],
+        *[
+            r"^[\x00-\x1f]$",
+            r"^[\x00-\x20]$",
+            r"^[[:cntrl:]]$",
+            r"^\pC$",
+            r"^\p{Cc}$",
+            r"^[^\x20-\x{10ffff}]$",
+        ],
+        *[r"^(?:[\x00-\x0f]|[\x10-\x1f])*$", r'^(?:[^"\\]|\\)$', r'(?i)^[^"]$', r"^[\x00-\x09\x0b-\x1f]$"],
+        *[r"^.$", r"(?s)^.*$", r"^[^a]$", r"^\D*$"],
+    ],
+)
+def test_a_class_of_a_schema_has_no_quotes_and_backslashes_that_are_not_its_own(pattern: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    mask = GrammarMask(VOCABULARY, json_grammar(schema))
+    texts = [json.dumps(chr(first) + second) for first in range(0x80) for second in ("", "\n", '"', "\\")]
+    paid = JsonSchema(schema)(["p"] * len(texts), texts)
+    ended = {text for text, pay in zip(texts, paid, strict=True) if ends(mask, text) and pay != 1.0}
+    assert not ended
+    assert any(pay == 1.0 and ends(mask, text) for text, pay in zip(texts, paid, strict=True))
+
+
+@pytest.mark.parametrize("pattern", [r"^\x00$", "^\0$", r"^a|\0$", r"(?i)\Qa" + "\0" + r"\E", r"[\x00]"])
+def test_a_nul_on_its_own_is_refused_in_a_schema(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"pattern=.*U\+0000 is allowed in classes alone that"):
+        json_grammar({"type": "string", "pattern": pattern})
 
 
 @pytest.mark.slow

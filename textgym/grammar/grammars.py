@@ -31,8 +31,8 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
     Compact: no white space outside of strings; the keys of an object in the order of the schema's
     `properties`, and no others; one key at most where the schema names none (a grammar cannot tell whether a key
     stands twice); characters of strings as they are, escaped only where JSON needs it; integers without point
-    and exponent, bounded numbers without exponent, minus zero only where there are negative numbers. These
-    spellings are all that is legal.
+    and exponent, bounded numbers without exponent, minus zero only where there are negative numbers; U+0000 of a
+    pattern only where a class has quotes and backslashes too. These spellings are all that is legal.
 
     Args:
         schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2.

@@ -77,7 +77,7 @@ def _value(key: str, value: Any, close: bool) -> Any:
         return value if value is False else _part(value, close, root=False)
     if key in _NUMBERS:
         _check_numbers(key, value)
-    return spelled_out(value) if key == "pattern" else value
+    return spelled_out(value, quoted=close) if key == "pattern" else value
 
 
 def _step_inside(part: dict[str, Any]) -> None:
