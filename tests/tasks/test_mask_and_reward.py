@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from textgym.catalog import make_task
 from textgym.grammar import GrammarMask, json_grammar, regex_grammar
 from textgym.rewards import JsonSchema, Pattern
 from textgym.state import Prompt, TokenState
@@ -281,6 +282,9 @@ SCHEMAS = st.builds(
 )
 
 
+STRINGS = st.builds(lambda pattern: {"type": "string", "pattern": pattern}, SEARCHED)
+
+
 def check_schema(schema: dict[str, Any], seed: int, seen: Counter[str]) -> None:
     try:
         mask = GrammarMask(VOCABULARY, json_grammar(schema))
@@ -377,6 +381,37 @@ def test_a_class_of_a_schema_has_no_quotes_and_backslashes_that_are_not_its_own(
     assert any(pay == 1.0 and ends(mask, text) for text, pay in zip(texts, paid, strict=True))
 
 
+LARGE = "a?" * 500
+OBJECT = {"type": "object", "required": ["k", "s"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": f"^{LARGE}$"},
+        {**OBJECT, "properties": {"k": {}, "s": {"type": "string", "pattern": f"^{LARGE}$"}}},
+        {"type": "array", "items": {"type": "string", "pattern": f"^{LARGE}$"}},
+    ],
+)
+def test_a_schema_that_is_too_complex_is_refused_when_the_task_is_made(schema: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^schema=.*: too complex for a mask \(lexer error.*\).*allowed$"
+    ) as caught:
+        make_task("Json", schema=schema)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_is_too_complex_is_refused_when_the_task_is_made() -> None:
+    with pytest.raises(ValueError, match=r"^pattern=.*: too complex for a mask \(lexer error.*\).*allowed$"):
+        make_task("Pattern", pattern=LARGE, constrain=True)
+
+
+def test_a_grammar_that_becomes_too_complex_later_says_so_in_one_line() -> None:
+    mask = GrammarMask(VOCABULARY, regex_grammar(f"[a-z]*0{LARGE}"))
+    with pytest.raises(ValueError, match=r"^pattern=.*: too complex for a mask \(lexer error.*\).*allowed$"):
+        ends(mask, "b0a")
+
+
 @pytest.mark.parametrize("pattern", [r"^\x00$", "^\0$", r"^a|\0$", r"(?i)\Qa" + "\0" + r"\E", r"[\x00]"])
 def test_a_nul_on_its_own_is_refused_in_a_schema(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"pattern=.*U\+0000 is allowed in classes alone that"):
@@ -385,7 +420,9 @@ def test_a_nul_on_its_own_is_refused_in_a_schema(pattern: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("check", "strategy"), [(check_schema, SCHEMAS), (check_pattern, FULL)], ids=["schemas", "patterns"]
+    ("check", "strategy"),
+    [(check_schema, SCHEMAS), (check_schema, STRINGS), (check_pattern, FULL)],
+    ids=["schemas", "strings", "patterns"],
 )
 def test_a_hundred_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:
     seen = sweep(check, strategy, 100)
@@ -394,7 +431,9 @@ def test_a_hundred_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("check", "strategy"), [(check_schema, SCHEMAS), (check_pattern, FULL)], ids=["schemas", "patterns"]
+    ("check", "strategy"),
+    [(check_schema, SCHEMAS), (check_schema, STRINGS), (check_pattern, FULL)],
+    ids=["schemas", "strings", "patterns"],
 )
 def test_two_thousand_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:
     seen = sweep(check, strategy, 2000)
