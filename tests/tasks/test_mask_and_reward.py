@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -379,6 +381,70 @@ def test_a_class_of_a_schema_has_no_quotes_and_backslashes_that_are_not_its_own(
     ended = {text for text, pay in zip(texts, paid, strict=True) if ends(mask, text) and pay != 1.0}
     assert not ended
     assert any(pay == 1.0 and ends(mask, text) for text, pay in zip(texts, paid, strict=True))
+
+
+@pytest.mark.parametrize("name", ["any JSON", "any JSON 2", "any%20JSON"])
+def test_a_definition_of_the_schema_keeps_its_name(name: str) -> None:
+    definitions = {"any JSON": {"const": "first"}, name: {"const": 5}}
+    reference = {"$ref": "#/$defs/" + quote(name)}
+    schema = {
+        "$defs": definitions,
+        "type": "object",
+        "properties": {"a": reference, "b": {}},
+        "required": ["a", "b"],
+    }
+    mask = GrammarMask(VOCABULARY, json_grammar(schema))
+    assert ends(mask, '{"a":5,"b":[{"c":null}]}')
+    assert not ends(mask, '{"a":6,"b":[]}')
+    assert not ends(mask, '{"a":"first","b":[]}')
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        {"uniqueItems": False},
+        {"not": False},
+        {"propertyNames": True},
+        {"unevaluatedItems": True},
+        {"unevaluatedProperties": True},
+        {"dependentRequired": {}},
+        {"dependentSchemas": {}},
+    ],
+)
+def test_a_keyword_that_says_nothing_is_passed_over(keyword: dict[str, Any]) -> None:
+    assert json_grammar({"items": keyword} | keyword) == json_grammar({"items": {}})
+
+
+def test_a_keyword_that_says_something_is_still_refused() -> None:
+    for keyword in ({"uniqueItems": True}, {"not": {"const": 1}}, {"unevaluatedProperties": False}):
+        with pytest.raises(ValueError, match="Unimplemented keys"):
+            json_grammar(keyword)
+
+
+def test_a_count_may_be_written_as_a_decimal() -> None:
+    schema = {"type": "array", "minItems": 1.0, "items": {"type": "string", "maxLength": 2.0}}
+    assert json_grammar(schema) == json_grammar(json.loads(json.dumps(schema).replace(".0", "")))
+    texts = ['["ab"]', "[]", '["abc"]']
+    assert JsonSchema(schema)(["p"] * 3, texts) == [1.0, 0.2, 0.2]
+    assert JsonSchema()(["p"] * 3, texts, schema=[json.dumps(schema)] * 3) == [1.0, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"minLength": 1.5}, "at minLength: 1.5 is not of type 'integer'"),
+        ({"maxItems": -1.0}, "at maxItems: -1 is less than the minimum of 0"),
+        ({"const": object()}, "<object object .*> is no JSON; an object, a list, a text, .* is allowed"),
+        ({"items": {"enum": [{1, 2}]}}, "{1, 2} is no JSON; an object"),
+        ({"properties": {1: {}}}, "a key 1 is no JSON, a text is allowed"),
+        ({"maximum": Decimal("NaN")}, "NaN.* is no JSON"),
+        ({"maximum": float("inf")}, "inf is no JSON"),
+    ],
+)
+@pytest.mark.parametrize("taker", [JsonSchema, json_grammar])
+def test_a_schema_that_is_no_json_is_refused_by_its_value(taker: Any, schema: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^schema: .*{said}"):
+        taker(schema)
 
 
 LARGE = "a?" * 500
