@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from textgym.catalog import make_task
 from textgym.grammar import GrammarMask, json_grammar, regex_grammar
 from textgym.rewards import JsonSchema, Pattern
 from textgym.state import Prompt, TokenState
@@ -27,6 +31,8 @@ ODD = (
     *'\ud7ff\ue000\uffff\U0010ffff\U0001f600&|~[]/\\"aK5_',
     "e\u0301",
 )
+# What JSON writes with a backslash.
+ESCAPED = tuple(map(json.dumps, ['"', "\\", 'a"b', "a\\b", '""', "\0", "\n", "\x1f", "\x1fa"]))
 NUMBERS = (
     *[
         "-0",
@@ -112,6 +118,22 @@ ATOMS = (
         r"[[a]",
         r"[\]\\]",
         r"[\p{Lu}5]",
+    ],
+    # Without what JSON writes with a backslash, or of nothing else.
+    *[
+        r'[^"]',
+        r"[^\\]",
+        r'[^"\\]',
+        r'[^"a-z]',
+        r"[\x00-\x1f]",
+        r"[\x00-\x09\x0b-\x20]",
+        r"[[:cntrl:]]",
+        r"\pC",
+        r"\p{Cc}",
+        r"[^\x20-\x{10ffff}]",
+        r"\x00",
+        r"\x1f",
+        r"\\",
     ],
     *[
         r"a",
@@ -262,14 +284,18 @@ SCHEMAS = st.builds(
 )
 
 
+STRINGS = st.builds(lambda pattern: {"type": "string", "pattern": pattern}, SEARCHED)
+
+
 def check_schema(schema: dict[str, Any], seed: int, seen: Counter[str]) -> None:
     try:
         mask = GrammarMask(VOCABULARY, json_grammar(schema))
     except ValueError:
         seen["refused"] += 1
         return
-    odd = tuple(f'"{text}"' for text in ODD if text not in '"\\' and text.isprintable())
+    odd = tuple(json.dumps(text, ensure_ascii=False) for text in ODD)
     texts = texts_of(mask, seed, TEXTS + odd)
+    texts += [text for text in ESCAPED if ends(mask, text) and text not in texts]
     seen["ended" if texts else "endless"] += 1
     seen["texts"] += len(texts)
     paid = JsonSchema(schema)(["p"] * len(texts), texts)
@@ -322,9 +348,147 @@ def test_an_exclusive_bound_is_no_number_of_the_mask(schema: dict[str, Any], tex
     assert ends(mask, beside)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *[
+            r'^[^"]*$',
+            r'^[^"\\]*$',
+            r'^(?s:[^"]*)$',
+            r'^[^"]{2}$',
+            r'^[^"a-z]*$',
+            r'[^"]',
+            r"^[^\\]+$",
+            r'^[^\\"]+$',
+        ],
+        *[
+            r"^[\x00-\x1f]$",
+            r"^[\x00-\x20]$",
+            r"^[[:cntrl:]]$",
+            r"^\pC$",
+            r"^\p{Cc}$",
+            r"^[^\x20-\x{10ffff}]$",
+        ],
+        *[r"^(?:[\x00-\x0f]|[\x10-\x1f])*$", r'^(?:[^"\\]|\\)$', r'(?i)^[^"]$', r"^[\x00-\x09\x0b-\x1f]$"],
+        *[r"^.$", r"(?s)^.*$", r"^[^a]$", r"^\D*$"],
+    ],
+)
+def test_a_class_of_a_schema_has_no_quotes_and_backslashes_that_are_not_its_own(pattern: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    mask = GrammarMask(VOCABULARY, json_grammar(schema))
+    texts = [json.dumps(chr(first) + second) for first in range(0x80) for second in ("", "\n", '"', "\\")]
+    paid = JsonSchema(schema)(["p"] * len(texts), texts)
+    ended = {text for text, pay in zip(texts, paid, strict=True) if ends(mask, text) and pay != 1.0}
+    assert not ended
+    assert any(pay == 1.0 and ends(mask, text) for text, pay in zip(texts, paid, strict=True))
+
+
+@pytest.mark.parametrize("name", ["any JSON", "any JSON 2", "any%20JSON"])
+def test_a_definition_of_the_schema_keeps_its_name(name: str) -> None:
+    definitions = {"any JSON": {"const": "first"}, name: {"const": 5}}
+    reference = {"$ref": "#/$defs/" + quote(name)}
+    schema = {
+        "$defs": definitions,
+        "type": "object",
+        "properties": {"a": reference, "b": {}},
+        "required": ["a", "b"],
+    }
+    mask = GrammarMask(VOCABULARY, json_grammar(schema))
+    assert ends(mask, '{"a":5,"b":[{"c":null}]}')
+    assert not ends(mask, '{"a":6,"b":[]}')
+    assert not ends(mask, '{"a":"first","b":[]}')
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        {"uniqueItems": False},
+        {"not": False},
+        {"propertyNames": True},
+        {"unevaluatedItems": True},
+        {"unevaluatedProperties": True},
+        {"dependentRequired": {}},
+        {"dependentSchemas": {}},
+    ],
+)
+def test_a_keyword_that_says_nothing_is_passed_over(keyword: dict[str, Any]) -> None:
+    assert json_grammar({"items": keyword} | keyword) == json_grammar({"items": {}})
+
+
+def test_a_keyword_that_says_something_is_still_refused() -> None:
+    for keyword in ({"uniqueItems": True}, {"not": {"const": 1}}, {"unevaluatedProperties": False}):
+        with pytest.raises(ValueError, match="Unimplemented keys"):
+            json_grammar(keyword)
+
+
+def test_a_count_may_be_written_as_a_decimal() -> None:
+    schema = {"type": "array", "minItems": 1.0, "items": {"type": "string", "maxLength": 2.0}}
+    assert json_grammar(schema) == json_grammar(json.loads(json.dumps(schema).replace(".0", "")))
+    texts = ['["ab"]', "[]", '["abc"]']
+    assert JsonSchema(schema)(["p"] * 3, texts) == [1.0, 0.2, 0.2]
+    assert JsonSchema()(["p"] * 3, texts, schema=[json.dumps(schema)] * 3) == [1.0, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"minLength": 1.5}, "at minLength: 1.5 is not of type 'integer'"),
+        ({"maxItems": -1.0}, "at maxItems: -1 is less than the minimum of 0"),
+        ({"const": object()}, "<object object .*> is no JSON; an object, a list, a text, .* is allowed"),
+        ({"items": {"enum": [{1, 2}]}}, "{1, 2} is no JSON; an object"),
+        ({"properties": {1: {}}}, "a key 1 is no JSON, a text is allowed"),
+        ({"maximum": Decimal("NaN")}, "NaN.* is no JSON"),
+        ({"maximum": float("inf")}, "inf is no JSON"),
+    ],
+)
+@pytest.mark.parametrize("taker", [JsonSchema, json_grammar])
+def test_a_schema_that_is_no_json_is_refused_by_its_value(taker: Any, schema: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^schema: .*{said}"):
+        taker(schema)
+
+
+LARGE = "a?" * 500
+OBJECT = {"type": "object", "required": ["k", "s"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": f"^{LARGE}$"},
+        {**OBJECT, "properties": {"k": {}, "s": {"type": "string", "pattern": f"^{LARGE}$"}}},
+        {"type": "array", "items": {"type": "string", "pattern": f"^{LARGE}$"}},
+    ],
+)
+def test_a_schema_that_is_too_complex_is_refused_when_the_task_is_made(schema: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^schema=.*: too complex for a mask \(lexer error.*\).*allowed$"
+    ) as caught:
+        make_task("Json", schema=schema)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_is_too_complex_is_refused_when_the_task_is_made() -> None:
+    with pytest.raises(ValueError, match=r"^pattern=.*: too complex for a mask \(lexer error.*\).*allowed$"):
+        make_task("Pattern", pattern=LARGE, constrain=True)
+
+
+def test_a_grammar_that_becomes_too_complex_later_says_so_in_one_line() -> None:
+    mask = GrammarMask(VOCABULARY, regex_grammar(f"[a-z]*0{LARGE}"))
+    with pytest.raises(ValueError, match=r"^pattern=.*: too complex for a mask \(lexer error.*\).*allowed$"):
+        ends(mask, "b0a")
+
+
+@pytest.mark.parametrize("pattern", [r"^\x00$", "^\0$", r"^a|\0$", r"(?i)\Qa" + "\0" + r"\E", r"[\x00]"])
+def test_a_nul_on_its_own_is_refused_in_a_schema(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"pattern=.*U\+0000 is allowed in classes alone that"):
+        json_grammar({"type": "string", "pattern": pattern})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("check", "strategy"), [(check_schema, SCHEMAS), (check_pattern, FULL)], ids=["schemas", "patterns"]
+    ("check", "strategy"),
+    [(check_schema, SCHEMAS), (check_schema, STRINGS), (check_pattern, FULL)],
+    ids=["schemas", "strings", "patterns"],
 )
 def test_a_hundred_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:
     seen = sweep(check, strategy, 100)
@@ -333,7 +497,9 @@ def test_a_hundred_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("check", "strategy"), [(check_schema, SCHEMAS), (check_pattern, FULL)], ids=["schemas", "patterns"]
+    ("check", "strategy"),
+    [(check_schema, SCHEMAS), (check_schema, STRINGS), (check_pattern, FULL)],
+    ids=["schemas", "strings", "patterns"],
 )
 def test_two_thousand_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:
     seen = sweep(check, strategy, 2000)

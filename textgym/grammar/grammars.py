@@ -13,6 +13,8 @@ from textgym.rewards.schemas import make_validator
 
 # Without it a text that is forced could be written in one tokenisation only.
 _OPTIONS: Final = '%llguidance {"no_forcing": true}\n'
+_SCHEMA: Final = f"{_OPTIONS}start: %json "
+_PATTERN: Final = f"{_OPTIONS}start: TEXT\nTEXT: "
 
 
 def import_llguidance() -> Any:
@@ -31,8 +33,8 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
     Compact: no white space outside of strings; the keys of an object in the order of the schema's
     `properties`, and no others; one key at most where the schema names none (a grammar cannot tell whether a key
     stands twice); characters of strings as they are, escaped only where JSON needs it; integers without point
-    and exponent, bounded numbers without exponent, minus zero only where there are negative numbers. These
-    spellings are all that is legal.
+    and exponent, bounded numbers without exponent, minus zero only where there are negative numbers; U+0000 of a
+    pattern only where a class has quotes and backslashes too. These spellings are all that is legal.
 
     Args:
         schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2.
@@ -53,7 +55,7 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
 
 def _json_grammar(part: dict[str, Any], schema: Mapping[str, Any]) -> str:
     compact = json.dumps({**part, "x-guidance": {"whitespace_flexible": False}}, default=float)
-    return _checked(f"{_OPTIONS}start: %json {compact}", "schema", schema)
+    return _checked(f"{_SCHEMA}{compact}", "schema", schema)
 
 
 def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
@@ -64,7 +66,15 @@ def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
     """
     body = spelled_out(pattern).replace("/", r"\/")
     body = f"(?s:{body})" if dot_all else body
-    return _checked(f"{_OPTIONS}start: TEXT\nTEXT: /{body}/", "pattern", pattern)
+    return _checked(f"{_PATTERN}/{body}/", "pattern", pattern)
+
+
+def source(grammar: str) -> str:
+    """What a grammar was made of, as messages name it: the schema or the pattern, spelled out for the mask."""
+    for argument, start in (("schema", _SCHEMA), ("pattern", _PATTERN)):
+        if grammar.startswith(start):
+            return f"{argument}={grammar.removeprefix(start)}"
+    return f"grammar={grammar!r}"
 
 
 def _checked(grammar: str, argument: str, value: Any) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from textgym.grammar.grammars import import_llguidance
+from textgym.grammar.grammars import import_llguidance, source
 from textgym.grammar.token_bytes import TokenBytes, token_bytes
 from textgym.state import TokenState
 from textgym.vocab import Vocabulary
 
 Completion = tuple[int, ...]
+_TRIED: Final = 64
+"""Steps of a walk that a grammar is tried out with."""
+_CLOSING: Final = frozenset([b'"', b"]", b"}", b","])
 
 
 class _Tokens:
@@ -65,7 +68,8 @@ class GrammarMask:
         grammar: of `json_grammar` or `regex_grammar`.
         places: how many completions are kept, 1 or more.
 
-    Raises: ValueError without a stop token, or for a decoder that no grammar can follow;
+    Raises: ValueError without a stop token, for a decoder that no grammar can follow, or for a grammar that is too
+        complex for llguidance, as far as walks to try it out show (others raise it when they are called);
         ModuleNotFoundError without llguidance.
     """
 
@@ -83,6 +87,7 @@ class GrammarMask:
         self._stops = np.zeros(vocabulary.size, np.bool_)
         self._stops[list(vocabulary.stop_ids)] = True
         self._stop_bits = np.packbits(self._stops, bitorder="little")
+        self._try_out()
 
     def __call__(self, states: Sequence[TokenState]) -> npt.NDArray[np.bool_]:
         """The tokens that may come next, bool (B, V), for B states that run."""
@@ -104,8 +109,31 @@ class GrammarMask:
         stops = list(self.vocabulary.stop_ids)
         tokenizer = llguidance.LLTokenizer(_Tokens(tokens, stops[0]), n_vocab=len(tokens), eos_token=stops)
         matcher = llguidance.LLMatcher(tokenizer, self.grammar, log_level=0)
-        _check(matcher)
+        self._check(matcher)
         return matcher
+
+    def _try_out(self) -> None:
+        """Walk with the longest tokens: past what may end soon to what comes behind it, and into what may be long."""
+        closing = np.array([written in _CLOSING for written in self._table.inner])
+        length = np.array([len(written) for written in self._table.inner])
+        for last in (~closing, closing):
+            order = np.lexsort((-length, last))
+            order = order[~self._stops[order]]
+            place = self._start
+            for _ in range(_TRIED):
+                legal = np.unpackbits(self._bits(place), count=self.vocabulary.size, bitorder="little")[order]
+                if not legal.any():
+                    break
+                place = self._after(place, int(order[legal.argmax()]))
+
+    def _check(self, matcher: Any) -> None:
+        """Raise ValueError where the grammar has become too complex to follow."""
+        if matcher.is_error():
+            reason = matcher.get_error().partition("\n")[0]
+            raise ValueError(
+                f"{source(self.grammar):.200}: too complex for a mask ({reason:.200}); a simpler one, or no mask, is "
+                "allowed"
+            )
 
     def _place(self, completion: Completion) -> _Place:
         """The place after a completion: kept, or found from the longest beginning of it that is kept."""
@@ -134,7 +162,7 @@ class GrammarMask:
             return place
         matcher = place.matcher.deep_copy()
         if not matcher.try_consume_tokens([token + self.vocabulary.size if place.empty else token]):
-            _check(matcher)
+            self._check(matcher)
             return _Place(None, empty=False)
         return _Place(matcher, empty=False)
 
@@ -150,7 +178,7 @@ class GrammarMask:
         if place.matcher.get_error().startswith("NoExtensionBias"):  # no token has the byte that must come
             place.matcher = None
             return self._stop_bits
-        _check(place.matcher)
+        self._check(place.matcher)
         if place.empty:
             both = np.unpackbits(packed, bitorder="little")
             mask = both[size : 2 * size].astype(np.bool_)
@@ -158,9 +186,3 @@ class GrammarMask:
         else:
             mask = np.unpackbits(packed, count=size, bitorder="little").astype(np.bool_)
         return np.packbits(mask, bitorder="little") if mask.any() else self._stop_bits
-
-
-def _check(matcher: Any) -> None:
-    """Raise RuntimeError where the grammar has become too complex to follow."""
-    if matcher.is_error():
-        raise RuntimeError(f"grammar: {matcher.get_error():.300}")

@@ -6,14 +6,14 @@ names, and where it names none, one key at most. Numbers of a schema are those t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
+from urllib.parse import quote
 
 from textgym.grammar.patterns import spelled_out
 
-_ANY: Final = "any JSON"
-_ANYTHING: Final[Mapping[str, Any]] = {"$ref": "#/$defs/any%20JSON"}
 _NAMED_PARTS: Final = ("properties", "$defs", "definitions")
 _LISTED_PARTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _PARTS: Final = ("items", "additionalProperties")
@@ -29,22 +29,42 @@ _NUMBERS: Final = (
     "exclusiveMinimum",
     "exclusiveMaximum",
 )
+_COUNTS: Final = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_SAYS_NOTHING: Final[Mapping[str, Any]] = {
+    "uniqueItems": False,
+    "not": False,
+    "propertyNames": True,
+    "unevaluatedItems": True,
+    "unevaluatedProperties": True,
+    "dependentRequired": {},
+    "dependentSchemas": {},
+}
+"""What llguidance refuses even where it is as good as not written."""
 _MOST_DIGITS: Final = 15
 """Before the decimal point, and behind it: what a float keeps of a decimal number."""
 
 
 def narrowed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema that a grammar is made of. Raises: ValueError for what no grammar has in common with the reward."""
-    part: dict[str, Any] = _part(schema, close=True)
-    if _ANYTHING["$ref"] not in str(part):
+    name = _free_name(schema)
+    reference = {"$ref": "#/$defs/" + quote(name)}
+    part: dict[str, Any] = _part(schema, reference)
+    if reference["$ref"] not in str(part):
         return part
-    anything = {"items": _ANYTHING, "additionalProperties": _ANYTHING, "maxProperties": 1}
-    return part | {"$defs": part.get("$defs", {}) | {_ANY: anything}}
+    anything = {"items": reference, "additionalProperties": reference, "maxProperties": 1}
+    return part | {"$defs": part.get("$defs", {}) | {name: anything}}
+
+
+def _free_name(schema: Mapping[str, Any]) -> str:
+    """A name for a definition that stands nowhere in a schema, neither as it is nor in a reference."""
+    written = str(schema)
+    names = itertools.chain(["any JSON"], map("any JSON {}".format, itertools.count(2)))
+    return next(name for name in names if name not in written and quote(name) not in written)
 
 
 def as_rewarded(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema as the reward reads it: patterns spelled out, formats passed over, objects as open as they are."""
-    return dict(_part(schema, close=False))
+    return dict(_part(schema, None))
 
 
 def has_one_of(schema: Any) -> bool:
@@ -54,30 +74,38 @@ def has_one_of(schema: Any) -> bool:
     return isinstance(schema, list | tuple) and any(map(has_one_of, schema))
 
 
-def _part(schema: Any, close: bool, root: bool = True) -> Any:
+def _part(schema: Any, anything: Mapping[str, Any] | None, root: bool = True) -> Any:
+    """A schema inside of the schema; closed, where there is a reference to the schema of `anything`."""
+    close = anything is not None
     if isinstance(schema, bool):
-        return dict(_ANYTHING) if schema and close else schema
+        return dict(anything) if schema and anything is not None else schema
     for keyword in (*_REFUSED, *(() if root else ("$id",))):
         if keyword in schema:
             raise ValueError(f"{keyword!r} inside of a schema is not allowed, write $ref and $defs")
-    part = {key: _value(key, value, close) for key, value in schema.items() if close or key != "format"}
+    part = {
+        key: _value(key, value, anything)
+        for key, value in schema.items()
+        if (close or key != "format") and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
+    }
     if close and part.get("type") != "integer":
         _step_inside(part)
-    if close and not any(key in part for key in _ELSEWHERE):
-        _close(part)
+    if anything is not None and not any(key in part for key in _ELSEWHERE):
+        _close(part, anything)
     return part
 
 
-def _value(key: str, value: Any, close: bool) -> Any:
+def _value(key: str, value: Any, anything: Mapping[str, Any] | None) -> Any:
     if key in _NAMED_PARTS:
-        return {name: _part(part, close, root=False) for name, part in value.items()}
+        return {name: _part(part, anything, root=False) for name, part in value.items()}
     if key in _LISTED_PARTS:
-        return [_part(part, close, root=False) for part in value]
+        return [_part(part, anything, root=False) for part in value]
     if key in _PARTS:
-        return value if value is False else _part(value, close, root=False)
+        return value if value is False else _part(value, anything, root=False)
+    if key in _COUNTS:
+        return int(value)
     if key in _NUMBERS:
         _check_numbers(key, value)
-    return spelled_out(value) if key == "pattern" else value
+    return spelled_out(value, quoted=anything is not None) if key == "pattern" else value
 
 
 def _step_inside(part: dict[str, Any]) -> None:
@@ -93,14 +121,14 @@ def _step_inside(part: dict[str, Any]) -> None:
             part[bound] = inner(inside, part.get(bound, inside))
 
 
-def _close(part: dict[str, Any]) -> None:
+def _close(part: dict[str, Any], anything: Mapping[str, Any]) -> None:
     """Leave an array no items but those that are closed themselves, and an object no keys that could stand twice."""
     types = part.get("type", ("array", "object"))
     if "array" in types:
-        part.setdefault("items", _ANYTHING)
+        part.setdefault("items", anything)
     if "object" not in types or part.get("additionalProperties") is False:
         return
-    others = part.setdefault("additionalProperties", _ANYTHING)
+    others = part.setdefault("additionalProperties", anything)
     named = part.get("properties", {})
     required = {name: others for name in part.get("required", ()) if name not in named}
     if named or required:

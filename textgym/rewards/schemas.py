@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import cache
@@ -14,6 +15,8 @@ from textgym.rewards.regex import Regex
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REWARD: Final = "json_schema"
+_MOST_DIGITS: Final = 4000
+"""Of a whole number that is made an integer; larger ones stay decimals."""
 _DATA: Final = ("enum", "const", "default", "examples")  # values, in which "$ref" is a key like any other
 _REFUSED: Final = {
     "patternProperties": "its expressions would not run in linear time; name the properties",
@@ -45,7 +48,7 @@ def _make(schema: Any, argument: str) -> Any:
     if isinstance(schema, Mapping) and schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
         raise ValueError(f"{argument}: $schema is {schema['$schema']!r}, only {DIALECT!r} is allowed")
     try:
-        schema = exact(_plain(schema))
+        schema = _plain(schema)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
     try:
@@ -53,7 +56,8 @@ def _make(schema: Any, argument: str) -> Any:
         jsonschema.Draft202012Validator.check_schema(schema, format_checker=jsonschema.FormatChecker(()))
     except jsonschema.SchemaError as error:
         place = "/".join(map(str, error.absolute_path)) or "top"
-        raise ValueError(f"{argument}: not a JSON schema, at {place}: {error.message:.200}") from error
+        reason = re.sub(r"Decimal\('([^']*)'\)", r"\1", error.message)
+        raise ValueError(f"{argument}: not a JSON schema, at {place}: {reason:.200}") from error
     registry, resolver = _closed_world(schema)
     _check_part(schema, resolver, argument)
     validator = _validator_class()(schema, registry=registry)
@@ -64,11 +68,26 @@ def _make(schema: Any, argument: str) -> Any:
     return validator
 
 
-def _plain(schema: Any) -> Any:
-    """Mappings as dicts and tuples as lists, which is all that the validator knows."""
-    if isinstance(schema, Mapping):
-        return {key: _plain(value) for key, value in schema.items()}
-    return [_plain(value) for value in schema] if isinstance(schema, list | tuple) else schema
+def _plain(value: Any) -> Any:
+    """JSON values as the validator knows them: dicts, lists, and numbers as they are written, whole ones as integers.
+
+    Raises: ValueError for what is no JSON.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"a key {shown(key)} is no JSON, a text is allowed")
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    value = exact(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if _is_integer(value) and value.adjusted() < _MOST_DIGITS else value
+    if value is None or isinstance(value, str | int):
+        return value
+    raise ValueError(
+        f"{shown(value)} is no JSON; an object, a list, a text, a number, a bool or None is allowed"
+    )
 
 
 def _closed_world(schema: Any) -> tuple[Any, Any]:
