@@ -188,6 +188,11 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     return runs(root) | results(root) | models(root) | fits(root)
 
 
+def asks_for_more(done: str) -> bool:
+    """Whether an edit is a greater budget or a greater number of what there was: honest work that takes its time."""
+    return done.startswith("config.json") and ("'episodes'" in done or done.endswith(": scale"))
+
+
 def problems(kinds: dict[str, Kind], folder: Path, count: int, first: int) -> list[str]:
     """What went wrong in `count` edits, one of a kind of folder after the other."""
     found = []
@@ -202,7 +207,7 @@ def problems(kinds: dict[str, Kind], folder: Path, count: int, first: int) -> li
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 wrong = problem(partial(read, place))
-            if wrong is not None and not (wrong.startswith("took longer") and done.startswith("config.json")):
+            if wrong is not None and not (wrong.startswith("took longer") and asks_for_more(done)):
                 found.append(f"{number}, {names[number % len(names)]}, {done}: {wrong}")
     return found
 

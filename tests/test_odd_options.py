@@ -101,6 +101,27 @@ def test_a_token_id_that_no_table_reaches_is_refused_at_once() -> None:
         load_vocabulary(tokenizer)
 
 
+@pytest.mark.parametrize("option", ["prompts", "eval_prompts", "tune_prompts"])
+@pytest.mark.parametrize("task", ["Text", "Json"])
+@pytest.mark.parametrize(
+    "value", [{"train": ["a"], "test": None}, {"a": 1}.keys(), {"a"}, frozenset("ab"), b"a", bytearray(b"a")]
+)
+def test_prompts_are_a_list_and_no_dict_or_set(task: str, option: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{option}=.*: allowed are a list of texts and the path"):
+        make_task(task, **{"prompts": ["a"], option: value})
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"a"}, b"a"])
+def test_a_column_is_a_list_and_no_dict_or_set(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^columns: 'answer' must be a list"):
+        make_task("Text", prompts=["a"], columns={"answer": value})
+
+
+def test_prompts_may_come_from_anything_that_has_an_order() -> None:
+    for prompts in (("a", "b"), (text for text in "ab"), np.array(["a", "b"])):
+        assert make_task("Text", prompts=prompts).prompt_set("train").texts == ("a", "b")
+
+
 def test_arguments_that_are_no_prompts_or_no_reference() -> None:
     for prompts in (None, 5, [], [3], np.zeros(2), {1: 2}):
         with pytest.raises((TypeError, ValueError), match=r"^prompts"):

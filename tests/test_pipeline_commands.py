@@ -15,7 +15,7 @@ TINY = ["--batch", "32", "--minibatches", "1", "--epochs", "1", "--episodes", "3
     ("words", "message"),
     [
         (["Nothing-v0"], "ID 'Nothing-v0': there is no such environment"),
-        (["Helpful-v0", "--episodes", "0"], "episodes=0: allowed is an integer >= 1"),
+        (["Helpful-v0", "--episodes", "0"], "episodes=0: allowed is an integer in 1..9007199254740992"),
         (["Helpful-v0", "--env", "max_new_tokens"], "--env 'max_new_tokens': allowed is NAME=VALUE"),
         (["Helpful-v0", "--env", "reference=uniform"], "is no language model"),
         (["Helpful-v0", "--noise", "-1"], "noise=-1.0: allowed is a finite number >= 0"),

@@ -279,8 +279,8 @@ def test_gymnasium_s_vector_wrappers() -> None:
 
 
 def test_bad_arguments() -> None:
-    for number in (0, -1, 2.0, True):
-        with pytest.raises(ValueError, match=r"num_envs=.*allowed is an int from 1 on"):
+    for number in (0, -1, 2.0, True, 2**20 + 1, 2**31, 10**400, 10**5000, "2", None):
+        with pytest.raises(ValueError, match=r"num_envs=.*allowed is an int in 1\.\.1048576"):
             TokenVectorEnv(word_task(), number)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"autoreset_mode 'SameStp': not one of .*Did you mean 'SameStep'"):
         TokenVectorEnv(word_task(), 2, autoreset_mode="SameStp")

@@ -10,6 +10,9 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+MOST_ROWS = 2**20
+"""Of what is made or done at once, as sub-environments: more would keep a machine busy before anything is seen."""
+
 
 def shown(value: object, most: int = 80) -> str:
     """The beginning of what `repr` says of a value; its kind where there is no repr, as of the greatest integers."""

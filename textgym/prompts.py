@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,7 +68,7 @@ def prompt_set(
 
     Raises: TypeError or ValueError, naming the argument.
     """
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if not _is_list(texts) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{argument}: {type(texts).__name__} is not a list of strings")
     if not texts:
         raise ValueError(f"{argument}: the list is empty, at least one is needed")
@@ -77,7 +77,7 @@ def prompt_set(
     for name, values in (columns or {}).items():
         if name in RESERVED_COLUMNS:
             raise ValueError(f"columns: the name {name!r} is taken ({', '.join(RESERVED_COLUMNS)} are)")
-        if isinstance(values, str) or not isinstance(values, Sized) or len(values) != len(texts):
+        if not _is_list(values) or not isinstance(values, Sized) or len(values) != len(texts):
             raise ValueError(
                 f"columns: {name!r} must be a list with one value for each of the {len(texts)} prompts"
             )
@@ -124,7 +124,7 @@ def read_prompts(
     Raises: FileNotFoundError or ValueError, naming the file and the line.
     """
     if not isinstance(source, str | Path):
-        if not isinstance(source, Iterable):
+        if not _is_list(source):
             raise TypeError(
                 f"{argument}={shown(source)}: allowed are a list of texts and the path of a .txt or .jsonl file"
             )
@@ -153,6 +153,11 @@ def read_prompts(
             names = names or [name for name in row if name != "prompt"]
             rows.append(row)
     return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
+
+
+def _is_list(values: object) -> bool:
+    """Whether values stand one after the other: not as the keys of a dict, nor as a set, which has no order."""
+    return isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping | Set)
 
 
 def _json_row(text: str, names: list[str] | None) -> dict[str, Any]:

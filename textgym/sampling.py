@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym.lm.reference import Reference, restricted
+from textgym.messages import MOST_ROWS, shown
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 
@@ -86,10 +87,10 @@ def play(
         deterministic: take the likeliest token instead of drawing.
         others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
             KL and entropy are those of the policy that wrote; `log_probs` has all of them.
-    Raises: ValueError if `per_prompt` < 1, or one of several policies has no log-probabilities.
+    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, or one of several policies has no log-probabilities.
     """
-    if per_prompt < 1:
-        raise ValueError(f"per_prompt={per_prompt!r}: allowed is an integer >= 1")
+    if not 1 <= per_prompt <= MOST_ROWS:
+        raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
     prompts, policies = task.prompt_set(split), [policy, *others]
     count = per_prompt * len(policies)
     order = np.repeat(np.arange(len(prompts.texts)), count)

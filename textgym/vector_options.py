@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from textgym.messages import not_one_of
+from textgym.messages import MOST_ROWS, not_one_of, shown
 from textgym.options import RESET_OPTIONS, check_options, chosen_prompt
 from textgym.state import Prompt
 from textgym.task import Task
@@ -32,9 +32,10 @@ class VectorReset:
 
 
 def read_num_envs(num_envs: Any) -> int:
-    """The number of sub-environments. Raises: ValueError unless it is an int from 1 on."""
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
-        raise ValueError(f"num_envs={num_envs!r}: allowed is an int from 1 on")
+    """The number of sub-environments. Raises: ValueError unless it is an int in 1..MOST_ROWS."""
+    integer = isinstance(num_envs, int | np.integer) and not isinstance(num_envs, bool)
+    if not integer or not 1 <= num_envs <= MOST_ROWS:
+        raise ValueError(f"num_envs={shown(num_envs)}: allowed is an int in 1..{MOST_ROWS}")
     return int(num_envs)
 
 

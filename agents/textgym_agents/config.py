@@ -11,8 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from textgym.messages import shown
+from textgym.messages import MOST_ROWS, shown
 from textgym.rewards.values import is_finite
+from textgym_agents.settings import MOST
 
 KL = Literal["exact", "k1", "k2", "k3"]
 
@@ -64,8 +65,9 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("batch", "micro_batch", "kl_horizon"):
+        for name in ("batch", "micro_batch"):
             at_least_one(self, name)
+        at_least_one(self, "kl_horizon", MOST)
         for name in ("adam_epsilon", "max_grad_norm", "temperature"):
             positive(self, name)
         share(self, "warmup")
@@ -166,11 +168,11 @@ def only_with(config: Any, name: str, used: bool, needs: str) -> None:
     require(name, value, used or value == default, f"{default!r} without {needs}")
 
 
-def at_least_one(config: object, name: str) -> None:
-    """Raises: ValueError unless the setting is an integer, 1 or more."""
+def at_least_one(config: object, name: str, most: int = MOST_ROWS) -> None:
+    """Raises: ValueError unless the setting is an integer in 1..most; what is done or held at once has the default."""
     check_types(config)
     value = getattr(config, name)
-    require(name, value, value >= 1, "an integer >= 1")
+    require(name, value, 1 <= value <= most, f"an integer in 1..{most}")
 
 
 def positive(config: object, name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, get_args
 
-from textgym.messages import not_one_of
+from textgym.messages import MOST_ROWS, not_one_of, shown
 from textgym.prompts import HeldOut
 from textgym.sources import source_digest, source_folder
 
@@ -64,18 +64,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         least = {"eval_every": 0, "eval_points": 0, "save_every": 0, "samples": 0}
-        names = (
-            "episodes",
-            "eval_per_prompt",
-            "final_per_prompt",
-            "optimum_per_prompt",
-            *least,
-        )
-        for name in names:
-            value, lowest = getattr(self, name), least.get(name, 1)
+        most = dict.fromkeys(("eval_per_prompt", "final_per_prompt", "optimum_per_prompt"), MOST_ROWS)
+        for name in ("episodes", *most, *least):
+            value, lowest, highest = getattr(self, name), least.get(name, 1), most.get(name, MOST)
             integer = isinstance(value, int) and not isinstance(value, bool)
-            if not integer or not lowest <= value <= MOST:
-                raise ValueError(f"{name}={value!r:.80}: allowed is an integer in {lowest}..{MOST}")
+            if not integer or not lowest <= value <= highest:
+                raise ValueError(f"{name}={shown(value)}: allowed is an integer in {lowest}..{highest}")
         for name, kind, allowed in (
             ("id", str, "a text"),
             ("agent", str, "a text"),

@@ -16,6 +16,7 @@ from textgym_agents.metrics import rollout_metrics
 from textgym_agents.protocol import Metrics
 from textgym_agents.replay import Paths, Replay
 from textgym_agents.rollout import Rollout, collect, micro_batches
+from textgym_agents.settings import MOST
 from textgym_agents.targets import critic_free_targets, first_states, scores
 
 
@@ -40,8 +41,9 @@ class SoftQConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("replay", "replay_batch", "updates"):
+        for name in ("replay_batch", "updates"):
             at_least_one(self, name)
+        at_least_one(self, "replay", MOST)
         not_negative(self, "value_coefficient")
         require("kl", self.kl, self.kl == "k1", "'k1'")
 

@@ -12,8 +12,9 @@ from textgym_agents import agent_names
 from textgym_agents.config import LMConfig, LMPPOConfig, check_types, only_with
 from textgym_agents.fixed import FixedConfig
 from textgym_agents.registry import agent_class, config_class
+from textgym_agents.settings import TrainSettings
 
-from textgym.messages import shown
+from textgym.messages import MOST_ROWS, shown
 
 FOREIGN = {
     int: st.floats() | st.text() | st.booleans() | st.lists(st.integers()),
@@ -46,6 +47,43 @@ def settings_of_all_agents():
 
 
 SETTINGS = sorted(settings_of_all_agents(), key=lambda setting: (setting[0].__name__, setting[1]))
+
+
+# Nothing is done or held at once for these; a replay is held against the memory, or grows as it fills.
+UNBOUNDED = {"seed", "kl_horizon", "replay", "target_update", "learning_starts", "max_states", "group"}
+SIZES = [
+    (kind, name)
+    for kind, name, _ in SETTINGS
+    if name not in UNBOUNDED and {int} & {(hint := typing.get_type_hints(kind)[name]), *typing.get_args(hint)}
+]
+
+
+@pytest.mark.parametrize("value", [MOST_ROWS + 1, 10**9, 10**400], ids=["next", "huge", "endless"])
+def test_no_setting_keeps_a_machine_busy_before_anything_is_seen(value):
+    assert {name for _, name in SIZES} >= {
+        "batch",
+        "micro_batch",
+        "minibatches",
+        "epochs",
+        "n",
+        "k",
+        "simulations",
+    }
+    for kind, name in SIZES:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  (the message is looked at below)
+            kind(**{name: value})
+        assert str(caught.value).startswith(f"{name}={shown(value)}: allowed is "), kind.__name__
+
+
+def test_a_group_is_no_greater_than_the_batch():
+    with pytest.raises(ValueError, match=r"batch=256: allowed is a multiple of group=1000000000"):
+        config_class(agent_class("rloo"))(group=10**9)
+
+
+@pytest.mark.parametrize("name", ["eval_per_prompt", "final_per_prompt", "optimum_per_prompt"])
+def test_an_evaluation_has_no_more_completions_of_a_prompt_than_a_batch_may_have(name):
+    with pytest.raises(ValueError, match=rf"^{name}=1048577: allowed is an integer in 1\.\.1048576$"):
+        TrainSettings("textgym/Bandit-v0", "reinforce", 8, **{name: MOST_ROWS + 1})
 
 
 @settings(deadline=None, max_examples=400)

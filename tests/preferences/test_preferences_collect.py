@@ -174,9 +174,9 @@ def test_a_gold_reward_that_fails_is_counted(policy, rewards):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"n": 0}, "n=0: allowed is an integer >= 1"),
+        ({"n": 0}, "n=0: allowed is an integer in 1..1048576"),
         ({"n": True}, "n=True"),
-        ({"candidates": 1}, "candidates=1: allowed is an integer >= 2"),
+        ({"candidates": 1}, "candidates=1: allowed is an integer in 2..1048576"),
         ({"noise": -0.1}, "temperature=-0.1"),
         ({"split": "trian"}, "trian"),
     ],

@@ -11,6 +11,7 @@ from textgym.commands._console import output, untrusted
 from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvId, EnvOptions, find_id, parse
 from textgym.commands._policies import guided, open_policy
+from textgym.messages import MOST_ROWS, shown
 from textgym.prompts import Split
 
 
@@ -48,8 +49,10 @@ class EvalFlags:
 
     def __post_init__(self) -> None:
         for name in ("per_prompt", "optimum_per_prompt"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 1")
+            if not 1 <= getattr(self, name) <= MOST_ROWS:
+                raise UsageError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in 1..{MOST_ROWS}"
+                )
         if self.beta is not None and not 0 <= self.beta < float("inf"):
             raise UsageError(f"beta={self.beta!r}: allowed is a finite number >= 0")
 

@@ -15,6 +15,7 @@ from textgym.commands._errors import UsageError
 from textgym.commands._flags import EnvOptions, find_id, parse
 from textgym.commands._policies import open_policy
 from textgym.faults import disk_full_at
+from textgym.messages import MOST_ROWS, shown
 from textgym.prompts import Split
 
 _SHOWN = 160  # Characters of an example's text.
@@ -59,9 +60,13 @@ class PreferencesFlags:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("candidates", 2), ("examples", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+        for name, least in (("n", 1), ("candidates", 2), ("examples", 0)):
+            if not least <= getattr(self, name) <= MOST_ROWS:
+                raise UsageError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{MOST_ROWS}"
+                )
+        if self.seed < 0:
+            raise UsageError(f"seed={shown(self.seed)}: allowed is an integer >= 0")
         if not 0 <= self.noise < math.inf:
             raise UsageError(f"noise={self.noise!r}: allowed is a finite number >= 0")
         if self.check is not None and (self.id or self.out is not None):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.messages import MOST_ROWS, shown
 from textgym.preferences.annotator import annotate, check_temperature
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
@@ -78,9 +79,12 @@ def collect(
         keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
     Raises: ValueError for a value that is not allowed.
     """
-    for name, value, least in (("n", n, 1), ("candidates", candidates, 2), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
+    for name, value, least in (("n", n, 1), ("candidates", candidates, 2)):
+        integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not integer or not least <= value <= MOST_ROWS:
+            raise ValueError(f"{name}={shown(value)}: allowed is an integer in {least}..{MOST_ROWS}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={shown(seed)}: allowed is an integer >= 0")
     check_temperature(noise)
     judged = task if reward is None else replace(task, gold=make_reward(reward))
     generator = np.random.default_rng([seed, 5])

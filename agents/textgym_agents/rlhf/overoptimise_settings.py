@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from textgym.messages import MOST_ROWS, shown
 from textgym.preferences import check_temperature
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.settings import MOST
 
 
 @dataclass(frozen=True)
@@ -53,5 +55,8 @@ class OveroptimiseSettings:
             allowed = f"an integer >= 1 for each of pairs={self.pairs!r}"
             raise ValueError(f"reward_model_epochs={epochs!r}: allowed is {allowed}")
         for name, least in (("episodes", 1), ("samples", 2), ("prompts", 1), ("per_prompt", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+            most = MOST if name == "episodes" else MOST_ROWS
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{most}"
+                )

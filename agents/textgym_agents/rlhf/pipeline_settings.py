@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from textgym.messages import MOST_ROWS, shown
 from textgym.preferences import check_temperature
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.settings import MOST
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class RLHFSettings:
 
     def __post_init__(self) -> None:
         counts = ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members")
-        for name in (*counts, "episodes", "best_of", "optimum_per_prompt"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 1")
-        for name in ("candidates", "per_prompt"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= 2")
+        for name in (*counts, "episodes", "best_of", "optimum_per_prompt", "candidates", "per_prompt"):
+            least = 2 if name in ("candidates", "per_prompt") else 1
+            most = MOST if name == "episodes" else MOST_ROWS
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{most}"
+                )
         check_temperature(self.noise, "noise")
         if not self.ppo.seed < 2**32:
             raise ValueError(f"seed={self.ppo.seed!r}: allowed is an integer in 0..{2**32 - 1}")

@@ -6,16 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from textgym.messages import MOST_ROWS, shown
 from textgym.rewards.values import is_finite
 from textgym_agents.rlhf.losses import RankingLoss
+from textgym_agents.settings import MOST
 
 OnBroken = Literal["stop", "skip"]
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 SEEDS = 2**32  # that transformers takes: 0..SEEDS - 1
-_POSITIVE = ("batch", "micro_batches", "epochs", "save_every", "members", "demonstrations")
-_COUNTS = ("eval_every", "freeze")
+_AT_ONCE = ("batch", "micro_batches", "epochs", "members", "demonstrations")
+_COUNTS = {"save_every": 1, "eval_every": 0, "freeze": 0}
 _NOT_NEGATIVE = ("weight_decay", "centering")
 
 
@@ -70,10 +72,10 @@ class FitSettings:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data='': allowed is the path of a file of rows")
-        for name in _POSITIVE:
-            self._check_integer(name, 1)
-        for name in _COUNTS:
-            self._check_integer(name, 0)
+        for name in _AT_ONCE:
+            self._check_integer(name, 1, MOST_ROWS)
+        for name, least in _COUNTS.items():
+            self._check_integer(name, least, MOST)
         if not (_is_integer(self.seed) and 0 <= self.seed < SEEDS):
             raise ValueError(f"seed={self.seed!r}: allowed is an integer in 0..{SEEDS - 1}")
         for name in _NOT_NEGATIVE:
@@ -97,10 +99,10 @@ class FitSettings:
         if self.max_length is not None and not (_is_integer(self.max_length) and self.max_length >= 2):
             raise ValueError(f"max_length={self.max_length!r}: allowed is an integer >= 2, or None")
 
-    def _check_integer(self, name: str, least: int) -> None:
+    def _check_integer(self, name: str, least: int, most: int) -> None:
         value: Any = getattr(self, name, least)
-        if not (_is_integer(value) and value >= least):
-            raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
+        if not (_is_integer(value) and least <= value <= most):
+            raise ValueError(f"{name}={shown(value)}: allowed is an integer in {least}..{most}")
 
 
 def _is_integer(value: Any) -> bool:

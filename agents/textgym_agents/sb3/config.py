@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from textgym.messages import MOST_ROWS
 from textgym_agents.config import at_least_one, positive, require, share
+from textgym_agents.settings import MOST
 
 _FEATURES = ("mean", "last", "gru", "transformer")
 
@@ -46,7 +48,9 @@ class SB3Config:
         positive(self, "learning_rate")
         require("features", self.features, self.features in _FEATURES, str(_FEATURES))
         top_k = self.top_k
-        require("top_k", top_k, top_k is None or top_k >= 1, "None or an integer >= 1")
+        require(
+            "top_k", top_k, top_k is None or 1 <= top_k <= MOST_ROWS, f"None or an integer in 1..{MOST_ROWS}"
+        )
         beta = self.beta
         require("beta", beta, beta is None or 0 <= beta < math.inf, "None or a finite number >= 0")
         require("beta", beta, beta is None or self.reference_reward, "None where reference_reward is False")
@@ -77,7 +81,8 @@ class SB3OnPolicyConfig(SB3Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         n_steps = self.n_steps
-        require("n_steps", n_steps, n_steps is None or n_steps >= 1, "None or an integer >= 1")
+        holds = n_steps is None or 1 <= n_steps <= MOST_ROWS
+        require("n_steps", n_steps, holds, f"None or an integer in 1..{MOST_ROWS}")
         share(self, "gae_lambda")
         prior = self.rank_prior
         require("rank_prior", prior, prior or self.top_k is not None, "True where top_k is None")
@@ -196,7 +201,7 @@ class SB3DQNConfig(SB3OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "target_update")
+        at_least_one(self, "target_update", MOST)
         for name in ("exploration_share", "exploration_final"):
             share(self, name)
         positive(self, "max_grad_norm")
