@@ -83,7 +83,8 @@ _MEASURED: Final = re.compile(rf"[0-9](?:['\u2019\u2032]|\ ?(?!st|nd|rd|th){_UNI
 # Words that count, or go on with the number that they follow.
 _MAGNITUDE: Final = _words(
     """hundred hundreds thousand thousands million millions billion billions trillion trillions quadrillion
-    quadrillions quintillion quintillions dozen dozens grand lakh lakhs lac lacs crore crores cr myriad k b mn
+    quadrillions quintillion quintillions dozen dozens grand lakh lakhs lac lacs crore crores cr myriad
+    myriads kilo choose ten k b mn
     bn tn mil bil tril mill bill mio mrd mia mld mln bln trn tsd tys thou milliard milliards milliarde
     milliarden millionen billionen billiarde billiarden trillionen tausend hundert dutzend mille billiard
     billiards cien ciento mill\u00f3n millones bill\u00f3n billones milh\u00e3o milh\u00f5es bilh\u00e3o
@@ -111,7 +112,8 @@ _COUNT: Final = _words(
     """a an one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred zero
     half some"""
 )
-_GOES_ON: Final = rf"""(?:(?:(?i:{_MAGNITUDE})|[MTGP]|MM|(?i:k|m|mm|mn|bn|mio|mrd|mln)(?:{_CODES}))(?![^\W_]|{_MARK})
+_GOES_ON: Final = rf"""(?:(?:(?i:{_MAGNITUDE}|{_LETTER}+illions?)|[MTGP]|MM
+    |(?i:k|m|mm|mn|bn|mio|mrd|mln)(?:{_CODES}))(?![^\W_]|{_MARK})
     | [{_CJK}\u03c0] | [nxyzXYZ](?![^\W_]) | [eE][-+]?(?![^\W_])
     | (?i:(?:and|plus|minus|over|point|(?:divided\ |multiplied\ )?by)\ (?:{_COUNT}|n|x|y))\b
     | (?i:times\ (?!an?\b)(?:{_COUNT}|n|x|y))\b
@@ -260,6 +262,8 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
     if re.fullmatch(rf"[{_MINUS}+*]", previous):
         # A bullet, or a difference of two numbers; else it is a sign.
         return symbols.strip("$\\") == "" and (not further or (counted and previous not in "+*"))
+    if re.search(r"\\(?:[dt]?frac|[dt]?binom)\b|(?:log|root|C|P)_\S+$|\b0[xXbBoO]$", f"{further} {previous}"):
+        return False  # \frac 1 2, log_2 5, 0b 11
     if previous[-1].isdigit():
         if re.match(rf"[*~.,:+\uff0b{_MINUS}]", symbols or run):
             return False  # 3 -5, 3 *5
