@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import time
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,9 @@ def notations() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("around", ["{}", "It is {}", "{} I say", "\n{}\n", "So ({} it is)"])
 def test_every_notation_is_read_as_the_table_says(around: str) -> None:
     table = notations()
-    assert len(table) > 120
+    assert len(table) > 240
     for written, value in table:
-        if written == "- 5" and around[0] not in "{\n":
+        if written in ("- 5", "-> 5") and around[0] not in "{\n":
             continue  # a bullet begins a line
         want = None if value == "unreadable" else Fraction(value)
         assert last_number(around.format(written)) == want, (around, written)
@@ -92,6 +93,75 @@ UNREADABLE = [written for written, value in notations() if value == "unreadable"
 def test_what_is_unreadable_pays_for_none_of_its_parts(word: str, written: str, sign: int) -> None:
     parts = [sign * int(part) for part in re.findall("[0-9]+", written)]
     assert ask(Arithmetic(), *[f"{word} {written}"] * len(parts), answer=parts) == [0.0] * len(parts)
+
+
+SYMBOLS = [
+    chr(code)
+    for code in range(0x21, 0x3100)
+    if unicodedata.category(chr(code))[0] in "PSC" and not chr(code).isspace()
+]
+MINUS = "-\u2010\u2011\u2012\u2013\u2212"
+CURRENCIES = "".join(symbol for symbol in SYMBOLS if unicodedata.category(symbol) == "Sc")
+MARKS = "\u2705\u2713\u2714\u2b50\u2764"
+ENDS = "=;|\u2248\u2192\u21d2.,:!?\u2026\"'\u201d\u2019\u00bb)]}\u3001\u3002\u300d\u300f\u3011\u037e"
+OPENS = "=;|\u2248\u2192\u21d2.,:!?\u2026\"'\u201c\u2018\u00ab\u201e([{`*_~#\u00bf\u00a1\u3002\u300c\u300e\u3010\u037e"
+BEFORE_BLANK = f"{OPENS}\u2014\u201d\u2019\u00bb)]\u3001\u300d\u300f\u3011>\u221e{MARKS}"
+
+
+@pytest.mark.parametrize(
+    ("around", "known"),
+    [
+        ("{}7", OPENS + CURRENCIES + MINUS + "+"),
+        ("{} 7", BEFORE_BLANK + MINUS + "$*+"),
+        ("7{}", ENDS + CURRENCIES + MARKS + "%\u2030\u00b0"),
+        ("7 {}", ENDS + CURRENCIES + MARKS + "%\u2030\u00b0([\u201c\u2014"),
+        ("7 {} n", ENDS + MARKS + "([\u201c\u2014"),
+        ("3{}7", "=;|\u2248\u2192\u21d2\u037e./"),
+        ("3 {} 7", BEFORE_BLANK + MINUS + "$"),
+    ],
+)
+def test_a_symbol_beside_a_number_is_listed_or_makes_it_unreadable(around: str, known: str) -> None:
+    listed = {symbol for symbol in SYMBOLS if unicodedata.normalize("NFC", symbol) in known}
+    read = {symbol for symbol in SYMBOLS if last_number(around.format(symbol)) is not None}
+    assert read <= listed, sorted(read - listed)
+
+
+UNLISTED = st.text(
+    st.characters(categories=["Sm", "So", "Sk"], exclude_characters="=|~`\u1fef>" + BEFORE_BLANK + ENDS),
+    min_size=1,
+    max_size=3,
+).filter(
+    lambda junk: (
+        not re.search(
+            "[-+\u2212\u2248\u2192\u21d2\uff0b\U0001f300-\U0001faff]", unicodedata.normalize("NFKC", junk)
+        )
+    )
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(1, 9999), UNLISTED, st.integers(1, 9999), st.sampled_from(["", " "]))
+def test_symbols_that_are_not_listed_leave_no_part(left: int, junk: str, right: int, blank: str) -> None:
+    for text in (
+        f"{left}{junk}{right}",
+        f"{left} {junk} {right}",
+        f"{left}{junk} {right}",
+        f"{left} {junk}{right}",
+    ):
+        assert last_number(text) is None, text
+    assert last_number(f"so {left}{blank}{junk}") is None
+    assert last_number(f"so {junk}{blank}{right}") is None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.integers(1, 9999),
+    st.text(st.characters(categories=["Lu", "Ll", "Lt"]), min_size=1, max_size=5),
+    st.integers(1, 9999),
+)
+def test_letters_between_two_numbers_leave_no_part(left: int, letters: str, right: int) -> None:
+    assert last_number(f"{left}{letters}{right}") is None
+    assert last_number(f"{left}.{letters}{right}") is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Reading numbers in texts: what is understood has a value; any other notation has none, and never that of a part.
 
-Which notations have a value is a table in docs/rewards.md, and a test goes through it.
+Which notations have a value is a table in docs/rewards.md, and a test goes through it. What may stand beside a number,
+glued to it or behind a blank, is a list of symbols and units; a word behind a blank is prose unless it counts.
 """
 
 from __future__ import annotations
@@ -23,49 +24,162 @@ _FOREIGN, _RAISED, _MARK = "\u0660", "\u00b2", "\u0301"
 _RUN: Final = re.compile(rf"\.?[0-9]+(?:[.,/]+[0-9]+)*|{_FOREIGN}")
 _WINDOW: Final = 64  # characters on each side that a notation can reach
 
+
+def _plain(text: str) -> str:
+    """The text with one character for all of its kind, and one blank or line break for several."""
+    if not text.isascii():
+        text = re.sub(r"[^\x00-\x7f]", _kind, unicodedata.normalize("NFC", text))
+    return re.sub(
+        r"\s+", lambda blank: "\n" if len(blank[0].splitlines()) > 1 or blank[0] in "\r\n" else " ", text
+    )
+
+
+def _kind(found: re.Match[str]) -> str:
+    """A character, or what stands for its kind."""
+    kind = unicodedata.category(found[0])
+    if kind[0] == "N":
+        return _RAISED if unicodedata.decomposition(found[0]).startswith(("<super>", "<sub>")) else _FOREIGN
+    if found[0] == "\u221e":
+        return _FOREIGN
+    return _MARK if kind[0] == "M" else found[0]
+
+
+def _words(text: str) -> str:
+    """A pattern of words, which stand in a text between blanks."""
+    return "|".join(map(re.escape, _plain(text).split()))
+
+
 _MINUS: Final = r"\-\u2212\u2010-\u2013\ufe63\uff0d"
 _CURRENCY: Final = r"$\u00a2-\u00a5\u20a0-\u20c0"
-_BEFORE: Final = re.compile(rf"(?P<opening>.*?)(?P<sign>[{_MINUS}+\uff0b]?)(?:\\?[{_CURRENCY}])?", re.DOTALL)
-_OPENING: Final = frozenset("=<>`~|$\u2248\u2192\u21d2")
-_NOT_OPENING: Final = frozenset("%/@\u00b7\u2030\u2044")
-_OPENING_KINDS: Final = frozenset(("Ps", "Pe", "Pi", "Pf", "Po", "Pc", "So", "Sc", "Cf"))
-_BETWEEN: Final = frozenset("=;|&<>\u2248\u2192\u21d2")
-# In the word that the number ends, before it: what makes it a part of that word.
-_IN_WORD: Final = re.compile(
-    rf"""[{_MINUS}][A-Za-z]{{1,3}}[{_CURRENCY}]?$                       # -US$5
-    | \\(?!boxed|text|math|fbox|bf|rm)[A-Za-z]+\{{?\W?$ | [{_MINUS}]\\[a-z]+\{{$  # \sqrt{{2}}, -\boxed{{5}}
-    | [0-9{_FOREIGN}][A-Za-z]+$                                       # 1e5, 5x10""",
-    re.VERBOSE,
+_EMOJI: Final = "\U0001f300-\U0001faff\u2705\u2713\u2714\u2b50\u2764"
+_SEPARATOR: Final = "=;|\u2248\u2192\u21d2"
+_LETTER: Final = r"[^\W\d_]"
+_CODES: Final = _words(
+    "USD EUR GBP CHF JPY CNY RMB INR CAD AUD US Fr Rs SFr kr dollars euros pounds yen bucks"
 )
-# The word before, with blanks between, that makes the number a part of an expression.
-_EXPRESSION: Final = re.compile(
-    rf"""\W*(?:minus|negative) | /|\^|\*\*|\+/-|[\u00f7\u00b1\u221a\u2260\u2264\u2265\u2044]
-    | [0-9]+e[-+]? | .*[{_MINUS}](?:[A-Z]{{2,3}}|[{_CURRENCY}])          # 1e 5, -USD 5""",
-    re.VERBOSE | re.IGNORECASE,
+
+# Ideographs and Hangul that count.
+_CJK: Final = (
+    "\u5341\u767e\u5343\u4e07\u842c\u4ebf\u5104\u5146\u4eac\u62fe\u4f70\u4edf\u534a\u5206"
+    "\ub9cc\uc5b5\ucc9c\ubc31\uc2ed\uc870"
 )
-# What follows a number that is only the beginning of something else.
+_COUNTERS: Final = (
+    "\u4e2a\u500b\u5143\u5186\u5706\u5e74\u6708\u65e5\u4eba\u5c81\u6b73\u6b21\u53ea\u672c"
+    "\uc6d0\uba85\uac1c\uc0b4"
+)
+
+# Units that may be glued to a number; any other letters may not.
+_UNIT: Final = rf"""(?:(?:st|nd|rd|th|[kmcd\u00b5\u03bc]?m[{_RAISED}23]?|[km\u00b5\u03bc]?g|[mcd]?[lL]
+    | [m\u00b5\u03bcn]?s | km/h|kmh|m/s|mph|kph|fps|lbs?|oz|ft|in|yd|mi|min|mins|sec|secs|hr|hrs|h|d
+    | am|pm|AM|PM|a\.m\.|p\.m\.|kW|kWh|W|V|A|Hz|kHz|MHz|GHz
+    | [kKMGT]i?B|px|pt|pts|em|ha|t|kcal|cal|kJ|J|N|Pa|mol|cents?|ct|{_CODES}
+    | [{_COUNTERS}](?!\u534a)
+    | \u3067\u3059|\uc785\ub2c8\ub2e4)(?:/(?:s|h|day|hour|kg|m))?(?![^\W_]|{_MARK})
+    | /(?:hour|hr|h|day|week|month|year|yr|person|item|kg|piece)(?![^\W_])
+    | \\?[%{_CURRENCY}\u2030] | \u00b0(?:[CFK](?![^\W_]))?)"""
+
+_MEASURED: Final = re.compile(rf"[0-9](?:['\u2019\u2032]|\ ?(?!st|nd|rd|th){_UNIT})$", re.VERBOSE)
+
+# Words that count, or go on with the number that they follow.
+_MAGNITUDE: Final = _words(
+    """hundred hundreds thousand thousands million millions billion billions trillion trillions quadrillion
+    quadrillions quintillion quintillions dozen dozens grand lakh lakhs lac lacs crore crores cr myriad
+    myriads kilo choose ten k b mn
+    bn tn mil bil tril mill bill mio mrd mia mld mln bln trn tsd tys thou milliard milliards milliarde
+    milliarden millionen billionen billiarde billiarden trillionen tausend hundert dutzend mille billiard
+    billiards cien ciento mill\u00f3n millones bill\u00f3n billones milh\u00e3o milh\u00f5es bilh\u00e3o
+    bilh\u00f5es bi mila milione milioni miliardo miliardi miljoen miljard duizend honderd biljoen miljon
+    miljoner miljarder tusen hundra million\u00e6r milion milionu miliony milion\u00f3w miliard miliarda
+    miliardy miliard\u00f3w tysi\u0105c tysi\u0105ce tysi\u0119cy milyon milyar trilyon y\u00fcz ribu juta
+    miliar triliun ratus ngh\u00ecn tri\u1ec7u t\u1ef7 tr\u0103m ng\u00e0n \u0442\u044b\u0441
+    \u0442\u044b\u0441\u044f\u0447 \u0442\u044b\u0441\u044f\u0447\u0430 \u0442\u044b\u0441\u044f\u0447\u0438
+    \u043c\u043b\u043d \u043c\u043b\u0440\u0434 \u043c\u0438\u043b\u043b\u0438\u043e\u043d
+    \u043c\u0438\u043b\u043b\u0438\u043e\u043d\u0430 \u043c\u0438\u043b\u043b\u0438\u043e\u043d\u043e\u0432
+    \u043c\u0438\u043b\u043b\u0438\u0430\u0440\u0434 \u043c\u0438\u043b\u043b\u0438\u0430\u0440\u0434\u0430
+    \u043c\u0438\u043b\u043b\u0438\u0430\u0440\u0434\u043e\u0432 \u0441\u043e\u0442\u0435\u043d
+    \u043c\u0456\u043b\u044c\u0439\u043e\u043d \u043c\u0456\u043b\u044c\u0439\u043e\u043d\u0438
+    \u03b5\u03ba\u03b1\u03c4\u03bf\u03bc\u03bc\u03cd\u03c1\u03b9\u03b1
+    \u03c7\u03b9\u03bb\u03b9\u03ac\u03b4\u03b5\u03c2 \u0623\u0644\u0641 \u0622\u0644\u0627\u0641
+    \u0645\u0644\u064a\u0648\u0646 \u0645\u0644\u0627\u064a\u064a\u0646 \u0645\u0644\u064a\u0627\u0631
+    \u0645\u0626\u0629 \u05d0\u05dc\u05e3 \u05de\u05d9\u05dc\u05d9\u05d5\u05df \u0939\u091c\u093c\u093e\u0930
+    \u0939\u091c\u093e\u0930 \u0932\u093e\u0916 \u0915\u0930\u094b\u0921\u093c \u0915\u0930\u094b\u0921
+    \u0e23\u0e49\u0e2d\u0e22 \u0e1e\u0e31\u0e19 \u0e2b\u0e21\u0e37\u0e48\u0e19 \u0e41\u0e2a\u0e19
+    \u0e25\u0e49\u0e32\u0e19 half halves third thirds quarter quarters fourth fourths fifth fifths sixth
+    sixths eighth eighths tenth tenths hundredth hundredths thousandth thousandths millionth millionths
+    billionth billionths squared cubed factorial pi"""
+)
+_COUNT: Final = _words(
+    """a an one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred zero
+    half some"""
+)
+_GOES_ON: Final = rf"""(?:(?:(?i:{_MAGNITUDE}|{_LETTER}+illions?)|[MTGP]|MM
+    |(?i:k|m|mm|mn|bn|mio|mrd|mln)(?:{_CODES}))(?![^\W_]|{_MARK})
+    | [{_CJK}\u03c0] | [nxyzXYZ](?![^\W_]) | [eE][-+]?(?![^\W_])
+    | (?i:(?:and|plus|minus|over|point|(?:divided\ |multiplied\ )?by)\ (?:{_COUNT}|n|x|y))\b
+    | (?i:times\ (?!an?\b)(?:{_COUNT}|n|x|y))\b
+    | (?i:(?:raised\ )?to\ the\ )(?!nearest|right|left|question|point))"""
+_WORD: Final = rf"(?!{_GOES_ON}){_LETTER}"
+
+# What may follow a number, from its last digit on.
 _AFTER: Final = re.compile(
-    rf"""(?:[^\W\d_]|{_MARK})+[0-9{_FOREIGN}] | [eE](?![^\W\d_])             # 5x10, 5e
-    | (?:[kKMB\u03c0\u4e07\u4ebf\u5104\u5343\u767e]|[bm]n)(?![^\W_])        # 5k
-    | \s*(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)s?\b
-    | [)\]}}]*[\^{_RAISED}{_FOREIGN}{_MARK}] | \s+(?:[\^/\u00f7\u03c0]|\*\*)(?!\*) | \*+\w | \(  # 5^n, 5 / n, 5(3)
-    | [\u00d7\u00f7\u00b1\u00b7\u22c5\u221a\u2044+] | [-\u2212](?![^\W\d_])  # 5+, 5-
-    | \s*\\(?:cdot|times|pi|pm|sqrt|frac|over)\b""",
+    rf"""(?:[-\u2010\u2011](?={_WORD}{_LETTER}) (?!{_COUNT}\b) {_LETTER}+ | \ ?{_UNIT})?+
+    (?:[.,:!?\u2026"'\u201d\u2019\u00bb)\]}}\u3002\uff0c\u3001\uff01\uff1f\uff1a\u300d\u300f\uff09\u3011{_EMOJI}](?!=)
+    | \${{1,2}} | \\[)\]%,;!] | </[A-Za-z][\w-]*> | <br\ ?/?> | <\|\w+\|> | <eos> | <pad> | (?P<emphasis>[*_`]+))*+
+    (?:\ ?(?:\n|$|[{_SEPARATOR}](?!/)|[-=]+> | \\\\ | \\(?:q?quad|end|to|Right|implies|approx)|[{_EMOJI}])
+    | (?<=[.,:!?'"\u2026\u3002\uff0c\uff01\uff1f\uff1a])(?:s\b|{_WORD}{_LETTER})
+    | \ (?:["'\u201c\u2018\u00ab\[(](?!{_LETTER}[-+*/^)]))*+{_WORD}
+    | \ [("'\[\u201c](?=\W|$) | \ [.,:!?)\]}}"'\u201d\u2026](?!=) | \ </?[A-Za-z][\w-]*>
+    | \ \*{{1,3}}{_WORD}[^*\n]*\*
+    | \ \\[)\]] | \ \$(?=\W|$) | \ \u2014 | \ [-\u2013]\ (?!{_COUNT}\b){_WORD}{_LETTER}
+    | \\,?\ ?\\?(?:text|mathrm)\{{\ ?{_WORD}{_LETTER})""",
     re.VERBOSE,
 )
+
+# What may stand before a number.
+_WRAPPERS: Final = (
+    (re.compile(r"\\(?:boxed|fbox|text\w*|math\w+|bf|rm)\{|\\[(\[]"), "\u300c"),
+    (re.compile(r"</?(?!(?:su[bp]|s|del|strike)>)[A-Za-z][\w-]*>|<\|\w+\|>"), "\u300c"),
+    (re.compile(r"[-=]+>"), "\u2192"),
+    (re.compile("&="), "="),
+)
+_WRAPPED: Final = re.compile(r"(?:[-=]|</?(?!(?:su[bp]|s|del|strike)>)[A-Za-z][\w-]*|\|)>$")
+_GLUE: Final = re.compile(
+    rf"(?P<head>.*?)(?P<symbols>(?P<opening>(?:[\W_](?<!{_MARK}))*?)"
+    rf"(?P<sign>[{_MINUS}+\uff0b]?)(?:\\?[{_CURRENCY}])?)"
+)
+_OPENING: Final = frozenset(
+    "([{\"'\u201c\u2018\u00ab\u201e`*_~#:,.!?$\u300c\u300e\uff08\u3010\u3002\uff0c\uff1a\uff1b\uff01\uff1f"
+    "\u2026\u00bf\u00a1)]}\u201d\u2019\u00bb" + _SEPARATOR
+)
+_BLANK: Final = frozenset(_OPENING | set("\u2014\u3001\u300d\u300f\uff09\u3011")) - set("}#$*_`")
+_UNEQUAL: Final = re.compile(r"[!~/<>]=|=/=|<>|~~")
+# Words before a number that change it: always, or where another number stands before them.
+_CHANGES: Final = re.compile(
+    r"""(?:minus|neg|negative|moins|menos|meno|eksi|\u043c\u0438\u043d\u0443\u0441|sqrt|root|log|ln|lg|exp|sin|cos
+    |tan|sec|cot|arcsin|arccos|arctan|abs|over|plusminus)
+    |.*(?:\u8d1f|\u8ca0|\u30de\u30a4\u30ca\u30b9|\ub9c8\uc774\ub108\uc2a4)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_JOINS: Final = re.compile(
+    r"(?:e|x|exp|over|point|times|plus|by|mod|modulo|choose|div|pow|comma|dot)", re.IGNORECASE
+)
+# In a script without blanks, a clause that is over, and words for "is".
+_CLAUSE: Final = re.compile(
+    r".*(?:[\u3002\uff0c\uff1a\uff1b\uff01\uff1f](?=[\u3040-\u9fff])|\u662f|\u4e3a|\u70ba|\u7b49\u4e8e|\u306f)"
+)
+_LATEX_WORD: Final = re.compile(r"\\(?:q?quad|to|(?:long|Long)?[rR]ightarrow|implies|approx|therefore|equiv)")
 
 
 def last_number(text: str) -> Fraction | int | None:
     """The last number in a text; None where there is none, or it is written as nothing that is understood."""
-    if not text.isascii():
-        text = re.sub(r"[^\x00-\x7f]", _kind, unicodedata.normalize("NFC", text))
+    text = _plain(text)
     runs = [*_RUN.finditer(text)]
     if not runs or runs[-1][0] == _FOREIGN:
         return None
     run = runs[-1]
     left, right = text[max(0, run.start() - _WINDOW) : run.start()], text[run.end() : run.end() + _WINDOW]
-    sign = _sign(left, run[0], right)
-    if sign is None or _goes_on(run[0], right):
+    sign = _sign(left.rpartition("\n")[2], run[0], right)
+    if sign is None or not _ends(left.rpartition("\n")[2], run[0], right):
         return None
     if _LIST.fullmatch(run[0]):
         return whole_number(run[0].rpartition(",")[2])
@@ -92,66 +206,105 @@ def _number(text: str) -> Fraction | int | None:
     return Fraction(top) / denominator if denominator else None
 
 
-def _kind(found: re.Match[str]) -> str:
-    """A character, or what stands for its kind."""
-    kind = unicodedata.category(found[0])
-    if kind[0] == "N":
-        return _RAISED if unicodedata.decomposition(found[0]).startswith(("<super>", "<sub>")) else _FOREIGN
-    if found[0] == "\u221e":
-        return _FOREIGN
-    return _MARK if kind[0] == "M" else found[0]
+def _ends(left: str, run: str, right: str) -> bool:
+    """Whether a number is over where its digits are."""
+    if "." in run and right.startswith(("...", "\u2026")):
+        return False
+    if re.search(rf"[{_CURRENCY}] ?$", left) and re.match(r" ?(?:m|t|mm)(?![^\W_])", right, re.IGNORECASE):
+        return False  # $5m
+    after = _AFTER.match(right)
+    return after is not None and (after["emphasis"] is None or after["emphasis"] in left)
 
 
-def _sign(left: str, run: str, right: str) -> str | None:
+def _sign(line: str, run: str, right: str) -> str | None:
     """The sign that stands before a run of digits: "-" or ""; None where the run is only a part of something."""
-    *before, word = re.split(r"(\s+)", left)
-    if _IN_WORD.search(word) or not _apart(before, word, run):
-        return None
-    symbols = re.search(rf"(?:[\W_](?<!{_MARK}))*$", word)
-    assert symbols is not None
-    inside = word[: symbols.start()][-1:]
-    parts = _BEFORE.fullmatch(symbols[0])
+    *before, glue = line.split(" ")
+    for wrapper, symbol in _WRAPPERS:
+        glue = wrapper.sub(symbol, glue)
+    parts = _GLUE.fullmatch(glue)
     assert parts is not None
-    opening, sign = parts["opening"], parts["sign"]
+    head, symbols, opening, sign = parts["head"], parts["symbols"], parts["opening"], parts["sign"]
+    apart = any(symbol in _SEPARATOR for symbol in opening)
     refused = (
-        inside.isdigit() and not any(symbol in _BETWEEN for symbol in opening),  # 3-5, 1'000
-        inside and opening.startswith("("),  # f(2)
+        not _OPENING.issuperset(opening),
+        _UNEQUAL.search(glue) or re.search(r"&#?\w*;?$", glue),
+        not apart and not _may_lead(head),
+        head and opening[:1] in tuple("([{\"'*_`~#"),  # f(2), x'15', x*5
+        opening.endswith(tuple(")]}\u201d\u2019\u00bb")),
         # A sign or a point after a letter or a bracket is none of this number's.
-        (sign or run[0] == ".") and (opening.endswith((".", ")", "]", "}")) if opening else inside),
-        opening.endswith("(") and symbols[0] != opening and not sign and right.startswith(")"),  # ($5)
-        not all(map(_opens, opening)),
+        (sign or run[0] == ".") and (opening.endswith(".") if opening else head),
+        opening.endswith("(") and symbols != opening and not sign and right.startswith(")"),  # ($5)
+        not apart and not _apart(before, head, symbols, run),
     )
     if any(refused):
         return None
     return "-" if sign and sign not in "+\uff0b" else ""
 
 
-def _opens(symbol: str) -> bool:
-    """Whether a number may begin after a symbol."""
-    if symbol in _NOT_OPENING:
-        return False
-    return symbol in _OPENING or unicodedata.category(symbol) in _OPENING_KINDS
+def _may_lead(head: str) -> bool:
+    """Whether a number may end a word that begins like this."""
+    head = _CLAUSE.sub("", head)
+    if re.search(rf"[0-9\\{_FOREIGN}{_RAISED}{_MARK}]|[{_MINUS}]{_LETTER}{{1,4}}$", head):
+        return False  # 1e5, \sqrt{2}, -US$5
+    word = re.search(rf"{_LETTER}*$", head)
+    assert word is not None
+    return head[: word.start()][-1:] not in tuple("#&$%@^") and not _CHANGES.fullmatch(word[0])
 
 
-def _apart(before: list[str], word: str, run: str) -> bool:
+def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
     """Whether the words before, in the same line, leave a number what it is."""
-    if len(before) < 2 or "\n" in before[-1]:
+    if not before or not before[-1]:
         return True
-    previous, start = before[-2], len(before) < 4 or "\n" in before[-3] or not before[-4]
-    if word.strip("$\\") == "" and previous in ("-", "\u2212"):
+    previous, further = before[-1], before[-2] if len(before) > 1 else ""
+    counted = further[-1:].isdigit() or further.endswith(")")
+    if head:
+        return not (previous[-1:].isdigit() and _JOINS.fullmatch(head))  # 1 e3
+    if re.fullmatch(rf"[{_MINUS}+*]", previous):
         # A bullet, or a difference of two numbers; else it is a sign.
-        return start or before[-4][-1:].isdigit() or before[-4].endswith(")")
-    if word:
-        return True
-    grouped = re.fullmatch(r"[0-9]{3}", run) and re.search(r"(?<![0-9])[0-9]{1,3}$", previous)
-    mixed = "/" in run and previous[-1:].isdigit()
-    return not (grouped or mixed or _EXPRESSION.fullmatch(previous))
+        return symbols.strip("$\\") == "" and (not further or (counted and previous not in "+*"))
+    if re.search(r"\\(?:[dt]?frac|[dt]?binom)\b|(?:log|root|C|P)_\S+$|\b0[xXbBoO]$", f"{further} {previous}"):
+        return False  # \frac 1 2, log_2 5, 0b 11
+    if previous[-1].isdigit():
+        if re.match(rf"[*~.,:+\uff0b{_MINUS}]", symbols or run):
+            return False  # 3 -5, 3 *5
+        grouped = (
+            not symbols and re.fullmatch(r"[0-9]{3}", run) and re.search(r"(?<![0-9])[0-9]{1,3}$", previous)
+        )
+        return not (grouped or "/" in run)
+    bare = previous.strip("*_`\"'$([{")
+    if re.match(rf"[{_MINUS}](?:{_LETTER}{{1,4}}\.?$|[^\w>]*$)", bare) or re.search(r"[0-9][eE]$", bare):
+        return False  # -Fr. 5, -$ 5, 1e 3
+    if not bare and previous[0] in "*_`":
+        return False  # 3 ** 5
+    if _MEASURED.search(f"{further} {previous}"):
+        return False  # 5 ft 7, 5' 7
+    word = re.search(rf"\\?{_LETTER}+$", bare.rstrip("."))
+    if word is None and bare:
+        return _over(bare, further)
+    name = word[0] if word is not None else ""
+    if not name or re.fullmatch(_CODES, name):
+        return re.search(rf"(?:[{_MINUS}]|minus|negative|neg)$", further, re.IGNORECASE) is None  # - $ 5
+    if name.startswith("\\"):
+        return _LATEX_WORD.fullmatch(name) is not None
+    joined = (
+        (counted and _JOINS.fullmatch(name))  # 5 point 3
+        or ("/" in run and name.lower() == "and" and counted)
+        or (further.lower(), name.lower())
+        in (("power", "of"), ("root", "of"), ("divided", "by"), ("multiplied", "by"))
+    )
+    return not (_CHANGES.fullmatch(name) or joined)
 
 
-def _goes_on(run: str, right: str) -> bool:
-    """Whether a number is only the beginning of something else."""
-    if run == "0" and re.match(r"[xXbBoO][0-9A-Fa-f]", right):
-        return True
-    if "." in run and right.startswith(("...", "\u2026")):
-        return True
-    return _AFTER.match(right) is not None
+def _over(bare: str, further: str) -> bool:
+    """Whether what stands before a number ends with symbols that end there."""
+    if set(bare) == {"#"}:
+        return not further
+    if bare in tuple(":,.~"):
+        return not further[-1:].isdigit()  # 1 : 2
+    if bare.endswith("~"):
+        return not bare[:-1][-1:].isdigit()
+    if bare.endswith(">"):
+        return not further if bare == ">" else _WRAPPED.search(bare) is not None
+    if _UNEQUAL.search(bare) or re.search(r"&#?\w+;$", bare):
+        return False
+    return bare[-1] in _BLANK or re.fullmatch(f"[{_EMOJI}]", bare[-1]) is not None
