@@ -80,6 +80,9 @@ def test_a_loop_over_seeds_in_the_background_has_a_folder_for_each():
 @pytest.mark.slow
 def test_a_command_that_fails_gives_its_folder_back(capsys):
     assert_one_line(*run(capsys, "sft", "--data", "nothing.jsonl")[::2], "nothing.jsonl")
+    assert not Path("runs").exists()
+    Path("runs").mkdir()
+    assert_one_line(*run(capsys, "sft", "--data", "nothing.jsonl")[::2], "nothing.jsonl")
     assert not list(Path("runs").iterdir())
 
 

@@ -9,6 +9,8 @@ import threading
 import pytest
 from cli_tools import COMMAND, assert_one_line, environment, run, shell
 
+from textgym.commands._flags import checked_words, env_options
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="redirections of a POSIX shell")
 HELLO = ("play", "Text-v0", "--seed", "0", "--env", "reference=uniform")
 
@@ -52,6 +54,16 @@ def test_no_file_takes_the_place_of_a_closed_stream():
 def test_a_full_output_is_named(words, unbuffered):
     done = shell('"$@" >/dev/full', *words, PYTHONUNBUFFERED=unbuffered)
     assert_one_line(done.returncode, done.stderr, "standard output: No space left on device")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")  # noqa: PTH110
+def test_a_training_whose_output_is_full_names_no_folder_as_full(tmp_path):
+    words = ("train", "Bandit-v0", "--agent", "reinforce", "--batch", "8", "--episodes", "16", "--out", "r")
+    done = shell('"$@" >/dev/full', *words, cwd=tmp_path)
+    said = "error: standard output: No space left on device; make space, then go on with: textgym train"
+    assert_one_line(done.returncode, done.stderr, said)
+    assert "r: No space" not in done.stderr
 
 
 @pytest.mark.parametrize("stream", ["stdout", "both"])
@@ -120,6 +132,16 @@ def test_the_home_folder_of_a_flag_is_the_home_folder(capsys, monkeypatch, tmp_p
     assert str(tmp_path / "home" / "p.jsonl") in out.replace("\n", "")
     assert (tmp_path / "home" / "p.jsonl").exists()
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_the_home_folder_of_an_option_and_of_a_word_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert env_options(["prompts=~/p.txt", "a=~", "b=x~/y"]) == {
+        "prompts": f"{tmp_path}/p.txt",
+        "a": "~",
+        "b": "x~/y",
+    }
+    assert checked_words(["~/r", "~x", "--out", "~/o"]) == [f"{tmp_path}/r", "~x", "--out", f"{tmp_path}/o"]
 
 
 def test_an_error_that_ends_a_thread_is_one_line(capsys, monkeypatch):

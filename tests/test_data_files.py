@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from textgym.data_files import json_value
-from textgym.files import read_json, read_lines
+from textgym.files import read_json, read_lines, replace_folder
 from textgym.preferences import read_demonstrations, read_rankings
 from textgym.prompts import read_prompts
 
@@ -160,3 +161,13 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, reader: str) -> None
     if reader != "rows":
         with pytest.raises((FileNotFoundError, ValueError), match=re.escape(str(tmp_path / "none"))):
             read(tmp_path / f"none-{file}")
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        replace_folder(tmp_path / "new", write)
+    assert not list(tmp_path.iterdir())

@@ -47,5 +47,6 @@ def test_the_home_folder_is_written_out_in_the_values_of_flags_that_may_name_fil
     there = str(Path(home + rest.removeprefix("~")))
     assert checked_words(["--out", rest]) == ["--out", there]
     assert checked_words([f"--out={rest}"]) == [f"--out={there}"]
-    for words in (["--prompt", rest], [f"--completion={rest}"], ["ID", rest]):
+    assert checked_words(["ID", rest]) == ["ID", there if rest.startswith("~/") else rest]
+    for words in (["--prompt", rest], [f"--completion={rest}"]):
         assert checked_words(words) == words

@@ -16,6 +16,7 @@ from tokenizers.models import WordLevel
 from textgym.catalog import task_builder
 from textgym.rewards import Scorer, make_reward
 from textgym.rewards.deadline import MOST_SECONDS, Deadline
+from textgym.rewards.registry import _FACTORIES, _load, reward_names
 from textgym.task import make_task, task_names
 from textgym.vocab import MOST_TOKENS, load_vocabulary
 
@@ -87,6 +88,40 @@ def test_a_limit_ends_where_systems_stop_waiting() -> None:
     assert Deadline(make_reward("length"), MOST_SECONDS).seconds == 1e6
     with pytest.raises(ValueError, match=r"timeout=1000000\.1: .* at most 1000000"):
         Deadline(make_reward("length"), 1000000.1)
+
+
+PARAMETERS = [
+    (name, parameter)
+    for name in reward_names()
+    for parameter in inspect.signature(_load(_FACTORIES[name])).parameters
+    if parameter != "name" and name != "reward_model"  # which looks for its model on the network
+]
+GIVEN: dict[str, Any] = {
+    "rewards": {"a": "length"},
+    "reward": "length",
+    "words": ["a"],
+    "limit": 3,
+    "stop_ids": [1],
+    "deviation": 1.0,
+}
+
+
+@settings(max_examples=200, deadline=10_000)
+@given(st.sampled_from(PARAMETERS), ODD)
+def test_a_parameter_of_a_reward_is_taken_or_refused_by_name(asked: tuple[str, str], value: Any) -> None:
+    name, parameter = asked
+    needed = {key: each for key, each in GIVEN.items() if (name, key) in PARAMETERS}
+    try:
+        make_reward({"name": name, **needed, parameter: value})
+    except (ValueError, TypeError) as error:
+        if parameter.removesuffix("s") not in str(error) or "0" * 100 in str(error):
+            raise AssertionError(f"{name}, {parameter}: {error}") from error
+
+
+@pytest.mark.parametrize("weights", [10**400, [1], "ab", True, 0, []], ids=kind)
+def test_weights_are_a_mapping(weights: Any) -> None:
+    with pytest.raises(ValueError, match=r"^weights=.*: None or a mapping from names of rewards"):
+        make_reward({"name": "weighted", "rewards": {"a": "length"}, "weights": weights})
 
 
 @pytest.mark.parametrize("size", [2**31, 10**400, 10**5000, MOST_TOKENS + 1, 0, True, 3.0, "9"], ids=kind)

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from textgym.commands import command_names, load_command, summary
 from textgym.commands._errors import UsageError, one_line
-from textgym.faults import disk_full
+from textgym.faults import DiskFullError, disk_full
 from textgym.interrupts import is_termination, sigterm_raises
 from textgym.messages import did_you_mean
 from textgym.sources import source_digest, source_folder
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         # An error of the standard output names no file; that it still takes nothing tells it.
         nameless = isinstance(error, OSError) and error.filename is None and disk_full(error)
-        place = "standard output: " if _drop_if_broken(sys.stdout, "\n" if nameless else "") else ""
+        broken = _drop_if_broken(sys.stdout, "\n" if nameless else "")
+        place = "standard output: " if broken and not isinstance(error, DiskFullError) else ""
         if debug:
             traceback.print_exc()
         else:

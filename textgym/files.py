@@ -118,16 +118,21 @@ def make_folder(path: Path) -> None:
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Replace a folder by what `write` puts into a new one.
 
-    At every moment the old or the new folder is whole; after a crash between the two renames `recover_folder` brings
-    it back. When this returns, the new one is on the disk.
+    A `write` that raises leaves what was at `path`, and nothing of its own. At every moment the old or the new folder
+    is whole; after a crash between the two renames `recover_folder` brings it back. When this returns, the new one is
+    on the disk.
     """
     recover_folder(path)
     new, old = _siblings(path)
     shutil.rmtree(new, ignore_errors=True)
-    make_folder(new)
-    write(new)
-    for each in (*new.rglob("*"), new):
-        sync(each)
+    try:
+        make_folder(new)
+        write(new)
+        for each in (*new.rglob("*"), new):
+            sync(each)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     if path.exists():
         path.rename(old)
     new.rename(path)

@@ -36,7 +36,9 @@ def check_flag(argument: str, value: object) -> None:
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """' Did you mean ...?' for the nearest of `allowed`, or '' when none is near."""
-    near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(
+        name if isinstance(name, str) else shown(name), list(allowed), n=1, cutoff=0.6
+    )
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -44,7 +46,7 @@ def not_one_of(argument: str, name: object, allowed: Iterable[str]) -> str:
     """The message for a `name` given as `argument` that is not among `allowed`."""
     names = sorted(allowed)
     listed = ", ".join(names) if names else "(none)"
-    return f"{argument} {name!r}: not one of {listed}.{did_you_mean(name, names)}"
+    return f"{argument} {shown(name)}: not one of {listed}.{did_you_mean(name, names)}"
 
 
 def docstring(documented: Any) -> str:

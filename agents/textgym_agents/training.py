@@ -39,6 +39,25 @@ class Watcher(Protocol):
         """An iteration is over; these are its metrics, those of an evaluation included."""
 
 
+class _Told:
+    """A watcher whose full output is told apart from a full folder. Args: watcher: it; advice: see `disk_full_at`."""
+
+    def __init__(self, watcher: Watcher, advice: str) -> None:
+        self._watcher, self._advice = watcher, advice
+
+    def stage(self, text: str) -> None:
+        with disk_full_at("standard output", self._advice):
+            self._watcher.stage(text)
+
+    def note(self, text: str) -> None:
+        with disk_full_at("standard output", self._advice):
+            self._watcher.note(text)
+
+    def iteration(self, row: Metrics) -> None:
+        with disk_full_at("standard output", self._advice):
+            self._watcher.iteration(row)
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What came out of a run.
@@ -126,10 +145,12 @@ class Training:
         with disk_full_at(out):
             folder = self._folder or RunFolder.create(out, config)
         self._folder, self._optimum = folder, optimum
+        advice = f"go on with: {self._command(folder)}"
+        watcher = _Told(watcher, advice)
         try:
             rewind_to = self._checkpoint_iteration() if resumed else None
             with (
-                disk_full_at(folder.path, f"go on with: {self._command(folder)}"),
+                disk_full_at(folder.path, advice),
                 folder.writing(rewind_to, self._pictures) as has_events,
             ):
                 if self._pictures and not has_events:

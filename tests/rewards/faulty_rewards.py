@@ -25,6 +25,8 @@ class Faulty:
             raise KeyError("lost")
         if hit and self.fault == "exits":
             raise SystemExit(0)
+        if hit and self.fault == "leaves":
+            raise GeneratorExit("gone")
         if hit and self.fault == "interrupts":
             raise KeyboardInterrupt
         if hit and self.fault == "dies":

@@ -236,6 +236,14 @@ def test_columns_that_hold_themselves_or_objects_are_copied_too() -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, 20.0])
+def test_whatever_is_raised_but_an_interrupt_is_a_failure(timeout: float | None) -> None:
+    scorer = Scorer(Faulty("leaves"), "penalty", -1.0, timeout)
+    with pytest.warns(TextGymWarning, match="raised GeneratorExit: gone"):
+        np.testing.assert_array_equal(scorer.score(["p"] * 2, ["abc", "bad"]).total, [3.0, -1.0])
+    assert scorer.failures == {"raises": 1}
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
 def test_an_exit_is_a_failure_and_an_interrupt_is_none(timeout: float | None) -> None:
     scorer = Scorer(Faulty("exits"), "penalty", -1.0, timeout)
     with pytest.warns(TextGymWarning, match="raised SystemExit: 0"):

@@ -48,7 +48,7 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
 
 
 def checked_words(arguments: Sequence[str]) -> list[str]:
-    """Command-line words with the home folder in place of a `~` that a flag's value starts with: shells leave it.
+    """Command-line words with the home folder in place of a `~` that a flag's value or a path starts with.
 
     Raises: UsageError for a word that is not UTF-8, as libraries that write files ask for, or an unknown home folder.
     """
@@ -61,7 +61,8 @@ def _checked(before: str, word: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(f"{os.fsencode(word)!r}: allowed are words and names in UTF-8") from error
     flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
-    if flag in _TEXTS or not (flag.startswith("--") and value.startswith("~")):
+    start = "~" if flag.startswith("--") else "~/"  # of a word that no flag stands before, a path for sure
+    if flag in _TEXTS or not value.startswith(start):
         return word
     try:
         home = str(Path(value).expanduser())
@@ -112,6 +113,8 @@ def _message(box: str, command: str) -> str:
 def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
     """`NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
 
+    The home folder takes the place of a `~` that a path starts with, as in prompts=~/prompts.txt: shells leave it.
+
     Raises: UsageError for a word without "=" or without a name.
     """
     options = {}
@@ -122,7 +125,7 @@ def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
         try:
             options[name] = json_value(value)
         except ValueError:
-            options[name] = value
+            options[name] = str(Path(value).expanduser()) if value.startswith("~/") else value
     return options
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from textgym.messages import shown
 from textgym.rewards.base import TermReward, Values
 from textgym.rewards.compose import Inner
 from textgym.rewards.registry import RewardSpec
+from textgym.rewards.values import is_finite
 
 NOISE = "noise"
 """The term that holds the noise; evaluation and J* leave it out."""
@@ -31,10 +33,8 @@ class Blurred(TermReward):
     noisy = True
 
     def __init__(self, reward: RewardSpec, deviation: float) -> None:
-        if isinstance(deviation, bool) or not isinstance(deviation, int | float | np.floating):
-            raise ValueError(f"deviation={deviation!r:.80}: a number >= 0 is allowed (reward units)")
-        if not 0.0 <= deviation < np.inf:
-            raise ValueError(f"deviation={deviation!r}: a finite number >= 0 is allowed (reward units)")
+        if not is_finite(deviation) or deviation < 0:
+            raise ValueError(f"deviation={shown(deviation)}: a finite number >= 0 is allowed (reward units)")
         self._inner = Inner(reward, self.name)
         if NOISE in self._inner.term_names:
             raise ValueError(

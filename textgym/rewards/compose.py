@@ -55,10 +55,12 @@ class Weighted(TermReward):
         name: str = "weighted",
     ) -> None:
         if not isinstance(rewards, Mapping) or not rewards:
-            raise ValueError(f"rewards={rewards!r}: a mapping from at least one name to a reward is allowed")
+            raise ValueError(
+                f"rewards={shown(rewards)}: a mapping from at least one name to a reward is allowed"
+            )
         self.name = name
         self.rewards = {key: Inner(spec, name) for key, spec in rewards.items()}
-        self.weights = dict.fromkeys(rewards, 1.0) | _check_weights(weights or {}, rewards)
+        self.weights = dict.fromkeys(rewards, 1.0) | _check_weights(weights, rewards)
         self.term_names = tuple(
             _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
         )
@@ -136,7 +138,12 @@ def _term_name(key: str, term: str, inner: Inner) -> str:
     return f"{key}/{term}" if inner.has_terms else key
 
 
-def _check_weights(weights: Mapping[str, float], rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
+def _check_weights(weights: Any, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
+    weights = {} if weights is None else weights
+    if not isinstance(weights, Mapping):
+        raise ValueError(
+            f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed"
+        )
     for key, weight in weights.items():
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))

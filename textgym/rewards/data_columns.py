@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textgym.messages import shown
+
 
 def read_column(columns: Mapping[str, Any], column: str, reward: str) -> Sequence[Any]:
     """The values of a data column. Raises: ValueError if it is missing."""
@@ -20,4 +22,4 @@ def read_column(columns: Mapping[str, Any], column: str, reward: str) -> Sequenc
 def check_column(column: Any) -> None:
     """Raise ValueError unless `column` is a name that a data column can have."""
     if not isinstance(column, str) or not column:
-        raise ValueError(f"column={column!r}: the name of a data column is allowed")
+        raise ValueError(f"column={shown(column)}: the name of a data column is allowed")

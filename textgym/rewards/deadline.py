@@ -193,7 +193,7 @@ def _answer(reward: Any, request: bytes) -> bytes:
         failure = (str(error), error.kind, error.index, traceback.format_exc())
     except KeyboardInterrupt:
         return pickle.dumps(("interrupted", None, None))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}"
         failure = (message, "raises", None, traceback.format_exc())
     return pickle.dumps(("raised", failure, None))

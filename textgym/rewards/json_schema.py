@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from textgym.messages import shown
 from textgym.rewards.base import TermReward, Values
 from textgym.rewards.data_columns import check_column, read_column
 from textgym.rewards.extras import Rebuilt
 from textgym.rewards.json_text import parse_json
 from textgym.rewards.schemas import make_validator
+from textgym.rewards.values import is_finite
 
 Schema = Mapping[str, Any] | bool
 
@@ -42,8 +44,8 @@ class JsonSchema(Rebuilt, TermReward):
 
     def __post_init__(self) -> None:
         check_column(self.column)
-        if isinstance(self.parses, bool) or not 0 <= self.parses <= 1:
-            raise ValueError(f"parses={self.parses!r}: a number in 0..1 is allowed")
+        if not is_finite(self.parses) or not 0 <= self.parses <= 1:
+            raise ValueError(f"parses={shown(self.parses)}: a number in 0..1 is allowed")
         if self.schema is not None:
             assert self._validator is not None  # a bad schema is refused now, not when it is first used
 

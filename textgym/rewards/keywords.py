@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from textgym.messages import check_choice
+from textgym.messages import check_choice, check_flag, shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.calling import check_batch
 from textgym.rewards.data_columns import check_column, read_column
@@ -46,12 +46,13 @@ class Keywords(NamedReward):
     def __post_init__(self) -> None:
         if (self.words is None) == (self.column is None):
             raise ValueError(
-                f"words={self.words!r}, column={self.column!r}: exactly one of them is to be given"
+                f"words={shown(self.words)}, column={shown(self.column)}: exactly one of them is to be given"
             )
         if self.words is not None:
             object.__setattr__(self, "words", check_words("words", self.words))
         else:
             check_column(self.column)
+        check_flag("ignore_case", self.ignore_case)
         check_choice("mode", self.mode, get_args(Mode))
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:

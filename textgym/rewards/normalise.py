@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from textgym.messages import check_flag
 from textgym.rewards.base import NamedReward, Values
 from textgym.rewards.compose import Inner
 from textgym.rewards.registry import RewardSpec
@@ -31,6 +32,8 @@ class RunningNorm(NamedReward):
     """
 
     def __init__(self, reward: RewardSpec, center: bool = True, frozen: bool = False) -> None:
+        check_flag("center", center)
+        check_flag("frozen", frozen)
         self.inner = Inner(reward, "running_norm")
         self.name = self.inner.name
         self.center = center

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from textgym.messages import not_one_of
+from textgym.messages import check_flag, not_one_of, shown
 from textgym.rewards.base import NamedReward, Values
 from textgym.rewards.data_columns import check_column, read_column
 from textgym.rewards.extras import Rebuilt, import_extra
@@ -84,6 +84,7 @@ class Bleu(_Overlap):
 
     def prepare(self) -> None:
         """Import sacrebleu."""
+        check_flag("lowercase", self.lowercase)
         _bleu(self.lowercase)
 
     def overlap(self, text: str, references: list[str]) -> float:
@@ -118,7 +119,7 @@ class Chrf(_Overlap):
         """Check the orders and import sacrebleu."""
         for name, value, lowest in (("word_order", self.word_order, 0), ("beta", self.beta, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name}={value!r}: an integer of {lowest} or more is allowed")
+                raise ValueError(f"{name}={shown(value)}: an integer of {lowest} or more is allowed")
         _chrf(self.word_order, self.beta)
 
     def overlap(self, text: str, references: list[str]) -> float:
@@ -153,8 +154,10 @@ class Rouge(_Overlap):
     def prepare(self) -> None:
         """Check variant and measure, and import rouge_score."""
         for name, allowed in (("variant", get_args(Variant)), ("measure", get_args(Measure))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(not_one_of(name, getattr(self, name), allowed))
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
+                raise ValueError(not_one_of(name, value, allowed))
+        check_flag("stem", self.stem)
         _rouge(self.variant, self.stem)
 
     def sees(self, reference: str) -> bool:

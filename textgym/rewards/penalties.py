@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from textgym.messages import shown
 from textgym.rewards.base import NamedReward
-from textgym.rewards.units import Unit, check_unit, lengths, token_ids
+from textgym.rewards.units import Unit, check_stop_ids, check_unit, lengths, token_ids
+from textgym.rewards.values import is_finite
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class LengthPenalty(NamedReward):
     def __post_init__(self) -> None:
         check_unit(self.unit)
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
-            raise ValueError(f"limit={self.limit!r}: an integer of 0 or more is allowed")
-        if not 0 <= self.per_unit < math.inf:
-            raise ValueError(f"per_unit={self.per_unit!r}: a finite number of 0 or more is allowed")
+            raise ValueError(f"limit={shown(self.limit)}: an integer of 0 or more is allowed")
+        if not is_finite(self.per_unit) or self.per_unit < 0:
+            raise ValueError(f"per_unit={shown(self.per_unit)}: a finite number of 0 or more is allowed")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
@@ -56,13 +57,9 @@ class MissingStopPenalty(NamedReward):
     maximum = 0.0
 
     def __post_init__(self) -> None:
-        ids = self.stop_ids
-        good = isinstance(ids, Sequence) and not isinstance(ids, str) and len(ids) > 0
-        if not good or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ValueError(f"stop_ids={ids!r}: a list of at least one token id is allowed")
-        if not 0 <= self.penalty < math.inf:
-            raise ValueError(f"penalty={self.penalty!r}: a finite number of 0 or more is allowed")
-        object.__setattr__(self, "stop_ids", tuple(ids))
+        object.__setattr__(self, "stop_ids", check_stop_ids(self.stop_ids))
+        if not is_finite(self.penalty) or self.penalty < 0:
+            raise ValueError(f"penalty={shown(self.penalty)}: a finite number of 0 or more is allowed")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, get_args
 
-from textgym.messages import check_choice, shown
+from textgym.messages import check_choice, check_flag, shown
 from textgym.rewards.extras import import_extra
 
 Mode = Literal["full", "search"]
@@ -75,13 +75,14 @@ class Regex:
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"{argument}={shown(pattern)}: a text that is not empty is allowed")
         check_choice("mode", mode, get_args(Mode))
-        flags = "".join(
-            letter for letter, on in zip("ism", (ignore_case, dot_all, multi_line), strict=True) if on
-        )
+        asked = {"ignore_case": ignore_case, "dot_all": dot_all, "multi_line": multi_line}
+        for name, value in asked.items():
+            check_flag(name, value)
+        flags = "".join(letter for letter, on in zip("ism", asked.values(), strict=True) if on)
         try:
             compiled = _compiled(f"(?{flags}){pattern}" if flags else pattern, reward)
         except ValueError as error:
-            raise ValueError(f"{argument}={pattern!r}: {error}") from error
+            raise ValueError(f"{argument}={shown(pattern)}: {error}") from error
         self._find: Callable[[bytes], Any] = compiled.fullmatch if mode == "full" else compiled.search
 
     def matches(self, texts: list[str]) -> list[bool]:

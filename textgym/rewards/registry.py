@@ -27,9 +27,9 @@ def register_reward(name: str, factory: Callable[..., Any] | str) -> None:
     Raises: ValueError for a bad name, or one that is registered for something else.
     """
     if not isinstance(name, str) or not name or ":" in name:
-        raise ValueError(f"name={name!r}: a text that is not empty and has no ':' is allowed")
+        raise ValueError(f"name={shown(name)}: a text that is not empty and has no ':' is allowed")
     if not callable(factory) and not (isinstance(factory, str) and ":" in factory):
-        raise ValueError(f"factory={factory!r}: a callable or the text 'module:attribute' is allowed")
+        raise ValueError(f"factory={shown(factory)}: a callable or the text 'module:attribute' is allowed")
     if _FACTORIES.get(name, factory) != factory:
         raise ValueError(f"name={name!r} is registered already, for {_FACTORIES[name]!r}")
     _FACTORIES[name] = factory
@@ -104,7 +104,9 @@ def _build(name: str, parameters: dict[str, Any], argument: str) -> Any:
     target = _load(name if factory is None else factory)
     if factory is None and not inspect.isclass(target):
         if parameters:
-            raise ValueError(f"reward {name!r} is no class and takes no parameters; got {sorted(parameters)}")
+            raise ValueError(
+                f"reward {name!r} is no class and takes no parameters; got {shown(list(parameters))}"
+            )
         return make_reward(target)
     _check_parameters(name, target, parameters)
     return make_reward(target(**parameters))
@@ -132,5 +134,5 @@ def _check_parameters(name: str, factory: Callable[..., Any], parameters: dict[s
         unknown = [key for key in parameters if key not in allowed]
         hint = did_you_mean(unknown[0], allowed) if unknown else ""
         raise ValueError(
-            f"reward {name!r}: {error}.{hint} Parameters: {signature}. Got: {sorted(parameters)}"
+            f"reward {name!r}: {error}.{hint} Parameters: {signature}. Got: {shown(list(parameters))}"
         ) from error

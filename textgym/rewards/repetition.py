@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from textgym.messages import shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.scripts import composed
 from textgym.rewards.units import Unit, check_unit, spaced_words, token_ids
@@ -35,7 +36,7 @@ class NoRepeat(NamedReward):
         check_unit(self.unit)
         for name, value, lowest in (("n", self.n, 1), ("least", self.least, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name}={value!r}: an integer of {lowest} or more is allowed")
+                raise ValueError(f"{name}={shown(value)}: an integer of {lowest} or more is allowed")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from textgym.messages import check_flag, shown
 from textgym.rewards.base import NamedReward
 from textgym.rewards.scripts import composed, folded
 from textgym.rewards.units import Unit, check_unit, lengths
+from textgym.rewards.values import is_finite
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class ContainsAll(NamedReward):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", check_words("words", self.words))
+        check_flag("ignore_case", self.ignore_case)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
@@ -54,9 +57,9 @@ class Length(NamedReward):
     def __post_init__(self) -> None:
         check_unit(self.unit)
         if isinstance(self.target, bool) or not isinstance(self.target, int) or self.target < 0:
-            raise ValueError(f"target={self.target!r}: an integer of 0 or more is allowed")
-        if self.width is not None and not 0 < self.width < float("inf"):
-            raise ValueError(f"width={self.width!r}: None or a finite number above 0 is allowed")
+            raise ValueError(f"target={shown(self.target)}: an integer of 0 or more is allowed")
+        if self.width is not None and not (is_finite(self.width) and self.width > 0):
+            raise ValueError(f"width={shown(self.width)}: None or a finite number above 0 is allowed")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
@@ -77,7 +80,7 @@ class Charset(NamedReward):
 
     def __post_init__(self) -> None:
         if not isinstance(self.characters, str) or not self.characters:
-            raise ValueError(f"characters={self.characters!r}: a text that is not empty is allowed")
+            raise ValueError(f"characters={shown(self.characters)}: a text that is not empty is allowed")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """Score every completion."""
@@ -90,7 +93,7 @@ def check_words(argument: str, words: Any) -> tuple[str, ...]:
     """Return `words` as a tuple. Raises: ValueError unless it is a list of texts that are not empty."""
     # A bare text is a sequence of texts too, but never what was meant.
     if isinstance(words, str) or not isinstance(words, Sequence) or not words:
-        raise ValueError(f"{argument}={words!r}: a list of at least one word is allowed")
+        raise ValueError(f"{argument}={shown(words)}: a list of at least one word is allowed")
     if not all(isinstance(word, str) and word for word in words):
-        raise ValueError(f"{argument}={words!r}: every word has to be a text that is not empty")
+        raise ValueError(f"{argument}={shown(words)}: every word has to be a text that is not empty")
     return tuple(words)

@@ -141,9 +141,9 @@ class Scorer:
             return self._caller.read(result, len(prompts), faults)
         try:
             return self._caller.terms(prompts, completions, columns, faults)
-        except RewardError:
+        except (RewardError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             message = f"reward {self.name!r} raised {type(error).__name__}: {error}"
             raise RewardError(message, "raises") from error
 

@@ -35,17 +35,17 @@ def read_template(template: Any) -> list[Piece]:
         parsed = list(Formatter().parse(composed(template)))
     except ValueError as error:
         raise ValueError(
-            f"template={template!r}: {error}; a slot is {{name}}, a brace itself is {{{{ or }}}}"
+            f"template={shown(template)}: {error}; a slot is {{name}}, a brace itself is {{{{ or }}}}"
         ) from error
     slots = [slot for _, slot, _, _ in parsed if slot is not None]
     if not slots or len(set(slots)) < len(slots):
         raise ValueError(
-            f"template={template!r}: its slots are {slots}; at least one, each only once, is allowed"
+            f"template={shown(template)}: its slots are {slots}; at least one, each only once, is allowed"
         )
     for _, slot, form, conversion in parsed:
         if slot is not None and (not slot.isidentifier() or form or conversion):
             raise ValueError(
-                f"template={template!r}: the slot {slot!r} is not a plain name, as {{answer}} is"
+                f"template={shown(template)}: the slot {slot!r} is not a plain name, as {{answer}} is"
             )
     return [Piece(text, slot) for text, slot, _, _ in parsed]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal, get_args
 
-from textgym.messages import check_choice
+from textgym.messages import check_choice, shown
 from textgym.rewards.scripts import composed, is_unspaced, warn_once
 
 Unit = Literal["words", "characters", "tokens"]
@@ -36,6 +36,14 @@ def spaced_words(text: str) -> list[str]:
             "no words; unit='characters' is made for them"
         )
     return composed(text).split()
+
+
+def check_stop_ids(ids: Any) -> tuple[int, ...]:
+    """Return the ids that end a text. Raises: ValueError unless they are a list of at least one token id."""
+    good = isinstance(ids, Sequence | Set) and not isinstance(ids, str) and len(ids) > 0
+    if not good or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise ValueError(f"stop_ids={shown(ids)}: a list of at least one token id is allowed")
+    return tuple(ids)
 
 
 def token_ids(columns: Mapping[str, Any]) -> list[list[int]]:

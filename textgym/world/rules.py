@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from textgym.rewards.base import TermReward, Values
+from textgym.rewards.units import check_stop_ids
 from textgym.world.items import KINDS, items
 from textgym.world.prompts import find_item
 from textgym.world.reading import Reading, read
@@ -70,7 +71,7 @@ class WorldRules(TermReward):
     kinds: Sequence[str]
 
     def __init__(self, stop_ids: Sequence[int] = (END_ID,)) -> None:
-        self.stop_ids = frozenset(stop_ids)
+        self.stop_ids = frozenset(check_stop_ids(stop_ids))
         self._kind_of = {item.key: kind for kind in KINDS for item in items(kind)}
 
     @abstractmethod
