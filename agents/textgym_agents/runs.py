@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from textgym.files import (
+    check_file,
     json_line,
     make_folder,
     open_lock,
@@ -114,6 +115,15 @@ class RunFolder:
                     if isinstance(value, int | float) and not isinstance(value, bool):
                         number(row, name)
         return rows
+
+    def seconds(self) -> float:
+        """Return the seconds of work up to the last row of the log, 0 without one.
+
+        Raises: ValueError for a row that lacks them.
+        """
+        rows = self.metrics()
+        with reading(self.path / "metrics.jsonl", "the log"):
+            return number(rows[-1], "seconds") if rows else 0.0
 
     def log(self, row: Row) -> None:
         """Appends one iteration to metrics.jsonl and to the TensorBoard events."""
@@ -247,7 +257,12 @@ def _at_work(path: str | Path) -> ValueError:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process holds a lock file. Asking takes it for a moment, which `_held` has patience for."""
+    """Whether a process holds a lock file. Asking takes it for a moment, which `_held` has patience for.
+
+    Raises: ValueError for what is no file.
+    """
+    if os.path.lexists(lock):
+        check_file(lock)
     try:
         with lock.open() as file:
             return not _try_to_hold(file)

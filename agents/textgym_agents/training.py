@@ -243,7 +243,7 @@ class Training:
         before = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
         after = evaluation_row(last)
         assert self._optimum is not None
-        seconds = float(rows[-1]["seconds"])
+        seconds = folder.seconds()
         self._draw(folder, watcher)
         folder.finish(
             {

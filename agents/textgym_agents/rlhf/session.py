@@ -98,8 +98,7 @@ class Session:
         else:
             self._check_same(self._folder.config(), config)
         with self._folder.writing(rewind_to if resumed else None):
-            rows = self._folder.metrics()
-            self._started -= float(rows[-1]["seconds"]) if rows else 0.0
+            self._started -= self._folder.seconds()
             yield self._folder
 
     def train(
@@ -147,10 +146,7 @@ class Session:
 
     def finish(self, folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
         """Writes result.json and removes the checkpoints. Returns: what was written."""
-        rows = folder.metrics()
-        whole: dict[str, Any] = plain(
-            dict(result) | {"seconds": float(rows[-1]["seconds"]), "versions": versions()}
-        )
+        whole: dict[str, Any] = plain(dict(result) | {"seconds": folder.seconds(), "versions": versions()})
         folder.finish(whole)
         remove_checkpoints(self.checkpoints)
         return whole
