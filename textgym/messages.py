@@ -14,6 +14,10 @@ MOST_ROWS = 2**20
 """Of what is made or done at once, as sub-environments: more would keep a machine busy before anything is seen."""
 
 
+class TextGymWarning(UserWarning):
+    """Something that does not stop a run but that its user has to know."""
+
+
 def shown(value: object, most: int = 80) -> str:
     """The beginning of what `repr` says of a value; its kind where there is no repr, as of the greatest integers."""
     try:

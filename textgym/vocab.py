@@ -17,8 +17,7 @@ from textgym.codecs.chat import MASK, around, parse_format
 from textgym.codecs.conversation import Conversation
 from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
-from textgym.messages import did_you_mean, shown
-from textgym.rewards.base import TextGymWarning
+from textgym.messages import TextGymWarning, did_you_mean, shown
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 

@@ -19,7 +19,7 @@ from textgym.codecs.protocol import Codec
 from textgym.codecs.slow import SlowCodec
 from textgym.codecs.words import WordCodec
 from textgym.files import check_file, read_json, reading
-from textgym.rewards.base import TextGymWarning
+from textgym.messages import TextGymWarning
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 

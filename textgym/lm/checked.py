@@ -25,7 +25,7 @@ from textgym.lm.backbone import (
     max_tokens,
 )
 from textgym.lm.decoder import Decoder
-from textgym.rewards.base import TextGymWarning
+from textgym.messages import TextGymWarning
 
 Way = Callable[[Any], Backbone]
 _Key = tuple[bool, torch.dtype | None, tuple[int, ...]]

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.lm.reward_folder import check_installed, find_reward_model, read_offset
-from textgym.messages import check_choice
-from textgym.rewards.base import NamedReward, TextGymWarning
+from textgym.messages import TextGymWarning, check_choice
+from textgym.rewards.base import NamedReward
 from textgym.rewards.calling import check_batch
 
 Combine = Literal["mean", "min", "mean_minus_std"]

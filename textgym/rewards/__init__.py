@@ -1,7 +1,8 @@
 """Rewards: any callable that scores texts, and what is needed to name, compose and trust them."""
 
+from textgym.messages import TextGymWarning
 from textgym.rewards.arithmetic import Arithmetic
-from textgym.rewards.base import Reward, RewardError, Scores, TermReward, TextGymWarning
+from textgym.rewards.base import Reward, RewardError, Scores, TermReward
 from textgym.rewards.blurred import Blurred
 from textgym.rewards.compose import Clipped, Weighted
 from textgym.rewards.json_schema import JsonSchema

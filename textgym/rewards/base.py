@@ -15,10 +15,6 @@ FloatArray = NDArray[np.float64]
 Values = list[float | None]
 
 
-class TextGymWarning(UserWarning):
-    """Something that does not stop a run but that its user has to know."""
-
-
 class RewardError(RuntimeError):
     """A reward failed.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from textgym.messages import check_choice, shown
-from textgym.rewards.base import FloatArray, RewardError, Scores, TextGymWarning, Values
+from textgym.messages import TextGymWarning, check_choice, shown
+from textgym.rewards.base import FloatArray, RewardError, Scores, Values
 from textgym.rewards.calling import Caller, Columns, check_batch, isolated
 from textgym.rewards.registry import RewardSpec, make_reward
 from textgym.rewards.values import Faults, find_faults, is_finite, not_finite

@@ -8,7 +8,7 @@ import unicodedata
 import warnings
 from typing import Final
 
-from textgym.rewards.base import TextGymWarning
+from textgym.messages import TextGymWarning
 
 # Thai, Lao, Myanmar, Khmer, kana, Han: words in them stand one after the other without spaces.
 _UNSPACED: Final = (
