@@ -8,13 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym.lm.reference import Reference, restricted
 from textgym.messages import MOST_ROWS, shown
 from textgym.task import Task
-from textgym.vector import TokenVectorEnv
+from textgym.vector import batch_env
 
 _ROWS_AT_ONCE = 512
 
@@ -183,13 +182,7 @@ class _Recorder:
     ) -> None:
         """Plays one episode from each of these prompts, by the policy of that number; starts the records anew."""
         count = len(prompt_index)
-        env = TokenVectorEnv(
-            self.task,
-            count,
-            split=self._split,
-            autoreset_mode=AutoresetMode.DISABLED,
-            score_together=self.task.scorer.pays_at_end,
-        )
+        env = batch_env(self.task, count, self._split)
         observation, _ = env.reset(
             seed=int(generator.integers(2**31)), options={"prompt_index": prompt_index}
         )

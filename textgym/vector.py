@@ -321,6 +321,12 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         return tokens
 
 
+def batch_env(task: Task, rows: int, split: str) -> TokenVectorEnv:
+    """Make an environment to play a batch to its end: no resets, and one call of a reward that pays at the end."""
+    together, mode = task.scorer.pays_at_end, AutoresetMode.DISABLED
+    return TokenVectorEnv(task, rows, split=split, autoreset_mode=mode, score_together=together)
+
+
 def scoring_together(env: Any) -> AbstractContextManager[None]:
     """Return a block in which `env` scores all rows in one call, if it is a `TokenVectorEnv` and nothing else.
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym import TokenVectorEnv
 from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
 from textgym.bootstrap import RESAMPLES, Floats
 from textgym.importance import expected_returns
@@ -20,6 +18,7 @@ from textgym.sampling import play
 from textgym.solve import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task
+from textgym.vector import batch_env
 from textgym_agents.config import at_least_one, require
 from textgym_agents.fixed import read_settings, write_settings
 from textgym_agents.protocol import Callback, Observation
@@ -169,13 +168,7 @@ class BestOfN:
     def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
         """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""
         task = self.task
-        env = TokenVectorEnv(
-            task,
-            len(starts),
-            split=split,
-            autoreset_mode=AutoresetMode.DISABLED,
-            score_together=task.scorer.pays_at_end,
-        )
+        env = batch_env(task, len(starts), split)
         if task.noisy:
             seeds = self._generator.integers(2**63, size=len(starts)).tolist()
             starts = [

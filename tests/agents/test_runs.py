@@ -213,3 +213,19 @@ def test_the_next_free_number(tmp_path):
     with run_folder(tmp_path / "mine", "demo") as path:
         assert path == tmp_path / "mine"
         assert not path.exists()
+
+
+def test_a_pipe_in_place_of_the_lock_is_refused_and_not_waited_for(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {})
+    (run.path / ".lock").unlink()
+    os.mkfifo(run.path / ".lock")
+    with pytest.raises(ValueError, match=r"\.lock: is no file"):
+        run.state()
+
+
+def test_a_log_without_seconds_is_named(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {})
+    assert run.seconds() == 0
+    run.log({"iteration": 1})
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: the log .*seconds"):
+        run.seconds()

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym import TokenVectorEnv
 from textgym.lm.reference import Reference, restricted
+from textgym.vector import batch_env
 from textgym_agents.fixed import reference_of
 from textgym_agents.protocol import Observation
 
@@ -118,13 +117,7 @@ class _Player:
 
     def run(self, count: int, generator: np.random.Generator) -> list[RecordedEpisode]:
         """One batch of episodes."""
-        env = TokenVectorEnv(
-            self.task,
-            count,
-            split=self._split,
-            autoreset_mode=AutoresetMode.DISABLED,
-            score_together=self.task.scorer.pays_at_end,
-        )
+        env = batch_env(self.task, count, self._split)
         observation, start = env.reset(seed=int(generator.integers(2**31)))
         if self._per_prompt > 1:
             shared = np.repeat(start["prompt_index"][:: self._per_prompt], self._per_prompt)
