@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.evaluate import Estimate, Evaluation, Optimum
+from textgym.evaluate import Estimate, Evaluation
+from textgym.optima import Optimum
 from textgym_agents.protocol import Metrics
 
 ESTIMATES = ("reward", "gold", "kl", "objective", "optimality", "entropy", "length")
