@@ -1,6 +1,7 @@
 """Print the form of the house as a table: files, lines, who imports whom, types, and the way of LM PPO.
 
-`python .ci/house.py` counts the packages textgym, textgym_agents and textgym_benchmarks as they stand in this checkout.
+`python .ci/house.py` counts the packages textgym, textgym_agents and textgym_benchmarks as they stand in this checkout;
+`--rooms` adds a line per folder, `--names` the names behind the numbers.
 """
 
 from __future__ import annotations
@@ -13,15 +14,38 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"textgym": ROOT, "textgym_agents": ROOT / "agents", "textgym_benchmarks": ROOT / "benchmarks"}
-# What stands further right may import what stands further left.
+# What stands further down may import what stands further up, and nothing may import against it, lazily or not.
 LAYERS = (
-    ("files", "checks", "registry"),
-    ("state", "vocab", "codecs"),
-    ("rewards", "lm", "grammar", "preferences"),
-    ("task", "world", "tasks"),
-    ("env", "vector", "wrappers"),
-    ("play", "solver"),
-    ("optima", "evaluate"),
+    ("textgym.files", "textgym.checks", "textgym.registry", "textgym.interrupts", "textgym.sources"),
+    ("textgym.state", "textgym.codecs", "textgym.vocab", "textgym.prompts"),
+    ("textgym.rewards", "textgym.lm", "textgym.grammar"),
+    ("textgym.task", "textgym.world", "textgym.tasks"),
+    (
+        "textgym.env",
+        "textgym.episodes",
+        "textgym.vector",
+        "textgym.vector_io",
+        "textgym.render",
+        "textgym.wrappers",
+    ),
+    ("textgym.registration", "textgym"),
+    ("textgym.play", "textgym.solver"),
+    ("textgym.best_of_n", "textgym.estimates", "textgym.exploits", "textgym.optimum", "textgym.planning"),
+    ("textgym.preferences", "textgym.evaluate"),
+    ("textgym.commands", "textgym.cli"),
+    ("textgym_agents",),
+    ("textgym_benchmarks",),
+)
+# What LM PPO runs through, from `learn` to the step of the optimiser.
+PPO = (
+    "textgym_agents.algorithms.ppo",
+    "textgym_agents.lm.agent",
+    "textgym_agents.lm.on_policy",
+    "textgym_agents.lm.rollout",
+    "textgym_agents.lm.targets",
+    "textgym_agents.lm.losses",
+    "textgym_agents.lm.policy",
+    "textgym_agents.config",
 )
 Tree = dict[str, ast.Module]
 
@@ -52,24 +76,6 @@ def imports(name: str, tree: ast.AST, known: set[str], path: Path) -> set[str]:
                 inner = f"{base}.{alias.name}"
                 found.add(inner if inner in known else base)
     return (found & known) - {name}
-
-
-def at_import_time(tree: ast.Module) -> ast.Module:
-    """Return a copy without what runs only when it is called or checked for types."""
-
-    def kept(nodes: list[ast.stmt]) -> list[ast.stmt]:
-        result: list[ast.stmt] = []
-        for node in nodes:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-                continue
-            if isinstance(node, ast.ClassDef):
-                node = ast.ClassDef(node.name, node.bases, node.keywords, kept(node.body), [])
-            result.append(node)
-        return result
-
-    return ast.Module(kept(tree.body), [])
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -112,7 +118,11 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Return the lines of a function from `def` to its end, the docstring apart."""
     total = (function.end_lineno or function.lineno) - function.lineno + 1
     first = function.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         total -= (first.end_lineno or first.lineno) - first.lineno + 1
     return max(total, 1)
 
@@ -144,6 +154,31 @@ def players(tree: ast.AST) -> list[str]:
     return found
 
 
+def layer(name: str) -> int:
+    """Return the place of a module in `LAYERS`, by the longest name that it begins with."""
+    places = {root: place for place, roots in enumerate(LAYERS) for root in roots}
+    while name not in places:
+        name = name.rpartition(".")[0]
+    return places[name]
+
+
+def against(every: dict[str, set[str]]) -> list[str]:
+    """Return the imports that run against the layers."""
+    return [f"{name} -> {target}" for name in every for target in every[name] if layer(target) > layer(name)]
+
+
+def rooms(lines: dict[str, int], trees: dict[str, ast.Module]) -> Iterator[str]:
+    """Yield files, lines and `Any` of each folder of a package."""
+    found: dict[str, list[str]] = {}
+    for name in lines:
+        found.setdefault(
+            ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.split(".")[0], []
+        ).append(name)
+    for room, names in sorted(found.items()):
+        total = sum(lines[name] for name in names)
+        yield f"{room:40} {len(names):4} files {total:6,} lines {sum(anys(trees[name]) for name in names):5} Any"
+
+
 def main() -> None:
     """Print the table."""
     paths = modules()
@@ -151,28 +186,39 @@ def main() -> None:
     sources = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     trees = {name: ast.parse(source) for name, source in sources.items()}
     lines = {name: source.count("\n") for name, source in sources.items()}
-    eager = {name: imports(name, at_import_time(tree), known, paths[name]) for name, tree in trees.items()}
     every = {name: imports(name, tree, known, paths[name]) for name, tree in trees.items()}
     importers = {name: sum(name in targets for targets in every.values()) for name in known}
     once = [name for name in known if importers[name] == 1 and paths[name].name != "__init__.py"]
     found = [function for tree in trees.values() for function in functions(tree)]
     lengths = [code_lines(function) for function in found]
     plays = [f"{name}.{function}" for name, tree in trees.items() for function in players(tree)]
-    loops = cycles(eager)
+    loops = cycles(every)
+    wrong = against(every)
+    way = [name for name in PPO if name in lines]
     rows = [
         ("product files / lines", f"{len(paths)} / {sum(lines.values()):,}"),
         ("files imported by exactly one other", f"{len(once)}"),
         ("places that play a batch of episodes", f"{len(plays)}"),
         ("`Any` in signatures", f"{sum(anys(tree) for tree in trees.values()):,}"),
-        ("import cycles", f"{len(loops)}"),
-        ("median lines, file / function", f"{statistics.median(lines.values()):.0f} / {statistics.median(lengths):.0f}"),
+        ("import cycles; imports against the layers", f"{len(loops)}; {len(wrong)}"),
+        (
+            "LM PPO, `learn` to optimiser step",
+            f"{len(way)} files, {sum(lines[name] for name in way):,} lines",
+        ),
+        (
+            "median lines, file / function",
+            f"{statistics.median(lines.values()):.0f} / {statistics.median(lengths):.0f}",
+        ),
         ("longest file / function", f"{max(lines.values())} / {max(lengths)}"),
     ]
     for label, value in rows:
         print(f"| {label} | {value} |")
+    if "--rooms" in sys.argv:
+        print("", *rooms(lines, trees), sep="\n")
     if "--names" in sys.argv:
         print("\nplay:", *sorted(plays), sep="\n  ")
         print("\ncycles:", *loops, sep="\n  ")
+        print("\nagainst the layers:", *sorted(wrong), sep="\n  ")
         print("\nimported once:", *sorted(once), sep="\n  ")
 
 
