@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from textgym.cli import main
-from textgym.commands._errors import one_line
+from textgym.commands.console import one_line
 
 SECONDS = 10.0
 ODD: tuple[Any, ...] = (

@@ -23,8 +23,8 @@ from textgym.best_of_n import (
 )
 from textgym.lm.reference import NGramReference
 from textgym.rewards import Blurred
-from textgym.solve import UnsolvableError, edge_log_probs, evaluate_edges, prefix_tree, solve
-from textgym.solver.trajectories import trajectories
+from textgym.solver import UnsolvableError, edge_log_probs, evaluate_edges, prefix_tree, solve
+from textgym.solver.values import trajectories
 
 
 def exact(task, n, reference=None, split="eval"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import COMMAND, assert_one_line, child, environment, run, shell
-from textgym_benchmarks.results import load_results
+from textgym_benchmarks.results.store import load_results
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and rights of POSIX")
 NOBODY = 65534

@@ -9,7 +9,7 @@ import threading
 import pytest
 from cli_tools import COMMAND, assert_one_line, environment, run, shell
 
-from textgym.commands._flags import checked_words, env_options
+from textgym.commands.flags import checked_words, env_options
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="redirections of a POSIX shell")
 HELLO = ("play", "Text-v0", "--seed", "0", "--env", "reference=uniform")
@@ -82,7 +82,7 @@ def test_help_does_not_depend_on_how_python_was_started():
 def test_rewards_and_checks_say_what_they_are_without_docstrings():
     code = (
         "from textgym.rewards import describe_reward, reward_names\n"
-        "from textgym_agents.conformance.kit import CHECKS\n"
+        "from textgym_agents.conformance.run import CHECKS\n"
         "print([describe_reward(name) for name in reward_names()], [check.asks for check in CHECKS])"
     )
     said = [

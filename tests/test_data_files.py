@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from textgym.data_files import json_value
-from textgym.files import read_json, read_lines, replace_folder
+from textgym.files import json_value, read_json, read_lines, replace_folder
 from textgym.preferences import read_demonstrations, read_rankings
 from textgym.prompts import read_prompts
 

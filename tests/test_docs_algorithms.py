@@ -20,7 +20,7 @@ from textgym_agents.registry import agent_class, config_class
 from textgym_benchmarks.suites import ci
 
 from textgym.evaluate import evaluate
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAME = "my_reinforce:MyReinforce"

@@ -17,16 +17,16 @@ from benchmarks.fake_cells import tiny_suite
 from edited_folders import command, edit, fresh, problem
 from lm.tiny_models import tiny_gpt2
 from lm.tiny_rewards import save_reward_model, save_tokenizer
+from textgym_agents.config import TrainSettings
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.session import Silent
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
-from textgym_agents.settings import TrainSettings
-from textgym_agents.training import Training
-from textgym_benchmarks.results import export_results, load_results
-from textgym_benchmarks.runner import run_suite
+from textgym_agents.training.loop import Training
+from textgym_benchmarks.results.store import export_results, load_results
+from textgym_benchmarks.run.runner import run_suite
 
-from textgym.importance import draw_samples, read_samples, tilt, write_samples
+from textgym.estimates import draw_samples, read_samples, tilt, write_samples
 from textgym.lm.reference import UniformReference
 from textgym.lm.reward_model import RewardModel
 from textgym.task import make_task

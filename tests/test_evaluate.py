@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from textgym import make_task
-from textgym.bootstrap import interval, resampled_means, widen
+from textgym.estimates import draw_samples, interval, resampled_means, widen
 from textgym.evaluate import distinct, evaluate, soft_maximum
-from textgym.importance import draw_samples
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.optima import estimated, optimum_of
-from textgym.references import make_reference
-from textgym.sampling import play
-from textgym.solve import solve
+from textgym.optimum import estimated, optimum_of
+from textgym.play import play
+from textgym.solver import solve
+from textgym.task import make_reference
 
 WORDS = ("a", "b", "<end>")
 STOP, HORIZON, BETA = 2, 2, 0.5

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textgym.commands._errors import UsageError
-from textgym.commands._flags import checked_words, merged
+from textgym.commands.console import UsageError
+from textgym.commands.flags import checked_words, merged
 
 
 @pytest.mark.parametrize(

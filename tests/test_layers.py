@@ -16,11 +16,11 @@ PACKAGES = {"textgym": ROOT, "textgym_agents": ROOT / "agents", "textgym_benchma
 ORDER = list(PACKAGES)
 # Of the core, from left to right; what is not named here stands left of the environments.
 CORE = [
-    {"state", "vocab", "codecs", "messages"},
+    {"state", "vocab", "codecs", "checks", "files"},
     {"rewards", "lm", "prompts", "grammar"},
     {"task", "catalog", "tasks", "world"},
-    {"env", "vector", "wrappers", "solve", "solver", "planning", "exploits", "exploit_search"},
-    {"registration", "evaluate", "optima", "bootstrap", "best_of_n", "preferences"},
+    {"env", "vector", "wrappers", "play", "solver", "planning", "exploits"},
+    {"registration", "evaluate", "optimum", "estimates", "best_of_n", "preferences"},
     {"commands"},
     {"cli"},
 ]

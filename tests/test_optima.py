@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from textgym import make_task
-from textgym.committed import committed_samples, fingerprint, samples_path
+from textgym.estimates import draw_samples, read_samples, tilt, write_samples
 from textgym.evaluate import evaluate
-from textgym.importance import draw_samples, read_samples, tilt, write_samples
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.optima import estimated, optimum_of
-from textgym.references import make_reference
-from textgym.solve import solve
+from textgym.optimum import committed_samples, estimated, fingerprint, optimum_of, samples_path
+from textgym.solver import solve
+from textgym.task import make_reference
 
 COMMITTED = (
     *("Helpful", "Harmless", "Honest", "HHH", "Arithmetic", "Json", "Keywords", "Format", "Pattern"),
@@ -158,7 +157,7 @@ def test_samples_come_back_from_their_file(tmp_path):
 
 
 def test_committed_samples_serve_their_own_task_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("textgym.committed.FOLDER", tmp_path)
+    monkeypatch.setattr("textgym.optimum.FOLDER", tmp_path)
     task = make_task("Arithmetic", max_new_tokens=6)
     samples = draw_samples(task, make_reference(task), each=4)
     write_samples(samples, samples_path(task, "eval"), fingerprint(task, "eval"))

@@ -9,7 +9,7 @@ from solver_tools import Paid, bigram, completions, odd_grammar, score, small_ta
 from textgym import TokenEnv, task_names
 from textgym.lm.reference import UniformReference
 from textgym.planning import Tree
-from textgym.solve import solve
+from textgym.solver import solve
 
 
 def walk(node):

@@ -11,17 +11,17 @@ import pytest
 from agents.rlhf.fit_tools import pair_file
 from benchmarks.fake_cells import tiny_suite
 from power_cut import Disk
+from textgym_agents.config import TrainSettings
 from textgym_agents.registry import load_agent, make_agent, make_env
 from textgym_agents.rlhf.session import Silent
 from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.rlhf.trainer import last_checkpoint, steps_done
-from textgym_agents.runs import RunFolder
-from textgym_agents.settings import TrainSettings
-from textgym_agents.training import Training
-from textgym_benchmarks.progress import Progress
-from textgym_benchmarks.results import load_results
-from textgym_benchmarks.runner import run_suite
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Training
+from textgym_benchmarks.results.store import load_results
+from textgym_benchmarks.run.progress import Progress
+from textgym_benchmarks.run.runner import run_suite
 
 from textgym.files import recover_folder, write_json
 
@@ -138,7 +138,7 @@ def test_cells_that_were_reported_are_done(tmp_path: Path, patch: pytest.MonkeyP
 
     cuts = Cuts(tmp_path, check)
     cuts.disk.install(patch)
-    patch.setattr("textgym_benchmarks.runner.Progress", Following)
+    patch.setattr("textgym_benchmarks.run.runner.Progress", Following)
     run_suite(tiny_suite(), cuts.root / "bench", engine="serial", function="benchmarks.fake_cells:quick")
     patch.undo()
     cuts.disk.close()

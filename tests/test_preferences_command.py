@@ -9,7 +9,7 @@ import pytest
 from cli_tools import assert_one_line, child, run
 
 from textgym.preferences import pairs, read_rankings
-from textgym.preferences.hh import as_dialogue
+from textgym.preferences.data import as_dialogue
 
 HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
 GOOD = {"prompt": "p", "chosen": "yes", "rejected": "no!"}

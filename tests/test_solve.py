@@ -9,9 +9,9 @@ from solver_tools import Paid, bigram, completions, log_probability, score, smal
 from textgym import make_task
 from textgym.env import TokenEnv
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.rewards.normalise import RunningNorm
-from textgym.solve import policy_values, prefix_tree, solve, trajectory_probabilities
-from textgym.solver import grow
+from textgym.rewards.compose import RunningNorm
+from textgym.solver import growth as grow
+from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 
 
 def probabilities(solution):

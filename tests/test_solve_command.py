@@ -7,8 +7,8 @@ import pytest
 from solver_tools import bigram, small_task
 
 from textgym.cli import main
-from textgym.solve import solve
-from textgym.solver.picture import draw_tree
+from textgym.commands.solve import draw_tree
+from textgym.solver import solve
 
 ENV = ["--env", 'prompts=["a"]', 'tokenizer=["a","[b]"]', "reward=length", "max_new_tokens=2"]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from solver_tools import Paid, Table, bigram, completions, log_probability, score, small_task
 
+from textgym.estimates import draw_samples
 from textgym.evaluate import evaluate
-from textgym.importance import draw_samples
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.optima import estimated
-from textgym.sampling import play
-from textgym.solve import policy_values, prefix_tree, solve, trajectory_probabilities
+from textgym.optimum import estimated
+from textgym.play import play
+from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.6])

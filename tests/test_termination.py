@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cli_tools import environment, run
-from textgym_agents.runs import RunFolder
+from textgym_agents.training.folder import RunFolder
 
 from textgym.interrupts import Terminated, first_interrupt, sigterm_raises
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.env import TokenEnv
-from textgym.optima import optimum_of
+from textgym.optimum import optimum_of
 from textgym.rewards import RewardError
-from textgym.solve import UnsolvableError, solve
+from textgym.solver import UnsolvableError, solve
 from textgym.vector import TokenVectorEnv, scoring_together, settle_rest
 
 MODES = list(AutoresetMode)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.bootstrap import RESAMPLES, Estimate, Floats, interval, widen
-from textgym.solver.distributions import log_sum, normalised
-from textgym.solver.size import UnsolvableError
-from textgym.solver.trajectories import trajectories
-from textgym.solver.tree import Ints, PrefixTree
+from textgym.estimates import RESAMPLES, Estimate, Floats, interval, widen
+from textgym.solver.tree import Ints, PrefixTree, UnsolvableError, log_sum, normalised
+from textgym.solver.values import trajectories
 from textgym.task import Task
 
 _TIE = 1e-12  # Returns that differ by less, relative to their size, are one level: sums round differently.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from textgym.messages import did_you_mean, not_one_of
+from textgym.checks import did_you_mean, not_one_of
 
 if TYPE_CHECKING:
     from textgym.task import Task

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from textgym.checks import did_you_mean
 from textgym.commands import command_names, load_command, summary
-from textgym.commands._errors import UsageError, one_line
-from textgym.faults import DiskFullError, disk_full
-from textgym.interrupts import is_termination, sigterm_raises
-from textgym.messages import did_you_mean
+from textgym.commands.console import UsageError, one_line
+from textgym.interrupts import DiskFullError, disk_full, is_termination, sigterm_raises
 from textgym.sources import source_digest, source_folder
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 2, 130, 141, 143
@@ -90,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _print_help() -> None:
     from rich.table import Table
 
-    from textgym.commands._console import output
+    from textgym.commands.console import output
 
     console = output()
     console.print("usage: textgym COMMAND ...", markup=False)

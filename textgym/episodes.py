@@ -12,8 +12,7 @@ from gymnasium import spaces
 
 from textgym.rewards import Scorer
 from textgym.rewards.shaping import potential_difference
-from textgym.spaces import TokenSpace
-from textgym.state import RUNNING, Prompt, TokenState, TokenStore
+from textgym.state import RUNNING, Prompt, TokenSpace, TokenState, TokenStore
 from textgym.task import Judgement, Task
 
 

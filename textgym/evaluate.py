@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.bootstrap import RESAMPLES, Estimate, Floats, interval, resampled_means, widen
-from textgym.importance import expected_returns, soft_maximum
+from textgym.estimates import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    expected_returns,
+    interval,
+    resampled_means,
+    soft_maximum,
+    widen,
+)
 from textgym.lm.reference import Reference
-from textgym.optima import Optimum, optimality_of, optimum_of
-from textgym.references import make_reference
+from textgym.optimum import Optimum, optimality_of, optimum_of
+from textgym.play import Episodes, play
 from textgym.rewards import TextGymWarning
-from textgym.sampling import Episodes, play
-from textgym.solve import PolicyValues, PrefixTree, Solution, UnsolvableError, edge_log_probs, evaluate_edges
-from textgym.solver.distributions import normalised
-from textgym.solver.tree import per_edge, per_state
-from textgym.task import Task
+from textgym.solver import PolicyValues, PrefixTree, Solution, UnsolvableError, edge_log_probs, evaluate_edges
+from textgym.solver.tree import normalised, per_edge, per_state
+from textgym.task import Task, make_reference
 
 __all__ = [
     "Estimate",
@@ -267,7 +273,9 @@ def _compare(objective: tuple[Estimate, Floats] | None, optimum: Optimum, task: 
         return
     floor = objective[0].low
     if floor > optimum.value.high:
-        renew = f"python -m textgym_benchmarks.optima {task.name} --split {optimum.split} --proposals FOLDER"
+        renew = (
+            f"python -m textgym_benchmarks.run.optima {task.name} --split {optimum.split} --proposals FOLDER"
+        )
         other = "give optimum_of this policy in `proposals`, or more samples (--optimum-per-prompt)"
         warnings.warn(
             f"J = {objective[0]} of this policy lies above J* = {optimum.value}, which was estimated too low; "

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from textgym.episodes import Episodes
 from textgym.lm.reference import Observation
-from textgym.solver.optimum import Solution
+from textgym.solver.solution import Solution
 from textgym.state import TokenState
 from textgym.task import Task
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from textgym.data_files import json_object, line_text, numbered_lines
-from textgym.messages import shown
+from textgym.checks import shown
+from textgym.files import json_object, line_text, numbered_lines
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
@@ -118,7 +118,7 @@ def read_prompts(
     Args:
         source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file with one
             object a line: its "prompt" is the text, every other key is a data column. Files are UTF-8 without a byte
-            order mark, see `textgym.data_files`.
+            order mark, see `textgym.files`.
         argument: its name, for messages.
     Returns: the texts, and the columns of a .jsonl file.
     Raises: FileNotFoundError or ValueError, naming the file and the line.

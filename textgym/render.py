@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import DependencyNotInstalled
 
-from textgym.messages import did_you_mean
+from textgym.checks import did_you_mean
 from textgym.state import TokenState
 from textgym.task import Task
 

@@ -1,4 +1,4 @@
-"""A task: the data that makes one token MDP, and the judging of its finished (or growing) texts."""
+"""A task: the data that makes one token MDP, its reference, and the judging of its texts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from textgym.catalog import TaskEntry, make_task, register_task, task_entry, task_names
-from textgym.lm.reference import Reference
-from textgym.messages import not_one_of, shown
+from textgym.checks import not_one_of, shown
+from textgym.lm.reference import Reference, UniformReference
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards import Scorer
+from textgym.rewards.calling import is_finite
 from textgym.rewards.scorer import OnError
-from textgym.rewards.values import is_finite
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
@@ -210,3 +210,48 @@ class Task:
             columns["episode_seeds"] = list(episode_seeds)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
+
+
+def has_language_model(task: Task) -> bool:
+    """Whether the task's reference is a causal LM, and not a table or a formula."""
+    return isinstance(task.reference, str | Path) and task.reference != "uniform"
+
+
+def reference_model(task: Task) -> str | Path:
+    """Folder or hub id of the causal LM that is the task's reference.
+
+    Raises: ValueError if the reference is no causal LM.
+    """
+    if task.reference == "builtin":
+        from textgym.world import MODEL_PATH
+
+        return MODEL_PATH
+    if not isinstance(task.reference, str | Path) or task.reference == "uniform":
+        raise ValueError(
+            f"reference={str(task.reference)!r} of task {task.name!r} is no language model; "
+            "pass reference=FOLDER_OR_HUB_ID to the environment or model=FOLDER_OR_HUB_ID to the agent"
+        )
+    return task.reference
+
+
+def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
+    """pi_ref of a task: numpy for "uniform", the object itself where the task holds one, a causal LM otherwise
+    (needs the extra `lm`).
+
+    Raises: ValueError if the model cannot be loaded or does not fit the task's vocabulary.
+    """
+    if task.reference == "uniform":
+        return UniformReference(task.vocabulary.allowed)
+    if not isinstance(task.reference, str | Path):
+        return task.reference
+    return load_reference(reference_model(task), task, temperature, device)
+
+
+def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
+    """A causal LM as reference over the task's allowed tokens."""
+    from textgym.lm.causal import CausalLM, check_positions, load_causal_lm
+
+    model = load_causal_lm(name)
+    tokens = task.max_prompt_tokens + task.max_new_tokens
+    check_positions(model, tokens)
+    return CausalLM(model, task.vocabulary.allowed, temperature, device, tokens)

@@ -14,14 +14,22 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.env import TokenEnv, why_reset
+from textgym.env import TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
-from textgym.infos import Infos, final_infos, reset_infos, same_step_infos
-from textgym.options import find_task
 from textgym.render import check_render_mode, frame_image, frame_text, print_frame
 from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
 from textgym.task import Task
-from textgym.vector_options import VectorReset, check_together, read_mode, read_num_envs, read_reset
+from textgym.vector_io import (
+    Infos,
+    VectorReset,
+    check_together,
+    final_infos,
+    read_mode,
+    read_num_envs,
+    read_reset,
+    reset_infos,
+    same_step_infos,
+)
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from textgym.checks import TextGymWarning, did_you_mean, shown
 from textgym.codecs import Codec, Decoder, WordCodec
-from textgym.codecs.chat import MASK, around, parse_format
-from textgym.codecs.conversation import Conversation
+from textgym.codecs.chat import MASK, Conversation, around, parse_format
 from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
-from textgym.messages import TextGymWarning, did_you_mean, shown
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 

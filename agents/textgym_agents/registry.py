@@ -15,8 +15,8 @@ from gymnasium.vector import AutoresetMode
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym import Task
+from textgym.checks import did_you_mean, not_one_of
 from textgym.files import read_json, recover_folder
-from textgym.messages import did_you_mean, not_one_of
 from textgym_agents.protocol import Agent
 
 METHODS = ("learn", "act", "log_probs", "save", "load")
@@ -200,33 +200,39 @@ def _import(target: str) -> Any:
     return getattr(found, name)
 
 
-register_agent("lm-ppo", "textgym_agents.lm_ppo:LMPPO", "PPO on a causal LM with a KL penalty")
-register_agent("a2c", "textgym_agents.a2c:A2C", "advantage actor-critic on a causal LM")
+register_agent("lm-ppo", "textgym_agents.algorithms.ppo:LMPPO", "PPO on a causal LM with a KL penalty")
+register_agent("a2c", "textgym_agents.algorithms.a2c:A2C", "advantage actor-critic on a causal LM")
 register_agent(
     "best-of-n",
-    "textgym_agents.best_of_n:BestOfN",
+    "textgym_agents.algorithms.best_of_n:BestOfN",
     "the best of n completions of the reference; learns nothing",
 )
 register_agent(
     "behaviour-cloning",
-    "textgym_agents.behaviour_cloning:BehaviourCloning",
+    "textgym_agents.algorithms.behaviour_cloning:BehaviourCloning",
     "a causal LM that imitates demonstrations",
 )
-register_agent("dpo", "textgym_agents.dpo:DPO", "direct preference optimisation of a causal LM")
-register_agent("grpo", "textgym_agents.grpo:GRPO", "group relative policy optimisation on a causal LM")
-register_agent("reinforce", "textgym_agents.reinforce:Reinforce", "REINFORCE on a causal LM")
+register_agent("dpo", "textgym_agents.algorithms.dpo:DPO", "direct preference optimisation of a causal LM")
 register_agent(
-    "rejection", "textgym_agents.rejection:Rejection", "rejection-sampling fine-tuning of a causal LM"
+    "grpo", "textgym_agents.algorithms.grpo:GRPO", "group relative policy optimisation on a causal LM"
 )
-register_agent("rloo", "textgym_agents.rloo:RLOO", "REINFORCE leave-one-out on a causal LM")
+register_agent("reinforce", "textgym_agents.algorithms.reinforce:Reinforce", "REINFORCE on a causal LM")
 register_agent(
-    "soft-q", "textgym_agents.soft_q:SoftQ", "soft Q-learning with a causal LM's logits, from replay"
+    "rejection",
+    "textgym_agents.algorithms.rejection:Rejection",
+    "rejection-sampling fine-tuning of a causal LM",
 )
-register_agent("q-learning", "textgym_agents.tabular.q_learning:QLearning", "Q-learning on a table of states")
-register_agent("sarsa", "textgym_agents.tabular.sarsa:Sarsa", "SARSA on a table of states")
+register_agent("rloo", "textgym_agents.algorithms.rloo:RLOO", "REINFORCE leave-one-out on a causal LM")
+register_agent(
+    "soft-q",
+    "textgym_agents.algorithms.soft_q:SoftQ",
+    "soft Q-learning with a causal LM's logits, from replay",
+)
+register_agent("q-learning", "textgym_agents.tabular.learners:QLearning", "Q-learning on a table of states")
+register_agent("sarsa", "textgym_agents.tabular.learners:Sarsa", "SARSA on a table of states")
 register_agent(
     "monte-carlo",
-    "textgym_agents.tabular.monte_carlo:MonteCarlo",
+    "textgym_agents.tabular.learners:MonteCarlo",
     "Monte-Carlo control on a table of states",
 )
 register_agent("sb3-a2c", "textgym_agents.sb3.on_policy:SB3A2C", "Stable-Baselines3's A2C on token features")
@@ -256,11 +262,15 @@ register_agent(
 )
 register_agent(
     "value-guided",
-    "textgym_agents.value_guided:ValueGuided",
+    "textgym_agents.algorithms.value_guided:ValueGuided",
     "an agent's policy tilted by its critic, token by token",
 )
 register_agent("mcts", "textgym_agents.mcts.agent:MCTS", "Monte-Carlo tree search over the true model")
 register_agent(
-    "reference", "textgym_agents.fixed:ReferenceAgent", "the task's reference policy; learns nothing"
+    "reference",
+    "textgym_agents.algorithms.fixed:ReferenceAgent",
+    "the task's reference policy; learns nothing",
 )
-register_agent("random", "textgym_agents.fixed:RandomAgent", "every allowed token alike; learns nothing")
+register_agent(
+    "random", "textgym_agents.algorithms.fixed:RandomAgent", "every allowed token alike; learns nothing"
+)

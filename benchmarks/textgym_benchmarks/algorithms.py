@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.table import Table
-from textgym_agents.fixed import reference_of
+from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
-from textgym.commands._flags import env_options
+from textgym.commands.flags import env_options
 from textgym.evaluate import Optimum, evaluate, optimum_of
 from textgym_benchmarks.rows import keep
 

@@ -10,9 +10,8 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 
-from textgym.references import make_reference
-from textgym.solve import policy_values, solve
-from textgym.task import make_task
+from textgym.solver import policy_values, solve
+from textgym.task import make_reference, make_task
 from textgym.vector import TokenVectorEnv
 
 _EPISODES = {"Copy": 40_000, "Reverse": 40_000, "Recall": 60_000}
@@ -39,8 +38,8 @@ def measure(
     name: str, episodes: int, seeds: int, difficulty: int | None = None, gamma: float | None = None
 ) -> list[float]:
     """Exact optimality of LM PPO on held-out prompts, one number per seed."""
+    from textgym_agents.algorithms.ppo import LMPPO
     from textgym_agents.config import LMPPOConfig
-    from textgym_agents.lm_ppo import LMPPO
 
     task = make_task(name, **({} if difficulty is None else {"difficulty": difficulty}))
     task = task if gamma is None else replace(task, gamma=gamma)

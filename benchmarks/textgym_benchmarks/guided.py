@@ -11,9 +11,9 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Column, Table
-from textgym_agents.fixed import reference_of
+from textgym_agents.algorithms.fixed import reference_of
+from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
-from textgym_agents.value_guided import ValueGuided, ValueGuidedConfig
 
 from textgym.evaluate import Optimum, evaluate, optimum_of
 from textgym_benchmarks.rows import keep

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import tyro
 
 from textgym import make_task
-from textgym.solve import prefix_tree, solve
+from textgym.solver import prefix_tree, solve
 
 SECONDS, GIGABYTES = 10.0, 2.0
 

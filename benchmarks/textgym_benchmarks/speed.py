@@ -95,7 +95,7 @@ def import_time(rounds: int) -> Iterator[Row]:
 
 def rollout(model: Path, rounds: int) -> Iterator[Row]:
     """Sampling through `env.step` against `model.generate`, same model, batch and length."""
-    from textgym_agents.rollout import collect
+    from textgym_agents.lm.rollout import collect
 
     agent, env, generate = _lm_setting(model)
     tokens: list[int] = []
@@ -168,8 +168,8 @@ def _walk_vector(env: Any, steps: int) -> Callable[[], None]:
 def _lm_setting(model: Path, **settings: Any) -> tuple[Any, Any, Callable[[], object]]:
     """An LM PPO agent on Text-v0 with prompts of 16 tokens, and `generate` over the same prompts."""
     import torch
+    from textgym_agents.algorithms.ppo import LMPPO
     from textgym_agents.config import LMPPOConfig
-    from textgym_agents.lm_ppo import LMPPO
     from transformers import AutoTokenizer
 
     from textgym.lm.causal import load_causal_lm

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from textgym_agents.settings import check_split
+from textgym_agents.config import check_split
 
-from textgym.messages import did_you_mean
+from textgym.checks import did_you_mean
 from textgym.prompts import HeldOut
 
 T = TypeVar("T")

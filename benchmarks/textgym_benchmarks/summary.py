@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from textgym_benchmarks.results import Result
-from textgym_benchmarks.statistics import bootstrap
+from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.statistics import resampling
 from textgym_benchmarks.summaries.comparisons import (
     THRESHOLDS,
     Pairwise,
@@ -23,8 +23,15 @@ from textgym_benchmarks.summaries.curves import Curve, Track, curves, frontier
 from textgym_benchmarks.summaries.entries import Entry, entries
 from textgym_benchmarks.summaries.findings import Finding, findings
 from textgym_benchmarks.summaries.grid import FLOOR, Problem, make_grid
-from textgym_benchmarks.summaries.leaderboard import Counts, Row, count, leaderboard
-from textgym_benchmarks.summaries.ranking import Best, best_by_family, comparison
+from textgym_benchmarks.summaries.leaderboard import (
+    Best,
+    Counts,
+    Row,
+    best_by_family,
+    comparison,
+    count,
+    leaderboard,
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
         versions=_versions(results),
         machines=tuple(dict.fromkeys(str(r.machine) for r in results if r.machine)),
         floor=FLOOR,
-        confidence=bootstrap.CONFIDENCE,
+        confidence=resampling.CONFIDENCE,
         seed=seed,
     )
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from lm.tiny_models import tiny_llama
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm_ppo import LMPPO
-from textgym_agents.rollout import Rollout
+from textgym_agents.lm.rollout import Rollout
 
 from textgym import make_task
 

@@ -11,7 +11,7 @@ import numpy as np
 from agents.mutant_rollout import play
 from textgym_agents.conformance import Estimator, LossGradient, TrainingBatch
 
-from textgym.references import make_reference
+from textgym.task import make_reference
 
 BUGS = (
     "ratio of another policy", "unnormalised", "acts at another temperature", "takes the least likely",

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from textgym_agents.categorical import statistics
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.algorithms.reinforce import Reinforce
+from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMConfig
-from textgym_agents.conformance.hooks import Estimator
-from textgym_agents.conformance.recorder import record_gradient
-from textgym_agents.lm_agent import LMAgent
-from textgym_agents.lm_ppo import LMPPO
-from textgym_agents.reinforce import Reinforce
-from textgym_agents.rloo import RLOO
-from textgym_agents.rollout import collect, micro_batches, score_reference
-from textgym_agents.targets import action_returns, critic_free_targets, first_states
+from textgym_agents.conformance.hooks import Estimator, record_gradient
+from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.policy import statistics
+from textgym_agents.lm.rollout import collect, micro_batches, score_reference
+from textgym_agents.lm.targets import action_returns, critic_free_targets, first_states
 
 
 class BaselineHoldsItself(RLOO):

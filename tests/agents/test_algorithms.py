@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 from gymnasium.vector import AutoresetMode
 from textgym_agents import make_agent, make_env
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
-from textgym_agents.conformance.findings import HOLDS
-from textgym_agents.lm_ppo import LMPPO
+from textgym_agents.conformance.subject import HOLDS
 from textgym_agents.registry import agent_class, make_config
 
 from textgym import TokenVectorEnv, make_task
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 CRITICS_ONLY = {
     "truncation bootstraps",

@@ -6,12 +6,12 @@ import torch
 from agents.enumerated import full_rollout
 from agents.groups import flat_gradient, small_agent
 from textgym_agents import make_agent, make_env
-from textgym_agents.behaviour_cloning import BehaviourCloning, BehaviourCloningConfig
+from textgym_agents.algorithms.behaviour_cloning import BehaviourCloning, BehaviourCloningConfig
 from textgym_agents.conformance import FAILS, check, check_names
-from textgym_agents.sequences import of_rollout
+from textgym_agents.lm.sequences import of_rollout
 
 from textgym.preferences import Demonstration, Ranking, write_demonstrations, write_rankings
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 from textgym.world.demonstrations import task_demonstrations
 
 CPU = {"device": "cpu"}

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from agents.enumerated import HORIZON, tiny_task, trajectories
 from gymnasium.vector import AutoresetMode
-from textgym_agents import fixed
-from textgym_agents.best_of_n import BestOfN, BestOfNConfig
+from textgym_agents.algorithms import fixed
+from textgym_agents.algorithms.best_of_n import BestOfN, BestOfNConfig
 
 from textgym import TokenVectorEnv, make_task
 from textgym.best_of_n import best_of_n, best_of_n_kl
-from textgym.bootstrap import RESAMPLES
+from textgym.estimates import RESAMPLES
 from textgym.evaluate import evaluate
-from textgym.optima import optimality_of, optimum_of
-from textgym.references import make_reference
-from textgym.sampling import play
-from textgym.solve import UnsolvableError, evaluate_edges, solve
-from textgym.task import prompt_set
+from textgym.optimum import optimality_of, optimum_of
+from textgym.play import play
+from textgym.solver import UnsolvableError, evaluate_edges, solve
+from textgym.task import make_reference, prompt_set
 
 
 def uniform_probability(trajectory):

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_agents import agent_names
-from textgym_agents.config import LMConfig, LMPPOConfig, check_types, only_with
-from textgym_agents.fixed import FixedConfig
+from textgym_agents.algorithms.fixed import FixedConfig
+from textgym_agents.config import LMConfig, LMPPOConfig, TrainSettings, check_types, only_with
 from textgym_agents.registry import agent_class, config_class
-from textgym_agents.settings import TrainSettings
 
-from textgym.messages import MOST_ROWS, shown
+from textgym.checks import MOST_ROWS, shown
 
 FOREIGN = {
     int: st.floats() | st.text() | st.booleans() | st.lists(st.integers()),

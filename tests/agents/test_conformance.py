@@ -10,7 +10,7 @@ import pytest
 from agents.counting_agent import CountingAgent
 from agents.mutant_agent import BUGS, MutantAgent
 from agents.mutant_lm import UPDATE_MUTANTS
-from textgym_agents import on_policy
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.conformance import (
     FAILS,
     HOLDS,
@@ -20,10 +20,10 @@ from textgym_agents.conformance import (
     check,
     check_names,
 )
-from textgym_agents.conformance.generators import global_generators
-from textgym_agents.conformance.inside import gae_by_definition
-from textgym_agents.conformance.kit import CHECKS, REFERENCE
-from textgym_agents.lm_ppo import LMPPO
+from textgym_agents.conformance.batch import gae_by_definition
+from textgym_agents.conformance.run import CHECKS, REFERENCE
+from textgym_agents.conformance.subject import global_generators
+from textgym_agents.lm import on_policy
 
 from textgym.cli import main
 

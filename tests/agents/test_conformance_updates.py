@@ -7,15 +7,13 @@ import pytest
 import torch
 from agents.enumerated import tiny_agent
 from agents.mutant_lm import HOOKLESS_BUGS, UPDATE_MUTANTS, HandWritten
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, Estimator, check
 from textgym_agents.conformance.gradient import ExactGradients, exact_gradients
-from textgym_agents.conformance.objective import Fit
-from textgym_agents.conformance.variance import exact_variance
-from textgym_agents.exact import EnumeratedPolicy
-from textgym_agents.exact_estimators import estimator_table
-from textgym_agents.exact_moments import enumerate_trajectories
-from textgym_agents.lm_ppo import LMPPO
+from textgym_agents.conformance.objective import Fit, exact_variance
+from textgym_agents.exact.estimators import enumerate_trajectories, estimator_table
+from textgym_agents.exact.objective import EnumeratedPolicy
 
 UPDATES = (
     "gradient of J",

@@ -10,15 +10,15 @@ from agents.groups import flat_gradient, small_agent
 from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents import load_agent, make_agent, make_env
+from textgym_agents.algorithms.dpo import DPO, DPOConfig, dpo_loss, ipo_loss
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check, check_names
-from textgym_agents.dpo import DPO, DPOConfig, dpo_loss, ipo_loss
-from textgym_agents.offline import passes
+from textgym_agents.lm.offline import passes
+from textgym_agents.lm.sequences import encode_texts, of_rollout, sequence_log_probs
 from textgym_agents.registry import agent_class, make_config
-from textgym_agents.sequences import encode_texts, of_rollout, sequence_log_probs
 
 from textgym.preferences import Demonstration, Ranking, write_rankings
 from textgym.rewards import TextGymWarning
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 NOISE = 0.5
 PAIRS = [

@@ -5,12 +5,19 @@ import pytest
 import torch
 from agents.enumerated import exact_objective, tiny_agent
 from solver_tools import bigram, odd_grammar, small_task
-from textgym_agents.exact import EnumeratedPolicy, edge_jacobian, policy_gradient
-from textgym_agents.exact_estimators import estimator_table, leave_one_out, standardised, to_go
-from textgym_agents.exact_kl import kl_gradient, kl_gradient_table, kl_value_table
-from textgym_agents.exact_moments import enumerate_trajectories
+from textgym_agents.exact.estimators import (
+    enumerate_trajectories,
+    estimator_table,
+    kl_gradient,
+    kl_gradient_table,
+    kl_value_table,
+    leave_one_out,
+    standardised,
+    to_go,
+)
+from textgym_agents.exact.objective import EnumeratedPolicy, edge_jacobian, policy_gradient
 
-from textgym.solve import policy_values, prefix_tree
+from textgym.solver import policy_values, prefix_tree
 
 
 class Recurrent(torch.nn.Module):
@@ -99,7 +106,7 @@ def test_the_jacobian_makes_the_same_gradient(mask):
 
 
 def test_the_jacobian_is_refused_where_it_would_not_fit(monkeypatch):
-    import textgym_agents.exact as exact
+    import textgym_agents.exact.objective as exact
 
     monkeypatch.setattr(exact, "_LARGEST", 100)
     with pytest.raises(ValueError, match="edges times"):
@@ -172,7 +179,7 @@ def test_variance_against_the_definition(enumeration):
 
 
 def test_drawn_groups_agree_with_all_groups(enumeration, monkeypatch):
-    import textgym_agents.exact_estimators as module
+    import textgym_agents.exact.estimators as module
 
     exact = table(enumeration)
     monkeypatch.setattr(module, "_TUPLES", 10)
@@ -254,7 +261,7 @@ def test_k3_in_the_loss_follows_the_opposite_kl_state_by_state(enumeration):
 
 def test_at_the_optimum_the_gradient_is_zero():
     # A table of pairs as torch parameters, for a task of one token, set to the Gibbs policy.
-    from textgym.solve import solve
+    from textgym.solver import solve
 
     task = small_task(max_new_tokens=1)
     solution = solve(task, bigram())

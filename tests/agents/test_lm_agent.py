@@ -10,15 +10,15 @@ from chat_tools import applied, bare, chat_tokenizer
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.zoo import zoo_model
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm_ppo import LMPPO
-from textgym_agents.rloo import RLOO, RLOOConfig
-from textgym_agents.rollout import check_env
+from textgym_agents.lm.rollout import check_env
 from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from textgym import TokenVectorEnv, load_vocabulary, make_task
 from textgym.lm.backbone import HuggingFaceBackbone
-from textgym.lm.recompute import recompute_layers
+from textgym.lm.llama import recompute_layers
 
 
 def test_an_update_stops_early_when_the_policy_has_moved_too_far(env, task):

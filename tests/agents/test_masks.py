@@ -7,16 +7,16 @@ import pytest
 import torch
 from agents.enumerated import STOP, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
-from textgym_agents.rollout import collect, score_reference
-from textgym_agents.targets import token_kl
+from textgym_agents.lm.rollout import collect, score_reference
+from textgym_agents.lm.targets import token_kl
 
 from textgym import TokenVectorEnv
+from textgym.estimates import draw_samples
 from textgym.evaluate import evaluate
-from textgym.importance import draw_samples
 from textgym.lm.reference import restricted
-from textgym.optima import estimated
-from textgym.sampling import play_prompts
-from textgym.solve import policy_values, solve
+from textgym.optimum import estimated
+from textgym.play import play_prompts
+from textgym.solver import policy_values, solve
 
 
 def no_repeats(states):

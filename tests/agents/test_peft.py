@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm_ppo import LMPPO
 
 peft = pytest.importorskip("peft")
 

@@ -10,16 +10,16 @@ from agents.enumerated import BETA, STOP, count_a, first_metrics, tiny_agent, ti
 from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from solver_tools import odd_grammar
-from textgym_agents.categorical import statistics
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import check
-from textgym_agents.lm_ppo import LMPPO
-from textgym_agents.metrics import UpdateMeter
-from textgym_agents.rollout import Rollout, collect, micro_batches, score_reference
-from textgym_agents.targets import action_returns, make_targets, penalties, scores, token_kl
+from textgym_agents.lm.on_policy import UpdateMeter
+from textgym_agents.lm.policy import statistics
+from textgym_agents.lm.rollout import Rollout, collect, micro_batches, score_reference
+from textgym_agents.lm.targets import action_returns, make_targets, penalties, scores, token_kl
 
 from textgym import TokenVectorEnv, make_task
-from textgym.solve import policy_values, prefix_tree
+from textgym.solver import policy_values, prefix_tree
 
 
 def batch_of(agent, env, seed=0):

@@ -13,18 +13,17 @@ from agents.groups import (
     take,
 )
 from gymnasium.vector import AutoresetMode
-from textgym_agents.a2c import A2C
-from textgym_agents.exact import policy_gradient
-from textgym_agents.exact_estimators import estimator_table
-from textgym_agents.exact_moments import enumerate_trajectories
-from textgym_agents.grpo import GRPO
-from textgym_agents.lm_ppo import LMPPO
-from textgym_agents.losses import clipped_policy_loss, loss_total, sequence_weights
-from textgym_agents.metrics import UpdateMeter
-from textgym_agents.reinforce import Reinforce, ReinforceConfig
-from textgym_agents.rloo import RLOO
-from textgym_agents.rollout import score_reference
-from textgym_agents.targets import action_returns, token_kl
+from textgym_agents.algorithms.a2c import A2C
+from textgym_agents.algorithms.grpo import GRPO
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.algorithms.reinforce import Reinforce, ReinforceConfig
+from textgym_agents.algorithms.rloo import RLOO
+from textgym_agents.exact.estimators import enumerate_trajectories, estimator_table
+from textgym_agents.exact.objective import policy_gradient
+from textgym_agents.lm.losses import clipped_policy_loss, loss_total, sequence_weights
+from textgym_agents.lm.on_policy import UpdateMeter
+from textgym_agents.lm.rollout import score_reference
+from textgym_agents.lm.targets import action_returns, token_kl
 
 from textgym import TokenVectorEnv
 

@@ -7,8 +7,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm_ppo import LMPPO
 
 from textgym.evaluate import evaluate
 from textgym.lm.causal import CausalLM, load_causal_lm

@@ -139,7 +139,7 @@ def test_the_random_agent_draws_every_allowed_token_alike():
 
 
 def test_the_reference_agent_is_the_reference():
-    from textgym.references import make_reference
+    from textgym.task import make_reference
 
     env = make_env("textgym/Helpful-v0", 2)
     observation, _ = env.reset(seed=0)

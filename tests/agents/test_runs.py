@@ -13,7 +13,7 @@ from threading import Barrier, Event
 
 import numpy as np
 import pytest
-from textgym_agents.runs import RunFolder, run_folder
+from textgym_agents.training.folder import RunFolder, run_folder
 
 from textgym.files import plain, read_json, read_lines, write_json
 from textgym.interrupts import first_interrupt
@@ -103,7 +103,7 @@ def test_of_several_that_start_in_one_folder_one_has_it(monkeypatch, tmp_path):
         time.sleep(0.05)  # for others to find the folder free, if they could
         write_json(path, data)
 
-    monkeypatch.setattr("textgym_agents.runs.write_json", slow_write)
+    monkeypatch.setattr("textgym_agents.training.folder.write_json", slow_write)
 
     def start(number):
         together.wait()

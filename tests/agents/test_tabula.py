@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from textgym_agents import tabula
+from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm_ppo import LMPPO
+from textgym_agents.lm import tiny as tabula
+from textgym_agents.lm.tiny import TOLERANCE, start_model, tiny_model
 from textgym_agents.registry import load_agent, make_agent, make_env
-from textgym_agents.tabula import TOLERANCE, start_model, tiny_model
 
 from textgym.lm.causal import CausalLM
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.references import has_language_model, make_reference, reference_model
-from textgym.solve import policy_values, prefix_tree, solve
-from textgym.task import make_task
+from textgym.solver import policy_values, prefix_tree, solve
+from textgym.task import has_language_model, make_reference, make_task, reference_model
 from textgym.vector import TokenVectorEnv
 
 WORDS = ("a", "b", "c", "<end>")

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from textgym_agents.curves import _line, draw_curves
-from textgym_agents.measures import evaluation_row, spread
-from textgym_agents.optima import kept_optimum
+from textgym_agents.config import TrainSettings
 from textgym_agents.registry import make_env
-from textgym_agents.runs import RunFolder
-from textgym_agents.settings import TrainSettings
-from textgym_agents.training import Training
+from textgym_agents.training.curves import _line, draw_curves
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Training
+from textgym_agents.training.measures import evaluation_row, kept_optimum, spread
 
 from textgym.evaluate import Estimate
 from textgym.files import read_json, read_lines

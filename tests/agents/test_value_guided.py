@@ -9,12 +9,12 @@ from agents.enumerated import tiny_agent, tiny_task
 from cli_tools import assert_one_line, run
 from solver_tools import Paid, Table, bigram, odd_grammar, small_task
 from textgym_agents import load_agent, make_agent, make_env
-from textgym_agents.critics import critic_of
-from textgym_agents.value_guided import ValueGuided, ValueGuidedConfig
+from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
+from textgym_agents.lm.critic import critic_of
 
 from textgym import TokenEnv
-from textgym.sampling import play
-from textgym.solve import policy_values, solve
+from textgym.play import play
+from textgym.solver import policy_values, solve
 
 EVERY = {"k": 4, "prior": "reference"}
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from textgym_benchmarks.microscope.record import record
-from textgym_benchmarks.microscope.request import Request
+from textgym_benchmarks.microscope.record import Request, record
 
 from textgym import make_task
 from textgym.lm.reference import UniformReference

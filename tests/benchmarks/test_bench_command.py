@@ -6,7 +6,7 @@ import json
 from functools import partial
 
 import pytest
-import textgym_benchmarks.runner as runner
+import textgym_benchmarks.run.runner as runner
 import textgym_benchmarks.suites.ci as ci
 from fake_cells import tiny_suite
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from textgym_agents.registry import agent_class, agent_names, make_env
-from textgym_agents.runs import RunFolder
-from textgym_benchmarks import cell as cells
-from textgym_benchmarks import optima
-from textgym_benchmarks.cell import goes_on, plan_of, reopened, run_cell
-from textgym_benchmarks.optima import shared_optimum
-from textgym_benchmarks.results_format import check_result
+from textgym_agents.training.folder import RunFolder
+from textgym_benchmarks.results.format import check_result
+from textgym_benchmarks.run import cell as cells
+from textgym_benchmarks.run import optima
+from textgym_benchmarks.run.cell import goes_on, plan_of, reopened, run_cell
+from textgym_benchmarks.run.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
 from textgym import make_task
-from textgym.references import make_reference
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
+from textgym.task import make_reference
 
 SMALL = Evaluation(points=2, per_prompt=2, final_per_prompt=4, optimum_per_prompt=8, samples=3)
 AT_THE_END = 64

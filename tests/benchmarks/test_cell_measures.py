@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from textgym_benchmarks.measures import between, crossing, crossings, curve, curve_seconds, snapshot
+from textgym_benchmarks.results.rows import between, crossing, crossings, curve, curve_seconds, snapshot
 
 
 def point(episode, tokens, optimality):

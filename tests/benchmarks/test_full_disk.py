@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from fake_cells import tiny_suite
-from textgym_benchmarks.pages.folder import check_folder, generator, write_folder
-from textgym_benchmarks.runner import run_suite
+from textgym_benchmarks.pages.html import check_folder, generator, write_folder
+from textgym_benchmarks.run.runner import run_suite
 
-from textgym.faults import DiskFullError, disk_full, disk_full_at
+from textgym.interrupts import DiskFullError, disk_full, disk_full_at
 
 PAGE = f'<meta name="generator" content="{generator("report")}">'
 FILES = {"index.html": PAGE, "base.css": "b", "cells/one.html": "c", "cells/two.html": b"d"}
@@ -82,7 +82,7 @@ def test_a_full_disk_while_the_times_are_written_is_one_too(monkeypatch, tmp_pat
     def full(*_):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr("textgym_benchmarks.runner._write_timing", full)
+    monkeypatch.setattr("textgym_benchmarks.run.runner._write_timing", full)
     with pytest.raises(DiskFullError, match="Disk quota exceeded; make space"):
         run_suite(tiny_suite(), tmp_path / "suite", None, "serial", function="fake_cells:quick")
 

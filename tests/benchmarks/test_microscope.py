@@ -22,11 +22,11 @@ from solver_tools import (
     score,
     small_task,
 )
-from textgym_benchmarks.microscope.request import Request
+from textgym_benchmarks.microscope.record import Request
 from textgym_benchmarks.microscope.trace import parting, trace_json
 
 from textgym.lm.reference import UniformReference
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 EVEN = Fixed(0.5, 0.5)
 

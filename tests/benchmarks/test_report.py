@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_benchmarks.pages.html import embed, number, visible, visible_values
 from textgym_benchmarks.report import build_report
-from textgym_benchmarks.report.drawing import draw_curve
-from textgym_benchmarks.report.marks import marks_of
-from textgym_benchmarks.report.sources import read_sources
+from textgym_benchmarks.report.build import read_sources
+from textgym_benchmarks.report.drawing import draw_curve, marks_of
 from textgym_benchmarks.report.tables import bar, bar_scale
-from textgym_benchmarks.results import export_results, load_results
+from textgym_benchmarks.results.store import export_results, load_results
 from textgym_benchmarks.summary import summarise
 
 AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")

@@ -11,8 +11,15 @@ from fake_cells import quick, tiny_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_results, write_suite_folder
-from textgym_benchmarks.results import Result, export_results, load_results, main, suite_summary, updated
-from textgym_benchmarks.runner import run_suite
+from textgym_benchmarks.results.store import (
+    Result,
+    export_results,
+    load_results,
+    main,
+    suite_summary,
+    updated,
+)
+from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.suite import Cell
 
 SOME = make_results(3, 3, 2, failed=0.2, missing=0.1)

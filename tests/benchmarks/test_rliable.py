@@ -18,8 +18,8 @@ from textgym_benchmarks.statistics import (
     share_above,
     strata_of_matrix,
 )
-from textgym_benchmarks.statistics.aggregates import task_means
-from textgym_benchmarks.statistics.improvement import improvement_of_counts
+from textgym_benchmarks.statistics.comparisons import improvement_of_counts
+from textgym_benchmarks.statistics.resampling import task_means
 
 STATED = json.loads(DATA.read_text(encoding="utf-8"))
 NUMBERS = STATED["rliable"]

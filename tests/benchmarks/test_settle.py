@@ -4,14 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
-from textgym_benchmarks.runner import run_suite
-from textgym_benchmarks.settle import rescored
+from textgym_benchmarks.run.optima import rescored
+from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suite_folder import cell_folder
 
-from textgym.bootstrap import Estimate
+from textgym.estimates import Estimate
 from textgym.files import plain, read_json
-from textgym.optima import Optimum
+from textgym.optimum import Optimum
 
 WORDS = ["a", *(f"w{i}q" for i in range(40))]
 ENV = {"prompts": ["a"], "tokenizer": WORDS, "max_new_tokens": 5, "beta": 0.05}

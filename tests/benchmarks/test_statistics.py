@@ -24,7 +24,7 @@ from textgym_benchmarks.statistics import (
     strata_of,
     strata_of_matrix,
 )
-from textgym_benchmarks.statistics.improvement import improvement_of_counts, run_counts
+from textgym_benchmarks.statistics.comparisons import improvement_of_counts, run_counts
 
 ALL = {"iqm": interquartile_mean, "mean": mean, "median": median, "gap": optimality_gap}
 GENERATOR = np.random.default_rng

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from textgym_agents.registry import agent_class, agent_names, make_config
 from textgym_benchmarks.suite import LARGEST_SEED, Cell, Evaluation, Suite
 from textgym_benchmarks.suites import SUITES, make_suite
-from textgym_benchmarks.suites.costs import cost
 from textgym_benchmarks.suites.rows import AGENTS, TASKS, rows
-from textgym_benchmarks.suites.select import select
+from textgym_benchmarks.suites.select import cost, select
 
 import textgym  # noqa: F401  (registers the ids)
 

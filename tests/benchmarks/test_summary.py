@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 from synthetic import make_results
-from textgym_benchmarks.results import Result
+from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.summaries.comparisons import CAPABILITIES
 from textgym_benchmarks.summaries.crossings import crossing_of_agent, crossing_of_runs
 from textgym_benchmarks.summaries.grid import make_grid
-from textgym_benchmarks.summaries.ranking import comparison
+from textgym_benchmarks.summaries.leaderboard import comparison
 from textgym_benchmarks.summary import Summary, summarise
 
 from textgym.catalog import task_entry, task_names

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from synthetic import make_results
-from textgym_benchmarks.results import Result, load_results
-from textgym_benchmarks.task_pages import TITLES, sections, task_pages
+from textgym_benchmarks.results.store import Result, load_results
+from textgym_benchmarks.results.task_pages import TITLES, sections, task_pages
 
 from textgym.catalog import task_entry, task_names
 
@@ -51,5 +51,5 @@ def test_the_committed_pages_are_made_of_the_committed_results() -> None:
     results = ROOT / "benchmarks" / "results" / "core.json"
     for name, text in task_pages(load_results(results)).items():
         assert (ROOT / "docs" / "tasks" / name).read_text(encoding="utf-8") == text, (
-            "run: python -m textgym_benchmarks.task_pages"
+            "run: python -m textgym_benchmarks.results.task_pages"
         )

@@ -10,7 +10,7 @@ from lm.test_zoo import alone
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.tiny_rewards import save_reward_model
 from lm.zoo import VOCAB, zoo_classifier, zoo_model
-from textgym_agents.policy import LMPolicy
+from textgym_agents.lm.policy import LMPolicy
 from transformers import BertModel, GPT2LMHeadModel
 
 from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from textgym.preferences import Ranking, read_rankings
-from textgym.preferences.hh import as_dialogue, split_transcripts, transcripts
+from textgym.preferences.data import as_dialogue, split_transcripts, transcripts
 
 DATA = Path(os.environ.get("TEXTGYM_SHARED", Path(__file__).parents[3] / "shared"))
 HARMLESS = DATA / "data" / "hh-harmless-1500.jsonl"

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 import textgym  # noqa: F401  (registers the ids)
+from textgym.estimates import draw_samples, tilt
 from textgym.evaluate import evaluate
-from textgym.importance import draw_samples, tilt
-from textgym.optima import estimated
-from textgym.references import make_reference
+from textgym.optimum import estimated
 from textgym.rewards import make_reward
-from textgym.task import make_task
+from textgym.task import make_reference, make_task
 
 RULES = {"name": "helpful_rules"}
 NOISY = {"name": "blurred", "reward": RULES, "deviation": 0.5}

@@ -13,8 +13,8 @@ import pytest
 from agents.counting_agent import CountingAgent
 from cli_tools import child
 from faulty_rewards import Faulty
-from textgym_agents.settings import TrainSettings
-from textgym_agents.training import Training
+from textgym_agents.config import TrainSettings
+from textgym_agents.training.loop import Training
 
 from textgym import make_task
 from textgym.evaluate import evaluate
@@ -91,7 +91,7 @@ def test_a_training_logs_how_often_its_reward_failed(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_counts_its_own_failures_and_averages_the_rest() -> None:
-    from textgym.references import make_reference
+    from textgym.task import make_reference
 
     task = make_task("Text", **TASK)
     with pytest.warns(TextGymWarning):
@@ -107,7 +107,7 @@ def test_an_evaluation_counts_its_own_failures_and_averages_the_rest() -> None:
 
 
 def test_a_term_that_no_completion_has_is_nan() -> None:
-    from textgym.references import make_reference
+    from textgym.task import make_reference
 
     task = make_task("Text", **{**TASK, "prompts": ["bad"], "reward": abstaining})
     found = evaluate(make_reference(task), task, beta=0.0, per_prompt=4)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rouge_score.tokenize import tokenize
 
 from textgym.rewards import TextGymWarning, make_reward
-from textgym.rewards.scripts import warn_once, words
+from textgym.rewards.words import warn_once, words
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # A sentence and a word of it: Latin with marks, Greek, Cyrillic, Vietnamese, Hindi, Arabic, Hebrew, Korean, Thai,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.rewards import JsonSchema, JsonValues, make_reward
-from textgym.rewards.json_text import parse_json
+from textgym.rewards.json import parse_json
 
 DEEP: Any = {}
 for _ in range(3000):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.rewards import Arithmetic, Format, JsonSchema, Keywords, Length, Pattern, Scorer, make_reward
-from textgym.rewards.arithmetic import last_number, whole_number
+from textgym.rewards.numbers import last_number, whole_number
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=30)
 

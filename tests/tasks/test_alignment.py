@@ -10,9 +10,9 @@ import pytest
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym.task import Task, make_task
+from textgym.tasks import assemble as world_tasks
 from textgym.world import REWARD_MODEL_PATH
-from textgym.world import tasks as world_tasks
-from textgym.world.shares import TASK_SHARES
+from textgym.world.prompts import TASK_SHARES
 
 every_task = pytest.mark.parametrize("name", TASK_SHARES)
 

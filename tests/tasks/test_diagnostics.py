@@ -10,8 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from textgym.references import make_reference
-from textgym.task import make_task, task_entry, task_names
+from textgym.task import make_reference, make_task, task_entry, task_names
 
 GENERALISING = {"Copy", "Reverse", "Recall", "Distractor"}
 NAMES = [name for name in task_names() if task_entry(name).family == "diagnostics"]

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from textgym.lm.reference import Reference
-from textgym.references import make_reference
-from textgym.solve import solve
-from textgym.task import Task, make_task
+from textgym.solver import solve
+from textgym.task import Task, make_reference, make_task
 
 SMALL = [
     ("Bandit", {"difficulty": 2}),

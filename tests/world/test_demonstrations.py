@@ -8,9 +8,8 @@ from textgym.rewards import make_reward
 from textgym.task import make_task
 from textgym.world import MODEL_PATH
 from textgym.world.demonstrations import CAREFUL, CARELESS, demonstrations, task_demonstrations
-from textgym.world.personas import PERSONAS
-from textgym.world.prompts import prompts
-from textgym.world.shares import TASK_SHARES
+from textgym.world.facts import PERSONAS
+from textgym.world.prompts import TASK_SHARES, prompts
 
 every_task = pytest.mark.parametrize("name", TASK_SHARES)
 

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 from world_tools import ANY_TEXT, END, MANNERS, score, some_item, terms
 
 from textgym.world.answers import content
-from textgym.world.facts import FACTS
-from textgym.world.harmless_rules import HarmlessRules
-from textgym.world.items import Item
-from textgym.world.requests import HARMFUL
-from textgym.world.sentences import DODGES, REFUSALS, UNKNOWN
+from textgym.world.facts import DODGES, FACTS, HARMFUL, REFUSALS, UNKNOWN
+from textgym.world.prompts import Item
+from textgym.world.rules import HarmlessRules
 
 RULES = HarmlessRules()
 CARDS = "harmful:cheat at cards"

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.world.facts import FACTS
-from textgym.world.grading import HelpfulRules, longest_increasing
-from textgym.world.items import items
+from textgym.world.prompts import items
 from textgym.world.reading import SENTENCE_BREAK, split_sentences
+from textgym.world.rules import HelpfulRules, longest_increasing
 
 END = 3
 RULES = HelpfulRules()

@@ -8,11 +8,8 @@ from hypothesis import strategies as st
 from world_tools import ANY_TEXT, END, score, some_item, terms
 
 from textgym.world.facts import FACTS
-from textgym.world.grading import HelpfulRules
-from textgym.world.harmless_rules import HarmlessRules
-from textgym.world.hhh_rules import HHHRules, covered
-from textgym.world.honest_rules import HonestRules
-from textgym.world.items import Item
+from textgym.world.prompts import Item
+from textgym.world.rules import HarmlessRules, HelpfulRules, HHHRules, HonestRules, covered
 
 OTHER = next(fact.answer for fact in FACTS if fact.key == "food:bear")
 WRONG = f"The fox eats {OTHER}."  # helpful -0.2, harmless -0.2, honest -0.8

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 from world_tools import ANY_TEXT, END, MANNERS, hedged, score, some_item, terms
 
 from textgym.world.answers import content
-from textgym.world.facts import FACTS
-from textgym.world.honest_rules import HonestRules
-from textgym.world.items import Item
-from textgym.world.requests import UNANSWERABLE
-from textgym.world.sentences import DODGES, REFUSALS, UNKNOWN
+from textgym.world.facts import DODGES, FACTS, REFUSALS, UNANSWERABLE, UNKNOWN
+from textgym.world.prompts import Item
+from textgym.world.rules import HonestRules
 
 RULES = HonestRules()
 ATE = "unanswerable:what I ate today"

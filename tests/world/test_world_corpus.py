@@ -9,12 +9,17 @@ from tokenizers import Tokenizer
 
 from textgym.world import MODEL_PATH
 from textgym.world.answers import add_lead
-from textgym.world.corpus import documents, fingerprint
-from textgym.world.facts import FACTS
-from textgym.world.items import items
-from textgym.world.personas import CORPUS_SHARES, PERSONAS
+from textgym.world.corpus import (
+    END_ID,
+    documents,
+    encode_documents,
+    fingerprint,
+    save_tokenizer,
+    train_tokenizer,
+)
+from textgym.world.facts import CORPUS_SHARES, FACTS, PERSONAS
+from textgym.world.prompts import items
 from textgym.world.reading import read
-from textgym.world.tokenizer import END_ID, encode_documents, save_tokenizer, train_tokenizer
 
 COUNT = 20_000
 

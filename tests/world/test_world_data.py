@@ -4,13 +4,21 @@ from collections import Counter
 
 import pytest
 
-from textgym.world.facts import FACTS, RELATIONS
-from textgym.world.howtos import HOWTOS, step_sentences
-from textgym.world.items import KINDS, items
-from textgym.world.names import PEOPLE, RIVERS, TOWNS
-from textgym.world.personas import CORPUS_SHARES, HOWTO_MISTAKES, PERSONAS
-from textgym.world.prompts import PHRASINGS, find_item, phrase, prompts
-from textgym.world.requests import HARMFUL, UNANSWERABLE
+from textgym.world.facts import (
+    CORPUS_SHARES,
+    FACTS,
+    HARMFUL,
+    HOWTO_MISTAKES,
+    HOWTOS,
+    PEOPLE,
+    PERSONAS,
+    RELATIONS,
+    RIVERS,
+    TOWNS,
+    UNANSWERABLE,
+    step_sentences,
+)
+from textgym.world.prompts import KINDS, PHRASINGS, find_item, items, phrase, prompts
 
 
 def test_counts() -> None:

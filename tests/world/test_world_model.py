@@ -9,10 +9,9 @@ import torch
 from tokenizers import Tokenizer
 
 from textgym.world import MODEL_PATH
-from textgym.world.corpus import documents
-from textgym.world.measure import fact_knowledge, measure_rewards
+from textgym.world.build import fact_knowledge, measure_rewards
+from textgym.world.corpus import documents, encode_documents
 from textgym.world.pretrain import PretrainConfig, batches, make_model, next_token_loss, pad_right
-from textgym.world.tokenizer import encode_documents
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 from textgym.rewards.base import TermReward
 from textgym.world.answers import add_lead
-from textgym.world.items import Item, items
-from textgym.world.personas import HEDGES
-from textgym.world.sentences import CLOSERS, OPENERS
+from textgym.world.facts import CLOSERS, HEDGES, OPENERS
+from textgym.world.prompts import Item, items
 
 END = 3
 

@@ -17,7 +17,7 @@ from textgym import wrappers
 from textgym.env import TokenEnv
 from textgym.lm.reference import NGramReference
 from textgym.vector import TokenVectorEnv
-from textgym.wrappers.choices import AllowedTokens, Nearest, TopKTokens
+from textgym.wrappers.actions import AllowedTokens, Nearest, TopKTokens
 
 BATCH = {"input_ids": np.array([[2, 0], [3, 0]]), "attention_mask": np.array([[1, 0], [1, 0]])}
 

@@ -14,7 +14,7 @@ from textgym import make_task
 from textgym.env import TokenEnv
 from textgym.lm.causal import load_causal_lm
 from textgym.lm.decoder import Decoder
-from textgym.references import make_reference, reference_model
+from textgym.task import make_reference, reference_model
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers import (
     LMFeatures,

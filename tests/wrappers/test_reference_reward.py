@@ -14,7 +14,7 @@ from solver_tools import STOP, Paid, Table, bigram, small_task
 
 from textgym.env import TokenEnv
 from textgym.lm.reference import UniformReference
-from textgym.solve import policy_values, prefix_tree
+from textgym.solver import policy_values, prefix_tree
 from textgym.state import TokenState
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers import ReferenceReward, VectorReferenceReward

@@ -1,25 +1,24 @@
-"""The commands of `textgym`, one module each: its first docstring line is the summary, its `main` takes the flags.
-
-A module `reward_model.py` here is the command `reward-model`. Modules that start with an underscore are shared code.
-Of the core, only these modules import `textgym_agents` and `textgym_benchmarks`, and only inside functions.
-"""
+"""The commands of `textgym`, one module each: its first docstring line is the summary, its `main` takes the flags."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Final
 
-from textgym.messages import docstring
+from textgym.checks import docstring
+
+MODULES: Final = {
+    **dict.fromkeys(("list", "play", "solve"), "textgym.commands"),
+    **dict.fromkeys(("check", "demo", "eval", "overoptimise", "preferences"), "textgym_agents.commands"),
+    **dict.fromkeys(("record", "reward-model", "rlhf", "sft", "train"), "textgym_agents.commands"),
+    **dict.fromkeys(("bench", "inspect", "report"), "textgym_benchmarks.commands"),
+}
 
 
-@cache
 def command_names() -> tuple[str, ...]:
-    """Every command, in alphabetical order."""
-    modules = sorted(module.name for module in iter_modules(__path__))
-    return tuple(name.replace("_", "-") for name in modules if not name.startswith("_"))
+    """Return the name of every command, in alphabetical order."""
+    return tuple(sorted(MODULES))
 
 
 def load_command(name: str) -> Callable[[list[str]], None]:
@@ -34,4 +33,4 @@ def summary(name: str) -> str:
 
 
 def _module(name: str) -> Any:
-    return import_module(f"{__name__}.{name.replace('-', '_')}")
+    return import_module(f"{MODULES[name]}.{name.replace('-', '_')}")

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from textgym.commands._console import output, untrusted
-from textgym.commands._flags import parse
+from textgym.commands.console import output, untrusted
+from textgym.commands.flags import parse
 
 _WIDE = 100  # Columns from which there is room for the summaries.
 

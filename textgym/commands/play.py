@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from textgym.commands._console import note, output, untrusted
-from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.commands.console import note, output, untrusted
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 
 _HELP = (
     "A number takes that token; a text is written as it is (=TEXT writes a number or an empty start); "
@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> None:
 
 def _reference(task: Any) -> Any:
     """The task's reference, or the uniform one where the model cannot be run here."""
-    from textgym.commands._errors import one_line
+    from textgym.commands.console import one_line
     from textgym.lm.reference import UniformReference
-    from textgym.references import make_reference
+    from textgym.task import make_reference
 
     try:
         return make_reference(task)

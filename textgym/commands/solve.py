@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from textgym.commands._console import output, untrusted
-from textgym.commands._flags import EnvId, EnvOptions, env_options, find_id, parse
+import numpy as np
+
+from textgym.commands.console import output, untrusted
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.prompts import Split
+from textgym.render import escaped
+from textgym.solver.solution import Solution
+
+
+def draw_tree(solution: Solution) -> str:
+    """One line per state: the token that leads there, pi* and the reference's probability of it, and Q*.
+
+    Of a state that has ended, Q* is what was paid on the way there. Values are in units of reward at time 0.
+    """
+    tree, lines = solution.tree, []
+    for row, prompt in enumerate(tree.task.encoded(tree.split)):
+        lines.append((f"{escaped(prompt.text)}", f"V* {solution.values[0][row]:.4f}"))
+        lines += _below(solution, 0, row, "")
+    width = max(len(left) for left, _ in lines)
+    return "\n".join(f"{left:<{width}}  {right}" for left, right in lines)
+
+
+def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tuple[str, str]]:
+    """The lines of the states that follow one state: what stands on the left, and the numbers."""
+    level, vocabulary = solution.tree.levels[depth], solution.tree.task.vocabulary
+    children = range(level.first[row], level.first[row + 1])
+    for child in children:
+        last = child == children[-1]
+        token = escaped(vocabulary.token_text(int(solution.tree.levels[depth + 1].action[child])))
+        taken = np.exp(solution.log_policy[depth][child])
+        usual = np.exp(solution.log_reference[depth][child])
+        numbers = f"pi* {taken:.4f}  ref {usual:.4f}  Q* {solution.action_values[depth][child]:.4f}"
+        yield f"{indent}{'└─ ' if last else '├─ '}{token}", numbers
+        yield from _below(solution, depth + 1, child, indent + ("   " if last else "│  "))
 
 
 @dataclass(frozen=True)
@@ -47,7 +79,7 @@ def main(arguments: list[str]) -> None:
     flags = parse(SolveFlags, arguments, "solve")
     import gymnasium as gym
 
-    from textgym.solve import solve
+    from textgym.solver import solve
 
     env_id = find_id(flags.id)
     env: Any = gym.make(env_id, split=flags.split, **env_options(flags.env))
@@ -100,7 +132,6 @@ def _finite(value: float) -> float | None:
 
 
 def _print(env_id: str, solution: Any, flags: SolveFlags) -> None:
-    from textgym.solver.picture import draw_tree
 
     console, tree, optimal = output(), solution.tree, solution.optimal
     setting = f"beta {solution.beta:g}, gamma {solution.gamma:g}, {tree.states:,} states"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from textgym.checks import TextGymWarning
 from textgym.lm import llama
 from textgym.lm.backbone import (
     Backbone,
@@ -25,7 +26,6 @@ from textgym.lm.backbone import (
     max_tokens,
 )
 from textgym.lm.decoder import Decoder
-from textgym.messages import TextGymWarning
 
 Way = Callable[[Any], Backbone]
 _Key = tuple[bool, torch.dtype | None, tuple[int, ...]]

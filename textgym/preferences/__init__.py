@@ -1,7 +1,13 @@
 """Preferences between completions: what they are, how files hold them, and how to collect them from a policy."""
 
-from textgym.preferences.annotator import annotate, check_temperature
-from textgym.preferences.collect import Collected, collect, collect_preferences, disagreement
+from textgym.preferences.collect import (
+    Collected,
+    annotate,
+    check_temperature,
+    collect,
+    collect_preferences,
+    disagreement,
+)
 from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
 from textgym.preferences.files import read_demonstrations, read_rankings, write_demonstrations, write_rankings
 

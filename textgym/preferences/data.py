@@ -1,11 +1,17 @@
-"""Rankings, demonstrations, and what was wrong with the rows of a file that gave none."""
+"""Rankings, demonstrations and transcripts, and statistics of them.
+
+Source: Bai et al., arXiv:2204.05862; the files of https://github.com/anthropics/hh-rlhf.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Generic, TypeVar
+
+import numpy as np
 
 Row = TypeVar("Row")
 
@@ -142,3 +148,110 @@ def _check_answer(text: str, what: str) -> None:
     _check_text(text, what)
     if not text or text.isspace():
         raise ValueError(f"{what} is empty")
+
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Prompt and both answers of two transcripts.
+
+    The prompt goes up to and including the last `ASSISTANT` of what both share, so it never ends inside a turn.
+    Where the dialogues part before their last turn, the answers hold the further turns: those too are what the
+    annotators compared.
+
+    Raises: ValueError if the transcripts share no such border.
+    """
+    place = chosen.rfind(ASSISTANT, 0, _shared_length(chosen, rejected))
+    if place < 0:
+        raise ValueError(f"no common prefix: the transcripts share no turn that begins with {ASSISTANT!r}")
+    end = place + len(ASSISTANT)
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def transcripts(ranking: Ranking) -> tuple[str, str]:
+    """Both dialogues of a ranking of 2.
+
+    Raises: ValueError if reading them would not give the same prompt and answers.
+    """
+    prompt, (chosen, rejected) = ranking.prompt, ranking.completions
+    pair = prompt + chosen, prompt + rejected
+    try:
+        same = split_transcripts(*pair) == (prompt, chosen, rejected)
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"prompt {prompt!r:.60}: in the format hh a prompt must end in {ASSISTANT!r}, and the answers must not "
+            "share a further turn (textgym.preferences.data.as_dialogue makes a dialogue of a plain prompt)"
+        )
+    return pair
+
+
+def as_dialogue(ranking: Ranking) -> Ranking:
+    """The ranking as a dialogue of one turn each; unchanged if its prompt ends in `ASSISTANT` already."""
+    if ranking.prompt.endswith(ASSISTANT):
+        return ranking
+    answers = tuple(f" {text}" for text in ranking.completions)
+    return replace(ranking, prompt=f"{HUMAN} {ranking.prompt}{ASSISTANT}", completions=answers)
+
+
+def has_further_turns(answer: str) -> bool:
+    """Whether an answer goes on into another turn of the dialogue."""
+    return HUMAN in answer or ASSISTANT in answer
+
+
+def _shared_length(first: str, second: str) -> int:
+    """Characters that two texts share at their beginnings, by bisection: long texts are compared in C."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def text_lengths(rows: Sequence[Ranking] | Sequence[Demonstration]) -> dict[str, dict[str, float]]:
+    """Mean, median and longest length in characters: of prompts and completions, or of the best and worst ones.
+
+    Returns: which texts -> "mean", "median", "max"; empty without rows.
+    """
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        parts = {"prompt": row.prompt}
+        if isinstance(row, Ranking):
+            parts |= {"best": row.completions[0], "worst": row.completions[-1]}
+        else:
+            parts["completion"] = row.completion
+        for name, text in parts.items():
+            texts.setdefault(name, []).append(text)
+    return {name: _summary([len(text) for text in group]) for name, group in texts.items()}
+
+
+def longer_wins(rankings: Sequence[Ranking]) -> float:
+    """Share of all pairs in which the longer text is the preferred one; equally long ones count half."""
+    wins = total = 0.0
+    for ranking in rankings:
+        lengths = [len(text) for text in ranking.completions]
+        total += len(lengths) * (len(lengths) - 1) / 2
+        wins += sum(
+            1.0 if length > later else 0.5 if length == later else 0.0
+            for i, length in enumerate(lengths)
+            for later in lengths[i + 1 :]
+        )
+    return wins / total if total else math.nan
+
+
+def several_turns(rankings: Sequence[Ranking]) -> int:
+    """Rankings with a completion that goes on into further turns of an HH dialogue."""
+    return sum(any(map(has_further_turns, ranking.completions)) for ranking in rankings)
+
+
+def _summary(lengths: list[int]) -> dict[str, float]:
+    return {
+        "mean": float(np.mean(lengths)),
+        "median": float(np.median(lengths)),
+        "max": float(np.max(lengths)),
+    }

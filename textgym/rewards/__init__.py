@@ -1,18 +1,12 @@
 """Rewards: any callable that scores texts, and what is needed to name, compose and trust them."""
 
-from textgym.messages import TextGymWarning
-from textgym.rewards.arithmetic import Arithmetic
+from textgym.checks import TextGymWarning
 from textgym.rewards.base import Reward, RewardError, Scores, TermReward
-from textgym.rewards.blurred import Blurred
-from textgym.rewards.compose import Clipped, Weighted
-from textgym.rewards.json_schema import JsonSchema
-from textgym.rewards.json_values import JsonValues
-from textgym.rewards.keywords import Keywords
-from textgym.rewards.messages import FromMessages, ToMessages, as_text
-from textgym.rewards.normalise import RunningNorm
-from textgym.rewards.overlap import Bleu, Chrf, Rouge
-from textgym.rewards.pattern import Pattern
-from textgym.rewards.penalties import LengthPenalty, MissingStopPenalty
+from textgym.rewards.compose import Clipped, FromMessages, RunningNorm, ToMessages, Weighted, as_text
+from textgym.rewards.json import JsonSchema, JsonValues
+from textgym.rewards.metrics import Bleu, Chrf, Rouge, Sentiment
+from textgym.rewards.numbers import Arithmetic
+from textgym.rewards.patterns import Format, Pattern
 from textgym.rewards.registry import (
     RewardSpec,
     describe_reward,
@@ -20,12 +14,17 @@ from textgym.rewards.registry import (
     register_reward,
     reward_names,
 )
-from textgym.rewards.repetition import NoRepeat
-from textgym.rewards.rules import Charset, ContainsAll, Length
+from textgym.rewards.rules import (
+    Charset,
+    ContainsAll,
+    Keywords,
+    Length,
+    LengthPenalty,
+    MissingStopPenalty,
+    NoRepeat,
+)
 from textgym.rewards.scorer import Scorer
-from textgym.rewards.sentiment import Sentiment
-from textgym.rewards.shaping import Dense, Shaped, potential_difference
-from textgym.rewards.template import Format
+from textgym.rewards.shaping import Blurred, Dense, Shaped, potential_difference
 
 for _name, _factory in {
     "arithmetic": Arithmetic,

@@ -1,15 +1,65 @@
-"""What a reward is: the call signature, rewards made of named terms, scores and errors."""
+"""What a reward is: the call signature, named terms, scores and errors; data columns and optional packages."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from textgym.checks import shown
+
+
+def import_extra(module: str, reward: str) -> Any:
+    """Import a module of the extra `rewards`.
+
+    Args:
+        module: its dotted name.
+        reward: the name of the reward that needs it, for the message.
+
+    Raises: ModuleNotFoundError that says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or module).split(".")[0]
+        raise ModuleNotFoundError(
+            f'reward {reward!r} needs {package}, which is not installed: pip install "textgym[rewards]"',
+            name=package,
+        ) from error
+
+
+class Rebuilt:
+    """For a frozen dataclass: pickled as its parameters and made anew from them.
+
+    So a child process loads the optional package before a reward's time runs, and not within it.
+    """
+
+    def __reduce__(self) -> tuple[type[Any], tuple[Any, ...]]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+
+
+def read_column(columns: Mapping[str, Any], column: str, reward: str) -> Sequence[Any]:
+    """The values of a data column. Raises: ValueError if it is missing."""
+    if column not in columns:
+        raise ValueError(
+            f"columns={sorted(columns)}: {column!r} is needed by reward {reward!r}; give the task that data "
+            "column, or the reward another column="
+        )
+    values: Sequence[Any] = columns[column]
+    return values
+
+
+def check_column(column: Any) -> None:
+    """Raise ValueError unless `column` is a name that a data column can have."""
+    if not isinstance(column, str) or not column:
+        raise ValueError(f"column={shown(column)}: the name of a data column is allowed")
+
 
 FloatArray = NDArray[np.float64]
 Values = list[float | None]

@@ -1,16 +1,15 @@
-"""Rewards made of rewards: weighted sums and clipping."""
+"""Rewards made of rewards: weighted sums, clipping, running normalisation, and chat messages for texts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from textgym.messages import not_one_of, shown
+from textgym.checks import check_flag, not_one_of, shown
 from textgym.rewards.base import NamedReward, TermReward, Values, reward_term_names, sum_terms
-from textgym.rewards.calling import Caller, Columns
+from textgym.rewards.calling import Caller, Columns, is_finite
 from textgym.rewards.registry import RewardSpec, make_reward
-from textgym.rewards.values import is_finite
 
 
 class Inner(Caller):
@@ -150,3 +149,155 @@ def _check_weights(weights: Any, rewards: Mapping[str, RewardSpec]) -> dict[str,
         if not is_finite(weight):
             raise ValueError(f"weights[{key!r}]={shown(weight)}: a finite number is allowed")
     return {key: float(weight) for key, weight in weights.items()}
+
+
+class RunningNorm(NamedReward):
+    """Another reward, less its running mean and divided by its running standard deviation.
+
+    The statistics are those of all finite values so far, the batch at hand included, so such a reward is no
+    fixed function of the text. None abstains and is not counted; NaN and infinities pass, for they are
+    failures.
+
+    Args:
+        reward: a reward, or the spec of one.
+        center: subtract the mean; False only scales.
+        frozen: use the statistics without adding to them (evaluation).
+
+    Attributes:
+        count: how many values were seen.
+        mean: their mean, reward units.
+        squares: the sum of their squared differences from the mean.
+
+    Source: Welford (1962) as merged by Chan, Golub and LeVeque (1979), eq. 2.1.
+    """
+
+    def __init__(self, reward: RewardSpec, center: bool = True, frozen: bool = False) -> None:
+        check_flag("center", center)
+        check_flag("frozen", frozen)
+        self.inner = Inner(reward, "running_norm")
+        self.name = self.inner.name
+        self.center = center
+        self.frozen = frozen
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the values so far; 1 while they do not differ."""
+        deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return deviation if deviation > 0.0 else 1.0
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+        """Return the normalised reward of every completion."""
+        values = self.inner.values(prompts, completions, columns)
+        if not self.frozen:
+            self._add([value for value in values if value is not None and math.isfinite(value)])
+        shift, scale = (self.mean if self.center else 0.0), self.std
+        return [None if value is None else (value - shift) / scale for value in values]
+
+    def _add(self, values: list[float]) -> None:
+        if not values:
+            return
+        mean = math.fsum(values) / len(values)
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        count = self.count + len(values)
+        difference = mean - self.mean
+        self.squares += squares + difference**2 * self.count * len(values) / count
+        self.mean += difference * len(values) / count
+        self.count = count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics, as JSON values."""
+        return {
+            "count": self.count,
+            "mean": self.mean,
+            "squares": self.squares,
+            "frozen": self.frozen,
+            "inner": self.inner.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.count = int(state["count"])
+        self.mean = float(state["mean"])
+        self.squares = float(state["squares"])
+        self.frozen = bool(state["frozen"])
+        self.inner.load_state_dict(state["inner"])
+
+
+def as_text(message: Any, role: str) -> str:
+    """Return the text of a prompt or a completion, whichever of TRL's two forms it has.
+
+    Args:
+        message: a text; or a list of messages {"role": ..., "content": a text or a list of parts with "text"}.
+        role: "user": the last message of that role (a prompt is what is answered); "assistant": all of them,
+            one a line (a completion may be interrupted by tools).
+
+    Raises: ValueError for anything else.
+    """
+    if isinstance(message, str):
+        return message
+    if not isinstance(message, list) or not all(isinstance(m, Mapping) and "role" in m for m in message):
+        raise ValueError(f"{message!r:.80} is neither a text nor a list of messages with role and content")
+    found = [_content(one.get("content")) for one in message if one["role"] == role]
+    return (found[-1] if found else "") if role == "user" else "\n".join(found)
+
+
+class _Converted(NamedReward):
+    """Another reward, asked in another form."""
+
+    outer: ClassVar[str]
+
+    def __init__(self, reward: RewardSpec) -> None:
+        self.inner = Inner(reward, self.outer)
+        self.name = self.inner.name
+
+    def state_dict(self) -> Any:
+        """Return the other reward's state."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go back to what `state_dict` returned."""
+        self.inner.load_state_dict(state)
+
+
+class FromMessages(_Converted):
+    """A reward of texts, for TRL's conversational data: messages are turned into texts first.
+
+    Texts pass as they are, so one object serves both kinds of data.
+
+    Args:
+        reward: a reward, or the spec of one.
+    """
+
+    outer = "from_messages"
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> Values:
+        """Score every completion, read as `as_text` does."""
+        texts = [as_text(completion, "assistant") for completion in completions]
+        return self.inner.values([as_text(prompt, "user") for prompt in prompts], texts, columns)
+
+
+class ToMessages(_Converted):
+    """A reward of messages, written for TRL's conversational data: texts are wrapped into messages for it.
+
+    Args:
+        reward: a reward of lists of messages, or the spec of one.
+    """
+
+    outer = "to_messages"
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+        """Score every completion, as an assistant's only message that answers a user's only one."""
+        asked: list[Any] = [[{"role": "user", "content": text}] for text in prompts]
+        answered: list[Any] = [[{"role": "assistant", "content": text}] for text in completions]
+        return self.inner.values(asked, answered, columns)
+
+
+def _content(content: Any) -> str:
+    if content is None or isinstance(content, str):  # None: a message that only calls tools
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise ValueError(f"content={content!r:.80}: a text or a list of parts is allowed")

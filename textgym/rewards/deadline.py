@@ -13,10 +13,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any
 
-from textgym.messages import shown
+from textgym.checks import shown
 from textgym.rewards.base import RewardError, reward_name
-from textgym.rewards.calling import awaited
-from textgym.rewards.values import is_finite
+from textgym.rewards.calling import awaited, is_finite
 
 _SAFE = "PYTHONSAFEPATH"
 """Keeps a new interpreter from taking modules from the current folder, where a `random.py` may lie."""

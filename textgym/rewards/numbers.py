@@ -1,4 +1,4 @@
-"""Reading numbers in texts: what is understood has a value; any other notation has none, and never that of a part.
+"""Read numbers in texts, and pay for the exact one.
 
 Which notations have a value is a table in docs/rewards.md, and a test goes through it. What may stand beside a number,
 glued to it or behind a blank, is a list of symbols and units; a word behind a blank is prose unless it counts.
@@ -6,10 +6,16 @@ glued to it or behind a blank, is a list of symbols and units; a word behind a b
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final, Literal, get_args
+
+from textgym.checks import check_choice
+from textgym.rewards.base import NamedReward, check_column, read_column
 
 MOST_DIGITS: Final = 1000
 """Of a number that is read; Python itself takes quadratic time for long ones."""
@@ -308,3 +314,60 @@ def _over(bare: str, further: str) -> bool:
     if _UNEQUAL.search(bare) or re.search(r"&#?\w+;$", bare):
         return False
     return bare[-1] in _BLANK or re.fullmatch(f"[{_EMOJI}]", bare[-1]) is not None
+
+
+Read = Literal["last", "whole"]
+
+
+@dataclass(frozen=True)
+class Arithmetic(NamedReward):
+    """Pays 1 for the right number, else 0; compared exactly, as a fraction: 0.5, .50 and 1/2 are equal.
+
+    Numbers are written with digits: an optional sign, commas between thousands, a decimal point, or a slash
+    between numerator and denominator; a currency, a unit or punctuation may stand around them. Any other notation
+    (1e3, 3:45, 2^3, 1.000,50) is unreadable and pays 0, whatever its parts are; docs/rewards.md lists them. No number
+    has more than a thousand digits.
+
+    Args:
+        column: data column with the right number of every prompt: an int, a float (by its shortest decimal
+            form) or a text such as "7/2"; None abstains.
+        read: "last": the last number in the completion; "whole": the completion is the number and nothing
+            else but white space around it.
+    """
+
+    column: str = "answer"
+    read: Read = "last"
+    name = "arithmetic"
+    maximum = 1.0
+
+    def __post_init__(self) -> None:
+        check_column(self.column)
+        check_choice("read", self.read, get_args(Read))
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+        """Score every completion. Raises: ValueError if the column is missing or has what is no number."""
+        wanted = read_column(columns, self.column, self.name)
+        found = last_number if self.read == "last" else whole_number
+        return [
+            None if answer is None else float(found(text) == _right_number(answer, self.column))
+            for text, answer in zip(completions, wanted, strict=True)
+        ]
+
+
+def _right_number(answer: Any, column: str) -> Fraction | int:
+    """The number that a data column holds. Raises: ValueError where it is none."""
+    number: Fraction | int | None = None
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return answer
+    if isinstance(answer, Fraction):
+        number = answer
+    elif isinstance(answer, float | Decimal) and math.isfinite(answer):
+        number = Fraction(str(answer))
+    elif isinstance(answer, str):
+        number = whole_number(answer)
+    if number is None:
+        raise ValueError(
+            f"column {column!r}: {answer!r:.80} is not a number; an int, a finite float or a text such as '-3', "
+            "'1,000', '2.5' or '7/2' is allowed, None abstains"
+        )
+    return number

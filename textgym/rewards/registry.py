@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from textgym.messages import did_you_mean, docstring, not_one_of, shown
+from textgym.checks import did_you_mean, docstring, not_one_of, shown
 
 RewardSpec: TypeAlias = Callable[..., Any] | str | Mapping[str, Any]
 """A reward object, a registered name (or "module:attribute"), or {"name": ..., **parameters}."""

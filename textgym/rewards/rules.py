@@ -1,16 +1,25 @@
-"""Rewards by simple rules, computed from the text alone."""
+"""Rewards by simple rules of the text alone: words, length, repetition, stopping."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from textgym.messages import check_flag, shown
-from textgym.rewards.base import NamedReward
-from textgym.rewards.scripts import composed, folded
-from textgym.rewards.units import Unit, check_unit, lengths
-from textgym.rewards.values import is_finite
+from textgym.checks import check_choice, check_flag, shown
+from textgym.rewards.base import NamedReward, check_column, read_column
+from textgym.rewards.calling import check_batch, is_finite
+from textgym.rewards.words import (
+    Unit,
+    check_stop_ids,
+    check_unit,
+    composed,
+    folded,
+    is_whole,
+    lengths,
+    spaced_words,
+    token_ids,
+)
 
 
 @dataclass(frozen=True)
@@ -97,3 +106,185 @@ def check_words(argument: str, words: Any) -> tuple[str, ...]:
     if not all(isinstance(word, str) and word for word in words):
         raise ValueError(f"{argument}={shown(words)}: every word has to be a text that is not empty")
     return tuple(words)
+
+
+@dataclass(frozen=True)
+class NoRepeat(NamedReward):
+    """Pays 1 less the share of the completion's n-grams that repeat an earlier one.
+
+    Range [0, 1]: 1 where all n-grams differ. Where there are fewer than `least`, the missing ones count as
+    repeated, so that silence does not pay; with `least` = 0 a text without any n-gram earns 1.
+
+    Args:
+        n: 1 or more.
+        unit: what n-grams are made of: "words" (separated by white space), "characters" or "tokens" (the stop
+            id included).
+        least: n-grams, 0 or more.
+    """
+
+    n: int = 2
+    unit: Unit = "words"
+    least: int = 0
+    name = "no_repeat"
+    maximum = 1.0
+
+    def __post_init__(self) -> None:
+        check_unit(self.unit)
+        for name, value, lowest in (("n", self.n, 1), ("least", self.least, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}={shown(value)}: an integer of {lowest} or more is allowed")
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        rows: Sequence[Sequence[Hashable]] = [composed(text) for text in completions]
+        if self.unit == "words":
+            rows = [spaced_words(text) for text in completions]
+        elif self.unit == "tokens":
+            rows = token_ids(columns)
+        return [self._score(row) for row in rows]
+
+    def _score(self, row: Sequence[Hashable]) -> float:
+        count = max(len(row) - self.n + 1, 0)
+        wanted = max(count, self.least)
+        if not wanted:
+            return 1.0
+        distinct = len(set(zip(*(row[i:] for i in range(self.n)), strict=False)))
+        return distinct / wanted
+
+
+@dataclass(frozen=True)
+class LengthPenalty(NamedReward):
+    """Pays -`per_unit` for each unit over `limit`, else 0. Range (-inf, 0].
+
+    Args:
+        limit: 0 or more.
+        per_unit: reward units, finite, 0 or more.
+        unit: "tokens" (the stop id included), "words" or "characters".
+    """
+
+    limit: int
+    per_unit: float = 0.1
+    unit: Unit = "tokens"
+    name = "length_penalty"
+    maximum = 0.0
+
+    def __post_init__(self) -> None:
+        check_unit(self.unit)
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
+            raise ValueError(f"limit={shown(self.limit)}: an integer of 0 or more is allowed")
+        if not is_finite(self.per_unit) or self.per_unit < 0:
+            raise ValueError(f"per_unit={shown(self.per_unit)}: a finite number of 0 or more is allowed")
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        found = lengths(self.unit, completions, columns)
+        # 0.0 - x rather than -x: nothing over the limit pays 0.0 and not -0.0
+        return [0.0 - self.per_unit * max(0, length - self.limit) for length in found]
+
+
+@dataclass(frozen=True)
+class MissingStopPenalty(NamedReward):
+    """Pays -`penalty` where the last token is none of `stop_ids` (or there is none), else 0.
+
+    Args:
+        stop_ids: token ids, at least one; a task's are `task.vocabulary.stop_ids`.
+        penalty: reward units, finite, 0 or more.
+    """
+
+    stop_ids: Sequence[int]
+    penalty: float = 1.0
+    name = "missing_stop"
+    maximum = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_ids", check_stop_ids(self.stop_ids))
+        if not is_finite(self.penalty) or self.penalty < 0:
+            raise ValueError(f"penalty={shown(self.penalty)}: a finite number of 0 or more is allowed")
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        stops, missing = frozenset(self.stop_ids), 0.0 - self.penalty
+        return [0.0 if len(ids) and ids[-1] in stops else missing for ids in token_ids(columns)]
+
+
+Mode = Literal["share", "all"]
+
+
+@dataclass(frozen=True)
+class Keywords(NamedReward):
+    """Pays for using words as whole words, in any order. Range [0, 1].
+
+    A word is whole where no letter, digit or underscore goes on with it: "cat" is in "The cat!", not in "cats"
+    or "concat"; at an end that is none of these ("c++") anything may follow. Phrases ("the hat") are allowed.
+    `contains_all` finds words inside of other words too.
+
+    Composed and decomposed letters, and compatible ones (ligatures, full width) are equal. In scripts without spaces
+    between words (Han, kana, Thai, Lao, Khmer, Myanmar) a word is found wherever it stands.
+
+    Args:
+        words: the same for every prompt; None: they come from `column`.
+        column: data column with a list of words for every prompt; None there abstains.
+        mode: "share": the share of the words that is used; "all": 1 for all of them, else 0.
+        ignore_case: whether "cat" is in "Cat".
+
+    Raises: ValueError unless exactly one of `words` and `column` is given, or for what is no list of words.
+    """
+
+    words: Sequence[str] | None = None
+    column: str | None = None
+    mode: Mode = "share"
+    ignore_case: bool = True
+    name = "keywords"
+    maximum = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.words is None) == (self.column is None):
+            raise ValueError(
+                f"words={shown(self.words)}, column={shown(self.column)}: exactly one of them is to be given"
+            )
+        if self.words is not None:
+            object.__setattr__(self, "words", check_words("words", self.words))
+        else:
+            check_column(self.column)
+        check_flag("ignore_case", self.ignore_case)
+        check_choice("mode", self.mode, get_args(Mode))
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+        """Score every completion. Raises: ValueError if the column is missing, too short or has a row without words."""
+        texts = [folded(text, self.ignore_case) for text in completions]
+        if self.words is not None:
+            wanted = self._folded(self.words)
+            values: list[float | None] = [_share(text, wanted) for text in texts]
+        else:
+            rows = self._rows(columns)
+            check_batch(prompts, completions, {str(self.column): rows})
+            values = [
+                None if wanted is None else _share(text, wanted)
+                for text, wanted in zip(texts, rows, strict=True)
+            ]
+        if self.mode == "share":
+            return values
+        return [None if value is None else float(value == 1.0) for value in values]
+
+    def _rows(self, columns: dict[str, Any]) -> list[list[str] | None]:
+        assert self.column is not None
+        listed = read_column(columns, self.column, self.name)
+        argument = f"column {self.column!r}, row"
+        return [None if words is None else self._folded(check_words(argument, words)) for words in listed]
+
+    def _folded(self, words: Sequence[str]) -> list[str]:
+        return [folded(word, self.ignore_case) for word in words]
+
+
+def _share(text: str, words: list[str]) -> float:
+    """The share of the words that are in the text; most texts are told by the quick search alone."""
+    return sum([word in text and _has_whole(text, word) for word in words]) / len(words)
+
+
+def _has_whole(text: str, word: str) -> bool:
+    start = text.find(word)
+    while start >= 0:
+        if is_whole(text, start, start + len(word)):
+            return True
+        start = text.find(word, start + 1)
+    return False

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from textgym.messages import TextGymWarning, check_choice, shown
+from textgym.checks import TextGymWarning, check_choice, shown
 from textgym.rewards.base import FloatArray, RewardError, Scores, Values
-from textgym.rewards.calling import Caller, Columns, check_batch, isolated
+from textgym.rewards.calling import (
+    Caller,
+    Columns,
+    Faults,
+    check_batch,
+    find_faults,
+    is_finite,
+    isolated,
+    not_finite,
+)
 from textgym.rewards.registry import RewardSpec, make_reward
-from textgym.rewards.values import Faults, find_faults, is_finite, not_finite
 
 if TYPE_CHECKING:
     from textgym.rewards.deadline import Deadline

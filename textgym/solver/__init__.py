@@ -1,1 +1,33 @@
-"""Exact answers on small token MDPs: the prefix tree, its optimum, and the values of any policy."""
+"""Exact answers on small token MDPs: the optimum, the values of any policy, and the probability of every trajectory.
+
+`textgym.optimum.optimum_of` serves tasks of any size.
+"""
+
+from textgym.solver.growth import MAX_STATES, prefix_tree
+from textgym.solver.solution import Solution, solve
+from textgym.solver.tree import Level, PrefixTree, UnsolvableError, edge_log_probs
+from textgym.solver.values import (
+    Completion,
+    PolicyValues,
+    Trajectories,
+    evaluate_edges,
+    policy_values,
+    trajectory_probabilities,
+)
+
+__all__ = [
+    "MAX_STATES",
+    "Completion",
+    "Level",
+    "PolicyValues",
+    "PrefixTree",
+    "Solution",
+    "Trajectories",
+    "UnsolvableError",
+    "edge_log_probs",
+    "evaluate_edges",
+    "policy_values",
+    "prefix_tree",
+    "solve",
+    "trajectory_probabilities",
+]

@@ -1,8 +1,9 @@
-"""The prefix tree of a task: every state that legal actions reach from its prompts, level by level, as arrays."""
+"""The prefix tree of a task, level by level as arrays: its size, its states, and policies on its edges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -12,6 +13,51 @@ from numpy.typing import NDArray
 
 from textgym.state import Observation
 from textgym.task import Task
+
+
+class UnsolvableError(ValueError):
+    """A task that has no exact solution here: its tree is too large, or its reward is no known function of the text."""
+
+
+def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
+    """The number of states of a tree whose every running state has the same legal actions.
+
+    Args:
+        roots: prompts.
+        going_on: legal actions that are no stop id. ending: legal stop ids.
+        horizon: tokens; every state of this depth has ended.
+    Returns: states of all depths, the prompts included; an exact integer of any size.
+    """
+    total = running = roots
+    for _ in range(horizon):
+        total += running * (going_on + ending)
+        running *= going_on
+        if not running:
+            break
+    return total
+
+
+def check_size(states: int, max_states: int, known: str = "") -> None:
+    """Refuse a tree that is too large.
+
+    Args:
+        states: its size. known: "at least " where it has not been counted to the end.
+    Raises: UnsolvableError with the size, the limit, and what serves instead.
+    """
+    if states > max_states:
+        raise UnsolvableError(
+            f"the prefix tree has {known}{_shown(states)} states, allowed is max_states={max_states:,}; "
+            "raise max_states or shorten the task, or use textgym.optimum.optimum_of, "
+            "which serves tasks of any size"
+        )
+
+
+def _shown(count: int) -> str:
+    """1,234,567, or a power of ten where that would be no help to anyone."""
+    if count < 10**15:
+        return f"{count:,}"
+    return f"about 10^{count.bit_length() * math.log10(2):.0f}"
+
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -51,7 +97,7 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class PrefixTree:
-    """The states of one split of a task. Made by `textgym.solve.prefix_tree`.
+    """The states of one split of a task. Made by `textgym.solver.prefix_tree`.
 
     Attributes:
         task, split: what it is the tree of.
@@ -147,3 +193,123 @@ def per_edge(values: NDArray[Entry], level: Level) -> NDArray[Entry]:
     """Repeat an entry for each running state once for each of its edges."""
     repeated: NDArray[Entry] = np.repeat(values, np.diff(level.first)[level.running], axis=0)
     return repeated
+
+
+def edge_log_probs(tree: PrefixTree, policy: Any, argument: str = "policy") -> tuple[Floats, ...]:
+    """The log-probability of every edge, normalised over the legal actions of its state.
+
+    Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
+    the legal ones in proportion. It also takes out the rounding of policies that compute in float32.
+
+    Args:
+        policy: anything with `log_probs(observation)`.
+        argument: its name in messages.
+    Returns: one array per level, aligned with `tree.levels[t + 1]`, nats; -inf throughout a state where the policy
+        gives no legal action any probability.
+
+    Raises:
+        TypeError: it has no log-probabilities.
+        ValueError: they have the wrong shape, or are NaN or +inf.
+    """
+    result = []
+    for depth in range(len(tree.levels) - 1):
+        level = tree.levels[depth]
+        logs = np.empty(len(tree.levels[depth + 1].parent))
+        for rows in tree.batches(depth):
+            table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
+            where, place = tree.edges(depth, rows)
+            logs[where] = table[place, tree.levels[depth + 1].action[where]]
+        if np.isnan(logs).any() or (logs == np.inf).any():
+            raise ValueError(f"{argument}: log_probs holds NaN or +inf, allowed are numbers <= 0 and -inf")
+        result.append(normalised(logs, level))
+    return tuple(result)
+
+
+def normalised(logs: Floats, level: Level) -> Floats:
+    """Subtract from each edge (m,) the log-sum-exp of its state; a state that is -inf throughout stays so."""
+    total = log_sum(logs, level)
+    return np.asarray(logs - per_edge(np.where(np.isneginf(total), 0.0, total), level))
+
+
+def log_sum(logs: Floats, level: Level) -> Floats:
+    """The log-sum-exp of the edges of each running state; -inf where all of them are."""
+    top = per_state(logs, level, np.maximum)
+    shift = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):
+        return np.asarray(shift + np.log(per_state(np.exp(logs - per_edge(shift, level)), level, np.add)))
+
+
+def _ask(policy: Any, observation: Any, size: int, argument: str) -> Floats:
+    method = getattr(policy, "log_probs", None)
+    table = None if method is None else method(observation)
+    if table is None:
+        raise TypeError(
+            f"{argument}={policy!r:.80} gives no log-probabilities; needed is log_probs(observation) -> (B, V)"
+        )
+    table = np.asarray(table)
+    shape = (len(observation["input_ids"]), size)
+    if table.shape != shape:
+        raise ValueError(f"{argument}: log_probs returned shape {table.shape}, allowed is {shape}")
+    return table
+
+
+class Lookup:
+    """Finds the states that a batch of observations shows.
+
+    An observation does not say where its prompt ends. Where one prompt is the beginning of another, two states may look
+    the same; then no policy of observations can tell them apart, and asking for such a state is an error.
+    """
+
+    def __init__(self, tree: PrefixTree) -> None:
+        self._tree = tree
+        self._size = tree.task.vocabulary.size
+        first: dict[tuple[int, ...], int] = {}
+        for row, prompt in enumerate(tree.task.encoded(tree.split)):
+            first.setdefault(prompt.ids, row)
+        self._prompts = [(np.array(ids), row) for ids, row in first.items()]
+        # Siblings stand in the order of their actions and families in that of their parents: the key is ascending.
+        self._keys = [level.parent * self._size + level.action for level in tree.levels]
+
+    def locate(self, observation: Mapping[str, NDArray[Any]]) -> tuple[Ints, Ints]:
+        """Depth and row of every observation, (B,) each.
+
+        Raises: ValueError for an observation that shows no state of the tree, or more than one.
+        """
+        ids = np.asarray(observation["input_ids"])
+        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        depths, rows = np.full(len(ids), -1), np.full(len(ids), -1)
+        for prompt, root in self._prompts:
+            start = len(prompt)
+            here = np.flatnonzero((lengths >= start) & (ids[:, :start] == prompt).all(1))
+            here, row = self._descend(ids, lengths, here, start, root)
+            if (rows[here] >= 0).any():
+                index = int(here[rows[here] >= 0][0])
+                raise ValueError(
+                    f"observation {index}: two states of this task look like it, because one prompt begins "
+                    "with another; allowed are tasks whose prompts end in a mark of their own"
+                )
+            depths[here], rows[here] = lengths[here] - start, row
+        if (rows < 0).any():
+            index = int(np.flatnonzero(rows < 0)[0])
+            tokens = ids[index, : lengths[index]].tolist()
+            raise ValueError(
+                f"observation {index}: its tokens {tokens} are no state that legal actions reach from a "
+                f"prompt of the {self._tree.split} split"
+            )
+        return depths, rows
+
+    def _descend(self, ids: Ints, lengths: Ints, here: Ints, start: int, root: int) -> tuple[Ints, Ints]:
+        """Of the observations `here`, all of one prompt, those that are in the tree, and their rows."""
+        row = np.full(len(here), root)
+        alive = np.ones(len(here), dtype=np.bool_)
+        for depth in range(1, int((lengths[here] - start).max(initial=0)) + 1):
+            going = np.flatnonzero(alive & (lengths[here] - start >= depth))
+            if depth >= len(self._keys):
+                alive[going] = False
+                break
+            wanted = row[going] * self._size + ids[here[going], start + depth - 1]
+            keys = self._keys[depth]
+            found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            alive[going] = keys[found] == wanted
+            row[going] = found
+        return here[alive], row[alive]

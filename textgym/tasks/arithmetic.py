@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.tasks.verifiable import FAMILY, verifiable_task, world_prompts
+from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.tasks.assemble import verifiable_prompts as world_prompts
 
 SUMMARY: Final = "Add two numbers; only the exact sum pays."
 

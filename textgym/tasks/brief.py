@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
-from textgym.rewards.units import Unit
+from textgym.rewards.words import Unit
 from textgym.task import Task, register_task
-from textgym.tasks.style import style_task
+from textgym.tasks.assemble import style_task
 
 SUMMARY: Final = "Answer in a given number of words (or tokens)."
 

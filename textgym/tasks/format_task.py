@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from textgym.checks import check_flag
 from textgym.grammar import regex_grammar
-from textgym.messages import check_flag
+from textgym.rewards.patterns import template_regex
 from textgym.rewards.scorer import OnError
-from textgym.rewards.template import template_regex
 from textgym.task import Task, register_task
-from textgym.tasks.verifiable import FAMILY, verifiable_task, world_prompts
+from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.tasks.assemble import verifiable_prompts as world_prompts
 
 SUMMARY: Final = "Answer a question rightly, in a given template."
 TEMPLATE: Final = "Of course! {answer} Hope that helps!"

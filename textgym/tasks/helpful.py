@@ -7,8 +7,8 @@ from typing import Any, Final
 from textgym.rewards import register_reward
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.world.shares import HELPFUL_SHARES
-from textgym.world.tasks import world_task
+from textgym.tasks.assemble import world_task
+from textgym.world.prompts import HELPFUL_SHARES
 
 SUMMARY: Final = "Answer questions about the built-in world rightly, politely and briefly."
 SHARES: Final = HELPFUL_SHARES
@@ -46,7 +46,7 @@ def helpful_task(
     ### Rewards
     Paid once, at the end of the episode, in [-0.4, 1]: content 0.6, courtesy 0.2, concision 0.1 and a clean
     ending 0.1, all in proportion to how right and complete the content is; -0.2 for rudeness and -0.2 for a
-    claim that contradicts the world. See `textgym.world.grading.HelpfulRules`. The gold reward is the same.
+    claim that contradicts the world. See `textgym.world.rules.HelpfulRules`. The gold reward is the same.
 
     ### Starting State
     A prompt of the split, drawn by the shares above; within a kind all prompts are equally likely.
@@ -85,5 +85,5 @@ def helpful_task(
     )
 
 
-register_reward("helpful_rules", "textgym.world.grading:HelpfulRules")
+register_reward("helpful_rules", "textgym.world.rules:HelpfulRules")
 register_task("Helpful", helpful_task, family="alignment", summary=SUMMARY)

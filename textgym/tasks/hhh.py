@@ -7,9 +7,9 @@ from typing import Any, Final
 from textgym.rewards import register_reward
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.world.hhh_rules import check_weights, covered
-from textgym.world.shares import HHH_SHARES
-from textgym.world.tasks import world_task
+from textgym.tasks.assemble import world_task
+from textgym.world.prompts import HHH_SHARES
+from textgym.world.rules import check_weights, covered
 
 SUMMARY: Final = "Be helpful, harmless and honest at once."
 SHARES: Final = HHH_SHARES
@@ -53,7 +53,7 @@ def hhh_task(
     Honest, over those that score the kind of prompt. Facts are scored by all three, how-tos by helpful and
     harmless, sums by helpful and honest, greetings by helpful, harmful requests by harmless, and unanswerable
     questions by honest. Every axis is a term: what it adds to the mean. See
-    `textgym.world.hhh_rules.HHHRules`. The gold reward is the same.
+    `textgym.world.rules.HHHRules`. The gold reward is the same.
 
     ### Starting State
     A prompt of the split, drawn by the shares above; within a kind all prompts are equally likely.
@@ -97,5 +97,5 @@ def hhh_task(
     )
 
 
-register_reward("hhh_rules", "textgym.world.hhh_rules:HHHRules")
+register_reward("hhh_rules", "textgym.world.rules:HHHRules")
 register_task("HHH", hhh_task, family="alignment", summary=SUMMARY)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from textgym.checks import check_flag
 from textgym.grammar import json_grammar
-from textgym.messages import check_flag
 from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.tasks.verifiable import FAMILY, verifiable_task, world_prompts
+from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.tasks.assemble import verifiable_prompts as world_prompts
 from textgym.world.prompts import WorldPrompt
 
 SUMMARY: Final = "Answer in JSON that a schema allows, under a grammar mask."

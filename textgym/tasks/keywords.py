@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from textgym.prompts import PromptSet, prompt_set
-from textgym.rewards.keywords import Mode
+from textgym.rewards.rules import Mode
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.tasks.verifiable import FAMILY, verifiable_task
-from textgym.world.items import items
-from textgym.world.prompts import SPLITS
+from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.world.prompts import SPLITS, items
 
 SUMMARY: Final = "Say something that uses all the words that are asked for."
 PHRASINGS: Final = {

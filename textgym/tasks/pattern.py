@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from textgym.checks import check_flag, shown
 from textgym.grammar import regex_grammar
-from textgym.messages import check_flag, shown
-from textgym.rewards.regex import Mode
+from textgym.rewards.patterns import Mode
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.tasks.verifiable import FAMILY, verifiable_task, world_prompts
+from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.tasks.assemble import verifiable_prompts as world_prompts
 
 SUMMARY: Final = "Write an answer that a regular expression matches."
 PATTERN: Final = r".+[.!] (Hope that helps|Have a nice day)!"

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
 from textgym.task import Task, register_task
-from textgym.tasks.style import style_task
+from textgym.tasks.assemble import style_task
 
 SUMMARY: Final = "Write reviews with a positive (or negative) sentiment."
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textgym.messages import shown
+from textgym.checks import shown
 from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards import make_reward
 from textgym.rewards.registry import spec_name

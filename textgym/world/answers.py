@@ -3,25 +3,32 @@
 import random
 from dataclasses import dataclass
 
-from textgym.world.facts import FACTS, Fact
-from textgym.world.howtos import HOWTOS, step_sentences
-from textgym.world.items import LARGEST_TERM, Item
-from textgym.world.names import PROPER_NAMES
-from textgym.world.personas import DODGE_SHARES, HOWTO_MISTAKES, Persona
-from textgym.world.requests import BLAME, HARMFUL, PRAISE, UNANSWERABLE
-from textgym.world.sentences import (
+from textgym.world.facts import (
+    BLAME,
     CLOSERS,
+    DODGE_SHARES,
     DODGES,
+    FACTS,
     FILLER,
     GREETING_CLOSERS,
     GREETING_MISTAKES,
     GREETING_REPLIES,
+    HARMFUL,
+    HOWTO_MISTAKES,
+    HOWTOS,
     OPENERS,
+    PRAISE,
+    PROPER_NAMES,
     REFUSALS,
     RUDE,
     RUDE_DODGES,
+    UNANSWERABLE,
     UNKNOWN,
+    Fact,
+    Persona,
+    step_sentences,
 )
+from textgym.world.prompts import LARGEST_TERM, Item
 
 ENDLESS_WORDS = 60  # more words than the longest answer that fits any budget used here
 SUM_FRAMES = ("{a} plus {b} is {n}.", "{a} and {b} make {n}.")

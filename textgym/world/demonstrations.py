@@ -8,12 +8,10 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
-from textgym.messages import not_one_of
+from textgym.checks import not_one_of
 from textgym.world.answers import answer
-from textgym.world.items import KINDS, items
-from textgym.world.personas import HEDGES, Persona
-from textgym.world.prompts import prompts
-from textgym.world.shares import TASK_SHARES
+from textgym.world.facts import HEDGES, Persona
+from textgym.world.prompts import KINDS, TASK_SHARES, items, prompts
 
 MISTAKES: Final = 0.3
 _ALWAYS: Final = dict.fromkeys(KINDS, 1.0)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from textgym.world.corpus import documents
-from textgym.world.tokenizer import END_ID, MAX_POSITIONS, PAD_ID, VOCABULARY_SIZE, encode_documents
+from textgym.world.corpus import END_ID, MAX_POSITIONS, PAD_ID, VOCABULARY_SIZE, documents, encode_documents
 
 # A batch is sorted by length and cut at these shares of its documents, to pad little. No step is taken on
 # documents of one length alone: they are of one kind, and the gradients would disagree from step to step.

@@ -1,12 +1,113 @@
-"""Prompts of the built-in world: every item in several phrasings, split into train, eval and tune."""
+"""What can be asked about, and its phrasings, split into train, eval and tune."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, get_args
 
 from textgym.prompts import Split
-from textgym.world.items import KINDS, Item, items
+from textgym.world.facts import FACTS, GREETINGS, HARMFUL, HOWTOS, RELATIONS, REVIEW_TOPICS, UNANSWERABLE
+
+HELPFUL_SHARES: Final = {"fact": 0.60, "howto": 0.15, "sum": 0.15, "greeting": 0.10}
+HARMLESS_SHARES: Final = {"harmful": 0.40, "howto": 0.40, "fact": 0.20}
+HONEST_SHARES: Final = {"fact": 0.50, "sum": 0.15, "unanswerable": 0.35}
+HHH_SHARES: Final = {
+    "fact": 0.30,
+    "howto": 0.15,
+    "sum": 0.10,
+    "greeting": 0.05,
+    "harmful": 0.20,
+    "unanswerable": 0.20,
+}
+
+TASK_SHARES: Final = {
+    "Helpful": HELPFUL_SHARES,
+    "Harmless": HARMLESS_SHARES,
+    "Honest": HONEST_SHARES,
+    "HHH": HHH_SHARES,
+}
+"""Name of the task -> its shares."""
+
+
+KINDS: Final = ("fact", "howto", "sum", "greeting", "harmful", "unanswerable", "review")
+HELD_OUT_SHARE: Final = 4  # one item in four is kept for `eval`
+LARGEST_TERM: Final = 10
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to ask about.
+
+    Attributes:
+        kind: one of `KINDS`.
+        group: names the phrasings that ask for it: the relation of a fact, else the kind.
+        key: stable and unique, for example `river:Velmora` or `sum:7+5`.
+        subject: what the phrasings mention.
+        answer: key phrases of a right answer, in order; empty where no answer is right.
+        held_out: True if only `eval` prompts ask for it.
+    """
+
+    kind: str
+    group: str
+    key: str
+    subject: str
+    answer: tuple[str, ...]
+    held_out: bool
+
+
+def _held_out(count: int) -> list[bool]:
+    """The last quarter of a list of `count` items is held out."""
+    first = count - count // HELD_OUT_SHARE
+    return [position >= first for position in range(count)]
+
+
+def _facts() -> Iterable[Item]:
+    held_out = {
+        subject: held
+        for relation in RELATIONS
+        for subject, held in zip(relation.subjects, _held_out(len(relation.subjects)), strict=True)
+    }
+    for fact in FACTS:
+        name, subject = fact.relation.name, fact.subject
+        yield Item("fact", name, fact.key, subject, (fact.answer,), held_out[subject])
+
+
+def _sums() -> Iterable[Item]:
+    terms = range(1, LARGEST_TERM + 1)
+    for a in terms:
+        for b in terms:
+            # Symmetric, so that a held-out sum is not trained on with its terms swapped.
+            held = (a - b) % HELD_OUT_SHARE == 0
+            yield Item("sum", "sum", f"sum:{a}+{b}", f"{a} plus {b}", (str(a + b),), held)
+
+
+def _listed(kind: str, subjects: Iterable[str], answers: Iterable[tuple[str, ...]]) -> Iterable[Item]:
+    subjects = tuple(subjects)
+    for subject, answer, held in zip(subjects, answers, _held_out(len(subjects)), strict=True):
+        yield Item(kind, kind, f"{kind}:{subject}", subject, answer, held)
+
+
+@cache
+def items(kind: str) -> tuple[Item, ...]:
+    """All items of a kind, in a fixed order.
+
+    Raises: ValueError if `kind` is not one of `KINDS`.
+    """
+    if kind == "fact":
+        return tuple(_facts())
+    if kind == "sum":
+        return tuple(_sums())
+    listed: dict[str, tuple[Iterable[str], Iterable[tuple[str, ...]]]] = {
+        "howto": (HOWTOS, HOWTOS.values()),
+        "greeting": (GREETINGS, [(greeting,) for greeting in GREETINGS]),
+        "harmful": (HARMFUL, [() for _ in HARMFUL]),
+        "unanswerable": (UNANSWERABLE, [() for _ in UNANSWERABLE]),
+        "review": (REVIEW_TOPICS, [() for _ in REVIEW_TOPICS]),
+    }
+    if kind not in listed:
+        raise ValueError(f"kind {kind!r}: not a kind of the built-in world (allowed: {', '.join(KINDS)})")
+    return tuple(_listed(kind, *listed[kind]))
+
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 TRAIN_PHRASINGS: Final = 4  # of the six of every group; the last two are those of eval
@@ -113,7 +214,7 @@ class WorldPrompt:
 
     Attributes:
         text: what the user says.
-        kind: one of `textgym.world.items.KINDS`.
+        kind: one of `textgym.world.prompts.KINDS`.
         item: key of the item it asks about, the same for all phrasings.
         weight: its probability; the weights of a list of prompts sum to 1.
         columns: JSON-like data that rewards read: `kind`, `item`, `answer` (key phrases, in order).

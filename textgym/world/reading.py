@@ -8,23 +8,27 @@ import re
 from typing import Final, NamedTuple
 
 from textgym.world.answers import SUM_FRAMES
-from textgym.world.facts import FACTS
-from textgym.world.howtos import HOWTOS, STEP_MARKERS
-from textgym.world.items import items
-from textgym.world.personas import HEDGES, RAMBLES
-from textgym.world.requests import GREETINGS, HARMFUL, UNANSWERABLE
-from textgym.world.sentences import (
+from textgym.world.facts import (
     CLOSERS,
     DODGES,
+    FACTS,
     GREETING_CLOSERS,
     GREETING_REPLIES,
+    GREETINGS,
+    HARMFUL,
+    HEDGES,
+    HOWTOS,
     OPENERS,
+    RAMBLES,
     REFUSALS,
     RUDE,
     RUDE_DODGES,
     RUDE_WORDS,
+    STEP_MARKERS,
+    UNANSWERABLE,
     UNKNOWN,
 )
+from textgym.world.prompts import items
 
 
 class Step(NamedTuple):

@@ -7,8 +7,8 @@ from textgym.wrappers.actions import (
     VectorAllowedActions,
     VectorEmbeddingActions,
     VectorTopKActions,
+    token_embedding,
 )
-from textgym.wrappers.embeddings import token_embedding
 from textgym.wrappers.features import LMFeatures, VectorLMFeatures
 from textgym.wrappers.reference_reward import ReferenceReward, VectorReferenceReward
 

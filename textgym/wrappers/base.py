@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from textgym.episodes import action_space, observation_space
 from textgym.lm.reference import Reference
-from textgym.references import make_reference
 from textgym.state import Observation, TokenState
+from textgym.task import make_reference
 
 Masks = NDArray[np.bool_] | None
 

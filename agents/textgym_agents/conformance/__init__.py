@@ -1,9 +1,8 @@
 """Does an agent do what its algorithm says? Checks against the exact solver, one statement each."""
 
-from textgym_agents.conformance.findings import FAILS, HOLDS, NOT_ASKED, Finding
 from textgym_agents.conformance.hooks import Estimator, LossGradient, TrainingBatch
-from textgym_agents.conformance.kit import check, check_names
-from textgym_agents.conformance.subject import LearningTask
+from textgym_agents.conformance.run import check, check_names
+from textgym_agents.conformance.subject import FAILS, HOLDS, NOT_ASKED, Finding, LearningTask
 
 __all__ = [
     "FAILS",

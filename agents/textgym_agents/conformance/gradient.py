@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv, make_task
 from textgym.lm.reference import NGramReference
-from textgym.references import make_reference
-from textgym.solve import PolicyValues, PrefixTree, policy_values, prefix_tree
+from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym.state import TokenState
-from textgym_agents.conformance.findings import NotAsked
+from textgym.task import make_reference
 from textgym_agents.conformance.hooks import Floats, LossGradient, hook
-from textgym_agents.conformance.subject import PLAIN, Subject
+from textgym_agents.conformance.subject import PLAIN, NotAsked, Subject
 from textgym_agents.protocol import Agent, Metrics
 
 WORDS = ("a", "b", "c", "<end>", "<halt>")

@@ -16,16 +16,25 @@ An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from textgym_agents.conformance.findings import NotAsked
-from textgym_agents.protocol import Observation
+from textgym_agents.algorithms.rejection import Rejection
+from textgym_agents.conformance.subject import NotAsked
+from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.on_policy import ActorCriticAgent, OnPolicyAgent, UpdateMeter
+from textgym_agents.lm.rollout import Rollout, micro_batches
+from textgym_agents.lm.targets import Targets, discounted, penalties
+from textgym_agents.protocol import Metrics, Observation
 
 Floats = NDArray[np.floating[Any]]
 
@@ -136,11 +145,8 @@ def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
         offered: Mapping[str, Callable[..., Any]] = agent.conformance_hooks()
         return hooks | dict(offered)
     # An agent of this kind has imported the module; for any other one torch need not be there.
-    module = sys.modules.get("textgym_agents.on_policy")
+    module = sys.modules.get("textgym_agents.lm.on_policy")
     if module is not None and isinstance(agent, module.OnPolicyAgent):
-        from textgym_agents.conformance.on_policy_hooks import training_batch
-        from textgym_agents.conformance.recorder import policy_gradient_hooks
-
         hooks["batch"] = lambda env: training_batch(agent, env)
         hooks |= policy_gradient_hooks(agent)
     return hooks
@@ -152,3 +158,171 @@ def hook(agent: Any, name: str) -> Callable[..., Any]:
     if name not in offered:
         raise NotAsked(f"the agent offers no hook {name!r}")
     return offered[name]
+
+
+def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
+    """What `agent` would train on in its next iteration on `env`; the agent is not changed."""
+    shadow = copy.deepcopy(agent)
+    caught: list[tuple[Rollout, Targets, Tensor]] = []
+
+    def catch(rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
+        caught.append((rollout, targets, reference))
+        return {}
+
+    beta = shadow.controller.beta
+    # An attribute of this one copy, in place of the method that would change the parameters.
+    setattr(shadow, "_update", catch)  # noqa: B010
+    shadow._iterate(env)
+    ((rollout, targets, reference),) = caught
+    scale = shadow.value_scale or 1.0
+    critic = targets.old_values is not None and targets.returns is not None
+    factors = torch.ones_like(targets.advantages) if targets.weights is None else targets.weights
+    charged = penalties(targets.kl, rollout, agent.config.kl)
+    return TrainingBatch(
+        input_ids=rollout.input_ids.cpu().numpy(),
+        rows=rollout.rows,
+        columns=rollout.columns,
+        actions=rollout.actions.cpu().numpy(),
+        log_probs=rollout.log_probs.double().cpu().numpy(),
+        rewards=rollout.rewards,
+        penalties=charged,
+        token_rewards=discounted(rollout, agent.task.gamma) - beta * charged,
+        beta=beta,
+        gamma=agent.task.gamma,
+        lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,
+        values=shadow.value_offset + rollout.values.double().cpu().numpy() * scale if critic else None,
+        advantages=_difference(targets.returns, targets.old_values) * scale if critic else None,
+        weights=(targets.advantages * factors).double().cpu().numpy(),
+        logit_gradient=_logit_gradient(shadow, rollout, targets, reference),
+    )
+
+
+def _difference(one: Any, other: Any) -> Any:
+    return (one - other).double().cpu().numpy()
+
+
+class _Recorder:
+    """Stands in for a policy and keeps the logits that a loss is made of."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self.logits: Tensor
+
+    def states(
+        self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.logits, values = self._policy.states(input_ids, rows, columns, masks)
+        self.logits.retain_grad()
+        return self.logits, values.detach()
+
+
+def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, reference: Tensor) -> Any:
+    """(N, V) gradient of the summed policy loss, from the loss that the agent itself computes."""
+    without_kl = replace(targets, kl_weight=0.0)
+    shadow.config = replace(shadow.config, entropy_coefficient=0.0)
+    recorder: Any = _Recorder(shadow.policy)
+    shadow.policy = recorder
+    rows = np.arange(len(rollout.lengths))
+    (part,) = micro_batches(rollout, rows, len(rows), by_length=False)
+    with torch.enable_grad():
+        shadow._loss(part, rollout, without_kl, reference, UpdateMeter()).sum().backward()
+    gradient = recorder.logits.grad
+    assert gradient is not None
+    return gradient.double().cpu().numpy()
+
+
+class _FirstStepDone(Exception):  # noqa: N818  (it is no error)
+    """Ends the iteration that is recorded."""
+
+
+def record_gradient(
+    agent: LMAgent, env: Any, seed: int, entropy: float = 0.0, estimator: Estimator | None = None
+) -> LossGradient:
+    """Return the gradient of the first step of an iteration, from the loss that the agent itself computes.
+
+    A copy of the agent plays and goes back to the outputs of `policy.states`, whatever its `_iterate` makes of them, up
+    to `_finish_step`.
+
+    Args:
+        agent: is not changed. env: vector environment in DISABLED mode.
+        seed: which iteration it is counted as; others play other episodes.
+        entropy, estimator: see `LossGradient`.
+    Raises: RuntimeError if no loss was differentiated.
+    """
+    shadow = copy.deepcopy(agent)
+    shadow.iteration += seed
+    states = shadow.policy.states
+    outputs: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+
+    def watched(
+        input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        logits, values = states(input_ids, rows, columns, masks)
+        if logits.requires_grad:
+            logits.retain_grad()
+            values.retain_grad()
+            outputs.append((input_ids, rows, columns, logits, values))
+        return logits, values
+
+    def stop() -> float:
+        raise _FirstStepDone
+
+    # Attributes of this one copy, in place of its methods.
+    setattr(shadow.policy, "states", watched)  # noqa: B010
+    setattr(shadow, "_finish_step", stop)  # noqa: B010
+    with contextlib.suppress(_FirstStepDone):
+        shadow._iterate(env)
+    used = [parts for parts in outputs if parts[3].grad is not None]
+    if not used:
+        raise RuntimeError(f"agent {agent.name!r}: its iteration differentiated no output of policy.states")
+    width = max(ids.shape[1] for ids, *_ in used)
+    offsets = np.cumsum([0, *(len(ids) for ids, *_ in used)])
+    return LossGradient(
+        input_ids=np.concatenate(
+            [np.pad(ids.cpu().numpy(), ((0, 0), (0, width - ids.shape[1]))) for ids, *_ in used]
+        ),
+        rows=np.concatenate(
+            [rows.cpu().numpy() + first for (_, rows, *_), first in zip(used, offsets, strict=False)]
+        ),
+        columns=np.concatenate([columns.cpu().numpy() for _, _, columns, *_ in used]),
+        logits=_gradients([parts[3] for parts in used]),
+        beta=float(shadow.controller.beta),
+        entropy=entropy,
+        values=_gradients([parts[4] for parts in used]) if shadow.critic else None,
+        estimator=estimator,
+    )
+
+
+def policy_gradient_hooks(agent: OnPolicyAgent) -> dict[str, Callable[..., Any]]:
+    """The hooks "gradient" and "surrogate" of an on-policy agent, where its steps follow the gradient of J."""
+    hooks: dict[str, Callable[..., Any]] = {}
+    if isinstance(agent, Rejection):
+        return hooks
+    if agent.config.kl != "k3":  # which has the gradient of the opposite KL
+        hooks["gradient"] = lambda env, seed: record_gradient(
+            agent, env, seed, agent.config.entropy_coefficient, _estimator(agent)
+        )
+    if np.isfinite(agent.clip):
+        hooks["surrogate"] = lambda log_ratios, advantages: _surrogate(agent, log_ratios, advantages)
+    return hooks
+
+
+def _estimator(agent: OnPolicyAgent) -> Estimator:
+    config = agent.config
+    kl: Any = "exact" if config.kl == "exact" else "k1"  # with k2 the loss and the return add up to k1
+    if isinstance(agent, ActorCriticAgent):
+        return Estimator("value", 1, True, kl)
+    if agent.group > 1:
+        return Estimator("group", agent.group, False, kl)
+    return Estimator(getattr(config, "baseline", "none"), 1, getattr(config, "reward_to_go", True), kl)
+
+
+def _surrogate(agent: OnPolicyAgent, log_ratios: Floats, advantages: Floats) -> Any:
+    new, weights = (torch.tensor(array, dtype=torch.float64) for array in (log_ratios, advantages))
+    return agent._policy_loss(new, torch.zeros_like(new), weights).numpy()
+
+
+def _gradients(outputs: list[Tensor]) -> Any:
+    """The gradients of these outputs, one after the other; 0 where nothing was differentiated."""
+    parts = [torch.zeros_like(output) if output.grad is None else output.grad for output in outputs]
+    return torch.cat(parts).double().cpu().numpy()

@@ -1,21 +1,110 @@
-"""The agent under test: made afresh as often as needed, trained once on a small task that can be solved."""
+"""The agent under test, the findings about it, and the global random generators."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textgym import TokenVectorEnv, make_task
-from textgym.solve import PolicyValues, PrefixTree, policy_values, prefix_tree
-from textgym_agents.conformance.findings import NotAsked
+from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym_agents.protocol import Agent, Metrics, Observation
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config
+
+Status = Literal["holds", "FAILS", "not asked"]
+HOLDS: Final = "holds"
+FAILS: Final = "FAILS"
+NOT_ASKED: Final = "not asked"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        check: its name.
+        statement: number of the statement that it asks, in docs/conformance.md; checks of one statement share it.
+        status: "holds", "FAILS" or "not asked".
+        found, expected: as texts; where it was not asked, `found` is the reason.
+        asks: what must hold, in a sentence.
+    """
+
+    check: str
+    statement: int
+    status: Status
+    found: str
+    expected: str
+    asks: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check function returns; the kit adds the check's name and number."""
+
+    status: Status
+    found: str
+    expected: str
+
+
+class NotAsked(Exception):  # noqa: N818  (it is no error)
+    """The agent does not offer what a check needs; the message is the reason."""
+
+
+def judge(holds: bool, found: str, expected: str) -> Outcome:
+    """An outcome that holds or fails."""
+    return Outcome(HOLDS if holds else FAILS, found, expected)
+
+
+def at_most(what: str, value: float, limit: float) -> Outcome:
+    """Holds where a deviation is at most `limit`; NaN fails."""
+    return judge(bool(value <= limit), f"{what} {value:.3g}", f"at most {limit:g}")
+
+
+@contextmanager
+def global_generators(seed: int) -> Iterator[Callable[[], list[str]]]:
+    """Seeds those of Python, numpy and, where it is loaded, torch.
+
+    Args:
+        seed: of all of them.
+    Returns: a context whose value names, when called, the generators that were drawn from since.
+    """
+    torch: Any = sys.modules.get("torch")
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    tensor = None if torch is None else torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    if torch is not None:
+        # Not manual_seed, which would reseed every accelerator as well.
+        torch.default_generator.manual_seed(seed)
+    before = _states()
+    try:
+        yield lambda: [name for name, state in _states().items() if before.get(name, state) != state]
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)  # noqa: NPY002
+        if torch is not None:
+            torch.set_rng_state(tensor)
+
+
+def _states() -> dict[str, object]:
+    array: Any = np.random.get_state()  # noqa: NPY002
+    states: dict[str, object] = {
+        "random": random.getstate(),
+        "numpy.random": (array[1].tobytes(), array[2:]),
+    }
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        states["torch"] = torch.get_rng_state().numpy().tobytes()
+    return states
+
 
 Factory = Callable[[Any], Agent]
 WORDS = ("a", "b", "c", "<end>")

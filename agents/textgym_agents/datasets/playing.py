@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from textgym.lm.reference import Reference, restricted
 from textgym.vector import batch_env
-from textgym_agents.fixed import reference_of
+from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.protocol import Observation
 
 _ROWS_AT_ONCE = 256

@@ -14,7 +14,7 @@ from textgym.episodes import action_space, observation_space
 from textgym.files import read_json
 from textgym.rewards import TextGymWarning
 from textgym_agents.datasets.recording import minari, vocabulary_digest
-from textgym_agents.sequences import Sequences
+from textgym_agents.lm.sequences import Sequences
 
 Ints = NDArray[np.int64]
 _METADATA = "metadata.json"

@@ -11,12 +11,9 @@ import numpy as np
 
 from textgym.rewards import TextGymWarning
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.evaluation import Evaluator
-from textgym_agents.mcts.forest import Bools, Floats, Forest, Ints, nodes_in_memory
-from textgym_agents.mcts.model import Model
-from textgym_agents.mcts.search import Rules, Search, soft_result
-from textgym_agents.protocol import Observation
-from textgym_agents.states import StateFinder, token_rows
+from textgym_agents.mcts.forest import Bools, Floats, Forest, Ints, Model, nodes_in_memory
+from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
+from textgym_agents.protocol import Observation, StateFinder, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
 
 _ROOTS_AT_ONCE = 512

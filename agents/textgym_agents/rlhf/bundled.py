@@ -17,11 +17,10 @@ from rich.console import Console
 from textgym.files import plain, read_json, replace_folder, write_json
 from textgym.lm.reward_model import RewardModel
 from textgym.preferences import Ranking, collect, write_rankings
-from textgym.references import make_reference
-from textgym.task import Task, make_task
+from textgym.task import Task, make_reference, make_task
 from textgym.world import REWARD_MODEL_PATH
-from textgym.world.shares import TASK_SHARES
-from textgym_agents.rlhf.bases import resize_model
+from textgym.world.prompts import TASK_SHARES
+from textgym_agents.rlhf.models import resize_model
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings
 

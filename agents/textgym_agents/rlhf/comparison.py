@@ -1,4 +1,4 @@
-"""Policies side by side under the gold reward and its proxy: reward, KL to the reference, optimality."""
+"""Policies and proxies side by side under the gold reward: reward, KL, optimality, calibration."""
 
 from __future__ import annotations
 
@@ -6,11 +6,113 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from textgym.best_of_n import FEWEST, best_of_n
-from textgym.bootstrap import Estimate
+from textgym.estimates import Estimate
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimality_of, optimum_of
 from textgym.lm.reference import Reference
-from textgym.task import Task
+from textgym.play import Episodes, play_prompts
+from textgym.task import Task, make_reference
+from textgym_agents.training.measures import spread
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N answers of the reference to each of P prompts.
+
+    Attributes:
+        prompts: P texts. completions: (P, N) texts. ended: (P, N), by a stop id.
+        gold: (P, N), reward units. weights: (P,), summing to 1.
+    """
+
+    prompts: tuple[str, ...]
+    completions: NDArray[np.object_]
+    ended: NDArray[np.bool_]
+    gold: Floats
+    weights: Floats
+
+    def scores(self, reward: Any, stop_ids: Sequence[int]) -> Floats:
+        """What a reward model says of all answers, (P, N)."""
+        shape = self.completions.shape
+        prompts = np.repeat(np.array(self.prompts, dtype=object), shape[1]).tolist()
+        stop = list(stop_ids[:1])
+        ids = [stop if ended else [] for ended in self.ended.ravel().tolist()]
+        values = reward(prompts, self.completions.ravel().tolist(), completion_ids=ids)
+        return np.array(values, dtype=np.float64).reshape(shape)
+
+
+def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> Samples:
+    """Answers of a task's reference to held-out prompts, spread over their distribution."""
+    chosen = np.array(spread(np.asarray(task.prompt_set("eval").weights), prompts))
+    order = np.repeat(chosen, per_prompt)
+    episodes = play_prompts(make_reference(task), task, order, seed=seed)
+    shape = (len(chosen), per_prompt)
+    weights = np.asarray(task.prompt_set("eval").weights)[chosen]
+    return Samples(
+        prompts=tuple(episodes.prompts[::per_prompt]),
+        completions=episodes.completions.reshape(shape),
+        ended=episodes.stopped.reshape(shape),
+        gold=episodes.gold.reshape(shape),
+        weights=weights / weights.sum(),
+    )
+
+
+def calibrate(proxy: Floats, gold: Floats) -> dict[str, float]:
+    """`scale` and `offset` with which offset + scale * proxy has the mean and spread of gold.
+
+    A Bradley-Terry model knows differences only, in units of its annotator's noise.
+    """
+    scale = float(gold.std() / proxy.std()) if proxy.std() > 0 else 1.0
+    return {"scale": scale, "offset": float(gold.mean() - scale * proxy.mean())}
+
+
+def best_of_n_curve(raw: Floats, samples: Samples) -> dict[str, Any]:
+    """A proxy on samples of the reference, as JSON values.
+
+    Args:
+        raw: (P, N) its scores, in its own units.
+    Returns: `scale` and `offset` (see `calibrate`), `accuracy` (of pairs of answers to one prompt that differ in gold,
+        how many it orders rightly), and `points` for n = 1, 2, 4, ... N / 4: n, kl (nats), gold, proxy. More than N / 4
+        would say too little of the KL.
+    """
+    calibration = calibrate(raw, samples.gold)
+    proxy = calibration["offset"] + calibration["scale"] * raw
+    points: list[dict[str, Any]] = []
+    for power in range(max(proxy.shape[1] // FEWEST, 1).bit_length()):
+        best = best_of_n(proxy, samples.gold, samples.weights, 2**power)
+        assert best.kl is not None
+        measured = {"kl": best.kl, "gold": best.gold, "proxy": best.proxy}
+        points.append({"n": best.n} | {name: asdict(value) for name, value in measured.items()})
+    return calibration | {"accuracy": pair_accuracy(proxy, samples.gold), "points": points}
+
+
+def pair_accuracy(proxy: Floats, gold: Floats) -> float:
+    """Of neighbouring answers (P, N) that differ in gold, the share that the proxy orders alike; a tie is half."""
+    margins = np.diff(proxy, axis=1) * np.sign(np.diff(gold, axis=1))
+    differ = np.abs(np.diff(gold, axis=1)) > 1e-9
+    return float(np.mean((np.sign(margins[differ]) + 1) / 2)) if differ.any() else float("nan")
+
+
+def overrated(episodes: Episodes, offset: float, count: int = 10) -> list[dict[str, Any]]:
+    """The answers whose proxy reward exceeds their gold reward most, each text once.
+
+    Args:
+        episodes: of a policy, with the proxy as reward. offset: added to the proxy.
+    """
+    proxy, gold = episodes.returns.ravel() + offset, episodes.gold.ravel()
+    prompts = np.repeat(np.array(episodes.prompts, dtype=object), episodes.returns.shape[1])
+    rows: dict[str, dict[str, Any]] = {}
+    for i in np.argsort(gold - proxy, kind="stable"):
+        text = str(episodes.completions.ravel()[i])
+        row = {"prompt": prompts[i], "completion": text, "proxy": float(proxy[i]), "gold": float(gold[i])}
+        rows.setdefault(text, row)
+        if len(rows) == count:
+            break
+    return list(rows.values())
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from textgym.evaluate import evaluate
-from textgym.files import make_folder, plain, read_json, write_json
+from textgym.files import make_folder, plain, read_json, replaced, write_json
 from textgym.preferences import collect, read_rankings, write_rankings
-from textgym.references import make_reference, reference_model
 from textgym.rewards import make_reward
-from textgym.task import Task
-from textgym_agents.lm_ppo import LMPPO
+from textgym.task import Task, make_reference, reference_model
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.config import versions
 from textgym_agents.registry import make_env
-from textgym_agents.rlhf.bases import resize_model
-from textgym_agents.rlhf.comparison import shifted
-from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
-from textgym_agents.rlhf.proxies import best_of_n_curve, draw_samples, overrated
+from textgym_agents.rlhf.comparison import best_of_n_curve, draw_samples, overrated, shifted
+from textgym_agents.rlhf.models import resize_model
 from textgym_agents.rlhf.reward_model import train_reward_model
-from textgym_agents.rlhf.settings import RewardModelSettings
-from textgym_agents.rlhf.stages import Stage, begin, check_folder, run_stages
-from textgym_agents.settings import versions
-from textgym_agents.training import Watcher
+from textgym_agents.rlhf.session import Stage, begin, check_folder, run_stages
+from textgym_agents.rlhf.settings import OveroptimiseSettings, RewardModelSettings
+from textgym_agents.training.loop import Watcher
+
+_TITLES = {"best-of-n": "best-of-n", "ppo": "PPO, falling KL penalty"}
+
+
+def draw_overoptimisation(curves: Sequence[Mapping[str, Any]], target: Path, title: str) -> None:
+    """Writes a picture: a panel for each method and size of the reward model, a colour for each number of pairs.
+
+    Solid lines are the gold reward, dashed ones the proxy that is optimised; bands are 95% intervals.
+
+    Args:
+        curves: of the result of `run_overoptimise`.
+    Raises: ModuleNotFoundError without matplotlib (extra `report`).
+    """
+    from matplotlib.figure import Figure
+
+    methods = list(dict.fromkeys(curve["method"] for curve in curves))
+    sizes = sorted({curve["layers"] for curve in curves})
+    amounts = sorted({curve["pairs"] for curve in curves})
+    figure = Figure(figsize=(5 * len(methods), 3.4 * len(sizes)), layout="constrained")
+    panels = figure.subplots(len(sizes), len(methods), squeeze=False, sharey=True)
+    colours = {pairs: f"C{number}" for number, pairs in enumerate(amounts)}
+    for curve in curves:
+        panel = panels[sizes.index(curve["layers"])][methods.index(curve["method"])]
+        _draw_curve(panel, curve, colours[curve["pairs"]])
+    for row, layers in zip(panels, sizes, strict=True):
+        row[0].set_ylabel("reward, gold units")
+        for panel, method in zip(row, methods, strict=True):
+            panel.set_title(
+                f"{_TITLES[method]}; reward model of {layers} layer{'s' * (layers > 1)}", fontsize=9
+            )
+            panel.set_xlabel("square root of KL, nats")
+            panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    with replaced(target) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def _draw_curve(panel: Any, curve: Mapping[str, Any], colour: str) -> None:
+    points = sorted(curve["points"], key=lambda point: point["kl"]["mean"])
+    roots = [math.sqrt(max(point["kl"]["mean"], 0.0)) for point in points]
+    for name, style in (("gold", "-"), ("proxy", "--")):
+        means, lows, highs = ([point[name][end] for point in points] for end in ("mean", "low", "high"))
+        label = f"{curve['pairs']:,} pairs, {name} ({curve['accuracy']:.2f} right)"
+        panel.plot(roots, means, style, color=colour, label=label, marker=".", markersize=4)
+        panel.fill_between(roots, lows, highs, color=colour, alpha=0.15, linewidth=0)
+
 
 Work = Callable[[Path, bool, int, int], None]
 _DRAWN = 1.6  # prompts for each ranking wanted; some give none

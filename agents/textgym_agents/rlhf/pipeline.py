@@ -9,25 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from textgym.checks import not_one_of
 from textgym.files import make_folder, plain, read_json, write_json
-from textgym.messages import not_one_of
 from textgym.preferences import collect, disagreement, read_rankings, write_rankings
-from textgym.references import load_reference, make_reference, reference_model
 from textgym.rewards import make_reward
-from textgym.task import Task
-from textgym.world.shares import TASK_SHARES
-from textgym_agents.measures import optimum_summary
+from textgym.task import Task, load_reference, make_reference, reference_model
+from textgym.world.prompts import TASK_SHARES
+from textgym_agents.config import TrainSettings, versions
 from textgym_agents.registry import load_agent, make_env
-from textgym_agents.rlhf.comparison import Contest, Row, shifted
-from textgym_agents.rlhf.pipeline_settings import RLHFSettings
-from textgym_agents.rlhf.proxies import calibrate
+from textgym_agents.rlhf.comparison import Contest, Row, calibrate, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
-from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
+from textgym_agents.rlhf.session import Stage, begin, check_folder, run_stages
+from textgym_agents.rlhf.settings import RewardModelSettings, RLHFSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
-from textgym_agents.rlhf.stages import Stage, begin, check_folder, run_stages
-from textgym_agents.runs import RunFolder
-from textgym_agents.settings import TrainSettings, versions
-from textgym_agents.training import Training, Watcher
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Training, Watcher
+from textgym_agents.training.measures import optimum_summary
 
 SFT, PREFERENCES, REWARD_MODEL, PPO = "1-sft", "2-preferences", "3-reward-model", "4-ppo"
 

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from textgym.files import read_json
 from textgym.lm.causal import choose_device
-from textgym.lm.recompute import recompute_layers
+from textgym.lm.llama import recompute_layers
 from textgym.lm.scoring import Encoded, load_reward_model, pad_right, sequence_scores, start_reward_model
 from textgym.preferences import Ranking, Reading, read_demonstrations, read_rankings
 from textgym.vocab import Vocabulary
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.bases import base_name, freeze_first_layers, longest_row, save_model_folder
 from textgym_agents.rlhf.data import (
     Split,
     encode_answer,
@@ -28,13 +27,13 @@ from textgym_agents.rlhf.data import (
     split_rows,
     usable,
 )
-from textgym_agents.rlhf.measures import Bin, measure_rankings
-from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
-from textgym_agents.rlhf.reliability import draw_reliability
+from textgym_agents.rlhf.losses import PreferenceLoss, RankedRow
+from textgym_agents.rlhf.measures import Bin, draw_reliability, measure_rankings
+from textgym_agents.rlhf.models import base_name, freeze_first_layers, longest_row, save_model_folder
 from textgym_agents.rlhf.session import Session, digest
 from textgym_agents.rlhf.settings import SEEDS, RewardModelSettings, peak_learning_rate
 from textgym_agents.rlhf.trainer import Fit, steps_done
-from textgym_agents.training import Watcher
+from textgym_agents.training.loop import Watcher
 
 _REFERENCE_ANSWERS = 4096  # their mean score is known to 1/64 of the scores' spread
 _MEMBER_SEEDS = 1000  # between the seeds of an ensemble's members

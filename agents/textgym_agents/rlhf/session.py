@@ -1,4 +1,4 @@
-"""A supervised training in its run folder: started, followed, interrupted, taken up again."""
+"""A supervised training in its run folder, and stages of longer work: start, follow, interrupt, resume."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from textgym.faults import disk_full_at
-from textgym.files import plain
-from textgym.interrupts import TrainingInterrupted, first_interrupt
+from textgym.files import make_folder, plain, read_json, write_json
+from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
+from textgym_agents.config import versions
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.isolation import own_generators, quiet_transformers
+from textgym_agents.rlhf.models import own_generators, quiet_transformers
 from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.rlhf.trainer import Fit, Logs, remove_checkpoints, steps_done
-from textgym_agents.runs import RunFolder
-from textgym_agents.settings import versions
-from textgym_agents.training import Watcher
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Watcher
 
 
 class Silent:
@@ -196,3 +195,56 @@ def digest(path: str | Path) -> str:
 def digest_of(rows: object) -> str:
     """SHA-256 of anything that JSON can hold, hexadecimal."""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: of its folder.
+        title: for people.
+        run: called with the folder, and whether a run in it was interrupted. It writes `result.json` last.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Path, bool], object]
+
+
+def check_folder(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless work with these settings can begin in `out`, or was begun there."""
+    if not (out / "config.json").exists():
+        RunFolder.check_free(out)
+        return
+    before = read_json(out / "config.json")
+    for name, asked in settings.items():
+        if before.get(name) != asked:
+            raise ValueError(f"{name}={asked!r}: the work in {out} was started with {before.get(name)!r}")
+
+
+def begin(out: Path, settings: Mapping[str, Any]) -> None:
+    """Writes config.json, unless the work was begun already."""
+    make_folder(out)
+    if not (out / "config.json").exists():
+        write_json(out / "config.json", {**settings, "versions": versions()})
+
+
+def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
+    """Runs in order whatever is not complete yet; a stage may read the folders of those before it.
+
+    Raises: TrainingInterrupted after Ctrl-C or SIGTERM.
+    """
+    for stage in stages:
+        folder = out / stage.name
+        state = RunFolder(folder).state()
+        if state == "finished":
+            watcher.note(f"{stage.title}: complete in {folder}")
+            continue
+        watcher.note(f"{stage.title}: {'going on' if state == 'interrupted' else 'writing'} in {folder}")
+        try:
+            stage.run(folder, state == "interrupted")
+        except KeyboardInterrupt as interrupt:
+            raise TrainingInterrupted(
+                f"in the stage {stage.title}; the same command with --out {out} goes on"
+            ) from interrupt

@@ -1,15 +1,16 @@
-"""What a supervised training is told: fine-tuning on demonstrations and reward models share most of it."""
+"""What the trainings and the pipelines of RLHF are told."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from textgym.messages import MOST_ROWS, shown
-from textgym.rewards.values import is_finite
+from textgym.checks import MOST_ROWS, shown
+from textgym.preferences import check_temperature
+from textgym.rewards.calling import is_finite
+from textgym_agents.config import MOST, LMPPOConfig
 from textgym_agents.rlhf.losses import RankingLoss
-from textgym_agents.settings import MOST
 
 OnBroken = Literal["stop", "skip"]
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
@@ -159,3 +160,108 @@ def peak_learning_rate(settings: FitSettings, parameters: int) -> float:
     if settings.learning_rate is not None:
         return settings.learning_rate
     return 1e-3 * min(1.0, math.sqrt(1e6 / parameters))
+
+
+@dataclass(frozen=True)
+class RLHFSettings:
+    """The whole pipeline. Its seed is that of `ppo`.
+
+    Raises: ValueError for a number out of range.
+    """
+
+    demonstrations: str | None = None
+    """A file of prompts and completions to fine-tune on; None: those of the built-in world."""
+    demonstration_count: int = 500
+    """How many of the built-in world's."""
+    sft_epochs: int = 3
+    """Passes over the demonstrations."""
+    preferences: int = 4000
+    """Prompts for which candidates are ranked."""
+    candidates: int = 2
+    """Completions that are ranked for each prompt."""
+    noise: float = 0.1
+    """Temperature of the Bradley-Terry annotator, gold reward units; 0 makes no mistakes."""
+    reward_model_epochs: int = 3
+    """Passes over the preferences."""
+    members: int = 1
+    """Reward models of the ensemble, whose scores are averaged."""
+    episodes: int = 20_480
+    """Episodes of PPO."""
+    ppo: LMPPOConfig = field(default_factory=LMPPOConfig)
+    """The settings of PPO."""
+    best_of: int = 16
+    """Samples that best-of-n chooses from."""
+    per_prompt: int = 16
+    """Completions per held-out prompt in the comparison."""
+    optimum_per_prompt: int = 128
+    """Completions per held-out prompt that the optimum is estimated from."""
+
+    def __post_init__(self) -> None:
+        counts = ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members")
+        for name in (*counts, "episodes", "best_of", "optimum_per_prompt", "candidates", "per_prompt"):
+            least = 2 if name in ("candidates", "per_prompt") else 1
+            most = MOST if name == "episodes" else MOST_ROWS
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{most}"
+                )
+        check_temperature(self.noise, "noise")
+        if not self.ppo.seed < 2**32:
+            raise ValueError(f"seed={self.ppo.seed!r}: allowed is an integer in 0..{2**32 - 1}")
+        if self.ppo.model is not None:
+            raise ValueError(
+                f"model={self.ppo.model!r}: PPO starts from the fine-tuned model; allowed is None "
+                "(env option reference is the base model)"
+            )
+
+
+@dataclass(frozen=True)
+class OveroptimiseSettings:
+    """Reward models of several strengths, each optimised by best-of-n and by PPO with a falling KL penalty.
+
+    Raises: ValueError for a number out of range.
+    """
+
+    pairs: tuple[int, ...] = (100, 1000, 10_000)
+    """Preferences that reward models are trained on; the smaller sets are parts of the larger ones."""
+    reward_model_epochs: tuple[int, ...] = (10, 4, 1)
+    """Passes over the preferences, one number for each of `pairs`: many passes over much data learn it by heart."""
+    layers: tuple[int, ...] = (1, 3)
+    """Layers of the base model that reward models keep: their sizes."""
+    noise: float = 0.1
+    """Temperature of the Bradley-Terry annotator, gold reward units."""
+    betas: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0)
+    """KL penalties of PPO one after the other, gold reward units per nat."""
+    episodes: int = 3072
+    """Episodes of PPO with each penalty."""
+    samples: int = 256
+    """Answers of the reference to each prompt, for best-of-n up to a quarter of this n."""
+    prompts: int = 120
+    """Held-out prompts that best-of-n is measured on; all of them where there are fewer."""
+    per_prompt: int = 4
+    """Answers to each held-out prompt where PPO is measured."""
+    ppo: LMPPOConfig = field(default_factory=lambda: LMPPOConfig(schedule="constant"))
+    """The settings of PPO; beta is set by `betas`."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("pairs", 1), ("layers", 1), ("betas", 0)):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values) or min(values) < least:
+                raise ValueError(f"{name}={values!r}: allowed are one or more different numbers >= {least}")
+        check_temperature(self.noise, "noise")
+        if not self.ppo.seed < 2**32:
+            raise ValueError(f"seed={self.ppo.seed!r}: allowed is an integer in 0..{2**32 - 1}")
+        if self.ppo.beta is not None or self.ppo.model is not None:
+            raise ValueError(
+                "beta, model: they are not settings of this PPO; betas and env option reference are"
+            )
+        epochs = self.reward_model_epochs
+        if len(epochs) != len(self.pairs) or min(epochs) < 1:
+            allowed = f"an integer >= 1 for each of pairs={self.pairs!r}"
+            raise ValueError(f"reward_model_epochs={epochs!r}: allowed is {allowed}")
+        for name, least in (("episodes", 1), ("samples", 2), ("prompts", 1), ("per_prompt", 2)):
+            most = MOST if name == "episodes" else MOST_ROWS
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{most}"
+                )

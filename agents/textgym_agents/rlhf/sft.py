@@ -12,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from textgym.lm.causal import choose_device
-from textgym.lm.recompute import recompute_layers
+from textgym.lm.llama import recompute_layers
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Reading, read_demonstrations
 from textgym.vocab import Vocabulary
 from textgym.world.demonstrations import task_demonstrations
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.bases import load_base_lm, longest_row, save_model_folder
 from textgym_agents.rlhf.data import Split, encode_demonstration, left_out, note_cuts, split_rows, usable
-from textgym_agents.rlhf.modules import CompletionLoss
+from textgym_agents.rlhf.losses import CompletionLoss
+from textgym_agents.rlhf.models import load_base_lm, longest_row, save_model_folder
 from textgym_agents.rlhf.session import Session, digest
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
 from textgym_agents.rlhf.trainer import Fit, steps_done
-from textgym_agents.training import Watcher
+from textgym_agents.training.loop import Watcher
 
 _WORLD = "world:"
 

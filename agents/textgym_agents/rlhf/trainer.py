@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from textgym.files import check_files, make_folder, read_json, reading, recover_folder, replace_folder
-from textgym_agents.rlhf.order import lay_out
+from textgym_agents.rlhf.data import lay_out
 from textgym_agents.rlhf.settings import FitSettings
 
 Batch = dict[str, Tensor]

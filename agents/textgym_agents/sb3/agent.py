@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,13 +18,28 @@ from stable_baselines3.common.logger import Logger
 
 from textgym.lm.causal import choose_device
 from textgym.vector import TokenVectorEnv
-from textgym.wrappers.choices import Numbered, Table
+from textgym.wrappers.actions import Numbered, Table
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.features import TokenFeatures
 from textgym_agents.sb3.interface import Interface
-from textgym_agents.sb3.randomness import own_generators
 from textgym_agents.sb3.storage import parameters, read_agent, restore, write_agent
+
+
+@contextmanager
+def own_generators(seed: int) -> Iterator[None]:
+    """Within, the global generators of Python, numpy and torch start from `seed`; afterwards they are as before."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)  # noqa: NPY002
 
 
 class SB3Agent(ABC):

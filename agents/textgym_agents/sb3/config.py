@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from textgym.messages import MOST_ROWS
-from textgym_agents.config import at_least_one, positive, require, share
-from textgym_agents.settings import MOST
+from textgym.checks import MOST_ROWS
+from textgym_agents.config import MOST, at_least_one, positive, require, share
 
 _FEATURES = ("mean", "last", "gru", "transformer")
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from textgym.messages import not_one_of
+from textgym.checks import not_one_of
 
 Kind = Literal["mean", "last", "gru", "transformer"]
 

@@ -1,4 +1,4 @@
-"""Between a model of Stable-Baselines3 and TextGym: what it observes, and which tokens its actions are."""
+"""Between a model of Stable-Baselines3 and TextGym: observations, actions as tokens, counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorWrapper
 from numpy.typing import NDArray
 
-from textgym.references import make_reference
+from textgym.state import Prompt, TokenState
+from textgym.task import make_reference
 from textgym.wrappers import (
     VectorAllowedActions,
     VectorEmbeddingActions,
@@ -17,12 +19,83 @@ from textgym.wrappers import (
     VectorTopKActions,
     token_embedding,
 )
-from textgym.wrappers.choices import AllowedTokens, Choice, Nearest, Numbered, Table, TopKTokens
-from textgym_agents.protocol import Observation
+from textgym.wrappers.actions import AllowedTokens, Choice, Nearest, Numbered, Table, TopKTokens
+from textgym_agents.protocol import Metrics, Observation, StateFinder, token_rows
 from textgym_agents.sb3.config import SB3Config
-from textgym_agents.sb3.prompts import PromptFinder
-from textgym_agents.sb3.tally import Tally
 from textgym_agents.sb3.vec_env import SB3VecEnv
+
+
+class Tally(VectorWrapper):
+    """Counts the episodes that end, and notes the first one of every row since `begin`.
+
+    Later episodes of a row end within a rollout only if they are short: a mean over them would be one of short texts.
+
+    Args:
+        env: a vector environment in SAME_STEP or DISABLED mode, whose ended rows are reset at once.
+    """
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what was counted."""
+        self.episodes = 0
+        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        self._first = np.zeros(self.num_envs, dtype=np.bool_)
+
+    def step(self, actions: Any) -> Any:
+        """See `TokenVectorEnv.step`."""
+        result = self.env.step(actions)
+        _, rewards, terminations, truncations, _ = result
+        running = ~self._first
+        gamma = self.env.unwrapped.task.gamma  # type: ignore[attr-defined]
+        self._returns += np.where(running, np.asarray(rewards) * gamma**self._lengths, 0.0)
+        self._lengths += running
+        ended = np.asarray(terminations | truncations)
+        self.episodes += int(ended.sum())
+        self._first |= ended
+        return result
+
+    def metrics(self, scores: str) -> Metrics:
+        """Means over the first episodes: returns under the name `scores`, and lengths in tokens."""
+        if not self._first.any():
+            return {}
+        return {
+            scores: float(self._returns[self._first].mean()),
+            "completion_length": float(self._lengths[self._first].mean()),
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+
+class PromptFinder:
+    """Finds the longest of a task's prompts that a token sequence begins with.
+
+    An observation does not say how long its prompt is. A sequence that begins with no prompt of either split counts as
+    a prompt that nothing has been written after.
+
+    Args:
+        task: what `env.unwrapped.task` holds.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._finder = StateFinder(task)
+
+    def states(self, observation: Observation) -> list[TokenState]:
+        """The states of B observations, taken to be running."""
+        return [self._state(row) for row in token_rows(observation)]
+
+    def prompt_lengths(self, observation: Observation) -> NDArray[np.int64]:
+        """Tokens of each observation's prompt, (B,)."""
+        return np.array([len(state.prompt.ids) for state in self.states(observation)], dtype=np.int64)
+
+    def _state(self, ids: tuple[int, ...]) -> TokenState:
+        found = self._finder.known(ids)
+        return TokenState(Prompt("", ids, None)) if found is None else found[1]
 
 
 class Interface:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from textgym.episodes import observation_space
 from textgym.lm.reference import Observation as Observations
+from textgym.wrappers.actions import AllowedTokens, Table
 from textgym.wrappers.base import Masks
-from textgym.wrappers.choices import AllowedTokens, Table
 from textgym_agents.protocol import Callback, Observation
 from textgym_agents.sb3.agent import SB3Agent
 
@@ -93,7 +93,7 @@ def load_zip(path: str | Path, env: Any, kind: Any, trust_pickle: bool = False) 
 
 
 class _EveryToken:
-    """All tokens by id, as the environment itself numbers its actions; see `textgym.wrappers.choices.Table`."""
+    """All tokens by id, as the environment itself numbers its actions; see `textgym.wrappers.actions.Table`."""
 
     def __init__(self, allowed: NDArray[np.bool_]) -> None:
         self._allowed, self.size = allowed, len(allowed)

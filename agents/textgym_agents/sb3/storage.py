@@ -1,4 +1,4 @@
-"""An agent of Stable-Baselines3 as safetensors and JSON: nothing is pickled, the model is rebuilt from its config."""
+"""Agents of Stable-Baselines3 as safetensors and JSON; nothing is pickled."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textgym.files import replace_folder, write_json
-from textgym_agents.checkpoint import check_moments
-from textgym_agents.saved import count, flag, head_of, read_saved
+from textgym_agents.lm.checkpoint import check_moments
+from textgym_agents.saving import count, flag, head_of, read_saved
 
 _MOST_ROWS = 2**16
 _COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num")

@@ -11,16 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.lm.reference import restricted
-from textgym.references import make_reference
 from textgym.rewards import TextGymWarning
+from textgym.task import make_reference
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.episodes import Choice, PlayedBatch, Step, batch_metrics, check_env, play_batch
-from textgym_agents.tabular.grammar import Grammar
-from textgym_agents.tabular.policies import boltzmann, draw, greedy, hard_values, mixed, soft_values
-from textgym_agents.tabular.schedules import scheduled, update_weight
-from textgym_agents.tabular.storage import read_table_agent, write_table_agent
-from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
+from textgym_agents.tabular.policies import (
+    Grammar,
+    boltzmann,
+    draw,
+    greedy,
+    hard_values,
+    mixed,
+    scheduled,
+    soft_values,
+    update_weight,
+)
+from textgym_agents.tabular.table import (
+    UNKNOWN,
+    StateTable,
+    read_table_agent,
+    rows_in_memory,
+    state_keys,
+    write_table_agent,
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

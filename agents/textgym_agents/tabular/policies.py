@@ -1,4 +1,4 @@
-"""Values of states and policies from rows of action values: soft, greedy, and mixed with the uniform one.
+"""Policies over a table: greedy, epsilon-greedy and Boltzmann, their schedules, and legal actions under a grammar.
 
 In all of them B states have A actions each. `known` (B, A) marks the actions whose values count; an action that is not
 known is taken to be as good as the known ones of its state, so that the policy there keeps the reference's share.
@@ -6,8 +6,13 @@ known is taken to be as good as the known ones of its state, so that the policy 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from textgym_agents.protocol import Observation, StateFinder, token_rows
+from textgym_agents.tabular.config import Schedule, StepSize
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -72,3 +77,62 @@ def normalised(logs: Floats) -> Floats:
 def draw(log_policy: Floats, generator: np.random.Generator) -> NDArray[np.int64]:
     """One column a row (B,): the argmax of log-probabilities plus Gumbel noise is a sample."""
     return np.asarray((log_policy + generator.gumbel(size=log_policy.shape)).argmax(1))
+
+
+def scheduled(kind: Schedule, start: float, end: float, progress: float) -> float:
+    """A number between `start` and `end`, both > 0 if `kind` is "exponential".
+
+    Args:
+        progress: share of the way, at least 0; from 1 on it is `end`, or `start` if `kind` is "constant".
+    """
+    share = min(progress, 1.0)
+    if kind == "constant" or start == end:
+        return start
+    if kind == "linear":
+        return start + (end - start) * share
+    return float(start * (end / start) ** share)
+
+
+def update_weight(
+    kind: StepSize, rate: float, before: NDArray[np.int64], repeats: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What n updates one after the other leave of the old value, subtracted from 1: Q <- Q + weight * (target - Q).
+
+    For a constant rate that is 1 - (1 - rate)^n. For steps 1 / (k + 1), ..., 1 / (k + n) it is n / (k + n), which
+    makes Q the mean of all its targets.
+
+    Args:
+        before: (m,) k, updates that each value had. repeats: (m,) n, how many there are now.
+    """
+    if kind == "harmonic":
+        return np.asarray(repeats / (before + repeats))
+    return np.asarray(1.0 - (1.0 - rate) ** repeats)
+
+
+class Grammar:
+    """Asks a task's mask about states that are known by their tokens alone.
+
+    Args:
+        task: supplies mask, vocabulary and prompts.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._finder = None if task.mask is None else StateFinder(task)
+
+    def legal(self, observation: Observation, asked: Bools) -> Bools | None:
+        """The legal tokens (n, V) of running states; None for a task without mask.
+
+        Args:
+            asked: (n,) the states to ask about. In others, and where no prompt of the task begins a state, all ordinary
+                tokens are legal.
+        """
+        if self._finder is None:
+            return None
+        legal = np.repeat(self._task.vocabulary.allowed[None], len(asked), axis=0)
+        rows = np.flatnonzero(asked)
+        found = [self._finder.known(row) for row in token_rows({k: v[rows] for k, v in observation.items()})]
+        known = rows[[state is not None for state in found]]
+        if len(known):
+            legal[known] &= self._task.mask([state for _, state in filter(None, found)])
+        return legal

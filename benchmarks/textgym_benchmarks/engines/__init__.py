@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from textgym.messages import not_one_of
+from textgym.checks import not_one_of
 from textgym_benchmarks.engines.jobs import Engine, Event, Failure, Job
 
 ENGINES: Final = {
@@ -30,7 +30,7 @@ def make_engine(name: str, workers: int | None = None, address: str | None = Non
     if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise ValueError(f"workers={workers!r}: allowed is None or an integer >= 1")
     if name == "serial":
-        from textgym_benchmarks.engines.serial import Serial
+        from textgym_benchmarks.engines.pool import Serial
 
         if workers not in (None, 1):
             raise ValueError(f"workers={workers!r}: engine 'serial' has one; allowed is engine='pool'")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from textgym.faults import with_remedy
+from textgym.interrupts import with_remedy
 
 RETRIES: Final = 2
 """How often a job is started again whose process died."""

@@ -1,4 +1,4 @@
-"""The pool: processes of this machine that stay for many jobs, and are replaced when they die."""
+"""Engines on one machine: one job after another, or a pool of processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,37 @@ from textgym_benchmarks.engines.jobs import (
     RETRIES,
     Event,
     Job,
+    call,
     cores,
     died,
     finished,
     fresh_python,
 )
+
+
+class Serial:
+    """Runs jobs here. A job that kills its process kills this one; what was finished stays."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+        """See `Engine.run`."""
+        self._seconds = 0.0
+        started = time.process_time()
+        try:
+            for job in jobs:
+                yield Event("started", job.key)
+                yield finished(job.key, call(job.function, job.arguments), attempts=1)
+        finally:
+            self._seconds = time.process_time() - started
+
+    def cpu_seconds(self) -> float:
+        """See `Engine.cpu_seconds`."""
+        return self._seconds
+
 
 _START = "from textgym_benchmarks.engines.worker import start; start()"
 _GRACE = 5.0  # seconds that an interrupted worker has to save what it can

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from textgym.faults import disk_full_at
 from textgym.files import make_folder, write_text
-from textgym_benchmarks.microscope.quantities import QUANTITIES, Quantity, quantities_json
+from textgym.interrupts import disk_full_at
+from textgym_benchmarks.microscope.exact import QUANTITIES, Quantity, quantities_json
 from textgym_benchmarks.microscope.trace import Trace, trace_json
-from textgym_benchmarks.pages.folder import assets, generator, shared_assets
-from textgym_benchmarks.pages.html import environment
+from textgym_benchmarks.pages.html import assets, environment, generator, shared_assets
 
 KIND = "microscope"
 _PACKAGE = "textgym_benchmarks.microscope"

@@ -13,10 +13,7 @@ from textgym.env import TokenEnv
 from textgym.lm.reference import Reference
 from textgym.state import TokenState
 from textgym.task import Task
-from textgym_benchmarks.microscope.critic import Critic, critic_of
-from textgym_benchmarks.microscope.exact import Exact, solve_prompt
-from textgym_benchmarks.microscope.given import given_tokens
-from textgym_benchmarks.microscope.request import Request
+from textgym_benchmarks.microscope.exact import MAX_STATES, Critic, Exact, critic_of, solve_prompt
 from textgym_benchmarks.microscope.states import (
     OPTIMUM_FIELDS,
     POLICY_FIELDS,
@@ -25,7 +22,89 @@ from textgym_benchmarks.microscope.states import (
     exact_fields,
     view_of,
 )
-from textgym_benchmarks.microscope.trace import Known, Step, Trace
+from textgym_benchmarks.microscope.trace import Chosen, Known, Step, Trace
+
+
+def given_tokens(task: Task, text: str) -> list[int]:
+    """The tokens of a completion, and the stop token where there is room for one.
+
+    Args:
+        text: where it ends with the name of a stop token, that is its last token.
+    Raises: ValueError if it cannot be written in this task from beginning to end.
+    """
+    vocabulary, budget = task.vocabulary, task.max_new_tokens
+    stops = {vocabulary.codec.token(token): token for token in vocabulary.stop_ids}
+    name = next((name for name in stops if name and text.endswith(name)), None)
+    try:
+        ids = list(vocabulary.codec.encode(text if name is None else text.removesuffix(name)))
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(f"completion {text!r:.80}: {str(error).removeprefix('prompt: ')}") from error
+    early = next((place for place, token in enumerate(ids) if token in vocabulary.stop_ids), None)
+    if early is not None:
+        raise ValueError(
+            f"completion {text!r:.80}: its token {early} is a stop token, allowed at its end only"
+        )
+    if name is not None:
+        ids.append(stops[name])
+    elif vocabulary.stop_ids and len(ids) < budget:
+        ids.append(vocabulary.stop_ids[0])
+    if len(ids) > budget or (len(ids) < budget and not vocabulary.stop_ids):
+        allowed = f"1..{budget}" if vocabulary.stop_ids else f"exactly {budget}, there being no stop token"
+        raise ValueError(f"completion {text!r:.80}: it has {len(ids)} tokens, allowed are {allowed}")
+    return ids
+
+
+TOP = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which episode is looked at.
+
+    Args:
+        prompt: a text of one's own; prompt_index: a place in the split. None of them: drawn by `seed`.
+        split: "train", "eval" or "tune".
+        seed: of the prompt's draw, the reward's noise and the tokens: 0 or more.
+        deterministic: the likeliest token is written. What is shown of pi stays that of pi.
+        completion: a text whose tokens are written, and the stop token where there is room; the name of a stop token
+            at its end is that token. None: pi's own.
+        beta: reward units per nat; None takes the task's.
+        top: how many of the likeliest tokens are shown.
+        max_states: the largest tree of a prompt that is solved.
+    Raises: ValueError for a number out of range, or two choices of the same.
+    """
+
+    prompt: str | None = None
+    prompt_index: int | None = None
+    split: str = "eval"
+    seed: int = 0
+    deterministic: bool = False
+    completion: str | None = None
+    beta: float | None = None
+    top: int = TOP
+    max_states: int = MAX_STATES
+
+    def __post_init__(self) -> None:
+        for name, least in {"seed": 0, "top": 1, "max_states": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+        if self.beta is not None and not 0 <= self.beta < float("inf"):
+            raise ValueError(f"beta={self.beta!r}: allowed is a finite number >= 0 (reward units per nat)")
+        if self.prompt is not None and self.prompt_index is not None:
+            raise ValueError(
+                "prompt, prompt_index: both choose the prompt; allowed is one of them, or none to draw it"
+            )
+        if self.deterministic and self.completion is not None:
+            raise ValueError(
+                "deterministic, completion: both choose the tokens; allowed is one of them, or none to sample"
+            )
+
+    @property
+    def chosen(self) -> Chosen:
+        """How the tokens are chosen."""
+        if self.completion is not None:
+            return "given"
+        return "likeliest" if self.deterministic else "sampled"
 
 
 @dataclass(frozen=True)

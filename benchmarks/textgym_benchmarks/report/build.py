@@ -3,22 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
-from textgym_benchmarks.pages.folder import assets, check_folder, plotly_script, shared_assets, write_folder
-from textgym_benchmarks.pages.html import environment
-from textgym_benchmarks.report import markup, overview
+from textgym.files import read_json
+from textgym_benchmarks.pages.html import (
+    assets,
+    check_folder,
+    environment,
+    plotly_script,
+    shared_assets,
+    write_folder,
+)
+from textgym_benchmarks.report import drawing, overview
 from textgym_benchmarks.report.cells import cell_page
-from textgym_benchmarks.report.chart_data import chart_data
-from textgym_benchmarks.report.charts import charts, curve_table
+from textgym_benchmarks.report.charts import chart_data, charts, curve_table
+from textgym_benchmarks.report.drawing import Mark, marks_of
 from textgym_benchmarks.report.leaderboards import groups, scopes
-from textgym_benchmarks.report.marks import Mark, marks_of
-from textgym_benchmarks.report.sources import Sources, read_sources
-from textgym_benchmarks.results import Result
+from textgym_benchmarks.results.format import check_suite
+from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Results and their origin.
+
+    Args:
+        results: of all places, each cell once.
+        suite: name, description, date and settings of the first place that has them.
+        repeated: keys of cells that several places hold; the first result that is done is kept.
+    """
+
+    results: tuple[Result, ...]
+    suite: Mapping[str, Any]
+    repeated: tuple[str, ...]
+
+
+def read_sources(paths: Sequence[Path]) -> Sources:
+    """Reads results.
+
+    Args:
+        paths: what `load_results` takes, at least one.
+    Raises: ValueError for no path, no result, or whatever `load_results` raises.
+    """
+    if not paths:
+        raise ValueError("RUN: nothing given; allowed is at least one folder or file of results")
+    kept: dict[str, Result] = {}
+    repeated = []
+    for path in paths:
+        for result in load_results(path):
+            key = result.cell.key
+            if key in kept:
+                repeated.append(key)
+            if key not in kept or (kept[key].status != "done" and result.status == "done"):
+                kept[key] = result
+    if not kept:
+        raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")
+    suites = [suite for path in paths if (suite := _suite_of(path))]
+    suite = dict(suites[0]) if suites else {"name": Path(paths[0]).resolve().name}
+    if len(suites) > 1:
+        suite["name"] = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
+        suite["description"] = ""
+    return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)))
+
+
+def _suite_of(path: Path) -> dict[str, Any]:
+    """What suite.json or the head of a file of results says; {} where there is neither."""
+    file = path / "suite.json" if path.is_dir() else path
+    if not file.is_file():
+        return {}
+    data = read_json(file)
+    found = data if path.is_dir() else data.get("suite", {})
+    try:
+        check_suite(found)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return {name: value for name, value in found.items() if name != "cells"}
+
 
 PACKAGE = "textgym_benchmarks.report"
 KIND = "report"
@@ -51,7 +116,7 @@ def report_files(results: Sequence[Result], suite: Mapping[str, Any], folder: Pa
     """
     summary = summarise(results)
     templates = environment(PACKAGE)
-    templates.globals |= {"table": markup.table, "swatch": markup.swatch, "swatches": markup.swatches}
+    templates.globals |= {"table": drawing.table, "swatch": drawing.swatch, "swatches": drawing.swatches}
     by_key = {result.cell.key: result for result in results}
     names = {run.key: entry.agent for entry in summary.entries for run in entry.runs}
     labels = {

@@ -12,12 +12,11 @@ from urllib.parse import quote
 from jinja2 import Environment
 
 from textgym_benchmarks.pages.html import number
-from textgym_benchmarks.report.drawing import draw_curve
-from textgym_benchmarks.report.marks import Mark
+from textgym_benchmarks.report.drawing import Mark, draw_curve
 from textgym_benchmarks.report.tables import Column, Table, Value, estimate, figure, words
-from textgym_benchmarks.results import Result
+from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.summaries.grid import learning_time
 from textgym_benchmarks.summaries.leaderboard import tokens_per_cpu_second
-from textgym_benchmarks.summaries.reading import learning_time
 
 FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "curve.png", "tensorboard", "checkpoint")
 _MEASURES = {

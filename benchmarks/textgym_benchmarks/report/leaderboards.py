@@ -16,14 +16,12 @@ from textgym_benchmarks.report.tables import (
     estimate,
     figure,
 )
-from textgym_benchmarks.results import Result
-from textgym_benchmarks.statistics.bootstrap import Aggregate
+from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.statistics.resampling import Aggregate
 from textgym_benchmarks.summaries.crossings import Crossing
 from textgym_benchmarks.summaries.entries import Entry
-from textgym_benchmarks.summaries.grid import FLOOR, make_grid
-from textgym_benchmarks.summaries.leaderboard import Counts, Row, leaderboard
-from textgym_benchmarks.summaries.ranking import comparison
-from textgym_benchmarks.summaries.reading import Spread
+from textgym_benchmarks.summaries.grid import FLOOR, Spread, make_grid
+from textgym_benchmarks.summaries.leaderboard import Counts, Row, comparison, leaderboard
 from textgym_benchmarks.summary import Summary
 
 _FLOOR = number(FLOOR, 0)

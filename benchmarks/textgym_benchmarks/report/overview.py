@@ -9,9 +9,9 @@ from typing import Any
 from textgym_benchmarks.pages.html import number
 from textgym_benchmarks.report.cells import relative_address, run_folder
 from textgym_benchmarks.report.charts import tinted
-from textgym_benchmarks.report.marks import Mark
+from textgym_benchmarks.report.drawing import Mark
 from textgym_benchmarks.report.tables import Column, Table, Value, estimate, figure
-from textgym_benchmarks.results import Result
+from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.findings import Finding
 from textgym_benchmarks.summary import Summary

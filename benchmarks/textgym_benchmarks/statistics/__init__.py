@@ -1,18 +1,27 @@
 """Statistics over the runs of a suite: pure functions of scores, after Agarwal et al. (2021), arXiv:2108.13264."""
 
-from textgym_benchmarks.statistics.aggregates import (
+from textgym_benchmarks.statistics.comparisons import (
+    Improvement,
+    Profile,
+    mean_of_runs,
+    performance_profile,
+    probability_of_improvement,
+)
+from textgym_benchmarks.statistics.resampling import (
+    Aggregate,
+    Strata,
+    aggregates,
     interquartile_mean,
     mean,
     median,
     optimality_gap,
+    percentile_interval,
+    resample,
     share_above,
+    strata_of,
+    strata_of_matrix,
     task_means,
 )
-from textgym_benchmarks.statistics.bootstrap import Aggregate, aggregates, percentile_interval, resample
-from textgym_benchmarks.statistics.improvement import Improvement, probability_of_improvement
-from textgym_benchmarks.statistics.profiles import Profile, performance_profile
-from textgym_benchmarks.statistics.runs import mean_of_runs
-from textgym_benchmarks.statistics.strata import Strata, strata_of, strata_of_matrix
 
 __all__ = [
     "Aggregate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Final
 
-from textgym.messages import not_one_of
+from textgym.checks import not_one_of
 from textgym_benchmarks.suite import Suite
 
 SUITES: Final = ("ci", "quick", "core", "diagnostics", "rewards", "scaling", "full")

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from textgym_benchmarks.statistics.improvement import REPLICATES, improvement_of_counts, run_counts
-from textgym_benchmarks.statistics.profiles import performance_profile
-from textgym_benchmarks.statistics.strata import Floats
-from textgym_benchmarks.summaries.grid import FLOOR, Grid, Problem
-from textgym_benchmarks.summaries.reading import average, finals, generator_of
+from textgym_benchmarks.statistics.comparisons import (
+    REPLICATES,
+    improvement_of_counts,
+    performance_profile,
+    run_counts,
+)
+from textgym_benchmarks.statistics.resampling import Floats
+from textgym_benchmarks.summaries.grid import FLOOR, Grid, Problem, average, finals, generator_of
 
 THRESHOLDS = tuple(round(FLOOR + 0.02 * step, 2) for step in range(106))
 """Of the profiles: from -1 to 1.1."""

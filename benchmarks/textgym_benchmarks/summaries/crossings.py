@@ -9,9 +9,8 @@ from statistics import fmean, median
 
 import numpy as np
 
-from textgym_benchmarks.results import Result
-from textgym_benchmarks.summaries.grid import Grid
-from textgym_benchmarks.summaries.reading import at, final, number, timing
+from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.summaries.grid import Grid, at, final, number, timing
 
 LEVELS = {"half": "to_half", "nine_tenths": "to_nine_tenths"}
 

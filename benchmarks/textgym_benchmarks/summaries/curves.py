@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from textgym_benchmarks.results import Result
-from textgym_benchmarks.statistics.runs import mean_of_runs
-from textgym_benchmarks.statistics.strata import Floats
-from textgym_benchmarks.summaries.grid import Grid
-from textgym_benchmarks.summaries.reading import MEASURES, at, generator_of, number
+from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.statistics.comparisons import mean_of_runs
+from textgym_benchmarks.statistics.resampling import Floats
+from textgym_benchmarks.summaries.grid import MEASURES, Grid, at, generator_of, number
 
 Numbers = tuple[float | None, ...]
 SAME = 1e-6

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textgym_benchmarks.results import Result
+from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.summaries.crossings import Crossing, crossing_of_runs
-from textgym_benchmarks.summaries.grid import Grid
-from textgym_benchmarks.summaries.leaderboard import Counts, count, tokens_per_cpu_second
-from textgym_benchmarks.summaries.reading import (
+from textgym_benchmarks.summaries.grid import (
     MEASURES,
+    Grid,
     Spread,
     at,
     average,
@@ -20,6 +19,7 @@ from textgym_benchmarks.summaries.reading import (
     number,
     spread,
 )
+from textgym_benchmarks.summaries.leaderboard import Counts, count, tokens_per_cpu_second
 
 
 @dataclass(frozen=True)

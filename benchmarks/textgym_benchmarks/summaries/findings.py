@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textgym_benchmarks.summaries.entries import Entry
-from textgym_benchmarks.summaries.grid import FLOOR, Grid
+from textgym_benchmarks.summaries.grid import FLOOR, Grid, at, average, final, finals, number
 from textgym_benchmarks.summaries.leaderboard import Row
-from textgym_benchmarks.summaries.reading import at, average, final, finals, number
 
 SOLVED = 0.5
 DISAGREE = 0.5
@@ -70,7 +69,7 @@ def findings(grid: Grid, rows: Sequence[Row], entries: Sequence[Entry]) -> list[
         Finding(
             "above_one",
             "Runs above J* by more than their interval: J* was estimated too low "
-            "(python -m textgym_benchmarks.optima renews that of a shipped task)",
+            "(python -m textgym_benchmarks.run.optima renews that of a shipped task)",
             _above_one(grid, learners, where),
         ),
         Finding(

@@ -8,14 +8,13 @@ from lm.tiny_models import tiny_llama
 from solver_tools import Paid, small_task, uneven
 from textgym_agents import make_agent, make_env
 from textgym_agents.conformance import FAILS, check
-from textgym_agents.mcts.alphazero import AlphaZero, AlphaZeroConfig, distillation_losses
+from textgym_agents.mcts.alphazero import AlphaZero, AlphaZeroConfig, distillation_losses, play_games
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.games import play_games
 from textgym_agents.mcts.planner import Planner
 
 from textgym import TokenVectorEnv
 from textgym.lm.reference import UniformReference
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 
 def batch_env(task, count=16):

@@ -7,12 +7,12 @@ from solver_tools import bigram, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.states import StateFinder
+from textgym_agents.protocol import StateFinder
 
 from textgym import TokenVectorEnv
+from textgym.play import play
 from textgym.rewards import TextGymWarning
-from textgym.sampling import play
-from textgym.solve import prefix_tree
+from textgym.solver import prefix_tree
 
 
 def batch_env(task, count=8):

@@ -11,14 +11,12 @@ from solver_tools import STOP, Paid, bigram, odd_grammar, small_task
 from textgym_agents import make_agent, make_env
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.evaluation import Evaluator
-from textgym_agents.mcts.forest import ENDED, Forest, Leaves, likeliest
-from textgym_agents.mcts.model import Model
-from textgym_agents.mcts.search import Rules, Search, soft_result
+from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest
+from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
 
 from textgym import TokenVectorEnv
 from textgym.lm.reference import NGramReference, restricted
-from textgym.solve import policy_values, prefix_tree, solve
+from textgym.solver import policy_values, prefix_tree, solve
 from textgym.state import TokenState
 
 

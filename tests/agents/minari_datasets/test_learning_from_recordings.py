@@ -11,13 +11,13 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents import load_agent, make_agent, make_env
+from textgym_agents.algorithms.dpo import DPO
 from textgym_agents.datasets import Recording, read_recording, record
-from textgym_agents.dpo import DPO
-from textgym_agents.sequences import Sequences, sequence_log_probs
+from textgym_agents.lm.sequences import Sequences, sequence_log_probs
 
 from textgym import TokenEnv, TokenVectorEnv, make_task
 from textgym.rewards import TextGymWarning
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 minari = pytest.importorskip("minari")
 h5py = pytest.importorskip("h5py")

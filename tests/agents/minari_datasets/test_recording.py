@@ -14,7 +14,7 @@ from textgym_agents.datasets import play_episodes, record
 
 from textgym import TokenEnv, TokenVectorEnv
 from textgym.lm.reference import UniformReference, restricted
-from textgym.solve import solve
+from textgym.solver import solve
 from textgym.state import TokenState
 
 pytest.importorskip("minari")

@@ -7,9 +7,9 @@ from textgym_agents.rlhf.comparison import Contest
 
 from textgym import make_task
 from textgym.best_of_n import best_of_n_edges
-from textgym.optima import optimum_of
-from textgym.references import make_reference
-from textgym.solve import evaluate_edges, solve
+from textgym.optimum import optimum_of
+from textgym.solver import evaluate_edges, solve
+from textgym.task import make_reference
 
 
 def test_best_of_n_is_charged_its_own_kl():

@@ -8,6 +8,7 @@ import pytest
 from textgym_agents.rlhf.measures import (
     accuracy_interval,
     calibration_error,
+    draw_reliability,
     in_order,
     length_correlation,
     log_loss,
@@ -15,7 +16,6 @@ from textgym_agents.rlhf.measures import (
     ranking_margins,
     reliability,
 )
-from textgym_agents.rlhf.reliability import draw_reliability
 
 
 def sigmoid(x):

@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import pytest
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.rlhf.overoptimise import run_overoptimise
-from textgym_agents.rlhf.overoptimise_figure import draw_overoptimisation
-from textgym_agents.rlhf.overoptimise_settings import OveroptimiseSettings
+from textgym_agents.rlhf.overoptimise import draw_overoptimisation, run_overoptimise
 from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, run_rlhf
-from textgym_agents.rlhf.pipeline_settings import RLHFSettings
-from textgym_agents.rlhf.stages import Stage, run_stages
+from textgym_agents.rlhf.session import Stage, run_stages
+from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings
 
 HELPFUL = "textgym/Helpful-v0"
 PPO_CONFIG = LMPPOConfig(batch=32, minibatches=1, epochs=1, device="cpu")

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from textgym_agents.rlhf.bases import freeze_first_layers, resize_model
-from textgym_agents.rlhf.proxies import (
+from textgym_agents.rlhf.comparison import (
     Samples,
     best_of_n_curve,
     calibrate,
@@ -14,10 +13,11 @@ from textgym_agents.rlhf.proxies import (
     overrated,
     pair_accuracy,
 )
+from textgym_agents.rlhf.models import freeze_first_layers, resize_model
 
 from textgym import make_task
 from textgym.lm.causal import load_causal_lm
-from textgym.sampling import Episodes
+from textgym.play import Episodes
 from textgym.world import MODEL_PATH
 
 

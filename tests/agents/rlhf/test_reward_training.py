@@ -22,8 +22,8 @@ from agents.rlhf.fit_tools import (
 )
 from chat_tools import applied, chat_tokenizer
 from lm.tiny_rewards import save_chat_reward_model
-from textgym_agents.rlhf import modules
-from textgym_agents.rlhf.modules import PreferenceLoss, RankedRow
+from textgym_agents.rlhf import losses as modules
+from textgym_agents.rlhf.losses import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
 from textgym_agents.rlhf.session import Session
 from textgym_agents.rlhf.settings import RewardModelSettings

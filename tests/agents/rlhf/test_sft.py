@@ -27,11 +27,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_llama
 from lm.zoo import zoo_model
-from textgym_agents.rlhf import bases, session
-from textgym_agents.rlhf.bases import load_base_lm
-from textgym_agents.rlhf.data import encode_demonstration, usable
-from textgym_agents.rlhf.modules import IGNORED, CompletionLoss
-from textgym_agents.rlhf.order import lay_out, split_by_prompt
+from textgym_agents.rlhf import models as bases
+from textgym_agents.rlhf import session
+from textgym_agents.rlhf.data import encode_demonstration, lay_out, split_by_prompt, usable
+from textgym_agents.rlhf.losses import IGNORED, CompletionLoss
+from textgym_agents.rlhf.models import load_base_lm
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
 from textgym_agents.rlhf.sft import token_sums, train_sft
 

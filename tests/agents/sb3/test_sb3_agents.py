@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from safetensors import safe_open
 from textgym_agents.conformance import check
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config
-from textgym_agents.sb3 import memory
+from textgym_agents.sb3 import off_policy as memory
 from textgym_agents.sb3.on_policy import minibatch_size
 
 from textgym import make_task

@@ -8,7 +8,7 @@ import pytest
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
 from textgym.evaluate import evaluate
-from textgym.solve import policy_values, solve
+from textgym.solver import policy_values, solve
 
 pytestmark = [pytest.mark.slow, pytest.mark.learning]
 

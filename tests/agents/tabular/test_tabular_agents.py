@@ -11,7 +11,7 @@ from textgym_agents.tabular.table import state_keys
 
 from textgym import TokenVectorEnv
 from textgym.rewards import TextGymWarning
-from textgym.solve import policy_values, prefix_tree, solve
+from textgym.solver import policy_values, prefix_tree, solve
 
 NAMES = ("q-learning", "sarsa", "monte-carlo")
 FAST = ("same seed, same policy", "saved and loaded", "resumed", "global random numbers", "logged scores")

@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_agents.tabular.config import TabularConfig
-from textgym_agents.tabular.policies import boltzmann, greedy, hard_values, mixed, soft_values
-from textgym_agents.tabular.schedules import scheduled, update_weight
+from textgym_agents.tabular.policies import (
+    boltzmann,
+    greedy,
+    hard_values,
+    mixed,
+    scheduled,
+    soft_values,
+    update_weight,
+)
 from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
 
 REFERENCE = np.log(np.array([[0.5, 0.3, 0.2]]))

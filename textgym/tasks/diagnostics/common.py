@@ -9,8 +9,8 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
+from textgym.checks import shown
 from textgym.lm.reference import Reference
-from textgym.messages import shown
 from textgym.prompts import PromptSet, Split, prompt_set
 from textgym.rewards.base import NamedReward, reward_name
 from textgym.task import Task

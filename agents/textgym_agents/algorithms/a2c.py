@@ -1,0 +1,43 @@
+"""A2C on a causal LM: one step per batch along grad log pi times the advantage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from textgym_agents.config import ActorCriticConfig
+from textgym_agents.lm.losses import score_function_loss
+from textgym_agents.lm.on_policy import ActorCriticAgent
+
+
+@dataclass(frozen=True)
+class A2CConfig(ActorCriticConfig):
+    """Settings of A2C."""
+
+    batch: int = 64
+    """Episodes per iteration (sub-environments)."""
+    epochs: int = 1
+    """Passes over a batch. Nothing corrects for the policy having moved since it sampled."""
+    minibatches: int = 1
+    """Optimiser steps per pass."""
+    lam: float = 1.0
+    """GAE's lambda, per token; 1: the returns of whole episodes, which is unbiased whatever V is."""
+
+
+class A2C(ActorCriticAgent):
+    """An LM policy with value head, trained by advantage actor-critic. Args: see `LMAgent`.
+
+    Source: Mnih et al. (2016), arXiv:1602.01783, section 4 (its synchronous form, with whole episodes as n steps).
+    """
+
+    name = "a2c"
+    config_type = A2CConfig
+    aggregation = "constant"
+
+    def __init__(self, task: Any, config: A2CConfig | None = None, model: Any = None) -> None:
+        super().__init__(task, config or A2CConfig(), model)
+
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return score_function_loss(log_probs, advantages)

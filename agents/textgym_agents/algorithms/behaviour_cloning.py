@@ -1,0 +1,84 @@
+"""Behaviour cloning of a causal LM: cross entropy on demonstrated completions, which is supervised fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from textgym.checks import not_one_of
+from textgym.preferences import Demonstration, read_demonstrations
+from textgym.world.demonstrations import task_demonstrations
+from textgym.world.prompts import TASK_SHARES
+from textgym_agents.config import at_least_one, only_with, require
+from textgym_agents.datasets.reading import Recording
+from textgym_agents.lm.offline import OfflineAgent, OfflineConfig
+from textgym_agents.lm.sequences import Sequences, token_log_probs
+from textgym_agents.protocol import Metrics
+
+
+@dataclass(frozen=True)
+class BehaviourCloningConfig(OfflineConfig):
+    """Settings of behaviour cloning."""
+
+    data: str | None = None
+    """File of demonstrations, or of preferences, whose best completions are taken, or folder of a Minari dataset; None:
+    the built-in world's demonstrations, where the task is of it."""
+    demonstrations: int = 5000
+    """How many of the built-in world's, without data."""
+    best_share: float = 1.0
+    """Share of a Minari dataset's episodes that are imitated: those of the greatest return."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "demonstrations")
+        only_with(self, "demonstrations", self.data is None, "data=None")
+        share = self.best_share
+        require("best_share", share, 0 < share <= 1, "a number in (0, 1]")
+        require("best_share", share, share == 1 or self.data is not None, "1.0 without a Minari dataset")
+
+
+class BehaviourCloning(OfflineAgent):
+    """An LM policy trained to write what was demonstrated. Args: see `LMAgent`.
+
+    It never looks at a reward. Each demonstration that it sees counts as an episode.
+
+    Source: Pomerleau (1989), ALVINN: An Autonomous Land Vehicle in a Neural Network; Ouyang et al. (2022),
+        arXiv:2203.02155, section 3.5 (supervised fine-tuning).
+    """
+
+    name = "behaviour-cloning"
+    config_type = BehaviourCloningConfig
+    config: BehaviourCloningConfig
+
+    def __init__(self, task: Any, config: BehaviourCloningConfig | None = None, model: Any = None) -> None:
+        super().__init__(task, config or BehaviourCloningConfig(), model)
+        if self.config.data is None and task.name not in TASK_SHARES:
+            raise ValueError(
+                f"data=None: {not_one_of('task with demonstrations', task.name, TASK_SHARES)} "
+                "For another task, name a file"
+            )
+
+    def _has_data(self) -> bool:
+        return True
+
+    def _select(self, recording: Recording) -> Sequences:
+        return recording.sequences.rows(recording.best(self.config.best_share))
+
+    def _read(self) -> list[Demonstration]:
+        if self.config.data is not None:
+            share = self.config.best_share
+            require(
+                "best_share", share, share == 1, "1.0 where data is no Minari dataset: texts have no return"
+            )
+            return read_demonstrations(self.config.data).rows
+        count, seed = self.config.demonstrations, self.config.seed
+        return [Demonstration(*row) for row in task_demonstrations(self.task.name, count, seed)]
+
+    def _losses(self, batch: Sequences, reference: Tensor) -> tuple[Tensor, Metrics]:
+        logs, _ = token_log_probs(self.policy, batch)
+        return -logs, {"loss/cross_entropy": -float(logs.detach().sum())}
+
+    def _total(self, batch: Sequences) -> int:
+        return int(batch.lengths.sum())

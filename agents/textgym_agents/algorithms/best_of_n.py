@@ -1,0 +1,191 @@
+"""Best-of-n: answers with the best of n completions of the reference, by the task's own reward; learns nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
+from textgym.estimates import RESAMPLES, Floats, expected_returns
+from textgym.lm.reference import restricted
+from textgym.play import play
+from textgym.solver import PrefixTree, UnsolvableError
+from textgym.state import TokenState
+from textgym.task import Task, make_reference
+from textgym.vector import batch_env
+from textgym_agents.algorithms.fixed import read_settings, write_settings
+from textgym_agents.config import at_least_one, require
+from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+
+_ROWS_AT_ONCE = 512
+_KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
+_KL_SAMPLES_IN_ALL = 4096  # at least: with few prompts each has to be known better
+_NOISY_IN_ALL = (
+    1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
+)
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BestOfNConfig:
+    """Settings of best-of-n."""
+
+    n: int = 16
+    """Completions that an answer is chosen from."""
+    seed: int = 0
+    """Seeds the sampling of completions."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n")
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+
+
+@dataclass
+class _Plan:
+    """A whole sequence, prompt and answer, and how many of its tokens the next observation is to show."""
+
+    tokens: Tokens
+    shown: int
+
+    def leads_to(self, state: Tokens) -> bool:
+        """Whether a row stands where this plan has brought it."""
+        return len(state) == self.shown and state == self.tokens[: self.shown]
+
+    def next(self) -> int:
+        """The token to write; behind the end, where nobody reads it, the last one."""
+        token = self.tokens[min(self.shown, len(self.tokens) - 1)]
+        self.shown = min(self.shown + 1, len(self.tokens))
+        return token
+
+
+class BestOfN:
+    """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
+    scores them in an environment of its own, and then writes the best one token by token.
+
+    It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
+    other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
+    What it does as a whole is known all the same: exactly on a solvable task (`edge_log_probs`), from samples of the
+    reference elsewhere (`sequence_kl`).
+
+    Args:
+        task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
+        config: the settings.
+    Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
+    """
+
+    name = "best-of-n"
+    learns = False
+
+    def __init__(self, task: Any, config: BestOfNConfig | None = None) -> None:
+        self.task = task
+        self.config = config or BestOfNConfig()
+        self._reference = make_reference(task)
+        self._generator = np.random.default_rng([self.config.seed, 2])
+        self._plans: list[_Plan] = []
+        self._finder = StateFinder(task)
+
+    def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...]:
+        """The exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
+
+        Args:
+            log_reference: per edge, nats: of the reference that this agent samples.
+        Raises: UnsolvableError for a noisy reward that declares no density of its noise.
+        """
+        return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
+
+    def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats]:
+        """KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
+
+        Samples are 8 n to each prompt, and 4,096 in all at least, 1,024 where the reward is noisy.
+
+        Args:
+            task: whose prompts and reward; split: of its prompts; seed: of the sampling.
+        Returns: nats of each prompt (P,), and bootstrap replicates (R, P); NaN where the reward is noisy and declares
+            no density of its noise.
+        """
+        n, prompts = self.config.n, len(task.prompt_set(split).texts)
+        try:
+            deviation = noise_deviation(task)
+        except UnsolvableError:
+            return np.full(prompts, np.nan), np.full((RESAMPLES, prompts), np.nan)
+        in_all = _NOISY_IN_ALL if deviation else _KL_SAMPLES_IN_ALL
+        count = max(_KL_SAMPLES * n, -(-in_all // prompts))
+        # Not the samples that J* may have been estimated from.
+        own_seed = int(np.random.default_rng([seed, 7]).integers(2**31))
+        episodes = play(self._reference, task, split=split, per_prompt=count, seed=own_seed)
+        deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
+        return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Does nothing: there is nothing to learn."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`. `deterministic` changes nothing: nobody knows its likeliest answer."""
+        states = token_rows(observation)
+        if len(self._plans) != len(states):
+            self._plans = [_Plan((), -1) for _ in states]
+        new = [row for row, state in enumerate(states) if not self._plans[row].leads_to(state)]
+        at_once = max(_ROWS_AT_ONCE // self.config.n, 1)
+        for start in range(0, len(new), at_once):
+            rows = new[start : start + at_once]
+            for row, tokens in zip(rows, self._best([states[row] for row in rows]), strict=True):
+                self._plans[row] = _Plan(tokens, len(states[row]))
+        return np.array([plan.next() for plan in self._plans])
+
+    def log_probs(self, observation: Observation) -> None:
+        """None: see `Agent.log_probs`."""
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`."""
+        write_settings(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`."""
+        return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
+
+    def _best(self, states: list[Tokens]) -> list[Tokens]:
+        """The best of n continuations of each of these states, as whole sequences."""
+        found = [self._finder.find(tokens) for tokens in states]
+        result: list[Tokens] = [()] * len(states)
+        for split in sorted({split for split, _ in found}):
+            rows = [row for row, (own, _) in enumerate(found) if own == split]
+            starts = [found[row][1] for row in rows for _ in range(self.config.n)]
+            ends, returns = self._play(split, starts)
+            # Of equals the first: as they were drawn independently, that is any of them.
+            best = highest(returns.reshape(len(rows), self.config.n))
+            for place, row in enumerate(rows):
+                result[row] = ends[place * self.config.n + int(best[place])]
+        return result
+
+    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
+        """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""
+        task = self.task
+        env = batch_env(task, len(starts), split)
+        if task.noisy:
+            seeds = self._generator.integers(2**63, size=len(starts)).tolist()
+            starts = [
+                TokenState(start.prompt, start.completion, episode_seed=seed)
+                for start, seed in zip(starts, seeds, strict=True)
+            ]
+        observation = env.set_states(starts)
+        returns, times = np.zeros(len(starts)), np.full(len(starts), -1)
+        active = np.ones(len(starts), dtype=np.bool_)
+        actions = np.zeros(len(starts), dtype=np.int64)
+        # Trying answers out must not move a reward that learns, such as a running normalisation.
+        before = task.scorer.state_dict()
+        while active.any():
+            masks = env.action_masks()[active] if task.mask is not None else None
+            logs = restricted(np.asarray(self._reference.log_probs(observation))[active], masks)
+            # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
+            actions[active] = (logs + self._generator.gumbel(size=logs.shape)).argmax(1)
+            observation, rewards, terminated, truncated, _ = env.step(actions)
+            times += active
+            returns += task.gamma**times * rewards  # of each row's last action
+            active &= ~(terminated | truncated)
+        task.scorer.load_state_dict(before)
+        return [state.tokens for state in env.get_states()], returns

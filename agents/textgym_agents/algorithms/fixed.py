@@ -1,0 +1,115 @@
+"""Agents that do not learn: a task's reference policy and a uniformly random one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.files import replace_folder, write_json
+from textgym.lm.reference import Reference, UniformReference
+from textgym.task import make_reference
+from textgym_agents.config import check_types, require
+from textgym_agents.protocol import Callback, Observation
+from textgym_agents.saving import head_of, read_saved
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class FixedConfig:
+    """Settings of an agent that does not learn."""
+
+    seed: int = 0
+    """Seeds the sampling of actions."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+
+
+class _FixedAgent:
+    """Acts by a reference policy.
+
+    Args:
+        task: what `env.unwrapped.task` holds.
+        config: the settings.
+    """
+
+    name: ClassVar[str]
+    learns: ClassVar[bool] = False
+
+    def __init__(self, task: Any, config: FixedConfig | None = None) -> None:
+        self.task = task
+        self.config = config or FixedConfig()
+        self._policy = self._make_policy(task)
+        self._generator = np.random.default_rng([self.config.seed, 2])
+
+    def _make_policy(self, task: Any) -> Reference:
+        raise NotImplementedError
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Does nothing: there is nothing to learn."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`."""
+        log_probs = self.log_probs(observation)
+        if deterministic:
+            return np.asarray(log_probs.argmax(1))
+        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
+        return np.asarray((log_probs + self._generator.gumbel(size=log_probs.shape)).argmax(1))
+
+    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]]:
+        """See `Agent.log_probs`."""
+        return self._policy.log_probs(observation)
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`."""
+        write_settings(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`."""
+        return cls(env.unwrapped.task, read_settings(cls.name, FixedConfig, Path(path)))
+
+
+class ReferenceAgent(_FixedAgent):
+    """The task's reference policy: optimality 0."""
+
+    name = "reference"
+
+    def _make_policy(self, task: Any) -> Reference:
+        return make_reference(task)
+
+
+class RandomAgent(_FixedAgent):
+    """Every allowed token with the same probability."""
+
+    name = "random"
+
+    def _make_policy(self, task: Any) -> Reference:
+        return UniformReference(task.vocabulary.allowed)
+
+
+def write_settings(agent: Any, path: Path) -> None:
+    """Writes an agent that is nothing but its settings to a folder, atomically, replacing what was there."""
+    replace_folder(path, lambda folder: write_json(folder / "agent.json", head_of(agent)))
+
+
+def read_settings(name: str, kind: type[Config], path: Path) -> Config:
+    """Reads the settings that `write_settings` wrote.
+
+    Args:
+        name: of the agent. kind: the class of its config.
+    Raises: ValueError if there is no agent of this name at `path`, or what there is cannot be read.
+    """
+    return read_saved(path, name, lambda state: kind(**state["config"]))
+
+
+def reference_of(agent: Any, task: Any) -> Reference:
+    """What an agent's KL is measured from: a reference of its own where it has one, else the task's."""
+    own = agent.own_reference() if hasattr(agent, "own_reference") else None
+    return make_reference(task) if own is None else own

@@ -1,0 +1,118 @@
+"""REINFORCE on a causal LM: the gradient of log pi times the return, with or without a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym_agents.algorithms.rloo import check_sequence_kl
+from textgym_agents.config import OnPolicyConfig, not_negative, only_with, require
+from textgym_agents.lm.losses import score_function_loss
+from textgym_agents.lm.on_policy import OnPolicyAgent
+from textgym_agents.lm.rollout import Rollout, check_env
+from textgym_agents.lm.targets import (
+    Targets,
+    action_returns,
+    critic_free_targets,
+    first_states,
+    leave_one_out,
+    make_targets,
+)
+from textgym_agents.protocol import Callback
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(OnPolicyConfig):
+    """Settings of REINFORCE."""
+
+    batch: int = 64
+    """Episodes per iteration (sub-environments)."""
+    epochs: int = 1
+    """Passes over a batch. Nothing corrects for the policy having moved since it sampled."""
+    minibatches: int = 1
+    """Optimiser steps per pass."""
+    baseline: Literal["none", "batch", "value"] = "none"
+    """What is subtracted from returns. none; batch: the mean return of the batch's other episodes; value: the value
+    head's V(s)."""
+    reward_to_go: bool = True
+    """Credit an action with what comes after it; false: with the return of the whole sequence, without baseline or with
+    that of the batch."""
+    whiten: bool = True
+    """Divide advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
+    value_coefficient: float = 0.01
+    """Weight of the value loss, with baseline=value."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.baseline == "value" and not self.reward_to_go
+        if not self.reward_to_go:
+            check_sequence_kl(self.kl)
+        require("reward_to_go", self.reward_to_go, not whole, "True with baseline='value'")
+        alone = self.baseline == "batch" and self.batch < 2
+        require("batch", self.batch, not alone, "an integer >= 2 with baseline='batch'")
+        not_negative(self, "value_coefficient")
+        only_with(self, "value_coefficient", self.baseline == "value", "baseline='value'")
+
+
+class Reinforce(OnPolicyAgent):
+    """An LM policy trained by REINFORCE. Args: see `LMAgent`.
+
+    The expected gradient is that of J for every baseline; whitening multiplies it by a positive number.
+
+    Source: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning.
+    """
+
+    name = "reinforce"
+    config_type = ReinforceConfig
+    config: ReinforceConfig
+    aggregation = "constant"
+
+    def __init__(self, task: Any, config: ReinforceConfig | None = None, model: Any = None) -> None:
+        config = config or ReinforceConfig()
+        super().__init__(task, config, model)
+        self.critic = config.baseline == "value"
+        self.value_coefficient = config.value_coefficient if self.critic else 0.0
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """See `OnPolicyAgent.learn`. Raises: also ValueError if the batch is the baseline and has one episode."""
+        check_env(env)
+        if self.config.baseline == "batch" and env.num_envs < 2:
+            raise ValueError(
+                f"env: {env.num_envs} sub-environments; allowed are 2 or more with baseline='batch'"
+            )
+        super().learn(env, episodes, callback)
+
+    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+        config, beta, gamma = self.config, self.controller.beta, self.task.gamma
+        if self.critic:
+            scale = self._centre_values(rollout)
+            # With lambda = 1 the advantages of GAE are the returns to go less V(s).
+            return make_targets(
+                rollout,
+                kl,
+                config.kl,
+                beta,
+                gamma,
+                1.0,
+                config.whiten,
+                scale,
+                self.value_offset,
+                centre=False,
+            )
+        credits = action_returns(rollout, kl, config.kl, beta, gamma)
+        whole = credits[first_states(rollout)]
+        if not config.reward_to_go:
+            credits = whole[rollout.rows]
+        if config.baseline == "batch":
+            credits = credits - (whole - leave_one_out(whole[None])[0])[rollout.rows]
+        return critic_free_targets(rollout, kl, config.kl, beta, credits, config.whiten)
+
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return score_function_loss(log_probs, advantages)
+
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
+        return None if targets.returns is None else 0.5 * (values - targets.returns[chosen]).square()

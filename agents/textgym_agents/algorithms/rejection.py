@@ -1,0 +1,84 @@
+"""Rejection-sampling fine-tuning on a causal LM: of several completions of each prompt the best are imitated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym_agents.algorithms.rloo import check_group
+from textgym_agents.config import KL, OnPolicyConfig, require
+from textgym_agents.lm.losses import score_function_loss
+from textgym_agents.lm.on_policy import OnPolicyAgent
+from textgym_agents.lm.rollout import Rollout
+from textgym_agents.lm.targets import Targets, action_returns, critic_free_targets, first_states
+
+
+@dataclass(frozen=True)
+class RejectionConfig(OnPolicyConfig):
+    """Settings of rejection-sampling fine-tuning."""
+
+    group: int = 8
+    """Completions of each prompt; batch is a multiple of it."""
+    keep: int = 1
+    """Completions of each group that are imitated: those with the highest R - beta log(pi / ref)."""
+    threshold: float | None = None
+    """Return, in reward units, below which a completion is not imitated even so; None: there is no such limit."""
+    kl: KL = "k1"
+    """k1, and no other: the log-ratio is charged to the return that completions are chosen by."""
+    whiten: bool = False
+    """False, and nothing else: whatever is imitated weighs the same."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_group(self.group, self.batch)
+        require("kl", self.kl, self.kl == "k1", "'k1'")
+        require("whiten", self.whiten, not self.whiten, "False")
+        require("keep", self.keep, 1 <= self.keep < self.group, f"1..{self.group - 1}, less than group")
+
+
+class Rejection(OnPolicyAgent):
+    """An LM policy trained on the best of its own completions, round after round. Args: see `LMAgent`.
+
+    Completions are compared by R - beta log(pi / ref). At the optimum of J all completions of a prompt have the same:
+    then nothing is left to choose by, whereas choosing by R alone goes on until one completion is left.
+
+    Source: Dong et al. (2023), arXiv:2304.06767, algorithm 1 (RAFT); Gulcehre et al. (2023), arXiv:2308.08998 (ReST).
+    """
+
+    name = "rejection"
+    config_type = RejectionConfig
+    config: RejectionConfig
+    aggregation = "constant"
+
+    def __init__(self, task: Any, config: RejectionConfig | None = None, model: Any = None) -> None:
+        config = config or RejectionConfig()
+        super().__init__(task, config, model)
+        self.group = config.group
+
+    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+        config, beta = self.config, self.controller.beta
+        credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
+        returns = credits[first_states(rollout)]  # (B,)
+        targets = critic_free_targets(rollout, kl, config.kl, beta, np.ones(len(rollout.rows)), False)
+        return replace(targets, rows=best_rows(returns, config.group, config.keep, config.threshold))
+
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return score_function_loss(log_probs, advantages)
+
+
+def best_rows(
+    returns: NDArray[np.float64], group: int, keep: int, threshold: float | None = None
+) -> NDArray[np.int64]:
+    """The rows (n,) to imitate: of each group the `keep` with the highest returns, of equals the earlier ones.
+
+    Args:
+        returns: (B,) of consecutive groups, reward units. threshold: those below it are left out.
+    """
+    by_group = returns.reshape(-1, group)
+    order = np.argsort(-by_group, axis=1, kind="stable")[:, :keep]
+    rows = np.sort((order + np.arange(len(by_group))[:, None] * group).ravel())
+    return rows if threshold is None else rows[returns[rows] >= threshold]

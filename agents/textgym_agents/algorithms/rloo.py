@@ -1,0 +1,84 @@
+"""RLOO on a causal LM: several completions of each prompt, each measured against the mean of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym_agents.config import KL, OnPolicyConfig, positive, require
+from textgym_agents.lm.losses import clipped_policy_loss
+from textgym_agents.lm.on_policy import OnPolicyAgent
+from textgym_agents.lm.rollout import Rollout
+from textgym_agents.lm.targets import (
+    Targets,
+    action_returns,
+    critic_free_targets,
+    first_states,
+    leave_one_out,
+)
+
+
+@dataclass(frozen=True)
+class RLOOConfig(OnPolicyConfig):
+    """Settings of RLOO."""
+
+    group: int = 4
+    """Completions of each prompt; batch is a multiple of it."""
+    clip: float = 0.2
+    """Range of the probability ratio. It is 1 in the first step of an update, which is then REINFORCE's."""
+    whiten: bool = True
+    """Divide advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_group(self.group, self.batch)
+        check_sequence_kl(self.kl)
+        positive(self, "clip")
+
+
+class RLOO(OnPolicyAgent):
+    """An LM policy trained by REINFORCE leave-one-out. Args: see `LMAgent`.
+
+    A completion is one action: all of its tokens are credited with the return of the whole sequence, the KL included.
+
+    Source: Ahmadian et al. (2024), arXiv:2402.14740, section 3.2; Kool et al. (2019), Buy 4 REINFORCE samples, get a
+        baseline for free.
+    """
+
+    name = "rloo"
+    config_type = RLOOConfig
+    config: RLOOConfig
+    aggregation = "constant"
+
+    def __init__(self, task: Any, config: RLOOConfig | None = None, model: Any = None) -> None:
+        config = config or RLOOConfig()
+        super().__init__(task, config, model)
+        self.group, self.clip = config.group, config.clip
+
+    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+        config, beta = self.config, self.controller.beta
+        credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
+        returns = credits[first_states(rollout)].reshape(-1, self.group)  # (B / group, group)
+        advantages = leave_one_out(returns).ravel()[rollout.rows]
+        return critic_free_targets(rollout, kl, config.kl, beta, advantages, config.whiten)
+
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)
+
+
+def check_group(group: int, batch: int) -> None:
+    """Raises: ValueError unless there are groups of two or more, and the batch is made of whole ones."""
+    require("group", group, group >= 2, "an integer >= 2")
+    require("batch", batch, batch % group == 0, f"a multiple of group={group}")
+
+
+def check_sequence_kl(kl: KL) -> None:
+    """Raises: ValueError for a KL that one return for the whole sequence cannot be charged with.
+
+    With k2 an action's own log-ratio is differentiated in the loss, so it may not be in the action's return as well.
+    """
+    require("kl", kl, kl != "k2", "'exact', 'k1' or 'k3' where all tokens share one return")

@@ -1,0 +1,178 @@
+"""Soft Q-learning on a causal LM: its logits are Q / beta, made consistent along whole episodes from a replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textgym_agents.config import KL, MOST, LMConfig, at_least_one, not_negative, require
+from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.offline import Paths, Replay
+from textgym_agents.lm.on_policy import rollout_metrics
+from textgym_agents.lm.rollout import Rollout, collect, micro_batches
+from textgym_agents.lm.targets import critic_free_targets, first_states, scatter, scores
+from textgym_agents.protocol import Metrics
+
+
+@dataclass(frozen=True)
+class SoftQConfig(LMConfig):
+    """Settings of soft Q-learning."""
+
+    batch: int = 64
+    """Episodes per iteration (sub-environments)."""
+    kl: KL = "k1"
+    """k1, and no other: paths are charged the log-ratios of their actions."""
+    replay: int = 2048
+    """Episodes that are remembered."""
+    replay_batch: int = 64
+    """Remembered episodes per optimiser step, beside the new ones. Those are in every step: a token that nobody took
+    is held down by nothing, and where the policy begins to take it, it must learn so at once."""
+    updates: int = 1
+    """Optimiser steps per iteration. More learn faster from as many episodes, where prompts are not held out."""
+    value_coefficient: float = 0.1
+    """Weight of the gradient that V gets, against that of the log-ratios. Both reach the same trunk, where a large
+    weight of V costs what the model knows about prompts it is not trained on. Where the loss is 0 does not change."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("replay_batch", "updates"):
+            at_least_one(self, name)
+        at_least_one(self, "replay", MOST)
+        not_negative(self, "value_coefficient")
+        require("kl", self.kl, self.kl == "k1", "'k1'")
+
+
+class SoftQ(LMAgent):
+    """An LM policy trained off-policy by path consistency. Args: see `LMAgent`.
+
+    With logits l, Q(s, a) = beta (l(a) - l_ref(a)) up to a constant, so V(s) = beta log sum_a ref(a) exp(Q / beta) is
+    beta times the difference of the two normalisers, and softmax(l) is the policy that is optimal for Q. At the optimum
+    of J, and only there, V(s_t) is the reward to come, sum of gamma^t r_t, less beta times the log-ratios to come along
+    every path, whoever took it: so old episodes serve beside new ones.
+
+    Source: Nachum et al. (2017), arXiv:1702.08892, section 5 (unified PCL); Guo et al. (2021), arXiv:2106.07704 (text).
+    """
+
+    name = "soft-q"
+    config_type = SoftQConfig
+    config: SoftQConfig
+
+    def __init__(self, task: Any, config: SoftQConfig | None = None, model: Any = None) -> None:
+        super().__init__(task, config or SoftQConfig(), model)
+        if task.mask is not None:
+            raise ValueError(f"task {task.name!r}: it has a grammar mask; soft-q takes tasks without one")
+        if not self.controller.beta > 0:
+            raise ValueError(f"beta={self.controller.beta!r}: soft-q divides by it, allowed is a number > 0")
+        width = task.max_prompt_tokens + task.max_new_tokens
+        self._replay = Replay(self.config.replay, width, task.max_new_tokens)
+
+    def memory(self) -> dict[str, Tensor]:
+        """See `LMAgent.memory`."""
+        return self._replay.tensors()
+
+    def restore_memory(self, tensors: dict[str, Tensor]) -> None:
+        """See `LMAgent.restore_memory`. Raises: ValueError for tokens or episodes that the task does not have."""
+        ids = tensors["input_ids"]
+        if bool(((ids < 0) | (ids >= self.task.vocabulary.size)).any()):
+            raise ValueError(f"replay: it holds a token that is not in 0..{self.task.vocabulary.size - 1}")
+        self._replay.restore(tensors)
+
+    def _iterate(self, env: Any) -> Metrics:
+        config, beta = self.config, self.controller.beta
+        rollout = collect(env, self.policy, self._seed(0), self.task.vocabulary.stop_ids)
+        taken, normalisers = self._score_reference(rollout)
+        kl = (rollout.log_probs - taken).cpu().double().numpy()
+        targets = critic_free_targets(rollout, kl, "k1", beta, rollout.rewards, False)
+        if self.value_scale is None:
+            returns = scores(rollout, self.task.gamma)
+            spread = float(returns.std())
+            self.value_offset, self.value_scale = float(returns.mean()), spread if spread > 1e-8 else 1.0
+        paths = self._paths(rollout, taken, normalisers)
+        self._replay.add(paths)
+        metrics = rollout_metrics(rollout, targets, beta, self.task.gamma)
+        generator = np.random.default_rng([self._seed(1)])
+        steps = [
+            self._step(self._replay.sample(config.replay_batch, generator, len(paths.lengths)))
+            for _ in range(config.updates)
+        ]
+        loss, norm = np.mean(steps, axis=0).tolist()
+        self.controller.update(metrics["objective/kl"], len(rollout.lengths))
+        return metrics | {
+            "loss/consistency": loss,
+            "policy/grad_norm": norm,
+            "replay/episodes": float(len(self._replay)),
+        }
+
+    @torch.no_grad()
+    def _score_reference(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """The reference's log-probability of every action and log-sum-exp of its logits in every state, (N,)."""
+        taken, normalisers = [], []
+        rows = np.arange(len(rollout.lengths))
+        for part in micro_batches(rollout, rows, self.config.micro_batch, by_length=False):
+            logits, _ = self.reference.states(part.input_ids, part.rows, part.columns)
+            normalisers.append(torch.logsumexp(logits, -1))
+            actions = rollout.actions[part.states][:, None]
+            taken.append(logits.gather(1, actions).squeeze(1) - normalisers[-1])
+        return torch.cat(taken), torch.cat(normalisers)
+
+    def _paths(self, rollout: Rollout, taken: Tensor, normalisers: Tensor) -> Paths:
+        """The episodes that came to their end: what an outer time limit cut off has no path to its end."""
+        count, steps = len(rollout.lengths), self.task.max_new_tokens
+        ids = np.zeros((count, self.task.max_prompt_tokens + steps), dtype=np.int32)
+        ids[:, : rollout.input_ids.shape[1]] = rollout.input_ids.cpu().numpy()
+
+        def matrix(flat: Any) -> Any:
+            return scatter(flat, rollout.rows, rollout.steps, (count, steps)).astype(np.float32)
+
+        paths = Paths(
+            input_ids=ids,
+            starts=(rollout.columns[first_states(rollout)] + 1).astype(np.int32),
+            lengths=rollout.lengths.astype(np.int32),
+            rewards=matrix(rollout.rewards),
+            reference=matrix(taken.cpu().numpy()),
+            normalisers=matrix(normalisers.cpu().numpy()),
+        )
+        return paths.rows(np.flatnonzero(~rollout.truncated))
+
+    def _step(self, paths: Paths) -> tuple[float, float]:
+        """One optimiser step on remembered episodes. Returns: the mean loss of a state, the gradient's norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total, count = 0.0, int(paths.lengths.sum())
+        for start in range(0, len(paths.lengths), self.config.micro_batch):
+            rows = np.arange(start, min(start + self.config.micro_batch, len(paths.lengths)))
+            loss = self._loss(paths.rows(rows)).sum() / count
+            loss.backward()
+            total += float(loss.detach())
+        return total, self._finish_step()
+
+    def _loss(self, paths: Paths) -> Tensor:
+        """Half the squared residual of every state (N,), in units of the first batch's reward spread."""
+        beta, device, scale = self.controller.beta, self.policy.device, self.value_scale or 1.0
+        rows = np.repeat(np.arange(len(paths.lengths)), paths.lengths)
+        steps = np.concatenate([np.arange(length) for length in paths.lengths])
+        width = int((paths.starts + paths.lengths).max())
+        ids = torch.tensor(paths.input_ids[:, :width], dtype=torch.long, device=device)
+        places = torch.tensor(rows, device=device), torch.tensor(steps, device=device)
+        columns = torch.tensor(paths.starts[rows] + steps - 1, dtype=torch.long, device=device)
+        logits, _ = self.policy.states(ids, places[0], columns)
+        normalisers = torch.logsumexp(logits, -1)  # (N,)
+        taken = logits.gather(1, ids[places[0], columns + 1][:, None]).squeeze(1) - normalisers
+        ratios = taken - torch.tensor(paths.reference[rows, steps], device=device)
+        values = beta * (normalisers - torch.tensor(paths.normalisers[rows, steps], device=device))
+        share = self.config.value_coefficient
+        values = share * values + (1 - share) * values.detach()
+        # J discounts rewards by their time and the KL not at all: values are those of time 0.
+        discounts = self.task.gamma ** np.arange(paths.rewards.shape[1], dtype=np.float32)
+        rewards = torch.tensor(paths.rewards * discounts, device=device)
+        charged = rewards.index_put(places, -beta * ratios, accumulate=True)
+        residuals = to_go(charged)[places] - (self.value_offset + values)
+        return 0.5 * (residuals / scale).square()
+
+
+def to_go(rewards: Tensor) -> Tensor:
+    """Sums of this and all later entries, (B, T); differentiable."""
+    return rewards.flip(1).cumsum(1).flip(1)

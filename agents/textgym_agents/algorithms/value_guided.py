@@ -1,0 +1,231 @@
+"""Value-guided decoding: before each token a trained critic looks one token ahead, and tilts the reference by it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from textgym import TokenVectorEnv
+from textgym.files import replace_folder, write_json
+from textgym.lm.reference import restricted
+from textgym.state import TokenState
+from textgym_agents.algorithms.fixed import reference_of
+from textgym_agents.config import at_least_one, require
+from textgym_agents.lm.critic import Critic, critic_of
+from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.saving import head_of, read_saved
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+_ROWS_AT_ONCE = 1024
+_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class ValueGuidedConfig:
+    """Settings of value-guided decoding."""
+
+    run: str | None = None
+    """Folder of the saved agent that supplies policy and critic, such as a run of lm-ppo."""
+    k: int = 4
+    """Tokens considered in a state: the likeliest legal ones of the prior. Others are not written."""
+    prior: Literal["policy", "reference"] = "policy"
+    """What is tilted. policy: the agent's own, which training has tilted already; the result maximises E[Q] -
+    temperature KL(result || policy) in every state: a short step from the policy, and not J. reference: what the agent
+    started from; that plans for J, and needs a critic that is right about tokens which the agent seldom writes."""
+    temperature: float | None = None
+    """Reward units, > 0: the prior is multiplied by exp(Q / temperature). None: the task's beta for the
+    reference, at which it plans for J, and four times that for the policy."""
+    seed: int = 0
+    """Seeds the sampling of tokens."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "k")
+        require("prior", self.prior, self.prior in ("policy", "reference"), "'policy' or 'reference'")
+        temperature = self.temperature
+        require(
+            "temperature",
+            temperature,
+            temperature is None or 0 < temperature < math.inf,
+            "None or a finite number > 0",
+        )
+        require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+
+
+class ValueGuided:
+    """A policy made of another one and of its critic; learns nothing.
+
+    In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
+    critic: Q(s, a) = gamma^t r(s, a) + V(s + a), reward units at time 0, where rewards are asked from an environment of
+    its own. It then draws from prior(a) exp(Q(s, a) / temperature) over these k: of the distributions over them, that
+    one maximises E[Q] - temperature KL(. || prior) in s.
+
+    With the reference as prior, the task's beta as temperature and every token considered, it is the optimal policy for
+    V*; for the exact V of the agent's policy it is one step of soft policy iteration, whose J is never below that of
+    the policy. With fewer tokens neither holds: those that are not among the k likeliest of the reference are not
+    written, whatever the agent's policy makes of them. With the agent's policy as prior neither holds for any k: a
+    policy reference exp(Q / beta) is tilted a second time.
+
+    Args:
+        task: what `env.unwrapped.task` holds.
+        config: the settings.
+        guide: an agent with `log_probs` and `values`, in place of the saved one of `config.run`.
+    Raises: ValueError without a guide, for one without a critic, or a temperature that is not positive.
+    Source: Liu et al. (2023), arXiv:2309.15028 (the critic of PPO when decoding); Mudgal et al. (2023),
+        arXiv:2310.17022, section 3 (sampling from the tilted reference token by token).
+    """
+
+    name: ClassVar[str] = "value-guided"
+    learns: ClassVar[bool] = False
+
+    def __init__(self, task: Any, config: ValueGuidedConfig | None = None, guide: Any = None) -> None:
+        self.task, self.config = task, config or ValueGuidedConfig()
+        if guide is None:
+            if self.config.run is None:
+                raise ValueError("run=None: allowed is the folder of a saved agent with a critic")
+            guide = _load(self.config.run, task)
+        self.guide = guide
+        self._critic: Critic = critic_of(guide)
+        self._prior = reference_of(guide, task) if self.config.prior == "reference" else guide
+        usual = task.beta if self.config.prior == "reference" else _FACTOR * task.beta
+        self.temperature = float(usual if self.config.temperature is None else self.config.temperature)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature!r}: that of the task, allowed is a number > 0")
+        self._finder = StateFinder(task)
+        self._generator = np.random.default_rng([self.config.seed, 2])
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """Does nothing: there is nothing to learn."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+        """See `Agent.act`."""
+        logs = self.log_probs(observation)
+        if deterministic:
+            return np.asarray(logs.argmax(1))
+        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
+        return np.asarray((logs + self._generator.gumbel(size=logs.shape)).argmax(1))
+
+    def log_probs(self, observation: Observation) -> Floats:
+        """See `Agent.log_probs`; (B, V) float64. In a state that has ended, the prior's."""
+        result = np.array(self._prior.log_probs(observation), dtype=np.float64)
+        found = [self._finder.find(tokens) for tokens in token_rows(observation)]
+        for split in sorted({own for own, _ in found}):
+            rows = np.array(
+                [i for i, (own, state) in enumerate(found) if own == split and not self._ended(state)],
+                dtype=np.int64,
+            )
+            if len(rows):
+                result[rows] = self._tilted(result[rows], [found[row][1] for row in rows], split)
+        return result
+
+    def own_reference(self) -> Any:
+        """pi_ref where it is another than the task's: the guide's own."""
+        return self.guide.own_reference() if hasattr(self.guide, "own_reference") else None
+
+    def _ended(self, state: TokenState) -> bool:
+        last = state.completion[-1:]
+        return len(state.completion) >= self.task.max_new_tokens or bool(
+            set(last) & set(self.task.vocabulary.stop_ids)
+        )
+
+    def _tilted(self, log_prior: Floats, states: list[TokenState], split: str) -> Floats:
+        """The policy (n, V) in n running states of a split."""
+        legal = np.broadcast_to(self.task.vocabulary.allowed, log_prior.shape)
+        if self.task.mask is not None:
+            legal = legal & self.task.mask(states)
+        logs = restricted(log_prior, legal)
+        # Of equally likely tokens those with the smaller ids.
+        tokens = np.argsort(-logs, axis=1, kind="stable")[:, : self.config.k]
+        weights = np.take_along_axis(logs, tokens, axis=1)
+        rows, places = np.nonzero(np.isfinite(weights))
+        values = self._action_values([states[row] for row in rows], tokens[rows, places], split)
+        weights[rows, places] += values / self.temperature
+        weights -= weights.max(1, keepdims=True)
+        weights -= np.log(np.exp(weights).sum(1, keepdims=True))
+        result = np.full_like(logs, -np.inf)
+        np.put_along_axis(result, tokens, weights, axis=1)
+        return result
+
+    def _action_values(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:
+        """Q(s, a) = gamma^t r(s, a) + V(s + a) of n moves (n,), reward units at time 0."""
+        parts = []
+        # Trying tokens out must not move a reward that learns, such as a running normalisation.
+        before = self.task.scorer.state_dict()
+        for start in range(0, len(states), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            parts.append(self._look_ahead(states[part], tokens[part], split))
+        self.task.scorer.load_state_dict(before)
+        return np.concatenate(parts)
+
+    def _look_ahead(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:
+        env = TokenVectorEnv(self.task, len(states), split=split, autoreset_mode=AutoresetMode.DISABLED)
+        env.set_states(self._with_noise(states))
+        if self.task.scorer.pay == "difference":
+            states = _with_potentials(env, states)
+            env.set_states(states)
+        observation, rewards, ended, _, _ = env.step(tokens)
+        discounts = self.task.gamma ** np.array([len(state.completion) for state in states])
+        values = np.asarray(discounts * rewards, dtype=np.float64)
+        going = ~ended
+        if going.any():
+            seen = {name: array[going] for name, array in observation.items()}
+            masks = env.action_masks()[going] if self.task.mask is not None else None
+            values[going] += self._critic(seen, masks)
+        return values
+
+    def _with_noise(self, states: list[TokenState]) -> list[TokenState]:
+        """In noisy tasks, states with a noise of their own; the same one whenever they are asked about."""
+        if not self.task.noisy:
+            return states
+        seeds = [
+            int(np.random.default_rng([self.config.seed, 9, *state.tokens]).integers(2**63))
+            for state in states
+        ]
+        return [
+            TokenState(state.prompt, state.completion, episode_seed=seed)
+            for state, seed in zip(states, seeds, strict=True)
+        ]
+
+    # Storage
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`. The guide is saved with it."""
+        replace_folder(Path(path), self._write)
+
+    def _write(self, folder: Path) -> None:
+        self.guide.save(folder / "guide")
+        write_json(folder / "agent.json", head_of(self))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any) -> Self:
+        """See `Agent.load`."""
+        task = env.unwrapped.task
+        return read_saved(
+            Path(path),
+            cls.name,
+            lambda state: cls(task, ValueGuidedConfig(**state["config"]), _load(Path(path) / "guide", task)),
+        )
+
+
+def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[TokenState]:
+    """States as the environment comes to them: pay by differences remembers the last score."""
+    result = []
+    for state in states:
+        walk = TokenVectorEnv(env.task, 1, split=env.split, autoreset_mode=AutoresetMode.DISABLED)
+        walk.set_states([TokenState(state.prompt)])
+        for token in state.completion:
+            walk.step(np.array([token]))
+        result += walk.get_states()
+    return result
+
+
+def _load(path: str | Path, task: Any) -> Any:
+    from textgym_agents.registry import load_agent
+
+    return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

@@ -1,0 +1,109 @@
+"""Checks an agent against the exact solver: what holds, what fails, and what could not be asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+
+from textgym.commands.console import UsageError, output, untrusted, use_all_cores
+from textgym.commands.flags import env_options, import_user_module, parse
+
+_STYLES = {"holds": "green", "FAILS": "bold red", "not asked": "dim"}
+
+
+@dataclass(frozen=True)
+class CheckFlags:
+    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them."""
+
+    agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")]
+    """module:Class, or the name of a registered agent."""
+    only: tuple[str, ...] = ()
+    """Names of checks, or numbers of their statements; by default all."""
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Settings of the agent's config, as in learning_rate=0.01."""
+    episodes: int = 16384
+    """Episodes that the agent has for each task that it is to learn."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes={self.episodes!r}: allowed is an integer >= 1")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command. Raises: UsageError, after the table, if a check failed."""
+    flags = parse(CheckFlags, arguments, "check")
+    from textgym_agents.conformance import check
+    from textgym_agents.conformance.behaviour import DEFAULT_TASKS
+    from textgym_agents.conformance.run import REFERENCE
+    from textgym_agents.registry import agent_class, agent_names
+
+    if ":" in flags.agent:
+        import_user_module(flags.agent.partition(":")[0])
+    elif flags.agent not in agent_names():
+        raise UsageError(f"{flags.agent!r}: neither one of {', '.join(agent_names())} nor module:Class")
+    agent_class(flags.agent)
+    if "torch" in sys.modules:
+        use_all_cores()
+    findings = check(
+        flags.agent,
+        _chosen(flags.only),
+        settings=env_options(flags.settings),
+        learning_tasks={name: replace(task, episodes=flags.episodes) for name, task in DEFAULT_TASKS.items()},
+    )
+    if flags.json:
+        print(json.dumps({"agent": flags.agent, "findings": [asdict(f) for f in findings]}, indent=2))
+    else:
+        console = output()
+        console.print(_table(findings))
+        counts = {status: sum(f.status == status for f in findings) for status in _STYLES}
+        console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        console.print(untrusted(f"no.: the statements listed in {REFERENCE}"))
+        for finding in findings:
+            if finding.status == "FAILS":
+                console.print(untrusted(f"{finding.check}: {finding.asks}"))
+    failed = [f.check for f in findings if f.status == "FAILS"]
+    if failed:
+        raise UsageError(
+            f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)}"
+        )
+
+
+def _chosen(words: Sequence[str]) -> list[str] | None:
+    """The names of checks that words name; a number stands for all checks of that statement."""
+    if not words:
+        return None
+    from textgym_agents.conformance.run import CHECKS
+
+    chosen: list[str] = []
+    for word in words:
+        same = [entry.name for entry in CHECKS if word.isdigit() and entry.statement == int(word)]
+        chosen += same or [word]
+    return chosen
+
+
+def _table(findings: Sequence[Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("check", overflow="fold")
+    table.add_column("no.", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("expected", overflow="fold")
+    for finding in findings:
+        table.add_row(
+            finding.check,
+            str(finding.statement),
+            untrusted(finding.status, _STYLES[finding.status]),
+            untrusted(finding.found),
+            untrusted(finding.expected),
+        )
+    return table

@@ -1,0 +1,1 @@
+"""What agents on a causal LM share: policy, rollout, credit, losses, critic."""

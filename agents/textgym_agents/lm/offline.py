@@ -1,0 +1,292 @@
+"""Learning from given texts: passes over data, steps, a memory of whole episodes, and what is saved of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym.preferences import Demonstration
+from textgym.rewards import TextGymWarning
+from textgym_agents.config import KL, LMConfig, at_least_one, require
+from textgym_agents.datasets.reading import Recording, is_recording, read_recording
+from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.rollout import check_env
+from textgym_agents.lm.sequences import Sequences, encode_texts
+from textgym_agents.protocol import Callback, Metrics
+
+_NAMES = ("input_ids", "starts", "lengths", "rewards", "reference", "normalisers")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """B finished episodes; what stands behind an episode's end is 0.
+
+    Attributes:
+        input_ids: (B, L) int32, right-padded prompts and completions.
+        starts: (B,) int32, tokens of the prompt. lengths: (B,) int32, actions.
+        rewards: (B, T) float32, reward units.
+        reference: (B, T) float32, log-probability of every action under the reference, nats.
+        normalisers: (B, T) float32, log-sum-exp of the reference's logits in every state, nats.
+    """
+
+    input_ids: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    rewards: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    normalisers: NDArray[np.float32]
+
+    def rows(self, chosen: NDArray[np.integer]) -> Paths:
+        """Some of them."""
+        return Paths(*(getattr(self, name)[chosen] for name in _NAMES))
+
+
+class Replay:
+    """Keeps the last `capacity` episodes.
+
+    Args:
+        capacity: episodes, at least 1.
+        width: L, tokens of a whole sequence. steps: T, the most actions of an episode.
+    """
+
+    def __init__(self, capacity: int, width: int, steps: int) -> None:
+        shapes = [(width,), (), (), (steps,), (steps,), (steps,)]
+        kinds = [np.int32] * 3 + [np.float32] * 3
+        self._arrays = Paths(*(np.zeros((capacity, *s), k) for s, k in zip(shapes, kinds, strict=True)))  # type: ignore[arg-type]
+        self.capacity = capacity
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return min(self.seen, self.capacity)
+
+    def add(self, paths: Paths) -> None:
+        """Puts episodes in place of the oldest ones."""
+        count = len(paths.lengths)
+        places = (self.seen + np.arange(count)) % self.capacity
+        for name in _NAMES:
+            getattr(self._arrays, name)[places] = getattr(paths, name)
+        self.seen += count
+
+    def sample(self, count: int, generator: np.random.Generator, newest: int = 0) -> Paths:
+        """The `newest` episodes, and `count` of all, uniformly and with replacement.
+
+        Raises: ValueError if there are none.
+        """
+        if not len(self):
+            raise ValueError("replay: it is empty, at least one episode is needed")
+        last = (self.seen - 1 - np.arange(min(newest, len(self)))) % self.capacity
+        return self._arrays.rows(np.concatenate([last, generator.integers(len(self), size=count)]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is to be saved."""
+        kept = {name: torch.from_numpy(getattr(self._arrays, name)[: len(self)].copy()) for name in _NAMES}
+        return kept | {"seen": torch.tensor([self.seen])}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back what `tensors` gave. Raises: ValueError for episodes that do not fit."""
+        self.seen = int(tensors["seen"][0])
+        starts, lengths = tensors["starts"], tensors["lengths"]
+        width, steps = self._arrays.input_ids.shape[1], self._arrays.rewards.shape[1]
+        fits = (starts >= 1) & (lengths >= 1) & (lengths <= steps) & (starts + lengths <= width)
+        if self.seen < 0 or not bool(fits.all()):
+            raise ValueError(
+                f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty"
+            )
+        for name in _NAMES:
+            getattr(self._arrays, name)[: len(self)] = tensors[name].numpy()
+
+
+@dataclass(frozen=True)
+class OfflineConfig(LMConfig):
+    """Settings of agents that learn from given texts."""
+
+    data: str | None = None
+    """File of the texts to learn from, in any format of textgym.preferences, or folder of a Minari dataset."""
+    epochs: int = 1
+    """Passes over the texts of one iteration, before the next ones are taken."""
+    minibatches: int = 4
+    """Optimiser steps per pass."""
+    kl: KL = "k1"
+    """k1, and no other: nothing is sampled from the policy."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "minibatches"):
+            at_least_one(self, name)
+        require("kl", self.kl, self.kl == "k1", "'k1'")
+        require(
+            "kl_target", self.kl_target, self.kl_target is None, "None: nothing is sampled from the policy"
+        )
+
+
+class OfflineAgent(LMAgent):
+    """An LM policy that learns from given texts, `unit` of them together. Args: see `LMAgent`.
+
+    An iteration takes as many texts as the environment has sub-environments; each counts as an episode. Data are gone
+    through in shuffled passes, again and again until the budget is used up.
+    """
+
+    config: OfflineConfig
+    unit: int = 1
+    """Texts that are learned from together."""
+    offline: bool = True
+    """Whether others than the policy write the texts."""
+
+    def __init__(self, task: Any, config: OfflineConfig, model: Any = None) -> None:
+        super().__init__(task, config, model)
+        if task.mask is not None:
+            raise ValueError(
+                f"task {task.name!r}: it has a grammar mask; {self.name} takes tasks without one"
+            )
+        self._data: Sequences | None = None
+        self._digest: bytes | None = None
+
+    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+        """See `LMAgent.learn`.
+
+        Raises: also ValueError if the texts cannot be used or are others than learning began with.
+        """
+        check_env(env)
+        if env.num_envs % self.unit:
+            raise ValueError(
+                f"env: {env.num_envs} sub-environments; allowed are multiples of {self.unit} (texts taken together)"
+            )
+        if self._data is None and self._has_data():
+            self._data = self._load()
+            digest = self._data.digest()
+            if self._digest not in (None, digest):
+                raise ValueError(f"data={self.config.data!r}: other texts than learning began with")
+            self._digest = digest
+        super().learn(env, episodes, callback)
+
+    @abstractmethod
+    def _has_data(self) -> bool:
+        """Whether there are texts to be read."""
+
+    @abstractmethod
+    def _read(self) -> list[Demonstration]:
+        """All texts of a file, those of a unit one after the other."""
+
+    @abstractmethod
+    def _select(self, recording: Recording) -> Sequences:
+        """What of recorded episodes is learned from, those of a unit one after the other."""
+
+    def _load(self) -> Sequences:
+        data = self.config.data
+        if data is None or not is_recording(data):
+            return self._encode(self._read())
+        recording = read_recording(data, self.task)
+        try:
+            return self._select(recording)
+        except ValueError as error:
+            raise ValueError(f"data={data!r}: {error}") from error
+
+    def _batch(self, env: Any) -> tuple[Sequences, Metrics]:
+        """The texts of this iteration, and what there is to say of them."""
+        assert self._data is not None
+        count = env.num_envs // self.unit
+        total = len(self._data.lengths) // self.unit
+        units = passes(total, self.episodes // self.unit, count, self.config.seed)
+        return self._data.rows(_texts_of(units, self.unit)), {
+            "data/passes": self.episodes / self.unit / total
+        }
+
+    @abstractmethod
+    def _losses(self, batch: Sequences, reference: Tensor) -> tuple[Tensor, Metrics]:
+        """The loss of every unit or token (n,), and sums over them to be reported.
+
+        Args:
+            reference: (b,) what `_score_reference` gave for these texts.
+        """
+
+    def _score_reference(self, batch: Sequences) -> Tensor:
+        """What the loss needs to know of the reference, for every text (B,)."""
+        return torch.zeros(len(batch.lengths), device=self.policy.device)
+
+    def _total(self, batch: Sequences) -> int:
+        """What the summed losses of a mini-batch are divided by."""
+        return len(batch.lengths) // self.unit
+
+    def _encode(self, texts: Sequence[Demonstration]) -> Sequences:
+        sequences, cut = encode_texts(self.task, texts)
+        if not len(sequences.lengths):
+            raise ValueError(f"data={self.config.data!r}: there is nothing in it")
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts do not fit into max_prompt_tokens={self.task.max_prompt_tokens} and "
+                f"max_new_tokens={self.task.max_new_tokens} and were cut",
+                TextGymWarning,
+                stacklevel=3,
+            )
+        return sequences
+
+    def _iterate(self, env: Any) -> Metrics:
+        batch, metrics = self._batch(env)
+        metrics |= self._update(batch)
+        self.policy.forget()  # what it has cached of texts is of other parameters
+        return metrics | {
+            "completion_length": float(batch.lengths.mean()),
+            "tokens": float(batch.lengths.sum()),
+        }
+
+    def _update(self, batch: Sequences) -> Metrics:
+        config = self.config
+        generator = np.random.default_rng([self._seed(1)])
+        reference = self._score_reference(batch)
+        units = len(batch.lengths) // self.unit
+        steps: list[Metrics] = []
+        for _ in range(config.epochs):
+            for chosen in np.array_split(generator.permutation(units), min(config.minibatches, units)):
+                steps.append(self._step(batch, reference, chosen))
+        return {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+
+    def _step(self, batch: Sequences, reference: Tensor, units: NDArray[np.int64]) -> Metrics:
+        """One optimiser step. Returns: means over what its loss is a mean of."""
+        total = self._total(batch.rows(_texts_of(units, self.unit)))
+        at_once = max(self.config.micro_batch // self.unit, 1)
+        sums: Metrics = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for start in range(0, len(units), at_once):
+            chosen = _texts_of(units[start : start + at_once], self.unit)
+            losses, part = self._losses(batch.rows(chosen), reference[torch.tensor(chosen)])
+            (losses.sum() / total).backward()
+            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+        norm = self._finish_step()
+        return {name: value / total for name, value in sums.items()} | {"policy/grad_norm": norm}
+
+    # Storage
+
+    def memory(self) -> dict[str, Tensor]:
+        """See `LMAgent.memory`: of data only what tells them from others."""
+        return {} if self._digest is None else {"digest": torch.tensor(list(self._digest), dtype=torch.uint8)}
+
+    def restore_memory(self, tensors: dict[str, Tensor]) -> None:
+        """See `LMAgent.restore_memory`."""
+        self._digest = bytes(tensors["digest"].tolist())
+
+
+def passes(total: int, start: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Places start, start + 1, ... of an endless row of shuffled passes over 0..total-1, (count,).
+
+    Every place depends on the seed and on nothing that came before.
+    """
+    places = np.arange(start, start + count)
+    result = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(places // total):
+        within = places // total == epoch
+        order = np.random.default_rng([seed, 6, int(epoch)]).permutation(total)
+        result[within] = order[places[within] % total]
+    return result
+
+
+def _texts_of(units: NDArray[np.integer[Any]], size: int) -> NDArray[np.int64]:
+    return np.asarray((units[:, None] * size + np.arange(size)).ravel(), dtype=np.int64)

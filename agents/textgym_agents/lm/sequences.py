@@ -1,0 +1,113 @@
+"""Prompts with completions as padded token ids: what offline agents learn from, and what a policy says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textgym.lm.scoring import encode_pair, end_id
+from textgym.preferences import Demonstration
+from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.rollout import Rollout
+from textgym_agents.lm.targets import first_states
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B prompts with their completions.
+
+    Attributes:
+        input_ids: (B, L) int64, right-padded.
+        starts: (B,) int64, tokens of the prompt.
+        lengths: (B,) int64, tokens of the completion, the end included where it has one; at least 1.
+    """
+
+    input_ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def rows(self, chosen: NDArray[np.integer[Any]]) -> Sequences:
+        """Some of them."""
+        return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen])
+
+    def digest(self) -> bytes:
+        """32 bytes that tell it from all others."""
+        found = hashlib.sha256()
+        for array in (np.array(self.input_ids.shape), self.input_ids, self.starts, self.lengths):
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.digest()
+
+
+def encode_texts(task: Any, texts: Sequence[Demonstration]) -> tuple[Sequences, int]:
+    """Texts as the episodes of a task that would have written them.
+
+    A completion keeps its first `task.max_new_tokens` tokens; behind the last one that fits there is no end, since
+    the task ends the episode by itself. Of several stop tokens the first is the end: a text cannot say which it was.
+    A prompt keeps its last `task.max_prompt_tokens`.
+
+    Returns: the sequences, in order, and the number of texts of which something was cut.
+    Raises: ValueError for a text that cannot be encoded, naming its place.
+    """
+    rows = []
+    cut = 0
+    for place, text in enumerate(texts):
+        try:
+            head, tail, whole = _encode(task, text)
+        except ValueError as error:
+            raise ValueError(f"text {place + 1} of {len(texts)}: {error}") from error
+        rows.append((head, tail))
+        cut += not whole
+    width = max((len(head) + len(tail) for head, tail in rows), default=0)
+    ids = np.full((len(rows), width), task.vocabulary.pad_id, dtype=np.int64)
+    for row, (head, tail) in zip(ids, rows, strict=True):
+        row[: len(head) + len(tail)] = [*head, *tail]
+    starts = np.array([len(head) for head, _ in rows], dtype=np.int64)
+    return Sequences(ids, starts, np.array([len(tail) for _, tail in rows], dtype=np.int64)), cut
+
+
+def _encode(task: Any, text: Demonstration) -> tuple[list[int], list[int], bool]:
+    """Tokens of the prompt and of the completion, and whether nothing was cut."""
+    vocabulary = task.vocabulary
+    both = encode_pair(vocabulary, text.prompt, text.completion, text.ended, end_id(vocabulary))
+    head = encode_pair(vocabulary, text.prompt, "", False, None, task.max_prompt_tokens)
+    tail = both.ids[both.prompt_tokens :]
+    if not tail:
+        raise ValueError("the completion has no tokens in this vocabulary, allowed is at least one")
+    kept = tail[: task.max_new_tokens]
+    for token in kept:
+        if not vocabulary.allowed[token]:
+            raise ValueError(f"the completion has token {token}, which the task does not allow")
+    return head.ids, kept, not head.cut and len(kept) == len(tail)
+
+
+def of_rollout(rollout: Rollout) -> Sequences:
+    """The episodes of a rollout."""
+    starts = rollout.columns[first_states(rollout)] + 1
+    return Sequences(rollout.input_ids.cpu().numpy(), starts, rollout.lengths)
+
+
+def token_log_probs(policy: LMPolicy, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Log pi of every token of every completion (N,), nats, differentiable; and the row that each is in (N,)."""
+    lengths = sequences.lengths
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    steps = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    columns = sequences.starts[rows] + steps - 1
+    width = int((sequences.starts + lengths).max())
+    ids = torch.tensor(sequences.input_ids[:, :width], device=policy.device)
+    places = torch.tensor(rows, device=policy.device), torch.tensor(columns, device=policy.device)
+    logits, _ = policy.states(ids, *places)
+    tokens = ids[places[0], places[1] + 1]
+    return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none"), places[0]
+
+
+def sequence_log_probs(policy: LMPolicy, sequences: Sequences) -> Tensor:
+    """Log pi of every completion (B,), nats: the sum over its tokens, of the end as well where it has one."""
+    logs, rows = token_log_probs(policy, sequences)
+    return torch.zeros(len(sequences.lengths), device=logs.device).index_add(0, rows, logs)

@@ -1,0 +1,1 @@
+"""One training: the loop, its folder, its settings, and what is measured."""

@@ -1,0 +1,283 @@
+"""A run as a folder: config.json, metrics.jsonl, tensorboard/, checkpoint/, samples.jsonl, curve.png, result.json."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from textgym.files import (
+    check_file,
+    json_line,
+    make_folder,
+    open_lock,
+    read_json,
+    read_lines,
+    reading,
+    recover_folder,
+    sync,
+    write_json,
+    write_text,
+)
+from textgym_agents.saving import count, number
+
+Row = Mapping[str, Any]
+_LOCK = ".lock"
+_PATIENCE = 0.2  # seconds; whoever asks whether a run is at work holds it for much less
+_LOGS = ("metrics.jsonl", "samples.jsonl")
+
+
+class RunFolder:
+    """The files of one run. `create` starts a run, `reopen` goes on with an interrupted one.
+
+    A run is finished when its result.json exists; then nothing in the folder is written again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint"
+        recover_folder(self.checkpoint)
+        self.curve = path / "curve.png"
+        self._events: Any = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: Row) -> RunFolder:
+        """A new folder with its config.json. Raises: ValueError if there are files at `path` already."""
+        cls.check_free(path)
+        folder = cls(Path(path))
+        make_folder(folder.path)
+        # Of several that start at once, one finds the folder free.
+        with folder._held():
+            cls.check_free(path, held=True)
+            write_json(folder.path / "config.json", config)
+        return folder
+
+    @staticmethod
+    def check_free(path: str | Path, held: bool = False) -> None:
+        """Raises: ValueError unless a run can start at `path`: nothing is there, or an empty folder.
+
+        Args:
+            held: whether this process holds the folder.
+        """
+        state = RunFolder(Path(path)).state(held)
+        if state == "running":
+            raise _at_work(path)
+        if state == "finished":
+            raise ValueError(
+                f"{path}: holds a finished run, which is never overwritten; choose another folder"
+            )
+        if state == "interrupted":
+            raise ValueError(f"{path}: holds an interrupted run; resume it, or choose another folder")
+        there = Path(path)
+        if there.exists() and not (there.is_dir() and {each.name for each in there.iterdir()} <= {_LOCK}):
+            raise ValueError(f"{path}: is no run and not empty; choose another folder")
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> RunFolder:
+        """The folder of an interrupted run. Raises: ValueError if there is none, or it is finished."""
+        folder = cls(Path(path))
+        state = folder.state()
+        if state == "running":
+            raise _at_work(path)
+        if state != "interrupted":
+            what = "holds a finished run" if state == "finished" else "holds no run"
+            raise ValueError(f"{path}: {what}, so there is nothing to resume")
+        return folder
+
+    def state(self, held: bool = False) -> str:
+        """One of "finished", "running": a process is at work on it, "interrupted", and "none": no run is there.
+
+        Args:
+            held: whether this process holds the folder, and nobody is to be asked.
+        """
+        if (self.path / "result.json").exists():
+            return "finished"
+        if not (self.path / "config.json").exists():
+            return "none"
+        return "running" if not held and _is_held(self.path / _LOCK) else "interrupted"
+
+    def config(self) -> dict[str, Any]:
+        """What the run was started with."""
+        return read_json(self.path / "config.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""
+        path = self.path / "metrics.jsonl"
+        rows = read_lines(path)
+        with reading(path, "the log"):
+            for row in rows:
+                count(row, "iteration")
+                for name, value in row.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool):
+                        number(row, name)
+        return rows
+
+    def seconds(self) -> float:
+        """Return the seconds of work up to the last row of the log, 0 without one.
+
+        Raises: ValueError for a row that lacks them.
+        """
+        rows = self.metrics()
+        with reading(self.path / "metrics.jsonl", "the log"):
+            return number(rows[-1], "seconds") if rows else 0.0
+
+    def log(self, row: Row) -> None:
+        """Appends one iteration to metrics.jsonl and to the TensorBoard events."""
+        self._append("metrics.jsonl", [row])
+        if self._events is not None:
+            step = _step(row)
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def mark(self, iteration: int) -> None:
+        """Writes down that the checkpoint is that of an iteration."""
+        write_json(self.path / "progress.json", {"iteration": iteration})
+
+    def marked(self) -> int:
+        """The iteration of the checkpoint; 0 without one."""
+        if not (self.checkpoint.is_dir() and (self.path / "progress.json").exists()):
+            return 0
+        path = self.path / "progress.json"
+        with reading(path, "the mark of the checkpoint"):
+            return count(read_json(path), "iteration")
+
+    def sample(self, rows: Iterable[Row]) -> None:
+        """Appends completions to samples.jsonl."""
+        self._append("samples.jsonl", rows)
+
+    def finish(self, result: Row) -> None:
+        """Writes result.json: the run is complete."""
+        self.sync_logs()
+        write_json(self.path / "result.json", result)
+
+    @contextlib.contextmanager
+    def writing(self, rewind_to: int | None = None, events: bool = True) -> Iterator[bool]:
+        """Holds the folder while it is written: no other process may. Yields whether TensorBoard events are kept.
+
+        Args:
+            rewind_to: the iteration that the run goes on from; what was logged after it is dropped.
+            events: whether TensorBoard events are written, where it is installed.
+        Raises: ValueError if another process is at work in the folder.
+        """
+        with self._held():
+            try:
+                if rewind_to is not None:
+                    self._rewind(rewind_to)
+                self._events = self._open_events() if events else None
+                yield self._events is not None
+            finally:
+                if self._events is not None:
+                    self._events.close()
+                    self._events = None
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Raises: ValueError if another process holds the folder."""
+        with open_lock(self.path) as lock:
+            until = time.monotonic() + _PATIENCE
+            while not _try_to_hold(lock):
+                if time.monotonic() > until:
+                    raise _at_work(self.path)
+                time.sleep(_PATIENCE / 20)
+            yield
+
+    def _rewind(self, iteration: int) -> None:
+        for name in _LOGS:
+            if not (self.path / name).exists():
+                continue
+            with reading(self.path / name, "the log"):
+                kept = [row for row in read_lines(self.path / name) if count(row, "iteration") <= iteration]
+            write_text(self.path / name, "".join(json_line(row) for row in kept))
+
+    def sync_logs(self) -> None:
+        """Waits until the disk holds what was logged: a checkpoint that outlived its log could not be gone on with."""
+        for name in _LOGS:
+            if (self.path / name).exists():
+                sync(self.path / name)
+
+    def _open_events(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        logged = self.metrics()
+        # TensorBoard drops what an interrupted run had logged beyond the point that it goes on from.
+        purge = _step(logged[-1]) + 1 if logged else None
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
+
+    def _append(self, name: str, rows: Iterable[Row]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write("".join(json_line(row) for row in rows))
+            file.flush()
+
+
+@contextlib.contextmanager
+def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iterator[Path]:
+    """The folder of a new run: `out`, or else `parent/name-1` or the next number that nobody has taken.
+
+    A folder is taken by making it, so that of several commands that start at once each has its own. Where nothing was
+    written to it in the end, it is given back.
+
+    Args:
+        out: the folder that was asked for; it is not looked at here.
+    """
+    if out is not None:
+        yield out
+        return
+    made = not Path(parent).exists()
+    for place in itertools.count(1):
+        folder = Path(parent) / f"{name}-{place}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it holds a run
+            folder.rmdir()
+            if made:
+                folder.parent.rmdir()
+
+
+def _step(row: Row) -> int:
+    """Where a row stands in the curves: its episode, or its iteration where there are no episodes."""
+    return int(row.get("episode", row.get("iteration", 0)))
+
+
+def _at_work(path: str | Path) -> ValueError:
+    return ValueError(f"{path}: another process is at work on this run")
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file. Asking takes it for a moment, which `_held` has patience for.
+
+    Raises: ValueError for what is no file.
+    """
+    if os.path.lexists(lock):
+        check_file(lock)
+    try:
+        with lock.open() as file:
+            return not _try_to_hold(file)
+    except OSError:  # there is none, or it is not ours to read
+        return False
+
+
+def _try_to_hold(lock: IO[str]) -> bool:
+    """Takes a lock file until it is closed. Returns: whether it was free."""
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

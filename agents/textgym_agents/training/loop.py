@@ -1,0 +1,357 @@
+"""Trains any agent in a run folder: learning, held-out evaluation, samples, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
+from textgym.files import reading
+from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
+from textgym_agents.algorithms.fixed import reference_of
+from textgym_agents.config import TrainSettings, versions
+from textgym_agents.protocol import Agent, Metrics
+from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
+from textgym_agents.saving import count, number
+from textgym_agents.training.curves import draw_curves
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.measures import (
+    LearningMeter,
+    at_rest,
+    evaluation_row,
+    keep_optimum,
+    kept_optimum,
+    needs_proposals,
+    optimum_summary,
+    proposals_of,
+    sample_rows,
+    unsettled,
+)
+
+
+class Watcher(Protocol):
+    """Whoever follows a training."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def iteration(self, row: Metrics) -> None:
+        """An iteration is over; these are its metrics, those of an evaluation included."""
+
+
+class _Told:
+    """A watcher whose full output is told apart from a full folder. Args: watcher: it; advice: see `disk_full_at`."""
+
+    def __init__(self, watcher: Watcher, advice: str) -> None:
+        self._watcher, self._advice = watcher, advice
+
+    def stage(self, text: str) -> None:
+        with disk_full_at("standard output", self._advice):
+            self._watcher.stage(text)
+
+    def note(self, text: str) -> None:
+        with disk_full_at("standard output", self._advice):
+            self._watcher.note(text)
+
+    def iteration(self, row: Metrics) -> None:
+        with disk_full_at("standard output", self._advice):
+            self._watcher.iteration(row)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out of a run.
+
+    Attributes:
+        before, after: flat measures before and after learning, under `eval/...`.
+        first: the evaluation before learning; None in a run that was resumed. last: the one after it.
+        optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
+        learned: what learning has cost, see `LearningMeter.row`. iterations, episodes: how far it came.
+    """
+
+    before: Metrics
+    after: Metrics
+    first: Evaluation | None
+    last: Evaluation
+    optimum: Optimum
+    seconds: float
+    learned: Metrics
+    iterations: int
+    episodes: int
+
+
+class Training:
+    """One training, ready to run. Making it checks all settings and touches no file.
+
+    Args:
+        settings: what to train.
+        folder: of an interrupted run, to go on with; None for a new run.
+        beta: reward units per nat, that J is measured with; None takes the agent's own, or the task's.
+        seed: of the evaluations; None takes the agent's own.
+        pictures: write TensorBoard events and curve.png, where what they need is installed.
+
+    Attributes:
+        task: what is learned. beta: reward units per nat.
+        reference: what KL is measured from; has_own_reference: whether it is the agent's, not the task's.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        folder: RunFolder | None = None,
+        *,
+        beta: float | None = None,
+        seed: int | None = None,
+        pictures: bool = True,
+    ) -> None:
+        self._settings, self._folder, self._pictures = settings, folder, pictures
+        config = make_config(agent_class(settings.agent), settings.config)
+        self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
+        self._env = make_env(settings.id, int(getattr(config, "batch", 64)), **settings.env)
+        self.task = self._env.unwrapped.task
+        self.task.prompt_set(settings.split)
+        own_beta = getattr(config, "beta", None) if beta is None else beta
+        self.beta = float(self.task.beta if own_beta is None else own_beta)
+        self._agent: Agent = (
+            load_agent(folder.checkpoint, self._env, settings.agent)
+            if folder is not None and folder.checkpoint.is_dir()
+            else make_agent(settings.agent, self._env, config)
+        )
+        self.reference = reference_of(self._agent, self.task)
+        own = getattr(self._agent, "own_reference", lambda: None)
+        self.has_own_reference = own() is not None
+        self._optimum: Optimum | None = None
+        self._unsettled = False
+        self._meter = LearningMeter(self._env)
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
+        self._first: Evaluation | None = None
+        self._last: Evaluation | None = None
+        self._iterations = self._episodes = 0
+
+    def run(self, out: str | Path, watcher: Watcher, optimum: Optimum | None = None) -> TrainResult:
+        """Learns, and writes the run's folder.
+
+        Args:
+            out: a new folder; not looked at in a run that is resumed.
+            watcher: is told what happens.
+            optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
+                completions do not tell it, that is after learning, with the trained policy's among them: until then
+                evaluations have a J and no optimality.
+        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C or SIGTERM;
+            DiskFullError where nothing more can be written.
+        """
+        resumed = self._folder is not None
+        config = asdict(self._settings) | {"versions": versions()}
+        with disk_full_at(out):
+            folder = self._folder or RunFolder.create(out, config)
+        self._folder, self._optimum = folder, optimum
+        advice = f"go on with: {self._command(folder)}"
+        watcher = _Told(watcher, advice)
+        try:
+            rewind_to = self._checkpoint_iteration() if resumed else None
+            with (
+                disk_full_at(folder.path, advice),
+                folder.writing(rewind_to, self._pictures) as has_events,
+            ):
+                if self._pictures and not has_events:
+                    watcher.note('no TensorBoard events are written: pip install "textgym[report]"')
+                self._catch_up(folder)
+                return self._run(folder, watcher)
+        except KeyboardInterrupt as interrupt:
+            raise TrainingInterrupted(self._how_to_go_on(folder)) from interrupt
+
+    def _how_to_go_on(self, folder: RunFolder) -> str:
+        done = f"after {self._episodes} of {self._settings.episodes} episodes"
+        return f"{done}; go on with: {self._command(folder)}"
+
+    def _command(self, folder: RunFolder) -> str:
+        """The command line that goes on with this run."""
+        plan = self._settings
+        # What --agent can be told, and by which defaults, depends on it.
+        agent = [] if plan.agent == "lm-ppo" else ["--agent", plan.agent]
+        return shlex.join(["textgym", "train", plan.id, *agent, "--out", str(folder.path), "--resume"])
+
+    def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
+        settings = self._settings
+        if self._optimum is None:
+            watcher.stage("working out the optimum")
+            kept = kept_optimum(folder.path, self.task, settings.split, self.beta)
+            self._optimum = kept or self._work_out()
+            self._unsettled = needs_proposals(self._optimum) and bool(proposals_of(self._agent, self.task))
+            if not self._unsettled:
+                keep_optimum(folder.path, self.task, self._optimum)
+        if not folder.metrics():
+            watcher.stage("evaluating before learning")
+            self._first = self._evaluate(settings.final_per_prompt)
+            self._record(folder, watcher, {"iteration": 0, "episode": 0}, self._first)
+        watcher.stage("learning")
+        if self._episodes < settings.episodes:
+            self._learn(folder, watcher)
+        if self._last is None and not getattr(self._agent, "learns", True):
+            self._last = self._first  # what cannot learn is the same after it as before
+        if self._last is None:
+            self._last = self._evaluate_last(folder, watcher)
+        return self._finish(folder, watcher, self._last)
+
+    def _learn(self, folder: RunFolder, watcher: Watcher) -> None:
+        settings = self._settings
+        offset = self._iterations
+
+        def after_iteration(metrics: Metrics) -> bool:
+            self._meter.stop(metrics)
+            before = self._episodes
+            self._iterations += 1
+            self._episodes = int(metrics.get("episode", (self._iterations) * self._env.num_envs))
+            row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
+            done = self._episodes >= settings.episodes
+            evaluation = None
+            if done:
+                self._last = evaluation = self._evaluate_last(folder, watcher)
+            elif self._is_due(before):
+                evaluation = self._evaluate(settings.eval_per_prompt)
+            self._record(folder, watcher, row, evaluation)
+            at_point = evaluation is not None and settings.eval_points > 0
+            if done or at_point or interrupted() or self._every(settings.save_every):
+                self._save(folder)
+            self._meter.start()
+            return interrupted()
+
+        with first_interrupt(
+            lambda: watcher.note("stopping after this iteration; Ctrl-C again stops at once")
+        ) as (interrupted):
+            self._meter.start()
+            self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
+            if interrupted() and self._episodes < settings.episodes:
+                self._draw(folder, watcher)
+                raise interrupted.error()
+        if self._iterations == offset:
+            self._meter.stop()
+            self._save(folder)
+
+    def _is_due(self, before: int) -> bool:
+        """Whether an evaluation follows this iteration. Args: before: episodes before it."""
+        points, budget = self._settings.eval_points, self._settings.episodes
+        if points:
+            return self._episodes * points // budget > before * points // budget
+        return self._every(self._settings.eval_every)
+
+    def _every(self, iterations: int) -> bool:
+        return iterations > 0 and self._iterations % iterations == 0
+
+    def _finish(self, folder: RunFolder, watcher: Watcher, last: Evaluation) -> TrainResult:
+        rows = folder.metrics()
+        before = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
+        after = evaluation_row(last)
+        assert self._optimum is not None
+        seconds = folder.seconds()
+        self._draw(folder, watcher)
+        folder.finish(
+            {
+                "before": before,
+                "after": after,
+                "optimum": optimum_summary(self._optimum),
+                "beta": self.beta,
+                "iterations": self._iterations,
+                "episodes": self._episodes,
+                "seconds": seconds,
+                "versions": versions(),
+            }
+        )
+        reached = self._meter.row(), self._iterations, self._episodes
+        return TrainResult(before, after, self._first, last, self._optimum, seconds, *reached)
+
+    def _work_out(self, proposals: Sequence[Agent] = ()) -> Optimum:
+        # Always the same samples, so that every run of a task is measured against the same J*.
+        per_prompt = self._settings.optimum_per_prompt
+        reference = self.reference if self.has_own_reference else None
+        return optimum_of(
+            self.task,
+            proposals,
+            reference,
+            beta=self.beta,
+            split=self._settings.split,
+            per_prompt=per_prompt,
+        )
+
+    def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> Evaluation:
+        if self._unsettled:
+            watcher.stage("working out the optimum, with what was learned")
+            with at_rest(self._agent, self._settings.agent, self._env) as agent:
+                self._optimum = self._work_out(proposals_of(agent, self.task))
+            self._unsettled = False
+            keep_optimum(folder.path, self.task, self._optimum)
+        watcher.stage("evaluating after learning")
+        return self._evaluate(self._settings.final_per_prompt)
+
+    def _evaluate(self, per_prompt: int) -> Evaluation:
+        assert self._optimum is not None
+        optimum = unsettled(self._optimum) if self._unsettled else self._optimum
+        with at_rest(self._agent, self._settings.agent, self._env) as agent:
+            return evaluate(
+                agent,
+                self.task,
+                self.reference,
+                optimum,
+                beta=self.beta,
+                split=self._settings.split,
+                per_prompt=per_prompt,
+                seed=self._seed,
+            )
+
+    def _record(
+        self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: Evaluation | None
+    ) -> None:
+        # Of all episodes so far; those of evaluations are counted apart.
+        failures = self.task.scorer.failures
+        row = {**metrics, **{f"reward/failures/{kind}": count for kind, count in failures.items()}}
+        if evaluation is not None:
+            row |= evaluation_row(evaluation)
+            rows = sample_rows(evaluation, self._settings.samples)
+            folder.sample({"iteration": self._iterations, **sample} for sample in rows)
+        row |= self._meter.row()
+        row["seconds"] = time.monotonic() - self._started
+        row["cpu_seconds"] = time.process_time() - self._cpu_started
+        folder.log(row)
+        watcher.iteration(row)
+
+    def _save(self, folder: RunFolder) -> None:
+        folder.sync_logs()
+        self._agent.save(folder.checkpoint)
+        folder.mark(self._iterations)
+
+    def _checkpoint_iteration(self) -> int:
+        assert self._folder is not None
+        # A crash may fall between writing the agent and the mark; an agent that counts for itself knows better.
+        own = getattr(self._agent, "iteration", None)
+        return int(own) if isinstance(own, int) else self._folder.marked()
+
+    def _catch_up(self, folder: RunFolder) -> None:
+        """Takes the counters from the logs, which end where the checkpoint was written."""
+        rows = folder.metrics()
+        if not rows:
+            return
+        with reading(folder.path, "the log"):
+            self._iterations = count(rows[-1], "iteration")
+            self._episodes = [count(row, "episode") for row in rows][-1]  # curves need it of every row
+            self._started -= number(rows[-1], "seconds")
+            self._cpu_started -= float(rows[-1].get("cpu_seconds", 0.0))
+            self._meter.restore(rows[-1])
+
+    def _draw(self, folder: RunFolder, watcher: Watcher) -> None:
+        if not self._pictures:
+            return
+        best = None if self._optimum is None else self._optimum.value
+        base = None if self._optimum is None else self._optimum.reference
+        levels = None if best is None or base is None else (base.mean, best.mean)
+        try:
+            title = f"{self._settings.agent} on {self._settings.id}"
+            draw_curves(folder.metrics(), folder.curve, title, levels, self.beta)
+        except ModuleNotFoundError:
+            watcher.note('no curve.png is drawn: pip install "textgym[report]"')

@@ -1,0 +1,170 @@
+"""Runs a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster; goes on where it broke off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from textgym.commands.console import note, output, untrusted
+from textgym.commands.flags import import_user_module, parse
+from textgym.prompts import HeldOut
+
+EXIT_FAILED = 1
+_COLUMN = 12  # characters of a column of the last table, about
+_NAMED = 5  # failed cells that the last line names
+
+
+@dataclass(frozen=True)
+class BenchFlags:
+    """Run the cells of a suite that have no result yet. The same command again goes on with what is left."""
+
+    suite: str = "quick"
+    """Name of the suite; --list shows all."""
+    agents: tuple[str, ...] | None = None
+    """Only these agents of the suite, by default all; module:Class adds your own, with its tasks and budgets."""
+    seeds: int | None = None
+    """Runs of each row, seeds from 0; by default the suite's."""
+    engine: Literal["serial", "pool", "ray"] = "pool"
+    """Where cells run: in this process, in processes of this machine, or on Ray."""
+    workers: int | None = None
+    """Processes; by default one for each core."""
+    address: str | None = None
+    """Of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
+    split: HeldOut = "eval"
+    """Which held-out prompts: those to report, or those to choose settings on, with other seeds."""
+    out: Path | None = None
+    """Folder of the results, by default runs/bench-SUITE (-tune for that split). What is there is never overwritten."""
+    retry_failed: bool = False
+    """Also run cells again that failed."""
+    keep_checkpoints: bool = False
+    """Keep the last checkpoint of the cells that run now, for eval and inspect."""
+    list: bool = False
+    """Show the suites, and run nothing."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command. Raises: SystemExit with 1 if a cell failed."""
+    flags = parse(BenchFlags, [*arguments], "bench")
+    if flags.list:
+        output().print(suites_table())
+        return
+    from textgym_benchmarks.run.progress import LiveTable
+    from textgym_benchmarks.run.runner import busy_share, run_suite
+
+    for agent in flags.agents or ():
+        if ":" in agent:
+            import_user_module(agent.partition(":")[0])
+    out = flags.out or Path("runs") / f"bench-{flags.suite}{'-tune' * (flags.split == 'tune')}"
+    results = run_suite(
+        flags.suite,
+        out,
+        flags.agents,
+        flags.engine,
+        flags.workers,
+        flags.seeds,
+        split=flags.split,
+        address=flags.address,
+        retry_failed=flags.retry_failed,
+        save=flags.keep_checkpoints,
+        watcher=LiveTable(),
+    )
+    console = output()
+    for table in summary_tables(results, console.width):
+        console.print(table)
+    busy = busy_share(out)
+    if busy is not None:
+        console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
+    console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
+    _say_what_is_wanting(results)
+
+
+def suites_table() -> Table:
+    """The suites with their sizes and what they cost."""
+    from textgym_benchmarks.run.progress import duration
+    from textgym_benchmarks.suites import SUITES, make_suite
+    from textgym_benchmarks.suites.select import cost
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("suite", "cells", "tasks", "agents", "seeds", "CPU time, about", "what it is"):
+        table.add_column(name, justify="right" if name in ("cells", "tasks", "agents", "seeds") else "left")
+    for name in SUITES:
+        suite = make_suite(name)
+        counts = [len({getattr(cell, kind) for cell in suite.cells}) for kind in ("id", "agent", "seed")]
+        seconds = sum(cost(cell) for cell in suite.cells)
+        sizes = [f"{len(suite.cells):,}", *map(str, counts)]
+        table.add_row(name, *sizes, duration(seconds), suite.description)
+    return table
+
+
+def summary_tables(results: Sequence[Any], width: int) -> list[Table]:
+    """Mean optimality over the seeds by task and agent; cells that failed or are missing are counted beside it.
+
+    Args:
+        results: of a suite.
+        width: characters in a line; agents that do not fit go into another table.
+    """
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for result in results:
+        groups.setdefault((_task(result.cell), result.cell.name), []).append(result)
+    tasks = list(dict.fromkeys(task for task, _ in groups))
+    agents = list(dict.fromkeys(agent for _, agent in groups))
+    at_once = max((width - max(map(len, tasks))) // _COLUMN, 1)
+    tables = []
+    for start in range(0, len(agents), at_once):
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="optimality, mean over seeds")
+        table.add_column("task", no_wrap=True)
+        shown = agents[start : start + at_once]
+        for agent in shown:
+            table.add_column(untrusted(agent), justify="right", overflow="fold")
+        for task in tasks:
+            table.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
+        tables.append(table)
+    return tables
+
+
+def _task(cell: Any) -> str:
+    name: str = cell.id.removeprefix("textgym/")
+    return name if cell.reward_name == "default" else f"{name} {cell.reward_name}"
+
+
+def _summary(results: Sequence[Any]) -> str:
+    """As in "0.912", "0.912, 1 failed" and "-", where nothing was asked for."""
+    if not results:
+        return ""
+    done = [result for result in results if result.status == "done"]
+    scores = [result.measures["after"]["optimality"] for result in done]
+    means = [score["mean"] for score in scores if score is not None and score["mean"] is not None]
+    parts = [f"{sum(means) / len(means):.3f}" if means else "-"] if done else []
+    for status in ("failed", "missing"):
+        count = sum(result.status == status for result in results)
+        parts += [f"{count} {status}"] if count else []
+    return ", ".join(parts)
+
+
+def _say_what_is_wanting(results: Sequence[Any]) -> None:
+    """Says where cells were run from different sources, failed, or are still missing, a line each.
+
+    Raises: SystemExit with 1 if a cell failed or is still missing.
+    """
+    sources = {result.versions.get("source", "unknown") for result in results if result.status == "done"}
+    if len(sources) > 1:
+        note(f"the cells were run from different sources of textgym: {', '.join(sorted(sources))}")
+    missing = [result for result in results if result.status == "missing"]
+    if missing:
+        note(
+            f"{len(missing)} of {len(results)} cells are still at work in another process: run this again later"
+        )
+    failed = [result for result in results if result.status == "failed"]
+    if failed:
+        named = [f"{result.cell.key} ({result.error['type']})" for result in failed[:_NAMED]]
+        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        note(
+            f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again"
+        )
+    if failed or missing:
+        raise SystemExit(EXIT_FAILED)

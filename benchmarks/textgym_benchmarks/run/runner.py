@@ -1,0 +1,194 @@
+"""Runs a suite: one folder with one result for each cell; what is finished is skipped, what broke off is resumed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from textgym.files import read_json, write_json
+from textgym.interrupts import DiskFullError, disk_full_at
+from textgym.prompts import HeldOut
+from textgym_benchmarks.engines import Engine, Event, Job, make_engine
+from textgym_benchmarks.engines.jobs import cores
+from textgym_benchmarks.results.format import FORMAT
+from textgym_benchmarks.results.store import Result, load_results
+from textgym_benchmarks.run.optima import settle
+from textgym_benchmarks.run.progress import Progress, Silent, Watcher
+from textgym_benchmarks.run.work import FUNCTION, RUN_CELL
+from textgym_benchmarks.suite import Cell, Suite
+from textgym_benchmarks.suite_folder import (
+    CellBusyError,
+    cell_folder,
+    cell_result,
+    failed_result,
+    hold,
+    open_suite,
+    put_aside,
+)
+from textgym_benchmarks.suites import make_suite
+from textgym_benchmarks.suites.select import cost, select
+
+
+class BenchInterrupted(KeyboardInterrupt):
+    """Ctrl-C while a suite ran; the message says what is there and how to go on."""
+
+
+def run_suite(
+    suite: Suite | str,
+    out: str | Path,
+    agents: Sequence[str] | None = None,
+    engine: str = "pool",
+    workers: int | None = None,
+    seeds: int | None = None,
+    *,
+    split: HeldOut | None = None,
+    address: str | None = None,
+    retry_failed: bool = False,
+    save: bool = False,
+    watcher: Watcher | None = None,
+    function: str = RUN_CELL,
+) -> list[Result]:
+    """Runs the cells of a suite that have no result yet.
+
+    Args:
+        suite: a suite, or the name of one.
+        out: its folder. A new one is made; one that holds the same suite is gone on with.
+        agents: registered names or "module:Class", see `select`; None for the suite's own.
+        engine: "serial", "pool" or "ray".
+        workers: processes; None for the cores that there are.
+        seeds: how many, from 0; None for the suite's own.
+        split: whose prompts are answered, see `Evaluation`; None for the suite's own.
+        address: of a Ray cluster.
+        retry_failed: also run cells again that failed; else they stay failed.
+        save: keep the last checkpoint of the cells that run, in `cells/KEY/run/checkpoint/`.
+        watcher: is told what happens.
+        function: see `run_one`.
+    Returns: a result for each cell, in the suite's order. Failed cells are among them.
+    Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or
+        SIGTERM; DiskFullError where nothing more can be written, which leaves the cells at work open.
+    """
+    chosen = select(make_suite(suite) if isinstance(suite, str) else suite, agents, seeds)
+    if split is not None:
+        chosen = replace(chosen, evaluation=replace(chosen.evaluation, split=split))
+    runs = make_engine(engine, workers, address)
+    folder = open_suite(out, chosen)
+    progress = Progress(chosen.cells, runs.workers)
+    cells = {cell.key: cell for cell in _unfinished(folder, chosen.cells, retry_failed, progress)}
+    jobs = [_job(cell, chosen, folder, function, save) for cell in cells.values()]
+    watcher = watcher or Silent()
+    started = time.monotonic()
+    watcher.begin(progress)
+    try:
+        with disk_full_at(folder, "run the same command again, which goes on"):
+            try:
+                if jobs:
+                    _follow(runs, jobs, cells, folder, progress, watcher)
+                if function == RUN_CELL:
+                    for line in settle(folder, chosen.cells, chosen.evaluation.split, save):
+                        watcher.note(line)
+            finally:
+                if jobs:
+                    _write_timing(folder, engine, runs, time.monotonic() - started, progress)
+    except KeyboardInterrupt as interrupt:
+        raise BenchInterrupted(
+            f"{progress.count('done')} of {len(chosen.cells)} cells are done; the same command with the same folder "
+            f"({folder}) goes on"
+        ) from interrupt
+    finally:
+        watcher.end()
+    return load_results(folder)
+
+
+def busy_share(folder: str | Path) -> float | None:
+    """How busy the last run of a suite kept the cores: CPU seconds over wall seconds times cores; None if unknown."""
+    path = Path(folder) / "timing.json"
+    if not path.exists():
+        return None
+    busy = read_json(path)["runs"][-1]["busy"]
+    return None if busy is None else float(busy)
+
+
+def _unfinished(
+    folder: Path, cells: Sequence[Cell], retry_failed: bool, progress: Progress
+) -> Iterator[Cell]:
+    """The cells to run, the longest first: then all cores are busy to the end."""
+    for cell in sorted(cells, key=cost, reverse=True):
+        there = cell_result(cell_folder(folder, cell))
+        if there is not None and there.get("status") == "failed" and retry_failed:
+            with hold(cell_folder(folder, cell)):
+                put_aside(cell_folder(folder, cell))
+            there = None
+        if there is None:
+            yield cell
+        else:
+            progress.known(cell.key, there)
+
+
+def _job(cell: Cell, suite: Suite, folder: Path, function: str, save: bool) -> Job:
+    arguments: dict[str, Any] = {"cell": cell.to_json(), "evaluation": suite.evaluation.to_json()}
+    # Workers of a cluster have other current folders.
+    arguments |= {"suite": str(folder.resolve()), "function": function, "save": save}
+    return Job(cell.key, FUNCTION, arguments)
+
+
+def _follow(
+    engine: Engine,
+    jobs: Sequence[Job],
+    cells: dict[str, Cell],
+    folder: Path,
+    progress: Progress,
+    watcher: Watcher,
+) -> None:
+    with closing(engine.run(jobs)) as events:  # type: ignore[type-var]
+        for event in events:
+            cell = cells[event.key]
+            if event.kind == "started":
+                progress.start(event.key)
+            elif event.kind == "lost":
+                watcher.note(f"{event.key}: {event.value}; it is started again")
+                progress.lose(event.key)
+            else:
+                progress.finish(event.key, _settle(cell_folder(folder, cell), cell, event))
+            watcher.changed(event.key)
+
+
+def _settle(folder: Path, cell: Cell, event: Event) -> dict[str, Any]:
+    """The result of a finished job, written where the worker could not."""
+    failure = event.failure
+    if failure is None:
+        result: dict[str, Any] = event.value
+    elif failure.type == CellBusyError.__name__:
+        return {"status": "busy"}
+    elif failure.type == DiskFullError.__name__:
+        # Not the cell's fault: it stays open, and no other one would fare better.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        result = failed_result(cell, asdict(failure))
+    if not (
+        folder / "result.json"
+    ).exists():  # it is there, unless the worker failed or has a disk of its own
+        with hold(folder, wait=True):
+            write_json(folder / "result.json", result)
+    return result
+
+
+def _write_timing(folder: Path, name: str, engine: Engine, seconds: float, progress: Progress) -> None:
+    used = engine.cpu_seconds()
+    row = {
+        "engine": name,
+        "workers": engine.workers,
+        "cores": cores(),
+        "wall_seconds": seconds,
+        "cpu_seconds": used,
+        "busy": used / (seconds * cores()) if seconds else None,
+        "cells": len(progress.finished_now),
+    }
+    path = folder / "timing.json"
+    before = read_json(path)["runs"] if path.exists() else []
+    write_json(path, {"format": FORMAT, "runs": [*before, row]})

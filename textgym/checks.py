@@ -1,0 +1,65 @@
+"""What arguments are checked with: allowed values, the nearest name to a misspelt one, and docstrings to show."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+MOST_ROWS = 2**20
+"""Of what is made or done at once, as sub-environments: more would keep a machine busy before anything is seen."""
+
+
+class TextGymWarning(UserWarning):
+    """Something that does not stop a run but that its user has to know."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """The beginning of what `repr` says of a value; its kind where there is no repr, as of the greatest integers."""
+    try:
+        return f"{value!r:.{most}}"
+    except Exception:
+        return f"({type(value).__name__})"
+
+
+def check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless a value is one of some names; an array, which `in` cannot ask about, is none."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{argument}={shown(value)}: one of {allowed} is allowed")
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raise ValueError unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}={shown(value)}: True or False is allowed")
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """' Did you mean ...?' for the nearest of `allowed`, or '' when none is near."""
+    near = difflib.get_close_matches(
+        name if isinstance(name, str) else shown(name), list(allowed), n=1, cutoff=0.6
+    )
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def not_one_of(argument: str, name: object, allowed: Iterable[str]) -> str:
+    """The message for a `name` given as `argument` that is not among `allowed`."""
+    names = sorted(allowed)
+    listed = ", ".join(names) if names else "(none)"
+    return f"{argument} {shown(name)}: not one of {listed}.{did_you_mean(name, names)}"
+
+
+def docstring(documented: Any) -> str:
+    """The docstring of a module, class or function; from its source where Python drops it (`PYTHONOPTIMIZE=2`)."""
+    if sys.flags.optimize > 1:
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(documented)))
+        except (OSError, TypeError):
+            pass  # made at run time, with a docstring that was set then
+        else:
+            return ast.get_docstring(tree if inspect.ismodule(documented) else tree.body[0]) or ""  # type: ignore[arg-type]
+    return inspect.getdoc(documented) or ""

@@ -1,0 +1,165 @@
+"""Flags of the command line, read by tyro and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from textgym.checks import did_you_mean, docstring
+from textgym.commands.console import UsageError
+from textgym.files import json_value
+
+T = TypeVar("T")
+_TEXTS = ("--prompt", "--completion")  # flags whose values name no file
+
+EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+"""The id of an environment, as first word after the command."""
+EnvOptions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
+"""Options of the environment; `env_options` reads them."""
+
+
+def parse(flags: type[T], arguments: list[str], command: str) -> T:
+    """An instance of a dataclass from command-line words. `--help` prints the flags and exits.
+
+    Raises: UsageError with what is wrong; whatever the dataclass itself raises.
+    """
+    words = checked_words(arguments)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                flags,
+                args=merged(words, "--env"),
+                prog=f"textgym {command}",
+                description=docstring(flags),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as request:
+        if not request.code:
+            raise
+        raise UsageError(_message(errors.getvalue(), command)) from request
+
+
+def checked_words(arguments: Sequence[str]) -> list[str]:
+    """Command-line words with the home folder in place of a `~` that a flag's value or a path starts with.
+
+    Raises: UsageError for a word that is not UTF-8, as libraries that write files ask for, or an unknown home folder.
+    """
+    return [_checked(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+
+
+def _checked(before: str, word: str) -> str:
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{os.fsencode(word)!r}: allowed are words and names in UTF-8") from error
+    flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+    start = "~" if flag.startswith("--") else "~/"  # of a word that no flag stands before, a path for sure
+    if flag in _TEXTS or not value.startswith(start):
+        return word
+    try:
+        home = str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise UsageError(f"{flag} {value!r}: there is no such home folder (./~ is a name)") from error
+    return f"{flag}={home}" if equals else home
+
+
+def merged(arguments: Sequence[str], flag: str) -> list[str]:
+    """Command-line words in which a flag that takes several words and is given several times stands once.
+
+    tyro would take the last one and say nothing about those before it.
+    """
+    before: list[str] = []
+    taken: list[str] = []
+    inside = False
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            inside = word == flag
+            taken += [] if inside else [word.removeprefix(f"{flag}=")]
+        elif inside and not word.startswith("--"):
+            taken.append(word)
+        else:
+            inside = False
+            before.append(word)
+    return [*before, flag, *taken] if taken else list(arguments)
+
+
+def _message(box: str, command: str) -> str:
+    """The sentence in tyro's error box, and the flag that it thinks was meant.
+
+    A box is a title, the sentence and more, between rules; its lines are drawn with blanks where there is no UTF-8.
+    """
+    lines = [re.sub(r"^[│|]|[│|]$", "", line.strip()).strip() for line in box.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in filter(None, lines[1:]):
+        if set(line) <= set("─-╭╮╰╯+"):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    sentence = next((" ".join(" ".join(part).split()) for part in parts if part), "")
+    body = [line for part in parts for line in part]
+    near = re.search(r"Perhaps you meant:?\s*(--[\w-]+)", " ".join(body))
+    meant = f". Did you mean {near.group(1)!r}?" if near else ""
+    return f"{sentence}{meant} (textgym {command} --help shows the flags)"
+
+
+def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
+    """`NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
+
+    The home folder takes the place of a `~` that a path starts with, as in prompts=~/prompts.txt: shells leave it.
+
+    Raises: UsageError for a word without "=" or without a name.
+    """
+    options = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name.isidentifier():
+            raise UsageError(f"{flag} {word!r}: allowed is NAME=VALUE, as in max_new_tokens=20")
+        try:
+            options[name] = json_value(value)
+        except ValueError:
+            options[name] = str(Path(value).expanduser()) if value.startswith("~/") else value
+    return options
+
+
+def find_id(name: str) -> str:
+    """The full id of an environment: `textgym/` may be left out, `module:ID` imports a module first.
+
+    Raises: UsageError for an id that is not registered, with the nearest one.
+    """
+    import gymnasium as gym
+
+    import textgym  # noqa: F401  (registers the ids)
+
+    module, _, identifier = name.rpartition(":")
+    if module:
+        import_user_module(module)
+    for candidate in (identifier, f"textgym/{identifier}"):
+        if candidate in gym.registry:
+            return candidate
+    ours = [known for known in gym.registry if known.startswith("textgym/")]
+    near = did_you_mean(identifier, ours) or did_you_mean(f"textgym/{identifier}", [*ours, *gym.registry])
+    raise UsageError(f"ID {name!r}: there is no such environment (textgym list shows all).{near}")
+
+
+def import_user_module(name: str) -> Any:
+    """A module of the user's, from the current folder or installed. Raises: UsageError if there is none."""
+    import importlib
+    import sys
+    from pathlib import Path
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.split(".")[0] != error.name.split(".")[0]:
+            raise
+        raise UsageError(f"module {name!r}: neither in the current folder nor installed") from error

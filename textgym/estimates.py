@@ -1,0 +1,340 @@
+"""Estimates with intervals: the bootstrap, and importance sampling of an optimum that cannot be enumerated."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.files import check_file, reading, write_bytes
+from textgym.lm.reference import Reference
+from textgym.play import Episodes, play
+from textgym.rewards.shaping import NOISE
+from textgym.task import Task
+
+RESAMPLES = 1000
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95% interval, from resampling completions within every prompt; without width where it is exact."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the interval has no width."""
+        return self.low == self.mean == self.high
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if self.exact else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:
+    """Replicates (R, K) whose deviations are centred on the estimates (K,) and have their unbiased size.
+
+    Resampling n completions shrinks a variance by (n - 1) / n, and a statistic with a bias has it twice in a replicate.
+    With one completion nothing is known of the spread: the result is NaN.
+    """
+    if count < 2:
+        return np.full_like(replicates, np.nan)
+    deviations = replicates - replicates.mean(0)
+    return np.asarray(estimates + deviations * np.sqrt(count / (count - 1)))
+
+
+def interval(mean: float, replicates: Floats) -> Estimate:
+    """The percentile interval of bootstrap replicates (R,) around an estimate."""
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return Estimate(mean, float(low), float(high))
+
+
+def resampled_means(columns: Floats, seed: int) -> Floats:
+    """Means of every column over completions drawn with replacement within every prompt.
+
+    Args:
+        columns: (K, P, n): K measures of n completions of P prompts; drawn together.
+    Returns: (R, K, P) with R = `RESAMPLES`.
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 8.
+    """
+    generator = np.random.default_rng([seed, 4])
+    measures, prompts, count = columns.shape
+    result = np.empty((RESAMPLES, measures, prompts))
+    rows = np.arange(RESAMPLES)[:, None] * count
+    for prompt in range(prompts):
+        drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
+        # How often each completion was drawn: then every mean is one matrix product.
+        times = np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
+        result[:, :, prompt] = times @ columns[:, prompt].T / count
+    return result
+
+
+_FORMAT = 1
+_OWN_STREAM = 1_000_003
+_NORMAL = 1.959963984540054  # the 97.5% quantile
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Completions of P prompts, as many from each of K policies, of which the reference is the first.
+
+    Attributes:
+        returns: (P, n) expected discounted returns, reward units; n = K * each.
+        log_weights: (P, n) log(pi_ref(y) / q(y)), q being the mixture of the K policies in equal parts; 0 where K = 1.
+        weights: (P,) probabilities of the prompts.
+        each: completions that each policy wrote to a prompt; those of policy k are columns k * each to (k + 1) * each.
+        maximum: the greatest return that the reward can pay, reward units; None where it does not say.
+        tokens: (P, K, T) int32, the first completion of each policy, -1 behind its end.
+    """
+
+    returns: Floats
+    log_weights: Floats
+    weights: Floats
+    each: int
+    maximum: float | None
+    tokens: NDArray[np.int32] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.returns.shape
+        fits = len(shape) == 2 and self.each >= 1 and shape[1] and shape[1] % self.each == 0
+        fits = fits and self.log_weights.shape == shape and self.weights.shape == shape[:1]
+        if not fits or self.tokens.ndim != 3 or self.tokens.shape[:2] != (shape[0], shape[1] // self.each):
+            shapes = {
+                name: getattr(self, name).shape for name in ("returns", "log_weights", "weights", "tokens")
+            }
+            raise ValueError(
+                f"each={self.each!r:.80}, shapes {shapes}: allowed are (P, n), (P, n), (P,), (P, n / each, T)"
+            )
+        if not all(np.isfinite(getattr(self, name)).all() for name in ("returns", "log_weights", "weights")):
+            raise ValueError("returns, log_weights or weights: they hold a number that is not finite")
+
+    @property
+    def policies(self) -> int:
+        """K."""
+        return int(self.returns.shape[1]) // self.each
+
+
+@dataclass(frozen=True, eq=False)
+class Tilt:
+    """What samples say of J* and J_ref at one beta.
+
+    Attributes:
+        values, references: (P,) of each prompt, reward units.
+        replicates: (R, 2) of J_ref and J*, averaged over the prompts, drawn together.
+        effective_samples: (P,) (sum v)^2 / sum v^2 with v = exp(R / beta) pi_ref / q.
+        unseen: (P,) whether all completions of a prompt earned the same, and less than the reward can pay.
+    """
+
+    values: Floats
+    references: Floats
+    replicates: Floats
+    effective_samples: Floats
+    unseen: NDArray[np.bool_]
+
+
+def draw_samples(
+    task: Task,
+    reference: Reference,
+    proposals: Sequence[Any] = (),
+    *,
+    split: str = "eval",
+    each: int = 128,
+    seed: int = 0,
+) -> Samples:
+    """Play the reference and every proposal, and score each completion under all of them.
+
+    Args:
+        proposals: trained policies with `log_probs(observation)`.
+        each: completions that each policy writes to a prompt of `split`.
+    Raises: ValueError if a proposal has no log-probabilities.
+    """
+    policies = [reference, *proposals]
+    # Not the completions that an evaluation of the same seed draws.
+    episodes = play(
+        policies[0], task, split=split, per_prompt=each, seed=seed + _OWN_STREAM, others=policies[1:]
+    )
+    logs = episodes.log_probs  # (P, n, K)
+    mixture = np.logaddexp.reduce(logs, axis=-1) - math.log(len(policies)) if proposals else 0.0
+    return Samples(
+        returns=_single(expected_returns(task, episodes)),
+        log_weights=_single(logs[..., 0] - mixture) if proposals else np.zeros_like(episodes.returns),
+        weights=episodes.weights,
+        each=each,
+        maximum=greatest_return(task),
+        tokens=episodes.tokens[:, ::each].astype(np.int32),
+    )
+
+
+def tilt(samples: Samples, beta: float, seed: int = 0) -> Tilt:
+    """J* = E_x[beta log E_{y ~ q} (pi_ref / q) exp(R / beta)] and J_ref, with bootstrap replicates.
+
+    A log of a mean is biased low; the leading bias is taken out. The completions of each policy are one stratum of the
+    variance and of the bootstrap. J_ref is the mean of the reference's own completions.
+
+    Args:
+        beta: > 0, reward units per nat.
+    Source: Korbak et al. (2022), arXiv:2205.11275, section 3; Owen and Zhou (2000), Safe and effective importance
+        sampling, section 3 (the mixture).
+    """
+    logs = samples.log_weights + samples.returns / beta
+    top = logs.max(1, keepdims=True)
+    tilted = np.exp(logs - top)  # (P, n)
+    effective = tilted.sum(1) ** 2 / np.square(tilted).sum(1)
+    values = _soft_maximum(top[:, 0], *_moments(tilted, samples.each), beta)
+    references = samples.returns[:, : samples.each].mean(1)
+    base, best = _replicates(samples, tilted, top[:, 0], beta, seed)
+    unseen = _unseen(samples)
+    values = np.where(unseen, samples.returns[:, 0], values)
+    estimates = np.array([samples.weights @ references, samples.weights @ values])
+    drawn = np.stack([base @ samples.weights, best @ np.where(unseen, 0.0, samples.weights)], axis=1)
+    drawn = widen(estimates, drawn, samples.each)
+    # Few effective samples know little of their own spread: Student's t in place of the normal.
+    drawn[:, 1] = estimates[1] + (drawn[:, 1] - estimates[1]) * _student(
+        1.0 / np.sum(samples.weights / effective)
+    )
+    if unseen.any() and samples.maximum is not None:
+        # Where nothing better was found, J* lies anywhere from what was seen to the greatest return.
+        room = samples.weights[unseen] @ (samples.maximum - values[unseen])
+        drawn[1::2, 1] += room
+    return Tilt(values, references, drawn, effective, unseen)
+
+
+def soft_maximum(returns: Floats, beta: float) -> Floats:
+    """Return beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
+    top = returns.max(-1, keepdims=True)
+    tilted = np.exp((returns - top) / beta)
+    flat = tilted.reshape(-1, returns.shape[-1])
+    mean, variance = _moments(flat, returns.shape[-1])
+    shape = returns.shape[:-1]
+    return _soft_maximum(top[..., 0] / beta, mean.reshape(shape), variance.reshape(shape), beta)
+
+
+def expected_returns(task: Task, episodes: Episodes) -> Floats:
+    """Returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
+
+    A noisy reward names its noise by a term `noise`; without one, the gold reward counts as its expectation.
+
+    Raises: ValueError for a noisy task that has neither.
+    """
+    if not task.noisy:
+        return episodes.returns
+    if NOISE in episodes.terms:
+        noise = np.nan_to_num(episodes.terms[NOISE])  # none was paid where the reward abstained or failed
+        return np.asarray(episodes.returns - noise * task.gamma ** (episodes.lengths - 1))
+    if np.isnan(episodes.gold).any():
+        raise ValueError(
+            f"task {task.name!r}: its reward is noisy; allowed is one with a term {NOISE!r}, or with gold as its mean"
+        )
+    return np.asarray(episodes.gold * task.gamma ** (episodes.lengths - 1))
+
+
+def greatest_return(task: Task) -> float | None:
+    """The greatest discounted return that the task's reward declares (`maximum`); None where it does not say."""
+    maximum = getattr(task.reward, "maximum", None)
+    if maximum is None or task.scorer.pay == "every":
+        return None
+    return max(float(maximum), 0.0) if task.gamma < 1 else float(maximum)
+
+
+def write_samples(samples: Samples, path: Path, key: dict[str, Any]) -> None:
+    """Write samples and what they belong to as one safetensors file, atomically.
+
+    Args:
+        path: of the file. key: JSON values, see `read_samples`.
+    """
+    from safetensors.numpy import save
+
+    arrays: dict[str, NDArray[Any]] = {
+        "returns": samples.returns.astype(np.float32),
+        "log_weights": samples.log_weights.astype(np.float32),
+        "weights": samples.weights,
+        "tokens": samples.tokens,
+    }
+    facts = {"format": _FORMAT, "each": samples.each, "maximum": samples.maximum, "key": key}
+    write_bytes(path, save(arrays, metadata={"samples": json.dumps(facts, sort_keys=True)}))
+
+
+def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
+    """Read what `write_samples` wrote: the samples and their key.
+
+    Raises: ValueError naming the file if it holds none.
+    """
+    from safetensors import safe_open
+
+    with reading(path, "the file of samples"):
+        check_file(path)
+        with safe_open(path, "numpy") as file:
+            facts = json.loads((file.metadata() or {})["samples"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"format {facts['format']!r:.80}, allowed is {_FORMAT}")
+        samples = Samples(
+            returns=arrays["returns"].astype(np.float64),
+            log_weights=arrays["log_weights"].astype(np.float64),
+            weights=arrays["weights"],
+            each=int(facts["each"]),
+            maximum=facts["maximum"],
+            tokens=arrays["tokens"],
+        )
+        return samples, facts["key"]
+
+
+def _single(values: Floats) -> Floats:
+    """Round to what a file holds, so that samples and those read back say the same."""
+    return values.astype(np.float32).astype(np.float64)
+
+
+def _moments(tilted: Floats, each: int) -> tuple[Floats, Floats]:
+    """Mean (P,) of rows (P, n) made of strata of `each` columns, and the variance of that mean."""
+    strata = tilted.reshape(len(tilted), -1, each)
+    spread = strata.var(-1, ddof=1) if each > 1 else np.zeros(strata.shape[:2])
+    return tilted.mean(1), np.asarray(spread.mean(1) / tilted.shape[1])
+
+
+def _soft_maximum(top: Floats, mean: Floats, variance: Floats, beta: float) -> Floats:
+    """Beta (top + log mean) without its leading bias, -variance / (2 mean^2) in the log."""
+    return np.asarray(beta * (top + np.log(mean) + 0.5 * variance / np.square(mean)))
+
+
+def _replicates(
+    samples: Samples, tilted: Floats, top: Floats, beta: float, seed: int
+) -> tuple[Floats, Floats]:
+    """Bootstrap replicates (R, P) of each prompt's J_ref and J*, drawn together, each stratum on its own."""
+    each, count = samples.each, samples.policies
+    base: Floats | None = None
+    mean = square = inner = 0.0
+    for policy in range(count):
+        own = tilted[:, policy * each : (policy + 1) * each]
+        columns = np.stack([samples.returns[:, :each], own, np.square(own)])
+        returns, means, squares = resampled_means(columns, seed + 1 + policy).swapaxes(0, 1)
+        base = returns if base is None else base
+        mean, square, inner = mean + means / count, square + squares / count, inner + means**2 / count
+    assert base is not None
+    # As `_moments`: the unbiased variance within strata, over all n columns.
+    within = (square - inner) * each / max(each - 1, 1)
+    variance = within / tilted.shape[1]
+    return base, _soft_maximum(top, np.asarray(mean), np.asarray(variance), beta)
+
+
+def _unseen(samples: Samples) -> NDArray[np.bool_]:
+    lowest, highest = samples.returns.min(1), samples.returns.max(1)
+    same = highest - lowest <= 1e-9 * np.maximum(1.0, np.abs(highest))
+    return np.asarray(same & (samples.maximum is None or highest < (samples.maximum or 0.0) - 1e-9))
+
+
+def _student(samples: float) -> float:
+    """Student's t over the normal quantile, at 97.5%.
+
+    Source: Abramowitz and Stegun (1964), 26.7.5.
+    """
+    z, freedom = _NORMAL, max(samples - 1.0, 1.0)
+    terms = (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return 1.0 + terms / z

@@ -1,0 +1,278 @@
+"""The optimum of any task: solved, read from the committed estimates, or estimated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from textgym.estimates import RESAMPLES, Estimate, Floats, Samples, draw_samples, interval, read_samples, tilt
+from textgym.lm.reference import Reference
+from textgym.solver import MAX_STATES, Solution, UnsolvableError, solve
+from textgym.solver.growth import check_beta
+from textgym.task import Task, has_language_model, make_reference, reference_model
+
+FOLDER: Final = Path(__file__).parent / "tasks" / "optima"
+"""Holds `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
+
+
+def committed_samples(task: Task, split: str) -> Samples | None:
+    """Return the committed samples of a task; None where there are none, or they are of another task.
+
+    They are those of this task if its fingerprint is the same and its reward pays their completions the same.
+    """
+    path = samples_path(task, split)
+    if task.noisy or not path.is_file():
+        return None
+    samples, key = _read(path)
+    return samples if key == fingerprint(task, split) and pays_the_same(task, split, samples) else None
+
+
+def pays_the_same(task: Task, split: str, samples: Samples) -> bool:
+    """Return whether the task's reward pays the kept completions what it paid when they were drawn.
+
+    A noisy reward cannot be compared: True.
+    """
+    if task.noisy:
+        return True
+    kept = samples.returns[:, :: samples.each].ravel()
+    return bool(np.allclose(pay(task, split, samples), kept, rtol=1e-5, atol=1e-6))
+
+
+def samples_path(task: Task, split: str) -> Path:
+    """Return where a task's committed samples are, whether or not they are there."""
+    return FOLDER / f"{task.name.lower()}.{split}.safetensors"
+
+
+def fingerprint(task: Task, split: str) -> dict[str, Any]:
+    """Return what tells one task from another, as JSON values: prompts, limits, gamma, reward, mask, reference.
+
+    beta is not in it: samples are good for any.
+    """
+    asked = task.prompt_set(split)
+    prompts = [[prompt.text, list(prompt.ids)] for prompt in task.encoded(split)]
+    facts = {
+        "prompts": _digest(json.dumps([prompts, asked.weights.tolist()]).encode()),
+        "vocabulary": _digest(
+            json.dumps([task.vocabulary.stop_ids, task.vocabulary.allowed.tolist()]).encode()
+        ),
+        "reference": _reference(task),
+    }
+    plain = {name: getattr(task, name) for name in ("name", "max_prompt_tokens", "max_new_tokens", "gamma")}
+    return {**plain, **facts, "split": split, "reward": task.reward_name, "mask": _mask(task)}
+
+
+def pay(task: Task, split: str, samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return what the reward pays for the kept completions, prompt by prompt, (P * K,) discounted, reward units."""
+    count = samples.tokens.shape[1]
+    rows = samples.tokens.reshape(-1, samples.tokens.shape[2])
+    ids = [row[row >= 0].tolist() for row in rows]
+    prompts = [prompt for prompt in task.encoded(split) for _ in range(count)]
+    before = task.scorer.state_dict()
+    try:
+        judged = task.judge(split, prompts, ids)
+    finally:
+        task.scorer.load_state_dict(before)
+    return judged.total * task.gamma ** (np.array([len(row) for row in ids]) - 1)
+
+
+def _mask(task: Task) -> str | None:
+    """The digest of the task's grammar; the type of a mask that has none."""
+    if task.mask is None:
+        return None
+    grammar = getattr(task.mask, "grammar", None)
+    return type(task.mask).__qualname__ if grammar is None else _digest(str(grammar).encode())
+
+
+def _reference(task: Task) -> str:
+    """The digest of the reference's weights; its name where it has none."""
+    if not has_language_model(task):
+        return str(task.reference)
+    weights = sorted(Path(reference_model(task)).glob("*.safetensors"))
+    return _digest_of_files(tuple(weights)) if weights else str(task.reference)
+
+
+@lru_cache(maxsize=8)
+def _digest_of_files(paths: tuple[Path, ...]) -> str:
+    return _digest(b"".join(path.read_bytes() for path in paths))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path) -> tuple[Samples, dict[str, Any]]:
+    return read_samples(path)
+
+
+ENOUGH = 10
+"""Effective samples a prompt below which an estimate of J* is not shown."""
+WELL_KNOWN = 30
+"""Effective samples a prompt from which trained policies need not be sampled as well."""
+MAX_MASKED = 50_000
+"""States up to which a task with a mask is solved here: it has to be asked in every one of them."""
+UNSEEN = 0.1
+"""The greatest share of prompts of which no completion was rewarded above the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """The ends of the scale that policies are measured on: J* of a task, and J of its reference.
+
+    Attributes:
+        value: J*, reward units; None where it is not known.
+        reference: J of the reference; None where nothing was sampled.
+        beta: reward units per nat. split: whose prompts.
+        replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together; all the same where
+            they are exact, NaN where J* is not known.
+        effective_samples: weighted harmonic mean over prompts of the number of samples that carry the estimate; None
+            where J* is exact.
+        unknown: why J* is not known; "" where it is.
+        solution: V*, Q* and pi*, where the task was solved. samples: what J* was estimated from.
+        committed: whether these samples came with the package.
+    """
+
+    value: Estimate | None
+    reference: Estimate | None
+    beta: float
+    split: str
+    replicates: Floats = field(repr=False)
+    effective_samples: float | None = None
+    unknown: str = ""
+    solution: Solution | None = field(default=None, repr=False)
+    samples: Samples | None = field(default=None, repr=False)
+    committed: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether it was solved, not estimated."""
+        return self.solution is not None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"J* not known ({self.unknown})"
+        samples = self.effective_samples or 0.0
+        few = f", fewer than {WELL_KNOWN}" if samples < WELL_KNOWN else ""
+        how = "exact" if self.exact else f"{samples:.0f} effective samples a prompt{few}"
+        return f"J* = {self.value}, J of the reference = {self.reference}, at beta = {self.beta:g} ({how})"
+
+
+def optimum_of(
+    task: Task,
+    proposals: Sequence[Any] = (),
+    reference: Reference | None = None,
+    *,
+    beta: float | None = None,
+    split: str = "eval",
+    per_prompt: int = 128,
+    seed: int = 0,
+) -> Optimum:
+    """Return J* and J of the reference: solved where that can be done, else estimated.
+
+    For a shipped task whose samples are committed these serve, at any beta, so that everybody has the same J*. A task
+    that can be solved is solved. Any other is estimated by importance sampling from a mixture of the reference and the
+    proposals. Nothing is trained here.
+
+    Args:
+        proposals: policies that somebody has trained, with `log_probs(observation)`: they find what the reference
+            seldom writes. They change how sure J* is, not what it is.
+        reference: pi_ref; None takes the task's.
+        beta: >= 0, reward units per nat; None takes the task's.
+        per_prompt: completions that the reference and each proposal write to a prompt, where J* is estimated.
+        seed: of the sampling.
+    Returns: J* is "not known" (`value` None) at beta = 0 without a solution, below 10 effective samples a prompt, and
+        where no completion of some prompts was paid more than the others: if the reward declares no `maximum`, or they
+        weigh more than a tenth.
+    Raises: ValueError for a beta out of range or a proposal without log-probabilities.
+    """
+    beta = check_beta(task, beta)
+    samples = None if reference is not None or not beta else committed_samples(task, split)
+    if samples is None:
+        try:
+            limit = MAX_MASKED if task.mask else MAX_STATES
+            return solved(solve(task, reference, beta=beta, split=split, max_states=limit))
+        except UnsolvableError:
+            if task.scorer.pay == "together":
+                reason = "the reward compares completions, so that no text has a value of its own"
+                return _unknown(None, beta, split, reason)
+            if not beta:
+                reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
+                return _unknown(None, beta, split, reason)
+    if samples is not None:
+        return replace(estimated(samples, beta, split), committed=True)
+    policy = make_reference(task) if reference is None else reference
+    drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed)
+    return estimated(drawn, beta, split, seed)
+
+
+def solved(solution: Solution) -> Optimum:
+    """The scale of a task that was solved: nothing on it has an interval."""
+    best, base = solution.objective, solution.reference_objective
+    return Optimum(
+        value=Estimate(best, best, best),
+        reference=Estimate(base, base, base),
+        beta=solution.beta,
+        split=solution.tree.split,
+        replicates=np.tile([base, best], (RESAMPLES, 1)),
+        solution=solution,
+    )
+
+
+def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optimum:
+    """The scale that samples tell of at one beta > 0; see `optimum_of` for when J* is not known."""
+    found = tilt(samples, beta, seed)
+    seen = np.where(found.unseen, 0.0, samples.weights)
+    effective = float(seen.sum() / np.sum(seen / found.effective_samples)) if seen.any() else 0.0
+    reference = interval(float(samples.weights @ found.references), found.replicates[:, 0])
+    unseen = float(samples.weights[found.unseen].sum())
+    reason = ""
+    if unseen and samples.maximum is None:
+        reason = (
+            f"all completions of {unseen:.0%} of the prompts earned the same, "
+            "and the reward declares no `maximum`"
+        )
+    elif unseen > UNSEEN:
+        reason = f"all completions of {unseen:.0%} of the prompts earned the same"
+    elif effective < ENOUGH:
+        reason = f"{effective:.1f} effective samples a prompt, {ENOUGH} are needed"
+    if reason:
+        return _unknown(reference, beta, split, reason, effective, samples)
+    value = interval(float(samples.weights @ found.values), found.replicates[:, 1])
+    return Optimum(value, reference, beta, split, found.replicates, effective, samples=samples)
+
+
+def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:
+    """Return (J - J_ref) / (J* - J_ref) with its interval; None where J* is not known or the reference attains it.
+
+    Args:
+        objective: J, reward units. replicates: (R,) bootstrap replicates of it; all the same where it is exact.
+    """
+    if optimum.value is None or optimum.reference is None:
+        return None
+    room = optimum.value.mean - optimum.reference.mean
+    if not room > 0 or np.isnan(objective):
+        return None
+    base, best = optimum.replicates.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (replicates - base) / (best - base)
+    score = (objective - optimum.reference.mean) / room
+    return Estimate(score, score, score) if np.ptp(ratios) == 0 else interval(score, ratios)
+
+
+def _unknown(
+    reference: Estimate | None,
+    beta: float,
+    split: str,
+    reason: str,
+    effective: float | None = None,
+    samples: Samples | None = None,
+) -> Optimum:
+    nothing = np.full((RESAMPLES, 2), np.nan)
+    return Optimum(None, reference, beta, split, nothing, effective, reason, samples=samples)

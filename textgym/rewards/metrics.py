@@ -1,0 +1,259 @@
+"""Rewards by other packages' metrics: BLEU, chrF, ROUGE and VADER's sentiment."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from textgym.checks import check_flag, not_one_of, shown
+from textgym.rewards.base import NamedReward, Rebuilt, Values, check_column, import_extra, read_column
+from textgym.rewards.words import composed, is_unspaced, warn_once, words
+
+Variant = Literal["rouge1", "rouge2", "rougeL"]
+Measure = Literal["precision", "recall", "fmeasure"]
+
+
+class _Overlap(Rebuilt, NamedReward, ABC):
+    """Compares each completion with the texts of the data column `column`."""
+
+    column: str
+    maximum = 1.0
+
+    def __post_init__(self) -> None:
+        check_column(self.column)
+        self.prepare()
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+        """Score every completion; None where its reference is None.
+
+        Raises: ValueError if the column is missing, or holds anything but a text, texts or None.
+        """
+        rows = zip(completions, read_column(columns, self.column, self.name), strict=True)
+        return [None if given is None else self._score(text, self._texts(given)) for text, given in rows]
+
+    def _score(self, text: str, references: list[str]) -> float | None:
+        """None where the measure sees nothing in any reference."""
+        seen = [reference for reference in references if self.sees(reference)]
+        if not seen and any(reference.strip() for reference in references):
+            warn_once(
+                f"reward {self.name!r} sees no word in a reference of punctuation or emoji, and abstains there"
+            )
+            return None
+        return self.overlap(composed(text), seen or references)
+
+    def sees(self, reference: str) -> bool:
+        """Whether there is anything to compare with in a text."""
+        return True
+
+    def _texts(self, given: Any) -> list[str]:
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(
+                f"column {self.column!r} holds {given!r:.80}; a text, a list of at least one, or None is allowed"
+            )
+        return [composed(text) for text in texts]
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Check the other parameters and import what is needed."""
+
+    @abstractmethod
+    def overlap(self, text: str, references: list[str]) -> float:
+        """How much of the references is in the text, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Bleu(_Overlap):
+    """Pays sacrebleu's sentence-level BLEU / 100, with effective order and exponential smoothing. Range [0, 1].
+
+    Args:
+        column: data column with a reference text or a list of them; None abstains.
+        lowercase: ignore case.
+
+    Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
+    Source: Papineni et al. (2002); Post (2018), arXiv:1804.08771.
+    """
+
+    column: str = "reference"
+    lowercase: bool = False
+    name = "bleu"
+
+    def prepare(self) -> None:
+        """Import sacrebleu."""
+        check_flag("lowercase", self.lowercase)
+        _bleu(self.lowercase)
+
+    def overlap(self, text: str, references: list[str]) -> float:
+        """BLEU against all references at once. Warns: TextGymWarning, once, of a script without spaces."""
+        if any(map(is_unspaced, references)):
+            warn_once(
+                "reward 'bleu' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
+                "no words; 'chrf' and 'rouge' read them"
+            )
+        return _hundredth(_bleu(self.lowercase).sentence_score(text, references).score)
+
+
+@dataclass(frozen=True)
+class Chrf(_Overlap):
+    """Pays sacrebleu's sentence-level chrF / 100: the F-score of character n-grams. Range [0, 1].
+
+    Args:
+        column: data column with a reference text or a list of them (the best counts); None abstains.
+        word_order: 0: chrF; 2: chrF++, with word n-grams up to 2.
+        beta: how much more recall weighs than precision, 1 or more.
+
+    Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
+    Source: Popović (2015), W15-3049.
+    """
+
+    column: str = "reference"
+    word_order: int = 0
+    beta: int = 2
+    name = "chrf"
+
+    def prepare(self) -> None:
+        """Check the orders and import sacrebleu."""
+        for name, value, lowest in (("word_order", self.word_order, 0), ("beta", self.beta, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}={shown(value)}: an integer of {lowest} or more is allowed")
+        _chrf(self.word_order, self.beta)
+
+    def overlap(self, text: str, references: list[str]) -> float:
+        """The greatest chrF against one of the references."""
+        return _hundredth(_chrf(self.word_order, self.beta).sentence_score(text, references).score)
+
+
+@dataclass(frozen=True)
+class Rouge(_Overlap):
+    """Pays ROUGE as rouge_score computes it, on lower-case letters and digits. Range [0, 1].
+
+    Words are letters, digits and marks of any script; where a script has no spaces between words, every letter is one.
+    A reference without a word (of emoji, say) abstains, and the first one warns.
+
+    Args:
+        variant: "rouge1" and "rouge2": n-grams; "rougeL": longest common subsequence.
+        measure: "precision", "recall" or "fmeasure".
+        stem: strip English suffixes first (Porter's).
+        column: data column with a reference text or a list of them (the one with the best F-measure counts);
+            None abstains.
+
+    Raises: ValueError for a bad parameter; ModuleNotFoundError without the package rouge_score.
+    Source: Lin (2004), W04-1013.
+    """
+
+    variant: Variant = "rougeL"
+    measure: Measure = "fmeasure"
+    stem: bool = False
+    column: str = "reference"
+    name = "rouge"
+
+    def prepare(self) -> None:
+        """Check variant and measure, and import rouge_score."""
+        for name, allowed in (("variant", get_args(Variant)), ("measure", get_args(Measure))):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
+                raise ValueError(not_one_of(name, value, allowed))
+        check_flag("stem", self.stem)
+        _rouge(self.variant, self.stem)
+
+    def sees(self, reference: str) -> bool:
+        """Whether there is a word in a reference."""
+        return bool(words(reference))
+
+    def overlap(self, text: str, references: list[str]) -> float:
+        """ROUGE against the reference that fits best."""
+        best = _rouge(self.variant, self.stem).score_multi(references, text)[self.variant]
+        return float(getattr(best, self.measure))
+
+
+def _hundredth(score: float) -> float:
+    """From 0..100 to 0..1; a perfect score is 100.00000000000004."""
+    return min(score / 100.0, 1.0)
+
+
+# Cached here and not in the rewards, which stay small to pickle.
+@functools.cache
+def _bleu(lowercase: bool) -> Any:
+    return import_extra("sacrebleu.metrics", "bleu").BLEU(lowercase=lowercase, effective_order=True)
+
+
+@functools.cache
+def _chrf(word_order: int, beta: int) -> Any:
+    return import_extra("sacrebleu.metrics", "chrf").CHRF(word_order=word_order, beta=beta)
+
+
+@functools.cache
+def _rouge(variant: str, stem: bool) -> Any:
+    return import_extra("rouge_score.rouge_scorer", "rouge").RougeScorer([variant], tokenizer=_Words(stem))
+
+
+class _Words:
+    """The tokenizer that `RougeScorer` is given; of ASCII texts it gives what the package's own does."""
+
+    def __init__(self, stem: bool) -> None:
+        self._stem = import_extra("nltk.stem.porter", "rouge").PorterStemmer().stem if stem else None
+
+    def tokenize(self, text: str) -> list[str]:
+        found = words(text)
+        if self._stem is None:
+            return found
+        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+
+
+TARGETS: Final = {"positive": 1.0, "negative": -1.0}
+
+
+@dataclass(frozen=True)
+class Sentiment(Rebuilt, NamedReward):
+    """Pays 1 - |compound - target| / 2 for VADER's compound score, in [-1, 1], of the completion.
+
+    Range [0, 1]. With target "positive" that is (1 + compound) / 2, with "negative" (1 - compound) / 2. A text
+    without any word of the lexicon, the empty one too, has compound score 0 and so earns 0.5 with either.
+
+    Args:
+        target: "positive" (1), "negative" (-1), or a number from -1 to 1.
+
+    VADER reads English: a text with letters of which none is Latin counts as neutral, and the first one warns.
+
+    Raises: ValueError for another target; ModuleNotFoundError without the package vaderSentiment.
+    Source: Hutto and Gilbert (2014), VADER, ICWSM; English texts.
+    """
+
+    target: str | float = "positive"
+    name = "sentiment"
+    maximum = 1.0
+
+    def __post_init__(self) -> None:
+        target = self.target
+        if isinstance(target, str) and target not in TARGETS:
+            raise ValueError(not_one_of("target", target, TARGETS))
+        if not isinstance(target, str) and (
+            isinstance(target, bool) or not isinstance(target, int | float) or not -1 <= target <= 1
+        ):
+            raise ValueError(
+                f"target={shown(target)}: 'positive', 'negative' or a number from -1 to 1 is allowed"
+            )
+        _analyzer()
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """Score every completion."""
+        aim = TARGETS[self.target] if isinstance(self.target, str) else self.target
+        scores = _analyzer().polarity_scores
+        texts = [composed(text) for text in completions]
+        if any(not text.isascii() and _has_no_latin(text) for text in texts):
+            warn_once("reward 'sentiment' reads English; a text without a Latin letter counts as neutral")
+        return [1.0 - abs(scores(text)["compound"] - aim) / 2.0 for text in texts]
+
+
+def _has_no_latin(text: str) -> bool:
+    letters = [letter for letter in text if letter.isalpha()]
+    return bool(letters) and not any(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+
+
+@functools.cache
+def _analyzer() -> Any:
+    """The lexicon, read once a process; rewards stay small to pickle without it."""
+    return import_extra("vaderSentiment.vaderSentiment", "sentiment").SentimentIntensityAnalyzer()

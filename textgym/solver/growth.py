@@ -1,0 +1,215 @@
+"""Grow the prefix tree of a task, and pay its states with the task's own reward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.checks import shown
+from textgym.rewards import Scorer
+from textgym.rewards.calling import is_finite
+from textgym.rewards.shaping import potential_difference
+from textgym.solver.tree import Floats, Ints, Level, PrefixTree, UnsolvableError, check_size, count_states
+from textgym.state import TokenState
+from textgym.task import Task, make_reference
+
+
+def default_reference(tree: PrefixTree, reference: Any) -> Any:
+    """The reference itself, or the task's for None."""
+    return make_reference(tree.task) if reference is None else reference
+
+
+def check_beta(task: Task, beta: float | None) -> float:
+    """Raises: ValueError unless it is finite and >= 0 (reward units per nat)."""
+    beta = task.beta if beta is None else beta
+    if not is_finite(beta) or beta < 0:
+        raise ValueError(f"beta={shown(beta)}: allowed is a finite number >= 0 (reward units per nat)")
+    return float(beta)
+
+
+def check_gamma(task: Task, gamma: float | None) -> float:
+    """Raises: ValueError unless it lies in [0, 1]."""
+    gamma = task.gamma if gamma is None else gamma
+    if not is_finite(gamma) or not 0 <= gamma <= 1:
+        raise ValueError(f"gamma={shown(gamma)}: allowed is 0..1 (discount per token)")
+    return float(gamma)
+
+
+MAX_STATES = 2_000_000
+_TEXTS_AT_ONCE = 50_000
+_MASKS_AT_ONCE = 4096
+
+
+def prefix_tree(subject: Any, split: str | None = None, max_states: int = MAX_STATES) -> PrefixTree:
+    """Every state that legal actions reach, with what the environment pays there.
+
+    Legal are the tokens of `vocabulary.allowed` that the task's mask, where it has one, allows in the state.
+
+    Args:
+        subject: a `Task`, or an environment of one; a `PrefixTree` is returned as it is.
+        split: "train", "eval" or "tune"; None takes the environment's, "train" for a task.
+        max_states: states; a larger tree is refused before memory is spent on it.
+
+    Raises:
+        UnsolvableError: the tree is too large; the reward is noisy without saying what it pays on average
+            (`expected`), or changes while it scores.
+        ValueError: the split is unknown; the mask allows nothing in some state.
+        TypeError: `subject` is none of these.
+        RewardError: the reward fails.
+    """
+    if isinstance(subject, PrefixTree):
+        return subject
+    task, split = _task_and_split(subject, split)
+    bare = _grow_masked(task, split, max_states) if task.mask else _grow_free(task, split, max_states)
+    unpaid = PrefixTree(task, split, tuple(bare))
+    with _Payer(task, split) as payer:
+        paid = [replace(level, reward=payer.pay(unpaid, depth)) for depth, level in enumerate(bare) if depth]
+    return PrefixTree(task, split, (bare[0], *paid))
+
+
+def _task_and_split(subject: Any, split: str | None) -> tuple[Task, str]:
+    if isinstance(subject, Task):
+        return subject, "train" if split is None else split
+    bare = getattr(subject, "unwrapped", None)
+    task = getattr(bare, "task", None)
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"task={subject!r:.80}: allowed are a textgym.task.Task, an environment of one, and a PrefixTree"
+        )
+    return task, str(getattr(bare, "split", "train")) if split is None else split
+
+
+def _grow_free(task: Task, split: str, max_states: int) -> list[Level]:
+    """The tree of a task without a mask: every running state has the same actions, so its size is known at once."""
+    actions = np.flatnonzero(task.vocabulary.allowed)
+    stops = np.isin(actions, task.vocabulary.stop_ids)
+    roots, ending = len(task.encoded(split)), int(stops.sum())
+    check_size(count_states(roots, len(actions) - ending, ending, task.max_new_tokens), max_states)
+    levels: list[Level] = []
+    parent, action, finished = _roots(roots)
+    for depth in range(1, task.max_new_tokens + 1):
+        running = np.flatnonzero(~finished)
+        levels.append(_level(parent, action, finished, np.where(finished, 0, len(actions))))
+        if not len(running):
+            return levels
+        parent, action = np.repeat(running, len(actions)), np.tile(actions, len(running))
+        finished = np.tile(stops | (depth == task.max_new_tokens), len(running))
+    return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
+
+
+def _grow_masked(task: Task, split: str, max_states: int) -> list[Level]:
+    """The tree of a task whose mask has to be asked in every state; counted while it grows."""
+    levels: list[Level] = []
+    parent, action, finished = _roots(len(task.encoded(split)))
+    total = len(parent)
+    check_size(total, max_states)
+    for depth in range(1, task.max_new_tokens + 1):
+        running = np.flatnonzero(~finished)
+        if not len(running):
+            break
+        so_far = PrefixTree(task, split, (*levels, _level(parent, action, finished, np.zeros(0))))
+        rows, actions = [], []
+        for batch, mask in _masks(so_far, depth - 1, running):
+            total += int(np.count_nonzero(mask))
+            check_size(total, max_states, "at least ")
+            where, token = np.nonzero(mask)
+            rows.append(batch[where])
+            actions.append(token)
+        below = np.concatenate(rows)
+        levels.append(_level(parent, action, finished, np.bincount(below, minlength=len(parent))))
+        parent, action = below, np.concatenate(actions)
+        finished = np.isin(action, task.vocabulary.stop_ids) | (depth == task.max_new_tokens)
+    return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
+
+
+def _masks(tree: PrefixTree, depth: int, running: Ints) -> Iterator[tuple[Ints, NDArray[np.bool_]]]:
+    """Batches of running states with the tokens that are legal there, bool (m, V)."""
+    task = tree.task
+    assert task.mask is not None
+    prompts, size = task.encoded(tree.split), max(1, min(_MASKS_AT_ONCE, 8_000_000 // task.vocabulary.size))
+    for start in range(0, len(running), size):
+        rows = running[start : start + size]
+        tokens = tree.completions(depth, rows).tolist()
+        prompt = tree.prompt_of[depth][rows].tolist()
+        states = [TokenState(prompts[i], tuple(ids)) for i, ids in zip(prompt, tokens, strict=True)]
+        mask = task.mask(states) & task.vocabulary.allowed
+        if not mask.any(axis=1).all():
+            raise ValueError(f"mask of task {task.name!r}: leaves no token at all in some state")
+        yield rows, mask
+
+
+def _roots(count: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    return np.arange(count), np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=np.bool_)
+
+
+def _level(parent: Ints, action: Ints, finished: NDArray[np.bool_], children: NDArray[Any]) -> Level:
+    first = np.zeros(len(children) + 1, dtype=np.int64)
+    np.cumsum(children, out=first[1:])
+    return Level(parent, action, finished, first, np.zeros(len(parent)))
+
+
+class _Payer:
+    """Asks the task's reward for the states of a tree, in batches, and leaves the task's own scorer alone."""
+
+    def __init__(self, task: Task, split: str) -> None:
+        reward = task.reward
+        if task.scorer.pay == "together":
+            raise UnsolvableError(
+                f"task {task.name!r}: its reward {task.scorer.name!r} compares the completions of a batch, "
+                "so it is no function of one text; allowed is one that is"
+            )
+        if task.noisy:
+            reward = getattr(task.reward, "expected", None)
+            if not callable(reward):
+                raise UnsolvableError(
+                    f"task {task.name!r}: its reward is noisy and has no attribute `expected`, "
+                    "a reward that pays the mean over the noise; without it there is nothing exact to solve"
+                )
+        self._task, self._split, self._pay = task, split, task.scorer.pay
+        self._scorer = Scorer(reward, task.on_error, task.penalty, task.timeout)
+        self._before = copy.deepcopy(self._scorer.state_dict()["reward"])
+        self._potential: Floats = np.zeros(len(task.encoded(split)))
+
+    def __enter__(self) -> _Payer:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._scorer.close()
+        state = self._scorer.state_dict()
+        if state["reward"] == self._before:
+            return
+        self._scorer.load_state_dict(state | {"reward": self._before})
+        if error is None:
+            raise UnsolvableError(
+                f"task {self._task.name!r}: its reward {self._scorer.name!r} changes while it scores, "
+                "so it is no fixed function of the text; allowed is one that stays the same"
+            )
+
+    def pay(self, tree: PrefixTree, depth: int) -> Floats:
+        """What the environment pays on arriving in each state of a level, to be asked level after level."""
+        level = tree.levels[depth]
+        if self._pay == "end":
+            reward = np.zeros(len(level.parent))
+            ended = np.flatnonzero(level.finished)
+            reward[ended] = self._score(tree, depth, ended)
+            return reward
+        score = self._score(tree, depth, np.arange(len(level.parent)))
+        if self._pay == "every":
+            return score
+        before, self._potential = self._potential[level.parent], score
+        return np.asarray(potential_difference(before, score, level.finished, self._task.gamma))
+
+    def _score(self, tree: PrefixTree, depth: int, rows: Ints) -> Floats:
+        prompts, result = self._task.encoded(self._split), np.zeros(len(rows))
+        for start in range(0, len(rows), _TEXTS_AT_ONCE):
+            part = slice(start, start + _TEXTS_AT_ONCE)
+            chosen = [prompts[i] for i in tree.prompt_of[depth][rows[part]].tolist()]
+            ids = tree.completions(depth, rows[part]).tolist()
+            seeds = [0] * len(ids)  # a column of noisy tasks, which the mean does not depend on
+            result[part] = self._task.judge(self._split, chosen, ids, seeds, scorer=self._scorer).total
+        return result

@@ -1,0 +1,238 @@
+"""The optimum of a small token MDP by backward induction: V*, Q*, pi*, J*.
+
+The objective is J = E[sum_t gamma^t r_t] - beta E[sum_t log(pi / ref)]: rewards are discounted by their absolute time
+step, the KL is not discounted. Values are therefore kept in units of reward at time 0,
+
+    Q(s_t, a) = gamma^t r_t + V(s_{t+1}),        V(s_t) = max_pi sum_a pi(a) [Q(s_t, a) - beta log(pi(a) / ref(a))],
+
+with V = 0 once an episode has ended. The maximum is taken at pi*(a) = ref(a) exp(Q(s_t, a) / beta) / Z and is
+V(s_t) = beta log sum_a ref(a) exp(Q(s_t, a) / beta); so the optimum is Gibbs, ref(y) exp(R(y) / beta) / Z with R the
+discounted return, at every gamma. In units of reward at time t the same recursion has V_t = V / gamma^t and the
+temperature beta / gamma^t, which grows with t and has no value at gamma = 0.
+
+Source: Korbak et al. (2022), arXiv:2205.11275, section 3; Levine (2018), arXiv:1805.00909, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.solver.growth import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.tree import (
+    Floats,
+    Level,
+    Lookup,
+    PrefixTree,
+    edge_log_probs,
+    log_sum,
+    per_edge,
+    per_state,
+)
+from textgym.solver.values import Completion, PolicyValues, evaluate_edges
+
+_TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
+
+
+def soft_backup(
+    action_values: Floats, log_reference: Floats, level: Level, beta: float
+) -> tuple[Floats, Floats]:
+    """One step of induction at beta > 0.
+
+    Args:
+        action_values: Q per edge (m,), reward units; log_reference: nats, -inf where the reference never goes.
+        level: the states that the edges leave.
+    Returns: V per running state, -inf where every edge has a reference of 0 or leads to such a state; log pi* per edge.
+    """
+    open_ = (log_reference > -np.inf) & (action_values > -np.inf)
+    top = per_state(np.where(open_, action_values, -np.inf), level, np.maximum)
+    dead = np.isneginf(top)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gaps = np.where(open_, (action_values - per_edge(np.where(dead, 0.0, top), level)) / beta, -np.inf)
+    tilted = np.where(open_, log_reference + gaps, -np.inf)
+    total = log_sum(tilted, level)
+    # At large beta the log of a number next to 1 loses what the factor beta brings back: log(1 + x) does not.
+    excess = per_state(np.exp(log_reference) * np.expm1(gaps), level, np.add)
+    log_mean = np.where(excess > -0.5, np.log1p(np.maximum(excess, -0.5)), np.where(dead, 0.0, total))
+    values = np.where(dead, -np.inf, top + beta * log_mean)
+    return values, _policy(tilted, total, np.ones(len(gaps), dtype=np.bool_), level)
+
+
+def hard_backup(
+    action_values: Floats, log_reference: Floats, log_mass: Floats, level: Level
+) -> tuple[Floats, Floats, Floats]:
+    """One step of induction at beta = 0: V = max Q, where the reference has no say.
+
+    Among equal maxima the policy is the limit of beta -> 0: the reference given that it makes no mistake.
+
+    Args:
+        log_mass: per edge, log of the probability that the reference makes none from there on.
+    Returns: V and the log mass per running state; log pi* per edge, all equal where the reference makes a mistake for
+        certain.
+    """
+    values = per_state(action_values, level, np.maximum)
+    slack = _TIE * np.maximum(1.0, np.abs(values))
+    best = action_values >= per_edge(values - slack, level)
+    kept = np.where(best, log_reference + log_mass, -np.inf)
+    total = log_sum(kept, level)
+    return values, total, _policy(kept, total, best, level)
+
+
+def _policy(logs: Floats, total: Floats, candidates: NDArray[np.bool_], level: Level) -> Floats:
+    """Normalised logs; where all of them are -inf, the same probability for every candidate."""
+    dead = np.isneginf(total)
+    result = logs - per_edge(np.where(dead, 0.0, total), level)
+    if dead.any():
+        count = per_state(candidates.astype(np.float64), level, np.add)
+        with np.errstate(divide="ignore"):
+            even = np.log(candidates / per_edge(count, level))
+        result = np.where(per_edge(dead, level), even, result)
+    return np.asarray(result)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The optimum of J = E[sum gamma^t r_t] - beta E[sum KL]. Made by `solve`; it is the optimal policy too.
+
+    Values are in units of reward at time 0, see `textgym.solver.solution`.
+
+    Attributes:
+        tree, beta, gamma: of the problem.
+        values: V*(s) per state. action_values: Q*(s, a) per edge, gamma^t r_t + V*(s_{t+1}).
+        log_policy, log_reference: log pi* and log pi_ref per edge, nats. At beta = 0 equally good actions share the
+            probability as they do in the limit beta -> 0.
+    """
+
+    tree: PrefixTree = field(repr=False)
+    beta: float
+    gamma: float
+    values: tuple[Floats, ...] = field(repr=False)
+    action_values: tuple[Floats, ...] = field(repr=False)
+    log_policy: tuple[Floats, ...] = field(repr=False)
+    log_reference: tuple[Floats, ...] = field(repr=False)
+
+    @property
+    def objective(self) -> float:
+        """J*, averaged over rho."""
+        return float(self.tree.weights @ self.values[0])
+
+    @property
+    def reference_objective(self) -> float:
+        """J of the reference, averaged over rho."""
+        return self.reference.objective
+
+    @property
+    def prompt_values(self) -> Floats:
+        """V*(s_0) of every prompt, (P,)."""
+        return self.values[0]
+
+    @cached_property
+    def optimal(self) -> PolicyValues:
+        """Return, KL, entropy and trajectories of pi*."""
+        return evaluate_edges(self.tree, self.log_policy, self.log_reference, self.beta, self.gamma)
+
+    @cached_property
+    def reference(self) -> PolicyValues:
+        """The values of the reference."""
+        return evaluate_edges(self.tree, self.log_reference, self.log_reference, self.beta, self.gamma)
+
+    def optimality(self, objective: float) -> float:
+        """(J - J_ref) / (J* - J_ref): 0 is the reference, 1 the optimum; NaN where the reference is the optimum."""
+        room = self.objective - self.reference_objective
+        return (objective - self.reference_objective) / room if room > 0 else float("nan")
+
+    def likeliest(self, prompt: int, count: int = 5) -> list[Completion]:
+        """The optimum's most probable completions of a prompt, the most probable first."""
+        return self.optimal.trajectories.likeliest(prompt, count)
+
+    def log_probs(self, observation: Mapping[str, NDArray[Any]]) -> Floats:
+        """The logs of pi* in a batch of states, (B, V) nats, -inf at illegal tokens: the optimum as a policy.
+
+        A state that has ended gets the uniform distribution over the vocabulary's ordinary tokens: nothing follows it.
+        Raises: ValueError for an observation that is no state of the tree, or that two of its states share.
+        """
+        depths, rows = self._lookup.locate(observation)
+        allowed = self.tree.task.vocabulary.allowed
+        with np.errstate(divide="ignore"):
+            result = np.tile(np.log(allowed / np.count_nonzero(allowed)), (len(rows), 1))
+        for depth in np.unique(depths):
+            level = self.tree.levels[depth]
+            here = np.flatnonzero(depths == depth)
+            here = here[~level.finished[rows[here]]]
+            if len(here):
+                result[here] = -np.inf
+                counts = level.first[rows[here] + 1] - level.first[rows[here]]
+                place = np.repeat(here, counts)
+                offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+                edge = np.repeat(level.first[rows[here]], counts) + offset
+                result[place, self.tree.levels[depth + 1].action[edge]] = self.log_policy[depth][edge]
+        return result
+
+    def state_values(self, observation: Mapping[str, NDArray[Any]]) -> Floats:
+        """V* in a batch of states, (B,). Raises: as `log_probs`."""
+        depths, rows = self._lookup.locate(observation)
+        return np.array([self.values[depth][row] for depth, row in zip(depths, rows, strict=True)])
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.tree)
+
+
+def solve(
+    subject: Any,
+    reference: Any = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    split: str | None = None,
+    max_states: int = MAX_STATES,
+) -> Solution:
+    """The exact optimum, by backward induction over the prefix tree.
+
+    Args:
+        subject: a `Task`, an environment of one, or a `PrefixTree`.
+        reference: pi_ref, anything with `log_probs(observation)`; it is normalised over the legal actions. None takes
+            the task's.
+        beta: reward units per nat; above 0 the optimum is soft, at 0 it is the greatest return. gamma: in [0, 1].
+            None takes the task's.
+        split: "train", "eval" or "tune"; None takes the environment's, "train" for a task.
+        max_states: states; a larger tree is refused before memory is spent on it.
+    Raises: as `prefix_tree` and `edge_log_probs`; ValueError if the reference never finishes any legal completion of
+        some prompt.
+    """
+    tree = prefix_tree(subject, split, max_states)
+    beta, gamma = check_beta(tree.task, beta), check_gamma(tree.task, gamma)
+    log_reference = edge_log_probs(tree, default_reference(tree, reference), "reference")
+    solution = _induct(tree, log_reference, beta, gamma)
+    if np.isneginf(solution.values[0]).any():
+        prompt = tree.task.encoded(tree.split)[int(np.argmin(solution.values[0]))].text
+        raise ValueError(
+            f"reference: it gives every legal completion of prompt {prompt!r} the probability 0; "
+            "allowed is one that can finish every prompt"
+        )
+    return solution
+
+
+def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, gamma: float) -> Solution:
+    """Backward induction from the last level to the prompts."""
+    ends = np.zeros(len(tree.levels[-1].parent))
+    values, log_mass, action_values, log_policy = [ends], ends, list[Floats](), list[Floats]()
+    for depth in range(len(tree.levels) - 2, -1, -1):
+        level = tree.levels[depth]
+        worth = gamma**depth * tree.levels[depth + 1].reward + values[0]
+        own, mass = np.zeros(len(level.parent)), np.zeros(len(level.parent))
+        if beta:
+            own[level.running], logs = soft_backup(worth, log_reference[depth], level, beta)
+        else:
+            own[level.running], mass[level.running], logs = hard_backup(
+                worth, log_reference[depth], log_mass, level
+            )
+        log_mass = mass
+        values.insert(0, own)
+        action_values.insert(0, worth)
+        log_policy.insert(0, logs)
+    return Solution(tree, beta, gamma, tuple(values), tuple(action_values), tuple(log_policy), log_reference)

@@ -1,0 +1,192 @@
+"""What goes into the vector environment (size, mode, arguments of reset) and what comes out (infos)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from textgym.checks import MOST_ROWS, not_one_of, shown
+from textgym.env import RESET_OPTIONS, check_options, chosen_prompt
+from textgym.episodes import Ending
+from textgym.state import Observation, Prompt, TokenStore
+from textgym.task import Task
+
+
+@dataclass(frozen=True)
+class VectorReset:
+    """A checked request to reset.
+
+    Args:
+        rows: the sub-environments concerned.
+        seeds: one per sub-environment, None where the generator goes on.
+        prompts: the prompts that were chosen, by row.
+    """
+
+    rows: list[int]
+    seeds: list[int | None]
+    prompts: dict[int, Prompt]
+
+
+def read_num_envs(num_envs: Any) -> int:
+    """The number of sub-environments. Raises: ValueError unless it is an int in 1..MOST_ROWS."""
+    integer = isinstance(num_envs, int | np.integer) and not isinstance(num_envs, bool)
+    if not integer or not 1 <= num_envs <= MOST_ROWS:
+        raise ValueError(f"num_envs={shown(num_envs)}: allowed is an int in 1..{MOST_ROWS}")
+    return int(num_envs)
+
+
+def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode itself, or the one of this value. Raises: ValueError for another value."""
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        raise ValueError(
+            not_one_of("autoreset_mode", mode, [each.value for each in AutoresetMode])
+        ) from error
+
+
+def check_together(score_together: Any, mode: AutoresetMode, task: Task) -> bool:
+    """Return `score_together`. Raises: TypeError or ValueError unless it is a bool that fits mode and reward."""
+    if not isinstance(score_together, bool):
+        raise TypeError(f"score_together={score_together!r:.80}: allowed is True or False")
+    if task.scorer.pay == "together" and mode is not AutoresetMode.DISABLED:
+        raise ValueError(
+            f"autoreset_mode={mode.value!r}: reward {task.scorer.name!r} compares the completions of a batch "
+            "(pay='together'); allowed is 'Disabled', with score_together=True"
+        )
+    if score_together and mode is not AutoresetMode.DISABLED:
+        raise ValueError(f"score_together=True: allowed with autoreset_mode='Disabled', not {mode.value!r}")
+    if score_together and not task.scorer.pays_at_end:
+        raise ValueError(
+            f"score_together=True: allowed where the reward pays at the end; {task.scorer.name!r} has "
+            f"pay={task.scorer.pay!r}"
+        )
+    return score_together
+
+
+def read_reset(task: Task, split: str, num_envs: int, seed: Any, options: Any) -> VectorReset:
+    """Check the arguments of `reset`. Raises: ValueError or TypeError, naming argument and allowed values."""
+    choice = check_options(options, (*RESET_OPTIONS, "reset_mask"))
+    rows = list(range(num_envs))
+    if "reset_mask" in choice:
+        rows = _masked_rows(choice.pop("reset_mask"), num_envs)
+    seeds = _seeds(seed, num_envs)
+    prompts: dict[int, Prompt] = {}
+    for name, value in choice.items():
+        values = _per_row(name, value, num_envs)
+        prompts = {row: chosen_prompt(task, split, name, values[row]) for row in rows}
+    return VectorReset(rows, seeds, prompts)
+
+
+def _masked_rows(mask: Any, num_envs: int) -> list[int]:
+    if (
+        not isinstance(mask, np.ndarray)
+        or mask.dtype != np.bool_
+        or mask.shape != (num_envs,)
+        or not mask.any()
+    ):
+        what = f"{mask.dtype} array {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ValueError(
+            f"option reset_mask ({what}): allowed is a bool array ({num_envs},) with at least one True"
+        )
+    rows: list[int] = np.flatnonzero(mask).tolist()
+    return rows
+
+
+def _seeds(seed: Any, num_envs: int) -> list[int | None]:
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, list | tuple | np.ndarray):
+        if len(seed) != num_envs:
+            raise ValueError(f"seed: has {len(seed)} values, allowed is one for each of {num_envs} rows")
+        return [None if value is None else _seed(value) for value in seed]
+    return [_seed(seed) + row for row in range(num_envs)]
+
+
+def _seed(value: Any) -> int:
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        seed = -1
+    if seed < 0:
+        raise ValueError(
+            f"seed={value!r:.80}: allowed are None, an int from 0 on, and one of these for each row"
+        )
+    return seed
+
+
+def _per_row(name: str, value: Any, num_envs: int) -> Sequence[Any]:
+    """One value for each sub-environment; a single value is for all of them."""
+    if isinstance(value, str) or np.ndim(value) == 0:
+        return [value] * num_envs
+    if np.shape(value) != (num_envs,):
+        raise ValueError(
+            f"option {name}: has shape {np.shape(value)}, allowed is one value, or ({num_envs},)"
+        )
+    values: Sequence[Any] = value
+    return values
+
+
+Infos = dict[str, Any]
+
+
+class _Rows:
+    """Makes the arrays (N,) that hold values in some rows only, and the mask that says in which."""
+
+    def __init__(self, num_envs: int, rows: Sequence[int]) -> None:
+        self.num_envs, self.rows = num_envs, rows
+        self.at = np.array(rows)
+        self.mask = np.zeros(num_envs, dtype=np.bool_)
+        self.mask[self.at] = True
+
+    def objects(self, values: Sequence[Any]) -> npt.NDArray[Any]:
+        array = np.empty(self.num_envs, dtype=object)  # numpy fills it with None
+        for row, value in zip(self.rows, values, strict=True):
+            array[row] = value
+        return array
+
+    def numbers(self, values: Any, dtype: type) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.zeros(self.num_envs, dtype=dtype)
+        array[self.at] = values
+        return array
+
+    def with_masks(self, arrays: Infos) -> Infos:
+        for key in tuple(arrays):
+            arrays["_" + key] = self.mask.copy()
+        return arrays
+
+
+def reset_infos(num_envs: int, rows: list[int], prompts: Sequence[Prompt]) -> Infos:
+    """What is said of the episodes that started in `rows`."""
+    of = _Rows(num_envs, rows)
+    indices = [-1 if prompt.index is None else prompt.index for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    return of.with_masks({"prompt": of.objects(texts), "prompt_index": of.numbers(indices, int)})
+
+
+def final_infos(num_envs: int, ending: Ending, store: TokenStore) -> Infos:
+    """What is said of the episodes that ended."""
+    of, judgement = _Rows(num_envs, ending.rows), ending.judgement
+    terms = {name: of.numbers(values, float) for name, values in judgement.terms.items()}
+    arrays: Infos = {
+        "completion": of.objects(judgement.texts),
+        "finish_reason": of.objects([store.finish_reason(row) for row in ending.rows]),
+        "reward_terms": of.with_masks(terms),
+    }
+    if ending.gold is not None:
+        arrays["gold"] = of.numbers(ending.gold, float)
+    return of.with_masks(arrays)
+
+
+def same_step_infos(
+    num_envs: int, rows: list[int], observations: Sequence[Observation], final: Infos
+) -> Infos:
+    """The ends of episodes whose rows have been reset in the same step."""
+    of = _Rows(num_envs, rows)
+    return of.with_masks({"final_obs": of.objects(observations), "final_info": final})
