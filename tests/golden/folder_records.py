@@ -34,7 +34,7 @@ UNSTABLE = {
 """Names of JSON values that tell of the day, the machine, the sources or rounding: their type is recorded alone."""
 EVENTS = "events.out.tfevents"
 LARGEST = 1e6
-"""Greatest size with which a number counts in a mean: what stands for infinity would hide the others."""
+"""Numbers of this size, which stand for infinity, count as 0 in means: they would hide the others."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ KINDS: Mapping[str, Kind] = {
     "solve.json": Kind("solve textgym/Stop-v0 --env difficulty=3 --json", printed=True),
     "inspect.json": Kind("inspect textgym/Stop-v0 --agent lm-ppo --json", ("lm-ppo",), printed=True),
     "check.json": Kind(
-        "check lm-ppo --only 1 2 3 4 5 6 7 8 9 10 11 12 13 14 --settings device=cpu --json",
-        slow=True,
-        printed=True,
+        f"check lm-ppo --only {_STATEMENTS} --settings device=cpu --json", slow=True, printed=True
     ),
 }
 
@@ -193,12 +191,13 @@ def stable(value: Any, name: str = "") -> Any:
 
 
 def shape_of(array: Any) -> list[Any]:
-    """Return dtype, shape, mean and mean size of an array; texts have no means."""
+    """Return dtype, shape, mean and mean size of an array; of texts dtype, shape and the texts."""
     shape = [str(array.dtype), list(array.shape)]
-    if array.dtype.kind not in "iufb" or not array.size:
-        return shape
-    exact = np.clip(np.nan_to_num(np.asarray(array, dtype=np.float64)), -LARGEST, LARGEST)
-    return [*shape, float(exact.mean()), float(np.abs(exact).mean())]
+    if array.dtype.kind == "O":
+        return [*shape, [text.decode() for text in array.flat]]
+    exact = np.asarray(array, dtype=np.float64)
+    counted = np.where(np.abs(exact) < LARGEST, exact, 0.0)
+    return [*shape, float(counted.mean()), float(np.abs(counted).mean())] if counted.size else shape
 
 
 def _nodes(group: Any) -> Iterator[tuple[str, Any]]:
