@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,6 @@ from textgym import TokenState, TokenVectorEnv, make_task
 from textgym.evaluate import evaluate
 
 DATA = Path(__file__).parent / "data"
-TIMES = ("seconds", "per_second")
-"""Ends of the names of numbers that differ from run to run."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,21 @@ _REPLAY: Mapping[str, Any] = {**_SB3, "learning_starts": 24, "minibatch": 16, "g
 
 CASES: Mapping[str, Case] = {
     "a2c": Case("a2c", _LM),
-    "alphazero": Case("alphazero", {**_LM, **_SEARCH}),
-    "alphazero of mean backups": Case("alphazero", {**_LM, **_SEARCH, "backup": "mean"}),
+    "alphazero": Case("alphazero", {**_LM, **_SEARCH}, 36),
+    "alphazero of mean backups": Case("alphazero", {**_LM, **_SEARCH, "backup": "mean"}, 24),
     "behaviour-cloning": Case("behaviour-cloning", {**_LM, "data": "texts.jsonl"}),
     "best-of-n": Case("best-of-n", {"n": 4}),
     "dpo": Case("dpo", _LM),
     "dpo of given pairs": Case("dpo", {**_LM, "data": "texts.jsonl", "label_smoothing": 0.1}),
-    "dpo of its own samples, ipo": Case("dpo", {**_LM, "sampler": "policy", "loss": "ipo"}),
+    "dpo of its own samples, ipo": Case("dpo", {**_LM, "sampler": "policy", "loss": "ipo"}, 24),
     "grpo": Case("grpo", {**_LM, "group": 6}),
     "grpo by tokens, divided, k3": Case(
         "grpo", {**_LM, "group": 6, "aggregation": "token", "divide_by_std": True, "kl": "k3"}
     ),
     "lm-ppo": Case("lm-ppo", _LM),
-    "lm-ppo k1, adaptive": Case("lm-ppo", {**_LM, "kl": "k1", "kl_target": 0.5, "schedule": "cosine"}),
+    "lm-ppo k1, adaptive": Case("lm-ppo", {**_LM, "kl": "k1", "kl_target": 0.5, "schedule": "cosine"}, 24),
     "lm-ppo k2, entropy": Case("lm-ppo", {**_LM, "kl": "k2", "entropy_coefficient": 0.1, "warmup": 0.5}),
-    "lm-ppo, another learning rate": Case("lm-ppo", {**_LM, "learning_rate": 0.01, "temperature": 0.8}),
+    "lm-ppo, another learning rate": Case("lm-ppo", {**_LM, "learning_rate": 0.01, "temperature": 0.8}, 24),
     "mcts": Case("mcts", _SEARCH),
     "mcts of mean backups": Case("mcts", {**_SEARCH, "backup": "mean", "root_noise": 0.25}),
     "mcts of greatest values": Case("mcts", {**_SEARCH, "backup": "max", "prior": "uniform"}),
@@ -98,7 +97,7 @@ CASES: Mapping[str, Case] = {
     "sb3-recurrent-ppo": Case("sb3-recurrent-ppo", {**_SB3, "lstm_width": 8}),
     "sb3-sac": Case("sb3-sac", _REPLAY, 96),
     "sb3-td3": Case("sb3-td3", _REPLAY, 96),
-    "sb3-trpo": Case("sb3-trpo", _SB3),
+    "sb3-trpo": Case("sb3-trpo", _SB3, 24),
     "soft-q": Case("soft-q", _LM),
     "value-guided": Case("value-guided", {"run": "guide", "k": 2}),
 }
@@ -146,7 +145,7 @@ def agent_record(case: Case, folder: Path) -> dict[str, Any]:
     agent.learn(env, case.episodes, lambda row: rows.append(dict(row)))
     known = {
         "iterations": len(rows),
-        "metrics": {name: value for name, value in rows[-1].items() if not name.endswith(TIMES)}
+        "metrics": {name: value for name, value in rows[-1].items() if "second" not in name}
         if rows
         else None,
         "log_probs": log_probs(agent, case.masked),
@@ -219,11 +218,12 @@ def write(name: str, data: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Record agents, or with the word `folders` saved folders. Raises: ValueError for another word."""
-    torch.set_num_threads(1)  # as in the tests: bits depend on the number
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in the tests: bits depend on the number of threads
+    torch.set_num_threads(1)
     if list(words) not in ([], ["folders"]):
         raise ValueError(f"words={list(words)!r}: allowed is nothing, or folders")
     if words:
-        from folder_records import folder_records
+        from golden.folder_records import folder_records
 
         with tempfile.TemporaryDirectory() as folder:
             write("folders.json", folder_records(Path(folder)))
@@ -236,4 +236,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
     main(sys.argv[1:])

@@ -1,0 +1,24 @@
+"""Every kind of folder that the command line writes holds the files, keys, tensors and numbers that were recorded."""
+
+from __future__ import annotations
+
+import pytest
+from golden.agent_records import differences, read
+from golden.folder_records import KINDS, Folders
+
+MARKED = [pytest.param(name, marks=[pytest.mark.slow] if kind.slow else []) for name, kind in KINDS.items()]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("folders"))
+
+
+def test_every_kind_is_recorded() -> None:
+    assert list(read("folders.json")) == list(KINDS)
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_folder_is_as_recorded(name: str, folders: Folders) -> None:
+    lines = differences(read("folders.json")[name], folders.record(name))
+    assert not lines, "\n".join([*lines, "If this is meant: python tests/golden/agent_records.py folders"])
