@@ -13,9 +13,12 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 from safetensors import safe_open
-from textgym_benchmarks.results import export_results, load_results, suite_summary
+from textgym_benchmarks.results.store import export_results, load_results, suite_summary
 
+import textgym
 from textgym.cli import main
+
+PACKAGES = Path(textgym.__file__).parents[1]
 
 UNSTABLE = {
     "busy",
@@ -163,7 +166,7 @@ def content_of(path: Path, root: str) -> Any:
         root: what is left out where a text begins with it.
     """
     if path.suffix in (".json", ".jsonl"):
-        text = path.read_text(encoding="utf-8").replace(root, "")
+        text = path.read_text(encoding="utf-8").replace(root, "").replace(f"{PACKAGES}/", "")
         if path.name == "tokenizer.json":
             return {"sha256": hashlib.sha256(text.encode()).hexdigest()[:16]}
         lines = [text] if path.suffix == ".json" else text.splitlines()
