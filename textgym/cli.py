@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from textgym.checks import did_you_mean
-from textgym.commands import command_names, load_command, summary
+from textgym.checks import not_one_of
 from textgym.commands.console import UsageError, one_line
 from textgym.interrupts import DiskFullError, disk_full, is_termination, sigterm_raises
+from textgym.registry import COMMANDS
 from textgym.sources import source_digest, source_folder
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 2, 130, 141, 143
@@ -74,13 +74,11 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         _print_version()
         return 0
-    if name not in command_names():
-        kind = "flag" if name.startswith("-") else "command"
-        near = did_you_mean(name, command_names())
-        raise UsageError(f"{kind} {name!r}: not one of {', '.join(command_names())}.{near}")
+    if name not in COMMANDS:
+        raise UsageError(not_one_of("flag" if name.startswith("-") else "command", name, COMMANDS))
     source_folder()  # before any number is made of two checkouts
     try:
-        load_command(name)(rest)
+        COMMANDS.load(name)(rest)
     except SystemExit as exit_request:
         return _exit_code(exit_request)
     return 0
@@ -95,8 +93,8 @@ def _print_help() -> None:
     console.print("usage: textgym COMMAND ...", markup=False)
     console.print("\nText generation as a Markov decision process, in Gymnasium's interface.\n", markup=False)
     table = Table.grid(padding=(0, 2))
-    for name in command_names():
-        table.add_row(f"  {name}", summary(name))
+    for name in sorted(COMMANDS):
+        table.add_row(f"  {name}", COMMANDS.summary(name))
     console.print(table)
     console.print(
         "\ntextgym COMMAND --help shows the flags of a command. --version shows the version;"

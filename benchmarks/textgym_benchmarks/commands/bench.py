@@ -13,6 +13,7 @@ from rich.table import Table
 from textgym.commands.console import note, output, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
+from textgym.registry import SUITES
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
 def suites_table() -> Table:
     """The suites with their sizes and what they cost."""
     from textgym_benchmarks.run.progress import duration
-    from textgym_benchmarks.suites import SUITES, make_suite
+    from textgym_benchmarks.suites import make_suite
     from textgym_benchmarks.suites.select import cost
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
