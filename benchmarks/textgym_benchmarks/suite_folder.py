@@ -147,7 +147,7 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def family_of(env_id: str) -> str:
-    """The family of a task; "text" for one that is not in the catalogue."""
+    """Return the family of a task; "text" for one that is not registered."""
     for name in task_names():
         entry = task_entry(name)
         if entry.id == env_id:
