@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from textgym import Task
+from textgym import Task, TokenVectorEnv
 from textgym.checks import did_you_mean, not_one_of
 from textgym.files import read_json, recover_folder
-from textgym.registry import AGENTS, Entry, load_target
+from textgym.registry import AGENTS, Entry, Factory, load_target
 from textgym_agents.protocol import Agent
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+TextEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+"""An environment of TextGym, single or vector, which may be wrapped."""
 METHODS = ("learn", "act", "log_probs", "save", "load")
 
 
@@ -54,7 +60,7 @@ def agent_class(agent: str) -> type[Agent]:
     return found
 
 
-def config_class(agent: type) -> Any:
+def config_class(agent: type) -> type[DataclassInstance] | None:
     """Return the dataclass that an agent's constructor takes as `config`, or None if it takes none."""
     if "config" not in inspect.signature(agent).parameters:
         return None
@@ -64,7 +70,7 @@ def config_class(agent: type) -> Any:
     return found if is_dataclass(found) and isinstance(found, type) else None
 
 
-def make_config(agent: type, settings: dict[str, Any]) -> Any:
+def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstance | None:
     """Return the agent's config with these settings; None for an agent without one.
 
     Raises: TypeError for a setting that it does not have, with the nearest one.
@@ -77,10 +83,10 @@ def make_config(agent: type, settings: dict[str, Any]) -> Any:
             raise TypeError(
                 f"{name!r} is not a setting of {agent.__name__}. Allowed are: {listed}.{did_you_mean(name, allowed)}"
             )
-    return None if kind is None else kind(**settings)
+    return None if kind is None else cast(Factory, kind)(**settings)
 
 
-def make_agent(agent: str, env: Any, config: Any = None, **settings: Any) -> Agent:
+def make_agent(agent: str, env: TextEnv, config: object = None, **settings: object) -> Agent:
     """Make an untrained agent.
 
     Args:
@@ -101,7 +107,9 @@ def make_agent(agent: str, env: Any, config: Any = None, **settings: Any) -> Age
     return made
 
 
-def load_agent(path: str | Path, env: Any, agent: str | None = None, trust_pickle: bool = False) -> Agent:
+def load_agent(
+    path: str | Path, env: TokenVectorEnv, agent: str | None = None, trust_pickle: bool = False
+) -> Agent:
     """Read a saved agent, ready to act or to go on learning.
 
     Args:
@@ -130,7 +138,7 @@ def load_agent(path: str | Path, env: Any, agent: str | None = None, trust_pickl
     return found.load(folder, env)
 
 
-def _task_for(agent: str, kind: type, env: Any) -> Any:
+def _task_for(agent: str, kind: type, env: TextEnv) -> Task | None:
     """Return the task of `env`.
 
     Raises: ValueError if the agent's constructor takes one and there is none.
@@ -144,7 +152,7 @@ def _task_for(agent: str, kind: type, env: Any) -> Any:
     return task
 
 
-def _load_file(path: Path, env: Any, agent: str | None, trust_pickle: bool) -> Agent:
+def _load_file(path: Path, env: TokenVectorEnv, agent: str | None, trust_pickle: bool) -> Agent:
     from textgym_agents.sb3.pickled import load_zip
 
     if trust_pickle and agent is None:
@@ -154,7 +162,7 @@ def _load_file(path: Path, env: Any, agent: str | None, trust_pickle: bool) -> A
     return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
 
 
-def make_env(env_id: str, num_envs: int, **options: Any) -> Any:
+def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:
     """Make the vector environment that agents learn in: it waits for `reset` when all episodes have ended.
 
     Args:
@@ -162,4 +170,5 @@ def make_env(env_id: str, num_envs: int, **options: Any) -> Any:
         num_envs: sub-environments.
         options: of the environment and its task.
     """
-    return gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
+    made = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
+    return cast(TokenVectorEnv, made)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from textgym.checks import did_you_mean, docstring, shown
 from textgym.registry import REWARDS, Entry, Factory, load_target
+from textgym.rewards.base import Reward
 
 RewardSpec: TypeAlias = Factory | str | Mapping[str, Any]
 """A reward object, a registered name (or "module:attribute"), or {"name": ..., **parameters}."""
@@ -43,7 +44,7 @@ def describe_reward(name: str) -> str:
     return f"{name}({listed})\n    {summary}"
 
 
-def make_reward(spec: RewardSpec, argument: str = "reward") -> Any:
+def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
     """Build a reward.
 
     Args:
@@ -86,7 +87,7 @@ def spec_name(spec: RewardSpec) -> str:
     return str(spec["name"]) if isinstance(spec, Mapping) and "name" in spec else type(spec).__name__
 
 
-def _build(name: str, parameters: dict[str, Any], argument: str) -> Any:
+def _build(name: str, parameters: Mapping[str, object], argument: str) -> Reward:
     target = _load(name, argument)
     if name not in REWARDS and not inspect.isclass(target):
         if parameters:
@@ -105,7 +106,7 @@ def _load(name: str, argument: str) -> Factory:
         raise ValueError(f"reward {name!r} cannot be imported: {error}") from error
 
 
-def _check_parameters(name: str, factory: Factory, parameters: dict[str, Any]) -> None:
+def _check_parameters(name: str, factory: Factory, parameters: Mapping[str, object]) -> None:
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
