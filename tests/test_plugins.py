@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def every_group(module: str, **names: str) -> Points:
 def run(site: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command that finds TextGym's source and the folder of installed packages."""
     variables = environment() | {"COLUMNS": "200"}
-    variables["PYTHONPATH"] += f":{site}"
+    variables["PYTHONPATH"] += f"{os.pathsep}{site}"
     return subprocess.run(
         command, capture_output=True, text=True, env=variables, check=False, cwd=cwd or site.parent
     )
@@ -192,6 +193,10 @@ def test_a_broken_package_is_named_once_and_all_else_works(tmp_path: Path) -> No
         assert shown.returncode == 0
         assert shown.stderr.count("textgym: warning:") == shown.stderr.count("\n") == 1
         assert fault in shown.stderr
+    suites = run(site, *COMMAND, "bench", "--list")
+    assert suites.returncode == 0
+    assert "suite 'mine' of broken-kit 1.0" in suites.stdout
+    assert "full" in suites.stdout
     asked = run(site, *COMMAND, "mine")
     assert asked.returncode == 2
     assert f"command 'mine' of broken-kit 1.0 (broken_kit:commands) {fault}" in asked.stderr

@@ -48,10 +48,10 @@ class Entry:
     target: Factory | str
     summary: str = ""
     source: str = field(default="", compare=False)
-    _names: ClassVar = (r"[^\s:/]+", "is a text without spaces, ':' and '/'")
+    _form: ClassVar[tuple[str, str]] = (r"[^\s:/]+", "is a text without spaces, ':' and '/'")
 
     def __post_init__(self) -> None:
-        pattern, allowed = self._names
+        pattern, allowed = self._form
         if not isinstance(self.name, str) or not re.fullmatch(pattern, self.name):
             raise ValueError(f"name={shown(self.name)}: allowed {allowed}")
         if not callable(self.target) and not (
@@ -87,7 +87,10 @@ class TaskEntry(Entry):
 
     version: int = 0
     family: str = "text"
-    _names: ClassVar = (r"[^\W\d]\w*", "are letters, digits and underscores, not starting with a digit")
+    _form: ClassVar[tuple[str, str]] = (
+        r"[^\W\d]\w*",
+        "are letters, digits and underscores, not starting with a digit",
+    )
 
     @classmethod
     def read(
@@ -110,7 +113,8 @@ E = TypeVar("E", bound=Entry)
 class Registry(Generic[E]):
     """The names of one kind. Iterating gives them all, the built-in ones first.
 
-    A name that several distributions claim is an error when it is loaded; the other names can still be used.
+    A plug-in is imported when one of its names is loaded, so that a broken one does not stop the others. Loading a name
+    that two distributions claim is an error, too.
 
     Args:
         kind: "task", "reward", "agent", "suite" or "command".
@@ -120,7 +124,7 @@ class Registry(Generic[E]):
     def __init__(self, kind: str, entry: type[E]) -> None:
         self.kind = kind
         self._entry = entry
-        self._claims: dict[str, str] = {}
+        self._clashes: dict[str, str] = {}
         self._warned: set[str] = set()
 
     def __iter__(self) -> Iterator[str]:
@@ -149,8 +153,8 @@ class Registry(Generic[E]):
             cannot be loaded; whatever importing a built-in one raises.
         """
         entry = self.entry(name, argument)
-        if name in self._claims:
-            raise ValueError(f"{self._claims[name]}; uninstall one of them")
+        if name in self._clashes:
+            raise ValueError(f"{self._clashes[name]}; uninstall one of them")
         if not isinstance(entry.target, str):
             return entry.target
         try:
@@ -189,7 +193,7 @@ class Registry(Generic[E]):
                 continue
             known = entries.setdefault(entry.name, entry)
             if known.target != entry.target:
-                self._claims[entry.name] = self._taken(known, entry)
+                self._clashes[entry.name] = self._taken(known, entry)
         return entries
 
     def _taken(self, known: E, entry: E) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from textgym.commands.console import note, output, untrusted
+from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
@@ -94,7 +94,11 @@ def suites_table() -> Table:
     for name in ("suite", "cells", "tasks", "agents", "seeds", "CPU time, about", "what it is"):
         table.add_column(name, justify="right" if name in ("cells", "tasks", "agents", "seeds") else "left")
     for name in SUITES:
-        suite = make_suite(name)
+        try:
+            suite = make_suite(name)
+        except Exception as error:  # One broken plug-in must not hide the other suites.
+            table.add_row(name, *"-----", untrusted(one_line(error)))
+            continue
         counts = [len({getattr(cell, kind) for cell in suite.cells}) for kind in ("id", "agent", "seed")]
         seconds = sum(cost(cell) for cell in suite.cells)
         sizes = [f"{len(suite.cells):,}", *map(str, counts)]
