@@ -19,7 +19,8 @@ from tokenizers import (
     trainers,
 )
 
-from textgym.task import Task, prompt_set
+from textgym.prompts import prompt_set
+from textgym.task import Task
 from textgym.vocab import load_vocabulary
 
 SHARED = Path(os.environ.get("TEXTGYM_SHARED", Path(__file__).parents[2] / "shared"))

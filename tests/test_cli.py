@@ -9,7 +9,7 @@ import pytest
 from cli_tools import BLOCK, assert_one_line, child, run
 
 import textgym
-from textgym.commands import command_names, summary
+from textgym.registry import COMMANDS
 
 HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
 
@@ -30,12 +30,12 @@ def test_help_names_every_command(capsys, words):
     assert code == 0
     assert not err
     for name in ("list", "play", "train", "eval", "demo"):
-        assert name in command_names()
+        assert name in COMMANDS
         assert f"  {name} " in out
-        assert summary(name).split(",")[0] in out
+        assert COMMANDS.summary(name).split(",")[0] in out
 
 
-@pytest.mark.parametrize("name", command_names())
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help(capsys, name):
     code, out, _ = run(capsys, name, "--help")
     assert code == 0

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cli_tools import run
-from textgym_agents import agent_names, load_agent, make_agent, make_env, registry
+from textgym_agents import agent_names, load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
 from textgym_agents.registry import agent_class, config_class
 from textgym_benchmarks.suites import ci
 
 from textgym.evaluate import evaluate
+from textgym.registry import AGENTS
 from textgym.solver import policy_values, solve
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -37,7 +38,7 @@ def table():
 
 def own_agents():
     """The names that the package itself registers, and not a test."""
-    targets = {name: registry._entries[name].target for name in agent_names()}
+    targets = {name: AGENTS.entry(name).target for name in agent_names()}
     return {name for name, target in targets.items() if str(target).startswith("textgym_agents.")}
 
 
@@ -74,7 +75,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(AGENTS, "_entries", dict(AGENTS._entries))
     yield tmp_path
     sys.modules.pop("my_reinforce", None)
 

@@ -28,12 +28,11 @@ def own(factory: Any) -> bool:
 
 
 def test_the_page_shows_what_its_code_prints(monkeypatch: Any) -> None:
-    import textgym  # noqa: F401  (registers the rewards)
-    from textgym.rewards import registry
+    from textgym.registry import REWARDS
 
     # The page registers one too, which other tests should not see.
-    known = {name: factory for name, factory in registry._FACTORIES.items() if own(factory)}
-    monkeypatch.setattr(registry, "_FACTORIES", known)
+    known = {name: REWARDS.entry(name) for name in REWARDS if own(REWARDS.entry(name).target)}
+    monkeypatch.setattr(REWARDS, "_entries", known)
     found = [block for block in blocks() if not block[0]]
     assert len(found) >= 9
     names: dict[str, object] = {"__name__": "page"}

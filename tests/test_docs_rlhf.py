@@ -18,10 +18,10 @@ def test_its_python_blocks_print_what_it_shows():
 
 
 def test_its_pictures_and_commands_are_there():
-    from textgym.commands import command_names
+    from textgym.registry import COMMANDS
 
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
         assert (PAGE.parent / path).is_file()
     named = set(re.findall(r"textgym ([a-z-]+)[ `\n]", TEXT))
-    assert {"rlhf", "sft", "preferences", "reward-model", "overoptimise"} <= named <= set(command_names())
+    assert {"rlhf", "sft", "preferences", "reward-model", "overoptimise"} <= named <= set(COMMANDS)
     assert not re.search(r"\b[A-Z]{2,}-[A-Z]{2,}-[A-Z]{2,}\b", TEXT)  # a figure that was never filled in

@@ -1,86 +1,104 @@
-"""Imports point one way: the core, then agents, then benchmarks; only the command line looks to the right."""
+"""Imports point one way through the layers of `.ci/house.py`, lazy ones included, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cli_tools import environment
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = {"textgym": ROOT, "textgym_agents": ROOT / "agents", "textgym_benchmarks": ROOT / "benchmarks"}
-ORDER = list(PACKAGES)
-# Of the core, from left to right; what is not named here stands left of the environments.
-CORE = [
-    {"state", "vocab", "codecs", "checks", "files"},
-    {"rewards", "lm", "prompts", "grammar"},
-    {"task", "catalog", "tasks", "world"},
-    {"env", "vector", "wrappers", "play", "solver", "planning", "exploits"},
-    {"registration", "evaluate", "optimum", "estimates", "best_of_n", "preferences"},
-    {"commands"},
-    {"cli"},
-]
+HOUSE_FILE = Path(__file__).parents[1] / ".ci" / "house.py"
 
 
-def modules() -> list[tuple[str, Path]]:
-    return [
-        (".".join(path.relative_to(root).with_suffix("").parts), path)
-        for package, root in PACKAGES.items()
-        for path in sorted((root / package).rglob("*.py"))
-    ]
+def load_house() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("house", HOUSE_FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def imports(tree: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bool]]:
-    """Every imported module of our packages, and whether the import stands in a function."""
-    for node in ast.iter_child_nodes(tree):
-        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names = [node.module or ""]
-        yield from ((name, in_function) for name in names if name.split(".")[0] in PACKAGES)
-        yield from imports(node, inside)
+HOUSE = load_house()
+PATHS: dict[str, Path] = HOUSE.modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
+IMPORTS: dict[str, set[str]] = {
+    name: HOUSE.imports(name, tree, set(PATHS), PATHS[name]) for name, tree in TREES.items()
+}
+OTHER_PACKAGE = re.compile(r"textgym_(agents|benchmarks)(\.\w+)*(:\w+)?")
 
 
-def layer(module: str) -> int | None:
-    parts = module.split(".")
-    if parts[0] != "textgym" or len(parts) == 1:
-        return None
-    return next((rank for rank, names in enumerate(CORE) if parts[1] in names), None)
+def code_texts(tree: ast.AST) -> Iterator[str]:
+    """Yield the texts of a module, docstrings and other texts that stand alone left out."""
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.value
+
+
+def test_every_module_has_its_layer() -> None:
+    assert len(PATHS) > 50
+    named = {root for roots in HOUSE.LAYERS for root in roots}
+    # `textgym` itself is in the table, so that a module without a line of its own would hide there.
+    assert {name for name in PATHS if name.count(".") == 1 and name.startswith("textgym.")} <= named
+    assert named <= set(PATHS)
+
+
+def test_imports_point_one_way() -> None:
+    assert HOUSE.against(IMPORTS) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert HOUSE.cycles(IMPORTS) == []
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name.split(".")[0] == "textgym"])
+def test_the_core_imports_no_other_package_by_its_text(name: str) -> None:
+    found = {text for text in code_texts(TREES[name]) if OTHER_PACKAGE.fullmatch(text)}
+    # textgym.sources lists the packages; no module of theirs stands anywhere.
+    assert found <= ({"textgym_agents", "textgym_benchmarks"} if name == "textgym.sources" else set())
 
 
 @pytest.mark.parametrize(
-    ("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else ""
+    ("source", "target"),
+    [
+        ("import textgym_agents.config", "textgym_agents.config"),
+        ("def f():\n    from textgym_agents import config", "textgym_agents.config"),
+        ("if TYPE_CHECKING:\n    from textgym_agents.config import LMConfig", "textgym_agents.config"),
+    ],
 )
-def test_imports_point_left(module, path):
-    own_package, own_layer = module.split(".")[0], layer(module)
-    for target, in_function in imports(ast.parse(path.read_text(encoding="utf-8"))):
-        package = target.split(".")[0]
-        if ORDER.index(package) > ORDER.index(own_package):
-            assert module.startswith("textgym.commands."), f"{module} imports {target}"
-            assert in_function, f"{module} imports {target} outside a function"
-        theirs = layer(target)
-        if own_layer is not None and theirs is not None and package == own_package and not in_function:
-            assert theirs <= own_layer, f"{module} imports {target}"
+def test_the_house_sees_imports_of_every_kind(source: str, target: str) -> None:
+    path = PATHS["textgym.task"]
+    found = HOUSE.imports("textgym.task", ast.parse(source), set(PATHS), path)
+    assert found == {target}
+    assert HOUSE.against({"textgym.task": found}) == [f"textgym.task -> {target}"]
+    assert HOUSE.cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert list(code_texts(ast.parse("'''textgym_agents'''\nf('textgym_agents.x')"))) == ["textgym_agents.x"]
 
 
-def test_the_walk_finds_what_it_should():
-    source = "import textgym.env\ndef f():\n    if 1:\n        from textgym_agents.x import y\nimport numpy\n"
-    assert list(imports(ast.parse(source))) == [("textgym.env", False), ("textgym_agents.x", True)]
-    assert len(modules()) > 50
-
-
-def test_importing_the_core_imports_no_torch():
-    code = "import sys, textgym, textgym.cli, textgym_agents; print({'torch', 'transformers'} & set(sys.modules))"
+def test_importing_the_core_imports_no_torch_and_no_task() -> None:
+    code = (
+        "import sys, textgym, textgym.cli, textgym_agents;"
+        "print({'torch', 'transformers'} & set(sys.modules));"
+        "print([name for name in sys.modules if name.startswith('textgym.tasks.')])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
     )
-    assert done.stdout == "set()\n"
+    assert done.stdout == "set()\n[]\n"
+
+
+def test_importing_textgym_imports_nothing_that_is_not_needed_to_register() -> None:
+    code = "import sys, textgym; print(sorted(name for name in sys.modules if name.startswith('textgym')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
+    modules = ["textgym", "textgym.checks", "textgym.registration", "textgym.registry", "textgym.sources"]
+    assert done.stdout == f"{modules}\n"

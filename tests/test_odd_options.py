@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from textgym.catalog import task_builder
-from textgym.rewards import Scorer, make_reward
+from textgym.registry import REWARDS, TASKS
+from textgym.rewards import Scorer, make_reward, reward_names
 from textgym.rewards.deadline import MOST_SECONDS, Deadline
-from textgym.rewards.registry import _FACTORIES, _load, reward_names
 from textgym.task import make_task, task_names
 from textgym.vocab import MOST_TOKENS, load_vocabulary
 
@@ -32,7 +31,7 @@ ODD = st.one_of(
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
 )
 OPTIONS = [
-    (name, option) for name in task_names() for option in inspect.signature(task_builder(name)).parameters
+    (name, option) for name in task_names() for option in inspect.signature(TASKS.load(name)).parameters
 ]
 # Huge as they are, these are sizes of arrays that fit into memory; what they cost is the caller's.
 SIZES = {"max_new_tokens", "max_prompt_tokens", "vocab_size"}
@@ -93,7 +92,7 @@ def test_a_limit_ends_where_systems_stop_waiting() -> None:
 PARAMETERS = [
     (name, parameter)
     for name in reward_names()
-    for parameter in inspect.signature(_load(_FACTORIES[name])).parameters
+    for parameter in inspect.signature(REWARDS.load(name)).parameters
     if parameter != "name" and name != "reward_model"  # which looks for its model on the network
 ]
 GIVEN: dict[str, Any] = {

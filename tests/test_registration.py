@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import data_equivalence
 
 import textgym
-from textgym import catalog
+from textgym.registry import TASKS
 from textgym.task import Task, make_task, task_entry, task_names
 
 
@@ -63,7 +63,7 @@ def test_python_objects_are_accepted_too() -> None:
 
 
 def test_a_task_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_entries", dict(catalog._entries))
+    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
     monkeypatch.setitem(gym.registry, "textgym/OwnWords-v3", None)
     del gym.registry["textgym/OwnWords-v3"]
 
@@ -75,7 +75,7 @@ def test_a_task_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     env = gym.make("textgym/OwnWords-v3", words=1)
     env.reset(seed=0)
     assert env.step(0)[2]
-    with pytest.raises(ValueError, match="there is a task of this name already"):
+    with pytest.raises(ValueError, match="task 'OwnWords' is taken already by"):
         textgym.register_task("OwnWords", lambda: word_task())
     with pytest.raises(ValueError, match="allowed are letters"):
         textgym.register_task("own words", build)

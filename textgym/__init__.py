@@ -7,8 +7,9 @@ from textgym.registration import register_all, register_task
 
 if TYPE_CHECKING:
     from textgym.env import TokenEnv
+    from textgym.prompts import prompt_set
     from textgym.state import Prompt, TokenState
-    from textgym.task import Task, make_task, prompt_set, task_names
+    from textgym.task import Task, make_task, task_names
     from textgym.vector import TokenVectorEnv
     from textgym.vocab import Vocabulary, load_vocabulary
 
@@ -19,7 +20,7 @@ _MODULES = {
     "TokenState": "state",
     "Task": "task",
     "make_task": "task",
-    "prompt_set": "task",
+    "prompt_set": "prompts",
     "task_names": "task",
     "Vocabulary": "vocab",
     "load_vocabulary": "vocab",

@@ -1,4 +1,4 @@
-"""The command `textgym`: finds the subcommand, runs it, and turns every error into one line."""
+"""The command `textgym`: find the subcommand, run it, and turn every error into one line."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from textgym.checks import did_you_mean
-from textgym.commands import command_names, load_command, summary
+from textgym.checks import not_one_of
 from textgym.commands.console import UsageError, one_line
 from textgym.interrupts import DiskFullError, disk_full, is_termination, sigterm_raises
+from textgym.registry import COMMANDS
 from textgym.sources import source_digest, source_folder
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 2, 130, 141, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line.
+    """Run one command line.
 
     Args:
         arguments: without the program's name; None takes `sys.argv`. `--debug` may stand anywhere in them.
     Returns: the exit code: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = given[: given.index("--")] if "--" in given else given
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in options
-    rest = [word for word in options if word != "--debug"] + given[len(options) :]
+    rest = [word for word in options if word != "--debug"] + words[len(options) :]
     _prepare_streams()
     try:
         with (
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"interrupted: {interrupt}" if str(interrupt) else "interrupted")
         return EXIT_TERMINATED if is_termination(interrupt) else EXIT_INTERRUPTED
     except Exception as error:
-        # An error of the standard output names no file; that it still takes nothing tells it.
+        # An error of the standard output names no file; it is recognised by the stream taking nothing still.
         nameless = isinstance(error, OSError) and error.filename is None and disk_full(error)
         broken = _drop_if_broken(sys.stdout, "\n" if nameless else "")
         place = "standard output: " if broken and not isinstance(error, DiskFullError) else ""
@@ -74,13 +74,11 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         _print_version()
         return 0
-    if name not in command_names():
-        kind = "flag" if name.startswith("-") else "command"
-        near = did_you_mean(name, command_names())
-        raise UsageError(f"{kind} {name!r}: not one of {', '.join(command_names())}.{near}")
+    if name not in COMMANDS:
+        raise UsageError(not_one_of("flag" if name.startswith("-") else "command", name, COMMANDS))
     source_folder()  # before any number is made of two checkouts
     try:
-        load_command(name)(rest)
+        COMMANDS.load(name)(rest)
     except SystemExit as exit_request:
         return _exit_code(exit_request)
     return 0
@@ -95,8 +93,8 @@ def _print_help() -> None:
     console.print("usage: textgym COMMAND ...", markup=False)
     console.print("\nText generation as a Markov decision process, in Gymnasium's interface.\n", markup=False)
     table = Table.grid(padding=(0, 2))
-    for name in command_names():
-        table.add_row(f"  {name}", summary(name))
+    for name in sorted(COMMANDS):
+        table.add_row(f"  {name}", COMMANDS.summary(name))
     console.print(table)
     console.print(
         "\ntextgym COMMAND --help shows the flags of a command. --version shows the version;"
@@ -117,11 +115,11 @@ def _print_version() -> None:
 
 
 def _prepare_streams() -> None:
-    """Gives every standard stream a file, and one that takes any text.
+    """Give every standard stream a file that takes any text.
 
-    A stream that was closed (`>&-`) is None in Python, and its number would go to the next file that is opened, which
-    libraries that print would then write to. Texts of models may hold any character; where the terminal cannot show
-    one, its escape is shown.
+    A stream that was closed (`>&-`) is None in Python. The next file to be opened would get its number, and libraries
+    that print would write into that file. Texts of models may hold any character; one that the terminal cannot show
+    is escaped.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -133,7 +131,7 @@ def _prepare_streams() -> None:
 
 
 def _drop_if_broken(stream: TextIO, text: str = "") -> bool:
-    """Whether a stream does not take a text; then it is closed off, or Python would complain again at exit."""
+    """Return whether a stream takes no text; if so, redirect it, or Python would complain again at exit."""
     try:
         stream.write(text)
         stream.flush()
@@ -143,13 +141,13 @@ def _drop_if_broken(stream: TextIO, text: str = "") -> bool:
     return False
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     _say(f"warning: {one_line(message)}")
 
 
 @contextlib.contextmanager
 def _thread_errors(show: Callable[[Any], object]) -> Iterator[None]:
-    """Within it, an error that ends a thread of a library, as on a full disk, is shown by a function."""
+    """Within the block, show errors that end a thread of a library, as on a full disk, by a function."""
     before = threading.excepthook
     threading.excepthook = lambda thread: show(thread.exc_value)
     try:

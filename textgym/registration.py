@@ -1,15 +1,14 @@
-"""Registers every task of the catalogue as a Gymnasium environment."""
+"""Register every task as a Gymnasium environment."""
 
 from __future__ import annotations
 
 from gymnasium.envs.registration import register, registry
 
-from textgym import catalog
-from textgym.catalog import Builder, TaskEntry
+from textgym.registry import TASKS, Factory, TaskEntry
 
 
 def register_id(entry: TaskEntry) -> None:
-    """Register `textgym/Name-vN`, once."""
+    """Register `textgym/NAME-vN`, once."""
     if entry.id in registry:
         return
     register(
@@ -22,15 +21,23 @@ def register_id(entry: TaskEntry) -> None:
 
 
 def register_all() -> None:
-    """Register every task of the catalogue."""
-    for name in catalog.task_names():
-        register_id(catalog.task_entry(name))
+    """Register the tasks that come with the package, and those of installed plug-ins."""
+    for name in TASKS:
+        register_id(TASKS.entry(name))
 
 
 def register_task(
-    name: str, builder: Builder | str, version: int = 0, family: str = "text", summary: str = ""
+    name: str, builder: Factory | str, version: int = 0, family: str = "text", summary: str = ""
 ) -> TaskEntry:
-    """Enter a task of your own into the catalogue and register its id; for the arguments see `TaskEntry`."""
-    entry = catalog.register_task(name, builder, version, family, summary)
+    """Give a task of your own a name and an id.
+
+    Args:
+        name: as in `textgym/NAME-vN`.
+        builder: a function from the task's options to a `Task`, or "module:function", imported when first needed.
+        version: N; raise it when reward, observation or termination changes.
+        family, summary: for people.
+    Raises: ValueError if the name is taken by another builder or is not made of letters and digits.
+    """
+    entry = TASKS.add(TaskEntry(name, builder, summary, version=version, family=family))
     register_id(entry)
     return entry

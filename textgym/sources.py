@@ -7,7 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-_PACKAGES = ("textgym", "textgym_agents", "textgym_benchmarks")
+PACKAGES = ("textgym", "textgym_agents", "textgym_benchmarks")
 _ROOTS = ("agents", "benchmarks")  # folders of a checkout that hold packages
 _DIGITS = 12
 
@@ -43,7 +43,7 @@ def source_digest() -> str:
 
 def _packages() -> dict[str, Path]:
     """The folder of each package, without importing it."""
-    specs = {name: find_spec(name) for name in _PACKAGES}
+    specs = {name: find_spec(name) for name in PACKAGES}
     return {name: Path(spec.origin).resolve().parent for name, spec in specs.items() if spec and spec.origin}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,31 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from textgym.catalog import TaskEntry, make_task, register_task, task_entry, task_names
-from textgym.checks import not_one_of, shown
+from textgym.checks import did_you_mean, not_one_of, shown
 from textgym.lm.reference import Reference, UniformReference
-from textgym.prompts import PromptSet, prompt_set
+from textgym.prompts import PromptSet
+from textgym.registry import TASKS, TaskEntry
 from textgym.rewards import Scorer
 from textgym.rewards.calling import is_finite
 from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
-__all__ = [
-    "Judgement",
-    "MaskHook",
-    "PromptSet",
-    "Task",
-    "TaskEntry",
-    "make_task",
-    "prompt_set",
-    "register_task",
-    "task_entry",
-    "task_names",
-]
-
 MOST_TOKENS = 2**20
 """Of a prompt and of a completion: observations have a place for each."""
+_ENVIRONMENT_ARGUMENTS = ("split", "render_mode", "num_envs", "autoreset_mode", "score_together")
 MaskHook = Callable[[Sequence[TokenState]], npt.NDArray[np.bool_]]
 
 
@@ -210,6 +199,43 @@ class Task:
             columns["episode_seeds"] = list(episode_seeds)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
+
+
+def task_names() -> list[str]:
+    """Return the names of all tasks, sorted."""
+    return sorted(TASKS)
+
+
+def task_entry(name: str) -> TaskEntry:
+    """Return version, family and summary of a task. Raises: ValueError for an unknown name."""
+    return TASKS.entry(name)
+
+
+def make_task(name: str, **options: Any) -> Task:
+    """Build a task.
+
+    Args:
+        name: one of `task_names()`.
+        options: what the task's builder takes.
+    Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that returns no `Task`.
+    """
+    builder = TASKS.load(name)
+    parameters = inspect.signature(builder).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for option in options:
+            if option not in parameters:
+                allowed = ", ".join(parameters)
+                near = did_you_mean(option, [*parameters, *_ENVIRONMENT_ARGUMENTS])
+                if option in _ENVIRONMENT_ARGUMENTS:
+                    near = f" {option!r} belongs to an environment, some to the vector one alone."
+                # Python's own phrase: TorchRL's GymEnv looks for it to learn which arguments to leave out.
+                raise TypeError(
+                    f"task {name!r} got an unexpected keyword argument {option!r}. Allowed are: {allowed}.{near}"
+                )
+    task = builder(**options)
+    if not isinstance(task, Task):
+        raise TypeError(f"task {name!r}: its builder returned {shown(task)}; allowed is a textgym.task.Task")
+    return task
 
 
 def has_language_model(task: Task) -> bool:

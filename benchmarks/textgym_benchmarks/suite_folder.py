@@ -12,9 +12,8 @@ from typing import Any
 
 from textgym_agents.config import versions
 
-import textgym  # noqa: F401  (registers the tasks)
-from textgym.catalog import task_entry, task_names
 from textgym.files import make_folder, open_lock, read_json, reading, sync, write_json
+from textgym.task import task_entry, task_names
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT, check_result
 from textgym_benchmarks.suite import Cell, Suite
@@ -148,7 +147,7 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def family_of(env_id: str) -> str:
-    """The family of a task; "text" for one that is not in the catalogue."""
+    """Return the family of a task; "text" for one that is not registered."""
     for name in task_names():
         entry = task_entry(name)
         if entry.id == env_id:

@@ -17,8 +17,9 @@ from textgym.estimates import RESAMPLES
 from textgym.evaluate import evaluate
 from textgym.optimum import optimality_of, optimum_of
 from textgym.play import play
+from textgym.prompts import prompt_set
 from textgym.solver import UnsolvableError, evaluate_edges, solve
-from textgym.task import make_reference, prompt_set
+from textgym.task import make_reference
 
 
 def uniform_probability(trajectory):

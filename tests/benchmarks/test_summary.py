@@ -18,7 +18,7 @@ from textgym_benchmarks.summaries.grid import make_grid
 from textgym_benchmarks.summaries.leaderboard import comparison
 from textgym_benchmarks.summary import Summary, summarise
 
-from textgym.catalog import task_entry, task_names
+from textgym.task import task_entry, task_names
 
 AGENTS = ("lm-ppo", "rloo", "q-learning", "reference", "mcts", "sb3-ddpg")
 TASKS = tuple(f"textgym/{name}-v0" for name in ("Bandit", "Copy", "Stop", "Helpful", "Json"))

@@ -9,7 +9,7 @@ from synthetic import make_results
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.results.task_pages import TITLES, sections, task_pages
 
-from textgym.catalog import task_entry, task_names
+from textgym.task import task_entry, task_names
 
 ROOT = Path(__file__).parents[2]
 

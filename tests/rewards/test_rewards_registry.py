@@ -13,6 +13,7 @@ from faulty_rewards import Faulty
 from test_rewards_trl import COLUMNS
 from test_rewards_trl import SPECS as TRIED
 
+from textgym.registry import REWARDS
 from textgym.rewards import (
     ContainsAll,
     Length,
@@ -22,7 +23,6 @@ from textgym.rewards import (
     register_reward,
     reward_names,
 )
-from textgym.rewards.registry import _FACTORIES
 
 SPECS: list[Any] = [
     "charset",
@@ -70,11 +70,7 @@ def test_a_description_of_a_reward_that_is_none() -> None:
 
 
 def test_every_built_in_reward_is_in_the_round_trip() -> None:
-    built_in = {
-        name
-        for name, factory in _FACTORIES.items()
-        if getattr(factory, "__module__", "").startswith("textgym.rewards.")
-    }
+    built_in = {name for name in REWARDS if str(REWARDS.entry(name).target).startswith("textgym.rewards.")}
     tried = {spec if isinstance(spec, str) else spec["name"] for spec in SPECS} | set(TRIED) | {"to_messages"}
     assert built_in <= tried
     assert built_in <= set(reward_names())
@@ -100,7 +96,7 @@ def test_a_spec_is_not_changed_and_a_callable_is_itself() -> None:
         ({"name": "length", "target": "3"}, "target='3'"),
         ({"name": "clipped", "reward": "lenght"}, "Did you mean 'length'"),
         ("no_such_module_here:reward", "cannot be imported"),
-        ("faulty_rewards:nothing", "cannot be imported"),
+        ("faulty_rewards:nothing", "has no 'nothing'"),
         ({"name": "faulty_rewards:change_everything", "a": 1}, "takes no parameters"),
         ({"name": "faulty_rewards:Faulty", "fautl": "none"}, "Did you mean 'fault'"),
     ],
@@ -122,13 +118,13 @@ def test_your_own_by_module_and_attribute() -> None:
 
 
 def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("textgym.rewards.registry._FACTORIES", dict(_FACTORIES))
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
     register_reward("mine", lambda word="x": ContainsAll([word]))
     assert make_reward({"name": "mine", "word": "y"}) == ContainsAll(["y"])
     register_reward("lazy", "faulty_rewards:Faulty")
     register_reward("lazy", "faulty_rewards:Faulty")  # the same again is fine
     assert make_reward({"name": "lazy", "fault": "inf"}) == Faulty("inf")
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="taken already"):
         register_reward("length", ContainsAll)
     for name, factory in (("", Length), ("a:b", Length), ("good", 3), ("good", "no_colon")):
         with pytest.raises(ValueError, match="allowed"):

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from textgym.catalog import make_task
 from textgym.grammar import GrammarMask, json_grammar, regex_grammar
 from textgym.rewards import JsonSchema, Pattern
 from textgym.state import Prompt, TokenState
+from textgym.task import make_task
 from textgym.vocab import load_vocabulary
 
 VOCABULARY = load_vocabulary()

@@ -38,10 +38,11 @@ def _names() -> list[str]:
 
 def _describe(name: str) -> dict[str, Any]:
     """What is known of a task; its sizes are left out where it cannot be built with its defaults."""
-    from textgym.task import make_task, task_entry
+    from textgym.registry import TASKS
+    from textgym.task import make_task
 
-    entry = task_entry(name)
-    row: dict[str, Any] = {"id": entry.id, "family": entry.family, "summary": entry.summary}
+    entry = TASKS.entry(name)
+    row: dict[str, Any] = {"id": entry.id, "family": entry.family, "summary": TASKS.summary(name)}
     try:
         task = make_task(name)
     except Exception as error:  # One broken task must not hide the others.

@@ -26,35 +26,6 @@ from textgym.rewards.rules import (
 from textgym.rewards.scorer import Scorer
 from textgym.rewards.shaping import Blurred, Dense, Shaped, potential_difference
 
-for _name, _factory in {
-    "arithmetic": Arithmetic,
-    "bleu": Bleu,
-    "blurred": Blurred,
-    "charset": Charset,
-    "chrf": Chrf,
-    "clipped": Clipped,
-    "contains_all": ContainsAll,
-    "dense": Dense,
-    "format": Format,
-    "from_messages": FromMessages,
-    "json_schema": JsonSchema,
-    "json_values": JsonValues,
-    "keywords": Keywords,
-    "length": Length,
-    "length_penalty": LengthPenalty,
-    "missing_stop": MissingStopPenalty,
-    "no_repeat": NoRepeat,
-    "pattern": Pattern,
-    "rouge": Rouge,
-    "running_norm": RunningNorm,
-    "sentiment": Sentiment,
-    "shaped": Shaped,
-    "to_messages": ToMessages,
-    "weighted": Weighted,
-}.items():
-    register_reward(_name, _factory)
-register_reward("reward_model", "textgym.lm.reward_model:RewardModel")  # imported by name: it needs torch
-
 __all__ = [
     "Arithmetic",
     "Bleu",

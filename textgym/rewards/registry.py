@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from textgym.checks import did_you_mean, docstring, not_one_of, shown
+from textgym.checks import did_you_mean, docstring, shown
+from textgym.registry import REWARDS, Entry, Factory, load_target
+from textgym.rewards.base import Reward
 
-RewardSpec: TypeAlias = Callable[..., Any] | str | Mapping[str, Any]
+RewardSpec: TypeAlias = Factory | str | Mapping[str, Any]
 """A reward object, a registered name (or "module:attribute"), or {"name": ..., **parameters}."""
 
-# A text is "module:attribute", imported when first asked for, so that importing textgym stays light.
-_FACTORIES: dict[str, Callable[..., Any] | str] = {}
 
-
-def register_reward(name: str, factory: Callable[..., Any] | str) -> None:
+def register_reward(name: str, factory: Factory | str) -> None:
     """Make `factory(**parameters)` available under `name`.
 
     Args:
-        name: what specs call it; not empty, without ":".
+        name: what specs call it: a text without spaces, ":" and "/".
         factory: a class or function that returns a reward, or "module:attribute" that names one. Its
             parameters should be JSON values, so that specs survive being saved.
 
-    Raises: ValueError for a bad name, or one that is registered for something else.
+    Raises: ValueError for a bad name, or one that is taken by another factory.
     """
-    if not isinstance(name, str) or not name or ":" in name:
-        raise ValueError(f"name={shown(name)}: a text that is not empty and has no ':' is allowed")
-    if not callable(factory) and not (isinstance(factory, str) and ":" in factory):
-        raise ValueError(f"factory={shown(factory)}: a callable or the text 'module:attribute' is allowed")
-    if _FACTORIES.get(name, factory) != factory:
-        raise ValueError(f"name={name!r} is registered already, for {_FACTORIES[name]!r}")
-    _FACTORIES[name] = factory
+    REWARDS.add(Entry(name, factory))
 
 
 def reward_names() -> tuple[str, ...]:
     """Return every registered name, sorted."""
-    return tuple(sorted(_FACTORIES))
+    return tuple(sorted(REWARDS))
 
 
 def describe_reward(name: str) -> str:
@@ -45,16 +37,14 @@ def describe_reward(name: str) -> str:
 
     Raises: ValueError for an unknown name.
     """
-    if name not in _FACTORIES:
-        raise ValueError(not_one_of("reward", name, _FACTORIES))
-    target = _load(_FACTORIES[name])
+    target = _load(name, "reward")
     parameters = inspect.signature(target).parameters.values()
     listed = ", ".join(str(each.replace(annotation=each.empty)) for each in parameters)
     summary, _, _ = docstring(target).partition("\n")
     return f"{name}({listed})\n    {summary}"
 
 
-def make_reward(spec: RewardSpec, argument: str = "reward") -> Any:
+def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
     """Build a reward.
 
     Args:
@@ -91,18 +81,15 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Any:
 
 
 def spec_name(spec: RewardSpec) -> str:
-    """How a reward was asked for, in a word: its registered name, or the name of its class."""
+    """Return how a reward was asked for, in a word: its registered name, or the name of its class."""
     if isinstance(spec, str):
         return spec
     return str(spec["name"]) if isinstance(spec, Mapping) and "name" in spec else type(spec).__name__
 
 
-def _build(name: str, parameters: dict[str, Any], argument: str) -> Any:
-    factory = _FACTORIES.get(name)
-    if factory is None and ":" not in name:
-        raise ValueError(not_one_of(argument, name, _FACTORIES))
-    target = _load(name if factory is None else factory)
-    if factory is None and not inspect.isclass(target):
+def _build(name: str, parameters: Mapping[str, object], argument: str) -> Reward:
+    target = _load(name, argument)
+    if name not in REWARDS and not inspect.isclass(target):
         if parameters:
             raise ValueError(
                 f"reward {name!r} is no class and takes no parameters; got {shown(list(parameters))}"
@@ -112,17 +99,14 @@ def _build(name: str, parameters: dict[str, Any], argument: str) -> Any:
     return make_reward(target(**parameters))
 
 
-def _load(factory: Callable[..., Any] | str) -> Any:
-    if not isinstance(factory, str):
-        return factory
-    module, _, attribute = factory.partition(":")
+def _load(name: str, argument: str) -> Factory:
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward {factory!r} cannot be imported: {error}") from error
+        return load_target(name, "reward") if ":" in name else REWARDS.load(name, argument)
+    except ImportError as error:
+        raise ValueError(f"reward {name!r} cannot be imported: {error}") from error
 
 
-def _check_parameters(name: str, factory: Callable[..., Any], parameters: dict[str, Any]) -> None:
+def _check_parameters(name: str, factory: Factory, parameters: Mapping[str, object]) -> None:
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):

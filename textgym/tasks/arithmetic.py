@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
-from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.task import Task
 from textgym.tasks.assemble import verifiable_prompts as world_prompts
+from textgym.tasks.assemble import verifiable_task
 
 SUMMARY: Final = "Add two numbers; only the exact sum pays."
 
@@ -76,6 +76,3 @@ def arithmetic_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_task("Arithmetic", arithmetic_task, family=FAMILY, summary=SUMMARY)

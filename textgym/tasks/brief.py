@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
 from textgym.rewards.words import Unit
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.assemble import style_task
 
 SUMMARY: Final = "Answer in a given number of words (or tokens)."
@@ -81,6 +81,3 @@ def brief_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_task("Brief", brief_task, family="style", summary=SUMMARY)

@@ -8,9 +8,9 @@ from textgym.checks import check_flag
 from textgym.grammar import regex_grammar
 from textgym.rewards.patterns import template_regex
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
-from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.task import Task
 from textgym.tasks.assemble import verifiable_prompts as world_prompts
+from textgym.tasks.assemble import verifiable_task
 
 SUMMARY: Final = "Answer a question rightly, in a given template."
 TEMPLATE: Final = "Of course! {answer} Hope that helps!"
@@ -99,6 +99,3 @@ def _check(template: str) -> dict[str, Any]:
         },
         "weights": {"format": 0.6, "answer": 0.4},
     }
-
-
-register_task("Format", format_task, family=FAMILY, summary=SUMMARY)

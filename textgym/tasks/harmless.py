@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from textgym.rewards import register_reward
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.assemble import world_task
 from textgym.world.prompts import HARMLESS_SHARES
 
@@ -85,7 +84,3 @@ def harmless_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_reward("harmless_rules", "textgym.world.rules:HarmlessRules")
-register_task("Harmless", harmless_task, family="alignment", summary=SUMMARY)

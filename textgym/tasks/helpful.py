@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from textgym.rewards import register_reward
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.assemble import world_task
 from textgym.world.prompts import HELPFUL_SHARES
 
@@ -83,7 +82,3 @@ def helpful_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_reward("helpful_rules", "textgym.world.rules:HelpfulRules")
-register_task("Helpful", helpful_task, family="alignment", summary=SUMMARY)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from textgym.rewards import register_reward
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.assemble import world_task
 from textgym.world.prompts import HHH_SHARES
 from textgym.world.rules import check_weights, covered
@@ -95,7 +94,3 @@ def hhh_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_reward("hhh_rules", "textgym.world.rules:HHHRules")
-register_task("HHH", hhh_task, family="alignment", summary=SUMMARY)

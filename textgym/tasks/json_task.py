@@ -10,9 +10,9 @@ from textgym.checks import check_flag
 from textgym.grammar import json_grammar
 from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
-from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.task import Task
 from textgym.tasks.assemble import verifiable_prompts as world_prompts
+from textgym.tasks.assemble import verifiable_task
 from textgym.world.prompts import WorldPrompt
 
 SUMMARY: Final = "Answer in JSON that a schema allows, under a grammar mask."
@@ -155,6 +155,3 @@ def _check(schema: Mapping[str, Any], values: bool) -> dict[str, Any]:
         return valid
     rewards = {"schema": valid, "values": {"name": "json_values"}}
     return {"name": "weighted", "rewards": rewards, "weights": {"schema": VALID, "values": 1.0 - VALID}}
-
-
-register_task("Json", json_task, family=FAMILY, summary=SUMMARY)

@@ -7,8 +7,8 @@ from typing import Any, Final
 from textgym.prompts import PromptSet, prompt_set
 from textgym.rewards.rules import Mode
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
-from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.task import Task
+from textgym.tasks.assemble import verifiable_task
 from textgym.world.prompts import SPLITS, items
 
 SUMMARY: Final = "Say something that uses all the words that are asked for."
@@ -95,6 +95,3 @@ def _prompt_set(split: str) -> PromptSet:
         [phrasing.format(a=words[0], b=words[1]) for phrasing, words in asked],
         {"words": [words for _, words in asked]},
     )
-
-
-register_task("Keywords", keywords_task, family=FAMILY, summary=SUMMARY)

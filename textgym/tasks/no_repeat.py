@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
 from textgym.rewards.words import Unit
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.assemble import style_task
 
 SUMMARY: Final = "Write at length and repeat no pair of words."
@@ -84,6 +84,3 @@ def no_repeat_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_task("NoRepeat", no_repeat_task, family="style", summary=SUMMARY)

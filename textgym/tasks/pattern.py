@@ -8,9 +8,9 @@ from textgym.checks import check_flag, shown
 from textgym.grammar import regex_grammar
 from textgym.rewards.patterns import Mode
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
-from textgym.tasks.assemble import FAMILY, verifiable_task
+from textgym.task import Task
 from textgym.tasks.assemble import verifiable_prompts as world_prompts
+from textgym.tasks.assemble import verifiable_task
 
 SUMMARY: Final = "Write an answer that a regular expression matches."
 PATTERN: Final = r".+[.!] (Hope that helps|Have a nice day)!"
@@ -93,6 +93,3 @@ def pattern_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_task("Pattern", pattern_task, family=FAMILY, summary=SUMMARY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.assemble import style_task
 
 SUMMARY: Final = "Write reviews with a positive (or negative) sentiment."
@@ -79,6 +79,3 @@ def sentiment_task(
         penalty=penalty,
         timeout=timeout,
     )
-
-
-register_task("Sentiment", sentiment_task, family="style", summary=SUMMARY)

@@ -11,7 +11,7 @@ from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
 from textgym.rewards import make_reward
 from textgym.rewards.registry import spec_name
 from textgym.rewards.scorer import OnError
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.vocab import load_vocabulary
 
 PROMPTS = (
@@ -130,6 +130,3 @@ def _split(
             f"{argument.replace('prompts', 'columns')}={shown(columns)}: allowed is a dict of lists"
         )
     return prompt_set(texts, {**file_columns, **(columns or {})}, weights, argument)
-
-
-register_task("Text", text_task, family="text", summary="Your own prompts, tokenizer and reward.")

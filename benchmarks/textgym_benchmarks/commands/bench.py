@@ -10,9 +10,10 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from textgym.commands.console import note, output, untrusted
+from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
+from textgym.registry import SUITES
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -86,14 +87,18 @@ def main(arguments: Sequence[str]) -> None:
 def suites_table() -> Table:
     """The suites with their sizes and what they cost."""
     from textgym_benchmarks.run.progress import duration
-    from textgym_benchmarks.suites import SUITES, make_suite
+    from textgym_benchmarks.suites import make_suite
     from textgym_benchmarks.suites.select import cost
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in ("suite", "cells", "tasks", "agents", "seeds", "CPU time, about", "what it is"):
         table.add_column(name, justify="right" if name in ("cells", "tasks", "agents", "seeds") else "left")
     for name in SUITES:
-        suite = make_suite(name)
+        try:
+            suite = make_suite(name)
+        except Exception as error:  # One broken plug-in must not hide the other suites.
+            table.add_row(name, *"-----", untrusted(one_line(error)))
+            continue
         counts = [len({getattr(cell, kind) for cell in suite.cells}) for kind in ("id", "agent", "seed")]
         seconds = sum(cost(cell) for cell in suite.cells)
         sizes = [f"{len(suite.cells):,}", *map(str, counts)]

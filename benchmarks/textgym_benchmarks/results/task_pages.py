@@ -15,9 +15,9 @@ from typing import Any, Final
 import gymnasium as gym
 import tyro
 
-import textgym  # noqa: F401  (registers the ids)
-from textgym.catalog import TaskEntry, task_builder, task_entry, task_names
 from textgym.files import make_folder, write_text
+from textgym.registry import TASKS, TaskEntry
+from textgym.task import task_entry, task_names
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import Problem, Spread
@@ -53,7 +53,7 @@ class TaskPages:
 
 def sections(entry: TaskEntry) -> dict[str, str]:
     """The sections of a task's docstring, title -> text, in their order."""
-    text = inspect.getdoc(task_builder(entry.name)) or ""
+    text = inspect.getdoc(TASKS.load(entry.name)) or ""
     parts = _SECTION.split(text)[1:]
     return {title: body.strip("\n") for title, body in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -26,7 +26,6 @@ from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
 
-from textgym.catalog import task_entry
 from textgym.estimates import RESAMPLES, Floats, Samples, draw_samples, read_samples, write_samples
 from textgym.files import make_folder, plain, write_json
 from textgym.lm.reference import Reference
@@ -40,7 +39,7 @@ from textgym.optimum import (
     pays_the_same,
     samples_path,
 )
-from textgym.task import Task, make_reference
+from textgym.task import Task, make_reference, task_entry
 from textgym_benchmarks.results.rows import LEVELS, between, crossing, crossings
 from textgym_benchmarks.results.store import load_results
 from textgym_benchmarks.suite import Cell, canonical

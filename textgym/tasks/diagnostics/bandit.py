@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from textgym.lm.reference import Reference
 from textgym.rewards.base import NamedReward
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     diagnostic,
     one_prompt,
     read_difficulty,
@@ -76,6 +75,3 @@ def bandit_task(difficulty: int = 5, *, beta: float = BETA, reference: str | Ref
         beta=beta,
         reference=reference,
     )
-
-
-register_task("Bandit", bandit_task, family=FAMILY, summary=SUMMARY)

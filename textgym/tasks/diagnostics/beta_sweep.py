@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from textgym.lm.reference import Reference
-from textgym.task import Task, register_task
-from textgym.tasks.diagnostics.common import FAMILY, diagnostic, one_prompt, read_difficulty, word_vocabulary
+from textgym.task import Task
+from textgym.tasks.diagnostics.common import diagnostic, one_prompt, read_difficulty, word_vocabulary
 from textgym.tasks.diagnostics.spelling import LENGTH, PROMPT, WORDS, Spelling
 
 SUMMARY: Final = "Spell a word with the KL cheap or dear."
@@ -58,6 +58,3 @@ def beta_sweep_task(
         beta=chosen if beta is None else beta,
         reference=reference,
     )
-
-
-register_task("BetaSweep", beta_sweep_task, family=FAMILY, summary=SUMMARY)

@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from textgym.lm.reference import Reference
 from textgym.rewards.base import NamedReward
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     diagnostic,
     one_prompt,
     read_difficulty,
@@ -90,6 +89,3 @@ def big_vocab_task(
 def _vocabulary(size: int) -> Vocabulary:
     """The words w0, w1, ...; made when they are first asked for."""
     return word_vocabulary([f"w{i}" for i in range(size)])
-
-
-register_task("BigVocab", big_vocab_task, family=FAMILY, summary=SUMMARY)

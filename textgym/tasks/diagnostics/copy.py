@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from textgym.lm.reference import Reference
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     RightWords,
     diagnostic,
     read_difficulty,
@@ -71,6 +70,3 @@ def copy_task(difficulty: int = 3, *, beta: float = BETA, reference: str | Refer
         beta=beta,
         reference=reference,
     )
-
-
-register_task("Copy", copy_task, family=FAMILY, summary=SUMMARY)

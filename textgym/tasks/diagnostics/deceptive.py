@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from textgym.lm.reference import Reference
 from textgym.rewards.base import NamedReward
-from textgym.task import Task, register_task
-from textgym.tasks.diagnostics.common import FAMILY, diagnostic, one_prompt, read_difficulty, word_vocabulary
+from textgym.task import Task
+from textgym.tasks.diagnostics.common import diagnostic, one_prompt, read_difficulty, word_vocabulary
 
 SUMMARY: Final = "Resist the near reward to find the far larger one."
 WORDS: Final = ("near", "far")
@@ -77,6 +77,3 @@ def deceptive_task(
         beta=beta,
         reference=reference,
     )
-
-
-register_task("Deceptive", deceptive_task, family=FAMILY, summary=SUMMARY)

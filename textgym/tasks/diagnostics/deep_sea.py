@@ -7,9 +7,8 @@ from typing import Any, Final
 
 from textgym.lm.reference import Reference
 from textgym.rewards.base import NamedReward
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
-    FAMILY,
     diagnostic,
     one_prompt,
     read_difficulty,
@@ -78,6 +77,3 @@ def deep_sea_task(
         beta=beta,
         reference=reference,
     )
-
-
-register_task("DeepSea", deep_sea_task, family=FAMILY, summary=SUMMARY)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from textgym.lm.reference import Reference
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     RightWords,
     diagnostic,
     read_difficulty,
@@ -68,6 +67,3 @@ def distractor_task(
         beta=beta,
         reference=reference,
     )
-
-
-register_task("Distractor", distractor_task, family=FAMILY, summary=SUMMARY)

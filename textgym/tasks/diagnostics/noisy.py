@@ -6,10 +6,9 @@ from typing import Final
 
 from textgym.lm.reference import Reference
 from textgym.rewards.shaping import Blurred
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     diagnostic,
     one_prompt,
     read_difficulty,
@@ -66,6 +65,3 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
         beta=beta,
         reference=reference,
     )
-
-
-register_task("Noisy", noisy_task, family=FAMILY, summary=SUMMARY)

@@ -7,10 +7,9 @@ from typing import Final
 import numpy as np
 
 from textgym.lm.reference import Reference
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     RightWords,
     diagnostic,
     read_difficulty,
@@ -82,6 +81,3 @@ def _questions(pairs: int) -> list[tuple[str, str]]:
         listed = " ".join(f"{key} {value}" for key, value in zip(keys[row], values[row], strict=True))
         found[f"recall {listed} : {keys[row, at]}"] = str(values[row, at])
     return list(found.items())
-
-
-register_task("Recall", recall_task, family=FAMILY, summary=SUMMARY)

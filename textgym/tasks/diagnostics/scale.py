@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from textgym.lm.reference import Reference
-from textgym.task import Task, register_task
+from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,
-    FAMILY,
     diagnostic,
     one_prompt,
     read_difficulty,
@@ -65,6 +64,3 @@ def scale_task(
         beta=BETA * scale if beta is None else beta,
         reference=reference,
     )
-
-
-register_task("Scale", scale_task, family=FAMILY, summary=SUMMARY)

@@ -8,8 +8,8 @@ from typing import Any, Final
 from textgym.lm.reference import Reference
 from textgym.prompts import prompt_set
 from textgym.rewards.base import NamedReward
-from textgym.task import Task, register_task
-from textgym.tasks.diagnostics.common import BETA, FAMILY, diagnostic, read_difficulty, word_vocabulary
+from textgym.task import Task
+from textgym.tasks.diagnostics.common import BETA, diagnostic, read_difficulty, word_vocabulary
 
 SUMMARY: Final = "Write as many words as the prompt says, then stop."
 STOPS: Final = ("<end>", "<halt>")
@@ -93,6 +93,3 @@ def stop_task(difficulty: int = 4, *, beta: float = BETA, reference: str | Refer
         beta=beta,
         reference=reference,
     )
-
-
-register_task("Stop", stop_task, family=FAMILY, summary=SUMMARY)

@@ -9,8 +9,8 @@ import numpy as np
 
 from textgym.lm.reference import NGramReference, Reference
 from textgym.rewards.base import NamedReward
-from textgym.task import Task, register_task
-from textgym.tasks.diagnostics.common import FAMILY, diagnostic, one_prompt, read_difficulty, word_vocabulary
+from textgym.task import Task
+from textgym.tasks.diagnostics.common import diagnostic, one_prompt, read_difficulty, word_vocabulary
 
 SUMMARY: Final = "Keep both of two answers that pay alike."
 WORDS: Final = ("a", "b", "c")
@@ -89,6 +89,3 @@ def _pairs() -> NGramReference:
     np.fill_diagonal(table, AGAIN)
     table[-1] = (*FIRST, 0.0)
     return NGramReference(table)
-
-
-register_task("TwoModes", two_modes_task, family=FAMILY, summary=SUMMARY)

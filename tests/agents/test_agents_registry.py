@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from agents.counting_agent import CountingAgent, CountingConfig
 from gymnasium.vector import AutoresetMode
-from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent, registry
+from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent
 from textgym_agents.registry import agent_class, config_class
+
+from textgym.registry import AGENTS
 
 WORDS = {"tokenizer": ["<end>", "a", "b", "c"], "stop": "<end>", "reference": "uniform", "prompts": ["a"]}
 
@@ -50,7 +52,7 @@ def test_module_and_class_are_imported():
         ("agents.counting_agent:CountingAgnt", "Did you mean 'CountingAgent'"),
         ("agents.counting_agent:NoAgent", "has no act, log_probs, save, load"),
         ("agents.counting_agent:np", "is no class"),
-        (":X", "module:Class"),
+        (":X", "module:attribute"),
     ],
 )
 def test_what_is_no_agent_is_refused(target, words):
@@ -80,7 +82,7 @@ def test_an_agent_that_takes_no_task_may_live_anywhere(tmp_path, monkeypatch):
             self.env = env
 
     env = gym.make("CartPole-v1")
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(AGENTS, "_entries", dict(AGENTS._entries))
     register_agent("anywhere", Anywhere)
     assert make_agent("anywhere", env).env is env
     make_agent("random", make_env("textgym/Text-v0", 1, **WORDS)).save(tmp_path / "agent")
@@ -89,7 +91,7 @@ def test_an_agent_that_takes_no_task_may_live_anywhere(tmp_path, monkeypatch):
 
 
 def test_a_name_is_registered_once(monkeypatch):
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(AGENTS, "_entries", dict(AGENTS._entries))
     register_agent("counting", CountingAgent)
     register_agent("counting", CountingAgent)
     with pytest.raises(ValueError, match="already"):

@@ -1,0 +1,246 @@
+"""Find tasks, rewards, agents, suites and commands by name, and import only what is asked for.
+
+A name leads to "module:attribute", or to an object that was added at run time. Names come from three places:
+
+- `builtin.toml` in each package of this project. It is a file of data, so that reading it imports nothing, and no list
+  of entry points, so that a source tree that is not installed has its names, too.
+- The entry points of installed packages, in the groups `textgym.tasks`, `textgym.rewards`, `textgym.agents`,
+  `textgym.suites` and `textgym.commands`.
+- `Registry.add`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
+
+from textgym.checks import TextGymWarning, did_you_mean, docstring, not_one_of, shown
+from textgym.sources import PACKAGES
+
+Factory = Callable[..., Any]
+"""A function or a class."""
+_TARGET = re.compile(r"[\w.]+:\w+")
+_VERSIONED = re.compile(r"(.+)-v(\d+)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name and what it leads to.
+
+    Args:
+        name: a text without spaces, ":" and "/".
+        target: a function or class, or "module:attribute", which is imported when it is first needed.
+        summary: one line for people; "" stands for the first line of the target's docstring.
+        source: name and version of the distribution whose entry point it is; "" for every other entry.
+    Raises: ValueError for a name or a target of another form.
+    """
+
+    name: str
+    target: Factory | str
+    summary: str = ""
+    source: str = field(default="", compare=False)
+    _form: ClassVar[tuple[str, str]] = (r"[^\s:/]+", "is a text without spaces, ':' and '/'")
+
+    def __post_init__(self) -> None:
+        pattern, allowed = self._form
+        if not isinstance(self.name, str) or not re.fullmatch(pattern, self.name):
+            raise ValueError(f"name={shown(self.name)}: allowed {allowed}")
+        if not callable(self.target) and not (
+            isinstance(self.target, str) and _TARGET.fullmatch(self.target)
+        ):
+            raise ValueError(
+                f"{self.name}={shown(self.target)}: allowed is a function, a class or the text 'module:attribute'"
+            )
+
+    @classmethod
+    def read(cls, key: str, target: str, summary: str = "", source: str = "") -> Self:
+        """Make the entry of a line in `builtin.toml`, or of an entry point."""
+        return cls(key, target, summary, source)
+
+    @property
+    def origin(self) -> str:
+        """The distribution or package that the entry comes from, with its target."""
+        where = self.target if isinstance(self.target, str) else f"{self.target.__module__}:"
+        return f"{self.source or where.partition(':')[0].partition('.')[0]} ({self.target})"
+
+
+@dataclass(frozen=True)
+class TaskEntry(Entry):
+    """The entry of a task, with what its registration with Gymnasium needs.
+
+    Args:
+        name: as in `textgym/NAME-vN`.
+        target, summary, source: see `Entry`; the target goes from the task's options to a `Task`.
+        version: N; it rises when reward, observation or termination changes.
+        family: "alignment", "verifiable", "style", "diagnostics" or "text".
+    Raises: ValueError for a name that is not made of letters, digits and underscores.
+    """
+
+    version: int = 0
+    family: str = "text"
+    _form: ClassVar[tuple[str, str]] = (
+        r"[^\W\d]\w*",
+        "are letters, digits and underscores, not starting with a digit",
+    )
+
+    @classmethod
+    def read(
+        cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text"
+    ) -> TaskEntry:
+        """Make the entry of a key NAME-vN; without -vN the version is 0."""
+        found = _VERSIONED.fullmatch(key)
+        name, version = found.groups() if found else (key, "0")
+        return cls(name, target, summary, source, int(version), family)
+
+    @property
+    def id(self) -> str:
+        """The Gymnasium id."""
+        return f"textgym/{self.name}-v{self.version}"
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Generic[E]):
+    """The names of one kind. Iterating gives them all, the built-in ones first.
+
+    A plug-in is imported when one of its names is loaded, so that a broken one does not stop the others. Loading a name
+    that two distributions claim is an error, too.
+
+    Args:
+        kind: "task", "reward", "agent", "suite" or "command".
+        entry: the class of the entries.
+    """
+
+    def __init__(self, kind: str, entry: type[E]) -> None:
+        self.kind = kind
+        self._entry = entry
+        self._clashes: dict[str, str] = {}
+        self._warned: set[str] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def entry(self, name: str, argument: str = "") -> E:
+        """Return the entry of a name, which a message calls `argument`. Raises: ValueError for an unknown name."""
+        if name not in self._entries:
+            raise ValueError(not_one_of(argument or self.kind, name, self._entries))
+        return self._entries[name]
+
+    def add(self, entry: E) -> E:
+        """Add an entry; adding it again changes nothing. Raises: ValueError if another has its name."""
+        known = self._entries.setdefault(entry.name, entry)
+        if known != entry:
+            raise ValueError(self._taken(known, entry))
+        return entry
+
+    def load(self, name: str, argument: str = "") -> Factory:
+        """Return what a name leads to.
+
+        Raises: ValueError for an unknown name, or one that is claimed twice; ImportError for one of a plug-in that
+            cannot be loaded; whatever importing a built-in one raises.
+        """
+        entry = self.entry(name, argument)
+        if name in self._clashes:
+            raise ValueError(f"{self._clashes[name]}; uninstall one of them")
+        if not isinstance(entry.target, str):
+            return entry.target
+        try:
+            return load_target(entry.target, self.kind)
+        except Exception as error:
+            if not entry.source:
+                raise
+            raise ImportError(
+                f"{self.kind} {name!r} of {entry.origin} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    def summary(self, name: str) -> str:
+        """Return one line about a name; for one that cannot be loaded, warn once and say so."""
+        entry = self.entry(name)
+        if entry.summary:
+            return entry.summary
+        try:
+            return docstring(self.load(name)).partition("\n")[0]
+        except (ImportError, ValueError) as error:
+            self._warn(name, str(error))
+            return "(cannot be loaded)"
+
+    @cached_property
+    def _entries(self) -> dict[str, E]:
+        entries: dict[str, E] = {}
+        group = f"{self.kind}s"
+        for table in _tables():
+            for key, line in table.get(group, {}).items():
+                entry = self._entry.read(key, **({"target": line} if isinstance(line, str) else line))
+                entries[entry.name] = entry
+        for point in entry_points(group=f"textgym.{group}"):
+            try:
+                entry = self._entry.read(point.name, point.value, source=_distribution(point))
+            except ValueError as error:
+                self._warn(point.name, f"entry point of {_distribution(point)}: {error}")
+                continue
+            known = entries.setdefault(entry.name, entry)
+            if known.target != entry.target:
+                self._clashes[entry.name] = self._taken(known, entry)
+        return entries
+
+    def _taken(self, known: E, entry: E) -> str:
+        return f"{self.kind} {entry.name!r} is taken already by {known.origin}; {entry.origin} claims it, too"
+
+    def _warn(self, name: str, problem: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(problem, TextGymWarning, stacklevel=3)
+
+
+def load_target(target: str, argument: str) -> Factory:
+    """Import the function or class "module:attribute".
+
+    Args:
+        target: where it is.
+        argument: its name, for messages.
+    Raises: ValueError for a text of another form, a module without this attribute, or an attribute that is no function
+        or class; whatever importing the module raises.
+    """
+    if not _TARGET.fullmatch(target):
+        raise ValueError(f"{argument} {shown(target)}: allowed is module:attribute")
+    path, _, attribute = target.partition(":")
+    module = import_module(path)
+    if not hasattr(module, attribute):
+        near = did_you_mean(attribute, dir(module))
+        raise ValueError(f"{argument} {target!r}: module {path!r} has no {attribute!r}.{near}")
+    found: object = getattr(module, attribute)
+    if not callable(found):
+        raise ValueError(f"{argument} {target!r}: it is no class or function")
+    return found
+
+
+@cache
+def _tables() -> list[dict[str, dict[str, Any]]]:
+    """Read `builtin.toml` of every package of the project that can be imported."""
+    specs = [spec for package in PACKAGES if (spec := find_spec(package)) and spec.origin]
+    files = [Path(str(spec.origin)).with_name("builtin.toml") for spec in specs]
+    return [tomllib.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "a distribution without a name"
+
+
+TASKS: Final = Registry("task", TaskEntry)
+REWARDS: Final = Registry("reward", Entry)
+AGENTS: Final = Registry("agent", Entry)
+SUITES: Final = Registry("suite", Entry)
+COMMANDS: Final = Registry("command", Entry)
