@@ -1,21 +1,20 @@
-"""The optima of a suite's tasks: settled after the runs, and committed for the built-in ones.
+"""The optima of a suite's tasks: worked out after the runs, and committed for the built-in tasks.
 
     textgym bench --suite core --agents lm-ppo rloo --keep-checkpoints --out runs/proposals
     python -m textgym_benchmarks.run.optima Format Json Keywords --suite runs/proposals
 
-The script samples the reference and the last policies of a suite's cells, and writes what they wrote, with the task's
-fingerprint, to where `textgym.optimum.optimum_of` looks for it.
+The script samples the reference and the last policies of a suite's cells, and writes the samples, with the task's
+fingerprint, to where `textgym.optimum.optimum_of` looks for them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -27,7 +26,8 @@ from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
 
 from textgym.catalog import task_entry
-from textgym.estimates import RESAMPLES, Floats, Samples, draw_samples, read_samples, write_samples
+from textgym.checks import Floats, JsonObject
+from textgym.estimates import RESAMPLES, Samples, draw_samples, read_samples, write_samples
 from textgym.files import make_folder, plain, write_json
 from textgym.lm.reference import Reference
 from textgym.optimum import (
@@ -40,6 +40,7 @@ from textgym.optimum import (
     pays_the_same,
     samples_path,
 )
+from textgym.prompts import HeldOut
 from textgym.task import Task, make_reference
 from textgym_benchmarks.results.rows import LEVELS, between, crossing, crossings
 from textgym_benchmarks.results.store import load_results
@@ -52,20 +53,20 @@ MOST = 4
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished cell: its folder and its result."""
+    """A finished cell, its folder and its result."""
 
     cell: Cell
     folder: Path
-    result: dict[str, Any]
+    result: JsonObject
 
     @property
     def objective(self) -> float:
-        """J after learning; the least number where it has none."""
+        """J after learning; -inf where it has none."""
         found = self.result["measures"]["after"]["objective"]
         return float("-inf") if found is None else float(found["mean"])
 
 
-def settle(folder: Path, cells: Sequence[Cell], split: str, save: bool) -> list[str]:
+def settle(folder: Path, cells: Sequence[Cell], split: HeldOut, save: bool) -> list[str]:
     """Work J* out anew where the reference's own completions do not tell it, and score the finished cells on it.
 
     Args:
@@ -77,8 +78,9 @@ def settle(folder: Path, cells: Sequence[Cell], split: str, save: bool) -> list[
     for key, done in _unsettled(folder, cells).items():
         optimum, count = _work_out(_kept(folder, key), done, split)
         for each in done:
-            measures = rescored(each.result["measures"], optimum)
-            result = each.result | {"measures": measures, "timing": _timed(each.result["timing"], measures)}
+            measures, timing = rescored(each.result["measures"], optimum), each.result["timing"]
+            timing |= seconds_to_levels(timing["curve_seconds"], measures["curve"])
+            result = each.result | {"measures": measures, "timing": timing}
             with hold(each.folder, wait=True):
                 write_json(each.folder / "result.json", plain(result))
             if not save:
@@ -87,30 +89,31 @@ def settle(folder: Path, cells: Sequence[Cell], split: str, save: bool) -> list[
     return said
 
 
-def rescored(measures: Mapping[str, Any], optimum: Optimum) -> dict[str, Any]:
+def rescored(measures: JsonObject, optimum: Optimum) -> JsonObject:
     """Return the measures of a cell with every optimality taken from its J and another optimum.
 
-    The interval takes the error of each J as normal, of the size that its own interval tells.
+    The error of each J is taken as normal, with the standard deviation that its own interval implies.
     """
     curve = [dict(point) for point in measures["curve"]]
     for point in curve:
         point |= _scored(point["objective"], point.get("objective_low"), point.get("objective_high"), optimum)
     sides = {side: dict(measures[side]) for side in ("before", "after")}
     for side in sides.values():
-        worth = side["objective"] or {}
-        found = _scored(worth.get("mean"), worth.get("low"), worth.get("high"), optimum)
-        ends = {"mean": "optimality", "low": "optimality_low", "high": "optimality_high"}
-        side["optimality"] = (
-            None if found["optimality"] is None else {name: found[column] for name, column in ends.items()}
-        )
-    return dict(measures) | sides | {"curve": curve, "optimum": optimum_summary(optimum), **crossings(curve)}
+        objective = side["objective"] or {}
+        found = _scored(objective.get("mean"), objective.get("low"), objective.get("high"), optimum)
+        ends = dict(zip(("mean", "low", "high"), found.values(), strict=True))
+        side["optimality"] = None if ends["mean"] is None else ends
+    return measures | sides | {"curve": curve, "optimum": optimum_summary(optimum), **crossings(curve)}
 
 
-def _timed(timing: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
-    """The timing of a cell with the seconds to each level taken from its new scores."""
-    seconds, scores = timing["curve_seconds"], [point["optimality"] for point in measures["curve"]]
-    places = {f"seconds_{name}": crossing(scores, level) for name, level in LEVELS.items()}
-    return dict(timing) | {name: between(seconds, where) for name, where in places.items()}
+def seconds_to_levels(seconds: Sequence[float], curve: Sequence[JsonObject]) -> dict[str, float | None]:
+    """Return the seconds of learning after which a curve reaches each level of optimality; None for never.
+
+    Args:
+        seconds: at every point of the curve.
+    """
+    scores = [point["optimality"] for point in curve]
+    return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
 
 
 def _scored(
@@ -119,13 +122,12 @@ def _scored(
     found = None
     if objective is not None:
         found = optimality_of(objective, objective + _spread(low, high), optimum)
-    if found is None:
-        return {"optimality": None, "optimality_low": None, "optimality_high": None}
-    return {"optimality": found.mean, "optimality_low": found.low, "optimality_high": found.high}
+    ends = (None, None, None) if found is None else (found.mean, found.low, found.high)
+    return dict(zip(("optimality", "optimality_low", "optimality_high"), ends, strict=True))
 
 
 def _spread(low: float | None, high: float | None) -> Floats:
-    """Normal errors (R,) with the width of a 95% interval, in a fixed random order."""
+    """Return normal errors (R,) with the width of a 95% interval, in a fixed random order."""
     if low is None or high is None:
         return np.zeros(RESAMPLES)
     normal = NormalDist(0.0, max((high - low) / (2 * NormalDist().inv_cdf(0.975)), 1e-300))
@@ -134,7 +136,7 @@ def _spread(low: float | None, high: float | None) -> Floats:
 
 
 def _unsettled(folder: Path, cells: Sequence[Cell]) -> dict[str, list[_Done]]:
-    """The finished cells whose optimum was sampled from the reference alone, and from too little, by their task."""
+    """Return the finished cells, by task, whose optimum was sampled from the reference alone, and too thinly."""
     groups: dict[str, list[_Done]] = {}
     for cell in cells:
         result = cell_result(cell_folder(folder, cell))
@@ -144,24 +146,24 @@ def _unsettled(folder: Path, cells: Sequence[Cell]) -> dict[str, list[_Done]]:
         few = optimum["value"] is None or (optimum["effective_samples"] or 0) < WELL_KNOWN
         own = bool(cell.config.get("model"))  # a reference of its own, which others do not share
         if optimum.get("policies") == 1 and not optimum["committed"] and few and not own:
-            key = canonical({"id": cell.id, "reward": cell.reward, "env": dict(cell.env)})
+            key = canonical({"id": cell.id, "reward": cell.reward, "env": cell.env})
             groups.setdefault(key, []).append(_Done(cell, cell_folder(folder, cell), result))
-    return {key: done for key, done in groups.items() if any(_loadable(done)) or _kept(folder, key).exists()}
+    return {key: done for key, done in groups.items() if _loadable(done) or _kept(folder, key).exists()}
 
 
 def _kept(folder: Path, key: str) -> Path:
-    """Where the samples of a task are that was settled: cells that end later are scored on them too."""
+    """Return the file of the samples of a settled task: cells that end later are scored on them too."""
     return folder / "optima" / f"settled.{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _loadable(done: Sequence[_Done]) -> Iterator[_Done]:
-    return (each for each in done if (each.folder / "run" / "checkpoint").is_dir())
+def _loadable(done: Sequence[_Done]) -> list[_Done]:
+    return [each for each in done if (each.folder / "run" / "checkpoint").is_dir()]
 
 
-def _work_out(path: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, int]:
+def _work_out(path: Path, done: Sequence[_Done], split: HeldOut) -> tuple[Optimum, int]:
+    """Return J* of the task of some finished cells, and how many of their policies were sampled."""
     cell = done[0].cell
-    options = dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
-    env = make_env(cell.id, 1, **options)
+    env = make_env(cell.id, 1, **cell.options)
     task = env.unwrapped.task
     if path.exists():
         samples, _ = read_samples(path)
@@ -177,12 +179,12 @@ def _work_out(path: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, i
 
 def shared_optimum(
     folder: Path,
-    key: dict[str, Any],
+    key: JsonObject,
     task: Task,
     reference: Reference | None,
     beta: float,
     per_prompt: int,
-    split: str = "eval",
+    split: HeldOut = "eval",
 ) -> Optimum:
     """Return J* on a split's prompts: committed or solved, or from samples that all cells of a folder share.
 
@@ -222,18 +224,18 @@ class Commit:
     """Folder of a suite that was run with --keep-checkpoints: the last policies of its cells are proposals."""
     proposals: tuple[Path, ...] = ()
     """Folders of more trained policies: runs or checkpoints; of one task, if several are named."""
-    most: int = 4
+    most: int = MOST
     """The most proposals that are sampled, those with the greatest J first."""
     samples: int = 1024
     """Completions a prompt, of all policies together."""
-    split: Annotated[str, tyro.conf.arg(metavar="SPLIT")] = "eval"
+    split: HeldOut = "eval"
     """Which prompts."""
     seed: int = 0
     """Of the sampling."""
 
 
 def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
-    """Sample one task's reference and proposals and write the samples; the optimum at the task's own beta.
+    """Sample one task's reference and proposals, and write the samples; return them and J* at the task's own beta.
 
     Raises: ValueError for a task without prompts or a reward of its own, or one that is solved.
     """
@@ -255,7 +257,7 @@ def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
 
 
 def _folders(settings: Commit, env_id: str) -> list[Path]:
-    """The runs of the best proposals: one for each cell of the task, those with the greatest J first."""
+    """Return the folders of the proposals: those that are named, and the suite's runs with the greatest J."""
     ranked: list[tuple[float, Path]] = []
     if settings.suite is not None:
         for result in load_results(settings.suite):
