@@ -165,6 +165,7 @@ def sb3() -> Suite:
     return Suite(
         "sb3",
         (
+            *rows(["Bandit"], [*SB3, "random"], 4_096),
             *rows(["Copy"], [*SB3, "random"], 32_768, 3),
             *(
                 cell
@@ -172,7 +173,7 @@ def sb3() -> Suite:
                 for cell in rows(["Helpful"], ["sb3-ppo"], 5_120, 3, config=config, label=label)
             ),
         ),
-        "Stable-Baselines3 on Copy, and its PPO on Helpful from three starts.",
+        "Stable-Baselines3 on Bandit and Copy, and its PPO on Helpful from three starts.",
     )
 
 
