@@ -14,12 +14,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -87,9 +87,7 @@ class Speed:
     subjects: Positional[tuple[Subject, ...]] = ()
     """Measurements; by default all."""
     model: Path = Path(os.environ.get("TEXTGYM_SHARED", "../shared")) / "models" / "stories260K"
-    """Causal LM for `rollout` and `ppo`."""
-    threads: int = 1
-    """Threads of torch for `rollout` and `ppo`."""
+    """Causal LM for `rollout` and `ppo`, on one thread."""
     rounds: int = 7
     """Pairs per measurement; medians are reported."""
     only: tuple[str, ...] = ()
@@ -98,8 +96,7 @@ class Speed:
     """Print JSON instead of a table."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One measurement: ours, the peer's, their ratio, and the goal; "" and None for what there is not."""
 
     what: str
@@ -110,8 +107,7 @@ class Row:
     reached: bool | None
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Median seconds of two functions run in turn, and the median of their ratios first / second."""
 
     first: float
@@ -235,7 +231,7 @@ def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, Token
 
     from textgym.lm.causal import load_causal_lm
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(1)
     task = make_task(
         "Text",
         tokenizer=AutoTokenizer.from_pretrained(settings.model),
@@ -248,16 +244,9 @@ def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, Token
     lm = load_causal_lm(settings.model)
     config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu", kl=kl)
     ids = torch.tensor([task.encoded("train")[0].ids]).repeat(_BATCH, 1)
-    generate = partial(
-        lm.generate,
-        ids,
-        attention_mask=torch.ones_like(ids),
-        pad_token_id=0,
-        do_sample=True,
-        top_k=0,
-        max_new_tokens=_NEW,
-        min_new_tokens=_NEW,
-    )
+    length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW}
+    sampling = {"do_sample": True, "top_k": 0, "pad_token_id": 0}
+    generate = partial(lm.generate, ids, attention_mask=torch.ones_like(ids), **length, **sampling)
     return LMPPO(task, config, model=lm), env, torch.no_grad()(generate)
 
 
@@ -396,7 +385,7 @@ def main() -> None:
     settings = tyro.cli(Speed, description=__doc__)
     rows = measure(settings)
     if settings.as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print(json.dumps([row._asdict() for row in rows], indent=1))
         return
     table = Table("what", "ours", "peer", "ratio", "goal", "")
     for row in rows:

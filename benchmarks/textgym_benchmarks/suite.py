@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
 from textgym_agents.config import check_split
@@ -78,10 +78,16 @@ class Cell:
         return self.label or self.agent
 
     @property
+    def task(self) -> str:
+        """The name of the task, with that of a reward that is not its own."""
+        name = self.id.removeprefix("textgym/")
+        return name if self.reward_name == "default" else f"{name} {self.reward_name}"
+
+    @property
     def key(self) -> str:
         """The name of the cell's folder: readable words, and a hash of everything but the names that tables show."""
-        shown = {"label", "reward_name"}
-        content = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in shown}
+        content = asdict(self)
+        del content["label"], content["reward_name"]
         digest = hashlib.sha256(canonical(content).encode()).hexdigest()[:8]
         words = [self.id.rpartition("/")[2], self.reward_name, self.name, f"s{self.seed}", digest]
         return ".".join(_slug(word) for word in words)
@@ -93,7 +99,7 @@ class Cell:
 
     def to_json(self) -> JsonObject:
         """Return all fields, and the key."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"key": self.key}
+        return asdict(self) | {"key": self.key}
 
     @classmethod
     def from_json(cls, data: object) -> Cell:
@@ -133,13 +139,9 @@ class Evaluation:
         check_integer("samples", self.samples, 0)
         check_split(self.split)
 
-    def to_json(self) -> JsonObject:
-        """Return all fields."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
     @classmethod
     def from_json(cls, data: object) -> Evaluation:
-        """Return the settings that `to_json` wrote. Raises: ValueError for anything else."""
+        """Return the settings from a JSON object of its fields. Raises: ValueError for anything else."""
         return _from_fields(cls, data)
 
 
@@ -177,7 +179,7 @@ class Suite:
         return {
             "name": self.name,
             "description": self.description,
-            "evaluation": self.evaluation.to_json(),
+            "evaluation": asdict(self.evaluation),
             "cells": [cell.to_json() for cell in self.cells],
         }
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -80,8 +81,8 @@ def differences(stored: Suite, asked: Suite) -> str:
     parts = []
     if stored.name != asked.name:
         parts.append(f"name {stored.name!r}, asked for is {asked.name!r}")
-    wanted = asked.evaluation.to_json()
-    for name, value in stored.evaluation.to_json().items():
+    wanted = asdict(asked.evaluation)
+    for name, value in asdict(stored.evaluation).items():
         if value != wanted[name]:
             parts.append(f"evaluation.{name}={value}, asked for is {wanted[name]}")
     stored_keys, asked_keys = ({cell.key for cell in suite.cells} for suite in (stored, asked))

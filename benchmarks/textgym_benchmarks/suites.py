@@ -9,7 +9,7 @@ from typing import Final
 
 from textgym_agents.registry import agent_class, agent_names
 
-from textgym.checks import not_one_of
+from textgym.checks import not_one_of, shown
 from textgym_benchmarks.engines.jobs import find_function
 from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer
 from textgym_benchmarks.suite_folder import family_of
@@ -58,7 +58,7 @@ _COOLING: Final = {"temperature": 1.0, "temperature_end": 0.1}
 def make_suite(name: str) -> Suite:
     """Return a suite by its name, or by the "module:function" that returns it.
 
-    Raises: ValueError for an unknown name, with the nearest, and for a function that returns no suite; ImportError or
+    Raises: ValueError for an unknown name, with the nearest; TypeError if the function returns no suite; ImportError or
         AttributeError if there is no such function.
     """
     path = SUITES.get(name, name)
@@ -66,7 +66,7 @@ def make_suite(name: str) -> Suite:
         raise ValueError(f"{not_one_of('suite', name, SUITES)} A suite of your own is module:function")
     suite = find_function(path)()
     if not isinstance(suite, Suite):
-        raise ValueError(f"suite {name!r}: it returned a {type(suite).__name__}, allowed is a Suite")
+        raise TypeError(f"suite {name!r}: its function returned {shown(suite)}; allowed is a Suite")
     return suite
 
 

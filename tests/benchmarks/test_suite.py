@@ -121,7 +121,7 @@ def test_bad_suites():
         Evaluation(points=0)
     with pytest.raises(ValueError, match="Did you mean 'core'"):
         make_suite("cor")
-    with pytest.raises(ValueError, match="returned a float, allowed is a Suite"):
+    with pytest.raises(TypeError, match=r"returned \d+.*; allowed is a Suite"):
         make_suite("time:time")
 
 

@@ -14,7 +14,6 @@ from textgym.commands.console import note, output, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
 from textgym_benchmarks.results.store import Result
-from textgym_benchmarks.suite import Cell
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -114,7 +113,7 @@ def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((_task(result.cell), result.cell.name), []).append(result)
+        groups.setdefault((result.cell.task, result.cell.name), []).append(result)
     tasks = list(dict.fromkeys(task for task, _ in groups))
     agents = list(dict.fromkeys(agent for _, agent in groups))
     at_once = max((width - max(map(len, tasks))) // _COLUMN, 1)
@@ -129,11 +128,6 @@ def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
             table.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
         tables.append(table)
     return tables
-
-
-def _task(cell: Cell) -> str:
-    name = cell.id.removeprefix("textgym/")
-    return name if cell.reward_name == "default" else f"{name} {cell.reward_name}"
 
 
 def _summary(results: Sequence[Result]) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final, TextIO
 
 from textgym.interrupts import sigterm_raises
@@ -60,12 +60,6 @@ class Serial:
         return self._seconds
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    job: Job
-    number: int
-
-
 class Pool:
     """Runs jobs in processes, each a fresh interpreter with one thread that imports what it needs once.
 
@@ -82,38 +76,38 @@ class Pool:
 
         Raises: RuntimeError where processes end before they are ready for a job: then no job is to blame.
         """
-        waiting = deque(_Attempt(job, 1) for job in jobs)
+        waiting = deque((job, 1) for job in jobs)  # and the number of the attempt
         replies: queue.Queue[tuple[_Worker, str]] = queue.Queue()
-        running: dict[_Worker, _Attempt] = {}
+        running: dict[_Worker, tuple[Job, int]] = {}
         idle: list[_Worker] = []
         before = _children_seconds()
         complete, never_ready = False, 0
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
-                    attempt = waiting.popleft()
+                    job, attempt = waiting.popleft()
                     worker = idle.pop() if idle else _Worker(replies)
-                    running[worker] = attempt
-                    worker.start(attempt.job)
-                    yield Event("started", attempt.job.key)
+                    running[worker] = job, attempt
+                    worker.start(job)
+                    yield Event("started", job.key)
                 worker, line = _next(replies)
                 if worker not in running:  # it died while it had nothing to do
                     idle = [other for other in idle if other is not worker]
                     continue
-                attempt = running.pop(worker)
+                job, attempt = running.pop(worker)
                 never_ready = 0 if worker.ready else never_ready + 1
                 if line:
                     idle.append(worker)
-                    yield finished(attempt.job.key, json.loads(line), attempt.number)
+                    yield finished(job.key, json.loads(line), attempt)
                     continue
                 message = worker.last_words()
                 if never_ready > RETRIES:
                     raise RuntimeError(f"workers cannot start: {message}")
-                if worker.ready and attempt.number > RETRIES:
-                    yield died(attempt.job.key, message, attempt.number)
+                if worker.ready and attempt > RETRIES:
+                    yield died(job.key, message, attempt)
                 else:
-                    waiting.appendleft(_Attempt(attempt.job, attempt.number + int(worker.ready)))
-                    yield Event("lost", attempt.job.key, value=message)
+                    waiting.appendleft((job, attempt + int(worker.ready)))
+                    yield Event("lost", job.key, value=message)
             complete = True
         finally:
             _stop([*running, *idle], kindly=complete)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from textgym_agents.protocol import Agent
 
-from textgym.checks import Bools, JsonObject
 from textgym.env import TokenEnv
 from textgym.lm.reference import Reference
 from textgym.prompts import Split
@@ -141,7 +141,7 @@ def record(
     beta = task.beta if request.beta is None else request.beta
     critic = critic_of(agent)
     scorer = task.scorer
-    before = scorer.state_dict()  # recording must not change a reward that learns
+    before = scorer.state_dict()  # looking must not move a reward that learns
     try:
         moments, info = _play(agent, task, reference, critic, request, beta)
     finally:
@@ -169,8 +169,8 @@ def record(
 
 
 def _play(
-    agent: Agent, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
-) -> tuple[list[_Moment], JsonObject]:
+    agent: Any, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
+) -> tuple[list[_Moment], dict[str, Any]]:
     given = None if request.completion is None else given_tokens(task, request.completion)
     env = TokenEnv(task, split=request.split)
     choice = {"prompt": request.prompt, "prompt_index": request.prompt_index}
@@ -197,7 +197,7 @@ def _play(
     return moments, info
 
 
-def _checked(token: int, mask: Bools, task: Task, step: int) -> int:
+def _checked(token: int, mask: NDArray[np.bool_], task: Task, step: int) -> int:
     if not mask[token]:
         text = task.vocabulary.token_text(token)
         raise ValueError(f"completion: its token {step} ({text!r:.80}) is not one that the task allows there")

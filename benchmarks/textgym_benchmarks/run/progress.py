@@ -186,19 +186,17 @@ class LiveTable(BenchWatcher):
 
 def grid(progress: Progress) -> Table:
     """Return a table with a row per task, a column per agent, and a mark per seed."""
-    tasks = list(dict.fromkeys((cell.id, cell.reward_name) for cell in progress.cells.values()))
-    agents = list(dict.fromkeys(cell.name for cell in progress.cells.values()))
-    marks: dict[tuple[str, str, str], Text] = {}
+    tasks = dict.fromkeys(cell.task for cell in progress.cells.values())
+    agents = dict.fromkeys(cell.name for cell in progress.cells.values())
+    marks = {(task, agent): Text() for task in tasks for agent in agents}
     for key, cell in progress.cells.items():
-        mark = marks.setdefault((cell.id, cell.reward_name, cell.name), Text())
-        mark.append(*_MARKS[progress.status[key]])
+        marks[cell.task, cell.name].append(*_MARKS[progress.status[key]])
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("task", no_wrap=True)
     for agent in agents:
         table.add_column(untrusted(agent), overflow="fold")
-    for task, reward in tasks:
-        name = task.removeprefix("textgym/") + ("" if reward == "default" else f" {reward}")
-        table.add_row(untrusted(name), *(marks.get((task, reward, agent), Text()) for agent in agents))
+    for task in tasks:
+        table.add_row(untrusted(task), *(marks[task, agent] for agent in agents))
     return table
 
 

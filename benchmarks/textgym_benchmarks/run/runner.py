@@ -80,7 +80,7 @@ def run_suite(
     folder = open_suite(out, chosen)
     progress = Progress(chosen.cells, runs.workers)
     cells = {cell.key: cell for cell in _unfinished(folder, chosen.cells, retry_failed, progress)}
-    settings = {"evaluation": chosen.evaluation.to_json(), "function": function, "save": save}
+    settings = {"evaluation": asdict(chosen.evaluation), "function": function, "save": save}
     # The path is absolute, since workers of a cluster have other current folders.
     settings["suite"] = str(folder.resolve())
     jobs = [Job(key, RUN_ONE, {"cell": cell.to_json(), **settings}) for key, cell in cells.items()]

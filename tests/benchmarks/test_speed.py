@@ -1,0 +1,32 @@
+"""The measurements of speed: what is timed, and that the rows say it."""
+
+from __future__ import annotations
+
+import pytest
+from textgym_benchmarks import speed
+from textgym_benchmarks.speed import Speed, measure, time_pair
+
+
+def test_a_pair_by_hand():
+    now = iter(range(0, 1000, 2))  # a clock that goes on by 2 seconds each time it is read
+    pair = time_pair(lambda: None, lambda: next(now), 3, lambda: next(now))
+    # The second function reads the clock once more, so its calls last 4 seconds.
+    assert pair == (2.0, 4.0, 0.5)
+
+
+def test_rewards_of_a_name_alone_and_scored():
+    rows = measure(Speed(("rewards",), rounds=1, only=("no_repeat", "pattern, full")))
+    assert [row.what.split(",")[0] for row in rows] == ["reward pattern", "reward no_repeat"]
+    assert [row.goal for row in rows] == [">= 200,000/s", ""]
+
+
+def test_the_solver_in_a_process_of_its_own(monkeypatch):
+    states, building, solving, gigabytes = speed.solve_letters()
+    # Texts of at most 6 of 10 letters: 1 + 10 + ... + 10^6, and the ends of those that are shorter.
+    assert states == 1_111_111 + 111_111
+    assert min(building, solving, gigabytes) > 0
+
+
+def test_without_the_model_its_subjects_are_left_out(tmp_path):
+    with pytest.warns(UserWarning, match="no such folder; ppo is left out"):
+        assert measure(Speed(("ppo",), model=tmp_path / "none")) == []
