@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,13 +55,20 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
                     "choose another folder"
                 )
         else:
-            started = datetime.now(UTC).strftime("%Y-%m-%d")
-            write_json(
-                folder / "suite.json",
-                {"format": FORMAT, **suite.to_json(), "versions": versions(), "machine": machine()}
-                | {"cores": cores(), "started": started},
-            )
+            data = {"format": FORMAT, **suite.to_json(), "versions": versions(), "machine": _processor()}
+            data |= {"cores": cores(), "started": datetime.now(UTC).strftime("%Y-%m-%d")}
+            write_json(folder / "suite.json", data)
     return folder
+
+
+def _processor() -> str:
+    """Return cores and processor in a line."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = next(iter(names), name)
+    return f"{cores()} cores, {name}"
 
 
 def read_suite(folder: str | Path) -> Suite:
@@ -140,21 +147,6 @@ def run_one(
         return result
 
 
-def failed_result(cell: Cell, error: Mapping[str, object]) -> JsonObject:
-    """Return the result of a cell that failed for good."""
-    return {
-        "format": FORMAT,
-        "cell": cell.to_json(),
-        "family": family_of(cell.id),
-        "status": "failed",
-        "error": error,
-        "measures": None,
-        "timing": None,
-        "versions": versions(),
-        "machine": machine(),
-    }
-
-
 def put_aside(folder: Path) -> None:
     """Rename the result of a failed cell, so that it can be tried again; what it says is kept."""
     number = 1
@@ -189,14 +181,3 @@ def family_of(env_id: str) -> str:
     """Return the family of a task; "text" for one that is not in the catalogue."""
     entries = map(task_entry, task_names())
     return next((entry.family for entry in entries if entry.id == env_id), "text")
-
-
-def machine() -> str:
-    """Return cores and processor in a line."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{cores()} cores, {name}"

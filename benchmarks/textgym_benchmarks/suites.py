@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 from textgym_agents.registry import agent_class, agent_names
@@ -141,13 +142,11 @@ def core() -> Suite:
 def ppo() -> Suite:
     """Return the suite behind the table "How far PPO gets" in docs/exact.md."""
     long = {"Copy": 40_000, "Reverse": 40_000, "Recall": 60_000}
-    defaults = [
-        cell for task in DIAGNOSTICS for cell in rows([task], ["lm-ppo"], long.get(task, 20_000), seeds=5)
-    ]
+    defaults = [rows([task], ["lm-ppo"], long.get(task, 20_000), seeds=5) for task in DIAGNOSTICS]
     return Suite(
         "ppo",
         (
-            *defaults,
+            *chain.from_iterable(defaults),
             *_levels("BigVocab", {"V=4096": 4, "V=50257": 6}, ["lm-ppo"], 20_000, 2),
             *_levels("DeepSea", {"depth=12": 12, "depth=14": 14}, ["lm-ppo"], 20_000, 5),
         ),
@@ -162,16 +161,13 @@ def sb3() -> Suite:
         "equal ranks": {"rank_prior": False},
         "from nothing": {"top_k": None, "lm_features": False},
     }
+    started = [rows(["Helpful"], ["sb3-ppo"], 5_120, 3, config, label) for label, config in starts.items()]
     return Suite(
         "sb3",
         (
             *rows(["Bandit"], [*SB3, "random"], 4_096),
             *rows(["Copy"], [*SB3, "random"], 32_768, 3),
-            *(
-                cell
-                for label, config in starts.items()
-                for cell in rows(["Helpful"], ["sb3-ppo"], 5_120, 3, config=config, label=label)
-            ),
+            *chain.from_iterable(started),
         ),
         "Stable-Baselines3 on Bandit and Copy, and its PPO on Helpful from three starts.",
     )
@@ -192,7 +188,7 @@ def rewards() -> Suite:
     """Return the suite of alignment tasks under other rewards; the rules stay the gold reward."""
     return Suite(
         "rewards",
-        tuple(cell for task in ALIGNMENT for cell in _rewarded(task)),
+        tuple(chain.from_iterable(map(_rewarded, ALIGNMENT))),
         "The alignment tasks under rules, a learned model, shaped and noisy rules.",
     )
 
@@ -209,7 +205,8 @@ def _rewarded(task: str) -> Iterable[Cell]:
     for name, reward in specs.items():
         # DPO and best-of-n rank finished answers: rewards on the way mean nothing to them.
         agents = ("lm-ppo", "rloo") if name == "shaped" else ("lm-ppo", "rloo", "dpo", "best-of-n")
-        yield from rows([task], agents, 6_144, 3, reward=reward, reward_name=name)
+        cells = rows([task], agents, 6_144, 3)
+        yield from (replace(cell, reward=reward, reward_name=name) for cell in cells)
 
 
 def scaling() -> Suite:
@@ -233,7 +230,8 @@ def _levels(
 ) -> Iterable[Cell]:
     """Yield the rows of a task at several difficulties, by label: tables show it as the reward's name."""
     for label, level in levels.items():
-        yield from rows([task], agents, episodes, seeds, env={"difficulty": level}, reward_name=label)
+        cells = rows([task], agents, episodes, seeds)
+        yield from (replace(cell, env={"difficulty": level}, reward_name=label) for cell in cells)
 
 
 def full() -> Suite:
@@ -251,10 +249,6 @@ def rows(
     agents: Sequence[str],
     episodes: int,
     seeds: int = 1,
-    *,
-    reward: RewardJson | None = None,
-    reward_name: str = "default",
-    env: Mapping[str, object] | None = None,
     config: Mapping[str, object] | None = None,
     label: str = "",
 ) -> tuple[Cell, ...]:
@@ -265,21 +259,12 @@ def rows(
         agents: registered names.
         episodes: the budget of each cell.
         seeds: how many, from 0.
-        reward, reward_name, env, label: of every cell, see `Cell`.
         config: settings of the agents, over those that are known to work.
+        label: the name of the agents in tables.
     """
+    more = config or {}
     return tuple(
-        Cell(
-            id=task_id(task),
-            agent=agent,
-            episodes=episodes,
-            seed=seed,
-            reward=reward,
-            reward_name=reward_name,
-            env=env or {},
-            config={**settings(agent, task), **(config or {})},
-            label=label,
-        )
+        Cell(task_id(task), agent, episodes, seed, config={**settings(agent, task), **more}, label=label)
         for task in tasks
         for agent in agents
         if fits(agent, task)

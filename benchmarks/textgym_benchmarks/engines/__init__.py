@@ -7,18 +7,15 @@ from typing import Final
 from textgym.checks import not_one_of
 from textgym_benchmarks.engines.jobs import Engine, Event, Failure, Job
 
-ENGINES: Final = {
-    "serial": "one cell after the other, in this process",
-    "pool": "processes of this machine",
-    "ray": 'a Ray cluster, or Ray on this machine: pip install "textgym[dist]"',
-}
+ENGINES: Final = ("serial", "pool", "ray")
 
 
 def make_engine(name: str, workers: int | None = None, address: str | None = None) -> Engine:
     """Return an engine by its name.
 
     Args:
-        name: one of `ENGINES`.
+        name: "serial", one cell after the other in this process; "pool", processes of this machine; or "ray", a Ray
+            cluster, or Ray on this machine.
         workers: processes; None for as many as there are cores to use. `serial` has one.
         address: of a Ray cluster, as `ray.init` takes it; None starts Ray on this machine.
     Raises: ValueError for an unknown name, or an argument that the engine does not have; ModuleNotFoundError if Ray is

@@ -31,7 +31,7 @@ from textgym_benchmarks.engines.jobs import (
     reply_line,
 )
 
-_START: Final = "from textgym_benchmarks.engines.pool import work; work()"
+_START: Final = "from textgym_benchmarks.engines.pool import run_worker; run_worker()"
 _READY: Final = "ready\n"  # what a worker says first
 _GRACE: Final = 5.0  # seconds that an interrupted worker has to save what it can
 _TAIL: Final = 2000  # characters of a dead worker's last words
@@ -206,8 +206,8 @@ def _children_seconds() -> float:
     return used.children_user + used.children_system
 
 
-def work() -> None:
-    """Be a worker: answer the jobs of standard input until it ends, or until the pool interrupts."""
+def run_worker() -> None:
+    """Answer the jobs of standard input until it ends, or until the pool interrupts."""
     # A pool in the background ignores Ctrl-C; its workers, which no terminal reaches, take it from the pool.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -303,7 +303,7 @@ def candidates(
             likeliest = np.argsort(-probabilities, kind="stable")[:top]
             chosen.update(int(token) for token in likeliest if probabilities[token] > 0)
     first = reference if own is None else own
-    order = sorted(chosen, key=lambda token: (-first[token], -reference[token], token))
+    ranked = sorted(chosen, key=lambda token: (-first[token], -reference[token], token))
     shown = tuple(
         Candidate(
             token=token,
@@ -313,9 +313,9 @@ def candidates(
             optimal=None if known is None else float(optimal[token]),
             optimal_action_value=None if np.isnan(action_values[token]) else float(action_values[token]),
         )
-        for token in order
+        for token in ranked
     )
-    return shown, None if own is None else _others(own, order), _others(reference, order)
+    return shown, None if own is None else _others(own, ranked), _others(reference, ranked)
 
 
 def _others(probabilities: Floats, shown: list[int]) -> float:

@@ -22,8 +22,8 @@ from textgym.checks import JsonObject
 from textgym.evaluate import Optimum
 from textgym.files import plain, read_lines
 from textgym.task import Task
-from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, side_by_side, snapshot
+from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.optima import seconds_to_levels, shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
@@ -76,17 +76,15 @@ def run_cell(
     timing = _timing(cell, run, result, measures)
     timing |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
     found = versions()
-    return {
-        "format": FORMAT,
-        "cell": cell.to_json(),
-        "family": task.family,
-        "status": "done",
-        "error": None,
-        "measures": plain(measures),
-        "timing": plain(timing),
-        "machine": found.pop("machine"),
-        "versions": found,
-    }
+    return Result(
+        cell,
+        family=task.family,
+        status="done",
+        measures=plain(measures),
+        timing=plain(timing),
+        machine=found.pop("machine"),
+        versions=found,
+    ).to_json()
 
 
 def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:

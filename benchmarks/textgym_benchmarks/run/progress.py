@@ -19,7 +19,7 @@ from textgym_benchmarks.suites import cost
 
 Status = Literal["waiting", "running", "done", "failed", "busy"]
 """busy: another process is at work on the cell."""
-_MARKS = {
+_SYMBOLS = {
     "done": ("+", "green"),
     "failed": ("x", "bold red"),
     "running": (">", "cyan"),
@@ -178,8 +178,8 @@ class LiveTable(BenchWatcher):
         seconds = time.monotonic() - self._started
         status = Text(f"{headline(self._progress)}; {duration(seconds)} so far")
         legend = Text()
-        for name, (mark, style) in _MARKS.items():
-            legend.append(mark, style).append(f" {'at work elsewhere' if name == 'busy' else name}  ")
+        for name, (symbol, style) in _SYMBOLS.items():
+            legend.append(symbol, style).append(f" {'at work elsewhere' if name == 'busy' else name}  ")
         # Lines beyond the terminal's height are cropped: what matters most comes first.
         return Group(status, legend, grid(self._progress))
 
@@ -188,15 +188,15 @@ def grid(progress: Progress) -> Table:
     """Return a table with a row per task, a column per agent, and a mark per seed."""
     tasks = dict.fromkeys(cell.task for cell in progress.cells.values())
     agents = dict.fromkeys(cell.name for cell in progress.cells.values())
-    marks = {(task, agent): Text() for task in tasks for agent in agents}
+    symbols = {(task, agent): Text() for task in tasks for agent in agents}
     for key, cell in progress.cells.items():
-        marks[cell.task, cell.name].append(*_MARKS[progress.status[key]])
+        symbols[cell.task, cell.name].append(*_SYMBOLS[progress.status[key]])
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("task", no_wrap=True)
     for agent in agents:
         table.add_column(untrusted(agent), overflow="fold")
     for task in tasks:
-        table.add_row(untrusted(task), *(marks[task, agent] for agent in agents))
+        table.add_row(untrusted(task), *(symbols[task, agent] for agent in agents))
     return table
 
 

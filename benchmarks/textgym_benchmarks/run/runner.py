@@ -10,6 +10,8 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from textgym_agents.config import versions
+
 from textgym.checks import JsonObject
 from textgym.files import read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
@@ -27,7 +29,7 @@ from textgym_benchmarks.suite_folder import (
     CellBusyError,
     cell_folder,
     cell_result,
-    failed_result,
+    family_of,
     hold,
     open_suite,
     put_aside,
@@ -166,7 +168,10 @@ def _result_of(cell: Cell, event: Event, suite: Path) -> JsonObject:
         # Not the cell's fault: it stays open, and no other one would fare better.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     else:
-        result = failed_result(cell, asdict(failure))
+        found = versions()
+        where = found.pop("machine")
+        family, error = family_of(cell.id), asdict(failure)
+        result = Result(cell, family, "failed", error, versions=found, machine=where).to_json()
     folder = cell_folder(suite, cell)
     # A worker that failed has written none, nor has one with a disk of its own.
     if not (folder / "result.json").exists():
