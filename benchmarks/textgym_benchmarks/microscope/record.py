@@ -30,7 +30,6 @@ from textgym_benchmarks.microscope.exact import (
 from textgym_benchmarks.microscope.trace import Chosen, Known, Step, Trace
 
 TOP: Final = 8
-_NOTHING: Final[dict[str, float | None]] = dict.fromkeys((*OPTIMUM_FIELDS, *POLICY_FIELDS))
 
 
 def given_tokens(task: Task, text: str) -> list[int]:
@@ -224,7 +223,7 @@ def _steps(
                 running_return=paid, running_kl=None if view.kl is None else divergence,
                 value=moment.value, advantage=None,
                 candidates=shown, rest=rest, reference_rest=reference_rest,
-                **(_NOTHING | ({} if known is None else known.fields(view, token, beta))),
+                **({} if known is None else known.fields(view, token, beta)),
             )
         )  # fmt: skip
     return _with_advantages(steps, beta, task.gamma, critic.counts != "return")

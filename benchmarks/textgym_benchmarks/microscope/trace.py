@@ -63,10 +63,10 @@ class Step:
             reward pays potential differences.
         running_return, running_kl: sums of gamma^u r_u and of KL_u over u <= t.
         value: V(s_t) by the agent. advantage: see the module.
-        optimal_value: V*(s_t). optimal_action_value: Q*(s_t, a). regret, state_regret: see the module.
-        policy_value: V^pi(s_t). policy_action_value: Q^pi(s_t, a). exact_advantage: see the module.
         candidates: the likeliest tokens of pi, of the reference and of pi*, and the action; pi's likeliest first.
         rest, reference_rest: probability of all other tokens, by pi and by the reference.
+        optimal_value: V*(s_t). optimal_action_value: Q*(s_t, a). regret, state_regret: see the module.
+        policy_value: V^pi(s_t). policy_action_value: Q^pi(s_t, a). exact_advantage: see the module.
     """
 
     step: int
@@ -85,16 +85,16 @@ class Step:
     running_kl: float | None
     value: float | None
     advantage: float | None
-    optimal_value: float | None
-    optimal_action_value: float | None
-    regret: float | None
-    state_regret: float | None
-    policy_value: float | None
-    policy_action_value: float | None
-    exact_advantage: float | None
     candidates: tuple[Candidate, ...]
     rest: float | None
     reference_rest: float
+    optimal_value: float | None = None
+    optimal_action_value: float | None = None
+    regret: float | None = None
+    state_regret: float | None = None
+    policy_value: float | None = None
+    policy_action_value: float | None = None
+    exact_advantage: float | None = None
 
 
 @dataclass(frozen=True)
