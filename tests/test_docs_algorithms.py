@@ -17,7 +17,7 @@ from cli_tools import run
 from textgym_agents import agent_names, load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
 from textgym_agents.registry import agent_class, config_class
-from textgym_benchmarks.suites import ci
+from textgym_benchmarks import suites
 
 from textgym.evaluate import evaluate
 from textgym.registry import AGENTS
@@ -206,9 +206,9 @@ def test_its_commands_run(folder, capsys, monkeypatch):
         "learns Delayed": "holds",
         "learns Stop": "holds",
     }
-    small = [replace(cell, episodes=128) for cell in ci.suite().cells if "Helpful" not in cell.id]
-    short = replace(ci.suite(), cells=tuple(small))
-    monkeypatch.setattr(ci, "suite", lambda: short)
+    small = [replace(cell, episodes=128) for cell in suites.ci().cells if "Helpful" not in cell.id]
+    short = replace(suites.ci(), cells=tuple(small))
+    monkeypatch.setattr(suites, "ci", lambda: short)
     code, out, error = run(capsys, *bench_it.split()[1:], "--engine", "serial")
     assert code == 0, error
     assert "MyReinforce" in out

@@ -1,147 +1,158 @@
-"""Speed of TextGym against its peers, measured side by side in one run: `python -m textgym_benchmarks.speed`."""
+"""Speed of TextGym beside its peers and its goals: `python -m textgym_benchmarks.speed [SUBJECT ...]`.
+
+Two things are timed in turn, so that a noisy machine slows both, and in CPU seconds, which other processes disturb
+less: at one thread they are what a quiet machine's clock shows.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import tyro
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import Positional
 
-import textgym  # noqa: F401  (registers the ids)
+from textgym import make_task
+from textgym.rewards import RewardSpec, Scorer, make_reward
+from textgym.solver import prefix_tree, solve
+from textgym.vector import TokenVectorEnv
 from textgym_benchmarks.engines.jobs import fresh_python
-from textgym_benchmarks.timing import Pair, time_pair
 
-_IDS = ("textgym/Text-v0", "textgym/Helpful-v0")
-_BATCH, _NEW = 64, 48
-Section = Literal["single", "vector", "import", "rollout", "ppo", "memory"]
+if TYPE_CHECKING:
+    from textgym_agents.algorithms.ppo import LMPPO
 
+Subject = Literal["single", "vector", "import", "rollout", "ppo", "memory", "rewards", "solver"]
+Function = Callable[[], object]
 
-@dataclass(frozen=True)
-class Row:
-    """One measurement: ours, the peer's, their ratio, and the ratio that is asked for."""
-
-    what: str
-    ours: str
-    peer: str
-    ratio: float
-    goal: str
-    reached: bool
+_IDS: Final = ("textgym/Text-v0", "textgym/Helpful-v0")
+_BATCH, _NEW = 64, 48  # episodes and tokens of `rollout` and `ppo`
+_COMPLETIONS, _CHARACTERS = 1024, 40  # of a batch of `rewards`
+_LETTERS, _LENGTH = 10, 6  # of `solver`: 1,222,222 states
+_TEXT: Final = (
+    "the soup was good and hot in a town by lovely river awful bread I think it of people red 7 plus 12 is"
+)
+_TERMS: Final = ("length", "charset", "no_repeat")
+# Specs of the rewards that are timed, and the data column that each reads.
+_REWARDS: Final[Mapping[str, tuple[RewardSpec, str | None]]] = {
+    "length": ({"name": "length", "target": 8}, None),
+    "length, tokens": ({"name": "length", "target": 8, "unit": "tokens"}, None),
+    "contains_all, 3 words": ({"name": "contains_all", "words": ["soup", "river", "red"]}, None),
+    "keywords, 3 words": ({"name": "keywords", "words": ["soup", "river", "red"]}, None),
+    "keywords, column": ({"name": "keywords", "column": "words"}, "words"),
+    "pattern, full": ({"name": "pattern", "pattern": "[a-zA-Z ]*[0-9]+ .*"}, None),
+    "pattern, search": ({"name": "pattern", "pattern": r"\b[0-9]+ (is|was)\b", "mode": "search"}, None),
+    "format": ({"name": "format", "template": "the {what} was {how}"}, None),
+    "arithmetic": ("arithmetic", "answer"),
+    "json_schema": ({"name": "json_schema", "schema": {"type": "object"}}, None),
+    "json_values": ("json_values", "value"),
+    "charset": ("charset", None),
+    "length_penalty": ({"name": "length_penalty", "limit": 8}, None),
+    "missing_stop": ({"name": "missing_stop", "stop_ids": [3]}, None),
+    "no_repeat, 2 words": ("no_repeat", None),
+    "sentiment": ("sentiment", None),
+    "bleu": ("bleu", "reference"),
+    "chrf": ("chrf", "reference"),
+    "rouge, rougeL": ("rouge", "reference"),
+    "helpful_rules": ("helpful_rules", "item"),
+    "clipped, length": ({"name": "clipped", "reward": "length"}, None),
+    "running_norm, length": ({"name": "running_norm", "reward": "length"}, None),
+    "weighted, 3 terms": ({"name": "weighted", "rewards": {name: name for name in _TERMS}}, None),
+    "from_messages, length": ({"name": "from_messages", "reward": "length"}, None),
+}
+_WITH_GOAL: Final = ("length", "contains_all", "keywords", "pattern")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What to measure."""
+    """Measure speed, and memory."""
 
-    sections: tuple[Section, ...] = ("single", "vector", "import", "rollout", "ppo", "memory")
-    """Which measurements."""
+    subjects: Positional[tuple[Subject, ...]] = ()
+    """Measurements; by default all."""
     model: Path = Path(os.environ.get("TEXTGYM_SHARED", "../shared")) / "models" / "stories260K"
-    """Causal LM for `rollout` and `ppo`."""
-    threads: int = 1
-    """Threads of torch for `rollout` and `ppo`."""
+    """Causal LM for `rollout` and `ppo`, on one thread."""
     rounds: int = 7
-    """Pairs per measurement; the median ratio is reported."""
+    """Pairs per measurement; medians are reported."""
+    only: tuple[str, ...] = ()
+    """Rewards whose rows begin so; by default all."""
     as_json: bool = False
     """Print JSON instead of a table."""
 
 
-def single(rounds: int) -> Iterator[Row]:
-    """One environment through `gym.make`, random actions, the text scored by a rule at every end."""
+class Row(NamedTuple):
+    """One measurement: ours, the peer's, their ratio, and the goal; "" and None for what there is not."""
+
+    what: str
+    ours: str
+    peer: str
+    ratio: float | None
+    goal: str
+    reached: bool | None
+
+
+class Pair(NamedTuple):
+    """Median seconds of two functions run in turn, and the median of their ratios first / second."""
+
+    first: float
+    second: float
+    ratio: float
+
+
+def time_pair(
+    first: Function, second: Function, rounds: int, clock: Callable[[], float] = time.process_time
+) -> Pair:
+    """Time two functions in turn, after a call of each that warms up. What is short is called repeatedly.
+
+    Args:
+        rounds: measurements of each.
+        clock: seconds; `time.perf_counter` for functions that start processes.
+    """
+    functions = (first, second)
+    repeats = [max(1, int(0.01 / max(_seconds(each, 1, clock), 1e-5))) for each in functions]
+    samples = [
+        tuple(_seconds(each, repeat, clock) for each, repeat in zip(functions, repeats, strict=True))
+        for _ in range(rounds)
+    ]
+    return Pair(
+        median(a for a, _ in samples), median(b for _, b in samples), median(a / b for a, b in samples)
+    )
+
+
+def _seconds(function: Function, repeat: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(repeat):
+        function()
+    return (clock() - start) / repeat
+
+
+def single(settings: Speed) -> Iterator[Row]:
+    """Time one environment through `gym.make`, random actions, the text scored by a rule at every end."""
     steps = 20_000
     for name in _IDS:
-        pair = time_pair(_walk(gym.make(name), steps), _walk(gym.make("CartPole-v1"), steps), rounds)
-        yield _row(f"{name}, steps/s (peer: CartPole-v1)", steps, pair, 3.0)
+        ours, peer = (_walk(gym.make(each), steps) for each in (name, "CartPole-v1"))
+        pair = time_pair(ours, peer, settings.rounds)
+        yield _rate(f"{name}, steps/s (peer: CartPole-v1)", steps, pair, 3.0)
 
 
-def vector(rounds: int) -> Iterator[Row]:
-    """The native vector environment against CartPole's, random actions, texts decoded and scored at every end."""
-    # CartPole makes 5.6 million steps/s with 1,024 environments where 900,000 are asked for.
-    for count, goal in ((64, 0.8), (1024, 900_000 / 5_600_000)):
-        steps = max(200, 200_000 // count)
-        for name in _IDS:
-            ours, peer = (
-                _walk_vector(
-                    gym.make_vec(each, num_envs=count, vectorization_mode="vector_entry_point"), steps
-                )
-                for each in (name, "CartPole-v1")
-            )
-            pair = time_pair(ours, peer, rounds)
-            yield _row(f"{count} x {name}, steps/s (peer: CartPole-v1's own)", steps * count, pair, goal)
-
-
-def import_time(rounds: int) -> Iterator[Row]:
-    """A fresh interpreter that imports textgym, less one that imports nothing."""
-
-    def run(code: str) -> Callable[[], object]:
-        return lambda: subprocess.run(fresh_python(code), check=True)
-
-    code = "import textgym, sys; assert 'torch' not in sys.modules"
-    pair = time_pair(run(code), run("pass"), rounds, time.perf_counter)
-    seconds = pair.first - pair.second
-    yield Row("import textgym, without torch", f"{seconds:.2f} s", "", seconds, "< 0.4 s", seconds < 0.4)
-
-
-def rollout(model: Path, rounds: int) -> Iterator[Row]:
-    """Sampling through `env.step` against `model.generate`, same model, batch and length."""
-    from textgym_agents.lm.rollout import collect
-
-    agent, env, generate = _lm_setting(model)
-    tokens: list[int] = []
-
-    def ours() -> None:
-        tokens.append(len(collect(env, agent.policy, len(tokens), ()).rows))
-
-    pair = time_pair(ours, generate, rounds)
-    what = f"tokens/s at batch {_BATCH} through env.step (peer: model.generate)"
-    yield _row(what, _BATCH * _NEW, pair, 1.0)
-
-
-def ppo(model: Path, rounds: int) -> Iterator[Row]:
-    """A whole PPO iteration against `model.generate` for its batch, with the default KL and with TRL's."""
-    for kl in ("exact", "k1"):
-        agent, env, generate = _lm_setting(model, kl=kl)
-        pair = time_pair(partial(agent.learn, env, _BATCH), generate, rounds)
-        what = f"PPO iteration, {_BATCH} episodes, 4 epochs, kl={kl}, in units of model.generate"
-        yield Row(
-            what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, "<= 3.00", pair.ratio <= 3.0
-        )
-
-
-def memory() -> Iterator[Row]:
-    """Largest resident memory of a process that trains the built-in model with default settings."""
-    code = (
-        "import resource\n"
-        "from textgym_agents.registry import make_agent, make_env\n"
-        f"env = make_env({_IDS[1]!r}, 256)\n"
-        "make_agent('lm-ppo', env, batch=256).learn(env, 1024)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-    )
-    output = subprocess.run(fresh_python(code), check=True, capture_output=True, text=True).stdout
-    gigabytes = int(output.split()[-1]) * 1024 / 1e9
-    yield Row(
-        "training Helpful, resident memory", f"{gigabytes:.2f} GB", "", gigabytes, "< 1.5 GB", gigabytes < 1.5
-    )
-
-
-def _row(what: str, steps: int, pair: Pair, goal: float) -> Row:
-    speed = 1.0 / pair.ratio
-    ours, peer = f"{steps / pair.first:,.0f}", f"{steps / pair.second:,.0f}"
-    return Row(what, ours, peer, speed, f">= {goal:.2f}", speed >= goal)
-
-
-def _walk(env: Any, steps: int) -> Callable[[], None]:
+def _walk(env: gym.Env[object, int], steps: int) -> Function:
+    assert isinstance(env.action_space, Discrete)
     actions = np.random.default_rng(0).integers(env.action_space.n, size=steps).tolist()
 
     def run() -> None:
@@ -154,8 +165,21 @@ def _walk(env: Any, steps: int) -> Callable[[], None]:
     return run
 
 
-def _walk_vector(env: Any, steps: int) -> Callable[[], None]:
-    actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, env.num_envs))
+def vector(settings: Speed) -> Iterator[Row]:
+    """Time the native vector environment beside CartPole's, random actions, texts decoded and scored at every end."""
+    # CartPole makes 5.6 million steps/s with 1,024 environments where 900,000 are asked for.
+    for number, goal in ((64, 0.8), (1024, 900_000 / 5_600_000)):
+        steps = max(200, 200_000 // number)
+        for name in _IDS:
+            ours, peer = (_walk_vector(each, number, steps) for each in (name, "CartPole-v1"))
+            pair = time_pair(ours, peer, settings.rounds)
+            yield _rate(f"{number} x {name}, steps/s (peer: CartPole-v1's own)", steps * number, pair, goal)
+
+
+def _walk_vector(name: str, num_envs: int, steps: int) -> Function:
+    env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point")
+    assert isinstance(env.single_action_space, Discrete)
+    actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, num_envs))
 
     def run() -> None:
         env.reset(seed=0)
@@ -165,8 +189,41 @@ def _walk_vector(env: Any, steps: int) -> Callable[[], None]:
     return run
 
 
-def _lm_setting(model: Path, **settings: Any) -> tuple[Any, Any, Callable[[], object]]:
-    """An LM PPO agent on Text-v0 with prompts of 16 tokens, and `generate` over the same prompts."""
+def import_time(settings: Speed) -> Iterator[Row]:
+    """Time a fresh interpreter that imports textgym, less one that imports nothing."""
+    ours, peer = (
+        partial(subprocess.run, fresh_python(code), check=True)
+        for code in ("import textgym, sys; assert 'torch' not in sys.modules", "pass")
+    )
+    pair = time_pair(ours, peer, settings.rounds, time.perf_counter)
+    seconds = pair.first - pair.second
+    yield Row("import textgym, without torch", f"{seconds:.2f} s", "", None, "< 0.4 s", seconds < 0.4)
+
+
+def rollout(settings: Speed) -> Iterator[Row]:
+    """Time sampling through `env.step` beside `model.generate`, same model, batch and length."""
+    from textgym_agents.lm.rollout import collect
+
+    agent, env, generate = _on_model(settings, "exact")
+    seeds = count()
+    pair = time_pair(lambda: collect(env, agent.policy, next(seeds), ()), generate, settings.rounds)
+    what = f"tokens/s at batch {_BATCH} through env.step (peer: model.generate)"
+    yield _rate(what, _BATCH * _NEW, pair, 1.0)
+
+
+def ppo(settings: Speed) -> Iterator[Row]:
+    """Time a whole PPO iteration beside `model.generate` for its batch, with the default KL and with TRL's."""
+    kinds: tuple[Literal["exact", "k1"], ...] = ("exact", "k1")
+    for kl in kinds:
+        agent, env, generate = _on_model(settings, kl)
+        pair = time_pair(partial(agent.learn, env, _BATCH), generate, settings.rounds)
+        what = f"PPO iteration, {_BATCH} episodes, 4 epochs, kl={kl}, in units of model.generate"
+        ours, peer = f"{pair.first:.3f} s", f"{pair.second:.3f} s"
+        yield Row(what, ours, peer, pair.ratio, "<= 3.00", pair.ratio <= 3.0)
+
+
+def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, TokenVectorEnv, Function]:
+    """Return LM PPO with its environment, Text-v0 with prompts of 16 tokens, and `generate` over the same prompts."""
     import torch
     from textgym_agents.algorithms.ppo import LMPPO
     from textgym_agents.config import LMPPOConfig
@@ -174,67 +231,167 @@ def _lm_setting(model: Path, **settings: Any) -> tuple[Any, Any, Callable[[], ob
 
     from textgym.lm.causal import load_causal_lm
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    env = gym.make_vec(
-        "textgym/Text-v0",
-        num_envs=_BATCH,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=AutoresetMode.DISABLED,
-        tokenizer=tokenizer,
+    torch.set_num_threads(1)
+    task = make_task(
+        "Text",
+        tokenizer=AutoTokenizer.from_pretrained(settings.model),
         prompts=["Once upon a time, there was a little girl named Lily. She"],
         stop=(),  # every episode has all its tokens, as `generate` below
         max_new_tokens=_NEW,
-        reference=str(model),
+        reference=str(settings.model),
     )
-    task = env.unwrapped.task  # type: ignore[attr-defined]
-    lm = load_causal_lm(model)
-    config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu", **settings)
-    agent = LMPPO(task, config, model=lm)
+    env = TokenVectorEnv(task, _BATCH, autoreset_mode=AutoresetMode.DISABLED)
+    lm = load_causal_lm(settings.model)
+    config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu", kl=kl)
     ids = torch.tensor([task.encoded("train")[0].ids]).repeat(_BATCH, 1)
     length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW}
+    sampling = {"do_sample": True, "top_k": 0, "pad_token_id": 0}
+    generate = partial(lm.generate, ids, attention_mask=torch.ones_like(ids), **length, **sampling)
+    return LMPPO(task, config, model=lm), env, torch.no_grad()(generate)
 
-    def generate() -> object:
-        with torch.no_grad():
-            return lm.generate(
-                ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=True, top_k=0, **length
-            )
 
-    return agent, env, generate
+def memory(settings: Speed) -> Iterator[Row]:
+    """Measure the largest resident memory of a process that trains the built-in model with default settings."""
+    (gigabytes,) = _in_fresh_process("train_helpful")
+    what = "training Helpful, resident memory"
+    yield Row(what, f"{gigabytes:.2f} GB", "", None, "< 1.5 GB", gigabytes < 1.5)
+
+
+def train_helpful() -> tuple[float]:
+    """Train the built-in model; return the most memory that this process has held, GB."""
+    from textgym_agents.registry import make_agent, make_env
+
+    env = make_env(_IDS[1], 256)
+    make_agent("lm-ppo", env, batch=256).learn(env, 1024)
+    return (_gigabytes(),)
+
+
+def solver(settings: Speed) -> Iterator[Row]:
+    """Measure seconds and memory of the exact solver on every text of so many letters, with a stop token."""
+    states, building, solving, gigabytes = _in_fresh_process("solve_letters")
+    scale = 1_000_000 / states
+    reached = (building + solving) * scale < 10 and gigabytes * min(scale, 1.0) < 2
+    ours = f"{building:.1f} + {solving:.1f} s, {gigabytes:.2f} GB"
+    what = f"a tree of {states:,.0f} states, built and scored, then solved"
+    yield Row(what, ours, "", None, "< 10 s, < 2 GB a million", reached)
+
+
+def solve_letters() -> tuple[float, float, float, float]:
+    """Solve one tree; return its states, seconds to build and to solve it, and the most memory of this process, GB."""
+    task = make_task(
+        "Text",
+        prompts=["a"],
+        tokenizer=[*map(chr, range(ord("a"), ord("a") + _LETTERS)), "<end>"],
+        stop="<end>",
+        reward=_count_a,
+        max_new_tokens=_LENGTH,
+        beta=0.3,
+    )
+    start = time.perf_counter()
+    tree = prefix_tree(task, max_states=10**9)
+    built = time.perf_counter()
+    solution = solve(tree)
+    solution.likeliest(0)
+    assert solution.reference_objective < solution.objective
+    return tree.states, built - start, time.perf_counter() - built, _gigabytes()
+
+
+def _count_a(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
+    return [float(text.count("a")) for text in completions]
+
+
+def _in_fresh_process(function: str) -> list[float]:
+    """Return the numbers that a function of this module returns in a process of its own."""
+    code = f"import json; from textgym_benchmarks import speed; print(json.dumps(speed.{function}()))"
+    output = subprocess.run(fresh_python(code), check=True, capture_output=True, text=True).stdout
+    found: list[float] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def _gigabytes() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def rewards(settings: Speed) -> Iterator[Row]:
+    """Time every reward through the `Scorer` beside the reward alone."""
+    prompts, texts, columns = make_batch()
+    for what, (spec, column) in _REWARDS.items():
+        if settings.only and not what.startswith(settings.only):
+            continue
+        own = {name: columns[name] for name in ("completion_ids", column) if name is not None}
+        scored = partial(Scorer(spec).score, prompts, texts, own)
+        alone = partial(make_reward(spec), prompts=prompts, completions=texts, **own)
+        pair = time_pair(scored, alone, settings.rounds)
+        has_goal = what.startswith(_WITH_GOAL) and "penalty" not in what
+        goal, reached = (">= 200,000/s", _COMPLETIONS / pair.first >= 200_000) if has_goal else ("", None)
+        ours, peer = (f"{_COMPLETIONS / seconds:,.0f}" for seconds in (pair.first, pair.second))
+        label = f"reward {what}, completions/s through the Scorer (peer: alone)"
+        yield Row(label, ours, peer, 1.0 / pair.ratio, goal, reached)
+
+
+def make_batch() -> tuple[list[str], list[str], dict[str, list[object]]]:
+    """Return prompts, completions and columns for the rewards, always the same ones."""
+    generator = np.random.default_rng(0)
+    vocabulary, texts = _TEXT.split(), []
+    for _ in range(_COMPLETIONS):
+        words: list[str] = []
+        while sum(map(len, words)) + len(words) < _CHARACTERS:
+            words.append(vocabulary[generator.integers(len(vocabulary))])
+        texts.append(" ".join(words))
+    columns: dict[str, list[object]] = {
+        "completion_ids": [[*generator.integers(4, 1024, size=12).tolist(), 3] for _ in texts],
+        "answer": generator.integers(1, 20, size=_COMPLETIONS).tolist(),
+        "reference": [*texts[1:], texts[0]],
+        "value": [{"answer": 1}] * _COMPLETIONS,
+        "words": [generator.choice(vocabulary[:12], 3, replace=False).tolist() for _ in texts],
+        "item": ["sum:7+5"] * _COMPLETIONS,
+    }
+    return ["What is 7 plus 5?"] * _COMPLETIONS, texts, columns
+
+
+def _rate(what: str, number: int, pair: Pair, goal: float) -> Row:
+    """Return the row of two rates, of so many things a call; the goal is for their ratio."""
+    ours, peer = (f"{number / seconds:,.0f}" for seconds in (pair.first, pair.second))
+    return Row(what, ours, peer, 1.0 / pair.ratio, f">= {goal:.2f}", 1.0 / pair.ratio >= goal)
+
+
+SUBJECTS: Final[Mapping[Subject, Callable[[Speed], Iterator[Row]]]] = {
+    "single": single,
+    "vector": vector,
+    "import": import_time,
+    "rollout": rollout,
+    "ppo": ppo,
+    "memory": memory,
+    "rewards": rewards,
+    "solver": solver,
+}
 
 
 def measure(settings: Speed) -> list[Row]:
-    """Runs the chosen sections."""
+    """Return the rows of the chosen subjects; those that need the model are left out, with a warning, without it."""
     rows: list[Row] = []
-    for section in settings.sections:
-        if section in ("rollout", "ppo"):
-            if not settings.model.is_dir():
-                warnings.warn(
-                    f"model={str(settings.model)!r}: no such folder; {section} is left out", stacklevel=1
-                )
-                continue
-            import torch
-
-            torch.set_num_threads(settings.threads)
-            rows += {"rollout": rollout, "ppo": ppo}[section](settings.model, settings.rounds)
-        elif section == "memory":
-            rows += memory()
+    for subject in settings.subjects or SUBJECTS:
+        if subject in ("rollout", "ppo") and not settings.model.is_dir():
+            message = f"model={str(settings.model)!r}: no such folder; {subject} is left out"
+            warnings.warn(message, stacklevel=1)
         else:
-            rows += {"single": single, "vector": vector, "import": import_time}[section](settings.rounds)
+            rows += SUBJECTS[subject](settings)
     return rows
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     settings = tyro.cli(Speed, description=__doc__)
     rows = measure(settings)
     if settings.as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print(json.dumps([row._asdict() for row in rows], indent=1))
         return
     table = Table("what", "ours", "peer", "ratio", "goal", "")
     for row in rows:
-        table.add_row(
-            row.what, row.ours, row.peer, f"{row.ratio:.2f}", row.goal, "yes" if row.reached else "no"
-        )
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        reached = "" if row.reached is None else "yes" if row.reached else "no"
+        table.add_row(row.what, row.ours, row.peer, ratio, row.goal, reached)
     Console().print(table)
 
 

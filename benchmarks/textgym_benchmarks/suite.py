@@ -6,15 +6,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import TypeVar
 
 from textgym_agents.config import check_split
 
-from textgym.checks import did_you_mean
+from textgym.checks import JsonObject, did_you_mean
 from textgym.prompts import HeldOut
 
-T = TypeVar("T")
+T = TypeVar("T", "Cell", "Evaluation")
+RewardJson = str | Mapping[str, object]
+"""A reward as JSON: a registered name or {"name": ..., **parameters}."""
 
 LARGEST_SEED = 2**31 - 1
 
@@ -28,12 +30,11 @@ class Cell:
         agent: a registered name, or "module:Class".
         episodes: the budget.
         seed: of the agent, 0 to 2^31 - 1.
-        reward: None for the task's own, else what the environment's option `reward` takes as JSON: a registered name
-            or {"name": ..., **parameters}.
-        reward_name: what tables call the reward.
+        reward: the environment's option `reward`; None for the task's own.
+        reward_name: the name of the reward in tables.
         env: other options of the environment, JSON values.
         config: settings of the agent, JSON values, without `seed`.
-        label: what tables call the agent; "" for its name.
+        label: the name of the agent in tables; "" for `agent`.
     Raises: ValueError for a value that is not allowed.
     """
 
@@ -41,16 +42,17 @@ class Cell:
     agent: str
     episodes: int
     seed: int
-    reward: Any = field(default=None, hash=False)
+    reward: RewardJson | None = field(default=None, hash=False)
     reward_name: str = "default"
-    env: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    env: Mapping[str, object] = field(default_factory=dict, hash=False)
+    config: Mapping[str, object] = field(default_factory=dict, hash=False)
     label: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("id", "agent", "reward_name"):
-            _check_text(name, getattr(self, name))
-        _check_text("label", self.label, least=0)
+        for name, least in {"id": 1, "agent": 1, "reward_name": 1, "label": 0}.items():
+            text = getattr(self, name)
+            if not isinstance(text, str) or len(text) < least:
+                raise ValueError(f"{name}={text!r}: allowed is a text" + " that is not empty" * least)
         check_integer("episodes", self.episodes, 1)
         check_integer("seed", self.seed, 0, LARGEST_SEED)
         if self.reward is not None and not isinstance(self.reward, str | Mapping):
@@ -63,30 +65,47 @@ class Cell:
                 raise ValueError(f"{name}={dict(options)!r}: {taken!r} is a field of the cell itself")
         # Copies, and lists for tuples: a cell reads the same before and after it was written to a file.
         for name in ("reward", "env", "config"):
-            object.__setattr__(self, name, _json_copy(name, getattr(self, name)))
+            value = getattr(self, name)
+            try:
+                copy = json.loads(json.dumps(value, allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}={value!r}: allowed are JSON values ({error})") from error
+            object.__setattr__(self, name, copy)
 
     @property
     def name(self) -> str:
-        """What tables call the agent."""
+        """The name of the agent in tables."""
         return self.label or self.agent
 
     @property
+    def task(self) -> str:
+        """The name of the task, with that of a reward that is not its own."""
+        name = self.id.removeprefix("textgym/")
+        return name if self.reward_name == "default" else f"{name} {self.reward_name}"
+
+    @property
     def key(self) -> str:
-        """The cell's folder: readable words, and a hash of everything but the names that tables show."""
-        named = {"label", "reward_name"}
-        content = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in named}
+        """The name of the cell's folder: readable words, and a hash of everything but the names that tables show."""
+        content = asdict(self)
+        del content["label"], content["reward_name"]
         digest = hashlib.sha256(canonical(content).encode()).hexdigest()[:8]
         words = [self.id.rpartition("/")[2], self.reward_name, self.name, f"s{self.seed}", digest]
         return ".".join(_slug(word) for word in words)
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields, and the key."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"key": self.key}
+    @property
+    def options(self) -> JsonObject:
+        """The options of the environment, the reward among them."""
+        return dict(self.env) | ({} if self.reward is None else {"reward": self.reward})
+
+    def to_json(self) -> JsonObject:
+        """Return all fields, and the key."""
+        return asdict(self) | {"key": self.key}
 
     @classmethod
-    def from_json(cls, data: Any) -> Cell:
-        """The cell that `to_json` wrote. Raises: ValueError for anything else."""
-        cell = from_fields(cls, data, "cell", also=("key",))
+    def from_json(cls, data: object) -> Cell:
+        """Return the cell that `to_json` wrote. Raises: ValueError for anything else."""
+        cell = _from_fields(cls, data, also=("key",))
+        assert isinstance(data, Mapping)
         if data.get("key", cell.key) != cell.key:
             raise ValueError(f"cell: its key is {data['key']!r}, but its fields make {cell.key!r}")
         return cell
@@ -120,14 +139,10 @@ class Evaluation:
         check_integer("samples", self.samples, 0)
         check_split(self.split)
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
     @classmethod
-    def from_json(cls, data: Any) -> Evaluation:
-        """The settings that `to_json` wrote. Raises: ValueError for anything else."""
-        return from_fields(cls, data, "evaluation")
+    def from_json(cls, data: object) -> Evaluation:
+        """Return the settings from a JSON object of its fields. Raises: ValueError for anything else."""
+        return _from_fields(cls, data)
 
 
 @dataclass(frozen=True)
@@ -159,18 +174,18 @@ class Suite:
                 raise ValueError(f"cells: {cell.key} stands there twice")
             seen.add(cell.key)
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields, those of the cells included."""
+    def to_json(self) -> JsonObject:
+        """Return all fields, those of the cells included."""
         return {
             "name": self.name,
             "description": self.description,
-            "evaluation": self.evaluation.to_json(),
+            "evaluation": asdict(self.evaluation),
             "cells": [cell.to_json() for cell in self.cells],
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Suite:
-        """The suite that `to_json` wrote; other entries beside its own are left alone. Raises: ValueError."""
+    def from_json(cls, data: object) -> Suite:
+        """Return the suite that `to_json` wrote, whatever stands beside its fields. Raises: ValueError."""
         if not isinstance(data, Mapping) or not isinstance(data.get("cells"), list):
             raise ValueError("suite: allowed is an object with a list 'cells'")
         cells = tuple(Cell.from_json(cell) for cell in data["cells"])
@@ -178,31 +193,24 @@ class Suite:
         return cls(data.get("name", ""), cells, str(data.get("description", "")), evaluation)
 
 
-def canonical(data: Any) -> str:
-    """One text for each JSON value: keys sorted, no blanks."""
+def canonical(data: object) -> str:
+    """Return the one text of a JSON value: keys sorted, no blanks."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises: ValueError unless `value` is an integer from `least` to `most`."""
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise ValueError unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or value > (most or value):
         allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
         raise ValueError(f"{name}={value!r}: allowed is {allowed}")
 
 
-def from_fields(kind: type[T], data: Any, what: str, also: tuple[str, ...] = ()) -> T:
-    """A dataclass from a JSON object with its fields.
-
-    Args:
-        kind: the dataclass.
-        data: the object; fields with a default may be left out.
-        what: what messages call it.
-        also: keys that are allowed beside the fields.
-    Raises: ValueError for anything but an object, an unknown key or a missing one; whatever `kind` raises.
-    """
+def _from_fields(kind: type[T], data: object, also: tuple[str, ...] = ()) -> T:
+    """Return a cell or an evaluation from a JSON object with its fields, and keys of `also`, which are left out."""
+    what = kind.__name__.lower()
     if not isinstance(data, Mapping):
         raise ValueError(f"{what}: holds a {type(data).__name__}, allowed is a JSON object")
-    allowed = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    allowed = [each.name for each in fields(kind)]
     for key in data:
         if key not in allowed and key not in also:
             raise ValueError(
@@ -212,18 +220,6 @@ def from_fields(kind: type[T], data: Any, what: str, also: tuple[str, ...] = ())
         return kind(**{key: value for key, value in data.items() if key in allowed})
     except TypeError as error:
         raise ValueError(f"{what}: {error}") from error
-
-
-def _check_text(name: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, str) or len(value) < least:
-        raise ValueError(f"{name}={value!r}: allowed is a text" + (" that is not empty" if least else ""))
-
-
-def _json_copy(name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={value!r}: allowed are JSON values ({error})") from error
 
 
 def _slug(word: str) -> str:

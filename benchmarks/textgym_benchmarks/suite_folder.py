@@ -6,17 +6,23 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from textgym_agents.config import versions
 
-from textgym.files import make_folder, open_lock, read_json, reading, sync, write_json
+from textgym.checks import JsonObject
+from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
+from textgym.interrupts import disk_full_at
 from textgym.task import task_entry, task_names
-from textgym_benchmarks.engines.jobs import cores
+from textgym_benchmarks.engines.jobs import cores, find_function
 from textgym_benchmarks.results.format import FORMAT, check_result
-from textgym_benchmarks.suite import Cell, Suite
+from textgym_benchmarks.suite import Cell, Evaluation, Suite
+
+RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
+RUN_CELL: Final = "textgym_benchmarks.run.cell:run_cell"
 
 
 class CellBusyError(ValueError):
@@ -24,7 +30,7 @@ class CellBusyError(ValueError):
 
 
 def open_suite(out: str | Path, suite: Suite) -> Path:
-    """The folder of a suite, made if there is none.
+    """Return the folder of a suite, made if there is none.
 
     Raises: ValueError if `out` holds another suite, with what differs, or something else.
     """
@@ -48,50 +54,60 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
                     "choose another folder"
                 )
         else:
-            started = datetime.now(UTC).strftime("%Y-%m-%d")
-            write_json(
-                folder / "suite.json",
-                {"format": FORMAT, **suite.to_json(), "versions": versions(), "machine": machine()}
-                | {"cores": cores(), "started": started},
-            )
+            data = {"format": FORMAT, **suite.to_json(), "versions": versions(), "machine": _processor()}
+            data |= {"cores": cores(), "started": datetime.now(UTC).strftime("%Y-%m-%d")}
+            write_json(folder / "suite.json", data)
     return folder
 
 
+def _processor() -> str:
+    """Return cores and processor in a line."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = next(iter(names), name)
+    return f"{cores()} cores, {name}"
+
+
 def read_suite(folder: str | Path) -> Suite:
-    """The suite that a folder holds. Raises: ValueError naming the file."""
+    """Return the suite that a folder holds. Raises: ValueError naming the file."""
     path = Path(folder) / "suite.json"
     data = read_json(path)
     if data.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path}: format={data['format']!r}: allowed is {FORMAT}")
     try:
-        return Suite.from_json({name: value for name, value in data.items() if name != "format"})
+        return Suite.from_json(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def differences(there: Suite, asked: Suite) -> str:
-    """What differs between a stored suite and one that is asked for, in words; "" for nothing that matters."""
+def differences(stored: Suite, asked: Suite) -> str:
+    """Return what differs between a stored suite and one that is asked for, in words; "" for nothing that matters."""
     parts = []
-    if there.name != asked.name:
-        parts.append(f"name {there.name!r}, asked for is {asked.name!r}")
-    for name, value in there.evaluation.to_json().items():
-        wanted = asked.evaluation.to_json()[name]
-        if value != wanted:
-            parts.append(f"evaluation.{name}={value}, asked for is {wanted}")
-    stored, wanted_cells = {cell.key for cell in there.cells}, {cell.key for cell in asked.cells}
-    for what, keys in (("only there", stored - wanted_cells), ("only asked for", wanted_cells - stored)):
+    if stored.name != asked.name:
+        parts.append(f"name {stored.name!r}, asked for is {asked.name!r}")
+    wanted = asdict(asked.evaluation)
+    for name, value in asdict(stored.evaluation).items():
+        if value != wanted[name]:
+            parts.append(f"evaluation.{name}={value}, asked for is {wanted[name]}")
+    stored_keys, asked_keys = ({cell.key for cell in suite.cells} for suite in (stored, asked))
+    for what, keys in (
+        ("only there", stored_keys - asked_keys),
+        ("only asked for", asked_keys - stored_keys),
+    ):
         if keys:
             parts.append(f"{len(keys)} cells {what}, as {min(keys)}")
     return "; ".join(parts)
 
 
 def cell_folder(suite: Path, cell: Cell) -> Path:
-    """Where a cell's files are."""
+    """Return the folder of a cell's files."""
     return suite / "cells" / cell.key
 
 
-def cell_result(folder: Path) -> dict[str, Any] | None:
-    """What a cell's result.json holds; None without one. Raises: ValueError naming the file."""
+def cell_result(folder: Path) -> JsonObject | None:
+    """Return the values of a cell's result.json; None without one. Raises: ValueError naming the file."""
     path = folder / "result.json"
     if not os.path.lexists(path):
         return None
@@ -101,23 +117,37 @@ def cell_result(folder: Path) -> dict[str, Any] | None:
     return data
 
 
-def failed_result(cell: Cell, error: dict[str, Any]) -> dict[str, Any]:
-    """The result of a cell that failed for good."""
-    return {
-        "format": FORMAT,
-        "cell": cell.to_json(),
-        "family": family_of(cell.id),
-        "status": "failed",
-        "error": error,
-        "measures": None,
-        "timing": None,
-        "versions": versions(),
-        "machine": machine(),
-    }
+def run_one(
+    cell: JsonObject, evaluation: JsonObject, suite: str, function: str, save: bool = False
+) -> JsonObject:
+    """Run a cell in its folder, or go on with one that was interrupted: the job of a worker.
+
+    Args:
+        cell, evaluation: as JSON.
+        suite: the suite's folder.
+        function: "module:function" that takes a `Cell`, an `Evaluation`, the cell's folder and one for optima that
+            cells share, and returns the values of result.json.
+        save: also pass `save=True` to the function: the last checkpoint is kept.
+    Returns: the values of result.json; those that are there already, if another process was faster.
+    Raises: CellBusyError if another process is at work on the cell; DiskFullError; whatever the function raises.
+    """
+    row = Cell.from_json(cell)
+    folder = cell_folder(Path(suite), row)
+    with disk_full_at(folder), hold(folder):
+        earlier = cell_result(folder)
+        if earlier is not None:
+            return earlier
+        more = {"save": True} if save else {}
+        settings = Evaluation.from_json(evaluation)
+        result: JsonObject = plain(
+            find_function(function)(row, settings, folder, Path(suite) / "optima", **more)
+        )
+        write_json(folder / "result.json", result)
+        return result
 
 
 def put_aside(folder: Path) -> None:
-    """Renames the result of a failed cell, so that it can be tried again; what it says is kept."""
+    """Rename the result of a failed cell, so that it can be tried again; what it says is kept."""
     number = 1
     while (folder / f"failed-{number}.json").exists():
         number += 1
@@ -127,11 +157,11 @@ def put_aside(folder: Path) -> None:
 
 @contextlib.contextmanager
 def hold(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a folder: no other process may. The system lets go of it when this process dies.
+    """Keep all other processes from holding a folder. The system releases it when this process dies.
 
     Args:
         folder: is made if there is none.
-        wait: for another process to let go of it.
+        wait: for another process to release it.
     Raises: CellBusyError if another process holds it, and `wait` is false.
     """
     make_folder(folder)
@@ -147,20 +177,6 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def family_of(env_id: str) -> str:
-    """Return the family of a task; "text" for one that is not registered."""
-    for name in task_names():
-        entry = task_entry(name)
-        if entry.id == env_id:
-            return entry.family
-    return "text"
-
-
-def machine() -> str:
-    """Cores and processor in a line."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{cores()} cores, {name}"
+    """Return the family of a task; "text" for one that is not in the catalogue."""
+    entries = map(task_entry, task_names())
+    return next((entry.family for entry in entries if entry.id == env_id), "text")

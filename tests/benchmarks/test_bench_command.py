@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import textgym_benchmarks.run.runner as runner
-import textgym_benchmarks.suites.ci as ci
+import textgym_benchmarks.suites as suites
 from fake_cells import tiny_suite
 
 from textgym.cli import main
@@ -17,7 +17,7 @@ from textgym.cli import main
 def quick_cells(monkeypatch, tmp_path):
     """The suite `ci` is a tiny one whose cells take no time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ci, "suite", lambda: tiny_suite())
+    monkeypatch.setattr(suites, "ci", tiny_suite)
     use(monkeypatch, "quick")
 
 

@@ -12,10 +12,9 @@ from benchmarks.microscope_tools import HOSTILE, Fixed, hostile_trace, letters, 
 from cli_tools import assert_one_line, run
 from rich.console import Console
 from solver_tools import Table, bigram, small_task
-from textgym_benchmarks.microscope.exact import QUANTITIES
 from textgym_benchmarks.microscope.page import check_out, page_html, write_page
 from textgym_benchmarks.microscope.terminal import Bars, bar, number, probability, render, visible_token
-from textgym_benchmarks.microscope.trace import Step, trace_json
+from textgym_benchmarks.microscope.trace import QUANTITIES, Step, trace_json
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from dataclasses import replace
 import pytest
 from fake_cells import tiny_suite, value_of
 from textgym_benchmarks.results.store import load_results
-from textgym_benchmarks.run.progress import Progress, Silent
+from textgym_benchmarks.run.progress import BenchWatcher, Progress
 from textgym_benchmarks.run.runner import BenchInterrupted, busy_share, run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suite_folder import cell_folder, hold, open_suite
-from textgym_benchmarks.suites.select import cost
+from textgym_benchmarks.suites import cost
 
 SUITE = tiny_suite()
 
@@ -139,7 +139,7 @@ def test_the_longest_cells_start_first_and_the_time_is_written_down(tmp_path):
     suite = Suite("lengths", cells)
     begun = []
 
-    class Notes(Silent):
+    class Notes(BenchWatcher):
         def changed(self, key):
             begun.append(key)
 

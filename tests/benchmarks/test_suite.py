@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents.registry import agent_class, agent_names, make_config
 from textgym_benchmarks.suite import LARGEST_SEED, Cell, Evaluation, Suite
-from textgym_benchmarks.suites import make_suite
-from textgym_benchmarks.suites.rows import AGENTS, TASKS, rows
-from textgym_benchmarks.suites.select import cost, select
+from textgym_benchmarks.suites import AGENTS, TASKS, cost, make_suite, rows, select
 
 from textgym.registry import SUITES
 
@@ -123,6 +121,8 @@ def test_bad_suites():
         Evaluation(points=0)
     with pytest.raises(ValueError, match="Did you mean 'core'"):
         make_suite("cor")
+    with pytest.raises(TypeError, match=r"returned \d+.*; allowed is a Suite"):
+        make_suite("time:time")
 
 
 @pytest.mark.parametrize("name", list(SUITES))
@@ -139,6 +139,10 @@ def test_the_suites_ask_for_what_there_is_with_equal_budgets(name):
     assert all(len(found) == 1 for found in budgets.values())
     for agent, config in {(cell.agent, json.dumps(cell.config)) for cell in suite.cells}:
         make_config(agent_class(agent), json.loads(config))
+
+
+def test_a_suite_of_ones_own():
+    assert make_suite("fake_cells:tiny_suite").name == "tiny"
 
 
 def test_the_sizes_of_the_suites():

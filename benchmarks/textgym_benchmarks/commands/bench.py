@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -14,6 +14,7 @@ from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
+from textgym_benchmarks.results.store import Result
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -25,7 +26,7 @@ class BenchFlags:
     """Run the cells of a suite that have no result yet. The same command again goes on with what is left."""
 
     suite: str = "quick"
-    """Name of the suite; --list shows all."""
+    """Name of the suite, --list shows all; or module:function, which returns one of your own."""
     agents: tuple[str, ...] | None = None
     """Only these agents of the suite, by default all; module:Class adds your own, with its tasks and budgets."""
     seeds: int | None = None
@@ -39,7 +40,7 @@ class BenchFlags:
     split: HeldOut = "eval"
     """Which held-out prompts: those to report, or those to choose settings on, with other seeds."""
     out: Path | None = None
-    """Folder of the results, by default runs/bench-SUITE (-tune for that split). What is there is never overwritten."""
+    """Folder of the results, by default runs/bench-SUITE (-tune for that split). Nothing there is ever overwritten."""
     retry_failed: bool = False
     """Also run cells again that failed."""
     keep_checkpoints: bool = False
@@ -49,7 +50,7 @@ class BenchFlags:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the command. Raises: SystemExit with 1 if a cell failed."""
+    """Run the command. Raises: SystemExit with 1 if a cell failed."""
     flags = parse(BenchFlags, [*arguments], "bench")
     if flags.list:
         output().print(suites_table())
@@ -57,10 +58,13 @@ def main(arguments: Sequence[str]) -> None:
     from textgym_benchmarks.run.progress import LiveTable
     from textgym_benchmarks.run.runner import busy_share, run_suite
 
-    for agent in flags.agents or ():
-        if ":" in agent:
-            import_user_module(agent.partition(":")[0])
-    out = flags.out or Path("runs") / f"bench-{flags.suite}{'-tune' * (flags.split == 'tune')}"
+    for name in (flags.suite, *(flags.agents or ())):
+        if ":" in name:
+            import_user_module(name.partition(":")[0])
+    out = (
+        flags.out
+        or Path("runs") / f"bench-{flags.suite.rpartition(':')[2]}{'-tune' * (flags.split == 'tune')}"
+    )
     results = run_suite(
         flags.suite,
         out,
@@ -81,14 +85,13 @@ def main(arguments: Sequence[str]) -> None:
     if busy is not None:
         console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
     console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
-    _say_what_is_wanting(results)
+    _report_trouble(results)
 
 
 def suites_table() -> Table:
-    """The suites with their sizes and what they cost."""
+    """Return the suites with their sizes and what they cost."""
     from textgym_benchmarks.run.progress import duration
-    from textgym_benchmarks.suites import make_suite
-    from textgym_benchmarks.suites.select import cost
+    from textgym_benchmarks.suites import cost, make_suite
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in ("suite", "cells", "tasks", "agents", "seeds", "CPU time, about", "what it is"):
@@ -106,16 +109,16 @@ def suites_table() -> Table:
     return table
 
 
-def summary_tables(results: Sequence[Any], width: int) -> list[Table]:
-    """Mean optimality over the seeds by task and agent; cells that failed or are missing are counted beside it.
+def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
+    """Return mean optimality over the seeds by task and agent, with counts of the cells that failed or are missing.
 
     Args:
         results: of a suite.
         width: characters in a line; agents that do not fit go into another table.
     """
-    groups: dict[tuple[str, str], list[Any]] = {}
+    groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((_task(result.cell), result.cell.name), []).append(result)
+        groups.setdefault((result.cell.task, result.cell.name), []).append(result)
     tasks = list(dict.fromkeys(task for task, _ in groups))
     agents = list(dict.fromkeys(agent for _, agent in groups))
     at_once = max((width - max(map(len, tasks))) // _COLUMN, 1)
@@ -132,17 +135,10 @@ def summary_tables(results: Sequence[Any], width: int) -> list[Table]:
     return tables
 
 
-def _task(cell: Any) -> str:
-    name: str = cell.id.removeprefix("textgym/")
-    return name if cell.reward_name == "default" else f"{name} {cell.reward_name}"
-
-
-def _summary(results: Sequence[Any]) -> str:
-    """As in "0.912", "0.912, 1 failed" and "-", where nothing was asked for."""
-    if not results:
-        return ""
-    done = [result for result in results if result.status == "done"]
-    scores = [result.measures["after"]["optimality"] for result in done]
+def _summary(results: Sequence[Result]) -> str:
+    """Return a cell of the table, as in "0.912", "0.912, 1 failed", "-", and "" where nothing was asked for."""
+    done = [result.measures for result in results if result.measures is not None]
+    scores = [measures["after"]["optimality"] for measures in done]
     means = [score["mean"] for score in scores if score is not None and score["mean"] is not None]
     parts = [f"{sum(means) / len(means):.3f}" if means else "-"] if done else []
     for status in ("failed", "missing"):
@@ -151,10 +147,10 @@ def _summary(results: Sequence[Any]) -> str:
     return ", ".join(parts)
 
 
-def _say_what_is_wanting(results: Sequence[Any]) -> None:
-    """Says where cells were run from different sources, failed, or are still missing, a line each.
+def _report_trouble(results: Sequence[Result]) -> None:
+    """Print a line each for cells of different sources, missing ones and failed ones.
 
-    Raises: SystemExit with 1 if a cell failed or is still missing.
+    Raises: SystemExit with 1 if a cell failed or is missing.
     """
     sources = {result.versions.get("source", "unknown") for result in results if result.status == "done"}
     if len(sources) > 1:
@@ -166,7 +162,7 @@ def _say_what_is_wanting(results: Sequence[Any]) -> None:
         )
     failed = [result for result in results if result.status == "failed"]
     if failed:
-        named = [f"{result.cell.key} ({result.error['type']})" for result in failed[:_NAMED]]
+        named = [f"{result.cell.key} ({(result.error or {})['type']})" for result in failed[:_NAMED]]
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         note(
             f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from textgym_agents.commands.policies import open_policy, run_options
@@ -14,6 +14,10 @@ from textgym_agents.commands.policies import open_policy, run_options
 from textgym.commands.console import UsageError, note, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, find_id, parse
 from textgym.prompts import Split
+
+if TYPE_CHECKING:
+    from textgym_benchmarks.microscope.record import Request
+    from textgym_benchmarks.microscope.trace import Trace
 
 AgentNames = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -70,28 +74,16 @@ class InspectFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(InspectFlags, arguments, "inspect")
     env_id = find_id(flags.id)
+    from textgym_benchmarks.microscope.page import check_out, write_page
     from textgym_benchmarks.microscope.record import Request
     from textgym_benchmarks.microscope.trace import trace_json
 
-    request = Request(
-        prompt=flags.prompt,
-        prompt_index=flags.prompt_index,
-        split=flags.split,
-        seed=flags.seed,
-        deterministic=flags.deterministic,
-        completion=flags.completion,
-        beta=flags.beta,
-        top=flags.top,
-        max_states=flags.max_states,
-    )
+    request = Request(**{each.name: getattr(flags, each.name) for each in fields(Request)})
     out = flags.out or Path(f"inspect-{env_id.rpartition('/')[2].lower()}.html")
-    writes_page = not (flags.terminal or flags.json)
-    if writes_page:
-        from textgym_benchmarks.microscope.page import check_out, write_page
-
+    if not (flags.terminal or flags.json):
         check_out(out)
     traces = list(_traces(flags, env_id, request))
     if flags.json:
@@ -103,8 +95,8 @@ def main(arguments: list[str]) -> None:
         output().print(untrusted(f"page: {out}"))
 
 
-def _traces(flags: InspectFlags, env_id: str, request: Any) -> Iterator[Any]:
-    """A trace of each agent, all of them on the task of the first."""
+def _traces(flags: InspectFlags, env_id: str, request: Request) -> Iterator[Trace]:
+    """Yield a trace of each agent, all of them on the task of the first."""
     from textgym_agents.algorithms.fixed import reference_of
 
     from textgym_benchmarks.microscope.record import record
@@ -121,45 +113,45 @@ def _traces(flags: InspectFlags, env_id: str, request: Any) -> Iterator[Any]:
 
 
 def _run_options(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The options of the environment that the runs among the agents were trained in, as NAME=VALUE words.
+    """Return the environment's options that the runs among the agents were trained with, as NAME=VALUE words.
 
     Raises: UsageError where two runs have different ones: then there is no task to compare them on.
     """
-    trained = {name: run_options(Path(name)) for name in names}
-    runs = {name: values for name, values in trained.items() if values is not None}
-    if not runs:
-        return ()
-    (first, values), *others = runs.items()
-    for other, differing in others:
-        if differing != values:
-            raise UsageError(
-                f"--agent {first} was trained with env {json.dumps(values)}, --agent {other} with env "
-                f"{json.dumps(differing)}: two agents are shown on one task; give its options as --env NAME=VALUE"
-            )
-    return tuple(f"{name}={json.dumps(value)}" for name, value in values.items())
+    found = [(name, options) for name in names if (options := run_options(Path(name))) is not None]
+    if len(found) == 2 and found[0][1] != found[1][1]:
+        (first, its), (second, other) = found
+        raise UsageError(
+            f"--agent {first} was trained with env {json.dumps(its)}, --agent {second} with env "
+            f"{json.dumps(other)}: two agents are shown on one task; give its options as --env NAME=VALUE"
+        )
+    return tuple(f"{name}={json.dumps(value)}" for name, value in found[0][1].items()) if found else ()
 
 
-def _class_of(name: str, given: str | None) -> str | None:
-    """The class that a folder is opened with: the one given, unless the folder names a registered agent."""
+def _class_of(name: str, asked: str | None) -> str | None:
+    """Return the class to open a folder with: the one that is asked for, unless the folder names a registered agent."""
     from textgym_agents.registry import agent_names
 
     from textgym.files import read_json
 
     for file in (Path(name) / "agent.json", Path(name) / "checkpoint" / "agent.json"):
-        if given is not None and file.exists() and read_json(file).get("agent") in agent_names():
+        if asked is not None and file.exists() and read_json(file).get("agent") in agent_names():
             return None
-    return given
+    return asked
 
 
-def _show(traces: list[Any], steps: tuple[int, ...]) -> None:
+def _show(traces: list[Trace], steps: tuple[int, ...]) -> None:
     from textgym_benchmarks.microscope.terminal import render
     from textgym_benchmarks.microscope.trace import parting
 
+    longest = max(len(trace.steps) for trace in traces)
     for step in steps:
-        if not 0 <= step < max(len(trace.steps) for trace in traces):
-            raise UsageError(f"--step {step}: allowed is 0..{max(len(t.steps) for t in traces) - 1}")
+        if not 0 <= step < longest:
+            raise UsageError(f"--step {step}: allowed is 0..{longest - 1}")
     console = output()
-    blocks = _can_show("█▏", console.encoding)
+    try:
+        blocks = bool("█▏".encode(console.encoding))
+    except (UnicodeError, LookupError):
+        blocks = False
     for trace in traces:
         for part in render(trace, list(steps) or None, console.width, blocks):
             console.print(part)
@@ -167,11 +159,3 @@ def _show(traces: list[Any], steps: tuple[int, ...]) -> None:
     if len(traces) == 2:
         at = parting(*traces)
         note("both wrote the same tokens" if at is None else f"the two episodes part at token {at}")
-
-
-def _can_show(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except (UnicodeError, LookupError):
-        return False
-    return True

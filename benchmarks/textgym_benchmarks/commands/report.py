@@ -23,7 +23,7 @@ class ReportFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(ReportFlags, arguments, "report")
     from textgym_benchmarks.report.build import build_report, default_folder
 

@@ -1,4 +1,4 @@
-"""What engines and their workers agree on: a job is a function's name and JSON; so is what comes back."""
+"""The protocol of engines and their workers: a job is a function's name and JSON; so is what comes back."""
 
 from __future__ import annotations
 
@@ -8,35 +8,20 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
+from textgym.checks import JsonObject
 from textgym.interrupts import with_remedy
 
 RETRIES: Final = 2
 """How often a job is started again whose process died."""
-READY: Final = "ready\n"
-"""What a worker of the pool says first."""
 ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
 )
-"""Environment of a worker: a cell has one thread, so that cores are not fought over and numbers do not depend on
-their count."""
-
-
-def search_path() -> list[str]:
-    """Where this process finds modules."""
-    return [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  ("" is the current folder)
-
-
-def fresh_python(code: str) -> list[str]:
-    """A command line that runs code in a new interpreter, which finds the modules that this process finds.
-
-    That is whatever lies in the current folder (-P), and a list where PYTHONPATH cannot name a folder with a colon.
-    """
-    start = f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{code}"
-    return [sys.executable, "-P", "-c", start, json.dumps(search_path())]
+"""Environment of a worker: a cell has one thread, so that workers do not compete for cores and numbers do not depend on
+how many there are."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class Job:
 
     key: str
     function: str
-    arguments: dict[str, Any]
+    arguments: JsonObject
 
 
 @dataclass(frozen=True)
@@ -78,13 +63,13 @@ class Event:
     Args:
         kind: "started"; "lost": its process died and it will be started again; "finished": it has a value or failed.
         key: of the job.
-        value: what the function returned, JSON.
-        failure: why there is none.
+        value: what the function returned, JSON; of a lost job, why.
+        failure: why there is no value.
     """
 
     kind: Literal["started", "lost", "finished"]
     key: str
-    value: Any = None
+    value: object = None
     failure: Failure | None = None
 
 
@@ -95,60 +80,76 @@ class Engine(Protocol):
     """Jobs that run at a time, as far as it is known."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
-        """Starts the jobs in their order and yields what happens; every job finishes once.
+        """Start the jobs in their order and yield what happens; every job finishes once.
 
         A function that raises fails its job and no other. Closing the iterator stops what runs.
         """
 
     def cpu_seconds(self) -> float:
-        """CPU time that the jobs of the last `run`, and their workers, have taken; after it has ended."""
+        """Return the CPU time of the last `run`, that of its processes included, once it has ended."""
 
 
-def call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Runs a job's function here.
+def search_path() -> list[str]:
+    """Return the folders in which this process finds modules."""
+    return [os.path.abspath(path) for path in sys.path]  # noqa: PTH100  ("" is the current folder)
+
+
+def fresh_python(code: str) -> list[str]:
+    """Return a command line that runs code in a new interpreter, which finds the modules that this process finds.
+
+    It does so whatever lies in the current folder (-P). The folders are passed as a list, since PYTHONPATH cannot name
+    one with a colon.
+    """
+    start = f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{code}"
+    return [sys.executable, "-P", "-c", start, json.dumps(search_path())]
+
+
+def find_function(name: str) -> Callable[..., object]:
+    """Return a function by "module:function". Raises: ImportError or AttributeError if there is none."""
+    module, _, function = name.partition(":")
+    found: Callable[..., object] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def call(function: str, arguments: JsonObject) -> JsonObject:
+    """Run a job's function in this process.
 
     Returns: {"value": ...} or {"error": {"type", "message", "traceback"}}, and "cpu": seconds.
     """
     started = time.process_time()
     try:
-        reply: dict[str, Any] = {"value": _find(function)(**arguments)}
+        reply: JsonObject = {"value": find_function(function)(**arguments)}
     except Exception as error:
-        reply = {"error": describe(error)}
+        reply = {"error": _described(error)}
     return reply | {"cpu": time.process_time() - started}
 
 
-def reply_line(reply: dict[str, Any]) -> str:
-    """What `call` returned as one line of JSON; an error where the value is no JSON."""
+def reply_line(reply: JsonObject) -> str:
+    """Return a reply of `call` as one line of JSON; an error where the value is no JSON."""
     try:
         return json.dumps(reply, allow_nan=False)
     except (TypeError, ValueError) as error:
-        return json.dumps({"error": describe(error), "cpu": reply["cpu"]})
+        return json.dumps({"error": _described(error), "cpu": reply["cpu"]})
 
 
-def describe(error: BaseException) -> dict[str, str]:
-    """An exception as JSON."""
+def _described(error: Exception) -> dict[str, str]:
     text = "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "message": with_remedy(error), "traceback": text}
 
 
-def finished(key: str, reply: dict[str, Any], attempts: int) -> Event:
-    """The last event of a job from what `call` returned."""
+def finished(key: str, reply: JsonObject, attempts: int) -> Event:
+    """Return the last event of a job from a reply of `call`."""
     if "error" in reply:
         return Event("finished", key, failure=Failure(attempts=attempts, **reply["error"]))
     return Event("finished", key, value=reply["value"])
 
 
 def died(key: str, message: str, attempts: int) -> Event:
-    """The last event of a job whose process died too often."""
+    """Return the last event of a job whose process died too often."""
     return Event("finished", key, failure=Failure("WorkerDied", message, "", attempts))
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _find(function: str) -> Any:
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -1,23 +1,25 @@
-"""Engines on one machine: one job after another, or a pool of processes."""
+"""Engines on one machine: one job after another, or a pool of processes that read and answer lines of JSON."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import IO, Any
+from dataclasses import asdict
+from typing import Final, TextIO
 
+from textgym.interrupts import sigterm_raises
 from textgym_benchmarks.engines.jobs import (
     ONE_THREAD,
-    READY,
     RETRIES,
     Event,
     Job,
@@ -26,7 +28,13 @@ from textgym_benchmarks.engines.jobs import (
     died,
     finished,
     fresh_python,
+    reply_line,
 )
+
+_START: Final = "from textgym_benchmarks.engines.pool import run_worker; run_worker()"
+_READY: Final = "ready\n"  # what a worker says first
+_GRACE: Final = 5.0  # seconds that an interrupted worker has to save what it can
+_TAIL: Final = 2000  # characters of a dead worker's last words
 
 
 class Serial:
@@ -39,7 +47,6 @@ class Serial:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """See `Engine.run`."""
-        self._seconds = 0.0
         started = time.process_time()
         try:
             for job in jobs:
@@ -51,17 +58,6 @@ class Serial:
     def cpu_seconds(self) -> float:
         """See `Engine.cpu_seconds`."""
         return self._seconds
-
-
-_START = "from textgym_benchmarks.engines.worker import start; start()"
-_GRACE = 5.0  # seconds that an interrupted worker has to save what it can
-_TAIL = 2000  # characters of a dead worker's last words
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    job: Job
-    number: int
 
 
 class Pool:
@@ -80,43 +76,38 @@ class Pool:
 
         Raises: RuntimeError where processes end before they are ready for a job: then no job is to blame.
         """
-        waiting = deque(_Attempt(job, 1) for job in jobs)
+        waiting = deque((job, 1) for job in jobs)  # and the number of the attempt
         replies: queue.Queue[tuple[_Worker, str]] = queue.Queue()
-        running: dict[_Worker, _Attempt] = {}
+        running: dict[_Worker, tuple[Job, int]] = {}
         idle: list[_Worker] = []
         before = _children_seconds()
         complete, never_ready = False, 0
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
-                    attempt = waiting.popleft()
+                    job, attempt = waiting.popleft()
                     worker = idle.pop() if idle else _Worker(replies)
-                    running[worker] = attempt
-                    worker.start(attempt.job)
-                    yield Event("started", attempt.job.key)
+                    running[worker] = job, attempt
+                    worker.start(job)
+                    yield Event("started", job.key)
                 worker, line = _next(replies)
-                if worker not in running:
-                    idle = [
-                        other for other in idle if other is not worker
-                    ]  # it died while it had nothing to do
+                if worker not in running:  # it died while it had nothing to do
+                    idle = [other for other in idle if other is not worker]
                     continue
-                attempt = running.pop(worker)
+                job, attempt = running.pop(worker)
                 never_ready = 0 if worker.ready else never_ready + 1
                 if line:
                     idle.append(worker)
-                    yield finished(attempt.job.key, json.loads(line), attempt.number)
+                    yield finished(job.key, json.loads(line), attempt)
                     continue
                 message = worker.last_words()
-                if not worker.ready:
-                    if never_ready > RETRIES:
-                        raise RuntimeError(f"workers cannot start: {message}")
-                    waiting.appendleft(attempt)
-                    yield Event("lost", attempt.job.key, value=message)
-                elif attempt.number > RETRIES:
-                    yield died(attempt.job.key, message, attempt.number)
+                if never_ready > RETRIES:
+                    raise RuntimeError(f"workers cannot start: {message}")
+                if worker.ready and attempt > RETRIES:
+                    yield died(job.key, message, attempt)
                 else:
-                    waiting.appendleft(_Attempt(attempt.job, attempt.number + 1))
-                    yield Event("lost", attempt.job.key, value=message)
+                    waiting.appendleft((job, attempt + int(worker.ready)))
+                    yield Event("lost", job.key, value=message)
             complete = True
         finally:
             _stop([*running, *idle], kindly=complete)
@@ -141,22 +132,22 @@ class _Worker:
             env=os.environ | ONE_THREAD,
             text=True,
             encoding="utf-8",
-            # Ctrl-C goes to the whole group of a terminal; workers are told by whoever runs the pool.
+            # A terminal sends Ctrl-C to its whole group; the pool itself tells its workers.
             start_new_session=True,
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._jobs, self._answers = self.process.stdin, self.process.stdout
         threading.Thread(target=self._listen, args=(replies,), daemon=True).start()
 
     def start(self, job: Job) -> None:
-        """Sends a job; of a process that has died, the thread tells."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(asdict(job), allow_nan=False) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
+        """Send a job; if the process has died, the thread reports it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.write(json.dumps(asdict(job), allow_nan=False) + "\n")
+            self._jobs.flush()
 
     def last_words(self) -> str:
-        """How the process ended, and the end of what it printed."""
+        """Return how the process ended, and the end of what it printed."""
         code = self.process.wait()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == -signal.SIGKILL:
@@ -166,15 +157,19 @@ class _Worker:
         self.close()
         return f"the worker process ended: {how}" + (f"; it printed last: {printed}" if printed else "")
 
+    def close_input(self) -> None:
+        """Tell the process that there are no more jobs: it ends when it has none."""
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.close()
+
     def close(self) -> None:
-        """Lets go of what belongs to a process that has ended."""
-        _close(self.process.stdin)
+        """Release what belongs to a process that has ended."""
+        self.close_input()
         self._errors.close()
 
     def _listen(self, replies: queue.Queue[tuple[_Worker, str]]) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as answers:
-            self.ready = answers.readline() == READY
+        with self._answers as answers:
+            self.ready = answers.readline() == _READY
             for line in answers:
                 if not line.endswith("\n"):
                     break
@@ -184,20 +179,18 @@ class _Worker:
 
 def _next(replies: queue.Queue[tuple[_Worker, str]]) -> tuple[_Worker, str]:
     while True:
-        try:
-            # Without a timeout, Ctrl-C would wait for the queue on some systems.
+        # Without a timeout, Ctrl-C would wait for the queue on some systems.
+        with contextlib.suppress(queue.Empty):
             return replies.get(timeout=1.0)
-        except queue.Empty:
-            continue
 
 
 def _stop(workers: Sequence[_Worker], kindly: bool) -> None:
-    """Ends processes: those without a job when their input ends, others by an interrupt and then by force."""
+    """End processes: those without a job by the end of their input, others by an interrupt and then by force."""
     for worker in workers:
-        if not kindly and worker.process.poll() is None:
+        if kindly:
+            worker.close_input()
+        elif worker.process.poll() is None:
             worker.process.send_signal(signal.SIGINT)
-        elif kindly:
-            _close(worker.process.stdin)
     until = time.monotonic() + _GRACE
     for worker in workers:
         try:
@@ -208,14 +201,43 @@ def _stop(workers: Sequence[_Worker], kindly: bool) -> None:
         worker.close()
 
 
-def _close(stream: IO[Any] | None) -> None:
-    try:
-        if stream is not None:
-            stream.close()
-    except BrokenPipeError:
-        pass
-
-
 def _children_seconds() -> float:
     used = os.times()
     return used.children_user + used.children_system
+
+
+def run_worker() -> None:
+    """Answer the jobs of standard input until it ends, or until the pool interrupts."""
+    # A pool in the background ignores Ctrl-C; its workers, which no terminal reaches, take it from the pool.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with sigterm_raises():
+            _answer_jobs()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _answer_jobs() -> None:
+    # The answers have the standard output for themselves; whatever else is printed goes where errors go.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    answers.write(_READY)
+    answers.flush()
+    jobs: queue.Queue[str | None] = queue.Queue()
+    busy = threading.Event()
+    threading.Thread(target=_read, args=(sys.stdin, jobs, busy), daemon=True).start()
+    while (line := jobs.get()) is not None:
+        busy.set()
+        job = json.loads(line)
+        answers.write(reply_line(call(job["function"], job["arguments"])) + "\n")
+        answers.flush()
+        busy.clear()
+
+
+def _read(source: TextIO, jobs: queue.Queue[str | None], busy: threading.Event) -> None:
+    for line in source:
+        jobs.put(line)
+    if busy.is_set():
+        # The pool is gone: the job is left as a killed one would be, for the next run to go on with.
+        os._exit(1)
+    jobs.put(None)

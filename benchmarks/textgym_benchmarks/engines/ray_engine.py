@@ -6,8 +6,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from textgym_benchmarks.engines.jobs import (
     ONE_THREAD,
@@ -51,9 +50,8 @@ class Ray:
         self._seconds = 0.0
         self._connect()
         try:
-            task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(
-                _task(search_path())
-            )
+            remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)
+            task = remote(_task(search_path()))
             keys = {task.remote(job.function, json.dumps(job.arguments)): job.key for job in jobs}
             yield from with_starts([job.key for job in jobs], self.workers, self._endings(keys))
         except (ray.exceptions.RayError, ConnectionError) as error:
@@ -70,39 +68,36 @@ class Ray:
         os.environ.update(_NO_NETWORK)
         import ray
 
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        options["runtime_env"] = {"env_vars": ONE_THREAD}
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        environment = {"env_vars": ONE_THREAD}
         if self._address is None:
-            ray.init("local", num_cpus=self.workers, include_dashboard=False, **options)
+            ray.init(
+                "local", num_cpus=self.workers, include_dashboard=False, runtime_env=environment, **quiet
+            )
         else:
-            ray.init(self._address, **options)
-            resources: dict[str, float] = ray.cluster_resources()
-            self.workers = max(int(resources.get("CPU", 1)), 1)
+            ray.init(self._address, runtime_env=environment, **quiet)
+            self.workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
-    def _endings(self, keys: dict[Any, str]) -> Iterator[Event]:
-        """The last events of all jobs. Raises: RayError for what is no job's fault."""
-        import ray
-
-        unfinished = list(keys)
-        while unfinished:
-            ready, unfinished = ray.wait(unfinished, num_returns=1)
-            yield self._ending(ready[0], keys[ready[0]])
-
-    def _ending(self, reference: Any, key: str) -> Event:
+    def _endings(self, keys: Mapping[object, str]) -> Iterator[Event]:
+        """Yield the last events of all jobs. Raises: RayError for what is no job's fault."""
         import ray
 
         errors = ray.exceptions
         dead_worker = (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError)
-        try:
-            reply: dict[str, Any] = json.loads(ray.get(reference))
-        except dead_worker as error:
-            return died(key, f"{type(error).__name__}: {error}", RETRIES + 1)
-        self._seconds += reply["cpu"]
-        return finished(key, reply, attempts=1)
+        unfinished = list(keys)
+        while unfinished:
+            (reference,), unfinished = ray.wait(unfinished, num_returns=1)
+            try:
+                reply = json.loads(ray.get(reference))
+            except dead_worker as error:
+                yield died(keys[reference], f"{type(error).__name__}: {error}", RETRIES + 1)
+                continue
+            self._seconds += reply["cpu"]
+            yield finished(keys[reference], reply, attempts=1)
 
 
 def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> Iterator[Event]:
-    """Puts the starts of jobs between their last events, as an engine does that knows of them.
+    """Put the starts of jobs between their last events, as an engine does that knows of them.
 
     Ray does not say what it has started: by its order, it is as many jobs as there are workers. A job that ends before
     its turn, since one before it was started again or waits for another machine, starts right before its end.
@@ -131,7 +126,7 @@ def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> 
 
 
 def _task(paths: list[str]) -> Callable[[str, str], str]:
-    """What Ray runs. A function made here travels as a whole: by name, it would be the one that a worker finds.
+    """Return what Ray runs. A function made here travels as a whole: by name, it would be the one that a worker finds.
 
     Args:
         paths: where modules are found; on a machine that does not have them, the worker's own follow.
@@ -141,7 +136,7 @@ def _task(paths: list[str]) -> Callable[[str, str], str]:
         import sys
 
         if sys.path[: len(paths)] != paths:
-            # Ray's workers have put the current folder of whoever started Ray before Python's own.
+            # Ray's workers put the folder that Ray was started in before Python's own folders.
             sys.path[:0] = paths
         import json
 

@@ -1,23 +1,32 @@
-"""What the solver knows along one episode: V*, Q*, pi* and the values of the policy, on the tree of its prompt."""
+"""One state of an episode: the policy, the reference and the optimum over the next token, and the values of each.
+
+The exact values are the solver's, on the tree of the episode's prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from textgym_agents.protocol import Agent, Observation
 
-from textgym.lm.reference import Reference
-from textgym.prompts import prompt_set
+from textgym.checks import Bools, Floats, Ints
+from textgym.lm.reference import Reference, restricted
+from textgym.prompts import Split, prompt_set
 from textgym.rewards import RewardError
 from textgym.solver import PolicyValues, Solution, policy_values, prefix_tree, solve
 from textgym.state import Prompt, TokenState
 from textgym.task import Task
+from textgym_benchmarks.microscope.trace import Candidate
 
+MAX_STATES: Final = 10_000
+OPTIMUM_FIELDS: Final = ("optimal_value", "optimal_action_value", "regret", "state_regret")
+POLICY_FIELDS: Final = ("policy_value", "policy_action_value", "exact_advantage")
 Counts = Literal["objective", "later", "return"]
-_WORDS: dict[Counts, str] = {
+_WORDS: Final[dict[Counts, str]] = {
     "objective": "V counts the rewards to come, less beta times the KL to come",
     "later": (
         "the agent's V leaves the KL of its own state to the loss; "
@@ -25,6 +34,7 @@ _WORDS: dict[Counts, str] = {
     ),
     "return": "V counts the rewards to come and no KL; so does the advantage made from it",
 }
+_SLACK: Final = 1e-3  # probabilities of float32 or bfloat16 policies sum to 1 within this
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Critic:
         counts: "objective": rewards and KL to come; "later": the KL of s itself is left out; "return": no KL at all.
     """
 
-    ask: Callable[[Mapping[str, NDArray[Any]]], Any] | None
+    ask: Callable[[Observation], NDArray[np.floating]] | None
     counts: Counts = "objective"
 
     @property
@@ -44,8 +54,8 @@ class Critic:
         """What is shown as V, in words."""
         return "the agent has no learned values" if self.ask is None else _WORDS[self.counts]
 
-    def value(self, observation: Mapping[str, NDArray[Any]], kl: float | None, beta: float) -> float | None:
-        """V of one state (a batch of one observation), reward units at time 0.
+    def value(self, observation: Observation, kl: float | None, beta: float) -> float | None:
+        """Return V of one state (a batch of one observation), reward units at time 0.
 
         Args:
             kl: KL(pi || ref) there, nats. beta: reward units per nat.
@@ -56,8 +66,8 @@ class Critic:
         return value - beta * (kl or 0.0) if self.counts == "later" else value
 
 
-def critic_of(agent: Any) -> Critic:
-    """The critic of an agent. A class of the user's that has `values` is taken to give V of J.
+def critic_of(agent: object) -> Critic:
+    """Return the critic of an agent. A class of the user's that has `values` is taken to give V of J.
 
     `critic` says of an agent of this package that its values are learned, `plans` that they come from search.
     """
@@ -67,73 +77,83 @@ def critic_of(agent: Any) -> Critic:
     config = getattr(agent, "config", None)
     if getattr(config, "backup", "soft") != "soft":
         return Critic(ask, "return")
-    kl = getattr(config, "kl", None)
-    by_kind: dict[Any, Counts] = {"exact": "later", "k2": "later", "k3": "return"}
-    return Critic(ask, by_kind.get(kl, "objective"))
-
-
-# level: from least to greatest; size: from 0; cost: from 0, and bad; signed: around 0; loss: signed, and bad.
-Kind = Literal["level", "size", "cost", "signed", "loss"]
+    by_kind: dict[object, Counts] = {"exact": "later", "k2": "later", "k3": "return"}
+    return Critic(ask, by_kind.get(getattr(config, "kl", None), "objective"))
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """One field of a `Step`.
+class View:
+    """Log-probabilities (V,) of the next token in one state, nats.
 
     Attributes:
-        name: of the field. label: for people. kind: which colours serve it. group: what it is said of.
-        meaning: a sentence.
+        log_probs: of the policy; None for an agent that has none. log_reference: of the reference.
     """
 
-    name: str
-    label: str
-    kind: Kind
-    group: Literal["token", "state", "episode", "solver"]
-    meaning: str
+    log_probs: Floats | None
+    log_reference: Floats
+
+    def log_prob(self, token: int) -> float | None:
+        """Return the policy's log-probability of a token."""
+        return None if self.log_probs is None else float(self.log_probs[token])
+
+    def log_ratio(self, token: int) -> float | None:
+        """Return log pi(a) - log ref(a); inf where the reference never writes the token; 0 where neither does."""
+        if self.log_probs is None:
+            return None
+        own, other = float(self.log_probs[token]), float(self.log_reference[token])
+        return 0.0 if own == other else own - other
+
+    def rank(self, token: int) -> int | None:
+        """Return 1 for the policy's likeliest token; tokens that are equally likely share the best place."""
+        return None if self.log_probs is None else 1 + int((self.log_probs > self.log_probs[token]).sum())
+
+    @property
+    def entropy(self) -> float | None:
+        """Of the policy, nats."""
+        return None if self.log_probs is None else expected(self.log_probs, -self.log_probs)
+
+    @property
+    def kl(self) -> float | None:
+        """KL(pi || ref) over the whole vocabulary, nats."""
+        if self.log_probs is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            return expected(self.log_probs, self.log_probs - self.log_reference)
 
 
-QUANTITIES = (
-    Quantity("kl", "KL", "size", "state", "KL(π ‖ ref) at this state, over the whole vocabulary, in nats."),
-    Quantity(
-        "log_ratio", "Log-ratio", "signed", "token",
-        "log π(a) - log ref(a), in nats: above 0 where π writes this token more often than the reference.",
-    ),
-    Quantity("entropy", "Entropy", "size", "state", "Entropy of π at this state, in nats."),
-    Quantity("reward", "Reward", "signed", "token", "What the environment pays for this token."),
-    Quantity("value", "V", "level", "state", "V(s) by the agent, before the token is written."),
-    Quantity(
-        "advantage", "Advantage", "signed", "token",
-        "What came of this token, less V(s): one sample, made with the agent's own V.",
-    ),
-    Quantity(
-        "regret", "Regret", "loss", "solver",
-        "V*(s) - [Q*(s, a) - β log-ratio] = β log(π / π*): above 0 where π writes this token more often than the "
-        "optimum does.",
-    ),
-    Quantity(
-        "state_regret", "Regret of the state", "cost", "solver",
-        "β KL(π ‖ π*), the mean regret at this state. Summed over an episode it is J* - J on average.",
-    ),
-    Quantity("optimal_value", "V*", "level", "solver", "Value of this state under the optimum."),
-    Quantity("optimal_action_value", "Q*", "level", "solver", "Value of this token under the optimum."),
-    Quantity("policy_value", "V of π", "level", "solver", "Exact value of this state under π."),
-    Quantity("policy_action_value", "Q of π", "level", "solver", "Exact value of this token under π."),
-    Quantity(
-        "exact_advantage", "Exact advantage", "signed", "solver",
-        "Q of π - β log-ratio - V of π: what this token adds to J; its mean under π is 0.",
-    ),
-    Quantity("running_return", "Return so far", "level", "episode", "Rewards up to this token."),
-    Quantity("running_kl", "KL so far", "size", "episode", "Sum of the KL of the states up to this one, in nats."),
-)  # fmt: skip
+def expected(log_probs: Floats, values: Floats) -> float:
+    """Return the mean of values under a distribution; where its probability is 0, the value does not count."""
+    probabilities = np.exp(log_probs)
+    taken = probabilities > 0
+    return float(probabilities[taken] @ values[taken])
 
 
-def quantities_json() -> list[dict[str, Any]]:
-    """The quantities as JSON values."""
-    return [asdict(quantity) for quantity in QUANTITIES]
+def view_of(
+    agent: Agent, reference: Reference, observation: Observation, mask: Bools | None, step: int
+) -> View:
+    """Return what agent and reference say in one state.
+
+    Args:
+        observation: a batch of one.
+        mask: (V,), the tokens that the task's grammar allows; None where every token is.
+        step: named in errors.
+    Raises: ValueError for log-probabilities that are not numbers <= 0 whose probabilities sum to 1.
+    """
+    own = agent.log_probs(observation)
+    base = _normalised(reference.log_probs(observation), mask, f"the reference's log_probs at step {step}")
+    return View(None if own is None else _normalised(own, mask, f"log_probs at step {step}"), base)
 
 
-Floats = NDArray[np.float64]
-MAX_STATES = 10_000
+def _normalised(table: NDArray[np.floating], mask: Bools | None, argument: str) -> Floats:
+    """Return one row in double precision, summing to 1 over the tokens that the mask allows."""
+    logs = np.asarray(table, dtype=np.float64)
+    if logs.ndim != 2 or len(logs) != 1:
+        raise ValueError(f"{argument}: shape {logs.shape}, allowed is (1, V)")
+    if np.isnan(logs).any() or not abs(np.exp(logs).sum() - 1.0) < _SLACK:
+        raise ValueError(f"{argument}: probabilities sum to {np.exp(logs).sum():.6g}, allowed is 1")
+    # restricted() with every token allowed takes out the rounding of policies that compute in float32.
+    row: Floats = restricted(logs, np.ones_like(logs, np.bool_) if mask is None else mask[None])[0]
+    return row
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ class ExactState:
         policy_value: V^pi. policy_action_values: (n,) Q^pi. advantages: (n,) A^pi.
     """
 
-    actions: NDArray[np.int64]
+    actions: Ints
     optimal: Floats
     action_values: Floats
     value: float
@@ -153,10 +173,34 @@ class ExactState:
     policy_action_values: Floats | None
     advantages: Floats | None
 
-    def place(self, token: int) -> int | None:
-        """Where a token stands in the arrays; None for one that is not legal."""
+    def fields(self, view: View, token: int, beta: float) -> dict[str, float | None]:
+        """Return the fields of a `Step` that writes a token here; none where the token is not legal."""
         found = np.flatnonzero(self.actions == token)
-        return int(found[0]) if len(found) else None
+        if not len(found):
+            return {}
+        place = found[0]
+        regret = state_regret = None
+        if view.log_probs is not None:
+            regrets = self._regrets(view.log_probs[self.actions], beta)
+            regret, state_regret = float(regrets[place]), expected(view.log_probs[self.actions], regrets)
+        values, advantages = self.policy_action_values, self.advantages
+        return {
+            "optimal_value": self.value,
+            "optimal_action_value": float(self.action_values[place]),
+            "regret": regret,
+            "state_regret": state_regret,
+            "policy_value": self.policy_value,
+            "policy_action_value": None if values is None else float(values[place]),
+            "exact_advantage": None if advantages is None else float(advantages[place]),
+        }
+
+    def _regrets(self, own: Floats, beta: float) -> Floats:
+        """Return V*(s) - [Q*(s, a) - beta log(pi(a) / ref(a))] of every action; -inf where pi never goes."""
+        if not beta:
+            return self.value - self.action_values
+        # The same as beta log(pi / pi*), which also has a value where the reference never goes.
+        with np.errstate(invalid="ignore"):
+            return np.where(own > -np.inf, beta * (own - self.optimal), -np.inf)
 
 
 @dataclass(frozen=True)
@@ -171,7 +215,7 @@ class Exact:
     policy: PolicyValues | None
 
     def state(self, completion: Sequence[int]) -> ExactState | None:
-        """A running state; None where no legal actions lead to one."""
+        """Return a running state; None where no legal actions lead to one."""
         solution, policy = self.solution, self.policy
         try:
             depth, row = solution.tree.find(0, tuple(completion))
@@ -192,18 +236,17 @@ class Exact:
 
 def solve_prompt(
     task: Task,
-    split: str,
+    split: Split,
     prompt: Prompt,
-    policy: Any,
+    policy: Agent,
     reference: Reference,
     beta: float,
     max_states: int = MAX_STATES,
 ) -> tuple[Exact | None, str, str]:
-    """The exact values below one prompt.
+    """Return the exact values below one prompt.
 
     Args:
         prompt: of the split, or a text of one's own.
-        policy: anything with `log_probs(observation)`.
         beta: reward units per nat, >= 0.
         max_states: of the prompt's tree; a larger one is not solved.
     Returns: the values or None; why there are none; why there are none of the policy. "" where there are.
@@ -223,8 +266,8 @@ def solve_prompt(
         return Exact(solution, None), "", str(error).partition(";")[0]
 
 
-def one_prompt(task: Task, split: str, prompt: Prompt) -> Task:
-    """The same task with this prompt alone, in all splits: what follows one prompt does not depend on the others."""
+def one_prompt(task: Task, split: Split, prompt: Prompt) -> Task:
+    """Return the task with this prompt alone, in all splits: what follows it does not depend on other prompts."""
     columns = {
         name: [None if prompt.index is None else values[prompt.index]]
         for name, values in task.prompt_set(split).columns.items()
@@ -232,8 +275,48 @@ def one_prompt(task: Task, split: str, prompt: Prompt) -> Task:
     alone = prompt_set([prompt.text], columns)
     mask = task.mask
 
-    def own_mask(states: Sequence[TokenState]) -> NDArray[np.bool_]:
+    def own_mask(states: Sequence[TokenState]) -> Bools:
         assert mask is not None
         return mask([replace(state, prompt=prompt) for state in states])
 
     return replace(task, prompts=dict.fromkeys(task.prompts, alone), mask=None if mask is None else own_mask)
+
+
+def candidates(
+    view: View, known: ExactState | None, action: int, top: int, name: Callable[[int], str]
+) -> tuple[tuple[Candidate, ...], float | None, float]:
+    """Return the `top` likeliest tokens of policy, reference and optimum and the action, the policy's likeliest first.
+
+    Args:
+        name: from a token to its text.
+    Returns: the tokens; the probability of all others by the policy, and by the reference.
+    """
+    reference = np.exp(view.log_reference)
+    own = None if view.log_probs is None else np.exp(view.log_probs)
+    optimal, action_values = np.zeros(len(reference)), np.full(len(reference), np.nan)
+    if known is not None:
+        optimal[known.actions] = np.exp(known.optimal)
+        action_values[known.actions] = known.action_values
+    chosen = {action}
+    for probabilities in (own, reference, optimal if known is not None else None):
+        if probabilities is not None:
+            likeliest = np.argsort(-probabilities, kind="stable")[:top]
+            chosen.update(int(token) for token in likeliest if probabilities[token] > 0)
+    first = reference if own is None else own
+    ranked = sorted(chosen, key=lambda token: (-first[token], -reference[token], token))
+    shown = tuple(
+        Candidate(
+            token=token,
+            text=name(token),
+            probability=None if own is None else float(own[token]),
+            reference=float(reference[token]),
+            optimal=None if known is None else float(optimal[token]),
+            optimal_action_value=None if np.isnan(action_values[token]) else float(action_values[token]),
+        )
+        for token in ranked
+    )
+    return shown, None if own is None else _others(own, ranked), _others(reference, ranked)
+
+
+def _others(probabilities: Floats, shown: list[int]) -> float:
+    return max(0.0, 1.0 - float(probabilities[shown].sum()))

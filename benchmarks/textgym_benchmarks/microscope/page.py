@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 from markupsafe import Markup
 
 from textgym.files import make_folder, write_text
 from textgym.interrupts import disk_full_at
-from textgym_benchmarks.microscope.exact import QUANTITIES, Quantity, quantities_json
-from textgym_benchmarks.microscope.trace import Trace, trace_json
+from textgym_benchmarks.microscope.trace import QUANTITIES, Quantity, Trace, trace_json
 from textgym_benchmarks.pages.html import assets, environment, generator, shared_assets
 
 KIND = "microscope"
@@ -21,7 +21,7 @@ _HEAD = 2000  # bytes of a page that hold its generator
 
 
 def write_page(traces: list[Trace], path: Path) -> None:
-    """Writes the page of one episode, or of two with the same prompt; the file is replaced at once.
+    """Write the page of one episode, or of two with the same prompt; the file is replaced atomically.
 
     Raises: as `check_out`; DiskFullError.
     """
@@ -32,25 +32,21 @@ def write_page(traces: list[Trace], path: Path) -> None:
 
 
 def check_out(path: Path) -> None:
-    """Makes sure that a page may be written to a file: a new one, or an earlier page of the microscope.
-
-    Raises: FileExistsError for anything else.
-    """
+    """Raise FileExistsError unless a file is a new one, or an earlier page of the microscope."""
     if not path.exists():
         return
     mark = f'<meta name="generator" content="{generator(KIND)}">'.encode()
-    # What is no file, as a pipe, is not to be read: nobody may ever write to it.
-    if not path.is_file() or mark not in _first_bytes(path):
-        what = (
-            "a folder" if path.is_dir() else "another file" if path.is_file() else "something that is no file"
-        )
+    # A pipe is not read: reading would wait until something is written to it.
+    is_file = path.is_file()
+    if not is_file or mark not in _first_bytes(path):
+        what = "a folder" if path.is_dir() else "another file" if is_file else "something that is no file"
         raise FileExistsError(
             f"out {str(path)!r}: there is {what}; allowed are a new name and a page of the microscope"
         )
 
 
 def page_html(traces: list[Trace]) -> str:
-    """The page. Only its own scripts may run in it: their digests are in its policy, and nothing is fetched."""
+    """Return the page. Only its own scripts may run in it: their digests are in its policy, and nothing is fetched."""
     own, shared = assets(_PACKAGE), shared_assets()
     theme = shared["theme.js"].decode()
     scripts = [own[f"{name}.js"].decode() for name in ("parts", "panel", "microscope")]
@@ -62,7 +58,7 @@ def page_html(traces: list[Trace]) -> str:
         digests=Markup(" ".join(f"'sha256-{_digest(script)}'" for script in (theme, *scripts))),
         traces=traces,
         first=traces[0],
-        data=trace_json(traces) | {"quantities": quantities_json()},
+        data=trace_json(traces) | {"quantities": list(map(asdict, QUANTITIES))},
         columns=[_columns(trace) for trace in traces],
         unknown=_unknown(traces),
         chosen=_CHOSEN[traces[0].chosen],
@@ -70,12 +66,12 @@ def page_html(traces: list[Trace]) -> str:
 
 
 def _columns(trace: Trace) -> list[Quantity]:
-    """The quantities that are known at some step."""
+    """Return the quantities that are known at some step."""
     return [q for q in QUANTITIES if any(getattr(step, q.name) is not None for step in trace.steps)]
 
 
 def _unknown(traces: list[Trace]) -> list[tuple[str, str]]:
-    """What is unknown of which agents, and why."""
+    """Return the names of unknown quantities, and why they are, for both agents or one."""
     labels = {quantity.name: quantity.label for quantity in QUANTITIES}
     found: dict[tuple[str, str], list[str]] = {}
     for trace in traces:

@@ -1,36 +1,43 @@
-"""Plays one episode and writes down its trace."""
+"""Plays one episode and records its trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from textgym_agents.protocol import Agent
 
 from textgym.env import TokenEnv
 from textgym.lm.reference import Reference
+from textgym.prompts import Split
 from textgym.state import TokenState
 from textgym.task import Task
-from textgym_benchmarks.microscope.exact import MAX_STATES, Critic, Exact, critic_of, solve_prompt
-from textgym_benchmarks.microscope.states import (
+from textgym_benchmarks.microscope.exact import (
+    MAX_STATES,
     OPTIMUM_FIELDS,
     POLICY_FIELDS,
+    Critic,
+    Exact,
     View,
     candidates,
-    exact_fields,
+    critic_of,
+    solve_prompt,
     view_of,
 )
 from textgym_benchmarks.microscope.trace import Chosen, Known, Step, Trace
 
+TOP: Final = 8
+
 
 def given_tokens(task: Task, text: str) -> list[int]:
-    """The tokens of a completion, and the stop token where there is room for one.
+    """Return the tokens of a completion, and the stop token where there is room for one.
 
     Args:
-        text: where it ends with the name of a stop token, that is its last token.
-    Raises: ValueError if it cannot be written in this task from beginning to end.
+        text: a stop token's name at its end is that token.
+    Raises: ValueError if the text cannot be written in this task from beginning to end.
     """
     vocabulary, budget = task.vocabulary, task.max_new_tokens
     stops = {vocabulary.codec.token(token): token for token in vocabulary.stop_ids}
@@ -54,20 +61,16 @@ def given_tokens(task: Task, text: str) -> list[int]:
     return ids
 
 
-TOP = 8
-
-
 @dataclass(frozen=True)
 class Request:
-    """Which episode is looked at.
+    """Which episode is played, and how much of it is recorded.
 
     Args:
         prompt: a text of one's own; prompt_index: a place in the split. None of them: drawn by `seed`.
-        split: "train", "eval" or "tune".
+        split: of the prompt.
         seed: of the prompt's draw, the reward's noise and the tokens: 0 or more.
-        deterministic: the likeliest token is written. What is shown of pi stays that of pi.
-        completion: a text whose tokens are written, and the stop token where there is room; the name of a stop token
-            at its end is that token. None: pi's own.
+        deterministic: write the likeliest token. What is shown of pi stays that of pi.
+        completion: a text to write, see `given_tokens`; None: pi's own.
         beta: reward units per nat; None takes the task's.
         top: how many of the likeliest tokens are shown.
         max_states: the largest tree of a prompt that is solved.
@@ -76,7 +79,7 @@ class Request:
 
     prompt: str | None = None
     prompt_index: int | None = None
-    split: str = "eval"
+    split: Split = "eval"
     seed: int = 0
     deterministic: bool = False
     completion: str | None = None
@@ -120,18 +123,18 @@ class _Moment:
 
 
 def record(
-    agent: Any, task: Task, reference: Reference, request: Request, env_id: str = "", label: str = "agent"
+    agent: Agent, task: Task, reference: Reference, request: Request, env_id: str = "", label: str = "agent"
 ) -> Trace:
-    """Plays an episode of a task and traces it.
+    """Play an episode of a task and return its trace.
 
     Two agents with the same request meet the same prompt, the same noise of the reward and the same random numbers:
     each token is argmax(log pi + g) with g from Gumbel's distribution, a sample of pi, and mostly the same one where
     two policies are alike. An agent without probabilities acts by its own random numbers.
 
     Args:
-        agent: anything with `log_probs(observation)`, or with `act` where that is None.
+        agent: its `log_probs(observation)` is asked, or its `act` where that is None.
         reference: pi_ref.
-        env_id, label: what task and agent are called.
+        env_id, label: names of task and agent.
     Raises: ValueError if the request does not fit the task; if log-probabilities do not sum to 1 or are not numbers.
     """
     beta = task.beta if request.beta is None else request.beta
@@ -220,14 +223,14 @@ def _steps(
                 running_return=paid, running_kl=None if view.kl is None else divergence,
                 value=moment.value, advantage=None,
                 candidates=shown, rest=rest, reference_rest=reference_rest,
-                **exact_fields(known, view, token, beta),
+                **({} if known is None else known.fields(view, token, beta)),
             )
         )  # fmt: skip
     return _with_advantages(steps, beta, task.gamma, critic.counts != "return")
 
 
 def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool) -> tuple[Step, ...]:
-    """GAE(1): the return to come less V, both with or both without the KL; from the last step to the first."""
+    """Return the steps with GAE(1), the return to come less V: both with the KL, or both without it."""
     result: list[Step] = []
     future = 0.0  # rewards and KL of the steps after this one
     for step in reversed(steps):
@@ -243,7 +246,7 @@ def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool
 def _unknown(
     critic: Critic, moments: list[_Moment], steps: tuple[Step, ...], why_not: str, why_no_policy: str
 ) -> dict[str, str]:
-    """Why quantities are None, by name."""
+    """Return why quantities are None, by name."""
     reasons: dict[str, str] = {}
     if moments[0].view.log_probs is None:
         silent = "the agent gives no probabilities"

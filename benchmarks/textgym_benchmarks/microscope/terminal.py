@@ -35,12 +35,12 @@ _EXACT = {
 
 
 def visible_token(text: str) -> str:
-    """A token for the eye: control characters written out, blanks as open boxes."""
+    """Return a token with control characters written out and blanks as open boxes."""
     return escaped(text).replace(" ", "␣")
 
 
 def number(value: float | None, signed: bool = False) -> str:
-    """Three digits after the point; "?" where nothing is known."""
+    """Return three digits after the point; "?" where nothing is known."""
     if value is None:
         return "?"
     if not math.isfinite(value):
@@ -50,7 +50,7 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Three digits after the point, or the power of ten of what is smaller."""
+    """Return three digits after the point, or one digit and the power of ten of what is smaller."""
     if value is None:
         return "?"
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
@@ -58,14 +58,14 @@ def probability(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Bars:
-    """How bars are drawn: `width` characters for a share of 1, of block characters or of plain signs."""
+    """How bars are drawn: `width` characters for a share of 1, of block characters or of number signs."""
 
     width: int = 12
     blocks: bool = True
 
 
 def bar(share: float | None, bars: Bars) -> str:
-    """A bar of a share in 0..1; of blocks to an eighth of a character."""
+    """Return a bar of a share in 0..1; of blocks to an eighth of a character."""
     if share is None:
         return ""
     if not bars.blocks:
@@ -77,7 +77,7 @@ def bar(share: float | None, bars: Bars) -> str:
 def render(
     trace: Trace, steps: list[int] | None = None, width: int = 80, blocks: bool = True
 ) -> Iterator[RenderableType]:
-    """The episode, what is unknown, and every state.
+    """Yield the episode, what is unknown, and every state.
 
     Args:
         steps: which states are shown; None: all.
@@ -130,7 +130,7 @@ def _head(trace: Trace) -> Table:
 
 
 def _episode(trace: Trace, quantities: dict[str, tuple[str, bool]], probabilities: bool) -> Table:
-    """A row for every token; quantities that are known nowhere have no column."""
+    """Return a row for every token; quantities that are known nowhere have no column."""
     columns = {
         heading: quantity
         for heading, quantity in quantities.items()

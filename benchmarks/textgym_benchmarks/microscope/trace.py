@@ -1,4 +1,4 @@
-"""The trace of an episode: what a policy, its reference and the exact solver say about every token of it.
+"""The trace of an episode: what a policy, its reference and the exact solver say about each of its tokens.
 
 Everything is in the units of the objective J = E[sum gamma^t r_t] - beta E[sum KL(pi || ref)]: rewards and values in
 units of reward at time 0 (what is paid at step t counts gamma^t of it; with gamma = 1, as in all tasks that come with
@@ -22,9 +22,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Final, Literal
 
-FORMAT = 1
+from textgym.checks import JsonObject
+
+FORMAT: Final = 1
 Chosen = Literal["sampled", "likeliest", "given"]
 
 
@@ -60,10 +63,10 @@ class Step:
             reward pays potential differences.
         running_return, running_kl: sums of gamma^u r_u and of KL_u over u <= t.
         value: V(s_t) by the agent. advantage: see the module.
-        optimal_value: V*(s_t). optimal_action_value: Q*(s_t, a). regret, state_regret: see the module.
-        policy_value: V^pi(s_t). policy_action_value: Q^pi(s_t, a). exact_advantage: see the module.
         candidates: the likeliest tokens of pi, of the reference and of pi*, and the action; pi's likeliest first.
         rest, reference_rest: probability of all other tokens, by pi and by the reference.
+        optimal_value: V*(s_t). optimal_action_value: Q*(s_t, a). regret, state_regret: see the module.
+        policy_value: V^pi(s_t). policy_action_value: Q^pi(s_t, a). exact_advantage: see the module.
     """
 
     step: int
@@ -82,16 +85,16 @@ class Step:
     running_kl: float | None
     value: float | None
     advantage: float | None
-    optimal_value: float | None
-    optimal_action_value: float | None
-    regret: float | None
-    state_regret: float | None
-    policy_value: float | None
-    policy_action_value: float | None
-    exact_advantage: float | None
     candidates: tuple[Candidate, ...]
     rest: float | None
     reference_rest: float
+    optimal_value: float | None = None
+    optimal_action_value: float | None = None
+    regret: float | None = None
+    state_regret: float | None = None
+    policy_value: float | None = None
+    policy_action_value: float | None = None
+    exact_advantage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -163,20 +166,73 @@ class Trace:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The ids of the completion."""
+        """Ids of the completion."""
         return tuple(step.token for step in self.steps)
 
 
+Kind = Literal["level", "size", "cost", "signed", "loss"]
+"""level: from least to greatest; size: from 0; cost: from 0, and bad; signed: around 0; loss: signed, and bad."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One field of a `Step`.
+
+    Attributes:
+        name: of the field. label: for people. kind: chooses its colours. group: what it describes.
+        meaning: a sentence.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    group: Literal["token", "state", "episode", "solver"]
+    meaning: str
+
+
+QUANTITIES = (
+    Quantity("kl", "KL", "size", "state", "KL(π ‖ ref) at this state, over the whole vocabulary, in nats."),
+    Quantity(
+        "log_ratio", "Log-ratio", "signed", "token",
+        "log π(a) - log ref(a), in nats: above 0 where π writes this token more often than the reference.",
+    ),
+    Quantity("entropy", "Entropy", "size", "state", "Entropy of π at this state, in nats."),
+    Quantity("reward", "Reward", "signed", "token", "What the environment pays for this token."),
+    Quantity("value", "V", "level", "state", "V(s) by the agent, before the token is written."),
+    Quantity(
+        "advantage", "Advantage", "signed", "token",
+        "What came of this token, less V(s): one sample, made with the agent's own V.",
+    ),
+    Quantity(
+        "regret", "Regret", "loss", "solver",
+        "V*(s) - [Q*(s, a) - β log-ratio] = β log(π / π*): above 0 where π writes this token more often than the "
+        "optimum does.",
+    ),
+    Quantity(
+        "state_regret", "Regret of the state", "cost", "solver",
+        "β KL(π ‖ π*), the mean regret at this state. Summed over an episode it is J* - J on average.",
+    ),
+    Quantity("optimal_value", "V*", "level", "solver", "Value of this state under the optimum."),
+    Quantity("optimal_action_value", "Q*", "level", "solver", "Value of this token under the optimum."),
+    Quantity("policy_value", "V of π", "level", "solver", "Exact value of this state under π."),
+    Quantity("policy_action_value", "Q of π", "level", "solver", "Exact value of this token under π."),
+    Quantity(
+        "exact_advantage", "Exact advantage", "signed", "solver",
+        "Q of π - β log-ratio - V of π: what this token adds to J; its mean under π is 0.",
+    ),
+    Quantity("running_return", "Return so far", "level", "episode", "Rewards up to this token."),
+    Quantity("running_kl", "KL so far", "size", "episode", "Sum of the KL of the states up to this one, in nats."),
+)  # fmt: skip
+
+
 def parting(one: Trace, other: Trace) -> int | None:
-    """The first step at which two episodes of the same prompt differ; None where they are the same throughout."""
-    for step, (mine, theirs) in enumerate(zip(one.tokens, other.tokens, strict=False)):
-        if mine != theirs:
-            return step
-    return None if len(one.tokens) == len(other.tokens) else min(len(one.tokens), len(other.tokens))
+    """Return the first step at which two episodes of the same prompt differ; None where they are the same."""
+    pairs = zip_longest(one.tokens, other.tokens)
+    return next((step for step, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
 
 
-def trace_json(traces: list[Trace]) -> dict[str, Any]:
-    """Traces of the same prompt as JSON values: None where nothing is known, "inf", "-inf" and "nan" as texts."""
+def trace_json(traces: list[Trace]) -> JsonObject:
+    """Return traces of one prompt as JSON values: None where nothing is known, "inf", "-inf" and "nan" as texts."""
     return {
         "format": FORMAT,
         "parting": parting(*traces) if len(traces) == 2 else None,
@@ -184,7 +240,7 @@ def trace_json(traces: list[Trace]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):

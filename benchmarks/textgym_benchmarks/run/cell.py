@@ -7,9 +7,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.conformance.subject import global_generators
@@ -19,25 +18,19 @@ from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training, TrainResult, Watcher
 from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
 
+from textgym.checks import JsonObject
 from textgym.evaluate import Optimum
 from textgym.files import plain, read_lines
 from textgym.task import Task
-from textgym_benchmarks.results.rows import (
-    between,
-    crossing,
-    crossings,
-    curve,
-    curve_seconds,
-    side_by_side,
-    snapshot,
-)
-from textgym_benchmarks.run.optima import shared_optimum
+from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, side_by_side, snapshot
+from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.run.optima import seconds_to_levels, shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
 TUNE_SEEDS = 10_000
-"""What is added to a cell's seed where it is measured on the split "tune"."""
+"""Added to a cell's seed where it is measured on the split "tune"."""
 ON_THE_WAY, AT_THE_END, OF_THE_REFERENCE = 256, 1024, 4096
-"""Completions that an evaluation on the way, the first and the last one, and an estimate of J* rest on, at least."""
+"""The fewest completions of an evaluation on the way, of the first and the last one, and of an estimate of J*."""
 
 
 def run_cell(
@@ -48,8 +41,8 @@ def run_cell(
     *,
     watcher: Watcher | None = None,
     save: bool = False,
-) -> dict[str, Any]:
-    """Runs a cell, or goes on with one that was broken off.
+) -> JsonObject:
+    """Run a cell, or go on with one that was broken off.
 
     Learning is on one thread; every random number comes from the cell's seed (`seed_of`). J is measured at the task's
     beta, so that agents of one task are compared on one scale, whatever beta they learn with.
@@ -63,35 +56,39 @@ def run_cell(
     Returns: the cell's result, format 1, of status "done"; JSON values.
     Raises: whatever task, agent or reward raise.
     """
-    clock = _Clock()
-    with _one_thread(), global_generators(seed_of(cell, settings)):
-        task = make_env(cell.id, 1, **_options(cell)).unwrapped.task
+    started, cpu_started = time.monotonic(), time.process_time()
+    seed = seed_of(cell, settings)
+    with _one_thread(), global_generators(seed):
+        task = make_env(cell.id, 1, **cell.options).unwrapped.task
         plan = plan_of(cell, settings, task)
         run = reopened(folder / "run", plan)
-        if run is not None:
-            clock.add(run)
-        training = Training(plan, run, beta=task.beta, seed=seed_of(cell, settings), pictures=False)
+        if run is not None:  # the logged part of a run that was broken off counts
+            earlier = (run.metrics() or [{}])[-1]
+            started -= float(earlier.get("seconds", 0.0))
+            cpu_started -= float(earlier.get("cpu_seconds", 0.0))
+        training = Training(plan, run, beta=task.beta, seed=seed, pictures=False)
         optimum = _optimum(cell, plan, training, optima)
-        result = training.run(folder / "run", watcher or _Nobody(), optimum)
+        result = training.run(folder / "run", watcher or _NoWatcher(), optimum)
     run = RunFolder(folder / "run")
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
+    measures = _measures(cell, plan, run, result)
+    timing = _timing(cell, run, result, measures)
+    timing |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
     found = versions()
-    return {
-        "format": 1,
-        "cell": cell.to_json(),
-        "family": task.family,
-        "status": "done",
-        "error": None,
-        "measures": plain(_measures(cell, plan, run, result)),
-        "timing": plain(_timing(cell, run, result, clock)),
-        "machine": found.pop("machine"),
-        "versions": found,
-    }
+    return Result(
+        cell,
+        family=task.family,
+        status="done",
+        measures=plain(measures),
+        timing=plain(timing),
+        machine=found.pop("machine"),
+        versions=found,
+    ).to_json()
 
 
 def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
-    """The training that a cell is: where a task has few prompts, each is answered more often."""
+    """Return the training that a cell is: where a task has few prompts, each is answered more often."""
     prompts = len(task.prompt_set(settings.split).texts)
     kind = config_class(agent_class(cell.agent))
     seeded = kind is not None and "seed" in getattr(kind, "__dataclass_fields__", ())
@@ -100,7 +97,7 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
         agent=cell.agent,
         episodes=cell.episodes,
         config=dict(cell.config) | ({"seed": seed_of(cell, settings)} if seeded else {}),
-        env=_options(cell),
+        env=cell.options,
         eval_every=0,
         save_every=0,
         eval_points=settings.points,
@@ -113,12 +110,12 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
 
 
 def seed_of(cell: Cell, settings: Evaluation) -> int:
-    """The seed that a cell runs with: another one where settings are chosen than where they are reported."""
+    """Return the seed that a cell runs with: another one where settings are chosen than where they are reported."""
     return cell.seed + (TUNE_SEEDS if settings.split == "tune" else 0)
 
 
 def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
-    """The run that was broken off, to go on with; None for a new one, after clearing away what cannot be gone on with.
+    """Return the run to go on with; None for a new one, after clearing away what cannot be gone on with.
 
     That is a run of other settings or versions, and one of an agent that is not known to go on as if it had never been
     interrupted, so that a result never depends on where a worker died. A run holds no result: nothing is lost but time.
@@ -137,17 +134,13 @@ def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
 
 
 def goes_on(agent: str) -> bool:
-    """Whether a saved and loaded agent learns on bit for bit: those of this package do; one's own say `resumes`."""
+    """Return whether a saved and loaded agent learns on bit for bit, as this package's do; others say `resumes`."""
     kind = agent_class(agent)
     return kind.__module__.startswith("textgym_agents.") or bool(getattr(kind, "resumes", False))
 
 
-def _options(cell: Cell) -> dict[str, Any]:
-    return dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
-
-
 def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum:
-    key: dict[str, Any] = {"id": cell.id, "env": plan.env, "reference": "task"}
+    key: JsonObject = {"id": cell.id, "env": plan.env, "reference": "task"}
     reference = None
     if training.has_own_reference:
         reference = training.reference
@@ -156,7 +149,7 @@ def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) 
     return shared_optimum(folder, key, training.task, reference, training.beta, per_prompt, plan.split)
 
 
-def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult) -> dict[str, Any]:
+def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResult) -> JsonObject:
     rows = run.metrics()
     points = curve(rows, result.after, result.learned, cell.episodes)
     after = list(sample_rows(result.last, plan.samples))
@@ -175,59 +168,35 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
     }
 
 
-def _timing(cell: Cell, run: RunFolder, result: TrainResult, clock: _Clock) -> dict[str, Any]:
-    rows, learned = run.metrics(), result.learned
-    optimality = [point["optimality"] for point in curve(rows, result.after, learned, cell.episodes)]
-    seconds = curve_seconds(rows, learned, cell.episodes)
+def _timing(cell: Cell, run: RunFolder, result: TrainResult, measures: JsonObject) -> JsonObject:
+    learned = result.learned
     spent = learned["learning/seconds"]
+    seconds = curve_seconds(run.metrics(), learned, cell.episodes)
     return {
-        "seconds": clock.seconds(),
-        "cpu_seconds": clock.cpu_seconds(),
         "learning_seconds": spent,
         "learning_cpu_seconds": learned["learning/cpu_seconds"],
         "tokens_per_second": learned["learning/tokens"] / spent if spent else None,
-        "seconds_to_half": between(seconds, crossing(optimality, 0.5)),
-        "seconds_to_nine_tenths": between(seconds, crossing(optimality, 0.9)),
+        **seconds_to_levels(seconds, measures["curve"]),
         "curve_seconds": seconds,
     }
 
 
-class _Clock:
-    """Seconds that a cell takes, those of its earlier attempts included as far as they are gone on from."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-
-    def add(self, run: RunFolder) -> None:
-        """Counts what the logged part of a run has taken."""
-        last = (run.metrics() or [{}])[-1]
-        self._wall -= float(last.get("seconds", 0.0))
-        self._cpu -= float(last.get("cpu_seconds", 0.0))
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._wall
-
-    def cpu_seconds(self) -> float:
-        return time.process_time() - self._cpu
-
-
-@dataclass(frozen=True)
-class _Nobody:
-    """A watcher that does not look."""
+class _NoWatcher:
+    """A watcher that does nothing."""
 
     def stage(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def iteration(self, row: Metrics) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread of torch: sums over several depend on how many there are."""
+    """Give torch one thread: sums over several depend on how many there are."""
     try:
         import torch
     except ImportError:

@@ -1,21 +1,21 @@
-"""The optima of a suite's tasks: settled after the runs, and committed for the built-in ones.
+"""The optima of a suite's tasks: worked out after the runs, and committed for the built-in tasks.
 
     textgym bench --suite core --agents lm-ppo rloo --keep-checkpoints --out runs/proposals
     python -m textgym_benchmarks.run.optima Format Json Keywords --suite runs/proposals
 
-The script samples the reference and the last policies of a suite's cells, and writes what they wrote, with the task's
-fingerprint, to where `textgym.optimum.optimum_of` looks for it.
+The script samples the reference and the last policies of a suite's cells, and writes the samples, with the task's
+fingerprint, to where `textgym.optimum.optimum_of` looks for them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -26,7 +26,8 @@ from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
 
-from textgym.estimates import RESAMPLES, Floats, Samples, draw_samples, read_samples, write_samples
+from textgym.checks import Floats, JsonObject
+from textgym.estimates import RESAMPLES, Samples, draw_samples, read_samples, write_samples
 from textgym.files import make_folder, plain, write_json
 from textgym.lm.reference import Reference
 from textgym.optimum import (
@@ -39,92 +40,82 @@ from textgym.optimum import (
     pays_the_same,
     samples_path,
 )
+from textgym.prompts import HeldOut
 from textgym.task import Task, make_reference, task_entry
 from textgym_benchmarks.results.rows import LEVELS, between, crossing, crossings
-from textgym_benchmarks.results.store import load_results
-from textgym_benchmarks.suite import Cell, canonical
-from textgym_benchmarks.suite_folder import cell_folder, cell_result, hold
+from textgym_benchmarks.results.store import Result, load_results
+from textgym_benchmarks.suite import canonical
+from textgym_benchmarks.suite_folder import hold
 
 MOST = 4
 """Trained policies that are sampled beside the reference: those with the greatest J."""
 
 
-@dataclass(frozen=True)
-class _Done:
-    """A finished cell: its folder and its result."""
-
-    cell: Cell
-    folder: Path
-    result: dict[str, Any]
-
-    @property
-    def objective(self) -> float:
-        """J after learning; the least number where it has none."""
-        found = self.result["measures"]["after"]["objective"]
-        return float("-inf") if found is None else float(found["mean"])
-
-
-def settle(folder: Path, cells: Sequence[Cell], split: str, save: bool) -> list[str]:
+def settle(folder: Path, split: HeldOut, save: bool) -> list[str]:
     """Work J* out anew where the reference's own completions do not tell it, and score the finished cells on it.
 
     Args:
-        folder: of the suite. cells: its cells. split: whose prompts they are measured on.
+        folder: of the suite.
+        split: whose prompts its cells are measured on.
         save: keep the checkpoints that were kept for this.
     Returns: a line for each task that was settled.
     """
-    said = []
-    for key, done in _unsettled(folder, cells).items():
-        optimum, count = _work_out(_kept(folder, key), done, split)
-        for each in done:
-            measures = rescored(each.result["measures"], optimum)
-            result = each.result | {"measures": measures, "timing": _timed(each.result["timing"], measures)}
-            with hold(each.folder, wait=True):
-                write_json(each.folder / "result.json", plain(result))
+    lines = []
+    for key, results in _unsettled(folder).items():
+        optimum, count = _work_out(_kept(folder, key), results, split)
+        for result in results:
+            data = result.to_json()
+            data["measures"] = rescored(data["measures"], optimum)
+            seconds = data["timing"]["curve_seconds"]
+            data["timing"] |= seconds_to_levels(seconds, data["measures"]["curve"])
+            with hold(_run(result).parent, wait=True):
+                write_json(_run(result).parent / "result.json", plain(data))
             if not save:
-                shutil.rmtree(each.folder / "run" / "checkpoint", ignore_errors=True)
-        said.append(f"{done[0].cell.id}: {optimum}, with {count} trained policies")
-    return said
+                shutil.rmtree(_run(result) / "checkpoint", ignore_errors=True)
+        lines.append(f"{results[0].cell.id}: {optimum}, with {count} trained policies")
+    return lines
 
 
-def rescored(measures: Mapping[str, Any], optimum: Optimum) -> dict[str, Any]:
+def rescored(measures: JsonObject, optimum: Optimum) -> JsonObject:
     """Return the measures of a cell with every optimality taken from its J and another optimum.
 
-    The interval takes the error of each J as normal, of the size that its own interval tells.
+    The error of each J is taken as normal, with the standard deviation that its own interval implies.
     """
-    curve = [dict(point) for point in measures["curve"]]
-    for point in curve:
-        point |= _scored(point["objective"], point.get("objective_low"), point.get("objective_high"), optimum)
-    sides = {side: dict(measures[side]) for side in ("before", "after")}
-    for side in sides.values():
-        worth = side["objective"] or {}
-        found = _scored(worth.get("mean"), worth.get("low"), worth.get("high"), optimum)
-        ends = {"mean": "optimality", "low": "optimality_low", "high": "optimality_high"}
-        side["optimality"] = (
-            None if found["optimality"] is None else {name: found[column] for name, column in ends.items()}
-        )
-    return dict(measures) | sides | {"curve": curve, "optimum": optimum_summary(optimum), **crossings(curve)}
-
-
-def _timed(timing: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
-    """The timing of a cell with the seconds to each level taken from its new scores."""
-    seconds, scores = timing["curve_seconds"], [point["optimality"] for point in measures["curve"]]
-    places = {f"seconds_{name}": crossing(scores, level) for name, level in LEVELS.items()}
-    return dict(timing) | {name: between(seconds, where) for name, where in places.items()}
+    found = deepcopy(measures)
+    for point in found["curve"]:
+        ends = (point["objective"], point.get("objective_low"), point.get("objective_high"))
+        scores = _scored(*ends, optimum)
+        point |= zip(("optimality", "optimality_low", "optimality_high"), scores, strict=True)
+    for side in ("before", "after"):
+        objective = found[side]["objective"] or {}
+        scores = _scored(objective.get("mean"), objective.get("low"), objective.get("high"), optimum)
+        interval = dict(zip(("mean", "low", "high"), scores, strict=True))
+        found[side]["optimality"] = None if interval["mean"] is None else interval
+    return found | {"optimum": optimum_summary(optimum), **crossings(found["curve"])}
 
 
 def _scored(
     objective: float | None, low: float | None, high: float | None, optimum: Optimum
-) -> dict[str, float | None]:
+) -> tuple[float | None, float | None, float | None]:
+    """Return the optimality of a J and the ends of its interval."""
     found = None
     if objective is not None:
-        found = optimality_of(objective, objective + _spread(low, high), optimum)
-    if found is None:
-        return {"optimality": None, "optimality_low": None, "optimality_high": None}
-    return {"optimality": found.mean, "optimality_low": found.low, "optimality_high": found.high}
+        found = optimality_of(objective, objective + _errors(low, high), optimum)
+    return (None, None, None) if found is None else (found.mean, found.low, found.high)
 
 
-def _spread(low: float | None, high: float | None) -> Floats:
-    """Normal errors (R,) with the width of a 95% interval, in a fixed random order."""
+def seconds_to_levels(seconds: Sequence[float], curve: Sequence[JsonObject]) -> dict[str, float | None]:
+    """Return the seconds of learning after which a curve reaches each level of optimality; None for never.
+
+    Args:
+        seconds: at every point of the curve.
+    """
+    scores = [point["optimality"] for point in curve]
+    return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
+
+
+def _errors(low: float | None, high: float | None) -> Floats:
+    """Return normal errors (R,) with the width of a 95% interval, in a fixed random order."""
     if low is None or high is None:
         return np.zeros(RESAMPLES)
     normal = NormalDist(0.0, max((high - low) / (2 * NormalDist().inv_cdf(0.975)), 1e-300))
@@ -132,41 +123,54 @@ def _spread(low: float | None, high: float | None) -> Floats:
     return np.random.default_rng(6).permutation(np.array(errors))
 
 
-def _unsettled(folder: Path, cells: Sequence[Cell]) -> dict[str, list[_Done]]:
-    """The finished cells whose optimum was sampled from the reference alone, and from too little, by their task."""
-    groups: dict[str, list[_Done]] = {}
-    for cell in cells:
-        result = cell_result(cell_folder(folder, cell))
-        if result is None or result["status"] != "done":
+def _unsettled(folder: Path) -> dict[str, list[Result]]:
+    """Return the finished cells, by task, whose optimum was sampled from the reference alone, and too thinly."""
+    groups: dict[str, list[Result]] = {}
+    for result in load_results(folder):
+        if result.measures is None:
             continue
-        optimum = result["measures"]["optimum"]
+        cell, optimum = result.cell, result.measures["optimum"]
         few = optimum["value"] is None or (optimum["effective_samples"] or 0) < WELL_KNOWN
         own = bool(cell.config.get("model"))  # a reference of its own, which others do not share
         if optimum.get("policies") == 1 and not optimum["committed"] and few and not own:
-            key = canonical({"id": cell.id, "reward": cell.reward, "env": dict(cell.env)})
-            groups.setdefault(key, []).append(_Done(cell, cell_folder(folder, cell), result))
-    return {key: done for key, done in groups.items() if any(_loadable(done)) or _kept(folder, key).exists()}
+            key = canonical({"id": cell.id, "reward": cell.reward, "env": cell.env})
+            groups.setdefault(key, []).append(result)
+    return {key: found for key, found in groups.items() if _best(found) or _kept(folder, key).exists()}
+
+
+def _best(results: Iterable[Result]) -> list[Result]:
+    """Return the finished cells whose last policy is kept and has a J, the greatest J first."""
+    found = []
+    for result in results:
+        objective = None if result.measures is None else result.measures["after"]["objective"]
+        if objective is not None and (_run(result) / "checkpoint").is_dir():
+            found.append((objective["mean"], result))
+    return [result for _, result in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _run(result: Result) -> Path:
+    assert result.folder is not None
+    return result.folder / "run"
 
 
 def _kept(folder: Path, key: str) -> Path:
-    """Where the samples of a task are that was settled: cells that end later are scored on them too."""
-    return folder / "optima" / f"settled.{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    """Return the file of the samples of a settled task: cells that end later are scored on them too."""
+    return folder / "optima" / f"settled.{_digest(key)}.safetensors"
 
 
-def _loadable(done: Sequence[_Done]) -> Iterator[_Done]:
-    return (each for each in done if (each.folder / "run" / "checkpoint").is_dir())
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _work_out(path: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, int]:
-    cell = done[0].cell
-    options = dict(cell.env) | ({} if cell.reward is None else {"reward": cell.reward})
-    env = make_env(cell.id, 1, **options)
+def _work_out(path: Path, results: Sequence[Result], split: HeldOut) -> tuple[Optimum, int]:
+    """Return J* of the task of some finished cells, and how many of their policies were sampled."""
+    cell = results[0].cell
+    env = make_env(cell.id, 1, **cell.options)
     task = env.unwrapped.task
     if path.exists():
         samples, _ = read_samples(path)
         return estimated(samples, task.beta, split), samples.policies - 1
-    ranked = sorted(_loadable(done), key=lambda each: -each.objective)
-    agents = [load_agent(each.folder / "run", env, each.cell.agent) for each in ranked]
+    agents = [load_agent(_run(each), env, each.cell.agent) for each in _best(results)]
     chosen = [agent for agent in agents if proposals_of(agent, task)][:MOST]
     samples = draw_samples(task, make_reference(task), chosen, split=split, each=256)
     make_folder(path.parent)
@@ -176,12 +180,12 @@ def _work_out(path: Path, done: Sequence[_Done], split: str) -> tuple[Optimum, i
 
 def shared_optimum(
     folder: Path,
-    key: dict[str, Any],
+    key: JsonObject,
     task: Task,
     reference: Reference | None,
     beta: float,
     per_prompt: int,
-    split: str = "eval",
+    split: HeldOut = "eval",
 ) -> Optimum:
     """Return J* on a split's prompts: committed or solved, or from samples that all cells of a folder share.
 
@@ -193,14 +197,12 @@ def shared_optimum(
         per_prompt: completions of the reference, where J* is estimated.
     """
     # Another version may have another task of this name.
-    key = key | {"per_prompt": per_prompt, "textgym": versions().get("textgym")}
-    key = key | fingerprint(task, split)
-    name = f"{task.name.lower()}.{hashlib.sha256(canonical(key).encode()).hexdigest()[:16]}.safetensors"
-    path = folder / name
+    key = key | {"per_prompt": per_prompt, "textgym": versions().get("textgym")} | fingerprint(task, split)
+    path = folder / f"{task.name.lower()}.{_digest(canonical(key))}.safetensors"
     if path.exists() and beta > 0:
-        samples, there = read_samples(path)
-        if there != key:
-            raise ValueError(f"{path}: holds the optimum of {there!r:.200}, allowed is {key!r:.200}")
+        samples, stored = read_samples(path)
+        if stored != key:
+            raise ValueError(f"{path}: holds the optimum of {stored!r:.200}, allowed is {key!r:.200}")
         if not pays_the_same(task, split, samples):
             raise ValueError(f"{path}: its completions earn something else now; allowed is the same reward")
         return estimated(samples, beta, split)
@@ -221,50 +223,44 @@ class Commit:
     """Folder of a suite that was run with --keep-checkpoints: the last policies of its cells are proposals."""
     proposals: tuple[Path, ...] = ()
     """Folders of more trained policies: runs or checkpoints; of one task, if several are named."""
-    most: int = 4
+    most: int = MOST
     """The most proposals that are sampled, those with the greatest J first."""
     samples: int = 1024
     """Completions a prompt, of all policies together."""
-    split: Annotated[str, tyro.conf.arg(metavar="SPLIT")] = "eval"
+    split: HeldOut = "eval"
     """Which prompts."""
     seed: int = 0
     """Of the sampling."""
 
 
 def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
-    """Sample one task's reference and proposals and write the samples; the optimum at the task's own beta.
+    """Sample one task's reference and proposals, and write the samples; return them and J* at the task's own beta.
 
     Raises: ValueError for a task without prompts or a reward of its own, or one that is solved.
     """
-    if task_entry(name).family in ("text", "diagnostics"):
+    entry = task_entry(name)
+    if entry.family in ("text", "diagnostics"):
         raise ValueError(
             f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled"
         )
-    env = make_env(task_entry(name).id, 1)
+    env = make_env(entry.id, 1)
     task = env.unwrapped.task
-    found = [load_agent(folder, env) for folder in _folders(settings, task_entry(name).id)]
-    each = -(-settings.samples // (1 + len(found)))
+    of_suite = [] if settings.suite is None else load_results(settings.suite)
+    own = [each for each in of_suite if each.cell.id == entry.id and not each.cell.options]
+    folders = [*settings.proposals, *map(_run, _best(own))][: settings.most]
+    agents = [load_agent(folder, env) for folder in folders]
     samples = draw_samples(
-        task, make_reference(task), found, split=settings.split, each=each, seed=settings.seed
+        task,
+        make_reference(task),
+        agents,
+        split=settings.split,
+        each=-(-settings.samples // (1 + len(agents))),
+        seed=settings.seed,
     )
     path = samples_path(task, settings.split)
     make_folder(path.parent)
     write_samples(samples, path, fingerprint(task, settings.split))
     return samples, estimated(samples, task.beta, settings.split)
-
-
-def _folders(settings: Commit, env_id: str) -> list[Path]:
-    """The runs of the best proposals: one for each cell of the task, those with the greatest J first."""
-    ranked: list[tuple[float, Path]] = []
-    if settings.suite is not None:
-        for result in load_results(settings.suite):
-            cell, run = result.cell, cell_folder(settings.suite, result.cell) / "run"
-            own = cell.id == env_id and not cell.env and cell.reward is None
-            if own and result.measures and (run / "checkpoint").is_dir():
-                after = result.measures["after"]["objective"]
-                ranked += [] if after is None else [(after["mean"], run)]
-    best = [run for _, run in sorted(ranked, key=lambda pair: -pair[0])]
-    return [*settings.proposals, *best][: settings.most]
 
 
 def main() -> None:

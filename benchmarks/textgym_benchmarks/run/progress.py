@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from textgym.checks import JsonObject
 from textgym.commands.console import note, output, untrusted
 from textgym_benchmarks.suite import Cell
-from textgym_benchmarks.suites.select import cost
+from textgym_benchmarks.suites import cost
 
 Status = Literal["waiting", "running", "done", "failed", "busy"]
 """busy: another process is at work on the cell."""
+_SYMBOLS = {
+    "done": ("+", "green"),
+    "failed": ("x", "bold red"),
+    "running": (">", "cyan"),
+    "busy": ("o", "yellow"),
+    "waiting": (".", "dim"),
+}
 
 
 class Progress:
@@ -26,6 +34,10 @@ class Progress:
     Args:
         cells: of the suite.
         workers: cells that run at a time.
+
+    Attributes:
+        status, optimality, errors: of the cells, by key.
+        finished_now: keys of the cells that this run has finished.
     """
 
     def __init__(self, cells: Sequence[Cell], workers: int) -> None:
@@ -35,12 +47,11 @@ class Progress:
         self.optimality: dict[str, float | None] = {}
         self.errors: dict[str, str] = {}
         self.finished_now: list[str] = []
-        """Cells that this run has finished."""
         self._begun: dict[str, float] = {}
         self._seconds = self._planned = 0.0
 
-    def known(self, key: str, result: Mapping[str, Any]) -> None:
-        """A cell had its result before this run."""
+    def known(self, key: str, result: JsonObject) -> None:
+        """Count a cell that had its result before this run."""
         failed = result.get("status") == "failed"
         self.status[key] = "failed" if failed else "done"
         if failed:
@@ -50,17 +61,17 @@ class Progress:
             self.optimality[key] = _optimality(result)
 
     def start(self, key: str, now: float | None = None) -> None:
-        """A cell is running."""
+        """Count a cell that begins to run."""
         self.status[key] = "running"
         self._begun[key] = time.monotonic() if now is None else now
 
     def lose(self, key: str) -> None:
-        """A running cell waits again."""
+        """Count a running cell that waits again."""
         self.status[key] = "waiting"
         self._begun.pop(key, None)
 
-    def finish(self, key: str, result: Mapping[str, Any], now: float | None = None) -> None:
-        """A cell has ended. One that was never said to run says nothing about how long cells take."""
+    def finish(self, key: str, result: JsonObject, now: float | None = None) -> None:
+        """Count a cell that has ended. One that was never said to run says nothing about how long cells take."""
         begun = self._begun.pop(key, None)
         if result.get("status") == "busy":
             self.status[key] = "busy"
@@ -72,11 +83,11 @@ class Progress:
             self._planned += cost(self.cells[key])
 
     def count(self, status: Status) -> int:
-        """Cells of a status."""
-        return sum(one == status for one in self.status.values())
+        """Return the number of cells of a status."""
+        return list(self.status.values()).count(status)
 
     def time_left(self, now: float | None = None) -> float | None:
-        """Seconds until all cells have ended, by those that this run has finished; None before the first."""
+        """Return the seconds until all cells have ended, judged by those that this run has finished; None without."""
         if not self._planned:
             return None
         now = time.monotonic() if now is None else now
@@ -88,81 +99,58 @@ class Progress:
         return max((sum(waiting) + sum(running)) / self.workers, *running, *waiting, 0.0)
 
 
-class Watcher(Protocol):
-    """Whoever follows the run of a suite."""
-
-    def begin(self, progress: Progress) -> None:
-        """The run begins; `progress` is kept up to date."""
-
-    def changed(self, key: str) -> None:
-        """A cell has another status."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-    def end(self) -> None:
-        """The run is over, whatever came of it."""
-
-
-class Silent:
-    """A `Watcher` that says nothing."""
-
-    def begin(self, progress: Progress) -> None:
-        """See `Watcher.begin`."""
-
-    def changed(self, key: str) -> None:
-        """See `Watcher.changed`."""
-
-    def note(self, text: str) -> None:
-        """See `Watcher.note`."""
-
-    def end(self) -> None:
-        """See `Watcher.end`."""
-
-
-def _optimality(result: Mapping[str, Any]) -> float | None:
-    found = ((result.get("measures") or {}).get("after") or {}).get("optimality") or {}
+def _optimality(result: JsonObject) -> float | None:
+    found = result.get("measures") or {}
+    for name in ("after", "optimality"):
+        found = found.get(name) or {}
     mean = found.get("mean")
     return None if mean is None else float(mean)
 
 
-_MARKS = {
-    "done": ("+", "green"),
-    "failed": ("x", "bold red"),
-    "running": (">", "cyan"),
-    "busy": ("o", "yellow"),
-    "waiting": (".", "dim"),
-}
+class BenchWatcher:
+    """Follows the run of a suite; this one does nothing."""
+
+    def begin(self, progress: Progress) -> None:
+        """Begin; the runner keeps `progress` up to date."""
+
+    def changed(self, key: str) -> None:
+        """Take note that a cell has another status."""
+
+    def note(self, text: str) -> None:
+        """Take note of something worth a line."""
+
+    def end(self) -> None:
+        """End, whatever came of the run."""
 
 
-class LiveTable:
-    """A `Watcher` for people."""
+class LiveTable(BenchWatcher):
+    """Shows the run to people: a table that is kept up to date, or plain lines where there is no terminal."""
 
     def __init__(self) -> None:
         self._console = output()
-        self._progress: Progress | None = None
+        self._progress = Progress((), 1)
         self._live: Live | None = None
         self._started = time.monotonic()
 
     def begin(self, progress: Progress) -> None:
-        """See `Watcher.begin`."""
+        """See `BenchWatcher.begin`."""
         self._progress = progress
         self._started = time.monotonic()
-        if self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self._picture,
-                console=self._console,
-                refresh_per_second=2,
-                vertical_overflow="crop",
-            )
-            self._live.__enter__()
-        else:
+        if not self._console.is_terminal:
             self._say(headline(progress))
+            return
+        self._live = Live(
+            get_renderable=self._picture,
+            console=self._console,
+            refresh_per_second=2,
+            vertical_overflow="crop",
+        )
+        self._live.start()
 
     def changed(self, key: str) -> None:
-        """See `Watcher.changed`."""
+        """See `BenchWatcher.changed`."""
         progress = self._progress
-        if self._live is not None or progress is None or progress.status[key] in ("running", "waiting"):
+        if self._live is not None or progress.status[key] in ("running", "waiting"):
             return
         score = progress.optimality.get(key)
         words = [progress.status[key], key]
@@ -171,54 +159,52 @@ class LiveTable:
         self._say(f"{'  '.join(words)}  ({headline(progress)})")
 
     def note(self, text: str) -> None:
-        """See `Watcher.note`."""
+        """See `BenchWatcher.note`."""
         if self._live is None:
             note(text)
         else:
-            self._live.console.print(untrusted(text))
+            self._console.print(untrusted(text))
 
     def end(self) -> None:
-        """See `Watcher.end`."""
+        """See `BenchWatcher.end`."""
         if self._live is not None:
-            self._live.__exit__(None, None, None)
+            self._live.stop()
             self._live = None
 
     def _say(self, text: str) -> None:
         self._console.print(untrusted(f"{time.monotonic() - self._started:6.1f} s  {text}"), soft_wrap=True)
 
-    def _picture(self) -> RenderableType:
-        assert self._progress is not None
+    def _picture(self) -> Group:
         seconds = time.monotonic() - self._started
-        foot = Text(f"{headline(self._progress)}; {duration(seconds)} so far")
+        status = Text(f"{headline(self._progress)}; {duration(seconds)} so far")
+        legend = Text()
+        for name, (symbol, style) in _SYMBOLS.items():
+            legend.append(symbol, style).append(f" {'at work elsewhere' if name == 'busy' else name}  ")
         # Lines beyond the terminal's height are cropped: what matters most comes first.
-        return Group(foot, _legend(), grid(self._progress))
+        return Group(status, legend, grid(self._progress))
 
 
 def grid(progress: Progress) -> Table:
-    """A row per task, a column per agent, a mark per seed."""
-    tasks = list(dict.fromkeys((cell.id, cell.reward_name) for cell in progress.cells.values()))
-    agents = list(dict.fromkeys(cell.name for cell in progress.cells.values()))
-    marks: dict[tuple[str, str, str], Text] = {}
+    """Return a table with a row per task, a column per agent, and a mark per seed."""
+    tasks = dict.fromkeys(cell.task for cell in progress.cells.values())
+    agents = dict.fromkeys(cell.name for cell in progress.cells.values())
+    symbols = {(task, agent): Text() for task in tasks for agent in agents}
     for key, cell in progress.cells.items():
-        mark = marks.setdefault((cell.id, cell.reward_name, cell.name), Text())
-        mark.append(*_MARKS[progress.status[key]])
+        symbols[cell.task, cell.name].append(*_SYMBOLS[progress.status[key]])
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("task", no_wrap=True)
     for agent in agents:
         table.add_column(untrusted(agent), overflow="fold")
-    for task, reward in tasks:
-        name = task.removeprefix("textgym/") + ("" if reward == "default" else f" {reward}")
-        table.add_row(untrusted(name), *(marks.get((task, reward, agent), Text()) for agent in agents))
+    for task in tasks:
+        table.add_row(untrusted(task), *(symbols[task, agent] for agent in agents))
     return table
 
 
 def headline(progress: Progress) -> str:
-    """Counts, and the time that is left."""
+    """Return counts, and the time that is left."""
     counts = [f"{progress.count('done')} of {len(progress.cells)} done"]
-    for status in ("running", "failed", "busy"):
-        found = progress.count(status)
-        if found:
-            counts.append(f"{found} {'at work elsewhere' if status == 'busy' else status}")
+    words: Mapping[Status, str] = {"running": "running", "failed": "failed", "busy": "at work elsewhere"}
+    counts += [f"{number} {word}" for status, word in words.items() if (number := progress.count(status))]
     left = progress.time_left()
     if left is not None and progress.count("waiting") + progress.count("running"):
         counts.append(f"about {duration(left)} left")
@@ -226,16 +212,8 @@ def headline(progress: Progress) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3 h 05 min."""
+    """Return seconds for people: 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _legend() -> Text:
-    text = Text()
-    for name, (mark, style) in _MARKS.items():
-        text.append(mark, style)
-        text.append(f" {'at work elsewhere' if name == 'busy' else name}  ")
-    return text

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from textgym_agents.config import versions
+
+from textgym.checks import JsonObject
 from textgym.files import read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
@@ -19,24 +21,24 @@ from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.optima import settle
-from textgym_benchmarks.run.progress import Progress, Silent, Watcher
-from textgym_benchmarks.run.work import FUNCTION, RUN_CELL
+from textgym_benchmarks.run.progress import BenchWatcher, Progress
 from textgym_benchmarks.suite import Cell, Suite
 from textgym_benchmarks.suite_folder import (
+    RUN_CELL,
+    RUN_ONE,
     CellBusyError,
     cell_folder,
     cell_result,
-    failed_result,
+    family_of,
     hold,
     open_suite,
     put_aside,
 )
-from textgym_benchmarks.suites import make_suite
-from textgym_benchmarks.suites.select import cost, select
+from textgym_benchmarks.suites import cost, make_suite, select
 
 
 class BenchInterrupted(KeyboardInterrupt):
-    """Ctrl-C while a suite ran; the message says what is there and how to go on."""
+    """Ctrl-C while a suite ran; the message says what is done and how to go on."""
 
 
 def run_suite(
@@ -51,14 +53,14 @@ def run_suite(
     address: str | None = None,
     retry_failed: bool = False,
     save: bool = False,
-    watcher: Watcher | None = None,
+    watcher: BenchWatcher | None = None,
     function: str = RUN_CELL,
 ) -> list[Result]:
-    """Runs the cells of a suite that have no result yet.
+    """Run the cells of a suite that have no result yet.
 
     Args:
-        suite: a suite, or the name of one.
-        out: its folder. A new one is made; one that holds the same suite is gone on with.
+        suite: a suite, or the name of one, see `make_suite`.
+        out: its folder. A new one is made; in one that holds the same suite, the run goes on.
         agents: registered names or "module:Class", see `select`; None for the suite's own.
         engine: "serial", "pool" or "ray".
         workers: processes; None for the cores that there are.
@@ -71,7 +73,7 @@ def run_suite(
         function: see `run_one`.
     Returns: a result for each cell, in the suite's order. Failed cells are among them.
     Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or
-        SIGTERM; DiskFullError where nothing more can be written, which leaves the cells at work open.
+        SIGTERM; DiskFullError where nothing more can be written, which leaves the running cells open.
     """
     chosen = select(make_suite(suite) if isinstance(suite, str) else suite, agents, seeds)
     if split is not None:
@@ -80,8 +82,11 @@ def run_suite(
     folder = open_suite(out, chosen)
     progress = Progress(chosen.cells, runs.workers)
     cells = {cell.key: cell for cell in _unfinished(folder, chosen.cells, retry_failed, progress)}
-    jobs = [_job(cell, chosen, folder, function, save) for cell in cells.values()]
-    watcher = watcher or Silent()
+    settings = {"evaluation": asdict(chosen.evaluation), "function": function, "save": save}
+    # The path is absolute, since workers of a cluster have other current folders.
+    settings["suite"] = str(folder.resolve())
+    jobs = [Job(key, RUN_ONE, {"cell": cell.to_json(), **settings}) for key, cell in cells.items()]
+    watcher = watcher or BenchWatcher()
     started = time.monotonic()
     watcher.begin(progress)
     try:
@@ -90,7 +95,7 @@ def run_suite(
                 if jobs:
                     _follow(runs, jobs, cells, folder, progress, watcher)
                 if function == RUN_CELL:
-                    for line in settle(folder, chosen.cells, chosen.evaluation.split, save):
+                    for line in settle(folder, chosen.evaluation.split, save):
                         watcher.note(line)
             finally:
                 if jobs:
@@ -106,7 +111,7 @@ def run_suite(
 
 
 def busy_share(folder: str | Path) -> float | None:
-    """How busy the last run of a suite kept the cores: CPU seconds over wall seconds times cores; None if unknown."""
+    """Return CPU seconds over wall seconds times cores of a suite's last run, a share in [0, 1]; None if unknown."""
     path = Path(folder) / "timing.json"
     if not path.exists():
         return None
@@ -117,62 +122,59 @@ def busy_share(folder: str | Path) -> float | None:
 def _unfinished(
     folder: Path, cells: Sequence[Cell], retry_failed: bool, progress: Progress
 ) -> Iterator[Cell]:
-    """The cells to run, the longest first: then all cores are busy to the end."""
+    """Yield the cells to run, the longest first: then all cores are busy to the end."""
     for cell in sorted(cells, key=cost, reverse=True):
-        there = cell_result(cell_folder(folder, cell))
-        if there is not None and there.get("status") == "failed" and retry_failed:
-            with hold(cell_folder(folder, cell)):
-                put_aside(cell_folder(folder, cell))
-            there = None
-        if there is None:
+        path = cell_folder(folder, cell)
+        result = cell_result(path)
+        if result is not None and result.get("status") == "failed" and retry_failed:
+            with hold(path):
+                put_aside(path)
+            result = None
+        if result is None:
             yield cell
         else:
-            progress.known(cell.key, there)
-
-
-def _job(cell: Cell, suite: Suite, folder: Path, function: str, save: bool) -> Job:
-    arguments: dict[str, Any] = {"cell": cell.to_json(), "evaluation": suite.evaluation.to_json()}
-    # Workers of a cluster have other current folders.
-    arguments |= {"suite": str(folder.resolve()), "function": function, "save": save}
-    return Job(cell.key, FUNCTION, arguments)
+            progress.known(cell.key, result)
 
 
 def _follow(
     engine: Engine,
     jobs: Sequence[Job],
-    cells: dict[str, Cell],
+    cells: Mapping[str, Cell],
     folder: Path,
     progress: Progress,
-    watcher: Watcher,
+    watcher: BenchWatcher,
 ) -> None:
     with closing(engine.run(jobs)) as events:  # type: ignore[type-var]
         for event in events:
-            cell = cells[event.key]
             if event.kind == "started":
                 progress.start(event.key)
             elif event.kind == "lost":
                 watcher.note(f"{event.key}: {event.value}; it is started again")
                 progress.lose(event.key)
             else:
-                progress.finish(event.key, _settle(cell_folder(folder, cell), cell, event))
+                progress.finish(event.key, _result_of(cells[event.key], event, folder))
             watcher.changed(event.key)
 
 
-def _settle(folder: Path, cell: Cell, event: Event) -> dict[str, Any]:
-    """The result of a finished job, written where the worker could not."""
+def _result_of(cell: Cell, event: Event, suite: Path) -> JsonObject:
+    """Return the result of a finished job, and write it where the worker could not."""
     failure = event.failure
     if failure is None:
-        result: dict[str, Any] = event.value
+        assert isinstance(event.value, dict)
+        result: JsonObject = event.value
     elif failure.type == CellBusyError.__name__:
         return {"status": "busy"}
     elif failure.type == DiskFullError.__name__:
         # Not the cell's fault: it stays open, and no other one would fare better.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     else:
-        result = failed_result(cell, asdict(failure))
-    if not (
-        folder / "result.json"
-    ).exists():  # it is there, unless the worker failed or has a disk of its own
+        found = versions()
+        where = found.pop("machine")
+        family, error = family_of(cell.id), asdict(failure)
+        result = Result(cell, family, "failed", error, versions=found, machine=where).to_json()
+    folder = cell_folder(suite, cell)
+    # A worker that failed has written none, nor has one with a disk of its own.
+    if not (folder / "result.json").exists():
         with hold(folder, wait=True):
             write_json(folder / "result.json", result)
     return result

@@ -1,0 +1,362 @@
+"""The suites that come with the package, which of their rows run, and how long a cell takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Final
+
+from textgym_agents.registry import agent_class, agent_names
+
+from textgym.checks import not_one_of, shown
+from textgym.registry import SUITES, load_target
+from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer
+from textgym_benchmarks.suite_folder import family_of
+
+EXPLORATION: Final = ("Bandit", "DeepSea", "Deceptive", "BigVocab")
+CREDIT: Final = ("Delayed", "Stop", "Distractor")
+MEMORY: Final = ("Copy", "Reverse", "Recall")
+VALUES: Final = ("Scale", "Noisy", "BetaSweep", "TwoModes")
+DIAGNOSTICS: Final = (*EXPLORATION, *CREDIT, *MEMORY, *VALUES)
+ALIGNMENT: Final = ("Helpful", "Harmless", "Honest", "HHH")
+VERIFIABLE: Final = ("Arithmetic", "Json", "Keywords", "Format", "Pattern")
+STYLE: Final = ("Sentiment", "Brief", "NoRepeat")
+TASKS: Final = (*DIAGNOSTICS, *ALIGNMENT, *VERIFIABLE, *STYLE)
+
+FIXED: Final = ("random", "best-of-n")
+ON_POLICY: Final = ("lm-ppo", "rloo", "grpo", "reinforce", "a2c")
+OTHER_LM: Final = ("rejection", "soft-q", "dpo", "behaviour-cloning")
+TABULAR: Final = ("q-learning", "sarsa", "monte-carlo")
+SEARCH: Final = ("mcts", "alphazero")
+SB3_ON_POLICY: Final = ("sb3-ppo", "sb3-maskable-ppo", "sb3-recurrent-ppo", "sb3-a2c", "sb3-trpo")
+SB3_VALUES: Final = ("sb3-dqn", "sb3-qrdqn")
+SB3_POINTS: Final = ("sb3-ddpg", "sb3-td3", "sb3-sac")
+SB3: Final = (*SB3_ON_POLICY, *SB3_VALUES, *SB3_POINTS)
+AGENTS: Final = (*FIXED, *ON_POLICY, *OTHER_LM, *TABULAR, *SEARCH, *SB3)
+
+# For networks that start from nothing on a real vocabulary: actions are ranks among the reference's likeliest tokens,
+# and the features are the reference's (docs/sb3.md).
+_NEAR_REFERENCE: Final = {"top_k": 4, "lm_features": True, "reference_reward": False, "learning_rate": 0.003}
+_COOLING: Final = {"temperature": 1.0, "temperature_end": 0.1}
+
+
+def make_suite(name: str) -> Suite:
+    """Return a suite.
+
+    Args:
+        name: one of `textgym.registry.SUITES`, which holds the shipped ones from the shortest to the longest, or the
+            "module:function" that returns a suite.
+    Raises: ValueError for an unknown name, with the nearest; TypeError if the function returns no suite; whatever
+        importing the module raises.
+    """
+    suite = (load_target(name, "suite") if ":" in name else SUITES.load(name))()
+    if not isinstance(suite, Suite):
+        raise TypeError(f"suite {name!r}: its function returned {shown(suite)}; allowed is a Suite")
+    return suite
+
+
+def ci() -> Suite:
+    """Return the suite that shows that everything runs, not who is best: about a minute."""
+    return Suite(
+        "ci",
+        (
+            *rows(["Bandit", "Delayed"], ["random", "lm-ppo", "rloo", "q-learning", "sb3-ppo"], 1024),
+            *rows(["Bandit"], ["best-of-n"], 1024),
+            *rows(["Helpful"], ["lm-ppo"], 512),
+        ),
+        "A few cells of every kind; shows that everything runs.",
+        Evaluation(points=2, per_prompt=1, final_per_prompt=2, optimum_per_prompt=8),
+    )
+
+
+def quick() -> Suite:
+    """Return the suite that shows who learns what: under 10 minutes on two cores."""
+    agents = ("random", "best-of-n", "lm-ppo", "rloo", "dpo")
+    return Suite(
+        "quick",
+        (
+            *rows(["Bandit", "Deceptive", "Delayed", "Stop"], [*agents, "q-learning", "mcts"], 4_096),
+            *rows(["Bandit", "Delayed"], ["sb3-ppo"], 4_096),
+            *rows(["Copy"], ["random", "lm-ppo", "rloo", "q-learning"], 16_384),
+            *rows(["Helpful"], [*agents, "behaviour-cloning"], 4_096),
+            *rows(["Keywords", "Sentiment"], ["lm-ppo", "rloo"], 2_048),
+        ),
+        "Every family of tasks, the main agents, one seed.",
+        Evaluation(points=4, per_prompt=2, final_per_prompt=8, optimum_per_prompt=64),
+    )
+
+
+def helpful() -> Suite:
+    """Return the suite behind the README's comparison of algorithms on one alignment task."""
+    return Suite(
+        "helpful",
+        rows(["Helpful"], ["lm-ppo", "rloo", "grpo", "best-of-n"], 20_480, seeds=5),
+        "The main algorithms on Helpful at a long budget, five seeds.",
+        Evaluation(optimum_per_prompt=256),
+    )
+
+
+def core() -> Suite:
+    """Return the suite whose results are committed: under two hours on two cores."""
+    long = (*MEMORY, "DeepSea")
+    short = [task for task in DIAGNOSTICS if task not in long]
+    # One agent for each idea.
+    everywhere = ("random", "best-of-n", "lm-ppo", "rloo", "grpo", "a2c", "soft-q", "q-learning")
+    elsewhere = ("dpo", "rejection", "mcts", "sb3-ppo", "sb3-dqn")
+    of_helpful = ("reinforce", "rejection", "dpo", "behaviour-cloning", "sb3-ppo")
+    return Suite(
+        "core",
+        (
+            *rows(short, everywhere, 4_096, 3),
+            *rows(long, everywhere, 16_384, 3),
+            *rows(["Bandit", "Delayed", "Stop", "Deceptive"], elsewhere, 4_096, 3),
+            *rows(["Bandit"], ["sb3-sac"], 4_096, 3),
+            *rows(["Copy"], ["dpo", "rejection", "sb3-ppo", "sb3-dqn"], 16_384, 3),
+            *rows(["Helpful"], everywhere, 4_096, 3),
+            *rows(["Helpful"], of_helpful, 4_096, 3),
+            *rows([*ALIGNMENT[1:], *VERIFIABLE, *STYLE], ["lm-ppo"], 4_096, 3),
+            *rows(["Honest", "Arithmetic", "Sentiment"], ["rloo", "dpo"], 4_096, 3),
+            *rows(["Arithmetic", "Sentiment"], ["best-of-n"], 4_096, 3),
+        ),
+        "A cut across every family of tasks and of agents, three seeds.",
+        Evaluation(points=5, per_prompt=2, final_per_prompt=8, optimum_per_prompt=256),
+    )
+
+
+def ppo() -> Suite:
+    """Return the suite behind the table "How far PPO gets" in docs/exact.md."""
+    long = {"Copy": 40_000, "Reverse": 40_000, "Recall": 60_000}
+    defaults = [rows([task], ["lm-ppo"], long.get(task, 20_000), seeds=5) for task in DIAGNOSTICS]
+    return Suite(
+        "ppo",
+        (
+            *chain.from_iterable(defaults),
+            *_levels("BigVocab", {"V=4096": 4, "V=50257": 6}, ["lm-ppo"], 20_000, 2),
+            *_levels("DeepSea", {"depth=12": 12, "depth=14": 14}, ["lm-ppo"], 20_000, 5),
+        ),
+        "LM PPO on the diagnostics, at its defaults and to the end.",
+    )
+
+
+def sb3() -> Suite:
+    """Return the suite behind the tables of docs/sb3.md."""
+    starts: Mapping[str, Mapping[str, object]] = {
+        "near the reference": {},
+        "equal ranks": {"rank_prior": False},
+        "from nothing": {"top_k": None, "lm_features": False},
+    }
+    started = [rows(["Helpful"], ["sb3-ppo"], 5_120, 3, config, label) for label, config in starts.items()]
+    return Suite(
+        "sb3",
+        (
+            *rows(["Bandit"], [*SB3, "random"], 4_096),
+            *rows(["Copy"], [*SB3, "random"], 32_768, 3),
+            *chain.from_iterable(started),
+        ),
+        "Stable-Baselines3 on Bandit and Copy, and its PPO on Helpful from three starts.",
+    )
+
+
+def diagnostics() -> Suite:
+    """Return the suite of single capabilities; the tasks of memory have many prompts and take longer."""
+    agents = (*FIXED, *ON_POLICY[:-1], "soft-q", *TABULAR, "sb3-ppo", "sb3-dqn")
+    short = [task for task in DIAGNOSTICS if task not in MEMORY]
+    return Suite(
+        "diagnostics",
+        (*rows(short, agents, 16_384, 3), *rows(MEMORY, agents, 40_960, 3)),
+        "Fourteen capabilities, every optimum known exactly, three seeds.",
+    )
+
+
+def rewards() -> Suite:
+    """Return the suite of alignment tasks under other rewards; the rules stay the gold reward."""
+    return Suite(
+        "rewards",
+        tuple(chain.from_iterable(map(_rewarded, ALIGNMENT))),
+        "The alignment tasks under rules, a learned model, shaped and noisy rules.",
+    )
+
+
+def _rewarded(task: str) -> Iterable[Cell]:
+    rules = {"name": f"{task.lower()}_rules"}
+    specs: dict[str, RewardJson] = {
+        "rules": "rules",
+        "model": "model",
+        "shaped": {"name": "shaped", "reward": rules},
+        # The deviation of the noise is about that of the reward itself.
+        "noisy": {"name": "blurred", "reward": rules, "deviation": 0.5},
+    }
+    for name, reward in specs.items():
+        # DPO and best-of-n rank finished answers: rewards on the way mean nothing to them.
+        agents = ("lm-ppo", "rloo") if name == "shaped" else ("lm-ppo", "rloo", "dpo", "best-of-n")
+        cells = rows([task], agents, 6_144, 3)
+        yield from (replace(cell, reward=reward, reward_name=name) for cell in cells)
+
+
+def scaling() -> Suite:
+    """Return the suite of one task after another at growing difficulty."""
+    agents = ("lm-ppo", "rloo", "soft-q", "q-learning", "sb3-ppo", "sb3-dqn")
+    sizes = {f"V={size}": level for level, size in enumerate((16, 64, 256, 1024, 4096))}
+    return Suite(
+        "scaling",
+        (
+            *_levels("BigVocab", sizes, agents, 16_384),
+            *_levels("DeepSea", {f"depth={depth}": depth for depth in (2, 4, 6, 8, 10)}, agents, 16_384),
+            *_levels("Delayed", {f"delay={delay}": delay for delay in (2, 4, 8, 12)}, agents, 16_384),
+            *_levels("Copy", {f"words={length}": length for length in (1, 2, 3)}, agents, 20_480),
+        ),
+        "Vocabulary, horizon, delay and number of prompts, one after the other.",
+    )
+
+
+def _levels(
+    task: str, levels: Mapping[str, int], agents: Sequence[str], episodes: int, seeds: int = 3
+) -> Iterable[Cell]:
+    """Yield the rows of a task at several difficulties, by label: tables show it as the reward's name."""
+    for label, level in levels.items():
+        cells = rows([task], agents, episodes, seeds)
+        yield from (replace(cell, env={"difficulty": level}, reward_name=label) for cell in cells)
+
+
+def full() -> Suite:
+    """Return the suite of every agent on every task that it can learn, for a cluster."""
+    real = [task for task in TASKS if task not in DIAGNOSTICS]
+    return Suite(
+        "full",
+        (*rows(DIAGNOSTICS, AGENTS, 40_960, 5), *rows(real, AGENTS, 20_480, 5)),
+        "Every agent on every task that it can learn, five seeds; for a cluster.",
+    )
+
+
+def rows(
+    tasks: Iterable[str],
+    agents: Sequence[str],
+    episodes: int,
+    seeds: int = 1,
+    config: Mapping[str, object] | None = None,
+    label: str = "",
+) -> tuple[Cell, ...]:
+    """Return the product of tasks, agents and seeds, without the pairs that do not fit.
+
+    Args:
+        tasks: names, as in textgym/NAME-v0.
+        agents: registered names.
+        episodes: the budget of each cell.
+        seeds: how many, from 0.
+        config: settings of the agents, over those that are known to work.
+        label: the name of the agents in tables.
+    """
+    more = config or {}
+    return tuple(
+        Cell(task_id(task), agent, episodes, seed, config={**settings(agent, task), **more}, label=label)
+        for task in tasks
+        for agent in agents
+        if fits(agent, task)
+        for seed in range(seeds)
+    )
+
+
+def task_id(name: str) -> str:
+    """Return the id of a task's first version."""
+    return f"textgym/{name}-v0"
+
+
+def fits(agent: str, task: str) -> bool:
+    """Return whether an agent can learn a task: tables need few states, imitation needs answers to imitate."""
+    if agent in TABULAR or agent in SEARCH:
+        return task in DIAGNOSTICS
+    if agent == "behaviour-cloning":
+        return task in ALIGNMENT
+    if agent == "dpo":
+        return task != "Json"  # it has a grammar mask
+    return True
+
+
+def settings(agent: str, task: str) -> Mapping[str, object]:
+    """Return the settings that are known to be better on a task than an agent's defaults."""
+    if agent in TABULAR:
+        return _COOLING
+    if agent == "mcts":
+        return {"simulations": 16}
+    if agent == "alphazero":
+        return {"simulations": 16, "batch": 64}
+    if agent in SB3 and family_of(task_id(task)) != "diagnostics":
+        # An action of these is a point, which stands for a token by itself.
+        points = agent in SB3_POINTS
+        return {name: value for name, value in _NEAR_REFERENCE.items() if not (points and name == "top_k")}
+    return {}
+
+
+# CPU seconds on one core of a Xeon: of a cell's evaluations, and of 1,000 episodes.
+_EVALUATIONS: Final = {"diagnostics": 2.0, **dict.fromkeys(map(task_id, MEMORY), 6.0)}
+_EVALUATIONS_REAL: Final = 22.0
+_BEST_OF: Final = 4.0
+"""How much longer the evaluations of best-of-n are, which writes many completions for each that is evaluated."""
+_EPISODES: Final = {
+    **dict.fromkeys(TABULAR, 0.15),
+    **{"mcts": 2.0, "alphazero": 8.0},
+    **dict.fromkeys(SB3, 4.0),
+}
+_EPISODES_LM, _EPISODES_REAL = 0.9, 7.0
+
+
+def cost(cell: Cell) -> float:
+    """Return the CPU seconds that a cell takes, within a factor of about three."""
+    family = family_of(cell.id)
+    evaluations = _EVALUATIONS.get(cell.id, _EVALUATIONS.get(family, _EVALUATIONS_REAL))
+    if cell.agent in (*FIXED, "reference"):
+        return evaluations * (_BEST_OF if cell.agent == "best-of-n" else 1.0)
+    small = family == "diagnostics"
+    per_thousand = _EPISODES.get(cell.agent, _EPISODES_LM) if small else _EPISODES_REAL
+    return evaluations + per_thousand * cell.episodes / 1000
+
+
+def select(suite: Suite, agents: Sequence[str] | None = None, seeds: int | None = None) -> Suite:
+    """Return a suite of the same name and settings with other rows.
+
+    Args:
+        suite: the suite that the rows are taken from.
+        agents: registered names, labels of the suite, or "module:Class"; None for all of the suite. An agent that the
+            suite has no rows for gets those of its main agent, without that agent's settings: the same tasks,
+            budgets and seeds.
+        seeds: how many, from 0; None for the suite's own.
+    Raises: ValueError for an unknown name, a class that is no agent, or a name given twice; ImportError if a class
+        cannot be imported.
+    """
+    cells = suite.cells
+    if agents is not None:
+        _check_agents(suite, agents)
+        cells = tuple(cell for agent in agents for cell in _cells_of(suite, agent))
+    if seeds is not None:
+        check_integer("seeds", seeds, 1)
+        first: dict[str, Cell] = {}
+        for cell in cells:
+            first.setdefault(replace(cell, seed=0).key, cell)
+        cells = tuple(replace(cell, seed=seed) for cell in first.values() for seed in range(seeds))
+    return replace(suite, cells=cells)
+
+
+def _cells_of(suite: Suite, agent: str) -> list[Cell]:
+    own = [cell for cell in suite.cells if agent in (cell.agent, cell.name)]
+    if own:
+        return own
+    # The main agent has the most rows; of several, lm-ppo or the first one.
+    counts = Counter(cell.agent for cell in suite.cells)
+    main = max(counts, key=lambda each: (counts[each], each == "lm-ppo"))
+    made = [replace(cell, agent=agent, label="", config={}) for cell in suite.cells if cell.agent == main]
+    return list({cell.key: cell for cell in made}.values())  # variants of one agent differ in settings alone
+
+
+def _check_agents(suite: Suite, agents: Sequence[str]) -> None:
+    known = {*agent_names(), *(cell.name for cell in suite.cells)}
+    if not agents:
+        raise ValueError("agents=(): allowed is at least one, or None for those of the suite")
+    for agent in agents:
+        if agents.count(agent) > 1:
+            raise ValueError(f"agents: {agent!r} stands there twice")
+        if ":" in agent:
+            agent_class(agent)
+        elif agent not in known:
+            raise ValueError(f"{not_one_of('agent', agent, known)} A class of your own is module:Class")

@@ -1,0 +1,34 @@
+"""The measurements of speed: what is timed, and that the rows say it."""
+
+from __future__ import annotations
+
+import pytest
+from textgym_benchmarks import speed
+from textgym_benchmarks.speed import Speed, measure, time_pair
+
+
+def test_a_pair_by_hand():
+    now = iter(range(0, 1000, 2))  # a clock that goes on by 2 seconds each time it is read
+    pair = time_pair(lambda: None, lambda: next(now), 3, lambda: next(now))
+    # The second function reads the clock once more, so its calls last 4 seconds.
+    assert pair == (2.0, 4.0, 0.5)
+
+
+def test_rewards_of_a_name_alone_and_scored():
+    rows = measure(Speed(("rewards",), rounds=1, only=("no_repeat", "pattern, full")))
+    assert [row.what.split(",")[0] for row in rows] == ["reward pattern", "reward no_repeat"]
+    assert [row.goal for row in rows] == [">= 200,000/s", ""]
+
+
+def test_the_tree_that_the_solver_is_timed_on(monkeypatch):
+    monkeypatch.setattr(speed, "_LETTERS", 3)
+    monkeypatch.setattr(speed, "_LENGTH", 4)
+    states, building, solving, gigabytes = speed.solve_letters()
+    # Texts of at most 4 of 3 letters, 1 + 3 + 9 + 27 + 81, and the ends of the shorter ones.
+    assert states == 121 + 40
+    assert min(building, solving, gigabytes) > 0
+
+
+def test_without_the_model_its_subjects_are_left_out(tmp_path):
+    with pytest.warns(UserWarning, match="no such folder; ppo is left out"):
+        assert measure(Speed(("ppo",), model=tmp_path / "none")) == []
