@@ -12,10 +12,10 @@ import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from textgym.checks import check_choice
-from textgym.rewards.base import NamedReward, check_column, read_column
+from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
 
 MOST_DIGITS: Final = 1000
 """Of a number that is read; Python itself takes quadratic time for long ones."""
@@ -32,7 +32,7 @@ _WINDOW: Final = 64  # characters on each side that a notation can reach
 
 
 def _plain(text: str) -> str:
-    """The text with one character for all of its kind, and one blank or line break for several."""
+    """Return the text with one character for all of its kind, and one blank or line break for several."""
     if not text.isascii():
         text = re.sub(r"[^\x00-\x7f]", _kind, unicodedata.normalize("NFC", text))
     return re.sub(
@@ -41,7 +41,7 @@ def _plain(text: str) -> str:
 
 
 def _kind(found: re.Match[str]) -> str:
-    """A character, or what stands for its kind."""
+    """Return a character, or what stands for its kind."""
     kind = unicodedata.category(found[0])
     if kind[0] == "N":
         return _RAISED if unicodedata.decomposition(found[0]).startswith(("<super>", "<sub>")) else _FOREIGN
@@ -51,7 +51,7 @@ def _kind(found: re.Match[str]) -> str:
 
 
 def _words(text: str) -> str:
-    """A pattern of words, which stand in a text between blanks."""
+    """Return a pattern of words, given in a text between blanks."""
     return "|".join(map(re.escape, _plain(text).split()))
 
 
@@ -177,7 +177,7 @@ _LATEX_WORD: Final = re.compile(r"\\(?:q?quad|to|(?:long|Long)?[rR]ightarrow|imp
 
 
 def last_number(text: str) -> Fraction | int | None:
-    """The last number in a text; None where there is none, or it is written as nothing that is understood."""
+    """Return the last number in a text; None where there is none, or it is in no notation that is understood."""
     text = _plain(text)
     runs = [*_RUN.finditer(text)]
     if not runs or runs[-1][0] == _FOREIGN:
@@ -193,7 +193,7 @@ def last_number(text: str) -> Fraction | int | None:
 
 
 def whole_number(text: str) -> Fraction | int | None:
-    """The number that a text is, white space around it aside; None where it is none."""
+    """Return the number that a text is, white space around it aside; None where it is none."""
     text = text.strip()
     if NUMBER.fullmatch(text) is None:
         return None
@@ -213,7 +213,7 @@ def _number(text: str) -> Fraction | int | None:
 
 
 def _ends(left: str, run: str, right: str) -> bool:
-    """Whether a number is over where its digits are."""
+    """Whether a number ends where its digits do."""
     if "." in run and right.startswith(("...", "\u2026")):
         return False
     if re.search(rf"[{_CURRENCY}] ?$", left) and re.match(r" ?(?:m|t|mm)(?![^\W_])", right, re.IGNORECASE):
@@ -223,7 +223,7 @@ def _ends(left: str, run: str, right: str) -> bool:
 
 
 def _sign(line: str, run: str, right: str) -> str | None:
-    """The sign that stands before a run of digits: "-" or ""; None where the run is only a part of something."""
+    """Return the sign before a run of digits: "-" or ""; None where the run is only a part of something."""
     *before, glue = line.split(" ")
     for wrapper, symbol in _WRAPPERS:
         glue = wrapper.sub(symbol, glue)
@@ -344,7 +344,7 @@ class Arithmetic(NamedReward):
         check_column(self.column)
         check_choice("read", self.read, get_args(Read))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Score every completion. Raises: ValueError if the column is missing or has what is no number."""
         wanted = read_column(columns, self.column, self.name)
         found = last_number if self.read == "last" else whole_number
@@ -354,17 +354,13 @@ class Arithmetic(NamedReward):
         ]
 
 
-def _right_number(answer: Any, column: str) -> Fraction | int:
-    """The number that a data column holds. Raises: ValueError where it is none."""
-    number: Fraction | int | None = None
-    if isinstance(answer, int) and not isinstance(answer, bool):
+def _right_number(answer: object, column: str) -> Fraction | int:
+    """Return the number that a data column holds. Raises: ValueError where it is none."""
+    if isinstance(answer, int | Fraction) and not isinstance(answer, bool):
         return answer
-    if isinstance(answer, Fraction):
-        number = answer
-    elif isinstance(answer, float | Decimal) and math.isfinite(answer):
-        number = Fraction(str(answer))
-    elif isinstance(answer, str):
-        number = whole_number(answer)
+    if isinstance(answer, float | Decimal) and math.isfinite(answer):
+        return Fraction(str(answer))
+    number = whole_number(answer) if isinstance(answer, str) else None
     if number is None:
         raise ValueError(
             f"column {column!r}: {answer!r:.80} is not a number; an int, a finite float or a text such as '-3', "
