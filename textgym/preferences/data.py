@@ -45,15 +45,12 @@ class Ranking:
         names = [f"answer {place} of {count}" for place in range(1, count + 1)]
         if count == 2:
             names = ["the chosen answer", "the rejected answer"]
+        seen: dict[str, str] = {}
         for text, name in zip(self.completions, names, strict=True):
             _check_answer(text, name)
-        if len(set(self.completions)) < count:
-            (_, first), (_, second) = next(
-                (one, other)
-                for one, other in combinations(zip(self.completions, names, strict=True), 2)
-                if one[0] == other[0]
-            )
-            raise ValueError(f"{first} and {second} are identical")
+            if text in seen:
+                raise ValueError(f"{seen[text]} and {name} are identical")
+            seen[text] = name
         for name, values in (("ended", self.ended), ("scores", self.scores)):
             if values is not None and len(values) != count:
                 raise ValueError(f"{name}: {len(values)} values for {count} completions")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 from textgym.checks import JsonObject, not_one_of
 from textgym.files import json_object, line_text, make_folder, numbered_lines, replaced
@@ -36,7 +36,13 @@ OnBroken = Literal["stop", "skip"]
 Value = TypeVar("Value")
 _PAIR = ("chosen", "rejected")
 _RANKINGS_NEED = '"prompt", "chosen", "rejected"; or "chosen", "rejected"; or "prompt", "completions"'
-_NAMES = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a text", "bool": "true or false"}
+_NAMES: dict[type, str] = {
+    type(None): "null",
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+}
 
 
 def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ranking]:
@@ -159,16 +165,16 @@ def _keys(row: JsonObject) -> str:
 
 
 def _read_ranking(row: JsonObject, format: str) -> Ranking:
-    margin = _optional(row, "margin", _number)
+    margin = _optional(row, "margin", float)
     if format == "rankings":
         return _read_completions(row, margin)
-    ended, scores = _both(row, "ended", _flag), _both(row, "score", _number)
+    ended, scores = _both(row, "ended", bool), _both(row, "score", float)
     if format == "messages":
         prompt, answers = _one_turn(row.get("prompt"), {key: row[key] for key in _PAIR})
         return Ranking(prompt, tuple(answers), ended, margin, scores)
-    chosen, rejected = (_text(row[key], f'"{key}"') for key in _PAIR)
+    chosen, rejected = (_typed(row[key], f'"{key}"', str) for key in _PAIR)
     if format == "trl":
-        return Ranking(_text(row["prompt"], '"prompt"'), (chosen, rejected), ended, margin, scores)
+        return Ranking(_typed(row["prompt"], '"prompt"', str), (chosen, rejected), ended, margin, scores)
     if chosen == rejected:
         raise ValueError("the chosen and the rejected transcript are identical")
     prompt, *parts = split_transcripts(chosen, rejected)
@@ -176,23 +182,21 @@ def _read_ranking(row: JsonObject, format: str) -> Ranking:
 
 
 def _read_completions(row: JsonObject, margin: float | None) -> Ranking:
-    texts = [_text(text, "a completion") for text in _list(row["completions"], '"completions"')]
+    texts = [_typed(text, "a completion", str) for text in _typed(row["completions"], '"completions"', list)]
 
-    def column(name: str, read: Callable[[object, str], Value]) -> list[Value] | None:
-        if row.get(name) is None:
-            return None
-        values = [read(value, f'a value of "{name}"') for value in _list(row[name], f'"{name}"')]
-        if len(values) != len(texts):
+    def column(name: str, kind: type[Value]) -> list[Value] | None:
+        values = _optional(row, name, list)
+        if values is not None and len(values) != len(texts):
             raise ValueError(f'"{name}" has {len(values)} values for {len(texts)} completions')
-        return values
+        return None if values is None else [_typed(v, f'a value of "{name}"', kind) for v in values]
 
-    ended, scores, ranks = column("ended", _flag), column("scores", _number), column("ranks", _number)
-    ranks = [*range(len(texts))] if ranks is None else ranks
+    ended, scores = column("ended", bool), column("scores", float)
+    ranks = column("ranks", float) or range(len(texts))
     if len(set(ranks)) < len(ranks):
         raise ValueError('"ranks" has a tie: a ranking needs an order')
     best_first = sorted(range(len(texts)), key=ranks.__getitem__)
     return Ranking(
-        _text(row["prompt"], '"prompt"'),
+        _typed(row["prompt"], '"prompt"', str),
         tuple(texts[i] for i in best_first),
         None if ended is None else tuple(ended[i] for i in best_first),
         margin,
@@ -222,13 +226,13 @@ def _read_demonstration(row: JsonObject, format: str) -> Demonstration:
     own = next((key for key in ("completion", "messages") if key in row and not paired), None)
     if own is None or format not in ("demonstrations", "messages"):
         return demonstration(_read_ranking(row, format))
-    ended = _optional(row, "ended", _flag) is not False
+    ended = _optional(row, "ended", bool) is not False
     if format == "demonstrations":
         return Demonstration(
-            _text(row["prompt"], '"prompt"'), _text(row["completion"], '"completion"'), ended
+            _typed(row["prompt"], '"prompt"', str), _typed(row["completion"], '"completion"', str), ended
         )
     if own == "messages":
-        _list(row[own], '"messages"')
+        _typed(row[own], '"messages"', list)
     prompt, (completion,) = _one_turn(row.get("prompt"), {own: row[own]})
     return Demonstration(prompt, completion, ended)
 
@@ -247,11 +251,11 @@ def _one_turn(prompt: object, answers: JsonObject) -> tuple[str, list[str]]:
     if isinstance(prompt, list):
         asked = _contents(prompt, "prompt", ("user",))[0]
     elif prompt is not None:
-        asked = _text(prompt, '"prompt"', allowed)
+        asked = _typed(prompt, '"prompt"', str, allowed)
     texts = []
     for key, value in answers.items():
         if not isinstance(value, list):
-            texts.append(_text(value, f'"{key}"', allowed))
+            texts.append(_typed(value, f'"{key}"', str, allowed))
             continue
         own = _contents(value, key, ("assistant",) if len(value) == 1 else ("user", "assistant"))
         if len(own) == 2 and asked not in (None, own[0]):
@@ -265,9 +269,8 @@ def _one_turn(prompt: object, answers: JsonObject) -> tuple[str, list[str]]:
 
 def _contents(messages: list[JsonObject], key: str, roles: tuple[str, ...]) -> list[str]:
     for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(name), str) for name in ("role", "content")
-        ):
+        fields = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
+        if not all(isinstance(field, str) for field in fields):
             raise ValueError(f'"{key}" is no list of messages with the texts "role" and "content"')
     found = tuple(message["role"] for message in messages)
     if found != roles:
@@ -278,45 +281,28 @@ def _contents(messages: list[JsonObject], key: str, roles: tuple[str, ...]) -> l
     return [message["content"] for message in messages]
 
 
-def _optional(row: JsonObject, key: str, read: Callable[[object, str], Value]) -> Value | None:
-    return None if row.get(key) is None else read(row[key], f'"{key}"')
+def _optional(row: JsonObject, key: str, kind: type[Value]) -> Value | None:
+    return None if row.get(key) is None else _typed(row[key], f'"{key}"', kind)
 
 
-def _both(row: JsonObject, name: str, read: Callable[[object, str], Value]) -> tuple[Value, Value] | None:
+def _both(row: JsonObject, name: str, kind: type[Value]) -> tuple[Value, Value] | None:
     """Read what a pair has under `chosen_name` and `rejected_name`; None if neither is there."""
     first, second = (f"{key}_{name}" for key in _PAIR)
     there = [key for key in (first, second) if row.get(key) is not None]
     if len(there) == 1:
         raise ValueError(f'"{there[0]}" stands alone: "{first}" and "{second}" are needed, or neither')
-    return (read(row[first], f'"{first}"'), read(row[second], f'"{second}"')) if there else None
+    return (
+        (_typed(row[first], f'"{first}"', kind), _typed(row[second], f'"{second}"', kind)) if there else None
+    )
 
 
-def _wrong(value: object, what: str, allowed: str) -> ValueError:
-    return ValueError(f"{what} is {_NAMES.get(type(value).__name__, 'a number')}, allowed is {allowed}")
-
-
-def _text(value: object, what: str, allowed: str = "a text") -> str:
-    if not isinstance(value, str):
-        raise _wrong(value, what, allowed)
-    return value
-
-
-def _list(value: object, what: str) -> list[object]:
-    if not isinstance(value, list):
-        raise _wrong(value, what, "a list")
-    return value
-
-
-def _flag(value: object, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(value, what, "true or false")
-    return value
-
-
-def _number(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(value, what, "a number")
+def _typed(value: object, what: str, kind: type[Value], allowed: str = "") -> Value:
+    """Return a value of a kind. Raises: ValueError for one of another kind, such as true for a number."""
+    types = (int, float) if kind is float else kind
+    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+        found = _NAMES.get(type(value), "a number")
+        raise ValueError(f"{what} is {found}, allowed is {allowed or _NAMES.get(kind, 'a number')}")
     try:
-        return float(value)
+        return cast("Callable[[object], Value]", kind)(value)
     except OverflowError:
         raise ValueError(f"{what} is too large a number") from None

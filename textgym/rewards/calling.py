@@ -7,9 +7,8 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from itertools import chain
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -39,17 +38,11 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def read_values(result: object, count: int, name: str, faults: Faults | None = None) -> Values:
-    """Turn a reward's result into `count` floats or None.
+    """Turn the result of the reward `name` into `count` floats or None.
 
     Accepted are a list, a tuple, or a one-dimensional array or tensor of real numbers (Python's, numpy's,
     zero-dimensional arrays and tensors, bool as 0 and 1) and None. NaN and infinities pass: `find_faults`
-    finds them.
-
-    Args:
-        result: what the reward returned.
-        count: the size of the batch.
-        name: the reward's, for messages.
-        faults: where given, a value that is no number is noted here under its index, and None stands in.
+    finds them. Where `faults` are given, a value that is no number is noted there under its index, and None stands in.
 
     Raises: RewardError of kind "wrong_length", or "wrong_type" (of one value only where `faults` is None).
     """
@@ -147,15 +140,13 @@ class Caller:
         columns: Columns,
         faults: Faults | None = None,
     ) -> dict[str, Values]:
-        """Ask for the terms of B completions.
+        """Ask for the terms of B completions: for each of `term_names` B floats or None.
 
         Args:
-            prompts: B texts, or what else the reward takes, as lists of messages.
-            completions: B of the same.
+            prompts, completions: B texts, or what else the reward takes, as lists of messages.
             columns: name -> B values.
             faults: where given, single values that are no numbers are noted here instead of raised.
 
-        Returns: for each of `term_names` B floats or None.
         Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
         """
         function = self.reward.terms if self.has_terms else self.reward
@@ -266,12 +257,6 @@ def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Col
 
 _IMMUTABLE = frozenset({str, int, float, bool, bytes, type(None)})
 _DEPTH = 8  # levels of lists and dicts; what lies deeper, or holds itself, is left to deepcopy
-# Kind of a row -> its values, and a copy of it where all of them are immutable.
-_FLAT: dict[type, tuple[Callable[..., Iterable[object]], Callable[..., object]]] = {
-    list: (iter, list),
-    tuple: (iter, tuple),
-    dict: (dict.values, dict.copy),
-}
 
 
 def isolated(columns: Columns) -> dict[str, object]:
@@ -279,40 +264,27 @@ def isolated(columns: Columns) -> dict[str, object]:
 
     What is no list of values is passed on as it is: TRL's trainers hand over their state and functions too.
     """
-    return {
-        # Rows of token ids are flat by contract; looking at every id would cost more than the reward.
-        name: list(map(list, cast("list[list[int]]", column)))
-        if name == "completion_ids"
-        else _copied(column)
-        for name, column in columns.items()
-    }
+    copies: dict[str, Any] = {}
+    for name, column in columns.items():
+        copies[name] = column
+        if name == "completion_ids":
+            # Rows of token ids are flat by contract; looking at every id would cost more than the reward.
+            copies[name] = list(map(list, cast("list[list[int]]", column)))
+        elif isinstance(column, np.ndarray):
+            copies[name] = column.tolist()
+        elif isinstance(column, list | tuple):
+            flat = _IMMUTABLE.issuperset(map(type, column))
+            copies[name] = list(column) if flat else [_copied(value, _DEPTH) for value in column]
+    return copies
 
 
-def _copied(column: object) -> object:
-    if isinstance(column, np.ndarray):
-        return column.tolist()
-    if not isinstance(column, list | tuple):
-        return column
-    kinds = set(map(type, column))
-    if kinds <= _IMMUTABLE:
-        return list(column)
-    if len(kinds) == 1 and kinds <= _FLAT.keys():
-        # Flat rows of one kind are checked and copied all at once, which is several times faster.
-        values, copied = _FLAT[kinds.pop()]
-        if _IMMUTABLE.issuperset(map(type, chain.from_iterable(map(values, column)))):
-            return list(map(copied, column))
-    return [_copied_item(item, _DEPTH) for item in column]
-
-
-def _copied_item(item: object, depth: int) -> object:
-    """Copy deeply; what JSON can say several times as fast as deepcopy, which copies the rest."""
-    kind = type(item)
-    if kind in _IMMUTABLE:
-        return item
-    if isinstance(item, list) and kind is list and depth:
-        return [_copied_item(value, depth - 1) for value in item]
-    if isinstance(item, dict) and kind is dict and depth:
-        return {key: _copied_item(value, depth - 1) for key, value in item.items()}
-    if isinstance(item, tuple) and kind is tuple and _IMMUTABLE.issuperset(map(type, item)):
-        return item
-    return copy.deepcopy(item)
+def _copied(value: Any, depth: int) -> object:
+    """Copy a value deeply; what JSON can say several times as fast as deepcopy, which copies the rest."""
+    kind = type(value)
+    if kind in _IMMUTABLE or (kind in (list, tuple) and _IMMUTABLE.issuperset(map(type, value))):
+        return value.copy() if kind is list else value
+    if kind is list and depth:
+        return [_copied(inner, depth - 1) for inner in value]
+    if kind is dict and depth:
+        return {key: _copied(inner, depth - 1) for key, inner in value.items()}
+    return copy.deepcopy(value)

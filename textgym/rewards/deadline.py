@@ -105,19 +105,17 @@ class Deadline:
     def _running(self) -> Connection:
         if self._owner != os.getpid() or (self._process is not None and not self._process.is_alive()):
             self.close()  # a forked copy must not talk over its parent's pipe
-        if self._connection is None:
-            self._start()
-        assert self._connection is not None
-        return self._connection
+        return self._connection or self._start()
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         if multiprocessing.current_process().daemon:
             raise RuntimeError(
                 f"timeout={self.seconds} needs a child process, which a daemonic process may not have; "
                 "AsyncVectorEnv(..., daemon=False) is allowed"
             )
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        connection, theirs = context.Pipe()
+        self._connection = connection
         safe = os.environ.get(_SAFE)
         self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe), daemon=True)
         self._owner = os.getpid()
@@ -130,13 +128,14 @@ class Deadline:
         self._at_exit = Finalize(None, self._process.kill, exitpriority=0)
         theirs.close()
         try:
-            started = self._connection.poll(START_SECONDS)
-            problem = pickle.loads(self._connection.recv_bytes()) if started else "it took too long"
+            started = connection.poll(START_SECONDS)
+            problem = pickle.loads(connection.recv_bytes()) if started else "it took too long"
         except (EOFError, OSError):
             problem = "it died; a script needs `if __name__ == '__main__':`"
         if problem:
             self.close()
             raise RuntimeError(f"the process of reward {self.name!r} could not be started: {problem}")
+        return connection
 
     def _read(self, outcome: str, value: Any, state: object) -> object:
         if outcome == "interrupted":
