@@ -82,7 +82,7 @@ def _escaped(letter: str) -> str:
 @functools.lru_cache(maxsize=1024)
 def matched_ranges(token: str) -> tuple[tuple[int, int], ...]:
     """Return the code points, as ranges with both ends, that an expression of one character matches on re2."""
-    re2 = import_extra("re2", "pattern")
+    re2 = import_extra("re2", "reward 'pattern'")
     text = _every_character()
     return tuple(
         # What is cut in two at the edge of a window is passed over.

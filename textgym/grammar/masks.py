@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from textgym.checks import Bools
 from textgym.codecs.protocol import ByteDecoder
 from textgym.grammar.expressions import Schema, as_rewarded, has_one_of, narrowed, spelled_out
+from textgym.rewards.base import import_extra
 from textgym.rewards.json import make_validator
 from textgym.state import TokenState
 from textgym.vocab import Vocabulary
@@ -92,14 +92,8 @@ _SCHEMA: Final = f"{_OPTIONS}start: %json "
 _PATTERN: Final = f"{_OPTIONS}start: TEXT\nTEXT: "
 
 
-def import_llguidance() -> ModuleType:
-    """Return the package `llguidance`. Raises: ModuleNotFoundError that says what to install."""
-    try:
-        return importlib.import_module("llguidance")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'a grammar mask needs llguidance, which is not installed: pip install "textgym[rewards]"'
-        ) from error
+def _llguidance() -> ModuleType:
+    return import_extra("llguidance", "a grammar mask")
 
 
 def json_grammar(schema: Schema) -> str:
@@ -150,7 +144,7 @@ def source(grammar: str) -> str:
 
 
 def _checked(grammar: str, argument: str, value: object) -> str:
-    failed, messages = import_llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
+    failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
     if failed or messages:
         reason = messages[0].partition("\n")[0].partition("): ")[2] or messages[0]
         raise ValueError(f"{argument}={value!r:.200}: cannot be made a grammar ({reason:.300})")
@@ -224,7 +218,13 @@ class GrammarMask:
         self.vocabulary, self.grammar, self.places = vocabulary, grammar, places
         self._table = token_bytes(vocabulary)
         self._kept: OrderedDict[Completion, _Place] = OrderedDict()
-        self._start = _Place(self._matcher(), empty=True)
+        # Tokens 0..V-1 stand for themselves after other text, V..2V-1 for the same at the start.
+        tokens, stops = [*self._table.inner, *self._table.first], list(vocabulary.stop_ids)
+        llguidance = _llguidance()
+        tokenizer = llguidance.LLTokenizer(_Tokens(tokens, stops[0]), n_vocab=len(tokens), eos_token=stops)
+        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
+        self._check(matcher)
+        self._start = _Place(matcher, empty=True)
         self._stops = np.zeros(vocabulary.size, np.bool_)
         self._stops[list(vocabulary.stop_ids)] = True
         self._stop_bits = np.packbits(self._stops, bitorder="little")
@@ -241,16 +241,6 @@ class GrammarMask:
 
     def __setstate__(self, state: tuple[Vocabulary, str, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
-
-    def _matcher(self) -> Any:
-        """Make a matcher: tokens 0..V-1 stand for themselves after other text, V..2V-1 for the same at the start."""
-        llguidance = import_llguidance()
-        tokens = [*self._table.inner, *self._table.first]
-        stops = list(self.vocabulary.stop_ids)
-        tokenizer = llguidance.LLTokenizer(_Tokens(tokens, stops[0]), n_vocab=len(tokens), eos_token=stops)
-        matcher = llguidance.LLMatcher(tokenizer, self.grammar, log_level=0)
-        self._check(matcher)
-        return matcher
 
     def _try_out(self) -> None:
         """Walk with the longest tokens: past what may end soon to what comes behind it, and into what may be long."""

@@ -142,12 +142,7 @@ def collect(
 
 
 def _draw(
-    task: Task,
-    policy: Policy,
-    drawn: Ints,
-    candidates: int,
-    split: str,
-    generator: np.random.Generator,
+    task: Task, policy: Policy, drawn: Ints, candidates: int, split: str, generator: np.random.Generator
 ) -> tuple[list[list[_Candidate]], Counter[str]]:
     """Return up to `candidates` different ones for each drawn prompt, in the order of drawing; failures by kind."""
     gold = None if task.gold_scorer is task.scorer else task.gold_scorer

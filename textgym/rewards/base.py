@@ -149,18 +149,14 @@ def reward_term_names(reward: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def import_extra(module: str, reward: str) -> ModuleType:
-    """Import a module of the extra `rewards` for a reward of this name.
-
-    Raises: ModuleNotFoundError that says what to install.
-    """
+def import_extra(module: str, user: str) -> ModuleType:
+    """Import a module of the extra `rewards`. Raises: ModuleNotFoundError that names `user` and what to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or module).split(".")[0]
         raise ModuleNotFoundError(
-            f'reward {reward!r} needs {package}, which is not installed: pip install "textgym[rewards]"',
-            name=package,
+            f'{user} needs {package}, which is not installed: pip install "textgym[rewards]"', name=package
         ) from error
 
 

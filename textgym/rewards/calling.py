@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any, TypeGuard, cast
 
@@ -57,19 +57,11 @@ def read_values(result: object, count: int, name: str, faults: Faults | None = N
 
 
 def find_faults(values: Values, name: str, faults: Faults) -> None:
-    """Note every value that is neither finite nor None as a fault of kind "nan" or "inf"."""
+    """Note every value that is neither finite nor None as a fault of kind "nan" or "inf", where there is none yet."""
     for index, value in enumerate(values):
         if value is not None and not math.isfinite(value):
-            faults.setdefault(index, not_finite(value, index, name))
-
-
-def not_finite(value: float, index: int, name: str) -> RewardError:
-    """Return the error for a value that is NaN or infinite."""
-    return RewardError(
-        f"reward {name!r} is {value} for completion {index}; a finite number or None is allowed",
-        "nan" if math.isnan(value) else "inf",
-        index,
-    )
+            message = f"reward {name!r} is {value} for completion {index}; a finite number or None is allowed"
+            faults.setdefault(index, RewardError(message, "nan" if math.isnan(value) else "inf", index))
 
 
 def _as_list(result: object, name: str) -> list[Any]:
@@ -131,7 +123,13 @@ class Caller:
         self.has_terms = hasattr(reward, "terms")
         self.method = "terms" if self.has_terms else "__call__"
         self.maximum: float | None = getattr(reward, "maximum", None)
-        _check_signature(getattr(reward, "terms", reward), self.name)
+        try:
+            parameters = inspect.signature(getattr(reward, "terms", reward)).parameters.values()
+        except (TypeError, ValueError):  # a builtin that hides its signature
+            return
+        # Callers, TRL's too, pass more columns than a reward asks for.
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            raise ValueError(f"reward {self.name!r} must take any column: (prompts, completions, **columns)")
 
     def terms(
         self,
@@ -202,16 +200,6 @@ class Inner(Caller):
     def values(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> Values:
         """Return the reward of B completions, raising as `terms` does."""
         return sum_terms(self.terms(prompts, completions, columns))
-
-
-def _check_signature(function: Callable[..., object], name: str) -> None:
-    """Raise ValueError for a reward that lists its columns: callers, TRL's too, pass more than it asks for."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a builtin that hides its signature
-        return
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        raise ValueError(f"reward {name!r} must take any column: (prompts, completions, **columns)")
 
 
 def awaited(result: object) -> object:

@@ -9,14 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from textgym.checks import Bools, Floats, JsonObject, check_flag, not_one_of, shown
-from textgym.rewards.base import (
-    Column,
-    NamedReward,
-    Reward,
-    TermReward,
-    Values,
-    reward_term_names,
-)
+from textgym.rewards.base import Column, NamedReward, Reward, TermReward, Values, reward_term_names
 from textgym.rewards.calling import Inner, is_finite
 from textgym.rewards.registry import RewardSpec
 
@@ -55,16 +48,12 @@ class Weighted(TermReward):
             _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
         )
         reward_term_names(self)
-        self.maximum = self._greatest()
-
-    def _greatest(self) -> float | None:
-        """Return the sum of what each can pay at most, one that abstains nothing; None where one does not say."""
-        total = 0.0
-        for key, inner in self.rewards.items():
-            if inner.maximum is None or self.weights[key] < 0:
-                return None
-            total += max(self.weights[key] * inner.maximum, 0.0)
-        return total
+        # One that abstains pays nothing.
+        most = [
+            None if inner.maximum is None or self.weights[key] < 0 else self.weights[key] * inner.maximum
+            for key, inner in self.rewards.items()
+        ]
+        self.maximum = None if None in most else float(sum(max(own or 0.0, 0.0) for own in most))
 
     def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
         """Return the weighted terms of every completion."""
@@ -253,11 +242,7 @@ class Shaped(_EveryPrefix):
     pay: Literal["difference"] = "difference"
 
     def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
-        if (
-            isinstance(gamma, bool)
-            or not isinstance(gamma, int | float | np.floating)
-            or not 0.0 <= gamma <= 1.0
-        ):
+        if not is_finite(gamma) or not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma={gamma!r:.80}: a number from 0 to 1 is allowed")
         super().__init__(reward, "shaped")
         self.gamma = float(gamma)

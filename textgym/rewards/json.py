@@ -130,7 +130,7 @@ def make_validator(schema: object, argument: str) -> Validator:
 
 
 def _extra(module: str) -> ModuleType:
-    return import_extra(module, _REWARD)
+    return import_extra(module, f"reward {_REWARD!r}")
 
 
 def _plain(value: object) -> object:

@@ -85,7 +85,7 @@ class Bleu(_Overlap):
 
     def _overlap(self) -> Overlap:
         check_flag("lowercase", self.lowercase)
-        return _sacrebleu("BLEU", self.name, lowercase=self.lowercase, effective_order=True)
+        return _sacrebleu("BLEU", lowercase=self.lowercase, effective_order=True)
 
     def _visible(self, references: list[str]) -> list[str]:
         if any(map(is_unspaced, references)):
@@ -117,7 +117,7 @@ class Chrf(_Overlap):
     def _overlap(self) -> Overlap:
         check_count("word_order", self.word_order)
         check_count("beta", self.beta, 1)
-        return _sacrebleu("CHRF", self.name, word_order=self.word_order, beta=self.beta)
+        return _sacrebleu("CHRF", word_order=self.word_order, beta=self.beta)
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,19 @@ class Rouge(_Overlap):
 
 
 @functools.cache
-def _sacrebleu(metric: str, reward: str, **options: bool | int) -> Overlap:
+def _sacrebleu(metric: str, **options: bool | int) -> Overlap:
     """Return a sentence-level metric of sacrebleu, from 0..100 to 0..1; its perfect score is 100.00000000000004."""
-    score = getattr(import_extra("sacrebleu.metrics", reward), metric)(**options).sentence_score
+    module = import_extra("sacrebleu.metrics", f"reward {metric.lower()!r}")
+    score = getattr(module, metric)(**options).sentence_score
     return lambda text, references: min(score(text, references).score / 100.0, 1.0)
 
 
 @functools.cache
 def _rouge(variant: Variant, measure: Measure, stem: bool) -> Overlap:
     """Return ROUGE against the reference that fits best."""
-    scorer = import_extra("rouge_score.rouge_scorer", "rouge").RougeScorer([variant], tokenizer=_Words(stem))
+    scorer = import_extra("rouge_score.rouge_scorer", "reward 'rouge'").RougeScorer(
+        [variant], tokenizer=_Words(stem)
+    )
     return lambda text, references: float(getattr(scorer.score_multi(references, text)[variant], measure))
 
 
@@ -178,7 +181,7 @@ class _Words:
     """The tokenizer that `RougeScorer` is given; of ASCII texts it gives what the package's own does."""
 
     def __init__(self, stem: bool) -> None:
-        self._stem = import_extra("nltk.stem.porter", "rouge").PorterStemmer().stem if stem else None
+        self._stem = import_extra("nltk.stem.porter", "reward 'rouge'").PorterStemmer().stem if stem else None
 
     def tokenize(self, text: str) -> list[str]:
         found = words(text)
@@ -225,19 +228,18 @@ class Sentiment(Rebuilt, NamedReward):
         aim = TARGETS[self.target] if isinstance(self.target, str) else self.target
         scores = _polarity()
         texts = [composed(text) for text in completions]
-        if any(not text.isascii() and _has_no_latin(text) for text in texts):
-            warn_once("reward 'sentiment' reads English; a text without a Latin letter counts as neutral")
+        for text in texts:
+            letters = "" if text.isascii() else [letter for letter in text if letter.isalpha()]
+            if letters and not any(unicodedata.name(each, "").startswith("LATIN") for each in letters):
+                warn_once("reward 'sentiment' reads English; a text without a Latin letter counts as neutral")
         return [1.0 - abs(scores(text)["compound"] - aim) / 2.0 for text in texts]
-
-
-def _has_no_latin(text: str) -> bool:
-    letters = [letter for letter in text if letter.isalpha()]
-    return bool(letters) and not any(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
 
 
 @functools.cache
 def _polarity() -> Callable[[str], dict[str, float]]:
     """Return VADER with its lexicon, which is read once a process."""
-    analyzer = import_extra("vaderSentiment.vaderSentiment", "sentiment").SentimentIntensityAnalyzer()
+    analyzer = import_extra(
+        "vaderSentiment.vaderSentiment", "reward 'sentiment'"
+    ).SentimentIntensityAnalyzer()
     scores: Callable[[str], dict[str, float]] = analyzer.polarity_scores
     return scores

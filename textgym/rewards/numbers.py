@@ -178,11 +178,7 @@ def whole_number(text: str) -> Fraction | int | None:
     if NUMBER.fullmatch(text) is None:
         return None
     digits = text.lstrip("+-\u2212").partition(".")[0].partition("/")[0]
-    return _number(text) if "," not in digits or _GROUPED.fullmatch(digits) else None
-
-
-def _number(text: str) -> Fraction | int | None:
-    if len(text) > MOST_DIGITS:
+    if ("," in digits and not _GROUPED.fullmatch(digits)) or len(text) > MOST_DIGITS:
         return None
     text = text.replace(",", "").replace("\u2212", "-")
     top, _, bottom = text.partition("/")

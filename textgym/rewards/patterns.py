@@ -89,19 +89,19 @@ class Regex:
 
     def matches(self, texts: list[str]) -> list[bool]:
         """Return whether each text matches; one that cannot be written as UTF-8 (a lone surrogate) does not."""
-        return [self._matches(text) for text in texts]
-
-    def _matches(self, text: str) -> bool:
-        try:
-            return self._find(text.encode()) is not None
-        except UnicodeEncodeError:
-            return False
+        found = []
+        for text in texts:
+            try:
+                found.append(self._find(text.encode()) is not None)
+            except UnicodeEncodeError:
+                found.append(False)
+        return found
 
 
 @lru_cache(maxsize=256)
 def _compiled(source: str, mode: Mode, reward: str) -> Callable[[bytes], object]:
     """Return what looks for a pattern in a text. Raises: ValueError that says why it cannot be compiled."""
-    re2 = import_extra("re2", reward)
+    re2 = import_extra("re2", f"reward {reward!r}")
     options = re2.Options()
     options.never_capture = True  # faster, and nobody asks for the groups
     options.log_errors = False

@@ -7,25 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from textgym.checks import check_choice, check_flag, shown
-from textgym.rewards.base import (
-    Column,
-    Columns,
-    NamedReward,
-    Values,
-    check_column,
-    check_count,
-    read_column,
-)
+from textgym.rewards.base import Column, NamedReward, Values, check_column, check_count, read_column
 from textgym.rewards.calling import check_batch, is_finite
-from textgym.rewards.words import (
-    Unit,
-    check_stop_ids,
-    composed,
-    folded,
-    is_whole,
-    token_ids,
-    units,
-)
+from textgym.rewards.words import Unit, check_stop_ids, composed, folded, is_whole, token_ids, units
 
 
 @dataclass(frozen=True)
@@ -260,18 +244,14 @@ class Keywords(NamedReward):
         if self.words is not None:
             rows: list[list[str] | None] = [self._folded(self.words)] * len(texts)
         else:
-            rows = self._rows(columns)
+            listed = read_column(columns, str(self.column), self.name)
+            argument = f"column {self.column!r}, row"
+            rows = [None if row is None else self._folded(check_words(argument, row)) for row in listed]
             check_batch(prompts, completions, {str(self.column): rows})
         return [
             None if words is None else self._score(text, words)
             for text, words in zip(texts, rows, strict=True)
         ]
-
-    def _rows(self, columns: Columns) -> list[list[str] | None]:
-        assert self.column is not None
-        listed = read_column(columns, self.column, self.name)
-        argument = f"column {self.column!r}, row"
-        return [None if words is None else self._folded(check_words(argument, words)) for words in listed]
 
     def _folded(self, words: Sequence[str]) -> list[str]:
         return [folded(word, self.ignore_case) for word in words]

@@ -12,15 +12,7 @@ import numpy as np
 
 from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, shown
 from textgym.rewards.base import Columns, RewardError, Scores, Values
-from textgym.rewards.calling import (
-    Caller,
-    Faults,
-    check_batch,
-    find_faults,
-    is_finite,
-    isolated,
-    not_finite,
-)
+from textgym.rewards.calling import Caller, Faults, check_batch, find_faults, is_finite, isolated
 from textgym.rewards.registry import RewardSpec, make_reward
 
 if TYPE_CHECKING:
@@ -196,8 +188,7 @@ class Scorer:
         for name, values in terms.items():
             find_faults(values, name, faults)
         total = _sum([np.where(np.isnan(array), 0.0, array) for array in arrays.values()])
-        for index in np.flatnonzero(~np.isfinite(total)).tolist():
-            faults.setdefault(index, not_finite(float(total[index]), index, self.name))
+        find_faults(total.tolist(), self.name, faults)
         if faults:
             self._settle(faults)
             failed = list(faults)
