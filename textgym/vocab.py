@@ -13,7 +13,7 @@ import numpy as np
 
 from textgym.checks import Bools, JsonObject, TextGymWarning, did_you_mean, shown
 from textgym.codecs import Codec, Decoder, WordCodec
-from textgym.codecs.chat import MASK, Conversation, around, parse_format
+from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around
 from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
 
@@ -188,7 +188,7 @@ def _own_stop_ids(
                 f"stop: the generation config of {place} ends texts at eos_token_id={shown(ids)}, of which "
                 f"{shown(dropped)} are no control tokens of this tokenizer and are left out; stop= can name them",
                 TextGymWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         stops = [i for i in ids if i in known]
         if stops:
@@ -216,13 +216,13 @@ def _stop_id(codec: Codec, token: object) -> int:
 
 def _conversation(source: Source, chat: bool | str | None) -> Conversation | None:
     if isinstance(chat, str):
-        return Conversation(source.codec, parse_format(chat))
+        return Conversation(source.codec, FormatTemplate(chat))
     if chat is not None and not isinstance(chat, bool):
         raise TypeError(f"chat={shown(chat)}: allowed are None, True, False and 'before{{prompt}}after'")
     if chat is False:
         return None
     if source.builtin:
-        return Conversation(source.codec, parse_format(BUILTIN_CHAT))
+        return Conversation(source.codec, FormatTemplate(BUILTIN_CHAT))
     if source.template is not None:
         return Conversation(source.codec, source.template)
     if source.template_names:

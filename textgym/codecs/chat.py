@@ -36,14 +36,22 @@ class Template(Protocol):
 
 @dataclass(frozen=True)
 class FormatTemplate:
-    """The template "before{prompt}after"; the completion stands behind it."""
+    """The template "before{prompt}after"; the completion stands behind it.
 
-    before: str
-    after: str
+    Raises: ValueError unless {prompt} stands in it exactly once.
+    """
+
+    chat: str
+
+    def __post_init__(self) -> None:
+        if self.chat.count("{prompt}") != 1:
+            raise ValueError(
+                f"chat={self.chat!r}: {{prompt}} must stand in it once, as in '<|user|>{{prompt}}<|end|>'"
+            )
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
-        """See `Template`."""
-        return f"{self.before}{prompt}{self.after}{completion or ''}"
+        """Return the conversation, see `Template`."""
+        return self.chat.replace("{prompt}", prompt) + (completion or "")
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class JinjaTemplate:
     variables: Mapping[str, object]
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
-        """See `Template`. The template runs in a process of its own, as it may come from anybody.
+        """Return the conversation, see `Template`; rendered in a process of its own, as it may come from anybody.
 
         Raises: ValueError for a template that cannot be read, refuses the conversation, or takes more than 5 seconds
             of CPU time or 1 GiB; ModuleNotFoundError without jinja2.
@@ -68,16 +76,6 @@ class JinjaTemplate:
         if "error" in answer:
             raise ValueError(f"chat: the chat template cannot be rendered: {answer['error']}")
         return answer["text"]
-
-
-def parse_format(chat: str) -> FormatTemplate:
-    """Read "before{prompt}after". Raises: ValueError unless {prompt} stands in it exactly once."""
-    before, *after = chat.split("{prompt}")
-    if len(after) != 1:
-        raise ValueError(
-            f"chat={chat!r}: {{prompt}} must stand in it once, as in '<|user|>{{prompt}}<|end|>'"
-        )
-    return FormatTemplate(before, after[0])
 
 
 def around(rendered: str) -> tuple[str, str]:
@@ -114,13 +112,11 @@ class _Renderer:
                 if os.name == "posix" and not select.select([process.stdout], [], [], _SECONDS)[0]:
                     process.kill()
                 answer: dict[str, str] = json.loads(process.stdout.readline())
-            except (OSError, ValueError):  # it was ended and left no answer
-                self.close()
+            except BaseException as error:
+                self.close()  # after an interrupt, too: the answer to come would be read as the next one's
+                if not isinstance(error, OSError | ValueError):
+                    raise
                 return {"error": f"it was ended after {rendering.CPU_SECONDS} s"}
-            except BaseException:
-                # An interrupt: the answer that is still to come would be read as the next one's.
-                self.close()
-                raise
             return answer
 
     def close(self) -> None:
@@ -147,17 +143,10 @@ class _Renderer:
 
 
 _renderer = _Renderer()
-
-
-def _after_fork() -> None:
-    """A child process starts a renderer of its own: two that write to one would read each other's answers."""
-    global _renderer
-    _renderer = _Renderer()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-atexit.register(lambda: _renderer.close())
+    # Two processes that write to one renderer would read each other's answers.
+    os.register_at_fork(after_in_child=lambda: _Renderer.__init__(_renderer))
+atexit.register(_renderer.close)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -146,7 +146,7 @@ def as_rewarded(schema: Schema) -> JsonObject:
 
 
 def has_one_of(schema: object) -> bool:
-    """Whether `oneOf` stands anywhere in a schema."""
+    """Return whether `oneOf` stands anywhere in a schema."""
     if isinstance(schema, Mapping):
         return "oneOf" in schema or any(map(has_one_of, schema.values()))
     return isinstance(schema, list | tuple) and any(map(has_one_of, schema))

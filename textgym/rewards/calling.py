@@ -28,7 +28,7 @@ Faults = dict[int, RewardError]
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
+    """Return whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:

@@ -221,7 +221,7 @@ def _multiple_of(_: object, step: int | Decimal, instance: object, schema: objec
 
 
 def _divides(step: Decimal, value: Decimal) -> bool:
-    """Whether a value is a whole number of steps; in integers, for a decimal's own remainder has limits."""
+    """Return whether a value is a whole number of steps; in integers, for a decimal's own remainder has limits."""
     (of_step, power_of_step), (of_value, power) = map(_lowest_terms, (step, value))
     if power < power_of_step:
         return of_value == 0
@@ -356,7 +356,7 @@ class JsonValues(NamedReward):
 
 
 def same_json(a: object, b: object) -> bool:
-    """Whether two JSON values are equal."""
+    """Return whether two JSON values are equal."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, Mapping) and isinstance(b, Mapping):

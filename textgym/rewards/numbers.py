@@ -189,7 +189,7 @@ def whole_number(text: str) -> Fraction | int | None:
 
 
 def _ends(left: str, run: str, right: str) -> bool:
-    """Whether a number ends where its digits do."""
+    """Return whether a number ends where its digits do."""
     if "." in run and right.startswith(("...", "\u2026")):
         return False
     if re.search(rf"[{_CURRENCY}] ?$", left) and re.match(r" ?(?:m|t|mm)(?![^\W_])", right, re.IGNORECASE):
@@ -224,7 +224,7 @@ def _sign(line: str, run: str, right: str) -> str | None:
 
 
 def _may_lead(head: str) -> bool:
-    """Whether a number may end a word that begins like this."""
+    """Return whether a number may end a word that begins like this."""
     head = _CLAUSE.sub("", head)
     if re.search(rf"[0-9\\{_FOREIGN}{_RAISED}{_MARK}]|[{_MINUS}]{_LETTER}{{1,4}}$", head):
         return False  # 1e5, \sqrt{2}, -US$5
@@ -234,7 +234,7 @@ def _may_lead(head: str) -> bool:
 
 
 def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
-    """Whether the words before, in the same line, leave a number what it is."""
+    """Return whether the words before, in the same line, leave a number what it is."""
     if not before or not before[-1]:
         return True
     previous, further = before[-1], before[-2] if len(before) > 1 else ""
@@ -278,7 +278,7 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
 
 
 def _over(bare: str, further: str) -> bool:
-    """Whether what stands before a number ends with symbols that end there."""
+    """Return whether what stands before a number ends with symbols that end there."""
     if set(bare) == {"#"}:
         return not further
     if bare in tuple(":,.~"):

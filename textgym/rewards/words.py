@@ -37,7 +37,7 @@ def folded(text: str, ignore_case: bool) -> str:
 
 
 def is_whole(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] is a whole word: no letter, digit, underscore or mark goes on with it on either side.
+    """Return whether text[start:end] is whole: no letter, digit, underscore or mark goes on with it on either side.
 
     At an end that is none of these anything may follow, and in scripts without spaces any letter.
     """
@@ -45,7 +45,7 @@ def is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _joins(before: str, after: str) -> bool:
-    """Whether one character goes on with another; "" is the edge of the text."""
+    """Return whether one character goes on with another; "" is the edge of the text."""
     if not before or not after:
         return False
     return _JOINER in (before, after) or _is_mark(after) or (_in_word(before) and _in_word(after))
@@ -87,7 +87,7 @@ def words(text: str) -> list[str]:
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether some of a text is in a script without spaces between words."""
+    """Return whether some of a text is in a script without spaces between words."""
     return not text.isascii() and _UNSPACED_TEXT.search(text) is not None
 
 
