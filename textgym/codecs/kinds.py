@@ -19,8 +19,8 @@ from textgym.codecs.protocol import ByteDecoder, Codec, Decoder, byte_table, enc
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Lower-case letters, which no normalizer changes.
-_MARK = "textgymcontrol"
+# What the name of a stand-in for a token begins with: lower-case letters, which no normalizer changes.
+_ALIAS = "textgymcontrol"
 
 
 class FastCodec(Codec):
@@ -61,8 +61,8 @@ class FastCodec(Codec):
         }
         self.control_ids = frozenset(self._forbidden.values())
         self.added_ids = frozenset(i for i, token in added if token.content.strip())
-        self._marked: Tokenizer | None = None
-        self._marks: dict[int, str] = {}
+        self._aliased: Tokenizer | None = None
+        self._aliases: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text, see `Codec`."""
@@ -78,10 +78,10 @@ class FastCodec(Codec):
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Return the ids of texts and tokens, see `Codec`."""
         # In place of every token stands another added one, which the library finds in the same way.
-        marked = self._with_marks({part for part in parts if isinstance(part, int)})
-        text = "".join(self._marks[part] if isinstance(part, int) else part for part in parts)
-        ids = encode_as_text(lambda piece: _encode(marked, piece), text, self._forbidden)
-        meant = {marked.token_to_id(mark): token_id for token_id, mark in self._marks.items()}
+        aliased = self._with_aliases({part for part in parts if isinstance(part, int)})
+        text = "".join(self._aliases[part] if isinstance(part, int) else part for part in parts)
+        ids = encode_as_text(lambda piece: _encode(aliased, piece), text, self._forbidden)
+        meant = {aliased.token_to_id(alias): token_id for token_id, alias in self._aliases.items()}
         return [meant.get(token_id, token_id) for token_id in ids]
 
     @cached_property
@@ -102,21 +102,21 @@ class FastCodec(Codec):
                 token["content"] = _unreadable(token["id"]) if unigram else token["content"]
         return Tokenizer.from_str(json.dumps(written))
 
-    def _with_marks(self, token_ids: Collection[int]) -> Tokenizer:
-        """Return a tokenizer that finds these tokens by the names in `_marks`, and no control token by its own."""
-        if self._marked is None or not self._marks.keys() >= set(token_ids):
-            names = sorted(self._marks.keys() | set(token_ids))
+    def _with_aliases(self, token_ids: Collection[int]) -> Tokenizer:
+        """Return a tokenizer that finds these tokens by the names in `_aliases`, and no control token by its own."""
+        if self._aliased is None or not self._aliases.keys() >= set(token_ids):
+            names = sorted(self._aliases.keys() | set(token_ids))
             letters = str.maketrans("0123456789", "abcdefghij")
-            self._marks = {i: _MARK + f"{i:09}".translate(letters) for i in names}
-            self._marked = self._without(self.control_ids.union(names))
+            self._aliases = {i: _ALIAS + f"{i:09}".translate(letters) for i in names}
+            self._aliased = self._without(self.control_ids.union(names))
             known = self._tokenizer.get_added_tokens_decoder()
-            for token_id, mark in self._marks.items():
+            for token_id, alias in self._aliases.items():
                 like = known.get(token_id, AddedToken("", normalized=False))
                 flags = {
                     name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")
                 }
-                self._marked.add_tokens([AddedToken(mark, **flags)])
-        return self._marked
+                self._aliased.add_tokens([AddedToken(alias, **flags)])
+        return self._aliased
 
     def leading(self) -> list[int]:
         """Return what the post-processor puts before a text."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from textgym.rewards.base import import_extra
 from textgym.rewards.json import make_validator
 from textgym.state import TokenState
 from textgym.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CHECKS, _CHECKED_TOKENS = 200, 6
@@ -181,7 +184,7 @@ class _Place:
         bits: the mask, packed eight tokens a byte, once it is asked for.
     """
 
-    matcher: Any
+    matcher: LLMatcher | None
     empty: bool = False
     bits: NDArray[np.uint8] | None = None
 
@@ -247,16 +250,17 @@ class GrammarMask:
         closing = np.array([written in _CLOSING for written in self._table.inner])
         length = np.array([len(written) for written in self._table.inner])
         for last in (~closing, closing):
-            order = np.lexsort((-length, last))
-            order = order[~self._stops[order]]
+            tokens = np.lexsort((-length, last))
+            tokens = tokens[~self._stops[tokens]]
             place = self._start
             for _ in range(_TRIED):
-                legal = np.unpackbits(self._bits(place), count=self.vocabulary.size, bitorder="little")[order]
+                mask = np.unpackbits(self._bits(place), count=self.vocabulary.size, bitorder="little")
+                legal = mask[tokens]
                 if not legal.any():
                     break
-                place = self._after(place, int(order[legal.argmax()]))
+                place = self._after(place, int(tokens[legal.argmax()]))
 
-    def _check(self, matcher: Any) -> None:
+    def _check(self, matcher: LLMatcher) -> None:
         """Raise ValueError where the grammar has become too complex to follow."""
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
@@ -293,17 +297,17 @@ class GrammarMask:
 
     def _bits(self, place: _Place) -> NDArray[np.uint8]:
         if place.bits is None:
-            place.bits = self._stop_bits if place.matcher is None else self._computed(place)
+            place.bits = self._stop_bits if place.matcher is None else self._computed(place, place.matcher)
         return place.bits
 
-    def _computed(self, place: _Place) -> NDArray[np.uint8]:
+    def _computed(self, place: _Place, matcher: LLMatcher) -> NDArray[np.uint8]:
         """Return the mask of a place, packed eight tokens a byte."""
         size = self.vocabulary.size
-        packed = np.frombuffer(place.matcher.compute_bitmask(), np.uint8)
-        if place.matcher.get_error().startswith("NoExtensionBias"):  # no token has the byte that must come
+        packed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        if matcher.get_error().startswith("NoExtensionBias"):  # no token has the byte that must come
             place.matcher = None
             return self._stop_bits
-        self._check(place.matcher)
+        self._check(matcher)
         if place.empty:
             both = np.unpackbits(packed, bitorder="little")
             mask = both[size : 2 * size].astype(np.bool_)

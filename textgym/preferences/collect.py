@@ -134,8 +134,8 @@ def collect(
         if len(kept) < 2:
             dropped["alike" if len(group) < 2 else "tied"] += 1
             continue
-        order = annotate([[each.gold for each in kept]], noise, generator)[0]
-        texts, ended, scores = zip(*(kept[i] for i in order), strict=True)
+        best_first = annotate([[each.gold for each in kept]], noise, generator)[0]
+        texts, ended, scores = zip(*(kept[i] for i in best_first), strict=True)
         rankings.append(Ranking(prompts.texts[prompt], texts, ended, scores=scores))
     short = sum(len(ranking.completions) < candidates for ranking in rankings)
     return Collected(rankings, int(n), short, dict(dropped), tied, dict(failures))

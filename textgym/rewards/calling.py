@@ -150,7 +150,7 @@ class Caller:
         function = self.reward.terms if self.has_terms else self.reward
         with printing_to_stderr():
             result = awaited(
-                function(prompts=list(prompts), completions=list(completions), **isolated(columns))
+                function(prompts=list(prompts), completions=list(completions), **copy_columns(columns))
             )
         return self.read(result, len(prompts), faults)
 
@@ -247,7 +247,7 @@ _IMMUTABLE = frozenset({str, int, float, bool, bytes, type(None)})
 _DEPTH = 8  # levels of lists and dicts; what lies deeper, or holds itself, is left to deepcopy
 
 
-def isolated(columns: Columns) -> dict[str, object]:
+def copy_columns(columns: Columns) -> dict[str, object]:
     """Copy the columns as deep as it takes that no change to them reaches the caller.
 
     What is no list of values is passed on as it is: TRL's trainers hand over their state and functions too.

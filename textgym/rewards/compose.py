@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 import numpy as np
 
@@ -311,7 +311,7 @@ class Blurred(_Wrapper, TermReward):
         """
         if "episode_seeds" not in columns:
             raise ValueError("episode_seeds: the column is missing; allowed is a noisy task, which has it")
-        seeds: Any = columns.pop("episode_seeds")
+        seeds = cast("Sequence[int]", columns.pop("episode_seeds"))
         terms = self.inner.terms(prompts, completions, columns)
         paid = [any(value is not None for value in values) for values in zip(*terms.values(), strict=True)]
         noise = [float(np.random.default_rng(seed).normal(0.0, self.deviation)) for seed in seeds]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, cast
 
 from textgym.checks import shown
 from textgym.rewards.base import Reward, RewardError, reward_name
@@ -137,11 +137,11 @@ class Deadline:
             raise RuntimeError(f"the process of reward {self.name!r} could not be started: {problem}")
         return connection
 
-    def _read(self, outcome: str, value: Any, state: object) -> object:
+    def _read(self, outcome: str, value: object, state: object) -> object:
         if outcome == "interrupted":
             raise KeyboardInterrupt(f"raised by reward {self.name!r}")
         if outcome == "raised":
-            message, kind, index, remote = value
+            message, kind, index, remote = cast("tuple[str, str, int | None, str]", value)
             raise RewardError(message, kind, index) from RuntimeError(f"in the reward's process:\n{remote}")
         if state is not None:
             self.reward.load_state_dict(state)

@@ -216,16 +216,13 @@ def _multiple_of(_: object, step: int | Decimal, instance: object, schema: objec
     """Check the keyword `multipleOf` exactly (the package's own divides floats)."""
     if isinstance(instance, bool) or not isinstance(instance, int | Decimal):
         return
-    if not _divides(Decimal(step), Decimal(instance)):
+    # In integers, for a decimal's own remainder has limits.
+    of_step, power_of_step = _lowest_terms(Decimal(step))
+    value, power = _lowest_terms(Decimal(instance))
+    if power >= power_of_step:
+        value = value * pow(10, power - power_of_step, of_step) % of_step
+    if value:
         yield _extra("jsonschema").ValidationError(f"{instance} is not a multiple of {step}")
-
-
-def _divides(step: Decimal, value: Decimal) -> bool:
-    """Return whether a value is a whole number of steps; in integers, for a decimal's own remainder has limits."""
-    (of_step, power_of_step), (of_value, power) = map(_lowest_terms, (step, value))
-    if power < power_of_step:
-        return of_value == 0
-    return of_value * pow(10, power - power_of_step, of_step) % of_step == 0
 
 
 def _lowest_terms(number: Decimal) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, shown
 from textgym.rewards.base import Columns, RewardError, Scores, Values
-from textgym.rewards.calling import Caller, Faults, check_batch, find_faults, is_finite, isolated
+from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults, is_finite
 from textgym.rewards.registry import RewardSpec, make_reward
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Scorer:
         self, prompts: Sequence[str], completions: Sequence[str], columns: Columns, faults: Faults
     ) -> dict[str, Values]:
         if self._deadline is not None:
-            arguments = {"prompts": list(prompts), "completions": list(completions), **isolated(columns)}
+            arguments = {"prompts": list(prompts), "completions": list(completions), **copy_columns(columns)}
             result = self._deadline.call(self._caller.method, arguments)
             return self._caller.read(result, len(prompts), faults)
         try:
