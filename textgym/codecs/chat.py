@@ -28,7 +28,7 @@ _SECONDS = 60.0  # of wall time, which a busy machine needs more of than the CPU
 
 
 class Template(Protocol):
-    """What writes conversations. Instances can be pickled."""
+    """A writer of conversations; it can be pickled."""
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
         """Return the conversation that asks for an answer to `prompt`; with `completion` the one that has it."""
@@ -56,7 +56,7 @@ class FormatTemplate:
 
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A Jinja chat template of Hugging Face; `variables` are bos_token, eos_token and what else it may name."""
+    """A Jinja chat template of Hugging Face; `variables` are what it may name, such as bos_token."""
 
     source: str
     variables: Mapping[str, object]
@@ -79,7 +79,7 @@ class JinjaTemplate:
 
 
 def around(rendered: str) -> tuple[str, str]:
-    """Split what a template makes of the message `MASK` into the text before and after that message.
+    """Split the conversation rendered for the message `MASK` into the text before and after that message.
 
     Raises: ValueError if the message does not come out exactly once.
     """
@@ -223,7 +223,7 @@ class Conversation:
         return self.codec.control_ids | written
 
     def _frame(self, messages: int, ended: bool) -> list[int]:
-        """Return the control tokens around messages without any."""
+        """Return the control tokens around messages that hold none."""
         if (messages, ended) not in self._frames:
             text = self._render([MASK] * messages, ended)
             self._frames[messages, ended] = self._control(self.codec.encode_control(text))

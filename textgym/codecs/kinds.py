@@ -24,7 +24,7 @@ _ALIAS = "textgymcontrol"
 
 
 class FastCodec(Codec):
-    """Works on copies: the caller's tokenizer is never changed.
+    """A codec over a tokenizer in Rust. It works on copies: the caller's tokenizer is never changed.
 
     Args:
         tokenizer: any tokenizer that can be written as JSON.
@@ -153,7 +153,7 @@ class FastCodec(Codec):
 
 
 class SlowCodec(Codec):
-    """Works on a copy: the caller's tokenizer is never changed.
+    """A codec over a tokenizer in Python. It works on a copy: the caller's tokenizer is never changed.
 
     Args:
         tokenizer: a Hugging Face tokenizer object without a Rust backend.
@@ -205,8 +205,7 @@ class SlowCodec(Codec):
 
 
 class WordCodec(Codec):
-    """Words with spaces between them; the id of a word is its place. Words in angle brackets (<pad>) are
-    control tokens.
+    """A codec of words with spaces between them; a word's id is its place. <pad> and the like are control tokens.
 
     Args:
         words: at least one, all different, none empty or with white space inside.

@@ -1,7 +1,7 @@
-"""Renders conversations with chat templates. Run as a program: a template may loop for ever, or eat all memory.
+"""Render conversations with chat templates, as a program: a template may loop forever, or use up all memory.
 
-Reads lines from the standard input, each a JSON object with `template`, `messages` and `variables`, and answers each
-with a line, a JSON object with `text` or `error`. It imports nothing of TextGym, so that it starts fast.
+It reads lines from the standard input, each a JSON object with `template`, `messages` and `variables`, and answers
+each with a line, a JSON object with `text` or `error`. It imports nothing of TextGym, so that it starts fast.
 """
 
 from __future__ import annotations

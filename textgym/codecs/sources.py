@@ -1,4 +1,4 @@
-"""From whatever names a tokenizer to its codec: an object, a folder, a file, a hub id."""
+"""Find the codec of a tokenizer, and what goes with it: from an object, a folder, a file or a list of words."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _short(name: object) -> str:
 
 
 def _chat_template(templates: object) -> tuple[str | None, tuple[str, ...]]:
-    """Return a chat template, of several named ones the default; and their names where none is the default."""
+    """Return a chat template, the default of several named ones; and their names if none is the default."""
     names: tuple[str, ...] = ()
     if isinstance(templates, list):
         templates = {entry["name"]: entry["template"] for entry in templates}

@@ -153,7 +153,7 @@ def has_one_of(schema: object) -> bool:
 
 
 def _part(schema: Schema, anything: Schema | None, root: bool = True) -> JsonObject:
-    """Return a schema of objects, or of a part; closed, where there is a reference to the schema of `anything`."""
+    """Return a schema for a grammar; closed, if there is a reference to the schema of `anything`."""
     for keyword in (*_REFUSED, *(() if root else ("$id",))):
         if keyword in schema:
             raise ValueError(f"{keyword!r} inside of a schema is not allowed, write $ref and $defs")

@@ -102,7 +102,7 @@ def _llguidance() -> ModuleType:
 def json_grammar(schema: Schema) -> str:
     """Return the grammar of compact JSON that is valid against a schema: `json_schema` pays all of it in full.
 
-    Compact: no white space outside of strings; the keys of an object in the order of the schema's
+    Compact: no white space outside strings; the keys of an object in the order of the schema's
     `properties`, and no others; one key at most where the schema names none (a grammar cannot tell whether a key
     stands twice); characters of strings as they are, escaped only where JSON needs it; integers without point
     and exponent, bounded numbers without exponent, minus zero only where there are negative numbers; U+0000 of a

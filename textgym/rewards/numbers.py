@@ -278,7 +278,7 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
 
 
 def _over(bare: str, further: str) -> bool:
-    """Return whether what stands before a number ends with symbols that end there."""
+    """Return whether the symbols before a number leave it what it is."""
     if set(bare) == {"#"}:
         return not further
     if bare in tuple(":,.~"):

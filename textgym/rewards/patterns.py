@@ -40,7 +40,7 @@ _TOKEN: Final = re.compile(
     | (?P<plain>.)""",
     re.DOTALL | re.VERBOSE,
 )
-# What other dialects read differently, without a word; by the token and what follows it.
+# What other dialects silently read differently; by the token and what follows it.
 _AMBIGUOUS: Final = (
     (r"\{,[0-9]*\}", "{,n} is plain text to re2 and a count elsewhere; write {0,n}, or \\{,n} for the text"),
     (r"\[\^?\]", "a class that begins with ] is empty to some engines; write \\]"),
@@ -124,7 +124,7 @@ def pattern_tokens(pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_dialect(pattern: str) -> None:
-    """Raise ValueError for what engines read differently, without a word."""
+    """Raise ValueError for what engines silently read differently."""
     for found in _TOKEN.finditer(pattern):
         if found.lastgroup in ("plain", "set"):
             for construct, reason in _AMBIGUOUS:

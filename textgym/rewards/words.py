@@ -45,7 +45,7 @@ def is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _joins(before: str, after: str) -> bool:
-    """Return whether one character goes on with another; "" is the edge of the text."""
+    """Return whether a character continues the word of the one before; "" is the edge of the text."""
     if not before or not after:
         return False
     return _JOINER in (before, after) or _is_mark(after) or (_in_word(before) and _in_word(after))
@@ -93,7 +93,7 @@ def is_unspaced(text: str) -> bool:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Warn once a process of what a reward cannot read. Warns: TextGymWarning."""
+    """Warn, once a process, about what a reward cannot read. Warns: TextGymWarning."""
     warnings.warn(message, TextGymWarning, stacklevel=3)
 
 
