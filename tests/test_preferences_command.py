@@ -64,7 +64,7 @@ def test_it_writes_what_it_prints(capsys):
 
 def test_every_format_holds_the_same_rankings(capsys):
     words = ("--n", "20", "--candidates", "3", "--keep-ties", "--noise", "1")
-    for format in ("rankings", "trl", "hh"):
+    for format in ("rankings", "trl", "transcripts"):
         code, out, _ = run(
             capsys, "preferences", *TEXT, *words, "--format", format, "--out", f"{format}.jsonl", "--json"
         )
@@ -76,7 +76,7 @@ def test_every_format_holds_the_same_rankings(capsys):
     assert max(len(ranking.completions) for ranking in rankings) == 3
     split = [pair for ranking in rankings for pair in pairs(ranking)]
     assert read_rankings("trl.jsonl").rows == split
-    assert read_rankings("hh.jsonl").rows == [as_dialogue(pair) for pair in split]
+    assert read_rankings("transcripts.jsonl").rows == [as_dialogue(pair) for pair in split]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from textgym.rewards import Scorer
-from textgym.rewards.shaping import potential_difference
+from textgym.rewards.compose import potential_difference
 from textgym.state import RUNNING, Prompt, TokenSpace, TokenState, TokenStore
 from textgym.task import Judgement, Task
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from textgym.files import check_file, reading, write_bytes
 from textgym.lm.reference import Reference
 from textgym.play import Episodes, play
-from textgym.rewards.shaping import NOISE
+from textgym.rewards.compose import NOISE
 from textgym.task import Task
 
 RESAMPLES = 1000

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import SupportsIndex, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from textgym.checks import TextGymWarning, did_you_mean, shown
+from textgym.checks import Bools, JsonObject, TextGymWarning, did_you_mean, shown
 from textgym.codecs import Codec, Decoder, WordCodec
-from textgym.codecs.chat import MASK, Conversation, around, parse_format
+from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around
 from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
 
@@ -41,20 +40,21 @@ class Vocabulary:
     size: int
     stop_ids: tuple[int, ...]
     pad_id: int
-    allowed: npt.NDArray[np.bool_] = field(repr=False)
+    allowed: Bools = field(repr=False)
     codec: Codec = field(repr=False)
     decoder: Decoder = field(repr=False)
     before_ids: tuple[int, ...] = ()
     after_ids: tuple[int, ...] = ()
     conversation: Conversation | None = field(default=None, repr=False)
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    config: JsonObject = field(default_factory=dict, repr=False)
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
-        """The ids of a prompt: the text, with the chat template or BOS around it.
+        """Return the ids of a prompt: the text, with the chat template or BOS around it.
 
         With a chat template they are those of `apply_chat_template` with the generation prompt: the conversation is
         written, then encoded as one text. What reads like a control token in `text` ("<|end|>") is encoded as plain
         text.
+
         Raises: TypeError if it is no string; ValueError if it is empty, cannot be written as UTF-8, or has no
         tokens, and as `Conversation.encode`.
         """
@@ -74,7 +74,7 @@ class Vocabulary:
         return (*self.before_ids, *ids, *self.after_ids)
 
     def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of a batch of ids. Control, stop and unused ids leave nothing; bad UTF-8 is U+FFFD."""
+        """Return the texts of a batch of ids. Control, stop and unused ids leave nothing; bad UTF-8 is U+FFFD."""
         return self.decoder(batch)
 
     def save(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class Vocabulary:
         self.codec.save(folder, self.config)
 
     def token_text(self, token_id: int) -> str:
-        """One token for the eye: its text, or its name in the vocabulary where it has no text of its own."""
+        """Return one token to show: its text, or its name in the vocabulary where it has no text of its own."""
         name = self.codec.token(token_id)
         if name is None:
             return f"<unused {token_id}>"
@@ -93,7 +93,7 @@ class Vocabulary:
 
 
 def load_vocabulary(
-    tokenizer: Any = None,
+    tokenizer: object = None,
     *,
     stop: str | int | Sequence[str | int] | None = None,
     vocab_size: int | None = None,
@@ -125,7 +125,11 @@ def load_vocabulary(
     codec = source.codec
     size = _size(codec.size, vocab_size)
     conversation = _conversation(source, chat)
-    stop_ids = _stop_ids(source, stop, model, conversation)
+    if stop is None:
+        stop_ids = _own_stop_ids(source, model, conversation)
+    else:
+        stops = stop if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
+        stop_ids = tuple(dict.fromkeys(_stop_id(codec, token) for token in stops))
     pad_id = next(i for i in (source.pad_id, *stop_ids, 0) if i is not None and i < size)
     skip = codec.special_ids | frozenset(stop_ids)
     has_token = np.array([i < codec.size and codec.token(i) is not None for i in range(size)])
@@ -133,7 +137,10 @@ def load_vocabulary(
     if not has_token.any():
         raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
     has_token.flags.writeable = False
-    before, after = _around(codec, conversation)
+    before, after = codec.leading(), list[int]()
+    if conversation is not None:
+        texts = around(conversation.template(MASK))
+        before, after = (codec.encode_control(text) if text else [] for text in texts)
     if isinstance(codec, WordCodec):
         conversation = None  # words are read one by one, whatever stands around them
     return Vocabulary(
@@ -143,8 +150,8 @@ def load_vocabulary(
         has_token,
         codec,
         codec.decoder(skip),
-        before,
-        after,
+        tuple(before),
+        tuple(after),
         conversation,
         source.config,
     )
@@ -162,18 +169,10 @@ def _size(tokens: int, vocab_size: int | None) -> int:
     return int(vocab_size)
 
 
-def _stop_ids(
-    source: Source, stop: Any, model: str | Path | None, conversation: Conversation | None
-) -> tuple[int, ...]:
-    if stop is None:
-        return _own_stop_ids(source, model, conversation)
-    tokens = [stop] if isinstance(stop, str) or not hasattr(stop, "__iter__") else list(stop)
-    return tuple(dict.fromkeys(_stop_id(source.codec, token) for token in tokens))
-
-
 def _own_stop_ids(
     source: Source, model: str | Path | None, conversation: Conversation | None
 ) -> tuple[int, ...]:
+    """Return the tokens that end a text by the model's files, or else the tokenizer's EOS token."""
     places = dict.fromkeys(str(place) for place in (model, source.folder) if place is not None)
     named = [(place, *generation_stops(place)) for place in places]
     eos = () if source.eos_id is None else (int(source.eos_id),)
@@ -189,7 +188,7 @@ def _own_stop_ids(
                 f"stop: the generation config of {place} ends texts at eos_token_id={shown(ids)}, of which "
                 f"{shown(dropped)} are no control tokens of this tokenizer and are left out; stop= can name them",
                 TextGymWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         stops = [i for i in ids if i in known]
         if stops:
@@ -198,7 +197,7 @@ def _own_stop_ids(
     return eos
 
 
-def _stop_id(codec: Codec, token: Any) -> int:
+def _stop_id(codec: Codec, token: object) -> int:
     if isinstance(token, str):
         token_id = codec.token_id(token)
         if token_id is None:
@@ -207,7 +206,7 @@ def _stop_id(codec: Codec, token: Any) -> int:
             )
         return token_id
     try:
-        index = -1 if isinstance(token, bool) else operator.index(token)
+        index = -1 if isinstance(token, bool) else operator.index(cast("SupportsIndex", token))
     except TypeError:
         index = -1
     if not 0 <= index < codec.size or codec.token(index) is None:
@@ -217,13 +216,13 @@ def _stop_id(codec: Codec, token: Any) -> int:
 
 def _conversation(source: Source, chat: bool | str | None) -> Conversation | None:
     if isinstance(chat, str):
-        return Conversation(source.codec, parse_format(chat))
+        return Conversation(source.codec, FormatTemplate(chat))
     if chat is not None and not isinstance(chat, bool):
         raise TypeError(f"chat={shown(chat)}: allowed are None, True, False and 'before{{prompt}}after'")
     if chat is False:
         return None
     if source.builtin:
-        return Conversation(source.codec, parse_format(BUILTIN_CHAT))
+        return Conversation(source.codec, FormatTemplate(BUILTIN_CHAT))
     if source.template is not None:
         return Conversation(source.codec, source.template)
     if source.template_names:
@@ -235,11 +234,3 @@ def _conversation(source: Source, chat: bool | str | None) -> Conversation | Non
     if chat:
         raise ValueError("chat=True: this tokenizer has no chat template; give chat='before{prompt}after'")
     return None
-
-
-def _around(codec: Codec, conversation: Conversation | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if conversation is None:
-        return tuple(codec.leading()), ()
-    before, after = around(conversation.template(MASK))
-    encode = codec.encode_control
-    return tuple(encode(before) if before else ()), tuple(encode(after) if after else ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from math import exp, isnan, sqrt
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from textgym import make_task
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.preferences import Ranking, collect, collect_preferences, disagreement
+from textgym.preferences import Ranking, collect, disagreement
 
 WORDS = ("a", "b", "<end>")
 SCORES = {"a a": 2.0, "a b": 1.0, "b a": 1.0, "b b": 0.0, "a": 1.0, "b": 0.0}
@@ -130,17 +129,6 @@ def test_what_is_missing_is_drawn_again_and_counted(policy):
 def test_a_policy_that_says_one_thing_gives_nothing():
     always = NGramReference(np.array([[1 - 2e-9, 1e-9, 1e-9]] * 3))
     assert collect(small(), always, n=20).dropped == {"alike": 20}
-    with pytest.warns(UserWarning, match=r"20 of 20 prompts gave no ranking \(20 alike\)"):
-        assert collect_preferences(small(), always, n=20) == []
-
-
-def test_the_list_is_that_of_collect(policy):
-    options = {"n": 5, "candidates": 2, "keep_ties": True, "split": "eval", "seed": 4}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rankings = collect_preferences(small(), policy, **options)
-    assert rankings == collect(small(), policy, **options).rankings
-    assert all(isinstance(ranking, Ranking) for ranking in rankings)
 
 
 def test_without_gold_the_reward_ranks_and_another_reward_goes_before_both(policy):

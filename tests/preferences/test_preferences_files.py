@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from textgym.preferences import Demonstration, Ranking, read_demonstrations, read_rankings, write_rankings
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}'
-HH = rb'{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}'
+TRANSCRIPTS = rb'{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}'
 RANKED = b'{"prompt": "p", "completions": ["a", "b"]}'
 
 
@@ -45,9 +45,9 @@ BROKEN = {
         "a text holds a lone surrogate",
     ),
     "identical": (trl(chosen="b"), "identical"),
-    "identical transcripts": (HH.replace(b" a", b" b"), "transcript are identical"),
+    "identical transcripts": (TRANSCRIPTS.replace(b" a", b" b"), "transcript are identical"),
     "empty": (trl(rejected=" \n"), "the rejected answer is empty"),
-    "empty transcript": (HH.replace(b" a", b""), "the chosen answer is empty"),
+    "empty transcript": (TRANSCRIPTS.replace(b" a", b""), "the chosen answer is empty"),
     "no prefix": (b'{"chosen": "yes", "rejected": "no"}', "no common prefix"),
     "NaN margin": (trl(margin=float("nan")), "NaN is no JSON"),
     "text margin": (trl(margin="1"), '"margin" is a text'),
@@ -87,7 +87,7 @@ def test_a_broken_row_is_a_problem_with_its_line(tmp_path, name):
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_the_first_good_row_says_the_format(tmp_path, first):
     path = tmp_path / "x.jsonl"
-    rows, names = [GOOD, HH, RANKED], ["trl", "hh", "rankings"]
+    rows, names = [GOOD, TRANSCRIPTS, RANKED], ["trl", "transcripts", "rankings"]
     path.write_bytes(b"\n".join([b"{}", rows[first], *rows]))
     reading = read_rankings(path, on_broken="skip")
     assert (reading.format, len(reading.rows), len(reading.problems)) == (names[first], 2, 3)
@@ -131,7 +131,7 @@ def test_arguments_are_checked(tmp_path):
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.binary(max_size=40) | st.sampled_from([GOOD, HH, RANKED]), max_size=6))
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([GOOD, TRANSCRIPTS, RANKED]), max_size=6))
 def test_any_bytes_are_rows_or_problems(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("bytes") / "x.jsonl"
     path.write_bytes(b"\n".join(lines))

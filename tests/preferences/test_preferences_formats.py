@@ -54,7 +54,7 @@ def put(path, *rows):
                 "rejected": "\n\nHuman: Hi\n\nAssistant: n",
                 "margin": 0.5,
             },
-            "hh",
+            "transcripts",
             Ranking("\n\nHuman: Hi\n\nAssistant:", (" y", " n"), margin=0.5),
         ),
         ({"prompt": "Hi", "completions": ["y", "n"]}, "rankings", PAIR),
@@ -159,7 +159,7 @@ def test_trl_pairs_come_back(tmp_path_factory, rows):
     st.lists(rankings(most=2, prompts=TEXT.map(lambda text: f"{text}\n\nAssistant:")), min_size=1, max_size=3)
 )
 def test_hh_pairs_come_back(tmp_path_factory, rows):
-    assert back(tmp_path_factory, rows, "hh") == rows
+    assert back(tmp_path_factory, rows, "transcripts") == rows
 
 
 @settings(deadline=None, max_examples=60)

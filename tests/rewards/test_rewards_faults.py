@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.rewards import RewardError, Scorer, TextGymWarning, Weighted
-from textgym.rewards.calling import isolated
+from textgym.rewards.calling import copy_columns
 
 PROMPTS = ["one", "two", "three"]
 COMPLETIONS = ["ok", "bad", "fine!"]  # 2, 3 and 5 characters
@@ -214,7 +214,7 @@ def shared(one: Any, other: Any) -> bool:
 @given(st.lists(JSON_VALUES, max_size=4))
 def test_a_reward_gets_copies_all_the_way_down(column: list[Any]) -> None:
     for given_column in (column, tuple(column), [(value, [value]) for value in column]):
-        copied = isolated({"column": given_column})["column"]
+        copied = copy_columns({"column": given_column})["column"]
         assert copied == list(given_column)
         assert not shared(copied, list(given_column))
 
@@ -226,7 +226,7 @@ def test_columns_that_hold_themselves_or_objects_are_copied_too() -> None:
     for _ in range(50):
         deep = [deep, {"a": deep}] if len(str(deep)) < 200 else [deep]
     counter = Counter("ab")
-    copied = isolated({"column": [loop, deep, counter]})["column"]
+    copied = copy_columns({"column": [loop, deep, counter]})["column"]
     assert copied[1] == deep
     assert not shared(copied[1], deep)
     assert copied[2] == counter

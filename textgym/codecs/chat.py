@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from textgym.codecs import rendering
 from textgym.codecs.protocol import Codec
@@ -28,38 +28,41 @@ _SECONDS = 60.0  # of wall time, which a busy machine needs more of than the CPU
 
 
 class Template(Protocol):
-    """What writes conversations. Instances can be pickled."""
+    """A writer of conversations; it can be pickled."""
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
-        """The conversation that asks for an answer to `prompt`; with `completion` the one that has the answer."""
+        """Return the conversation that asks for an answer to `prompt`; with `completion` the one that has it."""
 
 
 @dataclass(frozen=True)
 class FormatTemplate:
-    """The template "before{prompt}after"; the completion stands behind it."""
+    """The template "before{prompt}after"; the completion stands behind it.
 
-    before: str
-    after: str
+    Raises: ValueError unless {prompt} stands in it exactly once.
+    """
+
+    chat: str
+
+    def __post_init__(self) -> None:
+        if self.chat.count("{prompt}") != 1:
+            raise ValueError(
+                f"chat={self.chat!r}: {{prompt}} must stand in it once, as in '<|user|>{{prompt}}<|end|>'"
+            )
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
-        """See `Template`."""
-        return f"{self.before}{prompt}{self.after}{completion or ''}"
+        """Return the conversation, see `Template`."""
+        return self.chat.replace("{prompt}", prompt) + (completion or "")
 
 
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A Jinja chat template as Hugging Face writes them.
-
-    Args:
-        source: the template.
-        variables: bos_token, eos_token and what else the template may name.
-    """
+    """A Jinja chat template of Hugging Face; `variables` are what it may name, such as bos_token."""
 
     source: str
-    variables: Mapping[str, Any]
+    variables: Mapping[str, object]
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
-        """See `Template`. The template runs in a process of its own, as it may come from anybody.
+        """Return the conversation, see `Template`; rendered in a process of its own, as it may come from anybody.
 
         Raises: ValueError for a template that cannot be read, refuses the conversation, or takes more than 5 seconds
             of CPU time or 1 GiB; ModuleNotFoundError without jinja2.
@@ -75,18 +78,8 @@ class JinjaTemplate:
         return answer["text"]
 
 
-def parse_format(chat: str) -> FormatTemplate:
-    """Read "before{prompt}after". Raises: ValueError unless {prompt} stands in it exactly once."""
-    before, *after = chat.split("{prompt}")
-    if len(after) != 1:
-        raise ValueError(
-            f"chat={chat!r}: {{prompt}} must stand in it once, as in '<|user|>{{prompt}}<|end|>'"
-        )
-    return FormatTemplate(before, after[0])
-
-
 def around(rendered: str) -> tuple[str, str]:
-    """Split what a template makes of the message `MASK` into the text before and after that message.
+    """Split the conversation rendered for the message `MASK` into the text before and after that message.
 
     Raises: ValueError if the message does not come out exactly once.
     """
@@ -99,10 +92,7 @@ def around(rendered: str) -> tuple[str, str]:
 
 
 class _Renderer:
-    """The process that renders chat templates, as those may come from anybody; a template may end it.
-
-    It starts when it is needed, and again after it was ended.
-    """
+    """The process that renders chat templates; started when it is needed, and again after a template ended it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -122,18 +112,15 @@ class _Renderer:
                 if os.name == "posix" and not select.select([process.stdout], [], [], _SECONDS)[0]:
                     process.kill()
                 answer: dict[str, str] = json.loads(process.stdout.readline())
-            except (OSError, ValueError):  # it was ended and left no answer
-                self.close()
+            except BaseException as error:
+                self.close()  # after an interrupt, too: the answer to come would be read as the next one's
+                if not isinstance(error, OSError | ValueError):
+                    raise
                 return {"error": f"it was ended after {rendering.CPU_SECONDS} s"}
-            except (
-                BaseException
-            ):  # an interrupt: the answer that is still to come would be read as the next one's
-                self.close()
-                raise
             return answer
 
     def close(self) -> None:
-        """End the process, where there is one."""
+        """End the process, if there is one."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -156,17 +143,10 @@ class _Renderer:
 
 
 _renderer = _Renderer()
-
-
-def _after_fork() -> None:
-    """A child process starts a renderer of its own: two that write to one would read each other's answers."""
-    global _renderer
-    _renderer = _Renderer()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-atexit.register(lambda: _renderer.close())
+    # Two processes that write to one renderer would read each other's answers.
+    os.register_at_fork(after_in_child=lambda: _Renderer.__init__(_renderer))
+atexit.register(_renderer.close)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -181,21 +161,19 @@ class Conversation:
     The ids are those of `apply_chat_template(..., tokenize=True)`. Where a message holds a control token's text,
     the template's control tokens are kept and the message's are encoded as any other text. Control tokens are the
     special ones, and of the other added tokens those that the template writes with and without an answer.
-
-    Args:
-        codec: the tokenizer.
-        template: writes the text.
     """
 
     codec: Codec = field(repr=False)
     template: Template = field(repr=False)
+    _frames: dict[tuple[int, bool], list[int]] = field(default_factory=dict, init=False, repr=False)
 
     def encode(self, *messages: str, ended: bool = True) -> list[int]:
-        """The ids of a prompt's conversation, or of a prompt's and a completion's.
+        """Return the ids of a prompt's conversation, or of a prompt's and a completion's.
 
         Args:
             messages: the prompt, and the completion where there is one.
             ended: False leaves out what the template writes after the completion.
+
         Raises: ValueError if the template refuses the messages, a control token cannot be written as text, or the
             template changes a message so that its control tokens cannot be told from the template's own.
         """
@@ -221,7 +199,7 @@ class Conversation:
 
     @property
     def takes_completions(self) -> bool:
-        """Whether the template says how an answer is written and ends; one of a prompt's format alone does not."""
+        """Whether the template says how an answer is written and ends; a `FormatTemplate` does not."""
         return isinstance(self.template, JinjaTemplate)
 
     @property
@@ -244,20 +222,15 @@ class Conversation:
             written = written.intersection(self.codec.encode_control(self.template(MASK, MASK)))
         return self.codec.control_ids | written
 
-    @cached_property
-    def _frames(self) -> dict[tuple[int, bool], list[int]]:
-        return {}
-
     def _frame(self, messages: int, ended: bool) -> list[int]:
-        """The control tokens around messages without any."""
-        key = (messages, ended)
-        if key not in self._frames:
+        """Return the control tokens around messages that hold none."""
+        if (messages, ended) not in self._frames:
             text = self._render([MASK] * messages, ended)
-            self._frames[key] = self._control(self.codec.encode_control(text))
-        return self._frames[key]
+            self._frames[messages, ended] = self._control(self.codec.encode_control(text))
+        return self._frames[messages, ended]
 
     def _masked(self, messages: tuple[str, ...], whole: str, held: list[str], ended: bool) -> str | None:
-        """`whole` with `MASK` for the messages' own characters; None where the messages hold no control token.
+        """Return `whole` with `MASK` for the messages' own characters; None where they hold no control token.
 
         A template may look at a message, so that it writes something else around a masked one; then the text of
         control tokens alone is masked.
@@ -280,7 +253,7 @@ class Conversation:
         return None
 
     def _apart(self, whole: str, masked: str) -> list[int]:
-        """The ids of `whole` with the control tokens that stand in `masked` and no others."""
+        """Return the ids of `whole` with the control tokens that stand in `masked` and no others."""
         control = self._control(self.codec.encode_control(masked))
         parts: list[str | int] = []
         start = 0

@@ -1,7 +1,7 @@
-"""Renders conversations with chat templates. Run as a program: a template may loop for ever, or eat all memory.
+"""Render conversations with chat templates, as a program: a template may loop forever, or use up all memory.
 
-Reads lines from the standard input, each a JSON object with `template`, `messages` and `variables`, and answers each
-with a line, a JSON object with `text` or `error`. It imports nothing of TextGym, so that it starts fast.
+It reads lines from the standard input, each a JSON object with `template`, `messages` and `variables`, and answers
+each with a line, a JSON object with `text` or `error`. It imports nothing of TextGym, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import functools
 import json
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.parser import Parser
 
 CPU_SECONDS = 5  # of one conversation
 MEMORY = 2**30  # bytes of address space
@@ -43,15 +47,15 @@ def _limit() -> None:
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
-def _rendered(template: str, messages: list[dict[str, str]], variables: dict[str, Any]) -> str:
-    text: str = _compiled(template).render(messages=messages, tools=None, documents=None, **variables)
+def _rendered(template: str, messages: list[dict[str, str]], variables: dict[str, str]) -> str:
+    text = _compiled(template).render(messages=messages, tools=None, documents=None, **variables)
     if len(text) > CHARACTERS:
         raise ValueError(f"it writes {len(text)} characters; at most {CHARACTERS} are allowed")
     return text
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Any:
+def _compiled(template: str) -> Template:
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -61,7 +65,7 @@ def _compiled(template: str) -> Any:
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)

@@ -1,108 +1,26 @@
-"""From whatever names a tokenizer to its codec: an object, a folder, a file, a hub id."""
+"""Find the codec of a tokenizer, and what goes with it: from an object, a folder, a file or a list of words."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from tokenizers import Tokenizer
 
-from textgym.checks import TextGymWarning
+from textgym.checks import JsonObject, TextGymWarning
 from textgym.codecs.chat import JinjaTemplate, Template
-from textgym.codecs.fast import FastCodec, WordCodec
-from textgym.codecs.protocol import Codec, Decoder, encode_as_text, leading_ids, vocabulary_size
+from textgym.codecs.kinds import FastCodec, SlowCodec, WordCodec
+from textgym.codecs.protocol import Codec
 from textgym.files import check_file, read_json, reading
 
-
-class SlowCodec:
-    """Works on a copy: the caller's tokenizer is never changed.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer object without a Rust backend.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = copy.deepcopy(tokenizer)
-        self._vocabulary: dict[str, int] = dict(self._tokenizer.get_vocab())
-        self.size = vocabulary_size(self._vocabulary.values())
-        self._names = {token_id: token for token, token_id in self._vocabulary.items()}
-        self.special_ids = frozenset(i for i in self._tokenizer.all_special_ids if i is not None)
-        unknown = self._tokenizer.unk_token_id
-        self._forbidden = {self._names[i]: i for i in self.special_ids if i in self._names and i != unknown}
-        self.control_ids = frozenset(self._forbidden.values())
-        added = self._tokenizer.added_tokens_encoder.items()
-        self.added_ids = frozenset(token_id for token, token_id in added if token.strip())
-
-    def _encode(self, text: str, as_text: bool) -> list[int]:
-        options = {"add_special_tokens": False, "split_special_tokens": as_text}
-        return [int(i) for i in self._tokenizer.encode(text, **options)]
-
-    def encode(self, text: str) -> list[int]:
-        """Plain text. Raises: ValueError where a control token cannot be written as text."""
-        return encode_as_text(lambda part: self._encode(part, as_text=True), text, self._forbidden)
-
-    def encode_control(self, text: str) -> list[int]:
-        """A text with control tokens."""
-        return self._encode(text, as_text=False)
-
-    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Texts and control tokens; these tokenizers, too, read the text between two control tokens by itself."""
-        ids: list[int] = []
-        for part in parts:
-            ids += [part] if isinstance(part, int) else self.encode(part) if part else []
-        return ids
-
-    def leading(self) -> list[int]:
-        """What the tokenizer puts before a text."""
-        return leading_ids([int(i) for i in self._tokenizer.encode("a")], self.encode_control("a"))
-
-    def decoder(self, skip: frozenset[int]) -> Decoder:
-        """The tokenizer's own decoder."""
-        return SlowDecoder(self._tokenizer, frozenset(self._names) - skip)
-
-    def token(self, token_id: int) -> str | None:
-        """The token of this id."""
-        return self._names.get(token_id)
-
-    def token_id(self, token: str) -> int | None:
-        """The id of a token, or of a text that is a single token."""
-        if token in self._vocabulary:
-            return self._vocabulary[token]
-        ids = self._encode(token, as_text=True)
-        known = len(ids) == 1 and ids[0] not in self.special_ids and ids[0] != self._tokenizer.unk_token_id
-        return ids[0] if known else None
-
-    def tokens(self) -> list[str]:
-        """Every token."""
-        return list(self._vocabulary)
-
-    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """The tokenizer's own files."""
-        del config  # it has its own
-        self._tokenizer.save_pretrained(folder)
-
-
-@dataclass(frozen=True)
-class SlowDecoder:
-    """A Hugging Face tokenizer's decoder, for the ids in `keep` only."""
-
-    tokenizer: Any
-    keep: frozenset[int]
-
-    def __call__(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """Batch of ids to texts."""
-        keep = self.keep
-        return [
-            self.tokenizer.decode([i for i in ids if i in keep], skip_special_tokens=False) for ids in batch
-        ]
-
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 
@@ -127,8 +45,6 @@ class Source:
     """A tokenizer and what goes with it; None where it does not say.
 
     Args:
-        codec: text to ids and back.
-        eos_id, pad_id: token ids.
         template: the tokenizer's chat template.
         folder: where its files are.
         config: what a tokenizer_config.json says of it.
@@ -141,17 +57,17 @@ class Source:
     pad_id: int | None = None
     template: Template | None = None
     folder: Path | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     template_names: tuple[str, ...] = ()
     builtin: bool = False
 
 
-def find_source(tokenizer: Any) -> Source:
+def find_source(tokenizer: object) -> Source:
     """Recognise a tokenizer.
 
     Args:
-        tokenizer: None, a path, a list or tuple of words, a `tokenizers.Tokenizer`, or a Hugging Face
-            tokenizer.
+        tokenizer: None, a path, a list or tuple of words, a `tokenizers.Tokenizer`, or a Hugging Face tokenizer.
+
     Raises: ValueError, FileNotFoundError or TypeError, naming what is allowed.
     """
     if tokenizer is None:
@@ -165,7 +81,7 @@ def find_source(tokenizer: Any) -> Source:
     if isinstance(tokenizer, Tokenizer):
         return _from_bare(tokenizer)
     if hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "all_special_ids"):
-        return _from_hugging_face(tokenizer)
+        return _from_hugging_face(cast("PreTrainedTokenizerBase", tokenizer))
     raise TypeError(
         f"tokenizer: {type(tokenizer).__name__} is none of None (built in), the path of a tokenizer.json or "
         "its folder, a list of words, a tokenizers.Tokenizer, a Hugging Face tokenizer"
@@ -187,9 +103,16 @@ def _from_files(file: Path) -> Source:
     tokenizer = Tokenizer.from_file(str(file))
     template_file = file.with_name("chat_template.jinja")
     config = _config(file, tokenizer)
+    source: str | None
+    template_names: tuple[str, ...] = ()
+    if os.path.lexists(template_file):
+        check_file(template_file)
+        source = template_file.read_text(encoding="utf-8")
+    else:
+        source, template_names = _chat_template((config or {}).get("chat_template"))
     if config is None:
-        found, bare = _template({}, template_file), _from_bare(tokenizer)
-        template = JinjaTemplate(found, bare.config) if found else None
+        bare = _from_bare(tokenizer)
+        template = JinjaTemplate(source, bare.config) if source else None
         return replace(bare, folder=file.parent, template=template)
     names = _named_tokens(config)
     extra = [
@@ -199,7 +122,6 @@ def _from_files(file: Path) -> Source:
         for token in tokens
     ]
     codec = FastCodec(tokenizer, [name for name in [*names.values(), *extra] if name])
-    source = _template(config, template_file)
     eos, pad = names.get("eos_token"), names.get("pad_token")
     return Source(
         codec,
@@ -208,13 +130,13 @@ def _from_files(file: Path) -> Source:
         template=JinjaTemplate(source, names) if source else None,
         folder=file.parent,
         config={**config, "chat_template": source} if source else config,
-        template_names=() if source else _template_names(config.get("chat_template")),
+        template_names=template_names,
         builtin=file.parent.resolve() == BUILTIN_FOLDER.resolve(),
     )
 
 
-def _config(file: Path, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """What the files beside a tokenizer.json say, as `AutoTokenizer` reads them; None where there are none."""
+def _config(file: Path, tokenizer: Tokenizer) -> JsonObject | None:
+    """Return what the files beside a tokenizer.json say, as `AutoTokenizer` reads them; None without any."""
     config_file, map_file = (
         file.with_name(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map")
     )
@@ -226,8 +148,8 @@ def _config(file: Path, tokenizer: Tokenizer) -> dict[str, Any] | None:
     return _class_tokens(config, file.parent, tokenizer) | config
 
 
-def _without_flags(tokens: Any) -> Any:
-    """Token texts for the tokens of a special_tokens_map.json."""
+def _without_flags(tokens: object) -> object:
+    """Return token texts for the tokens of a special_tokens_map.json."""
     if isinstance(tokens, list):
         return [_token_text(token) for token in tokens]
     if isinstance(tokens, dict) and "content" not in tokens:
@@ -235,23 +157,28 @@ def _without_flags(tokens: Any) -> Any:
     return _token_text(tokens)
 
 
-def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that a chat template may name: the usual ones and the model's own, as image_token."""
-    named = {key: config.get(key) for key in _CONFIG_TOKENS}
-    own = {key: token for key, token in config.items() if key.endswith("_token") and key not in named}
-    named |= {
-        key: token for key, token in own.items() if isinstance(token, str | dict)
-    }  # add_bos_token is a bool
-    extra = config.get("extra_special_tokens")
-    texts = {
-        key: _token_text(token)
-        for key, token in {**named, **(extra if isinstance(extra, dict) else {})}.items()
+def _token_text(token: object) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"token {text!r:.80}: allowed is a text")
+    return text
+
+
+def _named_tokens(config: JsonObject) -> dict[str, str]:
+    """Return the tokens that a chat template may name: the usual ones and the model's own, as image_token."""
+    named = {
+        key: token
+        for key, token in config.items()
+        # add_bos_token is a bool
+        if key in _CONFIG_TOKENS or (key.endswith("_token") and isinstance(token, str | dict))
     }
-    return {key: text for key, text in texts.items() if text}
+    extra = config.get("extra_special_tokens")
+    named |= extra if isinstance(extra, dict) else {}
+    return {key: text for key, token in named.items() if (text := _token_text(token))}
 
 
-def _class_tokens(config: Mapping[str, Any], folder: Path, tokenizer: Tokenizer) -> dict[str, str | None]:
-    """The tokens that the tokenizer's class in transformers has where its files do not name them."""
+def _class_tokens(config: JsonObject, folder: Path, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """Return the tokens that the tokenizer's class in transformers has where its files do not name them."""
     if all(key in config for key in ("bos_token", "eos_token")):
         return {}
     model_file = folder / "config.json"
@@ -272,9 +199,8 @@ def _class_tokens(config: Mapping[str, Any], folder: Path, tokenizer: Tokenizer)
     usual = auto.TOKENIZER_MAPPING_NAMES.get(model.get("model_type", ""))
     other = bool(usual) and _short(name or usual) != _short(usual) and _short(usual) in _PLAIN_CLASSES
     byte_level = "ByteLevel" in f"{tokenizer.pre_tokenizer}{tokenizer.decoder}"
-    if other or (
-        byte_level and _short(name) == "LlamaTokenizer"
-    ):  # transformers takes the plain class instead
+    if other or (byte_level and _short(name) == "LlamaTokenizer"):
+        # transformers takes the plain class instead
         return {"bos_token": None, "eos_token": None}
     name = str(name or usual)
     found = auto.tokenizer_class_from_name(_short(name)) or auto.tokenizer_class_from_name(name)
@@ -287,33 +213,20 @@ def _class_tokens(config: Mapping[str, Any], folder: Path, tokenizer: Tokenizer)
     }
 
 
-def _short(name: Any) -> str:
+def _short(name: object) -> str:
     return str(name).removesuffix("Fast")
 
 
-def _template(config: dict[str, Any], file: Path) -> str | None:
-    if os.path.lexists(file):
-        check_file(file)
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if template is not None and not isinstance(template, str):
-        raise ValueError(f"chat_template={template!r:.80}: allowed is a text, or a list of named ones")
-    return template
-
-
-def _template_names(templates: Any) -> tuple[str, ...]:
+def _chat_template(templates: object) -> tuple[str | None, tuple[str, ...]]:
+    """Return a chat template, the default of several named ones; and their names if none is the default."""
+    names: tuple[str, ...] = ()
     if isinstance(templates, list):
-        return tuple(str(entry["name"]) for entry in templates)
-    return tuple(map(str, templates)) if isinstance(templates, Mapping) else ()
-
-
-def _token_text(token: Any) -> str | None:
-    text: str | None = token.get("content") if isinstance(token, dict) else token
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"token {text!r:.80}: allowed is a text")
-    return text
+        templates = {entry["name"]: entry["template"] for entry in templates}
+    if isinstance(templates, Mapping):
+        names, templates = tuple(map(str, templates)), templates.get("default")
+    if templates is not None and not isinstance(templates, str):
+        raise ValueError(f"chat_template={templates!r:.80}: allowed is a text, or a list of named ones")
+    return templates, () if templates else names
 
 
 def _from_bare(tokenizer: Tokenizer) -> Source:
@@ -327,17 +240,12 @@ def _from_bare(tokenizer: Tokenizer) -> Source:
     return Source(codec, eos_id, pad_id, config=config)
 
 
-def _from_hugging_face(tokenizer: Any) -> Source:
+def _from_hugging_face(tokenizer: PreTrainedTokenizerBase) -> Source:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if isinstance(backend, Tokenizer):
-        codec: Codec = FastCodec(backend, tokenizer.all_special_tokens)
-    else:
-        codec = SlowCodec(tokenizer)
-
+    special = tokenizer.all_special_tokens
+    codec = FastCodec(backend, special) if isinstance(backend, Tokenizer) else SlowCodec(tokenizer)
     variables = dict(tokenizer.special_tokens_map)
-    source = getattr(tokenizer, "chat_template", None)
-    if isinstance(source, Mapping):  # several named templates
-        source = source.get("default")
+    source, template_names = _chat_template(getattr(tokenizer, "chat_template", None))
     name = getattr(tokenizer, "name_or_path", "")
     return Source(
         codec,
@@ -346,18 +254,19 @@ def _from_hugging_face(tokenizer: Any) -> Source:
         template=JinjaTemplate(source, variables) if source else None,
         folder=Path(name) if name and Path(name).is_dir() else None,
         config={**variables, "chat_template": source} if source else variables,
-        template_names=() if source else _template_names(getattr(tokenizer, "chat_template", None)),
+        template_names=template_names,
     )
 
 
 def generation_stops(model: str | Path) -> tuple[list[int], bool]:
-    """The ids that end a text by a model's generation_config.json, and whether somebody chose them.
+    """Return the ids that end a text by a model's generation_config.json, and whether somebody chose them.
 
-    [] without such a file or without any in it. Files that transformers derives from a model's config are not chosen:
-    they hold the defaults of its architecture.
+    There are none without such a file. Files that transformers derives from a model's config are not chosen: they hold
+    the defaults of its architecture.
 
     Args:
         model: a folder in Hugging Face layout, or a hub id.
+
     Raises: ValueError for an eos_token_id that is neither null nor a whole number nor a list of them.
     """
     file = _generation_config(model)

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import quote
 
+from textgym.checks import JsonObject
 from textgym.rewards.base import import_extra
 from textgym.rewards.patterns import Regex, pattern_tokens
 
@@ -26,7 +27,7 @@ _NO_NUL: Final = r'U+0000 is allowed in classes alone that have " and \ in them 
 
 
 def spelled_out(pattern: str, argument: str = "pattern", *, quoted: bool = False) -> str:
-    r"""A pattern that means the same to every engine, made of literals, ranges, groups and repetitions.
+    r"""Return a pattern that means the same to every engine, made of literals, ranges, groups and repetitions.
 
     Args:
         pattern: in the syntax of re2; `(?i)` at its start only.
@@ -40,13 +41,11 @@ def spelled_out(pattern: str, argument: str = "pattern", *, quoted: bool = False
     flags = re.match(r"\(\?([a-zA-Z]*)i([a-zA-Z]*)\)", pattern)
     rest = pattern[flags.end() :] if flags else pattern
     kept = "".join(flags.groups()) if flags else ""
-    before = f"(?{kept})" if kept else ""
     try:
-        return before + "".join(
-            _spelled(kind, token, flags is not None, quoted) for kind, token in pattern_tokens(rest)
-        )
+        spelled = [_spelled(kind, token, flags is not None, quoted) for kind, token in pattern_tokens(rest)]
     except ValueError as error:
         raise ValueError(f"{argument}={pattern!r}: cannot be made a grammar ({error})") from error
+    return "".join([f"(?{kept})" if kept else "", *spelled])
 
 
 def _spelled(kind: str, token: str, ignore_case: bool, quoted: bool) -> str:
@@ -65,7 +64,7 @@ def _spelled(kind: str, token: str, ignore_case: bool, quoted: bool) -> str:
 
 
 def _class(token: str, quoted: bool) -> str:
-    """The characters that a token stands for, as a class."""
+    """Return the characters that a token stands for, as a class."""
     ranges = matched_ranges(token)
     if not ranges:
         raise ValueError(f"no character matches {token}")
@@ -82,8 +81,8 @@ def _escaped(letter: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def matched_ranges(token: str) -> tuple[tuple[int, int], ...]:
-    """The code points, as ranges with both ends, that an expression of one character matches on re2."""
-    re2 = import_extra("re2", "pattern")
+    """Return the code points, as ranges with both ends, that an expression of one character matches on re2."""
+    re2 = import_extra("re2", "reward 'pattern'")
     text = _every_character()
     return tuple(
         # What is cut in two at the edge of a window is passed over.
@@ -100,23 +99,17 @@ def _every_character() -> bytes:
     return "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])).encode()
 
 
+Schema = Mapping[str, object]
 _NAMED_PARTS: Final = ("properties", "$defs", "definitions")
 _LISTED_PARTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _PARTS: Final = ("items", "additionalProperties")
 _ELSEWHERE: Final = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 """Keywords that say elsewhere which objects and arrays there are."""
 _REFUSED: Final = ("$anchor", "$dynamicAnchor", "$dynamicRef")
-_NUMBERS: Final = (
-    "enum",
-    "const",
-    "multipleOf",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-)
+_EXCLUSIVE: Final = {"exclusiveMinimum": ("minimum", 1, max), "exclusiveMaximum": ("maximum", -1, min)}
+_NUMBERS: Final = ("enum", "const", "multipleOf", "minimum", "maximum", *_EXCLUSIVE)
 _COUNTS: Final = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-_SAYS_NOTHING: Final[Mapping[str, Any]] = {
+_SAYS_NOTHING: Final[Schema] = {
     "uniqueItems": False,
     "not": False,
     "propertyNames": True,
@@ -130,63 +123,61 @@ _MOST_DIGITS: Final = 15
 """Before the decimal point, and behind it: what a float keeps of a decimal number."""
 
 
-def narrowed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema that a grammar is made of. Raises: ValueError for what no grammar has in common with the reward."""
-    name = _free_name(schema)
+def narrowed(schema: Schema) -> JsonObject:
+    """Return the schema that a grammar is made of.
+
+    Raises: ValueError for what no grammar has in common with the reward.
+    """
+    # A definition of any JSON, under a name that is nowhere in the schema, neither as it is nor in a reference.
+    written = str(schema)
+    names = itertools.chain(["any JSON"], map("any JSON {}".format, itertools.count(2)))
+    name = next(name for name in names if name not in written and quote(name) not in written)
     reference = {"$ref": "#/$defs/" + quote(name)}
-    part: dict[str, Any] = _part(schema, reference)
+    part = _part(schema, reference)
     if reference["$ref"] not in str(part):
         return part
     anything = {"items": reference, "additionalProperties": reference, "maxProperties": 1}
     return part | {"$defs": part.get("$defs", {}) | {name: anything}}
 
 
-def _free_name(schema: Mapping[str, Any]) -> str:
-    """A name for a definition that stands nowhere in a schema, neither as it is nor in a reference."""
-    written = str(schema)
-    names = itertools.chain(["any JSON"], map("any JSON {}".format, itertools.count(2)))
-    return next(name for name in names if name not in written and quote(name) not in written)
+def as_rewarded(schema: Schema) -> JsonObject:
+    """Return the schema as the reward reads it: patterns spelled out, formats passed over, objects left open."""
+    return _part(schema, None)
 
 
-def as_rewarded(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema as the reward reads it: patterns spelled out, formats passed over, objects as open as they are."""
-    return dict(_part(schema, None))
-
-
-def has_one_of(schema: Any) -> bool:
-    """Whether `oneOf` stands anywhere in a schema."""
+def has_one_of(schema: object) -> bool:
+    """Return whether `oneOf` stands anywhere in a schema."""
     if isinstance(schema, Mapping):
         return "oneOf" in schema or any(map(has_one_of, schema.values()))
     return isinstance(schema, list | tuple) and any(map(has_one_of, schema))
 
 
-def _part(schema: Any, anything: Mapping[str, Any] | None, root: bool = True) -> Any:
-    """A schema inside of the schema; closed, where there is a reference to the schema of `anything`."""
-    close = anything is not None
-    if isinstance(schema, bool):
-        return dict(anything) if schema and anything is not None else schema
+def _part(schema: Schema, anything: Schema | None, root: bool = True) -> JsonObject:
+    """Return a schema for a grammar; closed, if there is a reference to the schema of `anything`."""
     for keyword in (*_REFUSED, *(() if root else ("$id",))):
         if keyword in schema:
             raise ValueError(f"{keyword!r} inside of a schema is not allowed, write $ref and $defs")
     part = {
         key: _value(key, value, anything)
         for key, value in schema.items()
-        if (close or key != "format") and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
+        if (anything is not None or key != "format")
+        and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
     }
-    if close and part.get("type") != "integer":
-        _step_inside(part)
-    if anything is not None and not any(key in part for key in _ELSEWHERE):
-        _close(part, anything)
+    if anything is not None:
+        if part.get("type") != "integer":
+            _exclude_bounds(part)
+        if not any(key in part for key in _ELSEWHERE):
+            _close(part, anything)
     return part
 
 
-def _value(key: str, value: Any, anything: Mapping[str, Any] | None) -> Any:
+def _value(key: str, value: Any, anything: Schema | None) -> object:
     if key in _NAMED_PARTS:
-        return {name: _part(part, anything, root=False) for name, part in value.items()}
+        return {name: _inner(part, anything) for name, part in value.items()}
     if key in _LISTED_PARTS:
-        return [_part(part, anything, root=False) for part in value]
+        return [_inner(part, anything) for part in value]
     if key in _PARTS:
-        return value if value is False else _part(value, anything, root=False)
+        return _inner(value, anything)
     if key in _COUNTS:
         return int(value)
     if key in _NUMBERS:
@@ -194,20 +185,23 @@ def _value(key: str, value: Any, anything: Mapping[str, Any] | None) -> Any:
     return spelled_out(value, quoted=anything is not None) if key == "pattern" else value
 
 
-def _step_inside(part: dict[str, Any]) -> None:
+def _inner(schema: bool | Schema, anything: Schema | None) -> object:
+    if isinstance(schema, bool):
+        return dict(anything) if schema and anything is not None else schema
+    return _part(schema, anything, root=False)
+
+
+def _exclude_bounds(part: JsonObject) -> None:
     """Put exclusive bounds of decimals one step of the 15th digit inside: llguidance may let the bound itself pass."""
-    for exclusive, bound, sign, inner in (
-        ("exclusiveMinimum", "minimum", 1, max),
-        ("exclusiveMaximum", "maximum", -1, min),
-    ):
+    for exclusive, (bound, sign, tighter) in _EXCLUSIVE.items():
         if exclusive in part:
             number = Decimal(str(part.pop(exclusive)))
             step = Decimal(1).scaleb(max(number.adjusted() + 1, 0) - _MOST_DIGITS)
-            inside = float(number + sign * step)
-            part[bound] = inner(inside, part.get(bound, inside))
+            allowed = float(number + sign * step)
+            part[bound] = tighter(allowed, part.get(bound, allowed))
 
 
-def _close(part: dict[str, Any], anything: Mapping[str, Any]) -> None:
+def _close(part: JsonObject, anything: Schema) -> None:
     """Leave an array no items but those that are closed themselves, and an object no keys that could stand twice."""
     types = part.get("type", ("array", "object"))
     if "array" in types:
@@ -223,7 +217,7 @@ def _close(part: dict[str, Any], anything: Mapping[str, Any]) -> None:
         part["maxProperties"] = min(part.get("maxProperties", 1), 1)
 
 
-def _check_numbers(keyword: str, value: Any) -> None:
+def _check_numbers(keyword: str, value: object) -> None:
     if isinstance(value, Mapping | list | tuple):
         for inner in value.values() if isinstance(value, Mapping) else value:
             _check_numbers(keyword, inner)

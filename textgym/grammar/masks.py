@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
+from textgym.checks import Bools
 from textgym.codecs.protocol import ByteDecoder
-from textgym.grammar.expressions import as_rewarded, has_one_of, narrowed, spelled_out
+from textgym.grammar.expressions import Schema, as_rewarded, has_one_of, narrowed, spelled_out
+from textgym.rewards.base import import_extra
 from textgym.rewards.json import make_validator
 from textgym.state import TokenState
 from textgym.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CHECKS, _CHECKED_TOKENS = 200, 6
@@ -26,21 +32,21 @@ class TokenBytes(NamedTuple):
     """The bytes of every token, b"" for those that leave nothing in a text.
 
     Args:
-        first: V, where nothing is written yet; inner: V, after other text. They differ where a decoder puts
-            spaces between words, or takes away the one at the start.
+        first: V, where nothing is written yet.
+        inner: V, after other text; another where a decoder puts spaces between words, or takes away the first.
     """
 
     first: tuple[bytes, ...]
     inner: tuple[bytes, ...]
 
     def join(self, ids: list[int]) -> bytes:
-        """The bytes of a sequence of ids."""
+        """Return the bytes of a sequence of ids."""
         written = [i for i in ids if self.inner[i]]
         return self.first[written[0]] + b"".join([self.inner[i] for i in written[1:]]) if written else b""
 
 
 def token_bytes(vocabulary: Vocabulary) -> TokenBytes:
-    """The bytes that every token adds to a decoded text.
+    """Return the bytes that every token adds to a decoded text.
 
     Raises: ValueError for a tokenizer whose decoder does more than putting pieces one after the other.
     """
@@ -89,20 +95,14 @@ _SCHEMA: Final = f"{_OPTIONS}start: %json "
 _PATTERN: Final = f"{_OPTIONS}start: TEXT\nTEXT: "
 
 
-def import_llguidance() -> Any:
-    """The package `llguidance`. Raises: ModuleNotFoundError that says what to install."""
-    try:
-        return importlib.import_module("llguidance")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'a grammar mask needs llguidance, which is not installed: pip install "textgym[rewards]"'
-        ) from error
+def _llguidance() -> ModuleType:
+    return import_extra("llguidance", "a grammar mask")
 
 
-def json_grammar(schema: Mapping[str, Any]) -> str:
-    """The grammar of compact JSON that is valid against a schema: the reward `json_schema` pays all of it in full.
+def json_grammar(schema: Schema) -> str:
+    """Return the grammar of compact JSON that is valid against a schema: `json_schema` pays all of it in full.
 
-    Compact: no white space outside of strings; the keys of an object in the order of the schema's
+    Compact: no white space outside strings; the keys of an object in the order of the schema's
     `properties`, and no others; one key at most where the schema names none (a grammar cannot tell whether a key
     stands twice); characters of strings as they are, escaped only where JSON needs it; integers without point
     and exponent, bounded numbers without exponent, minus zero only where there are negative numbers; U+0000 of a
@@ -120,18 +120,15 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
         part, open_part = narrowed(schema), as_rewarded(schema)
     except ValueError as error:
         raise ValueError(f"schema={schema!r:.200}: cannot be made a grammar ({error})") from error
-    if has_one_of(schema):  # whether the alternatives exclude each other is for the whole schema to say
-        _json_grammar(open_part, schema)
-    return _json_grammar(part, schema)
-
-
-def _json_grammar(part: dict[str, Any], schema: Mapping[str, Any]) -> str:
-    compact = json.dumps({**part, "x-guidance": {"whitespace_flexible": False}}, default=float)
-    return _checked(f"{_SCHEMA}{compact}", "schema", schema)
+    # Of `oneOf`, whether the alternatives exclude each other is for the whole schema to say.
+    for each in [open_part, part] if has_one_of(schema) else [part]:
+        compact = json.dumps({**each, "x-guidance": {"whitespace_flexible": False}}, default=float)
+        grammar = _checked(f"{_SCHEMA}{compact}", "schema", schema)
+    return grammar
 
 
 def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
-    """The grammar of the texts that a regular expression of re2 matches as a whole.
+    """Return the grammar of the texts that a regular expression of re2 matches as a whole.
 
     Raises: ValueError for a pattern that re2 does not take or that cannot be made a grammar, as one with anchors or
         word boundaries.
@@ -142,15 +139,15 @@ def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
 
 
 def source(grammar: str) -> str:
-    """What a grammar was made of, as messages name it: the schema or the pattern, spelled out for the mask."""
+    """Return what a grammar was made of, as messages name it: the schema or the pattern, spelled out."""
     for argument, start in (("schema", _SCHEMA), ("pattern", _PATTERN)):
         if grammar.startswith(start):
             return f"{argument}={grammar.removeprefix(start)}"
     return f"grammar={grammar!r}"
 
 
-def _checked(grammar: str, argument: str, value: Any) -> str:
-    failed, messages = import_llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
+def _checked(grammar: str, argument: str, value: object) -> str:
+    failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
     if failed or messages:
         reason = messages[0].partition("\n")[0].partition("): ")[2] or messages[0]
         raise ValueError(f"{argument}={value!r:.200}: cannot be made a grammar ({reason:.300})")
@@ -173,23 +170,23 @@ class _Tokens:
         self.special_token_ids: list[int] = []
         self.is_tokenizer_wrapper = True
 
-    def __call__(self, text: Any) -> list[int]:
+    def __call__(self, text: str) -> list[int]:
         return []
 
 
+@dataclass(slots=True)
 class _Place:
     """A state of the grammar: after some completion.
 
     Args:
         matcher: of llguidance; None where the completion is illegal, or is found to have no continuation.
         empty: whether no text is written yet.
+        bits: the mask, packed eight tokens a byte, once it is asked for.
     """
 
-    __slots__ = ("bits", "empty", "matcher")
-
-    def __init__(self, matcher: Any, empty: bool) -> None:
-        self.matcher, self.empty = matcher, empty
-        self.bits: npt.NDArray[np.uint8] | None = None
+    matcher: LLMatcher | None
+    empty: bool = False
+    bits: NDArray[np.uint8] | None = None
 
 
 class GrammarMask:
@@ -201,10 +198,8 @@ class GrammarMask:
     Only stop tokens are allowed where the text cannot become legal any more, which no sampling under the mask
     leads to as long as every byte that the grammar asks for is a token.
 
-    The budget of tokens is no part of the grammar: a text can be cut off by it.
-
-    States may come in any order. The places of the latest completions are kept, so that a step costs one
-    token; from a place that is not kept it is found again from the longest beginning that is.
+    The budget of tokens is no part of the grammar: a text can be cut off by it. States may come in any order; those
+    of the latest completions are kept, so that a step costs one token.
 
     Args:
         vocabulary: with at least one stop token.
@@ -226,14 +221,20 @@ class GrammarMask:
         self.vocabulary, self.grammar, self.places = vocabulary, grammar, places
         self._table = token_bytes(vocabulary)
         self._kept: OrderedDict[Completion, _Place] = OrderedDict()
-        self._start = _Place(self._matcher(), empty=True)
+        # Tokens 0..V-1 stand for themselves after other text, V..2V-1 for the same at the start.
+        tokens, stops = [*self._table.inner, *self._table.first], list(vocabulary.stop_ids)
+        llguidance = _llguidance()
+        tokenizer = llguidance.LLTokenizer(_Tokens(tokens, stops[0]), n_vocab=len(tokens), eos_token=stops)
+        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
+        self._check(matcher)
+        self._start = _Place(matcher, empty=True)
         self._stops = np.zeros(vocabulary.size, np.bool_)
         self._stops[list(vocabulary.stop_ids)] = True
         self._stop_bits = np.packbits(self._stops, bitorder="little")
         self._try_out()
 
-    def __call__(self, states: Sequence[TokenState]) -> npt.NDArray[np.bool_]:
-        """The tokens that may come next, bool (B, V), for B states that run."""
+    def __call__(self, states: Sequence[TokenState]) -> Bools:
+        """Return the tokens that may come next, bool (B, V), for B states that run."""
         bits = np.stack([self._bits(self._place(state.completion)) for state in states])
         masks = np.unpackbits(bits, axis=1, count=self.vocabulary.size, bitorder="little")
         return masks.view(np.bool_)
@@ -244,32 +245,22 @@ class GrammarMask:
     def __setstate__(self, state: tuple[Vocabulary, str, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def _matcher(self) -> Any:
-        """Tokens 0..V-1 stand for themselves after other text, V..2V-1 for the same at the start."""
-        llguidance = import_llguidance()
-        table: TokenBytes = self._table
-        tokens = [*table.inner, *table.first]
-        stops = list(self.vocabulary.stop_ids)
-        tokenizer = llguidance.LLTokenizer(_Tokens(tokens, stops[0]), n_vocab=len(tokens), eos_token=stops)
-        matcher = llguidance.LLMatcher(tokenizer, self.grammar, log_level=0)
-        self._check(matcher)
-        return matcher
-
     def _try_out(self) -> None:
         """Walk with the longest tokens: past what may end soon to what comes behind it, and into what may be long."""
         closing = np.array([written in _CLOSING for written in self._table.inner])
         length = np.array([len(written) for written in self._table.inner])
         for last in (~closing, closing):
-            order = np.lexsort((-length, last))
-            order = order[~self._stops[order]]
+            tokens = np.lexsort((-length, last))
+            tokens = tokens[~self._stops[tokens]]
             place = self._start
             for _ in range(_TRIED):
-                legal = np.unpackbits(self._bits(place), count=self.vocabulary.size, bitorder="little")[order]
+                mask = np.unpackbits(self._bits(place), count=self.vocabulary.size, bitorder="little")
+                legal = mask[tokens]
                 if not legal.any():
                     break
-                place = self._after(place, int(order[legal.argmax()]))
+                place = self._after(place, int(tokens[legal.argmax()]))
 
-    def _check(self, matcher: Any) -> None:
+    def _check(self, matcher: LLMatcher) -> None:
         """Raise ValueError where the grammar has become too complex to follow."""
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
@@ -279,17 +270,12 @@ class GrammarMask:
             )
 
     def _place(self, completion: Completion) -> _Place:
-        """The place after a completion: kept, or found from the longest beginning of it that is kept."""
-        if not completion:
-            return self._start
+        """Return the place after a completion: kept, or found from the longest beginning of it that is kept."""
         length = len(completion)
-        found = self._kept.get(completion)
-        while found is None and length > 1:
+        while length and completion[:length] not in self._kept:
             length -= 1
-            found = self._kept.get(completion[:length])
-        if found is None:
-            length, found = 0, self._start
-        else:
+        found = self._kept[completion[:length]] if length else self._start
+        if length:
             self._kept.move_to_end(completion[:length])
         for end in range(length + 1, len(completion) + 1):
             found = self._after(found, completion[end - 1])
@@ -299,29 +285,29 @@ class GrammarMask:
         return found
 
     def _after(self, place: _Place, token: int) -> _Place:
-        """The place one token further."""
+        """Return the place one token further."""
         written = self._table.first[token] if place.empty else self._table.inner[token]
         if place.matcher is None or not written:
             return place
         matcher = place.matcher.deep_copy()
         if not matcher.try_consume_tokens([token + self.vocabulary.size if place.empty else token]):
             self._check(matcher)
-            return _Place(None, empty=False)
-        return _Place(matcher, empty=False)
+            return _Place(None)
+        return _Place(matcher)
 
-    def _bits(self, place: _Place) -> npt.NDArray[np.uint8]:
-        """The mask of a place, packed eight tokens a byte."""
+    def _bits(self, place: _Place) -> NDArray[np.uint8]:
         if place.bits is None:
-            place.bits = self._stop_bits if place.matcher is None else self._computed(place)
+            place.bits = self._stop_bits if place.matcher is None else self._computed(place, place.matcher)
         return place.bits
 
-    def _computed(self, place: _Place) -> npt.NDArray[np.uint8]:
+    def _computed(self, place: _Place, matcher: LLMatcher) -> NDArray[np.uint8]:
+        """Return the mask of a place, packed eight tokens a byte."""
         size = self.vocabulary.size
-        packed = np.frombuffer(place.matcher.compute_bitmask(), np.uint8)
-        if place.matcher.get_error().startswith("NoExtensionBias"):  # no token has the byte that must come
+        packed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        if matcher.get_error().startswith("NoExtensionBias"):  # no token has the byte that must come
             place.matcher = None
             return self._stop_bits
-        self._check(place.matcher)
+        self._check(matcher)
         if place.empty:
             both = np.unpackbits(packed, bitorder="little")
             mask = both[size : 2 * size].astype(np.bool_)

@@ -1,14 +1,7 @@
 """Preferences between completions: what they are, how files hold them, and how to collect them from a policy."""
 
-from textgym.preferences.collect import (
-    Collected,
-    annotate,
-    check_temperature,
-    collect,
-    collect_preferences,
-    disagreement,
-)
-from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, pairs
+from textgym.preferences.collect import Collected, annotate, check_temperature, collect
+from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, disagreement, pairs
 from textgym.preferences.files import read_demonstrations, read_rankings, write_demonstrations, write_rankings
 
 __all__ = [
@@ -20,7 +13,6 @@ __all__ = [
     "annotate",
     "check_temperature",
     "collect",
-    "collect_preferences",
     "disagreement",
     "pairs",
     "read_demonstrations",

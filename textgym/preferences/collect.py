@@ -8,23 +8,22 @@ arXiv:2203.02155, section 3.5. Sampling by Gumbel noise: Yellott, Journal of Mat
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from textgym.checks import MOST_ROWS, shown
-from textgym.play import play_prompts
+from textgym.checks import MOST_ROWS, Ints, shown
+from textgym.play import Policy, play_prompts
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
 from textgym.task import Task
 
 
-def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Orders of completions, drawn from the Plackett-Luce model with logits score / T.
+def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generator) -> Ints:
+    """Draw orders of completions from the Plackett-Luce model with logits score / T.
 
     The best is drawn from softmax(scores / T), the next from the softmax over the rest, and so on. Of two
     completions a is put before b with probability sigmoid((score_a - score_b) / T).
@@ -33,6 +32,7 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
         scores: float64 (N, K), reward units, finite.
         temperature: T, reward units, finite and >= 0. At 0 there are no mistakes, and a fair coin breaks ties.
         generator: draws the same count of numbers at every temperature.
+
     Returns: int64 (N, K), places in `scores`, best first.
     Raises: ValueError for scores of another shape or not finite, or a temperature that is not allowed.
     """
@@ -42,16 +42,13 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
     check_temperature(temperature)
     # The order of the logits plus Gumbel noise has the model's distribution. Multiplied by T it is the same order,
     # and nothing overflows where T is small.
-    noisy = (
-        array
-        - array.max(1, keepdims=True, initial=-np.inf)
-        + temperature * generator.gumbel(size=array.shape)
-    )
+    noise = temperature * generator.gumbel(size=array.shape)
+    noisy = array - array.max(1, keepdims=True, initial=-np.inf) + noise
     return np.lexsort((generator.random(array.shape), -noisy), axis=1).astype(np.int64)
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> None:
-    """Raises: ValueError, which calls it by `name`, if it is not a finite number >= 0."""
+    """Raise ValueError, which calls it by `name`, unless it is a finite number >= 0."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"{name}={temperature!r}: allowed is a finite number >= 0 (reward units)")
 
@@ -83,8 +80,7 @@ class Collected:
     failures: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     text: str
     ended: bool
     gold: float
@@ -92,7 +88,7 @@ class _Candidate:
 
 def collect(
     task: Task,
-    policy: Any,
+    policy: Policy,
     *,
     n: int,
     candidates: int = 2,
@@ -102,19 +98,19 @@ def collect(
     reward: RewardSpec | None = None,
     keep_ties: bool = False,
 ) -> Collected:
-    """Draws prompts by the task's weights and different candidates for each, and lets an annotator rank them.
+    """Draw prompts by the task's weights and different candidates for each, and let an annotator rank them.
 
     Candidates that repeat another one of their prompt, are empty or have no finite score are drawn again, a few
     times; a prompt may end with fewer than asked for, or with none. `ended` of a ranking says which were stopped by
     the policy itself; its scores are rounded to 12 decimal places.
 
     Args:
-        policy: see `textgym.play.Policy`.
         n: prompts, >= 1. candidates: K for each, >= 2.
         noise: temperature of the annotator, reward units, see `annotate`.
         split: which prompts. seed: the same one gives the same rankings, where the policy gives log-probabilities.
         reward: what ranks; None: the task's gold reward, or its return where it has no gold.
         keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
+
     Raises: ValueError for a value that is not allowed.
     """
     for name, value, least in (("n", n, 1), ("candidates", candidates, 2)):
@@ -138,41 +134,17 @@ def collect(
         if len(kept) < 2:
             dropped["alike" if len(group) < 2 else "tied"] += 1
             continue
-        rankings.append(_ranked(prompts.texts[prompt], kept, noise, generator))
+        best_first = annotate([[each.gold for each in kept]], noise, generator)[0]
+        texts, ended, scores = zip(*(kept[i] for i in best_first), strict=True)
+        rankings.append(Ranking(prompts.texts[prompt], texts, ended, scores=scores))
     short = sum(len(ranking.completions) < candidates for ranking in rankings)
     return Collected(rankings, int(n), short, dict(dropped), tied, dict(failures))
 
 
-def collect_preferences(task: Task, policy: Any, *, n: int, **options: Any) -> list[Ranking]:
-    """The rankings of `collect`, which has the same arguments; warns of prompts that gave none."""
-    collected = collect(task, policy, n=n, **options)
-    if collected.dropped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(collected.dropped.items()))
-        warnings.warn(
-            f"{sum(collected.dropped.values())} of {n} prompts gave no ranking ({counts})", stacklevel=2
-        )
-    return collected.rankings
-
-
-def disagreement(rankings: list[Ranking]) -> float:
-    """Share of all pairs in which the one ranked lower has the higher score; NaN where there are no scores."""
-    wrong = total = 0
-    for ranking in rankings:
-        scores = ranking.scores or ()
-        total += len(scores) * (len(scores) - 1) // 2
-        wrong += sum(score < later for i, score in enumerate(scores) for later in scores[i + 1 :])
-    return wrong / total if total else math.nan
-
-
 def _draw(
-    task: Task,
-    policy: Any,
-    drawn: NDArray[np.int64],
-    candidates: int,
-    split: str,
-    generator: np.random.Generator,
+    task: Task, policy: Policy, drawn: Ints, candidates: int, split: str, generator: np.random.Generator
 ) -> tuple[list[list[_Candidate]], Counter[str]]:
-    """For each drawn prompt up to `candidates` different ones, in the order of drawing; and failures by kind."""
+    """Return up to `candidates` different ones for each drawn prompt, in the order of drawing; failures by kind."""
     gold = None if task.gold_scorer is task.scorer else task.gold_scorer
     failures: Counter[str] = Counter()
     before = Counter() if gold is None else Counter(gold.failures)
@@ -192,14 +164,3 @@ def _draw(
     if gold is not None:
         failures = gold.failures - before
     return [list(group.values()) for group in found], failures
-
-
-def _ranked(prompt: str, group: list[_Candidate], noise: float, generator: np.random.Generator) -> Ranking:
-    order = annotate([[each.gold for each in group]], noise, generator)[0]
-    best_first = [group[i] for i in order]
-    return Ranking(
-        prompt,
-        tuple(each.text for each in best_first),
-        tuple(each.ended for each in best_first),
-        scores=tuple(each.gold for each in best_first),
-    )

@@ -6,14 +6,15 @@ Source: Bai et al., arXiv:2204.05862; the files of https://github.com/anthropics
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import fmean, median
 from typing import Generic, TypeVar
 
-import numpy as np
-
 Row = TypeVar("Row")
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ class Ranking:
         count = len(self.completions)
         if isinstance(self.completions, str) or count < 2:
             raise ValueError(f"completions: {count} given, a ranking needs at least 2")
-        for place, text in enumerate(self.completions):
-            _check_answer(text, _place(place, count))
-        if len(set(self.completions)) < count:
-            first, second = next(
-                (i, j) for i, j in combinations(range(count), 2) if self.completions[i] == self.completions[j]
-            )
-            raise ValueError(f"{_place(first, count)} and {_place(second, count)} are identical")
+        names = [f"answer {place} of {count}" for place in range(1, count + 1)]
+        if count == 2:
+            names = ["the chosen answer", "the rejected answer"]
+        seen: dict[str, str] = {}
+        for text, name in zip(self.completions, names, strict=True):
+            _check_answer(text, name)
+            if text in seen:
+                raise ValueError(f"{seen[text]} and {name} are identical")
+            seen[text] = name
         for name, values in (("ended", self.ended), ("scores", self.scores)):
             if values is not None and len(values) != count:
                 raise ValueError(f"{name}: {len(values)} values for {count} completions")
@@ -96,7 +99,7 @@ class Reading(Generic[Row]):
     Args:
         rows: in the file's order.
         problems: in the file's order; empty where reading was told to stop at them.
-        format: "trl", "messages", "hh", "rankings" or "demonstrations"; "" where no row is good.
+        format: "trl", "messages", "transcripts", "rankings" or "demonstrations"; "" where no row is good.
     """
 
     rows: list[Row]
@@ -105,34 +108,27 @@ class Reading(Generic[Row]):
 
 
 def pairs(ranking: Ranking) -> list[Ranking]:
-    """The K (K - 1) / 2 preferences in a ranking, in its order, each with the ranking's margin."""
+    """Return the K (K - 1) / 2 preferences in a ranking, in its order, each with the ranking's margin."""
     ended, scores = ranking.ended, ranking.scores
     return [
-        Ranking(
-            ranking.prompt,
-            (ranking.completions[i], ranking.completions[j]),
-            None if ended is None else (ended[i], ended[j]),
-            ranking.margin,
-            None if scores is None else (scores[i], scores[j]),
+        replace(
+            ranking,
+            completions=(ranking.completions[i], ranking.completions[j]),
+            ended=None if ended is None else (ended[i], ended[j]),
+            scores=None if scores is None else (scores[i], scores[j]),
         )
         for i, j in combinations(range(len(ranking.completions)), 2)
     ]
 
 
 def demonstration(ranking: Ranking) -> Demonstration:
-    """The best completion of a ranking."""
+    """Return the best completion of a ranking."""
     return Demonstration(
         ranking.prompt, ranking.completions[0], True if ranking.ended is None else ranking.ended[0]
     )
 
 
-def _place(place: int, count: int) -> str:
-    if count == 2:
-        return "the chosen answer" if place == 0 else "the rejected answer"
-    return f"answer {place + 1} of {count}"
-
-
-def _check_text(text: str, what: str) -> None:
+def _check_text(text: object, what: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{what} is of type {type(text).__name__}, allowed is a text")
     try:
@@ -150,11 +146,8 @@ def _check_answer(text: str, what: str) -> None:
         raise ValueError(f"{what} is empty")
 
 
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-
-
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt and both answers of two transcripts.
+    """Return the prompt and both answers of two transcripts.
 
     The prompt goes up to and including the last `ASSISTANT` of what both share, so it never ends inside a turn.
     Where the dialogues part before their last turn, the answers hold the further turns: those too are what the
@@ -162,7 +155,7 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
     Raises: ValueError if the transcripts share no such border.
     """
-    place = chosen.rfind(ASSISTANT, 0, _shared_length(chosen, rejected))
+    place = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)  # noqa: RUF071
     if place < 0:
         raise ValueError(f"no common prefix: the transcripts share no turn that begins with {ASSISTANT!r}")
     end = place + len(ASSISTANT)
@@ -170,7 +163,7 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def transcripts(ranking: Ranking) -> tuple[str, str]:
-    """Both dialogues of a ranking of 2.
+    """Return both dialogues of a ranking of 2.
 
     Raises: ValueError if reading them would not give the same prompt and answers.
     """
@@ -182,43 +175,26 @@ def transcripts(ranking: Ranking) -> tuple[str, str]:
         same = False
     if not same:
         raise ValueError(
-            f"prompt {prompt!r:.60}: in the format hh a prompt must end in {ASSISTANT!r}, and the answers must not "
-            "share a further turn (textgym.preferences.data.as_dialogue makes a dialogue of a plain prompt)"
+            f"prompt {prompt!r:.60}: in the format transcripts a prompt must end in {ASSISTANT!r}, and the answers "
+            "must not share a further turn (textgym.preferences.data.as_dialogue makes a dialogue of a plain prompt)"
         )
     return pair
 
 
 def as_dialogue(ranking: Ranking) -> Ranking:
-    """The ranking as a dialogue of one turn each; unchanged if its prompt ends in `ASSISTANT` already."""
+    """Return the ranking as a dialogue of one turn each; unchanged if its prompt ends in `ASSISTANT` already."""
     if ranking.prompt.endswith(ASSISTANT):
         return ranking
     answers = tuple(f" {text}" for text in ranking.completions)
     return replace(ranking, prompt=f"{HUMAN} {ranking.prompt}{ASSISTANT}", completions=answers)
 
 
-def has_further_turns(answer: str) -> bool:
-    """Whether an answer goes on into another turn of the dialogue."""
-    return HUMAN in answer or ASSISTANT in answer
-
-
-def _shared_length(first: str, second: str) -> int:
-    """Characters that two texts share at their beginnings, by bisection: long texts are compared in C."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 def text_lengths(rows: Sequence[Ranking] | Sequence[Demonstration]) -> dict[str, dict[str, float]]:
-    """Mean, median and longest length in characters: of prompts and completions, or of the best and worst ones.
+    """Measure lengths in characters: of prompts and completions, or of prompts, best and worst completions.
 
     Returns: which texts -> "mean", "median", "max"; empty without rows.
     """
-    texts: dict[str, list[str]] = {}
+    lengths: dict[str, list[int]] = {}
     for row in rows:
         parts = {"prompt": row.prompt}
         if isinstance(row, Ranking):
@@ -226,32 +202,36 @@ def text_lengths(rows: Sequence[Ranking] | Sequence[Demonstration]) -> dict[str,
         else:
             parts["completion"] = row.completion
         for name, text in parts.items():
-            texts.setdefault(name, []).append(text)
-    return {name: _summary([len(text) for text in group]) for name, group in texts.items()}
+            lengths.setdefault(name, []).append(len(text))
+    return {
+        name: {"mean": fmean(values), "median": float(median(values)), "max": float(max(values))}
+        for name, values in lengths.items()
+    }
+
+
+def _share(wins: Iterable[float]) -> float:
+    counted = [*wins]
+    return sum(counted) / len(counted) if counted else math.nan
 
 
 def longer_wins(rankings: Sequence[Ranking]) -> float:
-    """Share of all pairs in which the longer text is the preferred one; equally long ones count half."""
-    wins = total = 0.0
-    for ranking in rankings:
-        lengths = [len(text) for text in ranking.completions]
-        total += len(lengths) * (len(lengths) - 1) / 2
-        wins += sum(
-            1.0 if length > later else 0.5 if length == later else 0.0
-            for i, length in enumerate(lengths)
-            for later in lengths[i + 1 :]
-        )
-    return wins / total if total else math.nan
+    """Return the share of all pairs in which the longer text is the preferred one; equally long ones count half."""
+    return _share(
+        (len(text) > len(later)) + 0.5 * (len(text) == len(later))
+        for ranking in rankings
+        for text, later in combinations(ranking.completions, 2)
+    )
+
+
+def disagreement(rankings: Sequence[Ranking]) -> float:
+    """Return the share of pairs whose lower ranked one has the higher score; NaN where there are no scores."""
+    return _share(
+        score < later for ranking in rankings for score, later in combinations(ranking.scores or (), 2)
+    )
 
 
 def several_turns(rankings: Sequence[Ranking]) -> int:
-    """Rankings with a completion that goes on into further turns of an HH dialogue."""
-    return sum(any(map(has_further_turns, ranking.completions)) for ranking in rankings)
-
-
-def _summary(lengths: list[int]) -> dict[str, float]:
-    return {
-        "mean": float(np.mean(lengths)),
-        "median": float(np.median(lengths)),
-        "max": float(np.max(lengths)),
-    }
+    """Count the rankings with a completion that goes on into further turns of a dialogue."""
+    return sum(
+        any(HUMAN in text or ASSISTANT in text for text in ranking.completions) for ranking in rankings
+    )

@@ -2,7 +2,18 @@
 
 from textgym.checks import TextGymWarning
 from textgym.rewards.base import Reward, RewardError, Scores, TermReward
-from textgym.rewards.compose import Clipped, FromMessages, RunningNorm, ToMessages, Weighted, as_text
+from textgym.rewards.compose import (
+    Blurred,
+    Clipped,
+    Dense,
+    FromMessages,
+    RunningNorm,
+    Shaped,
+    ToMessages,
+    Weighted,
+    as_text,
+    potential_difference,
+)
 from textgym.rewards.json import JsonSchema, JsonValues
 from textgym.rewards.metrics import Bleu, Chrf, Rouge, Sentiment
 from textgym.rewards.numbers import Arithmetic
@@ -24,7 +35,6 @@ from textgym.rewards.rules import (
     NoRepeat,
 )
 from textgym.rewards.scorer import Scorer
-from textgym.rewards.shaping import Blurred, Dense, Shaped, potential_difference
 
 __all__ = [
     "Arithmetic",

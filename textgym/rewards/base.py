@@ -1,4 +1,4 @@
-"""What a reward is: the call signature, named terms, scores and errors; data columns and optional packages."""
+"""What a reward is: its call signature, named terms, scores and errors; its data columns and optional packages."""
 
 from __future__ import annotations
 
@@ -7,62 +7,15 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from textgym.checks import Floats, shown
 
-from textgym.checks import shown
-
-
-def import_extra(module: str, reward: str) -> Any:
-    """Import a module of the extra `rewards`.
-
-    Args:
-        module: its dotted name.
-        reward: the name of the reward that needs it, for the message.
-
-    Raises: ModuleNotFoundError that says what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = (error.name or module).split(".")[0]
-        raise ModuleNotFoundError(
-            f'reward {reward!r} needs {package}, which is not installed: pip install "textgym[rewards]"',
-            name=package,
-        ) from error
-
-
-class Rebuilt:
-    """For a frozen dataclass: pickled as its parameters and made anew from them.
-
-    So a child process loads the optional package before a reward's time runs, and not within it.
-    """
-
-    def __reduce__(self) -> tuple[type[Any], tuple[Any, ...]]:
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-
-
-def read_column(columns: Mapping[str, Any], column: str, reward: str) -> Sequence[Any]:
-    """The values of a data column. Raises: ValueError if it is missing."""
-    if column not in columns:
-        raise ValueError(
-            f"columns={sorted(columns)}: {column!r} is needed by reward {reward!r}; give the task that data "
-            "column, or the reward another column="
-        )
-    values: Sequence[Any] = columns[column]
-    return values
-
-
-def check_column(column: Any) -> None:
-    """Raise ValueError unless `column` is a name that a data column can have."""
-    if not isinstance(column, str) or not column:
-        raise ValueError(f"column={shown(column)}: the name of a data column is allowed")
-
-
-FloatArray = NDArray[np.float64]
 Values = list[float | None]
+Column = Sequence[object]
+"""A data column: one value for each completion."""
+Columns = Mapping[str, Column]
 
 
 class RewardError(RuntimeError):
@@ -92,15 +45,16 @@ class Reward(Protocol):
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
     `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
     `pay`: "end" (default), "together" (the reward compares the completions of a batch, such as those that answer the
-    same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see
-    `textgym.rewards.shaping`);
-    `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values); `noisy: bool`, with
-    `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of the normal noise
-    that every completion gets once: exact answers need them.
+    same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see `Dense` and
+    `Shaped`); `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values);
+    `noisy: bool`, with `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of
+    the normal noise that every completion gets once: exact answers need them.
     """
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[Any]:
-        """Score every completion."""
+    def __call__(
+        self, prompts: list[str], completions: list[str], **columns: Column
+    ) -> Sequence[float | None]:
+        """Return B numbers, reward units, or None."""
 
 
 class NamedReward:
@@ -127,15 +81,22 @@ class TermReward(NamedReward, ABC):
     term_names: tuple[str, ...]
 
     @abstractmethod
-    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
-        """Score every completion.
+    def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
+        """Return for each of `term_names` B numbers or None, reward units."""
 
-        Returns: for each of `term_names` B numbers or None, reward units.
-        """
-
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Return the sum of the terms of every completion, B numbers or None."""
         return sum_terms(self.terms(prompts, completions, **columns))
+
+
+class Rebuilt:
+    """A frozen dataclass that is pickled as its parameters and made anew from them.
+
+    So a child process loads the optional package before a reward's time runs, and not within it.
+    """
+
+    def __reduce__(self) -> tuple[type[Rebuilt], tuple[object, ...]]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +108,8 @@ class Scores:
         terms: name -> float64 (B,); NaN where the term abstained or the completion could not be scored.
     """
 
-    total: FloatArray
-    terms: dict[str, FloatArray]
+    total: Floats
+    terms: dict[str, Floats]
 
 
 def sum_terms(terms: dict[str, Values]) -> Values:
@@ -162,7 +123,7 @@ def sum_terms(terms: dict[str, Values]) -> Values:
     return totals
 
 
-def reward_name(reward: Any) -> str:
+def reward_name(reward: object) -> str:
     """Return the name a reward is logged under: its `name`, its `__name__`, or its class's name."""
     if isinstance(reward, functools.partial):
         return reward_name(reward.func)
@@ -170,7 +131,7 @@ def reward_name(reward: Any) -> str:
     return "reward" if name == "<lambda>" else str(name)
 
 
-def reward_term_names(reward: Any) -> tuple[str, ...]:
+def reward_term_names(reward: object) -> tuple[str, ...]:
     """Return the names of a reward's terms; a reward without terms is one term, under its own name.
 
     Raises: ValueError if it has `terms` without `term_names`, or names that are not distinct strings.
@@ -186,3 +147,36 @@ def reward_term_names(reward: Any) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"reward {reward_name(reward)!r}: term_names={names!r} must be distinct")
     return tuple(names)
+
+
+def import_extra(module: str, user: str) -> ModuleType:
+    """Import a module of the extra `rewards`. Raises: ModuleNotFoundError that names `user` and what to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or module).split(".")[0]
+        raise ModuleNotFoundError(
+            f'{user} needs {package}, which is not installed: pip install "textgym[rewards]"', name=package
+        ) from error
+
+
+def read_column(columns: Columns, column: str, reward: str) -> Column:
+    """Return the values of a data column. Raises: ValueError if it is missing."""
+    if column not in columns:
+        raise ValueError(
+            f"columns={sorted(columns)}: {column!r} is needed by reward {reward!r}; give the task that data "
+            "column, or the reward another column="
+        )
+    return columns[column]
+
+
+def check_column(column: object) -> None:
+    """Raise ValueError unless `column` is a name that a data column can have."""
+    if not isinstance(column, str) or not column:
+        raise ValueError(f"column={shown(column)}: the name of a data column is allowed")
+
+
+def check_count(argument: str, value: object, least: int = 0) -> None:
+    """Raise ValueError unless a value is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument}={shown(value)}: an integer of {least} or more is allowed")

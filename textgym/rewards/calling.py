@@ -7,21 +7,28 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
-from textgym.rewards.base import RewardError, Values, reward_name, reward_term_names
+from textgym.rewards.base import (
+    Columns,
+    Reward,
+    RewardError,
+    Values,
+    reward_name,
+    reward_term_names,
+    sum_terms,
+)
+from textgym.rewards.registry import RewardSpec, make_reward
 
-PLAIN = frozenset({float, int, bool})
 Faults = dict[int, RewardError]
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:
@@ -30,18 +37,12 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def read_values(result: Any, count: int, name: str, faults: Faults | None = None) -> Values:
-    """Turn a reward's result into `count` floats or None.
+def read_values(result: object, count: int, name: str, faults: Faults | None = None) -> Values:
+    """Turn the result of the reward `name` into `count` floats or None.
 
     Accepted are a list, a tuple, or a one-dimensional array or tensor of real numbers (Python's, numpy's,
     zero-dimensional arrays and tensors, bool as 0 and 1) and None. NaN and infinities pass: `find_faults`
-    finds them.
-
-    Args:
-        result: what the reward returned.
-        count: the size of the batch.
-        name: the reward's, for messages.
-        faults: where given, a value that is no number is noted here under its index, and None stands in.
+    finds them. Where `faults` are given, a value that is no number is noted there under its index, and None stands in.
 
     Raises: RewardError of kind "wrong_length", or "wrong_type" (of one value only where `faults` is None).
     """
@@ -55,39 +56,15 @@ def read_values(result: Any, count: int, name: str, faults: Faults | None = None
     return [_as_number(value, index, name, faults) for index, value in enumerate(items)]
 
 
-def read_terms(
-    result: Any, names: Sequence[str], count: int, name: str, faults: Faults | None = None
-) -> dict[str, Values]:
-    """Turn the result of `terms` into `count` floats or None for each of `names`, in that order.
-
-    Raises: RewardError of kind "wrong_type" or "wrong_length", as `read_values`.
-    """
-    if not isinstance(result, dict) or len(result) != len(names) or not all(key in result for key in names):
-        got = sorted(map(str, result)) if isinstance(result, dict) else type(result).__name__
-        raise RewardError(
-            f"terms() of reward {name!r} returned {got}; a dict with the keys {list(names)} is allowed",
-            "wrong_type",
-        )
-    return {key: read_values(result[key], count, f"{name}/{key}", faults) for key in names}
-
-
 def find_faults(values: Values, name: str, faults: Faults) -> None:
-    """Note every value that is neither finite nor None as a fault of kind "nan" or "inf"."""
+    """Note every value that is neither finite nor None as a fault of kind "nan" or "inf", where there is none yet."""
     for index, value in enumerate(values):
         if value is not None and not math.isfinite(value):
-            faults.setdefault(index, not_finite(value, index, name))
+            message = f"reward {name!r} is {value} for completion {index}; a finite number or None is allowed"
+            faults.setdefault(index, RewardError(message, "nan" if math.isnan(value) else "inf", index))
 
 
-def not_finite(value: float, index: int, name: str) -> RewardError:
-    """Return the error for a value that is NaN or infinite."""
-    return RewardError(
-        f"reward {name!r} is {value} for completion {index}; a finite number or None is allowed",
-        "nan" if math.isnan(value) else "inf",
-        index,
-    )
-
-
-def _as_list(result: Any, name: str) -> list[Any]:
+def _as_list(result: object, name: str) -> list[Any]:
     if isinstance(result, list):
         return result
     if isinstance(result, tuple):
@@ -108,7 +85,9 @@ def _as_number(value: Any, index: int, name: str, faults: Faults | None) -> floa
         return None
     try:
         # float() would also take text such as "1.0" (no __float__) and arrays of one element (ndim 1).
-        if type(value) in PLAIN or (hasattr(value, "__float__") and not getattr(value, "ndim", 0)):
+        if type(value) in (float, int, bool) or (
+            hasattr(value, "__float__") and not getattr(value, "ndim", 0)
+        ):
             return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
@@ -126,75 +105,104 @@ def _as_number(value: Any, index: int, name: str, faults: Faults | None) -> floa
     return None
 
 
-IMMUTABLE = frozenset({str, int, float, bool, bytes, type(None)})
-DEPTH = 8  # levels of lists and dicts; what lies deeper, or holds itself, is left to deepcopy
-Columns = Mapping[str, Sequence[Any]]
-
-
 class Caller:
     """A reward together with how to call it; a reward without terms is one term, its value.
-
-    Args:
-        reward: see `Reward`.
 
     Attributes:
         method: "terms" where the reward has them, else "__call__".
         term_names: the keys of what `terms` returns.
+        maximum: the most that the reward can pay, reward units; None where it does not say.
 
     Raises: ValueError where the reward does not take every column, or names its terms badly.
     """
 
-    def __init__(self, reward: Any) -> None:
-        self.reward = reward
+    def __init__(self, reward: Reward) -> None:
+        self.reward: Any = reward  # for its optional attributes
         self.name = reward_name(reward)
         self.term_names = reward_term_names(reward)
         self.has_terms = hasattr(reward, "terms")
         self.method = "terms" if self.has_terms else "__call__"
-        _check_signature(reward.terms if self.has_terms else reward, self.name)
+        self.maximum: float | None = getattr(reward, "maximum", None)
+        try:
+            parameters = inspect.signature(getattr(reward, "terms", reward)).parameters.values()
+        except (TypeError, ValueError):  # a builtin that hides its signature
+            return
+        # Callers, TRL's too, pass more columns than a reward asks for.
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            raise ValueError(f"reward {self.name!r} must take any column: (prompts, completions, **columns)")
 
     def terms(
         self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
+        prompts: Sequence[object],
+        completions: Sequence[object],
         columns: Columns,
         faults: Faults | None = None,
     ) -> dict[str, Values]:
-        """Ask for the terms of B completions.
+        """Ask for the terms of B completions: for each of `term_names` B floats or None.
 
         Args:
-            prompts: B texts.
-            completions: B texts.
+            prompts, completions: B texts, or what else the reward takes, as lists of messages.
             columns: name -> B values.
             faults: where given, single values that are no numbers are noted here instead of raised.
 
-        Returns: for each of `term_names` B floats or None.
         Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
         """
         function = self.reward.terms if self.has_terms else self.reward
         with printing_to_stderr():
             result = awaited(
-                function(prompts=list(prompts), completions=list(completions), **isolated(columns))
+                function(prompts=list(prompts), completions=list(completions), **copy_columns(columns))
             )
         return self.read(result, len(prompts), faults)
 
-    def read(self, result: Any, count: int, faults: Faults | None = None) -> dict[str, Values]:
-        """Read what the reward returned for `count` completions, as `terms` does."""
-        if self.has_terms:
-            return read_terms(result, self.term_names, count, self.name, faults)
-        name = self.term_names[0]
-        return {name: read_values(result, count, name, faults)}
+    def read(self, result: object, count: int, faults: Faults | None = None) -> dict[str, Values]:
+        """Turn what the reward returned for `count` completions into terms, in the order of `term_names`.
 
-    def state_dict(self) -> Any:
+        Raises: RewardError of kind "wrong_type" or "wrong_length", as `read_values`.
+        """
+        names = self.term_names
+        if not self.has_terms:
+            return {names[0]: read_values(result, count, names[0], faults)}
+        if not isinstance(result, dict) or result.keys() != set(names):
+            got = sorted(map(str, result)) if isinstance(result, dict) else type(result).__name__
+            raise RewardError(
+                f"terms() of reward {self.name!r} returned {got}; a dict with the keys {list(names)} is allowed",
+                "wrong_type",
+            )
+        return {key: read_values(result[key], count, f"{self.name}/{key}", faults) for key in names}
+
+    def state_dict(self) -> object:
         """Return the reward's own state (JSON values), None where it has none."""
-        return self.reward.state_dict() if hasattr(self.reward, "state_dict") else None
+        state: object = self.reward.state_dict() if hasattr(self.reward, "state_dict") else None
+        return state
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: object) -> None:
         """Go back to what `state_dict` returned."""
         if state is not None:
             self.reward.load_state_dict(state)
 
 
-def awaited(result: Any) -> Any:
+class Inner(Caller):
+    """One reward inside another, built from its spec.
+
+    Args:
+        spec: see `make_reward`.
+        outer: the name of the reward that holds it, for messages.
+
+    Raises: ValueError if the reward says itself when it is paid (`pay`): such a reward has to be outermost.
+    """
+
+    def __init__(self, spec: RewardSpec, outer: str) -> None:
+        super().__init__(make_reward(spec))
+        pay = getattr(self.reward, "pay", "end")
+        if pay != "end":
+            raise ValueError(f"reward {self.name!r} in {outer!r} has pay={pay!r}; it has to be the outermost")
+
+    def values(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> Values:
+        """Return the reward of B completions, raising as `terms` does."""
+        return sum_terms(self.terms(prompts, completions, columns))
+
+
+def awaited(result: object) -> object:
     """Return what a reward returned; of one that is `async def`, as TRL allows, what it comes to."""
     if not inspect.iscoroutine(result):
         return result
@@ -209,7 +217,7 @@ def awaited(result: Any) -> Any:
             raise RuntimeError("its coroutine was cancelled") from error
 
 
-def printing_to_stderr() -> AbstractContextManager[Any]:
+def printing_to_stderr() -> AbstractContextManager[object]:
     """Send to the standard error what the reward prints: the standard output may be data, such as JSON.
 
     Only in the main thread, since threads that swapped the stream in turn would never restore it.
@@ -217,18 +225,6 @@ def printing_to_stderr() -> AbstractContextManager[Any]:
     if threading.current_thread() is not threading.main_thread():
         return nullcontext()
     return redirect_stdout(sys.stderr)
-
-
-def isolated(columns: Columns) -> dict[str, Any]:
-    """Copy the columns as deep as it takes that no change to them reaches the caller.
-
-    What is no list of values is passed on as it is: TRL's trainers hand over their state and functions too.
-    """
-    return {
-        # Rows of token ids are flat by contract; looking at every id would cost more than the reward.
-        name: list(map(list, column)) if name == "completion_ids" else _copied(column)
-        for name, column in columns.items()
-    }
 
 
 def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> None:
@@ -247,43 +243,36 @@ def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Col
             raise ValueError(f"column {name!r} has the name of a reward's own argument; another is allowed")
 
 
-def _copied(column: Any) -> Any:
-    if isinstance(column, np.ndarray):
-        return column.tolist()
-    if not isinstance(column, list | tuple):
-        return column
-    kinds = set(map(type, column))
-    if kinds <= IMMUTABLE:
-        return list(column)
-    # Flat rows of one kind are checked and copied all at once, which is several times faster.
-    if kinds == {list} and IMMUTABLE.issuperset(map(type, chain.from_iterable(column))):
-        return list(map(list, column))
-    if kinds == {tuple} and IMMUTABLE.issuperset(map(type, chain.from_iterable(column))):
-        return list(column)
-    if kinds == {dict} and IMMUTABLE.issuperset(map(type, chain.from_iterable(map(dict.values, column)))):
-        return list(map(dict.copy, column))
-    return [_copied_item(item, DEPTH) for item in column]
+_IMMUTABLE = frozenset({str, int, float, bool, bytes, type(None)})
+_DEPTH = 8  # levels of lists and dicts; what lies deeper, or holds itself, is left to deepcopy
 
 
-def _copied_item(item: Any, depth: int) -> Any:
-    """A deep copy; of what JSON can say several times as fast as deepcopy, which copies the rest."""
-    kind = type(item)
-    if kind in IMMUTABLE:
-        return item
+def copy_columns(columns: Columns) -> dict[str, object]:
+    """Copy the columns as deep as it takes that no change to them reaches the caller.
+
+    What is no list of values is passed on as it is: TRL's trainers hand over their state and functions too.
+    """
+    copies: dict[str, Any] = {}
+    for name, column in columns.items():
+        copies[name] = column
+        if name == "completion_ids":
+            # Rows of token ids are flat by contract; looking at every id would cost more than the reward.
+            copies[name] = list(map(list, cast("list[list[int]]", column)))
+        elif isinstance(column, np.ndarray):
+            copies[name] = column.tolist()
+        elif isinstance(column, list | tuple):
+            flat = _IMMUTABLE.issuperset(map(type, column))
+            copies[name] = list(column) if flat else [_copied(value, _DEPTH) for value in column]
+    return copies
+
+
+def _copied(value: Any, depth: int) -> object:
+    """Copy a value deeply; what JSON can say several times as fast as deepcopy, which copies the rest."""
+    kind = type(value)
+    if kind in _IMMUTABLE or (kind in (list, tuple) and _IMMUTABLE.issuperset(map(type, value))):
+        return value.copy() if kind is list else value
     if kind is list and depth:
-        return [_copied_item(value, depth - 1) for value in item]
+        return [_copied(inner, depth - 1) for inner in value]
     if kind is dict and depth:
-        return {key: _copied_item(value, depth - 1) for key, value in item.items()}
-    if kind is tuple and IMMUTABLE.issuperset(map(type, item)):
-        return item
-    return copy.deepcopy(item)
-
-
-def _check_signature(function: Any, name: str) -> None:
-    """Refuse a reward that lists its columns: callers pass more than it asks for, TRL's trainers too."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a builtin that hides its signature
-        return
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        raise ValueError(f"reward {name!r} must take any column: (prompts, completions, **columns)")
+        return {key: _copied(inner, depth - 1) for key, inner in value.items()}
+    return copy.deepcopy(value)

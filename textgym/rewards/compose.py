@@ -1,36 +1,20 @@
-"""Rewards made of rewards: weighted sums, clipping, running normalisation, and chat messages for texts."""
+"""Rewards made of rewards: weighted, clipped, normalised, paid at every token, blurred by noise, of chat messages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
-from textgym.checks import check_flag, not_one_of, shown
-from textgym.rewards.base import NamedReward, TermReward, Values, reward_term_names, sum_terms
-from textgym.rewards.calling import Caller, Columns, is_finite
-from textgym.rewards.registry import RewardSpec, make_reward
+import numpy as np
 
+from textgym.checks import Bools, Floats, JsonObject, check_flag, not_one_of, shown
+from textgym.rewards.base import Column, NamedReward, Reward, TermReward, Values, reward_term_names
+from textgym.rewards.calling import Inner, is_finite
+from textgym.rewards.registry import RewardSpec
 
-class Inner(Caller):
-    """One reward inside another, built from its spec.
-
-    Args:
-        spec: see `make_reward`.
-        outer: the name of the reward that holds it, for messages.
-
-    Raises: ValueError if the reward says itself when it is paid (`pay`): such a reward has to be outermost.
-    """
-
-    def __init__(self, spec: RewardSpec, outer: str) -> None:
-        super().__init__(make_reward(spec))
-        pay = getattr(self.reward, "pay", "end")
-        if pay != "end":
-            raise ValueError(f"reward {self.name!r} in {outer!r} has pay={pay!r}; it has to be the outermost")
-
-    def values(self, prompts: list[str], completions: list[str], columns: Columns) -> Values:
-        """Return the reward of B completions, raising as `terms` does."""
-        return sum_terms(self.terms(prompts, completions, columns))
+NOISE = "noise"
+"""The term that holds the noise; evaluation and J* leave it out."""
 
 
 class Weighted(TermReward):
@@ -64,18 +48,14 @@ class Weighted(TermReward):
             _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
         )
         reward_term_names(self)
-        self.maximum = self._greatest()
-
-    def _greatest(self) -> float | None:
-        """The sum of what each can pay at most, one that abstains nothing; None where one does not say."""
+        # One that abstains pays nothing.
         most = [
-            (self.weights[key], getattr(inner.reward, "maximum", None)) for key, inner in self.rewards.items()
+            None if inner.maximum is None or self.weights[key] < 0 else self.weights[key] * inner.maximum
+            for key, inner in self.rewards.items()
         ]
-        if any(own is None or weight < 0 for weight, own in most):
-            return None
-        return float(sum(max(weight * own, 0.0) for weight, own in most if own is not None))
+        self.maximum = None if None in most else float(sum(max(own or 0.0, 0.0) for own in most))
 
-    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
+    def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
         """Return the weighted terms of every completion."""
         found: dict[str, Values] = {}
         for key, inner in self.rewards.items():
@@ -84,17 +64,51 @@ class Weighted(TermReward):
                 found[_term_name(key, term, inner)] = [None if v is None else weight * v for v in values]
         return found
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Return the states of the rewards by name, as JSON values."""
         return {key: inner.state_dict() for key, inner in self.rewards.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Go back to what `state_dict` returned."""
         for key, inner in self.rewards.items():
             inner.load_state_dict(state[key])
 
 
-class Clipped(NamedReward):
+def _term_name(key: str, term: str, inner: Inner) -> str:
+    return f"{key}/{term}" if inner.has_terms else key
+
+
+def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
+    weights = {} if weights is None else weights
+    if not isinstance(weights, Mapping):
+        raise ValueError(
+            f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed"
+        )
+    for key, weight in weights.items():
+        if key not in rewards:
+            raise ValueError(not_one_of("weights: reward", key, rewards))
+        if not is_finite(weight):
+            raise ValueError(f"weights[{key!r}]={shown(weight)}: a finite number is allowed")
+    return {key: float(weight) for key, weight in weights.items()}
+
+
+class _Wrapper(NamedReward):
+    """Another reward in another form: it has that reward's name, and its state."""
+
+    def __init__(self, reward: RewardSpec, outer: str) -> None:
+        self.inner = Inner(reward, outer)
+        self.name = self.inner.name
+
+    def state_dict(self) -> object:
+        """Return the other reward's state."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: JsonObject) -> None:
+        """Go back to what `state_dict` returned."""
+        self.inner.load_state_dict(state)
+
+
+class Clipped(_Wrapper):
     """Another reward, kept within [low, high]. NaN and infinities pass, for they are failures.
 
     It is one term, under the other reward's name; clip inside a `Weighted` to keep its terms.
@@ -109,13 +123,12 @@ class Clipped(NamedReward):
             raise ValueError(
                 f"low={shown(low)}, high={shown(high)}: finite numbers with low <= high are allowed"
             )
-        self.inner = Inner(reward, "clipped")
-        self.name = self.inner.name
+        super().__init__(reward, "clipped")
         self.low, self.high = float(low), float(high)
-        own = getattr(self.inner.reward, "maximum", None)
+        own = self.inner.maximum
         self.maximum = self.high if own is None else self._clip(float(own))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Return the clipped reward of every completion."""
         return [self._clip(value) for value in self.inner.values(prompts, completions, columns)]
 
@@ -124,34 +137,8 @@ class Clipped(NamedReward):
             return value
         return min(max(value, self.low), self.high)
 
-    def state_dict(self) -> Any:
-        """Return the other reward's state."""
-        return self.inner.state_dict()
 
-    def load_state_dict(self, state: Any) -> None:
-        """Go back to what `state_dict` returned."""
-        self.inner.load_state_dict(state)
-
-
-def _term_name(key: str, term: str, inner: Inner) -> str:
-    return f"{key}/{term}" if inner.has_terms else key
-
-
-def _check_weights(weights: Any, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
-    weights = {} if weights is None else weights
-    if not isinstance(weights, Mapping):
-        raise ValueError(
-            f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed"
-        )
-    for key, weight in weights.items():
-        if key not in rewards:
-            raise ValueError(not_one_of("weights: reward", key, rewards))
-        if not is_finite(weight):
-            raise ValueError(f"weights[{key!r}]={shown(weight)}: a finite number is allowed")
-    return {key: float(weight) for key, weight in weights.items()}
-
-
-class RunningNorm(NamedReward):
+class RunningNorm(_Wrapper):
     """Another reward, less its running mean and divided by its running standard deviation.
 
     The statistics are those of all finite values so far, the batch at hand included, so such a reward is no
@@ -174,8 +161,7 @@ class RunningNorm(NamedReward):
     def __init__(self, reward: RewardSpec, center: bool = True, frozen: bool = False) -> None:
         check_flag("center", center)
         check_flag("frozen", frozen)
-        self.inner = Inner(reward, "running_norm")
-        self.name = self.inner.name
+        super().__init__(reward, "running_norm")
         self.center = center
         self.frozen = frozen
         self.count = 0
@@ -188,7 +174,7 @@ class RunningNorm(NamedReward):
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
         return deviation if deviation > 0.0 else 1.0
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Return the normalised reward of every completion."""
         values = self.inner.values(prompts, completions, columns)
         if not self.frozen:
@@ -207,17 +193,12 @@ class RunningNorm(NamedReward):
         self.mean += difference * len(values) / count
         self.count = count
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the statistics, as JSON values."""
-        return {
-            "count": self.count,
-            "mean": self.mean,
-            "squares": self.squares,
-            "frozen": self.frozen,
-            "inner": self.inner.state_dict(),
-        }
+    def state_dict(self) -> JsonObject:
+        """Return the statistics and the other reward's state, as JSON values."""
+        state = {name: getattr(self, name) for name in ("count", "mean", "squares", "frozen")}
+        return {**state, "inner": self.inner.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Go back to what `state_dict` returned."""
         self.count = int(state["count"])
         self.mean = float(state["mean"])
@@ -226,7 +207,118 @@ class RunningNorm(NamedReward):
         self.inner.load_state_dict(state["inner"])
 
 
-def as_text(message: Any, role: str) -> str:
+class _EveryPrefix(_Wrapper, TermReward):
+    """Another reward, asked after every token with the text so far."""
+
+    def __init__(self, reward: RewardSpec, outer: str) -> None:
+        super().__init__(reward, outer)
+        self.term_names = self.inner.term_names
+        self.maximum = self.inner.maximum
+
+    def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
+        """Return the other reward's terms."""
+        return self.inner.terms(prompts, completions, columns)
+
+
+class Dense(_EveryPrefix):
+    """Pays another reward of the text so far after every token."""
+
+    pay: Literal["every"] = "every"
+
+    def __init__(self, reward: RewardSpec) -> None:
+        super().__init__(reward, "dense")
+
+
+class Shaped(_EveryPrefix):
+    """Pays differences of another reward as the text grows; they add up to that reward of the finished text.
+
+    See `potential_difference` for what each token earns.
+
+    Args:
+        reward: a reward, or the spec of one; its value of a prefix is the potential of that state.
+        gamma: the task's discount, in [0, 1].
+    """
+
+    pay: Literal["difference"] = "difference"
+
+    def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
+        if not is_finite(gamma) or not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma={gamma!r:.80}: a number from 0 to 1 is allowed")
+        super().__init__(reward, "shaped")
+        self.gamma = float(gamma)
+
+
+def potential_difference(
+    before: float | Floats, after: float | Floats, ended: bool | Bools, gamma: float = 1.0
+) -> Floats:
+    """Return what a token earns that takes the potential from `before` to `after`.
+
+    That is gamma * after - before; at the end after - before: the reward of the finished text plus the
+    shaping term gamma * 0 - before, a terminal state having potential 0. With potential 0 at the start the
+    discounted sum over an episode of T tokens is gamma**(T - 1) times the reward of the finished text, just
+    what that reward pays at the end: shaping changes no policy's value.
+
+    Args:
+        before: potential of the state the token was chosen in, reward units; float or float (B,).
+        after: potential of the state it leads to.
+        ended: whether the episode ended with this token; bool or bool (B,).
+        gamma: the discount, in [0, 1].
+
+    Returns: float64, a number or (B,), reward units.
+    Source: Ng, Harada and Russell (1999), theorem 1.
+    """
+    return np.where(ended, after, gamma * after) - before
+
+
+class Blurred(_Wrapper, TermReward):
+    """Pays another reward plus normal noise.
+
+    Its terms are those of the other reward and `noise`. A task with it is noisy: its episodes have seeds, and its
+    optimum is that of the mean, `expected`.
+
+    Args:
+        reward: a reward, or the spec of one; where it abstains, so does this.
+        deviation: standard deviation of the noise, reward units, finite and >= 0.
+
+    Attributes:
+        expected: the reward without the noise.
+        normal_noise: `deviation`.
+        maximum: that of the mean, which J* is of.
+
+    Raises: ValueError for another deviation, or a reward that has a term `noise` already.
+    """
+
+    noisy = True
+
+    def __init__(self, reward: RewardSpec, deviation: float) -> None:
+        if not is_finite(deviation) or deviation < 0:
+            raise ValueError(f"deviation={shown(deviation)}: a finite number >= 0 is allowed (reward units)")
+        super().__init__(reward, "blurred")
+        if NOISE in self.inner.term_names:
+            raise ValueError(
+                f"reward {self.inner.name!r} has a term {NOISE!r} already; allowed is one without"
+            )
+        self.name = "blurred"
+        self.expected: Reward = self.inner.reward
+        self.deviation = self.normal_noise = float(deviation)
+        self.term_names = (*self.inner.term_names, NOISE)
+        self.maximum = self.inner.maximum
+
+    def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
+        """Return the other reward's terms and the noise, None where all of those abstain.
+
+        Raises: ValueError without the column `episode_seeds`, which noisy tasks have.
+        """
+        if "episode_seeds" not in columns:
+            raise ValueError("episode_seeds: the column is missing; allowed is a noisy task, which has it")
+        seeds = cast("Sequence[int]", columns.pop("episode_seeds"))
+        terms = self.inner.terms(prompts, completions, columns)
+        paid = [any(value is not None for value in values) for values in zip(*terms.values(), strict=True)]
+        noise = [float(np.random.default_rng(seed).normal(0.0, self.deviation)) for seed in seeds]
+        return terms | {NOISE: [blur if there else None for blur, there in zip(noise, paid, strict=True)]}
+
+
+def as_text(message: object, role: str) -> str:
     """Return the text of a prompt or a completion, whichever of TRL's two forms it has.
 
     Args:
@@ -244,25 +336,15 @@ def as_text(message: Any, role: str) -> str:
     return (found[-1] if found else "") if role == "user" else "\n".join(found)
 
 
-class _Converted(NamedReward):
-    """Another reward, asked in another form."""
-
-    outer: ClassVar[str]
-
-    def __init__(self, reward: RewardSpec) -> None:
-        self.inner = Inner(reward, self.outer)
-        self.name = self.inner.name
-
-    def state_dict(self) -> Any:
-        """Return the other reward's state."""
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        """Go back to what `state_dict` returned."""
-        self.inner.load_state_dict(state)
+def _content(content: object) -> str:
+    if content is None or isinstance(content, str):  # None: a message that only calls tools
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise ValueError(f"content={content!r:.80}: a text or a list of parts is allowed")
 
 
-class FromMessages(_Converted):
+class FromMessages(_Wrapper):
     """A reward of texts, for TRL's conversational data: messages are turned into texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
@@ -271,33 +353,27 @@ class FromMessages(_Converted):
         reward: a reward, or the spec of one.
     """
 
-    outer = "from_messages"
+    def __init__(self, reward: RewardSpec) -> None:
+        super().__init__(reward, "from_messages")
 
-    def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> Values:
+    def __call__(self, prompts: list[object], completions: list[object], **columns: Column) -> Values:
         """Score every completion, read as `as_text` does."""
         texts = [as_text(completion, "assistant") for completion in completions]
         return self.inner.values([as_text(prompt, "user") for prompt in prompts], texts, columns)
 
 
-class ToMessages(_Converted):
+class ToMessages(_Wrapper):
     """A reward of messages, written for TRL's conversational data: texts are wrapped into messages for it.
 
     Args:
         reward: a reward of lists of messages, or the spec of one.
     """
 
-    outer = "to_messages"
+    def __init__(self, reward: RewardSpec) -> None:
+        super().__init__(reward, "to_messages")
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Score every completion, as an assistant's only message that answers a user's only one."""
-        asked: list[Any] = [[{"role": "user", "content": text}] for text in prompts]
-        answered: list[Any] = [[{"role": "assistant", "content": text}] for text in completions]
+        asked = [[{"role": "user", "content": text}] for text in prompts]
+        answered = [[{"role": "assistant", "content": text}] for text in completions]
         return self.inner.values(asked, answered, columns)
-
-
-def _content(content: Any) -> str:
-    if content is None or isinstance(content, str):  # None: a message that only calls tools
-        return content or ""
-    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    raise ValueError(f"content={content!r:.80}: a text or a list of parts is allowed")

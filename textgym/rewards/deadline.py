@@ -9,12 +9,14 @@ import pickle
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, cast
 
 from textgym.checks import shown
-from textgym.rewards.base import RewardError, reward_name
+from textgym.rewards.base import Reward, RewardError, reward_name
 from textgym.rewards.calling import awaited, is_finite
 
 _SAFE = "PYTHONSAFEPATH"
@@ -26,9 +28,8 @@ START_SECONDS = 120.0  # for imports and unpickling, which count as no time of t
 class Deadline:
     """Runs a reward in a spawned child process that lives on between calls.
 
-    The reward's `state_dict`, where it has one, travels with every call and comes back, so the caller's
-    object stays the true one and nothing is lost when the child is killed. What the child prints goes to the
-    standard error.
+    The reward's `state_dict`, where it has one, travels with every call and comes back, so nothing is lost when the
+    child is killed. What the child prints goes to the standard error.
 
     Args:
         reward: picklable, so defined at the top level of a module.
@@ -37,26 +38,25 @@ class Deadline:
     Raises: ValueError for a bad limit or a reward that cannot be pickled.
     """
 
-    def __init__(self, reward: Any, seconds: float) -> None:
+    def __init__(self, reward: Reward, seconds: float) -> None:
         if not is_finite(seconds) or not 0 < seconds <= MOST_SECONDS:
             raise ValueError(
                 f"timeout={shown(seconds)}: None or a number of seconds above 0, at most {MOST_SECONDS:.0f}, is allowed"
             )
-        self.reward = reward
+        self.reward: Any = reward  # for its optional attributes
         self.seconds = float(seconds)
         self.name = reward_name(reward)
-        self._process: Any = None
+        self._process: BaseProcess | None = None
         self._connection: Connection | None = None
-        self._at_exit: Any = None
+        self._at_exit: Finalize | None = None
         self._owner = os.getpid()
         self._pickled()
 
-    def call(self, method: str, arguments: dict[str, Any]) -> Any:
+    def call(self, method: str, arguments: Mapping[str, object]) -> object:
         """Return `reward.<method>(**arguments)`.
 
-        Raises: KeyboardInterrupt if the reward raised it; RewardError of kind "timeout" or "dies", or "raises"
-            for what else the reward raised;
-            RuntimeError if the child process cannot be started.
+        Raises: KeyboardInterrupt if the reward raised it; RewardError of kind "timeout" or "dies", or "raises" for
+            what else the reward raised; RuntimeError if the child process cannot be started.
         """
         connection = self._running()
         state = self.reward.state_dict() if hasattr(self.reward, "state_dict") else None
@@ -74,11 +74,11 @@ class Deadline:
             # An answer that nobody read (an interrupt) would be taken for the next call's.
             self.close()
             raise
-        return self._read(answer)
+        return self._read(*answer)
 
     def close(self) -> None:
         """Kill the child process; the next call starts another."""
-        if self._process is not None and self._owner == os.getpid():
+        if self._process is not None and self._at_exit is not None and self._owner == os.getpid():
             self._at_exit.cancel()
             self._process.kill()
             self._process.join()
@@ -86,7 +86,7 @@ class Deadline:
             self._connection.close()
         self._process = self._connection = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_process": None, "_connection": None, "_at_exit": None}
 
     def __del__(self) -> None:
@@ -105,19 +105,17 @@ class Deadline:
     def _running(self) -> Connection:
         if self._owner != os.getpid() or (self._process is not None and not self._process.is_alive()):
             self.close()  # a forked copy must not talk over its parent's pipe
-        if self._connection is None:
-            self._start()
-        assert self._connection is not None
-        return self._connection
+        return self._connection or self._start()
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         if multiprocessing.current_process().daemon:
             raise RuntimeError(
                 f"timeout={self.seconds} needs a child process, which a daemonic process may not have; "
                 "AsyncVectorEnv(..., daemon=False) is allowed"
             )
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        connection, theirs = context.Pipe()
+        self._connection = connection
         safe = os.environ.get(_SAFE)
         self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe), daemon=True)
         self._owner = os.getpid()
@@ -130,20 +128,20 @@ class Deadline:
         self._at_exit = Finalize(None, self._process.kill, exitpriority=0)
         theirs.close()
         try:
-            started = self._connection.poll(START_SECONDS)
-            problem = pickle.loads(self._connection.recv_bytes()) if started else "it took too long"
+            started = connection.poll(START_SECONDS)
+            problem = pickle.loads(connection.recv_bytes()) if started else "it took too long"
         except (EOFError, OSError):
             problem = "it died; a script needs `if __name__ == '__main__':`"
         if problem:
             self.close()
             raise RuntimeError(f"the process of reward {self.name!r} could not be started: {problem}")
+        return connection
 
-    def _read(self, answer: tuple[str, Any, Any]) -> Any:
-        outcome, value, state = answer
+    def _read(self, outcome: str, value: object, state: object) -> object:
         if outcome == "interrupted":
             raise KeyboardInterrupt(f"raised by reward {self.name!r}")
         if outcome == "raised":
-            message, kind, index, remote = value
+            message, kind, index, remote = cast("tuple[str, str, int | None, str]", value)
             raise RewardError(message, kind, index) from RuntimeError(f"in the reward's process:\n{remote}")
         if state is not None:
             self.reward.load_state_dict(state)
@@ -151,7 +149,7 @@ class Deadline:
 
 
 def _put_back(value: str | None) -> None:
-    """Gives the variable `_SAFE` the value that it had."""
+    """Give the variable `_SAFE` the value that it had."""
     os.environ.pop(_SAFE, None)
     if value is not None:
         os.environ[_SAFE] = value
@@ -180,7 +178,7 @@ def _serve(connection: Connection, pickled: bytes, safe: str | None) -> None:
 
 
 def _answer(reward: Any, request: bytes) -> bytes:
-    """Run one call; everything that goes wrong becomes part of the answer."""
+    """Run one call; whatever goes wrong becomes part of the answer."""
     try:
         method, arguments, state = pickle.loads(request)
         if state is not None:

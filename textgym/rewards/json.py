@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, cached_property, lru_cache
-from typing import Any, Final
+from types import ModuleType
+from typing import Any, Final, Protocol
 
 from textgym.checks import shown
 from textgym.files import refuse_constant, unique_keys
 from textgym.rewards.base import (
+    Column,
     NamedReward,
     Rebuilt,
     TermReward,
@@ -25,28 +27,35 @@ from textgym.rewards.base import (
 from textgym.rewards.calling import is_finite
 from textgym.rewards.patterns import Regex
 
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+Schema = Mapping[str, object] | bool
+_REWARD: Final = "json_schema"
+_DATA: Final = ("enum", "const", "default", "examples")  # values, in which "$ref" is a key like any other
+_REFUSED: Final = {
+    "patternProperties": "its expressions would not run in linear time; name the properties",
+    "$recursiveRef": "it belongs to an older draft; $dynamicRef is allowed",
+}
 _MOST_DIGITS: Final = 4000
 """Of an integer that Python reads; longer ones are decimals."""
 _MOST_EXPONENT: Final = 17
 """Digits of an exponent that a decimal has; larger ones all count as the largest of that many digits."""
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text; numbers with a point or an exponent are `Decimal`s, exactly what is written.
+def parse_json(text: str) -> object:
+    """Return the value of a JSON text; numbers with a point or an exponent are `Decimal`s, exactly what is written.
 
-    Refused, beyond what the grammar of JSON (RFC 8259) refuses: a key that stands twice in an object, and nesting
-    deeper than Python's recursion limit.
-
-    Raises: ValueError for anything that is refused.
+    Raises: ValueError for what is no JSON (RFC 8259), has a key twice in an object, or is nested deeper than Python's
+        recursion limit.
     """
     try:
-        return _DECODER.decode(text)
+        value: object = _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    return value
 
 
-def exact(value: Any) -> Any:
-    """JSON values with every float as the decimal number that it is written as, as `parse_json` reads it.
+def exact(value: object) -> object:
+    """Return JSON values with every float as the decimal that it is written as, as `parse_json` reads it.
 
     Raises: ValueError for NaN and infinities.
     """
@@ -73,17 +82,15 @@ _DECODER = json.JSONDecoder(
 )
 
 
-DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-_REWARD: Final = "json_schema"
-_DATA: Final = ("enum", "const", "default", "examples")  # values, in which "$ref" is a key like any other
-_REFUSED: Final = {
-    "patternProperties": "its expressions would not run in linear time; name the properties",
-    "$recursiveRef": "it belongs to an older draft; $dynamicRef is allowed",
-}
+class Validator(Protocol):
+    """A validator of the package `jsonschema`."""
+
+    def is_valid(self, instance: object) -> bool:
+        """Return whether a value is valid."""
 
 
-def make_validator(schema: Any, argument: str) -> Any:
-    """A validator of the `jsonschema` package for a schema; its `is_valid(value)` answers.
+def make_validator(schema: object, argument: str) -> Validator:
+    """Return the validator of a schema.
 
     Args:
         schema: JSON values, of Draft 2020-12. `pattern` runs on re2; numbers are exact decimals, as `parse_json`
@@ -93,32 +100,28 @@ def make_validator(schema: Any, argument: str) -> Any:
     Raises: ValueError where it is no valid schema, is nested too deeply, refers to what it does not contain, or
         to itself without end; ModuleNotFoundError without jsonschema, or without google-re2 where it has a pattern.
     """
-    try:
-        return _make(schema, argument)
-    except RecursionError as error:
-        raise ValueError(f"{argument}: nested too deeply") from error
-
-
-def _make(schema: Any, argument: str) -> Any:
-    jsonschema = import_extra("jsonschema", _REWARD)
+    jsonschema = _extra("jsonschema")
     if not isinstance(schema, Mapping | bool):
         raise ValueError(f"{argument}={shown(schema)}: an object or a bool is allowed")
     if isinstance(schema, Mapping) and schema.get("$schema", DIALECT) not in (DIALECT, f"{DIALECT}#"):
         raise ValueError(f"{argument}: $schema is {schema['$schema']!r}, only {DIALECT!r} is allowed")
     try:
-        schema = _plain(schema)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from error
-    try:
+        plain = _plain(schema)
         # Without formats: patterns are for re2 to judge, which runs them.
-        jsonschema.Draft202012Validator.check_schema(schema, format_checker=jsonschema.FormatChecker(()))
+        jsonschema.Draft202012Validator.check_schema(plain, format_checker=jsonschema.FormatChecker(()))
+        # A registry that holds this schema alone, and retrieves nothing.
+        resource = _resource(plain)
+        registry = _extra("referencing").Registry().with_resource(resource.id() or "", resource).crawl()
+        _check_part(plain, registry.resolver(resource.id() or ""))
     except jsonschema.SchemaError as error:
         place = "/".join(map(str, error.absolute_path)) or "top"
         reason = re.sub(r"Decimal\('([^']*)'\)", r"\1", error.message)
         raise ValueError(f"{argument}: not a JSON schema, at {place}: {reason:.200}") from error
-    registry, resolver = _closed_world(schema)
-    _check_part(schema, resolver, argument)
-    validator = _validator_class()(schema, registry=registry)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{argument}: nested too deeply") from error
+    validator: Validator = _validator_class()(plain, registry=registry)
     try:
         validator.is_valid(None)
     except RecursionError as error:
@@ -126,8 +129,12 @@ def _make(schema: Any, argument: str) -> Any:
     return validator
 
 
-def _plain(value: Any) -> Any:
-    """JSON values as the validator knows them: dicts, lists, and numbers as they are written, whole ones as integers.
+def _extra(module: str) -> ModuleType:
+    return import_extra(module, f"reward {_REWARD!r}")
+
+
+def _plain(value: object) -> object:
+    """Return JSON values as the validator knows them: dicts, lists, exact numbers, whole ones as integers.
 
     Raises: ValueError for what is no JSON.
     """
@@ -148,44 +155,35 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _closed_world(schema: Any) -> tuple[Any, Any]:
-    """A registry that holds this schema alone and retrieves nothing, and the resolver at its root."""
-    referencing = import_extra("referencing", _REWARD)
-    specification = import_extra("referencing.jsonschema", _REWARD).DRAFT202012
-    resource = referencing.Resource(contents=schema, specification=specification)
-    uri = resource.id() or ""
-    registry = referencing.Registry().with_resource(uri, resource).crawl()
-    return registry, registry.resolver(uri)
+def _resource(schema: object) -> Any:
+    return _extra("referencing.jsonschema").DRAFT202012.create_resource(schema)
 
 
-def _check_part(part: Any, resolver: Any, argument: str) -> None:
-    """Look at a schema and everything in it. Raises: ValueError for what may not stand in one."""
-    unresolvable = import_extra("referencing.exceptions", _REWARD).Unresolvable
-    referencing = import_extra("referencing", _REWARD)
-    specification = import_extra("referencing.jsonschema", _REWARD).DRAFT202012
+def _check_part(part: object, resolver: Any) -> None:
+    """Raise ValueError for what may not stand in a schema, at any depth."""
     if isinstance(part, dict):
         if isinstance(part.get("$id"), str):
-            resolver = resolver.in_subresource(referencing.Resource(part, specification))
+            resolver = resolver.in_subresource(_resource(part))
         for keyword in ("$ref", "$dynamicRef"):
             if isinstance(part.get(keyword), str):
                 try:
                     resolver.lookup(part[keyword])
-                except unresolvable as error:
+                except _extra("referencing.exceptions").Unresolvable as error:
                     raise ValueError(
-                        f"{argument}: {keyword} {part[keyword]!r} is not in the schema; nothing is fetched, so "
-                        "put what it refers to under $defs"
+                        f"{keyword} {part[keyword]!r} is not in the schema; nothing is fetched, so put what it "
+                        "refers to under $defs"
                     ) from error
         for keyword, reason in _REFUSED.items():
             if keyword in part:
-                raise ValueError(f"{argument}: {keyword!r} is not allowed: {reason}")
+                raise ValueError(f"{keyword!r} is not allowed: {reason}")
         if isinstance(part.get("pattern"), str):
-            Regex(part["pattern"], "search", argument=f"{argument}: pattern", reward=_REWARD)
+            Regex(part["pattern"], "search", reward=_REWARD)
     for inner in _parts(part):
-        _check_part(inner, resolver, argument)
+        _check_part(inner, resolver)
 
 
-def _parts(part: Any) -> Iterator[Any]:
-    """What may be a schema inside of a schema; a property's name is no keyword."""
+def _parts(part: object) -> Iterator[object]:
+    """Yield what may be a schema inside a schema; a property's name is no keyword."""
     if isinstance(part, list):
         yield from part
     elif isinstance(part, dict):
@@ -197,52 +195,47 @@ def _parts(part: Any) -> Iterator[Any]:
 
 
 @cache
-def _validator_class() -> Any:
-    draft = import_extra("jsonschema", _REWARD).Draft202012Validator
-    return import_extra("jsonschema.validators", _REWARD).extend(
+def _validator_class() -> type:
+    """Return the package's class with exact numbers and with patterns in linear time."""
+    draft = _extra("jsonschema").Draft202012Validator
+    made: type = _extra("jsonschema.validators").extend(
         draft,
         {"pattern": _pattern, "multipleOf": _multiple_of},
         type_checker=draft.TYPE_CHECKER.redefine("integer", lambda _, value: _is_integer(value)),
     )
+    return made
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> bool:
     if isinstance(value, Decimal):
         return _lowest_terms(value)[1] >= 0
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _multiple_of(validator: Any, step: Any, instance: Any, schema: Any) -> Iterator[Any]:
-    """The keyword `multipleOf`, exactly (the package's own divides floats)."""
-    if validator.is_type(instance, "number") and not _divides(Decimal(step), Decimal(instance)):
-        yield import_extra("jsonschema", _REWARD).ValidationError(f"{instance} is not a multiple of {step}")
-
-
-def _divides(step: Decimal, value: Decimal) -> bool:
-    """Whether a value is a whole number of steps; in integers, for a decimal's own remainder has limits."""
-    (of_step, power_of_step), (of_value, power) = map(_lowest_terms, (step, value))
-    if power < power_of_step:
-        return of_value == 0
-    return of_value * pow(10, power - power_of_step, of_step) % of_step == 0
+def _multiple_of(_: object, step: int | Decimal, instance: object, schema: object) -> Iterator[Exception]:
+    """Check the keyword `multipleOf` exactly (the package's own divides floats)."""
+    if isinstance(instance, bool) or not isinstance(instance, int | Decimal):
+        return
+    # In integers, for a decimal's own remainder has limits.
+    of_step, power_of_step = _lowest_terms(Decimal(step))
+    value, power = _lowest_terms(Decimal(instance))
+    if power >= power_of_step:
+        value = value * pow(10, power - power_of_step, of_step) % of_step
+    if value:
+        yield _extra("jsonschema").ValidationError(f"{instance} is not a multiple of {step}")
 
 
 def _lowest_terms(number: Decimal) -> tuple[int, int]:
-    """An integer without zeros at its end, and the power of ten that it is multiplied by."""
+    """Return an integer without zeros at its end, and the power of ten that it is multiplied by."""
     _, digits, exponent = number.as_tuple()
     kept = "".join(map(str, digits)).rstrip("0")
     return int(Decimal(kept or 0)), int(exponent) + len(digits) - len(kept)
 
 
-def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
-    """The keyword `pattern`, by re2 (the package's own is Python's, which may take exponential time)."""
-    if validator.is_type(instance, "string"):
-        regex = Regex(pattern, "search", argument="pattern", reward=_REWARD)
-        if not regex.matches([instance])[0]:
-            error = import_extra("jsonschema", _REWARD).ValidationError
-            yield error(f"{instance!r} does not match {pattern!r}")
-
-
-Schema = Mapping[str, Any] | bool
+def _pattern(_: object, pattern: str, instance: object, schema: object) -> Iterator[Exception]:
+    """Check the keyword `pattern` by re2 (the package's own is Python's, which may take exponential time)."""
+    if isinstance(instance, str) and not Regex(pattern, "search", reward=_REWARD).matches([instance])[0]:
+        yield _extra("jsonschema").ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 @dataclass(frozen=True)
@@ -276,30 +269,27 @@ class JsonSchema(Rebuilt, TermReward):
             assert self._validator is not None  # a bad schema is refused now, not when it is first used
 
     @cached_property
-    def _validator(self) -> Any:
+    def _validator(self) -> Validator:
         return make_validator(self.schema, "schema")
 
-    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Values]:
+    def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
         """Score every completion. Raises: ValueError if the column is missing, or has a bad schema."""
-        if self.schema is not None:
-            validators = [self._validator] * len(completions)
-        else:
+        if self.schema is None:
             validators = [self._from_row(row) for row in read_column(columns, self.column, self.name)]
+        else:
+            validators = [self._validator] * len(completions)
         rows = [
             (None, None) if validator is None else self._score(text, validator)
             for text, validator in zip(completions, validators, strict=True)
         ]
         return {"parses": [row[0] for row in rows], "valid": [row[1] for row in rows]}
 
-    def _from_row(self, row: Any) -> Any:
+    def _from_row(self, row: object) -> Validator | None:
         if row is None:
             return None
-        argument = f"column {self.column!r}"
-        if not isinstance(row, str):
-            row = json.dumps(row)
-        return _cached_validator(row, argument)
+        return _cached_validator(row if isinstance(row, str) else json.dumps(row), f"column {self.column!r}")
 
-    def _score(self, text: str, validator: Any) -> tuple[float, float]:
+    def _score(self, text: str, validator: Validator) -> tuple[float, float]:
         try:
             value = parse_json(text)
         except ValueError:
@@ -312,7 +302,7 @@ class JsonSchema(Rebuilt, TermReward):
 
 
 @lru_cache(maxsize=256)
-def _cached_validator(text: str, argument: str) -> Any:
+def _cached_validator(text: str, argument: str) -> Validator:
     try:
         schema = parse_json(text)
     except ValueError as error:
@@ -339,7 +329,7 @@ class JsonValues(NamedReward):
     def __post_init__(self) -> None:
         check_column(self.column)
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Score every completion. Raises: ValueError if the column is missing or holds what is no object."""
         right = read_column(columns, self.column, self.name)
         return [
@@ -347,7 +337,7 @@ class JsonValues(NamedReward):
             for text, wanted in zip(completions, right, strict=True)
         ]
 
-    def _share(self, text: str, wanted: Any) -> float:
+    def _share(self, text: str, wanted: object) -> float:
         if not isinstance(wanted, Mapping) or not wanted:
             raise ValueError(
                 f"column {self.column!r}: {wanted!r:.80}: an object with at least one key is allowed"
@@ -362,8 +352,8 @@ class JsonValues(NamedReward):
         return sum(right) / len(right)
 
 
-def same_json(a: Any, b: Any) -> bool:
-    """Whether two JSON values are equal."""
+def same_json(a: object, b: object) -> bool:
+    """Return whether two JSON values are equal."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -5,15 +5,27 @@ from __future__ import annotations
 import functools
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from textgym.checks import check_flag, not_one_of, shown
-from textgym.rewards.base import NamedReward, Rebuilt, Values, check_column, import_extra, read_column
+from textgym.rewards.base import (
+    Column,
+    NamedReward,
+    Rebuilt,
+    Values,
+    check_column,
+    check_count,
+    import_extra,
+    read_column,
+)
 from textgym.rewards.words import composed, is_unspaced, warn_once, words
 
 Variant = Literal["rouge1", "rouge2", "rougeL"]
 Measure = Literal["precision", "recall", "fmeasure"]
+Overlap = Callable[[str, list[str]], float]
+"""How much of some references is in a text, in [0, 1]."""
 
 
 class _Overlap(Rebuilt, NamedReward, ABC):
@@ -24,45 +36,34 @@ class _Overlap(Rebuilt, NamedReward, ABC):
 
     def __post_init__(self) -> None:
         check_column(self.column)
-        self.prepare()
+        self._overlap()
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Values:
-        """Score every completion; None where its reference is None.
+    @abstractmethod
+    def _overlap(self) -> Overlap:
+        """Check the other parameters and return what compares; cached outside, so that rewards stay small to pickle."""
+
+    def _visible(self, references: list[str]) -> list[str]:
+        """Return the references in which there is something to compare with."""
+        return references
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
+        """Score every completion; None where its reference is None, or nothing in it can be compared with.
 
         Raises: ValueError if the column is missing, or holds anything but a text, texts or None.
         """
-        rows = zip(completions, read_column(columns, self.column, self.name), strict=True)
-        return [None if given is None else self._score(text, self._texts(given)) for text, given in rows]
+        overlap, values = self._overlap(), Values()
+        for text, row in zip(completions, read_column(columns, self.column, self.name), strict=True):
+            references = [] if row is None else self._visible(self._texts(row))
+            values.append(overlap(composed(text), references) if references else None)
+        return values
 
-    def _score(self, text: str, references: list[str]) -> float | None:
-        """None where the measure sees nothing in any reference."""
-        seen = [reference for reference in references if self.sees(reference)]
-        if not seen and any(reference.strip() for reference in references):
-            warn_once(
-                f"reward {self.name!r} sees no word in a reference of punctuation or emoji, and abstains there"
-            )
-            return None
-        return self.overlap(composed(text), seen or references)
-
-    def sees(self, reference: str) -> bool:
-        """Whether there is anything to compare with in a text."""
-        return True
-
-    def _texts(self, given: Any) -> list[str]:
-        texts = [given] if isinstance(given, str) else given
+    def _texts(self, row: object) -> list[str]:
+        texts = [row] if isinstance(row, str) else row
         if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
             raise ValueError(
-                f"column {self.column!r} holds {given!r:.80}; a text, a list of at least one, or None is allowed"
+                f"column {self.column!r} holds {row!r:.80}; a text, a list of at least one, or None is allowed"
             )
         return [composed(text) for text in texts]
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Check the other parameters and import what is needed."""
-
-    @abstractmethod
-    def overlap(self, text: str, references: list[str]) -> float:
-        """How much of the references is in the text, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Bleu(_Overlap):
         column: data column with a reference text or a list of them; None abstains.
         lowercase: ignore case.
 
+    Warns: TextGymWarning, once, of a reference in a script without spaces.
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
     Source: Papineni et al. (2002); Post (2018), arXiv:1804.08771.
     """
@@ -81,19 +83,17 @@ class Bleu(_Overlap):
     lowercase: bool = False
     name = "bleu"
 
-    def prepare(self) -> None:
-        """Import sacrebleu."""
+    def _overlap(self) -> Overlap:
         check_flag("lowercase", self.lowercase)
-        _bleu(self.lowercase)
+        return _sacrebleu("BLEU", lowercase=self.lowercase, effective_order=True)
 
-    def overlap(self, text: str, references: list[str]) -> float:
-        """BLEU against all references at once. Warns: TextGymWarning, once, of a script without spaces."""
+    def _visible(self, references: list[str]) -> list[str]:
         if any(map(is_unspaced, references)):
             warn_once(
                 "reward 'bleu' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
                 "no words; 'chrf' and 'rouge' read them"
             )
-        return _hundredth(_bleu(self.lowercase).sentence_score(text, references).score)
+        return references
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,10 @@ class Chrf(_Overlap):
     beta: int = 2
     name = "chrf"
 
-    def prepare(self) -> None:
-        """Check the orders and import sacrebleu."""
-        for name, value, lowest in (("word_order", self.word_order, 0), ("beta", self.beta, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name}={shown(value)}: an integer of {lowest} or more is allowed")
-        _chrf(self.word_order, self.beta)
-
-    def overlap(self, text: str, references: list[str]) -> float:
-        """The greatest chrF against one of the references."""
-        return _hundredth(_chrf(self.word_order, self.beta).sentence_score(text, references).score)
+    def _overlap(self) -> Overlap:
+        check_count("word_order", self.word_order)
+        check_count("beta", self.beta, 1)
+        return _sacrebleu("CHRF", word_order=self.word_order, beta=self.beta)
 
 
 @dataclass(frozen=True)
@@ -150,51 +144,44 @@ class Rouge(_Overlap):
     column: str = "reference"
     name = "rouge"
 
-    def prepare(self) -> None:
-        """Check variant and measure, and import rouge_score."""
+    def _overlap(self) -> Overlap:
         for name, allowed in (("variant", get_args(Variant)), ("measure", get_args(Measure))):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in allowed:
                 raise ValueError(not_one_of(name, value, allowed))
         check_flag("stem", self.stem)
-        _rouge(self.variant, self.stem)
+        return _rouge(self.variant, self.measure, self.stem)
 
-    def sees(self, reference: str) -> bool:
-        """Whether there is a word in a reference."""
-        return bool(words(reference))
-
-    def overlap(self, text: str, references: list[str]) -> float:
-        """ROUGE against the reference that fits best."""
-        best = _rouge(self.variant, self.stem).score_multi(references, text)[self.variant]
-        return float(getattr(best, self.measure))
-
-
-def _hundredth(score: float) -> float:
-    """From 0..100 to 0..1; a perfect score is 100.00000000000004."""
-    return min(score / 100.0, 1.0)
-
-
-# Cached here and not in the rewards, which stay small to pickle.
-@functools.cache
-def _bleu(lowercase: bool) -> Any:
-    return import_extra("sacrebleu.metrics", "bleu").BLEU(lowercase=lowercase, effective_order=True)
+    def _visible(self, references: list[str]) -> list[str]:
+        visible = [reference for reference in references if words(reference)]
+        if visible or not any(reference.strip() for reference in references):
+            return visible or references
+        warn_once("reward 'rouge' sees no word in a reference of punctuation or emoji, and abstains there")
+        return []
 
 
 @functools.cache
-def _chrf(word_order: int, beta: int) -> Any:
-    return import_extra("sacrebleu.metrics", "chrf").CHRF(word_order=word_order, beta=beta)
+def _sacrebleu(metric: str, **options: bool | int) -> Overlap:
+    """Return a sentence-level metric of sacrebleu, from 0..100 to 0..1; its perfect score is 100.00000000000004."""
+    module = import_extra("sacrebleu.metrics", f"reward {metric.lower()!r}")
+    score = getattr(module, metric)(**options).sentence_score
+    return lambda text, references: min(score(text, references).score / 100.0, 1.0)
 
 
 @functools.cache
-def _rouge(variant: str, stem: bool) -> Any:
-    return import_extra("rouge_score.rouge_scorer", "rouge").RougeScorer([variant], tokenizer=_Words(stem))
+def _rouge(variant: Variant, measure: Measure, stem: bool) -> Overlap:
+    """Return ROUGE against the reference that fits best."""
+    scorer = import_extra("rouge_score.rouge_scorer", "reward 'rouge'").RougeScorer(
+        [variant], tokenizer=_Words(stem)
+    )
+    return lambda text, references: float(getattr(scorer.score_multi(references, text)[variant], measure))
 
 
 class _Words:
     """The tokenizer that `RougeScorer` is given; of ASCII texts it gives what the package's own does."""
 
     def __init__(self, stem: bool) -> None:
-        self._stem = import_extra("nltk.stem.porter", "rouge").PorterStemmer().stem if stem else None
+        self._stem = import_extra("nltk.stem.porter", "reward 'rouge'").PorterStemmer().stem if stem else None
 
     def tokenize(self, text: str) -> list[str]:
         found = words(text)
@@ -219,7 +206,7 @@ class Sentiment(Rebuilt, NamedReward):
     VADER reads English: a text with letters of which none is Latin counts as neutral, and the first one warns.
 
     Raises: ValueError for another target; ModuleNotFoundError without the package vaderSentiment.
-    Source: Hutto and Gilbert (2014), VADER, ICWSM; English texts.
+    Source: Hutto and Gilbert (2014), VADER, ICWSM.
     """
 
     target: str | float = "positive"
@@ -227,33 +214,32 @@ class Sentiment(Rebuilt, NamedReward):
     maximum = 1.0
 
     def __post_init__(self) -> None:
-        target = self.target
-        if isinstance(target, str) and target not in TARGETS:
+        target = TARGETS.get(self.target, self.target) if isinstance(self.target, str) else self.target
+        if isinstance(target, str):
             raise ValueError(not_one_of("target", target, TARGETS))
-        if not isinstance(target, str) and (
-            isinstance(target, bool) or not isinstance(target, int | float) or not -1 <= target <= 1
-        ):
+        if isinstance(target, bool) or not isinstance(target, int | float) or not -1 <= target <= 1:
             raise ValueError(
                 f"target={shown(target)}: 'positive', 'negative' or a number from -1 to 1 is allowed"
             )
-        _analyzer()
+        _polarity()
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         aim = TARGETS[self.target] if isinstance(self.target, str) else self.target
-        scores = _analyzer().polarity_scores
+        scores = _polarity()
         texts = [composed(text) for text in completions]
-        if any(not text.isascii() and _has_no_latin(text) for text in texts):
-            warn_once("reward 'sentiment' reads English; a text without a Latin letter counts as neutral")
+        for text in texts:
+            letters = "" if text.isascii() else [letter for letter in text if letter.isalpha()]
+            if letters and not any(unicodedata.name(each, "").startswith("LATIN") for each in letters):
+                warn_once("reward 'sentiment' reads English; a text without a Latin letter counts as neutral")
         return [1.0 - abs(scores(text)["compound"] - aim) / 2.0 for text in texts]
 
 
-def _has_no_latin(text: str) -> bool:
-    letters = [letter for letter in text if letter.isalpha()]
-    return bool(letters) and not any(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
-
-
 @functools.cache
-def _analyzer() -> Any:
-    """The lexicon, read once a process; rewards stay small to pickle without it."""
-    return import_extra("vaderSentiment.vaderSentiment", "sentiment").SentimentIntensityAnalyzer()
+def _polarity() -> Callable[[str], dict[str, float]]:
+    """Return VADER with its lexicon, which is read once a process."""
+    analyzer = import_extra(
+        "vaderSentiment.vaderSentiment", "reward 'sentiment'"
+    ).SentimentIntensityAnalyzer()
+    scores: Callable[[str], dict[str, float]] = analyzer.polarity_scores
+    return scores

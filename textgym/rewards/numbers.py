@@ -12,10 +12,10 @@ import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from textgym.checks import check_choice
-from textgym.rewards.base import NamedReward, check_column, read_column
+from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
 
 MOST_DIGITS: Final = 1000
 """Of a number that is read; Python itself takes quadratic time for long ones."""
@@ -32,7 +32,7 @@ _WINDOW: Final = 64  # characters on each side that a notation can reach
 
 
 def _plain(text: str) -> str:
-    """The text with one character for all of its kind, and one blank or line break for several."""
+    """Return the text with one character for all of its kind, and one blank or line break for several."""
     if not text.isascii():
         text = re.sub(r"[^\x00-\x7f]", _kind, unicodedata.normalize("NFC", text))
     return re.sub(
@@ -41,7 +41,7 @@ def _plain(text: str) -> str:
 
 
 def _kind(found: re.Match[str]) -> str:
-    """A character, or what stands for its kind."""
+    """Return a character, or what stands for its kind."""
     kind = unicodedata.category(found[0])
     if kind[0] == "N":
         return _RAISED if unicodedata.decomposition(found[0]).startswith(("<super>", "<sub>")) else _FOREIGN
@@ -51,7 +51,7 @@ def _kind(found: re.Match[str]) -> str:
 
 
 def _words(text: str) -> str:
-    """A pattern of words, which stand in a text between blanks."""
+    """Return a pattern of words, given in a text between blanks."""
     return "|".join(map(re.escape, _plain(text).split()))
 
 
@@ -65,14 +65,8 @@ _CODES: Final = _words(
 )
 
 # Ideographs and Hangul that count.
-_CJK: Final = (
-    "\u5341\u767e\u5343\u4e07\u842c\u4ebf\u5104\u5146\u4eac\u62fe\u4f70\u4edf\u534a\u5206"
-    "\ub9cc\uc5b5\ucc9c\ubc31\uc2ed\uc870"
-)
-_COUNTERS: Final = (
-    "\u4e2a\u500b\u5143\u5186\u5706\u5e74\u6708\u65e5\u4eba\u5c81\u6b73\u6b21\u53ea\u672c"
-    "\uc6d0\uba85\uac1c\uc0b4"
-)
+_CJK: Final = "十百千万萬亿億兆京拾佰仟半分만억천백십조"
+_COUNTERS: Final = "个個元円圆年月日人岁歳次只本원명개살"
 
 # Units that may be glued to a number; any other letters may not.
 _UNIT: Final = rf"""(?:(?:st|nd|rd|th|[kmcd\u00b5\u03bc]?m[{_RAISED}23]?|[km\u00b5\u03bc]?g|[mcd]?[lL]
@@ -90,29 +84,17 @@ _MEASURED: Final = re.compile(rf"[0-9](?:['\u2019\u2032]|\ ?(?!st|nd|rd|th){_UNI
 _MAGNITUDE: Final = _words(
     """hundred hundreds thousand thousands million millions billion billions trillion trillions quadrillion
     quadrillions quintillion quintillions dozen dozens grand lakh lakhs lac lacs crore crores cr myriad
-    myriads kilo choose ten k b mn
-    bn tn mil bil tril mill bill mio mrd mia mld mln bln trn tsd tys thou milliard milliards milliarde
-    milliarden millionen billionen billiarde billiarden trillionen tausend hundert dutzend mille billiard
-    billiards cien ciento mill\u00f3n millones bill\u00f3n billones milh\u00e3o milh\u00f5es bilh\u00e3o
-    bilh\u00f5es bi mila milione milioni miliardo miliardi miljoen miljard duizend honderd biljoen miljon
-    miljoner miljarder tusen hundra million\u00e6r milion milionu miliony milion\u00f3w miliard miliarda
-    miliardy miliard\u00f3w tysi\u0105c tysi\u0105ce tysi\u0119cy milyon milyar trilyon y\u00fcz ribu juta
-    miliar triliun ratus ngh\u00ecn tri\u1ec7u t\u1ef7 tr\u0103m ng\u00e0n \u0442\u044b\u0441
-    \u0442\u044b\u0441\u044f\u0447 \u0442\u044b\u0441\u044f\u0447\u0430 \u0442\u044b\u0441\u044f\u0447\u0438
-    \u043c\u043b\u043d \u043c\u043b\u0440\u0434 \u043c\u0438\u043b\u043b\u0438\u043e\u043d
-    \u043c\u0438\u043b\u043b\u0438\u043e\u043d\u0430 \u043c\u0438\u043b\u043b\u0438\u043e\u043d\u043e\u0432
-    \u043c\u0438\u043b\u043b\u0438\u0430\u0440\u0434 \u043c\u0438\u043b\u043b\u0438\u0430\u0440\u0434\u0430
-    \u043c\u0438\u043b\u043b\u0438\u0430\u0440\u0434\u043e\u0432 \u0441\u043e\u0442\u0435\u043d
-    \u043c\u0456\u043b\u044c\u0439\u043e\u043d \u043c\u0456\u043b\u044c\u0439\u043e\u043d\u0438
-    \u03b5\u03ba\u03b1\u03c4\u03bf\u03bc\u03bc\u03cd\u03c1\u03b9\u03b1
-    \u03c7\u03b9\u03bb\u03b9\u03ac\u03b4\u03b5\u03c2 \u0623\u0644\u0641 \u0622\u0644\u0627\u0641
-    \u0645\u0644\u064a\u0648\u0646 \u0645\u0644\u0627\u064a\u064a\u0646 \u0645\u0644\u064a\u0627\u0631
-    \u0645\u0626\u0629 \u05d0\u05dc\u05e3 \u05de\u05d9\u05dc\u05d9\u05d5\u05df \u0939\u091c\u093c\u093e\u0930
-    \u0939\u091c\u093e\u0930 \u0932\u093e\u0916 \u0915\u0930\u094b\u0921\u093c \u0915\u0930\u094b\u0921
-    \u0e23\u0e49\u0e2d\u0e22 \u0e1e\u0e31\u0e19 \u0e2b\u0e21\u0e37\u0e48\u0e19 \u0e41\u0e2a\u0e19
-    \u0e25\u0e49\u0e32\u0e19 half halves third thirds quarter quarters fourth fourths fifth fifths sixth
-    sixths eighth eighths tenth tenths hundredth hundredths thousandth thousandths millionth millionths
-    billionth billionths squared cubed factorial pi"""
+    myriads kilo choose ten k b mn bn tn mil bil tril mill bill mio mrd mia mld mln bln trn tsd tys thou
+    milliard milliards milliarde milliarden millionen billionen billiarde billiarden trillionen tausend
+    hundert dutzend mille billiard billiards cien ciento millón millones billón billones milhão milhões
+    bilhão bilhões bi mila milione milioni miliardo miliardi miljoen miljard duizend honderd biljoen miljon
+    miljoner miljarder tusen hundra millionær milion milionu miliony milionów miliard miliarda miliardy
+    miliardów tysiąc tysiące tysięcy milyon milyar trilyon yüz ribu juta miliar triliun ratus nghìn triệu tỷ
+    trăm ngàn тыс тысяч тысяча тысячи млн млрд миллион миллиона миллионов миллиард миллиарда миллиардов
+    сотен мільйон мільйони εκατομμύρια χιλιάδες ألف آلاف مليون ملايين مليار مئة אלף מיליון हज़ार हजार लाख
+    करोड़ करोड ร้อย พัน หมื่น แสน ล้าน half halves third thirds quarter quarters fourth fourths fifth fifths
+    sixth sixths eighth eighths tenth tenths hundredth hundredths thousandth thousandths millionth
+    millionths billionth billionths squared cubed factorial pi"""
 )
 _COUNT: Final = _words(
     """a an one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred zero
@@ -161,23 +143,21 @@ _BLANK: Final = frozenset(_OPENING | set("\u2014\u3001\u300d\u300f\uff09\u3011")
 _UNEQUAL: Final = re.compile(r"[!~/<>]=|=/=|<>|~~")
 # Words before a number that change it: always, or where another number stands before them.
 _CHANGES: Final = re.compile(
-    r"""(?:minus|neg|negative|moins|menos|meno|eksi|\u043c\u0438\u043d\u0443\u0441|sqrt|root|log|ln|lg|exp|sin|cos
+    r"""(?:minus|neg|negative|moins|menos|meno|eksi|минус|sqrt|root|log|ln|lg|exp|sin|cos
     |tan|sec|cot|arcsin|arccos|arctan|abs|over|plusminus)
-    |.*(?:\u8d1f|\u8ca0|\u30de\u30a4\u30ca\u30b9|\ub9c8\uc774\ub108\uc2a4)""",
+    |.*(?:负|負|マイナス|마이너스)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _JOINS: Final = re.compile(
     r"(?:e|x|exp|over|point|times|plus|by|mod|modulo|choose|div|pow|comma|dot)", re.IGNORECASE
 )
 # In a script without blanks, a clause that is over, and words for "is".
-_CLAUSE: Final = re.compile(
-    r".*(?:[\u3002\uff0c\uff1a\uff1b\uff01\uff1f](?=[\u3040-\u9fff])|\u662f|\u4e3a|\u70ba|\u7b49\u4e8e|\u306f)"
-)
+_CLAUSE: Final = re.compile(r".*(?:[。，：；！？](?=[\u3040-\u9fff])|是|为|為|等于|は)")
 _LATEX_WORD: Final = re.compile(r"\\(?:q?quad|to|(?:long|Long)?[rR]ightarrow|implies|approx|therefore|equiv)")
 
 
 def last_number(text: str) -> Fraction | int | None:
-    """The last number in a text; None where there is none, or it is written as nothing that is understood."""
+    """Return the last number in a text; None where there is none, or it is in no notation that is understood."""
     text = _plain(text)
     runs = [*_RUN.finditer(text)]
     if not runs or runs[-1][0] == _FOREIGN:
@@ -193,16 +173,12 @@ def last_number(text: str) -> Fraction | int | None:
 
 
 def whole_number(text: str) -> Fraction | int | None:
-    """The number that a text is, white space around it aside; None where it is none."""
+    """Return the number that a text is, white space around it aside; None where it is none."""
     text = text.strip()
     if NUMBER.fullmatch(text) is None:
         return None
     digits = text.lstrip("+-\u2212").partition(".")[0].partition("/")[0]
-    return _number(text) if "," not in digits or _GROUPED.fullmatch(digits) else None
-
-
-def _number(text: str) -> Fraction | int | None:
-    if len(text) > MOST_DIGITS:
+    if ("," in digits and not _GROUPED.fullmatch(digits)) or len(text) > MOST_DIGITS:
         return None
     text = text.replace(",", "").replace("\u2212", "-")
     top, _, bottom = text.partition("/")
@@ -213,7 +189,7 @@ def _number(text: str) -> Fraction | int | None:
 
 
 def _ends(left: str, run: str, right: str) -> bool:
-    """Whether a number is over where its digits are."""
+    """Return whether a number ends where its digits do."""
     if "." in run and right.startswith(("...", "\u2026")):
         return False
     if re.search(rf"[{_CURRENCY}] ?$", left) and re.match(r" ?(?:m|t|mm)(?![^\W_])", right, re.IGNORECASE):
@@ -223,7 +199,7 @@ def _ends(left: str, run: str, right: str) -> bool:
 
 
 def _sign(line: str, run: str, right: str) -> str | None:
-    """The sign that stands before a run of digits: "-" or ""; None where the run is only a part of something."""
+    """Return the sign before a run of digits: "-" or ""; None where the run is only a part of something."""
     *before, glue = line.split(" ")
     for wrapper, symbol in _WRAPPERS:
         glue = wrapper.sub(symbol, glue)
@@ -248,7 +224,7 @@ def _sign(line: str, run: str, right: str) -> str | None:
 
 
 def _may_lead(head: str) -> bool:
-    """Whether a number may end a word that begins like this."""
+    """Return whether a number may end a word that begins like this."""
     head = _CLAUSE.sub("", head)
     if re.search(rf"[0-9\\{_FOREIGN}{_RAISED}{_MARK}]|[{_MINUS}]{_LETTER}{{1,4}}$", head):
         return False  # 1e5, \sqrt{2}, -US$5
@@ -258,7 +234,7 @@ def _may_lead(head: str) -> bool:
 
 
 def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
-    """Whether the words before, in the same line, leave a number what it is."""
+    """Return whether the words before, in the same line, leave a number what it is."""
     if not before or not before[-1]:
         return True
     previous, further = before[-1], before[-2] if len(before) > 1 else ""
@@ -302,7 +278,7 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
 
 
 def _over(bare: str, further: str) -> bool:
-    """Whether what stands before a number ends with symbols that end there."""
+    """Return whether the symbols before a number leave it what it is."""
     if set(bare) == {"#"}:
         return not further
     if bare in tuple(":,.~"):
@@ -344,7 +320,7 @@ class Arithmetic(NamedReward):
         check_column(self.column)
         check_choice("read", self.read, get_args(Read))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Score every completion. Raises: ValueError if the column is missing or has what is no number."""
         wanted = read_column(columns, self.column, self.name)
         found = last_number if self.read == "last" else whole_number
@@ -354,17 +330,13 @@ class Arithmetic(NamedReward):
         ]
 
 
-def _right_number(answer: Any, column: str) -> Fraction | int:
-    """The number that a data column holds. Raises: ValueError where it is none."""
-    number: Fraction | int | None = None
-    if isinstance(answer, int) and not isinstance(answer, bool):
+def _right_number(answer: object, column: str) -> Fraction | int:
+    """Return the number that a data column holds. Raises: ValueError where it is none."""
+    if isinstance(answer, int | Fraction) and not isinstance(answer, bool):
         return answer
-    if isinstance(answer, Fraction):
-        number = answer
-    elif isinstance(answer, float | Decimal) and math.isfinite(answer):
-        number = Fraction(str(answer))
-    elif isinstance(answer, str):
-        number = whole_number(answer)
+    if isinstance(answer, float | Decimal) and math.isfinite(answer):
+        return Fraction(str(answer))
+    number = whole_number(answer) if isinstance(answer, str) else None
     if number is None:
         raise ValueError(
             f"column {column!r}: {answer!r:.80} is not a number; an int, a finite float or a text such as '-3', "

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from string import Formatter
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
 
 from textgym.checks import check_choice, check_flag, shown
-from textgym.rewards.base import NamedReward, Rebuilt, import_extra
+from textgym.rewards.base import Column, NamedReward, Rebuilt, import_extra
 from textgym.rewards.words import composed
 
 Mode = Literal["full", "search"]
@@ -41,7 +40,7 @@ _TOKEN: Final = re.compile(
     | (?P<plain>.)""",
     re.DOTALL | re.VERBOSE,
 )
-# What other dialects read differently, without a word; by the token and what follows it.
+# What other dialects silently read differently; by the token and what follows it.
 _AMBIGUOUS: Final = (
     (r"\{,[0-9]*\}", "{,n} is plain text to re2 and a count elsewhere; write {0,n}, or \\{,n} for the text"),
     (r"\[\^?\]", "a class that begins with ] is empty to some engines; write \\]"),
@@ -52,8 +51,8 @@ _AMBIGUOUS: Final = (
 class Regex:
     """A compiled pattern that says of many texts at once whether they match.
 
-    Linear in the length of a text whatever the pattern, which is why there are no backreferences and no
-    lookaround. Digits, word characters and word boundaries are those of ASCII; `$` is the end of the text.
+    It takes time linear in the length of a text, so there are no backreferences and no lookaround. Digits, word
+    characters and word boundaries are those of ASCII; `$` is the end of the text.
 
     Args:
         pattern: in the syntax of re2 (https://github.com/google/re2/wiki/Syntax).
@@ -84,25 +83,25 @@ class Regex:
             check_flag(name, value)
         flags = "".join(letter for letter, on in zip("ism", asked.values(), strict=True) if on)
         try:
-            compiled = _compiled(f"(?{flags}){pattern}" if flags else pattern, reward)
+            self._find = _compiled(f"(?{flags}){pattern}" if flags else pattern, mode, reward)
         except ValueError as error:
             raise ValueError(f"{argument}={shown(pattern)}: {error}") from error
-        self._find: Callable[[bytes], Any] = compiled.fullmatch if mode == "full" else compiled.search
 
     def matches(self, texts: list[str]) -> list[bool]:
-        """Whether each text matches; a text that cannot be written as UTF-8 (a lone surrogate) does not."""
-        find = self._find
-        try:
-            return [find(text.encode()) is not None for text in texts]
-        except UnicodeEncodeError:
-            encoded = map(_encoded, texts)
-            return [data is not None and find(data) is not None for data in encoded]
+        """Return whether each text matches; one that cannot be written as UTF-8 (a lone surrogate) does not."""
+        found = []
+        for text in texts:
+            try:
+                found.append(self._find(text.encode()) is not None)
+            except UnicodeEncodeError:
+                found.append(False)
+        return found
 
 
-@functools.lru_cache(maxsize=256)
-def _compiled(source: str, reward: str) -> Any:
-    """The pattern, compiled. Raises: ValueError that says why it cannot be."""
-    re2 = import_extra("re2", reward)
+@lru_cache(maxsize=256)
+def _compiled(source: str, mode: Mode, reward: str) -> Callable[[bytes], object]:
+    """Return what looks for a pattern in a text. Raises: ValueError that says why it cannot be compiled."""
+    re2 = import_extra("re2", f"reward {reward!r}")
     options = re2.Options()
     options.never_capture = True  # faster, and nobody asks for the groups
     options.log_errors = False
@@ -113,18 +112,19 @@ def _compiled(source: str, reward: str) -> Any:
     except UnicodeEncodeError as error:
         raise ValueError(f"cannot be written as UTF-8 ({error.reason})") from error
     _check_dialect(source)
-    return compiled
+    find: Callable[[bytes], object] = compiled.fullmatch if mode == "full" else compiled.search
+    return find
 
 
 def pattern_tokens(pattern: str) -> Iterator[tuple[str, str]]:
-    """The tokens of a pattern that re2 takes: (kind, text), the kinds being the groups of `_TOKEN`."""
+    """Yield the tokens of a pattern that re2 takes: (kind, text), the kinds being the groups of `_TOKEN`."""
     for found in _TOKEN.finditer(pattern):
         kind = str(found.lastgroup)
         yield kind, found[kind]
 
 
 def _check_dialect(pattern: str) -> None:
-    """Raise ValueError for what engines read differently, without a word."""
+    """Raise ValueError for what engines silently read differently."""
     for found in _TOKEN.finditer(pattern):
         if found.lastgroup in ("plain", "set"):
             for construct, reason in _AMBIGUOUS:
@@ -133,7 +133,7 @@ def _check_dialect(pattern: str) -> None:
 
 
 def _reason(error: Exception, pattern: str) -> str:
-    """Why re2 refuses a pattern: the construct that it has no linear time for, or its own words."""
+    """Return why re2 refuses a pattern: the construct that it has no linear time for, or its own words."""
     detail = error.args[0] if error.args else ""
     said = detail.decode(errors="replace") if isinstance(detail, bytes) else str(detail)
     kind, _, part = said.partition(": ")
@@ -149,20 +149,12 @@ def _reason(error: Exception, pattern: str) -> str:
     return f"not a regular expression of re2 ({said})"
 
 
-def _encoded(text: str) -> bytes | None:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return None
-
-
 @dataclass(frozen=True)
 class Pattern(Rebuilt, NamedReward):
     """Pays 1 for a completion that matches `pattern`, else 0.
 
     Args:
-        pattern, mode, ignore_case, dot_all, multi_line: see `textgym.rewards.patterns.Regex`. Time is linear in
-            the text; what re2 cannot express is refused.
+        pattern, mode, ignore_case, dot_all, multi_line: see `textgym.rewards.patterns.Regex`.
     """
 
     pattern: str
@@ -178,28 +170,15 @@ class Pattern(Rebuilt, NamedReward):
 
     @cached_property
     def _regex(self) -> Regex:
-        return Regex(
-            self.pattern,
-            self.mode,
-            ignore_case=self.ignore_case,
-            dot_all=self.dot_all,
-            multi_line=self.multi_line,
-        )
+        return Regex(**asdict(self))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         return [*map(float, self._regex.matches(completions))]
 
 
-class Piece(NamedTuple):
-    """A fixed part of a template, and the name of the slot after it; None at the end."""
-
-    text: str
-    slot: str | None
-
-
-def read_template(template: Any) -> list[Piece]:
-    """The pieces of a template such as "<answer>{answer}</answer>", composed; `{{` and `}}` stand for braces.
+def _pieces(template: object) -> list[tuple[str, str | None]]:
+    """Return the fixed parts of a template, composed, each with the name of the slot after it; None at the end.
 
     Raises: ValueError if it is no text, has no slot, or one that is not a plain name, or twice the same.
     """
@@ -223,18 +202,19 @@ def read_template(template: Any) -> list[Piece]:
             raise ValueError(
                 f"template={shown(template)}: the slot {slot!r} is not a plain name, as {{answer}} is"
             )
-    return [Piece(text, slot) for text, slot, _, _ in parsed]
+    return [(text, slot) for text, slot, _, _ in parsed]
 
 
 def template_regex(template: str) -> str:
-    """The regular expression of a template: its fixed parts, and at least one character for every slot.
+    """Return the regular expression of a template: its fixed parts, and at least one character for every slot.
 
     Only what has a meaning of its own is escaped, so that every dialect reads it alike.
     """
-    pieces = [
-        (re.sub(r"[\\.+*?()|\[\]{}^$]", r"\\\g<0>", text), slot) for text, slot in read_template(template)
-    ]
-    return "".join(text if slot is None else f"{text}(?s:.+)" for text, slot in pieces)
+    operator = re.compile(r"[\\.+*?()|\[\]{}^$]")
+    return "".join(
+        operator.sub(r"\\\g<0>", text) + ("" if slot is None else "(?s:.+)")
+        for text, slot in _pieces(template)
+    )
 
 
 @dataclass(frozen=True)
@@ -270,10 +250,10 @@ class Format(Rebuilt, NamedReward):
     @cached_property
     def _parts(self) -> tuple[str, ...]:
         """The fixed parts; the last one is empty where the template ends in a slot."""
-        pieces = read_template(self.template)
-        return (*(piece.text for piece in pieces), *([""] if pieces[-1].slot is not None else []))
+        texts, slots = zip(*_pieces(self.template), strict=True)
+        return texts if slots[-1] is None else (*texts, "")
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         completions = [composed(text) for text in completions]
         found = self._regex.matches(completions)
@@ -285,7 +265,7 @@ class Format(Rebuilt, NamedReward):
         ]
 
     def _share(self, text: str) -> float:
-        """The share of the fixed parts that stand in the text in order, in [0, 1]."""
+        """Return the share of the fixed parts that stand in the text in order, in [0, 1]."""
         first, *inner, last = self._parts
         fixed = [part for part in self._parts if part]
         if not fixed:

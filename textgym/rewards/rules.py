@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from textgym.checks import check_choice, check_flag, shown
-from textgym.rewards.base import NamedReward, check_column, read_column
+from textgym.rewards.base import Column, NamedReward, Values, check_column, check_count, read_column
 from textgym.rewards.calling import check_batch, is_finite
-from textgym.rewards.words import (
-    Unit,
-    check_stop_ids,
-    check_unit,
-    composed,
-    folded,
-    is_whole,
-    lengths,
-    spaced_words,
-    token_ids,
-)
+from textgym.rewards.words import Unit, check_stop_ids, composed, folded, is_whole, token_ids, units
 
 
 @dataclass(frozen=True)
@@ -38,11 +28,11 @@ class ContainsAll(NamedReward):
         object.__setattr__(self, "words", check_words("words", self.words))
         check_flag("ignore_case", self.ignore_case)
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
-        words, count = [folded(word, self.ignore_case) for word in self.words], len(self.words)
+        words = [folded(word, self.ignore_case) for word in self.words]
         completions = [folded(text, self.ignore_case) for text in completions]
-        return [sum([word in text for word in words]) / count for text in completions]
+        return [sum([word in text for word in words]) / len(words) for text in completions]
 
 
 @dataclass(frozen=True)
@@ -64,16 +54,17 @@ class Length(NamedReward):
     maximum = 1.0
 
     def __post_init__(self) -> None:
-        check_unit(self.unit)
-        if isinstance(self.target, bool) or not isinstance(self.target, int) or self.target < 0:
-            raise ValueError(f"target={shown(self.target)}: an integer of 0 or more is allowed")
+        check_choice("unit", self.unit, get_args(Unit))
+        check_count("target", self.target)
         if self.width is not None and not (is_finite(self.width) and self.width > 0):
             raise ValueError(f"width={shown(self.width)}: None or a finite number above 0 is allowed")
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         target, width = self.target, self.width or max(self.target, 1)
-        return [max(0.0, 1.0 - abs(n - target) / width) for n in lengths(self.unit, completions, columns)]
+        return [
+            max(0.0, 1.0 - abs(len(row) - target) / width) for row in units(self.unit, completions, columns)
+        ]
 
 
 @dataclass(frozen=True)
@@ -91,14 +82,19 @@ class Charset(NamedReward):
         if not isinstance(self.characters, str) or not self.characters:
             raise ValueError(f"characters={shown(self.characters)}: a text that is not empty is allowed")
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         distinct = sorted(set(composed(self.characters)))
         completions = [composed(text) for text in completions]
         return [sum(map(text.count, distinct)) / (len(text) or 1) for text in completions]
 
 
-def check_words(argument: str, words: Any) -> tuple[str, ...]:
+def _check_amount(argument: str, value: object) -> None:
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{argument}={shown(value)}: a finite number of 0 or more is allowed")
+
+
+def check_words(argument: str, words: object) -> tuple[str, ...]:
     """Return `words` as a tuple. Raises: ValueError unless it is a list of texts that are not empty."""
     # A bare text is a sequence of texts too, but never what was meant.
     if isinstance(words, str) or not isinstance(words, Sequence) or not words:
@@ -129,19 +125,13 @@ class NoRepeat(NamedReward):
     maximum = 1.0
 
     def __post_init__(self) -> None:
-        check_unit(self.unit)
-        for name, value, lowest in (("n", self.n, 1), ("least", self.least, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name}={shown(value)}: an integer of {lowest} or more is allowed")
+        check_choice("unit", self.unit, get_args(Unit))
+        check_count("n", self.n, 1)
+        check_count("least", self.least)
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
-        rows: Sequence[Sequence[Hashable]] = [composed(text) for text in completions]
-        if self.unit == "words":
-            rows = [spaced_words(text) for text in completions]
-        elif self.unit == "tokens":
-            rows = token_ids(columns)
-        return [self._score(row) for row in rows]
+        return [self._score(row) for row in units(self.unit, completions, columns)]
 
     def _score(self, row: Sequence[Hashable]) -> float:
         count = max(len(row) - self.n + 1, 0)
@@ -169,17 +159,17 @@ class LengthPenalty(NamedReward):
     maximum = 0.0
 
     def __post_init__(self) -> None:
-        check_unit(self.unit)
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 0:
-            raise ValueError(f"limit={shown(self.limit)}: an integer of 0 or more is allowed")
-        if not is_finite(self.per_unit) or self.per_unit < 0:
-            raise ValueError(f"per_unit={shown(self.per_unit)}: a finite number of 0 or more is allowed")
+        check_choice("unit", self.unit, get_args(Unit))
+        check_count("limit", self.limit)
+        _check_amount("per_unit", self.per_unit)
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
-        found = lengths(self.unit, completions, columns)
         # 0.0 - x rather than -x: nothing over the limit pays 0.0 and not -0.0
-        return [0.0 - self.per_unit * max(0, length - self.limit) for length in found]
+        return [
+            0.0 - self.per_unit * max(0, len(row) - self.limit)
+            for row in units(self.unit, completions, columns)
+        ]
 
 
 @dataclass(frozen=True)
@@ -198,10 +188,9 @@ class MissingStopPenalty(NamedReward):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_ids", check_stop_ids(self.stop_ids))
-        if not is_finite(self.penalty) or self.penalty < 0:
-            raise ValueError(f"penalty={shown(self.penalty)}: a finite number of 0 or more is allowed")
+        _check_amount("penalty", self.penalty)
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         stops, missing = frozenset(self.stop_ids), 0.0 - self.penalty
         return [0.0 if len(ids) and ids[-1] in stops else missing for ids in token_ids(columns)]
@@ -216,7 +205,7 @@ class Keywords(NamedReward):
 
     A word is whole where no letter, digit or underscore goes on with it: "cat" is in "The cat!", not in "cats"
     or "concat"; at an end that is none of these ("c++") anything may follow. Phrases ("the hat") are allowed.
-    `contains_all` finds words inside of other words too.
+    `contains_all` finds words inside other words too.
 
     Composed and decomposed letters, and compatible ones (ligatures, full width) are equal. In scripts without spaces
     between words (Han, kana, Thai, Lao, Khmer, Myanmar) a word is found wherever it stands.
@@ -249,36 +238,28 @@ class Keywords(NamedReward):
         check_flag("ignore_case", self.ignore_case)
         check_choice("mode", self.mode, get_args(Mode))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Score every completion. Raises: ValueError if the column is missing, too short or has a row without words."""
         texts = [folded(text, self.ignore_case) for text in completions]
         if self.words is not None:
-            wanted = self._folded(self.words)
-            values: list[float | None] = [_share(text, wanted) for text in texts]
+            rows: list[list[str] | None] = [self._folded(self.words)] * len(texts)
         else:
-            rows = self._rows(columns)
+            listed = read_column(columns, str(self.column), self.name)
+            argument = f"column {self.column!r}, row"
+            rows = [None if row is None else self._folded(check_words(argument, row)) for row in listed]
             check_batch(prompts, completions, {str(self.column): rows})
-            values = [
-                None if wanted is None else _share(text, wanted)
-                for text, wanted in zip(texts, rows, strict=True)
-            ]
-        if self.mode == "share":
-            return values
-        return [None if value is None else float(value == 1.0) for value in values]
-
-    def _rows(self, columns: dict[str, Any]) -> list[list[str] | None]:
-        assert self.column is not None
-        listed = read_column(columns, self.column, self.name)
-        argument = f"column {self.column!r}, row"
-        return [None if words is None else self._folded(check_words(argument, words)) for words in listed]
+        return [
+            None if words is None else self._score(text, words)
+            for text, words in zip(texts, rows, strict=True)
+        ]
 
     def _folded(self, words: Sequence[str]) -> list[str]:
         return [folded(word, self.ignore_case) for word in words]
 
-
-def _share(text: str, words: list[str]) -> float:
-    """The share of the words that are in the text; most texts are told by the quick search alone."""
-    return sum([word in text and _has_whole(text, word) for word in words]) / len(words)
+    def _score(self, text: str, words: list[str]) -> float:
+        # Most texts are told by the quick search alone.
+        share = sum([word in text and _has_whole(text, word) for word in words]) / len(words)
+        return share if self.mode == "share" else float(share == 1.0)
 
 
 def _has_whole(text: str, word: str) -> bool:

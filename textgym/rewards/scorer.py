@@ -1,4 +1,4 @@
-"""Calling a reward safely: everything it returns is checked and every failure has a chosen outcome."""
+"""Call a reward safely: everything that it returns is checked, and every failure has a chosen outcome."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
-from textgym.checks import TextGymWarning, check_choice, shown
-from textgym.rewards.base import FloatArray, RewardError, Scores, Values
-from textgym.rewards.calling import (
-    Caller,
-    Columns,
-    Faults,
-    check_batch,
-    find_faults,
-    is_finite,
-    isolated,
-    not_finite,
-)
+from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, shown
+from textgym.rewards.base import Columns, RewardError, Scores, Values
+from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults, is_finite
 from textgym.rewards.registry import RewardSpec, make_reward
 
 if TYPE_CHECKING:
@@ -35,9 +26,8 @@ class Scorer:
     """Scores batches of completions with a reward that may fail.
 
     What counts as a failure, by kind: "raises" (SystemExit too, while KeyboardInterrupt stops the run),
-    "wrong_type", "wrong_length", "nan", "inf" (of either sign),
-    "timeout", and "dies" (the process a `timeout` runs the reward in). None is no failure: it abstains, pays
-    0 and its term is NaN.
+    "wrong_type", "wrong_length", "nan", "inf" (of either sign), "timeout", and "dies" (the process that a `timeout`
+    runs the reward in). None is no failure: it abstains, pays 0 and its term is NaN.
 
     Only the completions concerned fail. Where the reward failed as a whole and `on_error` is not "raise", it
     is asked again one completion at a time, so one bad completion costs the others nothing, and a batch
@@ -55,12 +45,12 @@ class Scorer:
     Attributes:
         failures: kind -> completions that could not be scored because of it.
         scored: completions seen, failed ones included.
-        tokens: of these completions, as often as each was seen; where `pay` asks for every prefix, one for each. It
-            only grows: `load_state_dict` leaves it alone, as what was scored to try something out was scored.
+        tokens: of these completions; where `pay` asks for every prefix, one for each. `load_state_dict` leaves it
+            alone, so it counts what was scored to try something out, too.
         term_names: the keys of `Scores.terms`.
         pay: when the environment asks for scores and what it pays: "end": when a text ends; "together": when the
             whole batch has ended, for a reward that compares the completions of a batch; "every" and "difference": see
-            `textgym.rewards.shaping`.
+            `Dense` and `Shaped`.
         pays_at_end: whether every text is scored once, finished.
         gamma: discount of the potential, where `pay` is "difference".
 
@@ -91,7 +81,13 @@ class Scorer:
         self.failures: Counter[str] = Counter()
         self.scored = self.tokens = 0
         self._warned: set[str] = set()
-        self._deadline = None if timeout is None else _deadline(self.reward, timeout)
+        self._deadline: Deadline | None = None
+        if timeout is not None:
+            from textgym.rewards.deadline import (
+                Deadline,
+            )  # imports multiprocessing, which most runs never need
+
+            self._deadline = Deadline(self.reward, timeout)
 
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], columns: Columns | None = None
@@ -112,7 +108,7 @@ class Scorer:
         if count == 0:
             return Scores(np.zeros(0), {name: np.zeros(0) for name in self.term_names})
         self.scored += count
-        ids = columns.get("completion_ids", ())
+        ids = cast("Sequence[Sequence[int]]", columns.get("completion_ids", ()))
         self.tokens += sum(map(len, ids)) if self.pays_at_end else len(ids)
         faults: Faults = {}
         try:
@@ -121,15 +117,12 @@ class Scorer:
             terms = self._after_failure(error, prompts, completions, columns, faults)
         return self._scores(terms, count, faults)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Return what changes while scoring, as JSON values: the counts and the reward's own state."""
-        return {
-            "scored": self.scored,
-            "failures": dict(self.failures),
-            "reward": self._caller.state_dict(),
-        }
+        reward = self._caller.state_dict()
+        return {"scored": self.scored, "failures": dict(self.failures), "reward": reward}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Go back to what `state_dict` returned."""
         self.scored = int(state["scored"])
         self.failures = Counter(state["failures"])
@@ -144,7 +137,7 @@ class Scorer:
         self, prompts: Sequence[str], completions: Sequence[str], columns: Columns, faults: Faults
     ) -> dict[str, Values]:
         if self._deadline is not None:
-            arguments = {"prompts": list(prompts), "completions": list(completions), **isolated(columns)}
+            arguments = {"prompts": list(prompts), "completions": list(completions), **copy_columns(columns)}
             result = self._deadline.call(self._caller.method, arguments)
             return self._caller.read(result, len(prompts), faults)
         try:
@@ -163,17 +156,13 @@ class Scorer:
         columns: Columns,
         faults: Faults,
     ) -> dict[str, Values]:
-        """Ask again one by one where that helps; note a fault for every completion without an answer."""
+        """Ask again one by one where that helps, and note a fault for every completion without an answer."""
         count = len(prompts)
         terms: dict[str, Values] = {name: [None] * count for name in self.term_names}
         faults.clear()
+        final = self.on_error == "raise" or count == 1 or self.pay == "together"
         for index in range(count):
-            if (
-                self.on_error == "raise"
-                or count == 1
-                or self.pay == "together"
-                or error.kind in ("timeout", "dies")
-            ):
+            if final or error.kind in ("timeout", "dies"):
                 faults[index] = error
                 continue
             own: Faults = {}
@@ -182,11 +171,10 @@ class Scorer:
             try:
                 answer = self._ask(prompts[part], completions[part], column, own)
             except RewardError as again:
-                error = again
-                own[0] = again
-            else:
-                for name in self.term_names:
-                    terms[name][index] = answer[name][0]
+                faults[index] = error = again
+                continue
+            for name in self.term_names:
+                terms[name][index] = answer[name][0]
             if own:
                 faults[index] = own[0]
         return terms
@@ -200,8 +188,7 @@ class Scorer:
         for name, values in terms.items():
             find_faults(values, name, faults)
         total = _sum([np.where(np.isnan(array), 0.0, array) for array in arrays.values()])
-        for index in np.flatnonzero(~np.isfinite(total)).tolist():
-            faults.setdefault(index, not_finite(float(total[index]), index, self.name))
+        find_faults(total.tolist(), self.name, faults)
         if faults:
             self._settle(faults)
             failed = list(faults)
@@ -227,7 +214,7 @@ class Scorer:
                 )
 
 
-def _sum(arrays: list[FloatArray]) -> FloatArray:
+def _sum(arrays: list[Floats]) -> Floats:
     """Add arrays up from left to right; what overflows becomes inf, for the caller to find."""
     if len(arrays) == 1:
         return arrays[0].copy()
@@ -236,9 +223,3 @@ def _sum(arrays: list[FloatArray]) -> FloatArray:
         for array in arrays[2:]:
             total += array
     return total
-
-
-def _deadline(reward: Any, seconds: float) -> Deadline:
-    from textgym.rewards.deadline import Deadline  # imports multiprocessing, which most runs never need
-
-    return Deadline(reward, seconds)

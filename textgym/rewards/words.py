@@ -6,10 +6,11 @@ import functools
 import re
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final, Literal, get_args
+from collections.abc import Hashable, Sequence, Set
+from typing import Final, Literal, cast
 
-from textgym.checks import TextGymWarning, check_choice, shown
+from textgym.checks import TextGymWarning, shown
+from textgym.rewards.base import Columns
 
 # Thai, Lao, Myanmar, Khmer, kana, Han: words in them stand one after the other without spaces.
 _UNSPACED: Final = (
@@ -22,12 +23,12 @@ _JOINER: Final = "\u200d"
 
 
 def composed(text: str) -> str:
-    """The text with letters and their marks composed (NFC), in which equal texts are equal strings."""
+    """Return a text with letters and their marks composed (NFC), in which equal texts are equal strings."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def folded(text: str, ignore_case: bool) -> str:
-    """The text in the form in which words are compared: compatible characters (NFKC) are equal, cases on request."""
+    """Return a text as words are compared: compatible characters (NFKC) are equal, on request cases too."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _IGNORED.sub("", text))
     if not ignore_case:
@@ -36,7 +37,7 @@ def folded(text: str, ignore_case: bool) -> str:
 
 
 def is_whole(text: str, start: int, end: int) -> bool:
-    """Whether no letter, digit, underscore or mark goes on with text[start:end], on neither side.
+    """Return whether text[start:end] is whole: no letter, digit, underscore or mark goes on with it on either side.
 
     At an end that is none of these anything may follow, and in scripts without spaces any letter.
     """
@@ -44,12 +45,10 @@ def is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _joins(before: str, after: str) -> bool:
-    """Whether one character goes on with another; "" is the edge of the text."""
+    """Return whether a character continues the word of the one before; "" is the edge of the text."""
     if not before or not after:
         return False
-    if after == _JOINER or before == _JOINER or _is_mark(after):
-        return True
-    return _in_word(before) and _in_word(after)
+    return _JOINER in (before, after) or _is_mark(after) or (_in_word(before) and _in_word(after))
 
 
 def _in_word(letter: str) -> bool:
@@ -66,81 +65,71 @@ def _is_mark(letter: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text for counting overlap: letters, digits and marks in lower case.
+    """Return the words of a text for counting overlap: letters, digits and marks in lower case.
 
     In scripts without spaces every letter with its marks is one. Of an ASCII text they are [a-z0-9]+.
     """
     if text.isascii():
         return re.findall("[a-z0-9]+", text.lower())
     found: list[str] = []
-    inside = False
+    in_word = False
     for letter in folded(text, ignore_case=True):
-        if inside and (_is_mark(letter) or letter == _JOINER):
+        if in_word and (_is_mark(letter) or letter == _JOINER):
             found[-1] += letter
         elif not letter.isalnum():
-            inside = False
-        elif inside and not is_unspaced(letter) and not is_unspaced(found[-1][0]):
+            in_word = False
+        elif in_word and not is_unspaced(letter) and not is_unspaced(found[-1][0]):
             found[-1] += letter
         else:
             found.append(letter)
-            inside = True
+            in_word = True
     return found
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether some of a text is in a script without spaces between words."""
+    """Return whether some of a text is in a script without spaces between words."""
     return not text.isascii() and _UNSPACED_TEXT.search(text) is not None
 
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Warn of what a reward cannot read; once a process. Warns: TextGymWarning."""
+    """Warn, once a process, about what a reward cannot read. Warns: TextGymWarning."""
     warnings.warn(message, TextGymWarning, stacklevel=3)
 
 
 Unit = Literal["words", "characters", "tokens"]
 
 
-def check_unit(unit: Any) -> None:
-    """Raise ValueError unless `unit` is one of `Unit`."""
-    check_choice("unit", unit, get_args(Unit))
+def units(unit: Unit, completions: list[str], columns: Columns) -> Sequence[Sequence[Hashable]]:
+    """Return what each completion is made of: tokens (the stop id too), composed characters, or words between spaces.
 
-
-def lengths(unit: Unit, completions: list[str], columns: Mapping[str, Any]) -> list[int]:
-    """Return the length of each completion; in tokens the stop id counts too, in characters composed ones count once.
-
-    Raises: ValueError if tokens are to be counted and the column `completion_ids` is missing.
+    Raises: ValueError if tokens are asked for and the column `completion_ids` is missing.
+    Warns: TextGymWarning, once, of words in a script without spaces.
     """
+    if unit == "tokens":
+        return token_ids(columns)
     if unit == "characters":
-        return [len(composed(text)) for text in completions]
-    if unit == "words":
-        return [len(spaced_words(text)) for text in completions]
-    return list(map(len, token_ids(columns)))
-
-
-def spaced_words(text: str) -> list[str]:
-    """Return what white space separates, composed. Warns: TextGymWarning, once, of a script without spaces."""
-    if is_unspaced(text):
+        return [composed(text) for text in completions]
+    if any(map(is_unspaced, completions)):
         warn_once(
             "unit='words' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
             "no words; unit='characters' is made for them"
         )
-    return composed(text).split()
+    return [composed(text).split() for text in completions]
 
 
-def check_stop_ids(ids: Any) -> tuple[int, ...]:
+def check_stop_ids(ids: object) -> tuple[int, ...]:
     """Return the ids that end a text. Raises: ValueError unless they are a list of at least one token id."""
-    good = isinstance(ids, Sequence | Set) and not isinstance(ids, str) and len(ids) > 0
-    if not good or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+    listed = tuple(ids) if isinstance(ids, Sequence | Set) and not isinstance(ids, str) else ()
+    if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in listed):
         raise ValueError(f"stop_ids={shown(ids)}: a list of at least one token id is allowed")
-    return tuple(ids)
+    return listed
 
 
-def token_ids(columns: Mapping[str, Any]) -> list[list[int]]:
+def token_ids(columns: Columns) -> Sequence[Sequence[int]]:
     """Return the column `completion_ids`. Raises: ValueError if it is missing."""
     if "completion_ids" not in columns:
         raise ValueError(
             f"columns={sorted(columns)}: 'completion_ids' is needed by a reward that reads tokens"
         )
-    ids: list[list[int]] = columns["completion_ids"]
-    return ids
+    return cast("Sequence[Sequence[int]]", columns["completion_ids"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from textgym.checks import shown
 from textgym.rewards import Scorer
 from textgym.rewards.calling import is_finite
-from textgym.rewards.shaping import potential_difference
+from textgym.rewards.compose import potential_difference
 from textgym.solver.tree import Floats, Ints, Level, PrefixTree, UnsolvableError, check_size, count_states
 from textgym.state import TokenState
 from textgym.task import Task, make_reference

@@ -61,7 +61,7 @@ def _report(reading: Any) -> dict[str, Any]:
         "longer_wins": longer_wins(rows),
         "cut_off": sum(not ended for row in rows for ended in row.ended or ()),
     }
-    if reading.format == "hh":
+    if reading.format == "transcripts":
         report["several_turns"] = several_turns(rows)
     if any(row.scores for row in rows):
         report["disagreement"] = disagreement(rows)
@@ -129,8 +129,8 @@ class PreferencesFlags:
     """Temperature of the annotator, reward units; 0 makes no mistakes."""
     keep_ties: bool = False
     """Let a coin rank completions of equal gold reward, instead of keeping one of them."""
-    format: Literal["trl", "hh", "rankings"] = "trl"
-    """trl: prompt, chosen, rejected. hh: chosen and rejected dialogues. rankings: prompt, completions."""
+    format: Literal["trl", "transcripts", "rankings"] = "trl"
+    """trl: prompt, chosen, rejected. transcripts: chosen and rejected dialogues. rankings: prompt, completions."""
     seed: int = 0
     """Seeds prompts, completions and annotator."""
     examples: int = 3
@@ -208,7 +208,7 @@ def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Any, dict[str, Any]]
             f"alike or empty, of {lost['prompts_tied']} all equally good (--keep-ties lets a coin rank those)"
         )
     rankings = collected.rankings
-    if flags.format == "hh":
+    if flags.format == "transcripts":
         rankings = [as_dialogue(ranking) for ranking in rankings]
     with disk_full_at(flags.out):
         rows = write_rankings(flags.out, rankings, flags.format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from textgym.lm.reference import Reference
-from textgym.rewards.shaping import Blurred
+from textgym.rewards.compose import Blurred
 from textgym.task import Task
 from textgym.tasks.diagnostics.common import (
     BETA,

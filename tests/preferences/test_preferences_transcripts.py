@@ -69,7 +69,7 @@ def test_a_plain_prompt_becomes_a_dialogue():
     [Ranking("Hi", ("a", "b")), Ranking(ASKED, (f" a{ASKED} b", f" a{ASKED} c")), Ranking("", ("a", "b"))],
 )
 def test_what_would_be_read_otherwise_is_not_written(ranking):
-    with pytest.raises(ValueError, match="in the format hh"):
+    with pytest.raises(ValueError, match="in the format transcripts"):
         transcripts(ranking)
 
 
@@ -77,7 +77,7 @@ def test_what_would_be_read_otherwise_is_not_written(ranking):
 def test_real_transcripts():
     reading = read_rankings(HARMLESS, on_broken="skip")
     sources = [json.loads(line) for line in HARMLESS.read_text(encoding="utf-8").splitlines()]
-    assert (reading.format, len(reading.rows), len(sources)) == ("hh", 1496, 1500)
+    assert (reading.format, len(reading.rows), len(sources)) == ("transcripts", 1496, 1500)
     empty = [problem.line for problem in reading.problems]
     assert [
         n for n, row in enumerate(sources, 1) if not row["chosen"].split("Assistant:")[-1].strip()
