@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from textgym.files import check_file, reading, write_bytes
 from textgym.lm.reference import Reference
-from textgym.play import Episodes, play
+from textgym.play import PromptEpisodes, play
 from textgym.rewards.shaping import NOISE
 from textgym.task import Task
 
@@ -217,7 +217,7 @@ def soft_maximum(returns: Floats, beta: float) -> Floats:
     return _soft_maximum(top[..., 0] / beta, mean.reshape(shape), variance.reshape(shape), beta)
 
 
-def expected_returns(task: Task, episodes: Episodes) -> Floats:
+def expected_returns(task: Task, episodes: PromptEpisodes) -> Floats:
     """Returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
 
     A noisy reward names its noise by a term `noise`; without one, the gold reward counts as its expectation.

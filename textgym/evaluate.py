@@ -22,7 +22,7 @@ from textgym.estimates import (
 )
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
-from textgym.play import Episodes, play
+from textgym.play import PromptEpisodes, play
 from textgym.rewards import TextGymWarning
 from textgym.solver import PolicyValues, PrefixTree, Solution, UnsolvableError, edge_log_probs, evaluate_edges
 from textgym.solver.tree import normalised, per_edge, per_state
@@ -70,7 +70,7 @@ class Evaluation:
     distinct_2: float
     reward_terms: dict[str, float]
     failures: dict[str, int]
-    episodes: Episodes
+    episodes: PromptEpisodes
     exact: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -211,7 +211,9 @@ def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> 
 Measured = dict[str, tuple[Estimate, Floats]]
 
 
-def _sampled(policy: Any, task: Task, episodes: Episodes, beta: float, split: str, seed: int) -> Measured:
+def _sampled(
+    policy: Any, task: Task, episodes: PromptEpisodes, beta: float, split: str, seed: int
+) -> Measured:
     """Every measure with its bootstrap replicates (R,), as far as the episodes have it."""
     returns = expected_returns(task, episodes)
     measures = {

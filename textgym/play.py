@@ -1,28 +1,32 @@
-"""Play a policy over a task's prompts and record what an evaluation needs."""
+"""Play batches of episodes, with tokens from anywhere, and policies over a task's prompts."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym.checks import MOST_ROWS, shown
-from textgym.lm.reference import Reference, restricted
+from textgym.checks import MOST_ROWS, Bools, Floats, Ints, shown
+from textgym.lm.reference import Observation, Reference, restricted
+from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
-from textgym.vector import batch_env
+from textgym.vector import TokenVectorEnv, batch_env, scoring_together, settle_rest
+from textgym.vector_io import Infos
 
 _ROWS_AT_ONCE = 512
+LogProbs = NDArray[np.floating[Any]]
 
 
 class Policy(Protocol):
-    """What can be evaluated: an agent, or anything that gives log-probabilities or actions."""
+    """A policy that can be evaluated: an agent, or any object that gives log-probabilities or actions."""
 
-    def log_probs(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]] | None:
-        """Next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
+    def log_probs(self, observation: Observation) -> LogProbs | None:
+        """Return next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
 
         Such a policy may have `sequence_kl(task, split, seed) -> (kl, replicates)`: its KL to the reference in nats per
         whole answer for every prompt (P,), and bootstrap replicates of it (R, P). One whose answers are drawn whole may
@@ -30,8 +34,217 @@ class Policy(Protocol):
         """
 
 
+class ActingPolicy(Policy, Protocol):
+    """A policy that chooses tokens by itself."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
+        """Return token ids (B,); the likeliest ones if `deterministic`."""
+
+
+# One batch, whatever chooses the tokens
+
+
+class Turn(NamedTuple):
+    """The running rows of a batch of N episodes, before they write their next token.
+
+    Attributes:
+        time: tokens that each of them has written since the batch began.
+        running: (N,) bool. rows: (n,) int64, the places of True in it.
+        observation: of all rows, arrays (N, L).
+        masks: (n, V) bool, the tokens that the task's grammar allows; None where it allows all.
+    """
+
+    time: int
+    running: Bools
+    rows: Ints
+    observation: Observation
+    masks: Bools | None
+
+    def seen(self) -> Observation:
+        """Return the observations of the running rows, arrays (n, L)."""
+        if len(self.rows) == len(self.running):
+            return self.observation
+        return {name: array[self.rows] for name, array in self.observation.items()}
+
+
+class Endings(NamedTuple):
+    """The last infos of N episodes.
+
+    Attributes:
+        completions, finish_reasons: (N,) texts; "" in a row that an outer limit stopped.
+        gold: (N,) reward units; NaN where the task has none.
+        terms: reward term -> (N,), NaN where the row has none.
+    """
+
+    completions: NDArray[np.object_]
+    finish_reasons: NDArray[np.object_]
+    gold: Floats
+    terms: dict[str, Floats]
+
+
 @dataclass(frozen=True)
-class Episodes:
+class PlayedBatch:
+    """N finished episodes and their M actions in the order of time.
+
+    Attributes:
+        rows, times, actions: (M,) int64.
+        rewards: (M,) float64. A reward that came after its row had ended is that of the row's last action.
+        lengths: (N,) int64, tokens.
+        truncated: (N,) bool, whether an outer limit stopped the row.
+        observation: the last one of all rows, arrays (N, L).
+        infos: those of the steps in which episodes ended; see `endings`.
+    """
+
+    rows: Ints
+    times: Ints
+    actions: Ints
+    rewards: Floats
+    lengths: Ints
+    truncated: Bools
+    observation: Observation
+    infos: tuple[Infos, ...]
+
+    def sums(self, values: Floats) -> Floats:
+        """Return the sum of some values (M,) over each row, (N,)."""
+        return np.bincount(self.rows, values, len(self.lengths)).astype(np.float64)
+
+    def discounted(self, gamma: float) -> Floats:
+        """Return the rewards (M,), discounted to the beginning of the batch."""
+        return np.asarray(gamma**self.times * self.rewards)
+
+    def returns(self, gamma: float) -> Floats:
+        """Return the sums (N,) of the discounted rewards."""
+        return self.sums(self.discounted(gamma))
+
+    def by_time(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Split an array (M, ...) into one for each step."""
+        return np.split(values, np.flatnonzero(np.diff(self.times)) + 1)
+
+    @cached_property
+    def endings(self) -> Endings:
+        """The texts, reasons, gold rewards and reward terms that the infos tell."""
+        count = len(self.lengths)
+        found = Endings(
+            np.full(count, "", dtype=object), np.full(count, "", dtype=object), np.full(count, np.nan), {}
+        )
+        for infos in self.infos:
+            rows = np.flatnonzero(infos["_completion"])
+            found.completions[rows] = infos["completion"][rows]
+            found.finish_reasons[rows] = infos["finish_reason"][rows]
+            if "gold" in infos:
+                found.gold[rows] = infos["gold"][rows]
+            for name, values in infos["reward_terms"].items():
+                if not name.startswith("_"):
+                    found.terms.setdefault(name, np.full(count, np.nan))[rows] = values[rows]
+        return found
+
+
+def check_env(env: object) -> None:
+    """Raise ValueError unless `env` is a vector environment that does not reset by itself."""
+    mode = getattr(env, "metadata", {}).get("autoreset_mode")
+    if not hasattr(env, "num_envs") or mode != AutoresetMode.DISABLED:
+        raise ValueError(
+            f"env={env!r}: allowed is a vector environment with autoreset_mode=DISABLED, to play whole batches "
+            "of episodes; textgym_agents.make_env(id, num_envs) makes one"
+        )
+
+
+def reset_groups(env: TokenVectorEnv, seed: int, group: int = 1) -> tuple[Observation, Infos]:
+    """Start an episode in every row; consecutive rows of a group get the prompt that its first row has drawn.
+
+    Returns: observations and infos, as `TokenVectorEnv.reset`.
+    """
+    observation, infos = env.reset(seed=seed)
+    if group > 1:
+        shared = np.repeat(infos["prompt_index"][::group], group)
+        observation, infos = env.reset(options={"prompt_index": shared})
+    return observation, infos
+
+
+def play_batch(
+    env: TokenVectorEnv,
+    observation: Observation,
+    choose: Callable[[Turn], Ints],
+    *,
+    running: Bools | None = None,
+    at_limit: Callable[[Turn], None] | None = None,
+) -> PlayedBatch:
+    """Step an environment until the episodes in its rows have ended.
+
+    A reward that pays at the end is asked once for the whole batch, unless a wrapper looks at the rewards.
+
+    Args:
+        env: of N rows, in DISABLED mode, wrapped or not; it has been reset, or its states have been set.
+        observation: the one that this returned.
+        choose: returns the next tokens (n,) of the running rows.
+        running: (N,) rows to play, one at least; None for all.
+        at_limit: gets the rows that an outer time limit has just stopped, where they stand.
+    """
+    active = np.ones(env.num_envs, dtype=np.bool_) if running is None else running
+    truncated, late = np.zeros(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs)
+    written = np.zeros(env.num_envs, dtype=np.int64)
+    steps: list[tuple[Ints, Ints, Floats]] = []
+    said: list[Infos] = []
+    with scoring_together(env):
+        while active.any():
+            turn = _turn(env, len(steps), active, observation)
+            tokens = choose(turn)
+            written[turn.rows] = tokens
+            observation, rewards, ended, stopped, infos = env.step(written)
+            steps.append((turn.rows, tokens, rewards[turn.rows]))
+            said += [infos] if "completion" in infos else []
+            late[~active] += rewards[~active]
+            cut = active & stopped & ~ended
+            active = active & ~(ended | stopped)
+            truncated |= cut
+            if at_limit is not None and cut.any():
+                # At once: the environment below the limit may go on writing in these rows.
+                at_limit(_turn(env, len(steps), cut, observation))
+        paid, infos = settle_rest(env)
+    said += [infos] if infos else []
+    return _joined(steps, late + paid, truncated, observation, tuple(said))
+
+
+def _turn(env: TokenVectorEnv, time: int, running: Bools, observation: Observation) -> Turn:
+    rows, inner = np.flatnonzero(running), env.unwrapped
+    masks = inner.action_masks()[rows] if inner.task.mask is not None else None
+    return Turn(time, running, rows, observation, masks)
+
+
+def _joined(
+    steps: list[tuple[Ints, Ints, Floats]],
+    late: Floats,
+    truncated: Bools,
+    observation: Observation,
+    infos: tuple[Infos, ...],
+) -> PlayedBatch:
+    rows, actions, rewards = (np.concatenate(column) for column in zip(*steps, strict=True))
+    times = np.repeat(np.arange(len(steps)), [len(step[0]) for step in steps])
+    last = np.full(len(late), -1)
+    last[rows] = np.arange(len(rows))  # of places that are named again the last one stays
+    played = last >= 0
+    rewards = rewards.astype(np.float64, copy=False)
+    rewards[last[played]] += late[played]
+    lengths = np.bincount(rows, minlength=len(late))
+    return PlayedBatch(rows, times, actions, rewards, lengths, truncated, observation, infos)
+
+
+def draw(probabilities: LogProbs, uniforms: Floats) -> Ints:
+    """Return one index a row (n,) by inverting the cumulative distribution; never one of probability 0.
+
+    Args:
+        probabilities: (n, V). uniforms: (n,) in [0, 1).
+    """
+    cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
+    targets = uniforms * cumulative[:, -1] * (1 - 1e-12)
+    return np.asarray((cumulative <= targets[:, None]).sum(1))
+
+
+# Policies over the prompts of a task
+
+
+@dataclass(frozen=True)
+class PromptEpisodes:
     """P prompts, n completions each; every array is (P, n).
 
     Attributes:
@@ -41,32 +254,32 @@ class Episodes:
         entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
         lengths: tokens. stopped: ended by a stop id.
         completions: texts. terms: reward term -> values.
-        tokens: (P, n, T) int64, what was written, -1 behind the end. log_probs: (P, n, K) sums of the log-probabilities
-            of what was written under each of K policies, nats; K = 0 where none was asked for.
+        tokens: (P, n, T) int64, the tokens written, -1 behind the end. log_probs: (P, n, K) sums of their
+            log-probabilities under each of K policies, nats; K = 0 where none was asked for.
         weights: (P,) probability of each prompt. prompts: their texts.
         failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
         answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
             mean, 0 for a policy that just writes.
     """
 
-    returns: NDArray[np.float64]
-    gold: NDArray[np.float64]
-    kl: NDArray[np.float64]
-    entropy: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    stopped: NDArray[np.bool_]
+    returns: Floats
+    gold: Floats
+    kl: Floats
+    entropy: Floats
+    lengths: Ints
+    stopped: Bools
     completions: NDArray[np.object_]
-    tokens: NDArray[np.int64]
-    log_probs: NDArray[np.float64]
-    terms: dict[str, NDArray[np.float64]]
-    weights: NDArray[np.float64]
+    tokens: Ints
+    log_probs: Floats
+    terms: dict[str, Floats]
+    weights: Floats
     prompts: tuple[str, ...]
     failures: dict[str, int]
     answer_tokens: float = 0.0
 
 
 def play(
-    policy: Any,
+    policy: Policy,
     task: Task,
     *,
     split: str = "eval",
@@ -74,11 +287,12 @@ def play(
     seed: int = 0,
     reference: Reference | None = None,
     deterministic: bool = False,
-    others: Sequence[Any] = (),
-) -> Episodes:
-    """Samples `per_prompt` completions of every prompt of a split.
+    others: Sequence[Policy] = (),
+) -> PromptEpisodes:
+    """Sample `per_prompt` completions of every prompt of a split.
 
-    Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them.
+    Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them. A
+    reward that learns is put back to where it was.
 
     Args:
         policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
@@ -90,26 +304,24 @@ def play(
     """
     if not 1 <= per_prompt <= MOST_ROWS:
         raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
-    prompts, policies = task.prompt_set(split), [policy, *others]
-    count = per_prompt * len(policies)
-    order = np.repeat(np.arange(len(prompts.texts)), count)
-    recorder = _Recorder(task, split, policies, reference, deterministic)
-    writers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(prompts.texts))
-    shape = (len(prompts.texts), count)
-    return _play(recorder, order, seed, shape, np.asarray(prompts.weights), tuple(prompts.texts), writers)
+    prompts = task.prompt_set(split)
+    writers = _Writers([policy, *others], reference, deterministic, np.random.default_rng([seed, 3]))
+    places = np.repeat(np.arange(len(prompts.texts)), per_prompt * len(writers.policies))
+    numbers = np.tile(np.repeat(np.arange(len(writers.policies)), per_prompt), len(prompts.texts))
+    return _play(writers, task, split, places, numbers, np.asarray(prompts.weights), tuple(prompts.texts))
 
 
 def play_prompts(
-    policy: Any,
+    policy: Policy,
     task: Task,
-    prompt_index: NDArray[np.int64],
+    prompt_index: Ints,
     *,
     split: str = "eval",
     seed: int = 0,
     reference: Reference | None = None,
     deterministic: bool = False,
-) -> Episodes:
-    """Samples one completion for each of some prompts of a split, in any order, with repetitions.
+) -> PromptEpisodes:
+    """Sample one completion for each of some prompts of a split, in any order, with repetitions.
 
     Args:
         prompt_index: (N,) int64, N >= 1, places in the split.
@@ -117,165 +329,141 @@ def play_prompts(
     Returns: arrays (N, 1); every prompt of the list has weight 1 / N.
     Raises: ValueError if there is no prompt, or one that the split does not have.
     """
-    texts = task.prompt_set(split).texts
-    order = np.asarray(prompt_index)
-    if order.ndim != 1 or not order.size or order.dtype.kind not in "iu":
-        raise ValueError(f"prompt_index: {order.dtype} {order.shape} array, allowed are one or more integers")
-    if order.min() < 0 or order.max() >= len(texts):
-        raise ValueError(f"prompt_index: holds {order.min()}..{order.max()}, allowed is 0..{len(texts) - 1}")
-    recorder = _Recorder(task, split, [policy], reference, deterministic)
-    weights = np.full(len(order), 1.0 / len(order))
-    writers = np.zeros(len(order), dtype=np.int64)
-    return _play(recorder, order, seed, (len(order), 1), weights, tuple(texts[i] for i in order), writers)
+    texts, places = task.prompt_set(split).texts, np.asarray(prompt_index)
+    if places.ndim != 1 or not places.size or places.dtype.kind not in "iu":
+        raise ValueError(
+            f"prompt_index: {places.dtype} {places.shape} array, allowed are one or more integers"
+        )
+    if places.min() < 0 or places.max() >= len(texts):
+        raise ValueError(
+            f"prompt_index: holds {places.min()}..{places.max()}, allowed is 0..{len(texts) - 1}"
+        )
+    writers = _Writers([policy], reference, deterministic, np.random.default_rng([seed, 3]))
+    weights = np.full(len(places), 1.0 / len(places))
+    return _play(
+        writers, task, split, places, np.zeros_like(places), weights, tuple(texts[i] for i in places)
+    )
+
+
+class _Writers:
+    """Choose tokens by the policies of a batch's rows, and add up KL, entropy and log-probabilities by row."""
+
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        reference: Reference | None,
+        deterministic: bool,
+        generator: np.random.Generator,
+    ) -> None:
+        self.policies, self.generator = policies, generator
+        self._reference, self._deterministic = reference, deterministic
+
+    def start(self, numbers: Ints) -> None:
+        """Begin a batch; each row is written by the policy of that number."""
+        count, several = len(numbers), len(self.policies) > 1
+        self._numbers, self.entropy = numbers, np.zeros(count)
+        self.kl = np.full(count, np.nan if self._reference is None else 0.0)
+        self.log_probs = np.zeros((count, len(self.policies) if several else 0))
+
+    def choose(self, turn: Turn) -> Ints:
+        """Return the next tokens of the running rows."""
+        asked = [policy.log_probs(turn.observation) for policy in self.policies]
+        uniforms = self.generator.random(len(turn.running))
+        if asked[0] is None:
+            return self._act(turn)
+        rows = turn.rows
+        several = np.stack([restricted(self._table(logs)[rows], turn.masks) for logs in asked])
+        each = np.arange(len(rows))
+        logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
+        against = None
+        if self._reference is not None:
+            against = restricted(self._reference.log_probs(turn.observation)[rows], turn.masks)
+        if self._deterministic:
+            # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
+            tokens = np.asarray(logs.argmax(1))
+            if against is not None:
+                self.kl[rows] -= against[each, tokens]
+            return tokens
+        probs = np.exp(logs)
+        finite = np.where(probs > 0, logs, 0.0)
+        self.entropy[rows] -= np.einsum("nv,nv->n", probs, finite)
+        if against is not None:
+            self.kl[rows] += np.einsum("nv,nv->n", probs, finite - np.where(probs > 0, against, 0.0))
+        tokens = draw(probs, uniforms[rows])
+        if len(several) > 1:
+            self.log_probs[rows] += several[:, each, tokens].T
+        return tokens
+
+    def _act(self, turn: Turn) -> Ints:
+        policy: Any = self.policies[0]
+        if len(self.policies) > 1:
+            raise ValueError(f"policy={policy!r:.80} has no log-probabilities; among several all need them")
+        self.kl[:], self.entropy[:] = np.nan, np.nan
+        return np.asarray(policy.act(turn.observation, deterministic=self._deterministic))[turn.rows]
+
+    def _table(self, logs: LogProbs | None) -> LogProbs:
+        if logs is None:
+            raise ValueError(
+                f"others={list(self.policies[1:])!r:.200}: each needs log-probabilities, one has none"
+            )
+        return np.asarray(logs)
 
 
 def _play(
-    recorder: _Recorder,
-    order: NDArray[np.int64],
-    seed: int,
-    shape: tuple[int, int],
-    weights: NDArray[np.float64],
+    writers: _Writers,
+    task: Task,
+    split: str,
+    places: Ints,
+    numbers: Ints,
+    weights: Floats,
     texts: tuple[str, ...],
-    writers: NDArray[np.int64],
-) -> Episodes:
-    generator = np.random.default_rng([seed, 3])
-    # Looking at a policy must not move a reward that learns, such as a running normalisation.
-    scorer = recorder.task.scorer
-    before, tokens = scorer.state_dict(), scorer.tokens
+) -> PromptEpisodes:
+    """Play one episode from each of these prompts (P * n,), by the policies of these numbers."""
+    scorer = task.scorer
+    before, tokens = scorer.failures.copy(), scorer.tokens
     parts = []
-    try:
-        for start in range(0, len(order), _ROWS_AT_ONCE):
+    with scorers_restored(scorer):
+        for start in range(0, len(places), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            recorder.run(order[part], generator, writers[part])
-            parts.append((recorder.arrays, recorder.terms))
-        failures = dict(scorer.failures - Counter(before["failures"]))
-    finally:
-        scorer.load_state_dict(before)
-    names = [field.name for field in fields(Episodes) if field.name in parts[0][0]]
-    joined = {name: np.concatenate([part[name] for part, _ in parts]) for name in names}
-    arrays = {name: array.reshape(shape + array.shape[1:]) for name, array in joined.items()}
-    terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
-    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(order)
-    return Episodes(
+            parts.append(_play_part(writers, task, split, places[part], numbers[part]))
+        failures = dict(scorer.failures - before)
+    arrays, terms = (_concatenated(column, len(texts)) for column in zip(*parts, strict=True))
+    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(places)
+    return PromptEpisodes(
         **arrays, terms=terms, weights=weights, prompts=texts, failures=failures, answer_tokens=answer_tokens
     )
 
 
-class _Recorder:
-    """One batch of episodes and what was seen of them."""
-
-    def __init__(
-        self,
-        task: Task,
-        split: str,
-        policies: Sequence[Any],
-        reference: Reference | None,
-        deterministic: bool,
-    ) -> None:
-        self.task, self._split, self._policies = task, split, policies
-        self._reference, self._deterministic = reference, deterministic
-        self.arrays: dict[str, NDArray[Any]] = {}
-        self.terms: dict[str, NDArray[np.float64]] = {}
-
-    def run(
-        self, prompt_index: NDArray[np.int64], generator: np.random.Generator, writers: NDArray[np.int64]
-    ) -> None:
-        """Plays one episode from each of these prompts, by the policy of that number; starts the records anew."""
-        count = len(prompt_index)
-        env = batch_env(self.task, count, self._split)
-        observation, _ = env.reset(
-            seed=int(generator.integers(2**31)), options={"prompt_index": prompt_index}
-        )
-        self._start(count)
-        active, step = np.ones(count, dtype=np.bool_), 0
-        while active.any():
-            masks = env.action_masks()[active] if self.task.mask is not None else None
-            actions = self._act(observation, active, masks, generator, writers)
-            self.arrays["tokens"][active, step] = actions[active]
-            observation, rewards, terminated, truncated, infos = env.step(actions)
-            self.arrays["lengths"] += active
-            # A reward belongs to its row's last action, also where it comes after others have ended.
-            self.arrays["returns"] += self.task.gamma ** (self.arrays["lengths"] - 1) * rewards
-            step += 1
-            self._finish(infos)
-            active &= ~(terminated | truncated)
-        env.close()
-
-    def _start(self, count: int) -> None:
-        self.arrays = {
-            "returns": np.zeros(count),
-            "gold": np.full(count, np.nan),
-            "kl": np.zeros(count) if self._reference is not None else np.full(count, np.nan),
-            "entropy": np.zeros(count),
-            "lengths": np.zeros(count, dtype=np.int64),
-            "stopped": np.zeros(count, dtype=np.bool_),
-            "completions": np.full(count, "", dtype=object),
-            "tokens": np.full((count, self.task.max_new_tokens), -1, dtype=np.int64),
-            "log_probs": np.zeros((count, len(self._policies) if len(self._policies) > 1 else 0)),
-        }
-        self.terms = {}
-
-    def _act(
-        self,
-        observation: dict[str, NDArray[Any]],
-        active: NDArray[np.bool_],
-        masks: NDArray[np.bool_] | None,
-        generator: np.random.Generator,
-        writers: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        asked = [policy.log_probs(observation) for policy in self._policies]
-        uniforms = generator.random(len(active))
-        if asked[0] is None:
-            if len(asked) > 1:
-                raise ValueError(
-                    f"policy={self._policies[0]!r:.80} has no log-probabilities; among several all need them"
-                )
-            self.arrays["kl"][:], self.arrays["entropy"][:] = np.nan, np.nan
-            return np.asarray(self._policies[0].act(observation, deterministic=self._deterministic))
-        rows = np.flatnonzero(active)
-        several = np.stack([restricted(_table(logs, self._policies)[rows], masks) for logs in asked])
-        logs = several[0] if len(several) == 1 else several[writers[rows], np.arange(len(rows))]
-        actions = np.zeros(len(active), dtype=np.int64)
-        if self._deterministic:
-            # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
-            actions[rows] = logs.argmax(1)
-            if self._reference is not None:
-                against = restricted(self._reference.log_probs(observation)[rows], masks)
-                self.arrays["kl"][rows] -= against[np.arange(len(rows)), actions[rows]]
-            return actions
-        probs = np.exp(logs)
-        finite = np.where(probs > 0, logs, 0.0)
-        self.arrays["entropy"][rows] -= np.einsum("nv,nv->n", probs, finite)
-        if self._reference is not None:
-            against = restricted(self._reference.log_probs(observation)[rows], masks)
-            against = np.where(probs > 0, against, 0.0)
-            self.arrays["kl"][rows] += np.einsum("nv,nv->n", probs, finite - against)
-        actions[rows] = _draw(probs, uniforms[rows])
-        if len(several) > 1:
-            self.arrays["log_probs"][rows] += several[:, np.arange(len(rows)), actions[rows]].T
-        return actions
-
-    def _finish(self, infos: dict[str, Any]) -> None:
-        if "completion" not in infos:
-            return
-        rows = np.flatnonzero(infos["_completion"])
-        self.arrays["completions"][rows] = infos["completion"][rows]
-        self.arrays["stopped"][rows] = infos["finish_reason"][rows] == "stop"
-        if "gold" in infos:
-            self.arrays["gold"][rows] = infos["gold"][rows]
-        for name, values in infos["reward_terms"].items():
-            if not name.startswith("_"):
-                self.terms.setdefault(name, np.full(len(self.arrays["returns"]), np.nan))[rows] = values[rows]
+def _play_part(
+    writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of one batch (B,)."""
+    env = batch_env(task, len(places), split)
+    seed = int(writers.generator.integers(2**31))
+    observation, _ = env.reset(seed=seed, options={"prompt_index": places})
+    writers.start(numbers)
+    played = play_batch(env, observation, writers.choose)
+    env.close()
+    tokens = np.full((len(places), task.max_new_tokens), -1, dtype=np.int64)
+    tokens[played.rows, played.times] = played.actions
+    arrays = {
+        "returns": played.returns(task.gamma),
+        "gold": played.endings.gold,
+        "kl": writers.kl,
+        "entropy": writers.entropy,
+        "lengths": played.lengths,
+        "stopped": played.endings.finish_reasons == "stop",
+        "completions": played.endings.completions,
+        "tokens": tokens,
+        "log_probs": writers.log_probs,
+    }
+    return arrays, played.endings.terms
 
 
-def _table(logs: NDArray[np.floating[Any]] | None, policies: Sequence[Any]) -> NDArray[np.floating[Any]]:
-    if logs is None:
-        raise ValueError(f"others={list(policies[1:])!r:.200}: each needs log-probabilities, one has none")
-    return np.asarray(logs)
-
-
-def _draw(probs: NDArray[np.floating[Any]], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """One index a row by inverting the cumulative distribution; never one of probability 0."""
-    cumulative = np.cumsum(probs, axis=1, dtype=np.float64)
-    targets = uniforms * cumulative[:, -1] * (1 - 1e-12)
-    return np.asarray((cumulative <= targets[:, None]).sum(1))
+def _concatenated(parts: Sequence[dict[str, NDArray[Any]]], prompts: int) -> dict[str, NDArray[Any]]:
+    """Join the arrays of batches, (P, n, ...)."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: array.reshape(prompts, len(array) // prompts, *array.shape[1:])
+        for name, array in joined.items()
+    }

@@ -9,18 +9,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from textgym import TokenVectorEnv
+from textgym.checks import Floats, Ints
 from textgym.files import replace_folder, write_json
+from textgym.play import Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.forest import Floats
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.saving import count, head_of, read_saved
-from textgym_agents.tabular.episodes import check_env
 from textgym_agents.tabular.policies import draw
 
 _COUNTERS = ("iteration", "episodes")
@@ -139,26 +138,20 @@ class MCTS:
 
     def _iterate(self, env: Any) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
+
+        def choose(turn: Turn) -> Ints:
+            return draw(self.planner.plan(turn.seen(), turn.masks, anew=True)[0], generator)
+
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
-        active, discount = np.ones(env.num_envs, dtype=np.bool_), 1.0
-        returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs)
-        actions = np.zeros(env.num_envs, dtype=np.int64)
-        while active.any():
-            seen = {name: array[active] for name, array in observation.items()}
-            masks = env.unwrapped.action_masks()[active] if self.task.mask is not None else None
-            actions[active] = draw(self.planner.plan(seen, masks, anew=True)[0], generator)
-            observation, rewards, terminated, truncated, _ = env.step(actions)
-            returns[active] += discount * rewards[active]
-            lengths += active
-            discount *= self.task.gamma
-            active &= ~(terminated | truncated)
+        played = play_batch(env, observation, choose)
+        returns = played.returns(self.task.gamma)
         self.planner.forget_answers()  # more is known now than when they were given
         self.iteration += 1
         self.episodes += env.num_envs
         return {
             "behaviour/scores": float(returns.mean()),
             "behaviour/scores_std": float(returns.std()),
-            "completion_length": float(lengths.mean()),
+            "completion_length": float(played.lengths.mean()),
             "nodes": float(len(self.planner.forest)),
             "scored": float(self.planner.scored),
             "iteration": float(self.iteration),
@@ -167,7 +160,7 @@ class MCTS:
 
     # Acting
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_policy = self.log_probs(observation)
         return np.asarray(log_policy.argmax(1)) if deterministic else draw(log_policy, self._acting)

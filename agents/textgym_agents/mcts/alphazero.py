@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
+from textgym.play import PlayedBatch, Turn, play_batch
 from textgym.task import make_reference
-from textgym.vector import scoring_together, settle_rest
 from textgym_agents.config import (
     KL,
     LMConfig,
@@ -29,9 +30,6 @@ from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Games:
     rows: Ints
     columns: Ints
     targets: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None
+    masks: Bools | None
     outcomes: Floats
     returns: Floats
     log_ratios: Floats
@@ -60,81 +58,66 @@ class Games:
 
 
 def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
-    """Plays one episode in every sub-environment, drawing every token from the searched distribution.
+    """Play one episode in every sub-environment, drawing every token from the searched distribution.
 
     Args:
         env: vector environment in DISABLED mode. seed: of the prompts. planner: searches.
         beta: charged per nat; 0 for a search that counts the return alone.
     """
-    with scoring_together(env):
-        return _play(env, seed, planner, beta, generator)
+    task, searched = env.unwrapped.task, _Searched()
+    behind = np.zeros(env.num_envs)
 
-
-def _play(env: Any, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
-    task = env.unwrapped.task
-    observation, _ = env.reset(seed=seed)
-    active, actions = np.ones(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs, dtype=np.int64)
-    parts: list[tuple[NDArray[Any], ...]] = []
-    masks: list[NDArray[np.bool_]] = []
-    behind, late, time = np.zeros(env.num_envs), np.zeros(env.num_envs), 0
-    while active.any():
-        rows = np.flatnonzero(active)
-        seen = {name: array[rows] for name, array in observation.items()}
-        legal = env.unwrapped.action_masks()[rows] if task.mask is not None else None
-        if legal is not None:
-            masks.append(legal)
-        log_policy, _ = planner.plan(seen, legal)
+    def choose(turn: Turn) -> Ints:
+        seen = turn.seen()
+        log_policy, _ = planner.plan(seen, turn.masks)
         tokens = draw(log_policy, generator)
-        each = np.arange(len(rows))
-        reference = planner.log_reference(seen, legal)[each, tokens]
-        ratio = log_policy[each, tokens] - np.where(
-            np.isneginf(reference), log_policy[each, tokens], reference
-        )
-        columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
-        actions[rows] = tokens
-        observation, rewards, terminated, truncated, _ = env.step(actions)
-        paid = task.gamma**time * rewards[rows]
-        late[~active] += rewards[~active]
-        parts.append((rows, columns, np.exp(log_policy).astype(np.float32), paid, ratio))
-        cut = active & truncated & ~terminated
-        if cut.any():
-            seen = {name: array[cut] for name, array in observation.items()}
-            behind[cut] = planner.plan(
-                seen, None if task.mask is None else env.unwrapped.action_masks()[cut]
-            )[1]
-        active &= ~(terminated | truncated)
-        time += 1
-    lengths = np.bincount(np.concatenate([rows for rows, *_ in parts]), minlength=env.num_envs)
-    late = task.gamma ** (lengths - 1) * (late + settle_rest(env)[0])
-    return _finished(observation["input_ids"], parts, masks, beta, behind, late)
+        each = np.arange(len(tokens))
+        taken, reference = log_policy[each, tokens], planner.log_reference(seen, turn.masks)[each, tokens]
+        searched.ratios.append(taken - np.where(np.isneginf(reference), taken, reference))
+        searched.columns.append(np.count_nonzero(seen["attention_mask"], axis=1) - 1)
+        searched.targets.append(np.exp(log_policy).astype(np.float32))
+        searched.masks += [] if turn.masks is None else [turn.masks]
+        return tokens
 
+    def at_limit(turn: Turn) -> None:
+        behind[turn.rows] = planner.plan(turn.seen(), turn.masks)[1]
 
-def _finished(
-    ids: Ints,
-    parts: list[tuple[NDArray[Any], ...]],
-    masks: list[NDArray[np.bool_]],
-    beta: float,
-    behind: Floats,
-    late: Floats,
-) -> Games:
-    # What a row is paid after its end belongs to its last action.
-    to_come = behind + late
-    outcomes: list[Floats] = []
-    for rows, _, _, paid, ratio in reversed(parts):
-        to_come[rows] += paid - beta * ratio
-        outcomes.insert(0, to_come[rows])
-    rows, columns, targets, paid, ratio = (np.concatenate(part) for part in zip(*parts, strict=True))
+    observation, _ = env.reset(seed=seed)
+    played = play_batch(env, observation, choose, at_limit=at_limit)
+    rewards, ratios = played.discounted(task.gamma), np.concatenate(searched.ratios)
+    outcomes = _outcomes(played, rewards - beta * ratios, behind)
     return Games(
-        input_ids=ids,
-        rows=rows,
-        columns=columns,
-        targets=targets,
-        masks=np.concatenate(masks) if masks else None,
-        outcomes=np.concatenate(outcomes),
-        returns=np.asarray(np.bincount(rows, paid, len(ids)) + late, dtype=np.float64),
-        log_ratios=np.asarray(np.bincount(rows, ratio, len(ids)), dtype=np.float64),
-        lengths=np.bincount(rows, minlength=len(ids)),
+        input_ids=played.observation["input_ids"],
+        rows=played.rows,
+        columns=np.concatenate(searched.columns),
+        targets=np.concatenate(searched.targets),
+        masks=np.concatenate(searched.masks) if searched.masks else None,
+        outcomes=outcomes,
+        returns=played.sums(rewards),
+        log_ratios=played.sums(ratios),
+        lengths=played.lengths,
     )
+
+
+@dataclass
+class _Searched:
+    """What was found in the states of a batch, step by step; see `Games`."""
+
+    columns: list[Ints] = field(default_factory=list)
+    targets: list[NDArray[np.float32]] = field(default_factory=list)
+    masks: list[Bools] = field(default_factory=list)
+    ratios: list[Floats] = field(default_factory=list)
+
+
+def _outcomes(played: PlayedBatch, worth: Floats, behind: Floats) -> Floats:
+    """Return the sums of `worth` (N,) from each state to the end of its row, and of what comes behind that (B,)."""
+    to_come, outcomes = behind.copy(), []
+    for rows, paid in zip(
+        reversed(played.by_time(played.rows)), reversed(played.by_time(worth)), strict=True
+    ):
+        to_come[rows] += paid
+        outcomes.append(to_come[rows])
+    return np.concatenate(outcomes[::-1])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from textgym.best_of_n import FEWEST, best_of_n
 from textgym.estimates import Estimate
 from textgym.evaluate import Evaluation, Optimum, evaluate, optimality_of, optimum_of
 from textgym.lm.reference import Reference
-from textgym.play import Episodes, play_prompts
+from textgym.play import PromptEpisodes, play_prompts
 from textgym.task import Task, make_reference
 from textgym_agents.training.measures import spread
 
@@ -97,7 +97,7 @@ def pair_accuracy(proxy: Floats, gold: Floats) -> float:
     return float(np.mean((np.sign(margins[differ]) + 1) / 2)) if differ.any() else float("nan")
 
 
-def overrated(episodes: Episodes, offset: float, count: int = 10) -> list[dict[str, Any]]:
+def overrated(episodes: PromptEpisodes, offset: float, count: int = 10) -> list[dict[str, Any]]:
     """The answers whose proxy reward exceeds their gold reward most, each text once.
 
     Args:

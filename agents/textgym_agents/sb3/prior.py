@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
+from textgym.checks import Floats, Ints
 from textgym.lm.reference import restricted
-from textgym.vector import TokenVectorEnv
+from textgym.play import Turn, play_batch
+from textgym.rewards.scorer import scorers_restored
+from textgym.task import Task
+from textgym.vector import batch_env
+from textgym.wrappers.actions import TopKTokens
 
 _ROWS = 64
 _LEAST = np.log(1e-4)  # a rank that is never written is not put out of reach
 
 
-def rank_prior(task: Any, table: Any) -> NDArray[np.float64]:
-    """Logarithms of the reference's mean probabilities by rank, along its likeliest texts of 64 prompts.
+def rank_prior(task: Task, table: TopKTokens) -> Floats:
+    """Return logarithms of the reference's mean probabilities by rank, along its likeliest texts of 64 prompts.
 
     Args:
-        task: what `env.unwrapped.task` holds. table: `TopKTokens` of its reference.
+        table: the ranks of the task's reference.
     Returns: (k,) float64, nats.
     """
-    env = TokenVectorEnv(task, _ROWS, autoreset_mode=AutoresetMode.DISABLED)
-    observation, _ = env.reset(seed=0)
-    running, total, count = np.ones(_ROWS, dtype=np.bool_), np.zeros(table.size), 0
-    while running.any():
-        masks = None if task.mask is None else env.action_masks()
-        tokens, legal = table.tokens(observation, masks)
-        logs = restricted(np.asarray(table.reference.log_probs(observation), dtype=np.float64), masks)
-        probabilities = np.where(legal, np.exp(np.take_along_axis(logs, tokens, axis=1)), 0.0)
-        total += probabilities[running].sum(0)
-        count += int(running.sum())
-        observation, _, terminated, truncated, _ = env.step(tokens[:, 0])
-        running &= ~(terminated | truncated)
-    return np.asarray(np.maximum(np.log(np.maximum(total / count, 1e-30)), _LEAST))
+    total = np.zeros(table.size)
+
+    def choose(turn: Turn) -> Ints:
+        seen = turn.seen()
+        tokens, legal = table.tokens(seen, turn.masks)
+        logs = restricted(np.asarray(table.reference.log_probs(seen), dtype=np.float64), turn.masks)
+        total[:] += np.where(legal, np.exp(np.take_along_axis(logs, tokens, axis=1)), 0.0).sum(0)
+        return tokens[:, 0]
+
+    with scorers_restored(task.scorer):
+        env = batch_env(task, _ROWS, "train")
+        played = play_batch(env, env.reset(seed=0)[0], choose)
+    return np.asarray(np.maximum(np.log(np.maximum(total / len(played.rows), 1e-30)), _LEAST))
