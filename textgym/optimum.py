@@ -14,6 +14,7 @@ import numpy as np
 
 from textgym.estimates import RESAMPLES, Estimate, Floats, Samples, draw_samples, interval, read_samples, tilt
 from textgym.lm.reference import Reference
+from textgym.rewards.scorer import scorers_restored
 from textgym.solver import MAX_STATES, Solution, UnsolvableError, solve
 from textgym.solver.growth import check_beta
 from textgym.task import Task, has_language_model, make_reference, reference_model
@@ -74,11 +75,8 @@ def pay(task: Task, split: str, samples: Samples) -> np.ndarray[Any, np.dtype[np
     rows = samples.tokens.reshape(-1, samples.tokens.shape[2])
     ids = [row[row >= 0].tolist() for row in rows]
     prompts = [prompt for prompt in task.encoded(split) for _ in range(count)]
-    before = task.scorer.state_dict()
-    try:
+    with scorers_restored(task.scorer):
         judged = task.judge(split, prompts, ids)
-    finally:
-        task.scorer.load_state_dict(before)
     return judged.total * task.gamma ** (np.array([len(row) for row in ids]) - 1)
 
 

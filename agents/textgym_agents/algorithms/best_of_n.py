@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
-from textgym.estimates import RESAMPLES, Floats, expected_returns
+from textgym.checks import Floats, Ints
+from textgym.estimates import RESAMPLES, expected_returns
 from textgym.lm.reference import restricted
-from textgym.play import play
+from textgym.play import Turn, play, play_batch
+from textgym.rewards.scorer import scorers_restored
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task, make_reference
@@ -63,7 +64,7 @@ class _Plan:
 
 
 class BestOfN:
-    """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
+    """A policy over whole answers. In a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
     It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
@@ -80,7 +81,7 @@ class BestOfN:
     name = "best-of-n"
     learns = False
 
-    def __init__(self, task: Any, config: BestOfNConfig | None = None) -> None:
+    def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:
         self.task = task
         self.config = config or BestOfNConfig()
         self._reference = make_reference(task)
@@ -89,7 +90,7 @@ class BestOfN:
         self._finder = StateFinder(task)
 
     def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...]:
-        """The exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
+        """Return the exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
 
         Args:
             log_reference: per edge, nats: of the reference that this agent samples.
@@ -98,7 +99,7 @@ class BestOfN:
         return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
 
     def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats]:
-        """KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
+        """Return the KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
 
         Samples are 8 n to each prompt, and 4,096 in all at least, 1,024 where the reward is noisy.
 
@@ -121,9 +122,9 @@ class BestOfN:
         return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
 
     def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Does nothing: there is nothing to learn."""
+        """Do nothing: there is nothing to learn."""
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`. `deterministic` changes nothing: nobody knows its likeliest answer."""
         states = token_rows(observation)
         if len(self._plans) != len(states):
@@ -149,7 +150,7 @@ class BestOfN:
         return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
 
     def _best(self, states: list[Tokens]) -> list[Tokens]:
-        """The best of n continuations of each of these states, as whole sequences."""
+        """Return the best of n continuations of each of these states, as whole sequences."""
         found = [self._finder.find(tokens) for tokens in states]
         result: list[Tokens] = [()] * len(states)
         for split in sorted({split for split, _ in found}):
@@ -162,8 +163,8 @@ class BestOfN:
                 result[row] = ends[place * self.config.n + int(best[place])]
         return result
 
-    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
-        """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""
+    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], Floats]:
+        """Continue each state by the reference. Returns: whole sequences and their returns (N,)."""
         task = self.task
         env = batch_env(task, len(starts), split)
         if task.noisy:
@@ -172,20 +173,12 @@ class BestOfN:
                 TokenState(start.prompt, start.completion, episode_seed=seed)
                 for start, seed in zip(starts, seeds, strict=True)
             ]
-        observation = env.set_states(starts)
-        returns, times = np.zeros(len(starts)), np.full(len(starts), -1)
-        active = np.ones(len(starts), dtype=np.bool_)
-        actions = np.zeros(len(starts), dtype=np.int64)
-        # Trying answers out must not move a reward that learns, such as a running normalisation.
-        before = task.scorer.state_dict()
-        while active.any():
-            masks = env.action_masks()[active] if task.mask is not None else None
-            logs = restricted(np.asarray(self._reference.log_probs(observation))[active], masks)
+
+        def choose(turn: Turn) -> Ints:
+            logs = restricted(np.asarray(self._reference.log_probs(turn.observation))[turn.rows], turn.masks)
             # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-            actions[active] = (logs + self._generator.gumbel(size=logs.shape)).argmax(1)
-            observation, rewards, terminated, truncated, _ = env.step(actions)
-            times += active
-            returns += task.gamma**times * rewards  # of each row's last action
-            active &= ~(terminated | truncated)
-        task.scorer.load_state_dict(before)
-        return [state.tokens for state in env.get_states()], returns
+            return np.asarray((logs + self._generator.gumbel(size=logs.shape)).argmax(1))
+
+        with scorers_restored(task.scorer):
+            played = play_batch(env, env.set_states(starts), choose)
+        return [state.tokens for state in env.get_states()], played.returns(task.gamma)

@@ -11,12 +11,11 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
+from textgym.checks import Bools, Floats, Ints
+from textgym.play import Turn, play_batch
 from textgym.state import TokenState
 from textgym_agents.protocol import Observation
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 LogProbs = Callable[[Observation, Bools | None], Floats]
 
 
@@ -72,24 +71,25 @@ class Model:
         )
 
     def roll_out(self, arrival: Arrival, log_probs: LogProbs, generator: np.random.Generator) -> Floats:
-        """Goes on from where the last move arrived, by a policy.
+        """Go on from where the last move arrived, by a policy.
 
         Returns: (n,) returns from there on, discounted to time 0.
         """
-        count, observation, masks = len(arrival.finished), arrival.observation, arrival.masks
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in arrival.states])
-        active, tokens, returns = ~arrival.finished, np.zeros(count, dtype=np.int64), np.zeros(count)
-        while active.any():
-            seen = {name: array[active] for name, array in observation.items()}
-            logs = log_probs(seen, None if masks is None else masks[active])
+        count, going = len(arrival.finished), ~arrival.finished
+        if not going.any():
+            return np.zeros(count)
+
+        def choose(turn: Turn) -> Ints:
+            logs = log_probs(turn.seen(), turn.masks)
             # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-            tokens[active] = (logs + generator.gumbel(size=logs.shape)).argmax(1)
-            observation, rewards, finished = self._advance(count, tokens)
-            returns += discounts * rewards
-            discounts = discounts * self.task.gamma
-            active = ~finished
-            masks = self._masks(count) if active.any() else None
-        return returns
+            return np.asarray((logs + generator.gumbel(size=logs.shape)).argmax(1))
+
+        running = np.zeros(self.rows, dtype=np.bool_)
+        running[:count] = going
+        played = play_batch(self._env, arrival.observation, choose, running=running)
+        self.scored += int(going.sum())
+        discounts = self.task.gamma ** np.array([len(state.completion) for state in arrival.states])
+        return np.asarray(discounts * played.returns(self.task.gamma)[:count])
 
     def with_potential(self, state: TokenState) -> TokenState:
         """A state found by its tokens, as the environment has it: pay by differences remembers the last score."""

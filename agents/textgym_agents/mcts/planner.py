@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.rewards import TextGymWarning
+from textgym.rewards.scorer import scorers_restored
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.forest import Bools, Floats, Forest, Ints, Model, nodes_in_memory
+from textgym_agents.mcts.forest import Forest, Model, nodes_in_memory
 from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
@@ -64,7 +64,7 @@ class Planner:
         log_policy = np.empty((len(rows), self._task.vocabulary.size))
         values = np.empty(len(rows))
         size = max(1, min(_ROOTS_AT_ONCE, self.forest.most // (self._config.simulations + 1)))
-        with self._scorers_kept():
+        with scorers_restored(self._task.scorer, self._task.gold_scorer):
             for start in range(0, len(distinct), size):
                 part = distinct[start : start + size]
                 nodes = self._searched([rows[row] for row in part], anew)
@@ -151,14 +151,3 @@ class Planner:
         if (split, size) not in self._models:
             self._models[split, size] = Model(self._task, split, size)
         return self._models[split, size]
-
-    @contextmanager
-    def _scorers_kept(self) -> Iterator[None]:
-        """Looking ahead must not move a reward that learns, such as a running normalisation."""
-        scorers = [scorer for scorer in (self._task.scorer, self._task.gold_scorer) if scorer is not None]
-        before = [scorer.state_dict() for scorer in scorers]
-        try:
-            yield
-        finally:
-            for scorer, state in zip(scorers, before, strict=True):
-                scorer.load_state_dict(state)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 
+from textgym.wrappers.actions import TopKTokens
 from textgym_agents.protocol import Observation
 from textgym_agents.sb3.agent import SB3Agent, normalised
 from textgym_agents.sb3.config import (
@@ -40,9 +41,10 @@ class _OnPolicy(SB3Agent):
 
     def _build(self, env: Any) -> Any:
         model = super()._build(env)
-        if self.config.top_k is not None and self.config.rank_prior:
+        table = self.interface.choice.table
+        if isinstance(table, TopKTokens) and self.config.rank_prior:
             # Before training the output layer is almost nothing but its bias.
-            prior = torch.as_tensor(rank_prior(self.task, self.interface.choice.table), dtype=torch.float32)
+            prior = torch.as_tensor(rank_prior(self.task, table), dtype=torch.float32)
             model.policy.action_net.bias.data.copy_(prior)
         return model
 
