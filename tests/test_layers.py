@@ -19,7 +19,7 @@ CORE = [
     {"state", "vocab", "codecs", "checks", "files"},
     {"rewards", "lm", "prompts", "grammar"},
     {"task", "catalog", "tasks", "world"},
-    {"env", "vector", "wrappers", "play", "solver", "planning", "exploits"},
+    {"env", "vector", "wrappers", "play", "sampling", "solver", "planning", "exploits"},
     {"registration", "evaluate", "optimum", "estimates", "best_of_n", "preferences"},
     {"commands"},
     {"cli"},

@@ -1,47 +1,20 @@
-"""Play batches of episodes, with tokens from anywhere, and policies over a task's prompts."""
+"""Play a batch of episodes to their ends, whatever chooses the tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym.checks import MOST_ROWS, Bools, Floats, Ints, shown
-from textgym.lm.reference import Observation, Reference, restricted
-from textgym.rewards.scorer import scorers_restored
-from textgym.task import Task
-from textgym.vector import TokenVectorEnv, batch_env, scoring_together, settle_rest
+from textgym.checks import Bools, Floats, Ints
+from textgym.lm.reference import Observation
+from textgym.vector import TokenVectorEnv, scoring_together, settle_rest
 from textgym.vector_io import Infos
-
-_ROWS_AT_ONCE = 512
-LogProbs = NDArray[np.floating[Any]]
-
-
-class Policy(Protocol):
-    """A policy that can be evaluated: an agent, or any object that gives log-probabilities or actions."""
-
-    def log_probs(self, observation: Observation) -> LogProbs | None:
-        """Return next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
-
-        Such a policy may have `sequence_kl(task, split, seed) -> (kl, replicates)`: its KL to the reference in nats per
-        whole answer for every prompt (P,), and bootstrap replicates of it (R, P). One whose answers are drawn whole may
-        have `edge_log_probs(tree, log_reference)`, its log-probability on every edge of a task's prefix tree.
-        """
-
-
-class ActingPolicy(Policy, Protocol):
-    """A policy that chooses tokens by itself."""
-
-    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """Return token ids (B,); the likeliest ones if `deterministic`."""
-
-
-# One batch, whatever chooses the tokens
 
 
 class Turn(NamedTuple):
@@ -67,7 +40,7 @@ class Turn(NamedTuple):
         return {name: array[self.rows] for name, array in self.observation.items()}
 
 
-class Endings(NamedTuple):
+class FinalInfos(NamedTuple):
     """The last infos of N episodes.
 
     Attributes:
@@ -92,7 +65,7 @@ class PlayedBatch:
         lengths: (N,) int64, tokens.
         truncated: (N,) bool, whether an outer limit stopped the row.
         observation: the last one of all rows, arrays (N, L).
-        infos: those of the steps in which episodes ended; see `endings`.
+        infos: those of the steps in which episodes ended; see `final`.
     """
 
     rows: Ints
@@ -121,10 +94,10 @@ class PlayedBatch:
         return np.split(values, np.flatnonzero(np.diff(self.times)) + 1)
 
     @cached_property
-    def endings(self) -> Endings:
+    def final(self) -> FinalInfos:
         """The texts, reasons, gold rewards and reward terms that the infos tell."""
         count = len(self.lengths)
-        found = Endings(
+        found = FinalInfos(
             np.full(count, "", dtype=object), np.full(count, "", dtype=object), np.full(count, np.nan), {}
         )
         for infos in self.infos:
@@ -229,7 +202,7 @@ def _joined(
     return PlayedBatch(rows, times, actions, rewards, lengths, truncated, observation, infos)
 
 
-def draw(probabilities: LogProbs, uniforms: Floats) -> Ints:
+def draw(probabilities: NDArray[np.floating[Any]], uniforms: Floats) -> Ints:
     """Return one index a row (n,) by inverting the cumulative distribution; never one of probability 0.
 
     Args:
@@ -238,232 +211,3 @@ def draw(probabilities: LogProbs, uniforms: Floats) -> Ints:
     cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
     targets = uniforms * cumulative[:, -1] * (1 - 1e-12)
     return np.asarray((cumulative <= targets[:, None]).sum(1))
-
-
-# Policies over the prompts of a task
-
-
-@dataclass(frozen=True)
-class PromptEpisodes:
-    """P prompts, n completions each; every array is (P, n).
-
-    Attributes:
-        returns: discounted sum of rewards, reward units.
-        gold: gold reward, NaN where the task has none.
-        kl: sum over the states visited of KL(pi || ref), nats; NaN without log-probabilities or without a reference.
-        entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
-        lengths: tokens. stopped: ended by a stop id.
-        completions: texts. terms: reward term -> values.
-        tokens: (P, n, T) int64, the tokens written, -1 behind the end. log_probs: (P, n, K) sums of their
-            log-probabilities under each of K policies, nats; K = 0 where none was asked for.
-        weights: (P,) probability of each prompt. prompts: their texts.
-        failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
-        answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
-            mean, 0 for a policy that just writes.
-    """
-
-    returns: Floats
-    gold: Floats
-    kl: Floats
-    entropy: Floats
-    lengths: Ints
-    stopped: Bools
-    completions: NDArray[np.object_]
-    tokens: Ints
-    log_probs: Floats
-    terms: dict[str, Floats]
-    weights: Floats
-    prompts: tuple[str, ...]
-    failures: dict[str, int]
-    answer_tokens: float = 0.0
-
-
-def play(
-    policy: Policy,
-    task: Task,
-    *,
-    split: str = "eval",
-    per_prompt: int = 16,
-    seed: int = 0,
-    reference: Reference | None = None,
-    deterministic: bool = False,
-    others: Sequence[Policy] = (),
-) -> PromptEpisodes:
-    """Sample `per_prompt` completions of every prompt of a split.
-
-    Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them. A
-    reward that learns is put back to where it was.
-
-    Args:
-        policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
-        reference: for the KL; None leaves it NaN.
-        deterministic: take the likeliest token instead of drawing.
-        others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
-            KL and entropy are those of the policy that wrote; `log_probs` has all of them.
-    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, or one of several policies has no log-probabilities.
-    """
-    if not 1 <= per_prompt <= MOST_ROWS:
-        raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
-    prompts = task.prompt_set(split)
-    writers = _Writers([policy, *others], reference, deterministic, np.random.default_rng([seed, 3]))
-    places = np.repeat(np.arange(len(prompts.texts)), per_prompt * len(writers.policies))
-    numbers = np.tile(np.repeat(np.arange(len(writers.policies)), per_prompt), len(prompts.texts))
-    return _play(writers, task, split, places, numbers, np.asarray(prompts.weights), tuple(prompts.texts))
-
-
-def play_prompts(
-    policy: Policy,
-    task: Task,
-    prompt_index: Ints,
-    *,
-    split: str = "eval",
-    seed: int = 0,
-    reference: Reference | None = None,
-    deterministic: bool = False,
-) -> PromptEpisodes:
-    """Sample one completion for each of some prompts of a split, in any order, with repetitions.
-
-    Args:
-        prompt_index: (N,) int64, N >= 1, places in the split.
-        policy, reference, deterministic: see `play`.
-    Returns: arrays (N, 1); every prompt of the list has weight 1 / N.
-    Raises: ValueError if there is no prompt, or one that the split does not have.
-    """
-    texts, places = task.prompt_set(split).texts, np.asarray(prompt_index)
-    if places.ndim != 1 or not places.size or places.dtype.kind not in "iu":
-        raise ValueError(
-            f"prompt_index: {places.dtype} {places.shape} array, allowed are one or more integers"
-        )
-    if places.min() < 0 or places.max() >= len(texts):
-        raise ValueError(
-            f"prompt_index: holds {places.min()}..{places.max()}, allowed is 0..{len(texts) - 1}"
-        )
-    writers = _Writers([policy], reference, deterministic, np.random.default_rng([seed, 3]))
-    weights = np.full(len(places), 1.0 / len(places))
-    return _play(
-        writers, task, split, places, np.zeros_like(places), weights, tuple(texts[i] for i in places)
-    )
-
-
-class _Writers:
-    """Choose tokens by the policies of a batch's rows, and add up KL, entropy and log-probabilities by row."""
-
-    def __init__(
-        self,
-        policies: Sequence[Policy],
-        reference: Reference | None,
-        deterministic: bool,
-        generator: np.random.Generator,
-    ) -> None:
-        self.policies, self.generator = policies, generator
-        self._reference, self._deterministic = reference, deterministic
-
-    def start(self, numbers: Ints) -> None:
-        """Begin a batch; each row is written by the policy of that number."""
-        count, several = len(numbers), len(self.policies) > 1
-        self._numbers, self.entropy = numbers, np.zeros(count)
-        self.kl = np.full(count, np.nan if self._reference is None else 0.0)
-        self.log_probs = np.zeros((count, len(self.policies) if several else 0))
-
-    def choose(self, turn: Turn) -> Ints:
-        """Return the next tokens of the running rows."""
-        asked = [policy.log_probs(turn.observation) for policy in self.policies]
-        uniforms = self.generator.random(len(turn.running))
-        if asked[0] is None:
-            return self._act(turn)
-        rows = turn.rows
-        several = np.stack([restricted(self._table(logs)[rows], turn.masks) for logs in asked])
-        each = np.arange(len(rows))
-        logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
-        against = None
-        if self._reference is not None:
-            against = restricted(self._reference.log_probs(turn.observation)[rows], turn.masks)
-        if self._deterministic:
-            # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
-            tokens = np.asarray(logs.argmax(1))
-            if against is not None:
-                self.kl[rows] -= against[each, tokens]
-            return tokens
-        probs = np.exp(logs)
-        finite = np.where(probs > 0, logs, 0.0)
-        self.entropy[rows] -= np.einsum("nv,nv->n", probs, finite)
-        if against is not None:
-            self.kl[rows] += np.einsum("nv,nv->n", probs, finite - np.where(probs > 0, against, 0.0))
-        tokens = draw(probs, uniforms[rows])
-        if len(several) > 1:
-            self.log_probs[rows] += several[:, each, tokens].T
-        return tokens
-
-    def _act(self, turn: Turn) -> Ints:
-        policy: Any = self.policies[0]
-        if len(self.policies) > 1:
-            raise ValueError(f"policy={policy!r:.80} has no log-probabilities; among several all need them")
-        self.kl[:], self.entropy[:] = np.nan, np.nan
-        return np.asarray(policy.act(turn.observation, deterministic=self._deterministic))[turn.rows]
-
-    def _table(self, logs: LogProbs | None) -> LogProbs:
-        if logs is None:
-            raise ValueError(
-                f"others={list(self.policies[1:])!r:.200}: each needs log-probabilities, one has none"
-            )
-        return np.asarray(logs)
-
-
-def _play(
-    writers: _Writers,
-    task: Task,
-    split: str,
-    places: Ints,
-    numbers: Ints,
-    weights: Floats,
-    texts: tuple[str, ...],
-) -> PromptEpisodes:
-    """Play one episode from each of these prompts (P * n,), by the policies of these numbers."""
-    scorer = task.scorer
-    before, tokens = scorer.failures.copy(), scorer.tokens
-    parts = []
-    with scorers_restored(scorer):
-        for start in range(0, len(places), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            parts.append(_play_part(writers, task, split, places[part], numbers[part]))
-        failures = dict(scorer.failures - before)
-    arrays, terms = (_concatenated(column, len(texts)) for column in zip(*parts, strict=True))
-    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(places)
-    return PromptEpisodes(
-        **arrays, terms=terms, weights=weights, prompts=texts, failures=failures, answer_tokens=answer_tokens
-    )
-
-
-def _play_part(
-    writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of one batch (B,)."""
-    env = batch_env(task, len(places), split)
-    seed = int(writers.generator.integers(2**31))
-    observation, _ = env.reset(seed=seed, options={"prompt_index": places})
-    writers.start(numbers)
-    played = play_batch(env, observation, writers.choose)
-    env.close()
-    tokens = np.full((len(places), task.max_new_tokens), -1, dtype=np.int64)
-    tokens[played.rows, played.times] = played.actions
-    arrays = {
-        "returns": played.returns(task.gamma),
-        "gold": played.endings.gold,
-        "kl": writers.kl,
-        "entropy": writers.entropy,
-        "lengths": played.lengths,
-        "stopped": played.endings.finish_reasons == "stop",
-        "completions": played.endings.completions,
-        "tokens": tokens,
-        "log_probs": writers.log_probs,
-    }
-    return arrays, played.endings.terms
-
-
-def _concatenated(parts: Sequence[dict[str, NDArray[Any]]], prompts: int) -> dict[str, NDArray[Any]]:
-    """Join the arrays of batches, (P, n, ...)."""
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {
-        name: array.reshape(prompts, len(array) // prompts, *array.shape[1:])
-        for name, array in joined.items()
-    }

@@ -15,7 +15,8 @@ from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
-from textgym.evaluate import Optimum, evaluate, optimum_of
+from textgym.evaluate import evaluate
+from textgym.optimum import Optimum, optimum_of
 from textgym_benchmarks.rows import keep
 
 

@@ -15,7 +15,7 @@ from textgym.estimates import draw_samples
 from textgym.evaluate import evaluate
 from textgym.lm.reference import restricted
 from textgym.optimum import estimated
-from textgym.play import play_prompts
+from textgym.sampling import play_prompts
 from textgym.solver import policy_values, solve
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from textgym.checks import MOST_ROWS, shown
-from textgym.play import play_prompts
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
+from textgym.sampling import play_prompts
 from textgym.task import Task
 
 
@@ -109,7 +109,7 @@ def collect(
     the policy itself; its scores are rounded to 12 decimal places.
 
     Args:
-        policy: see `textgym.play.Policy`.
+        policy: see `textgym.sampling.Policy`.
         n: prompts, >= 1. candidates: K for each, >= 2.
         noise: temperature of the annotator, reward units, see `annotate`.
         split: which prompts. seed: the same one gives the same rankings, where the policy gives log-probabilities.

@@ -12,8 +12,9 @@ from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled
 from textgym.checks import Floats, Ints
 from textgym.estimates import RESAMPLES, expected_returns
 from textgym.lm.reference import restricted
-from textgym.play import Turn, play, play_batch
+from textgym.play import Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task, make_reference

@@ -139,7 +139,7 @@ class _Recorder:
         self, played: PlayedBatch, prompts: list[tuple[str, int, int | None]], gold: bool
     ) -> Iterator[RecordedEpisode]:
         """Yield the rows of a batch; `prompts` has text, index and seed of each, `gold` says whether there is any."""
-        seen, endings = [*self._observations, played.observation], played.endings
+        seen, final = [*self._observations, played.observation], played.final
         log_probs, reference = np.concatenate(self._log_probs), np.concatenate(self._reference_log_probs)
         for row, (prompt, index, seed) in enumerate(prompts):
             own = np.flatnonzero(played.rows == row)
@@ -152,9 +152,9 @@ class _Recorder:
                 reference_log_probs=reference[own],
                 prompt=prompt,
                 prompt_index=index,
-                completion=str(endings.completions[row]),
-                finish_reason=str(endings.finish_reasons[row]),
-                reward_terms={name: float(values[row]) for name, values in endings.terms.items()},
-                gold=float(endings.gold[row]) if gold else None,
+                completion=str(final.completions[row]),
+                finish_reason=str(final.finish_reasons[row]),
+                reward_terms={name: float(values[row]) for name, values in final.terms.items()},
+                gold=float(final.gold[row]) if gold else None,
                 episode_seed=seed,
             )

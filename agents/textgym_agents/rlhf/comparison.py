@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from textgym.best_of_n import FEWEST, best_of_n
 from textgym.estimates import Estimate
-from textgym.evaluate import Evaluation, Optimum, evaluate, optimality_of, optimum_of
+from textgym.evaluate import EvaluationResult, evaluate
 from textgym.lm.reference import Reference
-from textgym.play import PromptEpisodes, play_prompts
+from textgym.optimum import Optimum, optimality_of, optimum_of
+from textgym.sampling import PromptEpisodes, play_prompts
 from textgym.task import Task, make_reference
 from textgym_agents.training.measures import spread
 
@@ -187,7 +188,9 @@ class Contest:
             optimality = optimality_of(objective, replicates, optimum)
         return Row(f"best-of-{n}", best.gold, best.proxy, best.kl, optimality, {})
 
-    def _evaluate(self, policy: Any, task: Task, optimum: Optimum | None, per_prompt: int) -> Evaluation:
+    def _evaluate(
+        self, policy: Any, task: Task, optimum: Optimum | None, per_prompt: int
+    ) -> EvaluationResult:
         beta = 0.0 if optimum is None else optimum.beta
         return evaluate(
             policy,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import Ints
 from textgym.lm.reference import Reference
-from textgym.play import Endings, Turn, play_batch
+from textgym.play import FinalInfos, Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
@@ -140,7 +140,7 @@ def record(
     beta = task.beta if request.beta is None else request.beta
     critic = critic_of(agent)
     with scorers_restored(task.scorer):
-        moments, endings = _play(agent, task, reference, critic, request, beta)
+        moments, final = _play(agent, task, reference, critic, request, beta)
     prompt = moments[0].state.prompt
     exact, why_not, why_no_policy = solve_prompt(
         task, request.split, prompt, agent, reference, beta, request.max_states
@@ -155,9 +155,9 @@ def record(
         reward_name=task.reward_name, agent=label, reference=_label(reference, task),
         seed=request.seed, chosen=request.chosen, prompt=prompt.text, prompt_index=prompt.index,
         prompt_ids=prompt.ids, prompt_tokens=tuple(map(task.vocabulary.token_text, prompt.ids)), steps=steps,
-        completion=str(endings.completions[0]), finish_reason=str(endings.finish_reasons[0]),
-        reward_terms={name: float(values[0]) for name, values in endings.terms.items()},
-        gold=None if task.gold is None else float(endings.gold[0]), total_return=steps[-1].running_return, kl=kl,
+        completion=str(final.completions[0]), finish_reason=str(final.finish_reasons[0]),
+        reward_terms={name: float(values[0]) for name, values in final.terms.items()},
+        gold=None if task.gold is None else float(final.gold[0]), total_return=steps[-1].running_return, kl=kl,
         log_prob=log_prob, log_reference=_sum(step.log_reference for step in steps),
         objective=None if kl is None else steps[-1].running_return - beta * kl,
         known=None if exact is None else _known(exact), value_meaning=critic.meaning, unknown=unknown,
@@ -166,7 +166,7 @@ def record(
 
 def _play(
     agent: Any, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
-) -> tuple[list[_Moment], Endings]:
+) -> tuple[list[_Moment], FinalInfos]:
     completion = None if request.completion is None else given_tokens(task, request.completion)
     env = batch_env(task, 1, request.split)
     choice = {"prompt": request.prompt, "prompt_index": request.prompt_index}
@@ -194,7 +194,7 @@ def _play(
         _Moment(state, view, tokens[t], rewards[t], after[t], value)
         for t, (state, view, value) in enumerate(seen)
     ]
-    return moments, played.endings
+    return moments, played.final
 
 
 def _checked(token: int, mask: NDArray[np.bool_], task: Task, step: int) -> int:

@@ -27,7 +27,8 @@ from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
 
 from textgym.catalog import task_entry
-from textgym.estimates import RESAMPLES, Floats, Samples, draw_samples, read_samples, write_samples
+from textgym.checks import Floats
+from textgym.estimates import RESAMPLES, Samples, draw_samples, read_samples, write_samples
 from textgym.files import make_folder, plain, write_json
 from textgym.lm.reference import Reference
 from textgym.optimum import (
@@ -39,6 +40,7 @@ from textgym.optimum import (
     optimum_of,
     pays_the_same,
     samples_path,
+    solvable,
 )
 from textgym.task import Task, make_reference
 from textgym_benchmarks.results.rows import LEVELS, between, crossing, crossings
@@ -237,12 +239,12 @@ def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
 
     Raises: ValueError for a task without prompts or a reward of its own, or one that is solved.
     """
-    if task_entry(name).family in ("text", "diagnostics"):
+    env = make_env(task_entry(name).id, 1)
+    task = env.unwrapped.task
+    if task_entry(name).family == "text" or solvable(task, settings.split):
         raise ValueError(
             f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled"
         )
-    env = make_env(task_entry(name).id, 1)
-    task = env.unwrapped.task
     found = [load_agent(folder, env) for folder in _folders(settings, task_entry(name).id)]
     each = -(-settings.samples // (1 + len(found)))
     samples = draw_samples(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from textgym_benchmarks.suite import Cell
-from textgym_benchmarks.suite_folder import family_of
 
 EXPLORATION: Final = ("Bandit", "DeepSea", "Deceptive", "BigVocab")
 CREDIT: Final = ("Delayed", "Stop", "Distractor")
@@ -86,7 +85,7 @@ def settings(agent: str, task: str) -> Mapping[str, Any]:
         return {"simulations": 16}
     if agent == "alphazero":
         return {"simulations": 16, "batch": 64}
-    if agent.startswith("sb3-") and family_of(task_id(task)) != "diagnostics":
+    if agent.startswith("sb3-") and task not in DIAGNOSTICS:
         near = dict(_NEAR_REFERENCE)
         if agent in SB3_POINTS:  # a point stands for a token by itself
             near.pop("top_k")

@@ -17,7 +17,7 @@ from textgym_agents.rlhf.models import freeze_first_layers, resize_model
 
 from textgym import make_task
 from textgym.lm.causal import load_causal_lm
-from textgym.play import PromptEpisodes
+from textgym.sampling import PromptEpisodes
 from textgym.world import MODEL_PATH
 
 
