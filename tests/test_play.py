@@ -110,14 +110,16 @@ def test_an_outer_limit_is_told_at_once_with_the_masks_of_the_states_there() -> 
     task = replace(task, mask=lambda states: np.repeat(allowed[None], len(states), axis=0))
     env = Limited(task, 2, autoreset_mode=AutoresetMode.DISABLED)
     told: list[Turn] = []
-    played = play_batch(env, env.reset(seed=0)[0], script([A], [A, A, STOP]), at_limit=told.append)
+    played = play_batch(env, env.reset(seed=0)[0], script([A], [A, A, A, STOP]), at_limit=told.append)
     (turn,) = told
     assert (turn.time, turn.rows.tolist(), turn.running.tolist()) == (1, [0], [True, False])
     assert turn.masks is not None
     assert turn.masks.tolist() == [allowed.tolist()]
     assert turn.seen()["attention_mask"].sum() == turn.observation["attention_mask"][0].sum()
     assert played.truncated.tolist() == [True, False]
-    assert played.lengths.tolist() == [1, 3]
+    assert played.lengths.tolist() == [1, 4]
+    assert played.rewards.tolist() == [0, 0, 0, 0, 3]  # the text that went on in row 0 is not the policy's
+    assert played.final.finish_reasons.tolist() == ["", "stop"]
 
 
 def test_rows_of_a_group_answer_the_same_prompt() -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.estimates import RESAMPLES, Estimate, interval, widen
+from textgym.estimates import RESAMPLES, Estimate, interval, resampled_counts, widen
 from textgym.solver.tree import PrefixTree, UnsolvableError, log_sum, normalised
 from textgym.solver.values import trajectories
 from textgym.task import Task
 
 _TIE = 1e-12  # Returns that differ by less, relative to their size, are one level: sums round differently.
 FEWEST = 4
-"""Samples for each one of n: below, those of the highest levels are too few to tell the KL from."""
+"""Samples needed for each one of n: with fewer, too few reach the highest levels to estimate the KL."""
 _NODES = 16  # of the quadrature, in every cell that is one standard deviation wide
 _REACH = 9  # standard deviations; the density beyond is 1e-18 of a prompt's
 
@@ -340,35 +340,23 @@ def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 
     shares = rank_shares(count, n)
     order = np.argsort(proxy, axis=1, kind="stable")
     ranked = np.stack([np.take_along_axis(rewards, order, 1) for rewards in (proxy, gold)])  # (2, P, N)
-    once = np.ones((1, count), dtype=np.int64)
-    means = np.zeros(3)
-    for prompt, weight in enumerate(weights):
-        levels = _levels(ranked[0, prompt])
-        kl = _jackknife(levels, levels.sizes, n) if _enough(count, n) else np.nan
-        means += weight * np.append(_expected(ranked[:, prompt], once, shares)[0], kl)
-    replicates = widen(means, _replicates(ranked, shares, weights, n, seed), count)
+    known, once = _enough(count, n), np.ones((1, count), dtype=np.int64)
+    generator = np.random.default_rng([seed, 5])
+    means, replicates = np.zeros(3), np.zeros((RESAMPLES, 3))
+    for own, weight in zip(ranked.swapaxes(0, 1), weights, strict=True):
+        levels, times = _levels(own[0]), resampled_counts(generator, count)
+        kl = _jackknife(levels, levels.sizes, n) if known else np.nan
+        means += weight * np.append(_expected(own, once, shares)[0], kl)
+        drawn = levels.kl(np.add.reduceat(times, levels.starts, axis=1), n)
+        replicates += weight * np.column_stack([_expected(own, times, shares), drawn])
+    replicates = widen(means, replicates, count)
     return BestOfNEstimate(
         n=n,
         proxy=interval(float(means[0]), replicates[:, 0]),
         gold=interval(float(means[1]), replicates[:, 1]),
-        kl=interval(float(means[2]), replicates[:, 2]) if _enough(count, n) else None,
+        kl=interval(float(means[2]), replicates[:, 2]) if known else None,
         replicates=replicates,
     )
-
-
-def _replicates(ranked: Floats, shares: Floats, weights: Floats, n: int, seed: int) -> Floats:
-    """Return the means of proxy, gold and KL (R, 3) with the samples of every prompt drawn anew with replacement."""
-    generator = np.random.default_rng([seed, 5])
-    prompts, count = ranked.shape[1:]
-    total = np.zeros((RESAMPLES, 3))
-    rows = np.arange(RESAMPLES)[:, None] * count
-    for prompt in range(prompts):
-        drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
-        times = np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
-        total[:, :2] += weights[prompt] * _expected(ranked[:, prompt], times, shares)
-        levels = _levels(ranked[0, prompt])
-        total[:, 2] += weights[prompt] * levels.kl(np.add.reduceat(times, levels.starts, axis=1), n)
-    return total
 
 
 def _expected(ranked: Floats, times: Ints, shares: Floats) -> Floats:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, JsonObject
+from textgym.checks import Bools, Floats, Ints, JsonObject
 from textgym.files import check_file, reading, write_bytes
 from textgym.lm.reference import Reference
 from textgym.rewards.shaping import NOISE
@@ -68,16 +68,17 @@ def resampled_means(columns: Floats, seed: int) -> Floats:
     Returns: (R, K, P) with R = `RESAMPLES`.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 8.
     """
-    generator = np.random.default_rng([seed, 4])
-    measures, prompts, count = columns.shape
-    result = np.empty((RESAMPLES, measures, prompts))
-    rows = np.arange(RESAMPLES)[:, None] * count
-    for prompt in range(prompts):
-        drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
-        # How often each completion was drawn: then every mean is one matrix product.
-        times = np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
-        result[:, :, prompt] = times @ columns[:, prompt].T / count
-    return result
+    generator, count = np.random.default_rng([seed, 4]), columns.shape[2]
+    # With counts every mean is one matrix product.
+    means = [resampled_counts(generator, count) @ own.T / count for own in columns.swapaxes(0, 1)]
+    return np.stack(means, axis=2)
+
+
+def resampled_counts(generator: np.random.Generator, count: int) -> Ints:
+    """Return how often each of `count` completions is drawn, with replacement, in each of R resamples: (R, count)."""
+    drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
+    places = (np.arange(RESAMPLES)[:, None] * count + drawn).ravel()
+    return np.bincount(places, minlength=RESAMPLES * count).reshape(RESAMPLES, count)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""How good a policy is: reward, KL, the objective J and its optimality, exact or with a bootstrap interval."""
+"""Evaluate a policy: reward, KL, the objective J and its optimality, exact or with a bootstrap interval."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from textgym.solver.growth import check_beta
 from textgym.task import Task, has_language_model, make_reference, reference_model
 
 FOLDER: Final = Path(__file__).parent / "tasks" / "optima"
-"""Holds `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
+"""The folder of `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
 ENOUGH = 10
 """Effective samples a prompt below which an estimate of J* is not shown."""
 WELL_KNOWN = 30
@@ -54,7 +54,7 @@ class Optimum:
     reference: Estimate | None
     beta: float
     split: str
-    replicates: Floats = field(repr=False)
+    replicates: Floats = field(default_factory=lambda: np.full((RESAMPLES, 2), np.nan), repr=False)
     effective_samples: float | None = None
     unknown: str = ""
     solution: Solution | None = field(default=None, repr=False)
@@ -112,10 +112,10 @@ def optimum_of(
     except UnsolvableError:
         if task.scorer.pay == "together":
             reason = "the reward compares completions, so that no text has a value of its own"
-            return _unknown(None, beta, split, reason)
+            return Optimum(None, None, beta, split, unknown=reason)
         if not beta:
             reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
-            return _unknown(None, beta, split, reason)
+            return Optimum(None, None, beta, split, unknown=reason)
     policy = make_reference(task) if reference is None else reference
     drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed)
     return estimated(drawn, beta, split, seed)
@@ -164,19 +164,7 @@ def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optim
     else:
         value = interval(float(samples.weights @ found.values), found.replicates[:, 1])
         return Optimum(value, reference, beta, split, found.replicates, effective, samples=samples)
-    return _unknown(reference, beta, split, reason, effective, samples)
-
-
-def _unknown(
-    reference: Estimate | None,
-    beta: float,
-    split: str,
-    reason: str,
-    effective: float | None = None,
-    samples: Samples | None = None,
-) -> Optimum:
-    nothing = np.full((RESAMPLES, 2), np.nan)
-    return Optimum(None, reference, beta, split, nothing, effective, reason, samples=samples)
+    return Optimum(None, reference, beta, split, effective_samples=effective, unknown=reason, samples=samples)
 
 
 def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -15,6 +15,9 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Observation
 from textgym.vector import TokenVectorEnv, scoring_together, settle_rest
 from textgym.vector_io import Infos
+
+LogProbs = NDArray[np.floating[Any]]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Turn(NamedTuple):
@@ -89,19 +92,19 @@ class PlayedBatch:
         """Return the sums (N,) of the discounted rewards."""
         return self.sums(self.discounted(gamma))
 
-    def by_time(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+    def by_time(self, values: NDArray[Scalar]) -> list[NDArray[Scalar]]:
         """Split an array (M, ...) into one for each step."""
         return np.split(values, np.flatnonzero(np.diff(self.times)) + 1)
 
     @cached_property
     def final(self) -> FinalInfos:
-        """The texts, reasons, gold rewards and reward terms that the infos tell."""
+        """The last infos of every row, collected from the steps in which rows ended."""
         count = len(self.lengths)
         found = FinalInfos(
             np.full(count, "", dtype=object), np.full(count, "", dtype=object), np.full(count, np.nan), {}
         )
         for infos in self.infos:
-            rows = np.flatnonzero(infos["_completion"])
+            rows = np.flatnonzero(infos["_completion"] & ~self.truncated)
             found.completions[rows] = infos["completion"][rows]
             found.finish_reasons[rows] = infos["finish_reason"][rows]
             if "gold" in infos:
@@ -151,7 +154,7 @@ def play_batch(
         observation: the one that this returned.
         choose: returns the next tokens (n,) of the running rows.
         running: (N,) rows to play, one at least; None for all.
-        at_limit: gets the rows that an outer time limit has just stopped, where they stand.
+        at_limit: called with the rows that an outer limit has just stopped, in the states where they stand.
     """
     active = np.ones(env.num_envs, dtype=np.bool_) if running is None else running
     truncated, late = np.zeros(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs)
@@ -175,7 +178,9 @@ def play_batch(
                 at_limit(_turn(env, len(steps), cut, observation))
         paid, infos = settle_rest(env)
     said += [infos] if infos else []
-    return _joined(steps, late + paid, truncated, observation, tuple(said))
+    # Below an outer limit a row may have gone on: what it was paid then is not the policy's.
+    late = np.where(truncated, 0.0, late + paid)
+    return _joined(steps, late, truncated, observation, tuple(said))
 
 
 def _turn(env: TokenVectorEnv, time: int, running: Bools, observation: Observation) -> Turn:
@@ -202,7 +207,7 @@ def _joined(
     return PlayedBatch(rows, times, actions, rewards, lengths, truncated, observation, infos)
 
 
-def draw(probabilities: NDArray[np.floating[Any]], uniforms: Floats) -> Ints:
+def draw(probabilities: LogProbs, uniforms: Floats) -> Ints:
     """Return one index a row (n,) by inverting the cumulative distribution; never one of probability 0.
 
     Args:

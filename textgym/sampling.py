@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, shown
 from textgym.lm.reference import Observation, Reference, restricted
-from textgym.play import Turn, draw, play_batch
+from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
 from textgym.vector import batch_env
 
 _ROWS_AT_ONCE = 512
-LogProbs = NDArray[np.floating[Any]]
+Arrays = dict[str, NDArray[Any]]
 
 
 class Policy(Protocol):
@@ -141,40 +141,41 @@ def play_prompts(
     )
 
 
+@dataclass
 class _Writers:
     """Choose tokens by the policies of a batch's rows, and add up KL, entropy and log-probabilities by row."""
 
-    def __init__(
-        self,
-        policies: Sequence[Policy],
-        reference: Reference | None,
-        deterministic: bool,
-        generator: np.random.Generator,
-    ) -> None:
-        self.policies, self.generator = policies, generator
-        self._reference, self._deterministic = reference, deterministic
+    policies: Sequence[Policy]
+    reference: Reference | None
+    deterministic: bool
+    generator: np.random.Generator
 
     def start(self, numbers: Ints) -> None:
         """Begin a batch; each row is written by the policy of that number."""
         count, several = len(numbers), len(self.policies) > 1
         self._numbers, self.entropy = numbers, np.zeros(count)
-        self.kl = np.full(count, np.nan if self._reference is None else 0.0)
+        self.kl = np.full(count, np.nan if self.reference is None else 0.0)
         self.log_probs = np.zeros((count, len(self.policies) if several else 0))
 
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens of the running rows."""
         asked = [policy.log_probs(turn.observation) for policy in self.policies]
+        tables = [logs for logs in asked if logs is not None]
         uniforms = self.generator.random(len(turn.running))
-        if asked[0] is None:
+        if not tables and len(asked) == 1:
             return self._act(turn)
+        if len(tables) < len(asked):
+            raise ValueError(
+                f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities"
+            )
         rows = turn.rows
-        several = np.stack([restricted(self._table(logs)[rows], turn.masks) for logs in asked])
+        several = np.stack([restricted(np.asarray(logs)[rows], turn.masks) for logs in tables])
         each = np.arange(len(rows))
         logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
         against = None
-        if self._reference is not None:
-            against = restricted(self._reference.log_probs(turn.observation)[rows], turn.masks)
-        if self._deterministic:
+        if self.reference is not None:
+            against = restricted(self.reference.log_probs(turn.observation)[rows], turn.masks)
+        if self.deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
             tokens = np.asarray(logs.argmax(1))
             if against is not None:
@@ -191,18 +192,9 @@ class _Writers:
         return tokens
 
     def _act(self, turn: Turn) -> Ints:
-        policy: Any = self.policies[0]
-        if len(self.policies) > 1:
-            raise ValueError(f"policy={policy!r:.80} has no log-probabilities; among several all need them")
         self.kl[:], self.entropy[:] = np.nan, np.nan
-        return np.asarray(policy.act(turn.observation, deterministic=self._deterministic))[turn.rows]
-
-    def _table(self, logs: LogProbs | None) -> LogProbs:
-        if logs is None:
-            raise ValueError(
-                f"others={list(self.policies[1:])!r:.200}: each needs log-probabilities, one has none"
-            )
-        return np.asarray(logs)
+        policy = cast(ActingPolicy, self.policies[0])
+        return np.asarray(policy.act(turn.observation, deterministic=self.deterministic))[turn.rows]
 
 
 def _play(
@@ -232,7 +224,7 @@ def _play(
 
 def _play_part(
     writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+) -> tuple[Arrays, Arrays]:
     """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of one batch (B,)."""
     env = batch_env(task, len(places), split)
     seed = int(writers.generator.integers(2**31))
@@ -256,7 +248,7 @@ def _play_part(
     return arrays, played.final.terms
 
 
-def _concatenated(parts: Sequence[dict[str, NDArray[Any]]], prompts: int) -> dict[str, NDArray[Any]]:
+def _concatenated(parts: Sequence[Arrays], prompts: int) -> Arrays:
     """Join the arrays of batches, (P, n, ...)."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {

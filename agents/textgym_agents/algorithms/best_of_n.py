@@ -1,10 +1,10 @@
-"""Best-of-n: answers with the best of n completions of the reference, by the task's own reward; learns nothing."""
+"""Best-of-n: answer with the best of n completions of the reference, by the task's own reward, without learning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task, make_reference
-from textgym.vector import batch_env
+from textgym.vector import TokenVectorEnv, batch_env
 from textgym_agents.algorithms.fixed import read_settings, write_settings
 from textgym_agents.config import at_least_one, require
 from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.tabular.policies import draw
 
 _ROWS_AT_ONCE = 512
 _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
@@ -54,11 +55,11 @@ class _Plan:
     shown: int
 
     def leads_to(self, state: Tokens) -> bool:
-        """Whether a row stands where this plan has brought it."""
+        """Return whether a row stands where this plan has brought it."""
         return len(state) == self.shown and state == self.tokens[: self.shown]
 
     def next(self) -> int:
-        """The token to write; behind the end, where nobody reads it, the last one."""
+        """Return the token to write; behind the end, where it is ignored, the last one."""
         token = self.tokens[min(self.shown, len(self.tokens) - 1)]
         self.shown = min(self.shown + 1, len(self.tokens))
         return token
@@ -122,11 +123,11 @@ class BestOfN:
         deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
         return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Do nothing: there is nothing to learn."""
 
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """See `Agent.act`. `deterministic` changes nothing: nobody knows its likeliest answer."""
+        """See `Agent.act`. `deterministic` changes nothing: the likeliest answer is not known."""
         states = token_rows(observation)
         if len(self._plans) != len(states):
             self._plans = [_Plan((), -1) for _ in states]
@@ -139,14 +140,14 @@ class BestOfN:
         return np.array([plan.next() for plan in self._plans])
 
     def log_probs(self, observation: Observation) -> None:
-        """None: see `Agent.log_probs`."""
+        """Return None: see `Agent.log_probs`."""
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
         write_settings(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
 
@@ -176,9 +177,8 @@ class BestOfN:
             ]
 
         def choose(turn: Turn) -> Ints:
-            logs = restricted(np.asarray(self._reference.log_probs(turn.observation))[turn.rows], turn.masks)
-            # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-            return np.asarray((logs + self._generator.gumbel(size=logs.shape)).argmax(1))
+            logs = np.asarray(self._reference.log_probs(turn.observation))[turn.rows]
+            return draw(restricted(logs, turn.masks), self._generator)
 
         with scorers_restored(task.scorer):
             played = play_batch(env, env.set_states(starts), choose)

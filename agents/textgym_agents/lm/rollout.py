@@ -154,7 +154,7 @@ class _Sampler:
 
 @torch.no_grad()
 def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, everything: bool) -> Tensor:
-    """Log-probabilities of the reference in every state: (N, V) if `everything`, else (N,) those of the actions."""
+    """Return the reference's log-probabilities in every state: (N, V) if `everything`, else (N,) of the actions."""
     parts = []
     for chunk in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
         masks = None if rollout.masks is None else rollout.masks[chunk.states]
@@ -186,7 +186,7 @@ class MicroBatch:
 def micro_batches(
     rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True
 ) -> list[MicroBatch]:
-    """Cuts rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
+    """Cut rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
     ends = np.cumsum(rollout.lengths)
     starts = ends - rollout.lengths
     if by_length:

@@ -16,6 +16,7 @@ from textgym.checks import Floats, Ints
 from textgym.files import replace_folder, write_json
 from textgym.play import Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
+from textgym.task import Task
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Callback, Metrics, Observation
@@ -105,7 +106,7 @@ class MCTS:
     critic: ClassVar[bool] = False
     """Its values come from looking ahead: they are not learned."""
 
-    def __init__(self, task: Any, config: MCTSConfig | None = None, guide: Any = None) -> None:
+    def __init__(self, task: Task, config: MCTSConfig | None = None, guide: Any = None) -> None:
         self.task, self.config = task, config or self.config_type()
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
         if self.config.backup == "soft" and not self.beta:
@@ -118,8 +119,8 @@ class MCTS:
 
     # Learning
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Plays at least `episodes` more episodes, and keeps the tree that it searched for them.
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Play at least `episodes` more episodes, and keep the tree that was searched for them.
 
         Args:
             env: vector environment in DISABLED mode on the agent's task.
@@ -136,7 +137,7 @@ class MCTS:
             if callback is not None and callback(metrics):
                 return
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
 
         def choose(turn: Turn) -> Ints:
@@ -170,7 +171,7 @@ class MCTS:
         return self.planner.plan(observation)[0]
 
     def values(self, observation: Observation) -> Floats:
-        """V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
+        """Return V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
         return self.planner.plan(observation)[1]
 
     # Storage
@@ -180,13 +181,13 @@ class MCTS:
         write_tree_agent(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Searching goes on from the tree that was saved."""
         agent: Self = read_tree_agent(cls, Path(path), env.unwrapped.task)
         return agent
 
 
-def _load_guide(path: str, task: Any) -> Any:
+def _load_guide(path: str, task: Task) -> Any:
     from textgym_agents.registry import load_agent
 
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

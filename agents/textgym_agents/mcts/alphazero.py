@@ -1,8 +1,8 @@
-"""AlphaZero on a causal LM: plays with tree search, and learns to say at once what the search came to."""
+"""AlphaZero on a causal LM: play with tree search, and learn to predict the result of the search."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import (
     KL,
     LMConfig,
@@ -39,9 +40,9 @@ class Games:
     Attributes:
         input_ids: (B, L) right-padded prompts and completions.
         rows, columns: (N,) state n is input_ids[rows[n], : columns[n] + 1].
-        targets: (N, V) float32, probabilities that the search came to. masks: (N, V) legal tokens, None for all.
+        targets: (N, V) float32, probabilities that the search found. masks: (N, V) legal tokens, None for all.
         outcomes: (N,) rewards to come less beta times the log-ratios to come, reward units at time 0; behind a
-            truncation, the V that the search came to.
+            truncation, the V that the search found.
         returns, log_ratios: (B,) discounted rewards and summed log(search policy / reference), nats.
         lengths: (B,) tokens.
     """
@@ -57,15 +58,19 @@ class Games:
     lengths: Ints
 
 
-def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
+def play_games(
+    env: TokenVectorEnv, seed: int, planner: Planner, beta: float, generator: np.random.Generator
+) -> Games:
     """Play one episode in every sub-environment, drawing every token from the searched distribution.
 
     Args:
         env: vector environment in DISABLED mode. seed: of the prompts. planner: searches.
         beta: charged per nat; 0 for a search that counts the return alone.
     """
-    task, searched = env.unwrapped.task, _Searched()
+    gamma = env.unwrapped.task.gamma
     behind = np.zeros(env.num_envs)
+    found: list[tuple[Ints, NDArray[np.float32], Floats]] = []  # columns, targets, log-ratios
+    masks: list[Bools] = []
 
     def choose(turn: Turn) -> Ints:
         seen = turn.seen()
@@ -73,10 +78,11 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
         tokens = draw(log_policy, generator)
         each = np.arange(len(tokens))
         taken, reference = log_policy[each, tokens], planner.log_reference(seen, turn.masks)[each, tokens]
-        searched.ratios.append(taken - np.where(np.isneginf(reference), taken, reference))
-        searched.columns.append(np.count_nonzero(seen["attention_mask"], axis=1) - 1)
-        searched.targets.append(np.exp(log_policy).astype(np.float32))
-        searched.masks += [] if turn.masks is None else [turn.masks]
+        ratios = taken - np.where(np.isneginf(reference), taken, reference)
+        columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
+        found.append((columns, np.exp(log_policy).astype(np.float32), ratios))
+        if turn.masks is not None:
+            masks.append(turn.masks)
         return tokens
 
     def at_limit(turn: Turn) -> None:
@@ -84,29 +90,19 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
 
     observation, _ = env.reset(seed=seed)
     played = play_batch(env, observation, choose, at_limit=at_limit)
-    rewards, ratios = played.discounted(task.gamma), np.concatenate(searched.ratios)
-    outcomes = _outcomes(played, rewards - beta * ratios, behind)
+    columns, targets, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rewards = played.discounted(gamma)
     return Games(
         input_ids=played.observation["input_ids"],
         rows=played.rows,
-        columns=np.concatenate(searched.columns),
-        targets=np.concatenate(searched.targets),
-        masks=np.concatenate(searched.masks) if searched.masks else None,
-        outcomes=outcomes,
+        columns=columns,
+        targets=targets,
+        masks=np.concatenate(masks) if masks else None,
+        outcomes=_outcomes(played, rewards - beta * ratios, behind),
         returns=played.sums(rewards),
         log_ratios=played.sums(ratios),
         lengths=played.lengths,
     )
-
-
-@dataclass
-class _Searched:
-    """What was found in the states of a batch, step by step; see `Games`."""
-
-    columns: list[Ints] = field(default_factory=list)
-    targets: list[NDArray[np.float32]] = field(default_factory=list)
-    masks: list[Bools] = field(default_factory=list)
-    ratios: list[Floats] = field(default_factory=list)
 
 
 def _outcomes(played: PlayedBatch, worth: Floats, behind: Floats) -> Floats:
@@ -133,7 +129,7 @@ class AlphaZeroConfig(LMConfig):
     backup: Literal["soft", "mean"] = "soft"
     """soft: searches and learns for J. mean: for the return alone, by visit counts, as AlphaZero does in games."""
     leaf: Literal["values", "rollout"] = "values"
-    """What a new state is worth: by the value head, or the return of one completion."""
+    """The value of a new state: that of the value head, or the return of one completion."""
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the policy."""
     visit_temperature: float = 1.0
@@ -172,7 +168,7 @@ class AlphaZeroConfig(LMConfig):
 def distillation_losses(
     logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy to what the search came to, and squared error to what came of it, (n,) each.
+    """Return the cross-entropy to the searched distribution and the squared error to the outcome, (n,) each.
 
     Args:
         logits: (n, V). values: (n,). targets: (n, V) probabilities. outcomes: (n,) in the units of `values`.
@@ -198,7 +194,7 @@ class AlphaZero(LMAgent):
     config: AlphaZeroConfig
     critic = True
 
-    def __init__(self, task: Any, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
         config = config or AlphaZeroConfig()
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
@@ -209,7 +205,7 @@ class AlphaZero(LMAgent):
         # Not before it is needed: only then a loaded agent knows whether it has one of its own.
         return self.own_reference() or make_reference(self.task)
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config = self.config
         beta = self.controller.beta
         charged = beta if config.backup == "soft" else 0.0
@@ -249,7 +245,7 @@ class AlphaZero(LMAgent):
         return Planner(self.task, settings, self.controller.beta, guide=self, reference=self._reference)
 
     def _centre_values(self, games: Games) -> None:
-        """V = offset + scale * head, by mean and spread of the first batch's outcomes, then kept."""
+        """Set V = offset + scale * head by the mean and spread of the first batch's outcomes, then kept."""
         if self.value_scale is None:
             mean, spread = float(games.outcomes.mean()), float(games.outcomes.std())
             self.value_offset = mean
@@ -271,8 +267,8 @@ class AlphaZero(LMAgent):
             "updates": float(count),
         }
 
-    def _step(self, games: Games, rows: Any) -> tuple[Tensor, float]:
-        """One optimiser step on some episodes. Returns: mean cross-entropy and value loss (2,), gradient norm."""
+    def _step(self, games: Games, rows: Ints) -> tuple[Tensor, float]:
+        """Take one optimiser step on some episodes. Returns: mean cross-entropy and value loss (2,), gradient norm."""
         total = int(games.lengths[rows].sum())
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2)
@@ -283,8 +279,8 @@ class AlphaZero(LMAgent):
             sums += torch.stack([loss.detach().sum().cpu() for loss in losses])
         return sums / total, self._finish_step()
 
-    def _losses(self, games: Games, rows: Any) -> tuple[Tensor, Tensor]:
-        """Both losses of the states of some episodes (n,)."""
+    def _losses(self, games: Games, rows: Ints) -> tuple[Tensor, Tensor]:
+        """Return both losses of the states of some episodes (n,)."""
         place = np.full(len(games.lengths), -1)
         place[rows] = np.arange(len(rows))
         states = np.flatnonzero(place[games.rows] >= 0)

@@ -14,7 +14,9 @@ from textgym import TokenVectorEnv
 from textgym.checks import Bools, Floats, Ints
 from textgym.play import Turn, play_batch
 from textgym.state import TokenState
+from textgym.task import Task
 from textgym_agents.protocol import Observation
+from textgym_agents.tabular.policies import draw
 
 LogProbs = Callable[[Observation, Bools | None], Floats]
 
@@ -45,14 +47,14 @@ class Model:
         scored: completions that the reward was asked for.
     """
 
-    def __init__(self, task: Any, split: str, rows: int) -> None:
+    def __init__(self, task: Task, split: str, rows: int) -> None:
         self.task, self.split, self.rows, self.scored = task, split, rows, 0
         self._env = TokenVectorEnv(task, rows, split=split, autoreset_mode=AutoresetMode.DISABLED)
         # What is not used has ended: it is neither moved nor scored.
         self._parked = TokenState(task.encoded(split)[0], (), "length")
 
     def place(self, states: Sequence[TokenState]) -> Arrival:
-        """Puts n running states into the first rows."""
+        """Put n running states into the first rows."""
         count = len(states)
         observation = self._env.set_states([*states, *[self._parked] * (self.rows - count)])
         seen = {name: array[:count] for name, array in observation.items()}
@@ -61,7 +63,7 @@ class Model:
         )
 
     def step(self, states: Sequence[TokenState], tokens: Ints) -> Arrival:
-        """One token from each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
+        """Append one token to each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
         count = len(states)
         self._env.set_states([*states, *[self._parked] * (self.rows - count)])
         observation, rewards, finished = self._advance(count, tokens)
@@ -80,9 +82,7 @@ class Model:
             return np.zeros(count)
 
         def choose(turn: Turn) -> Ints:
-            logs = log_probs(turn.seen(), turn.masks)
-            # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-            return np.asarray((logs + generator.gumbel(size=logs.shape)).argmax(1))
+            return draw(log_probs(turn.seen(), turn.masks), generator)
 
         running = np.zeros(self.rows, dtype=np.bool_)
         running[:count] = going

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import restricted
 from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
+from textgym.vector import TokenVectorEnv
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
@@ -40,7 +41,7 @@ from textgym_agents.tabular.table import (
 
 @dataclass(frozen=True)
 class Decision:
-    """What an agent decided in the n running rows of one step.
+    """The decisions of an agent in the n running rows of one step.
 
     Attributes:
         rows: (n,) sub-environments.
@@ -78,7 +79,7 @@ class TabularAgent(ABC):
     name: ClassVar[str]
     config_type: ClassVar[type[TabularConfig]] = TabularConfig
 
-    def __init__(self, task: Any, config: TabularConfig | None = None) -> None:
+    def __init__(self, task: Task, config: TabularConfig | None = None) -> None:
         self.task, self.config = task, config or self.config_type()
         self.actions = np.flatnonzero(task.vocabulary.allowed)
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
@@ -109,8 +110,8 @@ class TabularAgent(ABC):
 
     # Learning
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Learns from at least `episodes` more episodes, one in each sub-environment per iteration.
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Learn from at least `episodes` more episodes, one in each sub-environment per iteration.
 
         Args:
             env: vector environment in DISABLED mode on the agent's task.
@@ -129,7 +130,7 @@ class TabularAgent(ABC):
             if callback is not None and callback(metrics):
                 return
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
         level, full = self._exploration(), self.table.refused > 0
         decisions: list[Decision] = []
@@ -157,7 +158,7 @@ class TabularAgent(ABC):
         return self._metrics(decisions, played, level)
 
     def _metrics(self, decisions: list[Decision], played: PlayedBatch, level: float) -> Metrics:
-        """Batch means, under TRL's names; as "objective" where the policy itself played, without exploration."""
+        """Return batch means, under TRL's names; as "objective" where the policy itself played, without exploration."""
         config = self.config
         same = config.backup == "soft" and level == (self.beta if config.exploration == "boltzmann" else 0.0)
         group = "objective" if same else "behaviour"
@@ -182,7 +183,7 @@ class TabularAgent(ABC):
         }
 
     def _exploration(self) -> float:
-        """Epsilon or the temperature of this iteration."""
+        """Return epsilon or the temperature of this iteration."""
         config = self.config
         progress = self.episodes / max(self.budget * config.schedule_share, 1.0)
         if config.exploration == "epsilon-greedy":
@@ -206,7 +207,7 @@ class TabularAgent(ABC):
         return Decision(turn.rows, columns, states, own, reference, ratio, -taken)
 
     def _behaviour(self, states: Ints, reference: Floats, legal: Bools | None, level: float) -> Floats:
-        """What acts while learning, log-probabilities (n, A)."""
+        """Return the policy that acts while learning, log-probabilities (n, A)."""
         if self.config.exploration == "boltzmann":
             return boltzmann(*self._values(states, legal), reference, level)
         support = np.isfinite(reference)
@@ -250,7 +251,7 @@ class TabularAgent(ABC):
     def _state_values(
         self, states: Ints, reference: Floats, legal: Bools | None, otherwise: Floats | float
     ) -> Floats:
-        """V by the table (n,); `otherwise` where nothing is known."""
+        """Return V by the table (n,); `otherwise` where nothing is known."""
         values, known = self._values(states, legal)
         if self.config.backup == "soft":
             result = soft_values(values, known, reference, self.beta)
@@ -259,7 +260,7 @@ class TabularAgent(ABC):
         return np.where(np.isnan(result), otherwise, result)
 
     def _values(self, states: Ints, legal: Bools | None = None) -> tuple[Floats, Bools]:
-        """Q and which of them are known, (n, A) each. With initial values all legal ones are, in states with a row."""
+        """Return Q and which of them are known, (n, A) each. With initial values all legal ones in a row are."""
         known = np.repeat((states != UNKNOWN)[:, None], len(self.actions), axis=1)
         if self.config.initial is None:
             known &= self.table.counts[states] > 0
@@ -268,13 +269,13 @@ class TabularAgent(ABC):
         return self.table.values[states], known
 
     def _policy(self, states: Ints, reference: Floats, legal: Bools | None = None) -> Floats:
-        """The policy that the values stand for, log-probabilities (n, A)."""
+        """Return the policy that the values stand for, log-probabilities (n, A)."""
         if self.config.backup == "soft":
             return boltzmann(*self._values(states, legal), reference, self.beta)
         return greedy(*self._values(states, legal), reference)
 
     def _find(self, observation: Observation) -> tuple[Ints, Floats, Bools | None]:
-        """Of n states: their rows of the table, the reference's log-probabilities and what is legal, (n, A) each."""
+        """Return rows of the table, and the reference's log-probabilities and the legal actions, (n, A) each."""
         states = self.table.find(state_keys(observation))
         legal = self._grammar.legal(observation, states != UNKNOWN)
         return (
@@ -309,7 +310,7 @@ class TabularAgent(ABC):
         write_table_agent(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
         agent: Self = read_table_agent(cls, Path(path), env.unwrapped.task)
         return agent

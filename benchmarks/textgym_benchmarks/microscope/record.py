@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from textgym.checks import Ints
 from textgym.lm.reference import Reference
 from textgym.play import FinalInfos, Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import ActingPolicy
 from textgym.state import TokenState
 from textgym.task import Task
 from textgym.vector import batch_env
@@ -29,7 +29,7 @@ from textgym_benchmarks.microscope.trace import Chosen, Known, Step, Trace
 
 
 def given_tokens(task: Task, text: str) -> list[int]:
-    """The tokens of a completion, and the stop token where there is room for one.
+    """Return the tokens of a completion, and the stop token where there is room for one.
 
     Args:
         text: where it ends with the name of a stop token, that is its last token.
@@ -62,7 +62,7 @@ TOP = 8
 
 @dataclass(frozen=True)
 class Request:
-    """Which episode is looked at.
+    """The episode to trace.
 
     Args:
         prompt: a text of one's own; prompt_index: a place in the split. None of them: drawn by `seed`.
@@ -112,7 +112,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What was seen in one state and of the step out of it."""
+    """One state and the step out of it."""
 
     state: TokenState
     view: View
@@ -123,7 +123,12 @@ class _Moment:
 
 
 def record(
-    agent: Any, task: Task, reference: Reference, request: Request, env_id: str = "", label: str = "agent"
+    agent: ActingPolicy,
+    task: Task,
+    reference: Reference,
+    request: Request,
+    env_id: str = "",
+    label: str = "agent",
 ) -> Trace:
     """Play an episode of a task and trace it.
 
@@ -165,7 +170,7 @@ def record(
 
 
 def _play(
-    agent: Any, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
+    agent: ActingPolicy, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
 ) -> tuple[list[_Moment], FinalInfos]:
     completion = None if request.completion is None else given_tokens(task, request.completion)
     env = batch_env(task, 1, request.split)
@@ -231,7 +236,7 @@ def _steps(
 
 
 def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool) -> tuple[Step, ...]:
-    """GAE(1): the return to come less V, both with or both without the KL; from the last step to the first."""
+    """Add GAE(1): the return to come less V, both with or both without the KL; from the last step to the first."""
     result: list[Step] = []
     future = 0.0  # rewards and KL of the steps after this one
     for step in reversed(steps):
@@ -247,7 +252,7 @@ def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool
 def _unknown(
     critic: Critic, moments: list[_Moment], steps: tuple[Step, ...], why_not: str, why_no_policy: str
 ) -> dict[str, str]:
-    """Why quantities are None, by name."""
+    """Return why quantities are None, by name."""
     reasons: dict[str, str] = {}
     if moments[0].view.log_probs is None:
         silent = "the agent gives no probabilities"
