@@ -79,66 +79,68 @@ def play(
     task: Task,
     *,
     split: str = "eval",
+    prompt_index: Ints | None = None,
     per_prompt: int = 16,
     seed: int = 0,
     reference: Reference | None = None,
     deterministic: bool = False,
     others: Sequence[Policy] = (),
 ) -> PromptEpisodes:
-    """Sample `per_prompt` completions of every prompt of a split.
+    """Sample `per_prompt` completions of prompts of a split.
 
     Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them. A
     reward that learns is put back to where it was.
 
     Args:
         policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
+        prompt_index: (P,) integers, P >= 1, places in the split in any order, with repetitions; each prompt of the list
+            has weight 1 / P. None: every prompt of the split.
         reference: for the KL; None leaves it NaN.
         deterministic: take the likeliest token instead of drawing.
         others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
             KL and entropy are those of the policy that wrote; `log_probs` has all of them.
-    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, or one of several policies has no log-probabilities.
+    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, a prompt is not there, or one of several policies has no
+        log-probabilities.
     """
     if not 1 <= per_prompt <= MOST_ROWS:
         raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
-    prompts = task.prompt_set(split)
-    writers = _Writers([policy, *others], reference, deterministic, np.random.default_rng([seed, 3]))
-    places = np.repeat(np.arange(len(prompts.texts)), per_prompt * len(writers.policies))
-    numbers = np.tile(np.repeat(np.arange(len(writers.policies)), per_prompt), len(prompts.texts))
-    return _play(writers, task, split, places, numbers, np.asarray(prompts.weights), tuple(prompts.texts))
-
-
-def play_prompts(
-    policy: Policy,
-    task: Task,
-    prompt_index: Ints,
-    *,
-    split: str = "eval",
-    seed: int = 0,
-    reference: Reference | None = None,
-    deterministic: bool = False,
-) -> PromptEpisodes:
-    """Sample one completion for each of some prompts of a split, in any order, with repetitions.
-
-    Args:
-        prompt_index: (N,) int64, N >= 1, places in the split.
-        policy, reference, deterministic: see `play`.
-    Returns: arrays (N, 1); every prompt of the list has weight 1 / N.
-    Raises: ValueError if there is no prompt, or one that the split does not have.
-    """
-    texts, places = task.prompt_set(split).texts, np.asarray(prompt_index)
-    if places.ndim != 1 or not places.size or places.dtype.kind not in "iu":
-        raise ValueError(
-            f"prompt_index: {places.dtype} {places.shape} array, allowed are one or more integers"
-        )
-    if places.min() < 0 or places.max() >= len(texts):
-        raise ValueError(
-            f"prompt_index: holds {places.min()}..{places.max()}, allowed is 0..{len(texts) - 1}"
-        )
-    writers = _Writers([policy], reference, deterministic, np.random.default_rng([seed, 3]))
-    weights = np.full(len(places), 1.0 / len(places))
-    return _play(
-        writers, task, split, places, np.zeros_like(places), weights, tuple(texts[i] for i in places)
+    prompts, policies, scorer = task.prompt_set(split), [policy, *others], task.scorer
+    places, weights = np.arange(len(prompts.texts)), np.asarray(prompts.weights)
+    if prompt_index is not None:
+        places = _places(np.asarray(prompt_index), len(prompts.texts))
+        weights = np.full(len(places), 1.0 / len(places))
+    rows = np.repeat(places, per_prompt * len(policies))
+    numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
+    writers = _Writers(policies, reference, deterministic, np.random.default_rng([seed, 3]))
+    before, tokens = scorer.failures.copy(), scorer.tokens
+    parts = []
+    with scorers_restored(scorer):
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            parts.append(_play_part(writers, task, split, rows[part], numbers[part]))
+        failures = dict(scorer.failures - before)
+    arrays, terms = (_concatenated(column, len(places)) for column in zip(*parts, strict=True))
+    return PromptEpisodes(
+        **arrays,
+        terms=terms,
+        weights=weights,
+        prompts=tuple(prompts.texts[place] for place in places),
+        failures=failures,
+        answer_tokens=(scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(rows),
     )
+
+
+def _places(prompt_index: Ints, count: int) -> Ints:
+    """Return places in a split of `count` prompts. Raises: ValueError for none, or one that is not there."""
+    if prompt_index.ndim != 1 or not prompt_index.size or prompt_index.dtype.kind not in "iu":
+        raise ValueError(
+            f"prompt_index: {prompt_index.dtype} {prompt_index.shape} array, allowed are one or more integers"
+        )
+    if prompt_index.min() < 0 or prompt_index.max() >= count:
+        raise ValueError(
+            f"prompt_index: holds {prompt_index.min()}..{prompt_index.max()}, allowed is 0..{count - 1}"
+        )
+    return prompt_index
 
 
 @dataclass
@@ -195,31 +197,6 @@ class _Writers:
         self.kl[:], self.entropy[:] = np.nan, np.nan
         policy = cast(ActingPolicy, self.policies[0])
         return np.asarray(policy.act(turn.observation, deterministic=self.deterministic))[turn.rows]
-
-
-def _play(
-    writers: _Writers,
-    task: Task,
-    split: str,
-    places: Ints,
-    numbers: Ints,
-    weights: Floats,
-    texts: tuple[str, ...],
-) -> PromptEpisodes:
-    """Play one episode from each of these prompts (P * n,), by the policies of these numbers."""
-    scorer = task.scorer
-    before, tokens = scorer.failures.copy(), scorer.tokens
-    parts = []
-    with scorers_restored(scorer):
-        for start in range(0, len(places), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            parts.append(_play_part(writers, task, split, places[part], numbers[part]))
-        failures = dict(scorer.failures - before)
-    arrays, terms = (_concatenated(column, len(texts)) for column in zip(*parts, strict=True))
-    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(places)
-    return PromptEpisodes(
-        **arrays, terms=terms, weights=weights, prompts=texts, failures=failures, answer_tokens=answer_tokens
-    )
 
 
 def _play_part(

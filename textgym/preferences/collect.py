@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from textgym.checks import MOST_ROWS, shown
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
-from textgym.sampling import play_prompts
+from textgym.sampling import play
 from textgym.task import Task
 
 
@@ -182,7 +182,8 @@ def _draw(
         owners = np.repeat(np.arange(len(drawn)), missing)
         if not owners.size:
             break
-        played = play_prompts(policy, task, drawn[owners], split=split, seed=int(generator.integers(2**31)))
+        own_seed = int(generator.integers(2**31))
+        played = play(policy, task, split=split, prompt_index=drawn[owners], per_prompt=1, seed=own_seed)
         failures.update(played.failures if gold is None else {})
         scores = played.returns if task.gold is None else played.gold
         for i, owner in enumerate(owners):

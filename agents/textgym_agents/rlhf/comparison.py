@@ -14,7 +14,7 @@ from textgym.estimates import Estimate
 from textgym.evaluate import EvaluationResult, evaluate
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
-from textgym.sampling import PromptEpisodes, play_prompts
+from textgym.sampling import PromptEpisodes, play
 from textgym.task import Task, make_reference
 from textgym_agents.training.measures import spread
 
@@ -49,15 +49,13 @@ class Samples:
 def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> Samples:
     """Answers of a task's reference to held-out prompts, spread over their distribution."""
     chosen = np.array(spread(np.asarray(task.prompt_set("eval").weights), prompts))
-    order = np.repeat(chosen, per_prompt)
-    episodes = play_prompts(make_reference(task), task, order, seed=seed)
-    shape = (len(chosen), per_prompt)
+    episodes = play(make_reference(task), task, prompt_index=chosen, per_prompt=per_prompt, seed=seed)
     weights = np.asarray(task.prompt_set("eval").weights)[chosen]
     return Samples(
-        prompts=tuple(episodes.prompts[::per_prompt]),
-        completions=episodes.completions.reshape(shape),
-        ended=episodes.stopped.reshape(shape),
-        gold=episodes.gold.reshape(shape),
+        prompts=episodes.prompts,
+        completions=episodes.completions,
+        ended=episodes.stopped,
+        gold=episodes.gold,
         weights=weights / weights.sum(),
     )
 
