@@ -29,7 +29,7 @@ LAYERS = (
         "textgym.wrappers",
     ),
     ("textgym.registration", "textgym"),
-    ("textgym.play", "textgym.solver"),
+    ("textgym.play", "textgym.sampling", "textgym.solver"),
     ("textgym.best_of_n", "textgym.estimates", "textgym.exploits", "textgym.optimum", "textgym.planning"),
     ("textgym.preferences", "textgym.evaluate"),
     ("textgym.commands", "textgym.cli"),

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from textgym import make_task
-from textgym.estimates import draw_samples, interval, resampled_means, widen
-from textgym.evaluate import distinct, evaluate, soft_maximum
+from textgym.estimates import Samples, draw_samples, interval, resampled_means, tilt, widen
+from textgym.evaluate import distinct, evaluate
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.optimum import estimated, optimum_of
-from textgym.play import play
+from textgym.sampling import play
 from textgym.solver import solve
 from textgym.task import make_reference
 
@@ -160,15 +160,24 @@ def test_an_optimum_of_another_beta_or_split_is_refused(task, reference):
         optimum_of(task, reference=reference, beta=-1)
 
 
-def test_soft_maximum_by_hand_and_its_bias():
+def sampled_optima(returns):
+    """J* of each prompt (P,) at beta = 1 from returns (P, n) of the reference."""
+    count = len(returns)
+    tokens = np.zeros((count, 1, 1), dtype=np.int32)
+    zeros, weights = np.zeros_like(returns), np.full(count, 1 / count)
+    return tilt(Samples(returns, zeros, weights, returns.shape[1], 1.0, tokens), 1.0).values
+
+
+def test_the_sampled_optimum_by_hand_and_its_bias(monkeypatch):
+    monkeypatch.setattr("textgym.estimates.RESAMPLES", 2)
     # mean of exp(0) and exp(1) is 1.859; relative variance of one draw 2 ((e - 1) / (e + 1))^2, of the mean half of it
     want = np.log((1 + np.e) / 2) + 0.5 * ((np.e - 1) / (np.e + 1)) ** 2
-    assert soft_maximum(np.array([0.0, 1.0]), 1.0) == pytest.approx(want)
+    assert sampled_optima(np.array([[0.0, 1.0]])) == pytest.approx(want)
     rng = np.random.default_rng(0)
     draws = (rng.random((4000, 50)) < 0.3).astype(float)  # truth: log(0.7 + 0.3 e)
     truth = np.log(0.7 + 0.3 * np.e)
     plain = np.log(np.exp(draws).mean(1)).mean()
-    assert abs(soft_maximum(draws, 1.0).mean() - truth) < 0.25 * abs(plain - truth)
+    assert abs(sampled_optima(draws).mean() - truth) < 0.25 * abs(plain - truth)
 
 
 def test_distinct_by_hand():

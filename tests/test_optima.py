@@ -1,6 +1,7 @@
 """`optimum_of`: exact where it can be, a mixture where the reference finds little, "not known" where nothing tells."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from textgym import make_task
 from textgym.estimates import draw_samples, read_samples, tilt, write_samples
 from textgym.evaluate import evaluate
 from textgym.lm.reference import NGramReference, UniformReference
-from textgym.optimum import committed_samples, estimated, fingerprint, optimum_of, samples_path
+from textgym.optimum import committed_samples, estimated, fingerprint, optimum_of, samples_path, solvable
+from textgym.rewards import RunningNorm
 from textgym.solver import solve
 from textgym.task import make_reference
 
@@ -51,6 +53,31 @@ def test_what_can_be_solved_is_exact_for_every_policy(name):
         assert found.exact
         assert found.optimality.mean == pytest.approx(want, abs=1e-9)
         assert found.optimality.exact
+
+
+class Compares:
+    """Pays every completion the same, once the whole batch is there."""
+
+    pay = "together"
+
+    def __call__(self, prompts, completions, **columns):
+        return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        (make_task("Stop"), True),
+        (make_task("Noisy"), True),
+        (replace(make_task("Stop"), reward=Compares()), False),
+        (replace(make_task("Stop"), reward=RunningNorm("length")), False),
+        (make_task("Text", prompts=["a"], reference="uniform"), False),
+        (make_task("Json"), False),
+    ],
+    ids=["small", "noise with a mean", "compares", "changes", "too large", "too large a grammar"],
+)
+def test_a_task_is_solvable_where_its_optimum_is_solved(task, answer):
+    assert solvable(task) == answer
 
 
 def test_j_and_kl_of_a_large_tree_are_sampled_on_an_exact_scale(monkeypatch):

@@ -8,7 +8,7 @@ from textgym.estimates import draw_samples
 from textgym.evaluate import evaluate
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.optimum import estimated
-from textgym.play import play
+from textgym.sampling import play
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 
 

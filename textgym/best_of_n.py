@@ -1,4 +1,4 @@
-"""Best-of-n sampling: its exact policy on a prefix tree, and what samples say of it for every n at once."""
+"""Best-of-n sampling: its exact policy on a prefix tree, and its estimate from samples for every n at once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from textgym.estimates import RESAMPLES, Estimate, Floats, interval, widen
-from textgym.solver.tree import Ints, PrefixTree, UnsolvableError, log_sum, normalised
+from textgym.checks import Bools, Floats, Ints
+from textgym.estimates import RESAMPLES, Estimate, interval, resampled_counts, widen
+from textgym.solver.tree import PrefixTree, UnsolvableError, log_sum, normalised
 from textgym.solver.values import trajectories
 from textgym.task import Task
 
 _TIE = 1e-12  # Returns that differ by less, relative to their size, are one level: sums round differently.
 FEWEST = 4
-"""Samples for each one of n: below, those of the highest levels are too few to tell the KL from."""
+"""Samples needed for each one of n: with fewer, too few reach the highest levels to estimate the KL."""
 _NODES = 16  # of the quadrature, in every cell that is one standard deviation wide
 _REACH = 9  # standard deviations; the density beyond is 1e-18 of a prompt's
 
 
 @dataclass(frozen=True)
-class BestOfN:
-    """The completion with the highest proxy reward among n samples.
+class BestOfNEstimate:
+    """Rewards and KL of the completion with the highest proxy reward among n samples, estimated.
 
     Attributes:
         n: samples it is chosen from.
@@ -48,7 +48,7 @@ def best_of_n_kl(n: int) -> float:
 
 
 def highest(returns: Floats) -> Ints:
-    """Index of the first of the highest returns (..., n) that differ by rounding only."""
+    """Return the index of the first of the highest returns (..., n) that differ by rounding only."""
     top = returns.max(-1, keepdims=True)
     return np.asarray((returns >= top - _slack(top)).argmax(-1))
 
@@ -131,7 +131,7 @@ def noise_deviation(task: Task) -> float:
 
 
 def _log_tilts(returns: Floats, deviations: Floats, log_masses: Floats, n: int) -> Floats:
-    """Log of P(y) / p(y) of a prompt's N completions, nats; all arrays (N,)."""
+    """Return log of P(y) / p(y) of a prompt's N completions, nats; all arrays (N,)."""
     if n == 1:
         return np.zeros(len(returns))
     if _blurred(returns, deviations):
@@ -166,25 +166,25 @@ class _Noise:
     weights: Floats
 
     def log_tilts(self, masses: Floats, n: int) -> Floats:
-        """Log of n times the integral of f(x - R) F(x)^(n - 1) dx of each component, (R, K); masses (R, K) make F."""
+        """Return log of n times the integral of f(x - R) F(x)^(n - 1) dx by component (R, K); masses (R, K) make F."""
         below = (masses @ self.cumulative) ** (n - 1) * self.weights
         with np.errstate(divide="ignore"):
             return np.asarray(math.log(n) + np.log(below @ self.density.T))
 
     def kl(self, counts: Ints, n: int) -> Floats:
-        """Nats (R,), where a sample has `counts` (R, K) of each component."""
+        """Return the KL (R,) in nats, where a sample has `counts` (R, K) of each component."""
         masses = counts / counts.sum(-1, keepdims=True)
         tilts = self.log_tilts(masses, n)
         return np.asarray((masses * np.exp(tilts) * np.where(np.isneginf(tilts), 0.0, tilts)).sum(-1))
 
 
 def _blurred(returns: Floats, deviations: Floats) -> bool:
-    """Whether noise decides between returns that differ; less of it decides between equal ones, which is the same."""
+    """Return whether noise decides between returns that differ, and not between equal ones alone."""
     return bool(deviations.max() > 1e-9 * np.abs(returns).max())
 
 
 def _noise(returns: Floats, deviations: Floats) -> tuple[_Noise, Ints]:
-    """The different normal distributions among N noisy returns; and which of them each return has, (N,)."""
+    """Return the different normal distributions among N noisy returns, and which of them each return has, (N,)."""
     # A deviation of 0 (gamma = 0 takes the noise with the reward) becomes one that is none beside the others.
     floored = np.maximum(deviations, 1e-9 * deviations.max())
     pairs, groups = np.unique(np.stack([returns, floored], axis=1), axis=0, return_inverse=True)
@@ -209,7 +209,7 @@ def _noise(returns: Floats, deviations: Floats) -> tuple[_Noise, Ints]:
 
 
 def sampled_kl(returns: Floats, deviations: Floats, n: int, seed: int = 0) -> tuple[Floats, Floats]:
-    """KL(best-of-n || sampling policy) of each prompt, estimated from the levels of N samples' returns.
+    """Estimate KL(best-of-n || sampling policy) of each prompt from the levels of N samples' returns.
 
     A level is a return that two samples or more have; where no two are alike, returns are taken to be continuous. The
     bias of the plug-in estimate is taken out by the jackknife. A level that no sample has is not counted: n / N of the
@@ -257,10 +257,10 @@ class _Levels:
 
     starts: Ints
     sizes: Ints
-    tied: NDArray[np.bool_]
+    tied: Bools
 
     def kl(self, counts: Ints, n: int) -> Floats:
-        """Nats (R,), where a sample has `counts` (R, L) of each level."""
+        """Return the KL (R,) in nats, where a sample has `counts` (R, L) of each level."""
         ends = counts.cumsum(-1) / counts.sum(-1, keepdims=True)
         edges = np.concatenate([np.zeros_like(ends[..., :1]), ends], axis=-1)
         with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
@@ -274,7 +274,7 @@ class _Levels:
 
 
 def _levels(ordered: Floats) -> _Levels:
-    """The levels of sorted returns (N,)."""
+    """Return the levels of sorted returns (N,)."""
     starts = _level_starts(ordered)
     tied = np.diff(np.append(starts, len(ordered))) > 1
     first = tied | np.append(True, tied[:-1])
@@ -283,7 +283,7 @@ def _levels(ordered: Floats) -> _Levels:
 
 
 def _level_starts(ordered: Floats) -> Ints:
-    """Where levels begin among sorted returns (N,); rounding makes no level."""
+    """Return where levels begin among sorted returns (N,); rounding makes no level."""
     return np.flatnonzero(np.append(True, np.diff(ordered) > _slack(ordered[1:])))
 
 
@@ -292,7 +292,7 @@ def _slack(returns: Floats) -> Floats:
 
 
 def _jackknife(found: _Noise | _Levels, counts: Ints, n: int) -> float:
-    """The KL of `counts` (L,) samples of each level, less its bias of order 1 / N."""
+    """Return the KL of `counts` (L,) samples of each level, less its bias of order 1 / N."""
     total = counts.sum()
     without = found.kl(counts - np.eye(len(counts), dtype=np.int64), n)
     return float(total * found.kl(counts[None], n)[0] - (total - 1) * (counts @ without) / total)
@@ -308,17 +308,17 @@ def _check_n(n: int) -> None:
 
 
 def rank_shares(count: int, n: int) -> Floats:
-    """How often the best of n, drawn without replacement from `count` samples, is among the k worst: (count + 1,).
+    """Return how often the best of n, drawn without replacement from `count` samples, is among the k worst.
 
-    Entry k is C(k, n) / C(count, n), k = 0..count.
+    Returns: (count + 1,); entry k is C(k, n) / C(count, n), k = 0..count.
     """
     k = np.arange(count + 1, dtype=np.float64)
     factors = (k[:, None] - np.arange(n)) / (count - np.arange(n))
     return np.asarray(np.prod(np.clip(factors, 0.0, 1.0), axis=1))
 
 
-def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 0) -> BestOfN:
-    """Expected rewards of best-of-n, by the mean over all subsets of n samples: unbiased, without chance; and its KL.
+def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 0) -> BestOfNEstimate:
+    """Return expected rewards of best-of-n, by the mean over all subsets of n samples, without bias; and its KL.
 
     Args:
         proxy, gold: (P, N) rewards of N samples of each of P prompts; the choice goes by `proxy`, and among equal
@@ -340,39 +340,27 @@ def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 
     shares = rank_shares(count, n)
     order = np.argsort(proxy, axis=1, kind="stable")
     ranked = np.stack([np.take_along_axis(rewards, order, 1) for rewards in (proxy, gold)])  # (2, P, N)
-    once = np.ones((1, count), dtype=np.int64)
-    means = np.zeros(3)
-    for prompt, weight in enumerate(weights):
-        levels = _levels(ranked[0, prompt])
-        kl = _jackknife(levels, levels.sizes, n) if _enough(count, n) else np.nan
-        means += weight * np.append(_expected(ranked[:, prompt], once, shares)[0], kl)
-    replicates = widen(means, _replicates(ranked, shares, weights, n, seed), count)
-    return BestOfN(
+    known, once = _enough(count, n), np.ones((1, count), dtype=np.int64)
+    generator = np.random.default_rng([seed, 5])
+    means, replicates = np.zeros(3), np.zeros((RESAMPLES, 3))
+    for own, weight in zip(ranked.swapaxes(0, 1), weights, strict=True):
+        levels, times = _levels(own[0]), resampled_counts(generator, count)
+        kl = _jackknife(levels, levels.sizes, n) if known else np.nan
+        means += weight * np.append(_expected(own, once, shares)[0], kl)
+        drawn = levels.kl(np.add.reduceat(times, levels.starts, axis=1), n)
+        replicates += weight * np.column_stack([_expected(own, times, shares), drawn])
+    replicates = widen(means, replicates, count)
+    return BestOfNEstimate(
         n=n,
         proxy=interval(float(means[0]), replicates[:, 0]),
         gold=interval(float(means[1]), replicates[:, 1]),
-        kl=interval(float(means[2]), replicates[:, 2]) if _enough(count, n) else None,
+        kl=interval(float(means[2]), replicates[:, 2]) if known else None,
         replicates=replicates,
     )
 
 
-def _replicates(ranked: NDArray[np.float64], shares: Floats, weights: Floats, n: int, seed: int) -> Floats:
-    """The means of proxy, gold and KL (R, 3) with the samples of every prompt drawn anew with replacement."""
-    generator = np.random.default_rng([seed, 5])
-    prompts, count = ranked.shape[1:]
-    total = np.zeros((RESAMPLES, 3))
-    rows = np.arange(RESAMPLES)[:, None] * count
-    for prompt in range(prompts):
-        drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
-        times = np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
-        total[:, :2] += weights[prompt] * _expected(ranked[:, prompt], times, shares)
-        levels = _levels(ranked[0, prompt])
-        total[:, 2] += weights[prompt] * levels.kl(np.add.reduceat(times, levels.starts, axis=1), n)
-    return total
-
-
-def _expected(ranked: Floats, times: NDArray[np.int64], shares: Floats) -> Floats:
-    """Mean proxy and gold (R, 2) of the best of n, where ranked sample i (2, N) stands `times[:, i]` times (R, N)."""
+def _expected(ranked: Floats, times: Ints, shares: Floats) -> Floats:
+    """Return mean proxy and gold (R, 2) of the best of n, where ranked sample i (2, N) counts `times[:, i]` times."""
     proxy, gold = ranked
     # Samples of equal proxy form a group; which of them is chosen is chance, so a group pays the mean of its gold.
     starts = _level_starts(proxy)

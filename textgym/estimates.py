@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import Bools, Floats, Ints, JsonObject
 from textgym.files import check_file, reading, write_bytes
 from textgym.lm.reference import Reference
-from textgym.play import Episodes, play
 from textgym.rewards.compose import NOISE
+from textgym.sampling import Policy, PromptEpisodes, play
 from textgym.task import Task
 
 RESAMPLES = 1000
-Floats = NDArray[np.float64]
+_FORMAT = 1
+_OWN_STREAM = 1_000_003
+_NORMAL = 1.959963984540054  # the 97.5% quantile
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Estimate:
 
 
 def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:
-    """Replicates (R, K) whose deviations are centred on the estimates (K,) and have their unbiased size.
+    """Return replicates (R, K) whose deviations are centred on the estimates (K,) and have their unbiased size.
 
     Resampling n completions shrinks a variance by (n - 1) / n, and a statistic with a bias has it twice in a replicate.
     With one completion nothing is known of the spread: the result is NaN.
@@ -52,34 +55,30 @@ def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:
 
 
 def interval(mean: float, replicates: Floats) -> Estimate:
-    """The percentile interval of bootstrap replicates (R,) around an estimate."""
+    """Return the percentile interval of bootstrap replicates (R,) around an estimate."""
     low, high = np.quantile(replicates, [0.025, 0.975])
     return Estimate(mean, float(low), float(high))
 
 
 def resampled_means(columns: Floats, seed: int) -> Floats:
-    """Means of every column over completions drawn with replacement within every prompt.
+    """Return means of every column over completions drawn with replacement within every prompt.
 
     Args:
         columns: (K, P, n): K measures of n completions of P prompts; drawn together.
     Returns: (R, K, P) with R = `RESAMPLES`.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 8.
     """
-    generator = np.random.default_rng([seed, 4])
-    measures, prompts, count = columns.shape
-    result = np.empty((RESAMPLES, measures, prompts))
-    rows = np.arange(RESAMPLES)[:, None] * count
-    for prompt in range(prompts):
-        drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
-        # How often each completion was drawn: then every mean is one matrix product.
-        times = np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
-        result[:, :, prompt] = times @ columns[:, prompt].T / count
-    return result
+    generator, count = np.random.default_rng([seed, 4]), columns.shape[2]
+    # With counts every mean is one matrix product.
+    means = [resampled_counts(generator, count) @ own.T / count for own in columns.swapaxes(0, 1)]
+    return np.stack(means, axis=2)
 
 
-_FORMAT = 1
-_OWN_STREAM = 1_000_003
-_NORMAL = 1.959963984540054  # the 97.5% quantile
+def resampled_counts(generator: np.random.Generator, count: int) -> Ints:
+    """Return how often each of `count` completions is drawn, with replacement, in each of R resamples: (R, count)."""
+    drawn = generator.integers(count, size=(RESAMPLES, count), dtype=np.int32)
+    places = (np.arange(RESAMPLES)[:, None] * count + drawn).ravel()
+    return np.bincount(places, minlength=RESAMPLES * count).reshape(RESAMPLES, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """What samples say of J* and J_ref at one beta.
+    """J* and J_ref as samples tell them at one beta.
 
     Attributes:
         values, references: (P,) of each prompt, reward units.
@@ -137,13 +136,13 @@ class Tilt:
     references: Floats
     replicates: Floats
     effective_samples: Floats
-    unseen: NDArray[np.bool_]
+    unseen: Bools
 
 
 def draw_samples(
     task: Task,
     reference: Reference,
-    proposals: Sequence[Any] = (),
+    proposals: Sequence[Policy] = (),
     *,
     split: str = "eval",
     each: int = 128,
@@ -174,7 +173,7 @@ def draw_samples(
 
 
 def tilt(samples: Samples, beta: float, seed: int = 0) -> Tilt:
-    """J* = E_x[beta log E_{y ~ q} (pi_ref / q) exp(R / beta)] and J_ref, with bootstrap replicates.
+    """Estimate J* = E_x[beta log E_{y ~ q} (pi_ref / q) exp(R / beta)] and J_ref, with bootstrap replicates.
 
     A log of a mean is biased low; the leading bias is taken out. The completions of each policy are one stratum of the
     variance and of the bootstrap. J_ref is the mean of the reference's own completions.
@@ -207,18 +206,8 @@ def tilt(samples: Samples, beta: float, seed: int = 0) -> Tilt:
     return Tilt(values, references, drawn, effective, unseen)
 
 
-def soft_maximum(returns: Floats, beta: float) -> Floats:
-    """Return beta log mean exp(R / beta) over the last axis (..., n), with its leading bias removed."""
-    top = returns.max(-1, keepdims=True)
-    tilted = np.exp((returns - top) / beta)
-    flat = tilted.reshape(-1, returns.shape[-1])
-    mean, variance = _moments(flat, returns.shape[-1])
-    shape = returns.shape[:-1]
-    return _soft_maximum(top[..., 0] / beta, mean.reshape(shape), variance.reshape(shape), beta)
-
-
-def expected_returns(task: Task, episodes: Episodes) -> Floats:
-    """Returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
+def expected_returns(task: Task, episodes: PromptEpisodes) -> Floats:
+    """Return the returns (P, n) without the reward's noise: exp(R / beta) of a noisy R would reward luck.
 
     A noisy reward names its noise by a term `noise`; without one, the gold reward counts as its expectation.
 
@@ -237,19 +226,15 @@ def expected_returns(task: Task, episodes: Episodes) -> Floats:
 
 
 def greatest_return(task: Task) -> float | None:
-    """The greatest discounted return that the task's reward declares (`maximum`); None where it does not say."""
+    """Return the greatest discounted return that the task's reward declares (`maximum`); None where it does not say."""
     maximum = getattr(task.reward, "maximum", None)
     if maximum is None or task.scorer.pay == "every":
         return None
     return max(float(maximum), 0.0) if task.gamma < 1 else float(maximum)
 
 
-def write_samples(samples: Samples, path: Path, key: dict[str, Any]) -> None:
-    """Write samples and what they belong to as one safetensors file, atomically.
-
-    Args:
-        path: of the file. key: JSON values, see `read_samples`.
-    """
+def write_samples(samples: Samples, path: Path, key: JsonObject) -> None:
+    """Write samples and the key of the task that they belong to as one safetensors file, atomically."""
     from safetensors.numpy import save
 
     arrays: dict[str, NDArray[Any]] = {
@@ -262,8 +247,8 @@ def write_samples(samples: Samples, path: Path, key: dict[str, Any]) -> None:
     write_bytes(path, save(arrays, metadata={"samples": json.dumps(facts, sort_keys=True)}))
 
 
-def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
-    """Read what `write_samples` wrote: the samples and their key.
+def read_samples(path: Path) -> tuple[Samples, JsonObject]:
+    """Read the samples and the key that `write_samples` wrote.
 
     Raises: ValueError naming the file if it holds none.
     """
@@ -288,26 +273,26 @@ def read_samples(path: Path) -> tuple[Samples, dict[str, Any]]:
 
 
 def _single(values: Floats) -> Floats:
-    """Round to what a file holds, so that samples and those read back say the same."""
+    """Round to the precision of a file, so that samples that were read back say the same."""
     return values.astype(np.float32).astype(np.float64)
 
 
 def _moments(tilted: Floats, each: int) -> tuple[Floats, Floats]:
-    """Mean (P,) of rows (P, n) made of strata of `each` columns, and the variance of that mean."""
+    """Return the mean (P,) of rows (P, n) made of strata of `each` columns, and the variance of that mean."""
     strata = tilted.reshape(len(tilted), -1, each)
     spread = strata.var(-1, ddof=1) if each > 1 else np.zeros(strata.shape[:2])
     return tilted.mean(1), np.asarray(spread.mean(1) / tilted.shape[1])
 
 
 def _soft_maximum(top: Floats, mean: Floats, variance: Floats, beta: float) -> Floats:
-    """Beta (top + log mean) without its leading bias, -variance / (2 mean^2) in the log."""
+    """Return beta (top + log mean) without its leading bias, -variance / (2 mean^2) in the log."""
     return np.asarray(beta * (top + np.log(mean) + 0.5 * variance / np.square(mean)))
 
 
 def _replicates(
     samples: Samples, tilted: Floats, top: Floats, beta: float, seed: int
 ) -> tuple[Floats, Floats]:
-    """Bootstrap replicates (R, P) of each prompt's J_ref and J*, drawn together, each stratum on its own."""
+    """Return bootstrap replicates (R, P) of each prompt's J_ref and J*, drawn together, each stratum on its own."""
     each, count = samples.each, samples.policies
     base: Floats | None = None
     mean = square = inner = 0.0
@@ -324,14 +309,14 @@ def _replicates(
     return base, _soft_maximum(top, np.asarray(mean), np.asarray(variance), beta)
 
 
-def _unseen(samples: Samples) -> NDArray[np.bool_]:
+def _unseen(samples: Samples) -> Bools:
     lowest, highest = samples.returns.min(1), samples.returns.max(1)
     same = highest - lowest <= 1e-9 * np.maximum(1.0, np.abs(highest))
     return np.asarray(same & (samples.maximum is None or highest < (samples.maximum or 0.0) - 1e-9))
 
 
 def _student(samples: float) -> float:
-    """Student's t over the normal quantile, at 97.5%.
+    """Return Student's t over the normal quantile, at 97.5%.
 
     Source: Abramowitz and Stegun (1964), 26.7.5.
     """

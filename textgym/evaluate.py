@@ -1,44 +1,23 @@
-"""How good a policy is: reward, KL, the objective J and its optimality, exact or with a bootstrap interval."""
+"""Evaluate a policy: reward, KL, the objective J and its optimality, exact or with a bootstrap interval."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.estimates import (
-    RESAMPLES,
-    Estimate,
-    Floats,
-    expected_returns,
-    interval,
-    resampled_means,
-    soft_maximum,
-    widen,
-)
+from textgym.checks import Floats, JsonObject
+from textgym.estimates import RESAMPLES, Estimate, expected_returns, interval, resampled_means, widen
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
-from textgym.play import Episodes, play
 from textgym.rewards import TextGymWarning
+from textgym.sampling import Policy, PromptEpisodes, play
 from textgym.solver import PolicyValues, PrefixTree, Solution, UnsolvableError, edge_log_probs, evaluate_edges
 from textgym.solver.tree import normalised, per_edge, per_state
 from textgym.task import Task, make_reference
-
-__all__ = [
-    "Estimate",
-    "Evaluation",
-    "Optimum",
-    "distinct",
-    "evaluate",
-    "expected_returns",
-    "optimality_of",
-    "optimum_of",
-    "soft_maximum",
-]
 
 MAX_RUNNING = 100_000
 """Running states up to which J and KL of a policy are exact where the task can be solved."""
@@ -47,7 +26,7 @@ MAX_SEARCHED = 5_000
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """A policy on held-out prompts. Rewards in reward units, `kl` and `entropy` in nats per sequence,
     `length` in tokens.
 
@@ -70,17 +49,20 @@ class Evaluation:
     distinct_2: float
     reward_terms: dict[str, float]
     failures: dict[str, int]
-    episodes: Episodes
+    episodes: PromptEpisodes
     exact: bool = False
 
-    def summary(self) -> dict[str, Any]:
-        """Everything but the episodes, as JSON values."""
-        plain = {name: value for name, value in self.__dict__.items() if name != "episodes"}
-        return {name: asdict(v) if isinstance(v, Estimate) else v for name, v in plain.items()}
+    def summary(self) -> JsonObject:
+        """Return everything but the episodes, as JSON values."""
+        return {
+            name: asdict(value) if isinstance(value, Estimate) else value
+            for name, value in self.__dict__.items()
+            if name != "episodes"
+        }
 
 
 def evaluate(
-    policy: Any,
+    policy: Policy,
     task: Task,
     reference: Reference | None = None,
     optimum: Optimum | None = None,
@@ -90,11 +72,11 @@ def evaluate(
     per_prompt: int = 16,
     seed: int = 0,
     deterministic: bool = False,
-) -> Evaluation:
+) -> EvaluationResult:
     """Score a policy on a split's prompts: by enumeration where the task can be solved, else by sampling.
 
     J and KL are exact where the optimum is and the task has at most 100,000 running states, 5,000 for an agent that
-    searches (`plans`), which is asked on a copy; `Evaluation.exact` says so.
+    searches (`plans`), which is asked on a copy; `EvaluationResult.exact` says so.
 
     Args:
         policy: an agent, or anything with `log_probs(observation)` or `act(observation)`.
@@ -128,10 +110,11 @@ def evaluate(
     measured = _sampled(policy, task, episodes, beta, split, seed)
     if known is not None:
         measured |= _enumerated(task, known)
-    _compare(measured.get("objective"), optimum, task)
-    estimates = {name: estimate for name, (estimate, _) in measured.items()}
     objective = measured.get("objective")
-    return Evaluation(
+    if objective is not None:
+        _compare(objective[0], optimum, task)
+    estimates = {name: estimate for name, (estimate, _) in measured.items()}
+    return EvaluationResult(
         reward=estimates["reward"],
         gold=estimates.get("gold"),
         kl=estimates.get("kl"),
@@ -149,7 +132,7 @@ def evaluate(
     )
 
 
-def exact_values(policy: Any, solution: Solution, deterministic: bool = False) -> PolicyValues | None:
+def exact_values(policy: Policy, solution: Solution, deterministic: bool = False) -> PolicyValues | None:
     """Return the exact values of a policy on a solved task; None where it has too many states, or does not tell.
 
     Args:
@@ -165,16 +148,17 @@ def exact_values(policy: Any, solution: Solution, deterministic: bool = False) -
             logs = policy.edge_log_probs(tree, solution.log_reference)
         except UnsolvableError:
             return None
-    elif _has_log_probs(policy, tree):
+    else:
+        first = tree.observations(0, tree.levels[0].running[:1])
+        if (copy.deepcopy(policy) if searches else policy).log_probs(first) is None:
+            return None
         logs = edge_log_probs(tree, copy.deepcopy(policy) if searches else policy)
         logs = tuple(_played(own, tree, depth, deterministic) for depth, own in enumerate(logs))
-    else:
-        return None
     return evaluate_edges(tree, logs, solution.log_reference, solution.beta, solution.gamma)
 
 
 def _check_reference(reference: Reference, solution: Solution) -> None:
-    """Raises: ValueError unless a reference gives the first tokens the probabilities that a solution was found with."""
+    """Raise ValueError unless a reference gives the first tokens the probabilities that a solution was found with."""
     tree = solution.tree
     level, rows = tree.levels[0], tree.levels[0].running
     where, place = tree.edges(0, rows)
@@ -186,15 +170,8 @@ def _check_reference(reference: Reference, solution: Solution) -> None:
         )
 
 
-def _has_log_probs(policy: Any, tree: PrefixTree) -> bool:
-    if not hasattr(policy, "log_probs"):
-        return False
-    asked = copy.deepcopy(policy) if getattr(policy, "plans", False) else policy
-    return asked.log_probs(tree.observations(0, tree.levels[0].running[:1])) is not None
-
-
 def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> Floats:
-    """The log-probabilities of a level's edges as `play` draws from them."""
+    """Return the log-probabilities of a level's edges as `play` draws from them."""
     level = tree.levels[depth]
     top = per_edge(per_state(logs, level, np.maximum), level)
     # A state whose every legal token has probability 0 is played uniformly, as `restricted` has it.
@@ -211,8 +188,10 @@ def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> 
 Measured = dict[str, tuple[Estimate, Floats]]
 
 
-def _sampled(policy: Any, task: Task, episodes: Episodes, beta: float, split: str, seed: int) -> Measured:
-    """Every measure with its bootstrap replicates (R,), as far as the episodes have it."""
+def _sampled(
+    policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, split: str, seed: int
+) -> Measured:
+    """Return every measure that the episodes have, with its bootstrap replicates (R,)."""
     returns = expected_returns(task, episodes)
     measures = {
         "reward": returns,
@@ -243,7 +222,7 @@ def _sampled(policy: Any, task: Task, episodes: Episodes, beta: float, split: st
 
 
 def _enumerated(task: Task, values: PolicyValues) -> Measured:
-    """The measures that enumeration gives, without width."""
+    """Return the measures that enumeration gives, without width."""
     found = {
         "reward": values.expected_return,
         "kl": values.kl,
@@ -258,7 +237,7 @@ def _enumerated(task: Task, values: PolicyValues) -> Measured:
 
 
 def _stop_rate(values: PolicyValues) -> float:
-    """The probability that an answer ends by a stop id."""
+    """Return the probability that an answer ends by a stop id."""
     tree, total = values.tree, 0.0
     for depth in range(1, len(tree.levels)):
         level = tree.levels[depth]
@@ -267,18 +246,15 @@ def _stop_rate(values: PolicyValues) -> float:
     return total
 
 
-def _compare(objective: tuple[Estimate, Floats] | None, optimum: Optimum, task: Task) -> None:
-    """Say so where a policy is better than the best that is possible."""
-    if objective is None or optimum.value is None or optimum.exact:
-        return
-    floor = objective[0].low
-    if floor > optimum.value.high:
+def _compare(objective: Estimate, optimum: Optimum, task: Task) -> None:
+    """Warn where a policy is better than the best that is possible."""
+    if optimum.value is not None and not optimum.exact and objective.low > optimum.value.high:
         renew = (
             f"python -m textgym_benchmarks.run.optima {task.name} --split {optimum.split} --proposals FOLDER"
         )
         other = "give optimum_of this policy in `proposals`, or more samples (--optimum-per-prompt)"
         warnings.warn(
-            f"J = {objective[0]} of this policy lies above J* = {optimum.value}, which was estimated too low; "
+            f"J = {objective} of this policy lies above J* = {optimum.value}, which was estimated too low; "
             f"renew it: {renew if optimum.committed else other}",
             TextGymWarning,
             stacklevel=3,
@@ -286,16 +262,13 @@ def _compare(objective: tuple[Estimate, Floats] | None, optimum: Optimum, task: 
 
 
 def _mean_term(weights: Floats, values: Floats) -> float:
-    """The mean of a term (P, n) over the completions that have it; NaN where none has."""
-    present = ~np.isnan(values)
-    share = weights[:, None] * present
-    return (
-        float((share * np.where(present, values, 0.0)).sum() / share.sum()) if present.any() else float("nan")
-    )
+    """Return the mean of a term (P, n) over the completions that have it; NaN where none has."""
+    share = weights[:, None] * ~np.isnan(values)
+    return float(np.nansum(share * values) / share.sum()) if share.any() else float("nan")
 
 
 def distinct(completions: NDArray[np.object_], n: int) -> float:
-    """Different word n-grams divided by all of them; 0 if there are none.
+    """Return the different word n-grams divided by all of them; 0 if there are none.
 
     Source: Li et al. (2016), arXiv:1510.03055, section 5.
     """

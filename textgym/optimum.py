@@ -8,110 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from textgym.estimates import RESAMPLES, Estimate, Floats, Samples, draw_samples, interval, read_samples, tilt
+from textgym.checks import Floats, JsonObject
+from textgym.estimates import RESAMPLES, Estimate, Samples, draw_samples, interval, read_samples, tilt
 from textgym.lm.reference import Reference
-from textgym.solver import MAX_STATES, Solution, UnsolvableError, solve
+from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import Policy
+from textgym.solver import MAX_STATES, Solution, UnsolvableError, prefix_tree, solve
 from textgym.solver.growth import check_beta
 from textgym.task import Task, has_language_model, make_reference, reference_model
 
 FOLDER: Final = Path(__file__).parent / "tasks" / "optima"
-"""Holds `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
-
-
-def committed_samples(task: Task, split: str) -> Samples | None:
-    """Return the committed samples of a task; None where there are none, or they are of another task.
-
-    They are those of this task if its fingerprint is the same and its reward pays their completions the same.
-    """
-    path = samples_path(task, split)
-    if task.noisy or not path.is_file():
-        return None
-    samples, key = _read(path)
-    return samples if key == fingerprint(task, split) and pays_the_same(task, split, samples) else None
-
-
-def pays_the_same(task: Task, split: str, samples: Samples) -> bool:
-    """Return whether the task's reward pays the kept completions what it paid when they were drawn.
-
-    A noisy reward cannot be compared: True.
-    """
-    if task.noisy:
-        return True
-    kept = samples.returns[:, :: samples.each].ravel()
-    return bool(np.allclose(pay(task, split, samples), kept, rtol=1e-5, atol=1e-6))
-
-
-def samples_path(task: Task, split: str) -> Path:
-    """Return where a task's committed samples are, whether or not they are there."""
-    return FOLDER / f"{task.name.lower()}.{split}.safetensors"
-
-
-def fingerprint(task: Task, split: str) -> dict[str, Any]:
-    """Return what tells one task from another, as JSON values: prompts, limits, gamma, reward, mask, reference.
-
-    beta is not in it: samples are good for any.
-    """
-    asked = task.prompt_set(split)
-    prompts = [[prompt.text, list(prompt.ids)] for prompt in task.encoded(split)]
-    facts = {
-        "prompts": _digest(json.dumps([prompts, asked.weights.tolist()]).encode()),
-        "vocabulary": _digest(
-            json.dumps([task.vocabulary.stop_ids, task.vocabulary.allowed.tolist()]).encode()
-        ),
-        "reference": _reference(task),
-    }
-    plain = {name: getattr(task, name) for name in ("name", "max_prompt_tokens", "max_new_tokens", "gamma")}
-    return {**plain, **facts, "split": split, "reward": task.reward_name, "mask": _mask(task)}
-
-
-def pay(task: Task, split: str, samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return what the reward pays for the kept completions, prompt by prompt, (P * K,) discounted, reward units."""
-    count = samples.tokens.shape[1]
-    rows = samples.tokens.reshape(-1, samples.tokens.shape[2])
-    ids = [row[row >= 0].tolist() for row in rows]
-    prompts = [prompt for prompt in task.encoded(split) for _ in range(count)]
-    before = task.scorer.state_dict()
-    try:
-        judged = task.judge(split, prompts, ids)
-    finally:
-        task.scorer.load_state_dict(before)
-    return judged.total * task.gamma ** (np.array([len(row) for row in ids]) - 1)
-
-
-def _mask(task: Task) -> str | None:
-    """The digest of the task's grammar; the type of a mask that has none."""
-    if task.mask is None:
-        return None
-    grammar = getattr(task.mask, "grammar", None)
-    return type(task.mask).__qualname__ if grammar is None else _digest(str(grammar).encode())
-
-
-def _reference(task: Task) -> str:
-    """The digest of the reference's weights; its name where it has none."""
-    if not has_language_model(task):
-        return str(task.reference)
-    weights = sorted(Path(reference_model(task)).glob("*.safetensors"))
-    return _digest_of_files(tuple(weights)) if weights else str(task.reference)
-
-
-@lru_cache(maxsize=8)
-def _digest_of_files(paths: tuple[Path, ...]) -> str:
-    return _digest(b"".join(path.read_bytes() for path in paths))
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
-
-
-@lru_cache(maxsize=16)
-def _read(path: Path) -> tuple[Samples, dict[str, Any]]:
-    return read_samples(path)
-
-
+"""The folder of `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
 ENOUGH = 10
 """Effective samples a prompt below which an estimate of J* is not shown."""
 WELL_KNOWN = 30
@@ -135,7 +46,7 @@ class Optimum:
         effective_samples: weighted harmonic mean over prompts of the number of samples that carry the estimate; None
             where J* is exact.
         unknown: why J* is not known; "" where it is.
-        solution: V*, Q* and pi*, where the task was solved. samples: what J* was estimated from.
+        solution: V*, Q* and pi*, where the task was solved. samples: those that J* was estimated from.
         committed: whether these samples came with the package.
     """
 
@@ -143,7 +54,7 @@ class Optimum:
     reference: Estimate | None
     beta: float
     split: str
-    replicates: Floats = field(repr=False)
+    replicates: Floats = field(default_factory=lambda: np.full((RESAMPLES, 2), np.nan), repr=False)
     effective_samples: float | None = None
     unknown: str = ""
     solution: Solution | None = field(default=None, repr=False)
@@ -166,7 +77,7 @@ class Optimum:
 
 def optimum_of(
     task: Task,
-    proposals: Sequence[Any] = (),
+    proposals: Sequence[Policy] = (),
     reference: Reference | None = None,
     *,
     beta: float | None = None,
@@ -176,13 +87,13 @@ def optimum_of(
 ) -> Optimum:
     """Return J* and J of the reference: solved where that can be done, else estimated.
 
-    For a shipped task whose samples are committed these serve, at any beta, so that everybody has the same J*. A task
-    that can be solved is solved. Any other is estimated by importance sampling from a mixture of the reference and the
+    For a shipped task whose samples are committed these serve, at any beta, so that everybody has the same J*. A
+    `solvable` task is solved. Any other is estimated by importance sampling from a mixture of the reference and the
     proposals. Nothing is trained here.
 
     Args:
-        proposals: policies that somebody has trained, with `log_probs(observation)`: they find what the reference
-            seldom writes. They change how sure J* is, not what it is.
+        proposals: trained policies with `log_probs(observation)`: they find completions that the reference seldom
+            writes. They change how sure J* is, not what it is.
         reference: pi_ref; None takes the task's.
         beta: >= 0, reward units per nat; None takes the task's.
         per_prompt: completions that the reference and each proposal write to a prompt, where J* is estimated.
@@ -194,26 +105,37 @@ def optimum_of(
     """
     beta = check_beta(task, beta)
     samples = None if reference is not None or not beta else committed_samples(task, split)
-    if samples is None:
-        try:
-            limit = MAX_MASKED if task.mask else MAX_STATES
-            return solved(solve(task, reference, beta=beta, split=split, max_states=limit))
-        except UnsolvableError:
-            if task.scorer.pay == "together":
-                reason = "the reward compares completions, so that no text has a value of its own"
-                return _unknown(None, beta, split, reason)
-            if not beta:
-                reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
-                return _unknown(None, beta, split, reason)
     if samples is not None:
         return replace(estimated(samples, beta, split), committed=True)
+    try:
+        return solved(solve(task, reference, beta=beta, split=split, max_states=_most_states(task)))
+    except UnsolvableError:
+        if task.scorer.pay == "together":
+            reason = "the reward compares completions, so that no text has a value of its own"
+            return Optimum(None, None, beta, split, unknown=reason)
+        if not beta:
+            reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
+            return Optimum(None, None, beta, split, unknown=reason)
     policy = make_reference(task) if reference is None else reference
     drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed)
     return estimated(drawn, beta, split, seed)
 
 
+def solvable(task: Task, split: str = "eval") -> bool:
+    """Return whether `optimum_of` solves a task: its prefix tree is small enough, and every text has a value."""
+    try:
+        prefix_tree(task, split, _most_states(task))
+    except UnsolvableError:
+        return False
+    return True
+
+
+def _most_states(task: Task) -> int:
+    return MAX_MASKED if task.mask else MAX_STATES
+
+
 def solved(solution: Solution) -> Optimum:
-    """The scale of a task that was solved: nothing on it has an interval."""
+    """Return the scale of a task that was solved: nothing on it has an interval."""
     best, base = solution.objective, solution.reference_objective
     return Optimum(
         value=Estimate(best, best, best),
@@ -226,26 +148,23 @@ def solved(solution: Solution) -> Optimum:
 
 
 def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optimum:
-    """The scale that samples tell of at one beta > 0; see `optimum_of` for when J* is not known."""
+    """Return the scale that samples tell of at one beta > 0; see `optimum_of` for when J* is not known."""
     found = tilt(samples, beta, seed)
     seen = np.where(found.unseen, 0.0, samples.weights)
     effective = float(seen.sum() / np.sum(seen / found.effective_samples)) if seen.any() else 0.0
     reference = interval(float(samples.weights @ found.references), found.replicates[:, 0])
     unseen = float(samples.weights[found.unseen].sum())
-    reason = ""
+    same = f"all completions of {unseen:.0%} of the prompts earned the same"
     if unseen and samples.maximum is None:
-        reason = (
-            f"all completions of {unseen:.0%} of the prompts earned the same, "
-            "and the reward declares no `maximum`"
-        )
+        reason = f"{same}, and the reward declares no `maximum`"
     elif unseen > UNSEEN:
-        reason = f"all completions of {unseen:.0%} of the prompts earned the same"
+        reason = same
     elif effective < ENOUGH:
         reason = f"{effective:.1f} effective samples a prompt, {ENOUGH} are needed"
-    if reason:
-        return _unknown(reference, beta, split, reason, effective, samples)
-    value = interval(float(samples.weights @ found.values), found.replicates[:, 1])
-    return Optimum(value, reference, beta, split, found.replicates, effective, samples=samples)
+    else:
+        value = interval(float(samples.weights @ found.values), found.replicates[:, 1])
+        return Optimum(value, reference, beta, split, found.replicates, effective, samples=samples)
+    return Optimum(None, reference, beta, split, effective_samples=effective, unknown=reason, samples=samples)
 
 
 def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:
@@ -266,13 +185,88 @@ def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Est
     return Estimate(score, score, score) if np.ptp(ratios) == 0 else interval(score, ratios)
 
 
-def _unknown(
-    reference: Estimate | None,
-    beta: float,
-    split: str,
-    reason: str,
-    effective: float | None = None,
-    samples: Samples | None = None,
-) -> Optimum:
-    nothing = np.full((RESAMPLES, 2), np.nan)
-    return Optimum(None, reference, beta, split, nothing, effective, reason, samples=samples)
+# Samples that are kept, and the task that they belong to
+
+
+def committed_samples(task: Task, split: str) -> Samples | None:
+    """Return the committed samples of a task; None where there are none, or they are of another task."""
+    path = samples_path(task, split)
+    if task.noisy or not path.is_file():
+        return None
+    samples, key = _read(path)
+    return samples if belongs(samples, key, task, split) else None
+
+
+def belongs(samples: Samples, key: JsonObject, task: Task, split: str) -> bool:
+    """Return whether samples are of this task: its fingerprint is their key, and its reward pays them the same."""
+    return key == fingerprint(task, split) and pays_the_same(task, split, samples)
+
+
+def pays_the_same(task: Task, split: str, samples: Samples) -> bool:
+    """Return whether the task's reward pays the kept completions as it did when they were drawn.
+
+    A noisy reward cannot be compared: True.
+    """
+    if task.noisy:
+        return True
+    count = samples.tokens.shape[1]
+    rows = samples.tokens.reshape(-1, samples.tokens.shape[2])
+    ids = [row[row >= 0].tolist() for row in rows]
+    prompts = [prompt for prompt in task.encoded(split) for _ in range(count)]
+    with scorers_restored(task.scorer):
+        judged = task.judge(split, prompts, ids)
+    returns = judged.total * task.gamma ** (np.array([len(row) for row in ids]) - 1)
+    return bool(np.allclose(returns, samples.returns[:, :: samples.each].ravel(), rtol=1e-5, atol=1e-6))
+
+
+def samples_path(task: Task, split: str) -> Path:
+    """Return where a task's committed samples are, whether or not they are there."""
+    return FOLDER / f"{task.name.lower()}.{split}.safetensors"
+
+
+def fingerprint(task: Task, split: str) -> JsonObject:
+    """Return what tells one task from another, as JSON values: prompts, limits, gamma, reward, mask, reference.
+
+    beta is not in it: samples are good for any.
+    """
+    weights = task.prompt_set(split).weights.tolist()
+    prompts = [[prompt.text, list(prompt.ids)] for prompt in task.encoded(split)]
+    vocabulary = [task.vocabulary.stop_ids, task.vocabulary.allowed.tolist()]
+    plain = {name: getattr(task, name) for name in ("name", "max_prompt_tokens", "max_new_tokens", "gamma")}
+    return {
+        **plain,
+        "prompts": _digest(json.dumps([prompts, weights]).encode()),
+        "vocabulary": _digest(json.dumps(vocabulary).encode()),
+        "reference": _reference(task),
+        "split": split,
+        "reward": task.reward_name,
+        "mask": _mask(task),
+    }
+
+
+def _mask(task: Task) -> str | None:
+    """Return the digest of the task's grammar, or the type of a mask that has none."""
+    if task.mask is None:
+        return None
+    grammar = getattr(task.mask, "grammar", None)
+    return type(task.mask).__qualname__ if grammar is None else _digest(str(grammar).encode())
+
+
+def _reference(task: Task) -> str:
+    """Return the digest of the reference's weights, or its name where it has none."""
+    if not has_language_model(task):
+        return str(task.reference)
+    weights = sorted(Path(reference_model(task)).glob("*.safetensors"))
+    return _digest_of_files(tuple(weights)) if weights else str(task.reference)
+
+
+@lru_cache(maxsize=8)
+def _digest_of_files(paths: tuple[Path, ...]) -> str:
+    return _digest(b"".join(path.read_bytes() for path in paths))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+_read = lru_cache(maxsize=16)(read_samples)

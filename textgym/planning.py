@@ -10,9 +10,7 @@ The moves are made in rows of their own, by the same transition and the same pay
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from textgym.episodes import Episodes
 from textgym.lm.reference import Observation
+from textgym.rewards.scorer import scorers_restored
 from textgym.solver.solution import Solution
 from textgym.state import TokenState
 from textgym.task import Task
@@ -147,7 +146,7 @@ class Tree:
         """The children of each node."""
         edges = self._edges(nodes)
         families = [list[Node]() for _ in nodes]
-        with self._scorers_kept():
+        with scorers_restored(self.task.scorer, self.task.gold_scorer):
             for start in range(0, len(edges), _ROWS):
                 batch = edges[start : start + _ROWS]
                 moved = self._move([nodes[i] for i, _ in batch], [token for _, token in batch])
@@ -206,17 +205,6 @@ class Tree:
         for row, (parent, token, reward) in enumerate(zip(parents, tokens, rewards.tolist(), strict=True)):
             discounted = self.task.gamma ** len(parent.state.completion) * reward
             yield Node(self, store.state(row), token, reward, parent.ret + discounted)
-
-    @contextmanager
-    def _scorers_kept(self) -> Iterator[None]:
-        """Looking ahead is no scoring: counts and running statistics of the task's rewards are put back."""
-        scorers = [scorer for scorer in (self.task.scorer, self.task.gold_scorer) if scorer is not None]
-        before = [copy.deepcopy(scorer.state_dict()) for scorer in scorers]
-        try:
-            yield
-        finally:
-            for scorer, state in zip(scorers, before, strict=True):
-                scorer.load_state_dict(state)
 
 
 def _kind(by: Any) -> str:

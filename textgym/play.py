@@ -1,281 +1,218 @@
-"""Play a policy over a task's prompts and record what an evaluation needs."""
+"""Play a batch of episodes to their ends, whatever chooses the tokens."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym.checks import MOST_ROWS, shown
-from textgym.lm.reference import Reference, restricted
-from textgym.task import Task
-from textgym.vector import batch_env
+from textgym.checks import Bools, Floats, Ints
+from textgym.lm.reference import Observation
+from textgym.vector import TokenVectorEnv, scoring_together, settle_rest
+from textgym.vector_io import Infos
 
-_ROWS_AT_ONCE = 512
+LogProbs = NDArray[np.floating[Any]]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-class Policy(Protocol):
-    """What can be evaluated: an agent, or anything that gives log-probabilities or actions."""
+class Turn(NamedTuple):
+    """The running rows of a batch of N episodes, before they write their next token.
 
-    def log_probs(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]] | None:
-        """Next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
+    Attributes:
+        time: tokens that each of them has written since the batch began.
+        running: (N,) bool. rows: (n,) int64, the places of True in it.
+        observation: of all rows, arrays (N, L).
+        masks: (n, V) bool, the tokens that the task's grammar allows; None where it allows all.
+    """
 
-        Such a policy may have `sequence_kl(task, split, seed) -> (kl, replicates)`: its KL to the reference in nats per
-        whole answer for every prompt (P,), and bootstrap replicates of it (R, P). One whose answers are drawn whole may
-        have `edge_log_probs(tree, log_reference)`, its log-probability on every edge of a task's prefix tree.
-        """
+    time: int
+    running: Bools
+    rows: Ints
+    observation: Observation
+    masks: Bools | None
+
+    def seen(self) -> Observation:
+        """Return the observations of the running rows, arrays (n, L)."""
+        if len(self.rows) == len(self.running):
+            return self.observation
+        return {name: array[self.rows] for name, array in self.observation.items()}
+
+
+class FinalInfos(NamedTuple):
+    """The last infos of N episodes.
+
+    Attributes:
+        completions, finish_reasons: (N,) texts; "" in a row that an outer limit stopped.
+        gold: (N,) reward units; NaN where the task has none.
+        terms: reward term -> (N,), NaN where the row has none.
+    """
+
+    completions: NDArray[np.object_]
+    finish_reasons: NDArray[np.object_]
+    gold: Floats
+    terms: dict[str, Floats]
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """P prompts, n completions each; every array is (P, n).
+class PlayedBatch:
+    """N finished episodes and their M actions in the order of time.
 
     Attributes:
-        returns: discounted sum of rewards, reward units.
-        gold: gold reward, NaN where the task has none.
-        kl: sum over the states visited of KL(pi || ref), nats; NaN without log-probabilities or without a reference.
-        entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
-        lengths: tokens. stopped: ended by a stop id.
-        completions: texts. terms: reward term -> values.
-        tokens: (P, n, T) int64, what was written, -1 behind the end. log_probs: (P, n, K) sums of the log-probabilities
-            of what was written under each of K policies, nats; K = 0 where none was asked for.
-        weights: (P,) probability of each prompt. prompts: their texts.
-        failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
-        answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
-            mean, 0 for a policy that just writes.
+        rows, times, actions: (M,) int64.
+        rewards: (M,) float64. A reward that came after its row had ended is that of the row's last action.
+        lengths: (N,) int64, tokens.
+        truncated: (N,) bool, whether an outer limit stopped the row.
+        observation: the last one of all rows, arrays (N, L).
+        infos: those of the steps in which episodes ended; see `final`.
     """
 
-    returns: NDArray[np.float64]
-    gold: NDArray[np.float64]
-    kl: NDArray[np.float64]
-    entropy: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    stopped: NDArray[np.bool_]
-    completions: NDArray[np.object_]
-    tokens: NDArray[np.int64]
-    log_probs: NDArray[np.float64]
-    terms: dict[str, NDArray[np.float64]]
-    weights: NDArray[np.float64]
-    prompts: tuple[str, ...]
-    failures: dict[str, int]
-    answer_tokens: float = 0.0
+    rows: Ints
+    times: Ints
+    actions: Ints
+    rewards: Floats
+    lengths: Ints
+    truncated: Bools
+    observation: Observation
+    infos: tuple[Infos, ...]
 
+    def sums(self, values: Floats) -> Floats:
+        """Return the sum of some values (M,) over each row, (N,)."""
+        return np.bincount(self.rows, values, len(self.lengths)).astype(np.float64)
 
-def play(
-    policy: Any,
-    task: Task,
-    *,
-    split: str = "eval",
-    per_prompt: int = 16,
-    seed: int = 0,
-    reference: Reference | None = None,
-    deterministic: bool = False,
-    others: Sequence[Any] = (),
-) -> Episodes:
-    """Samples `per_prompt` completions of every prompt of a split.
+    def discounted(self, gamma: float) -> Floats:
+        """Return the rewards (M,), discounted to the beginning of the batch."""
+        return np.asarray(gamma**self.times * self.rewards)
 
-    Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them.
+    def returns(self, gamma: float) -> Floats:
+        """Return the sums (N,) of the discounted rewards."""
+        return self.sums(self.discounted(gamma))
 
-    Args:
-        policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
-        reference: for the KL; None leaves it NaN.
-        deterministic: take the likeliest token instead of drawing.
-        others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
-            KL and entropy are those of the policy that wrote; `log_probs` has all of them.
-    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, or one of several policies has no log-probabilities.
-    """
-    if not 1 <= per_prompt <= MOST_ROWS:
-        raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
-    prompts, policies = task.prompt_set(split), [policy, *others]
-    count = per_prompt * len(policies)
-    order = np.repeat(np.arange(len(prompts.texts)), count)
-    recorder = _Recorder(task, split, policies, reference, deterministic)
-    writers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(prompts.texts))
-    shape = (len(prompts.texts), count)
-    return _play(recorder, order, seed, shape, np.asarray(prompts.weights), tuple(prompts.texts), writers)
+    def by_time(self, values: NDArray[Scalar]) -> list[NDArray[Scalar]]:
+        """Split an array (M, ...) into one for each step."""
+        return np.split(values, np.flatnonzero(np.diff(self.times)) + 1)
 
-
-def play_prompts(
-    policy: Any,
-    task: Task,
-    prompt_index: NDArray[np.int64],
-    *,
-    split: str = "eval",
-    seed: int = 0,
-    reference: Reference | None = None,
-    deterministic: bool = False,
-) -> Episodes:
-    """Samples one completion for each of some prompts of a split, in any order, with repetitions.
-
-    Args:
-        prompt_index: (N,) int64, N >= 1, places in the split.
-        policy, reference, deterministic: see `play`.
-    Returns: arrays (N, 1); every prompt of the list has weight 1 / N.
-    Raises: ValueError if there is no prompt, or one that the split does not have.
-    """
-    texts = task.prompt_set(split).texts
-    order = np.asarray(prompt_index)
-    if order.ndim != 1 or not order.size or order.dtype.kind not in "iu":
-        raise ValueError(f"prompt_index: {order.dtype} {order.shape} array, allowed are one or more integers")
-    if order.min() < 0 or order.max() >= len(texts):
-        raise ValueError(f"prompt_index: holds {order.min()}..{order.max()}, allowed is 0..{len(texts) - 1}")
-    recorder = _Recorder(task, split, [policy], reference, deterministic)
-    weights = np.full(len(order), 1.0 / len(order))
-    writers = np.zeros(len(order), dtype=np.int64)
-    return _play(recorder, order, seed, (len(order), 1), weights, tuple(texts[i] for i in order), writers)
-
-
-def _play(
-    recorder: _Recorder,
-    order: NDArray[np.int64],
-    seed: int,
-    shape: tuple[int, int],
-    weights: NDArray[np.float64],
-    texts: tuple[str, ...],
-    writers: NDArray[np.int64],
-) -> Episodes:
-    generator = np.random.default_rng([seed, 3])
-    # Looking at a policy must not move a reward that learns, such as a running normalisation.
-    scorer = recorder.task.scorer
-    before, tokens = scorer.state_dict(), scorer.tokens
-    parts = []
-    try:
-        for start in range(0, len(order), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            recorder.run(order[part], generator, writers[part])
-            parts.append((recorder.arrays, recorder.terms))
-        failures = dict(scorer.failures - Counter(before["failures"]))
-    finally:
-        scorer.load_state_dict(before)
-    names = [field.name for field in fields(Episodes) if field.name in parts[0][0]]
-    joined = {name: np.concatenate([part[name] for part, _ in parts]) for name in names}
-    arrays = {name: array.reshape(shape + array.shape[1:]) for name, array in joined.items()}
-    terms = {name: np.concatenate([part[name] for _, part in parts]).reshape(shape) for name in parts[0][1]}
-    answer_tokens = (scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(order)
-    return Episodes(
-        **arrays, terms=terms, weights=weights, prompts=texts, failures=failures, answer_tokens=answer_tokens
-    )
-
-
-class _Recorder:
-    """One batch of episodes and what was seen of them."""
-
-    def __init__(
-        self,
-        task: Task,
-        split: str,
-        policies: Sequence[Any],
-        reference: Reference | None,
-        deterministic: bool,
-    ) -> None:
-        self.task, self._split, self._policies = task, split, policies
-        self._reference, self._deterministic = reference, deterministic
-        self.arrays: dict[str, NDArray[Any]] = {}
-        self.terms: dict[str, NDArray[np.float64]] = {}
-
-    def run(
-        self, prompt_index: NDArray[np.int64], generator: np.random.Generator, writers: NDArray[np.int64]
-    ) -> None:
-        """Plays one episode from each of these prompts, by the policy of that number; starts the records anew."""
-        count = len(prompt_index)
-        env = batch_env(self.task, count, self._split)
-        observation, _ = env.reset(
-            seed=int(generator.integers(2**31)), options={"prompt_index": prompt_index}
+    @cached_property
+    def final(self) -> FinalInfos:
+        """The last infos of every row, collected from the steps in which rows ended."""
+        count = len(self.lengths)
+        found = FinalInfos(
+            np.full(count, "", dtype=object), np.full(count, "", dtype=object), np.full(count, np.nan), {}
         )
-        self._start(count)
-        active, step = np.ones(count, dtype=np.bool_), 0
+        for infos in self.infos:
+            rows = np.flatnonzero(infos["_completion"] & ~self.truncated)
+            found.completions[rows] = infos["completion"][rows]
+            found.finish_reasons[rows] = infos["finish_reason"][rows]
+            if "gold" in infos:
+                found.gold[rows] = infos["gold"][rows]
+            for name, values in infos["reward_terms"].items():
+                if not name.startswith("_"):
+                    found.terms.setdefault(name, np.full(count, np.nan))[rows] = values[rows]
+        return found
+
+
+def check_env(env: object) -> None:
+    """Raise ValueError unless `env` is a vector environment that does not reset by itself."""
+    mode = getattr(env, "metadata", {}).get("autoreset_mode")
+    if not hasattr(env, "num_envs") or mode != AutoresetMode.DISABLED:
+        raise ValueError(
+            f"env={env!r}: allowed is a vector environment with autoreset_mode=DISABLED, to play whole batches "
+            "of episodes; textgym_agents.make_env(id, num_envs) makes one"
+        )
+
+
+def reset_groups(env: TokenVectorEnv, seed: int, group: int = 1) -> tuple[Observation, Infos]:
+    """Start an episode in every row; consecutive rows of a group get the prompt that its first row has drawn.
+
+    Returns: observations and infos, as `TokenVectorEnv.reset`.
+    """
+    observation, infos = env.reset(seed=seed)
+    if group > 1:
+        shared = np.repeat(infos["prompt_index"][::group], group)
+        observation, infos = env.reset(options={"prompt_index": shared})
+    return observation, infos
+
+
+def play_batch(
+    env: TokenVectorEnv,
+    observation: Observation,
+    choose: Callable[[Turn], Ints],
+    *,
+    running: Bools | None = None,
+    at_limit: Callable[[Turn], None] | None = None,
+) -> PlayedBatch:
+    """Step an environment until the episodes in its rows have ended.
+
+    A reward that pays at the end is asked once for the whole batch, unless a wrapper looks at the rewards.
+
+    Args:
+        env: of N rows, in DISABLED mode, wrapped or not; it has been reset, or its states have been set.
+        observation: the one that this returned.
+        choose: returns the next tokens (n,) of the running rows.
+        running: (N,) rows to play, one at least; None for all.
+        at_limit: called with the rows that an outer limit has just stopped, in the states where they stand.
+    """
+    active = np.ones(env.num_envs, dtype=np.bool_) if running is None else running
+    truncated, late = np.zeros(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs)
+    written = np.zeros(env.num_envs, dtype=np.int64)
+    steps: list[tuple[Ints, Ints, Floats]] = []
+    said: list[Infos] = []
+    with scoring_together(env):
         while active.any():
-            masks = env.action_masks()[active] if self.task.mask is not None else None
-            actions = self._act(observation, active, masks, generator, writers)
-            self.arrays["tokens"][active, step] = actions[active]
-            observation, rewards, terminated, truncated, infos = env.step(actions)
-            self.arrays["lengths"] += active
-            # A reward belongs to its row's last action, also where it comes after others have ended.
-            self.arrays["returns"] += self.task.gamma ** (self.arrays["lengths"] - 1) * rewards
-            step += 1
-            self._finish(infos)
-            active &= ~(terminated | truncated)
-        env.close()
-
-    def _start(self, count: int) -> None:
-        self.arrays = {
-            "returns": np.zeros(count),
-            "gold": np.full(count, np.nan),
-            "kl": np.zeros(count) if self._reference is not None else np.full(count, np.nan),
-            "entropy": np.zeros(count),
-            "lengths": np.zeros(count, dtype=np.int64),
-            "stopped": np.zeros(count, dtype=np.bool_),
-            "completions": np.full(count, "", dtype=object),
-            "tokens": np.full((count, self.task.max_new_tokens), -1, dtype=np.int64),
-            "log_probs": np.zeros((count, len(self._policies) if len(self._policies) > 1 else 0)),
-        }
-        self.terms = {}
-
-    def _act(
-        self,
-        observation: dict[str, NDArray[Any]],
-        active: NDArray[np.bool_],
-        masks: NDArray[np.bool_] | None,
-        generator: np.random.Generator,
-        writers: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        asked = [policy.log_probs(observation) for policy in self._policies]
-        uniforms = generator.random(len(active))
-        if asked[0] is None:
-            if len(asked) > 1:
-                raise ValueError(
-                    f"policy={self._policies[0]!r:.80} has no log-probabilities; among several all need them"
-                )
-            self.arrays["kl"][:], self.arrays["entropy"][:] = np.nan, np.nan
-            return np.asarray(self._policies[0].act(observation, deterministic=self._deterministic))
-        rows = np.flatnonzero(active)
-        several = np.stack([restricted(_table(logs, self._policies)[rows], masks) for logs in asked])
-        logs = several[0] if len(several) == 1 else several[writers[rows], np.arange(len(rows))]
-        actions = np.zeros(len(active), dtype=np.int64)
-        if self._deterministic:
-            # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
-            actions[rows] = logs.argmax(1)
-            if self._reference is not None:
-                against = restricted(self._reference.log_probs(observation)[rows], masks)
-                self.arrays["kl"][rows] -= against[np.arange(len(rows)), actions[rows]]
-            return actions
-        probs = np.exp(logs)
-        finite = np.where(probs > 0, logs, 0.0)
-        self.arrays["entropy"][rows] -= np.einsum("nv,nv->n", probs, finite)
-        if self._reference is not None:
-            against = restricted(self._reference.log_probs(observation)[rows], masks)
-            against = np.where(probs > 0, against, 0.0)
-            self.arrays["kl"][rows] += np.einsum("nv,nv->n", probs, finite - against)
-        actions[rows] = _draw(probs, uniforms[rows])
-        if len(several) > 1:
-            self.arrays["log_probs"][rows] += several[:, np.arange(len(rows)), actions[rows]].T
-        return actions
-
-    def _finish(self, infos: dict[str, Any]) -> None:
-        if "completion" not in infos:
-            return
-        rows = np.flatnonzero(infos["_completion"])
-        self.arrays["completions"][rows] = infos["completion"][rows]
-        self.arrays["stopped"][rows] = infos["finish_reason"][rows] == "stop"
-        if "gold" in infos:
-            self.arrays["gold"][rows] = infos["gold"][rows]
-        for name, values in infos["reward_terms"].items():
-            if not name.startswith("_"):
-                self.terms.setdefault(name, np.full(len(self.arrays["returns"]), np.nan))[rows] = values[rows]
+            turn = _turn(env, len(steps), active, observation)
+            tokens = choose(turn)
+            written[turn.rows] = tokens
+            observation, rewards, ended, stopped, infos = env.step(written)
+            steps.append((turn.rows, tokens, rewards[turn.rows]))
+            said += [infos] if "completion" in infos else []
+            late[~active] += rewards[~active]
+            cut = active & stopped & ~ended
+            active = active & ~(ended | stopped)
+            truncated |= cut
+            if at_limit is not None and cut.any():
+                # At once: the environment below the limit may go on writing in these rows.
+                at_limit(_turn(env, len(steps), cut, observation))
+        paid, infos = settle_rest(env)
+    said += [infos] if infos else []
+    # Below an outer limit a row may have gone on: what it was paid then is not the policy's.
+    late = np.where(truncated, 0.0, late + paid)
+    return _joined(steps, late, truncated, observation, tuple(said))
 
 
-def _table(logs: NDArray[np.floating[Any]] | None, policies: Sequence[Any]) -> NDArray[np.floating[Any]]:
-    if logs is None:
-        raise ValueError(f"others={list(policies[1:])!r:.200}: each needs log-probabilities, one has none")
-    return np.asarray(logs)
+def _turn(env: TokenVectorEnv, time: int, running: Bools, observation: Observation) -> Turn:
+    rows, inner = np.flatnonzero(running), env.unwrapped
+    masks = inner.action_masks()[rows] if inner.task.mask is not None else None
+    return Turn(time, running, rows, observation, masks)
 
 
-def _draw(probs: NDArray[np.floating[Any]], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """One index a row by inverting the cumulative distribution; never one of probability 0."""
-    cumulative = np.cumsum(probs, axis=1, dtype=np.float64)
+def _joined(
+    steps: list[tuple[Ints, Ints, Floats]],
+    late: Floats,
+    truncated: Bools,
+    observation: Observation,
+    infos: tuple[Infos, ...],
+) -> PlayedBatch:
+    rows, actions, rewards = (np.concatenate(column) for column in zip(*steps, strict=True))
+    times = np.repeat(np.arange(len(steps)), [len(step[0]) for step in steps])
+    last = np.full(len(late), -1)
+    last[rows] = np.arange(len(rows))  # of places that are named again the last one stays
+    played = last >= 0
+    rewards = rewards.astype(np.float64, copy=False)
+    rewards[last[played]] += late[played]
+    lengths = np.bincount(rows, minlength=len(late))
+    return PlayedBatch(rows, times, actions, rewards, lengths, truncated, observation, infos)
+
+
+def draw(probabilities: LogProbs, uniforms: Floats) -> Ints:
+    """Return one index a row (n,) by inverting the cumulative distribution; never one of probability 0.
+
+    Args:
+        probabilities: (n, V). uniforms: (n,) in [0, 1).
+    """
+    cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
     targets = uniforms * cumulative[:, -1] * (1 - 1e-12)
     return np.asarray((cumulative <= targets[:, None]).sum(1))

@@ -282,7 +282,7 @@ def settings(agent: str, task: str) -> Mapping[str, object]:
         return {"simulations": 16}
     if agent == "alphazero":
         return {"simulations": 16, "batch": 64}
-    if agent in SB3 and family_of(task_id(task)) != "diagnostics":
+    if agent in SB3 and task not in DIAGNOSTICS:
         # An action of these is a point, which stands for a token by itself.
         points = agent in SB3_POINTS
         return {name: value for name, value in _NEAR_REFERENCE.items() if not (points and name == "top_k")}

@@ -16,8 +16,8 @@ from textgym.best_of_n import best_of_n, best_of_n_kl
 from textgym.estimates import RESAMPLES
 from textgym.evaluate import evaluate
 from textgym.optimum import optimality_of, optimum_of
-from textgym.play import play
 from textgym.prompts import prompt_set
+from textgym.sampling import play
 from textgym.solver import UnsolvableError, evaluate_edges, solve
 from textgym.task import make_reference
 

@@ -13,12 +13,12 @@ from lm.zoo import zoo_model
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm.rollout import check_env
 from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from textgym import TokenVectorEnv, load_vocabulary, make_task
 from textgym.lm.backbone import HuggingFaceBackbone
 from textgym.lm.llama import recompute_layers
+from textgym.play import check_env
 
 
 def test_an_update_stops_early_when_the_policy_has_moved_too_far(env, task):

@@ -15,7 +15,7 @@ from textgym.estimates import draw_samples
 from textgym.evaluate import evaluate
 from textgym.lm.reference import restricted
 from textgym.optimum import estimated
-from textgym.play import play_prompts
+from textgym.sampling import play
 from textgym.solver import policy_values, solve
 
 
@@ -90,14 +90,14 @@ def test_evaluation_and_estimated_optimum_agree_with_the_exact_solver(masked):
 
 def test_prompts_can_be_played_in_any_order(masked):
     agent = tiny_agent(masked)
-    episodes = play_prompts(agent, masked, np.array([1, 0, 1, 1]), split="train", seed=3)
+    episodes = play(agent, masked, prompt_index=np.array([1, 0, 1, 1]), per_prompt=1, split="train", seed=3)
     assert episodes.prompts == ("c", "a b", "c", "c")
     assert episodes.returns.shape == (4, 1)
-    again = play_prompts(agent, masked, np.array([1, 0, 1, 1]), split="train", seed=3)
+    again = play(agent, masked, prompt_index=np.array([1, 0, 1, 1]), per_prompt=1, split="train", seed=3)
     assert (episodes.completions == again.completions).all()
     for wrong in ([], [2], [-1], [0.5]):
         with pytest.raises(ValueError, match="prompt_index"):
-            play_prompts(agent, masked, np.array(wrong), split="train")
+            play(agent, masked, prompt_index=np.array(wrong), split="train")
 
 
 def test_restricting_renormalises_and_survives_a_policy_that_forbids_all():

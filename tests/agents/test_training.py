@@ -16,7 +16,7 @@ from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import evaluation_row, kept_optimum, spread
 
-from textgym.evaluate import Estimate
+from textgym.estimates import Estimate
 from textgym.files import read_json, read_lines
 from textgym.interrupts import TrainingInterrupted, first_interrupt
 

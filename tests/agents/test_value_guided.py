@@ -13,7 +13,7 @@ from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfi
 from textgym_agents.lm.critic import critic_of
 
 from textgym import TokenEnv
-from textgym.play import play
+from textgym.sampling import play
 from textgym.solver import policy_values, solve
 
 EVERY = {"k": 4, "prior": "reference"}

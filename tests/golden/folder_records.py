@@ -93,7 +93,7 @@ KINDS: Mapping[str, Kind] = {
     "rankings.jsonl": Kind(
         "preferences Helpful-v0 --env max_new_tokens=12 --n 6 --candidates 3 --format rankings --keep-ties"
     ),
-    "dialogues.jsonl": Kind("preferences Helpful-v0 --env max_new_tokens=12 --n 6 --format hh"),
+    "dialogues.jsonl": Kind("preferences Helpful-v0 --env max_new_tokens=12 --n 6 --format transcripts"),
     "sft": Kind(f"sft --data pairs.jsonl --eval-every 2 {_FIT}", ("pairs.jsonl",)),
     "reward-model": Kind(f"reward-model --data pairs.jsonl --members 2 {_FIT}", ("pairs.jsonl",)),
     "rlhf": Kind(f"rlhf Helpful-v0 {_RLHF} --per-prompt 2 --optimum-per-prompt 2 {_PPO}", slow=True),

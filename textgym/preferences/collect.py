@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from textgym.checks import MOST_ROWS, Ints, shown
-from textgym.play import Policy, play_prompts
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
+from textgym.sampling import Policy, play
 from textgym.task import Task
 
 
@@ -154,7 +154,8 @@ def _draw(
         owners = np.repeat(np.arange(len(drawn)), missing)
         if not owners.size:
             break
-        played = play_prompts(policy, task, drawn[owners], split=split, seed=int(generator.integers(2**31)))
+        own_seed = int(generator.integers(2**31))
+        played = play(policy, task, split=split, prompt_index=drawn[owners], per_prompt=1, seed=own_seed)
         failures.update(played.failures if gold is None else {})
         scores = played.returns if task.gold is None else played.gold
         for i, owner in enumerate(owners):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
@@ -212,6 +214,20 @@ class Scorer:
                     TextGymWarning,
                     stacklevel=4,
                 )
+
+
+@contextmanager
+def scorers_restored(*scorers: Scorer | None) -> Iterator[None]:
+    """Put counts and running statistics of scorers back when the block is left, however it is left.
+
+    So looking at a policy does not move a reward that learns, such as a running normalisation.
+    """
+    before = [(scorer, copy.deepcopy(scorer.state_dict())) for scorer in scorers if scorer is not None]
+    try:
+        yield
+    finally:
+        for scorer, state in before:
+            scorer.load_state_dict(state)
 
 
 def _sum(arrays: list[Floats]) -> Floats:

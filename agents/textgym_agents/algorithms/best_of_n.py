@@ -1,25 +1,28 @@
-"""Best-of-n: answers with the best of n completions of the reference, by the task's own reward; learns nothing."""
+"""Best-of-n: answer with the best of n completions of the reference, by the task's own reward, without learning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
-from textgym.estimates import RESAMPLES, Floats, expected_returns
+from textgym.checks import Floats, Ints
+from textgym.estimates import RESAMPLES, expected_returns
 from textgym.lm.reference import restricted
-from textgym.play import play
+from textgym.play import Turn, play_batch
+from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task, make_reference
-from textgym.vector import batch_env
+from textgym.vector import TokenVectorEnv, batch_env
 from textgym_agents.algorithms.fixed import read_settings, write_settings
 from textgym_agents.config import at_least_one, require
 from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.tabular.policies import draw
 
 _ROWS_AT_ONCE = 512
 _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
@@ -52,18 +55,18 @@ class _Plan:
     shown: int
 
     def leads_to(self, state: Tokens) -> bool:
-        """Whether a row stands where this plan has brought it."""
+        """Return whether a row stands where this plan has brought it."""
         return len(state) == self.shown and state == self.tokens[: self.shown]
 
     def next(self) -> int:
-        """The token to write; behind the end, where nobody reads it, the last one."""
+        """Return the token to write; behind the end, where it is ignored, the last one."""
         token = self.tokens[min(self.shown, len(self.tokens) - 1)]
         self.shown = min(self.shown + 1, len(self.tokens))
         return token
 
 
 class BestOfN:
-    """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
+    """A policy over whole answers. In a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
     It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
@@ -80,7 +83,7 @@ class BestOfN:
     name = "best-of-n"
     learns = False
 
-    def __init__(self, task: Any, config: BestOfNConfig | None = None) -> None:
+    def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:
         self.task = task
         self.config = config or BestOfNConfig()
         self._reference = make_reference(task)
@@ -89,7 +92,7 @@ class BestOfN:
         self._finder = StateFinder(task)
 
     def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...]:
-        """The exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
+        """Return the exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
 
         Args:
             log_reference: per edge, nats: of the reference that this agent samples.
@@ -98,7 +101,7 @@ class BestOfN:
         return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
 
     def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats]:
-        """KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
+        """Return the KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
 
         Samples are 8 n to each prompt, and 4,096 in all at least, 1,024 where the reward is noisy.
 
@@ -120,11 +123,11 @@ class BestOfN:
         deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
         return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Does nothing: there is nothing to learn."""
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Do nothing: there is nothing to learn."""
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
-        """See `Agent.act`. `deterministic` changes nothing: nobody knows its likeliest answer."""
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
+        """See `Agent.act`. `deterministic` changes nothing: the likeliest answer is not known."""
         states = token_rows(observation)
         if len(self._plans) != len(states):
             self._plans = [_Plan((), -1) for _ in states]
@@ -137,19 +140,19 @@ class BestOfN:
         return np.array([plan.next() for plan in self._plans])
 
     def log_probs(self, observation: Observation) -> None:
-        """None: see `Agent.log_probs`."""
+        """Return None: see `Agent.log_probs`."""
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
         write_settings(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
 
     def _best(self, states: list[Tokens]) -> list[Tokens]:
-        """The best of n continuations of each of these states, as whole sequences."""
+        """Return the best of n continuations of each of these states, as whole sequences."""
         found = [self._finder.find(tokens) for tokens in states]
         result: list[Tokens] = [()] * len(states)
         for split in sorted({split for split, _ in found}):
@@ -162,8 +165,8 @@ class BestOfN:
                 result[row] = ends[place * self.config.n + int(best[place])]
         return result
 
-    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], NDArray[np.float64]]:
-        """One continuation of each state by the reference. Returns: whole sequences and their returns (N,)."""
+    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], Floats]:
+        """Continue each state by the reference. Returns: whole sequences and their returns (N,)."""
         task = self.task
         env = batch_env(task, len(starts), split)
         if task.noisy:
@@ -172,20 +175,11 @@ class BestOfN:
                 TokenState(start.prompt, start.completion, episode_seed=seed)
                 for start, seed in zip(starts, seeds, strict=True)
             ]
-        observation = env.set_states(starts)
-        returns, times = np.zeros(len(starts)), np.full(len(starts), -1)
-        active = np.ones(len(starts), dtype=np.bool_)
-        actions = np.zeros(len(starts), dtype=np.int64)
-        # Trying answers out must not move a reward that learns, such as a running normalisation.
-        before = task.scorer.state_dict()
-        while active.any():
-            masks = env.action_masks()[active] if task.mask is not None else None
-            logs = restricted(np.asarray(self._reference.log_probs(observation))[active], masks)
-            # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-            actions[active] = (logs + self._generator.gumbel(size=logs.shape)).argmax(1)
-            observation, rewards, terminated, truncated, _ = env.step(actions)
-            times += active
-            returns += task.gamma**times * rewards  # of each row's last action
-            active &= ~(terminated | truncated)
-        task.scorer.load_state_dict(before)
-        return [state.tokens for state in env.get_states()], returns
+
+        def choose(turn: Turn) -> Ints:
+            logs = np.asarray(self._reference.log_probs(turn.observation))[turn.rows]
+            return draw(restricted(logs, turn.masks), self._generator)
+
+        with scorers_restored(task.scorer):
+            played = play_batch(env, env.set_states(starts), choose)
+        return [state.tokens for state in env.get_states()], played.returns(task.gamma)

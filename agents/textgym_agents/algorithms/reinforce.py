@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.play import check_env
 from textgym_agents.algorithms.rloo import check_sequence_kl
 from textgym_agents.config import OnPolicyConfig, not_negative, only_with, require
 from textgym_agents.lm.losses import score_function_loss
 from textgym_agents.lm.on_policy import OnPolicyAgent
-from textgym_agents.lm.rollout import Rollout, check_env
+from textgym_agents.lm.rollout import Rollout
 from textgym_agents.lm.targets import (
     Targets,
     action_returns,

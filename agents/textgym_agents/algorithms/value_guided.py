@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from textgym import TokenVectorEnv
 from textgym.files import replace_folder, write_json
 from textgym.lm.reference import restricted
+from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import at_least_one, require
@@ -155,12 +156,10 @@ class ValueGuided:
     def _action_values(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:
         """Q(s, a) = gamma^t r(s, a) + V(s + a) of n moves (n,), reward units at time 0."""
         parts = []
-        # Trying tokens out must not move a reward that learns, such as a running normalisation.
-        before = self.task.scorer.state_dict()
-        for start in range(0, len(states), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            parts.append(self._look_ahead(states[part], tokens[part], split))
-        self.task.scorer.load_state_dict(before)
+        with scorers_restored(self.task.scorer):
+            for start in range(0, len(states), _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                parts.append(self._look_ahead(states[part], tokens[part], split))
         return np.concatenate(parts)
 
     def _look_ahead(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:

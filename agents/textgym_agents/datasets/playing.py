@@ -1,18 +1,21 @@
-"""Plays an agent and keeps all of its episodes: observations, tokens, rewards, log-probabilities and infos."""
+"""Play an agent and keep all of its episodes: observations, tokens, rewards, log-probabilities and infos."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference, restricted
+from textgym.play import PlayedBatch, Turn, draw, play_batch, reset_groups
+from textgym.rewards.scorer import scorers_restored
+from textgym.task import Task
 from textgym.vector import batch_env
 from textgym_agents.algorithms.fixed import reference_of
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Agent, Observation
 
 _ROWS_AT_ONCE = 256
 _BYTES_AT_ONCE = 2**28  # of observations that are held until their episodes have ended
@@ -34,12 +37,12 @@ class RecordedEpisode:
         episode_seed: of the noise of the reward; None in tasks without.
     """
 
-    input_ids: NDArray[np.int64]
+    input_ids: Ints
     attention_mask: NDArray[np.int8]
-    actions: NDArray[np.int64]
-    rewards: NDArray[np.float64]
-    log_probs: NDArray[np.float64]
-    reference_log_probs: NDArray[np.float64]
+    actions: Ints
+    rewards: Floats
+    log_probs: Floats
+    reference_log_probs: Floats
     prompt: str
     prompt_index: int
     completion: str
@@ -50,8 +53,8 @@ class RecordedEpisode:
 
 
 def play_episodes(
-    agent: Any,
-    task: Any,
+    agent: Agent,
+    task: Task,
     episodes: int,
     *,
     split: str = "train",
@@ -59,13 +62,13 @@ def play_episodes(
     seed: int = 0,
     deterministic: bool = False,
 ) -> Iterator[RecordedEpisode]:
-    """Episodes of an agent. The same seed gives the same ones, if its `log_probs` are not None.
+    """Play episodes of an agent. The same seed gives the same ones, if its `log_probs` are not None.
 
     Tokens are drawn here, from the agent's log-probabilities over what the task's grammar allows; an agent without any
     is asked to act. A reward that learns, such as a running normalisation, is put back to where it was.
 
     Args:
-        agent: has `log_probs` and `act`. task: what `env.unwrapped.task` holds.
+        agent: has `log_probs` and `act`.
         episodes: how many. split: of the prompts, which are drawn by their weights.
         per_prompt: consecutive episodes that answer the same prompt; divides `episodes`.
         seed: of prompts and tokens.
@@ -77,142 +80,81 @@ def play_episodes(
             raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
     if episodes % per_prompt:
         raise ValueError(f"episodes={episodes}: allowed are multiples of per_prompt={per_prompt}")
-    return _play(_Player(agent, task, split, per_prompt, deterministic), episodes, seed)
+    return _batches(agent, task, episodes, split, per_prompt, seed, deterministic)
 
 
-def _play(player: _Player, episodes: int, seed: int) -> Iterator[RecordedEpisode]:
-    generator = np.random.default_rng([seed, 8])
-    scorer = player.task.scorer
-    at_once = player.rows_at_once()
+def _batches(
+    agent: Agent, task: Task, episodes: int, split: str, per_prompt: int, seed: int, deterministic: bool
+) -> Iterator[RecordedEpisode]:
+    generator, reference = np.random.default_rng([seed, 8]), reference_of(agent, task)
+    budget = task.max_new_tokens
+    episode_bytes = 9 * (task.max_prompt_tokens + budget) * (budget + 1)
+    at_once = max(min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // episode_bytes) // per_prompt, 1) * per_prompt
     for start in range(0, episodes, at_once):
-        before = scorer.state_dict()
-        played = player.run(min(at_once, episodes - start), generator)
-        scorer.load_state_dict(before)
-        yield from played
-
-
-@dataclass
-class _Trace:
-    """What was seen of the rows of a batch, step by step."""
-
-    observations: list[Observation] = field(default_factory=list)
-    actions: list[NDArray[np.int64]] = field(default_factory=list)
-    rewards: list[NDArray[np.float64]] = field(default_factory=list)
-    log_probs: list[NDArray[np.float64]] = field(default_factory=list)
-    reference: list[NDArray[np.float64]] = field(default_factory=list)
-
-
-class _Player:
-    def __init__(self, agent: Any, task: Any, split: str, per_prompt: int, deterministic: bool) -> None:
-        self.task, self._agent, self._split = task, agent, split
-        self._per_prompt, self._deterministic = per_prompt, deterministic
-        self._reference: Reference = reference_of(agent, task)
-
-    def rows_at_once(self) -> int:
-        """Episodes of a batch: whole groups, and as few as memory asks for."""
-        budget = int(self.task.max_new_tokens)
-        episode = 9 * (int(self.task.max_prompt_tokens) + budget) * (budget + 1)  # bytes
-        rows = min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // episode)
-        return max(rows // self._per_prompt, 1) * self._per_prompt
-
-    def run(self, count: int, generator: np.random.Generator) -> list[RecordedEpisode]:
-        """One batch of episodes."""
-        env = batch_env(self.task, count, self._split)
-        observation, start = env.reset(seed=int(generator.integers(2**31)))
-        if self._per_prompt > 1:
-            shared = np.repeat(start["prompt_index"][:: self._per_prompt], self._per_prompt)
-            observation, start = env.reset(options={"prompt_index": shared})
-        seeds = [state.episode_seed for state in env.get_states()]
-        trace = _Trace([observation])
-        said: list[dict[str, Any]] = [{}] * count
-        lengths, late = np.zeros(count, dtype=np.int64), np.zeros(count)
-        active = np.ones(count, dtype=np.bool_)
-        while active.any():
-            masks = env.action_masks()[active] if self.task.mask is not None else None
-            actions = self._choose(observation, active, masks, generator.random(count), trace)
-            observation, rewards, terminated, truncated, infos = env.step(actions)
-            trace.observations.append(observation)
-            trace.rewards.append(np.asarray(rewards, dtype=np.float64))
-            lengths += active
-            late[~active] += rewards[~active]
-            for row in np.flatnonzero(infos.get("_completion", ())).tolist():
-                said[row] = _said(infos, row)
-            active &= ~(terminated | truncated)
+        recorder = _Recorder(agent, reference, deterministic, generator)
+        env = batch_env(task, min(at_once, episodes - start), split)
+        with scorers_restored(task.scorer):
+            observation, infos = reset_groups(env, int(generator.integers(2**31)), per_prompt)
+            seeds = [state.episode_seed for state in env.get_states()]
+            played = play_batch(env, observation, recorder.choose)
         env.close()
-        opened = [(start["prompt"][row], int(start["prompt_index"][row])) for row in range(count)]
-        for row in np.flatnonzero(late).tolist():
-            trace.rewards[lengths[row] - 1][row] += late[row]  # of its last action
-        return [
-            _episode(trace, row, int(lengths[row]), said[row], *opened[row], seeds[row])
-            for row in range(count)
-        ]
+        prompts = list(zip(infos["prompt"], infos["prompt_index"].tolist(), seeds, strict=True))
+        yield from recorder.episodes(played, prompts, gold=task.gold is not None)
 
-    def _choose(
-        self,
-        observation: Observation,
-        active: NDArray[np.bool_],
-        masks: NDArray[np.bool_] | None,
-        uniforms: NDArray[np.float64],
-        trace: _Trace,
-    ) -> NDArray[np.int64]:
-        """The next token of every row; says in `trace` how likely it was."""
-        rows, count = np.flatnonzero(active), len(active)
-        actions = np.zeros(count, dtype=np.int64)
-        own, reference = np.full(count, np.nan), np.full(count, np.nan)
-        log_probs = self._agent.log_probs(observation)
+
+class _Recorder:
+    """Choose the tokens of a batch, and keep what was seen and how likely they were, step by step."""
+
+    def __init__(
+        self, agent: Agent, reference: Reference, deterministic: bool, generator: np.random.Generator
+    ) -> None:
+        self._agent, self._reference = agent, reference
+        self._deterministic, self._generator = deterministic, generator
+        self._observations: list[Observation] = []
+        self._log_probs: list[Floats] = []
+        self._reference_log_probs: list[Floats] = []
+
+    def choose(self, turn: Turn) -> Ints:
+        """Return the next tokens of the running rows."""
+        uniforms, each = self._generator.random(len(turn.running)), np.arange(len(turn.rows))
+        log_probs = self._agent.log_probs(turn.observation)
+        own = np.full(len(turn.rows), np.nan)
         if log_probs is None:
-            chosen = np.asarray(self._agent.act(observation, deterministic=self._deterministic))
-            actions[rows] = chosen[rows]
+            acted = self._agent.act(turn.observation, deterministic=self._deterministic)
+            tokens = np.asarray(acted)[turn.rows]
+        elif self._deterministic:
+            tokens = restricted(np.asarray(log_probs)[turn.rows], turn.masks).argmax(1)
+            own[:] = 0.0
         else:
-            logs = restricted(np.asarray(log_probs)[rows], masks)
-            actions[rows] = logs.argmax(1) if self._deterministic else _draw(logs, uniforms[rows])
-            own[rows] = 0.0 if self._deterministic else logs[np.arange(len(rows)), actions[rows]]
-        against = restricted(np.asarray(self._reference.log_probs(observation))[rows], masks)
-        reference[rows] = against[np.arange(len(rows)), actions[rows]]
-        trace.actions.append(actions)
-        trace.log_probs.append(own)
-        trace.reference.append(reference)
-        return actions
+            logs = restricted(np.asarray(log_probs)[turn.rows], turn.masks)
+            tokens = draw(np.exp(logs.astype(np.float64)), uniforms[turn.rows])
+            own[:] = logs[each, tokens]
+        base = restricted(np.asarray(self._reference.log_probs(turn.observation))[turn.rows], turn.masks)
+        self._observations.append(turn.observation)
+        self._log_probs.append(own)
+        self._reference_log_probs.append(base[each, tokens].astype(np.float64))
+        return tokens
 
-
-def _draw(log_probs: NDArray[np.floating[Any]], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """One index a row by inverting the cumulative distribution; never one of probability 0."""
-    cumulative = np.cumsum(np.exp(log_probs.astype(np.float64)), axis=1)
-    targets = uniforms * cumulative[:, -1] * (1 - 1e-12)
-    return np.asarray((cumulative <= targets[:, None]).sum(1))
-
-
-def _said(infos: dict[str, Any], row: int) -> dict[str, Any]:
-    """What the infos of a vector environment say about the end of one row."""
-    terms = infos["reward_terms"]
-    return {
-        "completion": str(infos["completion"][row]),
-        "finish_reason": str(infos["finish_reason"][row]),
-        "reward_terms": {
-            name: float(values[row]) for name, values in terms.items() if not name.startswith("_")
-        },
-        "gold": float(infos["gold"][row]) if "gold" in infos else None,
-    }
-
-
-def _episode(
-    trace: _Trace, row: int, length: int, said: dict[str, Any], prompt: str, index: int, seed: int | None
-) -> RecordedEpisode:
-    """One row of a trace, up to its end."""
-
-    def of(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-        return np.array([array[row] for array in arrays[:length]])
-
-    seen = trace.observations[: length + 1]
-    return RecordedEpisode(
-        np.stack([observation["input_ids"][row] for observation in seen]),
-        np.stack([observation["attention_mask"][row] for observation in seen]),
-        of(trace.actions),
-        of(trace.rewards),
-        of(trace.log_probs),
-        of(trace.reference),
-        prompt,
-        index,
-        episode_seed=seed,
-        **said,
-    )
+    def episodes(
+        self, played: PlayedBatch, prompts: list[tuple[str, int, int | None]], gold: bool
+    ) -> Iterator[RecordedEpisode]:
+        """Yield the rows of a batch; `prompts` has text, index and seed of each, `gold` says whether there is any."""
+        seen, final = [*self._observations, played.observation], played.final
+        log_probs, reference = np.concatenate(self._log_probs), np.concatenate(self._reference_log_probs)
+        for row, (prompt, index, seed) in enumerate(prompts):
+            own = np.flatnonzero(played.rows == row)
+            yield RecordedEpisode(
+                input_ids=np.stack([each["input_ids"][row] for each in seen[: len(own) + 1]]),
+                attention_mask=np.stack([each["attention_mask"][row] for each in seen[: len(own) + 1]]),
+                actions=played.actions[own],
+                rewards=played.rewards[own],
+                log_probs=log_probs[own],
+                reference_log_probs=reference[own],
+                prompt=prompt,
+                prompt_index=index,
+                completion=str(final.completions[row]),
+                finish_reason=str(final.finish_reasons[row]),
+                reward_terms={name: float(values[row]) for name, values in final.terms.items()},
+                gold=float(final.gold[row]) if gold else None,
+                episode_seed=seed,
+            )

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from textgym.lm.causal import check_adapter, check_positions, choose_device
 from textgym.lm.llama import recomputes
 from textgym.lm.reference import Reference
+from textgym.play import check_env
 from textgym.task import has_language_model
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import read_checkpoint, write_checkpoint
 from textgym_agents.lm.policy import LMPolicy, draw
-from textgym_agents.lm.rollout import check_env
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Callback, Metrics, Observation
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.play import check_env
 from textgym.preferences import Demonstration
 from textgym.rewards import TextGymWarning
 from textgym_agents.config import KL, LMConfig, at_least_one, require
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.rollout import check_env
 from textgym_agents.lm.sequences import Sequences, encode_texts
 from textgym_agents.protocol import Callback, Metrics
 

@@ -11,18 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.play import check_env
 from textgym_agents.config import ActorCriticConfig, OnPolicyConfig
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.losses import Aggregation, clipped_value_loss, kl_estimate, loss_total
 from textgym_agents.lm.policy import statistics
-from textgym_agents.lm.rollout import (
-    MicroBatch,
-    Rollout,
-    check_env,
-    collect,
-    micro_batches,
-    score_reference,
-)
+from textgym_agents.lm.rollout import MicroBatch, Rollout, collect, micro_batches, score_reference
 from textgym_agents.lm.targets import Targets, make_targets, scores, token_kl
 from textgym_agents.protocol import Callback, Metrics
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.vector import scoring_together, settle_rest
+from textgym.checks import Bools, Ints
+from textgym.play import PlayedBatch, Turn, play_batch, reset_groups
+from textgym.vector import TokenVectorEnv
 from textgym_agents.lm.policy import LMPolicy, sample
 
 
@@ -53,31 +53,9 @@ class Rollout:
     bootstrap_kl: NDArray[np.float64] | None = None
 
 
-@dataclass
-class _Step:
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    tokens: Tensor
-    log_probs: Tensor
-    values: Tensor
-    everything: Tensor | None
-    rewards: NDArray[np.float64]
-    masks: Tensor | None
-
-
-def check_env(env: Any) -> None:
-    """Raises ValueError unless `env` is a vector environment that does not reset by itself."""
-    mode = getattr(env, "metadata", {}).get("autoreset_mode")
-    if not hasattr(env, "num_envs") or mode != AutoresetMode.DISABLED:
-        raise ValueError(
-            f"env={env!r}: LM agents collect whole batches of answers and need a vector environment with "
-            "autoreset_mode=DISABLED; textgym_agents.make_env(id, num_envs) makes one"
-        )
-
-
 @torch.no_grad()
 def collect(
-    env: Any,
+    env: TokenVectorEnv,
     policy: LMPolicy,
     seed: int,
     stop_ids: tuple[int, ...],
@@ -85,7 +63,7 @@ def collect(
     group: int = 1,
     reference: LMPolicy | None = None,
 ) -> Rollout:
-    """Plays one episode in every sub-environment.
+    """Play one episode in every sub-environment.
 
     Args:
         env: vector environment in DISABLED mode, B sub-environments.
@@ -97,129 +75,86 @@ def collect(
         reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
     """
     policy.forget()
-    with scoring_together(env):
-        rollout = _play(env, policy, seed, stop_ids, keep_all, group, reference)
+    observation, _ = reset_groups(env, seed, group)
+    sampler = _Sampler(policy, reference, keep_all, seed, env.num_envs)
+    played = play_batch(env, observation, sampler.choose, at_limit=sampler.bootstrap_from)
     policy.forget()
-    return rollout
+    return sampler.rollout(played, stop_ids)
 
 
-def _play(
-    env: Any,
-    policy: LMPolicy,
-    seed: int,
-    stop_ids: tuple[int, ...],
-    keep_all: bool,
-    group: int,
-    reference: LMPolicy | None,
-) -> Rollout:
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
-    observation = _reset(env, seed, group)
-    count = env.num_envs
-    masked = getattr(env.unwrapped.task, "mask", None) is not None
-    active = np.ones(count, dtype=np.bool_)
-    truncated_rows = np.zeros(count, dtype=np.bool_)
-    bootstrap, bootstrap_kl, late = np.zeros(count), np.zeros(count), np.zeros(count)
-    actions = np.zeros(count, dtype=np.int64)
-    steps: list[_Step] = []
+class _Sampler:
+    """Sample the tokens of a batch, and keep what the policy said of its states, step by step."""
 
-    def legal(rows: NDArray[np.int64]) -> Tensor | None:
-        return torch.tensor(env.unwrapped.action_masks()[rows], device=policy.device) if masked else None
+    def __init__(
+        self, policy: LMPolicy, reference: LMPolicy | None, keep_all: bool, seed: int, count: int
+    ) -> None:
+        self._policy, self._reference, self._keep_all = policy, reference, keep_all
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
+        self._columns: list[Ints] = []
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, their log-probabilities, values
+        self._all_log_probs: list[Tensor] = []
+        self._masks: list[Tensor] = []
+        self._bootstrap = np.zeros(count)
+        self._bootstrap_kl = None if reference is None else np.zeros(count)
 
-    while active.any():
-        rows = np.flatnonzero(active)
-        masks = legal(rows)
-        log_probs, values = policy.advance(observation, active, masks)
+    def choose(self, turn: Turn) -> Ints:
+        """Return the next tokens (n,) of the running rows."""
+        masks = self._tensor(turn.masks)
+        log_probs, values = self._policy.advance(turn.observation, turn.running, masks)
         # Every row has its own number each step, so that no row depends on when others end.
-        uniforms = torch.tensor(generator.random(count, dtype=np.float32)[rows], device=policy.device)
-        tokens = sample(log_probs, uniforms)
-        actions[rows] = tokens.cpu().numpy()
-        columns = np.count_nonzero(observation["attention_mask"][rows], axis=1) - 1
-        taken = log_probs.gather(1, tokens[:, None]).squeeze(1)
-        observation, rewards, terminated, truncated, _ = env.step(actions)
-        steps.append(
-            _Step(
-                rows,
-                columns,
-                tokens,
-                taken,
-                values,
-                log_probs if keep_all else None,
-                rewards[rows].astype(np.float64),
-                masks,
-            )
+        uniforms = self._generator.random(len(turn.running), dtype=np.float32)[turn.rows]
+        tokens = sample(log_probs, torch.tensor(uniforms, device=self._policy.device))
+        self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
+        self._kept.append((tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values))
+        if self._keep_all:
+            self._all_log_probs.append(log_probs)
+        if masks is not None:
+            self._masks.append(masks)
+        return np.asarray(tokens.cpu().numpy())
+
+    def bootstrap_from(self, turn: Turn) -> None:
+        """Keep V, and the KL to the reference, of the states in which an outer limit stopped the rows of a turn."""
+        masks = self._tensor(turn.masks)
+        own, values = self._policy.advance(turn.observation, turn.running, masks)
+        self._bootstrap[turn.rows] = values.cpu().numpy()
+        if self._reference is not None and self._bootstrap_kl is not None:
+            base, _ = self._reference.advance(turn.observation, turn.running, masks)
+            self._bootstrap_kl[turn.rows] = torch.linalg.vecdot(own.exp(), own - base).cpu().numpy()
+            self._reference.forget()
+
+    def rollout(self, played: PlayedBatch, stop_ids: tuple[int, ...]) -> Rollout:
+        """Return what was played and kept, row by row."""
+        device = self._policy.device
+        order = np.lexsort((played.times, played.rows))
+        index = torch.tensor(order, device=device)
+        actions, log_probs, values = (torch.cat(column)[index] for column in zip(*self._kept, strict=True))
+        columns = np.concatenate(self._columns)[order]
+        last = np.cumsum(played.lengths) - 1
+        return Rollout(
+            input_ids=torch.tensor(played.observation["input_ids"][:, : columns.max() + 2], device=device),
+            rows=played.rows[order],
+            columns=columns,
+            steps=played.times[order],
+            actions=actions,
+            log_probs=log_probs,
+            values=values,
+            all_log_probs=torch.cat(self._all_log_probs)[index] if self._all_log_probs else None,
+            rewards=played.rewards[order],
+            lengths=played.lengths,
+            bootstrap=self._bootstrap,
+            truncated=played.truncated,
+            stopped=np.isin(played.actions[order][last], stop_ids),
+            masks=torch.cat(self._masks)[index] if self._masks else None,
+            bootstrap_kl=self._bootstrap_kl,
         )
-        late[~active] += rewards[~active]
-        cut = active & truncated & ~terminated
-        if cut.any():
-            # At once: the environment below the time limit may go on writing in this row.
-            masks = legal(np.flatnonzero(cut))
-            own, values = policy.advance(observation, cut, masks)
-            bootstrap[cut] = values.cpu().numpy()
-            if reference is not None:
-                base, _ = reference.advance(observation, cut, masks)
-                bootstrap_kl[cut] = torch.linalg.vecdot(own.exp(), own - base).cpu().numpy()
-                reference.forget()
-        truncated_rows |= cut
-        active &= ~(terminated | truncated)
-    late += settle_rest(env)[0]
-    behind = bootstrap, None if reference is None else bootstrap_kl
-    return _assemble(observation["input_ids"], steps, late, behind, truncated_rows, stop_ids, policy.device)
 
-
-def _reset(env: Any, seed: int, group: int) -> dict[str, NDArray[Any]]:
-    """Starts an episode everywhere; in groups, the first prompt drawn in each group is everybody's."""
-    observation, infos = env.reset(seed=seed)
-    if group > 1:
-        shared = np.repeat(infos["prompt_index"][::group], group)
-        observation, _ = env.reset(options={"prompt_index": shared})
-    first: dict[str, NDArray[Any]] = observation
-    return first
-
-
-def _assemble(
-    ids: NDArray[np.int64],
-    steps: list[_Step],
-    late: NDArray[np.float64],
-    behind: tuple[NDArray[np.float64], NDArray[np.float64] | None],
-    truncated: NDArray[np.bool_],
-    stop_ids: tuple[int, ...],
-    device: torch.device,
-) -> Rollout:
-    rows = np.concatenate([step.rows for step in steps])
-    times = np.repeat(np.arange(len(steps)), [len(step.rows) for step in steps])
-    order = np.lexsort((times, rows))
-    index = torch.tensor(order, device=device)
-    rows, columns = rows[order], np.concatenate([step.columns for step in steps])[order]
-    everything = [step.everything for step in steps if step.everything is not None]
-    masks = [step.masks for step in steps if step.masks is not None]
-    lengths = np.bincount(rows, minlength=len(ids))
-    width = int(columns.max()) + 2
-    last = np.cumsum(lengths) - 1
-    actions = torch.cat([step.tokens for step in steps])[index]
-    rewards = np.concatenate([step.rewards for step in steps])[order]
-    rewards[last] += late  # what a row was paid after its end belongs to its last action
-    return Rollout(
-        input_ids=torch.tensor(ids[:, :width], device=device),
-        rows=rows,
-        columns=columns,
-        steps=times[order],
-        actions=actions,
-        log_probs=torch.cat([step.log_probs for step in steps])[index],
-        values=torch.cat([step.values for step in steps])[index],
-        all_log_probs=torch.cat(everything)[index] if everything else None,
-        rewards=rewards,
-        lengths=lengths,
-        bootstrap=behind[0],
-        truncated=truncated,
-        stopped=np.isin(actions.cpu().numpy()[last], stop_ids),
-        masks=torch.cat(masks)[index] if masks else None,
-        bootstrap_kl=behind[1],
-    )
+    def _tensor(self, masks: Bools | None) -> Tensor | None:
+        return None if masks is None else torch.tensor(masks, device=self._policy.device)
 
 
 @torch.no_grad()
 def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, everything: bool) -> Tensor:
-    """Log-probabilities of the reference in every state: (N, V) if `everything`, else (N,) those of the actions."""
+    """Return the reference's log-probabilities in every state: (N, V) if `everything`, else (N,) of the actions."""
     parts = []
     for chunk in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
         masks = None if rollout.masks is None else rollout.masks[chunk.states]
@@ -251,7 +186,7 @@ class MicroBatch:
 def micro_batches(
     rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True
 ) -> list[MicroBatch]:
-    """Cuts rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
+    """Cut rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
     ends = np.cumsum(rollout.lengths)
     starts = ends - rollout.lengths
     if by_length:

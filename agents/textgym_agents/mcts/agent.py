@@ -9,18 +9,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from textgym import TokenVectorEnv
+from textgym.checks import Floats, Ints
 from textgym.files import replace_folder, write_json
+from textgym.play import Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
+from textgym.task import Task
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.forest import Floats
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.saving import count, head_of, read_saved
-from textgym_agents.tabular.episodes import check_env
 from textgym_agents.tabular.policies import draw
 
 _COUNTERS = ("iteration", "episodes")
@@ -106,7 +106,7 @@ class MCTS:
     critic: ClassVar[bool] = False
     """Its values come from looking ahead: they are not learned."""
 
-    def __init__(self, task: Any, config: MCTSConfig | None = None, guide: Any = None) -> None:
+    def __init__(self, task: Task, config: MCTSConfig | None = None, guide: Any = None) -> None:
         self.task, self.config = task, config or self.config_type()
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
         if self.config.backup == "soft" and not self.beta:
@@ -119,8 +119,8 @@ class MCTS:
 
     # Learning
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Plays at least `episodes` more episodes, and keeps the tree that it searched for them.
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Play at least `episodes` more episodes, and keep the tree that was searched for them.
 
         Args:
             env: vector environment in DISABLED mode on the agent's task.
@@ -137,28 +137,22 @@ class MCTS:
             if callback is not None and callback(metrics):
                 return
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
+
+        def choose(turn: Turn) -> Ints:
+            return draw(self.planner.plan(turn.seen(), turn.masks, anew=True)[0], generator)
+
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
-        active, discount = np.ones(env.num_envs, dtype=np.bool_), 1.0
-        returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs)
-        actions = np.zeros(env.num_envs, dtype=np.int64)
-        while active.any():
-            seen = {name: array[active] for name, array in observation.items()}
-            masks = env.unwrapped.action_masks()[active] if self.task.mask is not None else None
-            actions[active] = draw(self.planner.plan(seen, masks, anew=True)[0], generator)
-            observation, rewards, terminated, truncated, _ = env.step(actions)
-            returns[active] += discount * rewards[active]
-            lengths += active
-            discount *= self.task.gamma
-            active &= ~(terminated | truncated)
+        played = play_batch(env, observation, choose)
+        returns = played.returns(self.task.gamma)
         self.planner.forget_answers()  # more is known now than when they were given
         self.iteration += 1
         self.episodes += env.num_envs
         return {
             "behaviour/scores": float(returns.mean()),
             "behaviour/scores_std": float(returns.std()),
-            "completion_length": float(lengths.mean()),
+            "completion_length": float(played.lengths.mean()),
             "nodes": float(len(self.planner.forest)),
             "scored": float(self.planner.scored),
             "iteration": float(self.iteration),
@@ -167,7 +161,7 @@ class MCTS:
 
     # Acting
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_policy = self.log_probs(observation)
         return np.asarray(log_policy.argmax(1)) if deterministic else draw(log_policy, self._acting)
@@ -177,7 +171,7 @@ class MCTS:
         return self.planner.plan(observation)[0]
 
     def values(self, observation: Observation) -> Floats:
-        """V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
+        """Return V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
         return self.planner.plan(observation)[1]
 
     # Storage
@@ -187,13 +181,13 @@ class MCTS:
         write_tree_agent(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Searching goes on from the tree that was saved."""
         agent: Self = read_tree_agent(cls, Path(path), env.unwrapped.task)
         return agent
 
 
-def _load_guide(path: str, task: Any) -> Any:
+def _load_guide(path: str, task: Task) -> Any:
     from textgym_agents.registry import load_agent
 
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

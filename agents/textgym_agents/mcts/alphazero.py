@@ -1,4 +1,4 @@
-"""AlphaZero on a causal LM: plays with tree search, and learns to say at once what the search came to."""
+"""AlphaZero on a causal LM: play with tree search, and learn to predict the result of the search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
-from textgym.task import make_reference
-from textgym.vector import scoring_together, settle_rest
+from textgym.play import PlayedBatch, Turn, play_batch
+from textgym.task import Task, make_reference
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import (
     KL,
     LMConfig,
@@ -30,9 +32,6 @@ from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Games:
@@ -41,9 +40,9 @@ class Games:
     Attributes:
         input_ids: (B, L) right-padded prompts and completions.
         rows, columns: (N,) state n is input_ids[rows[n], : columns[n] + 1].
-        targets: (N, V) float32, probabilities that the search came to. masks: (N, V) legal tokens, None for all.
+        targets: (N, V) float32, probabilities that the search found. masks: (N, V) legal tokens, None for all.
         outcomes: (N,) rewards to come less beta times the log-ratios to come, reward units at time 0; behind a
-            truncation, the V that the search came to.
+            truncation, the V that the search found.
         returns, log_ratios: (B,) discounted rewards and summed log(search policy / reference), nats.
         lengths: (B,) tokens.
     """
@@ -52,89 +51,69 @@ class Games:
     rows: Ints
     columns: Ints
     targets: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None
+    masks: Bools | None
     outcomes: Floats
     returns: Floats
     log_ratios: Floats
     lengths: Ints
 
 
-def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
-    """Plays one episode in every sub-environment, drawing every token from the searched distribution.
+def play_games(
+    env: TokenVectorEnv, seed: int, planner: Planner, beta: float, generator: np.random.Generator
+) -> Games:
+    """Play one episode in every sub-environment, drawing every token from the searched distribution.
 
     Args:
         env: vector environment in DISABLED mode. seed: of the prompts. planner: searches.
         beta: charged per nat; 0 for a search that counts the return alone.
     """
-    with scoring_together(env):
-        return _play(env, seed, planner, beta, generator)
+    gamma = env.unwrapped.task.gamma
+    behind = np.zeros(env.num_envs)
+    found: list[tuple[Ints, NDArray[np.float32], Floats]] = []  # columns, targets, log-ratios
+    masks: list[Bools] = []
 
-
-def _play(env: Any, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
-    task = env.unwrapped.task
-    observation, _ = env.reset(seed=seed)
-    active, actions = np.ones(env.num_envs, dtype=np.bool_), np.zeros(env.num_envs, dtype=np.int64)
-    parts: list[tuple[NDArray[Any], ...]] = []
-    masks: list[NDArray[np.bool_]] = []
-    behind, late, time = np.zeros(env.num_envs), np.zeros(env.num_envs), 0
-    while active.any():
-        rows = np.flatnonzero(active)
-        seen = {name: array[rows] for name, array in observation.items()}
-        legal = env.unwrapped.action_masks()[rows] if task.mask is not None else None
-        if legal is not None:
-            masks.append(legal)
-        log_policy, _ = planner.plan(seen, legal)
+    def choose(turn: Turn) -> Ints:
+        seen = turn.seen()
+        log_policy, _ = planner.plan(seen, turn.masks)
         tokens = draw(log_policy, generator)
-        each = np.arange(len(rows))
-        reference = planner.log_reference(seen, legal)[each, tokens]
-        ratio = log_policy[each, tokens] - np.where(
-            np.isneginf(reference), log_policy[each, tokens], reference
-        )
+        each = np.arange(len(tokens))
+        taken, reference = log_policy[each, tokens], planner.log_reference(seen, turn.masks)[each, tokens]
+        ratios = taken - np.where(np.isneginf(reference), taken, reference)
         columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
-        actions[rows] = tokens
-        observation, rewards, terminated, truncated, _ = env.step(actions)
-        paid = task.gamma**time * rewards[rows]
-        late[~active] += rewards[~active]
-        parts.append((rows, columns, np.exp(log_policy).astype(np.float32), paid, ratio))
-        cut = active & truncated & ~terminated
-        if cut.any():
-            seen = {name: array[cut] for name, array in observation.items()}
-            behind[cut] = planner.plan(
-                seen, None if task.mask is None else env.unwrapped.action_masks()[cut]
-            )[1]
-        active &= ~(terminated | truncated)
-        time += 1
-    lengths = np.bincount(np.concatenate([rows for rows, *_ in parts]), minlength=env.num_envs)
-    late = task.gamma ** (lengths - 1) * (late + settle_rest(env)[0])
-    return _finished(observation["input_ids"], parts, masks, beta, behind, late)
+        found.append((columns, np.exp(log_policy).astype(np.float32), ratios))
+        if turn.masks is not None:
+            masks.append(turn.masks)
+        return tokens
 
+    def at_limit(turn: Turn) -> None:
+        behind[turn.rows] = planner.plan(turn.seen(), turn.masks)[1]
 
-def _finished(
-    ids: Ints,
-    parts: list[tuple[NDArray[Any], ...]],
-    masks: list[NDArray[np.bool_]],
-    beta: float,
-    behind: Floats,
-    late: Floats,
-) -> Games:
-    # What a row is paid after its end belongs to its last action.
-    to_come = behind + late
-    outcomes: list[Floats] = []
-    for rows, _, _, paid, ratio in reversed(parts):
-        to_come[rows] += paid - beta * ratio
-        outcomes.insert(0, to_come[rows])
-    rows, columns, targets, paid, ratio = (np.concatenate(part) for part in zip(*parts, strict=True))
+    observation, _ = env.reset(seed=seed)
+    played = play_batch(env, observation, choose, at_limit=at_limit)
+    columns, targets, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rewards = played.discounted(gamma)
     return Games(
-        input_ids=ids,
-        rows=rows,
+        input_ids=played.observation["input_ids"],
+        rows=played.rows,
         columns=columns,
         targets=targets,
         masks=np.concatenate(masks) if masks else None,
-        outcomes=np.concatenate(outcomes),
-        returns=np.asarray(np.bincount(rows, paid, len(ids)) + late, dtype=np.float64),
-        log_ratios=np.asarray(np.bincount(rows, ratio, len(ids)), dtype=np.float64),
-        lengths=np.bincount(rows, minlength=len(ids)),
+        outcomes=_outcomes(played, rewards - beta * ratios, behind),
+        returns=played.sums(rewards),
+        log_ratios=played.sums(ratios),
+        lengths=played.lengths,
     )
+
+
+def _outcomes(played: PlayedBatch, worth: Floats, behind: Floats) -> Floats:
+    """Return the sums of `worth` (N,) from each state to the end of its row, and of what comes behind that (B,)."""
+    to_come, outcomes = behind.copy(), []
+    for rows, paid in zip(
+        reversed(played.by_time(played.rows)), reversed(played.by_time(worth)), strict=True
+    ):
+        to_come[rows] += paid
+        outcomes.append(to_come[rows])
+    return np.concatenate(outcomes[::-1])
 
 
 @dataclass(frozen=True)
@@ -150,7 +129,7 @@ class AlphaZeroConfig(LMConfig):
     backup: Literal["soft", "mean"] = "soft"
     """soft: searches and learns for J. mean: for the return alone, by visit counts, as AlphaZero does in games."""
     leaf: Literal["values", "rollout"] = "values"
-    """What a new state is worth: by the value head, or the return of one completion."""
+    """The value of a new state: that of the value head, or the return of one completion."""
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the policy."""
     visit_temperature: float = 1.0
@@ -189,7 +168,7 @@ class AlphaZeroConfig(LMConfig):
 def distillation_losses(
     logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy to what the search came to, and squared error to what came of it, (n,) each.
+    """Return the cross-entropy to the searched distribution and the squared error to the outcome, (n,) each.
 
     Args:
         logits: (n, V). values: (n,). targets: (n, V) probabilities. outcomes: (n,) in the units of `values`.
@@ -215,7 +194,7 @@ class AlphaZero(LMAgent):
     config: AlphaZeroConfig
     critic = True
 
-    def __init__(self, task: Any, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
         config = config or AlphaZeroConfig()
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
@@ -226,7 +205,7 @@ class AlphaZero(LMAgent):
         # Not before it is needed: only then a loaded agent knows whether it has one of its own.
         return self.own_reference() or make_reference(self.task)
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config = self.config
         beta = self.controller.beta
         charged = beta if config.backup == "soft" else 0.0
@@ -266,7 +245,7 @@ class AlphaZero(LMAgent):
         return Planner(self.task, settings, self.controller.beta, guide=self, reference=self._reference)
 
     def _centre_values(self, games: Games) -> None:
-        """V = offset + scale * head, by mean and spread of the first batch's outcomes, then kept."""
+        """Set V = offset + scale * head by the mean and spread of the first batch's outcomes, then kept."""
         if self.value_scale is None:
             mean, spread = float(games.outcomes.mean()), float(games.outcomes.std())
             self.value_offset = mean
@@ -288,8 +267,8 @@ class AlphaZero(LMAgent):
             "updates": float(count),
         }
 
-    def _step(self, games: Games, rows: Any) -> tuple[Tensor, float]:
-        """One optimiser step on some episodes. Returns: mean cross-entropy and value loss (2,), gradient norm."""
+    def _step(self, games: Games, rows: Ints) -> tuple[Tensor, float]:
+        """Take one optimiser step on some episodes. Returns: mean cross-entropy and value loss (2,), gradient norm."""
         total = int(games.lengths[rows].sum())
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2)
@@ -300,8 +279,8 @@ class AlphaZero(LMAgent):
             sums += torch.stack([loss.detach().sum().cpu() for loss in losses])
         return sums / total, self._finish_step()
 
-    def _losses(self, games: Games, rows: Any) -> tuple[Tensor, Tensor]:
-        """Both losses of the states of some episodes (n,)."""
+    def _losses(self, games: Games, rows: Ints) -> tuple[Tensor, Tensor]:
+        """Return both losses of the states of some episodes (n,)."""
         place = np.full(len(games.lengths), -1)
         place[rows] = np.arange(len(rows))
         states = np.flatnonzero(place[games.rows] >= 0)

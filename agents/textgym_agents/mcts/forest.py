@@ -11,12 +11,13 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
+from textgym.checks import Bools, Floats, Ints
+from textgym.play import Turn, play_batch
 from textgym.state import TokenState
+from textgym.task import Task
 from textgym_agents.protocol import Observation
+from textgym_agents.tabular.policies import draw
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 LogProbs = Callable[[Observation, Bools | None], Floats]
 
 
@@ -46,14 +47,14 @@ class Model:
         scored: completions that the reward was asked for.
     """
 
-    def __init__(self, task: Any, split: str, rows: int) -> None:
+    def __init__(self, task: Task, split: str, rows: int) -> None:
         self.task, self.split, self.rows, self.scored = task, split, rows, 0
         self._env = TokenVectorEnv(task, rows, split=split, autoreset_mode=AutoresetMode.DISABLED)
         # What is not used has ended: it is neither moved nor scored.
         self._parked = TokenState(task.encoded(split)[0], (), "length")
 
     def place(self, states: Sequence[TokenState]) -> Arrival:
-        """Puts n running states into the first rows."""
+        """Put n running states into the first rows."""
         count = len(states)
         observation = self._env.set_states([*states, *[self._parked] * (self.rows - count)])
         seen = {name: array[:count] for name, array in observation.items()}
@@ -62,7 +63,7 @@ class Model:
         )
 
     def step(self, states: Sequence[TokenState], tokens: Ints) -> Arrival:
-        """One token from each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
+        """Append one token to each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
         count = len(states)
         self._env.set_states([*states, *[self._parked] * (self.rows - count)])
         observation, rewards, finished = self._advance(count, tokens)
@@ -72,24 +73,23 @@ class Model:
         )
 
     def roll_out(self, arrival: Arrival, log_probs: LogProbs, generator: np.random.Generator) -> Floats:
-        """Goes on from where the last move arrived, by a policy.
+        """Go on from where the last move arrived, by a policy.
 
         Returns: (n,) returns from there on, discounted to time 0.
         """
-        count, observation, masks = len(arrival.finished), arrival.observation, arrival.masks
+        count, going = len(arrival.finished), ~arrival.finished
+        if not going.any():
+            return np.zeros(count)
+
+        def choose(turn: Turn) -> Ints:
+            return draw(log_probs(turn.seen(), turn.masks), generator)
+
+        running = np.zeros(self.rows, dtype=np.bool_)
+        running[:count] = going
+        played = play_batch(self._env, arrival.observation, choose, running=running)
+        self.scored += int(going.sum())
         discounts = self.task.gamma ** np.array([len(state.completion) for state in arrival.states])
-        active, tokens, returns = ~arrival.finished, np.zeros(count, dtype=np.int64), np.zeros(count)
-        while active.any():
-            seen = {name: array[active] for name, array in observation.items()}
-            logs = log_probs(seen, None if masks is None else masks[active])
-            # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-            tokens[active] = (logs + generator.gumbel(size=logs.shape)).argmax(1)
-            observation, rewards, finished = self._advance(count, tokens)
-            returns += discounts * rewards
-            discounts = discounts * self.task.gamma
-            active = ~finished
-            masks = self._masks(count) if active.any() else None
-        return returns
+        return np.asarray(discounts * played.returns(self.task.gamma)[:count])
 
     def with_potential(self, state: TokenState) -> TokenState:
         """A state found by its tokens, as the environment has it: pay by differences remembers the last score."""

@@ -1,17 +1,20 @@
-"""Plans for batches of states: searches from those that it was not asked about, and keeps what it found."""
+"""Plan for batches of states: search from those that are new, and keep what was found."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from textgym.checks import Bools, Floats, Ints
+from textgym.lm.reference import Reference
 from textgym.rewards import TextGymWarning
+from textgym.rewards.scorer import scorers_restored
+from textgym.state import TokenState
+from textgym.task import Task
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.forest import Bools, Floats, Forest, Ints, Model, nodes_in_memory
+from textgym_agents.mcts.forest import Forest, Model, nodes_in_memory
 from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
@@ -31,7 +34,12 @@ class Planner:
     """
 
     def __init__(
-        self, task: Any, config: MCTSConfig, beta: float, guide: Any = None, reference: Any = None
+        self,
+        task: Task,
+        config: MCTSConfig,
+        beta: float,
+        guide: Any = None,
+        reference: Reference | None = None,
     ) -> None:
         self._task, self._config, self._beta = task, config, beta
         candidates = min(config.candidates, task.vocabulary.size)
@@ -51,7 +59,7 @@ class Planner:
     def plan(
         self, observation: Observation, masks: Bools | None = None, anew: bool = False
     ) -> tuple[Floats, Floats]:
-        """Policy and value of a batch of states.
+        """Return policy and value of a batch of states.
 
         Args:
             observation: of B states. masks: (B, V) tokens that the grammar allows; None: all.
@@ -64,7 +72,7 @@ class Planner:
         log_policy = np.empty((len(rows), self._task.vocabulary.size))
         values = np.empty(len(rows))
         size = max(1, min(_ROOTS_AT_ONCE, self.forest.most // (self._config.simulations + 1)))
-        with self._scorers_kept():
+        with scorers_restored(self._task.scorer, self._task.gold_scorer):
             for start in range(0, len(distinct), size):
                 part = distinct[start : start + size]
                 nodes = self._searched([rows[row] for row in part], anew)
@@ -75,15 +83,15 @@ class Planner:
         return log_policy[places], values[places]
 
     def log_reference(self, observation: Observation, masks: Bools | None = None) -> Floats:
-        """pi_ref (B, V), nats, over the legal tokens."""
+        """Return pi_ref (B, V), nats, over the legal tokens."""
         return self._evaluator.log_reference(observation, masks)
 
     def forget_answers(self) -> None:
-        """The next questions are searched again, from the tree as it is."""
+        """Search again for the next questions, from the tree as it is."""
         self.forest.answers[:] = np.nan
 
     def _searched(self, states: list[tuple[int, ...]], anew: bool) -> Ints:
-        """The nodes of distinct states, with answers."""
+        """Return the nodes of distinct states, with answers."""
         forest = self.forest
         if len(forest) + len(states) * (self._config.simulations + 1) > forest.most:
             warnings.warn(
@@ -101,7 +109,7 @@ class Planner:
                 self._search(split, [state for own, state in found if own == split], generator)
         return np.array([forest.index[tokens] for tokens in states], dtype=np.int64)
 
-    def _search(self, split: str, states: list[Any], generator: np.random.Generator) -> None:
+    def _search(self, split: str, states: list[TokenState], generator: np.random.Generator) -> None:
         forest, model = self.forest, self._model(split, len(states))
         before = model.scored
         new = [model.with_potential(state) for state in states if state.tokens not in forest.index]
@@ -117,7 +125,7 @@ class Planner:
         return bool(np.isnan(self.forest.answers[node]).all())
 
     def _answer(self, nodes: Ints) -> Floats:
-        """The policy over the candidates of searched nodes, log-probabilities (n, k)."""
+        """Return the policy over the candidates of searched nodes, log-probabilities (n, k)."""
         forest = self.forest
         values, known = forest.action_values(nodes)
         if self._config.backup == "soft":
@@ -134,7 +142,7 @@ class Planner:
             return np.asarray(np.log(best / best.sum(1, keepdims=True)))
 
     def _whole(self, nodes: Ints, observation: Observation, masks: Bools | None) -> Floats:
-        """The answers over the whole vocabulary, log-probabilities (n, V)."""
+        """Return the answers over the whole vocabulary, log-probabilities (n, V)."""
         forest = self.forest
         log_prior, answers, actions = forest.log_prior[nodes], forest.answers[nodes], forest.actions[nodes]
         rows, columns = np.nonzero(log_prior > -np.inf)
@@ -151,14 +159,3 @@ class Planner:
         if (split, size) not in self._models:
             self._models[split, size] = Model(self._task, split, size)
         return self._models[split, size]
-
-    @contextmanager
-    def _scorers_kept(self) -> Iterator[None]:
-        """Looking ahead must not move a reward that learns, such as a running normalisation."""
-        scorers = [scorer for scorer in (self._task.scorer, self._task.gold_scorer) if scorer is not None]
-        before = [scorer.state_dict() for scorer in scorers]
-        try:
-            yield
-        finally:
-            for scorer, state in zip(scorers, before, strict=True):
-                scorer.load_state_dict(state)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import UniformReference, restricted
 from textgym.solver import Solution, solve
 from textgym.task import make_reference
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Bools, Floats, Forest, Ints, Leaves, Model
+from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model
 from textgym_agents.protocol import Observation
 from textgym_agents.tabular.policies import hard_values, soft_values
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from textgym.best_of_n import FEWEST, best_of_n
 from textgym.estimates import Estimate
-from textgym.evaluate import Evaluation, Optimum, evaluate, optimality_of, optimum_of
+from textgym.evaluate import EvaluationResult, evaluate
 from textgym.lm.reference import Reference
-from textgym.play import Episodes, play_prompts
+from textgym.optimum import Optimum, optimality_of, optimum_of
+from textgym.sampling import PromptEpisodes, play
 from textgym.task import Task, make_reference
 from textgym_agents.training.measures import spread
 
@@ -48,15 +49,13 @@ class Samples:
 def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> Samples:
     """Answers of a task's reference to held-out prompts, spread over their distribution."""
     chosen = np.array(spread(np.asarray(task.prompt_set("eval").weights), prompts))
-    order = np.repeat(chosen, per_prompt)
-    episodes = play_prompts(make_reference(task), task, order, seed=seed)
-    shape = (len(chosen), per_prompt)
+    episodes = play(make_reference(task), task, prompt_index=chosen, per_prompt=per_prompt, seed=seed)
     weights = np.asarray(task.prompt_set("eval").weights)[chosen]
     return Samples(
-        prompts=tuple(episodes.prompts[::per_prompt]),
-        completions=episodes.completions.reshape(shape),
-        ended=episodes.stopped.reshape(shape),
-        gold=episodes.gold.reshape(shape),
+        prompts=episodes.prompts,
+        completions=episodes.completions,
+        ended=episodes.stopped,
+        gold=episodes.gold,
         weights=weights / weights.sum(),
     )
 
@@ -97,7 +96,7 @@ def pair_accuracy(proxy: Floats, gold: Floats) -> float:
     return float(np.mean((np.sign(margins[differ]) + 1) / 2)) if differ.any() else float("nan")
 
 
-def overrated(episodes: Episodes, offset: float, count: int = 10) -> list[dict[str, Any]]:
+def overrated(episodes: PromptEpisodes, offset: float, count: int = 10) -> list[dict[str, Any]]:
     """The answers whose proxy reward exceeds their gold reward most, each text once.
 
     Args:
@@ -187,7 +186,9 @@ class Contest:
             optimality = optimality_of(objective, replicates, optimum)
         return Row(f"best-of-{n}", best.gold, best.proxy, best.kl, optimality, {})
 
-    def _evaluate(self, policy: Any, task: Task, optimum: Optimum | None, per_prompt: int) -> Evaluation:
+    def _evaluate(
+        self, policy: Any, task: Task, optimum: Optimum | None, per_prompt: int
+    ) -> EvaluationResult:
         beta = 0.0 if optimum is None else optimum.beta
         return evaluate(
             policy,

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 
+from textgym.checks import Floats, Ints
+from textgym.lm.reference import restricted
+from textgym.play import Turn, play_batch
+from textgym.rewards.scorer import scorers_restored
+from textgym.task import Task
+from textgym.vector import batch_env
+from textgym.wrappers.actions import TopKTokens
 from textgym_agents.protocol import Observation
 from textgym_agents.sb3.agent import SB3Agent, normalised
 from textgym_agents.sb3.config import (
@@ -19,7 +26,31 @@ from textgym_agents.sb3.config import (
     SB3RecurrentPPOConfig,
     SB3TRPOConfig,
 )
-from textgym_agents.sb3.prior import rank_prior
+
+_ROWS = 64
+_LEAST = np.log(1e-4)  # a rank that is never written is not put out of reach
+
+
+def rank_prior(task: Task, table: TopKTokens) -> Floats:
+    """Return logarithms of the reference's mean probabilities by rank, along its likeliest texts of 64 prompts.
+
+    Args:
+        table: the ranks of the task's reference.
+    Returns: (k,) float64, nats.
+    """
+    total = np.zeros(table.size)
+
+    def choose(turn: Turn) -> Ints:
+        seen = turn.seen()
+        tokens, legal = table.tokens(seen, turn.masks)
+        logs = restricted(np.asarray(table.reference.log_probs(seen), dtype=np.float64), turn.masks)
+        total[:] += np.where(legal, np.exp(np.take_along_axis(logs, tokens, axis=1)), 0.0).sum(0)
+        return tokens[:, 0]
+
+    with scorers_restored(task.scorer):
+        env = batch_env(task, _ROWS, "train")
+        played = play_batch(env, env.reset(seed=0)[0], choose)
+    return np.asarray(np.maximum(np.log(np.maximum(total / len(played.rows), 1e-30)), _LEAST))
 
 
 class _OnPolicy(SB3Agent):
@@ -40,9 +71,10 @@ class _OnPolicy(SB3Agent):
 
     def _build(self, env: Any) -> Any:
         model = super()._build(env)
-        if self.config.top_k is not None and self.config.rank_prior:
+        table = self.interface.choice.table
+        if isinstance(table, TopKTokens) and self.config.rank_prior:
             # Before training the output layer is almost nothing but its bias.
-            prior = torch.as_tensor(rank_prior(self.task, self.interface.choice.table), dtype=torch.float32)
+            prior = torch.as_tensor(rank_prior(self.task, table), dtype=torch.float32)
             model.policy.action_net.bias.data.copy_(prior)
         return model
 

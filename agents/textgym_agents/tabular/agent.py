@@ -1,21 +1,23 @@
-"""What tabular agents share: the table, the policy that follows from it, exploration, and learning backwards."""
+"""Tabular agents: the table, the policy that follows from it, exploration, and learning backwards."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import restricted
+from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
+from textgym.vector import TokenVectorEnv
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
-from textgym_agents.tabular.episodes import Choice, PlayedBatch, Step, batch_metrics, check_env, play_batch
 from textgym_agents.tabular.policies import (
     Grammar,
     boltzmann,
@@ -36,8 +38,27 @@ from textgym_agents.tabular.table import (
     write_table_agent,
 )
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+
+@dataclass(frozen=True)
+class Decision:
+    """The decisions of an agent in the n running rows of one step.
+
+    Attributes:
+        rows: (n,) sub-environments.
+        columns: (n,) the actions, as places among the vocabulary's A allowed tokens.
+        states: (n,) the rows of its table. legal: (n, A) tokens that the grammar allows, None for all.
+        log_reference: (n, A) nats.
+        log_ratio: (n,) log(behaviour / reference) of the actions, nats.
+        surprise: (n,) minus the log of the behaviour's probabilities of the actions, nats.
+    """
+
+    rows: Ints
+    columns: Ints
+    states: Ints
+    legal: Bools | None
+    log_reference: Floats
+    log_ratio: Floats
+    surprise: Floats
 
 
 class TabularAgent(ABC):
@@ -58,7 +79,7 @@ class TabularAgent(ABC):
     name: ClassVar[str]
     config_type: ClassVar[type[TabularConfig]] = TabularConfig
 
-    def __init__(self, task: Any, config: TabularConfig | None = None) -> None:
+    def __init__(self, task: Task, config: TabularConfig | None = None) -> None:
         self.task, self.config = task, config or self.config_type()
         self.actions = np.flatnonzero(task.vocabulary.allowed)
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
@@ -89,8 +110,8 @@ class TabularAgent(ABC):
 
     # Learning
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Learns from at least `episodes` more episodes, one in each sub-environment per iteration.
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Learn from at least `episodes` more episodes, one in each sub-environment per iteration.
 
         Args:
             env: vector environment in DISABLED mode on the agent's task.
@@ -109,13 +130,23 @@ class TabularAgent(ABC):
             if callback is not None and callback(metrics):
                 return
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])
-        seed = int(generator.integers(2**31))
-        level, before = self._exploration(), self.table.refused
-        batch = play_batch(env, seed, lambda seen, legal: self._choose(seen, legal, level, generator))
-        self._learn_backwards(batch)
-        if self.table.refused and not before:
+        level, full = self._exploration(), self.table.refused > 0
+        decisions: list[Decision] = []
+        future = np.zeros(env.num_envs)
+
+        def choose(turn: Turn) -> Ints:
+            decisions.append(self._decide(turn, level, generator))
+            return np.asarray(self.actions[decisions[-1].columns])
+
+        def at_limit(turn: Turn) -> None:
+            future[turn.rows] = self._state_values(*self._find(turn.seen()), 0.0)
+
+        observation, _ = env.reset(seed=int(generator.integers(2**31)))
+        played = play_batch(env, observation, choose, at_limit=at_limit)
+        self._learn_backwards(decisions, played, future)
+        if self.table.refused and not full:
             warnings.warn(
                 f"{self.name}: the table is full at {len(self.table)} states; later ones are played by the "
                 "reference and not learned. Raise max_states or memory",
@@ -123,10 +154,27 @@ class TabularAgent(ABC):
                 stacklevel=3,
             )
         self.iteration += 1
-        self.episodes += batch.count
+        self.episodes += env.num_envs
+        return self._metrics(decisions, played, level)
+
+    def _metrics(self, decisions: list[Decision], played: PlayedBatch, level: float) -> Metrics:
+        """Return batch means, under TRL's names; as "objective" where the policy itself played, without exploration."""
         config = self.config
         same = config.backup == "soft" and level == (self.beta if config.exploration == "boltzmann" else 0.0)
-        return batch_metrics(batch, "objective" if same else "behaviour", self.beta) | {
+        group = "objective" if same else "behaviour"
+        returns = played.returns(self.task.gamma)
+        kl = float(played.sums(np.concatenate([each.log_ratio for each in decisions])).mean())
+        entropy = played.sums(np.concatenate([each.surprise for each in decisions]))
+        stopped = np.isin(played.actions, self.task.vocabulary.stop_ids).sum()
+        return {
+            f"{group}/scores": float(returns.mean()),
+            f"{group}/scores_std": float(returns.std()),
+            f"{group}/kl": kl,
+            f"{group}/entropy": float(entropy.mean()),
+            f"{group}/rlhf_reward": float(returns.mean()) - self.beta * kl,
+            "objective/beta": self.beta,
+            "val/num_eos_tokens": float(stopped),
+            "completion_length": float(played.lengths.mean()),
             "exploration": level,
             "states": float(len(self.table)),
             "states_refused": float(self.table.refused),
@@ -135,7 +183,7 @@ class TabularAgent(ABC):
         }
 
     def _exploration(self) -> float:
-        """Epsilon or the temperature of this iteration."""
+        """Return epsilon or the temperature of this iteration."""
         config = self.config
         progress = self.episodes / max(self.budget * config.schedule_share, 1.0)
         if config.exploration == "epsilon-greedy":
@@ -144,9 +192,8 @@ class TabularAgent(ABC):
             start, end = config.temperature or self.beta, config.temperature_end
         return scheduled(config.schedule, start, start if end is None else end, progress)
 
-    def _choose(
-        self, observation: Observation, legal: Bools | None, level: float, generator: np.random.Generator
-    ) -> Choice:
+    def _decide(self, turn: Turn, level: float, generator: np.random.Generator) -> Decision:
+        observation, legal = turn.seen(), turn.masks
         states = self.table.add(state_keys(observation))
         reference = self._log_reference(observation, legal)
         own = None if legal is None else legal[:, self.actions]
@@ -157,12 +204,10 @@ class TabularAgent(ABC):
         # Where the reference never goes, hard exploration may; there is no ratio then, and nobody asks for it.
         against = reference[each, columns]
         ratio = taken - np.where(np.isneginf(against), taken, against)
-        return Choice(columns, states, own, reference, ratio, -taken)
+        return Decision(turn.rows, columns, states, own, reference, ratio, -taken)
 
-    def _behaviour(
-        self, states: NDArray[np.int64], reference: Floats, legal: Bools | None, level: float
-    ) -> Floats:
-        """What acts while learning, log-probabilities (n, A)."""
+    def _behaviour(self, states: Ints, reference: Floats, legal: Bools | None, level: float) -> Floats:
+        """Return the policy that acts while learning, log-probabilities (n, A)."""
         if self.config.exploration == "boltzmann":
             return boltzmann(*self._values(states, legal), reference, level)
         support = np.isfinite(reference)
@@ -170,22 +215,23 @@ class TabularAgent(ABC):
             support = np.ones_like(support) if legal is None else legal
         return mixed(self._policy(states, reference, legal), support, level)
 
-    def _learn_backwards(self, batch: PlayedBatch) -> None:
-        """Updates from the last step to the first: where a step leads to has been updated before it."""
-        future = np.zeros(batch.count)
-        if batch.cut.any():
-            ends = {name: array[batch.cut] for name, array in batch.ends.items()}
-            future[batch.cut] = self._state_values(*self._find(ends), 0.0)
-        for step in reversed(batch.steps):
-            targets = step.rewards + future[step.rows]
-            self._update(step.choice, targets)
-            future[step.rows] = self._continuation(step, targets)
+    def _learn_backwards(self, decisions: list[Decision], played: PlayedBatch, future: Floats) -> None:
+        """Update from the last step to the first: where a step leads to has been updated before it.
 
-    def _update(self, choice: Choice, targets: Floats) -> None:
-        """Moves Q(s, a) towards its targets; those of the same action count by their mean, whatever their order."""
-        held = choice.states != UNKNOWN
+        Args:
+            future: (B,) worth of the states in which an outer limit stopped a row, 0 for others; changed in place.
+        """
+        rewards = played.by_time(played.discounted(self.task.gamma))
+        for decision, paid in zip(reversed(decisions), reversed(rewards), strict=True):
+            targets = paid + future[decision.rows]
+            self._update(decision, targets)
+            future[decision.rows] = self._continuation(decision, targets)
+
+    def _update(self, decision: Decision, targets: Floats) -> None:
+        """Move Q(s, a) towards its targets; those of the same action count by their mean, whatever their order."""
+        held = decision.states != UNKNOWN
         places, inverse, repeats = np.unique(
-            choice.states[held] * len(self.actions) + choice.columns[held],
+            decision.states[held] * len(self.actions) + decision.columns[held],
             return_inverse=True,
             return_counts=True,
         )
@@ -197,15 +243,15 @@ class TabularAgent(ABC):
         self.table.update(places, old + weight * (means - old), repeats)
 
     @abstractmethod
-    def _continuation(self, step: Step, targets: Floats) -> Floats:
-        """What the states of a step are worth to the steps before them, (n,) reward units at time 0."""
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        """Return the worth of the states of a step to the steps before them, (n,) reward units at time 0."""
 
     # Values and policies
 
     def _state_values(
-        self, states: NDArray[np.int64], reference: Floats, legal: Bools | None, otherwise: Floats | float
+        self, states: Ints, reference: Floats, legal: Bools | None, otherwise: Floats | float
     ) -> Floats:
-        """V by the table (n,); `otherwise` where nothing is known."""
+        """Return V by the table (n,); `otherwise` where nothing is known."""
         values, known = self._values(states, legal)
         if self.config.backup == "soft":
             result = soft_values(values, known, reference, self.beta)
@@ -213,8 +259,8 @@ class TabularAgent(ABC):
             result = hard_values(values, known)
         return np.where(np.isnan(result), otherwise, result)
 
-    def _values(self, states: NDArray[np.int64], legal: Bools | None = None) -> tuple[Floats, Bools]:
-        """Q and which of them are known, (n, A) each. With initial values all legal ones are, in states with a row."""
+    def _values(self, states: Ints, legal: Bools | None = None) -> tuple[Floats, Bools]:
+        """Return Q and which of them are known, (n, A) each. With initial values all legal ones in a row are."""
         known = np.repeat((states != UNKNOWN)[:, None], len(self.actions), axis=1)
         if self.config.initial is None:
             known &= self.table.counts[states] > 0
@@ -222,14 +268,14 @@ class TabularAgent(ABC):
             known &= legal
         return self.table.values[states], known
 
-    def _policy(self, states: NDArray[np.int64], reference: Floats, legal: Bools | None = None) -> Floats:
-        """The policy that the values stand for, log-probabilities (n, A)."""
+    def _policy(self, states: Ints, reference: Floats, legal: Bools | None = None) -> Floats:
+        """Return the policy that the values stand for, log-probabilities (n, A)."""
         if self.config.backup == "soft":
             return boltzmann(*self._values(states, legal), reference, self.beta)
         return greedy(*self._values(states, legal), reference)
 
-    def _find(self, observation: Observation) -> tuple[NDArray[np.int64], Floats, Bools | None]:
-        """Of n states: their rows of the table, the reference's log-probabilities and what is legal, (n, A) each."""
+    def _find(self, observation: Observation) -> tuple[Ints, Floats, Bools | None]:
+        """Return rows of the table, and the reference's log-probabilities and the legal actions, (n, A) each."""
         states = self.table.find(state_keys(observation))
         legal = self._grammar.legal(observation, states != UNKNOWN)
         return (
@@ -244,7 +290,7 @@ class TabularAgent(ABC):
 
     # Acting
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_policy = self._policy(*self._find(observation))
         columns = log_policy.argmax(1) if deterministic else draw(log_policy, self._acting)
@@ -264,7 +310,7 @@ class TabularAgent(ABC):
         write_table_agent(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
         agent: Self = read_table_agent(cls, Path(path), env.unwrapped.task)
         return agent

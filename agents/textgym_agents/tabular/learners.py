@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from textgym_agents.tabular.agent import Floats, TabularAgent
-from textgym_agents.tabular.episodes import Step
+from textgym.checks import Floats
+from textgym_agents.tabular.agent import Decision, TabularAgent
 from textgym_agents.tabular.table import UNKNOWN
 
 
@@ -18,9 +18,8 @@ class QLearning(TabularAgent):
 
     name = "q-learning"
 
-    def _continuation(self, step: Step, targets: Floats) -> Floats:
-        choice = step.choice
-        return self._state_values(choice.states, choice.log_reference, choice.legal, targets)
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        return self._state_values(decision.states, decision.log_reference, decision.legal, targets)
 
 
 class Sarsa(TabularAgent):
@@ -33,11 +32,10 @@ class Sarsa(TabularAgent):
 
     name = "sarsa"
 
-    def _continuation(self, step: Step, targets: Floats) -> Floats:
-        choice = step.choice
-        taken = self.table.values[choice.states, choice.columns]
-        worth = np.where(choice.states == UNKNOWN, targets, taken)
-        return worth - self.beta * choice.log_ratio if self.config.backup == "soft" else worth
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        taken = self.table.values[decision.states, decision.columns]
+        worth = np.where(decision.states == UNKNOWN, targets, taken)
+        return worth - self.beta * decision.log_ratio if self.config.backup == "soft" else worth
 
 
 class MonteCarlo(TabularAgent):
@@ -50,5 +48,5 @@ class MonteCarlo(TabularAgent):
 
     name = "monte-carlo"
 
-    def _continuation(self, step: Step, targets: Floats) -> Floats:
-        return targets - self.beta * step.choice.log_ratio if self.config.backup == "soft" else targets
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        return targets - self.beta * decision.log_ratio if self.config.backup == "soft" else targets

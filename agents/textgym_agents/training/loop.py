@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from textgym.evaluate import Evaluation, Optimum, evaluate, optimum_of
+from textgym.evaluate import EvaluationResult, evaluate
 from textgym.files import reading
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
+from textgym.optimum import Optimum, optimum_of
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.protocol import Agent, Metrics
@@ -78,8 +79,8 @@ class TrainResult:
 
     before: Metrics
     after: Metrics
-    first: Evaluation | None
-    last: Evaluation
+    first: EvaluationResult | None
+    last: EvaluationResult
     optimum: Optimum
     seconds: float
     learned: Metrics
@@ -131,8 +132,8 @@ class Training:
         self._unsettled = False
         self._meter = LearningMeter(self._env)
         self._started, self._cpu_started = time.monotonic(), time.process_time()
-        self._first: Evaluation | None = None
-        self._last: Evaluation | None = None
+        self._first: EvaluationResult | None = None
+        self._last: EvaluationResult | None = None
         self._iterations = self._episodes = 0
 
     def run(self, out: str | Path, watcher: Watcher, optimum: Optimum | None = None) -> TrainResult:
@@ -245,7 +246,7 @@ class Training:
     def _every(self, iterations: int) -> bool:
         return iterations > 0 and self._iterations % iterations == 0
 
-    def _finish(self, folder: RunFolder, watcher: Watcher, last: Evaluation) -> TrainResult:
+    def _finish(self, folder: RunFolder, watcher: Watcher, last: EvaluationResult) -> TrainResult:
         rows = folder.metrics()
         before = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
         after = evaluation_row(last)
@@ -280,7 +281,7 @@ class Training:
             per_prompt=per_prompt,
         )
 
-    def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> Evaluation:
+    def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> EvaluationResult:
         if self._unsettled:
             watcher.stage("working out the optimum, with what was learned")
             with at_rest(self._agent, self._settings.agent, self._env) as agent:
@@ -290,7 +291,7 @@ class Training:
         watcher.stage("evaluating after learning")
         return self._evaluate(self._settings.final_per_prompt)
 
-    def _evaluate(self, per_prompt: int) -> Evaluation:
+    def _evaluate(self, per_prompt: int) -> EvaluationResult:
         assert self._optimum is not None
         optimum = unsettled(self._optimum) if self._unsettled else self._optimum
         with at_rest(self._agent, self._settings.agent, self._env) as agent:
@@ -306,7 +307,7 @@ class Training:
             )
 
     def _record(
-        self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: Evaluation | None
+        self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: EvaluationResult | None
     ) -> None:
         # Of all episodes so far; those of evaluations are counted apart.
         failures = self.task.scorer.failures

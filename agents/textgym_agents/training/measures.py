@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
-from textgym.estimates import read_samples, write_samples
-from textgym.evaluate import Estimate, Evaluation
-from textgym.optimum import WELL_KNOWN, Optimum, estimated, fingerprint, optimum_of, pays_the_same
+from textgym.estimates import Estimate, read_samples, write_samples
+from textgym.evaluate import EvaluationResult
+from textgym.optimum import WELL_KNOWN, Optimum, belongs, estimated, fingerprint, optimum_of
 from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
@@ -81,7 +81,7 @@ ESTIMATES = ("reward", "gold", "kl", "objective", "optimality", "entropy", "leng
 NUMBERS = ("stop_rate", "distinct_1", "distinct_2")
 
 
-def evaluation_row(evaluation: Evaluation) -> Metrics:
+def evaluation_row(evaluation: EvaluationResult) -> Metrics:
     """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval unless it is exact.
 
     `eval/exact` says whether reward, KL and J are expectations by enumeration. `eval/failures/KIND` counts the
@@ -124,7 +124,7 @@ def spread(weights: NDArray[np.float64], count: int) -> list[int]:
     return sorted({int(index) for index in np.minimum(chosen, len(weights) - 1)})
 
 
-def sample_rows(evaluation: Evaluation, count: int) -> Iterator[dict[str, Any]]:
+def sample_rows(evaluation: EvaluationResult, count: int) -> Iterator[dict[str, Any]]:
     """The first completion of some prompts: prompt, completion, reward, terms, and gold where there is one."""
     episodes = evaluation.episodes
     for index in spread(episodes.weights, count):
@@ -203,8 +203,7 @@ def kept_optimum(folder: Path, task: Task, split: str, beta: float) -> Optimum |
     if not path.is_file() or not beta > 0:
         return None
     samples, key = read_samples(path)
-    same = key == fingerprint(task, split) and pays_the_same(task, split, samples)
-    return estimated(samples, beta, split) if same else None
+    return estimated(samples, beta, split) if belongs(samples, key, task, split) else None
 
 
 def optimum_for(

@@ -1,20 +1,22 @@
-"""Plays one episode and records its trace."""
+"""Play one episode and write down its trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from textgym_agents.protocol import Agent
 
-from textgym.env import TokenEnv
+from textgym.checks import Ints
 from textgym.lm.reference import Reference
+from textgym.play import FinalInfos, Turn, play_batch
 from textgym.prompts import Split
+from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
+from textgym.vector import batch_env
 from textgym_benchmarks.microscope.exact import (
     MAX_STATES,
     OPTIMUM_FIELDS,
@@ -63,7 +65,7 @@ def given_tokens(task: Task, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Request:
-    """Which episode is played, and how much of it is recorded.
+    """The episode to trace.
 
     Args:
         prompt: a text of one's own; prompt_index: a place in the split. None of them: drawn by `seed`.
@@ -112,7 +114,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What was seen in one state and of the step out of it."""
+    """One state and the step out of it."""
 
     state: TokenState
     view: View
@@ -123,9 +125,14 @@ class _Moment:
 
 
 def record(
-    agent: Agent, task: Task, reference: Reference, request: Request, env_id: str = "", label: str = "agent"
+    agent: Agent,
+    task: Task,
+    reference: Reference,
+    request: Request,
+    env_id: str = "",
+    label: str = "agent",
 ) -> Trace:
-    """Play an episode of a task and return its trace.
+    """Play an episode of a task and trace it.
 
     Two agents with the same request meet the same prompt, the same noise of the reward and the same random numbers:
     each token is argmax(log pi + g) with g from Gumbel's distribution, a sample of pi, and mostly the same one where
@@ -139,12 +146,8 @@ def record(
     """
     beta = task.beta if request.beta is None else request.beta
     critic = critic_of(agent)
-    scorer = task.scorer
-    before = scorer.state_dict()  # looking must not move a reward that learns
-    try:
-        moments, info = _play(agent, task, reference, critic, request, beta)
-    finally:
-        scorer.load_state_dict(before)
+    with scorers_restored(task.scorer):
+        moments, final = _play(agent, task, reference, critic, request, beta)
     prompt = moments[0].state.prompt
     exact, why_not, why_no_policy = solve_prompt(
         task, request.split, prompt, agent, reference, beta, request.max_states
@@ -159,8 +162,9 @@ def record(
         reward_name=task.reward_name, agent=label, reference=_label(reference, task),
         seed=request.seed, chosen=request.chosen, prompt=prompt.text, prompt_index=prompt.index,
         prompt_ids=prompt.ids, prompt_tokens=tuple(map(task.vocabulary.token_text, prompt.ids)), steps=steps,
-        completion=info["completion"], finish_reason=info["finish_reason"],
-        reward_terms=info["reward_terms"], gold=info.get("gold"), total_return=steps[-1].running_return, kl=kl,
+        completion=str(final.completions[0]), finish_reason=str(final.finish_reasons[0]),
+        reward_terms={name: float(values[0]) for name, values in final.terms.items()},
+        gold=None if task.gold is None else float(final.gold[0]), total_return=steps[-1].running_return, kl=kl,
         log_prob=log_prob, log_reference=_sum(step.log_reference for step in steps),
         objective=None if kl is None else steps[-1].running_return - beta * kl,
         known=None if exact is None else _known(exact), value_meaning=critic.meaning, unknown=unknown,
@@ -168,32 +172,36 @@ def record(
 
 
 def _play(
-    agent: Any, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
-) -> tuple[list[_Moment], dict[str, Any]]:
-    given = None if request.completion is None else given_tokens(task, request.completion)
-    env = TokenEnv(task, split=request.split)
+    agent: Agent, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
+) -> tuple[list[_Moment], FinalInfos]:
+    completion = None if request.completion is None else given_tokens(task, request.completion)
+    env = batch_env(task, 1, request.split)
     choice = {"prompt": request.prompt, "prompt_index": request.prompt_index}
     options = {name: value for name, value in choice.items() if value is not None}
-    observation, info = env.reset(seed=request.seed, options=options)
+    observation, _ = env.reset(seed=request.seed, options=options)
     generator = np.random.default_rng([request.seed, 5])
-    moments: list[_Moment] = []
-    done = False
-    while not done:
-        state = env.get_state()
-        batch = {name: np.asarray(array)[None] for name, array in observation.items()}
-        mask = env.action_masks()
-        view = view_of(agent, reference, batch, mask if task.mask is not None else None, len(moments))
-        value = critic.value(batch, view.kl, beta)
+    seen: list[tuple[TokenState, View, float | None]] = []
+
+    def choose(turn: Turn) -> Ints:
+        mask = None if turn.masks is None else turn.masks[0]
+        view = view_of(agent, reference, turn.observation, mask, turn.time)
+        seen.append((env.get_states()[0], view, critic.value(turn.observation, view.kl, beta)))
         noise = generator.gumbel(size=task.vocabulary.size)
-        if given is not None:
-            token = _checked(given[len(moments)], mask, task, len(moments))
-        elif view.log_probs is None:
-            token = int(np.asarray(agent.act(batch, deterministic=request.deterministic))[0])
-        else:
-            token = int(np.argmax(view.log_probs if request.deterministic else view.log_probs + noise))
-        observation, reward, done, _, info = env.step(token)
-        moments.append(_Moment(state, view, token, float(reward), env.get_state().potential, value))
-    return moments, info
+        if completion is not None:
+            allowed = task.vocabulary.allowed if mask is None else mask
+            return np.array([_checked(completion[turn.time], allowed, task, turn.time)])
+        if view.log_probs is None:
+            return np.asarray(agent.act(turn.observation, deterministic=request.deterministic))
+        return np.array([np.argmax(view.log_probs if request.deterministic else view.log_probs + noise)])
+
+    played = play_batch(env, observation, choose)
+    tokens, rewards = played.actions.tolist(), played.rewards.tolist()
+    after = [*(state.potential for state, _, _ in seen[1:]), env.get_states()[0].potential]
+    moments = [
+        _Moment(state, view, tokens[t], rewards[t], after[t], value)
+        for t, (state, view, value) in enumerate(seen)
+    ]
+    return moments, played.final
 
 
 def _checked(token: int, mask: NDArray[np.bool_], task: Task, step: int) -> int:

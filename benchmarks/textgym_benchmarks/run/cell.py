@@ -19,8 +19,8 @@ from textgym_agents.training.loop import Training, TrainResult, Watcher
 from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
 
 from textgym.checks import JsonObject
-from textgym.evaluate import Optimum
 from textgym.files import plain, read_lines
+from textgym.optimum import Optimum
 from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result

@@ -39,6 +39,7 @@ from textgym.optimum import (
     optimum_of,
     pays_the_same,
     samples_path,
+    solvable,
 )
 from textgym.prompts import HeldOut
 from textgym.task import Task, make_reference, task_entry
@@ -239,12 +240,12 @@ def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
     Raises: ValueError for a task without prompts or a reward of its own, or one that is solved.
     """
     entry = task_entry(name)
-    if entry.family in ("text", "diagnostics"):
+    env = make_env(entry.id, 1)
+    task = env.unwrapped.task
+    if entry.family == "text" or solvable(task, settings.split):
         raise ValueError(
             f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled"
         )
-    env = make_env(entry.id, 1)
-    task = env.unwrapped.task
     of_suite = [] if settings.suite is None else load_results(settings.suite)
     own = [each for each in of_suite if each.cell.id == entry.id and not each.cell.options]
     folders = [*settings.proposals, *map(_run, _best(own))][: settings.most]

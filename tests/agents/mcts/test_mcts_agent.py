@@ -10,8 +10,8 @@ from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.protocol import StateFinder
 
 from textgym import TokenVectorEnv
-from textgym.play import play
 from textgym.rewards import TextGymWarning
+from textgym.sampling import play
 from textgym.solver import prefix_tree
 
 

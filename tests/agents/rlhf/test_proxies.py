@@ -17,7 +17,7 @@ from textgym_agents.rlhf.models import freeze_first_layers, resize_model
 
 from textgym import make_task
 from textgym.lm.causal import load_causal_lm
-from textgym.play import Episodes
+from textgym.sampling import PromptEpisodes
 from textgym.world import MODEL_PATH
 
 
@@ -60,7 +60,7 @@ def test_overrated_answers_come_first_and_once():
     def array(*values):
         return np.array([values], dtype=np.float64)
 
-    episodes = Episodes(
+    episodes = PromptEpisodes(
         returns=array(1.0, 3.0, 3.0, 0.0),
         gold=array(1.0, 0.5, 0.5, 0.4),
         kl=array(0, 0, 0, 0),

@@ -52,6 +52,18 @@ def table_values(agent, tree):
         )
 
 
+@pytest.mark.parametrize("name", ["q-learning", "sarsa", "monte-carlo"])
+def test_rewards_that_are_paid_together_teach_the_same(name):
+    task = small_task(gamma=0.7)
+    tables = []
+    for together in (False, True):
+        env = TokenVectorEnv(task, 64, autoreset_mode=AutoresetMode.DISABLED, score_together=together)
+        agent = make_agent(name, env)
+        agent.learn(env, 512)
+        tables.append(agent.table.values[: len(agent.table)])
+    np.testing.assert_array_equal(*tables)
+
+
 @pytest.mark.parametrize(("options", "initial"), OPTIMISTIC, ids=[*TASKS, "masked, optimistic"])
 @pytest.mark.parametrize("backup", ["soft", "hard"])
 def test_q_learning_converges_to_q_star(options, initial, backup):

@@ -1,0 +1,154 @@
+"""The one player: prompts, masks, late rewards, outer limits, and that nothing else plays."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from core_tools import word_task
+from gymnasium.vector import AutoresetMode, VectorWrapper
+
+from textgym.play import Turn, check_env, play_batch, reset_groups
+from textgym.rewards import RewardError, RunningNorm
+from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import play
+from textgym.task import make_reference
+from textgym.vector import TokenVectorEnv, batch_env
+
+ROOT = Path(__file__).parents[1]
+A, STOP = 0, 4  # of the six words
+
+
+def script(*rows: list[int]) -> Any:
+    """Return what chooses the t-th token of each row's list."""
+    return lambda turn: np.array([rows[row][turn.time] for row in turn.rows])
+
+
+def test_nothing_else_steps_an_environment_to_the_end_of_its_episodes() -> None:
+    spec = importlib.util.spec_from_file_location("house", ROOT / ".ci" / "house.py")
+    assert spec is not None
+    assert spec.loader is not None
+    house = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(house)
+    found = {
+        name
+        for name, path in house.modules().items()
+        if house.players(house.ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == {"textgym.play", "textgym_benchmarks.speed"}  # the latter times bare steps
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_every_reward_is_that_of_its_rows_last_action(wrapped: bool, together: bool) -> None:
+    task = word_task(gamma=0.5)
+    env: Any = TokenVectorEnv(task, 3, autoreset_mode=AutoresetMode.DISABLED, score_together=together)
+    env = VectorWrapper(env) if wrapped else env
+    played = play_batch(env, env.reset(seed=0)[0], script([A, STOP], [A, A, A, STOP], [A, A, STOP]))
+    assert played.rows.tolist() == [0, 1, 2, 0, 1, 2, 1, 2, 1]
+    assert played.times.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
+    assert played.actions.tolist() == [A, A, A, STOP, A, A, A, STOP, STOP]
+    assert played.rewards.tolist() == [0, 0, 0, 1, 0, 0, 0, 2, 3]
+    assert played.returns(0.5).tolist() == [1 / 2, 3 / 8, 2 / 4]
+    assert played.lengths.tolist() == [2, 4, 3]
+    assert played.final.finish_reasons.tolist() == ["stop"] * 3
+    assert played.final.terms["lower"].tolist() == [1, 3, 2]
+    assert [part.tolist() for part in played.by_time(played.rows)] == [[0, 1, 2], [0, 1, 2], [1, 2], [1]]
+    assert not played.truncated.any()
+
+
+def test_the_reward_of_a_bare_environment_is_asked_once() -> None:
+    calls = []
+
+    def counted(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(prompts))
+        return [1.0] * len(prompts)
+
+    env = TokenVectorEnv(word_task(reward=counted), 2, autoreset_mode=AutoresetMode.DISABLED)
+    play_batch(env, env.reset(seed=0)[0], script([STOP], [A, STOP]))
+    assert calls == [2]
+    assert not env.score_together
+
+
+def test_rows_that_are_not_to_run_are_left_alone() -> None:
+    env = batch_env(word_task(), 2, "train")
+    turns = []
+
+    def choose(turn: Turn) -> Any:
+        turns.append((turn.rows.tolist(), turn.seen()["input_ids"].shape[0]))
+        return np.full(len(turn.rows), STOP)
+
+    env.reset(seed=0)
+    states = env.get_states()
+    states[0] = replace(states[0], finish_reason="length")
+    played = play_batch(env, env.set_states(states), choose, running=np.array([False, True]))
+    assert turns == [([1], 1)]
+    assert played.lengths.tolist() == [0, 1]
+    assert played.final.finish_reasons.tolist() == ["", "stop"]
+
+
+class Limited(TokenVectorEnv):
+    """Stop row 0 after one token; the environment below goes on writing in it."""
+
+    def reset(self, **options: Any) -> Any:
+        self.taken = 0
+        return super().reset(**options)
+
+    def step(self, actions: Any) -> Any:
+        observation, rewards, ended, _, infos = super().step(actions)
+        self.taken += 1
+        return observation, rewards, ended, np.array([self.taken == 1, False]) & ~ended, infos
+
+
+def test_an_outer_limit_is_told_at_once_with_the_masks_of_the_states_there() -> None:
+    task = word_task()
+    allowed = task.vocabulary.allowed
+    task = replace(task, mask=lambda states: np.repeat(allowed[None], len(states), axis=0))
+    env = Limited(task, 2, autoreset_mode=AutoresetMode.DISABLED)
+    told: list[Turn] = []
+    played = play_batch(env, env.reset(seed=0)[0], script([A], [A, A, A, STOP]), at_limit=told.append)
+    (turn,) = told
+    assert (turn.time, turn.rows.tolist(), turn.running.tolist()) == (1, [0], [True, False])
+    assert turn.masks is not None
+    assert turn.masks.tolist() == [allowed.tolist()]
+    assert turn.seen()["attention_mask"].sum() == turn.observation["attention_mask"][0].sum()
+    assert played.truncated.tolist() == [True, False]
+    assert played.lengths.tolist() == [1, 4]
+    assert played.rewards.tolist() == [0, 0, 0, 0, 3]  # the text that went on in row 0 is not the policy's
+    assert played.final.finish_reasons.tolist() == ["", "stop"]
+
+
+def test_rows_of_a_group_answer_the_same_prompt() -> None:
+    env = batch_env(word_task(), 6, "train")
+    alone, shared = reset_groups(env, 3)[1]["prompt_index"], reset_groups(env, 3, 3)[1]["prompt_index"]
+    assert shared.tolist() == np.repeat(alone[::3], 3).tolist()
+
+
+def test_environments_that_reset_by_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match="autoreset_mode=DISABLED"):
+        check_env(TokenVectorEnv(word_task(), 2))
+    with pytest.raises(ValueError, match="env=None"):
+        check_env(None)
+
+
+def test_a_scorer_is_restored_however_its_block_is_left() -> None:
+    def pays(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return [float("nan") if "b" in text else float(len(text)) for text in completions]
+
+    task = word_task(reward=RunningNorm(pays))
+    task.scorer.score(["x", "x"], ["a", "aaa"])
+    before = task.scorer.state_dict()
+    with pytest.raises(RewardError), scorers_restored(task.scorer, None):
+        task.scorer.score(["x", "x"], ["aaaaaa", "b"])
+    assert task.scorer.state_dict() == before
+    with scorers_restored(task.scorer):
+        task.scorer.score(["x"], ["aaaaaa"])
+        assert task.scorer.state_dict() != before
+    assert task.scorer.state_dict() == before
+    with pytest.raises(RewardError):  # a reward that fails while a policy is looked at
+        play(make_reference(task), task, per_prompt=64)
+    assert task.scorer.state_dict() == before

@@ -1,0 +1,234 @@
+"""Sample the completions of policies to a task's prompts, and measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.checks import MOST_ROWS, Bools, Floats, Ints, shown
+from textgym.lm.reference import Observation, Reference, restricted
+from textgym.play import LogProbs, Turn, draw, play_batch
+from textgym.rewards.scorer import scorers_restored
+from textgym.task import Task
+from textgym.vector import batch_env
+
+_ROWS_AT_ONCE = 512
+Arrays = dict[str, NDArray[Any]]
+
+
+class Policy(Protocol):
+    """A policy that can be evaluated: an agent, or any object that gives log-probabilities or actions."""
+
+    def log_probs(self, observation: Observation) -> LogProbs | None:
+        """Return next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
+
+        Such a policy may have `sequence_kl(task, split, seed) -> (kl, replicates)`: its KL to the reference in nats per
+        whole answer for every prompt (P,), and bootstrap replicates of it (R, P). One whose answers are drawn whole may
+        have `edge_log_probs(tree, log_reference)`, its log-probability on every edge of a task's prefix tree.
+        """
+
+
+class ActingPolicy(Policy, Protocol):
+    """A policy that chooses tokens by itself."""
+
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
+        """Return token ids (B,); the likeliest ones if `deterministic`."""
+
+
+@dataclass(frozen=True)
+class PromptEpisodes:
+    """P prompts, n completions each; every array is (P, n).
+
+    Attributes:
+        returns: discounted sum of rewards, reward units.
+        gold: gold reward, NaN where the task has none.
+        kl: sum over the states visited of KL(pi || ref), nats; NaN without log-probabilities or without a reference.
+        entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
+        lengths: tokens. stopped: ended by a stop id.
+        completions: texts. terms: reward term -> values.
+        tokens: (P, n, T) int64, the tokens written, -1 behind the end. log_probs: (P, n, K) sums of their
+            log-probabilities under each of K policies, nats; K = 0 where none was asked for.
+        weights: (P,) probability of each prompt. prompts: their texts.
+        failures: kind -> completions that the reward failed on, see `textgym.rewards.Scorer`.
+        answer_tokens: of the completions that the policy had scored to find an answer, the answers themselves apart; a
+            mean, 0 for a policy that just writes.
+    """
+
+    returns: Floats
+    gold: Floats
+    kl: Floats
+    entropy: Floats
+    lengths: Ints
+    stopped: Bools
+    completions: NDArray[np.object_]
+    tokens: Ints
+    log_probs: Floats
+    terms: dict[str, Floats]
+    weights: Floats
+    prompts: tuple[str, ...]
+    failures: dict[str, int]
+    answer_tokens: float = 0.0
+
+
+def play(
+    policy: Policy,
+    task: Task,
+    *,
+    split: str = "eval",
+    prompt_index: Ints | None = None,
+    per_prompt: int = 16,
+    seed: int = 0,
+    reference: Reference | None = None,
+    deterministic: bool = False,
+    others: Sequence[Policy] = (),
+) -> PromptEpisodes:
+    """Sample `per_prompt` completions of prompts of a split.
+
+    Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them. A
+    reward that learns is put back to where it was.
+
+    Args:
+        policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
+        prompt_index: (P,) integers, P >= 1, places in the split in any order, with repetitions; each prompt of the list
+            has weight 1 / P. None: every prompt of the split.
+        reference: for the KL; None leaves it NaN.
+        deterministic: take the likeliest token instead of drawing.
+        others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
+            KL and entropy are those of the policy that wrote; `log_probs` has all of them.
+    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, a prompt is not there, or one of several policies has no
+        log-probabilities.
+    """
+    if not 1 <= per_prompt <= MOST_ROWS:
+        raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
+    prompts, policies, scorer = task.prompt_set(split), [policy, *others], task.scorer
+    places, weights = np.arange(len(prompts.texts)), np.asarray(prompts.weights)
+    if prompt_index is not None:
+        places = _places(np.asarray(prompt_index), len(prompts.texts))
+        weights = np.full(len(places), 1.0 / len(places))
+    rows = np.repeat(places, per_prompt * len(policies))
+    numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
+    writers = _Writers(policies, reference, deterministic, np.random.default_rng([seed, 3]))
+    before, tokens = scorer.failures.copy(), scorer.tokens
+    parts = []
+    with scorers_restored(scorer):
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            parts.append(_play_part(writers, task, split, rows[part], numbers[part]))
+        failures = dict(scorer.failures - before)
+    arrays, terms = (_concatenated(column, len(places)) for column in zip(*parts, strict=True))
+    return PromptEpisodes(
+        **arrays,
+        terms=terms,
+        weights=weights,
+        prompts=tuple(prompts.texts[place] for place in places),
+        failures=failures,
+        answer_tokens=(scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(rows),
+    )
+
+
+def _places(prompt_index: Ints, count: int) -> Ints:
+    """Return places in a split of `count` prompts. Raises: ValueError for none, or one that is not there."""
+    if prompt_index.ndim != 1 or not prompt_index.size or prompt_index.dtype.kind not in "iu":
+        raise ValueError(
+            f"prompt_index: {prompt_index.dtype} {prompt_index.shape} array, allowed are one or more integers"
+        )
+    if prompt_index.min() < 0 or prompt_index.max() >= count:
+        raise ValueError(
+            f"prompt_index: holds {prompt_index.min()}..{prompt_index.max()}, allowed is 0..{count - 1}"
+        )
+    return prompt_index
+
+
+@dataclass
+class _Writers:
+    """Choose tokens by the policies of a batch's rows, and add up KL, entropy and log-probabilities by row."""
+
+    policies: Sequence[Policy]
+    reference: Reference | None
+    deterministic: bool
+    generator: np.random.Generator
+
+    def start(self, numbers: Ints) -> None:
+        """Begin a batch; each row is written by the policy of that number."""
+        count, several = len(numbers), len(self.policies) > 1
+        self._numbers, self.entropy = numbers, np.zeros(count)
+        self.kl = np.full(count, np.nan if self.reference is None else 0.0)
+        self.log_probs = np.zeros((count, len(self.policies) if several else 0))
+
+    def choose(self, turn: Turn) -> Ints:
+        """Return the next tokens of the running rows."""
+        asked = [policy.log_probs(turn.observation) for policy in self.policies]
+        tables = [logs for logs in asked if logs is not None]
+        uniforms = self.generator.random(len(turn.running))
+        if not tables and len(asked) == 1:
+            return self._act(turn)
+        if len(tables) < len(asked):
+            raise ValueError(
+                f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities"
+            )
+        rows = turn.rows
+        several = np.stack([restricted(np.asarray(logs)[rows], turn.masks) for logs in tables])
+        each = np.arange(len(rows))
+        logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
+        against = None
+        if self.reference is not None:
+            against = restricted(self.reference.log_probs(turn.observation)[rows], turn.masks)
+        if self.deterministic:
+            # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
+            tokens = np.asarray(logs.argmax(1))
+            if against is not None:
+                self.kl[rows] -= against[each, tokens]
+            return tokens
+        probs = np.exp(logs)
+        finite = np.where(probs > 0, logs, 0.0)
+        self.entropy[rows] -= np.einsum("nv,nv->n", probs, finite)
+        if against is not None:
+            self.kl[rows] += np.einsum("nv,nv->n", probs, finite - np.where(probs > 0, against, 0.0))
+        tokens = draw(probs, uniforms[rows])
+        if len(several) > 1:
+            self.log_probs[rows] += several[:, each, tokens].T
+        return tokens
+
+    def _act(self, turn: Turn) -> Ints:
+        self.kl[:], self.entropy[:] = np.nan, np.nan
+        policy = cast(ActingPolicy, self.policies[0])
+        return np.asarray(policy.act(turn.observation, deterministic=self.deterministic))[turn.rows]
+
+
+def _play_part(
+    writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints
+) -> tuple[Arrays, Arrays]:
+    """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of one batch (B,)."""
+    env = batch_env(task, len(places), split)
+    seed = int(writers.generator.integers(2**31))
+    observation, _ = env.reset(seed=seed, options={"prompt_index": places})
+    writers.start(numbers)
+    played = play_batch(env, observation, writers.choose)
+    env.close()
+    tokens = np.full((len(places), task.max_new_tokens), -1, dtype=np.int64)
+    tokens[played.rows, played.times] = played.actions
+    arrays = {
+        "returns": played.returns(task.gamma),
+        "gold": played.final.gold,
+        "kl": writers.kl,
+        "entropy": writers.entropy,
+        "lengths": played.lengths,
+        "stopped": played.final.finish_reasons == "stop",
+        "completions": played.final.completions,
+        "tokens": tokens,
+        "log_probs": writers.log_probs,
+    }
+    return arrays, played.final.terms
+
+
+def _concatenated(parts: Sequence[Arrays], prompts: int) -> Arrays:
+    """Join the arrays of batches, (P, n, ...)."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: array.reshape(prompts, len(array) // prompts, *array.shape[1:])
+        for name, array in joined.items()
+    }
