@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from textgym.checks import JsonObject
+from textgym.files import plain
 from textgym_benchmarks.results.store import Result
-from textgym_benchmarks.statistics import resampling
-from textgym_benchmarks.summaries.comparisons import (
+from textgym_benchmarks.statistics import CONFIDENCE
+from textgym_benchmarks.summaries.charts import (
     THRESHOLDS,
+    Curve,
+    EqualTokens,
     Pairwise,
     ProfileLine,
     Radar,
+    curves,
+    equal_tokens,
     pairwise,
     profiles,
     radar,
 )
-from textgym_benchmarks.summaries.crossings import EqualTokens, equal_tokens
-from textgym_benchmarks.summaries.curves import Curve, Track, curves, frontier
-from textgym_benchmarks.summaries.entries import Entry, entries
+from textgym_benchmarks.summaries.entries import Counts, Entry, count, entries
 from textgym_benchmarks.summaries.findings import Finding, findings
 from textgym_benchmarks.summaries.grid import FLOOR, Problem, make_grid
-from textgym_benchmarks.summaries.leaderboard import (
-    Best,
-    Counts,
-    Row,
-    best_by_family,
-    comparison,
-    count,
-    leaderboard,
-)
+from textgym_benchmarks.summaries.leaderboard import Best, Row, best_by_family, comparison, leaderboard
 
 
 @dataclass(frozen=True)
@@ -39,12 +33,12 @@ class Summary:
     """Everything that is shown of the results of a suite.
 
     Attributes:
-        agents: names, in the order of the leaderboard. problems: what they were compared on; entries, curves and
-            tracks name them by index.
+        agents: names, in the order of the leaderboard. problems: what they were compared on; entries and curves
+            name them by index.
         counts: of all cells. common: labels of the problems that every ranked agent was given: ranks and profiles are
             over these.
         leaderboard: one row per agent. entries: one per agent and problem that a cell asks for.
-        equal_tokens: one per problem. curves, frontier: of the learning; the frontier is the tracks of all runs.
+        equal_tokens: one per problem. curves: of the learning.
         thresholds: of the profiles.
         profiles, pairwise, radar: agents side by side. best: the best agent of every family.
         findings: failures and surprises.
@@ -60,7 +54,6 @@ class Summary:
     entries: tuple[Entry, ...]
     equal_tokens: tuple[EqualTokens, ...]
     curves: tuple[Curve, ...]
-    frontier: tuple[Track, ...]
     thresholds: tuple[float, ...]
     profiles: tuple[ProfileLine, ...]
     pairwise: Pairwise
@@ -73,10 +66,10 @@ class Summary:
     confidence: float
     seed: int
 
-    def to_json(self) -> dict[str, Any]:
-        """All attributes as JSON values, numbers finite: dataclasses are objects, tuples are lists."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+    def to_json(self) -> JsonObject:
+        """Return all attributes as JSON values, numbers finite: dataclasses are objects, tuples are lists."""
+        values: JsonObject = plain(asdict(self))
+        return values
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -85,7 +78,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
-    """Computes everything. The same results give the same summary, to the last bit.
+    """Compute everything. The same results give the same summary, to the last bit.
 
     Args:
         results: in the order of the suite's cells; failed and missing ones included.
@@ -99,6 +92,10 @@ def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
     scored = [row.agent for row in rows if row.iqm.value is not None]
     compared = comparison(grid)
     table = entries(grid, seed, agents)
+    versions: dict[str, dict[str, None]] = {}
+    for result in results:
+        for name, version in result.versions.items():
+            versions.setdefault(name, {})[version] = None
     return Summary(
         agents=tuple(agents),
         problems=grid.problems,
@@ -108,34 +105,15 @@ def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
         entries=tuple(table),
         equal_tokens=tuple(equal_tokens(grid, agents)),
         curves=tuple(curves(grid, seed, agents)),
-        frontier=tuple(frontier(grid, agents)),
         thresholds=THRESHOLDS,
         profiles=tuple(profiles(grid, seed, ranked, compared.problems)),
         pairwise=pairwise(grid, seed, scored),
         radar=radar(grid, scored),
         best=tuple(best_by_family(grid)),
         findings=tuple(findings(grid, rows, table)),
-        versions=_versions(results),
-        machines=tuple(dict.fromkeys(str(r.machine) for r in results if r.machine)),
+        versions={name: tuple(found) for name, found in sorted(versions.items())},
+        machines=tuple(dict.fromkeys(result.machine for result in results if result.machine)),
         floor=FLOOR,
-        confidence=resampling.CONFIDENCE,
+        confidence=CONFIDENCE,
         seed=seed,
     )
-
-
-def _versions(results: Sequence[Result]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, dict[str, None]] = {}
-    for result in results:
-        for name, version in (result.versions or {}).items():
-            found.setdefault(str(name), {})[str(version)] = None
-    return {name: tuple(versions) for name, versions in sorted(found.items())}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from synthetic import make_results
-from textgym_benchmarks.results.page import results_page
+from textgym_benchmarks.results.page import fixed, results_page, text
 from textgym_benchmarks.results.store import Result, export_results, load_results
-from textgym_benchmarks.results.tables import fixed, text
 from textgym_benchmarks.summary import summarise
 
 ROOT = Path(__file__).parents[2] / "benchmarks"

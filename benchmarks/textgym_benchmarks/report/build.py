@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment
 
-from textgym.files import read_json
-from textgym_benchmarks.pages.html import (
-    assets,
-    check_folder,
-    environment,
-    plotly_script,
-    shared_assets,
-    write_folder,
-)
-from textgym_benchmarks.report import drawing, overview
-from textgym_benchmarks.report.cells import cell_page
+from textgym.checks import JsonObject
+from textgym_benchmarks.pages import assets, check_folder, environment, number, shared_assets, write_folder
+from textgym_benchmarks.report.cells import cell_page, relative_address, run_folder
 from textgym_benchmarks.report.charts import chart_data, charts, curve_table
-from textgym_benchmarks.report.drawing import Mark, marks_of
 from textgym_benchmarks.report.leaderboards import groups, scopes
-from textgym_benchmarks.results.format import check_suite
-from textgym_benchmarks.results.store import Result, load_results
+from textgym_benchmarks.report.tables import (
+    AgentStyle,
+    Column,
+    Table,
+    Value,
+    agent_styles,
+    estimate,
+    figure,
+    swatch,
+    swatches,
+    table,
+    tinted,
+)
+from textgym_benchmarks.results.store import Result, load_results, suite_summary
+from textgym_benchmarks.summaries.entries import Entry
+from textgym_benchmarks.summaries.grid import interval_of
 from textgym_benchmarks.summary import Summary, summarise
+
+PACKAGE = "textgym_benchmarks.report"
+KIND = "report"
+SAMPLES_IN_ALL = 2000  # on the pages of cells, so that the folder of a large suite stays small
+SAMPLES, LONGEST = 3, 1500  # of a cell on the index; characters of one text there
+NAMED = ("textgym", "python", "torch", "gymnasium")  # packages in the headline
+_SETTINGS = {
+    "points": "Points of a curve",
+    "per_prompt": "Answers a prompt, on the curve",
+    "final_per_prompt": "Answers a prompt, at the end",
+    "optimum_per_prompt": "Answers a prompt, for J*",
+    "samples": "Samples kept of a cell",
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +57,12 @@ class Sources:
     """
 
     results: tuple[Result, ...]
-    suite: Mapping[str, Any]
+    suite: JsonObject
     repeated: tuple[str, ...]
 
 
 def read_sources(paths: Sequence[Path]) -> Sources:
-    """Reads results.
+    """Read results.
 
     Args:
         paths: what `load_results` takes, at least one.
@@ -63,35 +81,16 @@ def read_sources(paths: Sequence[Path]) -> Sources:
                 kept[key] = result
     if not kept:
         raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")
-    suites = [suite for path in paths if (suite := _suite_of(path))]
-    suite = dict(suites[0]) if suites else {"name": Path(paths[0]).resolve().name}
+    suites = [suite for path in paths if (suite := suite_summary(path))]
+    suite = suites[0] if suites else {"name": paths[0].resolve().name}
     if len(suites) > 1:
-        suite["name"] = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
-        suite["description"] = ""
+        name = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
+        suite |= {"name": name, "description": ""}
     return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)))
 
 
-def _suite_of(path: Path) -> dict[str, Any]:
-    """What suite.json or the head of a file of results says; {} where there is neither."""
-    file = path / "suite.json" if path.is_dir() else path
-    if not file.is_file():
-        return {}
-    data = read_json(file)
-    found = data if path.is_dir() else data.get("suite", {})
-    try:
-        check_suite(found)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return {name: value for name, value in found.items() if name != "cells"}
-
-
-PACKAGE = "textgym_benchmarks.report"
-KIND = "report"
-SAMPLES_IN_ALL = 2000  # on the pages of cells, so that the folder of a large suite stays small
-
-
 def build_report(paths: Sequence[str | Path], out: str | Path) -> Sources:
-    """Writes a report.
+    """Write a report.
 
     Args:
         paths: what `load_results` takes: folders of suites, of cells or of runs, files of results.
@@ -106,8 +105,15 @@ def build_report(paths: Sequence[str | Path], out: str | Path) -> Sources:
     return sources
 
 
-def report_files(results: Sequence[Result], suite: Mapping[str, Any], folder: Path) -> dict[str, str | bytes]:
-    """The files of a report by their path in it.
+def default_folder(paths: Sequence[Path]) -> Path:
+    """Return where a report goes by default: into the first folder of results, or beside the first file."""
+    if not paths:
+        return Path("report")
+    return (paths[0] if paths[0].is_dir() else paths[0].parent) / "report"
+
+
+def report_files(results: Sequence[Result], suite: JsonObject, folder: Path) -> dict[str, str | bytes]:
+    """Return the files of a report by their path in it.
 
     Args:
         results: failed and missing ones included, each cell once.
@@ -116,79 +122,223 @@ def report_files(results: Sequence[Result], suite: Mapping[str, Any], folder: Pa
     """
     summary = summarise(results)
     templates = environment(PACKAGE)
-    templates.globals |= {"table": drawing.table, "swatch": drawing.swatch, "swatches": drawing.swatches}
+    templates.globals |= {"table": table, "swatch": swatch, "swatches": swatches}
     by_key = {result.cell.key: result for result in results}
-    names = {run.key: entry.agent for entry in summary.entries for run in entry.runs}
-    labels = {
-        run.key: summary.problems[entry.problem].label for entry in summary.entries for run in entry.runs
-    }
+    places = {run.key: entry for entry in summary.entries for run in entry.runs}
     # The order of the suite, not of success: an agent keeps its colour when scores change.
-    marks = marks_of(list(dict.fromkeys(names[key] for key in by_key)))
-    by_name = {mark.name: mark for mark in marks}
-    files: dict[str, str | bytes] = {**shared_assets(), **assets(PACKAGE), "plotly.min.js": plotly_script()}
+    styles = agent_styles(list(dict.fromkeys(places[key].agent for key in by_key)))
+    by_name = {style.name: style for style in styles}
+    script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    found: dict[str, str | bytes] = {**shared_assets(), **assets(PACKAGE), "plotly.min.js": script}
     samples = max(2, SAMPLES_IN_ALL // len(results))
     for key, result in by_key.items():
-        name = overview.cell_address(key)
-        files[name] = cell_page(
-            templates, result, labels[key], by_name[names[key]], folder / "cells", samples
-        )
-    files["index.html"] = _index(templates, summary, by_key, suite, marks, folder)
-    return files
+        label, style = summary.problems[places[key].problem].label, by_name[places[key].agent]
+        found[_address(key)] = cell_page(templates, result, label, style, folder / "cells", samples)
+    found["index.html"] = _index(templates, summary, by_key, suite, styles, folder)
+    return found
 
 
 def _index(
     templates: Environment,
     summary: Summary,
     results: Mapping[str, Result],
-    suite: Mapping[str, Any],
-    marks: Sequence[Mark],
+    suite: JsonObject,
+    styles: Sequence[AgentStyle],
     folder: Path,
 ) -> str:
-    agents = {mark.name: index for index, mark in enumerate(marks)}
-    shown = list(results.values())
-    found = scopes(summary, shown, agents)
+    agents = {style.name: index for index, style in enumerate(styles)}
+    found = scopes(summary, list(results.values()), agents)
     drawn = charts(summary, agents)
     with_curve = {curve.problem for curve in summary.curves}
     data = {
-        "agents": overview.marks_data(marks),
+        "agents": [asdict(style) for style in styles],
         "order": [agents[name] for name in summary.agents],
-        "problems": overview.problems_data(summary, shown),
-        "samples": overview.samples(summary, results, agents),
+        "problems": _problems(summary, results),
+        "samples": _samples(summary, results, agents),
         **chart_data(summary, agents),
     }
-    html: str = templates.get_template("report.html").render(
-        head=overview.headline(summary, suite),
-        sections=_sections([(chart.id, chart.short) for chart in drawn]),
-        failed=overview.by_status(summary, "failed"),
-        missing=overview.by_status(summary, "missing"),
-        findings=overview.findings(summary),
+    return templates.get_template("report.html").render(
+        head=_headline(summary, suite),
+        sections=[
+            *(("leaderboard", "Leaderboard"), ("tasks", "Tasks"), ("curves", "Curves")),
+            *((chart.id, chart.short) for chart in drawn),
+            *(("samples", "Samples"), ("cells", "Cells")),
+        ],
+        failed=_by_status(summary, "failed"),
+        missing=_by_status(summary, "missing"),
+        # The page shows the others elsewhere.
+        findings=[each for each in summary.findings if each.items and each.kind not in ("failed", "missing")],
         scopes=found,
         scope_groups=groups(found),
         floor=f"{summary.floor:g}".replace("-", "\u2212"),
-        marks=marks,
+        styles=styles,
         chips=data["order"],
-        matrix=overview.matrix(summary, agents),
+        matrix=_matrix(summary),
         families=summary.families,
         problems=summary.problems,
         with_curve=with_curve,
         without_curve=[problem.label for problem in summary.problems if problem.index not in with_curve],
         curve_tables=[curve_table(summary, problem) for problem in summary.problems],
         charts=drawn,
-        cells=overview.cell_table(summary, results, agents, folder),
-        facts=overview.facts(summary, suite),
+        cells=_cell_table(summary, results, agents, folder),
+        facts=_facts(summary, suite),
         data=data,
     )
-    return html
 
 
-def _sections(charts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    before = [("leaderboard", "Leaderboard"), ("tasks", "Tasks"), ("curves", "Curves")]
-    after = [("samples", "Samples"), ("cells", "Cells")]
-    return [*before, *charts, *after]
+def _address(key: str) -> str:
+    """Return the page of a cell, from the index."""
+    return f"cells/{key}.html"
 
 
-def default_folder(paths: Sequence[Path]) -> Path:
-    """Where a report goes if nobody says: into the first folder of results, or beside the first file."""
-    if not paths:
-        return Path("report")
-    return (paths[0] if paths[0].is_dir() else paths[0].parent) / "report"
+def _headline(summary: Summary, suite: JsonObject) -> JsonObject:
+    """Return name, counts and where the numbers come from."""
+    counts = summary.counts
+    seeds = {run.seed for entry in summary.entries for run in entry.runs}
+    found = [("", f"{counts.done:,}", f"of {counts.planned:,} cells done")]
+    found += [("bad", f"{counts.failed:,}", "failed")] if counts.failed else []
+    found += [("", f"{counts.missing:,}", "missing")] if counts.missing else []
+    for things, what in ((summary.agents, "agent"), (summary.problems, "task"), (seeds, "seed")):
+        found.append(("", f"{len(things):,}", f"{what}s" if len(things) > 1 else what))
+    versions = [f"{name} {', '.join(summary.versions[name])}" for name in NAMED if name in summary.versions]
+    parts = [str(suite.get("started") or "")[:10], *summary.machines, *versions]
+    return {
+        "name": suite.get("name") or "Results",
+        "description": suite.get("description") or "",
+        "figures": [{"tone": tone, "value": value, "label": label} for tone, value, label in found],
+        "provenance": " · ".join(part for part in parts if part),
+    }
+
+
+def _facts(summary: Summary, suite: JsonObject) -> list[tuple[str, str]]:
+    """Return where and with what the results were made, and how they were computed."""
+    settings = suite.get("evaluation") or suite.get("settings") or {}
+    intervals = f"{100 * summary.confidence:g}%, bootstrap over seeds within tasks, seed {summary.seed}"
+    return [
+        *(("Machine", machine) for machine in summary.machines),
+        *([("Started", str(suite["started"]))] if suite.get("started") else []),
+        *((_SETTINGS.get(name, str(name)), str(value)) for name, value in settings.items()),
+        ("Intervals", intervals),
+        *((name, ", ".join(versions)) for name, versions in summary.versions.items()),
+    ]
+
+
+def _by_status(summary: Summary, status: str) -> list[dict[str, str]]:
+    """Return the cells that failed, or that have no result: name, page and error of each."""
+    return [
+        {
+            "href": _address(run.key),
+            "name": f"{summary.problems[entry.problem].label}, {entry.agent}, seed {run.seed}",
+            "error": run.error or "",
+        }
+        for entry in summary.entries
+        for run in entry.runs
+        if run.status == status
+    ]
+
+
+def _matrix(summary: Summary) -> Table:
+    """Return mean optimality by task and agent."""
+    entries = {(entry.problem, entry.agent): entry for entry in summary.entries}
+    rows = [
+        (
+            Value(problem.label),
+            *(_matrix_value(entries.get((problem.index, name))) for name in summary.agents),
+        )
+        for problem in summary.problems
+    ]
+    columns = (Column("Task", numeric=False, descending=False), *(Column(name) for name in summary.agents))
+    return Table(columns, tuple(rows), sortable=True)
+
+
+def _matrix_value(entry: Entry | None) -> Value:
+    if entry is None:
+        return Value("", sort=None)
+    counts, score = entry.counts, entry.optimality.value
+    if score is None:
+        if counts.done:
+            return figure(None)
+        text, tone = ("failed", "bad") if counts.failed else ("missing", "soft")
+        return Value(text, sort=None, tone=tone)
+    note = f"{entry.optimality.runs} of {counts.planned}" if entry.optimality.runs < counts.planned else ""
+    return tinted(Value(number(score, 2), note, score), score)
+
+
+def _cell_table(
+    summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int], folder: Path
+) -> Table:
+    """Return every cell with its numbers, its page and its run folder.
+
+    Args:
+        results: by key. folder: of the report.
+    """
+    rows = []
+    for entry in summary.entries:
+        for run in entry.runs:
+            result = results[run.key]
+            measures, path = result.measures or {"after": {}}, run_folder(result)
+            address = None if path is None else relative_address(path, folder)
+            rows.append(
+                (
+                    Value(summary.problems[entry.problem].label, href=_address(run.key)),
+                    Value(entry.agent, agent=agents[entry.agent]),
+                    Value(str(run.seed), sort=run.seed),
+                    Value(run.status, tone={"failed": "bad", "missing": "soft"}.get(run.status, "")),
+                    *(
+                        estimate(interval_of(measures["after"].get(name)))
+                        for name in ("optimality", "reward", "kl")
+                    ),
+                    figure(measures.get("tokens"), 0),
+                    figure((result.timing or {}).get("seconds"), 1),
+                    figure(None) if address is None else Value("folder", href=address),
+                )
+            )
+    columns = (
+        Column("Task", numeric=False, descending=False),
+        Column("Agent", numeric=False, descending=False),
+        Column("Seed", descending=False),
+        Column("Status", numeric=False, descending=False),
+        *(Column(name) for name in ("Optimality", "Reward", "KL", "Tokens scored")),
+        Column("Seconds", "Of the whole cell, evaluations included"),
+        Column("Run", numeric=False),
+    )
+    return Table(columns, tuple(rows), sortable=True)
+
+
+def _samples(summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int]) -> list[JsonObject]:
+    """Return samples of the first seed of each agent and task that has some."""
+    found = []
+    for entry in summary.entries:
+        for run in entry.runs:
+            shown = (results[run.key].measures or {}).get("samples")
+            if shown:
+                found.append(
+                    {
+                        "problem": entry.problem,
+                        "agent": agents[entry.agent],
+                        "href": _address(run.key),
+                        "samples": [_shortened(sample) for sample in shown[:SAMPLES]],
+                    }
+                )
+                break
+    return found
+
+
+def _shortened(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]} … ({len(value) - LONGEST:,} characters more)"
+    return value
+
+
+def _problems(summary: Summary, results: Mapping[str, Result]) -> list[JsonObject]:
+    """Return the label of each problem, and J* where a result tells it."""
+    found: list[JsonObject] = [{"label": problem.label, "optimum": None} for problem in summary.problems]
+    for entry in summary.entries:
+        for run in entry.runs:
+            optimum = (results[run.key].measures or {}).get("optimum")
+            if optimum and optimum["value"] and found[entry.problem]["optimum"] is None:
+                values = {"value": optimum["value"]["mean"], "beta": optimum["beta"]}
+                found[entry.problem]["optimum"] = values
+    return found

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import tyro
 
-from textgym.files import read_json, write_text
-from textgym_benchmarks.results.store import Result, load_results
-from textgym_benchmarks.results.tables import (
-    equal_table,
-    family_table,
-    fixed,
-    own_table,
-    problem_table,
-    ranking_table,
-    table,
-    text,
-)
-from textgym_benchmarks.statistics.resampling import REPLICATES
+from textgym.checks import JsonObject
+from textgym.files import write_text
+from textgym.render import escaped
+from textgym_benchmarks.results.store import Result, load_results, suite_summary
+from textgym_benchmarks.statistics import REPLICATES, Aggregate, Interval
+from textgym_benchmarks.summaries.entries import Costs, Crossing, Entry, best_first
+from textgym_benchmarks.summaries.leaderboard import Row
 from textgym_benchmarks.summary import Summary, summarise
 
+T = TypeVar("T")
+NONE = "\u2013"
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&~$!])")
 REMARKS = "remarks.md"
 SHOWN = 15
 """Items of a finding that the page lists; it tells how many more there are."""
@@ -54,16 +52,25 @@ EXPLAINED = """\
 - A dash: the suite does not ask for it, or there is nothing to compute it from.
 """
 
-
 EQUAL = """\
 Mean optimality over seeds when every agent has had as many tokens scored, read off the learning curves. A dash: no
 curve gets that far.
+"""
+COMMANDS = """\
+## How to make it again
+
+```sh
+textgym bench --suite {suite}
+python -m textgym_benchmarks.results.store runs/bench-{suite} --out benchmarks/results/{suite}.json
+python -m textgym_benchmarks.results.page benchmarks/results/{suite}.json
+textgym report benchmarks/results/{suite}.json --out runs/report-{suite}
+```
 """
 
 
 @dataclass(frozen=True)
 class ResultsPage:
-    """Writes a page of Markdown from a file of results."""
+    """Write a page of Markdown from a file of results."""
 
     results: tyro.conf.Positional[Path]
     """What `python -m textgym_benchmarks.results.store` wrote."""
@@ -74,7 +81,7 @@ class ResultsPage:
 
 
 def results_page(path: Path, remarks: Path | None = None) -> str:
-    """The page; the same file gives the same page to the last byte.
+    """Return the page; the same file gives the same page to the last byte.
 
     Args:
         path: a file of results. remarks: Markdown to include; None: remarks.md beside the file, if it is there.
@@ -83,61 +90,87 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     results = load_results(path)
     if path.is_dir():
         raise ValueError(f"path={str(path)!r}: is a folder; allowed is a file of exported results")
-    suite: Mapping[str, Any] = read_json(path).get("suite", {})
-    summary = summarise(results)
-    written = _remarks(path.parent / REMARKS if remarks is None else remarks, remarks is not None)
+    suite, summary = suite_summary(path), summarise(results)
+    name = str(suite.get("name") or path.stem)
+    by_hand = path.parent / REMARKS if remarks is None else remarks
+    if remarks is not None and not remarks.exists():
+        raise ValueError(f"remarks={str(remarks)!r}: there is no such file")
+    written = by_hand.read_text(encoding="utf-8").strip() if by_hand.exists() else ""
     parts = [
-        f"# Results of {text(suite.get('name') or path.stem)}\n",
-        f"{text(suite.get('description') or '')}\n" if suite.get("description") else "",
+        f"# Results of {text(name)}\n",
+        f"{text(suite['description'])}\n" if suite.get("description") else "",
         "Written by `python -m textgym_benchmarks.results.page`; what is below is computed, but for the remarks.\n",
-        *([f"## Remarks\n\n{written}"] if written else []),
+        f"## Remarks\n\n{written}\n" if written else "",
         f"## Made with\n\n{_facts(suite, summary, results)}",
-        f"## How to make it again\n\n{_commands(str(suite.get('name') or path.stem), path)}",
+        # Only plain names go into a block of code, where nothing can be escaped.
+        COMMANDS.format(suite=name if name.replace("-", "").isalnum() else "SUITE"),
         f"## Leaderboard\n\n{_leaderboard(summary)}",
         *[_family(summary, family) for family in summary.families],
-        f"## At equal tokens\n\n{EQUAL}\n{equal_table(summary)}",
+        f"## At equal tokens\n\n{EQUAL}\n{_equal_table(summary)}",
         f"## What fails, and what surprises\n\n{_findings(summary)}",
-        f"## How to read the numbers\n\n{_explained(summary)}",
-        f"## Each problem\n\n{_problems(summary)}",
+        f"## How to read the numbers\n\n{EXPLAINED.format(floor=f'{summary.floor:g}', draws=f'{REPLICATES:,}')}",
+        "## Each problem\n",
     ]
+    for problem in summary.problems:
+        entries = [entry for entry in summary.entries if entry.problem == problem.index]
+        shown = _problem_table(entries)
+        parts.append(f"### {text(problem.label)}\n\n{problem.episodes:,} episodes.\n\n{shown}")
     return "\n".join(part for part in parts if part)
 
 
-def _remarks(path: Path, needed: bool) -> str:
-    if not path.exists():
-        if needed:
-            raise ValueError(f"remarks={str(path)!r}: there is no such file")
-        return ""
-    return path.read_text(encoding="utf-8").strip() + "\n"
+def text(words: object) -> str:
+    """Return any text as Markdown that shows it: one line, nothing in it is markup or steers a terminal."""
+    return _SPECIAL.sub(r"\\\1", escaped(str(words)))
 
 
-def _facts(suite: Mapping[str, Any], summary: Summary, results: Sequence[Result]) -> str:
+def fixed(value: float | None, digits: int = 2) -> str:
+    """Return a number for people, rounded twice: the last bits of a sum do not decide between two digits."""
+    if value is None:
+        return NONE
+    shown = f"{round(value, 9):,.{digits}f}"
+    return shown.removeprefix("-") if float(shown.replace(",", "")) == 0 else shown
+
+
+def _interval(found: Interval | None) -> str:
+    """Return a number with its interval, where there is one."""
+    if found is None:
+        return NONE
+    if found.value is None or found.low is None or found.high is None or found.high - found.low < 1e-9:
+        return fixed(found.value)
+    return f"{fixed(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> str:
+    """Return a Markdown table.
+
+    Args:
+        right: whether all columns but the first are set to the right, as numbers are.
+    """
+    rule = ["---", *["--:" if right else "---"] * (len(head) - 1)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))
+
+
+def _table_of(rows: Sequence[T], columns: Mapping[str, Callable[[T], str]]) -> str:
+    """Return a table with a line for each row; every column says how a row's text is made."""
+    return table(list(columns), [[show(row) for show in columns.values()] for row in rows])
+
+
+def _facts(suite: JsonObject, summary: Summary, results: Sequence[Result]) -> str:
     counts = summary.counts
     hours = sum(result.timing.get("cpu_seconds") or 0.0 for result in results if result.timing) / 3600.0
-    cells = f"{counts.planned:,}: {counts.done:,} done, {counts.failed:,} failed, {counts.missing:,} missing"
     seeds = sorted({len(entry.runs) for entry in summary.entries})
     rows = [
-        ("machine", "; ".join(text(machine) for machine in summary.machines) or "not recorded"),
+        ("machine", "; ".join(map(text, summary.machines)) or "not recorded"),
         ("started", text(suite.get("started") or "not recorded")),
-        ("cells", cells),
-        ("seeds", " or ".join(str(number) for number in seeds)),
+        (
+            "cells",
+            f"{counts.planned:,}: {counts.done:,} done, {counts.failed:,} failed, {counts.missing:,} missing",
+        ),
+        ("seeds", " or ".join(map(str, seeds))),
         ("CPU time of all cells", f"{fixed(hours, 1)} hours"),
-        *((text(name), ", ".join(text(each) for each in found)) for name, found in summary.versions.items()),
+        *((text(name), ", ".join(map(text, found))) for name, found in summary.versions.items()),
     ]
-    return table(("", ""), rows).replace("| --- | --: |", "| --- | --- |")
-
-
-def _commands(name: str, path: Path) -> str:
-    # Only plain names go into a block of code, where nothing can be escaped.
-    suite = name if name.replace("-", "").isalnum() else "SUITE"
-    return (
-        "```sh\n"
-        f"textgym bench --suite {suite}\n"
-        f"python -m textgym_benchmarks.results.store runs/bench-{suite} --out benchmarks/results/{suite}.json\n"
-        f"python -m textgym_benchmarks.results.page benchmarks/results/{suite}.json\n"
-        f"textgym report benchmarks/results/{suite}.json --out runs/report-{suite}\n"
-        "```\n"
-    )
+    return table(("", ""), rows, right=False)
 
 
 def _leaderboard(summary: Summary) -> str:
@@ -148,59 +181,167 @@ def _leaderboard(summary: Summary) -> str:
     parts = []
     if common:
         parts.append(f"Ranked over {over}, by the interquartile mean of optimality with its 95% interval.\n")
-        parts.append(ranking_table(summary.leaderboard))
+        parts.append(_ranking_table([row for row in summary.leaderboard if row.common is not None]))
     if 0 < common < total:
-        parts.append(f"The {common}: {', '.join(text(label) for label in summary.common)}.\n")
+        parts.append(f"The {common}: {', '.join(map(text, summary.common))}.\n")
     parts.append("Every agent over everything that it was given; rows over other problems do not compare.\n")
-    parts.append(own_table(summary.leaderboard))
+    parts.append(_table_of(summary.leaderboard, _OWN))
     return "\n".join(parts)
+
+
+def _ranking_table(rows: Sequence[Row]) -> str:
+    """Return the ranked agents, over the problems that all of them were given."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "agent": lambda row: text(row.agent),
+        "rank": lambda row: NONE if row.rank is None else f"{row.rank}{_share(row.common, 'runs')}",
+        "interquartile mean": lambda row: _interval(row.common) + _share(row.common, "problems"),
+        "failures as -1": lambda row: fixed(row.common_with_failures),
+        "above the best": lambda row: NONE if row.over_best is None else fixed(row.over_best.value),
+    }
+    if not any(row.counts.failed for row in rows):
+        del columns["failures as -1"]
+    return _table_of(rows, columns)
+
+
+def _share(found: Aggregate | None, of: str) -> str:
+    """Return a note where an aggregate stands on fewer runs or problems than planned."""
+    if found is None:
+        return ""
+    there, all_of = (found.runs, found.of_runs) if of == "runs" else (found.tasks, found.of_tasks)
+    return "" if there == all_of else f" ({there} of {all_of} {of})"
 
 
 def _family(summary: Summary, family: str) -> str:
     (best,) = (each for each in summary.best if each.family == family)
     lines = [f"## {text(family).capitalize()}\n", "Mean optimality over seeds, not clipped.\n"]
+    problems = [problem for problem in summary.problems if problem.family == family]
     if best.agent is not None:
-        labels = tuple(problem.label for problem in summary.problems if problem.family == family)
-        problems = ", ".join(text(label) for label in best.problems)
-        problems = "all of them" if best.problems == labels else problems
-        among = (
-            f"Best of {len(best.agents)} agents on {problems}"
-            if len(best.agents) > 1
-            else f"Only one agent was given {problems}"
-        )
+        every = best.problems == tuple(problem.label for problem in problems)
+        named = "all of them" if every else ", ".join(map(text, best.problems))
+        many = len(best.agents)
+        among = f"Best of {many} agents on {named}" if many > 1 else f"Only one agent was given {named}"
         lines.append(
             f"{among}: {text(best.agent)}, mean {fixed(best.mean)} (clipped at {summary.floor:g}).\n"
         )
-    return "\n".join([*lines, family_table(summary, family)])
+    entries = {(entry.agent, entry.problem): entry for entry in summary.entries}
+    agents = [agent for agent in summary.agents if any((agent, p.index) in entries for p in problems)]
+    rows = [
+        [text(problem.label), *(_score(entries.get((agent, problem.index))) for agent in agents)]
+        for problem in problems
+    ]
+    return "\n".join([*lines, table(["", *map(text, agents)], rows)])
+
+
+def _score(entry: Entry | None) -> str:
+    if entry is None:
+        return NONE
+    counts = entry.counts
+    if entry.optimality.value is not None:
+        lost = counts.failed + counts.missing
+        note = f" ({entry.optimality.runs} of {counts.planned})" if lost else ""
+        return fixed(entry.optimality.value) + note
+    if counts.no_optimality:
+        return f"no optimality, reward {fixed(entry.reward.value)}"
+    return "failed" if counts.failed else "missing"
+
+
+def _equal_table(summary: Summary) -> str:
+    """Return problems by agents, those with a curve anywhere: mean optimality after equally many scored tokens."""
+    agents = [
+        agent
+        for agent in summary.agents
+        if any(each.optimality.get(agent) is not None for each in summary.equal_tokens)
+    ]
+    rows = [
+        [
+            text(summary.problems[each.problem].label),
+            fixed(each.tokens, 0),
+            *(fixed(each.optimality.get(agent)) for agent in agents),
+        ]
+        for each in summary.equal_tokens
+    ]
+    return table(["", "tokens scored", *map(text, agents)], rows)
 
 
 def _findings(summary: Summary) -> str:
     parts = []
     for finding in summary.findings:
-        if not finding.items:
-            parts.append(f"- {text(finding.title)}: none.")
-            continue
-        parts.append(f"- {text(finding.title)} ({len(finding.items)}):")
+        many = len(finding.items)
+        parts.append(f"- {text(finding.title)} ({many}):" if many else f"- {text(finding.title)}: none.")
         parts += [f"  - {text(item)}" for item in finding.items[:SHOWN]]
-        if len(finding.items) > SHOWN:
-            parts.append(f"  - and {len(finding.items) - SHOWN} more, which the tables below show.")
+        if many > SHOWN:
+            parts.append(f"  - and {many - SHOWN} more, which the tables below show.")
     return "\n".join(parts) + "\n"
 
 
-def _explained(summary: Summary) -> str:
-    return EXPLAINED.format(floor=f"{summary.floor:g}", draws=f"{REPLICATES:,}")
+def _problem_table(entries: Sequence[Entry]) -> str:
+    """Return one problem: its agents, the best first."""
+    columns: dict[str, Callable[[Entry], str]] = {
+        "agent": lambda entry: text(entry.agent),
+        # A single run's interval is of its completions, not of seeds.
+        "optimality": lambda entry: (
+            _interval(entry.optimality) + ("\\*" if entry.optimality.interval == "run" else "")
+        ),
+        "reward": lambda entry: fixed(entry.reward.value, 3),
+        "gold": lambda entry: fixed(entry.gold.value, 3),
+        "KL, nats": lambda entry: fixed(entry.kl.value, 3),
+        "J": lambda entry: fixed(entry.objective.value, 3),
+        "tokens to 0.5": lambda entry: _tokens_to(entry.to_half),
+        "tokens to 0.9": lambda entry: _tokens_to(entry.to_nine_tenths),
+        "tokens scored": lambda entry: fixed(entry.tokens, 0),
+        "scored an answer": lambda entry: fixed(entry.answer_tokens, 0),
+        "CPU s of learning": lambda entry: fixed(entry.cpu_seconds, 1),
+        "runs": _runs,
+    }
+    if all(entry.gold.value is None for entry in entries):
+        del columns["gold"]
+    return _table_of(best_first(entries), columns)
 
 
-def _problems(summary: Summary) -> str:
-    parts = []
-    for problem in summary.problems:
-        budget = f"{problem.episodes:,} episodes"
-        parts.append(f"### {text(problem.label)}\n\n{budget}.\n\n{problem_table(summary, problem.index)}")
-    return "\n".join(parts)
+def _tokens_to(crossing: Crossing) -> str:
+    if not crossing.of:
+        return NONE
+    tokens = "never" if crossing.tokens is None else fixed(crossing.tokens, 0)
+    return (
+        tokens if crossing.reached in (0, crossing.of) else f"{tokens} ({crossing.reached} of {crossing.of})"
+    )
+
+
+def _reached(crossing: Crossing) -> str:
+    return f"{crossing.reached} of {crossing.of}" if crossing.of else NONE
+
+
+def _runs(row: Costs) -> str:
+    counts = row.counts
+    parts = [f"{counts.done} of {counts.planned}" if counts.done < counts.planned else str(counts.done)]
+    others = (
+        (counts.failed, "failed"),
+        (counts.missing, "missing"),
+        (counts.no_optimality, "without optimality"),
+    )
+    return ", ".join([*parts, *(f"{many} {what}" for many, what in others if many)])
+
+
+_OWN: dict[str, Callable[[Row], str]] = {
+    "agent": lambda row: text(row.agent),
+    "problems": lambda row: f"{row.iqm.tasks} of {row.iqm.of_tasks}",
+    "interquartile mean": lambda row: _interval(row.iqm),
+    "mean": lambda row: _interval(row.mean),
+    "median": lambda row: _interval(row.median),
+    "gap to 1": lambda row: _interval(row.optimality_gap),
+    "above reference": lambda row: fixed(row.over_reference.value),
+    "problems to 0.5": lambda row: _reached(row.to_half),
+    "problems to 0.9": lambda row: _reached(row.to_nine_tenths),
+    "tokens scored a run": lambda row: fixed(row.tokens, 0),
+    "tokens scored an answer": lambda row: fixed(row.answer_tokens, 0),
+    "tokens per CPU s of learning": lambda row: fixed(row.tokens_per_cpu_second, 0),
+    "runs": _runs,
+}
+"""The columns of the table of all agents, each over what it was given."""
 
 
 def main() -> None:
-    """Writes the page."""
+    """Run `python -m textgym_benchmarks.results.page`."""
     settings = tyro.cli(ResultsPage, description=ResultsPage.__doc__)
     page = results_page(settings.results, settings.remarks)
     write_text(settings.out, page)
