@@ -15,6 +15,8 @@ from textgym_benchmarks.report.cells import cell_page, relative_address, run_fol
 from textgym_benchmarks.report.charts import chart_data, charts, curve_table
 from textgym_benchmarks.report.leaderboards import groups, scopes
 from textgym_benchmarks.report.tables import (
+    DASHES,
+    SYMBOLS,
     AgentStyle,
     Column,
     Table,
@@ -22,9 +24,6 @@ from textgym_benchmarks.report.tables import (
     agent_styles,
     estimate,
     figure,
-    swatch,
-    swatches,
-    table,
     tinted,
 )
 from textgym_benchmarks.results.store import Result, load_results, suite_summary
@@ -122,7 +121,7 @@ def report_files(results: Sequence[Result], suite: JsonObject, folder: Path) -> 
     """
     summary = summarise(results)
     templates = environment(PACKAGE)
-    templates.globals |= {"table": table, "swatch": swatch, "swatches": swatches}
+    templates.globals |= {"dashes": DASHES, "symbols": SYMBOLS}
     by_key = {result.cell.key: result for result in results}
     places = {run.key: entry for entry in summary.entries for run in entry.runs}
     # The order of the suite, not of success: an agent keeps its colour when scores change.
@@ -148,7 +147,6 @@ def _index(
 ) -> str:
     agents = {style.name: index for index, style in enumerate(styles)}
     found = scopes(summary, list(results.values()), agents)
-    drawn = charts(summary, agents)
     with_curve = {curve.problem for curve in summary.curves}
     data = {
         "agents": [asdict(style) for style in styles],
@@ -158,12 +156,12 @@ def _index(
         **chart_data(summary, agents),
     }
     return templates.get_template("report.html").render(
-        head=_headline(summary, suite),
-        sections=[
-            *(("leaderboard", "Leaderboard"), ("tasks", "Tasks"), ("curves", "Curves")),
-            *((chart.id, chart.short) for chart in drawn),
-            *(("samples", "Samples"), ("cells", "Cells")),
-        ],
+        name=suite.get("name") or "Results",
+        suite=suite,
+        counts=summary.counts,
+        agents=len(styles),
+        seeds=len({run.seed for entry in summary.entries for run in entry.runs}),
+        provenance=_provenance(summary, suite),
         failed=_by_status(summary, "failed"),
         missing=_by_status(summary, "missing"),
         # The page shows the others elsewhere.
@@ -179,7 +177,7 @@ def _index(
         with_curve=with_curve,
         without_curve=[problem.label for problem in summary.problems if problem.index not in with_curve],
         curve_tables=[curve_table(summary, problem) for problem in summary.problems],
-        charts=drawn,
+        charts=charts(summary, agents),
         cells=_cell_table(summary, results, agents, folder),
         facts=_facts(summary, suite),
         data=data,
@@ -191,23 +189,11 @@ def _address(key: str) -> str:
     return f"cells/{key}.html"
 
 
-def _headline(summary: Summary, suite: JsonObject) -> JsonObject:
-    """Return name, counts and where the numbers come from."""
-    counts = summary.counts
-    seeds = {run.seed for entry in summary.entries for run in entry.runs}
-    found = [("", f"{counts.done:,}", f"of {counts.planned:,} cells done")]
-    found += [("bad", f"{counts.failed:,}", "failed")] if counts.failed else []
-    found += [("", f"{counts.missing:,}", "missing")] if counts.missing else []
-    for things, what in ((summary.agents, "agent"), (summary.problems, "task"), (seeds, "seed")):
-        found.append(("", f"{len(things):,}", f"{what}s" if len(things) > 1 else what))
+def _provenance(summary: Summary, suite: JsonObject) -> str:
+    """Return when, where and with what the results were made, in a line."""
     versions = [f"{name} {', '.join(summary.versions[name])}" for name in NAMED if name in summary.versions]
     parts = [str(suite.get("started") or "")[:10], *summary.machines, *versions]
-    return {
-        "name": suite.get("name") or "Results",
-        "description": suite.get("description") or "",
-        "figures": [{"tone": tone, "value": value, "label": label} for tone, value, label in found],
-        "provenance": " · ".join(part for part in parts if part),
-    }
+    return " · ".join(part for part in parts if part)
 
 
 def _facts(summary: Summary, suite: JsonObject) -> list[tuple[str, str]]:

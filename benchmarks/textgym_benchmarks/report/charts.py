@@ -96,60 +96,18 @@ class Chart:
     """A section with a chart.
 
     Args:
-        id: of the section, and the name of the function that draws it. title, text: above it. short: its link.
+        id: of the section, and the name of the function that draws it; templates/report.html has its texts.
         table: its numbers. problems: among which a reader chooses; none: it shows all.
         chosen: index of the problem that is shown first: the one with the most agents.
         drawn: False where the table itself is the picture.
     """
 
     id: str
-    short: str
-    title: str
-    text: str
     table: Table
     problems: tuple[Problem, ...] = ()
     chosen: int = 0
     drawn: bool = True
     size: Literal["large", "square"] = "large"
-
-
-CAPTIONS = {
-    "frontier": (
-        "Frontier",
-        "Reward and KL",
-        "The path of each agent during learning, means over seeds, its end marked large. On the dotted line the "
-        "objective is that of the optimum, J = J*: no policy lies above it, but for errors of estimation.",
-    ),
-    "gold": (
-        "Gold",
-        "Gold against proxy",
-        "Where the reward is a proxy: what it pays (dotted) and what the answers are worth (with marks), over the "
-        "root of the KL to the reference. Where they part, the proxy is exploited.",
-    ),
-    "profiles": (
-        "Profiles",
-        "Performance profiles",
-        "The share of runs above each optimality, with 95% bands; every task weighs the same. Higher is better; curves "
-        "that cross have no order.",
-    ),
-    "improvement": (
-        "Pairs",
-        "Probability of improvement",
-        "How often a run of the agent in the row beats one of the agent in the column on the same task, ties counted "
-        "half, with 95% intervals.",
-    ),
-    "radar": (
-        "Capabilities",
-        "Capabilities",
-        "Mean optimality on the diagnostic tasks, each about one capability. Scores are cut to [0, 1].",
-    ),
-    "throughput": (
-        "Throughput",
-        "Throughput",
-        "Tokens of learning per CPU second of learning: all tasks together (large) and each task (small).",
-    ),
-}
-"""Section -> its link, its title, and what a reader must know to read it."""
 
 
 def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
@@ -161,12 +119,12 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
         *_frontier("gold", summary, [entry for entry in with_kl if entry.problem in proxies], agents),
     ]
     if summary.profiles:
-        found.append(Chart("profiles", *CAPTIONS["profiles"], _profile_table(summary)))
+        found.append(Chart("profiles", _profile_table(summary)))
     if len(summary.pairwise.agents) > 1:
         pairs = _improvement_table(summary, agents)
-        found.append(Chart("improvement", *CAPTIONS["improvement"], pairs, drawn=False))
+        found.append(Chart("improvement", pairs, drawn=False))
     if len(summary.radar.tasks) > 2:
-        found.append(Chart("radar", *CAPTIONS["radar"], _radar_table(summary), size="square"))
+        found.append(Chart("radar", _radar_table(summary), size="square"))
     if any(row.tokens_per_cpu_second for row in summary.leaderboard):
         columns: list[ColumnOf[Row]] = [
             (Column("Agent", numeric=False), lambda row: Value(row.agent, agent=agents[row.agent])),
@@ -175,7 +133,7 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
             figures("CPU seconds a run", "cpu_seconds", 1),
         ]
         shown = make_table(summary.leaderboard, columns)
-        found.append(Chart("throughput", *CAPTIONS["throughput"], shown))
+        found.append(Chart("throughput", shown))
     return found
 
 
@@ -201,7 +159,7 @@ def _frontier(
         (Column("Gold"), lambda entry: estimate(entry.gold)),
     ]
     chosen = max(problems, key=lambda problem: many[problem.index]).index
-    return [Chart(name, *CAPTIONS[name], make_table(entries, columns), problems, chosen)]
+    return [Chart(name, make_table(entries, columns), problems, chosen)]
 
 
 def curve_table(summary: Summary, problem: Problem) -> Table:

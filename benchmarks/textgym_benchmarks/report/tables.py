@@ -1,4 +1,4 @@
-"""Tables of the report: values as data and as HTML, and the lines and shapes that stand for agents."""
+"""Tables of the report as data, and the lines and shapes that stand for agents."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TypeVar
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from textgym_benchmarks.pages import number, visible
+from textgym_benchmarks.pages import number
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries.findings import BASELINES
 
@@ -44,7 +44,7 @@ class Value:
     Args:
         text: what it says. note: softer words behind it.
         sort: what it is sorted by, None for last; by default its text.
-        bar: an interval drawn in front of it, as `draw_bar` makes it.
+        bar: an interval drawn in front of it, as `draw_bar` makes it; empty for none.
         href: where it leads.
         agent: index of the agent whose swatch stands before it.
         tone: "bad", "soft" or "".
@@ -68,6 +68,11 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Value, ...], ...]
     sortable: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        """Whether all but the first column are numbers."""
+        return all(column.numeric for column in self.columns[1:])
 
 
 ColumnOf = tuple[Column, Callable[[T], Value]]
@@ -118,10 +123,10 @@ def bar_scale(values: Iterable[Interval | None]) -> tuple[float, float]:
     return max(-0.5, min([0.0, *known])), min(1.5, max([1.0, *known]))
 
 
-def draw_bar(value: Interval | None, scale: tuple[float, float]) -> str:
+def draw_bar(value: Interval | None, scale: tuple[float, float]) -> Markup:
     """Return the HTML of a rail from 0 to 1, on it the interval and the estimate; "" where there is none."""
     if value is None or value.value is None:
-        return ""
+        return Markup()
     least, most = scale
     mean = value.value
     low, high = (mean if end is None else end for end in (value.low, value.high))
@@ -132,72 +137,11 @@ def draw_bar(value: Interval | None, scale: tuple[float, float]) -> str:
     left, zero = place(low), place(0.0)
     beyond = " beyond-low" if mean < least else " beyond-high" if mean > most else ""
     middle = "" if beyond else f'<i class="mid" style="left:{place(mean)}%"></i>'
-    return (
+    return Markup(
         f'<span class="interval{beyond}" aria-hidden="true">'
         f'<i class="unit" style="left:{zero}%;width:{place(1.0) - zero:.1f}%"></i>'
         f'<i class="range" style="left:{left}%;width:{round(place(high) - left, 1)}%"></i>{middle}</span>'
     )
-
-
-def table(content: Table, label: str, kind: str = "") -> Markup:
-    """Return a table in a box of its own that scrolls. It refers to the `swatches` on the same page.
-
-    Args:
-        label: what the box is called by a screen reader.
-        kind: a class of the table.
-    """
-    # If all but the first column are numbers, that is said once, not in every cell.
-    numeric = all(column.numeric for column in content.columns[1:])
-    classes = " ".join(filter(None, (kind, "numeric" if numeric else "")))
-    attributes = (f' class="{classes}"' if classes else "") + (" data-sortable" if content.sortable else "")
-    head = "".join(_head(column, content.sortable) for column in content.columns)
-    rows = "\n".join(
-        "<tr>"
-        + "".join(
-            _cell(value, column, content.sortable, place == 0, numeric)
-            for place, (value, column) in enumerate(zip(row, content.columns, strict=True))
-        )
-        + "</tr>"
-        for row in content.rows
-    )
-    return Markup(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(label)}"><table{attributes}>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>"
-    )
-
-
-def _head(column: Column, sortable: bool) -> str:
-    title = f' title="{_text(column.title)}"' if column.title else ""
-    right = ' class="n"' if column.numeric else ""
-    descending = " data-descending" if column.descending else ""
-    order = f' aria-sort="{"descending" if column.sorted else "none"}"{descending}' if sortable else ""
-    return f'<th scope="col"{right}{title}{order}>{_text(column.label)}</th>'
-
-
-def _cell(value: Value, column: Column, sortable: bool, first: bool, numeric: bool) -> str:
-    right = "n" if column.numeric and (first or not numeric) else ""
-    classes = " ".join(filter(None, (right, value.tone, "" if value.tint is None else "tinted")))
-    attributes = f' class="{classes}"' if classes else ""
-    if sortable and not isinstance(value.sort, str):
-        attributes += f' data-sort="{"" if value.sort is None else f"{value.sort:.6g}"}"'
-    if value.tint is not None:
-        attributes += f' style="--tint:{value.tint}%"'
-    text, note = _text(value.text), _text(value.note)
-    if value.href:
-        text = f'<a href="{_text(value.href)}">{text}</a>'
-    if column.bar:
-        rail = value.bar or '<span class="interval"></span>'
-        text = f'{rail}<span class="mean">{text}</span><small class="ends">{note}</small>'
-    else:
-        swatch = (
-            "" if value.agent is None else f'<svg class="swatch"><use href="#mark-{value.agent}"/></svg> '
-        )
-        text = f"{swatch}{text} <small>{note}</small>" if note else f"{swatch}{text}"
-    return f'<th scope="row"{attributes}>{text}</th>' if first else f"<td{attributes}>{text}</td>"
-
-
-def _text(text: str) -> str:
-    return str(escape(visible(text)))
 
 
 # Plotly's names, with the same shapes for the swatches: SVG paths around (0, 0).
@@ -245,26 +189,3 @@ def agent_styles(names: Sequence[str]) -> tuple[AgentStyle, ...]:
             found.append(AgentStyle(name, 1 + colour, dashes[turn % len(dashes)], symbol))
             learners += 1
     return tuple(found)
-
-
-def swatch(style: AgentStyle) -> Markup:
-    """Return the line and the shape that stand for an agent, as a small drawing."""
-    return Markup(f'<svg class="swatch" viewBox="-13 -6 26 12" aria-hidden="true">{_drawn(style)}</svg>')
-
-
-def swatches(styles: Sequence[AgentStyle]) -> Markup:
-    """Return the drawings of all agents, hidden; tables on the same page refer to them by number."""
-    symbols = "".join(
-        f'<symbol id="mark-{index}" viewBox="-13 -6 26 12">{_drawn(style)}</symbol>'
-        for index, style in enumerate(styles)
-    )
-    return Markup(f"<svg hidden>{symbols}</svg>")
-
-
-def _drawn(style: AgentStyle) -> str:
-    pattern = DASHES[style.dash]
-    dash = f' stroke-dasharray="{pattern}"' if pattern else ""
-    return (
-        f'<g style="color:var(--series-{style.colour})"><path d="M-13,0H13" stroke="currentColor" '
-        f'stroke-width="1.8"{dash}/><path d="{SYMBOLS[style.symbol]}" fill="currentColor"/></g>'
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from textgym.checks import JsonObject
 from textgym.files import write_text
@@ -23,49 +24,6 @@ T = TypeVar("T")
 NONE = "\u2013"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&~$!])")
 REMARKS = "remarks.md"
-SHOWN = 15
-"""Items of a finding that the page lists; it tells how many more there are."""
-
-EXPLAINED = """\
-- Optimality is (J - J_ref) / (J\\* - J_ref): 0 is the reference, 1 the best that any policy can do at this price of
-  KL. It has no lower end. In aggregates, scores below {floor} count as {floor}, or one run would decide a mean; in the
-  tables of problems they are what they are.
-- The interquartile mean is that of the middle half of all runs; every problem weighs the same. Its interval comes from
-  a bootstrap over the runs within each problem ({draws} draws): what other seeds would give, not other problems.
-- With three seeds intervals are too narrow. That of one problem is the range of its three runs: it holds the median of
-  all seeds with probability 3/4, as each of the three falls on either side of it alike (1 - 2 / 2^3), and their mean as
-  often where they are spread evenly about it. Those of aggregates are too narrow by 18% (the square root of 2/3): with
-  normal scores they hold the truth 89 times in 100, not 95. A star marks the interval of a single run.
-- Above reference: how often a run scores more than the reference, which has 0 by definition. Above the best: how often
-  a run beats one of the first agent's on the same problem. Ties count half.
-- Tokens scored: those of every completion that the reward has scored while the agent learned, the completions of a
-  search among them, each as often as it was scored; for an agent that learns from given texts, those that it read.
-  Scored an answer: those of the completions that the finished agent had scored to find one answer, a mean; with
-  best-of-n n times the mean length, with one that just writes 0. Evaluations count in neither.
-- At equal tokens: the least that any run used which learns; curves are read off there by linear interpolation.
-- Tokens to 0.5 and 0.9: median over runs, with runs that never get there as infinitely long; "never" where at least
-  half do not, 0 where the agent is there before it learns. A problem counts as reached where the median run gets there.
-- A rank with "(n of m runs)" stands on n scores of m planned runs: the others failed, are missing or have none.
-- Tokens per CPU second and CPU seconds are those of learning, without evaluations and the estimate of J\\*.
-- A failed run is in no mean; "failures as {floor}" is the interquartile mean with each of them counted as {floor}. An
-  agent without a KL has no optimality and no rank, nor has one on a task whose J\\* is not known.
-- A dash: the suite does not ask for it, or there is nothing to compute it from.
-"""
-
-EQUAL = """\
-Mean optimality over seeds when every agent has had as many tokens scored, read off the learning curves. A dash: no
-curve gets that far.
-"""
-COMMANDS = """\
-## How to make it again
-
-```sh
-textgym bench --suite {suite}
-python -m textgym_benchmarks.results.store runs/bench-{suite} --out benchmarks/results/{suite}.json
-python -m textgym_benchmarks.results.page benchmarks/results/{suite}.json
-textgym report benchmarks/results/{suite}.json --out runs/report-{suite}
-```
-"""
 
 
 @dataclass(frozen=True)
@@ -91,31 +49,37 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     if path.is_dir():
         raise ValueError(f"path={str(path)!r}: is a folder; allowed is a file of exported results")
     suite, summary = suite_summary(path), summarise(results)
-    name = str(suite.get("name") or path.stem)
     by_hand = path.parent / REMARKS if remarks is None else remarks
     if remarks is not None and not remarks.exists():
         raise ValueError(f"remarks={str(remarks)!r}: there is no such file")
-    written = by_hand.read_text(encoding="utf-8").strip() if by_hand.exists() else ""
-    parts = [
-        f"# Results of {text(name)}\n",
-        f"{text(suite['description'])}\n" if suite.get("description") else "",
-        "Written by `python -m textgym_benchmarks.results.page`; what is below is computed, but for the remarks.\n",
-        f"## Remarks\n\n{written}\n" if written else "",
-        f"## Made with\n\n{_facts(suite, summary, results)}",
-        # Only plain names go into a block of code, where nothing can be escaped.
-        COMMANDS.format(suite=name if name.replace("-", "").isalnum() else "SUITE"),
-        f"## Leaderboard\n\n{_leaderboard(summary)}",
-        *[_family(summary, family) for family in summary.families],
-        f"## At equal tokens\n\n{EQUAL}\n{_equal_table(summary)}",
-        f"## What fails, and what surprises\n\n{_findings(summary)}",
-        f"## How to read the numbers\n\n{EXPLAINED.format(floor=f'{summary.floor:g}', draws=f'{REPLICATES:,}')}",
-        "## Each problem\n",
-    ]
-    for problem in summary.problems:
-        entries = [entry for entry in summary.entries if entry.problem == problem.index]
-        shown = _problem_table(entries)
-        parts.append(f"### {text(problem.label)}\n\n{problem.episodes:,} episodes.\n\n{shown}")
-    return "\n".join(part for part in parts if part)
+    return (
+        _templates()
+        .get_template("results.md")
+        .render(
+            name=str(suite.get("name") or path.stem),
+            suite=suite,
+            summary=summary,
+            remarks=by_hand.read_text(encoding="utf-8").strip() if by_hand.exists() else "",
+            facts=_facts(suite, summary, results),
+            floor=f"{summary.floor:g}",
+            draws=f"{REPLICATES:,}",
+        )
+    )
+
+
+def _templates() -> Environment:
+    """Return the templates of Markdown, in which every text of a file goes through the filter `text`."""
+    made = Environment(
+        loader=PackageLoader("textgym_benchmarks.results"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"text": text, "fixed": fixed}
+    tables = (ranking_table, own_table, family_table, equal_table, problem_table)
+    made.globals |= {each.__name__: each for each in tables}
+    return made
 
 
 def text(words: object) -> str:
@@ -147,7 +111,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True
         right: whether all columns but the first are set to the right, as numbers are.
     """
     rule = ["---", *["--:" if right else "---"] * (len(head) - 1)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *rows))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def _table_of(rows: Sequence[T], columns: Mapping[str, Callable[[T], str]]) -> str:
@@ -173,23 +137,7 @@ def _facts(suite: JsonObject, summary: Summary, results: Sequence[Result]) -> st
     return table(("", ""), rows, right=False)
 
 
-def _leaderboard(summary: Summary) -> str:
-    common, total = len(summary.common), len(summary.problems)
-    over = (
-        "all problems" if common == total else f"the {common} of {total} problems that all of them were given"
-    )
-    parts = []
-    if common:
-        parts.append(f"Ranked over {over}, by the interquartile mean of optimality with its 95% interval.\n")
-        parts.append(_ranking_table([row for row in summary.leaderboard if row.common is not None]))
-    if 0 < common < total:
-        parts.append(f"The {common}: {', '.join(map(text, summary.common))}.\n")
-    parts.append("Every agent over everything that it was given; rows over other problems do not compare.\n")
-    parts.append(_table_of(summary.leaderboard, _OWN))
-    return "\n".join(parts)
-
-
-def _ranking_table(rows: Sequence[Row]) -> str:
+def ranking_table(rows: Sequence[Row]) -> str:
     """Return the ranked agents, over the problems that all of them were given."""
     columns: dict[str, Callable[[Row], str]] = {
         "agent": lambda row: text(row.agent),
@@ -198,8 +146,29 @@ def _ranking_table(rows: Sequence[Row]) -> str:
         "failures as -1": lambda row: fixed(row.common_with_failures),
         "above the best": lambda row: NONE if row.over_best is None else fixed(row.over_best.value),
     }
-    if not any(row.counts.failed for row in rows):
+    ranked = [row for row in rows if row.common is not None]
+    if not any(row.counts.failed for row in ranked):
         del columns["failures as -1"]
+    return _table_of(ranked, columns)
+
+
+def own_table(rows: Sequence[Row]) -> str:
+    """Return all agents, each over what it was given."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "agent": lambda row: text(row.agent),
+        "problems": lambda row: f"{row.iqm.tasks} of {row.iqm.of_tasks}",
+        "interquartile mean": lambda row: _interval(row.iqm),
+        "mean": lambda row: _interval(row.mean),
+        "median": lambda row: _interval(row.median),
+        "gap to 1": lambda row: _interval(row.optimality_gap),
+        "above reference": lambda row: fixed(row.over_reference.value),
+        "problems to 0.5": lambda row: _reached(row.to_half),
+        "problems to 0.9": lambda row: _reached(row.to_nine_tenths),
+        "tokens scored a run": lambda row: fixed(row.tokens, 0),
+        "tokens scored an answer": lambda row: fixed(row.answer_tokens, 0),
+        "tokens per CPU s of learning": lambda row: fixed(row.tokens_per_cpu_second, 0),
+        "runs": _runs,
+    }
     return _table_of(rows, columns)
 
 
@@ -211,25 +180,16 @@ def _share(found: Aggregate | None, of: str) -> str:
     return "" if there == all_of else f" ({there} of {all_of} {of})"
 
 
-def _family(summary: Summary, family: str) -> str:
-    (best,) = (each for each in summary.best if each.family == family)
-    lines = [f"## {text(family).capitalize()}\n", "Mean optimality over seeds, not clipped.\n"]
+def family_table(summary: Summary, family: str) -> str:
+    """Return the mean optimality over seeds: problems by agents, those that any of the problems was given to."""
     problems = [problem for problem in summary.problems if problem.family == family]
-    if best.agent is not None:
-        every = best.problems == tuple(problem.label for problem in problems)
-        named = "all of them" if every else ", ".join(map(text, best.problems))
-        many = len(best.agents)
-        among = f"Best of {many} agents on {named}" if many > 1 else f"Only one agent was given {named}"
-        lines.append(
-            f"{among}: {text(best.agent)}, mean {fixed(best.mean)} (clipped at {summary.floor:g}).\n"
-        )
     entries = {(entry.agent, entry.problem): entry for entry in summary.entries}
     agents = [agent for agent in summary.agents if any((agent, p.index) in entries for p in problems)]
     rows = [
         [text(problem.label), *(_score(entries.get((agent, problem.index))) for agent in agents)]
         for problem in problems
     ]
-    return "\n".join([*lines, table(["", *map(text, agents)], rows)])
+    return table(["", *map(text, agents)], rows)
 
 
 def _score(entry: Entry | None) -> str:
@@ -245,7 +205,7 @@ def _score(entry: Entry | None) -> str:
     return "failed" if counts.failed else "missing"
 
 
-def _equal_table(summary: Summary) -> str:
+def equal_table(summary: Summary) -> str:
     """Return problems by agents, those with a curve anywhere: mean optimality after equally many scored tokens."""
     agents = [
         agent
@@ -263,19 +223,9 @@ def _equal_table(summary: Summary) -> str:
     return table(["", "tokens scored", *map(text, agents)], rows)
 
 
-def _findings(summary: Summary) -> str:
-    parts = []
-    for finding in summary.findings:
-        many = len(finding.items)
-        parts.append(f"- {text(finding.title)} ({many}):" if many else f"- {text(finding.title)}: none.")
-        parts += [f"  - {text(item)}" for item in finding.items[:SHOWN]]
-        if many > SHOWN:
-            parts.append(f"  - and {many - SHOWN} more, which the tables below show.")
-    return "\n".join(parts) + "\n"
-
-
-def _problem_table(entries: Sequence[Entry]) -> str:
+def problem_table(summary: Summary, index: int) -> str:
     """Return one problem: its agents, the best first."""
+    entries = [entry for entry in summary.entries if entry.problem == index]
     columns: dict[str, Callable[[Entry], str]] = {
         "agent": lambda entry: text(entry.agent),
         # A single run's interval is of its completions, not of seeds.
@@ -320,24 +270,6 @@ def _runs(row: Costs) -> str:
         (counts.no_optimality, "without optimality"),
     )
     return ", ".join([*parts, *(f"{many} {what}" for many, what in others if many)])
-
-
-_OWN: dict[str, Callable[[Row], str]] = {
-    "agent": lambda row: text(row.agent),
-    "problems": lambda row: f"{row.iqm.tasks} of {row.iqm.of_tasks}",
-    "interquartile mean": lambda row: _interval(row.iqm),
-    "mean": lambda row: _interval(row.mean),
-    "median": lambda row: _interval(row.median),
-    "gap to 1": lambda row: _interval(row.optimality_gap),
-    "above reference": lambda row: fixed(row.over_reference.value),
-    "problems to 0.5": lambda row: _reached(row.to_half),
-    "problems to 0.9": lambda row: _reached(row.to_nine_tenths),
-    "tokens scored a run": lambda row: fixed(row.tokens, 0),
-    "tokens scored an answer": lambda row: fixed(row.answer_tokens, 0),
-    "tokens per CPU s of learning": lambda row: fixed(row.tokens_per_cpu_second, 0),
-    "runs": _runs,
-}
-"""The columns of the table of all agents, each over what it was given."""
 
 
 def main() -> None:

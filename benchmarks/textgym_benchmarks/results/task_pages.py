@@ -110,7 +110,7 @@ def _spaces(entry: TaskEntry) -> str:
     rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in task.prompts]
     rows += [("beta", f"{task.beta:g} reward units per nat"), ("gamma", f"{task.gamma:g}")]
     env.close()
-    return table(("", ""), rows, right=False)
+    return table(("", ""), rows, right=False) + "\n"
 
 
 def _options(text: str) -> str:
@@ -132,7 +132,7 @@ def _scores(entry: TaskEntry, summary: Summary, results: Sequence[Result]) -> st
             optimum = _optimum([result for result in results if result.cell.key in keys])
             title = f"**Scores after {problem.episodes:,} episodes{''.join(named)}.** {optimum}\n"
             head = ("agent", "optimality", "reward", "KL, nats", "tokens scored", "runs")
-            blocks.append(title + "\n" + table(head, map(_scored, mine), right=False))
+            blocks.append(title + "\n" + table(head, map(_scored, mine), right=False) + "\n")
     return "\n".join(blocks) or "**Scores.** No agent has been measured on it.\n"
 
 
