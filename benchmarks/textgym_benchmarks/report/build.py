@@ -36,13 +36,6 @@ KIND = "report"
 SAMPLES_IN_ALL = 2000  # on the pages of cells, so that the folder of a large suite stays small
 SAMPLES, LONGEST = 3, 1500  # of a cell on the index; characters of one text there
 NAMED = ("textgym", "python", "torch", "gymnasium")  # packages in the headline
-_SETTINGS = {
-    "points": "Points of a curve",
-    "per_prompt": "Answers a prompt, on the curve",
-    "final_per_prompt": "Answers a prompt, at the end",
-    "optimum_per_prompt": "Answers a prompt, for J*",
-    "samples": "Samples kept of a cell",
-}
 
 
 @dataclass(frozen=True)
@@ -147,7 +140,6 @@ def _index(
 ) -> str:
     agents = {style.name: index for index, style in enumerate(styles)}
     found = scopes(summary, list(results.values()), agents)
-    with_curve = {curve.problem for curve in summary.curves}
     data = {
         "agents": [asdict(style) for style in styles],
         "order": [agents[name] for name in summary.agents],
@@ -158,28 +150,17 @@ def _index(
     return templates.get_template("report.html").render(
         name=suite.get("name") or "Results",
         suite=suite,
-        counts=summary.counts,
+        summary=summary,
         agents=len(styles),
         seeds=len({run.seed for entry in summary.entries for run in entry.runs}),
         provenance=_provenance(summary, suite),
-        failed=_by_status(summary, "failed"),
-        missing=_by_status(summary, "missing"),
-        # The page shows the others elsewhere.
-        findings=[each for each in summary.findings if each.items and each.kind not in ("failed", "missing")],
         scopes=found,
         scope_groups=groups(found),
-        floor=f"{summary.floor:g}".replace("-", "\u2212"),
         styles=styles,
-        chips=data["order"],
         matrix=_matrix(summary),
-        families=summary.families,
-        problems=summary.problems,
-        with_curve=with_curve,
-        without_curve=[problem.label for problem in summary.problems if problem.index not in with_curve],
         curve_tables=[curve_table(summary, problem) for problem in summary.problems],
         charts=charts(summary, agents),
         cells=_cell_table(summary, results, agents, folder),
-        facts=_facts(summary, suite),
         data=data,
     )
 
@@ -194,33 +175,6 @@ def _provenance(summary: Summary, suite: JsonObject) -> str:
     versions = [f"{name} {', '.join(summary.versions[name])}" for name in NAMED if name in summary.versions]
     parts = [str(suite.get("started") or "")[:10], *summary.machines, *versions]
     return " · ".join(part for part in parts if part)
-
-
-def _facts(summary: Summary, suite: JsonObject) -> list[tuple[str, str]]:
-    """Return where and with what the results were made, and how they were computed."""
-    settings = suite.get("evaluation") or suite.get("settings") or {}
-    intervals = f"{100 * summary.confidence:g}%, bootstrap over seeds within tasks, seed {summary.seed}"
-    return [
-        *(("Machine", machine) for machine in summary.machines),
-        *([("Started", str(suite["started"]))] if suite.get("started") else []),
-        *((_SETTINGS.get(name, str(name)), str(value)) for name, value in settings.items()),
-        ("Intervals", intervals),
-        *((name, ", ".join(versions)) for name, versions in summary.versions.items()),
-    ]
-
-
-def _by_status(summary: Summary, status: str) -> list[dict[str, str]]:
-    """Return the cells that failed, or that have no result: name, page and error of each."""
-    return [
-        {
-            "href": _address(run.key),
-            "name": f"{summary.problems[entry.problem].label}, {entry.agent}, seed {run.seed}",
-            "error": run.error or "",
-        }
-        for entry in summary.entries
-        for run in entry.runs
-        if run.status == status
-    ]
 
 
 def _matrix(summary: Summary) -> Table:

@@ -44,7 +44,6 @@ _MEASURES = {
     "distinct_2": "Distinct pairs, share",
 }
 _POINT = {"optimality": "Optimality", "reward": "Reward", "gold": "Gold", "kl": "KL", "objective": "J"}
-_STATUS = {"done": "Done.", "failed": "Failed.", "missing": "Not run yet, or still running."}
 
 
 def cell_page(
@@ -61,23 +60,20 @@ def cell_page(
     shown = measures.get("samples") or []
     curve = measures.get("curve") or []
     return templates.get_template("cell.html").render(
-        cell={
-            "task": task,
-            "agent": style.name,
-            "seed": result.cell.seed,
-            "style": style,
-            "status": result.status,
-            "status_text": _STATUS[result.status],
-            "error": result.error,
-        },
-        measures=_measures_table(measures) if measures else None,
-        optimum=_optimum_text(measures.get("optimum")),
-        curve=_curve_table(curve) if curve else None,
+        result=result,
+        task=task,
+        style=style,
+        measures=measures,
+        measures_table=_measures_table(measures) if measures else None,
+        curve_table=_curve_table(curve) if curve else None,
         drawing=draw_curve(curve),
         samples=shown[:samples],
         left_out=max(len(shown) - samples, 0),
-        facts=_facts(result),
+        learning=[learning_time(result, name) for name in ("seconds", "cpu_seconds")],
+        speed=costs([result]).tokens_per_cpu_second,
         links=_run_links(result, folder),
+        told=_told,
+        json=partial(json.dumps, ensure_ascii=False),
     )
 
 
@@ -124,19 +120,10 @@ def _measure(side: JsonObject, name: str) -> Value:
     return estimate(interval_of(found)) if isinstance(found, Mapping) else figure(found)
 
 
-def _optimum_text(optimum: JsonObject | None) -> str:
-    """Return the optimum and the reference's objective in a sentence."""
-    if not optimum:
-        return ""
-    if not optimum["value"]:
-        return f"J* is not known: {optimum.get('unknown') or 'no sample tells it'}."
-    shown = [estimate(interval_of(optimum[name])) for name in ("value", "reference")]
-    value, reference = (f"{each.text} {each.note}".strip() for each in shown)
-    how = "exact" if optimum["exact"] else "estimated by importance sampling"
-    samples = optimum["effective_samples"]
-    effective = "" if samples is None else f"; {number(samples, 0)} effective samples a prompt"
-    beta = optimum["beta"]
-    return f"Optimum J* = {value}, reference J = {reference}, at beta = {beta:g} a nat ({how}{effective})."
+def _told(data: JsonObject) -> str:
+    """Return an estimate with its interval, in words."""
+    shown = estimate(interval_of(data))
+    return f"{shown.text} {shown.note}".strip()
 
 
 def _curve_table(curve: Sequence[JsonObject]) -> Table:
@@ -206,46 +193,3 @@ def draw_curve(curve: Sequence[JsonObject]) -> Drawing | None:
             (RIGHT, number(last, 0), "end"),
         ),
     )
-
-
-def _facts(result: Result) -> list[tuple[str, str]]:
-    cell, timing, measures = result.cell, result.timing or {}, result.measures
-    reward = "" if cell.reward is None else f": {_json(cell.reward)}"
-    facts = [
-        ("Environment", cell.id),
-        ("Reward", f"{cell.reward_name}{reward}"),
-        ("Agent", cell.agent),
-        ("Budget", f"{cell.episodes:,} episodes"),
-        ("Options", _json(cell.env) if cell.env else ""),
-        ("Settings", _json(cell.config) if cell.config else ""),
-    ]
-    if measures:
-        facts.append(("Used", f"{measures['episodes']:,} episodes, {measures['tokens']:,} tokens scored"))
-        for name, share in (("to_half", "0.5"), ("to_nine_tenths", "0.9")):
-            facts.append((f"Optimality {share}", _reached(measures[name], timing.get(f"seconds_{name}"))))
-    speed = costs([result]).tokens_per_cpu_second
-    learning = _time(learning_time(result, "seconds"), learning_time(result, "cpu_seconds"))
-    facts += [
-        ("Time", _time(timing.get("seconds"), timing.get("cpu_seconds"))),
-        ("Time of learning", learning),
-        ("Throughput", "" if speed is None else f"{number(speed, 0)} tokens per CPU second of learning"),
-        ("Machine", result.machine),
-    ]
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return [*(fact for fact in facts if fact[1]), ("Versions", versions), ("Key", cell.key)]
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _time(seconds: float | None, cpu_seconds: float | None) -> str:
-    parts = [(seconds, "s"), (cpu_seconds, "s CPU")]
-    return ", of it ".join(f"{number(spent, 1)} {unit}" for spent, unit in parts if spent is not None)
-
-
-def _reached(crossing: Mapping[str, float] | None, seconds: float | None) -> str:
-    if not crossing:
-        return "not reached"
-    after = f"after {number(crossing['episodes'], 0)} episodes, {number(crossing['tokens'], 0)} tokens"
-    return after if seconds is None else f"{after}, {number(seconds, 1)} s"

@@ -25,9 +25,12 @@ from textgym_benchmarks.summaries.grid import FLOOR, make_grid
 from textgym_benchmarks.summaries.leaderboard import Row, comparison, leaderboard
 from textgym_benchmarks.summary import Summary
 
+_AGENT = Column("Agent", numeric=False, descending=False)
 _FLOOR = number(FLOOR, 0)
 _COMMON = "Interquartile mean of all runs on the common tasks"
 _FAILURES = f"The same with each failed run counted as {_FLOOR}"
+_OWN = "Interquartile mean over all tasks that the agent was given"
+_SPEED = "Tokens per CPU second of learning, all tasks together"
 _OVER = "How often a run scores above the reference, ties counted half"
 _REACHED = "Tasks on which the median run reaches an optimality of 0.9, of those with a score"
 _TOKENS_TO = "Tokens scored until the median run reaches an optimality of {}"
@@ -40,14 +43,16 @@ class Scope:
 
     Args:
         id: of the page's element. label: in the list of scopes. group: of that list, "" for none.
-        table: the leaderboard. note: what a reader must know of it.
+        table: the leaderboard.
+        rows: agents over several tasks; none over one. sizes: the tasks that agents are ranked on, and all.
     """
 
     id: str
     label: str
     group: str
     table: Table
-    note: str
+    rows: Sequence[Row] = ()
+    sizes: tuple[int, int] = (1, 1)
 
 
 def scopes(summary: Summary, results: Sequence[Result], agents: Mapping[str, int]) -> list[Scope]:
@@ -57,17 +62,16 @@ def scopes(summary: Summary, results: Sequence[Result], agents: Mapping[str, int
         agents: name -> index of its style.
     """
     rows, sizes = summary.leaderboard, (len(summary.common), len(summary.problems))
-    found = [Scope("all", "All tasks", "", _over_tasks(rows, sizes, agents), _note(rows, sizes))]
+    found = [Scope("all", "All tasks", "", _over_tasks(rows, sizes, agents), rows, sizes)]
     for place, family in enumerate(summary.families if len(summary.families) > 1 else ()):
         grid = make_grid([result for result in results if result.family == family])
         rows = tuple(leaderboard(grid, summary.seed))
         sizes = (len(comparison(grid).problems), len(grid.problems))
         shown = _over_tasks(rows, sizes, agents)
-        found.append(Scope(f"family-{place}", family.capitalize(), "Families", shown, _note(rows, sizes)))
+        found.append(Scope(f"family-{place}", family.capitalize(), "Families", shown, rows, sizes))
     for problem in summary.problems:
-        entries = [entry for entry in summary.entries if entry.problem == problem.index]
-        shown = _of_task(entries, agents)
-        found.append(Scope(f"task-{problem.index}", problem.label, problem.family.capitalize(), shown, ""))
+        shown = _of_task([entry for entry in summary.entries if entry.problem == problem.index], agents)
+        found.append(Scope(f"task-{problem.index}", problem.label, problem.family.capitalize(), shown))
     return found
 
 
@@ -78,11 +82,6 @@ def groups(found: Sequence[Scope]) -> list[tuple[str, list[Scope]]]:
 
 
 def _over_tasks(rows: Sequence[Row], sizes: tuple[int, int], agents: Mapping[str, int]) -> Table:
-    """Return a leaderboard over several tasks.
-
-    Args:
-        sizes: the tasks that agents are ranked on, and all.
-    """
     scale = bar_scale(row.common for row in rows)
 
     def score(row: Row) -> Value:
@@ -105,17 +104,12 @@ def _over_tasks(rows: Sequence[Row], sizes: tuple[int, int], agents: Mapping[str
         (_AGENT, partial(_agent, agents)),
         (Column("Optimality", _COMMON, bar=True, sorted=True), score),
         *([failures] * any(row.counts.failed for row in rows)),
-        *(
-            [(Column("Own tasks", "Interquartile mean over all tasks that the agent was given"), own)]
-            * given_more
-        ),
+        *([(Column("Own tasks", _OWN), own)] * given_more),
         figures("Mean", "mean.value", 2, "Mean over the tasks that the agent was given"),
         figures("Median", "median.value", 2, "Median over the tasks that the agent was given"),
         figures("Above ref.", "over_reference.value", 2, _OVER),
         (Column("Tasks to 0.9", _REACHED), tasks_to),
-        figures(
-            "Tokens/s", "tokens_per_cpu_second", 0, "Tokens per CPU second of learning, all tasks together"
-        ),
+        figures("Tokens/s", "tokens_per_cpu_second", 0, _SPEED),
         *_run_columns(rows),
     ]
     return make_table(rows, columns, sortable=True)
@@ -143,9 +137,6 @@ def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> Table:
     return make_table(best_first(entries), columns, sortable=True)
 
 
-_AGENT = Column("Agent", numeric=False, descending=False)
-
-
 def _agent(agents: Mapping[str, int], row: Row | Entry) -> Value:
     return Value(row.agent, agent=agents[row.agent])
 
@@ -161,27 +152,3 @@ def _run_columns(rows: Sequence[Costs]) -> list[ColumnOf[Costs]]:
         return Value(str(many), sort=many, tone="bad" if many else "soft")
 
     return [(Column("Runs"), done), *([(Column("Failed"), failed)] * any(row.counts.failed for row in rows))]
-
-
-def _note(rows: Sequence[Row], sizes: tuple[int, int]) -> str:
-    failed, missing, clipped, unscored, above = (
-        sum(getattr(row.counts, name) for row in rows)
-        for name in ("failed", "missing", "clipped", "no_optimality", "above_one")
-    )
-    parts = []
-    if sizes[0] < sizes[1]:
-        parts.append(f"Ranked on the {sizes[0]} of {sizes[1]} tasks that every ranked agent was given.")
-    stands = [row.common.tasks for row in rows if row.common is not None]
-    if stands and min(stands) < sizes[0]:
-        parts.append(f"Where runs are missing the means stand on fewer: {min(stands)} at least.")
-    if failed or missing:
-        kinds = ((failed, "failed"), (missing, "missing"))
-        lost = " and ".join(f"{number(many)} {kind}" for many, kind in kinds if many)
-        parts.append(f"Left out of the means: {lost} runs.")
-    if clipped:
-        parts.append(f"{number(clipped)} runs below {_FLOOR} count as {_FLOOR}.")
-    if unscored:
-        parts.append(f"{number(unscored)} runs have no optimality: the agent has no KL, or J* is not known.")
-    if above:
-        parts.append(f"{number(above)} runs score above 1, as estimates can.")
-    return " ".join(parts)

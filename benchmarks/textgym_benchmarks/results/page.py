@@ -53,7 +53,7 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     if remarks is not None and not remarks.exists():
         raise ValueError(f"remarks={str(remarks)!r}: there is no such file")
     return (
-        _templates()
+        markdown_templates()
         .get_template("results.md")
         .render(
             name=str(suite.get("name") or path.stem),
@@ -67,7 +67,7 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     )
 
 
-def _templates() -> Environment:
+def markdown_templates() -> Environment:
     """Return the templates of Markdown, in which every text of a file goes through the filter `text`."""
     made = Environment(
         loader=PackageLoader("textgym_benchmarks.results"),

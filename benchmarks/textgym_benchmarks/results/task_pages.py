@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,11 @@ import tyro
 import textgym  # noqa: F401  (registers the ids)
 from textgym.catalog import TaskEntry, task_builder, task_entry, task_names
 from textgym.files import make_folder, write_text
-from textgym_benchmarks.results.page import table
+from textgym_benchmarks.results.page import markdown_templates, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries.entries import Entry
-from textgym_benchmarks.summaries.grid import interval_of
+from textgym_benchmarks.summaries.grid import Problem, interval_of
 from textgym_benchmarks.summary import Summary, summarise
 
 TITLES: Final = {
@@ -33,12 +34,6 @@ TITLES: Final = {
     "text": "Your own prompts, tokenizer and reward",
 }
 """Family -> the title of its page, in the order of the index."""
-SPLITS = """\
-Every task has three splits of prompts: agents learn from `train`, are reported on `eval`, and their settings are chosen
-on `tune`. Tasks of the built-in world ask on `tune` about the things of `eval` in the phrasings of `train`; diagnostics
-take prompts that neither has, or, where too few are left, those of `eval`: there it is other seeds that settings are
-chosen on. A task of your own may leave `tune` out.
-"""
 _SECTION = re.compile(r"^### (.+)$", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\S[^:]*): ", re.MULTILINE)
 
@@ -69,34 +64,24 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
     measured = list(results)
     summary = summarise(measured)
     entries = [task_entry(name) for name in task_names()]
-    index = [
-        "# Tasks\n",
-        "Made of the tasks' own docstrings by `python -m textgym_benchmarks.results.task_pages`.\n",
-        SPLITS,
-    ]
-    pages = {"README.md": ""}
-    for family, title in TITLES.items():
-        mine = [entry for entry in entries if entry.family == family]
-        links = [
-            f"- [`{entry.id}`]({family}.md#{entry.id.lower().replace('/', '')}): {entry.summary}\n"
-            for entry in mine
-        ]
-        index += [f"## [{title}]({family}.md)\n", "".join(links)]
-        blocks = [_task(entry, _scores(entry, summary, measured)) for entry in mine]
-        pages[f"{family}.md"] = "\n".join([f"# {title}\n", "".join(links), *blocks])
-    pages["README.md"] = "\n".join(index)
+    families = {
+        family: (title, [entry for entry in entries if entry.family == family])
+        for family, title in TITLES.items()
+    }
+    made = markdown_templates()
+    made.globals |= {
+        "summary": summary,
+        "sections": sections,
+        "spaces": _spaces,
+        "options": _options,
+        "scores": partial(_scores, summary),
+        "optimum": partial(_optimum, summary, measured),
+    }
+    family_page = made.get_template("family.md")
+    pages = {"README.md": made.get_template("tasks.md").render(families=families)}
+    for family, (title, tasks) in families.items():
+        pages[f"{family}.md"] = family_page.render(family=family, title=title, tasks=tasks)
     return pages
-
-
-def _task(entry: TaskEntry, scores: str) -> str:
-    found = sections(entry)
-    history, arguments = found.pop("Version History"), found.pop("Arguments")
-    for title in ("Action Space", "Observation Space"):
-        found.pop(title)
-    parts = [f"## {entry.id}\n", found.pop("Description") + "\n", _spaces(entry)]
-    parts += [f"**{title}.** {text}\n" for title, text in found.items()]
-    parts += ["**Options.**\n", _options(arguments), scores, f"**Version history.**\n\n{history}\n"]
-    return "\n".join(parts)
 
 
 def _spaces(entry: TaskEntry) -> str:
@@ -110,40 +95,31 @@ def _spaces(entry: TaskEntry) -> str:
     rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in task.prompts]
     rows += [("beta", f"{task.beta:g} reward units per nat"), ("gamma", f"{task.gamma:g}")]
     env.close()
-    return table(("", ""), rows, right=False) + "\n"
+    return table(("", ""), rows, right=False)
 
 
-def _options(text: str) -> str:
+def _options(text: str) -> list[tuple[str, str]]:
+    """Return the names of arguments and what is said of each."""
     parts = _ARGUMENT.split("\n" + text)[1:]
-    described = zip(parts[::2], parts[1::2], strict=True)
-    return "".join(f"- `{name}`: {' '.join(body.split())}\n" for name, body in described)
+    return [(name, " ".join(body.split())) for name, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _scores(entry: TaskEntry, summary: Summary, results: Sequence[Result]) -> str:
-    """Return a block for every reward and budget that the task was measured with."""
-    blocks = []
-    for problem in summary.problems:
-        if problem.id == entry.id:
-            mine = [each for each in summary.entries if each.problem == problem.index]
-            mine.sort(key=lambda each: (-_known(each.optimality), -_known(each.reward)))
-            named = [f", reward `{problem.reward}`"] if problem.reward != "default" else []
-            named += [f", `{name}={value}`" for name, value in problem.env.items()]
-            keys = {run.key for each in mine for run in each.runs}
-            optimum = _optimum([result for result in results if result.cell.key in keys])
-            title = f"**Scores after {problem.episodes:,} episodes{''.join(named)}.** {optimum}\n"
-            head = ("agent", "optimality", "reward", "KL, nats", "tokens scored", "runs")
-            blocks.append(title + "\n" + table(head, map(_scored, mine), right=False) + "\n")
-    return "\n".join(blocks) or "**Scores.** No agent has been measured on it.\n"
+def _scores(summary: Summary, problem: Problem) -> str:
+    entries = [each for each in summary.entries if each.problem == problem.index]
+    entries.sort(key=lambda entry: (-_known(entry.optimality), -_known(entry.reward)))
+    head = ("agent", "optimality", "reward", "KL, nats", "tokens scored", "runs")
+    return table(head, map(_scored, entries), right=False)
 
 
 def _known(found: Interval) -> float:
     return float("-inf") if found.value is None else found.value
 
 
-def _optimum(results: Iterable[Result]) -> str:
-    """Return what the first of the results says that knows J*."""
+def _optimum(summary: Summary, results: Iterable[Result], problem: Problem) -> str:
+    """Return what the first result says that knows the problem's J*."""
+    keys = {run.key for entry in summary.entries if entry.problem == problem.index for run in entry.runs}
     for result in results:
-        optimum = (result.measures or {}).get("optimum")
+        optimum = (result.measures or {}).get("optimum") if result.cell.key in keys else None
         if optimum is not None and optimum["value"] is not None:
             best, base = optimum["value"], optimum["reference"]
             if optimum["exact"]:
