@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from synthetic import make_results
-from textgym_benchmarks.results.page import fixed, results_page, text
+from textgym_benchmarks.pages import fixed, text
+from textgym_benchmarks.results.page import results_page
 from textgym_benchmarks.results.store import Result, export_results, load_results
 from textgym_benchmarks.summary import summarise
 

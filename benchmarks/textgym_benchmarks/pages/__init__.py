@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from textgym.files import make_folder, write_bytes
 from textgym.interrupts import disk_full_at
 from textgym.render import escaped
+from textgym_benchmarks.statistics import Interval
 
 _UNFINISHED = """<!doctype html><meta charset="utf-8"><meta name="generator" content="{generator}">
 <title>Not finished</title><p>These pages were not written to their end. The same command builds them anew.</p>
@@ -20,6 +22,8 @@ _UNFINISHED = """<!doctype html><meta charset="utf-8"><meta name="generator" con
 _HEAD = 2000  # bytes of a page that must hold its generator
 # What could end the script element or, in old readers of JavaScript, a line.
 _UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#&~$!])")
 
 
 def generator(kind: str) -> str:
@@ -155,3 +159,39 @@ def number(value: float | None, digits: int = 3) -> str:
     if float(text) == 0:
         text = text.removeprefix("-")
     return text.replace("-", "\u2212")
+
+
+def markdown(package: str, name: str) -> Template:
+    """Return a template of Markdown in a package's folder `templates`.
+
+    Filters: `text` for every text of a file, `fixed` for numbers, `interval` for those with their ends.
+    """
+    made = Environment(
+        loader=PackageLoader(package),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"text": text, "fixed": fixed, "interval": _interval}
+    return made.get_template(name)
+
+
+def text(words: object) -> str:
+    """Return any text as Markdown that shows it: one line, nothing in it is markup or steers a terminal."""
+    return _MARKDOWN.sub(r"\\\1", escaped(str(words)))
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """Return a number for people, rounded twice: the last bits of a sum do not decide between two digits."""
+    if value is None:
+        return "\u2013"
+    shown = f"{round(value, 9):,.{digits}f}"
+    return shown.removeprefix("-") if float(shown.replace(",", "")) == 0 else shown
+
+
+def _interval(found: Interval, digits: int = 2) -> str:
+    """Return a number with its interval, where there is one."""
+    if found.value is None or found.low is None or found.high is None or found.high - found.low < 1e-9:
+        return fixed(found.value, digits)
+    return f"{fixed(found.value, digits)} [{fixed(found.low, digits)}, {fixed(found.high, digits)}]"

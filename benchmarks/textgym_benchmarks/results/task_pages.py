@@ -19,7 +19,7 @@ import tyro
 import textgym  # noqa: F401  (registers the ids)
 from textgym.catalog import TaskEntry, task_builder, task_entry, task_names
 from textgym.files import make_folder, write_text
-from textgym_benchmarks.results.page import markdown_templates, table
+from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries.entries import Entry
@@ -68,23 +68,25 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
         family: (title, [entry for entry in entries if entry.family == family])
         for family, title in TITLES.items()
     }
-    made = markdown_templates()
-    made.globals |= {
-        "summary": summary,
-        "sections": sections,
-        "spaces": _spaces,
-        "options": _options,
-        "scores": partial(_scores, summary),
-        "optimum": partial(_optimum, summary, measured),
+    page = partial(
+        markdown("textgym_benchmarks.results", "family.md").render,
+        summary=summary,
+        sections=sections,
+        facts=_facts,
+        options=_options,
+        ranked=partial(_ranked, summary),
+        optimum=partial(_optimum, summary, measured),
+        interval=_interval,
+    )
+    index = markdown("textgym_benchmarks.results", "tasks.md").render(families=families)
+    return {"README.md": index} | {
+        f"{family}.md": page(family=family, title=title, tasks=tasks)
+        for family, (title, tasks) in families.items()
     }
-    family_page = made.get_template("family.md")
-    pages = {"README.md": made.get_template("tasks.md").render(families=families)}
-    for family, (title, tasks) in families.items():
-        pages[f"{family}.md"] = family_page.render(family=family, title=title, tasks=tasks)
-    return pages
 
 
-def _spaces(entry: TaskEntry) -> str:
+def _facts(entry: TaskEntry) -> list[tuple[str, str]]:
+    """Return the spaces of a task and its numbers."""
     env: Any = gym.make(entry.id)
     task, spaces = env.unwrapped.task, env.observation_space.spaces
     rows = [("action", f"`{env.action_space}`: the next token")]
@@ -95,7 +97,7 @@ def _spaces(entry: TaskEntry) -> str:
     rows += [(f"prompts, `{split}`", f"{len(task.prompt_set(split).texts):,}") for split in task.prompts]
     rows += [("beta", f"{task.beta:g} reward units per nat"), ("gamma", f"{task.gamma:g}")]
     env.close()
-    return table(("", ""), rows, right=False)
+    return rows
 
 
 def _options(text: str) -> list[tuple[str, str]]:
@@ -104,15 +106,14 @@ def _options(text: str) -> list[tuple[str, str]]:
     return [(name, " ".join(body.split())) for name, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _scores(summary: Summary, problem: Problem) -> str:
-    entries = [each for each in summary.entries if each.problem == problem.index]
-    entries.sort(key=lambda entry: (-_known(entry.optimality), -_known(entry.reward)))
-    head = ("agent", "optimality", "reward", "KL, nats", "tokens scored", "runs")
-    return table(head, map(_scored, entries), right=False)
+def _ranked(summary: Summary, problem: Problem) -> list[Entry]:
+    """Return the entries of a problem by their optimality, those without one by their reward."""
 
+    def known(found: Interval) -> float:
+        return float("-inf") if found.value is None else found.value
 
-def _known(found: Interval) -> float:
-    return float("-inf") if found.value is None else found.value
+    mine = [entry for entry in summary.entries if entry.problem == problem.index]
+    return sorted(mine, key=lambda entry: (-known(entry.optimality), -known(entry.reward)))
 
 
 def _optimum(summary: Summary, results: Iterable[Result], problem: Problem) -> str:
@@ -130,16 +131,6 @@ def _optimum(summary: Summary, results: Iterable[Result], problem: Problem) -> s
                 f"which rests on {optimum['effective_samples']:.0f} effective samples a prompt."
             )
     return "The optimum is not known."
-
-
-def _scored(entry: Entry) -> list[str]:
-    counts = entry.counts
-    return [
-        f"`{entry.agent}`",
-        *(_interval(found) for found in (entry.optimality, entry.reward, entry.kl)),
-        "-" if entry.tokens is None else f"{entry.tokens:,.0f}",
-        f"{counts.done}" if counts.done == counts.planned else f"{counts.done} of {counts.planned}",
-    ]
 
 
 def _interval(found: Interval) -> str:
