@@ -14,13 +14,13 @@ from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_benchmarks.pages import embed, number, visible, visible_values
-from textgym_benchmarks.report.build import build_report, read_sources
+from textgym_benchmarks.report import build_report, read_sources
 from textgym_benchmarks.report.cells import draw_curve
 from textgym_benchmarks.report.charts import charts
 from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
 from textgym_benchmarks.results.store import export_results, load_results
 from textgym_benchmarks.statistics import Interval
-from textgym_benchmarks.summary import summarise
+from textgym_benchmarks.summaries import summarise
 
 AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")
 TASKS = ("textgym/Copy-v0", "textgym/Bandit-v0", "textgym/DeepSea-v0", "textgym/Helpful-v0")

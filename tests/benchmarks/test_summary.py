@@ -11,11 +11,11 @@ import pytest
 from scipy.stats import trim_mean
 from synthetic import make_results
 from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.summaries import Summary, summarise
 from textgym_benchmarks.summaries.charts import CAPABILITIES
 from textgym_benchmarks.summaries.entries import crossing_of_agent, crossing_of_runs
 from textgym_benchmarks.summaries.grid import make_grid
 from textgym_benchmarks.summaries.leaderboard import comparison
-from textgym_benchmarks.summary import Summary, summarise
 
 from textgym.catalog import task_entry, task_names
 

@@ -21,11 +21,11 @@ from textgym_benchmarks.report.tables import (
     tinted,
 )
 from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.charts import Band, Curve
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import Problem
 from textgym_benchmarks.summaries.leaderboard import Row
-from textgym_benchmarks.summary import Summary
 
 DIGITS = 5  # significant ones, enough for a screen
 MEASURES = ("optimality", "reward", "gold", "kl")

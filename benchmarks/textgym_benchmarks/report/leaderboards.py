@@ -20,10 +20,10 @@ from textgym_benchmarks.report.tables import (
     make_table,
 )
 from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.entries import Costs, Entry, best_first
 from textgym_benchmarks.summaries.grid import FLOOR, make_grid
 from textgym_benchmarks.summaries.leaderboard import Row, comparison, leaderboard
-from textgym_benchmarks.summary import Summary
 
 _AGENT = Column("Agent", numeric=False, descending=False)
 _FLOOR = number(FLOOR, 0)

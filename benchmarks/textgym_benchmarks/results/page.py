@@ -11,8 +11,8 @@ from textgym.files import write_text
 from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import load_results, suite_summary
 from textgym_benchmarks.statistics import REPLICATES
+from textgym_benchmarks.summaries import summarise
 from textgym_benchmarks.summaries.entries import best_first
-from textgym_benchmarks.summary import summarise
 
 REMARKS = "remarks.md"
 

@@ -22,9 +22,9 @@ from textgym.files import make_folder, write_text
 from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.summaries import Summary, summarise
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import Problem, interval_of
-from textgym_benchmarks.summary import Summary, summarise
 
 TITLES: Final = {
     "alignment": "Alignment: answers about the built-in world",
