@@ -1,4 +1,4 @@
-"""Builds the report: one folder with an index, a page for each cell, and everything that they need."""
+"""The report of results: one folder with an index and a page for each cell, which opens offline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from textgym_benchmarks.report.tables import (
     SYMBOLS,
     AgentStyle,
     Column,
-    Table,
+    ReportTable,
     Value,
     agent_styles,
     estimate,
@@ -176,7 +176,7 @@ def _provenance(summary: Summary, suite: JsonObject) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _matrix(summary: Summary) -> Table:
+def _matrix(summary: Summary) -> ReportTable:
     """Return mean optimality by task and agent."""
     entries = {(entry.problem, entry.agent): entry for entry in summary.entries}
     rows = [
@@ -187,7 +187,7 @@ def _matrix(summary: Summary) -> Table:
         for problem in summary.problems
     ]
     columns = (Column("Task", numeric=False, descending=False), *(Column(name) for name in summary.agents))
-    return Table(columns, tuple(rows), sortable=True)
+    return ReportTable(columns, tuple(rows), sortable=True)
 
 
 def _matrix_value(entry: Entry | None) -> Value:
@@ -205,7 +205,7 @@ def _matrix_value(entry: Entry | None) -> Value:
 
 def _cell_table(
     summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int], folder: Path
-) -> Table:
+) -> ReportTable:
     """Return every cell with its numbers, its page and its run folder.
 
     Args:
@@ -241,7 +241,7 @@ def _cell_table(
         Column("Seconds", "Of the whole cell, evaluations included"),
         Column("Run", numeric=False),
     )
-    return Table(columns, tuple(rows), sortable=True)
+    return ReportTable(columns, tuple(rows), sortable=True)
 
 
 def _samples(summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int]) -> list[JsonObject]:

@@ -17,7 +17,7 @@ from textgym_benchmarks.pages import number
 from textgym_benchmarks.report.tables import (
     AgentStyle,
     Column,
-    Table,
+    ReportTable,
     Value,
     estimate,
     figure,
@@ -102,7 +102,7 @@ def _run_links(result: Result, folder: Path) -> list[tuple[str, str]]:
     return [(name, relative_address(path, folder)) for name, path in places.items() if path.exists()]
 
 
-def _measures_table(measures: Mapping[str, JsonObject]) -> Table:
+def _measures_table(measures: Mapping[str, JsonObject]) -> ReportTable:
     """Return what was measured before and after learning."""
     sides = (measures["before"], measures["after"])
     return make_table(
@@ -126,7 +126,7 @@ def _told(data: JsonObject) -> str:
     return f"{shown.text} {shown.note}".strip()
 
 
-def _curve_table(curve: Sequence[JsonObject]) -> Table:
+def _curve_table(curve: Sequence[JsonObject]) -> ReportTable:
     shown = [name for name in _POINT if any(point.get(name) is not None for point in curve)]
     return make_table(
         curve,

@@ -12,7 +12,7 @@ from textgym.checks import JsonObject
 from textgym_benchmarks.report.tables import (
     Column,
     ColumnOf,
-    Table,
+    ReportTable,
     Value,
     estimate,
     figure,
@@ -25,7 +25,7 @@ from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.charts import Band, Curve
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import Problem
-from textgym_benchmarks.summaries.leaderboard import Row
+from textgym_benchmarks.summaries.leaderboard import AgentRow
 
 DIGITS = 5  # significant ones, enough for a screen
 MEASURES = ("optimality", "reward", "gold", "kl")
@@ -103,7 +103,7 @@ class Chart:
     """
 
     id: str
-    table: Table
+    table: ReportTable
     problems: tuple[Problem, ...] = ()
     chosen: int = 0
     drawn: bool = True
@@ -126,7 +126,7 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
     if len(summary.radar.tasks) > 2:
         found.append(Chart("radar", _radar_table(summary), size="square"))
     if any(row.tokens_per_cpu_second for row in summary.leaderboard):
-        columns: list[ColumnOf[Row]] = [
+        columns: list[ColumnOf[AgentRow]] = [
             (Column("Agent", numeric=False), lambda row: Value(row.agent, agent=agents[row.agent])),
             figures("Tokens per CPU second", "tokens_per_cpu_second", 0),
             figures("Tokens scored a run", "tokens", 0),
@@ -162,7 +162,7 @@ def _frontier(
     return [Chart(name, make_table(entries, columns), problems, chosen)]
 
 
-def curve_table(summary: Summary, problem: Problem) -> Table:
+def curve_table(summary: Summary, problem: Problem) -> ReportTable:
     """Return the optimality of every agent by episodes, on one problem."""
     curves = [curve for curve in summary.curves if curve.problem == problem.index]
     columns: list[ColumnOf[float]] = [(Column("Episodes"), lambda episode: figure(episode, 0))]
@@ -177,7 +177,7 @@ def _curve_value(curve: Curve, episode: float) -> Value:
     return estimate(Interval(band.mean[place], band.low[place], band.high[place]), 2)
 
 
-def _profile_table(summary: Summary) -> Table:
+def _profile_table(summary: Summary) -> ReportTable:
     rows = [
         (figure(threshold, 1), *(figure(share, 2) for share in shares))
         for threshold, *shares in zip(
@@ -185,10 +185,10 @@ def _profile_table(summary: Summary) -> Table:
         )
         if round(100 * threshold) % 10 == 0
     ]
-    return Table((Column("Above"), *(Column(line.agent) for line in summary.profiles)), tuple(rows))
+    return ReportTable((Column("Above"), *(Column(line.agent) for line in summary.profiles)), tuple(rows))
 
 
-def _improvement_table(summary: Summary, agents: Mapping[str, int]) -> Table:
+def _improvement_table(summary: Summary, agents: Mapping[str, int]) -> ReportTable:
     pairs = summary.pairwise
     rows = [
         (
@@ -200,13 +200,15 @@ def _improvement_table(summary: Summary, agents: Mapping[str, int]) -> Table:
         )
         for name, row in zip(pairs.agents, pairs.rows, strict=True)
     ]
-    return Table((Column("", numeric=False), *(Column(name) for name in pairs.agents)), tuple(rows))
+    return ReportTable((Column("", numeric=False), *(Column(name) for name in pairs.agents)), tuple(rows))
 
 
-def _radar_table(summary: Summary) -> Table:
+def _radar_table(summary: Summary) -> ReportTable:
     radar = summary.radar
     rows = [
         (Value(f"{capability} ({task})"), *(figure(score, 2) for score in scores))
         for task, capability, *scores in zip(radar.tasks, radar.capabilities, *radar.values, strict=True)
     ]
-    return Table((Column("Capability", numeric=False), *(Column(name) for name in radar.agents)), tuple(rows))
+    return ReportTable(
+        (Column("Capability", numeric=False), *(Column(name) for name in radar.agents)), tuple(rows)
+    )

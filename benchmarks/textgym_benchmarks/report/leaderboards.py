@@ -10,7 +10,7 @@ from textgym_benchmarks.pages import number
 from textgym_benchmarks.report.tables import (
     Column,
     ColumnOf,
-    Table,
+    ReportTable,
     Value,
     bar_scale,
     draw_bar,
@@ -23,7 +23,7 @@ from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.entries import Costs, Entry, best_first
 from textgym_benchmarks.summaries.grid import FLOOR, make_grid
-from textgym_benchmarks.summaries.leaderboard import Row, comparison, leaderboard
+from textgym_benchmarks.summaries.leaderboard import AgentRow, comparison, leaderboard
 
 _AGENT = Column("Agent", numeric=False, descending=False)
 _FLOOR = number(FLOOR, 0)
@@ -50,8 +50,8 @@ class Scope:
     id: str
     label: str
     group: str
-    table: Table
-    rows: Sequence[Row] = ()
+    table: ReportTable
+    rows: Sequence[AgentRow] = ()
     sizes: tuple[int, int] = (1, 1)
 
 
@@ -81,26 +81,26 @@ def groups(found: Sequence[Scope]) -> list[tuple[str, list[Scope]]]:
     return [(name, [scope for scope in found if scope.group == name]) for name in names]
 
 
-def _over_tasks(rows: Sequence[Row], sizes: tuple[int, int], agents: Mapping[str, int]) -> Table:
+def _over_tasks(rows: Sequence[AgentRow], sizes: tuple[int, int], agents: Mapping[str, int]) -> ReportTable:
     scale = bar_scale(row.common for row in rows)
 
-    def score(row: Row) -> Value:
+    def score(row: AgentRow) -> Value:
         common = row.common
         shown = estimate(common, 2, draw_bar(common, scale))
         if common is None or common.runs == common.of_runs:
             return shown
         return replace(shown, note=f"{shown.note} {common.runs} of {common.of_runs} runs".strip())
 
-    def own(row: Row) -> Value:
+    def own(row: AgentRow) -> Value:
         return replace(figure(row.iqm.value, 2), note="" if row.iqm.value is None else f"on {row.iqm.tasks}")
 
-    def tasks_to(row: Row) -> Value:
+    def tasks_to(row: AgentRow) -> Value:
         reached, of = row.to_nine_tenths.reached, row.to_nine_tenths.of
         return Value(f"{reached} of {of}", sort=reached / of) if of else figure(None)
 
     failures = figures(f"Failures as {_FLOOR}", "common_with_failures", 2, _FAILURES)
     given_more = any(row.common is None for row in rows) or sizes[0] < sizes[1]
-    columns: list[ColumnOf[Row]] = [
+    columns: list[ColumnOf[AgentRow]] = [
         (_AGENT, partial(_agent, agents)),
         (Column("Optimality", _COMMON, bar=True, sorted=True), score),
         *([failures] * any(row.counts.failed for row in rows)),
@@ -115,7 +115,7 @@ def _over_tasks(rows: Sequence[Row], sizes: tuple[int, int], agents: Mapping[str
     return make_table(rows, columns, sortable=True)
 
 
-def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> Table:
+def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> ReportTable:
     scale = bar_scale(entry.optimality for entry in entries)
 
     def score(entry: Entry) -> Value:
@@ -137,7 +137,7 @@ def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> Table:
     return make_table(best_first(entries), columns, sortable=True)
 
 
-def _agent(agents: Mapping[str, int], row: Row | Entry) -> Value:
+def _agent(agents: Mapping[str, int], row: AgentRow | Entry) -> Value:
     return Value(row.agent, agent=agents[row.agent])
 
 

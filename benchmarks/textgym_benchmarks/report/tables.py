@@ -62,7 +62,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table: its columns, its rows, whether a reader may sort it. The first value of a row is its head."""
 
     columns: tuple[Column, ...]
@@ -79,10 +79,10 @@ ColumnOf = tuple[Column, Callable[[T], Value]]
 """A column, and how its value is made of what a row stands for."""
 
 
-def make_table(rows: Iterable[T], columns: Sequence[ColumnOf[T]], sortable: bool = False) -> Table:
+def make_table(rows: Iterable[T], columns: Sequence[ColumnOf[T]], sortable: bool = False) -> ReportTable:
     """Return a table with a row for each item."""
     values = tuple(tuple(value(row) for _, value in columns) for row in rows)
-    return Table(tuple(column for column, _ in columns), values, sortable)
+    return ReportTable(tuple(column for column, _ in columns), values, sortable)
 
 
 def figure(value: float | None, digits: int = 3) -> Value:

@@ -110,38 +110,46 @@ _SIDE = _record(
     {"answer_tokens": _number_or_null},
 )
 _OPTIMUM = _record(
-    dict.fromkeys(("value", "reference"), _or_null(_ESTIMATE))
-    | {"effective_samples": _number_or_null, "beta": _number, "exact": _flag}
+    {
+        **dict.fromkeys(("value", "reference"), _or_null(_ESTIMATE)),
+        "effective_samples": _number_or_null,
+        "beta": _number,
+        "exact": _flag,
+    }
 )
+_CROSSING = _record(dict.fromkeys(("episodes", "tokens"), _number_or_null))
 _ANSWER = _record(
     {"completion": _text, "reward": _number_or_null}, {"gold": _number_or_null, "terms": _NUMBERS}
 )
+_SAMPLE = _record({"prompt": _text, **dict.fromkeys(("before", "after"), _or_null(_ANSWER))})
 _MEASURES = _record(
-    dict.fromkeys(("before", "after"), _SIDE)
-    | {"optimum": _or_null(_OPTIMUM), "curve": _curve}
-    | {
-        "samples": _list_of(
-            _record({"prompt": _text, "before": _or_null(_ANSWER), "after": _or_null(_ANSWER)})
-        )
-    }
-    | dict.fromkeys(
-        ("to_half", "to_nine_tenths"),
-        _or_null(_record(dict.fromkeys(("episodes", "tokens"), _number_or_null))),
-    )
-    | dict.fromkeys(("episodes", "tokens", "iterations"), _number),
+    {
+        **dict.fromkeys(("before", "after"), _SIDE),
+        "optimum": _or_null(_OPTIMUM),
+        "curve": _curve,
+        "samples": _list_of(_SAMPLE),
+        **dict.fromkeys(("to_half", "to_nine_tenths"), _or_null(_CROSSING)),
+        **dict.fromkeys(("episodes", "tokens", "iterations"), _number),
+    },
     prefix=False,
 )
 _TIMING = _record({}, {"curve_seconds": _list_of(_number_or_null)}, others=_number_or_null)
-_ERROR = _record(dict.fromkeys(("type", "message", "traceback"), _text) | {"attempts": _number})
+_ERROR = _record({**dict.fromkeys(("type", "message", "traceback"), _text), "attempts": _number})
 _SUITE = _record(
     {},
-    dict.fromkeys(("name", "description", "started"), _or_null(_text))
-    | dict.fromkeys(("evaluation", "settings"), _or_null(_object)),
+    {
+        **dict.fromkeys(("name", "description", "started"), _or_null(_text)),
+        **dict.fromkeys(("evaluation", "settings"), _or_null(_object)),
+    },
 )
 _RESULT = _record(
-    {"format": _must(lambda data: data == FORMAT, f"{FORMAT}"), "cell": _anything, "family": _text}
-    | {"status": _must(lambda data: data in STATUSES, ", ".join(STATUSES))}
-    | dict.fromkeys(("error", "measures", "timing"), _anything),
+    {
+        "format": _must(lambda data: data == FORMAT, f"{FORMAT}"),
+        "cell": _anything,
+        "family": _text,
+        "status": _must(lambda data: data in STATUSES, ", ".join(STATUSES)),
+        **dict.fromkeys(("error", "measures", "timing"), _anything),
+    },
     {"versions": _record({}, others=_text), "machine": _text},
     prefix=False,
 )

@@ -1,4 +1,4 @@
-"""Writes RESULTS.md from committed results: `python -m textgym_benchmarks.results.page FILE --out RESULTS.md`."""
+"""Write RESULTS.md from committed results: `python -m textgym_benchmarks.results.page FILE --out RESULTS.md`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ResultsPage:
     """Write a page of Markdown from a file of results."""
 
     results: tyro.conf.Positional[Path]
-    """What `python -m textgym_benchmarks.results.store` wrote."""
+    """The file that `python -m textgym_benchmarks.results.store` wrote."""
     out: Path = Path("benchmarks/RESULTS.md")
     """The page; it is replaced."""
     remarks: Path | None = None

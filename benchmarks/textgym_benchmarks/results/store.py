@@ -24,7 +24,7 @@ _ATTRIBUTES = ("family", "status", "error", "measures", "timing", "versions", "m
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one cell; the attributes are those of its result.json.
+    """The outcome of one cell; the attributes are those of its result.json.
 
     Args:
         cell: what was run.
@@ -143,16 +143,16 @@ def export_results(
     """
     lines = []
     for result in results:
-        data = _rounded(plain(result.to_json()))
+        data = plain(result.to_json())
         if data["error"] is not None:
             data["error"]["traceback"] = ""  # it is about the machine, and long
-        lines.append(json.dumps(data, allow_nan=False, separators=(",", ":")))
+        lines.append(json.dumps(_rounded(data), allow_nan=False, separators=(",", ":")))
     head = json.dumps(plain(suite or {}), allow_nan=False)
     text = ",\n".join(lines)
     write_text(Path(path), f'{{"format": {FORMAT}, "suite": {head}, "results": [\n{text}\n]}}\n')
 
 
-def _rounded(data: Any) -> Any:
+def _rounded(data: object) -> object:
     if isinstance(data, float):
         return float(f"{data:.6g}")
     if isinstance(data, dict):

@@ -40,7 +40,7 @@ _ARGUMENT = re.compile(r"^ {4}(\S[^:]*): ", re.MULTILINE)
 
 @dataclass(frozen=True)
 class TaskPages:
-    """What is written, and from what."""
+    """Where results are read, and where pages are written."""
 
     results: Path = Path("benchmarks/results/core.json")
     """Results of a suite, as `textgym_benchmarks.results.store` reads them."""

@@ -1,4 +1,4 @@
-"""From the results of a suite to everything that the report and RESULTS.md show."""
+"""The summary of a suite's results: everything that the report and RESULTS.md show."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from textgym_benchmarks.summaries.charts import (
 from textgym_benchmarks.summaries.entries import Counts, Entry, count, entries
 from textgym_benchmarks.summaries.findings import Finding, findings
 from textgym_benchmarks.summaries.grid import FLOOR, Problem, make_grid
-from textgym_benchmarks.summaries.leaderboard import Best, Row, best_by_family, comparison, leaderboard
+from textgym_benchmarks.summaries.leaderboard import AgentRow, Best, best_by_family, comparison, leaderboard
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Summary:
     problems: tuple[Problem, ...]
     counts: Counts
     common: tuple[str, ...]
-    leaderboard: tuple[Row, ...]
+    leaderboard: tuple[AgentRow, ...]
     entries: tuple[Entry, ...]
     equal_tokens: tuple[EqualTokens, ...]
     curves: tuple[Curve, ...]
@@ -73,7 +73,7 @@ class Summary:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Of the problems, in their order."""
+        """The families of the problems, in their order."""
         return tuple(dict.fromkeys(problem.family for problem in self.problems))
 
 

@@ -100,7 +100,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Costs:
-    """What runs of an agent cost, of learning alone; means are over finished runs.
+    """The cost of an agent's runs, of learning alone; means are over finished runs.
 
     Attributes:
         counts: of the runs.

@@ -1,4 +1,4 @@
-"""What a reader should know before believing the tables: failures and surprises, found by rule."""
+"""Failures and surprises, found by rule, that a reader should know of before believing the tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import FLOOR, Grid, at, average, clipped, finals, number
-from textgym_benchmarks.summaries.leaderboard import Row
+from textgym_benchmarks.summaries.leaderboard import AgentRow
 
 SOLVED = 0.5
 DISAGREE = 0.5
@@ -34,10 +34,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What the rules look at."""
+    """The tables that the rules look at."""
 
     grid: Grid
-    rows: Sequence[Row]
+    rows: Sequence[AgentRow]
     entries: Sequence[Entry]
 
     @property
@@ -176,7 +176,7 @@ _RULES: tuple[tuple[str, str, Callable[[_Tables], Iterator[str]]], ...] = (
 """Kind, title and rule of every finding, in the order in which they are told."""
 
 
-def findings(grid: Grid, rows: Sequence[Row], entries: Sequence[Entry]) -> list[Finding]:
+def findings(grid: Grid, rows: Sequence[AgentRow], entries: Sequence[Entry]) -> list[Finding]:
     """Return all kinds, also those without an item: that nothing failed is a finding too."""
     tables = _Tables(grid, rows, entries)
     return [Finding(kind, title, tuple(rule(tables))) for kind, title, rule in _RULES]

@@ -121,7 +121,7 @@ def generator_of(seed: int, *names: str) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Problem:
-    """What agents are compared on: a task with its reward, options and budget.
+    """A task with its reward, options and budget, on which agents are compared.
 
     Attributes:
         index: in the summary's list of problems.

@@ -96,7 +96,7 @@ def best_by_family(grid: Grid) -> list[Best]:
 
 
 @dataclass(frozen=True)
-class Row(Costs):
+class AgentRow(Costs):
     """An agent over all problems. Scores are optimality clipped at `FLOOR`; intervals are of 95%.
 
     Attributes:
@@ -124,7 +124,7 @@ class Row(Costs):
     to_nine_tenths: Crossing
 
 
-def leaderboard(grid: Grid, seed: int) -> list[Row]:
+def leaderboard(grid: Grid, seed: int) -> list[AgentRow]:
     """Return ranked agents by rank, then the others by their own interquartile mean, those without a score last."""
     compared = comparison(grid)
     rows = [
@@ -143,16 +143,16 @@ def leaderboard(grid: Grid, seed: int) -> list[Row]:
     ]
 
 
-def _score(row: Row) -> float | None:
+def _score(row: AgentRow) -> float | None:
     return None if row.common is None else row.common.value
 
 
-def _place(row: Row) -> tuple[bool, float, bool, float, str]:
+def _place(row: AgentRow) -> tuple[bool, float, bool, float, str]:
     own, common = row.iqm.value, _score(row)
     return (common is None, -(common or 0.0), own is None, -(own or 0.0), row.agent)
 
 
-def _row(grid: Grid, agent: str, seed: int, compared: Sequence[Problem] | None) -> Row:
+def _row(grid: Grid, agent: str, seed: int, compared: Sequence[Problem] | None) -> AgentRow:
     strata = grid.strata(agent)
     found = aggregates(strata, _STATISTICS, generator_of(seed, "leaderboard", agent))
     common = None
@@ -165,7 +165,7 @@ def _row(grid: Grid, agent: str, seed: int, compared: Sequence[Problem] | None) 
             generator = generator_of(seed, "common", agent)
             common = aggregates(shared, {"iqm": interquartile_mean}, generator)["iqm"]
     known: JsonObject = vars(costs(grid.all_of(agent))) | found
-    return Row(
+    return AgentRow(
         **known,
         agent=agent,
         rank=None,
