@@ -27,8 +27,8 @@ from textgym_benchmarks.summaries.grid import (
     at,
     average,
     finals,
+    finite,
     generator_of,
-    number,
 )
 
 Numbers = tuple[float | None, ...]
@@ -119,11 +119,11 @@ def _curve(agent: str, problem: Problem, runs: Sequence[Result], seed: int) -> C
 
 def _column(result: Result, name: str) -> Floats:
     """Return (K,) a column of the run's curve; NaN for null."""
-    return np.array([number(row.get(name)) for row in at(result.measures, "curve")], dtype=np.float64)
+    return np.array([finite(row.get(name)) for row in at(result.measures, "curve")], dtype=np.float64)
 
 
 def _numbers(values: Floats) -> Numbers:
-    return tuple(number(value) for value in values.tolist())
+    return tuple(finite(value) for value in values.tolist())
 
 
 @dataclass(frozen=True)

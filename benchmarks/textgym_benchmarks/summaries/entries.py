@@ -18,9 +18,9 @@ from textgym_benchmarks.summaries.grid import (
     average,
     final,
     finals,
+    finite,
     generator_of,
     learning_time,
-    number,
     spread,
 )
 
@@ -80,7 +80,7 @@ def crossing_of_runs(results: Sequence[Result], level: str) -> Crossing:
         level: "to_half" or "to_nine_tenths".
     """
     scored = [result for result in results if final(result, "optimality") is not None]
-    found = [number(at(result.measures, level, "tokens")) for result in scored]
+    found = [finite(at(result.measures, level, "tokens")) for result in scored]
     return Crossing(_median(found), sum(tokens is not None for tokens in found), len(scored))
 
 
@@ -118,7 +118,7 @@ class Costs:
 
 def costs(results: Sequence[Result]) -> Costs:
     """Return what runs cost."""
-    tokens = [number(at(result.measures, "tokens")) for result in results]
+    tokens = [finite(at(result.measures, "tokens")) for result in results]
     seconds = [learning_time(result, "cpu_seconds") for result in results]
     both = [(spent, time) for spent, time in zip(tokens, seconds, strict=True) if spent is not None and time]
     speed = sum(spent for spent, _ in both) / sum(time for _, time in both) if both else None

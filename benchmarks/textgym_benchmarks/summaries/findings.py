@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from textgym_benchmarks.summaries.entries import Entry
-from textgym_benchmarks.summaries.grid import FLOOR, Grid, at, average, clipped, finals, number
+from textgym_benchmarks.summaries.grid import FLOOR, Grid, at, average, clipped, finals, finite
 from textgym_benchmarks.summaries.leaderboard import AgentRow
 
 SOLVED = 0.5
@@ -117,7 +117,7 @@ def _overoptimised(tables: _Tables) -> Iterator[str]:
         changes: dict[str, list[float]] = {"reward": [], "gold": []}
         for run in tables.grid.of(entry.agent, entry.problem):
             for name, found in changes.items():
-                before, after = (number(at(run.measures, side, name, "mean")) for side in ("before", "after"))
+                before, after = (finite(at(run.measures, side, name, "mean")) for side in ("before", "after"))
                 if before is not None and after is not None:
                     found.append(after - before)
         reward, gold = average(changes["reward"]), average(changes["gold"])
@@ -131,7 +131,7 @@ def _above_one(tables: _Tables) -> Iterator[str]:
         runs = tables.grid.of(entry.agent, entry.problem)
         scores = [at(run.measures, "after", "optimality") for run in runs]
         # An exact score has no ends.
-        ends = [number(at(score, "mean" if at(score, "low") is None else "low")) for score in scores]
+        ends = [finite(at(score, "mean" if at(score, "low") is None else "low")) for score in scores]
         above = sum(end is not None and end > 1.0 + 1e-6 for end in ends)
         if above:
             yield f"{tables.name(entry)}: {above} of {len(ends)} runs"
@@ -141,7 +141,7 @@ def _weak_optimum(tables: _Tables) -> Iterator[str]:
     grid = tables.grid
     for problem in grid.problems:
         runs = (run for agent in grid.agents for run in grid.of(agent, problem.index))
-        samples = [number(at(run.measures, "optimum", "effective_samples")) for run in runs]
+        samples = [finite(at(run.measures, "optimum", "effective_samples")) for run in runs]
         least = min((each for each in samples if each is not None), default=None)
         if least is not None and least < ENOUGH:
             yield f"{problem.label}: {least:.1f}"

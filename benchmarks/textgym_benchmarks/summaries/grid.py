@@ -27,7 +27,7 @@ says more about the price of KL than about the agent. There is no ceiling: a sco
 too low, which should be seen. Tables of tasks show the true values, and every row counts its clipped runs."""
 
 
-def number(value: object) -> float | None:
+def finite(value: object) -> float | None:
     """Return a finite float, or None for null, NaN, an infinity or what is no number."""
     return float(value) if isinstance(value, int | float) and is_finite(value) else None
 
@@ -50,7 +50,7 @@ def interval_of(data: Mapping[str, float | None] | None) -> Interval:
 def final(result: Result, measure: str) -> float | None:
     """Return a measure after learning, its mean where it has an interval."""
     found = at(result.measures, "after", measure)
-    return number(found.get("mean")) if isinstance(found, Mapping) else number(found)
+    return finite(found.get("mean")) if isinstance(found, Mapping) else finite(found)
 
 
 def finals(results: Iterable[Result], measure: str) -> list[float]:
@@ -71,8 +71,8 @@ def learning_time(result: Result, name: str) -> float | None:
         name: "seconds" or "cpu_seconds".
     Returns: that of the whole run where its timing does not tell them apart; None where it tells neither.
     """
-    learning = number(at(result.timing, f"learning_{name}"))
-    return number(at(result.timing, name)) if learning is None else learning
+    learning = finite(at(result.timing, f"learning_{name}"))
+    return finite(at(result.timing, name)) if learning is None else learning
 
 
 def average(values: Iterable[float | None]) -> float | None:
@@ -106,7 +106,7 @@ def spread(results: Sequence[Result], measure: str, generator: np.random.Generat
     for result in results:
         only = final(result, measure)
         if only is not None:
-            least, most = (number(at(result.measures, "after", measure, end)) for end in ("low", "high"))
+            least, most = (finite(at(result.measures, "after", measure, end)) for end in ("low", "high"))
             return Spread(
                 only, least, most, 1, len(results), "none" if least is None or most is None else "run"
             )
