@@ -52,6 +52,7 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
         remarks=by_hand.read_text(encoding="utf-8").strip() if by_hand.exists() else "",
         hours=hours,
         with_curve=[a for a in summary.agents if any(each.optimality.get(a) is not None for each in equal)],
+        by_place={(entry.problem, entry.agent): entry for entry in summary.entries},
         best_first=best_first,
         floor=f"{summary.floor:g}",
         draws=f"{REPLICATES:,}",

@@ -248,7 +248,9 @@ def radar(grid: Grid, agents: Sequence[str]) -> Radar:
     """Return the diagnostic tasks among the problems as axes; variants of one task share its axis."""
     problems: dict[str, list[Problem]] = {name: [] for name in CAPABILITIES}
     for problem in grid.problems:
-        problems.get(problem.id.partition("/")[2].rpartition("-v")[0], []).append(problem)
+        name = problem.id.partition("/")[2].rpartition("-v")[0]
+        if name in CAPABILITIES:
+            problems[name].append(problem)
     tasks = [name for name in CAPABILITIES if problems[name]]
 
     def mean(agent: str, task: str) -> float | None:
