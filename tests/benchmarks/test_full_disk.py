@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_cells import tiny_suite
-from textgym_benchmarks.pages.html import check_folder, generator, write_folder
+from textgym_benchmarks.pages import check_folder, generator, write_folder
 from textgym_benchmarks.run.runner import run_suite
 
 from textgym.interrupts import DiskFullError, disk_full, disk_full_at

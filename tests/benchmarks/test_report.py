@@ -13,13 +13,14 @@ from benchmarks.synthetic import make_results, write_suite_folder
 from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textgym_benchmarks.pages.html import embed, number, visible, visible_values
-from textgym_benchmarks.report import build_report
-from textgym_benchmarks.report.build import read_sources
-from textgym_benchmarks.report.drawing import draw_curve, marks_of
-from textgym_benchmarks.report.tables import bar, bar_scale
+from textgym_benchmarks.pages import embed, number, visible, visible_values
+from textgym_benchmarks.report import build_report, read_sources
+from textgym_benchmarks.report.cells import draw_curve
+from textgym_benchmarks.report.charts import charts
+from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
 from textgym_benchmarks.results.store import export_results, load_results
-from textgym_benchmarks.summary import summarise
+from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.summaries import summarise
 
 AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")
 TASKS = ("textgym/Copy-v0", "textgym/Bandit-v0", "textgym/DeepSea-v0", "textgym/Helpful-v0")
@@ -272,20 +273,31 @@ def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
     assert marked == {"lm-ppo": True, "rloo": False}
 
 
-def test_marks_tell_many_agents_apart():
-    marks = marks_of([*(f"agent {i}" for i in range(28)), "reference", "random"])
-    assert len({(mark.colour, mark.dash, mark.symbol) for mark in marks}) == 30
-    assert len({(mark.colour, mark.symbol) for mark in marks}) == 30  # where there are no lines
-    assert {mark.colour for mark in marks[-2:]} == {8}
+def test_styles_tell_many_agents_apart():
+    styles = agent_styles([*(f"agent {i}" for i in range(28)), "reference", "random"])
+    assert len({(style.colour, style.dash, style.symbol) for style in styles}) == 30
+    assert len({(style.colour, style.symbol) for style in styles}) == 30  # where there are no lines
+    assert {style.colour for style in styles[-2:]} == {8}
+
+
+def test_gold_is_drawn_where_the_reward_is_a_proxy(summary):
+    found = {chart.id: chart for chart in charts(summary, dict.fromkeys(summary.agents, 0))}
+    assert {problem.reward for problem in found["gold"].problems} == {"model"}
+    assert {problem.reward for problem in found["frontier"].problems} == {"default", "model"}
+    assert {row[1].text for row in found["frontier"].table.rows} == {*AGENTS} - {"sb3-ddpg"}  # it has no KL
 
 
 def test_bars_match_hand_arithmetic():
-    scale = bar_scale([{"mean": 0.5, "low": 0.25, "high": 0.75}, {"mean": -3.0, "low": None, "high": None}])
+    outside = Interval(-3.0, None, None)
+    scale = bar_scale([Interval(0.5, 0.25, 0.75), outside, None])
     assert scale == (-0.5, 1.0)
     # On [-0.5, 1]: 0.25 lies at 50%, 0.75 at 83.3%, 0 at 33.3%.
-    found = bar({"mean": 0.25, "low": 0.25, "high": 0.75}, scale)
-    assert (found.left, found.width, found.mid, found.zero, found.one) == (50.0, 33.3, 50.0, 33.3, 100.0)
-    assert bar({"mean": -3.0, "low": None, "high": None}, scale).beyond == "low"
+    found = draw_bar(Interval(0.25, 0.25, 0.75), scale)
+    assert '<i class="unit" style="left:33.3%;width:66.7%"></i>' in found
+    assert (
+        '<i class="range" style="left:50.0%;width:33.3%"></i><i class="mid" style="left:50.0%"></i>' in found
+    )
+    assert 'class="interval beyond-low"' in draw_bar(outside, scale)
 
 
 def test_a_drawn_curve_matches_hand_arithmetic():

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from synthetic import make_results
+from textgym_benchmarks.pages import fixed, text
 from textgym_benchmarks.results.page import results_page
 from textgym_benchmarks.results.store import Result, export_results, load_results
-from textgym_benchmarks.results.tables import fixed, text
-from textgym_benchmarks.summary import summarise
+from textgym_benchmarks.summaries import summarise
 
 ROOT = Path(__file__).parents[2] / "benchmarks"
 RESULTS, PAGE = ROOT / "results" / "core.json", ROOT / "RESULTS.md"

@@ -7,9 +7,8 @@ import time
 
 import pytest
 from benchmarks.synthetic import make_results, write_suite_folder
-from textgym_benchmarks.pages.html import write_folder
-from textgym_benchmarks.report import build_report
-from textgym_benchmarks.report.build import report_files
+from textgym_benchmarks.pages import write_folder
+from textgym_benchmarks.report import build_report, report_files
 from textgym_benchmarks.results.store import load_results
 
 AGENTS = ("lm-ppo", "rloo", "reference", "random", "sb3-ddpg", "<b>bold</b> & %{x} <script>alert(4)</script>")

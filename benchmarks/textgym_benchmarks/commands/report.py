@@ -25,7 +25,7 @@ class ReportFlags:
 def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(ReportFlags, arguments, "report")
-    from textgym_benchmarks.report.build import build_report, default_folder
+    from textgym_benchmarks.report import build_report, default_folder
 
     out = default_folder(flags.run) if flags.out is None else flags.out
     sources = build_report(flags.run, out)

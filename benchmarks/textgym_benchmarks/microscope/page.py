@@ -12,7 +12,7 @@ from markupsafe import Markup
 from textgym.files import make_folder, write_text
 from textgym.interrupts import disk_full_at
 from textgym_benchmarks.microscope.trace import QUANTITIES, Quantity, Trace, trace_json
-from textgym_benchmarks.pages.html import assets, environment, generator, shared_assets
+from textgym_benchmarks.pages import assets, environment, generator, shared_assets
 
 KIND = "microscope"
 _PACKAGE = "textgym_benchmarks.microscope"

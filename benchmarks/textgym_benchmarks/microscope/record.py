@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from textgym_agents.protocol import Agent
 
 from textgym.checks import Ints
 from textgym.lm.reference import Reference

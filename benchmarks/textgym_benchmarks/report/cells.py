@@ -5,20 +5,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment
 
-from textgym_benchmarks.pages.html import number
-from textgym_benchmarks.report.drawing import Mark, draw_curve
-from textgym_benchmarks.report.tables import Column, Table, Value, estimate, figure, words
+from textgym.checks import JsonObject
+from textgym_benchmarks.pages import number
+from textgym_benchmarks.report.tables import (
+    AgentStyle,
+    Column,
+    ReportTable,
+    Value,
+    estimate,
+    figure,
+    make_table,
+)
 from textgym_benchmarks.results.store import Result
-from textgym_benchmarks.summaries.grid import learning_time
-from textgym_benchmarks.summaries.leaderboard import tokens_per_cpu_second
+from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.summaries.entries import costs
+from textgym_benchmarks.summaries.grid import interval_of, learning_time
 
 FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "curve.png", "tensorboard", "checkpoint")
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 628.0, 24.0, 208.0
+"""Edges of the curve in pixels of its drawing."""
 _MEASURES = {
     "reward": "Reward",
     "gold": "Gold reward",
@@ -31,60 +43,42 @@ _MEASURES = {
     "distinct_1": "Distinct tokens, share",
     "distinct_2": "Distinct pairs, share",
 }
-_POINT = {
-    "optimality": "Optimality",
-    "reward": "Reward",
-    "gold": "Gold",
-    "kl": "KL",
-    "objective": "J",
-}
+_POINT = {"optimality": "Optimality", "reward": "Reward", "gold": "Gold", "kl": "KL", "objective": "J"}
 
 
 def cell_page(
-    templates: Environment, result: Result, task: str, mark: Mark, folder: Path, samples: int
+    templates: Environment, result: Result, task: str, style: AgentStyle, folder: Path, samples: int
 ) -> str:
-    """The page of one cell.
+    """Return the page of one cell.
 
     Args:
-        task: its label. mark: of its agent.
+        task: its label. style: of its agent.
         folder: where the page will lie; files of the run are linked from there.
         samples: at most so many are shown.
     """
     measures = result.measures or {}
-    shown = list(measures.get("samples") or [])
+    shown = measures.get("samples") or []
     curve = measures.get("curve") or []
-    html: str = templates.get_template("cell.html").render(
-        cell=_head(result, task, mark),
-        measures=measures_table(measures) if measures else None,
-        optimum=optimum_text(measures.get("optimum")),
-        curve=_curve_table(curve) if curve else None,
+    return templates.get_template("cell.html").render(
+        result=result,
+        task=task,
+        style=style,
+        measures=measures,
+        measures_table=_measures_table(measures) if measures else None,
+        curve_table=_curve_table(curve) if curve else None,
         drawing=draw_curve(curve),
         samples=shown[:samples],
         left_out=max(len(shown) - samples, 0),
-        facts=_facts(result),
-        links=run_links(result, folder),
+        learning=[learning_time(result, name) for name in ("seconds", "cpu_seconds")],
+        speed=costs([result]).tokens_per_cpu_second,
+        links=_run_links(result, folder),
+        told=_told,
+        json=partial(json.dumps, ensure_ascii=False),
     )
-    return html
-
-
-def status_text(result: Result) -> str:
-    """What became of a cell, in words."""
-    texts = {"done": "Done.", "failed": "Failed.", "missing": "Not run yet, or still running."}
-    return texts.get(result.status, result.status)
-
-
-def run_links(result: Result, folder: Path) -> list[tuple[str, str]]:
-    """Names and relative addresses of the files of a run that exist, seen from a folder."""
-    run = run_folder(result)
-    if result.folder is None or run is None:
-        return []
-    places = [("run", run), ("result.json", result.folder / "result.json")]
-    places += [(name, run / name) for name in FILES]
-    return [(name, relative_address(path, folder)) for name, path in places if path.exists()]
 
 
 def run_folder(result: Result) -> Path | None:
-    """The folder of the training run: beside the result of a cell, or what was read itself; None if it is gone."""
+    """Return the folder of the training run, beside a cell's result or what was read itself; None if it is gone."""
     if result.folder is None:
         return None
     beside = result.folder / "run"
@@ -94,121 +88,108 @@ def run_folder(result: Result) -> Path | None:
 
 
 def relative_address(path: Path, folder: Path) -> str:
-    """The address of a file or folder in a page that lies in `folder`; a folder's ends in a slash."""
+    """Return the address of a file or folder in a page that lies in `folder`; a folder's ends in a slash."""
     relative = os.path.relpath(path.resolve(), folder.resolve())
     return quote(Path(relative).as_posix()) + ("/" if path.is_dir() else "")
 
 
-def measures_table(measures: Mapping[str, Any]) -> Table:
-    """What was measured before and after learning."""
-    before, after = measures.get("before") or {}, measures.get("after") or {}
-    rows = [
-        (words(label), _measure(before.get(name)), _measure(after.get(name)))
-        for name, label in _MEASURES.items()
-        if before.get(name) is not None or after.get(name) is not None
-    ]
-    return Table((Column("", numeric=False), Column("Before"), Column("After")), tuple(rows))
+def _run_links(result: Result, folder: Path) -> list[tuple[str, str]]:
+    """Return names and relative addresses of the files of a run that exist, seen from a folder."""
+    run = run_folder(result)
+    if result.folder is None or run is None:
+        return []
+    places = {"run": run, "result.json": result.folder / "result.json"} | {name: run / name for name in FILES}
+    return [(name, relative_address(path, folder)) for name, path in places.items() if path.exists()]
 
 
-def optimum_text(optimum: Mapping[str, Any] | None) -> str:
-    """The optimum and the reference's objective in a sentence."""
-    if not optimum:
-        return ""
-    if not optimum["value"]:
-        return f"J* is not known: {optimum.get('unknown') or 'no sample tells it'}."
-    value, reference = (_in_words(optimum[name]) for name in ("value", "reference"))
-    how = "exact" if optimum.get("exact") else "estimated by importance sampling"
-    samples = optimum.get("effective_samples")
-    effective = "" if samples is None else f"; {number(samples, 0)} effective samples a prompt"
-    beta = optimum["beta"]
-    return f"Optimum J* = {value}, reference J = {reference}, at beta = {beta:g} a nat ({how}{effective})."
+def _measures_table(measures: Mapping[str, JsonObject]) -> ReportTable:
+    """Return what was measured before and after learning."""
+    sides = (measures["before"], measures["after"])
+    return make_table(
+        [name for name in _MEASURES if any(side.get(name) is not None for side in sides)],
+        [
+            (Column("", numeric=False), lambda name: Value(_MEASURES[name])),
+            (Column("Before"), partial(_measure, sides[0])),
+            (Column("After"), partial(_measure, sides[1])),
+        ],
+    )
 
 
-def _in_words(value: Mapping[str, Any]) -> str:
-    shown = estimate(value)
+def _measure(side: JsonObject, name: str) -> Value:
+    found = side.get(name)
+    return estimate(interval_of(found)) if isinstance(found, Mapping) else figure(found)
+
+
+def _told(data: JsonObject) -> str:
+    """Return an estimate with its interval, in words."""
+    shown = estimate(interval_of(data))
     return f"{shown.text} {shown.note}".strip()
 
 
-def _measure(value: Any) -> Value:
-    return estimate(value) if isinstance(value, Mapping) else figure(value)
-
-
-def _head(result: Result, task: str, mark: Mark) -> dict[str, Any]:
-    return {
-        "task": task,
-        "agent": mark.name,
-        "seed": result.cell.seed,
-        "mark": mark,
-        "status": result.status,
-        "status_text": status_text(result),
-        "error": result.error,
-    }
-
-
-def _curve_table(curve: Sequence[Mapping[str, Any]]) -> Table:
+def _curve_table(curve: Sequence[JsonObject]) -> ReportTable:
     shown = [name for name in _POINT if any(point.get(name) is not None for point in curve)]
-    columns = [Column("Episodes"), Column("Tokens"), *(Column(_POINT[name]) for name in shown)]
-    rows = []
-    for point in curve:
-        values = [figure(point["episode"], 0), figure(point["tokens"], 0)]
-        for name in shown:
-            ends = {"mean": point.get(name)}
-            if name == "optimality":
-                ends |= {"low": point.get("optimality_low"), "high": point.get("optimality_high")}
-            values.append(estimate(ends))
-        rows.append(tuple(values))
-    return Table(tuple(columns), tuple(rows))
-
-
-def _facts(result: Result) -> list[tuple[str, str]]:
-    cell, timing, measures = result.cell, result.timing or {}, result.measures or {}
-    facts = [
-        ("Environment", cell.id),
-        ("Reward", cell.reward_name if cell.reward is None else f"{cell.reward_name}: {_json(cell.reward)}"),
-        ("Agent", cell.agent),
-        ("Budget", f"{cell.episodes:,} episodes"),
-    ]
-    facts += [
-        (name, _json(value)) for name, value in (("Options", cell.env), ("Settings", cell.config)) if value
-    ]
-    if measures:
-        facts.append(("Used", f"{measures['episodes']:,} episodes, {measures['tokens']:,} tokens scored"))
-        for name, share in (("to_half", "0.5"), ("to_nine_tenths", "0.9")):
-            facts.append((f"Optimality {share}", _reached(measures.get(name), timing.get(f"seconds_{name}"))))
-    facts += _times(result)
-    facts += [("Machine", result.machine)] if result.machine else []
-    facts += [
-        ("Versions", ", ".join(f"{name} {version}" for name, version in (result.versions or {}).items()))
-    ]
-    return [*facts, ("Key", cell.key)]
-
-
-def _times(result: Result) -> list[tuple[str, str]]:
-    """The whole run's time, that of learning and its throughput, as far as they are known."""
-    timing = result.timing or {}
-    whole = _time(timing.get("seconds"), timing.get("cpu_seconds"))
-    learning = _time(learning_time(result, "seconds"), learning_time(result, "cpu_seconds"))
-    speed = tokens_per_cpu_second([result])
-    found = [("Time", whole), ("Time of learning", learning)]
-    found.append(
-        ("Throughput", "" if speed is None else f"{number(speed, 0)} tokens per CPU second of learning")
+    return make_table(
+        curve,
+        [
+            (Column("Episodes"), lambda point: figure(point["episode"], 0)),
+            (Column("Tokens"), lambda point: figure(point["tokens"], 0)),
+            *((Column(_POINT[name]), partial(_point_value, name)) for name in shown),
+        ],
     )
-    return [(name, text) for name, text in found if text]
 
 
-def _time(seconds: float | None, cpu_seconds: float | None) -> str:
-    parts = [] if seconds is None else [f"{number(seconds, 1)} s"]
-    if cpu_seconds is not None:
-        parts.append(f"{number(cpu_seconds, 1)} s CPU")
-    return ", of it ".join(parts)
+def _point_value(name: str, point: JsonObject) -> Value:
+    if name != "optimality":
+        return figure(point.get(name))
+    return estimate(Interval(point.get(name), point.get("optimality_low"), point.get("optimality_high")))
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+@dataclass(frozen=True)
+class Drawing:
+    """A curve in pixels of a drawing of 640 by 240.
+
+    Attributes:
+        path, band, dots: SVG paths; no band where a point has no interval.
+        lines: of the grid: y and the text beside it.
+        ticks: labels under the drawing: x, text, and "start", "middle" or "end".
+    """
+
+    path: str
+    band: str
+    dots: str
+    lines: tuple[tuple[float, str], ...]
+    ticks: tuple[tuple[float, str, str], ...]
 
 
-def _reached(crossing: Mapping[str, Any] | None, seconds: float | None) -> str:
-    if not crossing:
-        return "not reached"
-    after = f"after {number(crossing['episodes'], 0)} episodes, {number(crossing['tokens'], 0)} tokens"
-    return after if seconds is None else f"{after}, {number(seconds, 1)} s"
+def draw_curve(curve: Sequence[JsonObject]) -> Drawing | None:
+    """Draw optimality over episodes; None where fewer than two points have an optimality."""
+    points = [point for point in curve if point.get("optimality") is not None]
+    if len(points) < 2 or points[-1]["episode"] <= points[0]["episode"]:
+        return None
+    names = ("optimality", "optimality_low", "optimality_high")
+    ends = [value for point in points for name in names if (value := point.get(name)) is not None]
+    least, most = min(0.0, *ends), max(1.0, *ends)
+    last = points[-1]["episode"]
+
+    def y(score: float) -> float:
+        return float(round(BOTTOM - (BOTTOM - TOP) * (score - least) / (most - least), 1))
+
+    def places(name: str) -> list[str]:
+        across = [round(LEFT + (RIGHT - LEFT) * point["episode"] / last, 1) for point in points]
+        return [f"{x:g},{y(point[name]):g}" for x, point in zip(across, points, strict=True)]
+
+    middle, band = places("optimality"), ""
+    if all(point.get("optimality_low") is not None for point in points):
+        band = "M" + "L".join([*places("optimality_high"), *reversed(places("optimality_low"))]) + "Z"
+    levels = sorted({0.0, 1.0, *([round(least, 2)] if least < -0.05 else []), *([0.5] if least > -1 else [])})
+    return Drawing(
+        path="M" + "L".join(middle),
+        band=band,
+        dots="".join(f"M{place}h0" for place in middle),
+        lines=tuple((y(level), f"{level:g}".replace("-", "\u2212")) for level in levels),
+        ticks=(
+            (LEFT, "0", "start"),
+            ((LEFT + RIGHT) / 2, number(last / 2, 0), "middle"),
+            (RIGHT, number(last, 0), "end"),
+        ),
+    )

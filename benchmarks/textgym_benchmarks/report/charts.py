@@ -1,28 +1,43 @@
-"""The sections with charts: what they say, and the tables of their numbers."""
+"""The sections with charts: what they say, what they are drawn from, and the tables of their numbers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Literal
 
-from textgym_benchmarks.report.leaderboards import plain
-from textgym_benchmarks.report.tables import Column, Table, Value, estimate, figure
-from textgym_benchmarks.summaries.curves import Band, Curve
+from textgym.checks import JsonObject
+from textgym_benchmarks.report.tables import (
+    Column,
+    ColumnOf,
+    ReportTable,
+    Value,
+    estimate,
+    figure,
+    figures,
+    make_table,
+    tinted,
+)
+from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.summaries import Summary
+from textgym_benchmarks.summaries.charts import Band, Curve
+from textgym_benchmarks.summaries.entries import Entry
 from textgym_benchmarks.summaries.grid import Problem
-from textgym_benchmarks.summary import Summary
+from textgym_benchmarks.summaries.leaderboard import AgentRow
 
 DIGITS = 5  # significant ones, enough for a screen
 MEASURES = ("optimality", "reward", "gold", "kl")
+SAME = 1e-6
+"""Reward units: a gold reward closer than this to the reward is the same one."""
 
 
-def chart_data(summary: Summary, agents: Mapping[str, int]) -> dict[str, Any]:
-    """What figures.js draws from; agents and problems are named by index."""
-    curves: list[list[dict[str, Any]]] = [[] for _ in summary.problems]
+def chart_data(summary: Summary, agents: Mapping[str, int]) -> JsonObject:
+    """Return what figures.js draws from; agents and problems are named by index."""
+    curves: list[list[JsonObject]] = [[] for _ in summary.problems]
     for curve in summary.curves:
-        curves[curve.problem].append(_curve(curve, agents[curve.agent]))
-    lines = summary.profiles
-    radar = summary.radar
+        curves[curve.problem].append(_curve_data(curve, agents[curve.agent]))
     return {
         "floor": summary.floor,
         "curves": curves,
@@ -31,16 +46,16 @@ def chart_data(summary: Summary, agents: Mapping[str, int]) -> dict[str, Any]:
                 "agent": agents[line.agent],
                 "thresholds": list(summary.thresholds),
                 "share": _rounded(line.share),
-                "low": _rounded(line.low),
-                "high": _rounded(line.high),
+                "low": line.low and _rounded(line.low),
+                "high": line.high and _rounded(line.high),
             }
-            for line in lines
+            for line in summary.profiles
         ],
         "radar": {
-            "axes": list(radar.capabilities),
+            "axes": list(summary.radar.capabilities),
             "agents": [
                 {"agent": agents[name], "values": _rounded(values)}
-                for name, values in zip(radar.agents, radar.values, strict=True)
+                for name, values in zip(summary.radar.agents, summary.radar.values, strict=True)
             ],
         },
         "throughput": [
@@ -59,24 +74,21 @@ def chart_data(summary: Summary, agents: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _curve(curve: Curve, agent: int) -> dict[str, Any]:
-    measures = {name: _band(getattr(curve, name)) for name in MEASURES}
-    known = {name: band for name, band in measures.items() if band}
-    return {"agent": agent, "episodes": _rounded(curve.episodes), "tokens": _rounded(curve.tokens), **known}
-
-
-def _band(band: Band) -> dict[str, Any] | None:
-    if all(value is None for value in band.mean):
-        return None
-    return {name: _rounded(getattr(band, name)) for name in ("mean", "low", "high")}
+def _curve_data(curve: Curve, agent: int) -> JsonObject:
+    data = {"agent": agent, "episodes": _rounded(curve.episodes), "tokens": _rounded(curve.tokens)}
+    for name in MEASURES:
+        band: Band = getattr(curve, name)
+        if any(value is not None for value in band.mean):
+            data[name] = {part: _rounded(values) for part, values in vars(band).items()}
+    return data
 
 
 def _round(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
-def _rounded(values: Sequence[float | None] | None) -> list[float | None] | None:
-    return None if values is None else [_round(value) for value in values]
+def _rounded(values: Sequence[float | None]) -> list[float | None]:
+    return [_round(value) for value in values]
 
 
 @dataclass(frozen=True)
@@ -84,193 +96,119 @@ class Chart:
     """A section with a chart.
 
     Args:
-        id: of the section, and the name of the function that draws it. title, text: above it. short: its link.
+        id: of the section, and the name of the function that draws it; templates/report.html has its texts.
         table: its numbers. problems: among which a reader chooses; none: it shows all.
         chosen: index of the problem that is shown first: the one with the most agents.
-        drawn: False where the table itself is the picture. size: "large" or "square".
+        drawn: False where the table itself is the picture.
     """
 
     id: str
-    short: str
-    title: str
-    text: str
-    table: Table
+    table: ReportTable
     problems: tuple[Problem, ...] = ()
     chosen: int = 0
     drawn: bool = True
-    size: str = "large"
-
-
-CAPTIONS = {
-    "frontier": (
-        "Frontier",
-        "Reward and KL",
-        "The path of each agent during learning, means over seeds, its end marked large. On the dotted line the "
-        "objective is that of the optimum, J = J*: no policy lies above it, but for errors of estimation.",
-    ),
-    "gold": (
-        "Gold",
-        "Gold against proxy",
-        "Where the reward is a proxy: what it pays (dotted) and what the answers are worth (with marks), over the "
-        "root of the KL to the reference. Where they part, the proxy is exploited.",
-    ),
-    "profiles": (
-        "Profiles",
-        "Performance profiles",
-        "The share of runs above each optimality, with 95% bands; every task weighs the same. Higher is better; curves "
-        "that cross have no order.",
-    ),
-    "improvement": (
-        "Pairs",
-        "Probability of improvement",
-        "How often a run of the agent in the row beats one of the agent in the column on the same task, ties counted "
-        "half, with 95% intervals.",
-    ),
-    "radar": (
-        "Capabilities",
-        "Capabilities",
-        "Mean optimality on the diagnostic tasks, each about one capability. Scores are cut to [0, 1].",
-    ),
-    "throughput": (
-        "Throughput",
-        "Throughput",
-        "Tokens of learning per CPU second of learning: all tasks together (large) and each task (small).",
-    ),
-}
-"""Section -> its link, its title, and what a reader must know to read it."""
+    size: Literal["large", "square"] = "large"
 
 
 def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
-    """All charts that there are numbers for, the learning curves left out."""
-    with_kl = _problems(summary, {point.problem for point in summary.frontier})
-    proxies = _problems(summary, {point.problem for point in summary.frontier if point.proxy})
-    found = []
-    if with_kl:
-        found.append(_by_problem("frontier", summary, with_kl, agents))
-    if proxies:
-        found.append(_by_problem("gold", summary, proxies, agents))
+    """Return all charts that there are numbers for, the learning curves left out."""
+    with_kl = [entry for entry in summary.entries if entry.kl.value is not None]
+    proxies = {entry.problem for entry in with_kl if _is_proxy(entry)}
+    found = [
+        *_frontier("frontier", summary, with_kl, agents),
+        *_frontier("gold", summary, [entry for entry in with_kl if entry.problem in proxies], agents),
+    ]
     if summary.profiles:
-        found.append(_chart("profiles", _profile_table(summary)))
+        found.append(Chart("profiles", _profile_table(summary)))
     if len(summary.pairwise.agents) > 1:
-        found.append(_chart("improvement", _improvement_table(summary, agents), drawn=False))
+        pairs = _improvement_table(summary, agents)
+        found.append(Chart("improvement", pairs, drawn=False))
     if len(summary.radar.tasks) > 2:
-        found.append(_chart("radar", _radar_table(summary), size="square"))
+        found.append(Chart("radar", _radar_table(summary), size="square"))
     if any(row.tokens_per_cpu_second for row in summary.leaderboard):
-        found.append(_chart("throughput", _throughput_table(summary, agents)))
+        columns: list[ColumnOf[AgentRow]] = [
+            (Column("Agent", numeric=False), lambda row: Value(row.agent, agent=agents[row.agent])),
+            figures("Tokens per CPU second", "tokens_per_cpu_second", 0),
+            figures("Tokens scored a run", "tokens", 0),
+            figures("CPU seconds a run", "cpu_seconds", 1),
+        ]
+        shown = make_table(summary.leaderboard, columns)
+        found.append(Chart("throughput", shown))
     return found
 
 
-def _by_problem(
-    identifier: str, summary: Summary, problems: tuple[Problem, ...], agents: Mapping[str, int]
-) -> Chart:
-    names = {problem.index: set[str]() for problem in problems}
-    for track in summary.frontier:
-        if track.problem in names:
-            names[track.problem].add(track.agent)
-    chosen = max(names, key=lambda index: len(names[index]))
-    return _chart(identifier, _frontier_table(summary, problems, agents), problems=problems, chosen=chosen)
+def _is_proxy(entry: Entry) -> bool:
+    """Return whether runs were paid something else than the gold reward."""
+    gold, reward = entry.gold.value, entry.reward.value
+    return gold is not None and reward is not None and abs(gold - reward) > SAME
 
 
-def _chart(identifier: str, table: Table, **more: Any) -> Chart:
-    return Chart(identifier, *CAPTIONS[identifier], table, **more)
-
-
-def curve_table(summary: Summary, problem: Problem) -> Table:
-    """Optimality of every agent by episodes, on one problem."""
-    curves = [curve for curve in summary.curves if curve.problem == problem.index]
-    by_episode = [dict(zip(curve.episodes, _points(curve.optimality), strict=True)) for curve in curves]
-    rows = [
-        (figure(episode, 0), *(estimate(points.get(episode), 2) for points in by_episode))
-        for episode in sorted({episode for curve in curves for episode in curve.episodes})
+def _frontier(
+    name: Literal["frontier", "gold"], summary: Summary, entries: Sequence[Entry], agents: Mapping[str, int]
+) -> list[Chart]:
+    """Return the chart of some entries; none without any."""
+    if not entries:
+        return []
+    many = Counter(entry.problem for entry in entries)
+    problems = tuple(problem for problem in summary.problems if problem.index in many)
+    columns: list[ColumnOf[Entry]] = [
+        (Column("Task", numeric=False), lambda entry: Value(summary.problems[entry.problem].label)),
+        (Column("Agent", numeric=False), lambda entry: Value(entry.agent, agent=agents[entry.agent])),
+        (Column("KL"), lambda entry: estimate(entry.kl)),
+        (Column("Reward"), lambda entry: estimate(entry.reward)),
+        (Column("Gold"), lambda entry: estimate(entry.gold)),
     ]
-    return Table((Column("Episodes"), *(Column(curve.agent) for curve in curves)), tuple(rows))
+    chosen = max(problems, key=lambda problem: many[problem.index]).index
+    return [Chart(name, make_table(entries, columns), problems, chosen)]
 
 
-def _points(band: Band) -> list[dict[str, Any]]:
-    ends = zip(band.mean, band.low, band.high, strict=True)
-    return [{"mean": mean, "low": low, "high": high} for mean, low, high in ends]
+def curve_table(summary: Summary, problem: Problem) -> ReportTable:
+    """Return the optimality of every agent by episodes, on one problem."""
+    curves = [curve for curve in summary.curves if curve.problem == problem.index]
+    columns: list[ColumnOf[float]] = [(Column("Episodes"), lambda episode: figure(episode, 0))]
+    columns += [(Column(curve.agent), partial(_curve_value, curve)) for curve in curves]
+    return make_table(sorted({episode for curve in curves for episode in curve.episodes}), columns)
 
 
-def _problems(summary: Summary, indices: set[int]) -> tuple[Problem, ...]:
-    return tuple(problem for problem in summary.problems if problem.index in indices)
+def _curve_value(curve: Curve, episode: float) -> Value:
+    if episode not in curve.episodes:
+        return figure(None)
+    place, band = curve.episodes.index(episode), curve.optimality
+    return estimate(Interval(band.mean[place], band.low[place], band.high[place]), 2)
 
 
-def _frontier_table(summary: Summary, problems: Sequence[Problem], agents: Mapping[str, int]) -> Table:
-    labels = {problem.index: problem.label for problem in problems}
+def _profile_table(summary: Summary) -> ReportTable:
+    rows = [
+        (figure(threshold, 1), *(figure(share, 2) for share in shares))
+        for threshold, *shares in zip(
+            summary.thresholds, *(line.share for line in summary.profiles), strict=True
+        )
+        if round(100 * threshold) % 10 == 0
+    ]
+    return ReportTable((Column("Above"), *(Column(line.agent) for line in summary.profiles)), tuple(rows))
+
+
+def _improvement_table(summary: Summary, agents: Mapping[str, int]) -> ReportTable:
+    pairs = summary.pairwise
     rows = [
         (
-            Value(labels[entry.problem]),
-            Value(entry.agent, agent=agents[entry.agent]),
-            estimate(plain(entry.kl)),
-            estimate(plain(entry.reward)),
-            estimate(plain(entry.gold)),
+            Value(name, agent=agents[name]),
+            *(
+                Value("", sort=None) if pair is None else tinted(estimate(pair, 2), pair.value, middle=0.5)
+                for pair in row
+            ),
         )
-        for entry in summary.entries
-        if entry.problem in labels and entry.kl.mean is not None
+        for name, row in zip(pairs.agents, pairs.rows, strict=True)
     ]
-    columns = (
-        Column("Task", numeric=False),
-        Column("Agent", numeric=False),
-        Column("KL"),
-        Column("Reward"),
-        Column("Gold"),
-    )
-    return Table(columns, tuple(rows))
+    return ReportTable((Column("", numeric=False), *(Column(name) for name in pairs.agents)), tuple(rows))
 
 
-def _profile_table(summary: Summary) -> Table:
-    kept = [i for i, level in enumerate(summary.thresholds) if round(100 * level) % 10 == 0]
-    rows = [
-        (figure(summary.thresholds[i], 1), *(figure(line.share[i], 2) for line in summary.profiles))
-        for i in kept
-    ]
-    return Table((Column("Above"), *(Column(line.agent) for line in summary.profiles)), tuple(rows))
-
-
-def _improvement_table(summary: Summary, agents: Mapping[str, int]) -> Table:
-    pairs = summary.pairwise
-    rows = []
-    for i, name in enumerate(pairs.agents):
-        values = [Value(name, agent=agents[name])]
-        for j in range(len(pairs.agents)):
-            shown = estimate({"mean": pairs.value[i][j], "low": pairs.low[i][j], "high": pairs.high[i][j]}, 2)
-            values.append(tinted(shown, pairs.value[i][j], middle=0.5) if i != j else Value("", sort=None))
-        rows.append(tuple(values))
-    return Table((Column("", numeric=False), *(Column(name) for name in pairs.agents)), tuple(rows))
-
-
-def tinted(value: Value, score: float | None, middle: float = 0.0) -> Value:
-    """A value coloured by how far a score is above or below the middle, in full at a distance of 1 - middle."""
-    if score is None:
-        return value
-    strength = min(round(100 * abs(score - middle) / (1.0 - middle)), 100)
-    tone = "low" if score < middle else value.tone
-    return Value(value.text, value.note, value.sort, value.bar, value.href, value.agent, tone, strength)
-
-
-def _radar_table(summary: Summary) -> Table:
+def _radar_table(summary: Summary) -> ReportTable:
     radar = summary.radar
     rows = [
-        (Value(f"{capability} ({task})"), *(figure(values[i], 2) for values in radar.values))
-        for i, (task, capability) in enumerate(zip(radar.tasks, radar.capabilities, strict=True))
+        (Value(f"{capability} ({task})"), *(figure(score, 2) for score in scores))
+        for task, capability, *scores in zip(radar.tasks, radar.capabilities, *radar.values, strict=True)
     ]
-    return Table((Column("Capability", numeric=False), *(Column(name) for name in radar.agents)), tuple(rows))
-
-
-def _throughput_table(summary: Summary, agents: Mapping[str, int]) -> Table:
-    rows = [
-        (
-            Value(row.agent, agent=agents[row.agent]),
-            figure(row.tokens_per_cpu_second, 0),
-            figure(row.tokens, 0),
-            figure(row.cpu_seconds, 1),
-        )
-        for row in summary.leaderboard
-    ]
-    columns = (
-        Column("Agent", numeric=False),
-        Column("Tokens per CPU second"),
-        Column("Tokens scored a run"),
-        Column("CPU seconds a run"),
+    return ReportTable(
+        (Column("Capability", numeric=False), *(Column(name) for name in radar.agents)), tuple(rows)
     )
-    return Table(columns, tuple(rows))

@@ -1,12 +1,19 @@
-"""Tables as data: what a template writes and a reader sorts."""
+"""Tables of the report as data, and the lines and shapes that stand for agents."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import TypeVar
 
-from textgym_benchmarks.pages.html import number
+from markupsafe import Markup
+
+from textgym_benchmarks.pages import number
+from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.summaries.findings import BASELINES
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,32 +38,15 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """An interval drawn in a cell, in percent of its width.
-
-    Args:
-        left, width: of the interval. mid: the estimate; None where it lies outside. zero, one: of the scores 0 and 1.
-        beyond: "low" or "high" where the estimate lies outside.
-    """
-
-    left: float
-    width: float
-    mid: float | None
-    zero: float
-    one: float
-    beyond: str = ""
-
-
-@dataclass(frozen=True)
 class Value:
     """One cell of a table.
 
     Args:
         text: what it says. note: softer words behind it.
         sort: what it is sorted by, None for last; by default its text.
-        bar: an interval in front of it.
+        bar: an interval drawn in front of it, as `draw_bar` makes it; empty for none.
         href: where it leads.
-        agent: index of the agent whose mark stands before it.
+        agent: index of the agent whose swatch stands before it.
         tone: "bad", "soft" or "".
         tint: 0 to 100, how strongly it is coloured; None: not at all.
     """
@@ -64,7 +54,7 @@ class Value:
     text: str
     note: str = ""
     sort: float | str | None = ""
-    bar: Bar | None = None
+    bar: str = ""
     href: str = ""
     agent: int | None = None
     tone: str = ""
@@ -72,60 +62,130 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table: its columns, its rows, whether a reader may sort it. The first value of a row is its head."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Value, ...], ...]
     sortable: bool = False
 
+    @property
+    def numeric(self) -> bool:
+        """Whether all but the first column are numbers."""
+        return all(column.numeric for column in self.columns[1:])
 
-def words(text: str) -> Value:
-    """A value that is a text."""
-    return Value(text)
+
+ColumnOf = tuple[Column, Callable[[T], Value]]
+"""A column, and how its value is made of what a row stands for."""
+
+
+def make_table(rows: Iterable[T], columns: Sequence[ColumnOf[T]], sortable: bool = False) -> ReportTable:
+    """Return a table with a row for each item."""
+    values = tuple(tuple(value(row) for _, value in columns) for row in rows)
+    return ReportTable(tuple(column for column, _ in columns), values, sortable)
 
 
 def figure(value: float | None, digits: int = 3) -> Value:
-    """A value that is a number, or a dash."""
+    """Return a value that is a number, or a dash."""
     return Value(number(value, digits), sort=value, tone="soft" if value is None else "")
 
 
-def estimate(value: Mapping[str, Any] | None, digits: int = 3, bar: Bar | None = None) -> Value:
-    """A value {mean, low, high} with its interval as a note, where it has one."""
-    if value is None or value.get("mean") is None:
+def figures(
+    label: str, attribute: str, digits: int = 3, title: str = "", descending: bool = True
+) -> ColumnOf[object]:
+    """Return a column of numbers, each an attribute of the row, such as "mean.value"."""
+    value = attrgetter(attribute)
+    return Column(label, title, descending=descending), lambda row: figure(value(row), digits)
+
+
+def estimate(value: Interval | None, digits: int = 3, bar: str = "") -> Value:
+    """Return a value with its interval as a note, unless that is unknown or reads the same as the value."""
+    if value is None or value.value is None:
         return figure(None)
-    return Value(number(value["mean"], digits), interval(value, digits), value["mean"], bar)
+    text, note = number(value.value, digits), ""
+    if value.low is not None and value.high is not None:
+        low, high = number(value.low, digits), number(value.high, digits)
+        note = "" if low == high == text else f"[{low}, {high}]"
+    return Value(text, note, value.value, bar)
 
 
-def interval(value: Mapping[str, Any], digits: int = 3) -> str:
-    """[low, high], or nothing where they are unknown or read the same as the mean."""
-    low, high = value.get("low"), value.get("high")
-    if low is None or high is None:
-        return ""
-    ends = number(low, digits), number(high, digits)
-    same = ends[0] == ends[1] == number(value["mean"], digits)
-    return "" if same else f"[{ends[0]}, {ends[1]}]"
+def tinted(value: Value, score: float | None, middle: float = 0.0) -> Value:
+    """Return a value coloured by how far a score is from the middle, in full at a distance of 1 - middle."""
+    if score is None:
+        return value
+    strength = min(round(100 * abs(score - middle) / (1.0 - middle)), 100)
+    return replace(value, tone="low" if score < middle else value.tone, tint=strength)
 
 
-def bar_scale(values: Sequence[Mapping[str, Any] | None]) -> tuple[float, float]:
-    """Ends of the scale on which the bars of a column are drawn: [0, 1], wider where scores need it, to a limit."""
-    ends = [
-        value[end] for value in values if value for end in ("mean", "low", "high") if value[end] is not None
-    ]
-    return max(-0.5, min([0.0, *ends])), min(1.5, max([1.0, *ends]))
+def bar_scale(values: Iterable[Interval | None]) -> tuple[float, float]:
+    """Return the ends of the scale of a column's bars: [0, 1], wider where scores need it, within [-0.5, 1.5]."""
+    known = [end for each in values if each for end in (each.value, each.low, each.high) if end is not None]
+    return max(-0.5, min([0.0, *known])), min(1.5, max([1.0, *known]))
 
 
-def bar(value: Mapping[str, Any] | None, scale: tuple[float, float]) -> Bar | None:
-    """The interval of an estimate on a scale."""
-    if value is None or value["mean"] is None:
-        return None
+def draw_bar(value: Interval | None, scale: tuple[float, float]) -> Markup:
+    """Return the HTML of a rail from 0 to 1, on it the interval and the estimate; "" where there is none."""
+    if value is None or value.value is None:
+        return Markup()
     least, most = scale
+    mean = value.value
+    low, high = (mean if end is None else end for end in (value.low, value.high))
 
     def place(score: float) -> float:
         return round(100 * (min(max(score, least), most) - least) / (most - least), 1)
 
-    low = value["mean"] if value["low"] is None else value["low"]
-    high = value["mean"] if value["high"] is None else value["high"]
-    beyond = "low" if value["mean"] < least else "high" if value["mean"] > most else ""
-    mid = None if beyond else place(value["mean"])
-    return Bar(place(low), round(place(high) - place(low), 1), mid, place(0.0), place(1.0), beyond)
+    left, zero = place(low), place(0.0)
+    beyond = " beyond-low" if mean < least else " beyond-high" if mean > most else ""
+    middle = "" if beyond else f'<i class="mid" style="left:{place(mean)}%"></i>'
+    return Markup(
+        f'<span class="interval{beyond}" aria-hidden="true">'
+        f'<i class="unit" style="left:{zero}%;width:{place(1.0) - zero:.1f}%"></i>'
+        f'<i class="range" style="left:{left}%;width:{round(place(high) - left, 1)}%"></i>{middle}</span>'
+    )
+
+
+# Plotly's names, with the same shapes for the swatches: SVG paths around (0, 0).
+SYMBOLS = {
+    "circle": "M-3.6,0a3.6,3.6 0 1,0 7.2,0a3.6,3.6 0 1,0 -7.2,0Z",
+    "square": "M-3.2,-3.2H3.2V3.2H-3.2Z",
+    "diamond": "M0,-4.6L4.6,0L0,4.6L-4.6,0Z",
+    "triangle-up": "M-4.2,3.2H4.2L0,-4.4Z",
+    "triangle-down": "M-4.2,-3.2H4.2L0,4.4Z",
+    "cross": "M-4.2,-1.5H-1.5V-4.2H1.5V-1.5H4.2V1.5H1.5V4.2H-1.5V1.5H-4.2Z",
+    "star": "M0,-5L1.3,-1.6L4.8,-1.5L2,0.7L3,4.2L0,2.1L-3,4.2L-2,0.7L-4.8,-1.5L-1.3,-1.6Z",
+}
+DASHES = {"solid": "", "dash": "6 3", "dot": "1.5 2.5", "dashdot": "6 2.5 1.5 2.5"}
+_COLOURS, _GREY = 7, 8
+
+
+@dataclass(frozen=True)
+class AgentStyle:
+    """How an agent is drawn.
+
+    Args:
+        name: the agent, as tables call it.
+        colour: 1 to 8, of the CSS variables `--series-N`.
+        dash, symbol: names that Plotly knows, keys of `DASHES` and `SYMBOLS`.
+    """
+
+    name: str
+    colour: int
+    dash: str
+    symbol: str
+
+
+def agent_styles(names: Sequence[str]) -> tuple[AgentStyle, ...]:
+    """Return a style for each agent, in the order given; agents that learn nothing are grey."""
+    dashes, symbols = list(DASHES), list(SYMBOLS)
+    found, learners, baselines = [], 0, 0
+    for name in names:
+        if name in BASELINES:
+            dash, symbol = (("dot", "circle"), ("dashdot", "square"))[baselines % 2]
+            found.append(AgentStyle(name, _GREY, dash, symbol))
+            baselines += 1
+        else:
+            turn, colour = divmod(learners, _COLOURS)
+            symbol = symbols[(learners + turn) % len(symbols)]
+            found.append(AgentStyle(name, 1 + colour, dashes[turn % len(dashes)], symbol))
+            learners += 1
+    return tuple(found)

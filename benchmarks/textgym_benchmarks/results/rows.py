@@ -1,4 +1,4 @@
-"""A run folder as a row of results, and the numbers that rows have."""
+"""The rows of a run as the measures of a result, and a run folder as a result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.measures import ESTIMATES, NUMBERS
 
+from textgym.checks import JsonObject
 from textgym.files import read_json, read_lines, reading
-from textgym_benchmarks.results.format import FORMAT, check_timing
+from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import family_of
 
@@ -23,66 +24,75 @@ _POINT = (
 _ANSWER = ("completion", "reward", "terms", "gold")
 
 
-def snapshot(row: Row) -> dict[str, Any]:
-    """One evaluation.
+def snapshot(row: Row) -> JsonObject:
+    """Return one evaluation.
 
     Args:
         row: with `eval/NAME`, as `textgym_agents.training.measures.evaluation_row` makes them.
     Returns: {"mean", "low", "high"} of every estimate and the number of every other measure; None for what there is
         not. `terms` are means of the reward's terms, `failures` counts of completions that the reward failed on.
     """
-    result: dict[str, Any] = {}
+    result: JsonObject = {}
     for name in ESTIMATES:
         mean, low, high = (row.get(f"eval/{name}{end}") for end in ("", "_low", "_high"))
         result[name] = None if mean is None else {"mean": mean, "low": low, "high": high}
     result |= {name: row.get(f"eval/{name}") for name in (*NUMBERS, "answer_tokens")}
-    return result | {kind: _under(row, f"eval/{kind}/") for kind in ("terms", "failures")}
+    for kind in ("terms", "failures"):
+        prefix = f"eval/{kind}/"
+        result[kind] = {
+            name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
+        }
+    return result
 
 
-def curve(rows: Iterable[Row], after: Row, learned: Row, budget: int) -> list[dict[str, Any]]:
-    """The evaluations of a run in order.
+def curve(rows: Iterable[Row], after: Row, learned: Row, budget: int) -> list[JsonObject]:
+    """Return the evaluations of a run in order.
 
     Args:
         rows: of metrics.jsonl. after: `eval/...` of the evaluation after learning. learned: `learning/...` at the end.
         budget: episodes. An agent that learns nothing, or stopped by itself, has its last point there.
     """
-    points = [_point(row, row["episode"], row) for row in rows if row.get("eval/reward") is not None]
+
+    def point(row: Row, episode: int, spent: Row) -> JsonObject:
+        place = {"episode": episode, "tokens": spent.get("learning/tokens", 0)}
+        return place | {name: row.get(f"eval/{name}") for name in _POINT}
+
+    points = [point(row, row["episode"], row) for row in rows if row.get("eval/reward") is not None]
     if not points or points[-1]["episode"] < budget:
-        points.append(_point(after, budget, learned))
+        points.append(point(after, budget, learned))
     return points
 
 
 def curve_seconds(rows: Iterable[Row], learned: Row, budget: int) -> list[float]:
-    """Wall seconds of learning at every point of `curve`."""
+    """Return the wall seconds of learning at every point of `curve`."""
     rows = [row for row in rows if row.get("eval/reward") is not None]
     seconds = [float(row.get("learning/seconds", 0.0)) for row in rows]
-    at_the_end = rows and rows[-1]["episode"] >= budget
-    return seconds if at_the_end else [*seconds, float(learned["learning/seconds"])]
+    if not rows or rows[-1]["episode"] < budget:
+        seconds.append(float(learned["learning/seconds"]))
+    return seconds
 
 
 def crossing(values: Sequence[float | None], level: float) -> tuple[int, int, float] | None:
-    """Where a curve first reaches a level.
+    """Return where a curve first reaches a level.
 
     Args:
         values: of its points; None where one is not known, which is passed over.
     Returns: two points i <= j and the share of the way from i to j; None where it never does.
     """
-    before: int | None = None
+    before: tuple[int, float] | None = None
     for place, value in enumerate(values):
         if value is None:
             continue
         if value >= level:
             if before is None:
                 return place, place, 0.0
-            low = values[before]
-            assert low is not None
-            return before, place, (level - low) / (value - low)
-        before = place
+            return before[0], place, (level - before[1]) / (value - before[1])
+        before = place, value
     return None
 
 
 def between(values: Sequence[float], where: tuple[int, int, float] | None) -> float | None:
-    """The value at a crossing, linear between its two points; None where there is none."""
+    """Return the value at a crossing, linear between its two points; None where there is none."""
     if where is None:
         return None
     first, second, share = where
@@ -90,62 +100,37 @@ def between(values: Sequence[float], where: tuple[int, int, float] | None) -> fl
 
 
 def crossings(points: Sequence[Row]) -> dict[str, dict[str, float | None] | None]:
-    """Episodes and tokens to 0.5 and to 0.9 of optimality; None for never."""
+    """Return episodes and tokens to 0.5 and to 0.9 of optimality; None for never."""
     values = [point["optimality"] for point in points]
+    episodes, tokens = ([float(point[name]) for point in points] for name in ("episode", "tokens"))
     found: dict[str, dict[str, float | None] | None] = {}
     for name, level in LEVELS.items():
         where = crossing(values, level)
-        places = {"episodes": "episode", "tokens": "tokens"}
-        found[name] = where and {
-            key: between([float(point[at]) for point in points], where) for key, at in places.items()
-        }
+        found[name] = where and {"episodes": between(episodes, where), "tokens": between(tokens, where)}
     return found
 
 
-def side_by_side(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:
-    """Answers to the same prompts. Args: rows of samples of two evaluations, in the same order."""
+def side_by_side(before: Sequence[Row], after: Sequence[Row]) -> list[JsonObject]:
+    """Return the answers to the same prompts. Args: rows of samples of two evaluations, in the same order."""
     return [
-        {"prompt": first["prompt"], "before": _answer(first), "after": _answer(last)}
+        {"prompt": first["prompt"]}
+        | {
+            side: {name: row.get(name) for name in _ANSWER}
+            for side, row in (("before", first), ("after", last))
+        }
         for first, last in zip(before, after, strict=True)
     ]
 
 
-def _answer(row: Row) -> dict[str, Any]:
-    return {name: row.get(name) for name in _ANSWER}
-
-
-def _point(row: Row, episode: int, learned: Row) -> dict[str, Any]:
-    place = {"episode": episode, "tokens": learned.get("learning/tokens", 0)}
-    return place | {name: row.get(f"eval/{name}") for name in _POINT}
-
-
-def _under(row: Row, prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """A run's folder as the values of a result.json; "missing" if the run is not finished.
+def read_run(path: Path) -> JsonObject:
+    """Return a run's folder as the values of a result.json; "missing" if the run is not finished.
 
     Raises: ValueError naming the file and what is wrong with it.
     """
     config = read_json(path / "config.json")
-    cell = _cell(path, config)
-    versions = config.get("versions", {})
-    data = {"format": FORMAT, "cell": cell.to_json(), "family": family_of(cell.id), "status": "missing"}
-    data |= {"error": None, "measures": None, "timing": None, "versions": versions}
-    data["machine"] = versions.get("machine", "") if isinstance(versions, Mapping) else ""
-    if not (path / "result.json").exists():
-        return data
-    finished = read_json(path / "result.json")
-    with reading(path, "the run of `textgym train`"):
-        measures, timing = _measures(RunFolder(path), finished)
-    return data | {"status": "done", "measures": measures, "timing": timing}
-
-
-def _cell(path: Path, config: Mapping[str, Any]) -> Cell:
     with reading(path / "config.json", "the run's settings"):
         env, settings = dict(config["env"]), dict(config["config"])
-        return Cell(
+        cell = Cell(
             id=config["id"],
             agent=config["agent"],
             episodes=config["episodes"],
@@ -154,12 +139,22 @@ def _cell(path: Path, config: Mapping[str, Any]) -> Cell:
             env=env,
             config=settings,
         )
+    versions = config.get("versions", {})
+    data = {"format": FORMAT, "cell": cell.to_json(), "family": family_of(cell.id), "status": "missing"}
+    data |= {"error": None, "measures": None, "timing": None, "versions": versions}
+    data["machine"] = versions.get("machine", "") if isinstance(versions, Mapping) else ""
+    if (path / "result.json").exists():
+        finished = read_json(path / "result.json")
+        with reading(path, "the run of `textgym train`"):
+            measures, timing = _measures(RunFolder(path), finished)
+        data |= {"status": "done", "measures": measures, "timing": timing}
+    return data
 
 
-def _measures(folder: RunFolder, finished: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+def _measures(folder: RunFolder, finished: Row) -> tuple[JsonObject, JsonObject]:
     rows = folder.metrics()
     learned = {name: value for name, value in rows[-1].items() if name.startswith("learning/")}
-    episodes = finished["episodes"]
+    tokens, episodes = learned.get("learning/tokens", 0), finished["episodes"]
     points = curve(rows, finished["after"], learned, episodes)
     measures = {
         "before": snapshot(finished["before"]),
@@ -168,36 +163,29 @@ def _measures(folder: RunFolder, finished: Row) -> tuple[dict[str, Any], dict[st
         "curve": points,
         **crossings(points),
         "episodes": episodes,
-        "tokens": learned.get("learning/tokens", 0),
+        "tokens": tokens,
         "iterations": finished["iterations"],
-        "samples": _samples(folder),
+        "samples": _samples(read_lines(folder.path / "samples.jsonl")),
     }
-    return measures, _timing(finished, rows, points, learned)
-
-
-def _timing(finished: Row, rows: Sequence[Row], points: Sequence[Row], learned: Row) -> dict[str, Any]:
-    """What the run has logged of its time; what it has not is not there."""
+    # What the run has not logged of its time is left out.
     timing = {"seconds": finished["seconds"], "cpu_seconds": rows[-1].get("cpu_seconds")}
     timing |= {f"learning_{name}": learned.get(f"learning/{name}") for name in ("seconds", "cpu_seconds")}
-    check_timing(timing)
     spent = timing["learning_seconds"]
     if spent is not None:
-        seconds = curve_seconds(rows, learned, finished["episodes"])
-        scores = [point["optimality"] for point in points]
-        timing["tokens_per_second"] = learned.get("learning/tokens", 0) / spent if spent else None
-        timing |= {
-            f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()
-        }
-        timing["curve_seconds"] = seconds
-    return {name: value for name, value in timing.items() if value is not None}
+        seconds, scores = curve_seconds(rows, learned, episodes), [point["optimality"] for point in points]
+        places = {f"seconds_{name}": crossing(scores, level) for name, level in LEVELS.items()}
+        timing |= {name: between(seconds, where) for name, where in places.items()}
+        timing |= {"tokens_per_second": tokens / spent if spent else None, "curve_seconds": seconds}
+    return measures, {name: value for name, value in timing.items() if value is not None}
 
 
-def _samples(folder: RunFolder) -> list[dict[str, Any]]:
-    """The answers of the first and the last evaluation to the same prompts, side by side."""
-    rows = read_lines(folder.path / "samples.jsonl")
+def _samples(rows: Sequence[Row]) -> list[JsonObject]:
+    """Return the answers of the first and the last evaluation to the same prompts, side by side."""
     latest = max((row["iteration"] for row in rows), default=0)
-    first = {row["prompt"]: row for row in reversed(rows) if row["iteration"] == 0}
-    last = {row["prompt"]: row for row in reversed(rows) if row["iteration"] == latest}
+    first, last = (
+        {row["prompt"]: row for row in reversed(rows) if row["iteration"] == iteration}
+        for iteration in (0, latest)
+    )
     both = [
         prompt
         for prompt in dict.fromkeys(row["prompt"] for row in rows)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from textgym.checks import JsonObject
 from textgym.files import make_folder, plain, read_json, write_text
 from textgym_benchmarks.results.format import FORMAT, check_result, check_suite
 from textgym_benchmarks.results.rows import read_run
@@ -17,11 +19,12 @@ from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import cell_folder, cell_result, family_of, read_suite
 
 ALLOWED = "a suite's folder, a cell's, a run's of `textgym train`, or a file of results"
+_ATTRIBUTES = ("family", "status", "error", "measures", "timing", "versions", "machine")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one cell; the attributes are those of its result.json.
+    """The outcome of one cell; the attributes are those of its result.json.
 
     Args:
         cell: what was run.
@@ -43,29 +46,21 @@ class Result:
     machine: str = ""
     folder: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """What result.json holds."""
-        names = ("family", "status", "error", "measures", "timing", "versions", "machine")
-        values = {name: getattr(self, name) for name in names}
+    def to_json(self) -> JsonObject:
+        """Return what result.json holds."""
+        values = {name: getattr(self, name) for name in _ATTRIBUTES}
         return {"format": FORMAT, "cell": self.cell.to_json(), **values}
 
     @classmethod
-    def from_json(cls, data: Any, folder: Path | None = None) -> Result:
-        """The result that result.json holds. Raises: ValueError with the entry that is wrong."""
+    def from_json(cls, data: JsonObject, folder: Path | None = None) -> Result:
+        """Return the result that result.json holds. Raises: ValueError with the entry that is wrong."""
         check_result(data)
-        names = ("family", "status", "error", "measures", "timing")
-        values = {name: data[name] for name in names}
-        more = {"versions": data.get("versions", {}), "machine": data.get("machine", "")}
-        return cls(Cell.from_json(data["cell"]), **values, **more, folder=folder)
-
-    @classmethod
-    def missing(cls, cell: Cell, folder: Path | None = None) -> Result:
-        """The result of a cell that has none yet."""
-        return cls(cell, family_of(cell.id), "missing", folder=folder)
+        values = {name: data[name] for name in _ATTRIBUTES if name in data}
+        return cls(Cell.from_json(data["cell"]), **values, folder=folder)
 
 
 def load_results(path: str | Path) -> list[Result]:
-    """Reads results.
+    """Read results.
 
     Args:
         path: a suite's folder (a cell without a result has status "missing"), a cell's folder, the run folder of
@@ -86,35 +81,91 @@ def load_results(path: str | Path) -> list[Result]:
         )
     if not place.exists():
         raise ValueError(f"{path}: there is nothing; allowed is {ALLOWED}")
-    return _read_many(place)
+    data = read_json(place)
+    if data.get("format") != FORMAT or not isinstance(data.get("results"), list):
+        raise ValueError(f'{path}: no file of results; allowed is {{"format": {FORMAT}, "results": [...]}}')
+    with _named(path):
+        check_suite(data.get("suite", {}))
+    return [_checked(f"{path}, result {number}", row, None) for number, row in enumerate(data["results"])]
+
+
+def _cell_result(suite: Path, cell: Cell) -> Result:
+    folder = cell_folder(suite, cell)
+    data = cell_result(folder)
+    if data is None:
+        return Result(cell, family_of(cell.id), "missing", folder=folder)
+    result = _checked(folder / "result.json", data, folder)
+    if result.cell != cell:
+        raise ValueError(f"{folder / 'result.json'}: is of another cell ({result.cell.key}) than its folder")
+    return result
+
+
+def _checked(where: object, data: JsonObject, folder: Path | None) -> Result:
+    with _named(where):
+        return Result.from_json(data, folder)
+
+
+@contextmanager
+def _named(where: object) -> Iterator[None]:
+    """Put a place before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def suite_summary(path: str | Path) -> JsonObject:
+    """Return what is said of all cells: name, description, settings, versions, date; {} where nothing is.
+
+    Args:
+        path: what `load_results` takes.
+    Raises: ValueError naming the file and what is wrong with it.
+    """
+    place = Path(path)
+    file = place / "suite.json" if place.is_dir() else place
+    if not file.is_file():
+        return {}
+    data = read_json(file)
+    found = data if place.is_dir() else data.get("suite", {})
+    with _named(file):
+        check_suite(found)
+    return {name: value for name, value in found.items() if name != "cells"}
 
 
 def export_results(
     results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes results to one file, numbers to 6 significant digits, one result a line, without tracebacks.
+    """Write results to one file, numbers to 6 significant digits, one result a line, without tracebacks.
 
     Args:
-        results: of any cells.
         path: the file; it is replaced as a whole.
-        suite: what is to be said of them all: name, description, date.
+        suite: what is to be said of all results: name, description, date.
     """
     lines = []
     for result in results:
-        data = _rounded(plain(result.to_json()))
+        data = plain(result.to_json())
         if data["error"] is not None:
             data["error"]["traceback"] = ""  # it is about the machine, and long
-        lines.append(json.dumps(data, allow_nan=False, separators=(",", ":")))
+        lines.append(json.dumps(_rounded(data), allow_nan=False, separators=(",", ":")))
     head = json.dumps(plain(suite or {}), allow_nan=False)
     text = ",\n".join(lines)
     write_text(Path(path), f'{{"format": {FORMAT}, "suite": {head}, "results": [\n{text}\n]}}\n')
 
 
+def _rounded(data: object) -> object:
+    if isinstance(data, float):
+        return float(f"{data:.6g}")
+    if isinstance(data, dict):
+        # The settings of a cell are what they are: its key depends on them.
+        return {name: value if name == "cell" else _rounded(value) for name, value in data.items()}
+    return [_rounded(value) for value in data] if isinstance(data, list) else data
+
+
 def updated(results: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
-    """Results in which those of cells that were run again stand in place of the old ones.
+    """Return results in which those of cells that were run again stand in place of the old ones.
 
     Args:
-        results: of any cells. newer: of some of the same cells; what has not ended replaces nothing.
+        newer: of some of the same cells; a missing result replaces nothing.
     Raises: ValueError for a cell that is not among `results`.
     """
     by_key = {result.cell.key: result for result in results}
@@ -126,56 +177,9 @@ def updated(results: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
     return list(by_key.values())
 
 
-def suite_summary(path: str | Path) -> dict[str, Any]:
-    """What a suite's folder or a file of results says of all cells: name, description, settings, versions, date."""
-    place = Path(path)
-    if not place.is_dir():
-        return dict(read_json(place).get("suite", {}))
-    data = read_json(place / "suite.json")
-    return {name: value for name, value in data.items() if name != "cells"}
-
-
-def _cell_result(suite: Path, cell: Cell) -> Result:
-    folder = cell_folder(suite, cell)
-    data = cell_result(folder)
-    if data is None:
-        return Result.missing(cell, folder)
-    result = _checked(folder / "result.json", data, folder)
-    if result.cell != cell:
-        raise ValueError(f"{folder / 'result.json'}: is of another cell ({result.cell.key}) than its folder")
-    return result
-
-
-def _read_many(path: Path) -> list[Result]:
-    data = read_json(path)
-    if data.get("format") != FORMAT or not isinstance(data.get("results"), list):
-        raise ValueError(f'{path}: no file of results; allowed is {{"format": {FORMAT}, "results": [...]}}')
-    try:
-        check_suite(data.get("suite", {}))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return [_checked(f"{path}, result {number}", row, None) for number, row in enumerate(data["results"])]
-
-
-def _checked(where: object, data: Any, folder: Path | None) -> Result:
-    try:
-        return Result.from_json(data, folder)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _rounded(data: Any) -> Any:
-    if isinstance(data, float):
-        return float(f"{data:.6g}")
-    if isinstance(data, dict):
-        # The settings of a cell are what they are: its key depends on them.
-        return {name: value if name == "cell" else _rounded(value) for name, value in data.items()}
-    return [_rounded(value) for value in data] if isinstance(data, list) else data
-
-
 @dataclass(frozen=True)
 class Export:
-    """Writes the results of a suite's folder to one file, small enough to commit."""
+    """Write the results of a suite's folder to one file, small enough to commit."""
 
     run: tyro.conf.Positional[Path]
     """The suite's folder, or a file of results."""
@@ -186,7 +190,7 @@ class Export:
 
 
 def main() -> None:
-    """Exports."""
+    """Run `python -m textgym_benchmarks.results.store`."""
     settings = tyro.cli(Export, description=Export.__doc__)
     results = load_results(settings.run)
     for newer in settings.update:

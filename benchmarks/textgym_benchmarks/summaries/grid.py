@@ -1,9 +1,9 @@
-"""Results as a grid of agents, tasks and seeds."""
+"""Results as a grid of agents, problems and seeds, and the reading of single numbers from them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,100 +13,10 @@ import numpy as np
 
 from textgym.rewards.calling import is_finite
 from textgym_benchmarks.results.store import Result
-from textgym_benchmarks.statistics.comparisons import mean_of_runs
-from textgym_benchmarks.statistics.resampling import Strata, strata_of
-from textgym_benchmarks.suite import canonical
+from textgym_benchmarks.statistics import Interval, Strata, mean_of_runs, strata_of
+from textgym_benchmarks.suite import Cell, canonical
 
 MEASURES = ("optimality", "reward", "gold", "kl", "objective")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over the runs of one agent on one problem.
-
-    Attributes:
-        mean: over the runs that have the measure; None where none has.
-        low, high: ends of the 95% interval, None where it is not known.
-        runs: that have the measure. of_runs: that there should be.
-        interval: "runs": bootstrap over two runs or more (of three, it is their range, and holds the true mean about
-            three times in four); "run": of a single run, from the completions that it was evaluated on; "none".
-    """
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    runs: int
-    of_runs: int
-    interval: str
-
-
-def number(value: Any) -> float | None:
-    """A finite float, or None for null, NaN, an infinity or what is no number."""
-    return float(value) if is_finite(value) else None
-
-
-def at(data: Any, *path: str) -> Any:
-    """The entry of nested mappings, None where one of them has no such key."""
-    for key in path:
-        if not isinstance(data, Mapping):
-            return None
-        data = data.get(key)
-    return data
-
-
-def final(result: Result, measure: str, when: str = "after") -> float | None:
-    """A measure before or after learning, its mean where it has an interval."""
-    found = at(result.measures, when, measure)
-    return number(found.get("mean")) if isinstance(found, Mapping) else number(found)
-
-
-def finals(results: Iterable[Result], measure: str) -> list[float]:
-    """The measure after learning of every result that has it."""
-    return [value for result in results if (value := final(result, measure)) is not None]
-
-
-def timing(result: Result, name: str) -> float | None:
-    """An entry of the result's timing."""
-    return number(at(result.timing, name))
-
-
-def learning_time(result: Result, name: str) -> float | None:
-    """What learning took, evaluations and the estimate of J* apart.
-
-    Args:
-        name: "seconds" or "cpu_seconds".
-    Returns: that of the whole run where its timing does not tell them apart; None where it tells neither.
-    """
-    learning = timing(result, f"learning_{name}")
-    return timing(result, name) if learning is None else learning
-
-
-def average(values: Iterable[float | None]) -> float | None:
-    """Mean of what is there; None where nothing is."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
-
-
-def spread(results: Sequence[Result], measure: str, generator: np.random.Generator) -> Spread:
-    """Mean of a measure after learning over runs, with the interval that they allow."""
-    values = finals(results, measure)
-    if not values:
-        return Spread(None, None, None, 0, len(results), "none")
-    if len(values) > 1:
-        mean, low, high = (float(end[0]) for end in mean_of_runs(np.array(values)[:, None], generator))
-        return Spread(mean, low, high, len(values), len(results), "runs")
-    (only,) = (result for result in results if final(result, measure) is not None)
-    low_end, high_end = (number(at(only.measures, "after", measure, end)) for end in ("low", "high"))
-    known = low_end is not None and high_end is not None
-    return Spread(values[0], low_end, high_end, 1, len(results), "run" if known else "none")
-
-
-def generator_of(seed: int, *names: str) -> np.random.Generator:
-    """A generator of its own for each part of a summary: no number depends on what else is summarised."""
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
-
-
 FAMILIES = ("diagnostics", "alignment", "verifiable", "style", "text")
 FLOOR = -1.0
 """Least optimality that goes into an aggregate.
@@ -117,9 +27,101 @@ says more about the price of KL than about the agent. There is no ceiling: a sco
 too low, which should be seen. Tables of tasks show the true values, and every row counts its clipped runs."""
 
 
+def finite(value: object) -> float | None:
+    """Return a finite float, or None for null, NaN, an infinity or what is no number."""
+    return float(value) if isinstance(value, int | float) and is_finite(value) else None
+
+
+def at(data: object, *path: str) -> Any:
+    """Return the entry of nested mappings, None where one of them has no such key."""
+    for key in path:
+        if not isinstance(data, Mapping):
+            return None
+        data = data.get(key)
+    return data
+
+
+def interval_of(data: Mapping[str, float | None] | None) -> Interval:
+    """Return what a result holds as {"mean", "low", "high"}, or null."""
+    data = data or {}
+    return Interval(data.get("mean"), data.get("low"), data.get("high"))
+
+
+def final(result: Result, measure: str) -> float | None:
+    """Return a measure after learning, its mean where it has an interval."""
+    found = at(result.measures, "after", measure)
+    return finite(found.get("mean")) if isinstance(found, Mapping) else finite(found)
+
+
+def finals(results: Iterable[Result], measure: str) -> list[float]:
+    """Return the measure after learning of every result that has it."""
+    return [value for result in results if (value := final(result, measure)) is not None]
+
+
+def clipped(result: Result) -> float | None:
+    """Return the final optimality, at least `FLOOR`; None where there is none."""
+    score = final(result, "optimality")
+    return None if score is None else max(score, FLOOR)
+
+
+def learning_time(result: Result, name: str) -> float | None:
+    """Return what learning took, evaluations and the estimate of J* apart.
+
+    Args:
+        name: "seconds" or "cpu_seconds".
+    Returns: that of the whole run where its timing does not tell them apart; None where it tells neither.
+    """
+    learning = finite(at(result.timing, f"learning_{name}"))
+    return finite(at(result.timing, name)) if learning is None else learning
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is there; None where nothing is."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
+
+
+@dataclass(frozen=True)
+class Spread(Interval):
+    """A mean over the runs of one agent on one problem.
+
+    Attributes:
+        value: over the runs that have the measure; None where none has. low, high: ends of the 95% interval.
+        runs: that have the measure. of_runs: that there should be.
+        interval: "runs": bootstrap over two runs or more (of three, it is their range, and holds the true mean about
+            three times in four); "run": of a single run, from the completions that it was evaluated on; "none".
+    """
+
+    runs: int
+    of_runs: int
+    interval: str
+
+
+def spread(results: Sequence[Result], measure: str, generator: np.random.Generator) -> Spread:
+    """Return the mean of a measure after learning over runs, with the interval that they allow."""
+    values = finals(results, measure)
+    if len(values) > 1:
+        mean, low, high = (float(end[0]) for end in mean_of_runs(np.array(values)[:, None], generator))
+        return Spread(mean, low, high, len(values), len(results), "runs")
+    for result in results:
+        only = final(result, measure)
+        if only is not None:
+            least, most = (finite(at(result.measures, "after", measure, end)) for end in ("low", "high"))
+            return Spread(
+                only, least, most, 1, len(results), "none" if least is None or most is None else "run"
+            )
+    return Spread(None, None, None, 0, len(results), "none")
+
+
+def generator_of(seed: int, *names: str) -> np.random.Generator:
+    """Return a generator for one part of a summary: no number depends on what else is summarised."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
+
+
 @dataclass(frozen=True)
 class Problem:
-    """What agents are compared on: a task with its reward, options and budget.
+    """A task with its reward, options and budget, on which agents are compared.
 
     Attributes:
         index: in the summary's list of problems.
@@ -150,53 +152,45 @@ class Grid:
     runs: Mapping[tuple[str, int], tuple[Result, ...]]
 
     def of(self, agent: str, problem: int) -> tuple[Result, ...]:
-        """The results of an agent on a problem; () where no cell asks for one."""
+        """Return the results of an agent on a problem; () where no cell asks for one."""
         return self.runs.get((agent, problem), ())
 
     def all_of(self, agent: str) -> list[Result]:
-        """All results of an agent."""
+        """Return all results of an agent."""
         return [result for problem in self.problems for result in self.of(agent, problem.index)]
+
+    def families(self) -> dict[str, list[Problem]]:
+        """Return the problems of each family, in their order."""
+        found: dict[str, list[Problem]] = defaultdict(list)
+        for problem in self.problems:
+            found[problem.family].append(problem)
+        return found
 
     def strata(
         self, agent: str, problems: Iterable[Problem] | None = None, failed: float | None = None
     ) -> Strata:
-        """Final optimality of the agent's runs, clipped at `FLOOR`, by problem (all of them by default).
+        """Return the final optimality of the agent's runs, clipped at `FLOOR`, by problem (all of them by default).
 
         Args:
             failed: the score of a failed run; None: it has none.
         """
-        chosen = self.problems if problems is None else tuple(problems)
+        chosen = self.problems if problems is None else problems
         rows = [self.of(agent, problem.index) for problem in chosen]
         scores = [[failed if run.status == "failed" else clipped(run) for run in row] for row in rows]
         known = [[score for score in row if score is not None] for row in scores]
         return strata_of(known, [len(row) for row in rows])
 
 
-def clipped(result: Result) -> float | None:
-    """Final optimality, at least `FLOOR`; None where there is none."""
-    score = final(result, "optimality")
-    return None if score is None else max(score, FLOOR)
-
-
 def make_grid(results: Sequence[Result]) -> Grid:
-    """Sorts results into a table.
+    """Sort results into a table.
 
     Agents with the same name but other settings are told apart by their settings, problems that differ in options or
     budget by these.
+
     Raises: ValueError for no result, or for the same cell twice.
     """
     if not results:
         raise ValueError("results=[]: allowed is at least one result")
-    _check_unique(results)
-    problems, names = _problems(results), _agent_names(results)
-    runs: dict[tuple[str, int], list[Result]] = defaultdict(list)
-    for result in results:
-        runs[names[result.cell.key], problems[_identity(result)].index].append(result)
-    ordered = {pair: tuple(sorted(row, key=lambda run: run.cell.seed)) for pair, row in runs.items()}
-    return Grid(tuple(dict.fromkeys(names.values())), tuple(problems.values()), ordered)
-
-
-def _check_unique(results: Sequence[Result]) -> None:
     seen: dict[str, Result] = {}
     for result in results:
         key = result.cell.key
@@ -206,6 +200,12 @@ def _check_unique(results: Sequence[Result]) -> None:
                 f"results: cell {key!r} is there twice ({folders}); allowed is once: leave one out"
             )
         seen[key] = result
+    problems, names = _problems(results), _agent_names(results)
+    runs: dict[tuple[str, int], list[Result]] = defaultdict(list)
+    for result in results:
+        runs[names[result.cell.key], problems[_identity(result)].index].append(result)
+    ordered = {pair: tuple(sorted(row, key=lambda run: run.cell.seed)) for pair, row in runs.items()}
+    return Grid(tuple(dict.fromkeys(names.values())), tuple(problems.values()), ordered)
 
 
 def _identity(result: Result) -> str:
@@ -214,7 +214,7 @@ def _identity(result: Result) -> str:
 
 
 def _problems(results: Sequence[Result]) -> dict[str, Problem]:
-    """Identity -> problem, by family and then in the order of the results, with a label that is theirs alone."""
+    """Return identity -> problem, by family and then in the order of the results, with a label that is theirs alone."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(_identity(result), result)
@@ -224,21 +224,19 @@ def _problems(results: Sequence[Result]) -> dict[str, Problem]:
         return (FAMILIES.index(family), "") if family in FAMILIES else (len(FAMILIES), family)
 
     ordered = sorted(first, key=rank)  # stable: the order of the results within a family
-    labels = _labels([first[identity] for identity in ordered])
+    labels = _labels([first[identity].cell for identity in ordered])
     problems = {}
     for index, (identity, label) in enumerate(zip(ordered, labels, strict=True)):
         cell, family = first[identity].cell, first[identity].family
-        problems[identity] = Problem(
-            index, cell.id, label, family, cell.reward_name, dict(cell.env), cell.episodes
-        )
+        env = dict(cell.env)
+        problems[identity] = Problem(index, cell.id, label, family, cell.reward_name, env, cell.episodes)
     return problems
 
 
-def _labels(results: Sequence[Result]) -> list[str]:
-    """Short names of problems: more is added only where problems would have the same."""
+def _labels(cells: Iterable[Cell]) -> list[str]:
+    """Return short names of problems: more is added only where problems would have the same."""
     parts = []
-    for result in results:
-        cell = result.cell
+    for cell in cells:
         options = ", ".join(f"{name} {canonical(value)}" for name, value in cell.env.items())
         reward = "" if cell.reward_name == "default" else cell.reward_name
         short = ", ".join(part for part in (cell.id.removeprefix("textgym/"), reward, options) if part)
@@ -251,13 +249,11 @@ def _labels(results: Sequence[Result]) -> list[str]:
 
 
 def _agent_names(results: Sequence[Result]) -> dict[str, str]:
-    """Key of a cell -> what its agent is called; with its settings where a name stands for several agents.
+    """Return key of a cell -> name of its agent, with its settings where a name stands for several agents.
 
     A name may stand for other settings on other problems: only two cells with the same problem and seed are a clash.
     """
-    cells: dict[tuple[str, str, int], int] = defaultdict(int)
-    for result in results:
-        cells[result.cell.name, _identity(result), result.cell.seed] += 1
+    cells = Counter((result.cell.name, _identity(result), result.cell.seed) for result in results)
     clashing = {name for (name, _, _), count in cells.items() if count > 1}
     return {
         result.cell.key: f"{result.cell.name} {result.cell.agent} {canonical(dict(result.cell.config))}"
