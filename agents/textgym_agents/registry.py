@@ -17,9 +17,7 @@ import textgym  # noqa: F401  (registers the ids)
 from textgym import Task
 from textgym.checks import did_you_mean, not_one_of
 from textgym.files import read_json, recover_folder
-from textgym_agents.protocol import Agent
-
-METHODS = ("learn", "act", "log_probs", "save", "load")
+from textgym_agents.protocol import METHODS, Agent, complete
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def agent_class(agent: str) -> type[Agent]:
     if not isinstance(found, type) or missing:
         what = f"has no {', '.join(missing)}" if isinstance(found, type) else "is no class"
         raise ValueError(f"agent {agent!r}: it {what}; allowed are classes with {', '.join(METHODS)}")
-    return found
+    return complete(found)
 
 
 def config_class(agent: type) -> Any:

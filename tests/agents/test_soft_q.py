@@ -7,8 +7,7 @@ from agents.enumerated import BETA, HORIZON, tiny_task, trajectories
 from agents.groups import small_agent
 from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_llama
-from textgym_agents.algorithms.soft_q import SoftQ, SoftQConfig, to_go
-from textgym_agents.lm.offline import Paths, Replay
+from textgym_agents.algorithms.soft_q import Paths, Replay, SoftQ, SoftQConfig, to_go
 
 from textgym import TokenVectorEnv
 from textgym.solver import solve

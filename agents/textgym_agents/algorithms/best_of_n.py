@@ -19,7 +19,7 @@ from textgym.task import Task, make_reference
 from textgym.vector import batch_env
 from textgym_agents.algorithms.fixed import read_settings, write_settings
 from textgym_agents.config import at_least_one, require
-from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.protocol import Agent, Callback, Observation, StateFinder, token_rows
 
 _ROWS_AT_ONCE = 512
 _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
@@ -62,7 +62,7 @@ class _Plan:
         return token
 
 
-class BestOfN:
+class BestOfN(Agent):
     """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
@@ -78,6 +78,7 @@ class BestOfN:
     """
 
     name = "best-of-n"
+    config: BestOfNConfig
     learns = False
 
     def __init__(self, task: Any, config: BestOfNConfig | None = None) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 from textgym.preferences import Demonstration, annotate, pairs, read_rankings
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
+from textgym_agents.lm.maths import scores
 from textgym_agents.lm.offline import OfflineAgent, OfflineConfig
 from textgym_agents.lm.rollout import collect
 from textgym_agents.lm.sequences import Sequences, of_rollout, sequence_log_probs
-from textgym_agents.lm.targets import scores
 from textgym_agents.protocol import Metrics
 
 Loss = Literal["sigmoid", "ipo"]

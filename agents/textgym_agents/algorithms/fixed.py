@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.files import replace_folder, write_json
 from textgym.lm.reference import Reference, UniformReference
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
 from textgym_agents.config import check_types, require
-from textgym_agents.protocol import Callback, Observation
+from textgym_agents.protocol import Agent, Callback, Observation
 from textgym_agents.saving import head_of, read_saved
 
 Config = TypeVar("Config")
@@ -31,7 +31,7 @@ class FixedConfig:
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class _FixedAgent:
+class _FixedAgent(Agent):
     """Acts by a reference policy.
 
     Args:
@@ -39,8 +39,8 @@ class _FixedAgent:
         config: the settings.
     """
 
-    name: ClassVar[str]
-    learns: ClassVar[bool] = False
+    config: FixedConfig
+    learns = False
 
     def __init__(self, task: Any, config: FixedConfig | None = None) -> None:
         self.task = task
@@ -109,7 +109,7 @@ def read_settings(name: str, kind: type[Config], path: Path) -> Config:
     return read_saved(path, name, lambda state: kind(**state["config"]))
 
 
-def reference_of(agent: Any, task: Any) -> Reference:
-    """What an agent's KL is measured from: a reference of its own where it has one, else the task's."""
-    own = agent.own_reference() if hasattr(agent, "own_reference") else None
+def reference_of(agent: Agent, task: Task) -> Reference:
+    """Return what an agent's KL is measured from: a reference of its own where it has one, else the task's."""
+    own = agent.own_reference()
     return make_reference(task) if own is None else own

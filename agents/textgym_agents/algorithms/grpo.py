@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.checks import Floats
+from textgym.task import Task
+from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group, check_sequence_kl
 from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.losses import Aggregation, clipped_policy_loss, sequence_weights
-from textgym_agents.lm.on_policy import OnPolicyAgent
-from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import (
-    Targets,
+from textgym_agents.lm.critic_free import (
     action_returns,
     centred,
     critic_free_targets,
-    first_states,
+    sequence_weights,
     standardised,
 )
+from textgym_agents.lm.maths import Aggregation, Targets, clipped_policy_loss, on_device
+from textgym_agents.lm.rollout import Rollout
 
 _AGGREGATIONS = ("token", "sequence", "constant")
 
@@ -75,16 +72,16 @@ class GRPO(OnPolicyAgent):
     config_type = GRPOConfig
     config: GRPOConfig
 
-    def __init__(self, task: Any, config: GRPOConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: GRPOConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or GRPOConfig()
         super().__init__(task, config, model)
         self.group, self.aggregation = config.group, config.aggregation
         self.clip = min(config.clip_low, config.clip_high)
 
-    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta = self.config, self.controller.beta
         credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
-        returns = credits[first_states(rollout)].reshape(-1, self.group)  # (B / group, group)
+        returns = credits[rollout.first_states].reshape(-1, self.group)  # (B / group, group)
         # A mean that holds the completion itself shrinks the expected gradient by (n - 1) / n; beta goes with it.
         beta *= (self.group - 1) / self.group
         if config.divide_by_std:
@@ -95,8 +92,7 @@ class GRPO(OnPolicyAgent):
         targets = critic_free_targets(rollout, kl, config.kl, beta, advantages, config.whiten)
         if config.aggregation != "sequence":
             return targets
-        weights = torch.tensor(sequence_weights(rollout.lengths), device=targets.advantages.device)
-        return replace(targets, weights=weights.float())
+        return replace(targets, weights=on_device(sequence_weights(rollout.lengths), rollout))
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         config = self.config

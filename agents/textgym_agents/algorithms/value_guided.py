@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
 from textgym.files import replace_folder, write_json
-from textgym.lm.reference import restricted
+from textgym.lm.reference import Reference, restricted
 from textgym.state import TokenState
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import at_least_one, require
 from textgym_agents.lm.critic import Critic, critic_of
-from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.protocol import Agent, Callback, Observation, StateFinder, as_agent, token_rows
 from textgym_agents.saving import head_of, read_saved
 
 Floats = NDArray[np.float64]
@@ -58,7 +58,7 @@ class ValueGuidedConfig:
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class ValueGuided:
+class ValueGuided(Agent):
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
@@ -81,8 +81,9 @@ class ValueGuided:
         arXiv:2310.17022, section 3 (sampling from the tilted reference token by token).
     """
 
-    name: ClassVar[str] = "value-guided"
-    learns: ClassVar[bool] = False
+    name = "value-guided"
+    config: ValueGuidedConfig
+    learns = False
 
     def __init__(self, task: Any, config: ValueGuidedConfig | None = None, guide: Any = None) -> None:
         self.task, self.config = task, config or ValueGuidedConfig()
@@ -90,7 +91,7 @@ class ValueGuided:
             if self.config.run is None:
                 raise ValueError("run=None: allowed is the folder of a saved agent with a critic")
             guide = _load(self.config.run, task)
-        self.guide = guide
+        self.guide = as_agent(guide)
         self._critic: Critic = critic_of(guide)
         self._prior = reference_of(guide, task) if self.config.prior == "reference" else guide
         usual = task.beta if self.config.prior == "reference" else _FACTOR * task.beta
@@ -124,9 +125,9 @@ class ValueGuided:
                 result[rows] = self._tilted(result[rows], [found[row][1] for row in rows], split)
         return result
 
-    def own_reference(self) -> Any:
-        """pi_ref where it is another than the task's: the guide's own."""
-        return self.guide.own_reference() if hasattr(self.guide, "own_reference") else None
+    def own_reference(self) -> Reference | None:
+        """See `Agent.own_reference`: the guide's."""
+        return self.guide.own_reference()
 
     def _ended(self, state: TokenState) -> bool:
         last = state.completion[-1:]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Observation, as_agent
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -40,7 +40,7 @@ def critic_of(agent: Any) -> Critic:
     Raises: ValueError for an agent without a critic.
     """
     if not isinstance(agent, LMAgent):
-        if not callable(getattr(agent, "values", None)) or not callable(getattr(agent, "log_probs", None)):
+        if not as_agent(agent).critic or not callable(getattr(agent, "log_probs", None)):
             raise ValueError(
                 f"guide: {type(agent).__name__} has no values; allowed is an agent with log_probs and values"
             )

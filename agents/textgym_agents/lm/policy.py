@@ -191,16 +191,3 @@ class LMPolicy(nn.Module):
     def _precision(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             yield
-
-
-def draw(
-    policy: LMPolicy, log_probs: Tensor, generator: np.random.Generator, deterministic: bool
-) -> NDArray[np.int64]:
-    """Token ids (B,) from log-probabilities (B, V): drawn, or the likeliest ones."""
-    if deterministic:
-        tokens = log_probs.argmax(-1)
-    else:
-        uniforms = torch.tensor(generator.random(len(log_probs), dtype=np.float32), device=policy.device)
-        tokens = sample(log_probs, uniforms)
-    result: NDArray[np.int64] = tokens.cpu().numpy()
-    return result

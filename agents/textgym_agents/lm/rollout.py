@@ -52,6 +52,11 @@ class Rollout:
     masks: Tensor | None = None
     bootstrap_kl: NDArray[np.float64] | None = None
 
+    @property
+    def first_states(self) -> NDArray[np.int64]:
+        """The place of every row's first state among the N, (B,)."""
+        return np.asarray(np.cumsum(self.lengths) - self.lengths)
+
 
 @dataclass
 class _Step:
@@ -219,7 +224,7 @@ def _assemble(
 
 @torch.no_grad()
 def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, everything: bool) -> Tensor:
-    """Log-probabilities of the reference in every state: (N, V) if `everything`, else (N,) those of the actions."""
+    """Return the reference's log-probabilities of all tokens (N, V) if `everything`, else of the actions (N,)."""
     parts = []
     for chunk in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
         masks = None if rollout.masks is None else rollout.masks[chunk.states]
@@ -251,12 +256,11 @@ class MicroBatch:
 def micro_batches(
     rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True
 ) -> list[MicroBatch]:
-    """Cuts rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
-    ends = np.cumsum(rollout.lengths)
-    starts = ends - rollout.lengths
+    """Cut rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
+    starts = rollout.first_states
     if by_length:
         rows = np.sort(rows)
-        rows = rows[np.argsort(rollout.columns[ends[rows] - 1], kind="stable")]
+        rows = rows[np.argsort(rollout.columns[starts[rows] + rollout.lengths[rows] - 1], kind="stable")]
     device = rollout.input_ids.device
     result = []
     for first in range(0, len(rows), size):

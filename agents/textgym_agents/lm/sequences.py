@@ -16,7 +16,6 @@ from textgym.lm.scoring import encode_pair, end_id
 from textgym.preferences import Demonstration
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import first_states
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _encode(task: Any, text: Demonstration) -> tuple[list[int], list[int], bool]
 
 def of_rollout(rollout: Rollout) -> Sequences:
     """The episodes of a rollout."""
-    starts = rollout.columns[first_states(rollout)] + 1
+    starts = rollout.columns[rollout.first_states] + 1
     return Sequences(rollout.input_ids.cpu().numpy(), starts, rollout.lengths)
 
 

@@ -14,7 +14,7 @@ from textgym.solver import Solution, solve
 from textgym.task import make_reference
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Bools, Floats, Forest, Ints, Leaves, Model
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Observation, as_agent
 from textgym_agents.tabular.policies import hard_values, soft_values
 
 if TYPE_CHECKING:
@@ -43,8 +43,12 @@ class Evaluator:
     ) -> None:
         self._task, self._config, self._guide, self._given = task, config, guide, reference
         self._beta = beta if config.backup == "soft" else 0.0
-        for asked, method in ((config.prior == "guide", "log_probs"), (config.leaf == "values", "values")):
-            if asked and not callable(getattr(guide, method, None)):
+        has_values = guide is not None and as_agent(guide).critic
+        for asked, method, has in (
+            (config.prior == "guide", "log_probs", callable(getattr(guide, "log_probs", None))),
+            (config.leaf == "values", "values", has_values),
+        ):
+            if asked and not has:
                 what = "there is none" if guide is None else f"{type(guide).__name__} has no {method}"
                 raise ValueError(f"guide: {what}; allowed is an agent with {method}(observation)")
         if guide is not None and config.prior != "guide" and config.leaf != "values":

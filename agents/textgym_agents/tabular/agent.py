@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from textgym.lm.reference import restricted
 from textgym.rewards import TextGymWarning
 from textgym.task import make_reference
-from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.episodes import Choice, PlayedBatch, Step, batch_metrics, check_env, play_batch
 from textgym_agents.tabular.policies import (
@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-class TabularAgent(ABC):
+class TabularAgent(Agent):
     """Action values for every state that was met, learned from whole episodes; algorithms say what follows a token.
 
     Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
@@ -55,7 +55,8 @@ class TabularAgent(ABC):
         episodes: Lin (1992), Machine Learning 8.
     """
 
-    name: ClassVar[str]
+    config: TabularConfig
+    iteration: int
     config_type: ClassVar[type[TabularConfig]] = TabularConfig
 
     def __init__(self, task: Any, config: TabularConfig | None = None) -> None:

@@ -139,7 +139,7 @@ def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
 def goes_on(agent: str) -> bool:
     """Whether a saved and loaded agent learns on bit for bit: those of this package do; one's own say `resumes`."""
     kind = agent_class(agent)
-    return kind.__module__.startswith("textgym_agents.") or bool(getattr(kind, "resumes", False))
+    return kind.__module__.startswith("textgym_agents.") or kind.resumes
 
 
 def _options(cell: Cell) -> dict[str, Any]:
