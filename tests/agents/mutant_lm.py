@@ -14,8 +14,9 @@ from textgym_agents.config import LMConfig
 from textgym_agents.conformance.hooks import Estimator, record_gradient
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.critic_free import action_returns, critic_free_targets
-from textgym_agents.lm.policy import statistics
 from textgym_agents.lm.rollout import collect, micro_batches, score_reference
+
+from textgym.lm.categorical import statistics
 
 
 class BaselineHoldsItself(RLOO):

@@ -16,10 +16,10 @@ from textgym_agents.conformance import check
 from textgym_agents.lm.critic_free import action_returns
 from textgym_agents.lm.maths import make_targets, penalties, scores, token_kl
 from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.policy import statistics
 from textgym_agents.lm.rollout import Rollout, collect, micro_batches, score_reference
 
 from textgym import TokenVectorEnv, make_task
+from textgym.lm.categorical import statistics
 from textgym.solver import policy_values, prefix_tree
 
 

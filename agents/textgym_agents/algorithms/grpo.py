@@ -41,7 +41,8 @@ class GRPOConfig(OnPolicyConfig):
     aggregation: Aggregation = "constant"
     """token: mean over the tokens of a mini-batch. sequence: mean over the tokens of each completion, then over
     completions. constant: sum over tokens, over completions times max_new_tokens. Only constant leaves the gradient as
-    it is: with sequence the tokens of long completions count less, with token all do in a batch of long ones."""
+    it is: with sequence the tokens of long completions count less, with token all do in a batch of long ones. They are
+    those of arXiv:2503.14476, section 3.3; arXiv:2402.03300, eq. 3; and arXiv:2503.20783, section 3.2."""
     clip_low: float = 0.2
     """How far the probability ratio may fall below 1."""
     clip_high: float = 0.2

@@ -19,32 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from textgym.checks import Floats, Ints
+from textgym.lm.categorical import statistics
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
+from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.maths import (
-    Aggregation,
-    Targets,
-    clipped_policy_loss,
-    clipped_value_loss,
-    kl_estimate,
-    loss_total,
-    make_targets,
-    scores,
-    token_kl,
-)
+from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
-from textgym_agents.lm.policy import statistics
-from textgym_agents.lm.rollout import (
-    MicroBatch,
-    Rollout,
-    check_env,
-    collect,
-    micro_batches,
-    score_reference,
-)
-from textgym_agents.protocol import Callback, Metrics
+from textgym_agents.lm.rollout import MicroBatch, Rollout, collect, micro_batches, score_reference
+from textgym_agents.protocol import Metrics
 
 
 class OnPolicyAgent(LMAgent):
@@ -59,22 +43,13 @@ class OnPolicyAgent(LMAgent):
     aggregation: Aggregation = "token"
     """What the losses of a mini-batch are summed over: see `textgym_agents.lm.maths.Aggregation`."""
 
-    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
-        """See `LMAgent.learn`. Raises: also ValueError if groups do not fit into the batch."""
-        check_env(env)
-        if env.num_envs % self.group:
-            raise ValueError(
-                f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}"
-            )
-        super().learn(env, episodes, callback)
-
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
         stop_ids = self.task.vocabulary.stop_ids
         behind = self.reference if self.critic else None
         rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
         reference = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, V) or (N,)
-        kl = token_kl(rollout, reference, config.kl)  # (N,)
+        kl = maths.token_kl(rollout, reference, config.kl)  # (N,)
         targets = self._targets(rollout, kl)
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
         metrics |= self._update(rollout, targets, reference)
@@ -104,7 +79,7 @@ class OnPolicyAgent(LMAgent):
         """Take one optimiser step on the mini-batch of these rows (b,)."""
         lengths = rollout.lengths[rows]
         meter.start(int(lengths.sum()))
-        total = loss_total(self.aggregation, lengths, self.task.max_new_tokens)
+        total = maths.loss_total(self.aggregation, lengths, self.task.max_new_tokens)
         self.optimizer.zero_grad(set_to_none=True)
         for part in micro_batches(rollout, rows, self.config.micro_batch):
             # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
@@ -128,7 +103,7 @@ class OnPolicyAgent(LMAgent):
         else:
             loss = loss + self.value_coefficient * value_loss
         if targets.kl_weight:
-            loss = loss + targets.kl_weight * (kl if exact else kl_estimate(taken - base, config.kl))
+            loss = loss + targets.kl_weight * (kl if exact else maths.kl_estimate(taken - base, config.kl))
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * entropy
         meter.add(taken - old, policy_loss, value_loss, entropy, self.clip)
@@ -155,14 +130,16 @@ class ActorCriticAgent(OnPolicyAgent):
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta, gamma = self.config, self.controller.beta, self.task.gamma
-        scale, offset = self._centre_values(scores(rollout, gamma))
-        return make_targets(rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset)
+        scale, offset = self._centre_values(maths.scores(rollout, gamma))
+        return maths.make_targets(
+            rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset
+        )
 
     def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
         assert targets.returns is not None
         assert targets.old_values is not None
         old, returns = targets.old_values[chosen], targets.returns[chosen]
-        return clipped_value_loss(values, old, returns, self.config.value_clip)
+        return maths.clipped_value_loss(values, old, returns, self.config.value_clip)
 
 
 class LMPPO(ActorCriticAgent):
@@ -181,4 +158,4 @@ class LMPPO(ActorCriticAgent):
         self.clip = config.clip
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        return clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)
+        return maths.clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)

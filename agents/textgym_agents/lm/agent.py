@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.checks import Floats, Ints
-from textgym.lm.causal import check_adapter, check_positions, choose_device
+from textgym.lm.categorical import sample
 from textgym.lm.llama import recomputes
 from textgym.lm.reference import Reference
 from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import read_checkpoint, write_checkpoint
-from textgym_agents.lm.policy import LMPolicy, sample
 from textgym_agents.lm.rollout import check_env
-from textgym_agents.lm.tiny import start_model
+from textgym_agents.lm.tiny import start_policy
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 
 LEARNING_RATE = 5e-4
@@ -80,25 +79,11 @@ class LMAgent(Agent):
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task = task
-        start = start_model(task, config.model, config.seed) if model is None else model
-        if recomputes(start):
-            config = replace(config, gradient_checkpointing=True)
-        self.config = config
-        check_adapter(start)
-        tokens = task.max_prompt_tokens + task.max_new_tokens
-        check_positions(start, tokens)
+        self.policy = start_policy(task, config, model)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
-        self.policy = LMPolicy(
-            copy.deepcopy(start),
-            allowed=task.vocabulary.allowed,
-            temperature=config.temperature,
-            device=choose_device(config.device),
-            bf16=config.precision == "bfloat16",
-            recompute=config.gradient_checkpointing,
-            tokens=tokens,
-        )
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )
@@ -121,9 +106,13 @@ class LMAgent(Agent):
             env: vector environment in DISABLED mode on the agent's task; may be wrapped.
             episodes: the budget; the learning-rate schedule spans the first budget given.
             callback: sees every iteration's metrics; returning True stops.
-        Raises: ValueError if `env` resets by itself or `episodes` < 1.
+        Raises: ValueError if `env` resets by itself, groups do not fit into it, or `episodes` < 1.
         """
         check_env(env)
+        if env.num_envs % self.group:
+            raise ValueError(
+                f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}"
+            )
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes
@@ -190,13 +179,15 @@ class LMAgent(Agent):
         """See `Agent.act`."""
         log_probs, _ = self.policy.advance(observation)
         if deterministic:
-            return np.asarray(log_probs.argmax(-1).cpu().numpy())
-        uniforms = self._acting.random(len(log_probs), dtype=np.float32)
-        return np.asarray(sample(log_probs, torch.tensor(uniforms, device=self.policy.device)).cpu().numpy())
+            tokens = log_probs.argmax(-1)
+        else:
+            uniforms = self._acting.random(len(log_probs), dtype=np.float32)
+            tokens = sample(log_probs, torch.tensor(uniforms, device=self.policy.device))
+        return np.asarray(tokens.cpu().numpy())
 
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `Agent.log_probs`."""
-        return np.asarray(self.policy.advance(observation)[0].cpu().numpy())
+        return self.policy.log_probs(observation)
 
     def values(self, observation: Observation) -> Floats:
         """See `Agent.values`; `textgym_agents.lm.critic` says what it counts."""
@@ -207,7 +198,7 @@ class LMAgent(Agent):
 
     def own_reference(self) -> Reference | None:
         """See `Agent.own_reference`: of an agent with a model or temperature of its own."""
-        return _FrozenPolicy(self.reference) if self.has_own_reference else None
+        return self.reference if self.has_own_reference else None
 
     # Storage
 
@@ -229,14 +220,3 @@ class LMAgent(Agent):
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
         agent: Self = read_checkpoint(cls, Path(path), env.unwrapped.task)
         return agent
-
-
-class _FrozenPolicy:
-    """A policy as a `Reference`."""
-
-    def __init__(self, policy: LMPolicy) -> None:
-        self._policy = policy
-
-    def log_probs(self, observation: Observation) -> NDArray[np.float32]:
-        """See `Reference.log_probs`."""
-        return np.asarray(self._policy.advance(observation)[0].cpu().numpy())

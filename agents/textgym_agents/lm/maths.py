@@ -19,15 +19,14 @@ from textgym_agents.config import KL
 from textgym_agents.lm.rollout import Rollout
 
 Aggregation = Literal["token", "sequence", "constant"]
-"""Every token alike, whatever sequence it is in; every sequence alike, by the mean over its own tokens; the sum over
-each sequence, over a constant."""
+"""Every token alike; every sequence alike, by the mean over its tokens; the sum over a sequence, over a constant."""
 
 
 def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> Floats:
     """Return the penalised KL of each state under the sampling policy (N,), nats.
 
     Args:
-        reference: (N, V) log-probabilities for "exact", else (N,) those of the actions.
+        reference: what `score_reference` gave: (N, V) for "exact", else (N,).
     """
     if kind == "exact":
         assert rollout.all_log_probs is not None
@@ -80,8 +79,6 @@ def gae(
     rewards: Floats, values: Floats, lengths: Ints, lam: float, bootstrap: Floats | None = None
 ) -> Floats:
     """Return GAE(lambda) of a batch of episodes: sums of lam^k delta, delta = r_t + V(s_{t+1}) - V(s_t).
-
-    A discount is in the units: of time 0 are the rewards gamma^t r_t and the values V(s_t), the sum of those to come.
 
     Args:
         rewards, values: (B, T), reward units at time 0; values[i, t] is V(s_t) when it was sampled. Columns at or after
@@ -224,9 +221,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 def kl_estimate(log_ratio: Tensor, kind: KL) -> Tensor:
     """Return single-sample estimates of KL(pi || ref) from log pi(a) - log ref(a) (n,), a drawn from pi.
 
-    k1 is unbiased and may be negative; k2 is half its square; k3 is unbiased and >= 0. As losses: the expected
-    on-policy gradient of k1 is 0, that of k2 is the gradient of KL(pi || ref), that of k3 the gradient of
-    KL(ref || pi).
+    k1 and k3 are unbiased, and k3 is >= 0. As losses: the expected on-policy gradient of k1 is 0, that of k2 is the
+    gradient of KL(pi || ref), that of k3 the gradient of KL(ref || pi).
 
     Raises: ValueError for "exact", which is no estimate.
     Source: Schulman (2020), Approximating KL Divergence.
@@ -241,15 +237,10 @@ def kl_estimate(log_ratio: Tensor, kind: KL) -> Tensor:
 
 
 def loss_total(aggregation: Aggregation, lengths: Ints, longest: int) -> float:
-    """Return what the summed token losses of a mini-batch are divided by; for "sequence" see `sequence_weights`.
-
-    Only "constant" leaves the policy gradient as it is: the other two divide by lengths that depend on what was
-    sampled.
+    """Return what the summed token losses of a mini-batch are divided by.
 
     Args:
         lengths: (b,) tokens of its sequences. longest: tokens that a sequence may have.
-    Source: Shao et al. (2024), arXiv:2402.03300, eq. 3 (sequence); Yu et al. (2025), arXiv:2503.14476, section 3.3
-        (token); Liu et al. (2025), arXiv:2503.20783, section 3.2 (constant).
     """
     if aggregation == "token":
         return float(lengths.sum())

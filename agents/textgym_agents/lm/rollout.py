@@ -11,8 +11,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.lm.categorical import sample
 from textgym.vector import scoring_together, settle_rest
-from textgym_agents.lm.policy import LMPolicy, sample
+from textgym_agents.lm.policy import LMPolicy
 
 
 @dataclass(frozen=True)
@@ -266,15 +267,13 @@ def micro_batches(
     for first in range(0, len(rows), size):
         chosen = rows[first : first + size]
         lengths = rollout.lengths[chosen]
-        local = np.repeat(np.arange(len(chosen)), lengths)
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        states = np.repeat(starts[chosen], lengths) + within
+        local = np.repeat(np.arange(len(chosen)), lengths)  # (n,)
+        states = np.concatenate([starts[row] + np.arange(rollout.lengths[row]) for row in chosen])  # (n,)
         columns = rollout.columns[states]
-        width = int(columns.max()) + 1
         everything = len(states) == len(rollout.rows) and bool((np.diff(states) == 1).all())
         result.append(
             MicroBatch(
-                rollout.input_ids[torch.tensor(chosen, device=device), :width],
+                rollout.input_ids[torch.tensor(chosen, device=device), : int(columns.max()) + 1],
                 torch.tensor(local, device=device),
                 torch.tensor(columns, device=device),
                 slice(None) if everything else torch.tensor(states, device=device),
