@@ -43,12 +43,8 @@ class Evaluator:
     ) -> None:
         self._task, self._config, self._guide, self._given = task, config, guide, reference
         self._beta = beta if config.backup == "soft" else 0.0
-        has_values = guide is not None and as_agent(guide).critic
-        for asked, method, has in (
-            (config.prior == "guide", "log_probs", callable(getattr(guide, "log_probs", None))),
-            (config.leaf == "values", "values", has_values),
-        ):
-            if asked and not has:
+        for asked, method in ((config.prior == "guide", "log_probs"), (config.leaf == "values", "values")):
+            if asked and not _has(guide, method):
                 what = "there is none" if guide is None else f"{type(guide).__name__} has no {method}"
                 raise ValueError(f"guide: {what}; allowed is an agent with {method}(observation)")
         if guide is not None and config.prior != "guide" and config.leaf != "values":
@@ -112,6 +108,11 @@ class Evaluator:
         if split not in self._solutions:
             self._solutions[split] = solve(self._task, self._reference, beta=self._beta, split=split)
         return self._solutions[split]
+
+
+def _has(guide: object, method: str) -> bool:
+    """Return whether a guide can be asked for `log_probs`, or for `values`."""
+    return callable(getattr(guide, method, None)) and (method != "values" or as_agent(guide).critic)
 
 
 @dataclass(frozen=True)
