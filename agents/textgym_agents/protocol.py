@@ -20,6 +20,13 @@ Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool | None]
 
 
+class _HasValues:
+    """The default of `Agent.critic`, which a class or an object may replace."""
+
+    def __get__(self, agent: object, kind: type[Agent]) -> bool:
+        return kind.values is not Agent.values
+
+
 class Agent(ABC):
     """A policy that may learn: five methods to write, and what TextGym asks besides, with the defaults.
 
@@ -43,8 +50,8 @@ class Agent(ABC):
     """Whether the policy has no entropy, so that it never is the reference, and has no finite KL."""
     offline: bool = False
     """Whether others than the policy write the texts that it learns from."""
-    critic: bool = False
-    """Whether `values` gives V(s). Of a class that does not derive from this one: whether it has `values`."""
+    critic: bool = _HasValues()  # type: ignore[assignment]
+    """Whether `values` gives V(s); without a word, whether the class has a method `values` of its own."""
     group: int = 1
     """Consecutive episodes of a batch that answer the same prompt; divides the sub-environments."""
     objective_tokens: ClassVar[int | None] = None
@@ -105,11 +112,9 @@ def complete(kind: type) -> type[Agent]:
     From then on its objects are instances of `Agent`.
     """
     if not issubclass(kind, Agent):
-        if "critic" not in vars(kind) and callable(getattr(kind, "values", None)):
-            setattr(kind, "critic", True)  # noqa: B010  (a name that mypy does not know of `kind`)
         for name in _DEFAULTS:
             if not hasattr(kind, name):
-                setattr(kind, name, getattr(Agent, name))
+                setattr(kind, name, vars(Agent)[name])
         Agent.register(kind)
     return kind
 

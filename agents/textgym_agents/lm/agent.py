@@ -76,6 +76,7 @@ class LMAgent(Agent):
 
     config: LMConfig
     config_type: ClassVar[type[LMConfig]]
+    critic = False
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task = task

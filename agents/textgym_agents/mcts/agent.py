@@ -104,7 +104,6 @@ class MCTS(Agent):
     iteration: int
     config_type: ClassVar[type[MCTSConfig]] = MCTSConfig
     plans = True
-    critic = True
 
     def __init__(self, task: Any, config: MCTSConfig | None = None, guide: Any = None) -> None:
         self.task, self.config = task, config or self.config_type()
