@@ -16,7 +16,7 @@ from textgym.lm.reference import Reference, UniformReference
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
-from textgym_agents.protocol import Agent, Callback, Observation
+from textgym_agents.protocol import Agent, Callback, Observation, as_agent
 from textgym_agents.saving import head_of, read_saved
 
 Config = TypeVar("Config")
@@ -125,5 +125,5 @@ def read_settings(name: str, kind: type[Config], path: Path) -> Config:
 
 def reference_of(agent: Agent, task: Task) -> Reference:
     """Return what an agent's KL is measured from: a reference of its own where it has one, else the task's."""
-    own = agent.own_reference()
+    own = as_agent(agent).own_reference()
     return make_reference(task) if own is None else own

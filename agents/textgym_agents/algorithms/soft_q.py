@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,6 @@ from textgym_agents.lm.maths import scores
 from textgym_agents.lm.metrics import rollout_metrics
 from textgym_agents.lm.rollout import Rollout, collect, micro_batches
 from textgym_agents.protocol import Metrics
-
-_NAMES = ("input_ids", "starts", "lengths", "rewards", "reference", "normalisers")
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class SoftQConfig(LMConfig):
         require("kl", self.kl, self.kl == "k1", "'k1'")
 
 
-@dataclass(frozen=True)
-class Paths:
+class StoredEpisodes(NamedTuple):
     """B finished episodes; what stands behind an episode's end is 0.
 
     Attributes:
@@ -68,9 +66,9 @@ class Paths:
     reference: NDArray[np.float32]
     normalisers: NDArray[np.float32]
 
-    def rows(self, chosen: NDArray[np.integer]) -> Paths:
+    def rows(self, chosen: NDArray[np.integer]) -> StoredEpisodes:
         """Return some of them."""
-        return Paths(*(getattr(self, name)[chosen] for name in _NAMES))
+        return StoredEpisodes(*(array[chosen] for array in self))
 
 
 class Replay:
@@ -82,24 +80,28 @@ class Replay:
     """
 
     def __init__(self, capacity: int, width: int, steps: int) -> None:
-        shapes = [(width,), (), (), (steps,), (steps,), (steps,)]
-        kinds = [np.int32] * 3 + [np.float32] * 3
-        self._arrays = Paths(*(np.zeros((capacity, *s), k) for s, k in zip(shapes, kinds, strict=True)))  # type: ignore[arg-type]
+        matrix = (capacity, steps)
+        self._arrays = StoredEpisodes(
+            np.zeros((capacity, width), np.int32),
+            np.zeros(capacity, np.int32),
+            np.zeros(capacity, np.int32),
+            *(np.zeros(matrix, np.float32) for _ in range(3)),
+        )
         self.capacity = capacity
         self.seen = 0
 
     def __len__(self) -> int:
         return min(self.seen, self.capacity)
 
-    def add(self, paths: Paths) -> None:
+    def add(self, paths: StoredEpisodes) -> None:
         """Put episodes in place of the oldest ones."""
         count = len(paths.lengths)
         places = (self.seen + np.arange(count)) % self.capacity
-        for name in _NAMES:
-            getattr(self._arrays, name)[places] = getattr(paths, name)
+        for kept, new in zip(self._arrays, paths, strict=True):
+            kept[places] = new
         self.seen += count
 
-    def sample(self, count: int, generator: np.random.Generator, newest: int = 0) -> Paths:
+    def sample(self, count: int, generator: np.random.Generator, newest: int = 0) -> StoredEpisodes:
         """Return the `newest` episodes, and `count` of all, uniformly and with replacement.
 
         Raises: ValueError if there are none.
@@ -111,8 +113,9 @@ class Replay:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is to be saved."""
-        kept = {name: torch.from_numpy(getattr(self._arrays, name)[: len(self)].copy()) for name in _NAMES}
-        return kept | {"seen": torch.tensor([self.seen])}
+        kept = self._arrays._asdict().items()
+        tensors = {name: torch.from_numpy(array[: len(self)].copy()) for name, array in kept}
+        return tensors | {"seen": torch.tensor([self.seen])}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave. Raises: ValueError for episodes that do not fit."""
@@ -124,8 +127,8 @@ class Replay:
             raise ValueError(
                 f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty"
             )
-        for name in _NAMES:
-            getattr(self._arrays, name)[: len(self)] = tensors[name].numpy()
+        for name, array in self._arrays._asdict().items():
+            array[: len(self)] = tensors[name].numpy()
 
 
 class SoftQ(LMAgent):
@@ -197,7 +200,7 @@ class SoftQ(LMAgent):
             taken.append(logits.gather(1, actions).squeeze(1) - normalisers[-1])
         return torch.cat(taken), torch.cat(normalisers)
 
-    def _paths(self, rollout: Rollout, taken: Tensor, normalisers: Tensor) -> Paths:
+    def _paths(self, rollout: Rollout, taken: Tensor, normalisers: Tensor) -> StoredEpisodes:
         """Return the episodes that came to their end: what an outer time limit cut off has no path to its end."""
         count, steps = len(rollout.lengths), self.task.max_new_tokens
         ids = np.zeros((count, self.task.max_prompt_tokens + steps), dtype=np.int32)
@@ -208,7 +211,7 @@ class SoftQ(LMAgent):
             result[rollout.rows, rollout.steps] = flat
             return result
 
-        paths = Paths(
+        paths = StoredEpisodes(
             input_ids=ids,
             starts=(rollout.columns[rollout.first_states] + 1).astype(np.int32),
             lengths=rollout.lengths.astype(np.int32),
@@ -218,7 +221,7 @@ class SoftQ(LMAgent):
         )
         return paths.rows(np.flatnonzero(~rollout.truncated))
 
-    def _step(self, paths: Paths) -> tuple[float, float]:
+    def _step(self, paths: StoredEpisodes) -> tuple[float, float]:
         """Take an optimiser step on remembered episodes. Returns: the mean loss of a state, the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
         total, count = 0.0, int(paths.lengths.sum())
@@ -229,7 +232,7 @@ class SoftQ(LMAgent):
             total += float(loss.detach())
         return total, self._finish_step()
 
-    def _loss(self, paths: Paths) -> Tensor:
+    def _loss(self, paths: StoredEpisodes) -> Tensor:
         """Return half the squared residual of every state (N,), in units of the first batch's reward spread."""
         beta, device, scale = self.controller.beta, self.policy.device, self.value_scale or 1.0
         rows = np.repeat(np.arange(len(paths.lengths)), paths.lengths)
