@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textgym_agents.lm.agent import KLController
 from textgym_agents.lm.maths import clipped_policy_loss, clipped_value_loss, gae, kl_estimate, standardise
+from textgym_agents.lm.metrics import KLController
 
 from textgym.lm.categorical import sample, statistics
 

@@ -1,11 +1,8 @@
 """PPO on a causal LM with a KL penalty to its frozen start, the third stage of RLHF, from batch to optimiser step.
 
-`LMAgent.learn` calls `_iterate` until the budget is spent. An iteration plays a batch, charges the KL, estimates
-advantages and steps on the loss; docs/lm_ppo.md walks through it with the equations of the papers. The other policy
-gradients on an LM derive from `OnPolicyAgent` too, and differ in `_targets` and `_policy_loss`.
-
-In the comments B is the episodes of a batch, N the states in which the policy acted, and V the tokens; b and n are
-those of a mini-batch or micro-batch.
+`LMAgent.learn` calls `_iterate` until the budget is spent; docs/lm_ppo.md walks through it with the papers' equations.
+The other policy gradients on an LM derive from `OnPolicyAgent` too, and differ in `_targets` and `_policy_loss`.
+B is the episodes of a batch, N the states in which the policy acted, V the tokens; b and n are those of a part of it.
 """
 
 from __future__ import annotations

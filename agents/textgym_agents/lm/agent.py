@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -22,45 +22,13 @@ from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import read_checkpoint, write_checkpoint
+from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.rollout import check_env
 from textgym_agents.lm.tiny import start_policy
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 
 LEARNING_RATE = 5e-4
 TINY_LEARNING_RATE = 3e-3
-_SMALLEST = 1e-8  # An adaptive beta that reached 0 could never rise again.
-
-
-@dataclass
-class KLController:
-    """beta, and how it follows the observed KL.
-
-    Args:
-        beta: > 0 with a target, >= 0 without; reward units per nat.
-        target: wanted KL in nats per sequence; None keeps beta fixed.
-        horizon: episodes over which a full error of 0.2 moves beta by 20%.
-    Raises: ValueError if a number is out of range.
-    Source: Ziegler et al. (2019), arXiv:1909.08593, section 2.2.
-    """
-
-    beta: float
-    target: float | None = None
-    horizon: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.target is not None and not (self.target > 0 and self.beta > 0):
-            raise ValueError(
-                f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive"
-            )
-        if self.beta < 0 or self.horizon <= 0:
-            raise ValueError(f"beta={self.beta!r}, horizon={self.horizon!r}: beta must be >= 0, horizon > 0")
-
-    def update(self, kl: float, episodes: int) -> None:
-        """Raise beta when `kl` (nats per sequence, batch mean) is above the target, lower it when below."""
-        if self.target is None:
-            return
-        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.beta = max(self.beta * max(1.0 + error * episodes / self.horizon, 0.1), _SMALLEST)
 
 
 class LMAgent(Agent):
@@ -69,9 +37,8 @@ class LMAgent(Agent):
     Args:
         task: supplies vocabulary, reference, beta and gamma.
         config: the settings.
-        model: a causal LM to start from and to keep as reference; its frozen parameters stay as they are, and of a PEFT
-            model the adapter is trained. None loads `config.model` or the task's reference;
-            a tiny model stands in for a reference that is no LM.
+        model: a causal LM to start from and to keep as reference; frozen parameters stay so, and of a PEFT model the
+            adapter is trained. None: `config.model`, else the task's reference, for which a tiny LM may stand in.
     """
 
     config: LMConfig

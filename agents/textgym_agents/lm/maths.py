@@ -48,8 +48,7 @@ def penalties(kl: Floats, rollout: Rollout, kind: KL) -> Floats:
         return kl
     charged = np.zeros_like(kl)
     if kind != "k3":
-        same_row = rollout.rows[1:] == rollout.rows[:-1]
-        charged[:-1] = np.where(same_row, kl[1:], 0.0)
+        charged[:-1] = np.where(rollout.rows[1:] == rollout.rows[:-1], kl[1:], 0.0)
     return charged
 
 
@@ -65,10 +64,10 @@ def scores(rollout: Rollout, gamma: float) -> Floats:
 
 def charged_rewards(rollout: Rollout, kl: Floats, kind: KL, beta: float, gamma: float) -> Floats:
     """Return gamma^t r_t - beta times the KL charged (B, T), reward units at time 0; 0 behind a row's end."""
-    return scatter(discounted(rollout, gamma) - beta * penalties(kl, rollout, kind), rollout)
+    return by_row(discounted(rollout, gamma) - beta * penalties(kl, rollout, kind), rollout)
 
 
-def scatter(flat: Floats, rollout: Rollout) -> Floats:
+def by_row(flat: Floats, rollout: Rollout) -> Floats:
     """Return entries (N,) of a rollout's states as (B, T), T the longest row; 0 behind a row's end."""
     result = np.zeros((len(rollout.lengths), int(rollout.lengths.max())))
     result[rollout.rows, rollout.steps] = flat
@@ -97,13 +96,11 @@ def gae(
     batch, width = rewards.shape
     valid = np.arange(width) < lengths[:, None]  # (B, T)
     rewards, values = np.where(valid, rewards, 0.0), np.where(valid, values, 0.0)
-    following = np.zeros((batch, width))  # V(s_{t+1})
-    following[:, :-1] = values[:, 1:]
+    following = np.append(values[:, 1:], np.zeros((batch, 1)), axis=1)  # V(s_{t+1}), (B, T)
     if bootstrap is not None and batch:
         following[np.arange(batch), lengths - 1] = bootstrap
     deltas = rewards + following - values  # (B, T)
-    advantages = np.zeros((batch, width))
-    running = np.zeros(batch)
+    advantages, running = np.zeros((batch, width)), np.zeros(batch)
     for step in range(width - 1, -1, -1):
         running = np.where(valid[:, step], deltas[:, step] + lam * running, 0.0)
         advantages[:, step] = running
@@ -169,7 +166,7 @@ def make_targets(
     """
     rewards = charged_rewards(rollout, kl, kind, beta, gamma)  # (B, T)
     old = rollout.values.cpu().double().numpy()  # (N,)
-    values = scatter(value_offset + old * value_scale, rollout)  # (B, T)
+    values = by_row(value_offset + old * value_scale, rollout)  # (B, T)
     behind = value_offset + rollout.bootstrap * value_scale  # (B,)
     if kind in ("exact", "k2") and rollout.truncated.any():
         assert rollout.bootstrap_kl is not None, "collect was given no reference"
@@ -201,8 +198,7 @@ def clipped_policy_loss(
 
     Args:
         clip: how far the ratio may fall, and rise where there is no `clip_high`. clip_high: how far it may rise.
-    Source: Schulman et al. (2017), arXiv:1707.06347, eq. 7; Yu et al. (2025), arXiv:2503.14476, section 3.1, for two
-        ranges.
+    Source: Schulman et al. (2017), arXiv:1707.06347, eq. 7; two ranges: Yu et al. (2025), arXiv:2503.14476, 3.1.
     """
     ratio = log_ratio.exp()
     kept = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
@@ -237,11 +233,6 @@ def kl_estimate(log_ratio: Tensor, kind: KL) -> Tensor:
 
 
 def loss_total(aggregation: Aggregation, lengths: Ints, longest: int) -> float:
-    """Return what the summed token losses of a mini-batch are divided by.
-
-    Args:
-        lengths: (b,) tokens of its sequences. longest: tokens that a sequence may have.
-    """
-    if aggregation == "token":
-        return float(lengths.sum())
-    return float(len(lengths) * (longest if aggregation == "constant" else 1))
+    """Return what summed token losses are divided by. Args: lengths: (b,) tokens; longest: the most there may be."""
+    totals = {"token": lengths.sum(), "sequence": len(lengths), "constant": len(lengths) * longest}
+    return float(totals[aggregation])

@@ -262,15 +262,14 @@ def micro_batches(
     if by_length:
         rows = np.sort(rows)
         rows = rows[np.argsort(rollout.columns[starts[rows] + rollout.lengths[rows] - 1], kind="stable")]
-    device = rollout.input_ids.device
     result = []
     for first in range(0, len(rows), size):
         chosen = rows[first : first + size]
-        lengths = rollout.lengths[chosen]
-        local = np.repeat(np.arange(len(chosen)), lengths)  # (n,)
+        local = np.repeat(np.arange(len(chosen)), rollout.lengths[chosen])  # (n,)
         states = np.concatenate([starts[row] + np.arange(rollout.lengths[row]) for row in chosen])  # (n,)
         columns = rollout.columns[states]
         everything = len(states) == len(rollout.rows) and bool((np.diff(states) == 1).all())
+        device = rollout.input_ids.device
         result.append(
             MicroBatch(
                 rollout.input_ids[torch.tensor(chosen, device=device), : int(columns.max()) + 1],
