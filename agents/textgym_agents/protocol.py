@@ -1,4 +1,4 @@
-"""What TextGym asks of an agent, and how an agent reads its observations."""
+"""The protocol of agents with its defaults, and how an agent reads its observations."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Agent(ABC):
     offline: bool = False
     """Whether others than the policy write the texts that it learns from."""
     critic: bool = _HasValues()  # type: ignore[assignment]
-    """Whether `values` gives V(s); without a word, whether the class has a method `values` of its own."""
+    """Whether `values` gives V(s). The default is whether the class has a method `values` of its own."""
     group: int = 1
     """Consecutive episodes of a batch that answer the same prompt; divides the sub-environments."""
     objective_tokens: ClassVar[int | None] = None
@@ -107,7 +107,7 @@ _DEFAULTS = tuple(name for name in vars(Agent) if not name.startswith("_") and n
 
 
 def complete(kind: type) -> type[Agent]:
-    """Give a class that has the five methods of `Agent` the defaults of all others that it leaves out; return it.
+    """Fill in what a class with the five methods of `Agent` leaves out, as `functools.total_ordering` does; return it.
 
     From then on its objects are instances of `Agent`.
     """

@@ -93,12 +93,9 @@ class OnPolicyAgent(LMAgent):
         logits, values = self.policy.states(part.input_ids, part.rows, part.columns, masks)  # (n, V), (n,)
         base, old = reference[chosen], rollout.log_probs[chosen]  # (n, V) or (n,), (n,)
         taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
-        loss = policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
-        value_loss = self._value_loss(values, targets, chosen)
-        if value_loss is None:
-            value_loss = torch.zeros_like(policy_loss)
-        else:
-            loss = loss + self.value_coefficient * value_loss
+        policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
+        value_loss = self._value_loss(values, targets, chosen)  # (n,)
+        loss = policy_loss + self.value_coefficient * value_loss
         if targets.kl_weight:
             loss = loss + targets.kl_weight * (kl if exact else maths.kl_estimate(taken - base, config.kl))
         if config.entropy_coefficient:
@@ -110,9 +107,9 @@ class OnPolicyAgent(LMAgent):
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """Return the loss of every action (n,), from its log-probability now and when it was sampled."""
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
-        """Return the value loss of every state (n,); None without a critic."""
-        return None
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+        """Return the value loss of every state (n,); 0 without a critic."""
+        return torch.zeros_like(values)
 
 
 class ActorCriticAgent(OnPolicyAgent):
@@ -132,7 +129,7 @@ class ActorCriticAgent(OnPolicyAgent):
             rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset
         )
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
         assert targets.returns is not None
         assert targets.old_values is not None
         old, returns = targets.old_values[chosen], targets.returns[chosen]

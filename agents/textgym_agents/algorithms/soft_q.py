@@ -31,8 +31,8 @@ class SoftQConfig(LMConfig):
     replay: int = 2048
     """Episodes that are remembered."""
     replay_batch: int = 64
-    """Remembered episodes per optimiser step, beside the new ones. Those are in every step: a token that nobody took
-    is held down by nothing, and where the policy begins to take it, it must learn so at once."""
+    """Remembered episodes per optimiser step, beside the new ones, which are in every step: nothing holds down a token
+    that was never taken, so the policy has to learn of it as soon as it begins to take it."""
     updates: int = 1
     """Optimiser steps per iteration. More learn faster from as many episodes, where prompts are not held out."""
     value_coefficient: float = 0.1

@@ -123,8 +123,7 @@ class Targets:
 
     Attributes:
         advantages: standardised if asked for.
-        returns: advantages + values in units of `value_scale`; None without a critic.
-        old_values: values in units of `value_scale`; None without a critic.
+        returns, old_values: advantages + values, and values, in units of `value_scale`; None without a critic.
         kl_weight: factor of the KL in the loss, in units of the advantages; 0 where the KL is in the reward alone.
         kl: penalised KL of each state, nats.
         weights: factors (N,) of the states' losses; None: all 1.
