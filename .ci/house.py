@@ -36,16 +36,14 @@ LAYERS = (
     ("textgym_agents",),
     ("textgym_benchmarks",),
 )
-# What LM PPO runs through, from `learn` to the step of the optimiser.
+# What LM PPO runs through, from `learn` to the step of the optimiser; tests/test_docs_lm_ppo.py traces a run. Beside it
+# textgym_agents.lm.metrics only measures.
 PPO = (
     "textgym_agents.algorithms.ppo",
     "textgym_agents.lm.agent",
-    "textgym_agents.lm.on_policy",
-    "textgym_agents.lm.rollout",
-    "textgym_agents.lm.targets",
-    "textgym_agents.lm.losses",
+    "textgym_agents.lm.maths",
     "textgym_agents.lm.policy",
-    "textgym_agents.config",
+    "textgym_agents.lm.rollout",
 )
 Tree = dict[str, ast.Module]
 

@@ -11,16 +11,18 @@ from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cli_tools import run
 from textgym_agents import agent_names, load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
+from textgym_agents.protocol import METHODS, Agent, as_agent
 from textgym_agents.registry import agent_class, config_class
 from textgym_benchmarks import suites
 
 from textgym.evaluate import evaluate
-from textgym.registry import AGENTS
+from textgym.registry import AGENTS, Entry
 from textgym.solver import policy_values, solve
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -83,6 +85,82 @@ def folder(tmp_path, monkeypatch):
 def test_the_page_has_one_file_its_commands_and_one_line():
     assert [language for language, _ in blocks()] == ["python", "sh", "python"]
     assert len(blocks()[0][1].splitlines()) <= 45
+
+
+def test_the_page_has_every_default_of_an_agent():
+    text = (DOCS / "custom_algorithm.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", text, re.MULTILINE)
+    given = {name: value.strip("`") for name, value in rows}
+    assert set(given) == {name for name in vars(Agent) if not name.startswith("_")} - set(METHODS)
+    values = {name: getattr(Agent, name) for name in given}
+    assert {name: repr(value) for name, value in values.items() if not callable(value)} == {
+        name: given[name].replace('"', "'") for name, value in values.items() if not callable(value)
+    }
+
+
+class Bare:
+    """Five methods, and nothing else."""
+
+    def learn(self, env, episodes, callback=None):
+        """Learn nothing."""
+
+    def act(self, observation, deterministic=False):
+        return np.zeros(len(observation["input_ids"]), dtype=np.int64)
+
+    def log_probs(self, observation):
+        return None
+
+    def save(self, path):
+        """Save nothing."""
+
+    @classmethod
+    def load(cls, path, env):
+        return cls()
+
+
+class Valued(Bare):
+    def values(self, observation):
+        return np.full(len(observation["input_ids"]), 2.0)
+
+
+def test_a_class_with_five_methods_gets_the_defaults_where_it_is_met(monkeypatch):
+    monkeypatch.setitem(AGENTS._entries, "bare", Entry("bare", Bare))
+    env = make_env("textgym/Copy-v0", 2)
+    seen = env.reset(seed=0)[0]
+    bare = make_agent("bare", env)
+    assert type(bare) is Bare
+    assert isinstance(bare, Agent)
+    assert (bare.learns, bare.plans, bare.critic, bare.group, bare.own_reference()) == (
+        True,
+        False,
+        False,
+        1,
+        None,
+    )
+    assert bare.conformance_hooks() == {}
+    with pytest.raises(ValueError, match="has no critic"):
+        bare.values(seen)
+    valued = as_agent(Valued())
+    assert valued.critic
+    assert valued.values(seen).tolist() == [2.0, 2.0]
+    assert not Agent.critic
+
+
+def test_what_a_class_says_of_itself_is_kept():
+    class Planner(Bare):
+        plans = True
+        config = "settings"
+
+        def own_reference(self):
+            return "its own"
+
+    agent = as_agent(Planner())
+    assert (agent.plans, agent.config, agent.own_reference(), agent.learns) == (
+        True,
+        "settings",
+        "its own",
+        True,
+    )
 
 
 def test_the_line_registers_it(folder):

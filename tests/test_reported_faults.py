@@ -117,7 +117,7 @@ def test_a_tag_that_is_missing_costs_the_full_pay(text: str, partial: float) -> 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("value", [0.1, 0.35, -7.7, 1e6 + 0.1])
 def test_rounding_in_a_group_is_no_difference(value: float, dtype: Any) -> None:
-    from textgym_agents.lm.targets import centred, leave_one_out, standardised
+    from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
 
     equal, one_differs = np.full((3, 8), value, dtype), np.full((1, 8), 0.35, dtype)
     one_differs[0, 3] = 0.0

@@ -1,16 +1,17 @@
-"""Settings of agents: validated, saved as JSON, shown as command-line flags. Imports no torch."""
+"""Settings of runs and agents: validated, saved as JSON, shown as command-line flags. Imports no torch."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from textgym.checks import MOST_ROWS, not_one_of, shown
 from textgym.prompts import HeldOut
 from textgym.rewards.calling import is_finite
 from textgym.sources import source_digest, source_folder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _PACKAGES = (
     "textgym",
@@ -37,7 +41,7 @@ MOST = 2**53
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a run is: its config.json.
+    """The settings of a run, which its config.json holds.
 
     Args:
         id: of the environment. env: its options, JSON values.
@@ -89,13 +93,13 @@ class TrainSettings:
 
 
 def check_split(split: object) -> None:
-    """Raises: ValueError unless it is the name of a held-out split."""
+    """Raise ValueError unless it is the name of a held-out split."""
     if split not in get_args(HeldOut):
         raise ValueError(not_one_of("split", split, get_args(HeldOut)))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on; "source" is `source_digest`, which `textgym --version` prints.
+    """Return versions of what a run's numbers depend on; "source" is `source_digest`, which `textgym --version` prints.
 
     Raises: ValueError if the packages come from two checkouts.
     """
@@ -162,9 +166,8 @@ class LMConfig:
     """Seeds prompts, sampling and mini-batches."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("batch", "micro_batch"):
-            at_least_one(self, name)
+        at_least_one(self, "batch")
+        at_least_one(self, "micro_batch")
         at_least_one(self, "kl_horizon", MOST)
         for name in ("adam_epsilon", "max_grad_norm", "temperature"):
             positive(self, name)
@@ -195,12 +198,11 @@ class OnPolicyConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "minibatches"):
-            at_least_one(self, name)
+        at_least_one(self, "epochs")
+        at_least_one(self, "minibatches")
         not_negative(self, "entropy_coefficient")
-        require(
-            "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
-        )
+        most = self.batch
+        require("minibatches", self.minibatches, self.minibatches <= most, f"at most batch={most}")
         limit = self.stop_update_kl
         require("stop_update_kl", limit, limit is None or limit > 0, "None or a finite number > 0")
 
@@ -236,8 +238,8 @@ class LMPPOConfig(ActorCriticConfig):
         positive(self, "clip")
 
 
-def check_types(config: Any) -> None:
-    """Holds the fields of a config dataclass to their annotations: bool, int, float, str or Literal, also with None.
+def check_types(config: DataclassInstance) -> None:
+    """Hold the fields of a config to their annotations: bool, int, float, str or Literal, also with None.
 
     True and False are no numbers, and numbers are finite; numpy's are fine. A str may be a path. The helpers below
     check this first, so that what comes after one of them compares values of the right type.
@@ -255,8 +257,34 @@ def check_types(config: Any) -> None:
         require(each.name, value, holds, f"None or {allowed}" if NoneType in parts else allowed)
 
 
-def only_with(config: Any, name: str, used: bool, needs: str) -> None:
-    """Raises: ValueError if the setting differs from its default where nothing uses it.
+def at_least_one(config: DataclassInstance, name: str, most: int = MOST_ROWS) -> None:
+    """Raise ValueError unless the setting is an integer in 1..most; what is done or held at once has the default."""
+    _hold(config, name, lambda value: 1 <= value <= most, f"an integer in 1..{most}")
+
+
+def positive(config: DataclassInstance, name: str) -> None:
+    """Raise ValueError unless the setting is finite and above 0."""
+    _hold(config, name, lambda value: value > 0, "a finite number > 0")
+
+
+def not_negative(config: DataclassInstance, name: str) -> None:
+    """Raise ValueError unless the setting is finite and 0 or more."""
+    _hold(config, name, lambda value: value >= 0, "a finite number >= 0")
+
+
+def share(config: DataclassInstance, name: str) -> None:
+    """Raise ValueError unless the setting is in [0, 1]."""
+    _hold(config, name, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+
+
+def _hold(config: DataclassInstance, name: str, holds: Callable[[float], bool], allowed: str) -> None:
+    check_types(config)
+    value = getattr(config, name)
+    require(name, value, holds(value), allowed)
+
+
+def only_with(config: DataclassInstance, name: str, used: bool, needs: str) -> None:
+    """Raise ValueError if the setting differs from its default where nothing uses it.
 
     Args:
         used: whether something uses it. needs: what would, as a setting.
@@ -266,43 +294,15 @@ def only_with(config: Any, name: str, used: bool, needs: str) -> None:
     require(name, value, used or value == default, f"{default!r} without {needs}")
 
 
-def at_least_one(config: object, name: str, most: int = MOST_ROWS) -> None:
-    """Raises: ValueError unless the setting is an integer in 1..most; what is done or held at once has the default."""
-    check_types(config)
-    value = getattr(config, name)
-    require(name, value, 1 <= value <= most, f"an integer in 1..{most}")
-
-
-def positive(config: object, name: str) -> None:
-    """Raises: ValueError unless the setting is finite and above 0."""
-    check_types(config)
-    value = getattr(config, name)
-    require(name, value, value > 0, "a finite number > 0")
-
-
-def not_negative(config: object, name: str) -> None:
-    """Raises: ValueError unless the setting is finite and 0 or more."""
-    check_types(config)
-    value = getattr(config, name)
-    require(name, value, value >= 0, "a finite number >= 0")
-
-
-def share(config: object, name: str) -> None:
-    """Raises: ValueError unless the setting is in [0, 1]."""
-    check_types(config)
-    value = getattr(config, name)
-    require(name, value, 0 <= value <= 1, "a number in [0, 1]")
-
-
 def require(name: str, value: object, holds: bool, allowed: str) -> None:
-    """Raises: ValueError with the name, the value and what is allowed, unless the condition holds."""
+    """Raise ValueError with the name, the value and what is allowed, unless the condition holds."""
     if not holds:
         raise ValueError(f"{name}={shown(value)}: allowed is {allowed}")
 
 
 @cache
 def _annotations(kind: type) -> dict[str, Any]:
-    """The annotations of a class and its bases; of a class that uses names its module has not, those of the bases."""
+    """Return the annotations of a class and its bases, but for classes that use names which their module has not."""
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         try:
@@ -312,11 +312,10 @@ def _annotations(kind: type) -> dict[str, Any]:
     return found
 
 
-def _fits(value: Any, kind: Any) -> tuple[bool, str]:
-    """Whether a value is of a kind, and what is; everything is of a kind that is none of a setting's."""
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+def _fits(value: object, kind: object) -> tuple[bool, str]:
+    """Return whether a value is of a kind, and what is; everything is of a kind that no setting has."""
     if kind is int:
-        return integer, "an integer"
+        return isinstance(value, int | np.integer) and not isinstance(value, bool), "an integer"
     if kind is float:
         return is_finite(value), "a finite number"
     if kind is bool:

@@ -1,46 +1,129 @@
-"""What TextGym asks of an agent, and how an agent reads its observations."""
+"""The protocol of agents with its defaults, and how an agent reads its observations."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import Floats, Ints
+from textgym.lm.reference import Reference
 from textgym.state import Prompt, TokenState
+from textgym.vector import TokenVectorEnv
 
 Observation = Mapping[str, NDArray[Any]]
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool | None]
 
 
-@runtime_checkable
-class Agent(Protocol):
-    """A policy that may learn. Any class with these methods takes part in evaluation, benchmark and command line."""
+class _HasValues:
+    """The default of `Agent.critic`, which a class or an object may replace."""
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Learns from `episodes` episodes of `env`.
+    def __get__(self, agent: object, kind: type[Agent]) -> bool:
+        return kind.values is not Agent.values
+
+
+class Agent(ABC):
+    """A policy that may learn: five methods to write, and what TextGym asks besides, with the defaults.
+
+    A class need not derive from this one. One that only has the five methods gets the defaults when it is first met,
+    see `as_agent` and `complete`, and takes part in evaluation, benchmark and command line all the same.
+
+    An agent whose `log_probs` gives None may have `sequence_kl` and `edge_log_probs`, see `textgym.play`.
+    """
+
+    name: str = ""
+    """Its registered name, which `save` writes; empty for an agent without one."""
+    config: object = None
+    """Its settings, a dataclass; None for an agent without any."""
+    iteration: int | None = None
+    """Iterations learned so far, for an agent that counts and saves them: a run that is resumed goes on from there."""
+    learns: ClassVar[bool] = True
+    """Whether `learn` changes the policy. One that never does is evaluated once."""
+    plans: ClassVar[bool] = False
+    """Whether acting searches: then answers change what later ones are, and untrained it is not the reference."""
+    greedy: ClassVar[bool] = False
+    """Whether the policy has no entropy, so that it never is the reference, and has no finite KL."""
+    offline: bool = False
+    """Whether others than the policy write the texts that it learns from."""
+    critic: bool = _HasValues()  # type: ignore[assignment]
+    """Whether `values` gives V(s). The default is whether the class has a method `values` of its own."""
+    group: int = 1
+    """Consecutive episodes of a batch that answer the same prompt; divides the sub-environments."""
+    objective_tokens: ClassVar[int | None] = None
+    """Tokens of the longest answer for which it maximises J itself, KL included; None: of any length."""
+    resumes: ClassVar[bool] = False
+    """Whether a saved and loaded agent learns on bit for bit: then a benchmark cell that was cut off is resumed."""
+
+    @abstractmethod
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Learn from `episodes` episodes of `env`.
 
         Args:
-            env: a vector environment (`gym.make_vec`) or what the agent asks for.
+            env: a vector environment (`make_env`), which may be wrapped, or what the agent asks for.
             episodes: the budget; the unit that all agents are compared in.
             callback: called with the metrics of every iteration; returning True stops learning.
         """
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
-        """Token ids (B,) for a batch of observations; the likeliest ones if `deterministic`."""
+    @abstractmethod
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
+        """Return token ids (B,) for a batch of observations; the likeliest ones if `deterministic`."""
 
+    @abstractmethod
     def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]] | None:
-        """Next-token log-probabilities (B, V) in nats, or None for an agent that has none."""
+        """Return next-token log-probabilities (B, V) in nats, or None for an agent that has none."""
 
+    @abstractmethod
     def save(self, path: str | Path) -> None:
-        """Writes the agent to a folder, atomically."""
+        """Write the agent to a folder, atomically."""
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Agent:
-        """Reads what `save` wrote; `env` supplies the task."""
+    @abstractmethod
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
+        """Return the agent that `save` wrote to a folder; `env` supplies the task."""
+
+    def values(self, observation: Observation) -> Floats:
+        """Return V(s) of a batch of observations (B,), reward units at time 0.
+
+        Raises: ValueError for an agent without a critic.
+        """
+        raise ValueError(f"values: agent {self.name!r} has no critic; allowed are such as lm-ppo and a2c")
+
+    def own_reference(self) -> Reference | None:
+        """Return what its KL is measured from where that is not the task's reference, else None."""
+        return None
+
+    def conformance_hooks(self) -> Mapping[str, Callable[..., Any]]:
+        """Return functions that let `textgym check` see its training, see `textgym_agents.conformance.hooks`."""
+        return {}
+
+
+METHODS = tuple(name for name in vars(Agent) if name in Agent.__abstractmethods__)
+_DEFAULTS = tuple(name for name in vars(Agent) if not name.startswith("_") and name not in METHODS)
+
+
+def complete(kind: type) -> type[Agent]:
+    """Fill in what a class with the five methods of `Agent` leaves out, as `functools.total_ordering` does; return it.
+
+    From then on its objects are instances of `Agent`.
+    """
+    if not issubclass(kind, Agent):
+        for name in _DEFAULTS:
+            if not hasattr(kind, name):
+                setattr(kind, name, vars(Agent)[name])
+        Agent.register(kind)
+    return kind
+
+
+def as_agent(agent: object) -> Agent:
+    """Return the same object as an `Agent`, whatever its class, with the defaults that it leaves out."""
+    complete(type(agent))
+    assert isinstance(agent, Agent)
+    return agent
 
 
 def token_rows(observation: Observation) -> list[tuple[int, ...]]:

@@ -17,14 +17,13 @@ from textgym import Task, TokenVectorEnv
 from textgym.checks import did_you_mean, not_one_of
 from textgym.files import read_json, recover_folder
 from textgym.registry import AGENTS, Entry, Factory, load_target
-from textgym_agents.protocol import Agent
+from textgym_agents.protocol import METHODS, Agent, complete
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 TextEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """An environment of TextGym, single or vector, which may be wrapped."""
-METHODS = ("learn", "act", "log_probs", "save", "load")
 
 
 def register_agent(name: str, target: type[Agent] | str, summary: str = "") -> Entry:
@@ -57,7 +56,7 @@ def agent_class(agent: str) -> type[Agent]:
     if not isinstance(found, type) or missing:
         what = f"has no {', '.join(missing)}" if isinstance(found, type) else "is no class"
         raise ValueError(f"agent {agent!r}: it {what}; allowed are classes with {', '.join(METHODS)}")
-    return found
+    return complete(found)
 
 
 def config_class(agent: type) -> type[DataclassInstance] | None:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from agents.enumerated import exact_objective, full_rollout, tiny_agent, tiny_task
 from lm.tiny_models import tiny_llama
-from textgym_agents.lm.on_policy import UpdateMeter
+from textgym_agents.lm.maths import token_kl
+from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import micro_batches, score_reference
-from textgym_agents.lm.targets import token_kl
 
 
 def small_agent(kind, task=None, **config):

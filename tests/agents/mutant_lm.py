@@ -13,9 +13,10 @@ from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMConfig
 from textgym_agents.conformance.hooks import Estimator, record_gradient
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.policy import statistics
+from textgym_agents.lm.critic_free import action_returns, critic_free_targets
 from textgym_agents.lm.rollout import collect, micro_batches, score_reference
-from textgym_agents.lm.targets import action_returns, critic_free_targets, first_states
+
+from textgym.lm.categorical import statistics
 
 
 class BaselineHoldsItself(RLOO):
@@ -105,7 +106,7 @@ class MixesPrompts(RLOO):
 
     def _targets(self, rollout: Any, kl: Any) -> Any:
         config, beta = self.config, self.controller.beta
-        credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)[first_states(rollout)]
+        credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)[rollout.first_states]
         # Row i of a group is now of one prompt, its neighbours of others.
         groups = credits.reshape(self.group, -1).T
         others = (groups.sum(1, keepdims=True) - groups) / (self.group - 1)
@@ -181,7 +182,7 @@ class HandWritten(LMAgent):
             advantages = (advantages - advantages.mean()) / advantages.std()
         rows, columns, steps = (torch.tensor(array) for array in (batch.rows, batch.columns, batch.steps))
         if bug == "pads in the value loss":
-            starts = (columns - steps)[torch.tensor(first_states(batch))]
+            starts = (columns - steps)[torch.tensor(batch.first_states)]
             rows = torch.arange(count).repeat_interleave(shape[1])
             steps = torch.arange(shape[1]).repeat(count)
             columns = starts[rows] + steps

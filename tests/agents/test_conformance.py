@@ -23,7 +23,7 @@ from textgym_agents.conformance import (
 from textgym_agents.conformance.batch import gae_by_definition
 from textgym_agents.conformance.run import CHECKS, REFERENCE
 from textgym_agents.conformance.subject import global_generators
-from textgym_agents.lm import on_policy
+from textgym_agents.lm import maths
 
 from textgym.cli import main
 
@@ -136,12 +136,12 @@ def test_the_hooks_of_lm_ppo_see_the_loss_that_the_agent_computes():
 
 
 def test_the_hooks_of_lm_ppo_see_the_targets_that_the_agent_makes(monkeypatch):
-    honest = on_policy.make_targets
+    honest = maths.make_targets
 
     def wrong(rollout, kl, kind, beta, gamma, lam, *rest):
         return honest(rollout, kl, kind, beta, gamma, 0.5 * lam, *rest)
 
-    monkeypatch.setattr(on_policy, "make_targets", wrong)
+    monkeypatch.setattr(maths, "make_targets", wrong)
     (finding,) = check("lm-ppo", ["GAE"], settings={"device": "cpu"}, envs=16)
     assert finding.status == FAILS
 

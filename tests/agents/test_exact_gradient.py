@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from agents.enumerated import BETA, exact_objective, full_rollout, state_log_probs, tiny_agent, trajectories
-from textgym_agents.lm.on_policy import UpdateMeter
+from textgym_agents.lm.maths import make_targets, token_kl
+from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import micro_batches, score_reference
-from textgym_agents.lm.targets import make_targets, token_kl
 
 
 def expected_loss_gradient(agent, values=0.0):

@@ -150,8 +150,8 @@ def test_gradient_checkpointing_keeps_less_and_has_the_same_gradient(task, make,
     for start, asked in ((make(4), False), (make(4), True), (model, False)):
         agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu", gradient_checkpointing=asked), model=start)
         # Without the setting it would be the hand-written Llama where there is one.
-        assert isinstance(agent.policy._backbone, HuggingFaceBackbone) or start is not model
-        agent.policy._backbone = HuggingFaceBackbone(agent.policy.model)
+        assert isinstance(agent.policy.backbone, HuggingFaceBackbone) or start is not model
+        agent.policy.backbone = HuggingFaceBackbone(agent.policy.model)
         rows = torch.arange(8)
         size = 0
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from agents.enumerated import STOP, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
+from textgym_agents.lm.maths import token_kl
 from textgym_agents.lm.rollout import collect, score_reference
-from textgym_agents.lm.targets import token_kl
 
 from textgym import TokenVectorEnv
 from textgym.estimates import draw_samples

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textgym_agents.lm.agent import KLController
-from textgym_agents.lm.losses import clipped_policy_loss, clipped_value_loss, kl_estimate
-from textgym_agents.lm.policy import sample, statistics
-from textgym_agents.lm.targets import gae, standardise
+from textgym_agents.lm.maths import clipped_policy_loss, clipped_value_loss, gae, kl_estimate, standardise
+from textgym_agents.lm.metrics import KLController
+
+from textgym.lm.categorical import sample, statistics
 
 
 def test_gae_matches_hand_arithmetic():

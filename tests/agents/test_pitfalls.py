@@ -13,12 +13,13 @@ from solver_tools import odd_grammar
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import check
-from textgym_agents.lm.on_policy import UpdateMeter
-from textgym_agents.lm.policy import statistics
+from textgym_agents.lm.critic_free import action_returns
+from textgym_agents.lm.maths import make_targets, penalties, scores, token_kl
+from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import Rollout, collect, micro_batches, score_reference
-from textgym_agents.lm.targets import action_returns, make_targets, penalties, scores, token_kl
 
 from textgym import TokenVectorEnv, make_task
+from textgym.lm.categorical import statistics
 from textgym.solver import policy_values, prefix_tree
 
 

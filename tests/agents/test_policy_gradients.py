@@ -20,10 +20,10 @@ from textgym_agents.algorithms.reinforce import Reinforce, ReinforceConfig
 from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.exact.estimators import enumerate_trajectories, estimator_table
 from textgym_agents.exact.objective import policy_gradient
-from textgym_agents.lm.losses import clipped_policy_loss, loss_total, sequence_weights
-from textgym_agents.lm.on_policy import UpdateMeter
+from textgym_agents.lm.critic_free import action_returns, sequence_weights
+from textgym_agents.lm.maths import clipped_policy_loss, loss_total, token_kl
+from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import score_reference
-from textgym_agents.lm.targets import action_returns, token_kl
 
 from textgym import TokenVectorEnv
 

@@ -6,8 +6,8 @@ import torch
 from agents.enumerated import full_rollout
 from agents.groups import expected_gradient, flat_gradient, small_agent, take
 from textgym_agents.algorithms.rejection import Rejection, RejectionConfig, best_rows
+from textgym_agents.lm.maths import token_kl
 from textgym_agents.lm.rollout import score_reference
-from textgym_agents.lm.targets import token_kl
 
 
 def test_the_best_of_each_group_by_hand():

@@ -7,8 +7,7 @@ from agents.enumerated import BETA, HORIZON, tiny_task, trajectories
 from agents.groups import small_agent
 from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_llama
-from textgym_agents.algorithms.soft_q import SoftQ, SoftQConfig, to_go
-from textgym_agents.lm.offline import Paths, Replay
+from textgym_agents.algorithms.soft_q import Replay, SoftQ, SoftQConfig, StoredEpisodes, to_go
 
 from textgym import TokenVectorEnv
 from textgym.solver import solve
@@ -17,7 +16,7 @@ from textgym.solver import solve
 def paths_of(numbers, steps=2, width=4):
     """One-token episodes that are told apart by their rewards."""
     count = len(numbers)
-    return Paths(
+    return StoredEpisodes(
         input_ids=np.full((count, width), 7, dtype=np.int32),
         starts=np.ones(count, dtype=np.int32),
         lengths=np.ones(count, dtype=np.int32),
@@ -101,7 +100,7 @@ def every_path(task):
         )  # logits 0 - log 4 of a uniform policy: they sum to 1
     starts = np.array([len(t.prompt) for t in every], dtype=np.int32)
     lengths = np.array([len(t.completion) for t in every], dtype=np.int32)
-    return Paths(ids, starts, lengths, rewards, reference, normalisers)
+    return StoredEpisodes(ids, starts, lengths, rewards, reference, normalisers)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])

@@ -216,7 +216,10 @@ class Flat:
     ("make", "message"),
     [
         (lambda env: make_agent("value-guided", env), "run=None: allowed is the folder"),
-        (lambda env: ValueGuided(env.task, None, make_agent("random", env)), "RandomAgent has no values"),
+        (
+            lambda env: ValueGuided(env.task, None, make_agent("random", env)),
+            "'random' has no trained critic",
+        ),
         (
             lambda env: ValueGuided(env.task, None, make_agent("rloo", env, device="cpu")),
             "'rloo' has no trained critic",

@@ -30,6 +30,7 @@ class Fixed:
             self._row = np.log(np.array(probabilities))
         self.config = SimpleNamespace(kl=kl)
         if value is not None:
+            self.critic = True
             self.values = lambda observation: np.full(len(observation["input_ids"]), value)
 
     def log_probs(self, observation: Any) -> Any:

@@ -10,6 +10,7 @@ from lm.test_zoo import alone
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.tiny_rewards import save_reward_model
 from lm.zoo import VOCAB, zoo_classifier, zoo_model
+from textgym_agents.lm.critic import branch
 from textgym_agents.lm.policy import LMPolicy
 from transformers import BertModel, GPT2LMHeadModel
 
@@ -197,7 +198,7 @@ def test_branches_are_the_plain_forward_of_the_longer_rows(kind):
     lengths = np.array([2, 5, 3])
     observation = {"input_ids": ids, "attention_mask": np.arange(6) < lengths[:, None]}
     rows, tokens = [1, 0, 0, 2, 1], [9, 8, 7, 6, 5]
-    got = policy.branch(observation, torch.tensor(rows), torch.tensor(tokens))[0].log_softmax(-1)
+    got = branch(policy, observation, torch.tensor(rows), torch.tensor(tokens))[0].log_softmax(-1)
     for answer, row, token in zip(got, rows, tokens, strict=True):
         longer = np.array([*ids[row, : lengths[row]], token])
         torch.testing.assert_close(answer, alone(model, longer, len(longer))[-1], atol=1e-4, rtol=0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.task import Task
+from textgym_agents.algorithms.ppo import ActorCriticAgent
 from textgym_agents.config import ActorCriticConfig
-from textgym_agents.lm.losses import score_function_loss
-from textgym_agents.lm.on_policy import ActorCriticAgent
+from textgym_agents.lm.critic_free import score_function_loss
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class A2C(ActorCriticAgent):
     config_type = A2CConfig
     aggregation = "constant"
 
-    def __init__(self, task: Any, config: A2CConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: A2CConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or A2CConfig(), model)
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv, batch_env
 from textgym_agents.algorithms.fixed import read_settings, write_settings
 from textgym_agents.config import at_least_one, require
-from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.protocol import Agent, Callback, Observation, StateFinder, token_rows
 from textgym_agents.tabular.policies import draw
 
 _ROWS_AT_ONCE = 512
@@ -65,8 +65,8 @@ class _Plan:
         return token
 
 
-class BestOfN:
-    """A policy over whole answers. In a state that it has not planned for it samples n completions of the reference,
+class BestOfN(Agent):
+    """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
     It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
@@ -81,6 +81,7 @@ class BestOfN:
     """
 
     name = "best-of-n"
+    config: BestOfNConfig
     learns = False
 
     def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:

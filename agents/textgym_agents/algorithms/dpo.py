@@ -14,10 +14,10 @@ from torch import Tensor
 from textgym.preferences import Demonstration, annotate, pairs, read_rankings
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
+from textgym_agents.lm.maths import scores
 from textgym_agents.lm.offline import OfflineAgent, OfflineConfig
 from textgym_agents.lm.rollout import collect
 from textgym_agents.lm.sequences import Sequences, of_rollout, sequence_log_probs
-from textgym_agents.lm.targets import scores
 from textgym_agents.protocol import Metrics
 
 Loss = Literal["sigmoid", "ipo"]
@@ -161,7 +161,7 @@ class DPO(OfflineAgent):
 
 
 def dpo_loss(differences: Tensor, strength: float, label_smoothing: float = 0.0) -> Tensor:
-    """-(1 - e) log sigmoid(s d) - e log sigmoid(-s d), of every pair (n,), nats.
+    """Return -(1 - e) log sigmoid(s d) - e log sigmoid(-s d), of every pair (n,), nats.
 
     Args:
         differences: d (n,), log(pi / ref) of the chosen completion less that of the rejected one, nats.
@@ -175,7 +175,7 @@ def dpo_loss(differences: Tensor, strength: float, label_smoothing: float = 0.0)
 
 
 def ipo_loss(differences: Tensor, strength: float) -> Tensor:
-    """(d - 1 / (2 s))^2 of every pair (n,), squared nats.
+    """Return (d - 1 / (2 s))^2 of every pair (n,), squared nats.
 
     Where a is preferred to b with probability p, it is least at d = (p - 1/2) / s. For rewards that differ by much less
     than the annotators' temperature T, p - 1/2 is their difference over 4 T: then s = beta / (4 T) gives DPO's policy.

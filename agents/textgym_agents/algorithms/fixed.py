@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import Ints
 from textgym.files import replace_folder, write_json
 from textgym.lm.reference import Reference, UniformReference
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
-from textgym_agents.protocol import Callback, Observation
+from textgym_agents.protocol import Agent, Callback, Observation, as_agent
 from textgym_agents.saving import head_of, read_saved
 
 Config = TypeVar("Config")
@@ -31,30 +34,16 @@ class FixedConfig:
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class _FixedAgent:
-    """Acts by a reference policy.
+class NonLearner(Agent):
+    """An agent that learns nothing, and draws its tokens from its log-probabilities."""
 
-    Args:
-        task: what `env.unwrapped.task` holds.
-        config: the settings.
-    """
+    learns = False
+    _generator: np.random.Generator
 
-    name: ClassVar[str]
-    learns: ClassVar[bool] = False
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Do nothing: there is nothing to learn."""
 
-    def __init__(self, task: Any, config: FixedConfig | None = None) -> None:
-        self.task = task
-        self.config = config or FixedConfig()
-        self._policy = self._make_policy(task)
-        self._generator = np.random.default_rng([self.config.seed, 2])
-
-    def _make_policy(self, task: Any) -> Reference:
-        raise NotImplementedError
-
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Does nothing: there is nothing to learn."""
-
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_probs = self.log_probs(observation)
         if deterministic:
@@ -62,7 +51,32 @@ class _FixedAgent:
         # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
         return np.asarray((log_probs + self._generator.gumbel(size=log_probs.shape)).argmax(1))
 
-    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]]:
+    @abstractmethod
+    def log_probs(self, observation: Observation) -> NDArray[np.floating]:
+        """See `Agent.log_probs`."""
+
+
+class _FixedAgent(NonLearner):
+    """An agent that acts by a reference policy.
+
+    Args:
+        task: whose policy.
+        config: the settings.
+    """
+
+    config: FixedConfig
+
+    def __init__(self, task: Task, config: FixedConfig | None = None) -> None:
+        self.task = task
+        self.config = config or FixedConfig()
+        self._policy = self._make_policy(task)
+        self._generator = np.random.default_rng([self.config.seed, 2])
+
+    @abstractmethod
+    def _make_policy(self, task: Task) -> Reference:
+        """Return the policy."""
+
+    def log_probs(self, observation: Observation) -> NDArray[np.floating]:
         """See `Agent.log_probs`."""
         return self._policy.log_probs(observation)
 
@@ -81,16 +95,16 @@ class ReferenceAgent(_FixedAgent):
 
     name = "reference"
 
-    def _make_policy(self, task: Any) -> Reference:
+    def _make_policy(self, task: Task) -> Reference:
         return make_reference(task)
 
 
 class RandomAgent(_FixedAgent):
-    """Every allowed token with the same probability."""
+    """An agent that takes every allowed token with the same probability."""
 
     name = "random"
 
-    def _make_policy(self, task: Any) -> Reference:
+    def _make_policy(self, task: Task) -> Reference:
         return UniformReference(task.vocabulary.allowed)
 
 
@@ -109,7 +123,7 @@ def read_settings(name: str, kind: type[Config], path: Path) -> Config:
     return read_saved(path, name, lambda state: kind(**state["config"]))
 
 
-def reference_of(agent: Any, task: Any) -> Reference:
-    """What an agent's KL is measured from: a reference of its own where it has one, else the task's."""
-    own = agent.own_reference() if hasattr(agent, "own_reference") else None
+def reference_of(agent: Agent, task: Task) -> Reference:
+    """Return what an agent's KL is measured from: a reference of its own where it has one, else the task's."""
+    own = as_agent(agent).own_reference()
     return make_reference(task) if own is None else own

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.checks import Floats
+from textgym.task import Task
+from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group, check_sequence_kl
 from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.losses import Aggregation, clipped_policy_loss, sequence_weights
-from textgym_agents.lm.on_policy import OnPolicyAgent
-from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import (
-    Targets,
+from textgym_agents.lm.critic_free import (
     action_returns,
     centred,
     critic_free_targets,
-    first_states,
+    sequence_weights,
     standardised,
 )
+from textgym_agents.lm.maths import Aggregation, Targets, clipped_policy_loss, on_device
+from textgym_agents.lm.rollout import Rollout
 
 _AGGREGATIONS = ("token", "sequence", "constant")
 
@@ -44,7 +41,8 @@ class GRPOConfig(OnPolicyConfig):
     aggregation: Aggregation = "constant"
     """token: mean over the tokens of a mini-batch. sequence: mean over the tokens of each completion, then over
     completions. constant: sum over tokens, over completions times max_new_tokens. Only constant leaves the gradient as
-    it is: with sequence the tokens of long completions count less, with token all do in a batch of long ones."""
+    it is: with sequence the tokens of long completions count less, with token all do in a batch of long ones. They are
+    those of arXiv:2503.14476, section 3.3; arXiv:2402.03300, eq. 3; and arXiv:2503.20783, section 3.2."""
     clip_low: float = 0.2
     """How far the probability ratio may fall below 1."""
     clip_high: float = 0.2
@@ -75,16 +73,16 @@ class GRPO(OnPolicyAgent):
     config_type = GRPOConfig
     config: GRPOConfig
 
-    def __init__(self, task: Any, config: GRPOConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: GRPOConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or GRPOConfig()
         super().__init__(task, config, model)
         self.group, self.aggregation = config.group, config.aggregation
         self.clip = min(config.clip_low, config.clip_high)
 
-    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta = self.config, self.controller.beta
         credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
-        returns = credits[first_states(rollout)].reshape(-1, self.group)  # (B / group, group)
+        returns = credits[rollout.first_states].reshape(-1, self.group)  # (B / group, group)
         # A mean that holds the completion itself shrinks the expected gradient by (n - 1) / n; beta goes with it.
         beta *= (self.group - 1) / self.group
         if config.divide_by_std:
@@ -95,8 +93,7 @@ class GRPO(OnPolicyAgent):
         targets = critic_free_targets(rollout, kl, config.kl, beta, advantages, config.whiten)
         if config.aggregation != "sequence":
             return targets
-        weights = torch.tensor(sequence_weights(rollout.lengths), device=targets.advantages.device)
-        return replace(targets, weights=weights.float())
+        return replace(targets, weights=on_device(sequence_weights(rollout.lengths), rollout))
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         config = self.config

@@ -1,14 +1,139 @@
-"""PPO on a causal LM with a KL penalty to its frozen start: the third stage of RLHF."""
+"""PPO on a causal LM with a KL penalty to its frozen start, the third stage of RLHF, from batch to optimiser step.
+
+`LMAgent.learn` calls `_iterate` until the budget is spent; docs/lm_ppo.md walks through it with the papers' equations.
+The other policy gradients on an LM derive from `OnPolicyAgent` too, and differ in `_targets` and `_policy_loss`.
+B is the episodes of a batch, N the states in which the policy acted, V the tokens; b and n are those of a part of it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from abc import abstractmethod
+from typing import ClassVar
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm.losses import clipped_policy_loss
-from textgym_agents.lm.on_policy import ActorCriticAgent
+from textgym.checks import Floats, Ints
+from textgym.lm.categorical import statistics
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
+from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
+from textgym_agents.lm import maths
+from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.maths import Aggregation, Targets
+from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
+from textgym_agents.lm.rollout import MicroBatch, Rollout, collect, micro_batches, score_reference
+from textgym_agents.protocol import Metrics
+
+
+class OnPolicyAgent(LMAgent):
+    """The iteration that on-policy algorithms share; each supplies its targets and its policy loss."""
+
+    config: OnPolicyConfig
+    config_type: ClassVar[type[OnPolicyConfig]]
+    clip: float = math.inf
+    """Range of the probability ratio outside which an action counts as clipped."""
+    value_coefficient: float = 0.0
+    """Weight of the value loss."""
+    aggregation: Aggregation = "token"
+    """What the losses of a mini-batch are summed over: see `textgym_agents.lm.maths.Aggregation`."""
+
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
+        config, exact = self.config, self.config.kl == "exact"
+        stop_ids = self.task.vocabulary.stop_ids
+        behind = self.reference if self.critic else None
+        rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
+        reference = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, V) or (N,)
+        kl = maths.token_kl(rollout, reference, config.kl)  # (N,)
+        targets = self._targets(rollout, kl)
+        metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
+        metrics |= self._update(rollout, targets, reference)
+        self.controller.update(metrics["objective/kl"], len(rollout.lengths))
+        return metrics
+
+    @abstractmethod
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
+        """Return what the losses aim at, from a rollout and the penalised KL (N,) of its states, nats."""
+
+    def _update(self, rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
+        """Step on every mini-batch of every epoch, until the policy is too far from the one that sampled."""
+        config, meter = self.config, UpdateMeter()
+        generator = np.random.default_rng([self._seed(1)])
+        trained = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows  # (b,)
+        for _ in range(config.epochs if len(trained) else 0):
+            shuffled = generator.permutation(trained)
+            for rows in np.array_split(shuffled, min(config.minibatches, len(trained))):
+                self._step(rollout, targets, reference, rows, meter)
+                if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
+                    return meter.means()
+        return meter.means()
+
+    def _step(
+        self, rollout: Rollout, targets: Targets, reference: Tensor, rows: Ints, meter: UpdateMeter
+    ) -> None:
+        """Take one optimiser step on the mini-batch of these rows (b,)."""
+        lengths = rollout.lengths[rows]
+        meter.start(int(lengths.sum()))
+        total = maths.loss_total(self.aggregation, lengths, self.task.max_new_tokens)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in micro_batches(rollout, rows, self.config.micro_batch):
+            # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
+            loss = self._loss(part, rollout, targets, reference, meter).sum() / total
+            loss.backward()
+        meter.finish(self._finish_step())
+
+    def _loss(
+        self, part: MicroBatch, rollout: Rollout, targets: Targets, reference: Tensor, meter: UpdateMeter
+    ) -> Tensor:
+        """Return the loss of every state of a micro-batch (n,)."""
+        config, chosen, exact = self.config, part.states, self.config.kl == "exact"
+        masks = None if rollout.masks is None else rollout.masks[chosen]  # (n, V)
+        logits, values = self.policy.states(part.input_ids, part.rows, part.columns, masks)  # (n, V), (n,)
+        base, old = reference[chosen], rollout.log_probs[chosen]  # (n, V) or (n,), (n,)
+        taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
+        policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
+        value_loss = self._value_loss(values, targets, chosen)  # (n,)
+        loss = policy_loss + self.value_coefficient * value_loss
+        if targets.kl_weight:
+            loss = loss + targets.kl_weight * (kl if exact else maths.kl_estimate(taken - base, config.kl))
+        if config.entropy_coefficient:
+            loss = loss - config.entropy_coefficient * entropy
+        meter.add(taken - old, policy_loss, value_loss, entropy, self.clip)
+        return loss if targets.weights is None else loss * targets.weights[chosen]
+
+    @abstractmethod
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """Return the loss of every action (n,), from its log-probability now and when it was sampled."""
+
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+        """Return the value loss of every state (n,); 0 without a critic."""
+        return torch.zeros_like(values)
+
+
+class ActorCriticAgent(OnPolicyAgent):
+    """An on-policy agent whose value head predicts returns; its advantages are GAE's."""
+
+    config: ActorCriticConfig
+    critic = True
+
+    def __init__(self, task: Task, config: ActorCriticConfig, model: nn.Module | None = None) -> None:
+        super().__init__(task, config, model)
+        self.value_coefficient = config.value_coefficient
+
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
+        config, beta, gamma = self.config, self.controller.beta, self.task.gamma
+        scale, offset = self._centre_values(maths.scores(rollout, gamma))
+        return maths.make_targets(
+            rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset
+        )
+
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+        assert targets.returns is not None
+        assert targets.old_values is not None
+        old, returns = targets.old_values[chosen], targets.returns[chosen]
+        return maths.clipped_value_loss(values, old, returns, self.config.value_clip)
 
 
 class LMPPO(ActorCriticAgent):
@@ -21,10 +146,10 @@ class LMPPO(ActorCriticAgent):
     name = "lm-ppo"
     config_type = LMPPOConfig
 
-    def __init__(self, task: Any, config: LMPPOConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: LMPPOConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or LMPPOConfig()
         super().__init__(task, config, model)
         self.clip = config.clip
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        return clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)
+        return maths.clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.checks import Floats
 from textgym.play import check_env
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
+from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_sequence_kl
 from textgym_agents.config import OnPolicyConfig, not_negative, only_with, require
-from textgym_agents.lm.losses import score_function_loss
-from textgym_agents.lm.on_policy import OnPolicyAgent
-from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import (
-    Targets,
+from textgym_agents.lm.critic_free import (
     action_returns,
     critic_free_targets,
-    first_states,
     leave_one_out,
-    make_targets,
+    score_function_loss,
 )
+from textgym_agents.lm.maths import Targets, make_targets, scores
+from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Callback
 
 
@@ -72,13 +71,15 @@ class Reinforce(OnPolicyAgent):
     config: ReinforceConfig
     aggregation = "constant"
 
-    def __init__(self, task: Any, config: ReinforceConfig | None = None, model: Any = None) -> None:
+    def __init__(
+        self, task: Task, config: ReinforceConfig | None = None, model: nn.Module | None = None
+    ) -> None:
         config = config or ReinforceConfig()
         super().__init__(task, config, model)
         self.critic = config.baseline == "value"
         self.value_coefficient = config.value_coefficient if self.critic else 0.0
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """See `OnPolicyAgent.learn`. Raises: also ValueError if the batch is the baseline and has one episode."""
         check_env(env)
         if self.config.baseline == "batch" and env.num_envs < 2:
@@ -87,25 +88,16 @@ class Reinforce(OnPolicyAgent):
             )
         super().learn(env, episodes, callback)
 
-    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta, gamma = self.config, self.controller.beta, self.task.gamma
         if self.critic:
-            scale = self._centre_values(rollout)
+            scale, offset = self._centre_values(scores(rollout, gamma))
             # With lambda = 1 the advantages of GAE are the returns to go less V(s).
             return make_targets(
-                rollout,
-                kl,
-                config.kl,
-                beta,
-                gamma,
-                1.0,
-                config.whiten,
-                scale,
-                self.value_offset,
-                centre=False,
+                rollout, kl, config.kl, beta, gamma, 1.0, config.whiten, scale, offset, centre=False
             )
         credits = action_returns(rollout, kl, config.kl, beta, gamma)
-        whole = credits[first_states(rollout)]
+        whole = credits[rollout.first_states]
         if not config.reward_to_go:
             credits = whole[rollout.rows]
         if config.baseline == "batch":
@@ -115,5 +107,7 @@ class Reinforce(OnPolicyAgent):
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return score_function_loss(log_probs, advantages)
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor | None:
-        return None if targets.returns is None else 0.5 * (values - targets.returns[chosen]).square()
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+        if targets.returns is None:
+            return super()._value_loss(values, targets, chosen)
+        return 0.5 * (values - targets.returns[chosen]).square()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.checks import Floats, Ints
+from textgym.task import Task
+from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group
 from textgym_agents.config import KL, OnPolicyConfig, require
-from textgym_agents.lm.losses import score_function_loss
-from textgym_agents.lm.on_policy import OnPolicyAgent
+from textgym_agents.lm.critic_free import action_returns, critic_free_targets, score_function_loss
+from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import Targets, action_returns, critic_free_targets, first_states
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,17 @@ class Rejection(OnPolicyAgent):
     config: RejectionConfig
     aggregation = "constant"
 
-    def __init__(self, task: Any, config: RejectionConfig | None = None, model: Any = None) -> None:
+    def __init__(
+        self, task: Task, config: RejectionConfig | None = None, model: nn.Module | None = None
+    ) -> None:
         config = config or RejectionConfig()
         super().__init__(task, config, model)
         self.group = config.group
 
-    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta = self.config, self.controller.beta
         credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
-        returns = credits[first_states(rollout)]  # (B,)
+        returns = credits[rollout.first_states]  # (B,)
         targets = critic_free_targets(rollout, kl, config.kl, beta, np.ones(len(rollout.rows)), False)
         return replace(targets, rows=best_rows(returns, config.group, config.keep, config.threshold))
 
@@ -70,15 +72,13 @@ class Rejection(OnPolicyAgent):
         return score_function_loss(log_probs, advantages)
 
 
-def best_rows(
-    returns: NDArray[np.float64], group: int, keep: int, threshold: float | None = None
-) -> NDArray[np.int64]:
-    """The rows (n,) to imitate: of each group the `keep` with the highest returns, of equals the earlier ones.
+def best_rows(returns: Floats, group: int, keep: int, threshold: float | None = None) -> Ints:
+    """Return the rows (n,) to imitate: of each group the `keep` with the highest returns, of equals the earlier ones.
 
     Args:
         returns: (B,) of consecutive groups, reward units. threshold: those below it are left out.
     """
     by_group = returns.reshape(-1, group)
-    order = np.argsort(-by_group, axis=1, kind="stable")[:, :keep]
-    rows = np.sort((order + np.arange(len(by_group))[:, None] * group).ravel())
+    best = np.argsort(-by_group, axis=1, kind="stable")[:, :keep]
+    rows = np.sort((best + np.arange(len(by_group))[:, None] * group).ravel())
     return rows if threshold is None else rows[returns[rows] >= threshold]

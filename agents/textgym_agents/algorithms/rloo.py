@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.checks import Floats
+from textgym.task import Task
+from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.losses import clipped_policy_loss
-from textgym_agents.lm.on_policy import OnPolicyAgent
+from textgym_agents.lm.critic_free import action_returns, critic_free_targets, leave_one_out
+from textgym_agents.lm.maths import Targets, clipped_policy_loss
 from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import (
-    Targets,
-    action_returns,
-    critic_free_targets,
-    first_states,
-    leave_one_out,
-)
 
 
 @dataclass(frozen=True)
@@ -54,15 +47,15 @@ class RLOO(OnPolicyAgent):
     config: RLOOConfig
     aggregation = "constant"
 
-    def __init__(self, task: Any, config: RLOOConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: RLOOConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or RLOOConfig()
         super().__init__(task, config, model)
         self.group, self.clip = config.group, config.clip
 
-    def _targets(self, rollout: Rollout, kl: NDArray[np.float64]) -> Targets:
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta = self.config, self.controller.beta
         credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
-        returns = credits[first_states(rollout)].reshape(-1, self.group)  # (B / group, group)
+        returns = credits[rollout.first_states].reshape(-1, self.group)  # (B / group, group)
         advantages = leave_one_out(returns).ravel()[rollout.rows]
         return critic_free_targets(rollout, kl, config.kl, beta, advantages, config.whiten)
 
@@ -71,13 +64,13 @@ class RLOO(OnPolicyAgent):
 
 
 def check_group(group: int, batch: int) -> None:
-    """Raises: ValueError unless there are groups of two or more, and the batch is made of whole ones."""
+    """Raise ValueError unless there are groups of two or more, and the batch is made of whole ones."""
     require("group", group, group >= 2, "an integer >= 2")
     require("batch", batch, batch % group == 0, f"a multiple of group={group}")
 
 
 def check_sequence_kl(kl: KL) -> None:
-    """Raises: ValueError for a KL that one return for the whole sequence cannot be charged with.
+    """Raise ValueError for a KL that one return for the whole sequence cannot be charged with.
 
     With k2 an action's own log-ratio is differentiated in the loss, so it may not be in the action's return as well.
     """

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, MOST, LMConfig, at_least_one, not_negative, require
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.offline import Paths, Replay
-from textgym_agents.lm.on_policy import rollout_metrics
+from textgym_agents.lm.maths import scores
+from textgym_agents.lm.metrics import rollout_metrics
 from textgym_agents.lm.rollout import Rollout, collect, micro_batches
-from textgym_agents.lm.targets import critic_free_targets, first_states, scatter, scores
 from textgym_agents.protocol import Metrics
 
 
@@ -29,8 +31,8 @@ class SoftQConfig(LMConfig):
     replay: int = 2048
     """Episodes that are remembered."""
     replay_batch: int = 64
-    """Remembered episodes per optimiser step, beside the new ones. Those are in every step: a token that nobody took
-    is held down by nothing, and where the policy begins to take it, it must learn so at once."""
+    """Remembered episodes per optimiser step, beside the new ones, which are in every step: nothing holds down a token
+    that was never taken, so the policy has to learn of it as soon as it begins to take it."""
     updates: int = 1
     """Optimiser steps per iteration. More learn faster from as many episodes, where prompts are not held out."""
     value_coefficient: float = 0.1
@@ -44,6 +46,89 @@ class SoftQConfig(LMConfig):
         at_least_one(self, "replay", MOST)
         not_negative(self, "value_coefficient")
         require("kl", self.kl, self.kl == "k1", "'k1'")
+
+
+class StoredEpisodes(NamedTuple):
+    """B finished episodes; what stands behind an episode's end is 0.
+
+    Attributes:
+        input_ids: (B, L) int32, right-padded prompts and completions.
+        starts: (B,) int32, tokens of the prompt. lengths: (B,) int32, actions.
+        rewards: (B, T) float32, reward units.
+        reference: (B, T) float32, log-probability of every action under the reference, nats.
+        normalisers: (B, T) float32, log-sum-exp of the reference's logits in every state, nats.
+    """
+
+    input_ids: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    rewards: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    normalisers: NDArray[np.float32]
+
+    def rows(self, chosen: NDArray[np.integer]) -> StoredEpisodes:
+        """Return some of them."""
+        return StoredEpisodes(*(array[chosen] for array in self))
+
+
+class Replay:
+    """The last `capacity` episodes.
+
+    Args:
+        capacity: episodes, at least 1.
+        width: L, tokens of a whole sequence. steps: T, the most actions of an episode.
+    """
+
+    def __init__(self, capacity: int, width: int, steps: int) -> None:
+        matrix = (capacity, steps)
+        self._arrays = StoredEpisodes(
+            np.zeros((capacity, width), np.int32),
+            np.zeros(capacity, np.int32),
+            np.zeros(capacity, np.int32),
+            *(np.zeros(matrix, np.float32) for _ in range(3)),
+        )
+        self.capacity = capacity
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return min(self.seen, self.capacity)
+
+    def add(self, paths: StoredEpisodes) -> None:
+        """Put episodes in place of the oldest ones."""
+        count = len(paths.lengths)
+        places = (self.seen + np.arange(count)) % self.capacity
+        for kept, new in zip(self._arrays, paths, strict=True):
+            kept[places] = new
+        self.seen += count
+
+    def sample(self, count: int, generator: np.random.Generator, newest: int = 0) -> StoredEpisodes:
+        """Return the `newest` episodes, and `count` of all, uniformly and with replacement.
+
+        Raises: ValueError if there are none.
+        """
+        if not len(self):
+            raise ValueError("replay: it is empty, at least one episode is needed")
+        last = (self.seen - 1 - np.arange(min(newest, len(self)))) % self.capacity
+        return self._arrays.rows(np.concatenate([last, generator.integers(len(self), size=count)]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is to be saved."""
+        kept = self._arrays._asdict().items()
+        tensors = {name: torch.from_numpy(array[: len(self)].copy()) for name, array in kept}
+        return tensors | {"seen": torch.tensor([self.seen])}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave. Raises: ValueError for episodes that do not fit."""
+        self.seen = int(tensors["seen"][0])
+        starts, lengths = tensors["starts"], tensors["lengths"]
+        width, steps = self._arrays.input_ids.shape[1], self._arrays.rewards.shape[1]
+        fits = (starts >= 1) & (lengths >= 1) & (lengths <= steps) & (starts + lengths <= width)
+        if self.seen < 0 or not bool(fits.all()):
+            raise ValueError(
+                f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty"
+            )
+        for name, array in self._arrays._asdict().items():
+            array[: len(self)] = tensors[name].numpy()
 
 
 class SoftQ(LMAgent):
@@ -61,7 +146,7 @@ class SoftQ(LMAgent):
     config_type = SoftQConfig
     config: SoftQConfig
 
-    def __init__(self, task: Any, config: SoftQConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: SoftQConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or SoftQConfig(), model)
         if task.mask is not None:
             raise ValueError(f"task {task.name!r}: it has a grammar mask; soft-q takes tasks without one")
@@ -81,19 +166,15 @@ class SoftQ(LMAgent):
             raise ValueError(f"replay: it holds a token that is not in 0..{self.task.vocabulary.size - 1}")
         self._replay.restore(tensors)
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, beta = self.config, self.controller.beta
         rollout = collect(env, self.policy, self._seed(0), self.task.vocabulary.stop_ids)
         taken, normalisers = self._score_reference(rollout)
         kl = (rollout.log_probs - taken).cpu().double().numpy()
-        targets = critic_free_targets(rollout, kl, "k1", beta, rollout.rewards, False)
-        if self.value_scale is None:
-            returns = scores(rollout, self.task.gamma)
-            spread = float(returns.std())
-            self.value_offset, self.value_scale = float(returns.mean()), spread if spread > 1e-8 else 1.0
+        self._centre_values(scores(rollout, self.task.gamma))
         paths = self._paths(rollout, taken, normalisers)
         self._replay.add(paths)
-        metrics = rollout_metrics(rollout, targets, beta, self.task.gamma)
+        metrics = rollout_metrics(rollout, kl, beta, self.task.gamma)
         generator = np.random.default_rng([self._seed(1)])
         steps = [
             self._step(self._replay.sample(config.replay_batch, generator, len(paths.lengths)))
@@ -109,7 +190,7 @@ class SoftQ(LMAgent):
 
     @torch.no_grad()
     def _score_reference(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """The reference's log-probability of every action and log-sum-exp of its logits in every state, (N,)."""
+        """Return the reference's log-probability of every action and log-sum-exp of its logits in every state, (N,)."""
         taken, normalisers = [], []
         rows = np.arange(len(rollout.lengths))
         for part in micro_batches(rollout, rows, self.config.micro_batch, by_length=False):
@@ -119,18 +200,20 @@ class SoftQ(LMAgent):
             taken.append(logits.gather(1, actions).squeeze(1) - normalisers[-1])
         return torch.cat(taken), torch.cat(normalisers)
 
-    def _paths(self, rollout: Rollout, taken: Tensor, normalisers: Tensor) -> Paths:
-        """The episodes that came to their end: what an outer time limit cut off has no path to its end."""
+    def _paths(self, rollout: Rollout, taken: Tensor, normalisers: Tensor) -> StoredEpisodes:
+        """Return the episodes that came to their end: what an outer time limit cut off has no path to its end."""
         count, steps = len(rollout.lengths), self.task.max_new_tokens
         ids = np.zeros((count, self.task.max_prompt_tokens + steps), dtype=np.int32)
         ids[:, : rollout.input_ids.shape[1]] = rollout.input_ids.cpu().numpy()
 
-        def matrix(flat: Any) -> Any:
-            return scatter(flat, rollout.rows, rollout.steps, (count, steps)).astype(np.float32)
+        def matrix(flat: NDArray[np.floating]) -> NDArray[np.float32]:
+            result = np.zeros((count, steps), dtype=np.float32)
+            result[rollout.rows, rollout.steps] = flat
+            return result
 
-        paths = Paths(
+        paths = StoredEpisodes(
             input_ids=ids,
-            starts=(rollout.columns[first_states(rollout)] + 1).astype(np.int32),
+            starts=(rollout.columns[rollout.first_states] + 1).astype(np.int32),
             lengths=rollout.lengths.astype(np.int32),
             rewards=matrix(rollout.rewards),
             reference=matrix(taken.cpu().numpy()),
@@ -138,8 +221,8 @@ class SoftQ(LMAgent):
         )
         return paths.rows(np.flatnonzero(~rollout.truncated))
 
-    def _step(self, paths: Paths) -> tuple[float, float]:
-        """One optimiser step on remembered episodes. Returns: the mean loss of a state, the gradient's norm."""
+    def _step(self, paths: StoredEpisodes) -> tuple[float, float]:
+        """Take an optimiser step on remembered episodes. Returns: the mean loss of a state, the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
         total, count = 0.0, int(paths.lengths.sum())
         for start in range(0, len(paths.lengths), self.config.micro_batch):
@@ -149,8 +232,8 @@ class SoftQ(LMAgent):
             total += float(loss.detach())
         return total, self._finish_step()
 
-    def _loss(self, paths: Paths) -> Tensor:
-        """Half the squared residual of every state (N,), in units of the first batch's reward spread."""
+    def _loss(self, paths: StoredEpisodes) -> Tensor:
+        """Return half the squared residual of every state (N,), in units of the first batch's reward spread."""
         beta, device, scale = self.controller.beta, self.policy.device, self.value_scale or 1.0
         rows = np.repeat(np.arange(len(paths.lengths)), paths.lengths)
         steps = np.concatenate([np.arange(length) for length in paths.lengths])
@@ -174,5 +257,5 @@ class SoftQ(LMAgent):
 
 
 def to_go(rewards: Tensor) -> Tensor:
-    """Sums of this and all later entries, (B, T); differentiable."""
+    """Return sums of this and all later entries, (B, T); differentiable."""
     return rewards.flip(1).cumsum(1).flip(1)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
+from textgym.checks import Floats, Ints
 from textgym.files import replace_folder, write_json
-from textgym.lm.reference import restricted
+from textgym.lm.reference import Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
-from textgym_agents.algorithms.fixed import reference_of
+from textgym.task import Task
+from textgym_agents.algorithms.fixed import NonLearner, reference_of
 from textgym_agents.config import at_least_one, require
 from textgym_agents.lm.critic import Critic, critic_of
-from textgym_agents.protocol import Callback, Observation, StateFinder, token_rows
+from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent, token_rows
 from textgym_agents.saving import head_of, read_saved
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 _ROWS_AT_ONCE = 1024
 _FACTOR = 4.0
 
@@ -59,7 +58,7 @@ class ValueGuidedConfig:
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class ValueGuided:
+class ValueGuided(NonLearner):
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
@@ -74,7 +73,7 @@ class ValueGuided:
     policy reference exp(Q / beta) is tilted a second time.
 
     Args:
-        task: what `env.unwrapped.task` holds.
+        task: supplies prompts, reference and reward.
         config: the settings.
         guide: an agent with `log_probs` and `values`, in place of the saved one of `config.run`.
     Raises: ValueError without a guide, for one without a critic, or a temperature that is not positive.
@@ -82,16 +81,18 @@ class ValueGuided:
         arXiv:2310.17022, section 3 (sampling from the tilted reference token by token).
     """
 
-    name: ClassVar[str] = "value-guided"
-    learns: ClassVar[bool] = False
+    name = "value-guided"
+    config: ValueGuidedConfig
 
-    def __init__(self, task: Any, config: ValueGuidedConfig | None = None, guide: Any = None) -> None:
+    def __init__(
+        self, task: Task, config: ValueGuidedConfig | None = None, guide: Agent | None = None
+    ) -> None:
         self.task, self.config = task, config or ValueGuidedConfig()
         if guide is None:
             if self.config.run is None:
                 raise ValueError("run=None: allowed is the folder of a saved agent with a critic")
             guide = _load(self.config.run, task)
-        self.guide = guide
+        self.guide = as_agent(guide)
         self._critic: Critic = critic_of(guide)
         self._prior = reference_of(guide, task) if self.config.prior == "reference" else guide
         usual = task.beta if self.config.prior == "reference" else _FACTOR * task.beta
@@ -100,17 +101,6 @@ class ValueGuided:
             raise ValueError(f"temperature={self.temperature!r}: that of the task, allowed is a number > 0")
         self._finder = StateFinder(task)
         self._generator = np.random.default_rng([self.config.seed, 2])
-
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Does nothing: there is nothing to learn."""
-
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
-        """See `Agent.act`."""
-        logs = self.log_probs(observation)
-        if deterministic:
-            return np.asarray(logs.argmax(1))
-        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-        return np.asarray((logs + self._generator.gumbel(size=logs.shape)).argmax(1))
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`; (B, V) float64. In a state that has ended, the prior's."""
@@ -125,9 +115,9 @@ class ValueGuided:
                 result[rows] = self._tilted(result[rows], [found[row][1] for row in rows], split)
         return result
 
-    def own_reference(self) -> Any:
-        """pi_ref where it is another than the task's: the guide's own."""
-        return self.guide.own_reference() if hasattr(self.guide, "own_reference") else None
+    def own_reference(self) -> Reference | None:
+        """See `Agent.own_reference`: the guide's."""
+        return self.guide.own_reference()
 
     def _ended(self, state: TokenState) -> bool:
         last = state.completion[-1:]
@@ -136,7 +126,7 @@ class ValueGuided:
         )
 
     def _tilted(self, log_prior: Floats, states: list[TokenState], split: str) -> Floats:
-        """The policy (n, V) in n running states of a split."""
+        """Return the policy (n, V) in n running states of a split."""
         legal = np.broadcast_to(self.task.vocabulary.allowed, log_prior.shape)
         if self.task.mask is not None:
             legal = legal & self.task.mask(states)
@@ -153,8 +143,8 @@ class ValueGuided:
         np.put_along_axis(result, tokens, weights, axis=1)
         return result
 
-    def _action_values(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:
-        """Q(s, a) = gamma^t r(s, a) + V(s + a) of n moves (n,), reward units at time 0."""
+    def _action_values(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
+        """Return Q(s, a) = gamma^t r(s, a) + V(s + a) of n moves (n,), reward units at time 0."""
         parts = []
         with scorers_restored(self.task.scorer):
             for start in range(0, len(states), _ROWS_AT_ONCE):
@@ -162,7 +152,7 @@ class ValueGuided:
                 parts.append(self._look_ahead(states[part], tokens[part], split))
         return np.concatenate(parts)
 
-    def _look_ahead(self, states: list[TokenState], tokens: NDArray[np.int64], split: str) -> Floats:
+    def _look_ahead(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
         env = TokenVectorEnv(self.task, len(states), split=split, autoreset_mode=AutoresetMode.DISABLED)
         env.set_states(self._with_noise(states))
         if self.task.scorer.pay == "difference":
@@ -179,7 +169,7 @@ class ValueGuided:
         return values
 
     def _with_noise(self, states: list[TokenState]) -> list[TokenState]:
-        """In noisy tasks, states with a noise of their own; the same one whenever they are asked about."""
+        """Return states with a noise of their own in noisy tasks; the same one whenever they are asked about."""
         if not self.task.noisy:
             return states
         seeds = [
@@ -202,7 +192,7 @@ class ValueGuided:
         write_json(folder / "agent.json", head_of(self))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         task = env.unwrapped.task
         return read_saved(
@@ -213,7 +203,7 @@ class ValueGuided:
 
 
 def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[TokenState]:
-    """States as the environment comes to them: pay by differences remembers the last score."""
+    """Return states as the environment comes to them: pay by differences remembers the last score."""
     result = []
     for state in states:
         walk = TokenVectorEnv(env.task, 1, split=env.split, autoreset_mode=AutoresetMode.DISABLED)
@@ -224,7 +214,7 @@ def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[Toke
     return result
 
 
-def _load(path: str | Path, task: Any) -> Any:
+def _load(path: str | Path, task: Task) -> Agent:
     from textgym_agents.registry import load_agent
 
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

@@ -94,7 +94,7 @@ def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:
     optimum = optimum_for(
         agent,
         task,
-        getattr(agent, "own_reference", lambda: None)(),
+        agent.own_reference(),
         Path(flags.agent),
         beta=beta,
         split=flags.split,

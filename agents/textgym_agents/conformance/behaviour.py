@@ -218,9 +218,9 @@ def first_ratio(subject: Subject) -> Outcome:
 def starts_at_the_reference(subject: Subject) -> Outcome:
     """Before any update the policy is the reference."""
     agent = subject.make(subject.env())
-    if getattr(agent, "plans", False):
+    if agent.plans:
         raise NotAsked("the agent plans before it has learned")
-    if getattr(agent, "greedy", False):
+    if agent.greedy:
         raise NotAsked("the agent is greedy: it never is the reference")
     subject.log_probs(agent)
     kl = policy_values(subject.tree, agent).kl
@@ -310,18 +310,18 @@ def learns(subject: Subject, name: str) -> Outcome:
     problem = subject.learning[name]
     small = _env(problem, 2)
     agent = subject.make(small)
-    if getattr(agent, "greedy", False):
+    if agent.greedy:
         raise NotAsked("the agent is greedy: no policy without entropy comes near this optimum")
-    if getattr(agent, "offline", False):
+    if agent.offline:
         raise NotAsked(
             "the agent learns from texts that others wrote, and cannot learn what these leave open"
         )
-    tokens = getattr(agent, "objective_tokens", None)
+    tokens = agent.objective_tokens
     if tokens is not None and small.unwrapped.task.max_new_tokens > tokens:
         raise NotAsked(f"the agent optimises J on tasks of up to {tokens} tokens only")
-    own: int = getattr(getattr(agent, "config", None), "batch", _ENVS)
+    own: int = getattr(agent.config, "batch", _ENVS)
     if own > _ENVS:
-        own = _ENVS - _ENVS % getattr(agent, "group", 1)
+        own = _ENVS - _ENVS % agent.group
     count = own if problem.envs is None else problem.envs
     reached, budget = -math.inf, 0
     # Half of the budget is enough for most; a schedule spans what it is given, so that the other try starts afresh.

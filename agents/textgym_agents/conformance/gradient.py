@@ -14,7 +14,7 @@ from textgym import TokenVectorEnv, make_task
 from textgym.lm.reference import NGramReference
 from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym.state import TokenState
-from textgym.task import make_reference
+from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.conformance.hooks import Floats, LossGradient, hook
 from textgym_agents.conformance.subject import PLAIN, NotAsked, Subject
 from textgym_agents.protocol import Agent, Metrics
@@ -140,8 +140,7 @@ class ExactGradients:
 def exact_gradients(task: Any, agent: Agent) -> ExactGradients:
     """The exact parts of grad J at the agent's policy, by summing over all states. Raises: as `policy_values`."""
     tree = prefix_tree(task)
-    own = getattr(agent, "own_reference", lambda: None)()
-    values = policy_values(tree, agent, make_reference(task) if own is None else own)
+    values = policy_values(tree, agent, reference_of(agent, task))
     place: dict[tuple[int, ...], int] = {}
     for depth, level in enumerate(tree.levels[:-1]):
         shown = tree.observations(depth, level.running)
@@ -228,7 +227,7 @@ def plain_agent(subject: Subject, env: Any, masked: bool) -> Agent:
         if masked and "mask" in str(error):
             raise NotAsked(f"the agent refuses a task with a grammar mask: {error}") from None
         raise
-    config = getattr(agent, "config", None)
+    config = agent.config
     for setting, value in PLAIN.items():
         if hasattr(config, setting) and getattr(config, setting) != value:
             raise NotAsked(f"the agent has {setting}={getattr(config, setting)!r}; the check needs {value!r}")

@@ -3,8 +3,8 @@
 An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]` with any of
 
 - `"values"`: `values(observation) -> (B,)`, V(s) in reward units at time 0: the sum to come of gamma^t r_t, less beta
-  times the KL that returns are charged, undiscounted; a method `values` of the agent counts as well, unless its
-  attribute `critic` is False;
+  times the KL that returns are charged, undiscounted; where `critic` is True and `plans`
+  False, the agent's method `values` is asked;
 - `"batch"`: `batch(env) -> TrainingBatch`, what the agent would train on in its next iteration: it plays one episode in
   every sub-environment. The agent itself need not be changed by it;
 - `"gradient"`: `gradient(env, seed) -> LossGradient`, of the first optimiser step of an iteration. Offering it says
@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,13 +27,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym_agents.algorithms.ppo import ActorCriticAgent, OnPolicyAgent
 from textgym_agents.algorithms.rejection import Rejection
 from textgym_agents.conformance.subject import NotAsked
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.on_policy import ActorCriticAgent, OnPolicyAgent, UpdateMeter
+from textgym_agents.lm.maths import Targets, discounted, penalties
+from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import Rollout, micro_batches
-from textgym_agents.lm.targets import Targets, discounted, penalties
-from textgym_agents.protocol import Metrics, Observation
+from textgym_agents.protocol import Agent, Metrics, Observation
 
 Floats = NDArray[np.floating[Any]]
 
@@ -136,23 +136,21 @@ class LossGradient:
     estimator: Estimator | None = None
 
 
-def hooks_of(agent: Any) -> dict[str, Callable[..., Any]]:
+def hooks_of(agent: Agent) -> dict[str, Callable[..., Any]]:
     """The hooks that an agent offers; those of on-policy agents on an LM are made here from their parts."""
     hooks: dict[str, Callable[..., Any]] = {}
-    if callable(getattr(agent, "values", None)) and getattr(agent, "critic", True):
+    if agent.critic and not agent.plans:
         hooks["values"] = agent.values
-    if callable(getattr(agent, "conformance_hooks", None)):
-        offered: Mapping[str, Callable[..., Any]] = agent.conformance_hooks()
+    offered = agent.conformance_hooks()
+    if offered:
         return hooks | dict(offered)
-    # An agent of this kind has imported the module; for any other one torch need not be there.
-    module = sys.modules.get("textgym_agents.lm.on_policy")
-    if module is not None and isinstance(agent, module.OnPolicyAgent):
+    if isinstance(agent, OnPolicyAgent):
         hooks["batch"] = lambda env: training_batch(agent, env)
         hooks |= policy_gradient_hooks(agent)
     return hooks
 
 
-def hook(agent: Any, name: str) -> Callable[..., Any]:
+def hook(agent: Agent, name: str) -> Callable[..., Any]:
     """One hook of an agent. Raises: NotAsked if it does not offer it."""
     offered = hooks_of(agent)
     if name not in offered:

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from textgym import TokenVectorEnv, make_task
 from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
-from textgym_agents.protocol import Agent, Metrics, Observation
+from textgym_agents.protocol import Agent, Metrics, Observation, as_agent
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config
 
 Status = Literal["holds", "FAILS", "not asked"]
@@ -191,15 +191,13 @@ def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
     if not isinstance(agent, type):
         if settings:
             raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")
-        made: Factory = agent
-        return made
+        return lambda env: as_agent(agent(env))
     config = make_config(agent, dict(settings))
     taken = inspect.signature(agent).parameters
 
     def make(env: Any) -> Agent:
         parts = {"env": env, "task": env.unwrapped.task, "config": config}
-        result: Agent = agent(**{name: part for name, part in parts.items() if name in taken})
-        return result
+        return as_agent(agent(**{name: part for name, part in parts.items() if name in taken}))
 
     return make
 

@@ -18,6 +18,7 @@ import numpy as np
 from textgym.episodes import action_space, observation_space
 from textgym.files import plain, replace_folder
 from textgym_agents.datasets.playing import RecordedEpisode, play_episodes
+from textgym_agents.protocol import as_agent
 
 FORMAT = 1
 _WRITTEN_AT_ONCE = 256
@@ -102,7 +103,7 @@ def vocabulary_digest(vocabulary: Any) -> str:
 
 
 def _metadata(agent: Any, task: Any, identifier: str, settings: dict[str, Any]) -> dict[str, Any]:
-    name = getattr(agent, "name", type(agent).__name__)
+    name = as_agent(agent).name or type(agent).__name__
     return {
         "dataset_id": identifier,
         "minari_version": importlib.metadata.version("minari"),

@@ -31,7 +31,8 @@ from textgym_agents.exact.objective import (
     edge_weights,
     readable,
 )
-from textgym_agents.lm.targets import centred, gae, leave_one_out, standardised
+from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
+from textgym_agents.lm.maths import gae
 
 _ZERO = 1e-12  # what is smaller, relative to the other, is rounding
 

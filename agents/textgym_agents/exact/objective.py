@@ -135,9 +135,8 @@ def policy_gradient(
 
 
 def readable(reference: Any) -> Any:
-    """A reference with `log_probs`: a torch policy without them is wrapped, everything else stays as it is."""
-    bare = hasattr(reference, "states") and not hasattr(reference, "log_probs")
-    return EnumeratedPolicy(reference) if bare else reference
+    """Return a reference that is no torch policy: such a policy is wrapped, everything else stays as it is."""
+    return EnumeratedPolicy(reference) if hasattr(reference, "states") else reference
 
 
 def edge_weights(values: PolicyValues) -> list[Floats]:

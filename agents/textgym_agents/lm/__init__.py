@@ -1,1 +1,1 @@
-"""What agents on a causal LM share: policy, rollout, credit, losses, critic."""
+"""The parts that agents on a causal LM share: policy, rollout, formulas, metrics, critic, texts."""

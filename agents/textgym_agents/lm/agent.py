@@ -1,125 +1,64 @@
-"""What every agent on a causal LM has: policy, frozen reference, optimiser, schedule, acting and storage."""
+"""The base of every agent on a causal LM: policy, frozen reference, optimiser, schedule, acting and storage."""
 
 from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from textgym.lm.causal import check_adapter, check_positions, choose_device
+from textgym.checks import Floats, Ints
+from textgym.lm.categorical import sample
 from textgym.lm.llama import recomputes
 from textgym.lm.reference import Reference
 from textgym.play import check_env
-from textgym.task import has_language_model
+from textgym.task import Task, has_language_model
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import read_checkpoint, write_checkpoint
-from textgym_agents.lm.policy import LMPolicy, draw
-from textgym_agents.lm.tiny import start_model
-from textgym_agents.protocol import Callback, Metrics, Observation
-
-_SMALLEST = 1e-8  # An adaptive beta that reached 0 could never rise again.
-
-
-@dataclass
-class KLController:
-    """beta, and how it follows the observed KL.
-
-    Args:
-        beta: > 0 with a target, >= 0 without; reward units per nat.
-        target: wanted KL in nats per sequence; None keeps beta fixed.
-        horizon: episodes over which a full error of 0.2 moves beta by 20%.
-    Raises: ValueError if a number is out of range.
-    Source: Ziegler et al. (2019), arXiv:1909.08593, section 2.2.
-    """
-
-    beta: float
-    target: float | None = None
-    horizon: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.target is not None and not (self.target > 0 and self.beta > 0):
-            raise ValueError(
-                f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive"
-            )
-        if self.beta < 0 or self.horizon <= 0:
-            raise ValueError(f"beta={self.beta!r}, horizon={self.horizon!r}: beta must be >= 0, horizon > 0")
-
-    def update(self, kl: float, episodes: int) -> None:
-        """Raises beta when `kl` (nats per sequence, batch mean) is above the target, lowers it when below."""
-        if self.target is None:
-            return
-        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.beta = max(self.beta * max(1.0 + error * episodes / self.horizon, 0.1), _SMALLEST)
-
+from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.tiny import start_policy
+from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 
 LEARNING_RATE = 5e-4
 TINY_LEARNING_RATE = 3e-3
 
 
-class _View:
-    """`Reference` over a frozen policy."""
-
-    def __init__(self, policy: LMPolicy) -> None:
-        self._policy = policy
-
-    def log_probs(self, observation: Observation) -> NDArray[np.float32]:
-        """See `Reference.log_probs`."""
-        result: NDArray[np.float32] = self._policy.advance(observation)[0].cpu().numpy()
-        return result
-
-
-class LMAgent(ABC):
+class LMAgent(Agent):
     """An LM policy with a value head and its frozen start; acts, scores and is saved. Algorithms say how it learns.
 
     Args:
-        task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
+        task: supplies vocabulary, reference, beta and gamma.
         config: the settings.
-        model: a causal LM to start from and to keep as reference; its frozen parameters stay as they are, and of a PEFT
-            model the adapter is trained. None loads `config.model` or the task's reference;
-            a tiny model stands in for a reference that is no LM.
+        model: a causal LM to start from and to keep as reference; frozen parameters stay so, and of a PEFT model the
+            adapter is trained. None: `config.model`, else the task's reference, for which a tiny LM may stand in.
     """
 
-    name: ClassVar[str]
+    config: LMConfig
     config_type: ClassVar[type[LMConfig]]
-    critic: bool = False
-    """Whether the value head learns V."""
+    critic = False
 
-    def __init__(self, task: Any, config: Any, model: Any = None) -> None:
+    def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task = task
-        start = model if model is not None else start_model(task, config.model, config.seed)
-        if recomputes(start):
-            config = replace(config, gradient_checkpointing=True)
-        self.config = config
-        check_adapter(start)
-        tokens = task.max_prompt_tokens + task.max_new_tokens
-        check_positions(start, tokens)
+        self.policy = start_policy(task, config, model)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
-        device = choose_device(config.device)
-        settings: dict[str, Any] = {
-            "allowed": task.vocabulary.allowed,
-            "temperature": config.temperature,
-            "device": device,
-            "bf16": config.precision == "bfloat16",
-            "recompute": config.gradient_checkpointing,
-            "tokens": tokens,
-        }
-        self.policy = LMPolicy(copy.deepcopy(start), **settings)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )
         beta = task.beta if config.beta is None else config.beta
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
         self.has_own_reference = model is not None or config.model is not None or config.temperature != 1.0
-        self.iteration = 0
+        self.iteration: int = 0
         self.episodes = 0
         self.budget = 0
         self.value_scale: float | None = None
@@ -128,16 +67,20 @@ class LMAgent(ABC):
 
     # Learning
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Learns from at least `episodes` more episodes, one in each sub-environment per iteration.
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
+        """Learn from at least `episodes` more episodes, one in each sub-environment per iteration.
 
         Args:
-            env: vector environment in DISABLED mode on the agent's task.
+            env: vector environment in DISABLED mode on the agent's task; may be wrapped.
             episodes: the budget; the learning-rate schedule spans the first budget given.
             callback: sees every iteration's metrics; returning True stops.
-        Raises: ValueError if `env` resets by itself or `episodes` < 1.
+        Raises: ValueError if `env` resets by itself, groups do not fit into it, or `episodes` < 1.
         """
         check_env(env)
+        if env.num_envs % self.group:
+            raise ValueError(
+                f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}"
+            )
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes
@@ -152,8 +95,8 @@ class LMAgent(ABC):
                 return
 
     @abstractmethod
-    def _iterate(self, env: Any) -> Metrics:
-        """Learns from one episode in each sub-environment. Returns: what it found, by name; `learn` counts."""
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
+        """Learn from one episode in each sub-environment. Returns: what it found, by name; `learn` counts."""
 
     def _set_learning_rate(self) -> float:
         config = self.config
@@ -169,8 +112,19 @@ class LMAgent(ABC):
             group["lr"] = self.learning_rate * factor
         return self.learning_rate * factor
 
+    def _centre_values(self, returns: Floats) -> tuple[float, float]:
+        """Return scale and offset of V = offset + scale * head: spread and mean of the first batch's returns (B,).
+
+        They are kept from then on, so that learning does not depend on the reward's zero and unit.
+        """
+        if self.value_scale is None:
+            mean, spread = float(returns.mean()), float(returns.std())
+            self.value_offset = mean
+            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
+        return self.value_scale, self.value_offset
+
     def _finish_step(self) -> float:
-        """Applies the gradient, scaled down to `max_grad_norm`; returns its norm before.
+        """Apply the gradient, scaled down to `max_grad_norm`; return its norm before.
 
         Raises: FloatingPointError if it is not finite.
         """
@@ -189,38 +143,39 @@ class LMAgent(ABC):
 
     # Acting
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_probs, _ = self.policy.advance(observation)
-        return draw(self.policy, log_probs, self._acting, deterministic)
+        if deterministic:
+            tokens = log_probs.argmax(-1)
+        else:
+            uniforms = self._acting.random(len(log_probs), dtype=np.float32)
+            tokens = sample(log_probs, torch.tensor(uniforms, device=self.policy.device))
+        return np.asarray(tokens.cpu().numpy())
 
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `Agent.log_probs`."""
-        result: NDArray[np.float32] = self.policy.advance(observation)[0].cpu().numpy()
-        return result
+        return self.policy.log_probs(observation)
 
-    def values(self, observation: Observation) -> NDArray[np.float64]:
-        """V(s) of a batch of observations (B,), reward units at time 0; `textgym_agents.lm.critic` says what it counts.
-
-        Raises: ValueError for an agent without a critic.
-        """
+    def values(self, observation: Observation) -> Floats:
+        """See `Agent.values`; `textgym_agents.lm.critic` says what it counts."""
         if not self.critic:
-            raise ValueError(f"values: agent {self.name!r} has no critic; allowed are such as lm-ppo and a2c")
+            return super().values(observation)
         values = self.policy.advance(observation)[1].cpu().double().numpy()
         return np.asarray(self.value_offset + values * (self.value_scale or 1.0))
 
     def own_reference(self) -> Reference | None:
-        """pi_ref where it is another than the task's (a model or temperature of the agent's own), else None."""
-        return _View(self.reference) if self.has_own_reference else None
+        """See `Agent.own_reference`: of an agent with a model or temperature of its own."""
+        return self.reference if self.has_own_reference else None
 
     # Storage
 
-    def memory(self) -> dict[str, torch.Tensor]:
-        """What else than parameters and counters learning goes on from, such as a replay."""
+    def memory(self) -> dict[str, Tensor]:
+        """Return what else than parameters and counters learning goes on from, such as a replay."""
         return {}
 
-    def restore_memory(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes back what `memory` gave. Raises: KeyError for what this agent has no place for."""
+    def restore_memory(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `memory` gave. Raises: KeyError for what this agent has no place for."""
         if tensors:
             raise KeyError(next(iter(tensors)))
 
@@ -229,7 +184,7 @@ class LMAgent(ABC):
         write_checkpoint(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
         agent: Self = read_checkpoint(cls, Path(path), env.unwrapped.task)
         return agent

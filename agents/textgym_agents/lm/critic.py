@@ -1,27 +1,24 @@
-"""The value function of an agent, asked apart from the cache by which the agent acts."""
+"""The value function of an agent, computed apart from the cache by which the agent acts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.checks import Bools, Floats
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Agent, Observation, as_agent
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Critic = Callable[[Observation, Bools | None], Floats]
 """From B states, and the tokens (B, V) that a grammar allows in them, to V (B,)."""
 
 
-def uncharged(agent: Any) -> float:
-    """Beta of the KL of a state itself, where an agent's `values` leave that out; reward units per nat.
+def uncharged(agent: object) -> float:
+    """Return beta of the KL of a state itself where an agent's `values` leave that out, reward units per nat; else 0.
 
     Where the KL of a state is differentiated in the loss (`kl` "exact" and "k2"), the value head is taught what comes
     after it. 0 for all others, alphazero among them: its outcomes are charged every log-ratio.
@@ -31,28 +28,21 @@ def uncharged(agent: Any) -> float:
     return float(agent.controller.beta)
 
 
-def critic_of(agent: Any) -> Critic:
-    """V(s) of J of an agent's policy (B,), reward units at time 0.
+def critic_of(agent: Agent) -> Critic:
+    """Return V(s) of J of an agent's policy (B,), reward units at time 0.
 
     What `uncharged` says that the value head leaves out is charged here. With `kl` "k3" no KL was charged at all, and V
     is of the return.
 
     Raises: ValueError for an agent without a critic.
     """
-    if not isinstance(agent, LMAgent):
-        if not callable(getattr(agent, "values", None)) or not callable(getattr(agent, "log_probs", None)):
-            raise ValueError(
-                f"guide: {type(agent).__name__} has no values; allowed is an agent with log_probs and values"
-            )
-        return _given(agent)
-    if not agent.critic:
+    if not as_agent(agent).critic or not callable(getattr(agent, "log_probs", None)):
         raise ValueError(
-            f"guide: agent {agent.name!r} has no trained critic; allowed are such as lm-ppo and a2c"
+            f"guide: agent {(agent.name or type(agent).__name__)!r} has no trained critic; "
+            "allowed are agents with log_probs and values, such as lm-ppo and a2c"
         )
-    return _of_lm_agent(agent)
-
-
-def _given(agent: Any) -> Critic:
+    if isinstance(agent, LMAgent):
+        return _of_lm_agent(agent)
     return lambda observation, masks: np.asarray(agent.values(observation), dtype=np.float64)
 
 
@@ -74,7 +64,7 @@ def _of_lm_agent(agent: LMAgent) -> Critic:
 
 @torch.inference_mode()
 def _values(agent: LMAgent, observation: Observation, masks: Bools | None) -> Floats:
-    """V (B,) in states that are all of one token, or all of more."""
+    """Return V (B,) in states that are all of one token, or all of more."""
     ask = _question(observation, masks, agent.policy.device)
     logits, head = ask(agent.policy)
     found = agent.value_offset + (agent.value_scale or 1.0) * head.double()
@@ -88,19 +78,40 @@ def _values(agent: LMAgent, observation: Observation, masks: Bools | None) -> Fl
 def _question(
     observation: Observation, masks: Bools | None, device: torch.device
 ) -> Callable[[LMPolicy], tuple[Tensor, Tensor]]:
-    """From a policy to its logits (B, V) and values (B,) in B states: all of one token, or all of more."""
+    """Return a function from a policy to logits (B, V) and values (B,) in B states, all of one token or all of more."""
     legal = None if masks is None else torch.tensor(masks, device=device)
     if observation["attention_mask"][0].sum() > 1:
         move = _from_parents(observation, device)
-        return lambda policy: policy.branch(*move, legal)
+        return lambda policy: branch(policy, *move, legal)
     # A single token has nothing before it.
     ids = torch.tensor(observation["input_ids"][:, :1], device=device)
     rows = torch.arange(len(ids), device=device)
     return lambda policy: policy.states(ids, rows, torch.zeros_like(rows), legal)
 
 
+@torch.inference_mode()
+def branch(
+    policy: LMPolicy, observation: Observation, rows: Tensor, tokens: Tensor, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what `policy.states` gives in the states that M single tokens lead to, logits (M, V) and values (M,).
+
+    Each state is read once, whatever number of tokens is tried in it; the cache by which the policy acts is left
+    alone.
+
+    Args:
+        observation: of B states. rows: (M,) int64, which state. tokens: (M,) int64, what is appended to it.
+        masks: (M, V) bool, the tokens that the task's grammar allows afterwards; None: all.
+    """
+    lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+    ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=policy.device)
+    with policy.precision():
+        cache = policy.backbone.open(ids, torch.tensor(lengths, device=policy.device), 1)[0]
+        logits, hidden = policy.backbone.extend(policy.backbone.select(cache, rows), tokens)
+    return policy.heads(logits, hidden, masks)
+
+
 def _from_parents(observation: Observation, device: torch.device) -> tuple[Observation, Tensor, Tensor]:
-    """States as single tokens after what came before them, which siblings share: parents, their rows, tokens."""
+    """Return states as single tokens after what came before them, which siblings share: parents, their rows, tokens."""
     ids, rows = observation["input_ids"], np.arange(len(observation["input_ids"]))
     last = np.count_nonzero(observation["attention_mask"], axis=1) - 1
     mask = (np.arange(ids.shape[1]) < last[:, None]).astype(np.int8)

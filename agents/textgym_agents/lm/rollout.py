@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.checks import Bools, Ints
+from textgym.lm.categorical import sample
 from textgym.play import PlayedBatch, Turn, play_batch, reset_groups
 from textgym.vector import TokenVectorEnv
-from textgym_agents.lm.policy import LMPolicy, sample
+from textgym_agents.lm.policy import LMPolicy
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Rollout:
     stopped: NDArray[np.bool_]
     masks: Tensor | None = None
     bootstrap_kl: NDArray[np.float64] | None = None
+
+    @property
+    def first_states(self) -> NDArray[np.int64]:
+        """The place of every row's first state among the N, (B,)."""
+        return np.asarray(np.cumsum(self.lengths) - self.lengths)
 
 
 @torch.no_grad()
@@ -187,25 +193,21 @@ def micro_batches(
     rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True
 ) -> list[MicroBatch]:
     """Cut rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
-    ends = np.cumsum(rollout.lengths)
-    starts = ends - rollout.lengths
+    starts = rollout.first_states
     if by_length:
         rows = np.sort(rows)
-        rows = rows[np.argsort(rollout.columns[ends[rows] - 1], kind="stable")]
-    device = rollout.input_ids.device
+        rows = rows[np.argsort(rollout.columns[starts[rows] + rollout.lengths[rows] - 1], kind="stable")]
     result = []
     for first in range(0, len(rows), size):
         chosen = rows[first : first + size]
-        lengths = rollout.lengths[chosen]
-        local = np.repeat(np.arange(len(chosen)), lengths)
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        states = np.repeat(starts[chosen], lengths) + within
+        local = np.repeat(np.arange(len(chosen)), rollout.lengths[chosen])  # (n,)
+        states = np.concatenate([starts[row] + np.arange(rollout.lengths[row]) for row in chosen])  # (n,)
         columns = rollout.columns[states]
-        width = int(columns.max()) + 1
         everything = len(states) == len(rollout.rows) and bool((np.diff(states) == 1).all())
+        device = rollout.input_ids.device
         result.append(
             MicroBatch(
-                rollout.input_ids[torch.tensor(chosen, device=device), :width],
+                rollout.input_ids[torch.tensor(chosen, device=device), : int(columns.max()) + 1],
                 torch.tensor(local, device=device),
                 torch.tensor(columns, device=device),
                 slice(None) if everything else torch.tensor(states, device=device),

@@ -1,22 +1,21 @@
-"""Prompts with completions as padded token ids: what offline agents learn from, and what a policy says of it."""
+"""Prompts with completions as padded token ids, which offline agents learn from, and their log-probabilities."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.checks import Ints
 from textgym.lm.scoring import encode_pair, end_id
 from textgym.preferences import Demonstration
+from textgym.task import Task
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.rollout import Rollout
-from textgym_agents.lm.targets import first_states
 
 
 @dataclass(frozen=True)
@@ -29,24 +28,24 @@ class Sequences:
         lengths: (B,) int64, tokens of the completion, the end included where it has one; at least 1.
     """
 
-    input_ids: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    input_ids: Ints
+    starts: Ints
+    lengths: Ints
 
-    def rows(self, chosen: NDArray[np.integer[Any]]) -> Sequences:
-        """Some of them."""
+    def rows(self, chosen: Ints) -> Sequences:
+        """Return some of them."""
         return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen])
 
     def digest(self) -> bytes:
-        """32 bytes that tell it from all others."""
+        """Return 32 bytes that tell it from all others."""
         found = hashlib.sha256()
         for array in (np.array(self.input_ids.shape), self.input_ids, self.starts, self.lengths):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.digest()
 
 
-def encode_texts(task: Any, texts: Sequence[Demonstration]) -> tuple[Sequences, int]:
-    """Texts as the episodes of a task that would have written them.
+def encode_texts(task: Task, texts: Sequence[Demonstration]) -> tuple[Sequences, int]:
+    """Return texts as the episodes of a task that would have written them.
 
     A completion keeps its first `task.max_new_tokens` tokens; behind the last one that fits there is no end, since
     the task ends the episode by itself. Of several stop tokens the first is the end: a text cannot say which it was.
@@ -72,8 +71,8 @@ def encode_texts(task: Any, texts: Sequence[Demonstration]) -> tuple[Sequences, 
     return Sequences(ids, starts, np.array([len(tail) for _, tail in rows], dtype=np.int64)), cut
 
 
-def _encode(task: Any, text: Demonstration) -> tuple[list[int], list[int], bool]:
-    """Tokens of the prompt and of the completion, and whether nothing was cut."""
+def _encode(task: Task, text: Demonstration) -> tuple[list[int], list[int], bool]:
+    """Return tokens of the prompt and of the completion, and whether nothing was cut."""
     vocabulary = task.vocabulary
     both = encode_pair(vocabulary, text.prompt, text.completion, text.ended, end_id(vocabulary))
     head = encode_pair(vocabulary, text.prompt, "", False, None, task.max_prompt_tokens)
@@ -88,13 +87,13 @@ def _encode(task: Any, text: Demonstration) -> tuple[list[int], list[int], bool]
 
 
 def of_rollout(rollout: Rollout) -> Sequences:
-    """The episodes of a rollout."""
-    starts = rollout.columns[first_states(rollout)] + 1
+    """Return the episodes of a rollout."""
+    starts = rollout.columns[rollout.first_states] + 1
     return Sequences(rollout.input_ids.cpu().numpy(), starts, rollout.lengths)
 
 
 def token_log_probs(policy: LMPolicy, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """Log pi of every token of every completion (N,), nats, differentiable; and the row that each is in (N,)."""
+    """Return log pi of every token of every completion (N,), nats, differentiable; and the row that each is in (N,)."""
     lengths = sequences.lengths
     rows = np.repeat(np.arange(len(lengths)), lengths)
     steps = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -108,6 +107,6 @@ def token_log_probs(policy: LMPolicy, sequences: Sequences) -> tuple[Tensor, Ten
 
 
 def sequence_log_probs(policy: LMPolicy, sequences: Sequences) -> Tensor:
-    """Log pi of every completion (B,), nats: the sum over its tokens, of the end as well where it has one."""
+    """Return log pi of every completion (B,), nats: the sum over its tokens, of the end as well where it has one."""
     logs, rows = token_log_probs(policy, sequences)
     return torch.zeros(len(sequences.lengths), device=logs.device).index_add(0, rows, logs)

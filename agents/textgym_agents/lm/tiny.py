@@ -1,20 +1,28 @@
-"""A tiny causal LM for a task whose reference is none: random weights, but the reference's probabilities."""
+"""The model that an agent starts from: for a task whose reference is no LM, a tiny one with its probabilities."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from textgym.lm.causal import load_causal_lm, logit_bias
+from textgym.checks import Bools, Ints
+from textgym.lm.causal import check_adapter, check_positions, choose_device, load_causal_lm, logit_bias
+from textgym.lm.llama import recomputes
 from textgym.lm.reference import NGramReference, Reference, UniformReference
-from textgym.task import has_language_model, make_reference, reference_model
+from textgym.task import Task, has_language_model, make_reference, reference_model
+from textgym_agents.config import LMConfig
+from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.protocol import Observation
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 HIDDEN = 32
 LAYERS = 2
@@ -28,22 +36,44 @@ _CHECK_EVERY = 50
 _RATE = 1e-2
 
 
-def start_model(task: Any, name: str | None = None, seed: int = 0) -> Any:
-    """The causal LM that an agent starts from: `name`, else the task's reference, else a tiny one equal to it.
+def start_policy(task: Task, config: LMConfig, model: nn.Module | None = None) -> LMPolicy:
+    """Return the untrained policy of an agent.
 
     Args:
-        task: what `env.unwrapped.task` holds.
+        model: a causal LM, of which a copy is taken; None: see `start_model`.
+    Raises: ValueError if the model does not serve, or cannot read the longest state of the task.
+    """
+    start = start_model(task, config.model, config.seed) if model is None else model
+    check_adapter(start)
+    tokens = task.max_prompt_tokens + task.max_new_tokens
+    check_positions(start, tokens)
+    return LMPolicy(
+        copy.deepcopy(start),
+        allowed=task.vocabulary.allowed,
+        temperature=config.temperature,
+        device=choose_device(config.device),
+        bf16=config.precision == "bfloat16",
+        recompute=config.gradient_checkpointing or recomputes(start),
+        tokens=tokens,
+    )
+
+
+def start_model(task: Task, name: str | None = None, seed: int = 0) -> nn.Module:
+    """Return the causal LM that an agent starts from: `name`, else the task's reference, else a tiny one equal to it.
+
+    Args:
         name: folder or hub id; None asks the task.
         seed: of the tiny model's weights.
     Raises: ValueError if no such model can be loaded, or a tiny one cannot equal the reference.
     """
     if name is not None or has_language_model(task):
-        return load_causal_lm(name or reference_model(task))
+        loaded: nn.Module = load_causal_lm(name or reference_model(task))
+        return loaded
     return tiny_model(task, seed)
 
 
-def tiny_model(task: Any, seed: int = 0) -> Any:
-    """A Llama with the task's V and some twenty thousand parameters that starts as the task's reference.
+def tiny_model(task: Task, seed: int = 0) -> LlamaForCausalLM:
+    """Return a Llama with the task's V and some twenty thousand parameters that starts as the task's reference.
 
     For the uniform reference the output layer is zero. For a table of pairs (n up to 2) the layers add nothing and the
     output layer is solved for. Both are exact to float32; any other reference is distilled to `TOLERANCE`.
@@ -71,8 +101,8 @@ def tiny_model(task: Any, seed: int = 0) -> Any:
     return model
 
 
-def _random_llama(size: int, hidden: int, positions: int, generator: torch.Generator) -> Any:
-    """A Llama whose weights come from `generator` alone, in evaluation mode."""
+def _random_llama(size: int, hidden: int, positions: int, generator: torch.Generator) -> LlamaForCausalLM:
+    """Return a Llama whose weights come from `generator` alone, in evaluation mode."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
@@ -99,12 +129,13 @@ def _random_llama(size: int, hidden: int, positions: int, generator: torch.Gener
             # Every layer passes on as much variance as it gets.
             deviation = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()
-def _solve_pairs(model: Any, reference: Reference, allowed: NDArray[np.bool_]) -> None:
-    """Makes the logits after a token a function of that token alone, and equal to the table's log-probabilities."""
+def _solve_pairs(model: LlamaForCausalLM, reference: Reference, allowed: Bools) -> None:
+    """Make the logits after a token a function of that token alone, and equal to the table's log-probabilities."""
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -118,8 +149,8 @@ def _solve_pairs(model: Any, reference: Reference, allowed: NDArray[np.bool_]) -
     model.lm_head.weight.copy_(torch.linalg.lstsq(hidden, table).solution.t())
 
 
-def _distil(model: Any, reference: Reference, task: Any, seed: int) -> None:
-    """Adam on KL(reference || model) over random texts of the task, until it is half the tolerance."""
+def _distil(model: LlamaForCausalLM, reference: Reference, task: Task, seed: int) -> None:
+    """Minimise KL(reference || model) over random texts of the task by Adam, until it is half the tolerance."""
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE)
     recent: list[float] = []
     for step, (ids, states) in enumerate(_texts(task, seed), 1):
@@ -135,7 +166,7 @@ def _distil(model: Any, reference: Reference, task: Any, seed: int) -> None:
 
 
 @torch.no_grad()
-def _check(model: Any, reference: Reference, task: Any, seed: int) -> None:
+def _check(model: LlamaForCausalLM, reference: Reference, task: Task, seed: int) -> None:
     divergence = float(_divergence(model, reference, task, *next(_texts(task, seed + 1))))
     if not divergence < TOLERANCE:
         raise ValueError(
@@ -144,10 +175,10 @@ def _check(model: Any, reference: Reference, task: Any, seed: int) -> None:
         )
 
 
-def _texts(task: Any, seed: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Random texts of the task: a training prompt, then allowed tokens to the end of the budget.
+def _texts(task: Task, seed: int) -> Iterator[tuple[Ints, Bools]]:
+    """Yield random texts of the task: a training prompt, then allowed tokens to the end of the budget.
 
-    Returns: batches of ids (B, L) and of bool (B, L), True at the last tokens of the states in which a policy acts.
+    They come as batches of ids (B, L) and of bool (B, L), True at the last tokens of the states in which a policy acts.
     """
     generator = np.random.default_rng([seed, 5])
     prompts, weights = task.encoded("train"), task.prompt_set("train").weights
@@ -163,9 +194,9 @@ def _texts(task: Any, seed: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np
 
 
 def _divergence(
-    model: Any, reference: Reference, task: Any, ids: NDArray[np.int64], states: NDArray[np.bool_]
+    model: LlamaForCausalLM, reference: Reference, task: Task, ids: Ints, states: Bools
 ) -> Tensor:
-    """Mean KL(reference || model) over the states of these texts, nats; differentiable."""
+    """Return the mean KL(reference || model) over the states of these texts, nats; differentiable."""
     allowed = task.vocabulary.allowed
     rows, last = np.nonzero(states)
     mask = (np.arange(ids.shape[1]) <= last[:, None]).astype(np.int8)
@@ -175,8 +206,8 @@ def _divergence(
     return torch.where(torch.tensor(allowed), target.exp() * (target - own), 0.0).sum(-1).mean()
 
 
-def _finite(log_probs: NDArray[np.floating[Any]], allowed: NDArray[np.bool_]) -> Tensor:
-    """Log-probabilities (B, V) float64 with 0 at tokens that are not allowed; -inf elsewhere is refused."""
+def _finite(log_probs: NDArray[np.floating], allowed: Bools) -> Tensor:
+    """Return log-probabilities (B, V) float64 with 0 at tokens that are not allowed; -inf elsewhere is refused."""
     usable = np.where(allowed, log_probs, 0.0).astype(np.float64)
     if not np.isfinite(usable).all():
         raise ValueError(

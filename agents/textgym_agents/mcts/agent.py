@@ -19,7 +19,7 @@ from textgym.rewards import TextGymWarning
 from textgym.task import Task
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
-from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.saving import count, head_of, read_saved
 from textgym_agents.tabular.policies import draw
 
@@ -77,7 +77,7 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
     return agent
 
 
-class MCTS:
+class MCTS(Agent):
     """Monte-Carlo tree search with PUCT over the true model.
 
     In a state that it has not been asked about it runs `simulations` simulations and keeps what they found, by tokens:
@@ -99,12 +99,11 @@ class MCTS:
         Monte-Carlo Planning", here relative to the reference.
     """
 
-    name: ClassVar[str] = "mcts"
+    name = "mcts"
+    config: MCTSConfig
+    iteration: int
     config_type: ClassVar[type[MCTSConfig]] = MCTSConfig
-    plans: ClassVar[bool] = True
-    """It searches before it has learned anything: untrained, it is not the reference."""
-    critic: ClassVar[bool] = False
-    """Its values come from looking ahead: they are not learned."""
+    plans = True
 
     def __init__(self, task: Task, config: MCTSConfig | None = None, guide: Any = None) -> None:
         self.task, self.config = task, config or self.config_type()

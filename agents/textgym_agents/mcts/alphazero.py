@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class AlphaZero(LMAgent):
     Source: Silver et al. (2017), arXiv:1712.01815.
     """
 
-    name: ClassVar[str] = "alphazero"
+    name = "alphazero"
     config_type = AlphaZeroConfig
     config: AlphaZeroConfig
     critic = True
@@ -213,7 +213,7 @@ class AlphaZero(LMAgent):
         # The network has changed since the last iteration, and with it what a tree would hold.
         planner = self._planner()
         games = play_games(env, self._seed(0), planner, charged, np.random.default_rng([self._seed(1)]))
-        self._centre_values(games)
+        self._centre_values(games.outcomes)
         metrics = self._update(games)
         self.policy.forget()
         score, kl = float(games.returns.mean()), float(games.log_ratios.mean())
@@ -243,13 +243,6 @@ class AlphaZero(LMAgent):
             seed=self._seed(2),
         )
         return Planner(self.task, settings, self.controller.beta, guide=self, reference=self._reference)
-
-    def _centre_values(self, games: Games) -> None:
-        """Set V = offset + scale * head by the mean and spread of the first batch's outcomes, then kept."""
-        if self.value_scale is None:
-            mean, spread = float(games.outcomes.mean()), float(games.outcomes.std())
-            self.value_offset = mean
-            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
 
     def _update(self, games: Games) -> Metrics:
         config, generator = self.config, np.random.default_rng([self._seed(3)])

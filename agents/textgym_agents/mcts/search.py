@@ -15,7 +15,7 @@ from textgym.solver import Solution, solve
 from textgym.task import make_reference
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Observation, as_agent
 from textgym_agents.tabular.policies import hard_values, soft_values
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Evaluator:
         self._task, self._config, self._guide, self._given = task, config, guide, reference
         self._beta = beta if config.backup == "soft" else 0.0
         for asked, method in ((config.prior == "guide", "log_probs"), (config.leaf == "values", "values")):
-            if asked and not callable(getattr(guide, method, None)):
+            if asked and not _has(guide, method):
                 what = "there is none" if guide is None else f"{type(guide).__name__} has no {method}"
                 raise ValueError(f"guide: {what}; allowed is an agent with {method}(observation)")
         if guide is not None and config.prior != "guide" and config.leaf != "values":
@@ -109,6 +109,11 @@ class Evaluator:
         if split not in self._solutions:
             self._solutions[split] = solve(self._task, self._reference, beta=self._beta, split=split)
         return self._solutions[split]
+
+
+def _has(guide: object, method: str) -> bool:
+    """Return whether a guide can be asked for `log_probs`, or for `values`."""
+    return callable(getattr(guide, method, None)) and (method != "values" or as_agent(guide).critic)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from textgym.lm.causal import choose_device
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers.actions import Numbered, Table
-from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.features import TokenFeatures
 from textgym_agents.sb3.interface import Interface
@@ -42,7 +42,7 @@ def own_generators(seed: int) -> Iterator[None]:
             np.random.set_state(array)  # noqa: NPY002
 
 
-class SB3Agent(ABC):
+class SB3Agent(Agent):
     """A model of Stable-Baselines3 or sb3-contrib as an agent. Subclasses say which one, and how it chooses.
 
     Every iteration starts all rows afresh from a seed of its own, so that a training that was saved and loaded goes on
@@ -54,7 +54,8 @@ class SB3Agent(ABC):
         rows: sub-environments that the model is built for; `learn` rebuilds it for another number.
     """
 
-    name: ClassVar[str]
+    config: Any
+    iteration: int
     config_type: ClassVar[type[SB3Config]]
     model_type: ClassVar[Any] = None
     """The library's class, whose own .zip files can be read; None where actions are points: a file does not tell which

@@ -91,7 +91,6 @@ class _OffPolicy(SB3Agent):
 
     scores = "rollout/scores"  # those of the exploring policy, which is not the one that acts
     greedy = True
-    """Whether `act` puts all probability on one token."""
 
     def _shared(self, env: Any, common: dict[str, Any]) -> dict[str, Any]:
         config, task = self.config, self.task

@@ -56,8 +56,7 @@ def rank_prior(task: Task, table: TopKTokens) -> Floats:
 class _OnPolicy(SB3Agent):
     """An actor-critic whose policy is a distribution over numbered actions."""
 
-    objective_tokens: int = 1
-    """Tokens of a task up to which it optimises J: its entropy bonus leaves out the entropy of later states."""
+    objective_tokens = 1  # the entropy bonus leaves out the entropy of later states
 
     def _rollout_steps(self) -> int:
         horizon = super()._rollout_steps()

@@ -14,11 +14,11 @@ from textgym.episodes import observation_space
 from textgym.lm.reference import Observation as Observations
 from textgym.wrappers.actions import AllowedTokens, Table
 from textgym.wrappers.base import Masks
-from textgym_agents.protocol import Callback, Observation
+from textgym_agents.protocol import Agent, Callback, Observation
 from textgym_agents.sb3.agent import SB3Agent
 
 
-class ZipAgent:
+class ZipAgent(Agent):
     """Acts as a model read from a .zip does. It cannot go on learning, nor be saved: its settings are not ours.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,7 +16,7 @@ from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
-from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
     Grammar,
@@ -61,7 +61,7 @@ class Decision:
     surprise: Floats
 
 
-class TabularAgent(ABC):
+class TabularAgent(Agent):
     """Action values for every state that was met, learned from whole episodes; algorithms say what follows a token.
 
     Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
@@ -76,7 +76,8 @@ class TabularAgent(ABC):
         episodes: Lin (1992), Machine Learning 8.
     """
 
-    name: ClassVar[str]
+    config: TabularConfig
+    iteration: int
     config_type: ClassVar[type[TabularConfig]] = TabularConfig
 
     def __init__(self, task: Task, config: TabularConfig | None = None) -> None:

@@ -126,8 +126,7 @@ class Training:
             else make_agent(settings.agent, self._env, config)
         )
         self.reference = reference_of(self._agent, self.task)
-        own = getattr(self._agent, "own_reference", lambda: None)
-        self.has_own_reference = own() is not None
+        self.has_own_reference = self._agent.own_reference() is not None
         self._optimum: Optimum | None = None
         self._unsettled = False
         self._meter = LearningMeter(self._env)
@@ -195,7 +194,7 @@ class Training:
         watcher.stage("learning")
         if self._episodes < settings.episodes:
             self._learn(folder, watcher)
-        if self._last is None and not getattr(self._agent, "learns", True):
+        if self._last is None and not self._agent.learns:
             self._last = self._first  # what cannot learn is the same after it as before
         if self._last is None:
             self._last = self._evaluate_last(folder, watcher)
@@ -330,8 +329,8 @@ class Training:
     def _checkpoint_iteration(self) -> int:
         assert self._folder is not None
         # A crash may fall between writing the agent and the mark; an agent that counts for itself knows better.
-        own = getattr(self._agent, "iteration", None)
-        return int(own) if isinstance(own, int) else self._folder.marked()
+        own = self._agent.iteration
+        return self._folder.marked() if own is None else own
 
     def _catch_up(self, folder: RunFolder) -> None:
         """Takes the counters from the logs, which end where the checkpoint was written."""

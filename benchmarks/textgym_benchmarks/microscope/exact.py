@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from textgym_agents.protocol import Agent, Observation
+from textgym_agents.protocol import Agent, Observation, as_agent
 
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference, restricted
@@ -67,14 +67,11 @@ class Critic:
 
 
 def critic_of(agent: object) -> Critic:
-    """Return the critic of an agent. A class of the user's that has `values` is taken to give V of J.
-
-    `critic` says of an agent of this package that its values are learned, `plans` that they come from search.
-    """
-    ask = getattr(agent, "values", None)
-    if not callable(ask) or not (getattr(agent, "critic", True) or getattr(agent, "plans", False)):
+    """Return the critic of an agent. A class of the user's that has `values` is taken to give V of J."""
+    agent = as_agent(agent)
+    if not agent.critic:
         return Critic(None)
-    config = getattr(agent, "config", None)
+    ask, config = agent.values, agent.config
     if getattr(config, "backup", "soft") != "soft":
         return Critic(ask, "return")
     by_kind: dict[object, Counts] = {"exact": "later", "k2": "later", "k3": "return"}

@@ -136,7 +136,7 @@ def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
 def goes_on(agent: str) -> bool:
     """Return whether a saved and loaded agent learns on bit for bit, as this package's do; others say `resumes`."""
     kind = agent_class(agent)
-    return kind.__module__.startswith("textgym_agents.") or bool(getattr(kind, "resumes", False))
+    return kind.__module__.startswith("textgym_agents.") or kind.resumes
 
 
 def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum:

@@ -145,7 +145,7 @@ def test_a_leaf_costs_one_forward_of_the_network(monkeypatch):
     task = small_task()
     agent = learned(task)
     planner, asked = agent._planner(), []
-    backbone = agent.policy._backbone
+    backbone = agent.policy.backbone
     for name in ("open", "extend", "states"):
         method = getattr(backbone, name)
         monkeypatch.setattr(backbone, name, lambda *given, do=method: asked.append(0) or do(*given))

@@ -6,7 +6,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm import tiny as tabula
+from textgym_agents.lm import tiny
 from textgym_agents.lm.tiny import TOLERANCE, start_model, tiny_model
 from textgym_agents.registry import load_agent, make_agent, make_env
 
@@ -102,7 +102,7 @@ def test_what_no_model_can_be_is_refused(monkeypatch):
     impossible[1] = [1.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="an allowed token probability 0"):
         tiny_model(word_task(NGramReference(impossible)))
-    monkeypatch.setattr(tabula, "_STEPS", 1)
+    monkeypatch.setattr(tiny, "_STEPS", 1)
     with pytest.raises(ValueError, match=r"reference='3-gram' .* nats per state away, allowed is 0.001"):
         tiny_model(word_task(NGramReference(table(4, 4, 4))))
     with pytest.raises(ValueError, match="reference='3-gram' of task 'Text' is no language model"):

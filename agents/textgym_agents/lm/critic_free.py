@@ -1,0 +1,85 @@
+"""Policy gradients without a critic: returns of actions, baselines of a group, and the loss of REINFORCE."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from textgym.checks import Floats, Ints
+from textgym_agents.config import KL
+from textgym_agents.lm.maths import Targets, charged_rewards, gae, on_device, standardise
+from textgym_agents.lm.rollout import Rollout
+
+_EPSILON = 1e-4
+
+
+def action_returns(rollout: Rollout, kl: Floats, kind: KL, beta: float, gamma: float) -> Floats:
+    """Return the return of every action (N,), reward units at time 0.
+
+    It is the sum of the action's own and all later rewards, less beta times the KL charged. A row's first entry is the
+    return of the whole sequence. Behind a truncation, where only a critic could tell, it counts nothing.
+
+    Args: see `textgym_agents.lm.maths.make_targets`.
+    """
+    rewards = charged_rewards(rollout, kl, kind, beta, gamma)
+    return gae(rewards, np.zeros_like(rewards), rollout.lengths, 1.0)[rollout.rows, rollout.steps]
+
+
+def critic_free_targets(
+    rollout: Rollout, kl: Floats, kind: KL, beta: float, advantages: Floats, whiten: bool
+) -> Targets:
+    """Return targets without a critic.
+
+    Args:
+        advantages: (N,) reward units.
+        whiten: divide them, and beta in the loss, by their standard deviation over the batch. Nothing is subtracted: a
+            baseline is the algorithm's own business.
+    """
+    scale = 1.0
+    if whiten:
+        advantages, scale = standardise(advantages, centre=False)
+    return Targets(
+        advantages=on_device(advantages, rollout),
+        returns=None,
+        old_values=None,
+        kl_weight=0.0 if kind == "k1" else beta / scale,
+        kl=kl,
+    )
+
+
+def leave_one_out(returns: Floats) -> Floats:
+    """Return each return less the mean of the others, (M, n).
+
+    Source: Ahmadian et al. (2024), arXiv:2402.14740 (RLOO).
+    """
+    count = returns.shape[1]
+    return np.asarray(centred(returns) * (count / (count - 1)))
+
+
+def centred(returns: Floats) -> Floats:
+    """Return each return less the mean of its group, itself included, (M, n).
+
+    Source: Liu et al. (2025), arXiv:2503.20783.
+    """
+    return np.asarray(returns - returns.mean(1, keepdims=True), dtype=np.float64)
+
+
+def standardised(returns: Floats) -> Floats:
+    """Return `centred` over the group's standard deviation + 1e-4, (M, n).
+
+    Source: Shao et al. (2024), arXiv:2402.03300 (GRPO).
+    """
+    return np.asarray(centred(returns) / (returns.std(1, ddof=1, keepdims=True) + _EPSILON))
+
+
+def sequence_weights(lengths: Ints) -> Floats:
+    """Return for every token (N,), row by row, one over the length of its sequence."""
+    return np.asarray(np.repeat(1.0 / lengths, lengths))
+
+
+def score_function_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """Return -log pi(a) A (n,), whose gradient is minus REINFORCE's under the policy that sampled.
+
+    Source: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning.
+    """
+    return -log_probs * advantages

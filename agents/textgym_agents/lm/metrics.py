@@ -1,0 +1,140 @@
+"""What an iteration measures, of its rollout and of its optimiser steps, and beta, which follows the KL measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textgym.checks import Floats
+from textgym_agents.lm.maths import scores
+from textgym_agents.lm.rollout import Rollout
+from textgym_agents.protocol import Metrics
+
+_SMALLEST = 1e-8  # An adaptive beta that reached 0 could never rise again.
+
+
+def rollout_metrics(rollout: Rollout, kl: Floats, beta: float, gamma: float) -> Metrics:
+    """Return batch means of a rollout. KL and entropy are per-sequence sums (nats), lengths in tokens.
+
+    Scores are returns, sums of gamma^t r_t: the mean of J is "objective/rlhf_reward".
+
+    Args:
+        kl: (N,) of each state, nats.
+    """
+    count = len(rollout.lengths)
+    mean_kl = float(kl.sum()) / count
+    returns = scores(rollout, gamma)
+    score = float(returns.mean())
+    return {
+        "objective/kl": mean_kl,
+        "objective/entropy": float(-rollout.log_probs.cpu().double().sum()) / count,
+        "objective/scores": score,
+        "objective/scores_std": float(returns.std()),
+        "objective/non_score_reward": -beta * mean_kl,
+        "objective/rlhf_reward": score - beta * mean_kl,
+        "objective/beta": beta,
+        "val/num_eos_tokens": float(rollout.stopped.sum()),
+        "completion_length": float(np.mean(rollout.lengths)),
+        "tokens": float(len(rollout.rows)),
+    }
+
+
+class UpdateMeter:
+    """Token-weighted means over the optimiser steps of one update."""
+
+    def __init__(self) -> None:
+        self._rows: list[Metrics] = []
+        self._sums: Tensor | None = None
+        self._count = 0
+        self.last_kl = 0.0
+        """Half the mean squared log-ratio of the last step's tokens, nats: how far the policy is from the sampler."""
+
+    def start(self, tokens: int) -> None:
+        """Begin an optimiser step over so many tokens."""
+        self._sums, self._count = None, tokens
+
+    def add(
+        self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float
+    ) -> None:
+        """Add one micro-batch; every tensor is (n,)."""
+        with torch.no_grad():
+            ratio = log_ratio.exp()
+            clipped = ((ratio - 1).abs() > clip).float()
+            parts = (
+                0.5 * log_ratio.square(),
+                clipped,
+                ratio,
+                ratio.square(),
+                policy_loss,
+                value_loss,
+                entropy,
+            )
+            sums = torch.stack([part.sum() for part in parts])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def finish(self, grad_norm: float) -> None:
+        """End an optimiser step."""
+        assert self._sums is not None
+        kl, clipped, ratio, square, policy, value, entropy = (self._sums / self._count).tolist()
+        self.last_kl = kl
+        self._rows.append(
+            {
+                "policy/approxkl_avg": kl,
+                "policy/clipfrac_avg": clipped,
+                "val/ratio": ratio,
+                "val/ratio_var": max(square - ratio * ratio, 0.0),
+                "loss/policy_avg": policy,
+                "loss/value_avg": value,
+                "policy/entropy_avg": entropy,
+                "policy/grad_norm": grad_norm,
+            }
+        )
+
+    def means(self) -> Metrics:
+        """Return means over the steps, and the first step's ratio and clip fraction, which must be 1 and 0.
+
+        Without any step there is nothing but their number, 0.
+        """
+        if not self._rows:
+            return {"updates": 0.0}
+        result = {key: math.fsum(row[key] for row in self._rows) / len(self._rows) for key in self._rows[0]}
+        result["val/first_ratio"] = self._rows[0]["val/ratio"]
+        result["val/first_clipfrac"] = self._rows[0]["policy/clipfrac_avg"]
+        result["updates"] = float(len(self._rows))
+        return result
+
+
+@dataclass
+class KLController:
+    """beta, and how it follows the observed KL.
+
+    Args:
+        beta: > 0 with a target, >= 0 without; reward units per nat.
+        target: wanted KL in nats per sequence; None keeps beta fixed.
+        horizon: episodes over which a full error of 0.2 moves beta by 20%.
+    Raises: ValueError if a number is out of range.
+    Source: Ziegler et al. (2019), arXiv:1909.08593, section 2.2.
+    """
+
+    beta: float
+    target: float | None = None
+    horizon: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.target is not None and not (self.target > 0 and self.beta > 0):
+            raise ValueError(
+                f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive"
+            )
+        if self.beta < 0 or self.horizon <= 0:
+            raise ValueError(f"beta={self.beta!r}, horizon={self.horizon!r}: beta must be >= 0, horizon > 0")
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Raise beta when `kl` (nats per sequence, batch mean) is above the target, lower it when below."""
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        self.beta = max(self.beta * max(1.0 + error * episodes / self.horizon, 0.1), _SMALLEST)

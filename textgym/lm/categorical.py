@@ -1,0 +1,68 @@
+"""The distribution over next tokens: what losses need of its logits, with a gradient of their own, and sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def statistics(
+    logits: Tensor, actions: Tensor, reference: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log pi(a), KL(pi || reference) and the entropy of pi, (N,) each, in nats; differentiable in `logits`.
+
+    Args:
+        logits: (N, V) float; tokens that are not allowed hold a large negative finite number.
+        actions: (N,) int64.
+        reference: (N, V) log-probabilities of the reference, or None (the KL is then 0).
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _Statistics.apply(logits, actions, reference)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Statistics(torch.autograd.Function):
+    """One pass each way for all three, where autograd would keep several arrays (N, V)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, actions: Tensor, reference: Tensor | None) -> tuple[Tensor, ...]:
+        log_probs = torch.log_softmax(logits, -1)
+        probs = log_probs.exp()
+        taken = log_probs.gather(-1, actions[:, None]).squeeze(-1)
+        entropy = -torch.linalg.vecdot(probs, log_probs)
+        cross = -entropy if reference is None else torch.linalg.vecdot(probs, reference)
+        divergence = -entropy - cross
+        ctx.save_for_backward(log_probs, probs, actions, reference, entropy, divergence)
+        return taken, divergence, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        log_probs, probs, actions, reference, entropy, divergence = ctx.saved_tensors
+        for_taken, for_divergence, for_entropy = (gradient[:, None] for gradient in gradients)
+        # d log pi(a) = [j = a] - p_j;  d H = -p_j (log p_j + H);  d KL = p_j (log p_j - log q_j - KL)
+        weight = log_probs * (for_divergence - for_entropy)
+        if reference is None:
+            # KL is identically 0 then.
+            weight = log_probs * -for_entropy
+            for_divergence = torch.zeros_like(for_divergence)
+        else:
+            weight.addcmul_(reference, for_divergence, value=-1)
+        weight.sub_(for_taken + for_divergence * divergence[:, None] + for_entropy * entropy[:, None])
+        result = weight.mul_(probs)
+        result.scatter_add_(1, actions[:, None], for_taken)
+        return result, None, None
+
+
+def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution.
+
+    Args:
+        log_probs: (N, V) float32.
+        uniforms: (N,) float32 in [0, 1).
+    Returns: (N,) int64; never a token of probability 0.
+    """
+    cumulative = log_probs.exp().cumsum(-1)
+    # Just under the total, so that rounding cannot point behind the last token.
+    targets = uniforms[:, None] * cumulative[:, -1:] * (1 - 1e-6)
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
