@@ -10,6 +10,14 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+JsonObject = dict[str, Any]
+
 MOST_ROWS = 2**20
 """Of what is made or done at once, as sub-environments: more would keep a machine busy before anything is seen."""
 

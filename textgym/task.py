@@ -58,7 +58,7 @@ class Task:
     """One token MDP, as data.
 
     Args:
-        name, family, description: for people.
+        name, family: for people.
         prompts: "train" and "eval" -> the initial states; and "tune", where there are prompts to choose settings on,
             no longer than the others.
         vocabulary: the action set.
@@ -88,7 +88,6 @@ class Task:
     max_new_tokens: int
     max_prompt_tokens: int = 0
     family: str = "text"
-    description: str = ""
     gold: Any = None
     reward_name: str = ""
     reference: str | Reference = "uniform"

@@ -122,14 +122,14 @@ def test_weights_that_are_not_allowed() -> None:
 def test_the_built_in_reward_model_is_told_the_stop_ids(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def make_reward(spec: Any) -> Any:
+    def make_reward(spec: Any, argument: str = "reward") -> Any:
         asked.append(spec)
         return lambda prompts, completions, **columns: [0.0] * len(prompts)
 
     monkeypatch.setattr(world_tasks, "make_reward", make_reward)
     task = make_task(name, reward="model")
     rules, model = asked
-    assert rules["name"] == f"{name.lower()}_rules"
+    assert (rules["name"] if name == "HHH" else rules) == f"{name.lower()}_rules"
     assert model == {"name": "reward_model", "model": str(REWARD_MODEL_PATH), "stop_ids": [3]}
     assert task.reward_name == "model"
     assert task.reward is not task.gold

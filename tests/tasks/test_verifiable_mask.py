@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from textgym.grammar import GrammarMask, json_grammar, regex_grammar
-from textgym.grammar import masks as token_bytes
+from textgym.grammar import GrammarMask, json_grammar, regex_grammar, token_bytes
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary, load_vocabulary
 
