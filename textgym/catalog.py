@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from textgym.task import Task
 
 Builder = Callable[..., "Task"]
-_ENVIRONMENT_ARGUMENTS = ("split", "render_mode", "num_envs", "autoreset_mode", "score_together")
+_ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def check_below(env: Any, wrapper: str, actions: bool = True) -> None:
     task = getattr(env.unwrapped, "task", None)
     shown = getattr(env, "single_observation_space", None) or env.observation_space
     taken = getattr(env, "single_action_space", None) or env.action_space
-    if task is None or shown != observation_space(task):
+    if task is None or shown not in (observation_space(task), observation_space(task, segments=True)):
         raise TypeError(
             f"{wrapper}: the environment below it does not show tokens; "
             "LMFeatures comes last, around all other wrappers"
