@@ -17,7 +17,10 @@ from textgym.state import TokenState
 from textgym.task import Task
 
 if TYPE_CHECKING:
-    from PIL.ImageFont import FreeTypeFont, ImageFont
+    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import ImageFont as BitmapFont
+
+    Font = FreeTypeFont | BitmapFont
 
 Frame = str | npt.NDArray[np.uint8]
 CANVAS = (640, 384)  # pixels, width and height; even, as video codecs want them
@@ -105,11 +108,11 @@ def _width(character: str) -> float:
 
 
 @functools.cache
-def _font() -> FreeTypeFont | ImageFont:
+def _font() -> Font:
     try:
-        from PIL import ImageFont as fonts
+        from PIL import ImageFont
     except ModuleNotFoundError as error:
         raise DependencyNotInstalled(
             'render_mode="rgb_array" needs Pillow: pip install "textgym[report]"'
         ) from error
-    return fonts.load_default(_FONT_SIZE)
+    return ImageFont.load_default(_FONT_SIZE)

@@ -343,6 +343,24 @@ def scoring_together(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[No
     return env.scoring_together() if type(env) is TokenVectorEnv else nullcontext()
 
 
+@contextmanager
+def showing_segments(env: VectorEnv[Any, Any, Any]) -> Iterator[None]:
+    """Show `segment_ids` in observations within this block, if `env` is a `TokenVectorEnv`, wrapped or not.
+
+    For agents that have to know where the prompt ends, whatever environment they were given.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, TokenVectorEnv):
+        yield
+        return
+    store = inner._store
+    before, store.segments = store.segments, True
+    try:
+        yield
+    finally:
+        store.segments = before
+
+
 def settle_rest(env: VectorEnv[Any, Any, Any]) -> tuple[Floats, Infos]:
     """Pay the rows of a vector environment that still wait, see `TokenVectorEnv.settle`; zeros where none does."""
     inner = env.unwrapped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,7 +132,8 @@ class BestOfN:
         at_once = max(_ROWS_AT_ONCE // self.config.n, 1)
         for start in range(0, len(new), at_once):
             rows = new[start : start + at_once]
-            for row, tokens in zip(rows, self._best([states[row] for row in rows]), strict=True):
+            seen = {name: array[rows] for name, array in observation.items()}
+            for row, tokens in zip(rows, self._best(seen), strict=True):
                 self._plans[row] = _Plan(tokens, len(states[row]))
         return np.array([plan.next() for plan in self._plans])
 
@@ -148,10 +149,10 @@ class BestOfN:
         """See `Agent.load`."""
         return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
 
-    def _best(self, states: list[Tokens]) -> list[Tokens]:
+    def _best(self, observation: Observation) -> list[Tokens]:
         """The best of n continuations of each of these states, as whole sequences."""
-        found = [self._finder.find(tokens) for tokens in states]
-        result: list[Tokens] = [()] * len(states)
+        found = self._finder.states(observation)
+        result: list[Tokens] = [()] * len(found)
         for split in sorted({split for split, _ in found}):
             rows = [row for row, (own, _) in enumerate(found) if own == split]
             starts = [found[row][1] for row in rows for _ in range(self.config.n)]
@@ -168,10 +169,7 @@ class BestOfN:
         env = batch_env(task, len(starts), split)
         if task.noisy:
             seeds = self._generator.integers(2**63, size=len(starts)).tolist()
-            starts = [
-                TokenState(start.prompt, start.completion, episode_seed=seed)
-                for start, seed in zip(starts, seeds, strict=True)
-            ]
+            starts = [replace(start, episode_seed=seed) for start, seed in zip(starts, seeds, strict=True)]
         observation = env.set_states(starts)
         returns, times = np.zeros(len(starts)), np.full(len(starts), -1)
         active = np.ones(len(starts), dtype=np.bool_)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textgym.lm.reference import Reference
 from textgym.task import make_reference
-from textgym.vector import scoring_together, settle_rest
+from textgym.vector import scoring_together, settle_rest, showing_segments
 from textgym_agents.config import (
     KL,
     LMConfig,
@@ -66,7 +66,7 @@ def play_games(env: Any, seed: int, planner: Planner, beta: float, generator: np
         env: vector environment in DISABLED mode. seed: of the prompts. planner: searches.
         beta: charged per nat; 0 for a search that counts the return alone.
     """
-    with scoring_together(env):
+    with scoring_together(env), showing_segments(env):
         return _play(env, seed, planner, beta, generator)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from textgym.lm.reference import restricted
 from textgym.rewards import TextGymWarning
 from textgym.task import make_reference
+from textgym.vector import showing_segments
 from textgym_agents.protocol import Callback, Metrics, Observation
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.episodes import Choice, PlayedBatch, Step, batch_metrics, check_env, play_batch
@@ -104,10 +105,11 @@ class TabularAgent(ABC):
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes
         self.budget = self.budget or goal
-        while self.episodes < goal:
-            metrics = self._iterate(env)
-            if callback is not None and callback(metrics):
-                return
+        with showing_segments(env):
+            while self.episodes < goal:
+                metrics = self._iterate(env)
+                if callback is not None and callback(metrics):
+                    return
 
     def _iterate(self, env: Any) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])

@@ -168,7 +168,7 @@ def _play(
     agent: Any, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
 ) -> tuple[list[_Moment], dict[str, Any]]:
     given = None if request.completion is None else given_tokens(task, request.completion)
-    env = TokenEnv(task, split=request.split)
+    env = TokenEnv(task, split=request.split, segments=True)
     choice = {"prompt": request.prompt, "prompt_index": request.prompt_index}
     options = {name: value for name, value in choice.items() if value is not None}
     observation, info = env.reset(seed=request.seed, options=options)
