@@ -18,7 +18,7 @@ from textgym.task import Judgement, Task
 
 
 class Ending(NamedTuple):
-    """What the infos say about M episodes that have just ended.
+    """M episodes that have just ended, for the infos.
 
     Args:
         rows: their rows in the store.

@@ -10,6 +10,7 @@ from inspect import Parameter
 from string import Template
 from typing import Final, ParamSpec, TypedDict, Unpack
 
+from textgym.checks import JsonObject
 from textgym.grammar import GrammarMask
 from textgym.lm.reference import Reference
 from textgym.prompts import PromptSet, prompt_set
@@ -78,7 +79,7 @@ SHARED: Final = """
     ### Version History
     - v0: first version.
 """
-"""What the docstrings of all tasks of the built-in vocabulary say."""
+"""Sections and arguments of the docstrings of all tasks of the built-in vocabulary."""
 SECTIONS: Final = (
     "Description",
     "Action Space",
@@ -113,20 +114,20 @@ def assemble(
     Raises: ValueError or TypeError for a reward or limit that is not allowed.
     """
     vocabulary = load_vocabulary() if vocabulary is None else vocabulary
-    settings = DEFAULTS | options
-    reward = asked = settings["reward"]
+    settings: JsonObject = {**DEFAULTS, **options}
+    reward = asked = settings.pop("reward")
     gold_reward = None if gold is None else make_reward(gold, "gold")
     if isinstance(asked, str) and asked == "rules" and gold_reward is not None:
         reward = gold_reward
     elif isinstance(asked, str) and asked == "model":
         # Told the stop ids, the model reads an answer that was cut off as one.
         reward = {"name": "reward_model", "model": str(REWARD_MODEL_PATH), "stop_ids": [*vocabulary.stop_ids]}
-    settings["reward"] = make_reward(reward)
     return Task(
         name=name,
         family=family,
         prompts=prompts,
         vocabulary=vocabulary,
+        reward=make_reward(reward),
         gold=gold_reward,
         reward_name=reward_name(reward) if callable(reward) else spec_name(asked),
         mask=None if grammar is None else GrammarMask(vocabulary, grammar),

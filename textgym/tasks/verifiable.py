@@ -37,7 +37,7 @@ SCHEMA: Final[Mapping[str, Any]] = {
 }
 """Of Json by default: {"kind":"sum","numbers":2}."""
 VALID: Final = 0.2
-"""What Json pays for valid JSON where the values count too."""
+"""Pay of Json for valid JSON where the values count too."""
 
 
 @documented(SHARED)

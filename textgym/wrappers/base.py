@@ -1,4 +1,4 @@
-"""What the wrappers share: they know the tokens that the environment below them shows."""
+"""The base of the wrappers: they know the tokens that the environment below them shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RowsEnv: TypeAlias = VectorEnv[Any, Any, Any]
 Options: TypeAlias = dict[str, Any] | None
 Actions: TypeAlias = NDArray[Any]
 Shown: TypeAlias = Observation | NDArray[np.float32]
-"""What a wrapper shows: tokens, or features of them."""
+"""Tokens, or features of them."""
 Step: TypeAlias = tuple[Shown, float, bool, bool, Infos]
 RowsStep: TypeAlias = tuple[Shown, Floats, Bools, Bools, Infos]
 Masks: TypeAlias = Bools | None

@@ -40,7 +40,7 @@ SHARED: Final = """
     ### Version History
     - v0: first version.
 """
-"""What the docstrings of diagnostic tasks say; the names after $ are given to `documented`."""
+"""Sections and arguments of the docstrings of diagnostic tasks; `documented` fills in the names after $."""
 
 
 def read_difficulty(difficulty: int, low: int, high: int, meaning: str) -> int:

@@ -30,7 +30,7 @@ STEP: Final = 16
 DIRECTIONS: Final = ("left", "right")
 DISTANCES: Final = ("near", "far")
 BAIT: Final = 0.5
-"""What the near end of Deceptive pays at most."""
+"""The most that the near end of Deceptive pays."""
 MODES: Final = ("a", "b", "c")
 FIRST: Final = (0.5, 0.25, 0.25)
 """The probabilities of the first word under the reference of TwoModes."""
