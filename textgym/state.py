@@ -101,10 +101,9 @@ class TokenState:
     @property
     def authors(self) -> tuple[int, ...]:
         """Return who wrote each of `tokens`: PROMPT, POLICY or ENVIRONMENT."""
-        written = (
-            ENVIRONMENT if place in self.environment else POLICY for place in range(len(self.completion))
-        )
-        return (*(PROMPT for _ in self.prompt.ids), *written)
+        places = range(len(self.completion))
+        written = tuple(ENVIRONMENT if place in self.environment else POLICY for place in places)
+        return (PROMPT,) * len(self.prompt.ids) + written
 
 
 def segment_ids(mask: npt.NDArray[np.int8], prompt_lengths: Ints) -> npt.NDArray[np.int8]:

@@ -208,8 +208,7 @@ class _Chosen(SingleWrapper):
     def step(self, action: int | Actions) -> Step:
         """See `TokenEnv.step`; the action stands for a token."""
         token = self.choice.take(np.asarray(action)[None], self._observation, self._masks())[0]
-        observation, reward, terminated, truncated, info = self.env.step(int(token))
-        return self._see(observation), float(reward), terminated, truncated, info
+        return self._step(int(token))
 
     def action_masks(self) -> Bools:
         """Return which actions the task suggests here, bool (A,)."""

@@ -80,6 +80,11 @@ class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):
         """See `TokenEnv.set_state`."""
         return self._see(self.env.get_wrapper_attr("set_state")(state))
 
+    def _step(self, action: int) -> Step:
+        """Step the environment below, and keep what it shows."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(observation), float(reward), terminated, truncated, info
+
     def _see(self, observation: Observation) -> Shown:
         """Keep what the environment below shows. Return what this wrapper shows."""
         self._observation = {name: array[None] for name, array in observation.items()}

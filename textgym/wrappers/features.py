@@ -61,8 +61,7 @@ class LMFeatures(SingleWrapper):
 
     def step(self, action: int) -> Step:
         """See `TokenEnv.step`."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._see(observation), float(reward), terminated, truncated, info
+        return self._step(action)
 
     def _see(self, observation: Observation) -> NDArray[np.float32]:
         super()._see(observation)

@@ -90,11 +90,11 @@ class ReferenceReward(SingleWrapper):
     def step(self, action: int) -> Step:
         """See `TokenEnv.step`."""
         before, masks = self._observation, self._masks()
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = self._step(action)
         bonus = self._bonus.of(before, np.array([action]), masks)[0]
-        paid = self.task.gamma**self._time * float(reward) + float(bonus)
+        paid = self.task.gamma**self._time * reward + float(bonus)
         self._time += 1
-        return self._see(observation), paid, terminated, truncated, info
+        return observation, paid, terminated, truncated, info
 
 
 class VectorReferenceReward(RowsWrapper):
