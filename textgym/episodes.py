@@ -135,7 +135,7 @@ def observation_space(task: Task, segments: bool = False) -> spaces.Space[Any]:
     }
     if segments:
         boxes["segment_ids"] = spaces.Box(PROMPT, ENVIRONMENT, shape, np.int8)
-    return spaces.Dict(boxes)
+    return spaces.Dict(**boxes)
 
 
 def action_space(task: Task) -> spaces.Space[Any]:
