@@ -129,7 +129,7 @@ def observation_space(task: Task, segments: bool = False) -> spaces.Space[Any]:
     shape = (task.max_prompt_tokens + task.max_new_tokens,)
     # Gymnasium warns of a Box whose bounds are equal, as they would be with one token.
     highest = max(task.vocabulary.size - 1, 1)
-    boxes: dict[str, spaces.Space[Any]] = {
+    boxes: dict[str, Any] = {
         "input_ids": spaces.Box(0, highest, shape, np.int64),
         "attention_mask": spaces.Box(0, 1, shape, np.int8),
     }
