@@ -39,7 +39,7 @@ def test_observations_and_infos_have_one_form(name: str, split: Split) -> None:
     assert env.observation_space == gym.make(name).observation_space
     task = env.unwrapped.task  # type: ignore[attr-defined]
     assert isinstance(env.unwrapped, TokenEnv)
-    assert task.description
+    assert task_entry(task.name).summary
     assert task.family
     width = task.max_prompt_tokens + task.max_new_tokens
     final: set[tuple[Any, ...]] = set()

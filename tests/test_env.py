@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,41 @@ def test_an_episode_by_hand() -> None:
     expected = {"completion": "a A", "finish_reason": "stop", "reward_terms": {"lower": 1.0, "upper": 1.0}}
     assert info == {**expected, "gold": 3.1}
     assert type(reward) is type(info["gold"]) is float
+
+
+def test_segments_say_who_wrote_what() -> None:
+    env, plain = TokenEnv(word_task(), segments=True), TokenEnv(word_task())
+    assert set(env.observation_space.spaces) == {*plain.observation_space.spaces, "segment_ids"}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="segments=1: True or False is allowed"):
+        TokenEnv(word_task(), segments=1)  # type: ignore[arg-type]
+    for word in ("b b", "a b c"):
+        # A prompt that goes on as another one begins, and the longest: 4 places are left for the answer.
+        start = env.reset(options={"prompt": word})[0]
+        assert start["segment_ids"].tolist() == [0] * 7
+        count = len(word.split())
+        for step in range(1, 4):
+            observation = env.step(0)[0]
+            assert observation["segment_ids"].tolist() == [0] * count + [1] * step + [0] * (7 - count - step)
+        assert observation["segment_ids"].dtype == np.int8
+        assert env.get_state().authors == (0,) * count + (1,) * 3
+        assert env.observation_space.contains(observation)
+
+
+def test_a_state_keeps_what_the_environment_wrote() -> None:
+    env, plain = TokenEnv(word_task(), segments=True), TokenEnv(word_task())
+    env.reset(options={"prompt": "a b"})
+    env.step(0)
+    env.step(1)
+    state = replace(env.get_state(), environment=(1,))
+    assert state.authors == (0, 0, 1, 2)
+    assert env.set_state(state)["segment_ids"].tolist() == [0, 0, 1, 2, 0, 0, 0]
+    assert env.step(0)[0]["segment_ids"].tolist() == [0, 0, 1, 2, 1, 0, 0]
+    assert "segment_ids" not in plain.set_state(env.get_state())
+    assert plain.get_state() == env.get_state() != replace(env.get_state(), environment=())
+    env.reset(options={"prompt": "a b"})
+    assert env.get_state().environment == ()
+    with pytest.raises(ValueError, match=r"state: environment=\(2,\): allowed are places in 0\.\.1"):
+        env.set_state(replace(state, environment=(2,)))
 
 
 def test_the_budget_ends_an_episode_as_terminated() -> None:

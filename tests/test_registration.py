@@ -38,6 +38,7 @@ def test_a_spec_survives_json() -> None:
         "stop": [7, "<|end|>"],
         "max_new_tokens": 4,
         "split": "eval",
+        "segments": True,
     }
     env = gym.make("textgym/Text-v0", **settings)
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))  # type: ignore[union-attr]

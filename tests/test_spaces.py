@@ -22,7 +22,9 @@ ENVS = {
     "single": single,
     "wrapped": lambda: AllowedActions(single().unwrapped),
     "vector": lambda: gym.make_vec("textgym/Json-v0", num_envs=3),
-    "wrapped vector": lambda: VectorAllowedActions(gym.make_vec("textgym/Json-v0", num_envs=3)),
+    "wrapped vector": lambda: VectorAllowedActions(
+        gym.make_vec("textgym/Json-v0", num_envs=3, segments=True)
+    ),
     "sync": lambda: SyncVectorEnv([single] * 3),
 }
 

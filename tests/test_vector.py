@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -33,9 +34,11 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def pair(num_envs: int, mode: AutoresetMode, task: Any) -> tuple[TokenVectorEnv, SyncVectorEnv]:
-    sync = SyncVectorEnv([functools.partial(TokenEnv, task)] * num_envs, autoreset_mode=mode)
-    return TokenVectorEnv(task, num_envs, autoreset_mode=mode), sync
+def pair(
+    num_envs: int, mode: AutoresetMode, task: Any, **options: Any
+) -> tuple[TokenVectorEnv, SyncVectorEnv]:
+    sync = SyncVectorEnv([functools.partial(TokenEnv, task, **options)] * num_envs, autoreset_mode=mode)
+    return TokenVectorEnv(task, num_envs, autoreset_mode=mode, **options), sync
 
 
 def same(ours: Any, theirs: Any) -> None:
@@ -57,9 +60,9 @@ def infos_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", TASKS)
-def test_it_equals_the_sync_vector_env(mode: AutoresetMode, kind: str) -> None:
-    ours, theirs = pair(4, mode, word_task(**TASKS[kind]))
+@pytest.mark.parametrize(("kind", "segments"), [*((kind, False) for kind in TASKS), ("every", True)])
+def test_it_equals_the_sync_vector_env(mode: AutoresetMode, kind: str, segments: bool) -> None:
+    ours, theirs = pair(4, mode, word_task(**TASKS[kind]), segments=segments)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.single_observation_space == theirs.single_observation_space
@@ -104,6 +107,22 @@ def test_it_equals_the_sync_vector_env_on_anything(
         same(result, theirs.step(actions))
         if mode is AutoresetMode.DISABLED and result[2].any():
             break
+
+
+def test_segments_follow_the_prompts_of_the_rows() -> None:
+    env = TokenVectorEnv(word_task(), 2, segments=True, autoreset_mode=AutoresetMode.DISABLED)
+    assert env.observation_space["segment_ids"].dtype == np.int8  # type: ignore[index]
+    first = env.reset(options={"prompt": ["a b", "c"]})[0]
+    after = env.step(np.array([A, A]))[0]
+    assert first["segment_ids"].tolist() == [[0] * 7, [0] * 7]
+    assert after["segment_ids"].tolist() == [[0, 0, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]
+    again = env.reset(options={"prompt": "c", "reset_mask": np.array([True, False])})[0]
+    assert again["segment_ids"].tolist() == [[0] * 7, [0, 1, 0, 0, 0, 0, 0]]
+    state = replace(env.get_states([1])[0], environment=(0,))
+    assert env.set_states([state], [0])["segment_ids"].tolist() == [
+        [0, 2, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0],
+    ]
 
 
 def test_make_vec_gives_it_and_the_built_in_world_works() -> None:

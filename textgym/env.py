@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection
 from operator import index
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from textgym.checks import did_you_mean
+from textgym.checks import Bools, did_you_mean
 from textgym.episodes import Ending, Episodes, action_space, observation_space
-from textgym.render import check_render_mode, frame_image, frame_text, print_frame
+from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
 from textgym.state import UNSET, Observation, Prompt, TokenState
 from textgym.task import Task, make_task
 
+Info = dict[str, Any]
 RESET_OPTIONS = ("prompt", "prompt_index")
+NO_MODE = 'render() shows nothing: make the environment with render_mode="ansi", "human" or "rgb_array"'
 
 
 def find_task(task: str | Task, options: dict[str, Any]) -> Task:
-    """The task itself, or the one of this name built with these options.
+    """Return the task itself, or the one of this name built with these options.
 
     Raises: TypeError for options beside a task object, or of no use to the named task; ValueError for an
-    unknown name.
+        unknown name.
     """
     if isinstance(task, str):
         return make_task(task, **options)
@@ -38,8 +38,8 @@ def find_task(task: str | Task, options: dict[str, Any]) -> Task:
     return task
 
 
-def check_options(options: Any, allowed: Collection[str] = RESET_OPTIONS) -> dict[str, Any]:
-    """A copy of the options of `reset`.
+def check_options(options: object, allowed: Collection[str] = RESET_OPTIONS) -> dict[str, Any]:
+    """Return a copy of the options of `reset`.
 
     Raises: TypeError if they are no dict; ValueError for an unknown one, or a prompt chosen twice.
     """
@@ -58,78 +58,75 @@ def check_options(options: Any, allowed: Collection[str] = RESET_OPTIONS) -> dic
 
 
 def chosen_prompt(task: Task, split: str, option: str, value: Any) -> Prompt:
-    """The prompt that an option of `reset` asks for. Raises: TypeError or ValueError, naming the option."""
+    """Return the prompt that an option of `reset` asks for. Raises: TypeError or ValueError, naming the option."""
     if option == "prompt":
         return task.prompt(value, split)
     prompts = task.encoded(split)
-    try:
-        index = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        index = -1
-    if not 0 <= index < len(prompts):
+    at = as_index(value)
+    if not 0 <= at < len(prompts):
         raise ValueError(
             f"option prompt_index={value!r}: not an int in 0..{len(prompts) - 1} "
             f"(the {split} split has {len(prompts)} prompts)"
         )
-    return prompts[index]
+    return prompts[at]
 
 
-def invalid_action(action: Any, size: int) -> InvalidAction:
-    """The error for an action that is no token id."""
-    return InvalidAction(
-        f"action {action!r:.80}: not a token id in 0..{size - 1} (the vocabulary has {size} tokens)"
-    )
+def as_index(value: Any) -> int:
+    """Return an integer of any type as an int, -1 for a bool and for what is no integer."""
+    try:
+        return -1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        return -1
 
 
 class TokenEnv(gym.Env[Observation, int]):
     """Text generation as a Markov decision process: the state is a sequence of tokens, an action appends one.
 
     ### Description
-    An episode starts with a prompt from the task's distribution. Every action is the id of the next token.
-    The
-    transition is deterministic: s_{t+1} = s_t + [a_t]. Text is decoded once, when the episode ends, and
-        scored.
+    An episode starts with a prompt from the task's distribution. Every action is the id of the next token. The
+    transition is deterministic: s_{t+1} = s_t + [a_t]. Text is decoded once, when the episode ends, and scored.
 
     ### Action Space
-    `Discrete(V)`, V the size of the vocabulary. `action_masks()` says which ids the task suggests in this
-    state; the others (control tokens, unused rows) can be taken too and are part of the sequence like any
-    other.
+    `Discrete(V)`, V the size of the vocabulary. `action_masks()` says which ids the task suggests in this state. The
+    others (control tokens, unused rows) can be taken too and become part of the sequence like any other.
 
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right with
-    `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, says
-    what is padding. Observations are copies.
+    `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, says what is
+    padding. With `segments=True` there is `segment_ids=Box(0, 2, (L,), int8)`, too, which says who wrote each token:
+    0 the prompt (and padding), 1 the policy, 2 the environment. No shipped environment writes tokens yet, so 2 does
+    not occur. Observations are copies.
 
     ### Rewards
-    The task's reward of the finished text, on the last step; 0 before. Rewards with `pay = "every"` pay for
-    every prefix; with `pay = "difference"` they pay potential differences whose discounted sum is that of the
-    last reward.
+    The task's reward of the finished text, on the last step; 0 before. Rewards with `pay = "every"` pay for every
+    prefix; with `pay = "difference"` they pay potential differences whose discounted sum is that of the last reward.
 
     ### Starting State
-    A prompt of the split by its weight, drawn from `np_random` only, or the one chosen by
-    `reset(options=...)`: `{"prompt": text}` or `{"prompt_index": i}`. Reset's info: `prompt` (str),
-    `prompt_index` (int, -1 for a text that the split does not have).
+    A prompt of the split by its weight, drawn from `np_random` only, or the one chosen by `reset(options=...)`:
+    `{"prompt": text}` or `{"prompt_index": i}`. Reset's info: `prompt` (str), `prompt_index` (int, -1 for a text that
+    the split does not have).
 
     ### Episode End
-    `terminated` is True when a stop id is written, or when max_new_tokens are. `truncated` is always False.
-    The last step's info: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of
-    float), and `gold` (float) where the task has a gold reward. Other steps have an empty info.
+    `terminated` is True when a stop id is written, or when max_new_tokens are. `truncated` is always False. The last
+    step's info: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of float), and `gold`
+    (float) where the task has a gold reward. Other steps have an empty info.
 
     ### Arguments
-    `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `render_mode`: None, "ansi", "human" or
-    "rgb_array"; everything else goes to the task's builder.
+    `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `segments`: whether observations have
+    `segment_ids`; `render_mode`: None, "ansi", "human" or "rgb_array"; everything else goes to the task's builder.
 
     ### Version History
     - v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
+    metadata: Info = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
         self,
         task: str | Task = "Text",
         *,
         split: str = "train",
+        segments: bool = False,
         render_mode: str | None = None,
         **task_options: Any,
     ) -> None:
@@ -140,11 +137,10 @@ class TokenEnv(gym.Env[Observation, int]):
                 f"reward {self.task.scorer.name!r} compares the completions of a batch (pay='together'); allowed is a "
                 "TokenVectorEnv with score_together=True"
             )
-        self.split = split
-        self.render_mode = render_mode
-        self.observation_space = observation_space(self.task)
+        self._episodes = Episodes(self.task, split, rows=1, segments=segments)
+        self.split, self.segments, self.render_mode = split, segments, render_mode
+        self.observation_space = observation_space(self.task, segments)
         self.action_space = action_space(self.task)
-        self._episodes = Episodes(self.task, split, rows=1)
         self._store = self._episodes.store
         self._size = self.task.vocabulary.size
         self._acts_every_step = self._episodes.pays_every_step or render_mode == "human"
@@ -154,33 +150,36 @@ class TokenEnv(gym.Env[Observation, int]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    ) -> tuple[Observation, Info]:
         """Start an episode.
 
         Args:
             seed: of `np_random`, from which prompts are drawn.
             options: `{"prompt": text}` or `{"prompt_index": i}` to choose the prompt.
-        Raises: ValueError or TypeError for an unknown option or a prompt that is empty, too long or not
-        there.
+        Returns: the observation, and the info of "Starting State".
+        Raises: ValueError or TypeError for an unknown option, or a prompt that is empty, too long or not there.
         """
         choice = check_options(options)
-        prompts = [chosen_prompt(self.task, self.split, name, value) for name, value in choice.items()]
+        prompt = None
+        for name, value in choice.items():
+            prompt = chosen_prompt(self.task, self.split, name, value)
         super().reset(seed=seed)
-        prompt = prompts[0] if prompts else self._episodes.draw(self.np_random)
+        prompt = self._episodes.draw(self.np_random) if prompt is None else prompt
         self._episodes.begin(0, prompt, self.np_random)
         self._running, self._last_reward = True, None
         if self.render_mode == "human":
             self.render()
-        return self._store.observation(0), reset_info(prompt)
+        place = -1 if prompt.index is None else prompt.index
+        return self._store.observation(0), {"prompt": prompt.text, "prompt_index": place}
 
-    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, Info]:
         """Append one token.
 
         Args:
             action: an id in 0..V-1.
-        Raises: ResetNeeded before the first reset and after the end of an episode; InvalidAction if the
-        action is
-            no integer, or out of range.
+        Returns: observation, reward, terminated, truncated and info.
+        Raises: ResetNeeded before the first reset and after the end of an episode; InvalidAction if the action is no
+            integer, or out of range.
         """
         store = self._store
         if not self._running:
@@ -190,15 +189,17 @@ class TokenEnv(gym.Env[Observation, int]):
         except TypeError:
             token = -1
         if not 0 <= token < self._size or action is True or action is False:
-            raise invalid_action(action, self._size)
+            raise InvalidAction(
+                f"action {action!r:.80}: not a token id in 0..{self._size - 1} (the vocabulary has {self._size} tokens)"
+            )
         ended = bool(store.append(0, token))
         if not (ended or self._acts_every_step):
             return store.observation(0), 0.0, False, False, {}
         self._running = not ended
         return self._settled_step()
 
-    def _settled_step(self) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """The result of a step that has to pay, or to print."""
+    def _settled_step(self) -> tuple[Observation, float, bool, bool, Info]:
+        """Return the result of a step that has to pay, or to print."""
         reward, info = 0.0, {}
         if self._episodes.pays_every_step or not self._running:
             rewards, ending = self._episodes.settle([0])
@@ -209,16 +210,15 @@ class TokenEnv(gym.Env[Observation, int]):
             self.render()
         return self._store.observation(0), reward, not self._running, False, info
 
-    def action_masks(self) -> npt.NDArray[np.bool_]:
-        """Which tokens the task suggests in this state, bool (V,), as `action_space.sample(mask=)` takes it.
+    def action_masks(self) -> Bools:
+        """Return which tokens the task suggests in this state, bool (V,), as `action_space.sample(mask=)` takes it.
 
         The others are legal actions too.
         """
-        mask: npt.NDArray[np.bool_] = self._episodes.masks([0])[0]
-        return mask
+        return np.asarray(self._episodes.masks([0])[0])
 
     def get_state(self) -> TokenState:
-        """The state, immutable; O(length). The random generator is no part of it.
+        """Return the state, immutable; O(length). The random generator is no part of it.
 
         Raises: ResetNeeded before the first reset.
         """
@@ -236,16 +236,13 @@ class TokenEnv(gym.Env[Observation, int]):
         self._running, self._last_reward = state.finish_reason is None, None
         return self._store.observation(0)
 
-    def render(self) -> Any:
-        """Show the episode in the render mode: a str, a picture uint8 (384, 640, 3), or None after printing
-        it.
+    def render(self) -> Frame | None:
+        """Return the episode in the render mode: a str, a picture uint8 (384, 640, 3), or None after printing it.
 
         Raises: ResetNeeded before a reset.
         """
         if self.render_mode is None:
-            gym.logger.warn(
-                'render() shows nothing: make the environment with render_mode="ansi", "human" or "rgb_array"'
-            )
+            gym.logger.warn(NO_MODE)
             return None
         frame = frame_text(self.task, self.get_state(), self._last_reward)
         if self.render_mode == "human":
@@ -254,9 +251,9 @@ class TokenEnv(gym.Env[Observation, int]):
             return None
         return frame if self.render_mode == "ansi" else frame_image(frame)
 
-    def _final_info(self, ending: Ending) -> dict[str, Any]:
+    def _final_info(self, ending: Ending) -> Info:
         judgement = ending.judgement
-        info: dict[str, Any] = {
+        info: Info = {
             "completion": judgement.texts[0],
             "finish_reason": self._store.finish_reason(0),
             "reward_terms": {name: float(values[0]) for name, values in judgement.terms.items()},
@@ -266,12 +263,7 @@ class TokenEnv(gym.Env[Observation, int]):
         return info
 
 
-def reset_info(prompt: Prompt) -> dict[str, Any]:
-    """The info of an episode's start."""
-    return {"prompt": prompt.text, "prompt_index": -1 if prompt.index is None else prompt.index}
-
-
 def why_reset(finish: int) -> str:
-    """The message for a row that cannot be stepped."""
+    """Return the message for a row that cannot be stepped."""
     when = "before the first reset" if finish == UNSET else "after the end of the episode"
     return f"this is not possible {when}: call reset() (or set_state()) first"

@@ -1,4 +1,4 @@
-"""Episodes of a task in the rows of a store: what the single and the vector environment have in common."""
+"""Episodes of a task in the rows of a store: the part that the single and the vector environment share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from textgym.checks import Bools, Floats, check_flag
 from textgym.rewards import Scorer
 from textgym.rewards.compose import potential_difference
-from textgym.state import RUNNING, Prompt, TokenSpace, TokenState, TokenStore
+from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenSpace, TokenState, TokenStore
 from textgym.task import Judgement, Task
 
 
 class Ending(NamedTuple):
-    """What the infos say about M episodes that have just ended.
+    """M episodes that have just ended, for the infos.
 
     Args:
         rows: their rows in the store.
@@ -27,18 +28,20 @@ class Ending(NamedTuple):
 
     rows: list[int]
     judgement: Judgement
-    gold: npt.NDArray[np.float64] | None
+    gold: Floats | None
 
 
 class Episodes:
     """N rows of episodes of one split of a task.
 
     Args:
-        task: the task; split: "train", "eval" or "tune"; rows: N.
-    Raises: ValueError for an unknown split or a prompt that is too long.
+        task: the task. split: "train", "eval" or "tune". rows: N.
+        segments: whether observations have `segment_ids`.
+    Raises: ValueError for an unknown split, a prompt that is too long, or another `segments` than a bool.
     """
 
-    def __init__(self, task: Task, split: str, rows: int) -> None:
+    def __init__(self, task: Task, split: str, rows: int, segments: bool = False) -> None:
+        check_flag("segments", segments)
         vocabulary = task.vocabulary
         self.task, self.split = task, split
         self.prompts = task.encoded(split)
@@ -51,23 +54,23 @@ class Episodes:
             vocabulary.size,
             vocabulary.stop_ids,
             vocabulary.pad_id,
+            segments,
         )
 
     def draw(self, generator: np.random.Generator) -> Prompt:
-        """A prompt from rho, by one uniform draw."""
+        """Return a prompt from rho, by one uniform draw."""
         return self.prompts[bisect_right(self.cumulative, generator.random())]
 
     def begin(self, row: int, prompt: Prompt, generator: np.random.Generator) -> None:
         """Start an episode in a row; the generator serves noisy tasks only."""
         self.store.load(row, prompt, int(generator.integers(2**63)) if self.task.noisy else None)
 
-    def settle(self, rows: list[int]) -> tuple[npt.NDArray[np.float64], Ending | None]:
+    def settle(self, rows: list[int]) -> tuple[Floats, Ending | None]:
         """Pay for the last token of these rows, in one call of the reward.
 
         Args:
             rows: M rows that were just stepped: the ended ones only, unless the reward pays at every step.
-        Returns: rewards float64 (M,), and what is to be said of the ended ones among them, None if there are
-        none.
+        Returns: rewards float64 (M,), and what the infos say of the ended ones among them, None if none has ended.
         """
         judgement = self._judge(rows, None, None)
         if not self.pays_every_step:
@@ -82,8 +85,8 @@ class Episodes:
             return rewards, None
         return rewards, self._ending([rows[i] for i in ended], _select(judgement, ended))
 
-    def masks(self, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """The tokens that the task allows next, bool (M, V); all ordinary ones in rows that do not run."""
+    def masks(self, rows: Sequence[int]) -> Bools:
+        """Return the tokens that the task allows next, bool (M, V); all ordinary ones in rows that do not run."""
         allowed = self.task.vocabulary.allowed
         masks = np.repeat(allowed[None], len(rows), axis=0)
         if self.task.mask is not None:
@@ -95,10 +98,7 @@ class Episodes:
         return masks
 
     def restore(self, row: int, state: TokenState) -> None:
-        """Put a state into a row.
-
-        Raises: TypeError or ValueError if it is no state, or does not fit this task and split.
-        """
+        """Put a state into a row. Raises: TypeError or ValueError if it is none, or does not fit task and split."""
         if not isinstance(state, TokenState):
             raise TypeError(f"state: {type(state).__name__} is not a TokenState, as get_state gives it")
         index = state.prompt.index
@@ -120,23 +120,29 @@ class Episodes:
         return Ending(rows, judgement, self._judge(rows, judgement.texts, gold_scorer).total)
 
 
-def observation_space(task: Task) -> spaces.Space[Any]:
-    """input_ids: Box(0, V-1, (L,), int64); attention_mask: Box(0, 1, (L,), int8)."""
+def observation_space(task: Task, segments: bool = False) -> spaces.Space[Any]:
+    """Return input_ids: Box(0, V-1, (L,), int64); attention_mask: Box(0, 1, (L,), int8).
+
+    Args:
+        segments: whether there are segment_ids: Box(0, 2, (L,), int8), too.
+    """
     shape = (task.max_prompt_tokens + task.max_new_tokens,)
     # Gymnasium warns of a Box whose bounds are equal, as they would be with one token.
     highest = max(task.vocabulary.size - 1, 1)
-    return spaces.Dict(
-        input_ids=spaces.Box(0, highest, shape, np.int64), attention_mask=spaces.Box(0, 1, shape, np.int8)
-    )
+    boxes: dict[str, Any] = {
+        "input_ids": spaces.Box(0, highest, shape, np.int64),
+        "attention_mask": spaces.Box(0, 1, shape, np.int8),
+    }
+    if segments:
+        boxes["segment_ids"] = spaces.Box(PROMPT, ENVIRONMENT, shape, np.int8)
+    return spaces.Dict(**boxes)
 
 
 def action_space(task: Task) -> spaces.Space[Any]:
-    """Discrete(V)."""
+    """Return Discrete(V)."""
     return TokenSpace(task.vocabulary.size)
 
 
 def _select(judgement: Judgement, at: npt.NDArray[np.intp]) -> Judgement:
-    texts = [judgement.texts[i] for i in at]
-    return Judgement(
-        texts, judgement.total[at], {name: values[at] for name, values in judgement.terms.items()}
-    )
+    terms = {name: values[at] for name, values in judgement.terms.items()}
+    return Judgement([judgement.texts[i] for i in at], judgement.total[at], terms)

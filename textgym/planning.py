@@ -130,7 +130,7 @@ class Tree:
         self._env: Any = bare
         self.task, self.split = task, str(getattr(bare, "split", "train"))
         # Moves are made in these rows, so whatever happens here the environment's own episode stays as it is.
-        self._episodes = Episodes(task, self.split, _ROWS)
+        self._episodes = Episodes(task, self.split, _ROWS, segments=True)
 
     @property
     def root(self) -> Node:
@@ -160,7 +160,7 @@ class Tree:
         for node in nodes:
             self._episodes.restore(0, node.state)
             parts.append(self._episodes.store.observation(0))
-        return {name: np.stack([part[name] for part in parts]) for name in ("input_ids", "attention_mask")}
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def values(self, parents: Sequence[Node], families: Sequence[Sequence[Node]], by: Any) -> list[Floats]:
         """The value of every child in every family; for `by` see `Node.best`."""

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from textgym.checks import shown
+from textgym.checks import Floats, JsonObject, shown
 from textgym.files import json_object, line_text, numbered_lines
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
 HeldOut = Literal["eval", "tune"]
+PromptSource = str | Path | Sequence[str]
+"""A list of texts, or the path of a .txt or .jsonl file."""
+Columns = Mapping[str, Sequence[Any]]
+"""Data for the reward: name -> one value per prompt."""
 
 # A reward gets these as arguments already.
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "episode_seeds")
@@ -34,31 +37,31 @@ class PromptSet:
 
     texts: tuple[str, ...]
     columns: Mapping[str, tuple[Any, ...]] = field(repr=False)
-    weights: npt.NDArray[np.float64] = field(repr=False)
+    weights: Floats = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @cached_property
     def cumulative(self) -> list[float]:
-        """The distribution function of `weights`, ending in exactly 1, for drawing by bisection."""
+        """Return the distribution function of `weights`, ending in exactly 1, for drawing by bisection."""
         total = np.cumsum(self.weights)
         cumulative: list[float] = (total / total[-1]).tolist()
         return cumulative
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """The place of every text (the first one, where a text stands twice)."""
+        """Return the place of every text; of equal texts the first."""
         return {text: i for i, text in reversed(list(enumerate(self.texts)))}
 
 
 def prompt_set(
     texts: Sequence[str],
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    weights: Sequence[float] | npt.NDArray[np.float64] | None = None,
+    columns: Columns | None = None,
+    weights: Sequence[float] | Floats | None = None,
     argument: str = "prompts",
 ) -> PromptSet:
-    """Check prompts and make a `PromptSet` of them.
+    """Check prompts and return them as a `PromptSet`.
 
     Args:
         texts: at least one.
@@ -96,24 +99,47 @@ def prompt_set(
 
 
 def own_splits(
-    train: PromptSet, held_out: PromptSet | None, tuned_on: PromptSet | None
+    prompts: PromptSource,
+    eval_prompts: PromptSource | None,
+    tune_prompts: PromptSource | None,
+    columns: Columns | None = None,
+    eval_columns: Columns | None = None,
+    tune_columns: Columns | None = None,
+    weights: Sequence[float] | None = None,
 ) -> dict[str, PromptSet]:
-    """The splits of a task of one's own.
+    """Return the splits of a task of your own.
 
     Args:
-        train: prompts to learn from. held_out: those of "eval"; None: the same.
-        tuned_on: those of "tune"; None: the same as the others, where these are the same; else there is no such split.
+        prompts: those of "train", see `read_prompts`.
+        eval_prompts: those of "eval"; None: the same.
+        tune_prompts: those of "tune"; None: the same if `eval_prompts` is None too, else there is no such split.
+        columns, eval_columns, tune_columns: data for the reward; they replace columns of a file.
+        weights: how often each prompt of "train" is drawn; None: all equally often.
+    Raises: as `read_prompts` and `prompt_set`.
     """
-    splits = {"train": train, "eval": train if held_out is None else held_out}
-    if tuned_on is not None or held_out is None:
-        splits["tune"] = train if tuned_on is None else tuned_on
+    splits = {"train": _read_set("prompts", prompts, columns, weights)}
+    splits["eval"] = splits["train"]
+    if eval_prompts is not None:
+        splits["eval"] = _read_set("eval_prompts", eval_prompts, eval_columns)
+    if tune_prompts is not None:
+        splits["tune"] = _read_set("tune_prompts", tune_prompts, tune_columns)
+    elif eval_prompts is None:
+        splits["tune"] = splits["train"]
     return splits
 
 
-def read_prompts(
-    source: str | Path | Sequence[str], argument: str = "prompts"
-) -> tuple[list[str], dict[str, list[Any]]]:
-    """Prompts from a list, or from a file.
+def _read_set(
+    argument: str, source: PromptSource, columns: Columns | None, weights: Sequence[float] | None = None
+) -> PromptSet:
+    texts, file_columns = read_prompts(source, argument)
+    if not isinstance(columns, Mapping | None):
+        name = argument.replace("prompts", "columns")
+        raise TypeError(f"{name}={shown(columns)}: allowed is a dict of lists")
+    return prompt_set(texts, {**file_columns, **(columns or {})}, weights, argument)
+
+
+def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[str], dict[str, list[Any]]]:
+    """Return the prompts of a list or a file.
 
     Args:
         source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file with one
@@ -137,14 +163,14 @@ def read_prompts(
     if not path.exists():
         raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for number, line in numbered_lines(path):
         try:
             text = line_text(line, number)
             if path.suffix == ".jsonl":
                 row = _json_row(text, names if rows else None)
             elif "\r" in text:
-                raise ValueError("a carriage return inside of the line; lines end in \\n or \\r\\n")
+                raise ValueError("a carriage return inside the line; lines end in \\n or \\r\\n")
             else:
                 row = {"prompt": text}
         except ValueError as error:
@@ -156,12 +182,12 @@ def read_prompts(
 
 
 def _is_list(values: object) -> bool:
-    """Whether values stand one after the other: not as the keys of a dict, nor as a set, which has no order."""
+    """Return whether values have an order: the keys of a dict and the members of a set have none."""
     return isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping | Set)
 
 
-def _json_row(text: str, names: list[str] | None) -> dict[str, Any]:
-    """A row with these columns; None: it is the first. Raises: ValueError."""
+def _json_row(text: str, names: list[str] | None) -> JsonObject:
+    """Return a row with the columns `names`, any where that is None. Raises: ValueError."""
     row = json_object(text)
     if not isinstance(row.get("prompt"), str):
         raise ValueError('must be an object with a string under "prompt"')

@@ -1,4 +1,4 @@
-"""Showing an episode: as text that is safe to print, and as a picture of that text."""
+"""Show an episode: as text that is safe to print, and as a picture of that text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ from textgym.checks import did_you_mean
 from textgym.state import TokenState
 from textgym.task import Task
 
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import ImageFont as BitmapFont
+
+    Font = FreeTypeFont | BitmapFont
+
+Frame = str | npt.NDArray[np.uint8]
 CANVAS = (640, 384)  # pixels, width and height; even, as video codecs want them
 _MARGIN, _LINE, _FONT_SIZE = 16, 22, 16
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
@@ -24,9 +31,8 @@ _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def check_render_mode(render_mode: str | None, allowed: Iterable[str]) -> None:
-    """Raises: ValueError for an unknown mode; DependencyNotInstalled for rgb_array without Pillow."""
-    names = list(allowed)
-    if render_mode is not None and render_mode not in names:
+    """Raise ValueError for an unknown mode, DependencyNotInstalled for "rgb_array" without Pillow."""
+    if render_mode is not None and render_mode not in (names := list(allowed)):
         near = did_you_mean(render_mode, names)
         raise ValueError(f"render_mode={render_mode!r}: not one of None, {', '.join(names)}.{near}")
     if render_mode == "rgb_array":
@@ -34,7 +40,7 @@ def check_render_mode(render_mode: str | None, allowed: Iterable[str]) -> None:
 
 
 def escaped(text: str) -> str:
-    """The text with every character that could steer a terminal written as Python writes it in a string."""
+    """Return the text with characters that could control a terminal written as Python escapes."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -46,7 +52,7 @@ def escaped(text: str) -> str:
 
 
 def frame_text(task: Task, state: TokenState, reward: float | None) -> str:
-    """An episode in two lines, and a third once it has ended.
+    """Return an episode in two lines, and a third once it has ended.
 
     Args:
         task: gives the vocabulary.
@@ -62,7 +68,7 @@ def frame_text(task: Task, state: TokenState, reward: float | None) -> str:
 
 
 def print_frame(frame: str, printed: str) -> None:
-    """Print a frame; only what is new, where it goes on from the one printed last."""
+    """Print a frame, or only what is new if it continues the frame printed last."""
     out = sys.stdout
     text = frame.removeprefix(printed)
     if printed and text == frame:
@@ -73,7 +79,7 @@ def print_frame(frame: str, printed: str) -> None:
 
 
 def frame_image(frame: str) -> npt.NDArray[np.uint8]:
-    """A picture of a frame, uint8 (384, 640, 3); of a text that is too long, the end."""
+    """Return a picture of a frame, uint8 (384, 640, 3); of the end of a text that is too long."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", CANVAS, _PAPER)
@@ -85,7 +91,7 @@ def frame_image(frame: str) -> npt.NDArray[np.uint8]:
 
 
 def _wrapped(line: str) -> list[str]:
-    """Cut a line where it leaves the canvas."""
+    """Cut a line where it would leave the canvas."""
     parts, current, width = [], "", 0.0
     for character in line:
         step = _width(character)
@@ -101,8 +107,8 @@ def _width(character: str) -> float:
     return float(_font().getlength(character))
 
 
-@functools.lru_cache(maxsize=1)
-def _font() -> Any:
+@functools.cache
+def _font() -> Font:
     try:
         from PIL import ImageFont
     except ModuleNotFoundError as error:

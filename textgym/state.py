@@ -1,7 +1,8 @@
-"""States of the token MDP, the numpy arrays that hold N of them with their one transition, and their action spaces."""
+"""States of the token MDP, who wrote their tokens, the arrays that hold N of them, and their action spaces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +12,15 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
+from textgym.checks import Ints
+
+Mask = npt.NDArray[Any]
+
 
 class TokenSpace(spaces.Discrete):
     """`Discrete(n)`; `sample(mask=)` takes bool (n,) beside Gymnasium's int8."""
 
-    def sample(self, mask: Any = None, probability: Any = None) -> Any:
+    def sample(self, mask: Mask | None = None, probability: Mask | None = None) -> np.int64:
         """See `gymnasium.spaces.Discrete.sample`."""
         return super().sample(_as_int8(mask), probability)
 
@@ -23,7 +28,7 @@ class TokenSpace(spaces.Discrete):
 class TokenSpaces(spaces.MultiDiscrete):
     """`MultiDiscrete([n] * N)`; `sample(mask=)` takes bool (N, n) beside Gymnasium's tuple of int8 (n,)."""
 
-    def sample(self, mask: Any = None, probability: Any = None) -> Any:
+    def sample(self, mask: Iterable[Mask] | None = None, probability: Any = None) -> npt.NDArray[Any]:
         """See `gymnasium.spaces.MultiDiscrete.sample`."""
         return super().sample(None if mask is None else tuple(map(_as_int8, mask)), probability)
 
@@ -41,6 +46,8 @@ def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
 FinishReason = Literal["stop", "length"]
 Observation = dict[str, npt.NDArray[Any]]
 
+PROMPT, POLICY, ENVIRONMENT = 0, 1, 2
+"""Who wrote a token, as `segment_ids` say; padding counts as `PROMPT`. No shipped environment writes tokens yet."""
 UNSET = -1  # a row that was never loaded
 RUNNING = 0
 _STOP = 1
@@ -75,6 +82,8 @@ class TokenState:
         finish_reason: None while the episode runs.
         potential: phi(s_t), reward units; not 0 only where a reward pays potential differences.
         episode_seed: the seed of this episode's reward noise; None in tasks without noise.
+        environment: places in `completion`, ascending, of the tokens that the environment wrote; the policy wrote the
+            others.
     """
 
     prompt: Prompt
@@ -82,18 +91,35 @@ class TokenState:
     finish_reason: FinishReason | None = None
     potential: float = 0.0
     episode_seed: int | None = None
+    environment: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The whole sequence: prompt ids, then completion ids."""
+        """Return the whole sequence: prompt ids, then completion ids."""
         return self.prompt.ids + self.completion
+
+    @property
+    def authors(self) -> tuple[int, ...]:
+        """Return who wrote each of `tokens`: PROMPT, POLICY or ENVIRONMENT."""
+        places = range(len(self.completion))
+        written = tuple(ENVIRONMENT if place in self.environment else POLICY for place in places)
+        return (PROMPT,) * len(self.prompt.ids) + written
+
+
+def segment_ids(mask: npt.NDArray[np.int8], prompt_lengths: Ints) -> npt.NDArray[np.int8]:
+    """Return who wrote each token of B sequences in which the environment wrote none, int8 (B, L).
+
+    Args:
+        mask: attention mask (B, L). prompt_lengths: (B,), tokens.
+    """
+    return np.where(np.arange(mask.shape[1]) < prompt_lengths[:, None], PROMPT, POLICY * mask).astype(np.int8)
 
 
 class TokenStore:
     """The arrays of N episodes and the transition s_{t+1} = s_t + [a_t].
 
-    `rows` in `append` is one int or an array of ints: numpy indexing takes both, which is how the single and
-    the vector environment stand on the same lines.
+    `append` takes one row or an array of rows, as numpy indexing does: the single and the vector environment share
+    the same lines.
 
     Args:
         rows: N.
@@ -101,12 +127,14 @@ class TokenStore:
         size: V, the number of token ids.
         stop_ids: the ids that end an episode.
         pad_id: what fills a row to the right of its sequence.
+        segments: whether observations have `segment_ids`.
 
     Attributes:
         ids: int64 (N, L); mask: int8 (N, L), 1 on the sequence.
+        authors: int8 (N, L): PROMPT on the prompt, then POLICY or ENVIRONMENT, beyond the sequence too.
         finish: int8 (N,): UNSET, RUNNING, or positive once the episode has ended.
         potential: float64 (N,), reward units.
-        prompts, episode_seeds: lists of N.
+        prompts, environment, episode_seeds: lists of N, as in `TokenState`.
     """
 
     def __init__(
@@ -117,14 +145,18 @@ class TokenStore:
         size: int,
         stop_ids: tuple[int, ...],
         pad_id: int,
+        segments: bool = False,
     ) -> None:
         self.width = max_prompt_tokens + max_new_tokens
         self.max_prompt_tokens, self.max_new_tokens, self.pad_id = max_prompt_tokens, max_new_tokens, pad_id
+        self.segments = segments
         self.ids = np.full((rows, self.width), pad_id, dtype=np.int64)
         self.mask = np.zeros((rows, self.width), dtype=np.int8)
+        self.authors = np.full((rows, self.width), PROMPT, dtype=np.int8)
         self.finish = np.full(rows, UNSET, dtype=np.int8)
         self.potential = np.zeros(rows, dtype=np.float64)
         self.prompts: list[Prompt] = [Prompt("", (), None)] * rows
+        self.environment: list[tuple[int, ...]] = [()] * rows
         self.episode_seeds: list[int | None] = [None] * rows
         self._stop_code = np.zeros(size, dtype=np.int8)
         self._stop_code[list(stop_ids)] = _STOP
@@ -134,13 +166,13 @@ class TokenStore:
 
     def load(self, row: int, prompt: Prompt, episode_seed: int | None = None) -> None:
         """Start an episode in `row` at s_0 = `prompt`, which holds 1..max_prompt_tokens ids."""
-        self._write(row, prompt, ())
+        self._write(row, prompt)
         self.finish[row] = RUNNING
         self.potential[row] = 0.0
         self.episode_seeds[row] = episode_seed
 
-    def append(self, rows: Any, tokens: Any) -> Any:
-        """The transition: append one token to every row of `rows`, all of them running.
+    def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
+        """Append one token, written by the policy, to every row of `rows`, all of them running.
 
         Args:
             rows: int, or int64 (M,) without repeats.
@@ -151,38 +183,45 @@ class TokenStore:
         self._flat_ids[at] = tokens
         self._flat_mask[at] = 1
         self._cursor[rows] = at + 1
-        code = self._stop_code[tokens] | self._flat_slot_code[at]
+        code: npt.NDArray[np.int8] = self._stop_code[tokens] | self._flat_slot_code[at]
         self.finish[rows] = code
         return code
 
     def observation(self, row: int) -> Observation:
-        """A copy of one sequence: input_ids int64 (L,), attention_mask int8 (L,)."""
+        """Return a copy of one sequence: input_ids int64 (L,), attention_mask and segment_ids int8 (L,)."""
         ids, mask = self._row_views[row]
-        return {"input_ids": ids.copy(), "attention_mask": mask.copy()}
+        observation: Observation = {"input_ids": ids.copy(), "attention_mask": mask.copy()}
+        if self.segments:
+            observation["segment_ids"] = self.authors[row] * mask
+        return observation
 
     def observations(self) -> Observation:
-        """A copy of all sequences: input_ids int64 (N, L), attention_mask int8 (N, L)."""
-        return {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}
+        """Return a copy of all sequences: input_ids int64 (N, L), attention_mask and segment_ids int8 (N, L)."""
+        observation: Observation = {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}
+        if self.segments:
+            observation["segment_ids"] = self.authors * self.mask
+        return observation
 
     def completion(self, row: int) -> list[int]:
-        """The ids generated so far in `row`."""
+        """Return the ids generated so far in `row`."""
         start = row * self.width + len(self.prompts[row].ids)
         tokens: list[int] = self._flat_ids[start : self._cursor[row]].tolist()
         return tokens
 
     def finish_reason(self, row: int) -> FinishReason | None:
-        """Why the episode in `row` ended, or None while it runs."""
+        """Return why the episode in `row` ended, None while it runs."""
         reason: FinishReason | None = _REASONS[self.finish[row]]
         return reason
 
     def state(self, row: int) -> TokenState:
-        """The state of a loaded row. O(length)."""
+        """Return the state of a loaded row. O(length)."""
         return TokenState(
             prompt=self.prompts[row],
             completion=tuple(self.completion(row)),
             finish_reason=self.finish_reason(row),
             potential=float(self.potential[row]),
             episode_seed=self.episode_seeds[row],
+            environment=self.environment[row],
         )
 
     def restore(self, row: int, state: TokenState) -> None:
@@ -191,7 +230,7 @@ class TokenStore:
         Raises: ValueError if the state does not fit these limits or this vocabulary.
         """
         self._check(state)
-        self._write(row, state.prompt, state.completion)
+        self._write(row, state.prompt, state.completion, state.environment)
         self.finish[row] = _CODES[state.finish_reason]
         self.potential[row] = state.potential
         self.episode_seeds[row] = state.episode_seed
@@ -205,21 +244,30 @@ class TokenStore:
         self._make_views()  # a pickled view would come back as an array of its own
 
     def _make_views(self) -> None:
-        """Views into the arrays; indexing with one number is several times faster than with two."""
+        """Make views into the arrays; indexing with one number is several times faster than with two."""
         self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
         self._flat_slot_code = self._slot_code.reshape(-1)
         self._row_views = list(zip(self.ids, self.mask, strict=True))
 
-    def _write(self, row: int, prompt: Prompt, completion: tuple[int, ...]) -> None:
+    def _write(
+        self,
+        row: int,
+        prompt: Prompt,
+        completion: tuple[int, ...] = (),
+        environment: tuple[int, ...] = (),
+    ) -> None:
         start = len(prompt.ids)
         length = start + len(completion)
         ids, mask = self._row_views[row]
-        self.prompts[row] = prompt
+        self.prompts[row], self.environment[row] = prompt, environment
         self._cursor[row] = row * self.width + length
         ids[:length] = prompt.ids + completion
         ids[length:] = self.pad_id
         mask[:length] = 1
         mask[length:] = 0
+        self.authors[row, :start], self.authors[row, start:] = PROMPT, POLICY
+        for place in environment:
+            self.authors[row, start + place] = ENVIRONMENT
         self._slot_code[row] = RUNNING
         self._slot_code[row, start + self.max_new_tokens - 1] = _LENGTH
 
@@ -230,6 +278,10 @@ class TokenStore:
         if completion > self.max_new_tokens:
             raise ValueError(
                 f"state: its completion has {completion} tokens, allowed is 0..{self.max_new_tokens}"
+            )
+        if not all(0 <= place < completion for place in state.environment):
+            raise ValueError(
+                f"state: environment={state.environment}: allowed are places in 0..{completion - 1}"
             )
         if completion == self.max_new_tokens and state.finish_reason is None:
             raise ValueError(f"state: runs on although its budget of {completion} tokens is spent")

@@ -1,4 +1,4 @@
-"""A task: the data that makes one token MDP, its reference, and the judging of its texts."""
+"""A task: the data of one token MDP, its reference, and how its texts are scored."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from textgym.checks import did_you_mean, not_one_of, shown
+from textgym.checks import Bools, Floats, did_you_mean, not_one_of, shown
 from textgym.lm.reference import Reference, UniformReference
 from textgym.prompts import PromptSet
 from textgym.registry import TASKS, TaskEntry
@@ -23,13 +20,15 @@ from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
 MOST_TOKENS = 2**20
-"""Of a prompt and of a completion: observations have a place for each."""
-_ENVIRONMENT_ARGUMENTS = ("split", "render_mode", "num_envs", "autoreset_mode", "score_together")
-MaskHook = Callable[[Sequence[TokenState]], npt.NDArray[np.bool_]]
+"""The limit for a prompt and for a completion: observations have a place for each token."""
+_ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together")
+MaskHook = Callable[[Sequence[TokenState]], Bools]
+RewardFunction = Callable[..., Any]
+"""Called as `reward(prompts, completions, **columns)`, see `textgym.rewards.Reward`."""
 
 
 class Judgement(NamedTuple):
-    """What B completions are worth.
+    """The texts and rewards of B completions.
 
     Args:
         texts: the decoded completions.
@@ -38,8 +37,8 @@ class Judgement(NamedTuple):
     """
 
     texts: list[str]
-    total: npt.NDArray[np.float64]
-    terms: dict[str, npt.NDArray[np.float64]]
+    total: Floats
+    terms: dict[str, Floats]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,12 +46,11 @@ class Task:
     """One token MDP, as data.
 
     Args:
-        name, family, description: for people.
-        prompts: "train" and "eval" -> the initial states; and "tune", where there are prompts to choose settings on,
-            no longer than the others.
+        name, family: for people.
+        prompts: "train" and "eval" -> the initial states; and perhaps "tune" -> prompts to choose settings on, no
+            longer than the others.
         vocabulary: the action set.
-        reward: called as `reward(prompts, completions, **columns)`; `columns` hold `completion_ids` and the
-            data columns.
+        reward: `columns` hold `completion_ids` and the data columns.
         gold: the true reward, measured but never trained on; None where there is none.
         reward_name: how the reward was asked for.
         max_new_tokens: tokens; the episode ends there.
@@ -73,12 +71,11 @@ class Task:
     name: str
     prompts: Mapping[str, PromptSet]
     vocabulary: Vocabulary
-    reward: Any
+    reward: RewardFunction
     max_new_tokens: int
     max_prompt_tokens: int = 0
     family: str = "text"
-    description: str = ""
-    gold: Any = None
+    gold: RewardFunction | None = None
     reward_name: str = ""
     reference: str | Reference = "uniform"
     beta: float = 0.05
@@ -90,8 +87,8 @@ class Task:
     noisy: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_new_tokens"):
-            value, least = getattr(self, name), 0 if name == "max_prompt_tokens" else 1
+        for name, least in (("max_prompt_tokens", 0), ("max_new_tokens", 1)):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_TOKENS:
                 raise ValueError(
                     f"{name}={shown(value)}: allowed is an int in {least}..{MOST_TOKENS} (tokens)"
@@ -124,14 +121,16 @@ class Task:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Calls the reward."""
+        """Return what calls the reward."""
         return Scorer(self.reward, self.on_error, self.penalty, self.timeout)
 
     @cached_property
     def gold_scorer(self) -> Scorer | None:
-        """Calls the gold reward; the same object as `scorer` where gold is the reward."""
-        if self.gold is None or self.gold is self.reward:
-            return None if self.gold is None else self.scorer
+        """Return what calls the gold reward: `scorer` where gold is the reward, None without a gold reward."""
+        if self.gold is None:
+            return None
+        if self.gold is self.reward:
+            return self.scorer
         return Scorer(self.gold, self.on_error, self.penalty, self.timeout)
 
     @cached_property
@@ -139,7 +138,7 @@ class Task:
         return {}
 
     def encoded(self, split: str) -> list[Prompt]:
-        """The prompts of a split with their ids. Raises: ValueError for one that is empty or too long."""
+        """Return the prompts of a split with their ids. Raises: ValueError for one that is empty or too long."""
         if split not in self._encoded:
             texts = self.prompt_set(split).texts
             self._encoded[split] = [
@@ -148,16 +147,15 @@ class Task:
         return self._encoded[split]
 
     def prompt_set(self, split: str) -> PromptSet:
-        """The prompts of a split. Raises: ValueError for an unknown split."""
+        """Return the prompts of a split. Raises: ValueError for an unknown split."""
         if split not in self.prompts:
             raise ValueError(not_one_of("split", split, self.prompts))
         return self.prompts[split]
 
     def prompt(self, text: str, split: str) -> Prompt:
-        """The initial state for a text; where the split has this text, that prompt with its data columns.
+        """Return the initial state for a text: the split's prompt, with its data columns, where it has this text.
 
-        Raises: TypeError or ValueError if the text is no string, empty, not UTF-8, or longer than
-        max_prompt_tokens.
+        Raises: TypeError or ValueError if the text is no string, empty, not UTF-8, or longer than max_prompt_tokens.
         """
         index = self.prompt_set(split).index.get(text) if isinstance(text, str) else None
         return self._encode(text, None, "option prompt") if index is None else self.encoded(split)[index]
@@ -184,12 +182,12 @@ class Task:
         """Decode and score B completions in one call of the reward.
 
         Args:
-            split: where the prompts' data columns are; a prompt outside the split has None in every column.
+            split: has the prompts' data columns; a prompt outside the split has None in every column.
             prompts: B prompts.
             completion_ids: B lists of ids, the stop id included where it was written.
             episode_seeds: B, in noisy tasks.
-            texts: the decoded completions, where they are known already.
-            scorer: another than the task's reward.
+            texts: the decoded completions; None: they are decoded here.
+            scorer: None: of the task's reward.
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, list[Any]] = {"completion_ids": completion_ids}
@@ -239,12 +237,12 @@ def make_task(name: str, **options: Any) -> Task:
 
 
 def has_language_model(task: Task) -> bool:
-    """Whether the task's reference is a causal LM, and not a table or a formula."""
+    """Return whether the task's reference is a causal LM, and not a table or a formula."""
     return isinstance(task.reference, str | Path) and task.reference != "uniform"
 
 
 def reference_model(task: Task) -> str | Path:
-    """Folder or hub id of the causal LM that is the task's reference.
+    """Return the folder or hub id of the causal LM that is the task's reference.
 
     Raises: ValueError if the reference is no causal LM.
     """
@@ -261,8 +259,7 @@ def reference_model(task: Task) -> str | Path:
 
 
 def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """pi_ref of a task: numpy for "uniform", the object itself where the task holds one, a causal LM otherwise
-    (needs the extra `lm`).
+    """Return pi_ref of a task: a causal LM (needs the extra `lm`), the uniform one, or the object that the task holds.
 
     Raises: ValueError if the model cannot be loaded or does not fit the task's vocabulary.
     """
@@ -274,7 +271,7 @@ def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -
 
 
 def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """A causal LM as reference over the task's allowed tokens."""
+    """Return a causal LM as reference over the task's allowed tokens."""
     from textgym.lm.causal import CausalLM, check_positions, load_causal_lm
 
     model = load_causal_lm(name)

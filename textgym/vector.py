@@ -1,4 +1,4 @@
-"""The vector environment: N texts are written side by side."""
+"""The vector environment: N texts written side by side."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.env import TokenEnv, find_task, why_reset
+from textgym.checks import Bools, Floats, Ints
+from textgym.env import NO_MODE, TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
-from textgym.render import check_render_mode, frame_image, frame_text, print_frame
+from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
 from textgym.state import RUNNING, UNSET, Observation, Prompt, TokenState
 from textgym.task import Task
 from textgym.vector_io import (
     Infos,
+    Seeds,
     VectorReset,
     check_together,
     final_infos,
@@ -31,27 +33,23 @@ from textgym.vector_io import (
     same_step_infos,
 )
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
 
-
-class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
+class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     """N `TokenEnv` in one object, equal to `SyncVectorEnv` of N `TokenEnv` in everything but speed.
 
     ### Description
     See `TokenEnv`. Sub-environment i is seeded with seed + i and draws its prompts from its own generator.
-    The rewards of all episodes that end at a step are computed in one call. There is one intended difference
-    to `SyncVectorEnv`: with autoreset disabled, a finished sub-environment is absorbing until it is reset.
-    Its action is ignored whatever it is, its observation stays, its reward is 0, terminated stays True, and
-    nothing is said of it in the infos.
+    The rewards of all episodes that end at a step are computed in one call. There is one intended difference to
+    `SyncVectorEnv`: with autoreset disabled, a finished sub-environment is absorbing until it is reset. Its action is
+    ignored, its observation stays, its reward is 0, terminated stays True, and the infos say nothing of it.
 
     ### Action Space
     `MultiDiscrete([V] * N)`: an integer array (N,). `action_masks()` is bool (N, V). In NEXT_STEP mode the
     action of a sub-environment that is about to be reset is ignored.
 
     ### Observation Space
-    `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`. Observations are
-    copies.
+    `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`, with `segments=True` also
+    `segment_ids=Box(0, 2, (N, L), int8)`, see `TokenEnv`. Observations are copies.
 
     ### Rewards
     float64 (N,), as in `TokenEnv`. With `score_together=True` a row that ends gets 0 and waits: the step that
@@ -84,6 +82,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         num_envs: int = 1,
         *,
         split: str = "train",
+        segments: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         score_together: bool = False,
         render_mode: str | None = None,
@@ -95,12 +94,13 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.task = find_task(task, task_options)
         self.score_together = check_together(score_together, self.autoreset_mode, self.task)
-        self.split, self.num_envs, self.render_mode = split, num_envs, render_mode
-        self.single_observation_space = observation_space(self.task)
+        self._episodes = Episodes(self.task, split, num_envs, segments)
+        self.split, self.segments = split, segments
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.single_observation_space = observation_space(self.task, segments)
         self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._episodes = Episodes(self.task, split, num_envs)
         self._store = self._episodes.store
         self._all_rows = np.arange(num_envs)
         self._generators: list[np.random.Generator | None] = [None] * num_envs
@@ -109,24 +109,22 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self._waiting = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Infos]:
         """Start episodes in all sub-environments, or in those of `options["reset_mask"]`.
 
         Args:
             seed: of all generators: sub-environment i gets seed + i, or seed[i].
             options: see "Starting State". They are not changed.
-        Raises: ValueError or TypeError, naming the argument and what is allowed; RuntimeError for rows whose
-        rewards have not been paid yet, see `settle`.
+        Raises: ValueError or TypeError, naming the argument and what is allowed; RuntimeError for rows whose rewards
+            have not been paid yet, see `settle`.
         """
         request = read_reset(self.task, self.split, self.num_envs, seed, options)
         self._check_paid("reset", request.rows)
         prompts = [self._begin(row, request) for row in request.rows]
         return self._store.observations(), reset_infos(self.num_envs, request.rows, prompts)
 
-    def step(
-        self, actions: npt.NDArray[np.int64]
-    ) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Infos]:
+    def step(self, actions: Ints) -> tuple[Observation, Floats, Bools, Bools, Infos]:
         """Append one token to every running text.
 
         Args:
@@ -149,7 +147,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self._check_compared()
             rewards[paid], ending = self._episodes.settle(paid.tolist())
             self._waiting[paid] = False
-            ended, infos = self._said_of(ending)
+            ended, infos = [] if ending is None else ending.rows, self._last_infos(ending)
         terminations = store.finish != RUNNING
         self._last_rewards = rewards
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
@@ -163,10 +161,10 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         return store.observations(), rewards, terminations, truncations, infos
 
-    def settle(self) -> tuple[FloatArray, Infos]:
+    def settle(self) -> tuple[Floats, Infos]:
         """Score the rows that wait for others to end, with `score_together=True`.
 
-        Rows that could not be scored, as the reward failed, go on waiting.
+        If the reward fails, the rows go on waiting.
 
         Returns: rewards (N,), 0 in rows that do not wait, and the last infos, as `step` gives them.
         """
@@ -177,7 +175,7 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         rewards[rows], ending = self._episodes.settle(rows.tolist())
         self._waiting[:] = False
         self._last_rewards = rewards
-        return rewards, self._said_of(ending)[1]
+        return rewards, self._last_infos(ending)
 
     @contextmanager
     def scoring_together(self) -> Iterator[None]:
@@ -194,15 +192,15 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self.score_together = before
             self._waiting[:] = False
 
-    def action_masks(self) -> BoolArray:
-        """Which tokens the task suggests, bool (N, V), as `action_space.sample(mask=)` takes it.
+    def action_masks(self) -> Bools:
+        """Return which tokens the task suggests, bool (N, V), as `action_space.sample(mask=)` takes it.
 
-        The others are legal actions nevertheless.
+        The others are legal actions too.
         """
         return self._episodes.masks(range(self.num_envs))
 
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
-        """The states of these sub-environments (None: all). Raises: ResetNeeded for one never reset."""
+        """Return the states of these sub-environments (None: all). Raises: ResetNeeded for one never reset."""
         rows = range(self.num_envs) if rows is None else rows
         if any(self._store.finish[row] == UNSET for row in rows):
             raise ResetNeeded(why_reset(UNSET))
@@ -212,8 +210,8 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         """Go on from these states in these sub-environments (None: in all).
 
         Returns: the observations of all sub-environments.
-        Raises: ValueError if a state does not fit this task, or the numbers of states and rows differ;
-        RuntimeError for rows whose rewards have not been paid yet, see `settle`.
+        Raises: ValueError if a state does not fit this task, or the numbers of states and rows differ; RuntimeError
+            for rows whose rewards have not been paid yet, see `settle`.
         """
         rows = range(self.num_envs) if rows is None else rows
         self._check_paid("set_states", rows)
@@ -223,10 +221,10 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self._episodes.restore(row, state)
         return self._store.observations()
 
-    def render(self) -> tuple[Any, ...] | None:
-        """What `TokenEnv.render` gives for every sub-environment; None after printing."""
+    def render(self) -> tuple[Frame, ...] | None:
+        """Return what `TokenEnv.render` gives for every sub-environment; None after printing."""
         if self.render_mode is None:
-            gym.logger.warn('render() shows nothing: make it with render_mode="ansi", "human" or "rgb_array"')
+            gym.logger.warn(NO_MODE)
             return None
         states, rewards = self.get_states(), self._last_rewards.tolist()
         frames = [frame_text(self.task, state, reward) for state, reward in zip(states, rewards, strict=True)]
@@ -237,26 +235,23 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The generators of the sub-environments."""
+        """Return the generators of the sub-environments."""
         return tuple(self._generator(row) for row in range(self.num_envs))
 
     @property
     def np_random_seed(self) -> tuple[int | None, ...]:  # type: ignore[override]
-        """The seeds of the sub-environments."""
+        """Return the seeds of the sub-environments."""
         return tuple(self._seeds[row] for row in range(self.num_envs) if self._generator(row))
 
-    def _due(self, ended: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Note that these rows wait. Returns: all rows that wait once no row runs any more, until then none."""
+    def _due(self, ended: Ints) -> Ints:
+        """Note that these rows wait. Return all rows that wait once no row runs any more, until then none."""
         self._waiting[ended] = True
         if (self._store.finish == RUNNING).any():
             return ended[:0]
         return np.flatnonzero(self._waiting)
 
-    def _said_of(self, ending: Ending | None) -> tuple[list[int], Infos]:
-        """The rows that ended, and their last infos."""
-        if ending is None:
-            return [], {}
-        return ending.rows, final_infos(self.num_envs, ending, self._store)
+    def _last_infos(self, ending: Ending | None) -> Infos:
+        return {} if ending is None else final_infos(self.num_envs, ending, self._store)
 
     def _check_compared(self) -> None:
         scorer = self.task.scorer
@@ -296,8 +291,8 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self._generators[row] = generator
         return generator
 
-    def _running_rows(self) -> tuple[npt.NDArray[np.intp], list[int]]:
-        """The rows to step, and the ended ones. Raises: ResetNeeded if a row was never reset."""
+    def _running_rows(self) -> tuple[Ints, list[int]]:
+        """Return the rows to step, and the ended ones. Raises: ResetNeeded if a row was never reset."""
         finish = self._store.finish
         if not np.count_nonzero(finish):
             return self._all_rows, []
@@ -305,8 +300,8 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             raise ResetNeeded(why_reset(UNSET))
         return (finish == RUNNING).nonzero()[0], finish.nonzero()[0].tolist()
 
-    def _tokens(self, actions: Any, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-        """The actions of `rows`, int64. Raises: InvalidAction."""
+    def _tokens(self, actions: Ints, rows: Ints) -> Ints:
+        """Return the actions of `rows`, int64. Raises: InvalidAction."""
         try:
             array = np.asarray(actions)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -330,28 +325,50 @@ class TokenVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
 
 
 def batch_env(task: Task, rows: int, split: str) -> TokenVectorEnv:
-    """Make an environment to play a batch to its end: no resets, and one call of a reward that pays at the end."""
+    """Make an environment to play a batch to its end: no resets, one call of a reward that pays at the end, and
+    observations with `segment_ids`.
+    """
     together, mode = task.scorer.pays_at_end, AutoresetMode.DISABLED
-    return TokenVectorEnv(task, rows, split=split, autoreset_mode=mode, score_together=together)
+    return TokenVectorEnv(
+        task, rows, split=split, segments=True, autoreset_mode=mode, score_together=together
+    )
 
 
-def scoring_together(env: Any) -> AbstractContextManager[None]:
+def scoring_together(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[None]:
     """Return a block in which `env` scores all rows in one call, if it is a `TokenVectorEnv` and nothing else.
 
-    Wrappers and subclasses see rewards step by step and may count on that: they go on as they are. Whoever plays in
-    this block adds what `step` pays to rows that have ended, and what `settle_rest` returns, to their last actions.
+    Wrappers and subclasses see rewards step by step and may count on that, so nothing changes for them. In this block,
+    add what `step` pays to rows that have ended, and what `settle_rest` returns, to the last actions of these rows.
     """
     return env.scoring_together() if type(env) is TokenVectorEnv else nullcontext()
 
 
-def settle_rest(env: Any) -> tuple[FloatArray, Infos]:
+@contextmanager
+def showing_segments(env: VectorEnv[Any, Any, Any]) -> Iterator[None]:
+    """Show `segment_ids` in observations within this block, if `env` is a `TokenVectorEnv`, wrapped or not.
+
+    For agents that have to know where the prompt ends, whatever environment they were given.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, TokenVectorEnv):
+        yield
+        return
+    store = inner._store
+    before, store.segments = store.segments, True
+    try:
+        yield
+    finally:
+        store.segments = before
+
+
+def settle_rest(env: VectorEnv[Any, Any, Any]) -> tuple[Floats, Infos]:
     """Pay the rows of a vector environment that still wait, see `TokenVectorEnv.settle`; zeros where none does."""
     inner = env.unwrapped
     return inner.settle() if isinstance(inner, TokenVectorEnv) else (np.zeros(env.num_envs), {})
 
 
-def refuse_together(env: Any, who: str) -> None:
-    """Raises ValueError if `env` was made with `score_together=True`, for those that credit rewards step by step."""
+def refuse_together(env: object, who: str) -> None:
+    """Raise ValueError if `env` was made with `score_together=True`, for `who` credits rewards step by step."""
     if getattr(getattr(env, "unwrapped", env), "score_together", False):
         raise ValueError(
             f"env: has score_together=True, which pays a row after its last action; {who} credits rewards "

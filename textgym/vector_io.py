@@ -1,8 +1,7 @@
-"""What goes into the vector environment (size, mode, arguments of reset) and what comes out (infos)."""
+"""Arguments of the vector environment, checked, and its infos."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from textgym.checks import MOST_ROWS, not_one_of, shown
-from textgym.env import RESET_OPTIONS, check_options, chosen_prompt
+from textgym.checks import MOST_ROWS, Floats, not_one_of, shown
+from textgym.env import RESET_OPTIONS, as_index, check_options, chosen_prompt
 from textgym.episodes import Ending
 from textgym.state import Observation, Prompt, TokenStore
 from textgym.task import Task
+
+Infos = dict[str, Any]
+Seeds = int | Sequence[int | None] | None
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class VectorReset:
     prompts: dict[int, Prompt]
 
 
-def read_num_envs(num_envs: Any) -> int:
-    """The number of sub-environments. Raises: ValueError unless it is an int in 1..MOST_ROWS."""
+def read_num_envs(num_envs: int) -> int:
+    """Return the number of sub-environments. Raises: ValueError unless it is an int in 1..MOST_ROWS."""
     integer = isinstance(num_envs, int | np.integer) and not isinstance(num_envs, bool)
     if not integer or not 1 <= num_envs <= MOST_ROWS:
         raise ValueError(f"num_envs={shown(num_envs)}: allowed is an int in 1..{MOST_ROWS}")
@@ -42,7 +44,7 @@ def read_num_envs(num_envs: Any) -> int:
 
 
 def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    """The mode itself, or the one of this value. Raises: ValueError for another value."""
+    """Return the mode itself, or the one of this value. Raises: ValueError for another value."""
     try:
         return AutoresetMode(mode)
     except ValueError as error:
@@ -51,7 +53,7 @@ def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
         ) from error
 
 
-def check_together(score_together: Any, mode: AutoresetMode, task: Task) -> bool:
+def check_together(score_together: bool, mode: AutoresetMode, task: Task) -> bool:
     """Return `score_together`. Raises: TypeError or ValueError unless it is a bool that fits mode and reward."""
     if not isinstance(score_together, bool):
         raise TypeError(f"score_together={score_together!r:.80}: allowed is True or False")
@@ -70,7 +72,7 @@ def check_together(score_together: Any, mode: AutoresetMode, task: Task) -> bool
     return score_together
 
 
-def read_reset(task: Task, split: str, num_envs: int, seed: Any, options: Any) -> VectorReset:
+def read_reset(task: Task, split: str, num_envs: int, seed: Seeds, options: object) -> VectorReset:
     """Check the arguments of `reset`. Raises: ValueError or TypeError, naming argument and allowed values."""
     choice = check_options(options, (*RESET_OPTIONS, "reset_mask"))
     rows = list(range(num_envs))
@@ -84,22 +86,18 @@ def read_reset(task: Task, split: str, num_envs: int, seed: Any, options: Any) -
     return VectorReset(rows, seeds, prompts)
 
 
-def _masked_rows(mask: Any, num_envs: int) -> list[int]:
-    if (
-        not isinstance(mask, np.ndarray)
-        or mask.dtype != np.bool_
-        or mask.shape != (num_envs,)
-        or not mask.any()
-    ):
-        what = f"{mask.dtype} array {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ValueError(
-            f"option reset_mask ({what}): allowed is a bool array ({num_envs},) with at least one True"
-        )
-    rows: list[int] = np.flatnonzero(mask).tolist()
-    return rows
+def _masked_rows(mask: object, num_envs: int) -> list[int]:
+    what = type(mask).__name__
+    if isinstance(mask, np.ndarray):
+        what = f"{mask.dtype} array {mask.shape}"
+        if mask.dtype == np.bool_ and mask.shape == (num_envs,) and mask.any():
+            return [int(row) for row in np.flatnonzero(mask)]
+    raise ValueError(
+        f"option reset_mask ({what}): allowed is a bool array ({num_envs},) with at least one True"
+    )
 
 
-def _seeds(seed: Any, num_envs: int) -> list[int | None]:
+def _seeds(seed: Seeds, num_envs: int) -> list[int | None]:
     if seed is None:
         return [None] * num_envs
     if isinstance(seed, list | tuple | np.ndarray):
@@ -109,12 +107,8 @@ def _seeds(seed: Any, num_envs: int) -> list[int | None]:
     return [_seed(seed) + row for row in range(num_envs)]
 
 
-def _seed(value: Any) -> int:
-    try:
-        seed = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        seed = -1
-    if seed < 0:
+def _seed(value: object) -> int:
+    if (seed := as_index(value)) < 0:
         raise ValueError(
             f"seed={value!r:.80}: allowed are None, an int from 0 on, and one of these for each row"
         )
@@ -122,7 +116,7 @@ def _seed(value: Any) -> int:
 
 
 def _per_row(name: str, value: Any, num_envs: int) -> Sequence[Any]:
-    """One value for each sub-environment; a single value is for all of them."""
+    """Return one value for each sub-environment; a single value is for all of them."""
     if isinstance(value, str) or np.ndim(value) == 0:
         return [value] * num_envs
     if np.shape(value) != (num_envs,):
@@ -133,37 +127,31 @@ def _per_row(name: str, value: Any, num_envs: int) -> Sequence[Any]:
     return values
 
 
-Infos = dict[str, Any]
-
-
 class _Rows:
-    """Makes the arrays (N,) that hold values in some rows only, and the mask that says in which."""
+    """Make the arrays (N,) that hold values in some rows only, and the mask that says in which."""
 
     def __init__(self, num_envs: int, rows: Sequence[int]) -> None:
-        self.num_envs, self.rows = num_envs, rows
-        self.at = np.array(rows)
+        self.num_envs, self.rows = num_envs, np.array(rows)
         self.mask = np.zeros(num_envs, dtype=np.bool_)
-        self.mask[self.at] = True
+        self.mask[self.rows] = True
 
-    def objects(self, values: Sequence[Any]) -> npt.NDArray[Any]:
+    def objects(self, values: Sequence[object]) -> npt.NDArray[np.object_]:
         array = np.empty(self.num_envs, dtype=object)  # numpy fills it with None
         for row, value in zip(self.rows, values, strict=True):
             array[row] = value
         return array
 
-    def numbers(self, values: Any, dtype: type) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = np.zeros(self.num_envs, dtype=dtype)
-        array[self.at] = values
+    def numbers(self, values: Sequence[int] | Floats, dtype: type) -> npt.NDArray[np.generic]:
+        array: npt.NDArray[np.generic] = np.zeros(self.num_envs, dtype=dtype)
+        array[self.rows] = values
         return array
 
     def with_masks(self, arrays: Infos) -> Infos:
-        for key in tuple(arrays):
-            arrays["_" + key] = self.mask.copy()
-        return arrays
+        return arrays | {f"_{key}": self.mask.copy() for key in arrays}
 
 
 def reset_infos(num_envs: int, rows: list[int], prompts: Sequence[Prompt]) -> Infos:
-    """What is said of the episodes that started in `rows`."""
+    """Return the infos of the episodes that started in `rows`."""
     of = _Rows(num_envs, rows)
     indices = [-1 if prompt.index is None else prompt.index for prompt in prompts]
     texts = [prompt.text for prompt in prompts]
@@ -171,13 +159,13 @@ def reset_infos(num_envs: int, rows: list[int], prompts: Sequence[Prompt]) -> In
 
 
 def final_infos(num_envs: int, ending: Ending, store: TokenStore) -> Infos:
-    """What is said of the episodes that ended."""
+    """Return the infos of the episodes that ended."""
     of, judgement = _Rows(num_envs, ending.rows), ending.judgement
     terms = {name: of.numbers(values, float) for name, values in judgement.terms.items()}
     arrays: Infos = {
         "completion": of.objects(judgement.texts),
         "finish_reason": of.objects([store.finish_reason(row) for row in ending.rows]),
-        "reward_terms": of.with_masks(terms),
+        "reward_terms": of.with_masks({**terms}),
     }
     if ending.gold is not None:
         arrays["gold"] = of.numbers(ending.gold, float)
@@ -187,6 +175,6 @@ def final_infos(num_envs: int, ending: Ending, store: TokenStore) -> Infos:
 def same_step_infos(
     num_envs: int, rows: list[int], observations: Sequence[Observation], final: Infos
 ) -> Infos:
-    """The ends of episodes whose rows have been reset in the same step."""
+    """Return the infos of episodes that ended in rows which have been reset in the same step."""
     of = _Rows(num_envs, rows)
     return of.with_masks({"final_obs": of.objects(observations), "final_info": final})

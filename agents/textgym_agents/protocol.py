@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
-from textgym.state import Prompt, TokenState
+from textgym.state import ENVIRONMENT, PROMPT, Prompt, TokenState
+from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 
 Observation = Mapping[str, NDArray[Any]]
@@ -127,46 +128,60 @@ def as_agent(agent: object) -> Agent:
 
 
 def token_rows(observation: Observation) -> list[tuple[int, ...]]:
-    """The tokens of each state."""
+    """Return the tokens of each of B states."""
     lengths = np.count_nonzero(observation["attention_mask"], axis=1).tolist()
     ids: NDArray[np.int64] = observation["input_ids"]
     return [tuple(row[:length]) for row, length in zip(ids.tolist(), lengths, strict=True)]
 
 
+def prompt_lengths(observation: Observation) -> Ints:
+    """Return the tokens of each state's prompt, (B,).
+
+    Raises: ValueError for observations without `segment_ids`.
+    """
+    if "segment_ids" not in observation:
+        raise ValueError(
+            "observation: has no segment_ids, which say where the prompt ends; make the environment with segments=True"
+        )
+    prompt = (observation["segment_ids"] == PROMPT) & (observation["attention_mask"] != 0)
+    return np.asarray(np.count_nonzero(prompt, axis=1))
+
+
 class StateFinder:
-    """Finds the state that a sequence of tokens is.
+    """Finds the states that observations show.
 
     Args:
         task: supplies the prompts of all splits.
     """
 
-    def __init__(self, task: Any) -> None:
-        self._task = task
+    def __init__(self, task: Task) -> None:
+        self._decode = task.vocabulary.decode
         # A prompt of several splits is taken from the held-out ones.
         splits = [split for split in ("tune", "train", "eval") if split in task.prompts]
         self._prompts = {prompt.ids: (split, prompt) for split in splits for prompt in task.encoded(split)}
-        self._lengths = sorted({len(ids) for ids in self._prompts}, reverse=True)
 
-    def known(self, tokens: tuple[int, ...]) -> tuple[str, TokenState] | None:
-        """Split and state; the prompt is the longest one of the task that the sequence begins with, None without."""
-        for length in self._lengths:
-            found = self._prompts.get(tokens[:length]) if length <= len(tokens) else None
-            if found is not None:
-                return found[0], TokenState(found[1], tokens[length:])
-        return None
+    def states(self, observation: Observation) -> list[tuple[str, TokenState]]:
+        """Return split and state of each of B observations, taken to be running.
 
-    def find(self, tokens: tuple[int, ...]) -> tuple[str, TokenState]:
-        """Split and state; see `known`.
-
-        A sequence that begins with no prompt is one of the user's own, of which a reward can know the text alone.
-        Raises: ValueError if it is too long for that.
+        Raises: ValueError for observations without `segment_ids`.
         """
-        found = self.known(tokens)
-        if found is not None:
-            return found
-        if len(tokens) > self._task.max_prompt_tokens:
-            raise ValueError(
-                f"observation: a state of {len(tokens)} tokens begins with no prompt of the task"
-            )
-        (text,) = self._task.vocabulary.decode([tokens])
-        return "eval", TokenState(Prompt(text, tokens, None))
+        starts, rows = prompt_lengths(observation).tolist(), token_rows(observation)
+        segments: NDArray[np.int8] = observation["segment_ids"]
+        found = []
+        for tokens, start, authors in zip(rows, starts, segments, strict=True):
+            environment = np.flatnonzero(authors == ENVIRONMENT) - start
+            found.append(self.state(tokens, start, tuple(environment.tolist())))
+        return found
+
+    def state(
+        self, tokens: tuple[int, ...], start: int, environment: tuple[int, ...] = ()
+    ) -> tuple[str, TokenState]:
+        """Return split and state of a sequence whose first `start` tokens are the prompt.
+
+        A prompt that no split has is one of the user's own: a reward can know its text alone.
+        """
+        ids = tokens[:start]
+        split, prompt = self._prompts.get(ids, ("eval", None))
+        if prompt is None:
+            prompt = Prompt(self._decode([ids])[0], ids, None)
+        return split, TokenState(prompt, tokens[start:], environment=environment)

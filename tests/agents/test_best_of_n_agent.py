@@ -154,7 +154,7 @@ def test_an_answer_is_written_as_it_was_planned():
     planned = []
     best = agent._best
     agent._best = lambda states: planned.append(best(states)) or planned[-1]
-    env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
+    env = TokenVectorEnv(task, 8, segments=True, autoreset_mode=AutoresetMode.DISABLED)
     observation, _ = env.reset(seed=0)
     for _ in range(HORIZON):
         observation, _, ended, _, _ = env.step(agent.act(observation))
@@ -170,7 +170,7 @@ def test_an_answer_is_written_as_it_was_planned():
 def test_a_state_seen_again_or_in_the_middle_of_an_answer_is_planned_from_there():
     task = tiny_task()
     agent = BestOfN(task, BestOfNConfig(n=64))
-    env = TokenVectorEnv(task, 200, autoreset_mode=AutoresetMode.DISABLED)
+    env = TokenVectorEnv(task, 200, segments=True, autoreset_mode=AutoresetMode.DISABLED)
     observation, _ = env.reset(options={"prompt": "a b"})
     observation, *_ = env.step(np.full(200, 1))
     # Of "b" followed by up to two tokens "b a a" pays most, 2, and 64 of 16 endings are hardly ever without it.
@@ -196,7 +196,7 @@ def test_the_held_out_split_and_a_prompt_of_ones_own():
     for split, text in (("train", "a"), ("eval", "b")):
         episodes = play(agent, task, split=split, per_prompt=20)
         assert (episodes.completions == text).mean() > 0.8  # chance is 1/16 + 1/4 of 1/4 in 64 tries
-    env = TokenVectorEnv(task, 20, autoreset_mode=AutoresetMode.DISABLED)
+    env = TokenVectorEnv(task, 20, segments=True, autoreset_mode=AutoresetMode.DISABLED)
     observation, _ = env.reset(options={"prompt": "c"})
     paid = np.zeros(20)
     for _ in range(2):
@@ -218,7 +218,7 @@ def test_the_same_seed_gives_the_same_answers_and_it_is_saved(tmp_path):
     task = tiny_task()
     one, other = (play(BestOfN(task, BestOfNConfig(n=2, seed=4)), task, per_prompt=9) for _ in range(2))
     assert (one.completions == other.completions).all()
-    env = TokenVectorEnv(task, 1)
+    env = TokenVectorEnv(task, 1, segments=True)
     BestOfN(task, BestOfNConfig(n=2, seed=4)).save(tmp_path)
     loaded = BestOfN.load(tmp_path, env)
     assert loaded.config == BestOfNConfig(n=2, seed=4)

@@ -134,7 +134,7 @@ def test_only_the_k_likeliest_are_written_and_they_are_tilted_by_hand():
     prior = Table(5)
     guide = Exact(solution, prior, solution.values)
     agent = ValueGuided(task, ValueGuidedConfig(k=2, prior="policy", temperature=0.5), guide)
-    env = TokenEnv(task)
+    env = TokenEnv(task, segments=True)
     observation, _ = env.reset(options={"prompt": "a b"})
     seen = {name: array[None] for name, array in observation.items()}
     logs, own = agent.log_probs(seen)[0], prior.log_probs(seen)[0]
@@ -175,7 +175,7 @@ def make_env_of(task, rows=6):
 
     from textgym import TokenVectorEnv
 
-    return TokenVectorEnv(task, rows, autoreset_mode=AutoresetMode.DISABLED)
+    return TokenVectorEnv(task, rows, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def test_it_is_saved_with_its_guide(tmp_path):

@@ -112,7 +112,7 @@ def stop_env(num_envs: int, masked: bool = False) -> TokenVectorEnv:
     """Return an environment of the task Stop: three prompts, one word, two stop tokens, up to five tokens."""
     task = make_task("Stop", difficulty=3)
     task = replace(task, mask=no_end_after_even) if masked else task
-    return TokenVectorEnv(task, num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return TokenVectorEnv(task, num_envs, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def no_end_after_even(states: Sequence[TokenState]) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import textgym  # noqa: F401  (registers the ids)
-from textgym.task import Task, make_task
+from textgym.task import Task, make_task, task_entry, task_names
 from textgym.tasks import assemble as world_tasks
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.prompts import TASK_SHARES
@@ -122,17 +122,50 @@ def test_weights_that_are_not_allowed() -> None:
 def test_the_built_in_reward_model_is_told_the_stop_ids(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def make_reward(spec: Any) -> Any:
+    def make_reward(spec: Any, argument: str = "reward") -> Any:
         asked.append(spec)
         return lambda prompts, completions, **columns: [0.0] * len(prompts)
 
     monkeypatch.setattr(world_tasks, "make_reward", make_reward)
     task = make_task(name, reward="model")
     rules, model = asked
-    assert rules["name"] == f"{name.lower()}_rules"
+    assert (rules["name"] if name == "HHH" else rules) == f"{name.lower()}_rules"
     assert model == {"name": "reward_model", "model": str(REWARD_MODEL_PATH), "stop_ids": [3]}
     assert task.reward_name == "model"
     assert task.reward is not task.gold
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in task_names() if task_entry(name).family in ("alignment", "style", "verifiable")]
+)
+def test_every_task_of_the_world_knows_rules_model_and_any_other_reward(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"name": "reward_model", "model": str(REWARD_MODEL_PATH), "stop_ids": [3]}
+    made = world_tasks.make_reward
+
+    def make_reward(spec: Any, argument: str = "reward") -> Any:
+        return zero if spec == model else made(spec, argument)
+
+    monkeypatch.setattr(world_tasks, "make_reward", make_reward)
+    rules, learned = make_task(name), make_task(name, reward="model")
+    other = make_task(name, reward={"name": "length", "target": 3, "unit": "words"})
+    own = make_task(name, reward=zero)
+    assert rules.reward is rules.gold
+    assert make_task(name, reward="rules").reward_name == rules.reward_name
+    assert (learned.reward, learned.reward_name, other.reward_name, own.reward) == (
+        zero,
+        "model",
+        "length",
+        zero,
+    )
+    assert {type(task.gold) for task in (learned, other, own)} == {type(rules.gold)}
+    with pytest.raises(ValueError, match="reward 'nothing': not one of"):
+        make_task(name, reward="nothing")
+
+
+def zero(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    return [0.0] * len(prompts)
 
 
 @every_task

@@ -78,7 +78,7 @@ def test_textgym_list_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["family"] == "diagnostics"
         assert row["gold"] is True
         assert row["reference"] == ("2-gram" if name == "TwoModes" else "uniform")
-        assert row["summary"] == make_task(name).description
+        assert row["summary"] == task_entry(name).summary
 
 
 @every_name

@@ -16,7 +16,7 @@ from textgym.prompts import PromptSet, Split, prompt_set
 from textgym.task import Task, task_names
 
 DIGESTS = {
-    "Arithmetic": "da122c1fa0a8ca11",
+    "Arithmetic": "72cd5de68c937adb",
     "Bandit": "15369b09dcb78b95",
     "BetaSweep": "e88fde12540069b0",
     "BigVocab": "438141ddf54bda54",
@@ -26,16 +26,16 @@ DIGESTS = {
     "DeepSea": "b617cdb623a255ce",
     "Delayed": "d1f45d3f6ced77e3",
     "Distractor": "398b7c7c31dd605a",
-    "Format": "ce68b8ac21edce7a",
+    "Format": "ef79c6d2750df633",
     "HHH": "765b308a33cc75ad",
     "Harmless": "0d592e12110c7021",
     "Helpful": "8c1b60537757e21c",
     "Honest": "55ae9527ea34056b",
-    "Json": "1a8787d55c719257",
+    "Json": "56e1ddd717bfc47f",
     "Keywords": "946e1fa09ce6df99",
     "NoRepeat": "a31a8428b209449d",
     "Noisy": "8b186dc04cf52be8",
-    "Pattern": "12073488ab2bc349",
+    "Pattern": "9e277d416c6111e4",
     "Recall": "a869ce679eae505b",
     "Reverse": "5d144369561a151b",
     "Scale": "15b42bfaca078a03",
@@ -44,7 +44,7 @@ DIGESTS = {
     "Text": "0cc211588ca89783",
     "TwoModes": "6d4b961f4ce110a7",
 }
-"""Of prompts, columns and weights of train and eval at every difficulty, as they were before there was a third one."""
+"""Of prompts, columns and weights of train and eval at every difficulty."""
 REPEATED = {
     "Copy",
     "Reverse",

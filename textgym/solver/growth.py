@@ -157,7 +157,7 @@ class _Payer:
     """Asks the task's reward for the states of a tree, in batches, and leaves the task's own scorer alone."""
 
     def __init__(self, task: Task, split: str) -> None:
-        reward = task.reward
+        reward: Any = task.reward
         if task.scorer.pay == "together":
             raise UnsolvableError(
                 f"task {task.name!r}: its reward {task.scorer.name!r} compares the completions of a batch, "

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.state import Observation
+from textgym.state import Observation, segment_ids
 from textgym.task import Task
 
 
@@ -136,7 +136,7 @@ class PrefixTree:
         return tokens
 
     def observations(self, depth: int, rows: Ints) -> Observation:
-        """The observations of states, as the environment gives them: arrays (m, L)."""
+        """Return the observations of states, as the environment gives them with `segments=True`: arrays (m, L)."""
         prompts, lengths = self._prompt_ids
         prompt = self.prompt_of[depth][rows]
         ids = prompts[prompt]
@@ -144,7 +144,11 @@ class PrefixTree:
         columns = lengths[prompt][:, None] + np.arange(depth)
         np.put_along_axis(ids, columns, self.completions(depth, rows), axis=1)
         mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int8)
-        return {"input_ids": ids, "attention_mask": mask}
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "segment_ids": segment_ids(mask, lengths[prompt]),
+        }
 
     def batches(self, depth: int) -> Iterator[Ints]:
         """The running states of a level in batches whose next-token distributions fit into little memory."""

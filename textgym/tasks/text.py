@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from textgym.checks import shown
-from textgym.prompts import PromptSet, own_splits, prompt_set, read_prompts
-from textgym.rewards import make_reward
-from textgym.rewards.registry import spec_name
+from textgym.prompts import Columns, PromptSource, own_splits
+from textgym.rewards import RewardSpec
 from textgym.rewards.scorer import OnError
 from textgym.task import Task
+from textgym.tasks.assemble import assemble
 from textgym.vocab import load_vocabulary
 
-PROMPTS = (
+PROMPTS: Final = (
     "Hello.",
     "Tell me something.",
     "What is the weather like?",
     "Write one sentence.",
 )
-REWARD = {"name": "length", "target": 8, "unit": "words"}
+REWARD: Final = {"name": "length", "target": 8, "unit": "words"}
 
 
 def text_task(
-    prompts: str | Path | Sequence[str] = PROMPTS,
-    eval_prompts: str | Path | Sequence[str] | None = None,
-    tune_prompts: str | Path | Sequence[str] | None = None,
+    prompts: PromptSource = PROMPTS,
+    eval_prompts: PromptSource | None = None,
+    tune_prompts: PromptSource | None = None,
     *,
     tokenizer: Any = None,
-    reward: Any = None,
-    gold: Any = None,
+    reward: RewardSpec | None = None,
+    gold: RewardSpec | None = None,
     max_new_tokens: int = 48,
     max_prompt_tokens: int = 0,
     stop: str | int | Sequence[str | int] | None = None,
     vocab_size: int | None = None,
     chat: bool | str | None = None,
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    eval_columns: Mapping[str, Sequence[Any]] | None = None,
-    tune_columns: Mapping[str, Sequence[Any]] | None = None,
+    columns: Columns | None = None,
+    eval_columns: Columns | None = None,
+    tune_columns: Columns | None = None,
     weights: Sequence[float] | None = None,
     beta: float = 0.05,
     gamma: float = 1.0,
@@ -94,39 +93,21 @@ def text_task(
     """
     named = isinstance(reference, str | Path) and str(reference) not in ("builtin", "uniform")
     model = reference if named else None
-    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
-    train = _split("prompts", prompts, columns, weights)
-    held_out = None if eval_prompts is None else _split("eval_prompts", eval_prompts, eval_columns, None)
-    tuned_on = None if tune_prompts is None else _split("tune_prompts", tune_prompts, tune_columns, None)
-    return Task(
-        name="Text",
-        family="text",
-        description="Your own prompts, tokenizer and reward.",
-        prompts=own_splits(train, held_out, tuned_on),
-        vocabulary=vocabulary,
-        reward=make_reward(REWARD if reward is None else reward),
-        gold=None if gold is None else make_reward(gold, "gold"),
-        reward_name=spec_name(REWARD if reward is None else reward),
-        max_prompt_tokens=max_prompt_tokens,
+    if reference is None:
+        reference = "builtin" if tokenizer is None else "uniform"
+    return assemble(
+        "Text",
+        "text",
+        own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights),
+        gold=gold,
+        vocabulary=load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model),
+        reward=REWARD if reward is None else reward,
         max_new_tokens=max_new_tokens,
-        reference=("builtin" if tokenizer is None else "uniform") if reference is None else reference,
+        max_prompt_tokens=max_prompt_tokens,
         beta=beta,
         gamma=gamma,
+        reference=reference,
         on_error=on_error,
         penalty=penalty,
         timeout=timeout,
     )
-
-
-def _split(
-    argument: str,
-    source: str | Path | Sequence[str],
-    columns: Mapping[str, Sequence[Any]] | None,
-    weights: Sequence[float] | None,
-) -> PromptSet:
-    texts, file_columns = read_prompts(source, argument)
-    if not isinstance(columns, Mapping | None):
-        raise TypeError(
-            f"{argument.replace('prompts', 'columns')}={shown(columns)}: allowed is a dict of lists"
-        )
-    return prompt_set(texts, {**file_columns, **(columns or {})}, weights, argument)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
@@ -10,41 +10,53 @@ from gymnasium.error import InvalidAction
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Observation, Reference
 from textgym.state import TokenSpace
 from textgym.task import Task, has_language_model, reference_model
-from textgym.wrappers.base import Masks, RowsWrapper, SingleWrapper, check_below, reference_of
+from textgym.wrappers.base import (
+    Actions,
+    Env,
+    Masks,
+    RowsEnv,
+    RowsStep,
+    RowsWrapper,
+    SingleWrapper,
+    Step,
+    check_below,
+    reference_of,
+    task_of,
+)
+
+ActionSpace: TypeAlias = spaces.Space[Any]
+Points: TypeAlias = NDArray[np.floating[Any]]
 
 
-def token_embedding(task: Task, dimensions: int, seed: int = 0) -> NDArray[np.float64]:
-    """A point in [-1, 1]^D for every token: alike tokens are near each other where the reference is an LM.
+def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
+    """Return a point in [-1, 1]^D for every token: alike tokens are near each other where the reference is an LM.
 
     Args:
         task: supplies vocabulary and reference.
         dimensions: D; with an LM at most the width of its embedding.
-        seed: of the random directions that stand in where the reference is no LM.
+        seed: of the random directions that replace the embedding where the reference is no LM.
     Returns: (V, D) float64.
     Raises: ValueError for D out of range.
     """
     if isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1:
         raise ValueError(f"dimensions={dimensions!r}: allowed is an int from 1 on")
     if has_language_model(task):
-        return _scaled(_principal(_input_embedding(task), dimensions, task.vocabulary.allowed))
-    points = np.random.default_rng([seed, 3]).standard_normal((task.vocabulary.size, dimensions))
-    return _scaled(points / np.linalg.norm(points, axis=1, keepdims=True))
+        from textgym.lm.causal import load_causal_lm
+
+        weights = load_causal_lm(reference_model(task)).get_input_embeddings().weight
+        points = _principal(weights.detach().double().numpy(), dimensions, task.vocabulary.allowed)
+    else:
+        points = np.random.default_rng([seed, 3]).standard_normal((task.vocabulary.size, dimensions))
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return np.asarray(np.clip(points / np.abs(points).max(0), -1.0, 1.0))
 
 
-def _input_embedding(task: Task) -> NDArray[Any]:
-    from textgym.lm.causal import load_causal_lm
-
-    weights: NDArray[Any] = (
-        load_causal_lm(reference_model(task)).get_input_embeddings().weight.detach().double().numpy()
-    )
-    return weights
-
-
-def _principal(rows: NDArray[Any], dimensions: int, allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The rows on the main axes of the allowed ones."""
+def _principal(rows: Floats, dimensions: int, allowed: Bools) -> Floats:
+    """Return the rows on the main axes of the allowed ones."""
     if dimensions > rows.shape[1]:
         raise ValueError(
             f"dimensions={dimensions!r}: the reference's embedding has {rows.shape[1]}, allowed is no more"
@@ -52,13 +64,6 @@ def _principal(rows: NDArray[Any], dimensions: int, allowed: NDArray[np.bool_]) 
     centred = rows - rows[allowed].mean(0)
     axes = np.linalg.svd(centred[allowed], full_matrices=False)[2][:dimensions]
     return np.asarray(centred @ axes.T)
-
-
-def _scaled(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.clip(points / np.abs(points).max(0), -1.0, 1.0))
-
-
-Tokens = NDArray[np.int64]
 
 
 class Table(Protocol):
@@ -70,8 +75,8 @@ class Table(Protocol):
 
     size: int
 
-    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Tokens, NDArray[np.bool_]]:
-        """The tokens (B, A) in B states, and which entries (B, A) the task suggests.
+    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
+        """Return the tokens (B, A) in B states, and which entries (B, A) the task suggests.
 
         Args:
             observation: `input_ids` (B, L) and `attention_mask` (B, L).
@@ -86,11 +91,11 @@ class AllowedTokens:
         allowed: (V,) bool.
     """
 
-    def __init__(self, allowed: NDArray[np.bool_]) -> None:
+    def __init__(self, allowed: Bools) -> None:
         self._ids = np.flatnonzero(allowed).astype(np.int64)
         self.size = len(self._ids)
 
-    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Tokens, NDArray[np.bool_]]:
+    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
         """See `Table.tokens`."""
         shape = (len(observation["input_ids"]), self.size)
         legal = np.ones(shape, dtype=np.bool_) if masks is None else masks[:, self._ids]
@@ -100,20 +105,20 @@ class AllowedTokens:
 class TopKTokens:
     """The k likeliest legal tokens of a reference, likeliest first, equals by id.
 
-    Where fewer than k are legal, the ranks begin again at the likeliest: every rank always stands for a legal token.
+    Where fewer than k are legal, the ranks begin again at the likeliest, so every rank is a legal token.
 
     Args:
         reference: pi_ref. allowed: (V,) bool. k: from 1 to the number of allowed tokens.
     Raises: ValueError for another k.
     """
 
-    def __init__(self, reference: Reference, allowed: NDArray[np.bool_], k: int) -> None:
+    def __init__(self, reference: Reference, allowed: Bools, k: int) -> None:
         most = int(np.count_nonzero(allowed))
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= most:
             raise ValueError(f"k={k!r}: allowed is an int in 1..{most}, the number of allowed tokens")
         self.reference, self.size, self._allowed = reference, int(k), allowed
 
-    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Tokens, NDArray[np.bool_]]:
+    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
         """See `Table.tokens`; True at the first appearance of a token in its row."""
         logs = np.asarray(self.reference.log_probs(observation), dtype=np.float64)
         legal = np.broadcast_to(self._allowed, logs.shape) if masks is None else self._allowed & masks
@@ -128,8 +133,8 @@ class TopKTokens:
         return np.take_along_axis(ids, ranks % count, axis=1), ranks < count
 
 
-def _greatest(scores: NDArray[np.float64], k: int) -> Tokens:
-    """The columns of the k greatest numbers of every row, ascending; of equal ones the leftmost."""
+def _greatest(scores: Floats, k: int) -> Ints:
+    """Return the columns of the k greatest numbers of every row, ascending; of equal ones the leftmost."""
     threshold = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k, None]
     above, level = scores > threshold, scores == threshold
     chosen = above | (level & (np.cumsum(level, axis=1) <= k - above.sum(1, keepdims=True)))
@@ -144,10 +149,10 @@ class Choice(Protocol):
     """
 
     table: Table
-    space: spaces.Space[Any]
+    space: ActionSpace
 
-    def take(self, actions: Any, observation: Observation, masks: Masks = None) -> Tokens:
-        """The tokens (B,) that B actions stand for. Raises: InvalidAction."""
+    def take(self, actions: Actions, observation: Observation, masks: Masks = None) -> Ints:
+        """Return the tokens (B,) that B actions stand for. Raises: InvalidAction."""
 
 
 class Numbered:
@@ -155,17 +160,13 @@ class Numbered:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.space: spaces.Space[Any] = TokenSpace(table.size)
+        self.space: ActionSpace = TokenSpace(table.size)
 
-    def take(self, actions: Any, observation: Observation, masks: Masks = None) -> Tokens:
+    def take(self, actions: Actions, observation: Observation, masks: Masks = None) -> Ints:
         """See `Choice.take`."""
-        numbers = np.asarray(actions)
-        size = self.table.size
-        if (
-            numbers.dtype.kind not in "iu"
-            or numbers.ndim != 1
-            or not ((numbers >= 0) & (numbers < size)).all()
-        ):
+        numbers, size = np.asarray(actions), self.table.size
+        integers = numbers.dtype.kind in "iu" and numbers.ndim == 1
+        if not integers or not ((numbers >= 0) & (numbers < size)).all():
             raise InvalidAction(f"action {actions!r:.80}: allowed is an integer in 0..{size - 1} a row")
         return np.take_along_axis(self.table.tokens(observation, masks)[0], numbers[:, None], axis=1)[:, 0]
 
@@ -178,12 +179,12 @@ class Nearest:
     Source: Dulac-Arnold et al. (2015), arXiv:1512.07679, section 4: k = 1, so without their re-ranking by Q.
     """
 
-    def __init__(self, table: Table, embedding: NDArray[np.floating[Any]]) -> None:
+    def __init__(self, table: Table, embedding: Points) -> None:
         self.table = table
         self._embedding = np.asarray(embedding, dtype=np.float64)
-        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (self._embedding.shape[1],), np.float32)
+        self.space: ActionSpace = spaces.Box(-1.0, 1.0, (self._embedding.shape[1],), np.float32)
 
-    def take(self, actions: Any, observation: Observation, masks: Masks = None) -> Tokens:
+    def take(self, actions: Actions, observation: Observation, masks: Masks = None) -> Ints:
         """See `Choice.take`; of equally near tokens the first of the table."""
         points = np.asarray(actions, dtype=np.float64)
         if points.ndim != 2 or points.shape[1:] != self.space.shape or not np.isfinite(points).all():
@@ -199,46 +200,41 @@ class Nearest:
 class _Chosen(SingleWrapper):
     """One environment whose actions go through a `Choice`."""
 
-    def __init__(self, env: Any, choice: Choice) -> None:
+    def __init__(self, env: Env, choice: Choice) -> None:
         super().__init__(env)
         self.choice = choice
         self.action_space = choice.space
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: int | Actions) -> Step:
         """See `TokenEnv.step`; the action stands for a token."""
         token = self.choice.take(np.asarray(action)[None], self._observation, self._masks())[0]
-        observation, *rest = self.env.step(int(token))
-        return (self._see(observation), *rest)
+        return self._step(int(token))
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions the task suggests here, bool (A,)."""
+    def action_masks(self) -> Bools:
+        """Return which actions the task suggests here, bool (A,)."""
         return np.asarray(self.choice.table.tokens(self._observation, self._masks())[1][0])
 
 
 class _ChosenRows(RowsWrapper):
     """N environments whose actions go through a `Choice`."""
 
-    def __init__(self, env: Any, choice: Choice) -> None:
+    def __init__(self, env: RowsEnv, choice: Choice) -> None:
         super().__init__(env)
         self.choice = choice
         self.single_action_space = choice.space
         self.action_space = batch_space(choice.space, self.num_envs)
 
-    def step(self, actions: Any) -> Any:
+    def step(self, actions: Actions) -> RowsStep:
         """See `TokenVectorEnv.step`; the actions stand for tokens."""
-        return self._stepped(self.choice.take(actions, self._observation, self._masks()))
+        return self._step(self.choice.take(actions, self._observation, self._masks()))
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions the task suggests, bool (N, A)."""
+    def action_masks(self) -> Bools:
+        """Return which actions the task suggests, bool (N, A)."""
         return np.asarray(self.choice.table.tokens(self._observation, self._masks())[1])
 
 
-def _top_k(env: Any, k: int, reference: Reference) -> Numbered:
-    return Numbered(TopKTokens(reference, env.unwrapped.task.vocabulary.allowed, k))
-
-
 class TopKActions(_Chosen):
-    """Action r is the token of rank r among the reference's k likeliest legal ones; 0 is the likeliest.
+    """Take action r as the token of rank r among the reference's k likeliest legal ones; 0 is the likeliest.
 
     Where fewer than k tokens are legal, ranks begin again at the likeliest; `action_masks` leaves those out.
 
@@ -246,45 +242,46 @@ class TopKActions(_Chosen):
         env: one environment whose actions are tokens. k: ranks. reference: None takes the task's.
     """
 
-    def __init__(self, env: Any, k: int, reference: Reference | None = None) -> None:
+    def __init__(self, env: Env, k: int, reference: Reference | None = None) -> None:
         check_below(env, "TopKActions")
         self.reference = reference_of(env, reference)
-        super().__init__(env, _top_k(env, k, self.reference))
+        super().__init__(env, Numbered(TopKTokens(self.reference, task_of(env).vocabulary.allowed, k)))
 
 
 class VectorTopKActions(_ChosenRows):
     """`TopKActions` of a vector environment: one batch through the reference a step."""
 
-    def __init__(self, env: Any, k: int, reference: Reference | None = None) -> None:
+    def __init__(self, env: RowsEnv, k: int, reference: Reference | None = None) -> None:
         check_below(env, "VectorTopKActions")
         self.reference = reference_of(env, reference)
-        super().__init__(env, _top_k(env, k, self.reference))
+        super().__init__(env, Numbered(TopKTokens(self.reference, task_of(env).vocabulary.allowed, k)))
 
 
 class AllowedActions(_Chosen):
-    """Action i is the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken."""
+    """Take action i as the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Env) -> None:
         check_below(env, "AllowedActions")
-        super().__init__(env, Numbered(AllowedTokens(env.unwrapped.task.vocabulary.allowed)))
+        super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
 
 
 class VectorAllowedActions(_ChosenRows):
     """`AllowedActions` of a vector environment."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: RowsEnv) -> None:
         check_below(env, "VectorAllowedActions")
-        super().__init__(env, Numbered(AllowedTokens(env.unwrapped.task.vocabulary.allowed)))
+        super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
 
 
-def _nearest(env: Any, dimensions: int, seed: int, embedding: Any, table: Any) -> Nearest:
-    task = env.unwrapped.task
+def _nearest(
+    task: Task, dimensions: int, seed: int, embedding: Points | None, table: Table | None
+) -> Nearest:
     points = token_embedding(task, dimensions, seed) if embedding is None else embedding
     return Nearest(AllowedTokens(task.vocabulary.allowed) if table is None else table, points)
 
 
 class EmbeddingActions(_Chosen):
-    """An action is a point in [-1, 1]^D and stands for the nearest legal token: Wolpertinger without re-ranking.
+    """Take a point in [-1, 1]^D as the nearest legal token: Wolpertinger without re-ranking.
 
     Args:
         env: one environment whose actions are tokens.
@@ -295,17 +292,27 @@ class EmbeddingActions(_Chosen):
     """
 
     def __init__(
-        self, env: Any, dimensions: int = 8, seed: int = 0, embedding: Any = None, table: Any = None
+        self,
+        env: Env,
+        dimensions: int = 8,
+        seed: int = 0,
+        embedding: Points | None = None,
+        table: Table | None = None,
     ) -> None:
         check_below(env, "EmbeddingActions")
-        super().__init__(env, _nearest(env, dimensions, seed, embedding, table))
+        super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))
 
 
 class VectorEmbeddingActions(_ChosenRows):
     """`EmbeddingActions` of a vector environment."""
 
     def __init__(
-        self, env: Any, dimensions: int = 8, seed: int = 0, embedding: Any = None, table: Any = None
+        self,
+        env: RowsEnv,
+        dimensions: int = 8,
+        seed: int = 0,
+        embedding: Points | None = None,
+        table: Table | None = None,
     ) -> None:
         check_below(env, "VectorEmbeddingActions")
-        super().__init__(env, _nearest(env, dimensions, seed, embedding, table))
+        super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))

@@ -1,28 +1,48 @@
-"""What the wrappers have in common: they read the tokens of the environment below them."""
+"""The base of the wrappers: they know the tokens that the environment below them shows."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from textgym.checks import Bools, Floats
 from textgym.episodes import action_space, observation_space
 from textgym.lm.reference import Reference
 from textgym.state import Observation, TokenState
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
+from textgym.vector_io import Infos, Seeds
 
-Masks = NDArray[np.bool_] | None
+Env: TypeAlias = gym.Env[Any, Any]
+"""A `TokenEnv`, wrapped or not."""
+RowsEnv: TypeAlias = VectorEnv[Any, Any, Any]
+"""A `TokenVectorEnv`, wrapped or not."""
+Options: TypeAlias = dict[str, Any] | None
+Actions: TypeAlias = NDArray[Any]
+Shown: TypeAlias = Observation | NDArray[np.float32]
+"""Tokens, or features of them."""
+Step: TypeAlias = tuple[Shown, float, bool, bool, Infos]
+RowsStep: TypeAlias = tuple[Shown, Floats, Bools, Bools, Infos]
+Masks: TypeAlias = Bools | None
 
 
-def check_below(env: Any, wrapper: str, actions: bool = True) -> None:
-    """Raises TypeError unless the environment below shows tokens, and takes them as actions if `actions`."""
+def task_of(env: Env | RowsEnv) -> Task:
+    """Return the task of an environment of TextGym. Raises: TypeError for another one."""
+    task = getattr(env.unwrapped, "task", None)
+    if not isinstance(task, Task):
+        raise TypeError(f"env={env!r:.80}: has no task; allowed are environments of TextGym")
+    return task
+
+
+def check_below(env: Env | RowsEnv, wrapper: str, actions: bool = True) -> None:
+    """Raise TypeError unless the environment below shows tokens, and takes them as actions if `actions`."""
     task = getattr(env.unwrapped, "task", None)
     shown = getattr(env, "single_observation_space", None) or env.observation_space
     taken = getattr(env, "single_action_space", None) or env.action_space
-    if task is None or shown != observation_space(task):
+    if task is None or shown not in (observation_space(task), observation_space(task, segments=True)):
         raise TypeError(
             f"{wrapper}: the environment below it does not show tokens; "
             "LMFeatures comes last, around all other wrappers"
@@ -34,42 +54,45 @@ def check_below(env: Any, wrapper: str, actions: bool = True) -> None:
         )
 
 
-def reference_of(env: Any, given: Reference | None) -> Reference:
-    """The given reference, or that of a wrapper below (so that one forward serves both), or the task's."""
-    if given is not None:
-        return given
-    task, layer = env.unwrapped.task, env
-    while layer is not None:
-        if "reference" in vars(layer):
-            below: Reference = layer.reference
-            return below
+def reference_of(env: Env | RowsEnv, given: Reference | None) -> Reference:
+    """Return the given reference, that of a wrapper below (so that one forward serves both), or the task's."""
+    layer: object = env
+    while given is None and layer is not None:
+        given = vars(layer).get("reference")
         layer = vars(layer).get("env")
-    return make_reference(task)
+    return make_reference(task_of(env)) if given is None else given
 
 
 class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):
     """A wrapper of one environment that knows the present observation, as a batch of one."""
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: Env) -> None:
         super().__init__(env)
+        self.task = task_of(env)
         self._observation: Observation = {}
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Shown, Infos]:
         """See `TokenEnv.reset`."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._see(observation), info
 
-    def set_state(self, state: TokenState) -> Any:
+    def set_state(self, state: TokenState) -> Shown:
         """See `TokenEnv.set_state`."""
         return self._see(self.env.get_wrapper_attr("set_state")(state))
 
-    def _see(self, observation: Observation) -> Observation:
+    def _step(self, action: int) -> Step:
+        """Step the environment below, and keep what it shows."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(observation), float(reward), terminated, truncated, info
+
+    def _see(self, observation: Observation) -> Shown:
+        """Keep what the environment below shows. Return what this wrapper shows."""
         self._observation = {name: array[None] for name, array in observation.items()}
         return observation
 
     def _masks(self) -> Masks:
-        """The task's grammar in this state, bool (1, V); None where every allowed token always is."""
-        if self.env.unwrapped.task.mask is None:  # type: ignore[attr-defined]
+        """Return the task's grammar in this state, bool (1, V); None where every allowed token always is."""
+        if self.task.mask is None:
             return None
         return np.asarray(self.env.get_wrapper_attr("action_masks")())[None]
 
@@ -77,8 +100,9 @@ class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):
 class RowsWrapper(VectorWrapper):
     """A wrapper of a vector environment that knows the present observations and which rows take no action."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: RowsEnv) -> None:
         super().__init__(env)
+        self.task = task_of(env)
         self._observation: Observation = {}
         self._idle = np.zeros(self.num_envs, dtype=np.bool_)
 
@@ -88,31 +112,35 @@ class RowsWrapper(VectorWrapper):
             raise AttributeError(name)
         return getattr(self.env, name)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed: Seeds = None, options: Options = None) -> tuple[Shown, Infos]:
         """See `TokenVectorEnv.reset`."""
-        observation, infos = self.env.reset(seed=seed, options=options)
+        observation, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         mask = None if options is None else options.get("reset_mask")
-        self._idle[slice(None) if mask is None else mask] = False
+        self._start(slice(None) if mask is None else mask, None)
         return self._see(observation), infos
 
-    def set_states(self, states: Any, rows: Any = None) -> Any:
+    def set_states(self, states: list[TokenState], rows: list[int] | None = None) -> Shown:
         """See `TokenVectorEnv.set_states`."""
         observation = self.env.set_states(states, rows)  # type: ignore[attr-defined]
-        chosen = range(self.num_envs) if rows is None else rows
-        self._idle[list(chosen)] = [state.finish_reason is not None for state in states]
+        self._start(list(range(self.num_envs) if rows is None else rows), states)
         return self._see(observation)
 
-    def _see(self, observation: Observation) -> Observation:
+    def _start(self, rows: slice | Bools | list[int], states: list[TokenState] | None) -> None:
+        """Note that rows go on from these states; None: from the start of an episode."""
+        self._idle[rows] = states is not None and [state.finish_reason is not None for state in states]
+
+    def _see(self, observation: Observation) -> Shown:
+        """Keep what the environment below shows. Return what this wrapper shows."""
         self._observation = observation
         return observation
 
-    def _stepped(self, actions: Any) -> tuple[Any, ...]:
-        """Steps the environment below, and keeps what it shows."""
+    def _step(self, actions: Actions) -> RowsStep:
+        """Step the environment below, and keep what it shows."""
         observation, rewards, terminations, truncations, infos = self.env.step(actions)
         if self.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
             self._idle = np.asarray(terminations | truncations)
         return self._see(observation), rewards, terminations, truncations, infos
 
     def _masks(self) -> Masks:
-        """The task's grammar in every row, bool (N, V); None where every allowed token always is."""
-        return None if self.unwrapped.task.mask is None else np.asarray(self.env.action_masks())  # type: ignore[attr-defined]
+        """Return the task's grammar in every row, bool (N, V); None where every allowed token always is."""
+        return None if self.task.mask is None else np.asarray(self.env.action_masks())  # type: ignore[attr-defined]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from textgym.lm.reference import Observation, Reference, restricted
-from textgym.state import TokenState
+from textgym.checks import Bools, Floats
+from textgym.lm.reference import Reference, restricted
+from textgym.state import Observation, TokenState
 from textgym.vector import refuse_together
-from textgym.wrappers.base import Masks, RowsWrapper, SingleWrapper, check_below, reference_of
+from textgym.vector_io import Infos
+from textgym.wrappers.base import (
+    Actions,
+    Env,
+    Masks,
+    Options,
+    RowsEnv,
+    RowsStep,
+    RowsWrapper,
+    Shown,
+    SingleWrapper,
+    Step,
+    check_below,
+    reference_of,
+)
 
 FLOOR = -50.0  # nats
 
@@ -30,15 +42,15 @@ class Bonus:
             raise ValueError(f"floor={floor!r}: allowed is a finite number below 0 (nats)")
         self.reference, self.beta, self.floor = reference, beta, floor
 
-    def of(self, observation: Observation, actions: Any, masks: Masks) -> NDArray[np.float64]:
-        """The bonus (B,) of B actions in B states, reward units."""
+    def of(self, observation: Observation, actions: Actions, masks: Masks) -> Floats:
+        """Return the bonus (B,) of B actions in B states, reward units."""
         logs = restricted(np.asarray(self.reference.log_probs(observation), dtype=np.float64), masks)
-        taken = np.take_along_axis(logs, np.asarray(actions, dtype=np.int64)[:, None], axis=1)[:, 0]
+        taken = np.take_along_axis(logs, actions.astype(np.int64)[:, None], axis=1)[:, 0]
         return np.asarray(self.beta * np.maximum(taken, self.floor))
 
 
 class ReferenceReward(SingleWrapper):
-    """Pays gamma^t r_t + beta log pi_ref(a | s) where the environment pays r_t; gamma is the task's.
+    """Pay gamma^t r_t + beta log pi_ref(a | s) where the environment pays r_t; gamma is the task's.
 
     J = E[sum gamma^t r_t] - beta KL(pi || pi_ref) = E[sum of these rewards] + beta H(pi), H being the entropy of the
     whole text: an agent that maximises their sum plus beta times entropy maximises J. J discounts rewards but not the
@@ -54,71 +66,65 @@ class ReferenceReward(SingleWrapper):
     """
 
     def __init__(
-        self, env: Any, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
+        self, env: Env, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
         check_below(env, "ReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
-        self.beta = env.unwrapped.task.beta if beta is None else beta
+        self.beta = self.task.beta if beta is None else beta
         self._bonus = Bonus(self.reference, self.beta, floor)
         self._time = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Shown, Infos]:
         """See `TokenEnv.reset`."""
         result = super().reset(seed=seed, options=options)
         self._time = 0
         return result
 
-    def set_state(self, state: TokenState) -> Any:
+    def set_state(self, state: TokenState) -> Shown:
         """See `TokenEnv.set_state`."""
         observation = super().set_state(state)
         self._time = len(state.completion)
         return observation
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: int) -> Step:
         """See `TokenEnv.step`."""
         before, masks = self._observation, self._masks()
-        observation, reward, *rest = self.env.step(action)
-        bonus = self._bonus.of(before, [action], masks)[0]
-        paid = self.env.unwrapped.task.gamma**self._time * float(reward)  # type: ignore[attr-defined]
+        observation, reward, terminated, truncated, info = self._step(action)
+        bonus = self._bonus.of(before, np.array([action]), masks)[0]
+        paid = self.task.gamma**self._time * reward + float(bonus)
         self._time += 1
-        return (self._see(observation), paid + float(bonus), *rest)
+        return observation, paid, terminated, truncated, info
 
 
 class VectorReferenceReward(RowsWrapper):
     """`ReferenceReward` of a vector environment; rows that take no action get none."""
 
     def __init__(
-        self, env: Any, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
+        self,
+        env: RowsEnv,
+        beta: float | None = None,
+        reference: Reference | None = None,
+        floor: float = FLOOR,
     ) -> None:
         check_below(env, "VectorReferenceReward")
         refuse_together(env, "VectorReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
-        self.beta = self.unwrapped.task.beta if beta is None else beta  # type: ignore[attr-defined]
+        self.beta = self.task.beta if beta is None else beta
         self._bonus = Bonus(self.reference, self.beta, floor)
         self._times = np.zeros(self.num_envs, dtype=np.int64)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
-        """See `TokenVectorEnv.reset`."""
-        result = super().reset(seed=seed, options=options)
-        mask = None if options is None else options.get("reset_mask")
-        self._times[slice(None) if mask is None else mask] = 0
-        return result
-
-    def set_states(self, states: Any, rows: Any = None) -> Any:
-        """See `TokenVectorEnv.set_states`."""
-        observation = super().set_states(states, rows)
-        chosen = range(self.num_envs) if rows is None else rows
-        self._times[list(chosen)] = [len(state.completion) for state in states]
-        return observation
-
-    def step(self, actions: Any) -> Any:
+    def step(self, actions: Actions) -> RowsStep:
         """See `TokenVectorEnv.step`."""
         before, masks, idle = self._observation, self._masks(), self._idle
-        observation, rewards, terminations, truncations, infos = self._stepped(actions)
+        observation, rewards, terminations, truncations, infos = self._step(actions)
         # The action of a row that takes none may be anything.
         bonus = self._bonus.of(before, np.where(idle, 0, actions), masks)
-        paid = self.unwrapped.task.gamma**self._times * rewards + np.where(idle, 0.0, bonus)  # type: ignore[attr-defined]
+        paid = self.task.gamma**self._times * rewards + np.where(idle, 0.0, bonus)
         self._times = np.where(idle | terminations | truncations, 0, self._times + 1)
         return observation, paid, terminations, truncations, infos
+
+    def _start(self, rows: slice | Bools | list[int], states: list[TokenState] | None) -> None:
+        super()._start(rows, states)
+        self._times[rows] = 0 if states is None else [len(state.completion) for state in states]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -136,7 +136,8 @@ class BestOfN(Agent):
         at_once = max(_ROWS_AT_ONCE // self.config.n, 1)
         for start in range(0, len(new), at_once):
             rows = new[start : start + at_once]
-            for row, tokens in zip(rows, self._best([states[row] for row in rows]), strict=True):
+            seen = {name: array[rows] for name, array in observation.items()}
+            for row, tokens in zip(rows, self._best(seen), strict=True):
                 self._plans[row] = _Plan(tokens, len(states[row]))
         return np.array([plan.next() for plan in self._plans])
 
@@ -152,10 +153,10 @@ class BestOfN(Agent):
         """See `Agent.load`."""
         return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
 
-    def _best(self, states: list[Tokens]) -> list[Tokens]:
+    def _best(self, observation: Observation) -> list[Tokens]:
         """Return the best of n continuations of each of these states, as whole sequences."""
-        found = [self._finder.find(tokens) for tokens in states]
-        result: list[Tokens] = [()] * len(states)
+        found = self._finder.states(observation)
+        result: list[Tokens] = [()] * len(found)
         for split in sorted({split for split, _ in found}):
             rows = [row for row, (own, _) in enumerate(found) if own == split]
             starts = [found[row][1] for row in rows for _ in range(self.config.n)]
@@ -172,10 +173,7 @@ class BestOfN(Agent):
         env = batch_env(task, len(starts), split)
         if task.noisy:
             seeds = self._generator.integers(2**63, size=len(starts)).tolist()
-            starts = [
-                TokenState(start.prompt, start.completion, episode_seed=seed)
-                for start, seed in zip(starts, seeds, strict=True)
-            ]
+            starts = [replace(start, episode_seed=seed) for start, seed in zip(starts, seeds, strict=True)]
 
         def choose(turn: Turn) -> Ints:
             logs = np.asarray(self._reference.log_probs(turn.observation))[turn.rows]

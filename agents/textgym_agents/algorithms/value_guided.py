@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,7 +20,7 @@ from textgym.task import Task
 from textgym_agents.algorithms.fixed import NonLearner, reference_of
 from textgym_agents.config import at_least_one, require
 from textgym_agents.lm.critic import Critic, critic_of
-from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent, token_rows
+from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
 from textgym_agents.saving import head_of, read_saved
 
 _ROWS_AT_ONCE = 1024
@@ -105,7 +105,7 @@ class ValueGuided(NonLearner):
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`; (B, V) float64. In a state that has ended, the prior's."""
         result = np.array(self._prior.log_probs(observation), dtype=np.float64)
-        found = [self._finder.find(tokens) for tokens in token_rows(observation)]
+        found = self._finder.states(observation)
         for split in sorted({own for own, _ in found}):
             rows = np.array(
                 [i for i, (own, state) in enumerate(found) if own == split and not self._ended(state)],
@@ -153,7 +153,9 @@ class ValueGuided(NonLearner):
         return np.concatenate(parts)
 
     def _look_ahead(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
-        env = TokenVectorEnv(self.task, len(states), split=split, autoreset_mode=AutoresetMode.DISABLED)
+        env = TokenVectorEnv(
+            self.task, len(states), split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED
+        )
         env.set_states(self._with_noise(states))
         if self.task.scorer.pay == "difference":
             states = _with_potentials(env, states)
@@ -176,10 +178,7 @@ class ValueGuided(NonLearner):
             int(np.random.default_rng([self.config.seed, 9, *state.tokens]).integers(2**63))
             for state in states
         ]
-        return [
-            TokenState(state.prompt, state.completion, episode_seed=seed)
-            for state, seed in zip(states, seeds, strict=True)
-        ]
+        return [replace(state, episode_seed=seed) for state, seed in zip(states, seeds, strict=True)]
 
     # Storage
 

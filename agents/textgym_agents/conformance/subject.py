@@ -262,9 +262,7 @@ class Subject:
             for depth in range(len(tree.levels) - 1)
             for rows in tree.batches(depth)
         ]
-        return {
-            name: np.concatenate([part[name] for part in parts]) for name in ("input_ids", "attention_mask")
-        }
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def env(self) -> TokenVectorEnv:
         """A new environment of the probe task, which waits for `reset` when all episodes ended."""

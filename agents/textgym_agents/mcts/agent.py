@@ -17,6 +17,7 @@ from textgym.files import replace_folder, write_json
 from textgym.play import Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
 from textgym.task import Task
+from textgym.vector import showing_segments
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
@@ -68,7 +69,10 @@ def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
             f"the task and the settings have {agent.planner.forest.candidates}"
         )
     parts = np.split(tensors["tokens"], np.cumsum(tensors["lengths"])[:-1]) if len(tensors["lengths"]) else []
-    found = [agent.planner.finder.find(tuple(part.tolist())) for part in parts]
+    found = [
+        agent.planner.finder.state(tuple(part.tolist()), start)
+        for part, start in zip(parts, tensors["prompt_lengths"].tolist(), strict=True)
+    ]
     states = [
         replace(own, potential=potential)
         for (_, own), potential in zip(found, tensors["potentials"].tolist(), strict=True)
@@ -131,10 +135,11 @@ class MCTS(Agent):
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes
-        while self.episodes < goal:
-            metrics = self._iterate(env)
-            if callback is not None and callback(metrics):
-                return
+        with showing_segments(env):
+            while self.episodes < goal:
+                metrics = self._iterate(env)
+                if callback is not None and callback(metrics):
+                    return
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,9 @@ class Model:
 
     def __init__(self, task: Task, split: str, rows: int) -> None:
         self.task, self.split, self.rows, self.scored = task, split, rows, 0
-        self._env = TokenVectorEnv(task, rows, split=split, autoreset_mode=AutoresetMode.DISABLED)
+        self._env = TokenVectorEnv(
+            task, rows, split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED
+        )
         # What is not used has ended: it is neither moved nor scored.
         self._parked = TokenState(task.encoded(split)[0], (), "length")
 
@@ -105,10 +107,7 @@ class Model:
         if not self.task.noisy:
             return list(states)
         seeds = generator.integers(2**63, size=len(states)).tolist()
-        return [
-            TokenState(s.prompt, s.completion, s.finish_reason, s.potential, seed)
-            for s, seed in zip(states, seeds, strict=True)
-        ]
+        return [replace(state, episode_seed=seed) for state, seed in zip(states, seeds, strict=True)]
 
     def _advance(self, count: int, tokens: Ints) -> tuple[Observation, Floats, Bools]:
         actions = np.zeros(self.rows, dtype=np.int64)
@@ -162,6 +161,15 @@ class Leaves(NamedTuple):
         return Leaves(self.log_prior[chosen], self.log_reference[chosen], self.values[chosen])
 
 
+Key = tuple[int, tuple[int, ...]]
+"""Of a state: how many of its tokens are the prompt, and its tokens."""
+
+
+def key_of(state: TokenState) -> Key:
+    """Return what a state's node is found by."""
+    return len(state.prompt.ids), state.tokens
+
+
 class Forest:
     """Nodes by the tokens of their state. Values are in units of reward at time 0.
 
@@ -197,7 +205,7 @@ class Forest:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.index: dict[tuple[int, ...], int] = {}
+        self.index: dict[Key, int] = {}
         self.states: list[TokenState] = []
         self.splits: list[str] = []
         self._allocate(min(_FIRST_NODES, self.most))
@@ -210,7 +218,7 @@ class Forest:
         found = np.empty(len(states), dtype=np.int64)
         new: list[int] = []
         for i, state in enumerate(states):
-            node = self.index.setdefault(state.tokens, len(self.states))
+            node = self.index.setdefault(key_of(state), len(self.states))
             if node == len(self.states):
                 self.states.append(state)
                 self.splits.append(splits[i])
@@ -242,11 +250,12 @@ class Forest:
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything but the states' prompts, as arrays."""
         count = len(self)
-        tokens = [np.array(key, dtype=np.int64) for key in self.index]
+        tokens = [np.array(ids, dtype=np.int64) for _, ids in self.index]
         return {
             **{name: getattr(self, name)[:count].copy() for name in (*_FIELDS, *_VALUES)},
             "tokens": np.concatenate([*tokens, np.zeros(0, dtype=np.int64)]),
             "lengths": np.array([len(ids) for ids in tokens], dtype=np.int64),
+            "prompt_lengths": np.array([start for start, _ in self.index], dtype=np.int64),
             "potentials": np.array([state.potential for state in self.states]),
         }
 
@@ -255,7 +264,7 @@ class Forest:
     ) -> None:
         """Fills an empty forest with what another one held."""
         self.states, self.splits = list(states), list(splits)
-        self.index = {state.tokens: node for node, state in enumerate(states)}
+        self.index = {key_of(state): node for node, state in enumerate(states)}
         self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
         for name in (*_FIELDS, *_VALUES):
             getattr(self, name)[: len(states)] = tensors[name]

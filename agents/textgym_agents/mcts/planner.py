@@ -14,9 +14,9 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
 from textgym_agents.mcts.config import MCTSConfig
-from textgym_agents.mcts.forest import Forest, Model, nodes_in_memory
+from textgym_agents.mcts.forest import Forest, Key, Model, key_of, nodes_in_memory
 from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
-from textgym_agents.protocol import Observation, StateFinder, token_rows
+from textgym_agents.protocol import Observation, StateFinder, prompt_lengths, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
 
 _ROOTS_AT_ONCE = 512
@@ -66,8 +66,8 @@ class Planner:
             anew: search also where there is an answer.
         Returns: log-probabilities (B, V), nats, and V (B,), reward units at time 0.
         """
-        rows = token_rows(observation)
-        first = {tokens: row for row, tokens in reversed(list(enumerate(rows)))}
+        rows = [*zip(prompt_lengths(observation).tolist(), token_rows(observation), strict=True)]
+        first = {key: row for row, key in reversed(list(enumerate(rows)))}
         distinct = sorted(first.values())
         log_policy = np.empty((len(rows), self._task.vocabulary.size))
         values = np.empty(len(rows))
@@ -75,11 +75,11 @@ class Planner:
         with scorers_restored(self._task.scorer, self._task.gold_scorer):
             for start in range(0, len(distinct), size):
                 part = distinct[start : start + size]
-                nodes = self._searched([rows[row] for row in part], anew)
                 seen = {name: array[part] for name, array in observation.items()}
+                nodes = self._searched([rows[row] for row in part], seen, anew)
                 log_policy[part] = self._whole(nodes, seen, None if masks is None else masks[part])
                 values[part] = self.forest.values[nodes]
-        places = [first[tokens] for tokens in rows]
+        places = [first[key] for key in rows]
         return log_policy[places], values[places]
 
     def log_reference(self, observation: Observation, masks: Bools | None = None) -> Floats:
@@ -90,7 +90,7 @@ class Planner:
         """Search again for the next questions, from the tree as it is."""
         self.forest.answers[:] = np.nan
 
-    def _searched(self, states: list[tuple[int, ...]], anew: bool) -> Ints:
+    def _searched(self, states: list[Key], observation: Observation, anew: bool) -> Ints:
         """Return the nodes of distinct states, with answers."""
         forest = self.forest
         if len(forest) + len(states) * (self._config.simulations + 1) > forest.most:
@@ -100,23 +100,27 @@ class Planner:
                 stacklevel=4,
             )
             forest.clear()
-        asked = [s for s in states if anew or s not in forest.index or self._unanswered(forest.index[s])]
+        asked = [
+            row
+            for row, key in enumerate(states)
+            if anew or key not in forest.index or self._unanswered(forest.index[key])
+        ]
         if asked:
             generator = np.random.default_rng([self._config.seed, self.searches, 1])
             self.searches += 1
-            found = [self.finder.find(tokens) for tokens in asked]
+            found = self.finder.states({name: array[asked] for name, array in observation.items()})
             for split in sorted({split for split, _ in found}):
                 self._search(split, [state for own, state in found if own == split], generator)
-        return np.array([forest.index[tokens] for tokens in states], dtype=np.int64)
+        return np.array([forest.index[key] for key in states], dtype=np.int64)
 
     def _search(self, split: str, states: list[TokenState], generator: np.random.Generator) -> None:
         forest, model = self.forest, self._model(split, len(states))
         before = model.scored
-        new = [model.with_potential(state) for state in states if state.tokens not in forest.index]
+        new = [model.with_potential(state) for state in states if key_of(state) not in forest.index]
         if new:
             new = model.with_seeds(new, generator)
             forest.add(new, [split] * len(new), self._evaluator.evaluate(model, model.place(new), generator))
-        roots = np.array([forest.index[state.tokens] for state in states], dtype=np.int64)
+        roots = np.array([forest.index[key_of(state)] for state in states], dtype=np.int64)
         Search(forest, model, self._evaluator, self._rules, roots, generator).run(self._config.simulations)
         forest.answers[roots] = self._answer(roots)
         self.scored += model.scored - before

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import VectorWrapper
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgym.state import Prompt, TokenState
+from textgym.episodes import observation_space
 from textgym.task import make_reference
 from textgym.wrappers import (
     VectorAllowedActions,
@@ -20,13 +21,13 @@ from textgym.wrappers import (
     token_embedding,
 )
 from textgym.wrappers.actions import AllowedTokens, Choice, Nearest, Numbered, Table, TopKTokens
-from textgym_agents.protocol import Metrics, Observation, StateFinder, token_rows
+from textgym_agents.protocol import Metrics, Observation, StateFinder
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.vec_env import SB3VecEnv
 
 
 class Tally(VectorWrapper):
-    """Counts the episodes that end, and notes the first one of every row since `begin`.
+    """Counts the episodes that end, and notes the first one of every row since `begin`. Shows tokens without segments.
 
     Later episodes of a row end within a rollout only if they are short: a mean over them would be one of short texts.
 
@@ -36,7 +37,15 @@ class Tally(VectorWrapper):
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
+        if getattr(env.unwrapped, "segments", False):
+            self.single_observation_space = observation_space(env.unwrapped.task)
+            self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.begin()
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """See `TokenVectorEnv.reset`."""
+        observation, infos = self.env.reset(seed=seed, options=options)
+        return _tokens(observation), infos
 
     def begin(self) -> None:
         """Forgets what was counted."""
@@ -46,8 +55,10 @@ class Tally(VectorWrapper):
 
     def step(self, actions: Any) -> Any:
         """See `TokenVectorEnv.step`."""
-        result = self.env.step(actions)
-        _, rewards, terminations, truncations, _ = result
+        observation, rewards, terminations, truncations, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            for row in np.flatnonzero(infos["_final_obs"]):
+                infos["final_obs"][row] = _tokens(infos["final_obs"][row])
         running = ~self._first
         gamma = self.env.unwrapped.task.gamma  # type: ignore[attr-defined]
         self._returns += np.where(running, np.asarray(rewards) * gamma**self._lengths, 0.0)
@@ -55,7 +66,7 @@ class Tally(VectorWrapper):
         ended = np.asarray(terminations | truncations)
         self.episodes += int(ended.sum())
         self._first |= ended
-        return result
+        return _tokens(observation), rewards, terminations, truncations, infos
 
     def metrics(self, scores: str) -> Metrics:
         """Means over the first episodes: returns under the name `scores`, and lengths in tokens."""
@@ -72,30 +83,8 @@ class Tally(VectorWrapper):
         return getattr(self.env, name)
 
 
-class PromptFinder:
-    """Finds the longest of a task's prompts that a token sequence begins with.
-
-    An observation does not say how long its prompt is. A sequence that begins with no prompt of either split counts as
-    a prompt that nothing has been written after.
-
-    Args:
-        task: what `env.unwrapped.task` holds.
-    """
-
-    def __init__(self, task: Any) -> None:
-        self._finder = StateFinder(task)
-
-    def states(self, observation: Observation) -> list[TokenState]:
-        """The states of B observations, taken to be running."""
-        return [self._state(row) for row in token_rows(observation)]
-
-    def prompt_lengths(self, observation: Observation) -> NDArray[np.int64]:
-        """Tokens of each observation's prompt, (B,)."""
-        return np.array([len(state.prompt.ids) for state in self.states(observation)], dtype=np.int64)
-
-    def _state(self, ids: tuple[int, ...]) -> TokenState:
-        found = self._finder.known(ids)
-        return TokenState(Prompt("", ids, None)) if found is None else found[1]
+def _tokens(observation: Observation) -> Observation:
+    return {name: observation[name] for name in ("input_ids", "attention_mask")}
 
 
 class Interface:
@@ -116,7 +105,7 @@ class Interface:
         self._acting: Any = self._learning if copy is None else copy()
         self._embedding = None if dimensions is None else token_embedding(task, dimensions, config.seed)
         self.choice = self._choice(self._acting)
-        self.finder = PromptFinder(task)
+        self._finder = StateFinder(task)
 
     def _choice(self, reference: Any) -> Choice:
         table = self._table(reference)
@@ -149,14 +138,15 @@ class Interface:
         """What the model's policy reads in B states."""
         if self._config.lm_features:
             return torch.as_tensor(self._acting.features(observation), device=device)
-        names = ("input_ids", "attention_mask")
-        return {name: torch.as_tensor(np.asarray(observation[name]), device=device) for name in names}
+        tokens = _tokens(observation)
+        return {name: torch.as_tensor(np.asarray(array), device=device) for name, array in tokens.items()}
 
     def masks(self, observation: Observation) -> NDArray[np.bool_] | None:
         """The task's grammar in B states, bool (B, V); None where there is none."""
         if self._task.mask is None:
             return None
-        return np.asarray(self._task.vocabulary.allowed & self._task.mask(self.finder.states(observation)))
+        states = [state for _, state in self._finder.states(observation)]
+        return np.asarray(self._task.vocabulary.allowed & self._task.mask(states))
 
     def tokens(self, observation: Observation, actions: Any) -> NDArray[np.int64]:
         """The tokens (B,) that B actions stand for."""

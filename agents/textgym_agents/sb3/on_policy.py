@@ -17,7 +17,7 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
 from textgym.vector import batch_env
 from textgym.wrappers.actions import TopKTokens
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Observation, prompt_lengths
 from textgym_agents.sb3.agent import SB3Agent, normalised
 from textgym_agents.sb3.config import (
     SB3A2CConfig,
@@ -192,8 +192,8 @@ class SB3MaskablePPO(_OnPolicy):
 class SB3RecurrentPPO(_OnPolicy):
     """PPO with an LSTM over the states of an episode; sb3-contrib's class, unmodified.
 
-    What it does in a state depends on those before it, from the prompt on. They are rebuilt from the observation, whose
-    prompt is the longest of the task's that it begins with.
+    What it does in a state depends on those before it, from the prompt on. They are rebuilt from the observation, which
+    needs `segment_ids` to say where the prompt ends: make the environment with `segments=True`.
     """
 
     name = "sb3-recurrent-ppo"
@@ -217,7 +217,7 @@ class SB3RecurrentPPO(_OnPolicy):
     def _logits(self, observation: Observation) -> Any:
         policy, count = self.model.policy, len(observation["input_ids"])
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
-        steps = lengths - self.interface.finder.prompt_lengths(observation)
+        steps = lengths - prompt_lengths(observation)
         shape = (policy.lstm_actor.num_layers, count, policy.lstm_actor.hidden_size)
         state = torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
         starts = torch.zeros(count, device=self.device)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym_agents.protocol import Observation, StateFinder, token_rows
+from textgym_agents.protocol import Observation, StateFinder
 from textgym_agents.tabular.config import Schedule, StepSize
 
 Floats = NDArray[np.float64]
@@ -124,15 +124,13 @@ class Grammar:
         """The legal tokens (n, V) of running states; None for a task without mask.
 
         Args:
-            asked: (n,) the states to ask about. In others, and where no prompt of the task begins a state, all ordinary
-                tokens are legal.
+            asked: (n,) the states to ask about. In others all ordinary tokens are legal.
         """
         if self._finder is None:
             return None
         legal = np.repeat(self._task.vocabulary.allowed[None], len(asked), axis=0)
         rows = np.flatnonzero(asked)
-        found = [self._finder.known(row) for row in token_rows({k: v[rows] for k, v in observation.items()})]
-        known = rows[[state is not None for state in found]]
-        if len(known):
-            legal[known] &= self._task.mask([state for _, state in filter(None, found)])
+        if len(rows):
+            found = self._finder.states({name: array[rows] for name, array in observation.items()})
+            legal[rows] &= self._task.mask([state for _, state in found])
         return legal

@@ -143,7 +143,7 @@ def is_moved_by_questions(agent: Agent, task: Any) -> bool:
     """Whether acting changes what an agent does later: it keeps what a search finds, or draws its tokens itself."""
     if agent.plans:
         return True
-    env = TokenVectorEnv(task, 1, split="eval", autoreset_mode=AutoresetMode.DISABLED)
+    env = TokenVectorEnv(task, 1, split="eval", segments=True, autoreset_mode=AutoresetMode.DISABLED)
     return agent.log_probs(env.reset(seed=0)[0]) is None
 
 
@@ -184,7 +184,7 @@ def proposals_of(agent: Agent, task: Task) -> tuple[Agent, ...]:
     """The agent as a proposal for `optimum_of`; nothing where it only acts, searches, or has learned nothing."""
     if agent.plans or not agent.learns:
         return ()
-    env = TokenVectorEnv(task, 1, split="eval", autoreset_mode=AutoresetMode.DISABLED)
+    env = TokenVectorEnv(task, 1, split="eval", segments=True, autoreset_mode=AutoresetMode.DISABLED)
     return () if agent.log_probs(env.reset(seed=0)[0]) is None else (agent,)
 
 

@@ -18,7 +18,7 @@ from textgym.solver import policy_values, solve
 
 
 def batch_env(task, count=16):
-    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def test_the_losses_by_hand():

@@ -16,7 +16,7 @@ from textgym.solver import prefix_tree
 
 
 def batch_env(task, count=8):
-    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def all_states(task):
@@ -138,12 +138,20 @@ def test_memory_for_less_than_one_search_is_refused():
 def test_prompts_are_found_in_observations():
     task = small_task()
     finder = StateFinder(task)
-    split, state = finder.find((1, 2, 0))
-    assert (split, state.prompt.text, state.completion) == ("eval", "b c", (0,))
-    split, state = finder.find((2,))
-    assert (state.prompt.index, state.prompt.text, state.completion) == (None, "c", ())
-    with pytest.raises(ValueError, match="begins with no prompt"):
-        finder.find((2, 2, 2))
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    observation = {
+        "input_ids": np.array([[1, 2, 0, 0], [1, 2, 0, 0], [2, 0, 0, 0], [1, 2, 0, 3]]),
+        "attention_mask": mask,
+        "segment_ids": np.array([[0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 2]]),
+    }
+    (split, known), (_, shorter), (_, own), (_, mixed) = finder.states(observation)
+    assert (split, known.prompt.text, known.completion) == ("eval", "b c", (0,))
+    # The same tokens after another prompt are another state.
+    assert (shorter.prompt.text, shorter.completion) == ("b", (2, 0))
+    assert (own.prompt.index, own.prompt.text, own.completion) == (None, "c", ())
+    assert (mixed.completion, mixed.environment) == ((0, 3), (1,))
+    with pytest.raises(ValueError, match=r"has no segment_ids.*segments=True"):
+        finder.states({"input_ids": observation["input_ids"], "attention_mask": mask})
 
 
 @pytest.mark.parametrize(

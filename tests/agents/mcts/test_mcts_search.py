@@ -46,7 +46,7 @@ TASKS = {
 
 
 def batch_env(task, count=8):
-    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def roots(tree):
@@ -124,7 +124,7 @@ def test_the_first_simulations_by_hand():
 
 @pytest.mark.parametrize("backup", ["soft", "max", "mean"])
 def test_an_end_is_tried_once_where_visits_are_not_the_answer(backup):
-    env = make_env("textgym/Bandit-v0", 1)  # 32 arms, each an end
+    env = make_env("textgym/Bandit-v0", 1, segments=True)  # 32 arms, each an end
     agent = make_agent("mcts", env, simulations=20, backup=backup)
     agent.log_probs(env.reset(seed=0)[0])
     visits = agent.planner.forest.visits[0]
@@ -133,7 +133,7 @@ def test_an_end_is_tried_once_where_visits_are_not_the_answer(backup):
 
 
 def test_a_search_ends_when_all_is_known():
-    env = make_env("textgym/Bandit-v0", 1)
+    env = make_env("textgym/Bandit-v0", 1, segments=True)
     agent = make_agent("mcts", env, simulations=1000)
     solution = solve(agent.task)
     assert solution.optimality(policy_values(solution.tree, agent).objective) == pytest.approx(1)
@@ -143,7 +143,7 @@ def test_a_search_ends_when_all_is_known():
 
 
 def test_a_noisy_end_is_tried_again():
-    env = make_env("textgym/Noisy-v0", 1)
+    env = make_env("textgym/Noisy-v0", 1, segments=True)
     agent = make_agent("mcts", env, simulations=1000)
     agent.log_probs(env.reset(seed=0)[0])
     assert agent.planner.forest.visits[0].sum() == 1000

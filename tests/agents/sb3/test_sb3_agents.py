@@ -19,6 +19,7 @@ from textgym_agents.sb3.on_policy import minibatch_size
 
 from textgym import make_task
 from textgym.lm.reference import NGramReference
+from textgym.state import segment_ids
 from textgym.vector import TokenVectorEnv
 
 ON = ("sb3-ppo", "sb3-a2c", "sb3-trpo", "sb3-maskable-ppo", "sb3-recurrent-ppo")
@@ -38,8 +39,10 @@ def task_of(**changes: Any) -> Any:
     return word_task(**{"reference": reference, "beta": 0.3, **changes})
 
 
-def env_of(task: Any, mode: AutoresetMode = AutoresetMode.DISABLED, rows: int = 8) -> TokenVectorEnv:
-    return TokenVectorEnv(task, rows, autoreset_mode=mode)
+def env_of(
+    task: Any, mode: AutoresetMode = AutoresetMode.DISABLED, rows: int = 8, segments: bool = True
+) -> TokenVectorEnv:
+    return TokenVectorEnv(task, rows, segments=segments, autoreset_mode=mode)
 
 
 def states(task: Any, steps: int = 2) -> Any:
@@ -172,7 +175,7 @@ def test_with_top_k_the_start_is_the_reference_by_rank() -> None:
 
 
 def test_with_a_grammar_only_legal_tokens_have_probability() -> None:
-    """Prompts are found again in the observations: the grammar depends on the length of the completion."""
+    """The grammar depends on the length of the completion, which the observations tell."""
     task = task_of(mask=odd_after_even)
     for name, changes in {"sb3-maskable-ppo": {}, "sb3-ppo": {"top_k": 3}}.items():
         agent = make_agent(name, env_of(task), **SMALL, **changes)
@@ -180,6 +183,8 @@ def test_with_a_grammar_only_legal_tokens_have_probability() -> None:
         probabilities = np.exp(agent.log_probs(states(task, steps=1)))
         assert probabilities[:, 0::2].max() == 0  # after one token, odd ids only
         assert probabilities[:, 1::2].sum(1).min() > 1 - 1e-9
+        with pytest.raises(ValueError, match="make the environment with segments=True"):
+            agent.log_probs(env_of(task, segments=False).reset(seed=0)[0])
 
 
 def test_a_recurrent_policy_is_rebuilt_as_it_was_played() -> None:
@@ -194,8 +199,14 @@ def test_a_recurrent_policy_is_rebuilt_as_it_was_played() -> None:
     masks = buffer.observations["attention_mask"].reshape(*shape[::-1], -1)
     actions = buffer.actions.reshape(shape[::-1]).astype(int)
     want = buffer.log_probs.reshape(shape[::-1])
+    starts = np.array([np.full(shape[0], masks[row, 0].sum()) for row in range(shape[1])])
+    begun = buffer.episode_starts.reshape(shape[::-1]) != 0
+    for step in range(1, shape[0]):
+        starts[:, step] = np.where(begun[:, step], masks[:, step].sum(1), starts[:, step - 1])
     for step in range(shape[0]):
-        logs = agent.log_probs({"input_ids": ids[:, step], "attention_mask": masks[:, step]})
+        segments = segment_ids(masks[:, step].astype(np.int8), starts[:, step].astype(np.int64))
+        seen = {"input_ids": ids[:, step], "attention_mask": masks[:, step], "segment_ids": segments}
+        logs = agent.log_probs(seen)
         got = logs[np.arange(shape[1]), actions[:, step]]
         np.testing.assert_allclose(got, want[:, step], atol=1e-5)
         played += len(got)
@@ -215,7 +226,7 @@ def test_on_a_language_model(name: str) -> None:
 
 
 def test_replay_sizes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = env_of(task_of())
+    env = env_of(task_of(), segments=False)
     spaces = env.single_observation_space, env.single_action_space
     # Seven ids of 8 bytes and seven marks of 1, twice; an action of 8; three numbers of 4.
     assert memory.transition_bytes(*spaces) == 2 * 7 * 9 + 8 + 12

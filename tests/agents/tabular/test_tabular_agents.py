@@ -35,7 +35,7 @@ OPTIMISTIC = [(options, None) for options in TASKS.values()] + [(TASKS["masked"]
 
 
 def batch_env(task, count=256):
-    return TokenVectorEnv(task, count, autoreset_mode=AutoresetMode.DISABLED)
+    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def table_values(agent, tree):

@@ -1,28 +1,50 @@
-"""What the diagnostic tasks share: word vocabularies, held-out prompts, and pay for the right words."""
+"""How the diagnostic tasks are made: word vocabularies, held-out prompts, pay for the right words, documentation."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import numpy as np
 
 from textgym.checks import shown
 from textgym.lm.reference import Reference
 from textgym.prompts import PromptSet, Split, prompt_set
-from textgym.rewards.base import NamedReward, reward_name
+from textgym.rewards import RewardSpec
+from textgym.rewards.base import NamedReward
 from textgym.task import Task
+from textgym.tasks.assemble import assemble
 from textgym.vocab import Vocabulary, load_vocabulary
 
 FAMILY: Final = "diagnostics"
 BETA: Final = 0.1
 """Reward units per nat: with rewards in [0, 1], a certain choice among four words costs 0.14."""
+SHARED: Final = """
+    ### Observation Space
+    `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right;
+    L = $L.
+
+    ### Starting State
+    The prompt `$prompt`, in all splits.
+
+    ### Episode End
+    Terminated after $T; there is no stop token. Never truncated.
+
+    ### Arguments
+        beta: reward units per nat of KL to the reference.
+        reference: "uniform", a model's folder, or an object with `log_probs(observation)`.
+
+    ### Version History
+    - v0: first version.
+"""
+"""Sections and arguments of the docstrings of diagnostic tasks; `documented` fills in the names after $."""
 
 
 def read_difficulty(difficulty: int, low: int, high: int, meaning: str) -> int:
-    """The difficulty itself. Raises: ValueError unless it is an int in low..high."""
+    """Return the difficulty. Raises: ValueError unless it is an int in low..high."""
     if isinstance(difficulty, bool) or not isinstance(difficulty, int | np.integer):
         raise ValueError(f"difficulty={shown(difficulty)}: allowed is an int in {low}..{high} ({meaning})")
     if not low <= difficulty <= high:
@@ -33,11 +55,11 @@ def read_difficulty(difficulty: int, low: int, high: int, meaning: str) -> int:
 def word_vocabulary(
     actions: Sequence[str], asked: Sequence[str] = (), stop: str | Sequence[str] = ()
 ) -> Vocabulary:
-    """A vocabulary of words.
+    """Return a vocabulary of words.
 
     Args:
         actions: the words that the policy writes; ids from 0 on.
-        asked: further words, that stand in prompts only and are not allowed as actions.
+        asked: further words, which appear in prompts only and are not allowed as actions.
         stop: which of the actions end an episode.
     """
     vocabulary = load_vocabulary([*actions, *asked], stop=stop)
@@ -49,55 +71,49 @@ def word_vocabulary(
 
 def diagnostic(
     name: str,
-    summary: str,
-    *,
     vocabulary: Vocabulary,
-    prompts: PromptSet | Mapping[str, PromptSet],
-    reward: Any,
+    prompts: str | PromptSet | Mapping[str, PromptSet],
+    *,
+    reward: RewardSpec,
     words: int,
     beta: float,
     reference: str | Reference,
-    gold: Any = None,
+    gold: RewardSpec | None = None,
 ) -> Task:
-    """A diagnostic task.
+    """Make a diagnostic task.
 
     Args:
-        prompts: the splits, or one prompt set for all, where there is nothing to generalise to.
+        prompts: the splits; or one prompt or set of prompts for all of them, where there is nothing to generalise to.
         words: the longest completion, tokens.
-        gold: the reward without its noise; None: the reward itself.
         beta, reference: see `Task`.
+        gold: the reward without its noise; None: the reward itself.
     """
-    return Task(
-        name=name,
-        family=FAMILY,
-        description=summary,
-        prompts=prompts if isinstance(prompts, Mapping) else dict.fromkeys(get_args(Split), prompts),
-        vocabulary=vocabulary,
-        reward=reward,
+    if isinstance(prompts, str):
+        prompts = prompt_set([prompts])
+    return assemble(
+        name,
+        FAMILY,
+        prompts if isinstance(prompts, Mapping) else dict.fromkeys(get_args(Split), prompts),
         gold=reward if gold is None else gold,
-        reward_name=reward_name(reward),
+        vocabulary=vocabulary,
+        reward="rules" if gold is None else reward,
         max_new_tokens=words,
-        reference=reference,
         beta=beta,
+        reference=reference,
     )
-
-
-def one_prompt(text: str) -> PromptSet:
-    """A prompt set with a single prompt."""
-    return prompt_set([text])
 
 
 def with_answers(
     pairs: Sequence[tuple[str, str]], at_most: int, held_out: float = 0.25
 ) -> dict[str, PromptSet]:
-    """Prompts with the column `answer`, different ones in "train" and "eval".
+    """Return splits with the column `answer`; "train" and "eval" have no prompt in common.
 
-    "tune" has as many as "eval", of those that are left over; where there are too few, those of "eval": then it is
-    other seeds that settings are chosen on, as in tasks of one prompt.
+    "tune" has as many prompts as "eval", of those that are left over; where these are too few, it has those of "eval",
+    and settings are chosen on other seeds, as in tasks of one prompt.
 
     Args:
-        pairs: prompt and answer, all prompts different, in an order that is random already.
-        at_most: so many go to "train" and "eval".
+        pairs: prompt and answer, all prompts different, in random order.
+        at_most: the number of prompts of "train" and "eval" together.
         held_out: the share of these that goes to "eval", from the front.
     """
     used, spare = pairs[:at_most], pairs[at_most:]
@@ -111,7 +127,7 @@ def with_answers(
 
 
 def sequences(words: Sequence[str], length: int, at_most: int) -> list[tuple[str, ...]]:
-    """Different sequences of `length` words in a random but fixed order: all of them, or about twice `at_most`."""
+    """Return different sequences of `length` words in a fixed random order: all, or about twice `at_most`."""
     generator = np.random.default_rng([len(words), length])
     if len(words) ** length <= 10 * at_most:
         chosen = generator.permutation([*product(words, repeat=length)])[: 2 * at_most]
@@ -120,9 +136,21 @@ def sequences(words: Sequence[str], length: int, at_most: int) -> list[tuple[str
     return list(dict.fromkeys(tuple(map(str, row)) for row in chosen))
 
 
+class TextReward(NamedReward, ABC):
+    """A reward of the text alone."""
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        """Score every completion."""
+        return [self._pay(text) for text in completions]
+
+    @abstractmethod
+    def _pay(self, text: str) -> float:
+        """Return the reward of one text."""
+
+
 @dataclass(frozen=True)
 class RightWords(NamedReward):
-    """Pays the share of places that hold the word of the column `answer`, times `scale`. Range [0, scale].
+    """Pay the share of places that hold the word of the column `answer`, times `scale`. Range [0, scale].
 
     A prompt without an answer, as one of the caller's own, is not scored.
     """
@@ -134,7 +162,7 @@ class RightWords(NamedReward):
         object.__setattr__(self, "maximum", self.scale)
 
     def __call__(
-        self, prompts: list[str], completions: list[str], *, answer: list[str | None], **columns: Any
+        self, prompts: list[str], completions: list[str], *, answer: list[str | None], **columns: object
     ) -> list[float | None]:
         """Score every completion."""
         return [
@@ -144,6 +172,6 @@ class RightWords(NamedReward):
 
 
 def share_right(text: str, right: str) -> float:
-    """The share of words of `right` that stand at the same place in `text`, in [0, 1]."""
+    """Return the share of words of `right` that are at the same place in `text`, in [0, 1]."""
     words, wanted = text.split(), right.split()
     return sum(word == want for word, want in zip(words, wanted, strict=False)) / len(wanted)
