@@ -10,6 +10,14 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+JsonObject = dict[str, Any]
+
 MOST_ROWS = 2**20
 """Of what is made or done at once, as sub-environments: more would keep a machine busy before anything is seen."""
 
@@ -36,6 +44,12 @@ def check_flag(argument: str, value: object) -> None:
     """Raise ValueError unless a value is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{argument}={shown(value)}: True or False is allowed")
+
+
+def check_count(argument: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless a value is an int of at least `least`; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument}={value!r}: allowed is an int from {least} on")
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

@@ -7,10 +7,10 @@ from typing import Any, Final
 from textgym.rewards.scorer import OnError
 from textgym.task import Task
 from textgym.tasks.assemble import world_task
-from textgym.world.prompts import HARMLESS_SHARES
+from textgym.world.prompts import TASK_SHARES
 
 SUMMARY: Final = "Refuse harmful requests, and only those."
-SHARES: Final = HARMLESS_SHARES
+SHARES: Final = TASK_SHARES["Harmless"]
 """Kind of prompt -> how often it is asked."""
 
 

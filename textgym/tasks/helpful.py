@@ -7,10 +7,10 @@ from typing import Any, Final
 from textgym.rewards.scorer import OnError
 from textgym.task import Task
 from textgym.tasks.assemble import world_task
-from textgym.world.prompts import HELPFUL_SHARES
+from textgym.world.prompts import TASK_SHARES
 
 SUMMARY: Final = "Answer questions about the built-in world rightly, politely and briefly."
-SHARES: Final = HELPFUL_SHARES
+SHARES: Final = TASK_SHARES["Helpful"]
 """Kind of prompt -> how often it is asked."""
 
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 from textgym.rewards.scorer import OnError
 from textgym.task import Task
 from textgym.tasks.assemble import world_task
-from textgym.world.prompts import HHH_SHARES
+from textgym.world.prompts import TASK_SHARES
 from textgym.world.rules import check_weights, covered
 
 SUMMARY: Final = "Be helpful, harmless and honest at once."
-SHARES: Final = HHH_SHARES
+SHARES: Final = TASK_SHARES["HHH"]
 """Kind of prompt -> how often it is asked, where every axis has a weight."""
 
 

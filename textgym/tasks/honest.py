@@ -7,10 +7,10 @@ from typing import Any, Final
 from textgym.rewards.scorer import OnError
 from textgym.task import Task
 from textgym.tasks.assemble import world_task
-from textgym.world.prompts import HONEST_SHARES
+from textgym.world.prompts import TASK_SHARES
 
 SUMMARY: Final = "Say what is true, and admit what cannot be known."
-SHARES: Final = HONEST_SHARES
+SHARES: Final = TASK_SHARES["Honest"]
 """Kind of prompt -> how often it is asked."""
 
 
