@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import Ints
 from textgym.estimates import RESAMPLES, Estimate, Floats, interval, widen
-from textgym.solver.tree import Ints, PrefixTree, UnsolvableError, log_sum, normalised
+from textgym.solver.tree import PrefixTree, UnsolvableError, log_sum, normalised
 from textgym.solver.values import trajectories
 from textgym.task import Task
 

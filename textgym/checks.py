@@ -34,6 +34,11 @@ def shown(value: object, most: int = 80) -> str:
         return f"({type(value).__name__})"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; '' where it says nothing."""
+    return str(error).strip().partition("\n")[0]
+
+
 def check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless a value is one of some names; an array, which `in` cannot ask about, is none."""
     if not isinstance(value, str) or value not in allowed:

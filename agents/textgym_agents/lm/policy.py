@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from textgym.lm.causal import FORBIDDEN, logit_bias
 from textgym.lm.checked import choose_backbone
-from textgym.lm.decoder import Decoder
+from textgym.lm.backbone import Decoder
 from textgym.lm.llama import recompute_layers
 from textgym_agents.protocol import Observation
 
