@@ -195,7 +195,7 @@ def _lm_setting(model: Path, **settings: Any) -> tuple[Any, Any, Callable[[], ob
 
     def generate() -> object:
         with torch.no_grad():
-            return lm.generate(
+            return lm.generate(  # type: ignore[operator]
                 ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=True, top_k=0, **length
             )
 

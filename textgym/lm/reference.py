@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from textgym.checks import Bools, Floats
 
 Observation = Mapping[str, NDArray[np.integer]]
 LogProbs = NDArray[np.floating]
+Real = TypeVar("Real", bound=np.floating)
 
 
 @runtime_checkable
@@ -27,7 +28,7 @@ class Reference(Protocol):
         """
 
 
-def restricted(log_probs: LogProbs, masks: Bools | None) -> LogProbs:
+def restricted(log_probs: NDArray[Real], masks: Bools | None) -> NDArray[Real]:
     """Return a policy's distribution over the tokens that a task's grammar allows.
 
     Args:

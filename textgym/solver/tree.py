@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.reference import Observation, Reference
+from textgym.lm.reference import LogProbs, Observation
 from textgym.task import Task
 
 
@@ -193,7 +193,14 @@ def per_edge(values: NDArray[Entry], level: Level) -> NDArray[Entry]:
     return repeated
 
 
-def edge_log_probs(tree: PrefixTree, policy: Reference, argument: str = "policy") -> tuple[Floats, ...]:
+class TokenPolicy(Protocol):
+    """Anything that gives log-probabilities of next tokens, (B, V) nats; None says that it has none."""
+
+    def log_probs(self, observation: Observation) -> LogProbs | None:
+        """See `textgym.lm.reference.Reference.log_probs`."""
+
+
+def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "policy") -> tuple[Floats, ...]:
     """Return the log-probability of every edge, normalised over the legal actions of its state.
 
     Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
@@ -237,7 +244,7 @@ def log_sum(logs: Floats, level: Level) -> Floats:
         return np.asarray(shift + np.log(per_state(np.exp(logs - per_edge(shift, level)), level, np.add)))
 
 
-def _ask(policy: Reference, observation: Observation, size: int, argument: str) -> Floats:
+def _ask(policy: TokenPolicy, observation: Observation, size: int, argument: str) -> Floats:
     method = getattr(policy, "log_probs", None)
     table = None if method is None else method(observation)
     if table is None:

@@ -10,7 +10,7 @@ import numpy as np
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.solver.growth import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
-from textgym.solver.tree import PrefixTree, edge_log_probs, per_edge, per_state
+from textgym.solver.tree import PrefixTree, TokenPolicy, edge_log_probs, per_edge, per_state
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Trajectories:
 
 def trajectory_probabilities(
     problem: object,
-    policy: Reference,
+    policy: TokenPolicy,
     reference: Reference | None = None,
     gamma: float | None = None,
     split: str | None = None,
@@ -190,7 +190,7 @@ class PolicyValues:
 
 def policy_values(
     problem: object,
-    policy: Reference,
+    policy: TokenPolicy,
     reference: Reference | None = None,
     beta: float | None = None,
     gamma: float | None = None,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from textgym.prompts import Split
 from textgym.world.facts import (
@@ -140,7 +140,7 @@ class WorldPrompt:
     kind: str
     item: str
     weight: float
-    columns: Mapping[str, object]
+    columns: Mapping[str, Any]
 
 
 def phrase(item: Item, number: int) -> str:

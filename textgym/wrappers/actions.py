@@ -38,7 +38,12 @@ def _input_embedding(task: Task) -> NDArray[Any]:
     from textgym.lm.causal import load_causal_lm
 
     weights: NDArray[Any] = (
-        load_causal_lm(reference_model(task)).get_input_embeddings().weight.detach().double().numpy()
+        load_causal_lm(reference_model(task))
+        .get_input_embeddings()
+        .get_parameter("weight")
+        .detach()
+        .double()
+        .numpy()
     )
     return weights
 
