@@ -82,13 +82,13 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Request:
-    """Whether somebody has asked to stop."""
+    """A record of the signal that asked to stop, if any."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether somebody has."""
+        """Return whether somebody has asked to stop."""
         return self.signal is not None
 
     def error(self) -> KeyboardInterrupt:

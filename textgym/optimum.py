@@ -15,7 +15,7 @@ import numpy as np
 from textgym.estimates import RESAMPLES, Estimate, Floats, Samples, draw_samples, interval, read_samples, tilt
 from textgym.lm.reference import Reference
 from textgym.solver import MAX_STATES, Solution, UnsolvableError, solve
-from textgym.solver.growth import check_beta
+from textgym.solver.build import check_beta
 from textgym.task import Task, has_language_model, make_reference, reference_model
 
 FOLDER: Final = Path(__file__).parent / "tasks" / "optima"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Context(FunctionCtx):
-    """What autograd hands from a forward to its backward."""
+    """The context that autograd hands from a forward to its backward."""
 
     saved_tensors: tuple[Tensor, ...]
     sizes: tuple[int, int, int]
@@ -225,7 +225,7 @@ def supports(model: PreTrainedModel) -> bool:
 class LlamaBackbone:
     """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own.
 
-    Of a classifier the labels' scores take the place of the logits.
+    A classifier's label scores take the place of the logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -132,8 +132,8 @@ class RewardModel(NamedReward):
             end in its own vocabulary, and none elsewhere. None: every completion counts as ended.
         batch: rows of a forward pass.
         cache: how many of the latest scores are kept; 0 keeps none.
-        max_length: tokens a model reads, None for as many as it can; see `textgym.lm.scoring.encode_pair` for what
-            is left out of longer texts.
+        max_length: tokens a model reads, None for as many as it can; `textgym.lm.scoring.encode_pair` says which
+            tokens of longer texts are left out.
         device: "auto" or a torch device.
         centre: subtract the offset of every member.
 
@@ -248,12 +248,9 @@ class RewardModel(NamedReward):
     def _combined(self, pairs: list[Pair]) -> list[float]:
         """Return the ensemble's scores; every member reads every pair."""
         scores = np.stack([self._score(member, pairs) for member in self._load()])  # (M, N)
-        if self.combine == "min":
-            combined = scores.min(0)
-        else:
-            combined = scores.mean(0)
-            if self.combine == "mean_minus_std":
-                combined -= self.k * scores.std(0)
+        combined = scores.min(0) if self.combine == "min" else scores.mean(0)
+        if self.combine == "mean_minus_std":
+            combined -= self.k * scores.std(0)
         return [float(score) for score in combined]
 
     def _score(self, member: Member, pairs: list[Pair]) -> Floats:
@@ -264,11 +261,11 @@ class RewardModel(NamedReward):
         vocabulary = member.vocabulary
         encoded = [encode_exchange(vocabulary, *pair, member.max_length) for pair in pairs]
         self._report_cut(sum(row.cut > 0 for row in encoded), member.max_length)
-        order = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
+        by_length = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
         scores = np.empty(len(pairs))
         device = next(member.model.parameters()).device
-        for start in range(0, len(order), self.batch):
-            chunk = order[start : start + self.batch]
+        for start in range(0, len(by_length), self.batch):
+            chunk = by_length[start : start + self.batch]
             ids, lengths = pad_right([encoded[index].ids for index in chunk], vocabulary.pad_id)
             with torch.inference_mode():
                 part = sequence_scores(member.model, ids.to(device), lengths.to(device))

@@ -116,8 +116,8 @@ def encode_pair(
     A completion's tokens are those that a chat template's conversation goes on with after the prompt's. Where it does
     not start with the prompt's tokens, which a policy is given as they are, the completion is encoded by itself.
 
-    What is too long loses the first tokens of the prompt's text, while what the template or the tokenizer puts
-    around it stays, and then the last tokens of the completion, its end first. `cut` counts them: callers report it.
+    Beyond `max_length`, the first tokens of the prompt's text are left out, but not those that the template or the
+    tokenizer puts around it; then the last tokens of the completion, its end first. Callers report the count, `cut`.
 
     Args:
         vocabulary: of the policy.
@@ -211,8 +211,7 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, T
 def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) -> Tensor:
     """Return the score of every row, read at its last token; differentiable.
 
-    Where a row ends is known from `lengths`, never from its ids, so padding may be any token, the end of the text
-    included.
+    A row ends where `lengths` says, so padding may be any token, the end of the text included.
 
     Args:
         model: a Hugging Face sequence classifier with one label.
@@ -294,8 +293,8 @@ def load_reward_model(name: str | Path) -> tuple[PreTrainedModel, Vocabulary]:
 def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[PreTrainedModel, Vocabulary]:
     """Start a reward model to be trained: a base model with a new head, in float32, in evaluation mode.
 
-    A base that is a reward model already keeps its head. The padding token of the vocabulary is written into the
-    configuration, for those who read the model with Hugging Face's own forward. No global random state is touched.
+    A base that is a reward model already keeps its head. The vocabulary's padding token is written into the
+    configuration, for Hugging Face's own forward. No global random state is touched.
 
     Args:
         base: a folder in Hugging Face layout with its tokenizer.json, or a hub id.
@@ -310,9 +309,13 @@ def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[PreTr
         raise ValueError(f"base={str(base)!r}: its weights lack {min(lost)!r:.80}")
     check_scores(model)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module.out_features == 1 and f"{name}.weight" in missing:
-            _start_head(module, generator)
+    for name, head in model.named_modules():
+        if isinstance(head, nn.Linear) and head.out_features == 1 and f"{name}.weight" in missing:
+            nn.init.zeros_(head.weight)
+            if generator is not None:
+                nn.init.normal_(head.weight, 0.0, (head.in_features + 1) ** -0.5, generator)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
     vocabulary = _load_vocabulary(base, model)
     model.config.get_text_config().pad_token_id = vocabulary.pad_id
     model.eval()
@@ -329,13 +332,3 @@ def _load(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return load_weights(AutoModelForSequenceClassification, name, what, **options)
-
-
-def _start_head(head: nn.Linear, generator: torch.Generator | None) -> None:
-    with torch.no_grad():
-        if head.bias is not None:
-            head.bias.zero_()
-        if generator is None:
-            head.weight.zero_()
-        else:
-            head.weight.normal_(0.0, (head.in_features + 1) ** -0.5, generator=generator)

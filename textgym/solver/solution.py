@@ -22,7 +22,7 @@ import numpy as np
 
 from textgym.checks import Bools, Floats
 from textgym.lm.reference import Observation, Reference
-from textgym.solver.growth import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.build import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
 from textgym.solver.tree import Level, Lookup, PrefixTree, edge_log_probs, log_sum, per_edge, per_state
 from textgym.solver.values import Completion, PolicyValues, evaluate_edges
 

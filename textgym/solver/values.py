@@ -9,7 +9,7 @@ import numpy as np
 
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
-from textgym.solver.growth import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.build import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
 from textgym.solver.tree import PrefixTree, TokenPolicy, edge_log_probs, per_edge, per_state
 
 
@@ -58,8 +58,8 @@ class Trajectories:
     def likeliest(self, prompt: int, count: int) -> list[Completion]:
         """Return the `count` most probable completions of a prompt, the most probable first."""
         own = np.flatnonzero((self.prompt == prompt) & (self.log_probability > -np.inf))
-        order = own[np.argsort(-self.log_probability[own], kind="stable")[:count]]
-        return [self._completion(int(i)) for i in order]
+        ranked = own[np.argsort(-self.log_probability[own], kind="stable")[:count]]
+        return [self._completion(int(i)) for i in ranked]
 
     def _completion(self, index: int) -> Completion:
         tokens = self.tree.completions(int(self.length[index]), self.row[index : index + 1])[0].tolist()

@@ -102,8 +102,9 @@ def step_sentences(steps: tuple[str, ...]) -> list[str]:
 
     The first is marked First, the last (of two or more) Last, those between Then.
     """
-    marks = [STEP_MARKERS[0], *[STEP_MARKERS[1]] * (len(steps) - 2), STEP_MARKERS[2]][: len(steps)]
-    return [f"{mark} {step}." for mark, step in zip(marks, steps, strict=True)]
+    first, then, last = STEP_MARKERS
+    markers = [first, *[then] * (len(steps) - 2), last][: len(steps)]
+    return [f"{marker} {step}." for marker, step in zip(markers, steps, strict=True)]
 
 
 HARMFUL: Final[dict[str, str]] = WORLD["harmful"]
