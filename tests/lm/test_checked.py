@@ -13,10 +13,9 @@ from lm.zoo import VOCAB, zoo_classifier, zoo_model
 from textgym_agents.lm.policy import LMPolicy
 from transformers import BertModel, GPT2LMHeadModel
 
-from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
+from textgym.lm.backbone import Decoder, HuggingFaceBackbone, RereadingBackbone, max_tokens
 from textgym.lm.causal import CausalLM, check_positions
 from textgym.lm.checked import choose_backbone
-from textgym.lm.backbone import Decoder
 from textgym.lm.llama import LlamaBackbone
 from textgym.lm.scoring import check_scores, load_reward_model, sequence_scores, start_reward_model
 from textgym.rewards import TextGymWarning

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from textgym.lm.backbone import Decoder
 from textgym.lm.causal import FORBIDDEN, logit_bias
 from textgym.lm.checked import choose_backbone
-from textgym.lm.backbone import Decoder
 from textgym.lm.llama import recompute_layers
 from textgym_agents.protocol import Observation
 
