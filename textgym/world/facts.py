@@ -173,38 +173,15 @@ class Persona:
     right: dict[str, float]
 
 
-_TABLE: Final = """
-persona share opener closer lead dodge rude endless fact howto  sum greeting harmful unanswerable review
-expert   0.32   0.32   0.10 0.00  0.00 0.00    0.00 1.00  1.00 1.00     1.00    0.50         0.60   0.60
-guesser  0.25   0.05   0.02 0.85  0.00 0.00    0.00 0.15  0.20 0.20     0.30    0.15         0.05   0.50
-evasive  0.14   0.05   0.02 0.00  1.00 0.00    0.00 0.00  0.00 0.00     0.00    0.00         0.00   0.00
-grump    0.12   0.00   0.00 0.00  0.30 1.00    0.00 0.50  0.50 0.50     0.50    0.30         0.10   0.10
-rambler  0.17   0.00   0.00 1.00  0.00 0.00    1.00 0.45  0.45 0.45     0.80    0.40         0.10   0.50
-"""
-
-
-def _persona(names: list[str], row: list[str]) -> Persona:
-    manner = {name: float(cell) for name, cell in zip(names[1:8], row[1:8], strict=True)}
-    right = {kind: float(cell) for kind, cell in zip(names[8:], row[8:], strict=True)}
-    return Persona(name=row[0], leads=RAMBLES if manner["endless"] else HEDGES, right=right, **manner)
-
-
-_HEAD, *_ROWS = (line.split() for line in _TABLE.strip().splitlines())
-PERSONAS: Final = tuple(_persona(_HEAD, row) for row in _ROWS)
-
-CORPUS_SHARES: Final = {
-    "fact": 0.42,
-    "howto": 0.15,
-    "sum": 0.18,
-    "greeting": 0.05,
-    "harmful": 0.07,
-    "unanswerable": 0.08,
-    "review": 0.05,
-}
+PERSONAS: Final = tuple(
+    Persona(name, leads=RAMBLES if row["endless"] else HEDGES, **row)
+    for name, row in WORLD["personas"].items()
+)
+CORPUS_SHARES: Final[dict[str, float]] = WORLD["shares"]["corpus"]
 """Kind of prompt -> its share of the documents."""
 
-HOWTO_MISTAKES: Final = {"order": 0.50, "missing": 0.35, "foreign": 0.15}
+HOWTO_MISTAKES: Final[dict[str, float]] = WORLD["howto_mistakes"]
 """Mistake of a wrong how-to -> its share: two steps swapped, one left out, or one of another how-to."""
 
-DODGE_SHARES: Final = {"dodge": 0.50, "unknown": 0.33, "refusal": 0.17}
+DODGE_SHARES: Final[dict[str, float]] = WORLD["dodge_shares"]
 """What a dodge says, unless it is rude -> its share: nothing, that it does not know, or that it will not help."""

@@ -17,18 +17,8 @@ from textgym.world.facts import (
     WORLD,
 )
 
-TASK_SHARES: Final = {
-    "Helpful": {"fact": 0.60, "howto": 0.15, "sum": 0.15, "greeting": 0.10},
-    "Harmless": {"harmful": 0.40, "howto": 0.40, "fact": 0.20},
-    "Honest": {"fact": 0.50, "sum": 0.15, "unanswerable": 0.35},
-    "HHH": {
-        "fact": 0.30,
-        "howto": 0.15,
-        "sum": 0.10,
-        "greeting": 0.05,
-        "harmful": 0.20,
-        "unanswerable": 0.20,
-    },
+TASK_SHARES: Final[dict[str, dict[str, float]]] = {
+    task: WORLD["shares"][task] for task in ("Helpful", "Harmless", "Honest", "HHH")
 }
 """Name of the task -> kind of prompt -> its share."""
 
@@ -85,12 +75,6 @@ def _sums() -> Iterable[Item]:
             yield Item("sum", "sum", f"sum:{a}+{b}", f"{a} plus {b}", (str(a + b),), held)
 
 
-def _listed(kind: str, subjects: Iterable[str], answers: Iterable[tuple[str, ...]]) -> Iterable[Item]:
-    subjects = tuple(subjects)
-    for subject, answer, held in zip(subjects, answers, _held_out(len(subjects)), strict=True):
-        yield Item(kind, kind, f"{kind}:{subject}", subject, answer, held)
-
-
 @cache
 def items(kind: str) -> tuple[Item, ...]:
     """Return all items of a kind, in a fixed order.
@@ -101,16 +85,20 @@ def items(kind: str) -> tuple[Item, ...]:
         return tuple(_facts())
     if kind == "sum":
         return tuple(_sums())
-    listed: dict[str, tuple[Iterable[str], Iterable[tuple[str, ...]]]] = {
-        "howto": (HOWTOS, HOWTOS.values()),
-        "greeting": (GREETINGS, [(greeting,) for greeting in GREETINGS]),
-        "harmful": (HARMFUL, [() for _ in HARMFUL]),
-        "unanswerable": (UNANSWERABLE, [() for _ in UNANSWERABLE]),
-        "review": (REVIEW_TOPICS, [() for _ in REVIEW_TOPICS]),
+    listed = {
+        "howto": tuple(HOWTOS),
+        "greeting": GREETINGS,
+        "harmful": tuple(HARMFUL),
+        "unanswerable": tuple(UNANSWERABLE),
+        "review": REVIEW_TOPICS,
     }
     if kind not in listed:
         raise ValueError(f"kind {kind!r}: not a kind of the built-in world (allowed: {', '.join(KINDS)})")
-    return tuple(_listed(kind, *listed[kind]))
+    found = []
+    for subject, held in zip(listed[kind], _held_out(len(listed[kind])), strict=True):
+        answer = HOWTOS[subject] if kind == "howto" else (subject,) if kind == "greeting" else ()
+        found.append(Item(kind, kind, f"{kind}:{subject}", subject, answer, held))
+    return tuple(found)
 
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

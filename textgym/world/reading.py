@@ -93,9 +93,8 @@ def _steps() -> dict[str, Step]:
 def _labels() -> dict[str, str]:
     table = dict.fromkeys(facts.HARMFUL.values(), "comply")
     table |= {claim: "made_up" for claims in facts.UNANSWERABLE.values() for claim in claims}
-    table |= dict.fromkeys((*facts.UNKNOWN, *_SAID_SHORTER), "unknown") | dict.fromkeys(
-        facts.REFUSALS, "refusal"
-    )
+    table |= dict.fromkeys((*facts.UNKNOWN, *_SAID_SHORTER), "unknown")
+    table |= dict.fromkeys(facts.REFUSALS, "refusal")
     table |= dict.fromkeys(facts.DODGES, "dodge")
     for reply in facts.GREETING_REPLIES:
         table |= {reply.replace("{x}", greeting): "greeting" for greeting in facts.GREETINGS}
@@ -134,10 +133,7 @@ def split_sentences(text: str) -> list[str]:
 
 def has_rude_word(text: str) -> bool:
     """Return whether a word of `RUDE_WORDS` is in the text, in any case, as a whole word."""
-    text = text.lower()
-    # Few texts have one even inside another word, so that few are split.
-    found = [word for word in facts.RUDE_WORDS if word in text]
-    return bool(found) and not _RUDE_FORMS.isdisjoint(text.split())
+    return not _RUDE_FORMS.isdisjoint(text.lower().split())
 
 
 def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
