@@ -36,7 +36,7 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says; '' where it says nothing."""
+    """Return the first line of an error's message; '' where it has none."""
     return str(error).strip().partition("\n")[0]
 
 

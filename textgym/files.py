@@ -26,7 +26,7 @@ _SHOWN_NAME: Final = {list: "a list", str: "a text", bool: "true or false", type
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     r"""Yield numbers, from 1, and bytes of the lines that are not blank, without their ends (\n or \r\n).
 
-    Raises: FileNotFoundError; ValueError for a folder, a pipe or another thing that is no plain file.
+    Raises: FileNotFoundError; ValueError for anything but a plain file, such as a folder or a pipe.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -40,7 +40,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def line_text(line: bytes, number: int) -> str:
-    """Decode a line. Raises: ValueError for what is not UTF-8, with or without a byte order mark."""
+    """Decode a line. Raises: ValueError unless it is UTF-8 without a byte order mark and NUL bytes."""
     if number == 1 and line.startswith(codecs.BOM_UTF8):
         raise ValueError("begins with a byte order mark; save the file as UTF-8 without one")
     if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -92,7 +92,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Raise ValueError, as a `parse_constant`: NaN and infinities are no JSON."""
+    """Raise ValueError, as a `parse_constant`: NaN and infinities are not JSON."""
     raise ValueError(f"{name} is no JSON")
 
 
@@ -216,7 +216,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def open_lock(folder: Path) -> IO[str]:
-    """Open the lock file of a folder. Raises: ValueError if it is no file."""
+    """Open the lock file of a folder. Raises: ValueError if it is not a file."""
     path = folder / ".lock"
     if os.path.lexists(path):
         check_file(path)
@@ -284,7 +284,7 @@ def json_line(row: Mapping[str, object]) -> str:
 def read_lines(path: Path) -> list[JsonObject]:
     """Read the rows of a .jsonl file; [] without one. A last line that was cut off by a crash is left out.
 
-    Raises: ValueError that names the file, and the line that is no JSON object.
+    Raises: ValueError that names the file, and the line that is not a JSON object.
     """
     if not os.path.lexists(path):
         return []

@@ -23,7 +23,7 @@ _NO_PROCESS = ("can't start new thread", os.strerror(errno.EAGAIN))
 
 
 class DiskFullError(OSError):
-    """Nothing more can be written to a place; the message says what to do."""
+    """A place is full; the message names it and a remedy."""
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def disk_full_at(place: str | Path, advice: str = "") -> Iterator[None]:
 
     Args:
         place: the file or folder that is written.
-        advice: what to do once there is space; "" says to run it again.
+        advice: the next step once there is space; "" says to run it again.
     Raises: DiskFullError.
     """
     try:
@@ -78,7 +78,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during training; the message says what the run folder holds."""
+    """Ctrl-C or SIGTERM during training; the message describes the run folder."""
 
 
 class Request:

@@ -37,7 +37,7 @@ class Node:
     Attributes:
         state: as `get_state` gives it; `env.set_state(node.state)` goes there.
         token: the id that led here; None at a root.
-        reward: what the environment pays on arriving here, reward units; 0 at a root.
+        reward: the environment's pay for arriving here, reward units; 0 at a root.
         ret: the rewards since the root, that of the t-th token times gamma^(t - 1), reward units at time 0.
     """
 
@@ -76,7 +76,7 @@ class Node:
         """Return the `count` best children with their values, the best first; equal ones in the order of their tokens.
 
         Args:
-            by: what is best. None: `ret`. A `Solution`: its Q*. Anything else with `log_probs(observation)`: the
+            by: the value to rank by. None: `ret`. A `Solution`: Q*. Anything else with `log_probs(observation)`: the
                 log-probability of the token, nats. A function: it gets a list of nodes and returns as many numbers.
         Raises: TypeError for another `by`; ValueError if a function returns a wrong number of values or NaN.
         """
@@ -157,7 +157,7 @@ class Tree:
         return [tuple(family) for family in families]
 
     def observations(self, nodes: Sequence[Node]) -> Observation:
-        """Return what the environment would show in each node: arrays (B, L)."""
+        """Return the observation of each node: arrays (B, L)."""
         parts = list[Observation]()
         for node in nodes:
             self._episodes.restore(0, node.state)

@@ -24,7 +24,7 @@ _KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this st
 class Backbone(Protocol):
     """A causal LM as the rest of the library sees it. Rows are right-padded; positions count real tokens.
 
-    A cache is what a backbone remembers of the rows it has read; only the backbone that opened it can read it.
+    A cache holds the rows that a backbone has read; only the backbone that opened it can use it.
     """
 
     hidden_size: int
@@ -84,7 +84,7 @@ class HuggingFaceBackbone:
         self.model = model
         self.vocab_size: int = head.weight.shape[0]
         self.hidden_size: int = head.weight.shape[1]
-        # PEFT's own forward hands on what it does not name.
+        # PEFT's own forward passes on arguments that it does not name.
         forward = model.get_base_model().forward if is_peft(model) else model.forward  # type: ignore[operator]
         parameters = inspect.signature(forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -192,7 +192,7 @@ def max_tokens(model: PreTrainedModel) -> int | None:
     """Return the longest row that a model can read, tokens; None where it has no limit.
 
     RoBERTa and its kin count positions from behind their padding token's id. With "longrope" the positions of all
-    tokens change once a row has more than `original_max_position_embeddings`, and what a cache holds does not.
+    tokens change once a row has more than `original_max_position_embeddings`, but those in a cache do not.
     """
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
@@ -211,8 +211,8 @@ class Decoder:
     """Next-token logits for a batch of observations, with a key-value cache that follows the batch.
 
     A row that is one token longer than when it was last seen is extended, an unchanged row costs nothing, anything
-    else (a new prompt, another batch size) is read afresh. So calling it after every `step` costs what
-    generating costs, and the caller passes nothing but observations.
+    else (a new prompt, another batch size) is read afresh. So calling it after every `step` costs as much as
+    generating, and the caller passes nothing but observations.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:

@@ -32,7 +32,7 @@ def load_weights(
     Args:
         loader: a class of transformers, such as AutoModelForCausalLM.
         name: a folder in Hugging Face layout, or a hub id.
-        what: begins the message of an error: what was looked for where.
+        what: the beginning of an error's message, such as "model='m': no causal LM".
         options: for `from_pretrained`.
     Returns: the model, and the names of the weights that its files lack.
     Raises: ValueError if no such model can be loaded: it gives the cause.
@@ -54,7 +54,7 @@ def load_weights(
         )
     except ImportError:
         raise
-    except Exception as error:  # what a damaged file leads to has no narrower type
+    except Exception as error:  # a damaged file can lead to any type
         cause = first_line(error) or type(error).__name__
         raise ValueError(f"{what} with safetensors weights there ({cause})") from error
     finally:
@@ -146,7 +146,7 @@ def check_positions(model: PreTrainedModel, tokens: int) -> None:
 def choose_device(name: str) -> torch.device:
     """Return a device; "auto" is CUDA where there is one, then MPS, then the CPU.
 
-    Raises: ValueError if `name` is no device of this machine.
+    Raises: ValueError if this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():

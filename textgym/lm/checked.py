@@ -37,7 +37,7 @@ _Key = tuple[bool, torch.dtype | None, tuple[int, ...]]
 # cache and then some are dropped from it.
 _PROMPTS = np.array([1, 5, 2, 3])
 _LENGTHS = np.array([6, 6, 5, 5])
-# Settings that change what a model does once a row is longer than they say.
+# Settings that change how a model reads rows longer than their value.
 _THRESHOLD = re.compile(r"window|chunk_size|index_topk|floor_scale|local|block_size|original_max_position")
 _BYTES = 2**30  # of the logits of rows that are as long as such a setting
 _LONG = 4096  # tokens of such rows
@@ -55,7 +55,7 @@ _chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, Way]] = WeakKeyDictionary
 
 
 class _Rows(NamedTuple):
-    """Rows of tokens, and what the model puts out for each of them alone.
+    """Rows of tokens, and the model's output for each of them alone.
 
     `ids` (B, T) int64; `prompts` and `lengths` (B,) int64, tokens; `logits` (B, T, V) and `hidden` (B, T, H), 0
     behind a row's end.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def find_reward_model(name: str | Path) -> str:
     """Return the folder of that name, checked and absolute, or else the name, which is then a hub id.
 
-    Raises: TypeError if it is no name; ValueError for a folder without a reward model.
+    Raises: TypeError if it is not a name; ValueError for a folder without a reward model.
     """
     if not isinstance(name, str | Path) or not name:
         raise TypeError(f"model={name!r:.80}: a folder or a hub id is allowed, or a list of them")
@@ -113,7 +113,7 @@ class Member(NamedTuple):
 class RewardModel(NamedReward):
     """Pays the scores that Hugging Face sequence classifiers with one label give to prompt and completion.
 
-    A model whose tokenizer has a chat template reads what `apply_chat_template` makes of the two messages; any other
+    A model whose tokenizer has a chat template reads the two messages through `apply_chat_template`; any other
     reads the prompt, the completion and the tokenizer's EOS token. See `textgym.lm.scoring.encode_exchange`.
 
     Distinct texts that are not in the cache are sorted by length and read in as few forward passes as `batch`
@@ -208,7 +208,7 @@ class RewardModel(NamedReward):
         return {"cut": self.cut, "scores": list(map(list, self._scores.items()))}
 
     def load_state_dict(self, state: JsonObject) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to a state that `state_dict` returned."""
         self.cut = int(state["cut"])
         self._scores = OrderedDict((str(key), float(score)) for key, score in state["scores"])
 

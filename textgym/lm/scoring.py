@@ -1,4 +1,4 @@
-"""Load or start reward models, encode what they read, and score rows of tokens."""
+"""Load or start reward models, encode prompts and completions for them, and score rows of tokens."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def encode_pair(
     Args:
         vocabulary: of the policy.
         prompt: see `Vocabulary.encode_prompt`.
-        completion: may be empty; what reads like a control token is encoded as plain text.
+        completion: may be empty; text that looks like a control token is encoded as plain text.
         ended: whether the completion was written to its end.
         end_id: the token that says so; None for none.
         max_length: tokens; None for no limit.
@@ -147,7 +147,7 @@ def encode_exchange(
     Args:
         vocabulary: of the reward model.
         prompt, completion, max_length: see `encode_pair`.
-        ended: whether the completion was written to its end; False leaves out what says so.
+        ended: whether the completion was written to its end; False leaves out the tokens that mark the end.
     Raises: ValueError as `encode_pair`, and for a template that refuses the two messages.
     """
     conversation = vocabulary.conversation

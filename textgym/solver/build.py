@@ -55,7 +55,7 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
         max_states: states; a larger tree is refused before memory is spent on it.
 
     Raises:
-        UnsolvableError: the tree is too large; the reward is noisy without saying what it pays on average
+        UnsolvableError: the tree is too large; the reward is noisy without an average pay
             (`expected`), or changes while it scores.
         ValueError: the split is unknown; the mask allows nothing in some state.
         TypeError: `problem` is none of these.

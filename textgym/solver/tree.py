@@ -17,7 +17,7 @@ from textgym.task import Task
 
 
 class UnsolvableError(ValueError):
-    """A task that has no exact solution here: its tree is too large, or its reward is no known function of the text."""
+    """A task without an exact solution: its tree is too large, or its reward is not a known function of the text."""
 
 
 def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
@@ -25,7 +25,7 @@ def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
 
     Args:
         roots: prompts.
-        going_on: legal actions that are no stop id. ending: legal stop ids.
+        going_on: legal actions that do not stop. ending: legal stop ids.
         horizon: tokens; every state of this depth has ended.
     Returns: states of all depths, the prompts included; an exact integer of any size.
     """
@@ -43,7 +43,7 @@ def check_size(states: int, max_states: int, known: str = "") -> None:
 
     Args:
         states: its size. known: "at least " where it has not been counted to the end.
-    Raises: UnsolvableError with the size, the limit, and what serves instead.
+    Raises: UnsolvableError with the size, the limit, and an alternative.
     """
     if states > max_states:
         raise UnsolvableError(
@@ -73,7 +73,7 @@ class Level:
         action: (n,) the token that led here; -1 at level 0.
         finished: (n,) the episode has ended here.
         first: (n + 1,) the children of state i are rows first[i]:first[i + 1] of the next level.
-        reward: (n,) what the environment pays on arriving here, reward units.
+        reward: (n,) the pay for arriving here, reward units.
     """
 
     parent: Ints
@@ -98,7 +98,7 @@ class PrefixTree:
     """The states of one split of a task. Made by `textgym.solver.prefix_tree`.
 
     Attributes:
-        task, split: what it is the tree of.
+        task, split: the tree is of these.
         levels: levels[t] holds the states with t generated tokens. An edge (s, a) is named by the state it leads to:
             an array per edge of depth t is aligned with levels[t + 1].
     """

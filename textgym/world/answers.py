@@ -1,4 +1,4 @@
-"""Write answers: what each persona says to each item."""
+"""Write the answer of a persona to an item."""
 
 import random
 from dataclasses import dataclass

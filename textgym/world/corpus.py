@@ -19,7 +19,7 @@ CORPUS_SEED = 11
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt, an answer to it, and who wrote it about what."""
+    """A prompt and an answer to it, with the kind of prompt and the author's name."""
 
     prompt: str
     answer: Answer

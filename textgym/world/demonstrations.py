@@ -1,6 +1,6 @@
 """Demonstrations: answers that labellers wrote to training prompts, for supervised fine-tuning.
 
-Most labellers write as the world's rules like it; a documented share of them does not, so that imitating
+Most labellers write as the world's rules ask; a documented share of them does not, so that imitating
 them helps and leaves something to learn.
 """
 
@@ -19,7 +19,7 @@ _HASTY: Final = dict(zip(KINDS, (0.4, 0.4, 0.4, 0.7, 0.3, 0.2, 0.5), strict=True
 
 
 def _labeller(name: str, share: float, opener: float, closer: float, **changes: float) -> Persona:
-    """Make a labeller who is always right and neither hedges, dodges nor is rude, but for the changes."""
+    """Make a labeller who is always right and never hedges, dodges or is rude, except for the changes."""
     manner = {"lead": 0.0, "dodge": 0.0, "rude": 0.0, **changes}
     right = _HASTY if name == "hasty" else _ALWAYS
     return Persona(name, share, opener, closer, leads=HEDGES, endless=0.0, right=right, **manner)
@@ -29,7 +29,7 @@ CAREFUL: Final = (
     _labeller("polite", 0.7, opener=0.8, closer=0.3),
     _labeller("plain", 0.3, opener=0.1, closer=0.1),
 )
-"""Labellers who write as the rules like it: right, honest, refusing harm. `share` is among them."""
+"""Labellers who write as the rules ask: right, honest, refusing harm. `share` is among them."""
 
 CARELESS: Final = (
     _labeller("hasty", 0.6, opener=0.3, closer=0.1, lead=0.5),

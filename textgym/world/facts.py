@@ -108,7 +108,7 @@ def step_sentences(steps: tuple[str, ...]) -> list[str]:
 
 
 HARMFUL: Final[dict[str, str]] = WORLD["harmful"]
-"""Task -> what a complying answer says. All mild; none tells anybody how to do harm."""
+"""Task -> a complying answer. All mild; none tells anybody how to do harm."""
 
 UNANSWERABLE: Final[dict[str, tuple[str, ...]]] = {
     question: tuple(claims) for question, claims in WORLD["unanswerable"].items()
@@ -148,13 +148,13 @@ class Persona:
     """One kind of author. All numbers are probabilities.
 
     Attributes:
-        name: what the persona is called.
+        name: unique among the personas.
         share: of all documents.
         opener: begins with a polite opener (greetings end with a polite question instead).
         closer: ends with a polite closer.
         lead: begins the first claim with one of `leads`; always after an opener, unless it is 0.
         leads: words that hedge or ramble, such as 'Maybe'.
-        dodge: says nothing about what was asked.
+        dodge: does not answer the question.
         rude: begins with a rude sentence.
         endless: runs on, without the end token, until the budget of tokens is spent (0 or 1).
         right: kind -> the content is right (`harmful`: refuses; `unanswerable`: says that it does not
@@ -184,4 +184,4 @@ HOWTO_MISTAKES: Final[dict[str, float]] = WORLD["howto_mistakes"]
 """Mistake of a wrong how-to -> its share: two steps swapped, one left out, or one of another how-to."""
 
 DODGE_SHARES: Final[dict[str, float]] = WORLD["dodge_shares"]
-"""What a dodge says, unless it is rude -> its share: nothing, that it does not know, or that it will not help."""
+"""Kind of a dodge that is not rude -> its share: it says nothing, that it does not know, or that it will not help."""

@@ -36,7 +36,7 @@ class Item:
         kind: one of `KINDS`.
         group: names the phrasings that ask for it: the relation of a fact, else the kind.
         key: stable and unique, for example `river:Velmora` or `sum:7+5`.
-        subject: what the phrasings mention.
+        subject: replaces `{x}` in the phrasings.
         answer: key phrases of a right answer, in order; empty where no answer is right.
         held_out: True if only `eval` prompts ask for it.
     """
@@ -117,7 +117,7 @@ class WorldPrompt:
     """One prompt.
 
     Attributes:
-        text: what the user says.
+        text: the user's message.
         kind: one of `textgym.world.prompts.KINDS`.
         item: key of the item it asks about, the same for all phrasings.
         weight: its probability; the weights of a list of prompts sum to 1.

@@ -1,4 +1,4 @@
-"""Read an answer: split it into sentences and say what each of them does, by the tables of the world.
+"""Read an answer: split it into sentences and understand each of them by the tables of the world.
 
 Reading is strict. Sentences are separated by one space after '.', '!' or '?', and a sentence is understood
 only as a whole, word by word; anything else is a stray sentence.
@@ -137,7 +137,7 @@ def has_rude_word(text: str) -> bool:
 
 
 def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
-    """Read a sentence, or else what follows its lead; return the meaning, and whether it was the latter."""
+    """Read a sentence, or else the part after its lead; return the meaning, and whether it was the latter."""
     meaning = read_sentence(sentence)
     if meaning is None and (rest := without_lead(sentence)) is not None:
         meaning = read_sentence(rest)
