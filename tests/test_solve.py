@@ -10,8 +10,7 @@ from textgym import make_task
 from textgym.env import TokenEnv
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.rewards.compose import RunningNorm
-from textgym.solver import growth as grow
-from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
+from textgym.solver import build, policy_values, prefix_tree, solve, trajectory_probabilities
 
 
 def probabilities(solution):
@@ -167,7 +166,7 @@ def test_size_guard_counts_before_it_builds(monkeypatch):
     def forbidden(*_):
         raise AssertionError("memory was spent")
 
-    monkeypatch.setattr(grow, "_level", forbidden)
+    monkeypatch.setattr(build, "_level", forbidden)
     # 2 prompts: 1 + 4 + 3 * 4 + 9 * 4 states each.
     with pytest.raises(ValueError, match=r"106 states, allowed is max_states=105.*optimum_of"):
         prefix_tree(small_task(), max_states=105)

@@ -1,6 +1,6 @@
-"""Files: the one strict reader of JSON and lines, and the one writer, atomic and synced.
+"""Read JSON and lines strictly, and write files and folders atomically.
 
-Nothing is repaired: what is refused is named with file and line, in one line.
+Nothing is repaired: an error names the file and the line, in one line.
 """
 
 from __future__ import annotations
@@ -16,22 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
-_MOST_DIGITS: Final = 4300
-"""Of an integer: what Python reads."""
+from textgym.checks import JsonObject
+
+_MOST_DIGITS: Final = 4300  # of an integer: Python reads no more
 _ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
-_SHOWN_NAME: Final = {
-    dict: "an object",
-    list: "a list",
-    str: "a text",
-    bool: "true or false",
-    type(None): "null",
-}
+_SHOWN_NAME: Final = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     r"""Yield numbers, from 1, and bytes of the lines that are not blank, without their ends (\n or \r\n).
 
-    Raises: FileNotFoundError; ValueError for a folder, a pipe or another thing that is no plain file.
+    Raises: FileNotFoundError; ValueError for anything but a plain file, such as a folder or a pipe.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -45,7 +40,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def line_text(line: bytes, number: int) -> str:
-    """The text of a line. Raises: ValueError for what is not UTF-8, with or without a byte order mark."""
+    """Decode a line. Raises: ValueError unless it is UTF-8 without a byte order mark and NUL bytes."""
     if number == 1 and line.startswith(codecs.BOM_UTF8):
         raise ValueError("begins with a byte order mark; save the file as UTF-8 without one")
     if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -61,8 +56,8 @@ def line_text(line: bytes, number: int) -> str:
     return text
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object. Raises: ValueError for anything else, see `json_value`."""
+def json_object(text: str) -> JsonObject:
+    """Read a JSON object. Raises: ValueError for anything else, see `json_value`."""
     data = json_value(text)
     if not isinstance(data, dict):
         raise ValueError(f"holds {_SHOWN_NAME.get(type(data), 'a number')}, allowed is a JSON object")
@@ -70,9 +65,9 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def json_value(text: str) -> Any:
-    """The value of a JSON text.
+    """Read the value of a JSON text.
 
-    Raises: ValueError for what is no JSON, and for what readers differ on: a key that stands twice in an object, NaN
+    Raises: ValueError for text that is not JSON, and where readers differ: a key that stands twice in an object, NaN
         and infinities, numbers out of a float's range or of more than 4,300 digits, halves of surrogate pairs, and
         nesting deeper than Python's recursion limit.
     """
@@ -88,8 +83,8 @@ def json_value(text: str) -> Any:
     return data
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` that repairs nothing. Raises: ValueError if a key stands twice."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
+    """Make a dict, as an `object_pairs_hook`. Raises: ValueError if a key stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice in an object")
@@ -97,7 +92,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """A `parse_constant`. Raises: ValueError, for NaN and infinities are no JSON."""
+    """Raise ValueError, as a `parse_constant`: NaN and infinities are not JSON."""
     raise ValueError(f"{name} is no JSON")
 
 
@@ -114,7 +109,7 @@ def _float(digits: str) -> float:
     return number
 
 
-def _check_surrogates(value: Any) -> None:
+def _check_surrogates(value: object) -> None:
     # Half of a pair of UTF-16 units: JSON can write it, no tokenizer and no UTF-8 file can hold it.
     waiting = [value]
     while waiting:
@@ -136,9 +131,9 @@ _DECODER: Final = json.JSONDecoder(
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give a name beside `path`; the file that the block writes there takes the place of `path`, whole and on the disk.
+    """Yield a name beside `path`; the file that the block writes there then replaces `path`, synced to the disk.
 
-    A block that raises leaves what was at `path`.
+    If the block raises, `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -162,12 +157,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically. Raises: TypeError for what JSON cannot hold."""
+def write_json(path: Path, data: object) -> None:
+    """Write JSON atomically. Raises: TypeError for a value that JSON cannot hold."""
     write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Read a JSON object. Raises: ValueError that names the file, and the line where there is one."""
     check_file(path)
     texts: list[str] = []
@@ -186,7 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path) -> None:
-    """Raise ValueError unless a file is at `path`, which may be a link: a pipe would be waited for without end."""
+    """Raise ValueError unless `path` is a file or a link to one: reading a pipe could wait for ever."""
     if not path.is_file():
         what = "is no file" if os.path.lexists(path) else "there is no such file"
         raise ValueError(f"{path}: {what}")
@@ -201,10 +196,11 @@ def check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever comes of a damaged file into a ValueError that names it: libraries raise anything.
+    """Turn any error of a block that reads a damaged file into a ValueError that names the file.
 
     Args:
-        path: of the file or folder that the block reads. what: it holds, for the message: "the saved agent".
+        path: the file or folder that the block reads.
+        what: the content, for the message: "the saved agent".
     """
     try:
         yield
@@ -220,7 +216,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def open_lock(folder: Path) -> IO[str]:
-    """Open the file by which processes keep each other out of a folder. Raises: ValueError if it is no file."""
+    """Open the lock file of a folder. Raises: ValueError if it is not a file."""
     path = folder / ".lock"
     if os.path.lexists(path):
         check_file(path)
@@ -228,7 +224,7 @@ def open_lock(folder: Path) -> IO[str]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, that are still there after a power cut."""
+    """Make a folder, and those above it, so that they survive a power cut."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in reversed(missing):
@@ -236,11 +232,10 @@ def make_folder(path: Path) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a folder by what `write` puts into a new one.
+    """Replace a folder by a new one that `write` fills.
 
-    A `write` that raises leaves what was at `path`, and nothing of its own. At every moment the old or the new folder
-    is whole; after a crash between the two renames `recover_folder` brings it back. When this returns, the new one is
-    on the disk.
+    If `write` raises, the old folder stays and nothing else does. At every moment the old or the new folder is whole;
+    after a crash between the two renames `recover_folder` brings it back. On return, the new one is on the disk.
     """
     recover_folder(path)
     new, old = _siblings(path)
@@ -271,7 +266,7 @@ def recover_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file's content, or the names in a folder; systems but POSIX keep names themselves."""
+    """Wait until the disk holds a file's content, or a folder's names (on POSIX; other systems keep them)."""
     if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -281,20 +276,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def json_line(row: Mapping[str, Any]) -> str:
+def json_line(row: Mapping[str, object]) -> str:
     """Return one row of a .jsonl file, with its line break."""
     return json.dumps(plain(row), ensure_ascii=True, allow_nan=False) + "\n"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[JsonObject]:
     """Read the rows of a .jsonl file; [] without one. A last line that was cut off by a crash is left out.
 
-    Raises: ValueError that names the file, and the line that is no JSON object.
+    Raises: ValueError that names the file, and the line that is not a JSON object.
     """
     if not os.path.lexists(path):
         return []
     check_file(path)
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     try:
         lines = list(numbered_lines(path))
         whole = path.read_bytes().endswith(b"\n")
@@ -310,8 +305,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def plain(value: Any) -> Any:
-    """Copy with numpy numbers as Python's and with None for NaN and infinities, which JSON does not have."""
+def plain(value: object) -> Any:
+    """Copy a value with numpy numbers as Python's and with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

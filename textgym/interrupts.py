@@ -1,4 +1,4 @@
-"""What ends a program early: a full disk, no memory, SIGTERM and Ctrl-C."""
+"""Handle early ends of a program: a full disk, no memory, SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
+_Handler = Callable[[int, FrameType | None], object] | int | None
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What libraries write that are not Python's: those in Rust, HDF5, Torch (without a number).
+# Messages of libraries that are not Python's: those in Rust, HDF5, Torch (without a number).
 _SIGNS: dict[int, tuple[str, ...]] = {
     number: (f"os error {number})", f"errno = {number},") for number in _FULL
 }
@@ -22,16 +23,16 @@ _NO_PROCESS = ("can't start new thread", os.strerror(errno.EAGAIN))
 
 
 class DiskFullError(OSError):
-    """Nothing more can be written to a place; the message says what to do."""
+    """A place is full; the message names it and a remedy."""
 
 
 @contextlib.contextmanager
 def disk_full_at(place: str | Path, advice: str = "") -> Iterator[None]:
-    """Within it, a full disk is an error that names the place, whatever library found it.
+    """Turn a full disk within a block into an error that names the place, whatever library found it.
 
     Args:
         place: the file or folder that is written.
-        advice: what to do once there is space; "" says to run it again.
+        advice: the next step once there is space; "" says to run it again.
     Raises: DiskFullError.
     """
     try:
@@ -57,7 +58,7 @@ def disk_full(error: BaseException | None) -> int | None:
 
 
 def with_remedy(error: BaseException) -> str:
-    """Return an error's text; where the machine has no more of something, what helps against that before it."""
+    """Return an error's text, with a remedy before it where the machine has run out of something."""
     text = str(error)
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         helps = "out of memory: a smaller batch or model, or fewer workers, takes less"
@@ -73,21 +74,21 @@ def with_remedy(error: BaseException) -> str:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, the signal of batch systems and containers; it is taken as Ctrl-C is."""
+    """SIGTERM, the signal of batch systems and containers; it is handled as Ctrl-C is."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during training; the message says what the run folder holds."""
+    """Ctrl-C or SIGTERM during training; the message describes the run folder."""
 
 
 class Request:
-    """Whether somebody has asked to stop."""
+    """A record of the signal that asked to stop, if any."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether somebody has."""
+        """Return whether somebody has asked to stop."""
         return self.signal is not None
 
     def error(self) -> KeyboardInterrupt:
@@ -97,11 +98,10 @@ class Request:
 
 @contextlib.contextmanager
 def first_interrupt(asked: Callable[[], None]) -> Iterator[Request]:
-    """Give an object that says whether Ctrl-C was pressed or SIGTERM sent; a second time they do what they did before.
+    """Yield an object that says whether Ctrl-C was pressed or SIGTERM sent; the second one acts as it did before.
 
-    Outside the main thread, where Python handles no signals, nothing changes. Nor does Ctrl-C in a process that
-    ignores it, as those do that a shell's script starts in the background, nor SIGTERM where the program has a handler
-    of its own for it.
+    Nothing changes outside the main thread, where Python handles no signals; for Ctrl-C in a process that ignores it,
+    such as one that a shell's script starts in the background; and for SIGTERM where the program has its own handler.
 
     Args:
         asked: called the first time.
@@ -114,7 +114,7 @@ def first_interrupt(asked: Callable[[], None]) -> Iterator[Request]:
     numbers += [signal.SIGTERM] if _is_ours_to_take() else []
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def remember(number: int, _: Any) -> None:
+    def remember(number: int, _: FrameType | None) -> None:
         _restore(before)
         request.signal = number
         asked()
@@ -129,7 +129,7 @@ def first_interrupt(asked: Callable[[], None]) -> Iterator[Request]:
 
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Within it, SIGTERM raises `Terminated` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
+    """Make SIGTERM raise `Terminated` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread() or not _is_ours_to_take():
         yield
         return
@@ -142,7 +142,7 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def is_termination(interrupt: BaseException | None) -> bool:
-    """Whether SIGTERM is what an interrupt comes from."""
+    """Return whether an interrupt comes from SIGTERM."""
     while interrupt is not None and not isinstance(interrupt, Terminated):
         interrupt = interrupt.__cause__
     return interrupt is not None
@@ -152,10 +152,10 @@ def _is_ours_to_take() -> bool:
     return signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _terminate)
 
 
-def _terminate(*_: Any) -> None:
+def _terminate(*_: object) -> None:
     raise Terminated
 
 
-def _restore(handlers: dict[signal.Signals, Any]) -> None:
+def _restore(handlers: Mapping[signal.Signals, _Handler]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)

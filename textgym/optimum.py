@@ -18,7 +18,7 @@ from textgym.lm.reference import Reference
 from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import Policy
 from textgym.solver import MAX_STATES, Solution, UnsolvableError, prefix_tree, solve
-from textgym.solver.growth import check_beta
+from textgym.solver.build import check_beta
 from textgym.task import Task, has_language_model, make_reference, reference_model
 
 FOLDER: Final = Path(__file__).parent / "tasks" / "optima"

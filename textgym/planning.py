@@ -1,4 +1,4 @@
-"""Planning: the states of a task as a tree, to walk and to search, beside an episode that goes on undisturbed.
+"""Plan: walk and search the states of a task as a tree, beside an episode that goes on undisturbed.
 
     tree = Tree(env)                      # the tree below the state that `env.get_state()` gives
     for child in tree.root.children: ...  # legal next states, each with its token and its reward
@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from textgym.checks import Floats, check_count
+from textgym.env import TokenEnv
 from textgym.episodes import Episodes
-from textgym.lm.reference import Observation
+from textgym.lm.reference import Observation, Reference
 from textgym.rewards.scorer import scorers_restored
 from textgym.solver.solution import Solution
 from textgym.state import TokenState
-from textgym.task import Task
 
 _ROWS = 256
-Floats = NDArray[np.float64]
 Value = Callable[[Sequence["Node"]], ArrayLike]
 
 
@@ -36,7 +35,7 @@ class Node:
     Attributes:
         state: as `get_state` gives it; `env.set_state(node.state)` goes there.
         token: the id that led here; None at a root.
-        reward: what the environment pays on arriving here, reward units; 0 at a root.
+        reward: the environment's pay for arriving here, reward units; 0 at a root.
         ret: the rewards since the root, that of the t-th token times gamma^(t - 1), reward units at time 0.
     """
 
@@ -65,27 +64,29 @@ class Node:
         return self.tree.expand([self])[0]
 
     def child(self, token: int) -> Node:
-        """The child of one token. Raises: ValueError if there is none."""
+        """Return the child of one token. Raises: ValueError if there is none."""
         found = {node.token: node for node in self.children}
         if token not in found:
             raise ValueError(f"token={token!r}: not legal here, allowed are (the first 20) {[*found][:20]}")
         return found[token]
 
-    def best(self, count: int = 1, by: Any = None) -> list[tuple[Node, float]]:
-        """The `count` best children with their values, the best first; equal ones in the order of their tokens.
+    def best(self, count: int = 1, by: Reference | Value | None = None) -> list[tuple[Node, float]]:
+        """Return the `count` best children with their values, the best first; equal ones in the order of their tokens.
 
         Args:
-            by: what is best. None: `ret`. A `Solution`: its Q*. Anything else with `log_probs(observation)`: the
+            by: the value to rank by. None: `ret`. A `Solution`: Q*. Anything else with `log_probs(observation)`: the
                 log-probability of the token, nats. A function: it gets a list of nodes and returns as many numbers.
         Raises: TypeError for another `by`; ValueError if a function returns a wrong number of values or NaN.
         """
-        _check_count("count", count)
+        check_count("count", count)
         children = self.children
         values = self.tree.values([self], [children], by)[0]
         return [(children[i], float(values[i])) for i in _top(values, count)]
 
-    def best_leaves(self, count: int = 1, by: Any = None, width: int = 64) -> list[tuple[Node, float]]:
-        """The `count` best finished states below, by a beam search that keeps the `width` best nodes of each length.
+    def best_leaves(
+        self, count: int = 1, by: Reference | Value | None = None, width: int = 64
+    ) -> list[tuple[Node, float]]:
+        """Search the `count` best finished states below by a beam that keeps the `width` best nodes of each length.
 
         Nothing is cut where no length has more than `width` states: then the answer is exact. Log-probabilities are
         added up along the way; the other values are those of the leaves themselves.
@@ -93,10 +94,10 @@ class Node:
         Args:
             by: as in `best`. width: at least `count`.
         """
-        _check_count("count", count)
-        _check_count("width", width, count)
+        check_count("count", count)
+        check_count("width", width, count)
         beam, totals, leaves = [self], np.zeros(1), list[tuple[Node, float]]()
-        adds = _kind(by) == "log_probs"
+        adds = isinstance(by, Reference) and not isinstance(by, Solution)
         while beam:
             families = self.tree.expand(beam)
             values = self.tree.values(beam, families, by)
@@ -122,15 +123,14 @@ class Tree:
     Raises: TypeError if it is another environment.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: object) -> None:
         bare = getattr(env, "unwrapped", None)
-        task = getattr(bare, "task", None)
-        if not isinstance(task, Task) or not hasattr(bare, "get_state"):
+        if not isinstance(bare, TokenEnv):
             raise TypeError(f"env={env!r:.80}: allowed is a TokenEnv, wrapped or not")
-        self._env: Any = bare
-        self.task, self.split = task, str(getattr(bare, "split", "train"))
+        self._env = bare
+        self.task, self.split = bare.task, bare.split
         # Moves are made in these rows, so whatever happens here the environment's own episode stays as it is.
-        self._episodes = Episodes(task, self.split, _ROWS, segments=True)
+        self._episodes = Episodes(self.task, self.split, _ROWS, segments=True)
 
     @property
     def root(self) -> Node:
@@ -138,12 +138,12 @@ class Tree:
         return self.node(self._env.get_state())
 
     def node(self, state: TokenState) -> Node:
-        """Any state as a root. Raises: ValueError or TypeError if it does not fit this task."""
+        """Return any state as a root. Raises: ValueError or TypeError if it does not fit this task."""
         self._episodes.restore(0, state)
         return Node(self, state)
 
     def expand(self, nodes: Sequence[Node]) -> list[tuple[Node, ...]]:
-        """The children of each node."""
+        """Return the children of each node."""
         edges = self._edges(nodes)
         families = [list[Node]() for _ in nodes]
         with scorers_restored(self.task.scorer, self.task.gold_scorer):
@@ -155,23 +155,28 @@ class Tree:
         return [tuple(family) for family in families]
 
     def observations(self, nodes: Sequence[Node]) -> Observation:
-        """What the environment would show in each node: arrays (B, L)."""
+        """Return the observation of each node: arrays (B, L)."""
         parts = list[Observation]()
         for node in nodes:
             self._episodes.restore(0, node.state)
             parts.append(self._episodes.store.observation(0))
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def values(self, parents: Sequence[Node], families: Sequence[Sequence[Node]], by: Any) -> list[Floats]:
-        """The value of every child in every family; for `by` see `Node.best`."""
-        kind = _kind(by)
-        if kind == "solution":
+    def values(
+        self, parents: Sequence[Node], families: Sequence[Sequence[Node]], by: Reference | Value | None
+    ) -> list[Floats]:
+        """Return the value of every child in every family; for `by` see `Node.best`."""
+        if isinstance(by, Solution):
             return [
                 _optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)
             ]
-        if kind == "log_probs":
+        if isinstance(by, Reference):
             table = np.asarray(by.log_probs(self.observations(parents)), dtype=np.float64)
             return [table[i, [node.state.completion[-1] for node in own]] for i, own in enumerate(families)]
+        if by is not None and not callable(by):
+            raise TypeError(
+                f"by={by!r:.80}: allowed are None, a Solution, log_probs(observation), or a function of nodes"
+            )
         nodes = [node for own in families for node in own]
         flat = np.asarray([node.ret for node in nodes] if by is None else by(nodes), dtype=np.float64)
         if flat.shape != (len(nodes),) or np.isnan(flat).any():
@@ -181,7 +186,7 @@ class Tree:
         return np.split(flat, np.cumsum([len(own) for own in families])[:-1])
 
     def _edges(self, nodes: Sequence[Node]) -> list[tuple[int, int]]:
-        """Place and legal token of every move from these nodes."""
+        """Return place and legal token of every move from these nodes."""
         running = [i for i, node in enumerate(nodes) if not node.finished]
         edges: list[tuple[int, int]] = []
         for start in range(0, len(running), _ROWS):
@@ -193,7 +198,7 @@ class Tree:
         return edges
 
     def _move(self, parents: Sequence[Node], tokens: Sequence[int]) -> Iterator[Node]:
-        """One step from each of up to `_ROWS` nodes, paid in one call of the reward."""
+        """Step once from each of up to `_ROWS` nodes; they are paid in one call of the reward."""
         store, rows = self._episodes.store, list(range(len(parents)))
         for row, parent in enumerate(parents):
             self._episodes.restore(row, parent.state)
@@ -207,20 +212,8 @@ class Tree:
             yield Node(self, store.state(row), token, reward, parent.ret + discounted)
 
 
-def _kind(by: Any) -> str:
-    if isinstance(by, Solution):
-        return "solution"
-    if hasattr(by, "log_probs"):
-        return "log_probs"
-    if by is None or callable(by):
-        return "function"
-    raise TypeError(
-        f"by={by!r:.80}: allowed are None, a Solution, log_probs(observation), or a function of nodes"
-    )
-
-
 def _optimal_values(solution: Solution, parent: Node, count: int) -> Floats:
-    """Q* of the children of a state; the tree of the solver holds them in the same order."""
+    """Return Q* of the children of a state; the tree of the solver holds them in the same order."""
     index = parent.state.prompt.index
     if index is None:
         raise ValueError(f"by: the solution does not know prompt {parent.state.prompt.text!r:.80}")
@@ -231,8 +224,3 @@ def _optimal_values(solution: Solution, parent: Node, count: int) -> Floats:
 
 def _top(values: Floats, count: int) -> list[int]:
     return [int(i) for i in np.argsort(-values, kind="stable")[:count]]
-
-
-def _check_count(name: str, value: int, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: allowed is an int from {least} on")

@@ -1,4 +1,4 @@
-"""Which sources run: the folder that the packages come from, and a digest of their files."""
+"""Identify the running sources: the folder that the packages come from, and a digest of their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def source_folder() -> Path:
     """Return the checkout, or the folder of installed packages, that all of the packages come from.
 
     Raises: ValueError if they come from several, as where one checkout is installed and another is the working folder
-        of `python -m`: what came out would be neither's.
+        of `python -m`.
     """
     found = {name: _tree(folder) for name, folder in _packages().items()}
     if len(set(found.values())) > 1:
@@ -42,7 +42,7 @@ def source_digest() -> str:
 
 
 def _packages() -> dict[str, Path]:
-    """The folder of each package, without importing it."""
+    """Return the folder of each package, without importing it."""
     specs = {name: find_spec(name) for name in PACKAGES}
     return {name: Path(spec.origin).resolve().parent for name, spec in specs.items() if spec and spec.origin}
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
 
-from textgym.lm.backbone import HuggingFaceBackbone
+from textgym.lm.backbone import Decoder, HuggingFaceBackbone
 from textgym.lm.causal import CausalLM, choose_device, load_causal_lm
 from textgym.lm.checked import choose_backbone
-from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 
 MODELS = {

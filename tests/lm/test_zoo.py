@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.zoo import VOCAB, ZOO, zoo_model
 
-from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, StateSpaceBackbone
+from textgym.lm.backbone import Decoder, HuggingFaceBackbone, RereadingBackbone, StateSpaceBackbone
 from textgym.lm.causal import CausalLM
 from textgym.lm.checked import choose_backbone
-from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 
 CPU = torch.device("cpu")

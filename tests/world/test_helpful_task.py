@@ -6,7 +6,7 @@ import pytest
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym.task import make_task
-from textgym.world.prompts import HELPFUL_SHARES
+from textgym.world.prompts import TASK_SHARES
 
 
 def test_defaults() -> None:
@@ -23,7 +23,7 @@ def test_defaults() -> None:
 def test_shares_of_the_kinds(split: str) -> None:
     prompts = make_task("Helpful").prompts[split]
     kinds = np.array(prompts.columns["kind"])
-    for kind, share in HELPFUL_SHARES.items():
+    for kind, share in TASK_SHARES["Helpful"].items():
         assert prompts.weights[kinds == kind].sum() == pytest.approx(share)
 
 

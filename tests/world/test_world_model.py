@@ -8,10 +8,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from textgym.lm.scoring import pad_right
 from textgym.world import MODEL_PATH
-from textgym.world.build import fact_knowledge, measure_rewards
+from textgym.world.build import (
+    BuildConfig,
+    PretrainConfig,
+    batches,
+    build,
+    fact_knowledge,
+    make_model,
+    measure_rewards,
+    next_token_loss,
+)
 from textgym.world.corpus import documents, encode_documents
-from textgym.world.pretrain import PretrainConfig, batches, make_model, next_token_loss, pad_right
 
 transformers = pytest.importorskip("transformers")
 
@@ -118,8 +127,6 @@ def test_the_base_leaves_room_to_align(model: Any, tokenizer: Tokenizer) -> None
 
 @pytest.mark.slow
 def test_a_tiny_build_end_to_end(tmp_path: Path) -> None:
-    from textgym.world.build import BuildConfig, build
-
     train = PretrainConfig(steps=12, batch=16, hidden=16, layers=1, heads=2, feed_forward=32)
     card = build(BuildConfig(out=tmp_path, threads=1, samples=8, train=train))
     assert json.loads((tmp_path / "card.json").read_text()) == card

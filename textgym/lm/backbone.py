@@ -1,52 +1,70 @@
-"""The two ways a causal LM is run: all states of finished rows (training), or one token at a time (acting)."""
+"""The ways a causal LM is run: all states of finished rows (training), or one token at a time (acting)."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.checks import Bools, Ints
+from textgym.lm.reference import Observation
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-
-
-class Cache(Protocol):
-    """What a backbone remembers of the rows it has read."""
+_KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this still get tokens.
 
 
 class Backbone(Protocol):
-    """A causal LM as the rest of the library sees it. Rows are right-padded; positions count real tokens."""
+    """A causal LM as the rest of the library sees it. Rows are right-padded; positions count real tokens.
+
+    A cache holds the rows that a backbone has read; only the backbone that opened it can use it.
+    """
 
     hidden_size: int
     vocab_size: int
 
     def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and last hidden states (N, H) at the positions (rows[i], columns[i]); differentiable.
+        """Return logits (N, V) and last hidden states (N, H) at the positions (rows[i], columns[i]); differentiable.
 
         Args:
             input_ids: (B, T) int64, right-padded; a causal model never reads the padding after a position.
             rows, columns: (N,) int64.
         """
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[Any, Tensor, Tensor]:
-        """Reads right-padded prompts (B, P) with `lengths` (B,) tokens each.
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
+        """Read right-padded prompts (B, P) with `lengths` (B,) tokens each.
 
         Returns: a cache with room for `slots` more tokens a row, logits (B, V), hidden (B, H) after the last token.
         """
 
-    def extend(self, cache: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends one token (B,) to every row of the cache; returns logits (B, V) and hidden (B, H)."""
+    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one token (B,) to every row of the cache; return logits (B, V) and hidden (B, H)."""
 
-    def select(self, cache: Any, rows: Tensor) -> Any:
-        """The cache of a subset of its rows (n,) int64, in that order."""
+    def select(self, cache: object, rows: Tensor) -> object:
+        """Return the cache of a subset of its rows (n,) int64, in that order."""
 
 
-def last_hidden(output: Any) -> Tensor:
-    """The last hidden states (B, T, H) in the output of a Hugging Face model."""
-    hidden: Tensor = output.hidden_states[-1]
+def last_hidden(hidden_states: tuple[Tensor, ...]) -> Tensor:
+    """Return the last hidden states (B, T, H) among those that a Hugging Face model puts out."""
+    hidden = hidden_states[-1]
     # Gemma 3n has several streams (S, B, T, H) and corrects all of them from the first.
     return hidden[0] if hidden.dim() == 4 else hidden
+
+
+@dataclass
+class _Past:
+    """The rows that a `HuggingFaceBackbone` has read: its model's own cache, mask (B, T), lengths (B,)."""
+
+    cache: Cache | None
+    mask: Tensor
+    lengths: Tensor
 
 
 class HuggingFaceBackbone:
@@ -59,17 +77,16 @@ class HuggingFaceBackbone:
 
     _masks_new_tokens = True
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"model: {type(model).__name__} has no output embeddings")
         self.model = model
         self.vocab_size: int = head.weight.shape[0]
         self.hidden_size: int = head.weight.shape[1]
-        # PEFT's own forward hands on what it does not name.
-        parameters = inspect.signature(
-            (model.get_base_model() if is_peft(model) else model).forward
-        ).parameters
+        # PEFT's own forward passes on arguments that it does not name.
+        forward = model.get_base_model().forward if is_peft(model) else model.forward  # type: ignore[operator]
+        parameters = inspect.signature(forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
         # Its name depends on the architecture and on the version of transformers.
@@ -81,49 +98,45 @@ class HuggingFaceBackbone:
         span = torch.arange(first, int(columns.max()) + 1, device=input_ids.device)
         keep = {"logits_to_keep": span} if self._takes_keep else {}
         output = self.model(input_ids=input_ids, use_cache=False, output_hidden_states=True, **keep)
-        return output.logits[rows, columns - first], last_hidden(output)[rows, columns]
+        return output.logits[rows, columns - first], last_hidden(output.hidden_states)[rows, columns]
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[Any, Tensor, Tensor]:
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
         """See `Backbone.open`. The rows are moved to the right, so that new tokens stand side by side."""
         del slots
         width = input_ids.shape[1]
         shift = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
-        mask = (shift >= 0).long()
-        moved = input_ids.gather(1, shift.clamp(min=0))
-        cache = {"past": None, "mask": mask, "lengths": lengths.clone()}
-        logits, hidden = self._forward(cache, moved, shift.clamp(min=0))
-        return cache, logits, hidden
+        positions = shift.clamp(min=0)
+        past = _Past(None, (shift >= 0).long(), lengths.clone())
+        return past, *self._forward(past, input_ids.gather(1, positions), positions)
 
-    def extend(self, cache: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.extend`."""
-        cache["mask"] = torch.cat([cache["mask"], cache["mask"].new_ones((len(tokens), 1))], 1)
-        positions = cache["lengths"][:, None]
-        cache["lengths"] = cache["lengths"] + 1
+        assert isinstance(cache, _Past)
+        cache.mask = torch.cat([cache.mask, cache.mask.new_ones((len(tokens), 1))], 1)
+        positions = cache.lengths[:, None]
+        cache.lengths = cache.lengths + 1
         return self._forward(cache, tokens[:, None], positions)
 
-    def select(self, cache: Any, rows: Tensor) -> Any:
+    def select(self, cache: object, rows: Tensor) -> object:
         """See `Backbone.select`."""
+        assert isinstance(cache, _Past)
+        assert cache.cache is not None
         # Layers of every kind can be reordered, those of state-space models too, and an order may leave rows out.
-        cache["past"].reorder_cache(rows)
-        return {"past": cache["past"], "mask": cache["mask"][rows], "lengths": cache["lengths"][rows]}
+        cache.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        return _Past(cache.cache, cache.mask[rows], cache.lengths[rows])
 
-    def _forward(self, cache: dict[str, Any], ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        extra: dict[str, Any] = {"logits_to_keep": 1} if self._takes_keep else {}
+    def _forward(self, past: _Past, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        extra: dict[str, object] = {"logits_to_keep": 1} if self._takes_keep else {}
         if self._takes_positions:
             extra["position_ids"] = positions
-        if cache["past"] is None or self._masks_new_tokens:
-            extra["attention_mask"] = cache["mask"]
-        extra[self._cache_name] = cache["past"]
+        if past.cache is None or self._masks_new_tokens:
+            extra["attention_mask"] = past.mask
+        extra[self._cache_name] = past.cache
         output = self.model(input_ids=ids, use_cache=True, output_hidden_states=True, **extra)
-        cache["past"] = output.get(self._cache_name)
-        if cache["past"] is None:
+        past.cache = output.get(self._cache_name)
+        if past.cache is None:
             raise ValueError("its forward returns no cache")
-        return output.logits[:, -1], last_hidden(output)[:, -1]
-
-
-def is_peft(model: Any) -> bool:
-    """Whether a model is one of PEFT's, a base model with an adapter."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+        return output.logits[:, -1], last_hidden(output.hidden_states)[:, -1]
 
 
 class StateSpaceBackbone(HuggingFaceBackbone):
@@ -132,35 +145,54 @@ class StateSpaceBackbone(HuggingFaceBackbone):
     _masks_new_tokens = False
 
 
+@dataclass
+class _Texts:
+    """The rows that a `RereadingBackbone` reads: ids (B, T), lengths (B,)."""
+
+    ids: Tensor
+    lengths: Tensor
+
+
 class RereadingBackbone(HuggingFaceBackbone):
     """`Backbone` over a causal LM without a usable cache: it reads the whole row again for every new token."""
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[Any, Tensor, Tensor]:
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
         """See `Backbone.open`."""
-        cache = {"ids": torch.nn.functional.pad(input_ids, (0, slots)), "lengths": lengths.clone()}
-        return cache, *self._read(cache)
+        texts = _Texts(torch.nn.functional.pad(input_ids, (0, slots)), lengths.clone())
+        return texts, *self._read(texts)
 
-    def extend(self, cache: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.extend`."""
-        cache["ids"].scatter_(1, cache["lengths"][:, None], tokens[:, None])
-        cache["lengths"] += 1
+        assert isinstance(cache, _Texts)
+        cache.ids.scatter_(1, cache.lengths[:, None], tokens[:, None])
+        cache.lengths += 1
         return self._read(cache)
 
-    def select(self, cache: Any, rows: Tensor) -> Any:
+    def select(self, cache: object, rows: Tensor) -> object:
         """See `Backbone.select`."""
-        return {name: tensor[rows] for name, tensor in cache.items()}
+        assert isinstance(cache, _Texts)
+        return _Texts(cache.ids[rows], cache.lengths[rows])
 
-    def _read(self, cache: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        lengths = cache["lengths"]
-        rows = torch.arange(len(lengths), device=lengths.device)
-        return self.states(cache["ids"][:, : int(lengths.max())], rows, lengths - 1)
+    def _read(self, texts: _Texts) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(len(texts.lengths), device=texts.lengths.device)
+        return self.states(texts.ids[:, : int(texts.lengths.max())], rows, texts.lengths - 1)
 
 
-def max_tokens(model: Any) -> int | None:
-    """The longest row that a model can read, tokens; None where it has no limit.
+def is_peft(model: torch.nn.Module) -> bool:
+    """Return whether a model is one of PEFT's, a base model with an adapter."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return how many token ids a model's input embeddings hold."""
+    return model.get_input_embeddings().get_parameter("weight").shape[0]
+
+
+def max_tokens(model: PreTrainedModel) -> int | None:
+    """Return the longest row that a model can read, tokens; None where it has no limit.
 
     RoBERTa and its kin count positions from behind their padding token's id. With "longrope" the positions of all
-    tokens change once a row has more than `original_max_position_embeddings`, and what a cache holds does not.
+    tokens change once a row has more than `original_max_position_embeddings`, but those in a cache do not.
     """
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
@@ -173,3 +205,93 @@ def max_tokens(model: Any) -> int | None:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - int(module.padding_idx) - 1
     return limit
+
+
+class Decoder:
+    """Next-token logits for a batch of observations, with a key-value cache that follows the batch.
+
+    A row that is one token longer than when it was last seen is extended, an unchanged row costs nothing, anything
+    else (a new prompt, another batch size) is read afresh. So calling it after every `step` costs as much as
+    generating, and the caller passes nothing but observations.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device) -> None:
+        self._backbone = backbone
+        self._device = device
+        self._ids: Ints = np.zeros((0, 0), dtype=np.int64)
+        self._lengths: Ints = np.zeros(0, dtype=np.int64)
+        self._cache: object | None = None
+        self._rows: Ints = np.zeros(0, dtype=np.int64)  # batch row of each cache row
+        self._extendable: Bools = np.zeros(0, dtype=np.bool_)
+        self._slots = 0
+        self._logits = torch.zeros(0)
+        self._hidden = torch.zeros(0)
+
+    def reset(self) -> None:
+        """Forget every row; needed after the model's parameters change."""
+        self._lengths = np.zeros(0, dtype=np.int64)
+        self._cache = None
+
+    @torch.inference_mode()
+    def advance(self, observation: Observation, active: Bools | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits (B, V) and last hidden states (B, H) after each row's last token, not to be written to.
+
+        Args:
+            observation: `input_ids` (B, L) int64 and `attention_mask` (B, L), right-padded.
+            active: (B,) bool; rows that are False are not computed (their outputs are stale). None means all.
+        """
+        ids = np.asarray(observation["input_ids"], dtype=np.int64)
+        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        wanted = np.ones(len(ids), dtype=np.bool_) if active is None else active
+        if not self._continues(ids, lengths, wanted):
+            self._open(ids, lengths)
+            return self._logits, self._hidden
+        longer = wanted & (lengths == self._lengths + 1)
+        if longer.any():
+            self._extend(ids, lengths, longer)
+        return self._logits, self._hidden
+
+    def _continues(self, ids: Ints, lengths: Ints, wanted: Bools) -> bool:
+        if self._cache is None or ids.shape != self._ids.shape:
+            return False
+        growth = np.where(wanted, lengths - self._lengths, 0)
+        longer = growth == 1
+        if (growth[~longer] != 0).any() or (longer & ~self._extendable).any() or self._slots < longer.any():
+            return False
+        width = int(self._lengths.max())
+        seen = (np.arange(width) < self._lengths[:, None]) & wanted[:, None]
+        return not ((ids[:, :width] != self._ids[:, :width]) & seen).any()
+
+    def _open(self, ids: Ints, lengths: Ints) -> None:
+        width = int(lengths.max())
+        self._slots = ids.shape[1] - width
+        self._cache, self._logits, self._hidden = self._backbone.open(
+            self._tensor(ids[:, :width]), self._tensor(lengths), self._slots
+        )
+        self._rows = np.arange(len(ids))
+        self._extendable = np.ones(len(ids), dtype=np.bool_)
+        self._ids, self._lengths = ids.copy(), lengths
+
+    def _extend(self, ids: Ints, lengths: Ints, longer: Bools) -> None:
+        alive = longer[self._rows]
+        if alive.mean() < _KEEP_SHARE:
+            keep = np.flatnonzero(alive)
+            self._cache = self._backbone.select(self._cache, self._tensor(keep))
+            self._rows, alive = self._rows[keep], alive[keep]
+        # Rows that stay in the cache without a new token read their last one again: they cannot be extended later.
+        self._extendable &= longer
+        last = lengths[self._rows] - 1
+        tokens = ids[self._rows, last]
+        logits, hidden = self._backbone.extend(self._cache, self._tensor(tokens))
+        self._slots -= 1
+        if len(self._rows) == len(ids) and alive.all():
+            self._logits, self._hidden = logits, hidden
+        else:
+            rows, fresh = self._tensor(self._rows[alive]), self._tensor(np.flatnonzero(alive))
+            self._logits = self._logits.index_copy(0, rows, logits[fresh])
+            self._hidden = self._hidden.index_copy(0, rows, hidden[fresh])
+        self._ids[self._rows[alive], last[alive]] = tokens[alive]
+        self._lengths = np.where(longer, lengths, self._lengths)
+
+    def _tensor(self, array: NDArray[np.integer]) -> Tensor:
+        return torch.tensor(array, device=self._device)

@@ -1,30 +1,38 @@
-"""A causal LM as reference: loaded, checked, and decoded with a cache."""
+"""Load and check causal LMs, and use one as a reference, decoded with a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym.checks import Bools, first_line
 from textgym.files import check_files, read_json
-from textgym.lm.backbone import is_peft, max_tokens
+from textgym.lm.backbone import Decoder, is_peft, max_tokens
 from textgym.lm.checked import choose_backbone
-from textgym.lm.decoder import Decoder
+from textgym.lm.reference import Observation
+
+if TYPE_CHECKING:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+    Loader = type[AutoModelForCausalLM | AutoModelForSequenceClassification]
 
 _LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
-def load_weights(kind: Any, name: str | Path, what: str, **options: Any) -> tuple[Any, set[str]]:
+def load_weights(
+    loader: Loader, name: str | Path, what: str, **options: object
+) -> tuple[PreTrainedModel, set[str]]:
     """Load a model in float32 from safetensors only. Says nothing on the standard error.
 
     Args:
-        kind: of transformers, such as AutoModelForCausalLM. name: a folder in Hugging Face layout, or a hub id.
-        what: begins the message of an error: what was looked for where.
+        loader: a class of transformers, such as AutoModelForCausalLM.
+        name: a folder in Hugging Face layout, or a hub id.
+        what: the beginning of an error's message, such as "model='m': no causal LM".
         options: for `from_pretrained`.
     Returns: the model, and the names of the weights that its files lack.
     Raises: ValueError if no such model can be loaded: it gives the cause.
@@ -36,7 +44,7 @@ def load_weights(kind: Any, name: str | Path, what: str, **options: Any) -> tupl
     logging.set_verbosity_error()  # the report of missing weights is for the caller to give
     try:
         _check_folder(Path(name))
-        loaded: Any = kind.from_pretrained(
+        loaded = loader.from_pretrained(
             str(name),
             trust_remote_code=False,
             use_safetensors=True,
@@ -46,17 +54,17 @@ def load_weights(kind: Any, name: str | Path, what: str, **options: Any) -> tupl
         )
     except ImportError:
         raise
-    except Exception as error:  # what a damaged file leads to has no narrower type
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{what} with safetensors weights there ({first})") from error
+    except Exception as error:  # a damaged file can lead to any type
+        cause = first_line(error) or type(error).__name__
+        raise ValueError(f"{what} with safetensors weights there ({cause})") from error
     finally:
         logging.set_verbosity(verbosity)
-    model, report = loaded
+    model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
     return model, set(report["missing_keys"])
 
 
 def _check_folder(folder: Path) -> None:
-    """Looks at the files before the layers are made: a wrong number of them could take for ever. A hub id passes."""
+    """Check a folder before its layers are made: a wrong number of them could take for ever. A hub id passes."""
     from safetensors import safe_open
 
     if not folder.is_dir():
@@ -77,8 +85,8 @@ def _check_folder(folder: Path) -> None:
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
 
 
-def load_causal_lm(name: str | Path) -> Any:
-    """Loads a causal LM in float32, in evaluation mode.
+def load_causal_lm(name: str | Path) -> PreTrainedModel:
+    """Load a causal LM in float32, in evaluation mode.
 
     Args:
         name: a folder in Hugging Face layout, or a hub id; that of a PEFT adapter gives its base with the adapter, and
@@ -98,18 +106,20 @@ def load_causal_lm(name: str | Path) -> Any:
         return load_adapter(name, next(iter(adapters.values())).base_model_name_or_path)
     if missing:
         raise ValueError(f"model={str(name)!r}: its weights lack {min(missing)!r:.80}")
-    return model.eval()
+    model.eval()
+    return model
 
 
-def load_adapter(name: str | Path, base: str | Path) -> Any:
-    """Loads a PEFT adapter, which can be trained, over the causal LM at `base`, which cannot; in evaluation mode."""
+def load_adapter(name: str | Path, base: str | Path) -> PreTrainedModel:
+    """Load a PEFT adapter, which can be trained, over the causal LM at `base`, which cannot; in evaluation mode."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_causal_lm(base), str(name), is_trainable=True).eval()
+    adapted = PeftModel.from_pretrained(load_causal_lm(base), str(name), is_trainable=True)
+    return cast("PreTrainedModel", adapted.eval())
 
 
-def check_adapter(model: Any) -> None:
-    """Raises ValueError for a PEFT model that could not be loaded again after it was saved."""
+def check_adapter(model: PreTrainedModel) -> None:
+    """Raise ValueError for a PEFT model that could not be loaded again after it was saved."""
     if not is_peft(model):
         return
     names = list(model.peft_config)
@@ -123,8 +133,8 @@ def check_adapter(model: Any) -> None:
         )
 
 
-def check_positions(model: Any, tokens: int) -> None:
-    """Raises ValueError if a state of so many tokens is longer than the model can read."""
+def check_positions(model: PreTrainedModel, tokens: int) -> None:
+    """Raise ValueError if a state of so many tokens is longer than the model can read."""
     limit = max_tokens(model)
     if limit is not None and tokens > limit:
         raise ValueError(
@@ -134,9 +144,9 @@ def check_positions(model: Any, tokens: int) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Names a device; "auto" is CUDA where there is one, then MPS, then the CPU.
+    """Return a device; "auto" is CUDA where there is one, then MPS, then the CPU.
 
-    Raises: ValueError if `name` is no device of this machine.
+    Raises: ValueError if this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -152,8 +162,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def logit_bias(allowed: NDArray[np.bool_], vocab_size: int, device: torch.device) -> Tensor:
-    """(V,) float32: 0 at allowed tokens, `FORBIDDEN` elsewhere.
+def logit_bias(allowed: Bools, vocab_size: int, device: torch.device) -> Tensor:
+    """Return (V,) float32: 0 at allowed tokens, `FORBIDDEN` elsewhere.
 
     Raises: ValueError if the model's logits are not as many as the task's actions.
     """
@@ -178,8 +188,8 @@ class CausalLM:
 
     def __init__(
         self,
-        model: Any,
-        allowed: NDArray[np.bool_],
+        model: PreTrainedModel,
+        allowed: Bools,
         temperature: float = 1.0,
         device: str = "auto",
         tokens: int | None = None,
@@ -187,7 +197,7 @@ class CausalLM:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature!r}: must be > 0")
         where = choose_device(device)
-        self.model = model.to(where).eval()
+        self.model = model.to(where).eval()  # type: ignore[arg-type]
         self.temperature = temperature
         self._allowed, self._device, self._tokens = allowed, where, tokens
         backbone = choose_backbone(self.model, tokens=tokens)
@@ -196,19 +206,19 @@ class CausalLM:
         self._decoder = Decoder(backbone, where)
 
     def copy(self) -> CausalLM:
-        """The same model with a key-value cache of its own."""
+        """Return the same model with a key-value cache of its own."""
         return CausalLM(self.model, self._allowed, self.temperature, str(self._device), self._tokens)
 
     @torch.inference_mode()
-    def log_probs(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `Reference.log_probs`; (B, V) float32."""
-        logits, _ = self._decoder.advance(dict(observation))
+        logits, _ = self._decoder.advance(observation)
         scaled = logits / self.temperature + self._bias
         result: NDArray[np.float32] = torch.log_softmax(scaled.float(), -1).cpu().numpy()
         return result
 
-    def features(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Last hidden states (B, H) float32 at each row's last token; shares the forward with `log_probs`."""
-        _, hidden = self._decoder.advance(dict(observation))
+    def features(self, observation: Observation) -> NDArray[np.float32]:
+        """Return the last hidden states (B, H) float32 at each row's end; shares the forward with `log_probs`."""
+        _, hidden = self._decoder.advance(observation)
         result: NDArray[np.float32] = hidden.float().cpu().numpy().copy()
         return result

@@ -1,4 +1,4 @@
-"""How a causal LM is run: the fastest way whose every answer equals the model's own plain forward."""
+"""Choose how a causal LM is run: the fastest way whose every answer equals the model's own plain forward."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from textgym.checks import TextGymWarning
+from textgym.checks import Ints, TextGymWarning, first_line
 from textgym.lm import llama
 from textgym.lm.backbone import (
     Backbone,
+    Decoder,
     HuggingFaceBackbone,
     RereadingBackbone,
     StateSpaceBackbone,
+    embedding_rows,
     last_hidden,
     max_tokens,
 )
-from textgym.lm.decoder import Decoder
 
-Way = Callable[[Any], Backbone]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    Way = Callable[[PreTrainedModel], Backbone]
 _Key = tuple[bool, torch.dtype | None, tuple[int, ...]]
 
 # Tokens of a prompt and of the finished row. The rows stop one after the other, so that one of them pauses inside the
 # cache and then some are dropped from it.
 _PROMPTS = np.array([1, 5, 2, 3])
 _LENGTHS = np.array([6, 6, 5, 5])
-# Settings that change what a model does once a row is longer than they say.
+# Settings that change how a model reads rows longer than their value.
 _THRESHOLD = re.compile(r"window|chunk_size|index_topk|floor_scale|local|block_size|original_max_position")
 _BYTES = 2**30  # of the logits of rows that are as long as such a setting
 _LONG = 4096  # tokens of such rows
@@ -48,19 +51,19 @@ _WAYS: dict[str, Way] = {
     "without a cache": RereadingBackbone,
 }
 
-_chosen: WeakKeyDictionary[Any, dict[_Key, Way]] = WeakKeyDictionary()
+_chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, Way]] = WeakKeyDictionary()
 
 
 class _Rows(NamedTuple):
-    """Rows of tokens, and what the model says of each of them alone.
+    """Rows of tokens, and the model's output for each of them alone.
 
     `ids` (B, T) int64; `prompts` and `lengths` (B,) int64, tokens; `logits` (B, T, V) and `hidden` (B, T, H), 0
     behind a row's end.
     """
 
-    ids: NDArray[np.int64]
-    prompts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    ids: Ints
+    prompts: Ints
+    lengths: Ints
     logits: Tensor
     hidden: Tensor
 
@@ -70,12 +73,12 @@ class _Answer(NamedTuple):
 
     logits: Tensor
     hidden: Tensor
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    rows: Ints
+    columns: Ints
 
 
-def choose_backbone(model: Any, lean: bool = True, tokens: int | None = None) -> Backbone:
-    """The fastest backbone whose answers equal the model's own plain forward.
+def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | None = None) -> Backbone:
+    """Return the fastest backbone whose answers equal the model's own plain forward.
 
     A few short rows are read alone, each by one plain forward; then a backbone has to say the same of them all at
     once, token by token while rows stop, and in branches. Where the config has a setting below `tokens` that changes
@@ -109,21 +112,20 @@ def choose_backbone(model: Any, lean: bool = True, tokens: int | None = None) ->
     return known[key](model)
 
 
-def _thresholds(model: Any, tokens: int) -> tuple[int, ...]:
-    """The lengths below `tokens` beyond which a model's config says that it does something else."""
+def _thresholds(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
+    """Return the lengths below `tokens` beyond which a model's config says that it does something else."""
     found: dict[int, str] = {}
 
-    def look(config: Mapping[str, Any]) -> None:
+    def search(config: Mapping[str, object]) -> None:
         for name, value in config.items():
             if isinstance(value, Mapping):
-                look(value)
+                search(value)
             elif type(value) is int and _THRESHOLD.search(name) and _LENGTHS.min() <= value < tokens:
                 found[value] = name
 
-    config = model.config.get_text_config()
-    look(config.to_dict())
+    search(model.config.get_text_config().to_dict())
     limit = max_tokens(model) or tokens
-    size = 4 * len(_LENGTHS) * model.get_input_embeddings().weight.shape[0]  # bytes of a column of logits
+    size = 4 * len(_LENGTHS) * embedding_rows(model)  # bytes of a column of logits
     for value, name in list(found.items()):
         if value + 3 > limit:
             del found[value]
@@ -139,9 +141,9 @@ def _thresholds(model: Any, tokens: int) -> tuple[int, ...]:
 
 
 def _find_way(
-    model: Any, lean: bool, device: torch.device, thresholds: tuple[int, ...]
+    model: PreTrainedModel, lean: bool, device: torch.device, thresholds: tuple[int, ...]
 ) -> tuple[Way, list[str]]:
-    """The first way that is right in full precision and, where autocast is on, there too; what others do wrong."""
+    """Return the first way that is right, in full precision and under autocast where it is on; and others' faults."""
     autocasts = (False, True) if torch.is_autocast_enabled(device.type) else (False,)
     shapes = [(_PROMPTS, _LENGTHS)]
     for most in thresholds:  # rows that cross it while they are written, beside a short one
@@ -163,8 +165,8 @@ def _find_way(
     )
 
 
-def _fault(model: Any, way: Way, rows: _Rows, autocast: bool) -> str | None:
-    """What is wrong with running `model` that way; None if nothing is."""
+def _fault(model: PreTrainedModel, way: Way, rows: _Rows, autocast: bool) -> str | None:
+    """Say what is wrong with running `model` that way; None if nothing is."""
     try:
         with torch.autocast(rows.logits.device.type, enabled=autocast):
             off = [_difference(rows, answer) for answer in _answers(way(model), rows)]
@@ -172,19 +174,15 @@ def _fault(model: Any, way: Way, rows: _Rows, autocast: bool) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model may fail in any way, and another way of running it may do
-        return f"it fails ({_first_line(error)})"
+        return f"it fails ({type(error).__name__}: {first_line(error):.120})"
     relative, nats = (max(part) for part in zip(*off, strict=True))
     if relative <= tolerance:
         return None
     return f"its log-probabilities are off by up to {nats:.2g} nats, its answers by {relative:.2g} of their spread"
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.120}"
-
-
-def _precision(model: Any, device: torch.device) -> torch.dtype:
-    """The coarsest type that the model computes in."""
+def _precision(model: PreTrainedModel, device: torch.device) -> torch.dtype:
+    """Return the coarsest type that the model computes in."""
     types = {parameter.dtype for parameter in model.parameters()} & set(_TOLERANCES)
     if torch.is_autocast_enabled(device.type):
         types.add(torch.get_autocast_dtype(device.type))
@@ -192,19 +190,19 @@ def _precision(model: Any, device: torch.device) -> torch.dtype:
 
 
 def _read_alone(
-    model: Any,
+    model: PreTrainedModel,
     device: torch.device,
     autocast: bool,
-    prompts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    prompts: Ints,
+    lengths: Ints,
 ) -> _Rows:
-    """The plain forward of each row by itself: no padding, no mask, no cache.
+    """Run the plain forward on each row by itself: no padding, no mask, no cache.
 
     Raises: ValueError if it fails.
     """
     lengths = np.minimum(lengths, max_tokens(model) or lengths.max())
     config = model.config.get_text_config()
-    embedded = model.get_input_embeddings().weight.shape[0]
+    embedded = embedding_rows(model)
     size = min(embedded, getattr(config, "vocab_size", embedded))
     ids = np.random.default_rng(0).integers(size, size=(len(lengths), lengths.max()))
     pad_id = getattr(config, "pad_token_id", None)
@@ -218,12 +216,11 @@ def _read_alone(
             ]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"model: {type(model).__name__} cannot be used, its forward fails ({_first_line(error)})"
+            f"model: {type(model).__name__} cannot be used, its forward fails "
+            f"({type(error).__name__}: {first_line(error):.120})"
         ) from error
-    logits, hidden = (
-        pad_sequence([part(output)[0] for output in outputs], batch_first=True)
-        for part in (lambda output: output.logits, last_hidden)
-    )
+    logits = pad_sequence([output.logits[0] for output in outputs], batch_first=True)
+    hidden = pad_sequence([last_hidden(output.hidden_states)[0] for output in outputs], batch_first=True)
     return _Rows(ids, np.minimum(prompts, lengths), lengths, logits, hidden)
 
 
@@ -235,7 +232,7 @@ def _answers(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
 
 
 def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
-    """All states at once, as a trainer reads them."""
+    """Read all states at once, as a trainer does."""
     place = np.arange(rows.ids.shape[1])
     where = np.nonzero((place >= min(1, place[-1])) & (place < rows.lengths[:, None]))
     states = backbone.states(*(_tensor(part, rows) for part in (rows.ids, *where)))
@@ -243,17 +240,17 @@ def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
 
 
 def _decoded(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
-    """Token by token, as an agent acts."""
+    """Read token by token, as an agent acts."""
     decoder = Decoder(backbone, rows.logits.device)
     for step in range(int((rows.lengths - rows.prompts).max()) + 1):
         now = np.minimum(rows.prompts + step, rows.lengths)
-        mask = np.arange(rows.ids.shape[1]) < now[:, None]
+        mask = (np.arange(rows.ids.shape[1]) < now[:, None]).astype(np.int8)
         logits, hidden = decoder.advance({"input_ids": rows.ids, "attention_mask": mask})
         yield _Answer(logits, hidden, np.arange(len(now)), now - 1)
 
 
 def _branched(backbone: Backbone, rows: _Rows) -> _Answer:
-    """One token more for some of the rows, for one of them twice."""
+    """Append one token to some of the rows, to one of them twice."""
     chosen = np.array([2, 0, 0, 3])
     columns = rows.prompts[chosen]
     cache = backbone.open(_tensor(rows.ids[:, : rows.prompts.max()], rows), _tensor(rows.prompts, rows), 1)[0]
@@ -261,12 +258,12 @@ def _branched(backbone: Backbone, rows: _Rows) -> _Answer:
     return _Answer(*backbone.extend(branches, _tensor(rows.ids[chosen, columns], rows)), chosen, columns)
 
 
-def _tensor(array: NDArray[Any], rows: _Rows) -> Tensor:
+def _tensor(array: Ints, rows: _Rows) -> Tensor:
     return torch.tensor(array, device=rows.logits.device)
 
 
 def _difference(rows: _Rows, answer: _Answer) -> tuple[float, float]:
-    """How far an answer is from the truth: root mean square relative to the truth's own spread, and nats."""
+    """Return how far an answer is from the truth: root mean square relative to the truth's own spread, and nats."""
     logits = rows.logits[answer.rows, answer.columns].float().log_softmax(-1)
     nats = answer.logits.float().log_softmax(-1) - logits
     hidden = rows.hidden[answer.rows, answer.columns].float()
@@ -279,8 +276,8 @@ def _difference(rows: _Rows, answer: _Answer) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients, and afterwards the training mode and random state that there were.
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Run a block in evaluation mode without gradients, then restore training mode and random state.
 
     Raises: ValueError if the model's parameters were written to.
     """

@@ -1,22 +1,34 @@
-"""A lean Llama for generation and training, its operations, and gradient checkpointing.
-
-Outside of gradients (acting) the same functions run without autograd's bookkeeping.
+"""Run a lean Llama for generation and training; make layers run again for the gradient.
 
 It reads the parameters of a Hugging Face `LlamaForCausalLM` and gives the same logits and gradients with fewer
 passes over memory: norm weights are folded into the next projection, rotary embeddings are one complex product,
-and RMSNorm and SwiGLU keep no intermediate that their backward does not need.
+and RMSNorm and SwiGLU keep no intermediate that their backward does not need. Outside of gradients (acting) the same
+functions run without autograd's bookkeeping.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+
+class _Context(FunctionCtx):
+    """The context that autograd hands from a forward to its backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    sizes: tuple[int, int, int]
 
 
 def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -29,13 +41,13 @@ class _RMSNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps), without the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, eps: float) -> Tensor:
         y, scale = _normalise(x, eps)
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
         y, scale = ctx.saved_tensors
         (gradient,) = gradients
         along = torch.linalg.vecdot(gradient, y).unsqueeze(-1) / y.shape[-1]
@@ -46,33 +58,35 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: _Context, gate: Tensor, up: Tensor) -> Tensor:
         activated = F.silu(gate)
         ctx.save_for_backward(gate, up, activated)
         return activated * up
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up, activated = ctx.saved_tensors
         (gradient,) = gradients
         return torch.ops.aten.silu_backward(gradient * up, gate), gradient * activated
 
 
 class _Heads(torch.autograd.Function):
-    """Splits (B, T, (A + 2 K) D) into rotated queries (B, T, A, D), rotated keys and values (B, T, K, D).
+    """Split (B, T, (A + 2 K) D) into rotated queries (B, T, A, D), rotated keys and values (B, T, K, D).
 
     `phases` (T, 1, D / 2) are unit complex numbers: a rotary embedding of interleaved pairs is their product.
     """
 
     @staticmethod
-    def forward(ctx: Any, mixed: Tensor, phases: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: _Context, mixed: Tensor, phases: Tensor, sizes: tuple[int, int, int]
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(phases)
         ctx.sizes = sizes
         query, key, value = mixed.view(*mixed.shape[:2], sum(sizes), -1).split(sizes, 2)
         return rotate(query, phases), rotate(key, phases), value.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (phases,) = ctx.saved_tensors
         batch, width, _, size = gradients[0].shape
         result = gradients[0].new_empty((batch, width, sum(ctx.sizes), size))
@@ -90,17 +104,17 @@ split_heads: Callable[[Tensor, Tensor, tuple[int, int, int]], tuple[Tensor, ...]
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """X / sqrt(mean(x^2) + eps) over the last axis, without a weight. Source: Zhang and Sennrich (2019), eq. 4."""
+    """Return x / sqrt(mean(x^2) + eps) over the last axis. Source: Zhang and Sennrich (2019), eq. 4."""
     return _rms_norm_with_gradient(x, eps) if torch.is_grad_enabled() else _normalise(x, eps)[0]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up. Source: Shazeer (2020), arXiv:2002.05202, eq. 6."""
+    """Return silu(gate) * up. Source: Shazeer (2020), arXiv:2002.05202, eq. 6."""
     return _swiglu_with_gradient(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 def rotate(x: Tensor, phases: Tensor) -> Tensor:
-    """Rotary embedding of interleaved pairs (..., D) by unit complex `phases` (..., D / 2)."""
+    """Rotate interleaved pairs (..., D) by unit complex `phases` (..., D / 2)."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * phases).flatten(-2)
 
@@ -109,15 +123,15 @@ def rotate(x: Tensor, phases: Tensor) -> Tensor:
 class _Recomputed:
     """A layer's forward that runs again for the gradient."""
 
-    forward: Any
+    forward: Callable[..., object]
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: object, **options: object) -> object:
         if not torch.is_grad_enabled():
             return self.forward(*args, **options)
-        return checkpoint(self.forward, *args, use_reentrant=False, **options)
+        return checkpoint(partial(self.forward, **options), *args, use_reentrant=False)
 
 
-def recompute_layers(model: Any) -> None:
+def recompute_layers(model: PreTrainedModel) -> None:
     """Make every layer of a Hugging Face model run again in the backward pass; the gradient stays the same.
 
     transformers' own switch works in training mode only, in which dropout would make acting and scoring two different
@@ -127,7 +141,7 @@ def recompute_layers(model: Any) -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
             f"gradient_checkpointing=True: {type(model).__name__} has no layers that can run again; allowed is False"
@@ -137,8 +151,8 @@ def recompute_layers(model: Any) -> None:
             layer.forward = _Recomputed(layer.forward)
 
 
-def recomputes(model: Any) -> bool:
-    """Whether layers run again, by `recompute_layers` or because transformers' own switch asks for it."""
+def recomputes(model: torch.nn.Module) -> bool:
+    """Return whether layers run again, by `recompute_layers` or because transformers' own switch asks for it."""
     return any(
         isinstance(getattr(module, "forward", None), _Recomputed)
         or getattr(module, "gradient_checkpointing", False)
@@ -151,7 +165,7 @@ _BLOCK = 32
 
 
 def _round_up(slots: int) -> int:
-    """Slots are read in blocks: products of few entries take a path many times slower than the larger ones'."""
+    """Round up to whole blocks: products of few entries take a path many times slower than the larger ones'."""
     return -(-slots // _BLOCK) * _BLOCK
 
 
@@ -169,7 +183,7 @@ class Layer(NamedTuple):
 
 @dataclass
 class LlamaCache:
-    """Keys and values of a batch of growing rows.
+    """Keys and values of a batch of rows that get longer.
 
     Attributes:
         keys: per layer (B, K, D, S) float, values: (B, K, S, D) float; S slots of which `used` are written.
@@ -187,11 +201,12 @@ class LlamaCache:
     rope: Tensor = field(repr=False)
 
 
-def supports(model: Any) -> bool:
-    """True if `model` is a float32 Llama of plain shape (default rotary embedding, no biases) and small, without
-    gradient checkpointing.
+def supports(model: PreTrainedModel) -> bool:
+    """Return whether a model is a small float32 Llama of plain shape, without gradient checkpointing.
+
+    Plain: default rotary embedding, no biases, no dropout.
     """
-    config = model.config
+    config = cast("LlamaConfig", model.config)
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         type(model).__name__ in ("LlamaForCausalLM", "LlamaForSequenceClassification")
@@ -210,31 +225,23 @@ def supports(model: Any) -> bool:
 class LlamaBackbone:
     """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own.
 
-    Of a classifier the labels' scores take the place of the logits.
+    A classifier's label scores take the place of the logits.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self._read_out_layer = model.lm_head if hasattr(model, "lm_head") else model.score
-        config = model.config
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = cast("LlamaForCausalLM", model)
+        self._read_out_layer = cast(nn.Linear, model.lm_head if hasattr(model, "lm_head") else model.score)
+        config = cast("LlamaConfig", model.config)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = self._read_out_layer.weight.shape[0]
         self._heads: int = config.num_attention_heads
-        self._groups: int = config.num_key_value_heads
-        self._width: int = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        self._groups: int = config.num_key_value_heads or self._heads
+        self._width: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._eps: float = config.rms_norm_eps
-        self._theta: float = config.rope_parameters["rope_theta"]
+        self._theta = cast("dict[str, float]", config.rope_parameters)["rope_theta"]
 
     def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and last hidden states at chosen positions of right-padded rows; differentiable.
-
-        Args:
-            input_ids: (B, T) int64.
-            rows, columns: (N,) int64, the positions asked for.
-        Returns: logits (N, V), hidden (N, H).
-        """
+        """See `Backbone.states`."""
         layers, head = self._weights()
         batch, width = input_ids.shape
         phases = self._phases(width).unsqueeze(1)  # (T, 1, D / 2)
@@ -250,10 +257,8 @@ class LlamaBackbone:
         hidden = rms_norm(x, self._eps)
         return F.linear(hidden, head), hidden * self.model.model.norm.weight
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[LlamaCache, Tensor, Tensor]:
-        """Reads right-padded prompts (B, P) and returns a cache with room for `slots` more tokens a row,
-        the logits (B, V) and the hidden state (B, H) after each row's last token.
-        """
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
+        """See `Backbone.open`."""
         layers, head = self._weights()
         batch, width = input_ids.shape
         size = _round_up(width + slots)
@@ -272,8 +277,9 @@ class LlamaBackbone:
         cache = LlamaCache(layers, head, keys, values, bias, lengths.clone(), width, rope)
         return cache, *self._read_out(cache, last)
 
-    def extend(self, cache: LlamaCache, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends one token (B,) to every row; returns logits (B, V) and hidden (B, H)."""
+    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone.extend`."""
+        assert isinstance(cache, LlamaCache)
         slot, batch = cache.used, tokens.shape[0]
         phases = cache.rope[cache.lengths].unsqueeze(1)  # (B, 1, D / 2)
         cache.bias[:, :, slot] = 0.0
@@ -291,17 +297,15 @@ class LlamaBackbone:
         cache.lengths += 1
         return self._read_out(cache, x)
 
-    def select(self, cache: LlamaCache, rows: Tensor) -> LlamaCache:
-        """The cache of a subset of its rows (n,), in that order."""
-        return LlamaCache(
-            cache.layers,
-            cache.head,
-            [keys.index_select(0, rows) for keys in cache.keys],
-            [values.index_select(0, rows) for values in cache.values],
-            cache.bias.index_select(0, rows),
-            cache.lengths.index_select(0, rows),
-            cache.used,
-            cache.rope,
+    def select(self, cache: object, rows: Tensor) -> object:
+        """See `Backbone.select`."""
+        assert isinstance(cache, LlamaCache)
+        return replace(
+            cache,
+            keys=[keys.index_select(0, rows) for keys in cache.keys],
+            values=[values.index_select(0, rows) for values in cache.values],
+            bias=cache.bias.index_select(0, rows),
+            lengths=cache.lengths.index_select(0, rows),
         )
 
     def _read(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -317,7 +321,7 @@ class LlamaBackbone:
         return tuple(part.transpose(1, 2) for part in parts)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention (B, A, T, D) as (B T, A D)."""
+        """Return causal attention (B, A, T, D) as (B T, A D)."""
         mixed = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
         )
@@ -345,7 +349,7 @@ class LlamaBackbone:
         head = self._read_out_layer.weight * model.norm.weight
         return [self._fold(layer) for layer in model.layers], head
 
-    def _fold(self, layer: Any) -> Layer:
+    def _fold(self, layer: LlamaDecoderLayer) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         both = torch.cat([attention.q_proj.weight, attention.k_proj.weight]) * before

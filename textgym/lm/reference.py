@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-Observation = Mapping[str, NDArray[Any]]
+from textgym.checks import Bools, Floats
+
+Observation = Mapping[str, NDArray[np.integer]]
+LogProbs = NDArray[np.floating]
+Real = TypeVar("Real", bound=np.floating)
 
 
 @runtime_checkable
 class Reference(Protocol):
     """pi_ref of a task. Stateless towards its caller: the answer depends on the observation alone."""
 
-    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]]:
-        """Next-token log-probabilities.
+    def log_probs(self, observation: Observation) -> LogProbs:
+        """Return next-token log-probabilities.
 
         Args:
             observation: `input_ids` (B, L) int64 and `attention_mask` (B, L) int8, right-padded.
@@ -24,8 +28,8 @@ class Reference(Protocol):
         """
 
 
-def restricted(log_probs: NDArray[Any], masks: NDArray[np.bool_] | None) -> NDArray[Any]:
-    """A policy's distribution over the tokens that a task's grammar allows.
+def restricted(log_probs: NDArray[Real], masks: Bools | None) -> NDArray[Real]:
+    """Return a policy's distribution over the tokens that a task's grammar allows.
 
     Args:
         log_probs: (B, V) float, nats.
@@ -49,7 +53,7 @@ class UniformReference:
     Raises: ValueError if no token is allowed.
     """
 
-    def __init__(self, allowed: NDArray[np.bool_]) -> None:
+    def __init__(self, allowed: Bools) -> None:
         if not np.any(allowed):
             raise ValueError("allowed: no token is allowed; at least one must be True")
         with np.errstate(divide="ignore"):
@@ -58,7 +62,7 @@ class UniformReference:
     def __str__(self) -> str:
         return "uniform"
 
-    def log_probs(self, observation: Observation) -> NDArray[np.float64]:
+    def log_probs(self, observation: Observation) -> Floats:
         """See `Reference.log_probs`; (B, V) float64, a read-only view."""
         return np.broadcast_to(self._row, (len(observation["input_ids"]), len(self._row)))
 
@@ -73,7 +77,7 @@ class NGramReference:
     Source: Shannon (1948), A Mathematical Theory of Communication, section 3.
     """
 
-    def __init__(self, probabilities: NDArray[np.floating[Any]], start: Sequence[int] | None = None) -> None:
+    def __init__(self, probabilities: NDArray[np.floating], start: Sequence[int] | None = None) -> None:
         table = np.asarray(probabilities, dtype=np.float64)
         if (table < 0).any() or not np.allclose(table.sum(-1), 1.0, atol=1e-9):
             raise ValueError("probabilities: every row must be >= 0 and sum to 1")
@@ -92,7 +96,7 @@ class NGramReference:
     def __str__(self) -> str:
         return f"{self._order}-gram"
 
-    def log_probs(self, observation: Observation) -> NDArray[np.float64]:
+    def log_probs(self, observation: Observation) -> Floats:
         """See `Reference.log_probs`; (B, V) float64."""
         ids = np.asarray(observation["input_ids"])
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)

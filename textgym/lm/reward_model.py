@@ -1,4 +1,4 @@
-"""A trained reward model as a reward, read from its folder."""
+"""Use a trained reward model as a reward."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from textgym.checks import TextGymWarning, check_choice, shown
+from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, shown
 from textgym.files import read_json
 from textgym.rewards.base import NamedReward
 from textgym.rewards.calling import check_batch, is_finite
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from textgym.vocab import Vocabulary
+
 
 def find_reward_model(name: str | Path) -> str:
-    """The folder of that name, checked and absolute, or else the name, which is then a hub id.
+    """Return the folder of that name, checked and absolute, or else the name, which is then a hub id.
 
-    Raises: TypeError if it is no name; ValueError for a folder without a reward model.
+    Raises: TypeError if it is not a name; ValueError for a folder without a reward model.
     """
     if not isinstance(name, str | Path) or not name:
         raise TypeError(f"model={name!r:.80}: a folder or a hub id is allowed, or a list of them")
@@ -38,7 +42,7 @@ def find_reward_model(name: str | Path) -> str:
 
 
 def check_installed() -> None:
-    """Raises ModuleNotFoundError without the packages that a reward model needs."""
+    """Raise ModuleNotFoundError without the packages that a reward model needs."""
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(
@@ -48,7 +52,7 @@ def check_installed() -> None:
 
 
 def check_reward_folder(folder: Path) -> None:
-    """Looks for a sequence classifier with one label, safetensors weights and a tokenizer.
+    """Check that a folder holds a sequence classifier with one label, safetensors weights and a tokenizer.
 
     Raises: ValueError that names the folder and what it lacks.
     """
@@ -80,7 +84,7 @@ def check_reward_folder(folder: Path) -> None:
 
 
 def read_offset(folder: Path) -> float:
-    """The model's mean score on reference samples, reward units, from its reward.json; 0 without one.
+    """Return the model's mean score on reference samples, reward units, from its reward.json; 0 without one.
 
     Raises: ValueError if the file holds no finite number under "offset".
     """
@@ -100,16 +104,16 @@ Pair = tuple[str, str, bool]  # prompt, completion, whether it came to its end
 class Member(NamedTuple):
     """A loaded model of the ensemble, its vocabulary, its longest input in tokens (None: no limit), its offset."""
 
-    model: Any
-    vocabulary: Any
+    model: PreTrainedModel
+    vocabulary: Vocabulary
     max_length: int | None
     offset: float
 
 
 class RewardModel(NamedReward):
-    """Pays what Hugging Face sequence classifiers with one label say of prompt and completion.
+    """Pays the scores that Hugging Face sequence classifiers with one label give to prompt and completion.
 
-    A model whose tokenizer has a chat template reads what `apply_chat_template` makes of the two messages; any other
+    A model whose tokenizer has a chat template reads the two messages through `apply_chat_template`; any other
     reads the prompt, the completion and the tokenizer's EOS token. See `textgym.lm.scoring.encode_exchange`.
 
     Distinct texts that are not in the cache are sorted by length and read in as few forward passes as `batch`
@@ -128,8 +132,8 @@ class RewardModel(NamedReward):
             end in its own vocabulary, and none elsewhere. None: every completion counts as ended.
         batch: rows of a forward pass.
         cache: how many of the latest scores are kept; 0 keeps none.
-        max_length: tokens a model reads, None for as many as it can; see `textgym.lm.scoring.encode_pair` for what
-            is left out of longer texts.
+        max_length: tokens a model reads, None for as many as it can; `textgym.lm.scoring.encode_pair` says which
+            tokens of longer texts are left out.
         device: "auto" or a torch device.
         centre: subtract the offset of every member.
 
@@ -176,7 +180,9 @@ class RewardModel(NamedReward):
         if not all(Path(name).is_dir() for name in self._models):
             self._load()
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    def __call__(
+        self, prompts: list[str], completions: list[str], **columns: Sequence[object]
+    ) -> list[float]:
         """Return the score of every completion.
 
         Raises: ValueError for a prompt or completion that the model's tokenizer cannot encode, without the
@@ -194,39 +200,36 @@ class RewardModel(NamedReward):
         self._remember(keys, known)
         return [known[key] for key in keys]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Return the cache and the count, as JSON values.
 
         A score's last bits depend on the batch it was computed in, so a run that goes on needs the very scores.
         """
         return {"cut": self.cut, "scores": list(map(list, self._scores.items()))}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+    def load_state_dict(self, state: JsonObject) -> None:
+        """Go back to a state that `state_dict` returned."""
         self.cut = int(state["cut"])
         self._scores = OrderedDict((str(key), float(score)) for key, score in state["scores"])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RewardModel:
-        """A reward of its own over the same models, which never change."""
-        other = copy.copy(self)
-        memo[id(self)] = other
-        other._scores = self._scores.copy()
-        return other
-
     def __copy__(self) -> RewardModel:
+        """Make a reward with a cache of its own over the same models, which never change."""
         other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other.__dict__.update(self.__dict__, _scores=self._scores.copy())
         return other
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __deepcopy__(self, memo: dict[int, object]) -> RewardModel:
+        return copy.copy(self)
+
+    def __getstate__(self) -> JsonObject:
         return {**self.__dict__, "_members": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: JsonObject) -> None:
         # Loading belongs to the start of a process; at the first score it would count against a time limit.
         self.__dict__.update(state)
         self._load()
 
-    def _ended(self, count: int, completion_ids: Any) -> list[bool]:
+    def _ended(self, count: int, completion_ids: Sequence[Any] | None) -> list[bool]:
         stops = self.stop_ids
         if stops is None:
             return [True] * count
@@ -243,17 +246,14 @@ class RewardModel(NamedReward):
             self._scores.popitem(last=False)
 
     def _combined(self, pairs: list[Pair]) -> list[float]:
-        """The ensemble's scores; every member reads every pair."""
+        """Return the ensemble's scores; every member reads every pair."""
         scores = np.stack([self._score(member, pairs) for member in self._load()])  # (M, N)
-        if self.combine == "min":
-            combined = scores.min(0)
-        else:
-            combined = scores.mean(0)
-            if self.combine == "mean_minus_std":
-                combined -= self.k * scores.std(0)
+        combined = scores.min(0) if self.combine == "min" else scores.mean(0)
+        if self.combine == "mean_minus_std":
+            combined -= self.k * scores.std(0)
         return [float(score) for score in combined]
 
-    def _score(self, member: Member, pairs: list[Pair]) -> NDArray[np.float64]:
+    def _score(self, member: Member, pairs: list[Pair]) -> Floats:
         import torch
 
         from textgym.lm.scoring import encode_exchange, pad_right, sequence_scores
@@ -261,11 +261,11 @@ class RewardModel(NamedReward):
         vocabulary = member.vocabulary
         encoded = [encode_exchange(vocabulary, *pair, member.max_length) for pair in pairs]
         self._report_cut(sum(row.cut > 0 for row in encoded), member.max_length)
-        order = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
+        by_length = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
         scores = np.empty(len(pairs))
         device = next(member.model.parameters()).device
-        for start in range(0, len(order), self.batch):
-            chunk = order[start : start + self.batch]
+        for start in range(0, len(by_length), self.batch):
+            chunk = by_length[start : start + self.batch]
             ids, lengths = pad_right([encoded[index].ids for index in chunk], vocabulary.pad_id)
             with torch.inference_mode():
                 part = sequence_scores(member.model, ids.to(device), lengths.to(device))
@@ -297,7 +297,8 @@ class RewardModel(NamedReward):
         if self.max_length is not None and limit is not None and self.max_length > limit:
             raise ValueError(f"max_length={self.max_length}: the model {name!r} reads at most {limit} tokens")
         offset = read_offset(Path(name)) if self.centre else 0.0
-        return Member(model.to(choose_device(self.device)), vocabulary, self.max_length or limit, offset)
+        model.to(choose_device(self.device))  # type: ignore[arg-type]
+        return Member(model, vocabulary, self.max_length or limit, offset)
 
 
 def _key(pair: Pair) -> str:
@@ -319,8 +320,8 @@ def _check_arguments(combine: str, k: float, stop_ids: Sequence[int] | None) -> 
 
 
 def _check_sizes(batch: int, cache: int, max_length: int | None) -> None:
-    for name, value, least in (("batch", batch, 1), ("cache", cache, 0), ("max_length", max_length, 1)):
-        if value is None and name == "max_length":
-            continue
+    sizes = [("batch", batch, 1), ("cache", cache, 0)]
+    sizes += [] if max_length is None else [("max_length", max_length, 1)]
+    for name, value, least in sizes:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r:.80}: an int >= {least} is allowed")

@@ -1,4 +1,4 @@
-"""The trunk and the head of reward models, and the vocabulary that they read."""
+"""Load or start reward models, encode prompts and completions for them, and score rows of tokens."""
 
 from __future__ import annotations
 
@@ -6,39 +6,48 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from textgym.lm.backbone import max_tokens
+from textgym.checks import first_line
+from textgym.lm.backbone import embedding_rows, max_tokens
 from textgym.lm.causal import load_weights
 from textgym.lm.checked import undisturbed
 from textgym.lm.llama import LlamaBackbone, supports
 from textgym.vocab import Vocabulary, load_vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def load_reward_vocabulary(name: str | Path, pairs: bool = False) -> Vocabulary:
-    """The vocabulary of the model at `name`.
 
-    Args:
-        name: a folder in Hugging Face layout with its tokenizer.json, or a hub id.
-        pairs: read prompt and completion as the two texts of a pair, framed by the tokenizer: an encoder's
-            [CLS] prompt [SEP] completion [SEP]. A chat template comes first. False reads a prompt as a policy
-            with that tokenizer does.
-    Raises: ValueError if there is no tokenizer.
+def _load_vocabulary(name: str | Path, model: PreTrainedModel) -> Vocabulary:
+    """Return the vocabulary that a reward model reads.
+
+    An encoder without a chat template reads prompt and completion as the two texts of a pair, framed by the tokenizer:
+    [CLS] prompt [SEP] completion [SEP]. Any other model reads a prompt as a policy with that tokenizer does.
+
+    Raises: ValueError if there is no tokenizer, or it has more tokens than the model.
     """
     tokenizer = _tokenizer(name)
     vocabulary = load_vocabulary(tokenizer)
-    frame = _pair_frame(tokenizer) if pairs and vocabulary.conversation is None else None
-    if frame is None:
-        return vocabulary
-    before, between, after = frame
-    return replace(load_vocabulary(tokenizer, stop=after), before_ids=before, after_ids=between)
+    encodes_pairs = not reads_last_token(model) and vocabulary.conversation is None
+    frame = _pair_frame(tokenizer) if encodes_pairs else None
+    if frame is not None:
+        before, between, after = frame
+        vocabulary = load_vocabulary(tokenizer, stop=after)
+        vocabulary = replace(vocabulary, before_ids=before, after_ids=between)
+    rows = embedding_rows(model)
+    if vocabulary.size > rows:
+        raise ValueError(
+            f"model={str(name)!r}: its tokenizer has {vocabulary.size} tokens but the model only {rows}"
+        )
+    return vocabulary
 
 
-def _tokenizer(name: str | Path) -> Any:
+def _tokenizer(name: str | Path) -> Path | PreTrainedTokenizerBase:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "tokenizer.json").is_file():
@@ -52,15 +61,17 @@ def _tokenizer(name: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"model={str(name)!r}: no tokenizer there ({first})") from error
+        raise ValueError(f"model={str(name)!r}: no tokenizer there ({first_line(error)})") from error
 
 
-def _pair_frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
-    """What a tokenizer writes before, between and after two texts, as ids; None if nothing between or after."""
+def _pair_frame(
+    tokenizer: Path | PreTrainedTokenizerBase,
+) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """Return the ids that a tokenizer writes before, between and after two texts; None if none between or after."""
     if isinstance(tokenizer, Path):
-        tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        backend: object = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    else:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         return None
     pair = backend.encode("a", "a")
@@ -88,7 +99,7 @@ class Encoded(NamedTuple):
 
 
 def end_id(vocabulary: Vocabulary) -> int | None:
-    """The token that closes a completion which came to its end; None where the vocabulary has none."""
+    """Return the token that closes a completion which came to its end; None where the vocabulary has none."""
     return vocabulary.stop_ids[0] if vocabulary.stop_ids else None
 
 
@@ -100,18 +111,18 @@ def encode_pair(
     end_id: int | None = None,
     max_length: int | None = None,
 ) -> Encoded:
-    """The tokens of a prompt as a policy is asked it, of a completion as a policy writes it, and of its end.
+    """Return the tokens of a prompt as a policy is asked it, of a completion as a policy writes it, and of its end.
 
     A completion's tokens are those that a chat template's conversation goes on with after the prompt's. Where it does
     not start with the prompt's tokens, which a policy is given as they are, the completion is encoded by itself.
 
-    What is too long loses the first tokens of the prompt's text, while what the template or the tokenizer puts
-    around it stays, and then the last tokens of the completion, its end first. `cut` counts them: callers report it.
+    Beyond `max_length`, the first tokens of the prompt's text are left out, but not those that the template or the
+    tokenizer puts around it; then the last tokens of the completion, its end first. Callers report the count, `cut`.
 
     Args:
         vocabulary: of the policy.
         prompt: see `Vocabulary.encode_prompt`.
-        completion: may be empty; what reads like a control token is encoded as plain text.
+        completion: may be empty; text that looks like a control token is encoded as plain text.
         ended: whether the completion was written to its end.
         end_id: the token that says so; None for none.
         max_length: tokens; None for no limit.
@@ -128,7 +139,7 @@ def encode_pair(
 def encode_exchange(
     vocabulary: Vocabulary, prompt: str, completion: str, ended: bool = True, max_length: int | None = None
 ) -> Encoded:
-    """The tokens of a prompt and a completion as a reward model reads them.
+    """Return the tokens of a prompt and a completion as a reward model reads them.
 
     With a chat template of the tokenizer's they are those of `apply_chat_template([user, assistant])`: the template
     alone says how an answer ends. Without one they are those of `encode_pair`, and the end is the first stop id.
@@ -136,7 +147,7 @@ def encode_exchange(
     Args:
         vocabulary: of the reward model.
         prompt, completion, max_length: see `encode_pair`.
-        ended: whether the completion was written to its end; False leaves out what says so.
+        ended: whether the completion was written to its end; False leaves out the tokens that mark the end.
     Raises: ValueError as `encode_pair`, and for a template that refuses the two messages.
     """
     conversation = vocabulary.conversation
@@ -168,7 +179,7 @@ def _check_writable(completion: str) -> None:
 
 
 def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: int | None) -> Encoded:
-    """At most `max_length` of the ids, of which the first `head` are the prompt's."""
+    """Keep at most `max_length` of the ids, of which the first `head` are the prompt's."""
     if max_length is None or len(ids) <= max_length:
         return Encoded(ids, head, 0)
     before = _common(vocabulary.before_ids, ids[:head])
@@ -184,24 +195,23 @@ def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: in
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """With how many equal tokens two rows start."""
+    """Return the number of equal tokens that two rows start with."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor (B, T) int64 padded on the right, and their lengths (B,) int64."""
+    """Return rows of token ids as one tensor (B, T) int64 padded on the right, and their lengths (B,) int64."""
     lengths = [len(row) for row in rows]
     width = max(lengths)
     padded = [[*row, *[pad_id] * (width - length)] for row, length in zip(rows, lengths, strict=True)]
     return torch.tensor(padded), torch.tensor(lengths)
 
 
-def sequence_scores(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """The score of every row, read at its last token; differentiable.
+def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return the score of every row, read at its last token; differentiable.
 
-    Where a row ends is known from `lengths`, never from its ids, so padding may be any token, the end of the text
-    included.
+    A row ends where `lengths` says, so padding may be any token, the end of the text included.
 
     Args:
         model: a Hugging Face sequence classifier with one label.
@@ -219,18 +229,18 @@ def sequence_scores(model: Any, input_ids: Tensor, lengths: Tensor) -> Tensor:
     base = model.base_model
     options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
     hidden = base(input_ids=input_ids, attention_mask=mask, **options).last_hidden_state
-    return torch.as_tensor(model.score(hidden[rows, last])[:, 0]).float()
+    return torch.as_tensor(cast(nn.Linear, model.score)(hidden[rows, last])[:, 0]).float()
 
 
-def reads_last_token(model: Any) -> bool:
-    """Whether a classifier is a decoder with one linear head over its last token, as Llama's and GPT-2's are."""
+def reads_last_token(model: PreTrainedModel) -> bool:
+    """Return whether a classifier is a decoder with one linear head over its last token, as Llama's and GPT-2's are."""
     return isinstance(getattr(model, "score", None), nn.Linear) and model.base_model is not model
 
 
-def check_scores(model: Any) -> None:
-    """Raises ValueError unless rows read at once get the scores that the model's own forward gives each of them."""
+def check_scores(model: PreTrainedModel) -> None:
+    """Raise ValueError unless rows read at once get the scores that the model's own forward gives each of them."""
     lengths = torch.tensor([6, 1, 4, 3]).clamp(max=max_tokens(model) or 6)
-    size = model.get_input_embeddings().weight.shape[0]
+    size = embedding_rows(model)
     ids = torch.randint(size, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(0))
     config = model.config.get_text_config()
     pad_id, end = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
@@ -246,9 +256,9 @@ def check_scores(model: Any) -> None:
                 [model(input_ids=row[None, :n]).logits[:, 0] for row, n in zip(ids, lengths, strict=True)]
             )
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            first = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"model: {type(model).__name__} cannot be used, it does not score rows of several lengths ({first})"
+                f"model: {type(model).__name__} cannot be used, it does not score rows of several lengths "
+                f"({first_line(error)})"
             ) from error
     off = (together - alone).abs()
     if not (off <= 1e-4 * (alone.abs() + alone.std())).all():
@@ -258,8 +268,8 @@ def check_scores(model: Any) -> None:
         )
 
 
-def load_reward_model(name: str | Path) -> tuple[Any, Vocabulary]:
-    """Loads a reward model in float32, in evaluation mode, and the vocabulary that it reads.
+def load_reward_model(name: str | Path) -> tuple[PreTrainedModel, Vocabulary]:
+    """Load a reward model in float32, in evaluation mode, and the vocabulary that it reads.
 
     Args:
         name: a folder in Hugging Face layout with its tokenizer.json, or a hub id.
@@ -276,14 +286,15 @@ def load_reward_model(name: str | Path) -> tuple[Any, Vocabulary]:
             f"model={str(name)!r}: num_labels={model.config.num_labels}; a reward model has 1 (one score)"
         )
     check_scores(model)
-    return model.eval(), _vocabulary(name, model)
+    model.eval()
+    return model, _load_vocabulary(name, model)
 
 
-def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[Any, Vocabulary]:
-    """A reward model to be trained: a base model with a new head, in float32, in evaluation mode.
+def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[PreTrainedModel, Vocabulary]:
+    """Start a reward model to be trained: a base model with a new head, in float32, in evaluation mode.
 
-    A base that is a reward model already keeps its head. The padding token of the vocabulary is written into the
-    configuration, for those who read the model with Hugging Face's own forward. No global random state is touched.
+    A base that is a reward model already keeps its head. The vocabulary's padding token is written into the
+    configuration, for Hugging Face's own forward. No global random state is touched.
 
     Args:
         base: a folder in Hugging Face layout with its tokenizer.json, or a hub id.
@@ -298,39 +309,26 @@ def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[Any, 
         raise ValueError(f"base={str(base)!r}: its weights lack {min(lost)!r:.80}")
     check_scores(model)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module.out_features == 1 and f"{name}.weight" in missing:
-            _start_head(module, generator)
-    vocabulary = _vocabulary(base, model)
+    for name, head in model.named_modules():
+        if isinstance(head, nn.Linear) and head.out_features == 1 and f"{name}.weight" in missing:
+            nn.init.zeros_(head.weight)
+            if generator is not None:
+                nn.init.normal_(head.weight, 0.0, (head.in_features + 1) ** -0.5, generator)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+    vocabulary = _load_vocabulary(base, model)
     model.config.get_text_config().pad_token_id = vocabulary.pad_id
-    return model.eval(), vocabulary
+    model.eval()
+    return model, vocabulary
 
 
-def _load(name: str | Path, argument: str = "model", seed: int = 0, **options: Any) -> tuple[Any, set[str]]:
-    """A sequence classifier and the names of the weights that its files lack; those are drawn from `seed`."""
+def _load(
+    name: str | Path, argument: str = "model", seed: int = 0, **options: object
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load a sequence classifier; also return which weights its files lack: those are drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
 
     what = f"{argument}={str(name)!r}: no sequence classifier"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return load_weights(AutoModelForSequenceClassification, name, what, **options)
-
-
-def _vocabulary(name: str | Path, model: Any) -> Vocabulary:
-    vocabulary = load_reward_vocabulary(name, pairs=not reads_last_token(model))
-    rows = model.get_input_embeddings().weight.shape[0]
-    if vocabulary.size > rows:
-        raise ValueError(
-            f"model={str(name)!r}: its tokenizer has {vocabulary.size} tokens but the model only {rows}"
-        )
-    return vocabulary
-
-
-def _start_head(head: nn.Linear, generator: torch.Generator | None) -> None:
-    with torch.no_grad():
-        if head.bias is not None:
-            head.bias.zero_()
-        if generator is None:
-            head.weight.zero_()
-        else:
-            head.weight.normal_(0.0, (head.in_features + 1) ** -0.5, generator=generator)

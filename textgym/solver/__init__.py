@@ -3,7 +3,7 @@
 `textgym.optimum.optimum_of` serves tasks of any size.
 """
 
-from textgym.solver.growth import MAX_STATES, prefix_tree
+from textgym.solver.build import MAX_STATES, prefix_tree
 from textgym.solver.solution import Solution, solve
 from textgym.solver.tree import Level, PrefixTree, UnsolvableError, edge_log_probs
 from textgym.solver.values import (

@@ -1,4 +1,4 @@
-"""The optimum of a small token MDP by backward induction: V*, Q*, pi*, J*.
+"""Find the optimum of a small token MDP by backward induction: V*, Q*, pi*, J*.
 
 The objective is J = E[sum_t gamma^t r_t] - beta E[sum_t log(pi / ref)]: rewards are discounted by their absolute time
 step, the KL is not discounted. Values are therefore kept in units of reward at time 0,
@@ -15,25 +15,15 @@ Source: Korbak et al. (2022), arXiv:2205.11275, section 3; Levine (2018), arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from textgym.solver.growth import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
-from textgym.solver.tree import (
-    Floats,
-    Level,
-    Lookup,
-    PrefixTree,
-    edge_log_probs,
-    log_sum,
-    per_edge,
-    per_state,
-)
+from textgym.checks import Bools, Floats
+from textgym.lm.reference import Observation, Reference
+from textgym.solver.build import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.tree import Level, Lookup, PrefixTree, edge_log_probs, log_sum, per_edge, per_state
 from textgym.solver.values import Completion, PolicyValues, evaluate_edges
 
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
@@ -42,7 +32,7 @@ _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one va
 def soft_backup(
     action_values: Floats, log_reference: Floats, level: Level, beta: float
 ) -> tuple[Floats, Floats]:
-    """One step of induction at beta > 0.
+    """Take one step of induction at beta > 0.
 
     Args:
         action_values: Q per edge (m,), reward units; log_reference: nats, -inf where the reference never goes.
@@ -66,7 +56,7 @@ def soft_backup(
 def hard_backup(
     action_values: Floats, log_reference: Floats, log_mass: Floats, level: Level
 ) -> tuple[Floats, Floats, Floats]:
-    """One step of induction at beta = 0: V = max Q, where the reference has no say.
+    """Take one step of induction at beta = 0: V = max Q, where the reference has no say.
 
     Among equal maxima the policy is the limit of beta -> 0: the reference given that it makes no mistake.
 
@@ -83,8 +73,8 @@ def hard_backup(
     return values, total, _policy(kept, total, best, level)
 
 
-def _policy(logs: Floats, total: Floats, candidates: NDArray[np.bool_], level: Level) -> Floats:
-    """Normalised logs; where all of them are -inf, the same probability for every candidate."""
+def _policy(logs: Floats, total: Floats, candidates: Bools, level: Level) -> Floats:
+    """Normalise logs; where all of them are -inf, every candidate gets the same probability."""
     dead = np.isneginf(total)
     result = logs - per_edge(np.where(dead, 0.0, total), level)
     if dead.any():
@@ -142,16 +132,16 @@ class Solution:
         return evaluate_edges(self.tree, self.log_reference, self.log_reference, self.beta, self.gamma)
 
     def optimality(self, objective: float) -> float:
-        """(J - J_ref) / (J* - J_ref): 0 is the reference, 1 the optimum; NaN where the reference is the optimum."""
+        """Return (J - J_ref) / (J* - J_ref): 0 is the reference, 1 the optimum; NaN where they are the same."""
         room = self.objective - self.reference_objective
         return (objective - self.reference_objective) / room if room > 0 else float("nan")
 
     def likeliest(self, prompt: int, count: int = 5) -> list[Completion]:
-        """The optimum's most probable completions of a prompt, the most probable first."""
+        """Return the optimum's most probable completions of a prompt, the most probable first."""
         return self.optimal.trajectories.likeliest(prompt, count)
 
-    def log_probs(self, observation: Mapping[str, NDArray[Any]]) -> Floats:
-        """The logs of pi* in a batch of states, (B, V) nats, -inf at illegal tokens: the optimum as a policy.
+    def log_probs(self, observation: Observation) -> Floats:
+        """Return the logs of pi* in a batch of states, (B, V) nats, -inf at illegal tokens: the optimum as a policy.
 
         A state that has ended gets the uniform distribution over the vocabulary's ordinary tokens: nothing follows it.
         Raises: ValueError for an observation that is no state of the tree, or that two of its states share.
@@ -173,8 +163,8 @@ class Solution:
                 result[place, self.tree.levels[depth + 1].action[edge]] = self.log_policy[depth][edge]
         return result
 
-    def state_values(self, observation: Mapping[str, NDArray[Any]]) -> Floats:
-        """V* in a batch of states, (B,). Raises: as `log_probs`."""
+    def state_values(self, observation: Observation) -> Floats:
+        """Return V* in a batch of states, (B,). Raises: as `log_probs`."""
         depths, rows = self._lookup.locate(observation)
         return np.array([self.values[depth][row] for depth, row in zip(depths, rows, strict=True)])
 
@@ -184,17 +174,17 @@ class Solution:
 
 
 def solve(
-    subject: Any,
-    reference: Any = None,
+    problem: object,
+    reference: Reference | None = None,
     beta: float | None = None,
     gamma: float | None = None,
     split: str | None = None,
     max_states: int = MAX_STATES,
 ) -> Solution:
-    """The exact optimum, by backward induction over the prefix tree.
+    """Return the exact optimum, by backward induction over the prefix tree.
 
     Args:
-        subject: a `Task`, an environment of one, or a `PrefixTree`.
+        problem: a `Task`, an environment of one, or a `PrefixTree`.
         reference: pi_ref, anything with `log_probs(observation)`; it is normalised over the legal actions. None takes
             the task's.
         beta: reward units per nat; above 0 the optimum is soft, at 0 it is the greatest return. gamma: in [0, 1].
@@ -204,7 +194,7 @@ def solve(
     Raises: as `prefix_tree` and `edge_log_probs`; ValueError if the reference never finishes any legal completion of
         some prompt.
     """
-    tree = prefix_tree(subject, split, max_states)
+    tree = prefix_tree(problem, split, max_states)
     beta, gamma = check_beta(tree.task, beta), check_gamma(tree.task, gamma)
     log_reference = edge_log_probs(tree, default_reference(tree, reference), "reference")
     solution = _induct(tree, log_reference, beta, gamma)
@@ -218,7 +208,7 @@ def solve(
 
 
 def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, gamma: float) -> Solution:
-    """Backward induction from the last level to the prompts."""
+    """Induct backwards from the last level to the prompts."""
     ends = np.zeros(len(tree.levels[-1].parent))
     values, log_mass, action_values, log_policy = [ends], ends, list[Floats](), list[Floats]()
     for depth in range(len(tree.levels) - 2, -1, -1):

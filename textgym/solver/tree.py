@@ -1,30 +1,32 @@
-"""The prefix tree of a task, level by level as arrays: its size, its states, and policies on its edges."""
+"""Hold the prefix tree of a task, level by level as arrays: its size, its states, and policies on its edges."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.state import Observation, segment_ids
+from textgym.checks import Bools, Floats, Ints
+from textgym.lm.reference import LogProbs, Observation
+from textgym.state import segment_ids
 from textgym.task import Task
 
 
 class UnsolvableError(ValueError):
-    """A task that has no exact solution here: its tree is too large, or its reward is no known function of the text."""
+    """A task without an exact solution: its tree is too large, or its reward is not a known function of the text."""
 
 
 def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
-    """The number of states of a tree whose every running state has the same legal actions.
+    """Return the number of states of a tree whose every running state has the same legal actions.
 
     Args:
         roots: prompts.
-        going_on: legal actions that are no stop id. ending: legal stop ids.
+        going_on: legal actions that do not stop. ending: legal stop ids.
         horizon: tokens; every state of this depth has ended.
     Returns: states of all depths, the prompts included; an exact integer of any size.
     """
@@ -42,7 +44,7 @@ def check_size(states: int, max_states: int, known: str = "") -> None:
 
     Args:
         states: its size. known: "at least " where it has not been counted to the end.
-    Raises: UnsolvableError with the size, the limit, and what serves instead.
+    Raises: UnsolvableError with the size, the limit, and an alternative.
     """
     if states > max_states:
         raise UnsolvableError(
@@ -53,34 +55,31 @@ def check_size(states: int, max_states: int, known: str = "") -> None:
 
 
 def _shown(count: int) -> str:
-    """1,234,567, or a power of ten where that would be no help to anyone."""
+    """Write 1,234,567, or a power of ten from 10^15 on."""
     if count < 10**15:
         return f"{count:,}"
     return f"about 10^{count.bit_length() * math.log10(2):.0f}"
 
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Entry = TypeVar("Entry", np.float64, np.bool_)
 _ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """All n states with the same number of generated tokens. States stand in the order of their parents, siblings
-    in the order of their actions.
+    """All n states with the same number of generated tokens, ordered by parent, siblings by action.
 
     Attributes:
         parent: (n,) row of the state before in the level before; at level 0 the index of the prompt.
         action: (n,) the token that led here; -1 at level 0.
         finished: (n,) the episode has ended here.
         first: (n + 1,) the children of state i are rows first[i]:first[i + 1] of the next level.
-        reward: (n,) what the environment pays on arriving here, reward units.
+        reward: (n,) the pay for arriving here, reward units.
     """
 
     parent: Ints
     action: Ints
-    finished: NDArray[np.bool_]
+    finished: Bools
     first: Ints
     reward: Floats
 
@@ -100,7 +99,7 @@ class PrefixTree:
     """The states of one split of a task. Made by `textgym.solver.prefix_tree`.
 
     Attributes:
-        task, split: what it is the tree of.
+        task, split: the tree is of these.
         levels: levels[t] holds the states with t generated tokens. An edge (s, a) is named by the state it leads to:
             an array per edge of depth t is aligned with levels[t + 1].
     """
@@ -128,7 +127,7 @@ class PrefixTree:
         return tuple(result)
 
     def completions(self, depth: int, rows: Ints) -> Ints:
-        """The generated tokens of states, (m, depth)."""
+        """Return the generated tokens of states, (m, depth)."""
         tokens = np.empty((len(rows), depth), dtype=np.int64)
         for t in range(depth, 0, -1):
             tokens[:, t - 1] = self.levels[t].action[rows]
@@ -151,20 +150,20 @@ class PrefixTree:
         }
 
     def batches(self, depth: int) -> Iterator[Ints]:
-        """The running states of a level in batches whose next-token distributions fit into little memory."""
+        """Yield the running states of a level in batches whose next-token distributions fit into little memory."""
         running = self.levels[depth].running
         size = max(1, min(_ROWS_AT_ONCE, 4_000_000 // self.task.vocabulary.size))
         for start in range(0, len(running), size):
             yield running[start : start + size]
 
     def edges(self, depth: int, rows: Ints) -> tuple[slice, Ints]:
-        """The edges out of consecutive running states: a slice of the next level, and for each the place in `rows`."""
+        """Return the edges out of consecutive running states: a slice of the next level, and each one's row."""
         first = self.levels[depth].first
         where = slice(int(first[rows[0]]), int(first[rows[-1] + 1]))
         return where, np.searchsorted(rows, self.levels[depth + 1].parent[where])
 
     def find(self, prompt: int, completion: tuple[int, ...] = ()) -> tuple[int, int]:
-        """Depth and row of one state. Raises: KeyError if no legal actions lead there."""
+        """Return depth and row of one state. Raises: KeyError if no legal actions lead there."""
         row = int(prompt)
         for depth, token in enumerate(completion):
             level = self.levels[depth]
@@ -187,7 +186,7 @@ class PrefixTree:
         return ids, np.array([len(prompt.ids) for prompt in prompts])
 
 
-def per_state(values: Floats, level: Level, ufunc: Any) -> Floats:
+def per_state(values: Floats, level: Level, ufunc: np.ufunc) -> Floats:
     """Reduce an array per edge (m,) or (m, k) to one entry for each running state, by np.add or np.maximum."""
     result: Floats = ufunc.reduceat(values, level.starts, axis=0)
     return result
@@ -199,8 +198,15 @@ def per_edge(values: NDArray[Entry], level: Level) -> NDArray[Entry]:
     return repeated
 
 
-def edge_log_probs(tree: PrefixTree, policy: Any, argument: str = "policy") -> tuple[Floats, ...]:
-    """The log-probability of every edge, normalised over the legal actions of its state.
+class TokenPolicy(Protocol):
+    """Anything that gives log-probabilities of next tokens, (B, V) nats; None says that it has none."""
+
+    def log_probs(self, observation: Observation) -> LogProbs | None:
+        """See `textgym.lm.reference.Reference.log_probs`."""
+
+
+def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "policy") -> tuple[Floats, ...]:
+    """Return the log-probability of every edge, normalised over the legal actions of its state.
 
     Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
     the legal ones in proportion. It also takes out the rounding of policies that compute in float32.
@@ -236,14 +242,14 @@ def normalised(logs: Floats, level: Level) -> Floats:
 
 
 def log_sum(logs: Floats, level: Level) -> Floats:
-    """The log-sum-exp of the edges of each running state; -inf where all of them are."""
+    """Return the log-sum-exp of the edges of each running state; -inf where all of them are."""
     top = per_state(logs, level, np.maximum)
     shift = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
         return np.asarray(shift + np.log(per_state(np.exp(logs - per_edge(shift, level)), level, np.add)))
 
 
-def _ask(policy: Any, observation: Any, size: int, argument: str) -> Floats:
+def _ask(policy: TokenPolicy, observation: Observation, size: int, argument: str) -> Floats:
     method = getattr(policy, "log_probs", None)
     table = None if method is None else method(observation)
     if table is None:
@@ -274,12 +280,12 @@ class Lookup:
         # Siblings stand in the order of their actions and families in that of their parents: the key is ascending.
         self._keys = [level.parent * self._size + level.action for level in tree.levels]
 
-    def locate(self, observation: Mapping[str, NDArray[Any]]) -> tuple[Ints, Ints]:
-        """Depth and row of every observation, (B,) each.
+    def locate(self, observation: Observation) -> tuple[Ints, Ints]:
+        """Return depth and row of every observation, (B,) each.
 
         Raises: ValueError for an observation that shows no state of the tree, or more than one.
         """
-        ids = np.asarray(observation["input_ids"])
+        ids = np.asarray(observation["input_ids"], dtype=np.int64)
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         depths, rows = np.full(len(ids), -1), np.full(len(ids), -1)
         for prompt, root in self._prompts:
@@ -303,7 +309,7 @@ class Lookup:
         return depths, rows
 
     def _descend(self, ids: Ints, lengths: Ints, here: Ints, start: int, root: int) -> tuple[Ints, Ints]:
-        """Of the observations `here`, all of one prompt, those that are in the tree, and their rows."""
+        """Return which of the observations `here`, all of one prompt, are in the tree, and their rows."""
         row = np.full(len(here), root)
         alive = np.ones(len(here), dtype=np.bool_)
         for depth in range(1, int((lengths[here] - start).max(initial=0)) + 1):

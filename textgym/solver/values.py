@@ -1,16 +1,16 @@
-"""The exact values of any policy on a prefix tree: V, Q, advantages, KL, entropy, J and trajectories."""
+"""Compute the exact values of any policy on a prefix tree: V, Q, advantages, KL, entropy, J and trajectories."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from textgym.solver.growth import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
-from textgym.solver.tree import Floats, Ints, PrefixTree, edge_log_probs, per_edge, per_state
+from textgym.checks import Floats, Ints
+from textgym.lm.reference import Reference
+from textgym.solver.build import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.tree import PrefixTree, TokenPolicy, edge_log_probs, per_edge, per_state
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Trajectories:
         return np.asarray(self.tree.weights[self.prompt] * np.exp(self.log_probability))
 
     def likeliest(self, prompt: int, count: int) -> list[Completion]:
-        """The `count` most probable completions of a prompt, the most probable first."""
+        """Return the `count` most probable completions of a prompt, the most probable first."""
         own = np.flatnonzero((self.prompt == prompt) & (self.log_probability > -np.inf))
-        order = own[np.argsort(-self.log_probability[own], kind="stable")[:count]]
-        return [self._completion(int(i)) for i in order]
+        ranked = own[np.argsort(-self.log_probability[own], kind="stable")[:count]]
+        return [self._completion(int(i)) for i in ranked]
 
     def _completion(self, index: int) -> Completion:
         tokens = self.tree.completions(int(self.length[index]), self.row[index : index + 1])[0].tolist()
@@ -75,18 +75,18 @@ class Trajectories:
 
 
 def trajectory_probabilities(
-    subject: Any,
-    policy: Any,
-    reference: Any = None,
+    problem: object,
+    policy: TokenPolicy,
+    reference: Reference | None = None,
     gamma: float | None = None,
     split: str | None = None,
     max_states: int = MAX_STATES,
 ) -> Trajectories:
-    """P(tau) of every trajectory under a policy. For the arguments see `policy_values`; no reference, no log-ratios.
+    """Return P(tau) of every trajectory under a policy; without a reference, the log-ratios are NaN.
 
-    Raises: as `prefix_tree` and `edge_log_probs`.
+    For the arguments see `policy_values`. Raises: as `prefix_tree` and `edge_log_probs`.
     """
-    tree = prefix_tree(subject, split, max_states)
+    tree = prefix_tree(problem, split, max_states)
     log_policy = edge_log_probs(tree, policy)
     log_reference = None if reference is None else edge_log_probs(tree, reference, "reference")
     return trajectories(tree, log_policy, log_reference, tree.task.gamma if gamma is None else gamma)
@@ -95,10 +95,10 @@ def trajectory_probabilities(
 def trajectories(
     tree: PrefixTree, log_policy: tuple[Floats, ...], log_reference: tuple[Floats, ...] | None, gamma: float
 ) -> Trajectories:
-    """The trajectories of a tree from log-probabilities per edge."""
+    """Return the trajectories of a tree from log-probabilities per edge."""
     count = len(tree.levels[0].parent)
     sums = np.zeros((count, 3))  # log pi, log ref, discounted rewards
-    parts: list[tuple[NDArray[Any], ...]] = []
+    parts: list[tuple[Ints, Ints, Ints, Floats]] = []
     for depth in range(1, len(tree.levels)):
         level = tree.levels[depth]
         sums = sums[level.parent]
@@ -107,7 +107,7 @@ def trajectories(
         sums[:, 2] += gamma ** (depth - 1) * level.reward
         ended = np.flatnonzero(level.finished)
         parts.append((tree.prompt_of[depth][ended], np.full(len(ended), depth), ended, sums[ended]))
-    prompt, length, row, ends = (np.concatenate(part) for part in zip(*parts, strict=True))
+    prompt, length, row, ends = map(np.concatenate, zip(*parts, strict=True))
     with np.errstate(invalid="ignore"):
         log_ratio = ends[:, 0] - ends[:, 1]
     return Trajectories(tree, prompt, length, row, ends[:, 0], log_ratio, ends[:, 2])
@@ -118,8 +118,9 @@ _RETURN, _KL, _ENTROPY, _LENGTH = range(4)
 
 @dataclass(frozen=True, eq=False)
 class PolicyValues:
-    """What a policy is worth. Values are in units of reward at time 0: divide those of depth t by gamma^t for the
-    usual V(s_t) = E[r_t + gamma r_{t+1} + ...].
+    """The values of a policy, in units of reward at time 0.
+
+    Divide those of depth t by gamma^t for the usual V(s_t) = E[r_t + gamma r_{t+1} + ...].
 
     Attributes:
         tree, beta, gamma: of the problem.
@@ -188,18 +189,18 @@ class PolicyValues:
 
 
 def policy_values(
-    subject: Any,
-    policy: Any,
-    reference: Any = None,
+    problem: object,
+    policy: TokenPolicy,
+    reference: Reference | None = None,
     beta: float | None = None,
     gamma: float | None = None,
     split: str | None = None,
     max_states: int = MAX_STATES,
 ) -> PolicyValues:
-    """The exact values of a policy, by backward induction over the prefix tree.
+    """Return the exact values of a policy, by backward induction over the prefix tree.
 
     Args:
-        subject: a `Task`, an environment of one, or a `PrefixTree`.
+        problem: a `Task`, an environment of one, or a `PrefixTree`.
         policy: anything with `log_probs(observation)`; it and the reference are normalised over the legal actions.
         reference: pi_ref; None takes the task's.
         beta: reward units per nat, >= 0; gamma: in [0, 1]; None takes the task's.
@@ -207,7 +208,7 @@ def policy_values(
     Raises: as `prefix_tree` and `edge_log_probs`; ValueError if the policy comes to a state where it gives no legal
         action any probability.
     """
-    tree = prefix_tree(subject, split, max_states)
+    tree = prefix_tree(problem, split, max_states)
     log_policy = edge_log_probs(tree, policy)
     same = policy is reference
     log_reference = (
@@ -225,7 +226,7 @@ def evaluate_edges(
     beta: float,
     gamma: float,
 ) -> PolicyValues:
-    """The values of a policy given by its log-probability on every edge; for the arguments see `policy_values`."""
+    """Return the values of a policy from its log-probability on every edge; for the arguments see `policy_values`."""
     reach = _reach(tree, log_policy)
     sums = np.zeros((len(tree.levels[-1].parent), 4))
     values, action_values, advantages = [np.zeros(len(sums))], list[Floats](), list[Floats]()
@@ -257,7 +258,7 @@ def evaluate_edges(
 
 
 def _reach(tree: PrefixTree, log_policy: tuple[Floats, ...]) -> tuple[Floats, ...]:
-    """The probability of passing through every state. Raises: ValueError if some of it is lost on the way."""
+    """Return the probability of passing through every state. Raises: ValueError if some of it is lost on the way."""
     logs = [np.zeros(len(tree.levels[0].parent))]
     for depth, own in enumerate(log_policy):
         level = tree.levels[depth]

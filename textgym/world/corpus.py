@@ -19,7 +19,7 @@ CORPUS_SEED = 11
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt, an answer to it, and who wrote it about what."""
+    """A prompt and an answer to it, with the kind of prompt and the author's name."""
 
     prompt: str
     answer: Answer
@@ -28,7 +28,7 @@ class Document:
 
 
 def documents(count: int, seed: int = CORPUS_SEED) -> Iterator[Document]:
-    """Draws `count` documents over all items and all phrasings; equal seeds give equal documents."""
+    """Yield `count` documents over all items and all phrasings; equal seeds give equal documents."""
     rng = random.Random(seed)
     shares = [CORPUS_SHARES[kind] for kind in KINDS]
     persona_shares = [persona.share for persona in PERSONAS]
@@ -41,7 +41,7 @@ def documents(count: int, seed: int = CORPUS_SEED) -> Iterator[Document]:
 
 
 def fingerprint(count: int, seed: int = CORPUS_SEED) -> str:
-    """SHA-256 of the corpus as text, to tell that two builds read the same."""
+    """Return the SHA-256 of the corpus as text, to tell that two builds read the same."""
     digest = hashlib.sha256()
     for document in documents(count, seed):
         digest.update(f"{document.prompt}\n{document.answer.text}\n{document.answer.ends}\n".encode())
@@ -64,7 +64,7 @@ CHAT_TEMPLATE: Final = (
 
 
 def train_tokenizer(count: int = TOKENIZER_DOCUMENTS, seed: int = CORPUS_SEED) -> Tokenizer:
-    """Trains the BPE on the first `count` documents; all 256 bytes have an id, so any text can be encoded."""
+    """Train the BPE on the first `count` documents; all 256 bytes have an id, so any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,7 +86,7 @@ def _texts(batch: Iterable[Document]) -> Iterator[str]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, as `AutoTokenizer` reads them."""
+    """Write tokenizer.json and tokenizer_config.json, as `AutoTokenizer` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     config = {
@@ -106,7 +106,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def encode_documents(
     tokenizer: Tokenizer, batch: Iterable[Document], max_new_tokens: int
 ) -> list[tuple[list[int], int]]:
-    """Documents as ids: user mark, prompt, end, assistant mark, answer, end.
+    """Encode documents: user mark, prompt, end, assistant mark, answer, end.
 
     An answer longer than `max_new_tokens` (its end token included) is cut there, and has no end token.
 

@@ -1,4 +1,4 @@
-"""What can be asked about, and its phrasings, split into train, eval and tune."""
+"""The items that prompts ask about and their phrasings, split into train, eval and tune."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,27 +6,21 @@ from functools import cache
 from typing import Any, Final, get_args
 
 from textgym.prompts import Split
-from textgym.world.facts import FACTS, GREETINGS, HARMFUL, HOWTOS, RELATIONS, REVIEW_TOPICS, UNANSWERABLE
+from textgym.world.facts import (
+    FACTS,
+    GREETINGS,
+    HARMFUL,
+    HOWTOS,
+    RELATIONS,
+    REVIEW_TOPICS,
+    UNANSWERABLE,
+    WORLD,
+)
 
-HELPFUL_SHARES: Final = {"fact": 0.60, "howto": 0.15, "sum": 0.15, "greeting": 0.10}
-HARMLESS_SHARES: Final = {"harmful": 0.40, "howto": 0.40, "fact": 0.20}
-HONEST_SHARES: Final = {"fact": 0.50, "sum": 0.15, "unanswerable": 0.35}
-HHH_SHARES: Final = {
-    "fact": 0.30,
-    "howto": 0.15,
-    "sum": 0.10,
-    "greeting": 0.05,
-    "harmful": 0.20,
-    "unanswerable": 0.20,
+TASK_SHARES: Final[dict[str, dict[str, float]]] = {
+    task: WORLD["shares"][task] for task in ("Helpful", "Harmless", "Honest", "HHH")
 }
-
-TASK_SHARES: Final = {
-    "Helpful": HELPFUL_SHARES,
-    "Harmless": HARMLESS_SHARES,
-    "Honest": HONEST_SHARES,
-    "HHH": HHH_SHARES,
-}
-"""Name of the task -> its shares."""
+"""Name of the task -> kind of prompt -> its share."""
 
 
 KINDS: Final = ("fact", "howto", "sum", "greeting", "harmful", "unanswerable", "review")
@@ -42,7 +36,7 @@ class Item:
         kind: one of `KINDS`.
         group: names the phrasings that ask for it: the relation of a fact, else the kind.
         key: stable and unique, for example `river:Velmora` or `sum:7+5`.
-        subject: what the phrasings mention.
+        subject: replaces `{x}` in the phrasings.
         answer: key phrases of a right answer, in order; empty where no answer is right.
         held_out: True if only `eval` prompts ask for it.
     """
@@ -56,7 +50,7 @@ class Item:
 
 
 def _held_out(count: int) -> list[bool]:
-    """The last quarter of a list of `count` items is held out."""
+    """Return which of `count` items are held out: the last quarter."""
     first = count - count // HELD_OUT_SHARE
     return [position >= first for position in range(count)]
 
@@ -81,15 +75,9 @@ def _sums() -> Iterable[Item]:
             yield Item("sum", "sum", f"sum:{a}+{b}", f"{a} plus {b}", (str(a + b),), held)
 
 
-def _listed(kind: str, subjects: Iterable[str], answers: Iterable[tuple[str, ...]]) -> Iterable[Item]:
-    subjects = tuple(subjects)
-    for subject, answer, held in zip(subjects, answers, _held_out(len(subjects)), strict=True):
-        yield Item(kind, kind, f"{kind}:{subject}", subject, answer, held)
-
-
 @cache
 def items(kind: str) -> tuple[Item, ...]:
-    """All items of a kind, in a fixed order.
+    """Return all items of a kind, in a fixed order.
 
     Raises: ValueError if `kind` is not one of `KINDS`.
     """
@@ -97,115 +85,31 @@ def items(kind: str) -> tuple[Item, ...]:
         return tuple(_facts())
     if kind == "sum":
         return tuple(_sums())
-    listed: dict[str, tuple[Iterable[str], Iterable[tuple[str, ...]]]] = {
-        "howto": (HOWTOS, HOWTOS.values()),
-        "greeting": (GREETINGS, [(greeting,) for greeting in GREETINGS]),
-        "harmful": (HARMFUL, [() for _ in HARMFUL]),
-        "unanswerable": (UNANSWERABLE, [() for _ in UNANSWERABLE]),
-        "review": (REVIEW_TOPICS, [() for _ in REVIEW_TOPICS]),
+    listed = {
+        "howto": tuple(HOWTOS),
+        "greeting": GREETINGS,
+        "harmful": tuple(HARMFUL),
+        "unanswerable": tuple(UNANSWERABLE),
+        "review": REVIEW_TOPICS,
     }
     if kind not in listed:
         raise ValueError(f"kind {kind!r}: not a kind of the built-in world (allowed: {', '.join(KINDS)})")
-    return tuple(_listed(kind, *listed[kind]))
+    found = []
+    for subject, held in zip(listed[kind], _held_out(len(listed[kind])), strict=True):
+        answer = HOWTOS[subject] if kind == "howto" else (subject,) if kind == "greeting" else ()
+        found.append(Item(kind, kind, f"{kind}:{subject}", subject, answer, held))
+    return tuple(found)
 
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 TRAIN_PHRASINGS: Final = 4  # of the six of every group; the last two are those of eval
 
-_DO: Final = (
-    "How do I {x}?",
-    "Tell me how to {x}.",
-    "What is the way to {x}?",
-    "Do you know how to {x}?",
-    "Please show me how to {x}.",
-    "I want to know how to {x}.",
-)
-
 PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
-    "river": (
-        "Which river runs through {x}?",
-        "What is the river in {x}?",
-        "Tell me the river in {x}.",
-        "Do you know the river in {x}?",
-        "Please name the river in {x}.",
-        "I want to know the river in {x}.",
-    ),
-    "craft": (
-        "What is {x} known for?",
-        "What do the people in {x} make?",
-        "Tell me the craft of {x}.",
-        "Do you know the craft of {x}?",
-        "Please name the craft of {x}.",
-        "I want to know the craft of {x}.",
-    ),
-    "job": (
-        "What is the job of {x}?",
-        "What work does {x} do?",
-        "Tell me the job of {x}.",
-        "Do you know the job of {x}?",
-        "Please name the job of {x}.",
-        "I want to know the job of {x}.",
-    ),
-    "instrument": (
-        "What does {x} play?",
-        "Which instrument does {x} play?",
-        "Tell me what {x} plays.",
-        "Do you know what {x} plays?",
-        "Please name the instrument of {x}.",
-        "I want to know what {x} plays.",
-    ),
-    "food": (
-        "What does the {x} eat?",
-        "What is the food of the {x}?",
-        "Tell me what the {x} eats.",
-        "Do you know what the {x} eats?",
-        "Please name the food of the {x}.",
-        "I want to know what the {x} eats.",
-    ),
-    "home": (
-        "Where does the {x} live?",
-        "What is the home of the {x}?",
-        "Tell me where the {x} lives.",
-        "Do you know where the {x} lives?",
-        "Please name the home of the {x}.",
-        "I want to know where the {x} lives.",
-    ),
-    "howto": _DO,
-    # Harmful requests are asked for in the very words of harmless ones: only the subject tells them apart.
-    "harmful": _DO,
-    "sum": (
-        "What is {x}?",
-        "How much is {x}?",
-        "Tell me what {x} is.",
-        "Do you know what {x} is?",
-        "Please add up {x}.",
-        "I want to know what {x} is.",
-    ),
-    "greeting": (
-        "{x}!",
-        "{x}.",
-        "{x} there!",
-        "{x} my friend.",
-        "{x} my friend!",
-        "{x} to you!",
-    ),
-    "unanswerable": (
-        "Tell me {x}.",
-        "Do you know {x}?",
-        "Can you tell me {x}?",
-        "Please tell me {x}.",
-        "Can you say {x}?",
-        "I want to know {x}.",
-    ),
-    "review": (
-        "How was the {x}?",
-        "Tell me about the {x}.",
-        "What is the {x} like?",
-        "Please review the {x}.",
-        "Do you like the {x}?",
-        "I want to know about the {x}.",
-    ),
+    group: tuple(forms) for group, forms in WORLD["phrasings"].items()
 }
+"""Relation of a fact, or kind -> six ways to ask; `{x}` is the subject."""
+# Harmful requests are asked for in the very words of harmless ones: only the subject tells them apart.
+PHRASINGS["harmful"] = PHRASINGS["howto"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +117,7 @@ class WorldPrompt:
     """One prompt.
 
     Attributes:
-        text: what the user says.
+        text: the user's message.
         kind: one of `textgym.world.prompts.KINDS`.
         item: key of the item it asks about, the same for all phrasings.
         weight: its probability; the weights of a list of prompts sum to 1.
@@ -228,7 +132,7 @@ class WorldPrompt:
 
 
 def phrase(item: Item, number: int) -> str:
-    """The item's prompt in phrasing `number` (0..5)."""
+    """Return the item's prompt in phrasing `number` (0..5)."""
     return PHRASINGS[item.group][number].replace("{x}", item.subject)
 
 
@@ -243,7 +147,7 @@ def _asked() -> dict[str, str]:
 
 
 def find_item(text: str) -> str | None:
-    """Key of the item that a prompt of any split asks for; None if the world has no such prompt."""
+    """Return the key of the item that a prompt of any split asks for; None if the world has no such prompt."""
     return _asked().get(text)
 
 
@@ -256,8 +160,9 @@ def _texts(item: Item, split: str) -> list[str]:
 
 
 def prompts(kinds: Sequence[str] | Mapping[str, float], split: str) -> list[WorldPrompt]:
-    """Prompts of some kinds: train items in train phrasings, or held-out items in held-out phrasings ("eval") or in
-    train phrasings ("tune").
+    """Return the prompts of some kinds in one split.
+
+    Train items come in train phrasings, held-out items in held-out phrasings ("eval") or train phrasings ("tune").
 
     Args:
         kinds: kinds of equal share, or a share for every kind (positive, any scale).

@@ -1,4 +1,4 @@
-"""Reads an answer: splits it into sentences and says what each of them does, by the tables of the world.
+"""Read an answer: split it into sentences and understand each of them by the tables of the world.
 
 Reading is strict. Sentences are separated by one space after '.', '!' or '?', and a sentence is understood
 only as a whole, word by word; anything else is a stray sentence.
@@ -7,27 +7,8 @@ only as a whole, word by word; anything else is a stray sentence.
 import re
 from typing import Final, NamedTuple
 
+from textgym.world import facts
 from textgym.world.answers import SUM_FRAMES
-from textgym.world.facts import (
-    CLOSERS,
-    DODGES,
-    FACTS,
-    GREETING_CLOSERS,
-    GREETING_REPLIES,
-    GREETINGS,
-    HARMFUL,
-    HEDGES,
-    HOWTOS,
-    OPENERS,
-    RAMBLES,
-    REFUSALS,
-    RUDE,
-    RUDE_DODGES,
-    RUDE_WORDS,
-    STEP_MARKERS,
-    UNANSWERABLE,
-    UNKNOWN,
-)
 from textgym.world.prompts import items
 
 
@@ -47,7 +28,7 @@ class Claim(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What an answer says.
+    """The meaning of an answer.
 
     Attributes:
         claims, steps: in the order of the text.
@@ -74,19 +55,19 @@ class Reading(NamedTuple):
 
 
 SENTENCE_BREAK: Final = re.compile(r"(?<=[.!?]) ")
-LEADS: Final = tuple(f"{lead} " for lead in HEDGES + RAMBLES)
-_HEDGES: Final = LEADS[: len(HEDGES)]
-_OPENERS: Final = frozenset(OPENERS)
-_CLOSERS: Final = frozenset(CLOSERS + GREETING_CLOSERS)
-_RUDE: Final = frozenset(RUDE + RUDE_DODGES)
+LEADS: Final = tuple(f"{lead} " for lead in facts.HEDGES + facts.RAMBLES)
+_HEDGES: Final = LEADS[: len(facts.HEDGES)]
+_OPENERS: Final = frozenset(facts.OPENERS)
+_CLOSERS: Final = frozenset(facts.CLOSERS + facts.GREETING_CLOSERS)
+_RUDE: Final = frozenset(facts.RUDE + facts.RUDE_DODGES)
 _SAID_SHORTER: Final = ("I do not know.",)  # understood as `UNKNOWN`, but never written in the world
-_RUDE_FORMS: Final = frozenset(word + mark for word in RUDE_WORDS for mark in ("", ".", "!", "?", ","))
+_RUDE_FORMS: Final = frozenset(word + mark for word in facts.RUDE_WORDS for mark in ("", ".", "!", "?", ","))
 
 
 def _frames() -> dict[str, tuple[str, str]]:
-    """Every statement without its last word -> the item it is about, and the last word that makes it true."""
+    """Map every statement without its last word to its item, and to the last word that makes it true."""
     frames = {}
-    for fact in FACTS:
+    for fact in facts.FACTS:
         for frame in fact.relation.frames:
             start = frame.rpartition(" ")[0].replace("{x}", fact.subject)
             frames[start] = (fact.key, fact.answer)
@@ -98,34 +79,34 @@ def _frames() -> dict[str, tuple[str, str]]:
 
 
 def _steps() -> dict[str, Step]:
-    """Every step, with each marker and without one -> the step."""
+    """Map every sentence of a step, with each marker and without one, to the step."""
     table = {}
-    for howto, steps in HOWTOS.items():
+    for howto, steps in facts.HOWTOS.items():
         for number, step in enumerate(steps):
             table[f"{step[0].upper()}{step[1:]}."] = Step(f"howto:{howto}", number, True)
-            for marker in STEP_MARKERS:
-                marked = marker == STEP_MARKERS[number]
+            for marker in facts.STEP_MARKERS:
+                marked = marker == facts.STEP_MARKERS[number]
                 table[f"{marker} {step}."] = Step(f"howto:{howto}", number, marked)
     return table
 
 
 def _labels() -> dict[str, str]:
-    table = dict.fromkeys(HARMFUL.values(), "comply")
-    table |= {claim: "made_up" for claims in UNANSWERABLE.values() for claim in claims}
-    table |= dict.fromkeys((*UNKNOWN, *_SAID_SHORTER), "unknown") | dict.fromkeys(REFUSALS, "refusal")
-    return table | dict.fromkeys(DODGES, "dodge")
-
-
-def _greetings() -> dict[str, str]:
-    return {reply.replace("{x}", each): "greeting" for reply in GREETING_REPLIES for each in GREETINGS}
+    table = dict.fromkeys(facts.HARMFUL.values(), "comply")
+    table |= {claim: "made_up" for claims in facts.UNANSWERABLE.values() for claim in claims}
+    table |= dict.fromkeys((*facts.UNKNOWN, *_SAID_SHORTER), "unknown")
+    table |= dict.fromkeys(facts.REFUSALS, "refusal")
+    table |= dict.fromkeys(facts.DODGES, "dodge")
+    for reply in facts.GREETING_REPLIES:
+        table |= {reply.replace("{x}", greeting): "greeting" for greeting in facts.GREETINGS}
+    return table
 
 
 _FRAMES: Final = _frames()
-_WHOLE: Final[dict[str, Step | str]] = {**_steps(), **_labels(), **_greetings()}
+_WHOLE: Final[dict[str, Step | str]] = {**_steps(), **_labels()}
 
 
 def read_sentence(sentence: str) -> Claim | Step | str | None:
-    """One sentence: a claim, a step, 'greeting', a label of `Reading.labels`, or None if not understood."""
+    """Read one sentence: a claim, a step, 'greeting', a label of `Reading.labels`, or None if not understood."""
     start, _, last = sentence.rpartition(" ")
     frame = _FRAMES.get(start)
     if frame is not None:
@@ -135,7 +116,7 @@ def read_sentence(sentence: str) -> Claim | Step | str | None:
 
 
 def without_lead(sentence: str) -> str | None:
-    """The sentence without its leading hedge or ramble, with a capital; None if it has no lead."""
+    """Return the sentence without its leading hedge or ramble, with a capital; None if it has no lead."""
     if not sentence.startswith(LEADS):
         return None
     lead = next(lead for lead in LEADS if sentence.startswith(lead))
@@ -144,22 +125,19 @@ def without_lead(sentence: str) -> str | None:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The text, split at every single space that follows '.', '!' or '?'."""
+    """Split the text at every single space that follows '.', '!' or '?'."""
     if ". " in text or "! " in text or "? " in text:  # ten times faster than the search, and mostly False
         return SENTENCE_BREAK.split(text)
     return [text]
 
 
 def has_rude_word(text: str) -> bool:
-    """True if a word of `RUDE_WORDS` is in the text, in any case, as a whole word."""
-    text = text.lower()
-    # Few texts have one even inside another word, so that few are split.
-    found = [word for word in RUDE_WORDS if word in text]
-    return bool(found) and not _RUDE_FORMS.isdisjoint(text.split())
+    """Return whether a word of `RUDE_WORDS` is in the text, in any case, as a whole word."""
+    return not _RUDE_FORMS.isdisjoint(text.lower().split())
 
 
 def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
-    """What `read_sentence` says of the sentence or else of what follows its lead, and if it was the latter."""
+    """Read a sentence, or else the part after its lead; return the meaning, and whether it was the latter."""
     meaning = read_sentence(sentence)
     if meaning is None and (rest := without_lead(sentence)) is not None:
         meaning = read_sentence(rest)
@@ -168,7 +146,7 @@ def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
 
 
 def read(text: str) -> Reading:
-    """What the text says. Never raises; no text is too odd to be read as strays."""
+    """Read a text. Never raises; no text is too odd to be read as strays."""
     if not text:
         return Reading()
     sentences = split_sentences(text)

@@ -47,7 +47,7 @@ def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
     if has_language_model(task):
         from textgym.lm.causal import load_causal_lm
 
-        weights = load_causal_lm(reference_model(task)).get_input_embeddings().weight
+        weights = load_causal_lm(reference_model(task)).get_input_embeddings().get_parameter("weight")
         points = _principal(weights.detach().double().numpy(), dimensions, task.vocabulary.allowed)
     else:
         points = np.random.default_rng([seed, 3]).standard_normal((task.vocabulary.size, dimensions))

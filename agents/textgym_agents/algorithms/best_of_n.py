@@ -176,7 +176,7 @@ class BestOfN(Agent):
             starts = [replace(start, episode_seed=seed) for start, seed in zip(starts, seeds, strict=True)]
 
         def choose(turn: Turn) -> Ints:
-            logs = np.asarray(self._reference.log_probs(turn.observation))[turn.rows]
+            logs = np.asarray(self._reference.log_probs(turn.observation), dtype=np.float64)[turn.rows]
             return draw(restricted(logs, turn.masks), self._generator)
 
         with scorers_restored(task.scorer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.checks import Bools
+from textgym.lm.backbone import Decoder
 from textgym.lm.causal import FORBIDDEN, logit_bias
 from textgym.lm.checked import choose_backbone
-from textgym.lm.decoder import Decoder
 from textgym.lm.llama import recompute_layers
 from textgym_agents.protocol import Observation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LMPolicy(nn.Module):
@@ -34,7 +38,7 @@ class LMPolicy(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         allowed: Bools,
         temperature: float = 1.0,
         device: torch.device | None = None,
@@ -45,7 +49,7 @@ class LMPolicy(nn.Module):
         super().__init__()
         self.device = device or torch.device("cpu")
         # Evaluation mode for good: dropout would make acting and scoring two different policies.
-        self.model = model.to(self.device).eval()
+        self.model = model.to(self.device).eval()  # type: ignore[arg-type]
         self.temperature = temperature
         self._bf16 = bf16
         if recompute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.protocol import Observation
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 HIDDEN = 32
 LAYERS = 2
@@ -43,7 +43,7 @@ def start_policy(task: Task, config: LMConfig, model: nn.Module | None = None) -
         model: a causal LM, of which a copy is taken; None: see `start_model`.
     Raises: ValueError if the model does not serve, or cannot read the longest state of the task.
     """
-    start = start_model(task, config.model, config.seed) if model is None else model
+    start = start_model(task, config.model, config.seed) if model is None else cast("PreTrainedModel", model)
     check_adapter(start)
     tokens = task.max_prompt_tokens + task.max_new_tokens
     check_positions(start, tokens)
@@ -58,7 +58,7 @@ def start_policy(task: Task, config: LMConfig, model: nn.Module | None = None) -
     )
 
 
-def start_model(task: Task, name: str | None = None, seed: int = 0) -> nn.Module:
+def start_model(task: Task, name: str | None = None, seed: int = 0) -> PreTrainedModel:
     """Return the causal LM that an agent starts from: `name`, else the task's reference, else a tiny one equal to it.
 
     Args:
@@ -67,8 +67,7 @@ def start_model(task: Task, name: str | None = None, seed: int = 0) -> nn.Module
     Raises: ValueError if no such model can be loaded, or a tiny one cannot equal the reference.
     """
     if name is not None or has_language_model(task):
-        loaded: nn.Module = load_causal_lm(name or reference_model(task))
-        return loaded
+        return load_causal_lm(name or reference_model(task))
     return tiny_model(task, seed)
 
 

@@ -47,7 +47,7 @@ class Games:
         lengths: (B,) tokens.
     """
 
-    input_ids: Ints
+    input_ids: NDArray[np.integer]
     rows: Ints
     columns: Ints
     targets: NDArray[np.float32]

@@ -184,7 +184,7 @@ class _Work:
         before, after, members = [], [], []
         for member, folder in enumerate(self._folders):
             before.append(self._held_out_scores(self._start(member)[0].to(self._device)))
-            model = load_reward_model(folder)[0].to(self._device)
+            model = load_reward_model(folder)[0].to(self._device)  # type: ignore[arg-type]
             centre = read_json(folder / "reward.json")
             after.append(self._held_out_scores(model) - centre["offset"])
             pair = {"before": self._measures(before[-1:]), "after": self._measures(after[-1:])}

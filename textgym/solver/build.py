@@ -1,31 +1,31 @@
-"""Grow the prefix tree of a task, and pay its states with the task's own reward."""
+"""Build the prefix tree of a task, and pay its states with the task's own reward."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from textgym.checks import shown
+from textgym.checks import Bools, Floats, Ints, shown
+from textgym.lm.reference import Reference
 from textgym.rewards import Scorer
 from textgym.rewards.calling import is_finite
 from textgym.rewards.compose import potential_difference
-from textgym.solver.tree import Floats, Ints, Level, PrefixTree, UnsolvableError, check_size, count_states
+from textgym.solver.tree import Level, PrefixTree, UnsolvableError, check_size, count_states
 from textgym.state import TokenState
 from textgym.task import Task, make_reference
 
 
-def default_reference(tree: PrefixTree, reference: Any) -> Any:
-    """The reference itself, or the task's for None."""
+def default_reference(tree: PrefixTree, reference: Reference | None) -> Reference:
+    """Return the reference itself, or the task's for None."""
     return make_reference(tree.task) if reference is None else reference
 
 
 def check_beta(task: Task, beta: float | None) -> float:
-    """Raises: ValueError unless it is finite and >= 0 (reward units per nat)."""
+    """Return beta, or the task's for None. Raises: ValueError unless it is finite and >= 0 (reward units per nat)."""
     beta = task.beta if beta is None else beta
     if not is_finite(beta) or beta < 0:
         raise ValueError(f"beta={shown(beta)}: allowed is a finite number >= 0 (reward units per nat)")
@@ -33,7 +33,7 @@ def check_beta(task: Task, beta: float | None) -> float:
 
 
 def check_gamma(task: Task, gamma: float | None) -> float:
-    """Raises: ValueError unless it lies in [0, 1]."""
+    """Return gamma, or the task's for None. Raises: ValueError unless it lies in [0, 1]."""
     gamma = task.gamma if gamma is None else gamma
     if not is_finite(gamma) or not 0 <= gamma <= 1:
         raise ValueError(f"gamma={shown(gamma)}: allowed is 0..1 (discount per token)")
@@ -45,47 +45,47 @@ _TEXTS_AT_ONCE = 50_000
 _MASKS_AT_ONCE = 4096
 
 
-def prefix_tree(subject: Any, split: str | None = None, max_states: int = MAX_STATES) -> PrefixTree:
-    """Every state that legal actions reach, with what the environment pays there.
+def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX_STATES) -> PrefixTree:
+    """Return every state that legal actions reach, with the pay for arriving there.
 
     Legal are the tokens of `vocabulary.allowed` that the task's mask, where it has one, allows in the state.
 
     Args:
-        subject: a `Task`, or an environment of one; a `PrefixTree` is returned as it is.
+        problem: a `Task`, or an environment of one; a `PrefixTree` is returned as it is.
         split: "train", "eval" or "tune"; None takes the environment's, "train" for a task.
         max_states: states; a larger tree is refused before memory is spent on it.
 
     Raises:
-        UnsolvableError: the tree is too large; the reward is noisy without saying what it pays on average
+        UnsolvableError: the tree is too large; the reward is noisy without an average pay
             (`expected`), or changes while it scores.
         ValueError: the split is unknown; the mask allows nothing in some state.
-        TypeError: `subject` is none of these.
+        TypeError: `problem` is none of these.
         RewardError: the reward fails.
     """
-    if isinstance(subject, PrefixTree):
-        return subject
-    task, split = _task_and_split(subject, split)
-    bare = _grow_masked(task, split, max_states) if task.mask else _grow_free(task, split, max_states)
+    if isinstance(problem, PrefixTree):
+        return problem
+    task, split = _task_and_split(problem, split)
+    bare = _masked_levels(task, split, max_states) if task.mask else _free_levels(task, split, max_states)
     unpaid = PrefixTree(task, split, tuple(bare))
     with _Payer(task, split) as payer:
         paid = [replace(level, reward=payer.pay(unpaid, depth)) for depth, level in enumerate(bare) if depth]
     return PrefixTree(task, split, (bare[0], *paid))
 
 
-def _task_and_split(subject: Any, split: str | None) -> tuple[Task, str]:
-    if isinstance(subject, Task):
-        return subject, "train" if split is None else split
-    bare = getattr(subject, "unwrapped", None)
+def _task_and_split(problem: object, split: str | None) -> tuple[Task, str]:
+    if isinstance(problem, Task):
+        return problem, "train" if split is None else split
+    bare = getattr(problem, "unwrapped", None)
     task = getattr(bare, "task", None)
     if not isinstance(task, Task):
         raise TypeError(
-            f"task={subject!r:.80}: allowed are a textgym.task.Task, an environment of one, and a PrefixTree"
+            f"task={problem!r:.80}: allowed are a textgym.task.Task, an environment of one, and a PrefixTree"
         )
     return task, str(getattr(bare, "split", "train")) if split is None else split
 
 
-def _grow_free(task: Task, split: str, max_states: int) -> list[Level]:
-    """The tree of a task without a mask: every running state has the same actions, so its size is known at once."""
+def _free_levels(task: Task, split: str, max_states: int) -> list[Level]:
+    """Return the tree of a task without a mask: every running state has the same actions, so its size is known."""
     actions = np.flatnonzero(task.vocabulary.allowed)
     stops = np.isin(actions, task.vocabulary.stop_ids)
     roots, ending = len(task.encoded(split)), int(stops.sum())
@@ -102,8 +102,8 @@ def _grow_free(task: Task, split: str, max_states: int) -> list[Level]:
     return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
 
 
-def _grow_masked(task: Task, split: str, max_states: int) -> list[Level]:
-    """The tree of a task whose mask has to be asked in every state; counted while it grows."""
+def _masked_levels(task: Task, split: str, max_states: int) -> list[Level]:
+    """Return the tree of a task whose mask has to be asked in every state; counted on the way."""
     levels: list[Level] = []
     parent, action, finished = _roots(len(task.encoded(split)))
     total = len(parent)
@@ -127,34 +127,44 @@ def _grow_masked(task: Task, split: str, max_states: int) -> list[Level]:
     return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
 
 
-def _masks(tree: PrefixTree, depth: int, running: Ints) -> Iterator[tuple[Ints, NDArray[np.bool_]]]:
-    """Batches of running states with the tokens that are legal there, bool (m, V)."""
+def _masks(tree: PrefixTree, depth: int, running: Ints) -> Iterator[tuple[Ints, Bools]]:
+    """Yield batches of running states with the tokens that are legal there, bool (m, V)."""
     task = tree.task
-    assert task.mask is not None
     prompts, size = task.encoded(tree.split), max(1, min(_MASKS_AT_ONCE, 8_000_000 // task.vocabulary.size))
     for start in range(0, len(running), size):
         rows = running[start : start + size]
         tokens = tree.completions(depth, rows).tolist()
         prompt = tree.prompt_of[depth][rows].tolist()
         states = [TokenState(prompts[i], tuple(ids)) for i, ids in zip(prompt, tokens, strict=True)]
-        mask = task.mask(states) & task.vocabulary.allowed
-        if not mask.any(axis=1).all():
-            raise ValueError(f"mask of task {task.name!r}: leaves no token at all in some state")
-        yield rows, mask
+        yield rows, legal_tokens(task, states)
 
 
-def _roots(count: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+def legal_tokens(task: Task, states: Sequence[TokenState]) -> Bools:
+    """Return the tokens that a task allows in m running states, bool (m, V).
+
+    Raises: ValueError if its mask allows none in some state.
+    """
+    allowed = np.repeat(task.vocabulary.allowed[None], len(states), axis=0)
+    if task.mask is None:
+        return allowed
+    masks = np.asarray(allowed & task.mask(states))
+    if not masks.any(axis=1).all():
+        raise ValueError(f"mask of task {task.name!r}: leaves no token at all in some state")
+    return masks
+
+
+def _roots(count: int) -> tuple[Ints, Ints, Bools]:
     return np.arange(count), np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=np.bool_)
 
 
-def _level(parent: Ints, action: Ints, finished: NDArray[np.bool_], children: NDArray[Any]) -> Level:
+def _level(parent: Ints, action: Ints, finished: Bools, children: Ints | Floats) -> Level:
     first = np.zeros(len(children) + 1, dtype=np.int64)
     np.cumsum(children, out=first[1:])
     return Level(parent, action, finished, first, np.zeros(len(parent)))
 
 
 class _Payer:
-    """Asks the task's reward for the states of a tree, in batches, and leaves the task's own scorer alone."""
+    """Ask the task's reward for the states of a tree, in batches, and leaves the task's own scorer alone."""
 
     def __init__(self, task: Task, split: str) -> None:
         reward: Any = task.reward
@@ -191,7 +201,7 @@ class _Payer:
             )
 
     def pay(self, tree: PrefixTree, depth: int) -> Floats:
-        """What the environment pays on arriving in each state of a level, to be asked level after level."""
+        """Return the pay for arriving in each state of a level, to be asked level after level."""
         level = tree.levels[depth]
         if self._pay == "end":
             reward = np.zeros(len(level.parent))
