@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.files import replace_folder, write_json
 from textgym.lm.reference import Reference, UniformReference
 from textgym.task import make_reference
 from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Callback, Observation
-from textgym_agents.saving import head_of, read_saved
-
-Config = TypeVar("Config")
+from textgym_agents.saving import read_saved, write_saved
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,15 @@ class _FixedAgent:
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
-        write_settings(self, Path(path))
+        write_saved(path, self.name, self.config, self.task)
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:
         """See `Agent.load`."""
-        return cls(env.unwrapped.task, read_settings(cls.name, FixedConfig, Path(path)))
+        task = env.unwrapped.task
+        return read_saved(
+            path, cls.name, lambda saved: cls(task, FixedConfig(**saved.config)), task, elsewhere=None
+        )
 
 
 class ReferenceAgent(_FixedAgent):
@@ -94,22 +94,7 @@ class RandomAgent(_FixedAgent):
         return UniformReference(task.vocabulary.allowed)
 
 
-def write_settings(agent: Any, path: Path) -> None:
-    """Writes an agent that is nothing but its settings to a folder, atomically, replacing what was there."""
-    replace_folder(path, lambda folder: write_json(folder / "agent.json", head_of(agent)))
-
-
-def read_settings(name: str, kind: type[Config], path: Path) -> Config:
-    """Reads the settings that `write_settings` wrote.
-
-    Args:
-        name: of the agent. kind: the class of its config.
-    Raises: ValueError if there is no agent of this name at `path`, or what there is cannot be read.
-    """
-    return read_saved(path, name, lambda state: kind(**state["config"]))
-
-
 def reference_of(agent: Any, task: Any) -> Reference:
-    """What an agent's KL is measured from: a reference of its own where it has one, else the task's."""
+    """Return the policy that an agent's KL is measured from: a reference of its own, else the task's."""
     own = agent.own_reference() if hasattr(agent, "own_reference") else None
     return make_reference(task) if own is None else own

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from textgym.lm.reference import Reference
 from textgym.play import check_env
 from textgym.task import has_language_model
 from textgym_agents.config import LMConfig
-from textgym_agents.lm.checkpoint import read_checkpoint, write_checkpoint
+from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.policy import LMPolicy, draw
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Callback, Metrics, Observation
@@ -75,7 +74,7 @@ class _View:
         return result
 
 
-class LMAgent(ABC):
+class LMAgent(SavedLM):
     """An LM policy with a value head and its frozen start; acts, scores and is saved. Algorithms say how it learns.
 
     Args:
@@ -88,6 +87,7 @@ class LMAgent(ABC):
 
     name: ClassVar[str]
     config_type: ClassVar[type[LMConfig]]
+    controller: KLController
     critic: bool = False
     """Whether the value head learns V."""
 
@@ -212,24 +212,3 @@ class LMAgent(ABC):
     def own_reference(self) -> Reference | None:
         """pi_ref where it is another than the task's (a model or temperature of the agent's own), else None."""
         return _View(self.reference) if self.has_own_reference else None
-
-    # Storage
-
-    def memory(self) -> dict[str, torch.Tensor]:
-        """What else than parameters and counters learning goes on from, such as a replay."""
-        return {}
-
-    def restore_memory(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes back what `memory` gave. Raises: KeyError for what this agent has no place for."""
-        if tensors:
-            raise KeyError(next(iter(tensors)))
-
-    def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        write_checkpoint(self, Path(path))
-
-    @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
-        agent: Self = read_checkpoint(cls, Path(path), env.unwrapped.task)
-        return agent
