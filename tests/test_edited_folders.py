@@ -19,7 +19,7 @@ from lm.tiny_models import tiny_gpt2
 from lm.tiny_rewards import save_reward_model, save_tokenizer
 from textgym_agents.config import TrainSettings
 from textgym_agents.rlhf.reward_model import train_reward_model
-from textgym_agents.rlhf.session import Silent
+from textgym_agents.rlhf.runs import Silent
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.loop import Training

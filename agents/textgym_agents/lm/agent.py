@@ -20,6 +20,7 @@ from textgym.task import has_language_model
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.policy import LMPolicy, draw
+from textgym_agents.lm.steps import apply_gradient
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Callback, Metrics, Observation
 
@@ -174,14 +175,7 @@ class LMAgent(SavedLM):
 
         Raises: FloatingPointError if it is not finite.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"iteration {self.iteration}: the gradient is not finite; "
-                f"lower learning_rate={self.learning_rate!r} or max_grad_norm={self.config.max_grad_norm!r}"
-            )
-        self.optimizer.step()
-        return norm
+        return apply_gradient(self.optimizer, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:
         sequence = np.random.SeedSequence([self.config.seed, self.iteration, purpose])

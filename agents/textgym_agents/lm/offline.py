@@ -21,6 +21,7 @@ from textgym_agents.config import KL, LMConfig, at_least_one, require
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.sequences import Sequences, encode_texts
+from textgym_agents.lm.steps import accumulate
 from textgym_agents.protocol import Callback, Metrics
 
 _NAMES = ("input_ids", "starts", "lengths", "rewards", "reference", "normalisers")
@@ -253,15 +254,12 @@ class OfflineAgent(LMAgent):
         """One optimiser step. Returns: means over what its loss is a mean of."""
         total = self._total(batch.rows(_texts_of(units, self.unit)))
         at_once = max(self.config.micro_batch // self.unit, 1)
-        sums: Metrics = {}
-        self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(units), at_once):
-            chosen = _texts_of(units[start : start + at_once], self.unit)
-            losses, part = self._losses(batch.rows(chosen), reference[torch.tensor(chosen)])
-            (losses.sum() / total).backward()
-            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-        norm = self._finish_step()
-        return {name: value / total for name, value in sums.items()} | {"policy/grad_norm": norm}
+        texts = [
+            _texts_of(units[start : start + at_once], self.unit) for start in range(0, len(units), at_once)
+        ]
+        parts = (self._losses(batch.rows(chosen), reference[torch.tensor(chosen)]) for chosen in texts)
+        means = accumulate(self.optimizer, parts, total)
+        return means | {"policy/grad_norm": self._finish_step()}
 
     # Storage
 

@@ -1,27 +1,26 @@
-"""Builds the reward model that the package ships: `python -m textgym_agents.rlhf.bundled`."""
+"""Build the reward model that the package ships: `python -m textgym_agents.rlhf.bundled`."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 
+from textgym.checks import JsonObject
 from textgym.files import plain, read_json, replace_folder, write_json
 from textgym.lm.reward_model import RewardModel
 from textgym.preferences import Ranking, collect, write_rankings
 from textgym.task import Task, make_reference, make_task
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.prompts import TASK_SHARES
-from textgym_agents.rlhf.models import resize_model
+from textgym_agents.rlhf.inputs import resize_model
 from textgym_agents.rlhf.reward_model import train_reward_model
+from textgym_agents.rlhf.runs import digest
 from textgym_agents.rlhf.settings import RewardModelSettings
 
 PREFERENCES_OF = "HHH"
@@ -31,7 +30,7 @@ _DRAWN = 1.5  # prompts for each ranking wanted; some give none
 
 @dataclass(frozen=True)
 class BundledConfig:
-    """Builds the reward model of the built-in world from noisy preferences between answers of its base model."""
+    """Build the reward model of the built-in world from noisy preferences between answers of its base model."""
 
     out: Path = REWARD_MODEL_PATH
     """Folder to write to."""
@@ -52,14 +51,14 @@ class BundledConfig:
     """Of everything drawn."""
 
 
-def build(config: BundledConfig) -> dict[str, Any]:
-    """Writes the model's folder and returns its card."""
+def build(config: BundledConfig) -> JsonObject:
+    """Write the model's folder and return its card."""
     task = make_task(PREFERENCES_OF)
     rankings = noisy_preferences(task, config)
     with tempfile.TemporaryDirectory() as scratch:
         data, run = Path(scratch) / "preferences.jsonl", Path(scratch) / "run"
         write_rankings(data, rankings, "trl")
-        fingerprint = hashlib.sha256(data.read_bytes()).hexdigest()
+        fingerprint = digest(data)
         base = Path(scratch) / "base"
         resize_model("builtin", config.layers, base, config.seed)
         settings = RewardModelSettings(
@@ -80,19 +79,18 @@ def build(config: BundledConfig) -> dict[str, Any]:
             "epochs": config.epochs,
             "held_out": {name: accuracy(run / "model", name, config) for name in TASK_SHARES},
         }
-        replace_folder(config.out, partial(_copy, run / "model"))
-    # The file of preferences is gone; its digest is in the card.
+
+        def copy(folder: Path) -> None:
+            shutil.copytree(run / "model", folder, dirs_exist_ok=True)
+
+        replace_folder(config.out, copy)
     write_json(config.out / "reward.json", read_json(config.out / "reward.json") | {"source": PREFERENCES_OF})
     write_json(config.out / "card.json", plain(card))
     return card
 
 
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
 def noisy_preferences(task: Task, config: BundledConfig) -> list[Ranking]:
-    """Rankings of two answers of the base model to training prompts.
+    """Draw rankings of two answers of the base model to training prompts.
 
     Raises: ValueError if the prompts drawn give too few.
     """
@@ -105,7 +103,7 @@ def noisy_preferences(task: Task, config: BundledConfig) -> list[Ranking]:
 
 
 def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:
-    """How often the model agrees with the gold order of two answers to held-out prompts of a task, without noise."""
+    """Return how often the model has the gold order of two answers to held-out prompts of a task, without noise."""
     task = make_task(name)
     policy = make_reference(task, device="cpu")
     rankings = collect(task, policy, n=config.held_out, split="eval", seed=config.seed + 1).rankings
@@ -123,7 +121,7 @@ def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     config = tyro.cli(BundledConfig, prog="python -m textgym_agents.rlhf.bundled")
     console = Console()
     console.print_json(data=plain(asdict(config) | build(config)))

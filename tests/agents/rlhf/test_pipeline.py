@@ -7,7 +7,7 @@ import pytest
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.rlhf.overoptimise import draw_overoptimisation, run_overoptimise
 from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, run_rlhf
-from textgym_agents.rlhf.session import Stage, run_stages
+from textgym_agents.rlhf.runs import Stage, run_stages
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings
 
 HELPFUL = "textgym/Helpful-v0"
@@ -81,7 +81,7 @@ def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     before = files_of(tmp_path / "run")
     assert run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}) == result
     assert files_of(tmp_path / "run") == before
-    with pytest.raises(ValueError, match=r"noise=0\.7: the work in .* was started with 0\.1"):
+    with pytest.raises(ValueError, match=r"noise=0\.7: the run in .* was started with 0\.1"):
         run_rlhf(HELPFUL, replace(SMALL, noise=0.7), tmp_path / "run", Notes(), {"max_new_tokens": 24})
     # A stage that is missing is done again, from the stages before it, with the same result.
     (tmp_path / "run" / "result.json").unlink()

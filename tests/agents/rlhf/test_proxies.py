@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from textgym_agents.rlhf.comparison import (
+from textgym_agents.rlhf.inputs import freeze_first_layers, resize_model
+from textgym_agents.rlhf.overoptimise import (
     Samples,
     best_of_n_curve,
-    calibrate,
     draw_samples,
     overrated,
     pair_accuracy,
 )
-from textgym_agents.rlhf.models import freeze_first_layers, resize_model
+from textgym_agents.rlhf.ranking import calibrate
 
 from textgym import make_task
 from textgym.lm.causal import load_causal_lm
