@@ -14,11 +14,11 @@ from rich.console import Console
 from textgym.checks import JsonObject
 from textgym.files import plain, read_json, replace_folder, write_json
 from textgym.lm.reward_model import RewardModel
-from textgym.preferences import Ranking, collect, write_rankings
-from textgym.task import Task, make_reference, make_task
+from textgym.preferences import collect, write_rankings
+from textgym.task import make_reference, make_task
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.prompts import TASK_SHARES
-from textgym_agents.rlhf.inputs import resize_model
+from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import digest
 from textgym_agents.rlhf.settings import RewardModelSettings
@@ -54,7 +54,8 @@ class BundledConfig:
 def build(config: BundledConfig) -> JsonObject:
     """Write the model's folder and return its card."""
     task = make_task(PREFERENCES_OF)
-    rankings = noisy_preferences(task, config)
+    policy = make_reference(task, device="cpu")
+    rankings = noisy_pairs(task, policy, config.preferences, config.noise, config.seed, _DRAWN, "preferences")
     with tempfile.TemporaryDirectory() as scratch:
         data, run = Path(scratch) / "preferences.jsonl", Path(scratch) / "run"
         write_rankings(data, rankings, "trl")
@@ -87,19 +88,6 @@ def build(config: BundledConfig) -> JsonObject:
     write_json(config.out / "reward.json", read_json(config.out / "reward.json") | {"source": PREFERENCES_OF})
     write_json(config.out / "card.json", plain(card))
     return card
-
-
-def noisy_preferences(task: Task, config: BundledConfig) -> list[Ranking]:
-    """Draw rankings of two answers of the base model to training prompts.
-
-    Raises: ValueError if the prompts drawn give too few.
-    """
-    drawn = round(config.preferences * _DRAWN)
-    policy = make_reference(task, device="cpu")
-    found = collect(task, policy, n=drawn, noise=config.noise, seed=config.seed).rankings
-    if len(found) < config.preferences:
-        raise ValueError(f"preferences={config.preferences}: {drawn} prompts gave only {len(found)} rankings")
-    return found[: config.preferences]
 
 
 def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:

@@ -16,8 +16,10 @@ from textgym.files import numbered_lines, replace_folder, write_json
 from textgym.lm.backbone import max_tokens
 from textgym.lm.causal import load_causal_lm, load_weights
 from textgym.lm.checked import choose_backbone
+from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
-from textgym.preferences import Demonstration, Ranking, Reading
+from textgym.preferences import Demonstration, Ranking, Reading, collect
+from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
 from textgym_agents.rlhf.settings import FitSettings
@@ -159,6 +161,26 @@ def split_rows(
         )
     held_out_prompts = [prompts[row] for row in held_out]
     return Split([items[row] for row in train], [items[row] for row in held_out], held_out_prompts, report)
+
+
+def noisy_pairs(
+    task: Task, policy: Reference, wanted: int, noise: float, seed: int, drawn: float, argument: str
+) -> list[Ranking]:
+    """Return rankings of two answers of a policy to training prompts, by a Bradley-Terry annotator.
+
+    Args:
+        wanted: rankings.
+        noise: temperature of the annotator, reward units.
+        seed: of everything drawn.
+        drawn: prompts for each ranking wanted, above 1: some give none.
+        argument: the setting that asks for this many, for the message.
+    Raises: ValueError if the prompts drawn give too few.
+    """
+    prompts = round(wanted * drawn)
+    found = collect(task, policy, n=prompts, noise=noise, seed=seed).rankings
+    if len(found) < wanted:
+        raise ValueError(f"{argument}={wanted}: {prompts} prompts gave only {len(found)} rankings")
+    return found[:wanted]
 
 
 # Models

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,19 +16,18 @@ from textgym.best_of_n import FEWEST, best_of_n
 from textgym.checks import Bools, Floats, JsonObject
 from textgym.evaluate import evaluate
 from textgym.files import make_folder, read_json, replaced, write_json
-from textgym.preferences import collect, read_rankings, write_rankings
+from textgym.preferences import read_rankings, write_rankings
 from textgym.rewards import Reward, make_reward
 from textgym.sampling import PromptEpisodes, play
 from textgym.task import Task, make_reference, reference_model
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import versions
 from textgym_agents.registry import make_env
-from textgym_agents.rlhf.inputs import resize_model
+from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
 from textgym_agents.rlhf.ranking import calibrate, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RewardModelSettings
-from textgym_agents.training.loop import Watcher
 from textgym_agents.training.measures import spread
 
 if TYPE_CHECKING:
@@ -38,43 +37,26 @@ _TITLES = {"best-of-n": "best-of-n", "ppo": "PPO, falling KL penalty"}
 _DRAWN = 1.6  # prompts for each ranking wanted; some give none
 
 
-def run_overoptimise(
-    env_id: str, settings: OveroptimiseSettings, out: str | Path, watcher: Watcher, env: Mapping[str, object]
-) -> JsonObject:
-    """Run whatever is not complete in `out`.
+class Overoptimisation(StagedRun[OveroptimiseSettings]):
+    """Proxies and their optimisation in one folder.
 
-    Args:
-        env_id: of an environment whose task has a gold reward and a language model as reference.
-        settings: what to run.
-        out: a new folder, or one in which the same was begun.
-        watcher: follows the work.
-        env: options of the environment, JSON values.
-    Returns: result.json: `curves`, each with `pairs`, `layers`, `accuracy`, `method` and `points`, and `hacked`.
-    Raises: ValueError if `out` holds something else, or the task has no gold reward.
+    result.json has `curves`, each with `pairs`, `layers`, `accuracy`, `method` and `points`, and `hacked`, the answers
+    that each proxy overrates. The task needs a gold reward and a language model as reference. Args: see `StagedRun`.
     Source: Gao et al. (2022), arXiv:2210.10760, section 3.
     """
-    return Overoptimisation(env_id, settings, out, watcher, env).run()
-
-
-class Overoptimisation(StagedRun[OveroptimiseSettings]):
-    """One experiment in its folder. Args: see `StagedRun`."""
 
     command = "overoptimise"
 
-    def __init__(
-        self,
-        env_id: str,
-        settings: OveroptimiseSettings,
-        out: str | Path,
-        watcher: Watcher,
-        env: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(env_id, settings, out, watcher, env)
+    def prepare(self) -> None:
+        """See `StagedRun.prepare`: the task needs a gold reward."""
         self.task = self.make_task()
         if self.task.gold is None:
-            raise ValueError(f"{env_id}: the task has no gold reward, which a proxy could be held against")
+            raise ValueError(
+                f"{self.env_id}: the task has no gold reward, which a proxy could be held against"
+            )
         self.base = str(reference_model(self.task))
-        self._sizes = [(layers, pairs) for layers in settings.layers for pairs in settings.pairs]
+        sizes = self.settings
+        self._sizes = [(layers, pairs) for layers in sizes.layers for pairs in sizes.pairs]
 
     def stages(self) -> list[Stage]:
         """See `StagedRun.stages`."""
@@ -97,15 +79,11 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
         del resume
         make_folder(folder)
         self.watcher.stage("sampling candidates")
-        wanted, path = max(self.settings.pairs), folder / "preferences.jsonl"
-        policy = make_reference(self.task)
-        drawn = round(wanted * _DRAWN)
-        seed = self.settings.ppo.seed
-        found = collect(self.task, policy, n=drawn, noise=self.settings.noise, seed=seed).rankings
-        if len(found) < wanted:
-            raise ValueError(f"pairs={wanted}: {drawn} prompts gave only {len(found)} rankings")
+        plan, path = self.settings, folder / "preferences.jsonl"
+        policy, wanted = make_reference(self.task), max(plan.pairs)
+        rankings = noisy_pairs(self.task, policy, wanted, plan.noise, plan.ppo.seed, _DRAWN, "pairs")
         path.unlink(missing_ok=True)
-        write_rankings(path, found[:wanted], "trl")
+        write_rankings(path, rankings, "trl")
         write_json(folder / "result.json", {"rankings": wanted})
 
     def _fit(self, layers: int, pairs: int, folder: Path, resume: bool) -> None:
@@ -282,7 +260,7 @@ def draw_overoptimisation(curves: Sequence[JsonObject], target: Path, title: str
     Solid lines are the gold reward, dashed ones the proxy that is optimised; bands are 95% intervals.
 
     Args:
-        curves: of the result of `run_overoptimise`.
+        curves: of result.json.
     Raises: ModuleNotFoundError without matplotlib (extra `report`).
     """
     from matplotlib.figure import Figure

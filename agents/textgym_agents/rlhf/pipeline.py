@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,53 +28,27 @@ from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import RewardModelSettings, RLHFSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training, Watcher
+from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import optimum_summary
 
 SFT, PREFERENCES, REWARD_MODEL, PPO = "1-sft", "2-preferences", "3-reward-model", "4-ppo"
 
 
-def run_rlhf(
-    env_id: str,
-    settings: RLHFSettings,
-    out: str | Path,
-    watcher: Watcher,
-    env: Mapping[str, object] | None = None,
-) -> JsonObject:
-    """Run whatever of the pipeline is not complete in `out`.
-
-    Args:
-        env_id: of the environment; its gold reward judges answers, and its reference is the base model.
-        settings: what to run.
-        out: a new folder, or one in which the same pipeline was begun.
-        watcher: follows the work.
-        env: options of the environment, JSON values.
-    Returns: result.json: the rows of the comparison and the reports of the stages.
-    Raises: ValueError if `out` holds something else, or the task has no gold reward or no demonstrations;
-        TrainingInterrupted after Ctrl-C.
-    """
-    return Pipeline(env_id, settings, out, watcher, env).run()
-
-
 class Pipeline(StagedRun[RLHFSettings]):
-    """One pipeline in its folder. Args: see `StagedRun`."""
+    """RLHF in one folder; result.json has the rows of the comparison and the reports of the stages.
+
+    The environment's gold reward judges answers, and its reference is the base model. Args: see `StagedRun`.
+    """
 
     command = "rlhf"
 
-    def __init__(
-        self,
-        env_id: str,
-        settings: RLHFSettings,
-        out: str | Path,
-        watcher: Watcher,
-        env: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(env_id, settings, out, watcher, env)
+    def prepare(self) -> None:
+        """See `StagedRun.prepare`: the task needs a gold reward, and demonstrations of the world or in a file."""
         self.base_task = self.make_task()
         self.base = reference_model(self.base_task)
-        file = settings.demonstrations
+        file = self.settings.demonstrations
         if self.base_task.gold is None and self.env_options.get("reward") is None:
-            raise ValueError(f"{env_id}: the task has no gold reward; pass env option gold or reward")
+            raise ValueError(f"{self.env_id}: the task has no gold reward; pass env option gold or reward")
         if file is None and self.base_task.name not in TASK_SHARES:
             raise ValueError(
                 f"demonstrations: {not_one_of('task with demonstrations', self.base_task.name, TASK_SHARES)} "

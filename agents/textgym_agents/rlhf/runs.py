@@ -226,7 +226,7 @@ class StagedRun(ABC, Generic[Settings]):
         out: a new folder, or one in which the same work was begun.
         watcher: follows the work.
         env: options of the environment, JSON values.
-    Raises: ValueError if `out` holds something else.
+    Raises: ValueError if `out` holds something else, or the environment's task does not serve.
     """
 
     command: ClassVar[str]
@@ -248,9 +248,14 @@ class StagedRun(ABC, Generic[Settings]):
             check_same(Path(out), self._config)
         else:
             RunFolder.check_free(out)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the task and check it. Raises: ValueError if it does not serve; FileNotFoundError."""
 
     def run(self) -> JsonObject:
-        """Run whatever is not complete, and return result.json."""
+        """Run whatever is not complete, and return result.json. Raises: TrainingInterrupted after Ctrl-C."""
         make_folder(self.out)
         if not (self.out / "config.json").exists():
             write_json(self.out / "config.json", self._config | {"versions": versions()})
