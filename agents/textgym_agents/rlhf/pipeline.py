@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -187,7 +186,7 @@ class Pipeline(StagedRun[RLHFSettings]):
             gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt
         )
         agent = load_agent(self.out / PPO, env)
-        optimum = contest.optimum([agent], plan.optimum_per_prompt)
+        optimum = optimum_of(gold_task, [agent], contest.reference, per_prompt=plan.optimum_per_prompt)
         shown = len(gold_task.prompt_set("eval").texts)
         rows = [
             contest.row("base", make_reference(self.base_task), optimum, shown),
@@ -236,21 +235,13 @@ class Contest:
         gold_task: its reward is the gold one.
         proxy_task: the same task with the proxy as reward, and gold as gold.
         reference: pi_ref, which KL is measured from.
-        split: prompts to answer.
-        per_prompt: answers to each.
-        seed: of the sampling.
+        per_prompt: answers to each held-out prompt.
     """
 
     gold_task: Task
     proxy_task: Task
     reference: Reference
-    split: str = "eval"
     per_prompt: int = 16
-    seed: int = 0
-
-    def optimum(self, proposals: Sequence[Agent] = (), per_prompt: int = 128) -> Optimum:
-        """Return J* under the gold reward, with trained policies as proposals."""
-        return optimum_of(self.gold_task, proposals, self.reference, split=self.split, per_prompt=per_prompt)
 
     def row(self, name: str, policy: Agent | Reference, optimum: Optimum | None, shown: int = 0) -> PolicyRow:
         """Measure one policy; `shown` of its answers are kept."""
@@ -266,7 +257,7 @@ class Contest:
     def best_of(self, n: int, optimum: Optimum | None, samples: int) -> PolicyRow:
         """Measure best-of-n of the reference by the proxy, from `samples` answers to each prompt: 4 n at least."""
         episodes = self._evaluate(self.reference, self.proxy_task, None, max(samples, FEWEST * n)).episodes
-        best = best_of_n(episodes.returns, episodes.gold, episodes.weights, n, self.seed)
+        best = best_of_n(episodes.returns, episodes.gold, episodes.weights, n)
         assert best.kl is not None
         optimality = None
         if optimum is not None:
@@ -278,13 +269,5 @@ class Contest:
     def _evaluate(
         self, policy: Agent | Reference, task: Task, optimum: Optimum | None, per_prompt: int
     ) -> EvaluationResult:
-        return evaluate(
-            policy,
-            task,
-            self.reference,
-            optimum,
-            beta=0.0 if optimum is None else optimum.beta,
-            split=self.split,
-            per_prompt=per_prompt,
-            seed=self.seed,
-        )
+        beta = 0.0 if optimum is None else optimum.beta
+        return evaluate(policy, task, self.reference, optimum, beta=beta, per_prompt=per_prompt)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,14 +23,10 @@ from torch import Tensor
 
 from textgym.checks import Floats, Ints, JsonObject
 from textgym.estimates import RESAMPLES, Estimate, interval
-from textgym.files import replaced
 from textgym_agents.rlhf.settings import RankingLoss
-from textgym_agents.training.curves import DPI, FAINT, INK, style_axes
+from textgym_agents.training.curves import FAINT, INK, legend_above, style_axes, two_panels
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_BARS, _COUNTS = "#2458c5", "#7a8090"
+_BARS = "#2458c5"
 
 # Losses
 
@@ -257,10 +254,10 @@ def reliability(margins: Floats, bins: int = 10) -> list[Bin]:
     edges = np.linspace(0.5, 1.0, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     result = []
-    for number in range(bins):
+    for number, (low, high) in enumerate(pairwise(edges.tolist())):
         chosen = place == number
         means = (float(v[chosen].mean()) if chosen.any() else None for v in (confidence, right))
-        result.append(Bin(float(edges[number]), float(edges[number + 1]), int(chosen.sum()), *means))
+        result.append(Bin(low, high, int(chosen.sum()), *means))
     return result
 
 
@@ -320,42 +317,23 @@ def draw_reliability(curve: Sequence[Bin], target: Path, title: str) -> None:
         title: of the picture.
     Raises: ModuleNotFoundError without matplotlib.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 6.4), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
-    # A title may hold anything; "$" would start a formula.
-    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
-    _draw_accuracy(above, curve)
-    _draw_counts(below, curve)
-    with replaced(target) as partial:
-        figure.savefig(partial, format="png")
-
-
-def _draw_accuracy(axes: Axes, curve: Sequence[Bin]) -> None:
-    style_axes(axes, "pairs in the right order")
-    filled = [entry for entry in curve if entry.pairs]
-    low = min([0.5, *(entry.accuracy or 0.0 for entry in filled)])
-    for entry in filled:
-        width = entry.high - entry.low
-        axes.bar(entry.low, (entry.accuracy or 0.0) - low, width, low, align="edge", color=_BARS, alpha=0.25)
-    points = [(entry.confidence, entry.accuracy) for entry in filled]
-    if points:
-        label = f"model (expected calibration error {calibration_error(curve):.3f})"
-        axes.plot(*zip(*points, strict=True), color=_BARS, marker="o", linewidth=1.8, label=label)
-    axes.plot(
-        [0.5, 1.0], [0.5, 1.0], color=FAINT, linestyle="--", linewidth=1.2, label="perfectly calibrated"
-    )
-    axes.set_xlim(0.5, 1.0)
-    axes.set_ylim(low, 1.0)
-    style = {"fontsize": 9, "frameon": False, "labelcolor": INK, "borderaxespad": 0.3}
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, **style)
-
-
-def _draw_counts(axes: Axes, curve: Sequence[Bin]) -> None:
-    style_axes(axes, "pairs")
-    for entry in curve:
-        axes.bar(entry.low, entry.pairs, entry.high - entry.low, align="edge", color=_COUNTS, alpha=0.45)
-    axes.set_xlabel("confidence: probability of the answer that the model prefers", color=INK)
+    with two_panels(target, title, (6.4, 6.4), (3.2, 1.0)) as (above, below):
+        style_axes(above, "pairs in the right order")
+        style_axes(below, "pairs")
+        filled = [entry for entry in curve if entry.accuracy is not None]
+        low = min([0.5, *(entry.accuracy or 0.0 for entry in filled)])
+        for entry in filled:
+            width = entry.high - entry.low
+            height = (entry.accuracy or 0.0) - low
+            above.bar(entry.low, height, width, low, align="edge", color=_BARS, alpha=0.25)
+            below.bar(entry.low, entry.pairs, width, align="edge", color=FAINT, alpha=0.45)
+        points = [(entry.confidence, entry.accuracy) for entry in filled]
+        if points:
+            label = f"model (expected calibration error {calibration_error(curve):.3f})"
+            above.plot(*zip(*points, strict=True), color=_BARS, marker="o", linewidth=1.8, label=label)
+        label = "perfectly calibrated"
+        above.plot([0.5, 1.0], [0.5, 1.0], color=FAINT, linestyle="--", linewidth=1.2, label=label)
+        above.set_xlim(0.5, 1.0)
+        above.set_ylim(low, 1.0)
+        legend_above(above)
+        below.set_xlabel("confidence: probability of the answer that the model prefers", color=INK)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.files import replaced
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
 
-_SIZE, DPI = (8.0, 7.2), 130  # inches; pixels per inch
 INK, FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
 _OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
 
@@ -32,17 +35,34 @@ def draw_curves(
         beta: reward units per nat.
     Raises: ModuleNotFoundError without matplotlib.
     """
+    with two_panels(target, title, (8.0, 7.2), (2.0, 1.0)) as (above, below):
+        _draw_objective(above, rows, levels, beta)
+        _draw_kl(below, rows)
+        below.set_xlabel("episodes", color=INK)
+
+
+@contextlib.contextmanager
+def two_panels(
+    target: Path, title: str, size: tuple[float, float], heights: tuple[float, float]
+) -> Iterator[tuple[Axes, Axes]]:
+    """Give two panels, one above the other; the picture is written as a PNG at the end of the block.
+
+    Args:
+        target: the file.
+        title: of the picture.
+        size: width and height, inches.
+        heights: of the panels, relative to each other.
+    Raises: ModuleNotFoundError without matplotlib.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     # A title may hold anything; "$" would start a formula.
     figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
-    _draw_objective(above, rows, levels, beta)
-    _draw_kl(below, rows)
-    below.set_xlabel("episodes", color=INK)
+    yield above, below
     with replaced(target) as partial:
         figure.savefig(partial, format="png")
 
@@ -59,7 +79,7 @@ def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, b
         if high > low:
             _optimality_scale(axes, low, high)
     axes.margins(y=0.08)
-    _legend(axes, columns=2)
+    legend_above(axes)
 
 
 def _optimality_scale(axes: Any, low: float, high: float) -> None:
@@ -77,7 +97,7 @@ def _draw_kl(axes: Any, rows: Rows) -> None:
     _points(axes, rows, "eval/kl", _KL, "held-out prompts")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    _legend(axes, columns=2)
+    legend_above(axes)
 
 
 def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
@@ -105,14 +125,14 @@ def _series(rows: Rows, name: str) -> tuple[Floats, Floats]:
     return array[:, 0], array[:, 1]
 
 
-def _legend(axes: Any, columns: int) -> None:
-    """Above the axes, where it hides no curve."""
+def legend_above(axes: Axes) -> None:
+    """Put the legend above the axes, where it hides no curve."""
     if axes.get_legend_handles_labels()[0]:
-        style = {"fontsize": 9, "frameon": False, "labelcolor": INK, "borderaxespad": 0.3}
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **style)
+        style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": INK, "borderaxespad": 0.3}
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, **style)
 
 
-def style_axes(axes: Any, label: str) -> None:
+def style_axes(axes: Axes, label: str) -> None:
     """Give axes a label, a faint grid, and no frame above and on the right."""
     axes.set_ylabel(label, color=INK)
     axes.grid(color=_GRID, linewidth=0.8)
