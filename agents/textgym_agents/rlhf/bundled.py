@@ -19,6 +19,7 @@ from textgym.task import make_reference, make_task
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.prompts import TASK_SHARES
 from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
+from textgym_agents.rlhf.ranking import score_answers
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import digest
 from textgym_agents.rlhf.settings import RewardModelSettings
@@ -95,15 +96,14 @@ def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:
     task = make_task(name)
     policy = make_reference(task, device="cpu")
     rankings = collect(task, policy, n=config.held_out, split="eval", seed=config.seed + 1).rankings
-    stop = list(task.vocabulary.stop_ids)
-    reward = RewardModel(str(model), stop_ids=stop, device="cpu")
-    flat = [
+    stop_ids = list(task.vocabulary.stop_ids)
+    reward = RewardModel(str(model), stop_ids=stop_ids, device="cpu")
+    answers = [
         (ranking.prompt, text, ended)
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.ended or (True, True), strict=True)
     ]
-    ids = [stop if ended else [] for _, _, ended in flat]
-    scores = np.array(reward([row[0] for row in flat], [row[1] for row in flat], completion_ids=ids))
+    scores = score_answers(reward, answers, stop_ids)
     margins = scores[0::2] - scores[1::2]
     return {"accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))), "pairs": len(rankings)}
 

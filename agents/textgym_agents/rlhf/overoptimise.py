@@ -24,7 +24,7 @@ from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import versions
 from textgym_agents.registry import make_env
 from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
-from textgym_agents.rlhf.ranking import calibrate, shifted
+from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RewardModelSettings
@@ -189,10 +189,8 @@ class Samples:
         """Return a reward model's scores of all answers, (P, N)."""
         shape = self.completions.shape
         prompts = np.repeat(np.array(self.prompts, dtype=object), shape[1]).tolist()
-        stop = list(stop_ids[:1])
-        ids = [stop if ended else [] for ended in self.ended.ravel().tolist()]
-        values = reward(prompts, self.completions.ravel().tolist(), completion_ids=ids)
-        return np.array(values, dtype=np.float64).reshape(shape)
+        answers = zip(prompts, self.completions.ravel().tolist(), self.ended.ravel().tolist(), strict=True)
+        return score_answers(reward, answers, stop_ids).reshape(shape)
 
 
 def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> Samples:

@@ -21,7 +21,7 @@ from textgym.world.prompts import TASK_SHARES
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import load_agent, make_env
-from textgym_agents.rlhf.ranking import calibrate, shifted
+from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import RewardModelSettings, RLHFSettings, SFTSettings
@@ -158,20 +158,19 @@ class Pipeline(StagedRun[RLHFSettings]):
         if not path.exists():
             rows = read_rankings(self.out / PREFERENCES / "preferences.jsonl").rows
             answers = [
-                (row.prompt, text, ended, score)
+                (row.prompt, text, ended)
                 for row in rows
-                for text, ended, score in zip(row.completions, row.ended or (), row.scores or (), strict=True)
+                for text, ended in zip(row.completions, row.ended or (), strict=True)
             ]
-            prompts, texts, all_ended, scores = (list(column) for column in zip(*answers, strict=True))
+            gold = np.array([score for row in rows for score in row.scores or ()])
             stop_ids = self.base_task.vocabulary.stop_ids
-            ids = [[stop_ids[0]] if stop_ids and ended else [] for ended in all_ended]
-            proxy = np.array(make_reward(self._reward_spec())(prompts, texts, completion_ids=ids))
+            proxy = score_answers(make_reward(self._reward_spec()), answers, stop_ids)
             if not proxy.std() > 0:
                 raise ValueError(
                     f"reward model: it gives all {len(proxy)} answers the same score; "
                     f"preferences={self.settings.preferences} or reward_model_epochs are too few"
                 )
-            write_json(path, calibrate(proxy, np.array(scores)))
+            write_json(path, calibrate(proxy, gold))
         return read_json(path)
 
     # Comparison

@@ -10,7 +10,7 @@ margin the better one's score less the other's. Every pair counts the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -301,6 +301,20 @@ def calibrate(proxy: Floats, gold: Floats) -> dict[str, float]:
     """
     scale = float(gold.std() / proxy.std()) if proxy.std() > 0 else 1.0
     return {"scale": scale, "offset": float(gold.mean() - scale * proxy.mean())}
+
+
+def score_answers(
+    reward: Callable[..., Sequence[float]], answers: Iterable[tuple[str, str, bool]], stop_ids: Sequence[int]
+) -> Floats:
+    """Return a reward's scores (N,) of answers, as it sees them in an environment.
+
+    Args:
+        reward: a reward function.
+        answers: prompt, text, and whether it came to its end: with the first of `stop_ids`, if there is one.
+    """
+    prompts, texts, ended = (list(column) for column in zip(*answers, strict=True))
+    ids = [list(stop_ids[:1]) if whole else [] for whole in ended]
+    return np.array(reward(prompts, texts, completion_ids=ids), dtype=np.float64)
 
 
 def shifted(estimate: Estimate, by: float) -> Estimate:
