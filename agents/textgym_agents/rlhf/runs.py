@@ -24,6 +24,7 @@ from textgym_agents.lm.trainer import Fit, steps_done
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import make_env
 from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHFSettings
+from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Watcher
 
@@ -96,7 +97,8 @@ class SupervisedRun:
         Raises: ValueError if the interrupted run had other settings or other data.
         """
         digests = {file: digest(file) for file in read}
-        config = plain({"command": self._command} | asdict(self._settings) | {"read": digests})
+        about = {"command": self._command, "format": FORMAT}
+        config = plain(about | asdict(self._settings) | {"read": digests})
         resumed = self._folder is not None
         if self._folder is None:
             with disk_full_at(self._out):
@@ -171,8 +173,11 @@ def digest(path: str | Path) -> str:
 
 
 def check_same(out: Path, config: Mapping[str, object]) -> None:
-    """Raise ValueError unless the run in a folder was started with these settings, of these data."""
+    """Raise ValueError unless the run in a folder is of this format, and was started with these settings and data."""
     before = read_json(out / "config.json")
+    if before.get("format") != FORMAT:
+        held = f"{before.get('format')!r:.40}"
+        raise ValueError(f"{out}: holds a run in format {held}; allowed is format {FORMAT}")
     for name, asked in config.items():
         had = before.get(name)
         if asked == had:
@@ -242,8 +247,8 @@ class StagedRun(ABC, Generic[Settings]):
         self.env_id, self.watcher = env_id, watcher
         self.settings: Settings = settings
         self.out, self.env_options = Path(out).resolve(), dict(env or {})
-        config = {"command": self.command, "id": env_id, "env": self.env_options} | asdict(settings)
-        self._config: JsonObject = plain(config)
+        about = {"command": self.command, "format": FORMAT, "id": env_id, "env": self.env_options}
+        self._config: JsonObject = plain(about | asdict(settings))
         if (self.out / "config.json").exists():
             check_same(Path(out), self._config)
         else:

@@ -288,6 +288,12 @@ def test_what_a_run_was_started_with_stays(tmp_path):
         train_sft(SFTSettings(data, **QUICK), tmp_path / "run", Stops(4))
     with pytest.raises(ValueError, match=r"seed=3.*started with 0"):
         train_sft(SFTSettings(data, seed=3, **QUICK), tmp_path / "run", resume=True)
+    config = tmp_path / "run" / "config.json"
+    stored = json.loads(config.read_text())
+    config.write_text(json.dumps({**stored, "format": 1}))
+    with pytest.raises(ValueError, match="holds a run in format 1; allowed is format 2"):
+        train_sft(SFTSettings(data, **QUICK), tmp_path / "run", resume=True)
+    config.write_text(json.dumps(stored))
     pair_file(Path(data), 39)
     with pytest.raises(ValueError, match="data have changed"):
         train_sft(SFTSettings(data, **QUICK), tmp_path / "run", resume=True)
