@@ -6,11 +6,10 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
@@ -19,6 +18,9 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
