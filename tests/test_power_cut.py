@@ -14,7 +14,7 @@ from power_cut import Disk
 from textgym_agents.config import TrainSettings
 from textgym_agents.lm.trainer import steps_done
 from textgym_agents.registry import load_agent, make_agent, make_env
-from textgym_agents.rlhf.runs import Silent
+from textgym_agents.rlhf.runs import SilentWatcher
 from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.folder import RunFolder
@@ -116,7 +116,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_was_marked(tmp_path: Path, patch
     cuts = Cuts(tmp_path, check, every=3)
     patch.setattr(RunFolder, "mark", marking)
     cuts.disk.install(patch)
-    result = Training(plan, pictures=False).run(cuts.root / "runs" / "one", Silent())
+    result = Training(plan, pictures=False).run(cuts.root / "runs" / "one", SilentWatcher())
     finished = True
     check(cuts.disk.image(tmp_path / "last"))
     patch.undo()
@@ -150,7 +150,7 @@ def test_a_fit_goes_on_from_its_last_checkpoint(tmp_path: Path, patch: pytest.Mo
     written: dict[int, dict[str, bytes]] = {}
     reported = 0
 
-    class Watcher(Silent):
+    class Watcher(SilentWatcher):
         def iteration(self, row: Any) -> None:
             nonlocal reported
             last = cuts.root / "run" / "checkpoints" / "model"

@@ -14,12 +14,12 @@ import torch
 from textgym_agents.config import Decay, FitConfig
 from textgym_agents.lm.checkpoint import module_tensors, restore_module
 from textgym_agents.lm.steps import accumulate, apply_gradient
-from textgym_agents.lm.trainer import Batch, Fit, Loss, rate_factor, steps_done
+from textgym_agents.lm.trainer import Batch, SupervisedLoss, SupervisedTrainer, rate_factor, steps_done
 from torch import Tensor, nn
 from transformers.optimization import get_scheduler
 
 
-class Squares(Loss[tuple[float, ...]]):
+class Squares(SupervisedLoss[tuple[float, ...]]):
     """Squared errors of a line with dropout; an item is a number."""
 
     def __init__(self, dropout: float = 0.0) -> None:
@@ -50,10 +50,12 @@ class Deeper(Squares):
 ROWS = [(1.0,), (2.0, -1.0, 0.5), (0.1, 0.2), (3.0,), (-2.0, 1.5)]
 
 
-def fit(folder: Path, loss: Loss[tuple[float, ...]] | None = None, **changes: Any) -> Fit[tuple[float, ...]]:
+def fit(
+    folder: Path, loss: SupervisedLoss[tuple[float, ...]] | None = None, **changes: Any
+) -> SupervisedTrainer[tuple[float, ...]]:
     settings = FitConfig(**{"batch": 4, "micro_batches": 2, "epochs": 3, "save_every": 2, **changes})
     lengths = [len(row) for row in ROWS]
-    return Fit(loss or Squares(0.5), ROWS, lengths, settings, 0.05, settings.seed, folder)
+    return SupervisedTrainer(loss or Squares(0.5), ROWS, lengths, settings, 0.05, settings.seed, folder)
 
 
 def never() -> bool:

@@ -33,7 +33,7 @@ Batch = dict[str, Tensor]
 _NAME = "supervised training"  # of the checkpoints
 
 
-class Loss(nn.Module, ABC, Generic[Row]):
+class SupervisedLoss(nn.Module, ABC, Generic[Row]):
     """A model with the loss that it is trained on."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Loss(nn.Module, ABC, Generic[Row]):
 
 
 @dataclass(frozen=True)
-class Fit(Generic[Row]):
+class SupervisedTrainer(Generic[Row]):
     """One supervised training.
 
     Every step sees the mean loss of its items. Which rows it has, its learning rate and its dropout depend on the seed
@@ -66,7 +66,7 @@ class Fit(Generic[Row]):
         folder: of the checkpoint.
     """
 
-    loss: Loss[Row]
+    loss: SupervisedLoss[Row]
     rows: Sequence[Row]
     lengths: Sequence[int]
     settings: FitConfig

@@ -44,7 +44,7 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Split(Generic[Item]):
+class SplitRows(Generic[Item]):
     """Encoded rows to learn from and held-out ones.
 
     Args:
@@ -131,7 +131,7 @@ def split_rows(
     settings: FitSettings,
     max_length: int,
     watcher: Watcher,
-) -> Split[Item]:
+) -> SplitRows[Item]:
     """Encode rows, split them by prompt, and count them and what was left out and cut.
 
     Args:
@@ -160,7 +160,9 @@ def split_rows(
             f"{report['tokens_cut']} tokens were cut, those of prompts first"
         )
     held_out_prompts = [prompts[row] for row in held_out]
-    return Split([items[row] for row in train], [items[row] for row in held_out], held_out_prompts, report)
+    return SplitRows(
+        [items[row] for row in train], [items[row] for row in held_out], held_out_prompts, report
+    )
 
 
 def noisy_pairs(

@@ -69,11 +69,11 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
 
     @staticmethod
     def _stage(
-        name: str, title: str, work: Callable[[int, int, Path, bool], None], layers: int, pairs: int
+        name: str, title: str, run: Callable[[int, int, Path, bool], None], layers: int, pairs: int
     ) -> Stage:
         """Return the stage of one reward model."""
         title = f"{title} {layers} layers, {pairs} pairs"
-        return Stage(f"{name}-{layers}-{pairs}", title, partial(work, layers, pairs))
+        return Stage(f"{name}-{layers}-{pairs}", title, partial(run, layers, pairs))
 
     def _collect(self, folder: Path, resume: bool) -> None:
         del resume
@@ -171,7 +171,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
 
 
 @dataclass(frozen=True)
-class Samples:
+class ReferenceAnswers:
     """N answers of the reference to each of P prompts.
 
     Attributes:
@@ -193,12 +193,12 @@ class Samples:
         return score_answers(reward, answers, stop_ids).reshape(shape)
 
 
-def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> Samples:
+def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> ReferenceAnswers:
     """Draw answers of a task's reference to held-out prompts, spread over their distribution."""
     chosen = np.array(spread(np.asarray(task.prompt_set("eval").weights), prompts))
     episodes = play(make_reference(task), task, prompt_index=chosen, per_prompt=per_prompt, seed=seed)
     weights = np.asarray(task.prompt_set("eval").weights)[chosen]
-    return Samples(
+    return ReferenceAnswers(
         prompts=episodes.prompts,
         completions=episodes.completions,
         ended=episodes.stopped,
@@ -207,7 +207,7 @@ def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> Sample
     )
 
 
-def best_of_n_curve(raw: Floats, samples: Samples) -> JsonObject:
+def best_of_n_curve(raw: Floats, samples: ReferenceAnswers) -> JsonObject:
     """Return how a proxy does on samples of the reference, as JSON values.
 
     Args:

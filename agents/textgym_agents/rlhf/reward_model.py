@@ -26,7 +26,7 @@ from textgym.lm.scoring import (
 from textgym.preferences import Ranking, read_demonstrations, read_rankings
 from textgym.vocab import Vocabulary
 from textgym_agents.config import MOST_SEED
-from textgym_agents.lm.trainer import Batch, Fit, Loss, steps_done, steps_of
+from textgym_agents.lm.trainer import Batch, SupervisedLoss, SupervisedTrainer, steps_done, steps_of
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.inputs import (
     base_name,
@@ -92,7 +92,7 @@ def encode_ranking(row: Ranking, vocabulary: Vocabulary, max_length: int, margin
     return RankedRow(answers, (row.margin or 0.0) if margin is None else margin)
 
 
-class PreferenceLoss(Loss[RankedRow]):
+class PreferenceLoss(SupervisedLoss[RankedRow]):
     """The loss of a reward model; an item is a ranking.
 
     Args:
@@ -232,12 +232,12 @@ class _Ensemble:
             recompute_layers(model)
         return nn.Module.to(model, self._device), vocabulary
 
-    def _fit(self, member: int, model: PreTrainedModel) -> Fit[RankedRow]:
+    def _fit(self, member: int, model: PreTrainedModel) -> SupervisedTrainer[RankedRow]:
         settings, rows = self._settings, self._rows.train
         loss = PreferenceLoss(model, settings.loss, settings.centering, self._has_margins)
         lengths = [max(len(answer.ids) for answer in row.answers) for row in rows]
         folder = self._run.checkpoints / self._names[member]
-        return Fit(loss, rows, lengths, settings, self._rate, self._seed(member), folder)
+        return SupervisedTrainer(loss, rows, lengths, settings, self._rate, self._seed(member), folder)
 
     def _logged(self, model: PreTrainedModel) -> Metrics:
         """Return measures of one model on the held-out rows, as they are logged."""

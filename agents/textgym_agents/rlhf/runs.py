@@ -20,7 +20,7 @@ from textgym.files import make_folder, plain, read_json, write_json
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
 from textgym.task import Task
 from textgym_agents.config import versions
-from textgym_agents.lm.trainer import Fit, steps_done
+from textgym_agents.lm.trainer import SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import make_env
 from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHFSettings
@@ -31,7 +31,7 @@ from textgym_agents.training.loop import Watcher
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
 
 
-class Silent:
+class SilentWatcher:
     """A `Watcher` that says nothing."""
 
     def stage(self, text: str) -> None:
@@ -61,7 +61,7 @@ class SupervisedRun:
         self, command: str, settings: FitSettings, out: str | Path, watcher: Watcher | None, resume: bool
     ) -> None:
         self._command, self._settings, self._out = command, settings, Path(out)
-        self.watcher: Watcher = watcher or Silent()
+        self.watcher: Watcher = watcher or SilentWatcher()
         self._folder: RunFolder | None = RunFolder.reopen(out) if resume else None
         if not resume:
             RunFolder.check_free(out)
@@ -110,7 +110,12 @@ class SupervisedRun:
             yield self._folder
 
     def train(
-        self, folder: RunFolder, fit: Fit[Any], evaluate: Callable[[], Metrics], first: int, total: int
+        self,
+        folder: RunFolder,
+        fit: SupervisedTrainer[Any],
+        evaluate: Callable[[], Metrics],
+        first: int,
+        total: int,
     ) -> None:
         """Take all steps of one model; every step is a row of metrics.jsonl.
 

@@ -19,9 +19,9 @@ from textgym.lm.scoring import Encoded, encode_pair, end_id, pad_right
 from textgym.preferences import Demonstration, Reading, read_demonstrations
 from textgym.vocab import Vocabulary
 from textgym.world.demonstrations import task_demonstrations
-from textgym_agents.lm.trainer import Batch, Fit, Loss, steps_done
+from textgym_agents.lm.trainer import Batch, SupervisedLoss, SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.inputs import Split, load_base_lm, longest_row, save_model_folder, split_rows
+from textgym_agents.rlhf.inputs import SplitRows, load_base_lm, longest_row, save_model_folder, split_rows
 from textgym_agents.rlhf.runs import SupervisedRun
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
 from textgym_agents.training.loop import Watcher
@@ -91,7 +91,9 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = peak_learning_rate(settings, parameters)
     lengths = [len(row.ids) for row in rows.train]
-    fit = Fit(loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model")
+    fit = SupervisedTrainer(
+        loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model"
+    )
     read = [] if settings.data.startswith(_WORLD) else [settings.data]
     with run.writing(read, steps_done(fit.folder)) as folder:
         run.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
@@ -105,7 +107,7 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
         return run.finish(folder, {"before": before, "after": after, "data": rows.report} | trained)
 
 
-class CompletionLoss(Loss[Encoded]):
+class CompletionLoss(SupervisedLoss[Encoded]):
     """Cross entropy of completion tokens, nats; an item is a token.
 
     Args:
@@ -147,7 +149,7 @@ class CompletionLoss(Loss[Encoded]):
         return {"input_ids": input_ids, "attention_mask": real.long(), "labels": labels}
 
 
-def measure(loss: CompletionLoss, rows: Split[Encoded], batch: int) -> Metrics:
+def measure(loss: CompletionLoss, rows: SplitRows[Encoded], batch: int) -> Metrics:
     """Return loss in nats per token, perplexity and token accuracy on the held-out rows, with 95% intervals.
 
     Without held-out rows there is nothing to measure: {}.
