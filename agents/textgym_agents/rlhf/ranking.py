@@ -10,7 +10,7 @@ margin the better one's score less the other's. Every pair counts the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from textgym.checks import Floats, Ints, JsonObject
 from textgym.estimates import RESAMPLES, Estimate, interval
+from textgym.rewards import Reward
 from textgym_agents.rlhf.settings import RankingLoss
 from textgym_agents.training.curves import FAINT, INK, legend_above, style_axes, two_panels
 
@@ -304,7 +305,7 @@ def calibrate(proxy: Floats, gold: Floats) -> dict[str, float]:
 
 
 def score_answers(
-    reward: Callable[..., Sequence[float]], answers: Iterable[tuple[str, str, bool]], stop_ids: Sequence[int]
+    reward: Reward, answers: Iterable[tuple[str, str, bool]], stop_ids: Sequence[int]
 ) -> Floats:
     """Return a reward's scores (N,) of answers, as it sees them in an environment.
 
