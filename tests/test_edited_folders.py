@@ -19,7 +19,7 @@ from lm.tiny_models import tiny_gpt2
 from lm.tiny_rewards import save_reward_model, save_tokenizer
 from textgym_agents.config import TrainSettings
 from textgym_agents.rlhf.reward_model import train_reward_model
-from textgym_agents.rlhf.session import Silent
+from textgym_agents.rlhf.runs import SilentWatcher
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.loop import Training
@@ -63,7 +63,7 @@ class Kind:
 def trained(agent: str, folder: Path, config: dict[str, Any]) -> Path:
     few = {"eval_per_prompt": 1, "final_per_prompt": 1, "optimum_per_prompt": 4}
     settings = TrainSettings(TASK, agent, 32, config, eval_every=1, **few)
-    Training(settings, pictures=False).run(folder, Silent())
+    Training(settings, pictures=False).run(folder, SilentWatcher())
     return folder
 
 

@@ -56,4 +56,4 @@ def test_rlhf_ends_with_four_policies_side_by_side(tmp_path):
     assert again.stderr.count("complete in") == 4
     other = child(*run, "--noise", "0.5")
     assert other.returncode == 2
-    assert "noise=0.5: the work in" in other.stderr
+    assert "noise=0.5: the run in" in other.stderr

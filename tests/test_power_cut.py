@@ -12,18 +12,18 @@ from agents.rlhf.fit_tools import pair_file
 from benchmarks.fake_cells import tiny_suite
 from power_cut import Disk
 from textgym_agents.config import TrainSettings
+from textgym_agents.lm.trainer import steps_done
 from textgym_agents.registry import load_agent, make_agent, make_env
-from textgym_agents.rlhf.session import Silent
+from textgym_agents.rlhf.runs import SilentWatcher
 from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import train_sft
-from textgym_agents.rlhf.trainer import last_checkpoint, steps_done
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
 from textgym_benchmarks.results.store import load_results
 from textgym_benchmarks.run.progress import Progress
 from textgym_benchmarks.run.runner import run_suite
 
-from textgym.files import recover_folder, write_json
+from textgym.files import write_json
 
 TASK = "textgym/Bandit-v0"
 AGENTS: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_was_marked(tmp_path: Path, patch
     cuts = Cuts(tmp_path, check, every=3)
     patch.setattr(RunFolder, "mark", marking)
     cuts.disk.install(patch)
-    result = Training(plan, pictures=False).run(cuts.root / "runs" / "one", Silent())
+    result = Training(plan, pictures=False).run(cuts.root / "runs" / "one", SilentWatcher())
     finished = True
     check(cuts.disk.image(tmp_path / "last"))
     patch.undo()
@@ -150,12 +150,13 @@ def test_a_fit_goes_on_from_its_last_checkpoint(tmp_path: Path, patch: pytest.Mo
     written: dict[int, dict[str, bytes]] = {}
     reported = 0
 
-    class Watcher(Silent):
+    class Watcher(SilentWatcher):
         def iteration(self, row: Any) -> None:
             nonlocal reported
-            last = last_checkpoint(cuts.root / "run" / "checkpoints")
-            if last is not None:
-                reported = int(last.name.rpartition("-")[2])
+            last = cuts.root / "run" / "checkpoints" / "model"
+            done = steps_done(last)
+            if done is not None:
+                reported = done
                 written[reported] = {path.name: path.read_bytes() for path in last.iterdir()}
 
     def check(image: Path) -> None:
@@ -164,15 +165,12 @@ def test_a_fit_goes_on_from_its_last_checkpoint(tmp_path: Path, patch: pytest.Mo
         if RunFolder(image / "run").state() == "finished":
             assert (image / "run" / "model" / "model.safetensors").stat().st_size
             return
-        folder = image / "run" / "checkpoints"
-        recover_folder(folder / "last")
+        folder = image / "run" / "checkpoints" / "model"
         steps = steps_done(folder)
         assert steps is not None
         assert steps >= reported
-        last = last_checkpoint(folder)
-        assert last is not None
         if steps in written:
-            assert {path.name: path.read_bytes() for path in last.iterdir()} == written[steps]
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == written[steps]
 
     cuts = Cuts(tmp_path, check, every=5)
     cuts.disk.install(patch)

@@ -238,6 +238,57 @@ class LMPPOConfig(ActorCriticConfig):
         positive(self, "clip")
 
 
+Decay = Literal["cosine", "linear", "constant_with_warmup"]
+MOST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of the supervised trainer.
+
+    Raises: ValueError that names the setting, its value and what is allowed.
+    """
+
+    epochs: int = 2
+    """Passes over the data."""
+    batch: int = 32
+    """Rows per optimiser step."""
+    micro_batches: int = 4
+    """Parts that a step is computed in, rows of like length together; more of them need less memory."""
+    learning_rate: float | None = None
+    """Its peak; None: 1e-3 for up to a million parameters, falling with the root of their number."""
+    schedule: Decay = "cosine"
+    """How the learning rate falls, after its warm-up."""
+    warmup: float = 0.05
+    """Share of the steps that the learning rate grows over."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices only."""
+    max_grad_norm: float = 1.0
+    """A longer gradient is scaled down to this norm."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    save_every: int = 20
+    """Steps between checkpoints."""
+    bf16: bool = False
+    """Compute in bfloat16, with the weights in float32."""
+    seed: int = 0
+    """Of the split, the order of the rows and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "micro_batches", "epochs"):
+            integer(self, name, 1)
+        integer(self, "save_every", 1, MOST)
+        integer(self, "seed", 0, MOST_SEED)
+        not_negative(self, "weight_decay")
+        for name in ("max_grad_norm", "adam_epsilon"):
+            positive(self, name)
+        rate = self.learning_rate
+        require("learning_rate", rate, rate is None or rate > 0, "None or a finite number > 0")
+        require("warmup", self.warmup, 0 <= self.warmup < 1, "a number in [0, 1)")
+        parts, batch = self.micro_batches, self.batch
+        require("micro_batches", parts, batch % parts == 0, f"a number that divides batch={batch}")
+
+
 def check_types(config: DataclassInstance) -> None:
     """Hold the fields of a config to their annotations: bool, int, float, str or Literal, also with None.
 
@@ -292,6 +343,13 @@ def only_with(config: DataclassInstance, name: str, used: bool, needs: str) -> N
     value = getattr(config, name)
     default = next(field.default for field in fields(config) if field.name == name)
     require(name, value, used or value == default, f"{default!r} without {needs}")
+
+
+def integer(config: object, name: str, least: int, most: int = MOST_ROWS) -> None:
+    """Raise ValueError unless the setting is an integer in least..most."""
+    value = getattr(config, name)
+    fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    require(name, value, fits, f"an integer in {least}..{most}")
 
 
 def require(name: str, value: object, holds: bool, allowed: str) -> None:

@@ -1,62 +1,162 @@
-"""What every saved agent has in common: its agent.json, and how it is read where anything in it may be damaged."""
+"""The one format of saved agents: agent.json, tensors.safetensors, and folders of models beside them."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from textgym.files import check_files, read_json, reading, recover_folder
-from textgym.rewards import TextGymWarning
+import numpy as np
+from numpy.typing import NDArray
+
+from textgym.checks import JsonObject, TextGymWarning
+from textgym.files import check_files, read_json, reading, recover_folder, replace_folder, write_json
 from textgym.rewards.calling import is_finite
+from textgym.task import Task
 from textgym_agents.config import MOST
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from torch import Tensor
+
+FORMAT = 2
+HEAD, TENSORS = "agent.json", "tensors.safetensors"
 Built = TypeVar("Built")
+Arrays = Mapping[str, NDArray[Any]]
+LoadedArrays = dict[str, NDArray[Any]]
 
 
-def head_of(agent: Any) -> dict[str, Any]:
-    """Return what agent.json says of every agent."""
-    return {"format": FORMAT, "agent": agent.name, "task": agent.task.name, "config": asdict(agent.config)}
+@dataclass(frozen=True)
+class Saved:
+    """The content of a saved agent's folder.
+
+    Attributes:
+        folder: its path, for the folders of models in it.
+        config: the fields of the agent's config.
+        state: the agent's other JSON values.
+        same_task: whether task, vocabulary and reward are those that it was saved with.
+    """
+
+    folder: Path
+    config: JsonObject
+    state: JsonObject
+    same_task: bool
+
+    def arrays(self) -> LoadedArrays:
+        """Return the tensors as numpy arrays; {} where none were saved."""
+        from safetensors.numpy import load_file
+
+        return load_file(self.folder / TENSORS) if (self.folder / TENSORS).exists() else {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors as torch's, on the CPU; {} where none were saved."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / TENSORS) if (self.folder / TENSORS).exists() else {}
+
+
+def write_saved(
+    path: str | Path,
+    name: str,
+    config: DataclassInstance,
+    task: Task | None = None,
+    *,
+    state: Mapping[str, object] | None = None,
+    tensors: Arrays | Mapping[str, Tensor] | None = None,
+    folders: Mapping[str, Callable[[Path], object]] | None = None,
+) -> None:
+    """Write an agent to a folder; what was there is replaced at once, and the new one is on the disk on return.
+
+    Args:
+        path: the folder.
+        name: of the agent.
+        config: its settings.
+        task: that it belongs to; the state of the task's reward is saved too.
+        state: JSON values that it goes on from.
+        tensors: by name, all of numpy or all of torch.
+        folders: name -> writes a folder inside this one.
+    """
+
+    def write(folder: Path) -> None:
+        for part, write_part in (folders or {}).items():
+            write_part(folder / part)
+        if tensors:
+            _save_tensors(tensors, folder / TENSORS)
+        head = {"format": FORMAT, "agent": name, "config": asdict(config), "state": dict(state or {})}
+        if task is not None:
+            head |= {"task": _fingerprint(task), "scorer": task.scorer.state_dict()}
+        write_json(folder / HEAD, head)
+
+    replace_folder(Path(path), write)
 
 
 def read_saved(
-    path: Path, name: str, build: Callable[[dict[str, Any]], Built], task: Any = None, level: int = 2
+    path: str | Path,
+    name: str,
+    build: Callable[[Saved], Built],
+    task: Task | None = None,
+    elsewhere: str | None = "this agent was trained on task {had}, it is used on {now}",
 ) -> Built:
-    """Read a saved agent.
+    """Read an agent that `write_saved` wrote.
 
     Args:
-        path: its folder. name: the agent's.
-        build: from what agent.json holds to the agent; whatever it raises is told in one line.
-        task: warns where the agent was trained on another one; None: it does not matter.
-        level: stack level of that warning, seen from the caller.
-    Raises: ValueError if there is no agent of this name at `path`, or what there is cannot be read.
+        path: the folder.
+        name: of the agent.
+        build: makes it of what the folder holds; whatever it raises becomes one line.
+        task: that it is used on; the state of its reward is restored where it is the one that the agent was saved with.
+        elsewhere: warning for an agent of another task; None: it does not matter.
+    Raises: ValueError, one line, if there is no agent at `path`, it is of another format or class, or it is damaged.
     """
-    recover_folder(path)
-    if not os.path.lexists(path / "agent.json"):
+    folder = Path(path)
+    recover_folder(folder)
+    if not os.path.lexists(folder / HEAD):
         raise ValueError(f"path={str(path)!r}: no saved agent there")
-    check_files(path)
-    state = read_json(path / "agent.json")
-    if state.get("agent") != name or state.get("format") != FORMAT:
+    check_files(folder)
+    head = read_json(folder / HEAD)
+    if head.get("agent") != name or head.get("format") != FORMAT:
         raise ValueError(
-            f"path={str(path)!r}: holds agent {state.get('agent')!r:.80} in format {state.get('format')!r:.80}; "
+            f"path={str(path)!r}: holds agent {head.get('agent')!r:.80} in format {head.get('format')!r:.80}; "
             f"allowed is {name!r} in format {FORMAT}"
         )
-    if task is not None and state.get("task") != task.name:
-        warnings.warn(
-            f"path={str(path)!r}: this agent was trained on task {state.get('task')!r:.80}, "
-            f"it is used on {task.name!r}",
-            TextGymWarning,
-            stacklevel=level + 1,
-        )
-    with reading(path, "the saved agent"):
-        return build(state)
+    had, now = head.get("task"), None if task is None else _fingerprint(task)
+    if now is not None and elsewhere is not None and _called(had) != _called(now):
+        text = elsewhere.format(had=_called(had), now=_called(now))
+        warnings.warn(f"path={str(path)!r}: {text}", TextGymWarning, stacklevel=4)
+    with reading(folder, "the saved agent"):
+        built = build(Saved(folder, head["config"], head["state"], had == now))
+        if task is not None and had == now:
+            task.scorer.load_state_dict(head["scorer"])
+        return built
 
 
-def count(state: Mapping[str, Any], name: str, least: int = 0, most: int = MOST) -> int:
+def _fingerprint(task: Task) -> JsonObject:
+    return {"name": task.name, "tokens": task.vocabulary.size, "reward": task.reward_name}
+
+
+def _called(task: object) -> str:
+    """Return what a message calls the task of a fingerprint, which may be damaged."""
+    if not isinstance(task, dict):
+        return f"{task!r:.80}"
+    return f"{task.get('name')!r:.80} ({task.get('tokens')!r:.20} tokens)"
+
+
+def _save_tensors(tensors: Arrays | Mapping[str, Tensor], path: Path) -> None:
+    arrays = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
+    if arrays:
+        from safetensors.numpy import save_file as save_arrays
+
+        assert len(arrays) == len(tensors), "tensors of numpy and of torch in one file"
+        save_arrays(arrays, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file({n: t.contiguous() for n, t in tensors.items() if not isinstance(t, np.ndarray)}, path)
+
+
+def count(state: Mapping[str, object], name: str, least: int = 0, most: int = MOST) -> int:
     """Return a counter of a saved state. Raises: KeyError without it; ValueError unless it is in least..most."""
     value = state[name]
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -64,16 +164,17 @@ def count(state: Mapping[str, Any], name: str, least: int = 0, most: int = MOST)
     return value
 
 
-def number(state: Mapping[str, Any], name: str) -> float:
+def number(state: Mapping[str, object], name: str) -> float:
     """Return a finite number of a saved state. Raises: KeyError without it; ValueError for anything else."""
     value = state[name]
-    if not is_finite(value):
+    if not isinstance(value, int | float) or not is_finite(value):
         raise ValueError(f"{name}={value!r:.80}: allowed is a finite number")
     return float(value)
 
 
-def flag(state: Mapping[str, Any], name: str) -> bool:
+def flag(state: Mapping[str, object], name: str) -> bool:
     """Return a truth value of a saved state. Raises: KeyError without it; ValueError for anything else."""
-    if not isinstance(state[name], bool):
-        raise ValueError(f"{name}={state[name]!r:.80}: allowed is true or false")
-    return bool(state[name])
+    value = state[name]
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r:.80}: allowed is true or false")
+    return value

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from agents.enumerated import HORIZON, tiny_task, trajectories
 from gymnasium.vector import AutoresetMode
-from textgym_agents.algorithms import fixed
+from textgym_agents import saving
 from textgym_agents.algorithms.best_of_n import BestOfN, BestOfNConfig
 
 from textgym import TokenVectorEnv, make_task
@@ -249,7 +249,7 @@ def test_bad_settings_are_named():
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"format": 2}, "holds agent 'best-of-n' in format 2; allowed is 'best-of-n' in format 1"),
+        ({"format": 1}, "holds agent 'best-of-n' in format 1; allowed is 'best-of-n' in format 2"),
         ({"agent": "random"}, "holds agent 'random'"),
         ({"config": None}, "the saved agent is damaged"),
         ({"config": {"m": 3}}, "damaged .*'m'"),
@@ -273,7 +273,7 @@ def test_saving_that_fails_leaves_the_old_folder_whole(tmp_path, monkeypatch):
         path.write_text("half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(fixed, "write_json", fail)
+    monkeypatch.setattr(saving, "write_json", fail)
     with pytest.raises(OSError, match="no space"):
         BestOfN(task, BestOfNConfig(n=3)).save(tmp_path / "agent")
     assert BestOfN.load(tmp_path / "agent", TokenVectorEnv(task, 1)).config.n == 2

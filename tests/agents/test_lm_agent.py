@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_safetensors_and_json_and_is_replaced_whole(agent, en
     assert [p.name for p in tmp_path.iterdir()] == ["agent"]
     kinds = {p.suffix for p in (tmp_path / "agent").rglob("*") if p.is_file()}
     assert kinds == {".json", ".safetensors"}
-    assert json.loads((tmp_path / "agent" / "agent.json").read_text())["episodes"] == 16
+    assert json.loads((tmp_path / "agent" / "agent.json").read_text())["state"]["episodes"] == 16
     loaded = LMPPO.load(tmp_path / "agent", env)
     observation, _ = env.reset(seed=3)
     np.testing.assert_array_equal(loaded.log_probs(observation), agent.log_probs(observation))
@@ -254,7 +254,7 @@ def test_a_model_of_the_agents_own_is_its_own_reference(env, task):
 
 def test_a_damaged_checkpoint_is_one_clear_error(agent, env, tmp_path):
     agent.save(tmp_path / "agent")
-    (tmp_path / "agent" / "optimizer.safetensors").write_bytes(b"junk")
+    (tmp_path / "agent" / "tensors.safetensors").write_bytes(b"junk")
     with pytest.raises(ValueError, match="the saved agent is damaged"):
         LMPPO.load(tmp_path / "agent", env)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.tiny_rewards import POSITIONS, WORDS, save_reward_model, save_tokenizer, tiny_classifier
-from textgym_agents.rlhf.losses import pairwise_loss
+from textgym_agents.rlhf.ranking import pairwise_loss
 
 from textgym import load_vocabulary
 from textgym.lm import llama, scoring

@@ -57,7 +57,6 @@ _EXTRAS = {
     "torch": "lm",
     "transformers": "lm",
     "safetensors": "lm",
-    "accelerate": "lm",
     "re2": "rewards",
     "jsonschema": "rewards",
     "llguidance": "rewards",

@@ -19,9 +19,9 @@ from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv, batch_env
-from textgym_agents.algorithms.fixed import read_settings, write_settings
 from textgym_agents.config import at_least_one, require
 from textgym_agents.protocol import Agent, Callback, Observation, StateFinder, token_rows
+from textgym_agents.saving import read_saved, write_saved
 from textgym_agents.tabular.policies import draw
 
 _ROWS_AT_ONCE = 512
@@ -146,12 +146,15 @@ class BestOfN(Agent):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
-        write_settings(self, Path(path))
+        write_saved(path, self.name, self.config, self.task)
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
-        return cls(env.unwrapped.task, read_settings(cls.name, BestOfNConfig, Path(path)))
+        task = env.unwrapped.task
+        return read_saved(
+            path, cls.name, lambda saved: cls(task, BestOfNConfig(**saved.config)), task, elsewhere=None
+        )
 
     def _best(self, observation: Observation) -> list[Tokens]:
         """Return the best of n continuations of each of these states, as whole sequences."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import Ints
-from textgym.files import replace_folder, write_json
 from textgym.lm.reference import Reference, UniformReference
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Agent, Callback, Observation, as_agent
-from textgym_agents.saving import head_of, read_saved
-
-Config = TypeVar("Config")
+from textgym_agents.saving import read_saved, write_saved
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,15 @@ class _FixedAgent(NonLearner):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`."""
-        write_settings(self, Path(path))
+        write_saved(path, self.name, self.config, self.task)
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:
         """See `Agent.load`."""
-        return cls(env.unwrapped.task, read_settings(cls.name, FixedConfig, Path(path)))
+        task = env.unwrapped.task
+        return read_saved(
+            path, cls.name, lambda saved: cls(task, FixedConfig(**saved.config)), task, elsewhere=None
+        )
 
 
 class ReferenceAgent(_FixedAgent):
@@ -106,21 +106,6 @@ class RandomAgent(_FixedAgent):
 
     def _make_policy(self, task: Task) -> Reference:
         return UniformReference(task.vocabulary.allowed)
-
-
-def write_settings(agent: Any, path: Path) -> None:
-    """Writes an agent that is nothing but its settings to a folder, atomically, replacing what was there."""
-    replace_folder(path, lambda folder: write_json(folder / "agent.json", head_of(agent)))
-
-
-def read_settings(name: str, kind: type[Config], path: Path) -> Config:
-    """Reads the settings that `write_settings` wrote.
-
-    Args:
-        name: of the agent. kind: the class of its config.
-    Raises: ValueError if there is no agent of this name at `path`, or what there is cannot be read.
-    """
-    return read_saved(path, name, lambda state: kind(**state["config"]))
 
 
 def reference_of(agent: Agent, task: Task) -> Reference:

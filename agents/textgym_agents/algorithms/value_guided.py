@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode
 
 from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
-from textgym.files import replace_folder, write_json
 from textgym.lm.reference import Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
@@ -21,7 +20,7 @@ from textgym_agents.algorithms.fixed import NonLearner, reference_of
 from textgym_agents.config import at_least_one, require
 from textgym_agents.lm.critic import Critic, critic_of
 from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
-from textgym_agents.saving import head_of, read_saved
+from textgym_agents.saving import Saved, read_saved, write_saved
 
 _ROWS_AT_ONCE = 1024
 _FACTOR = 4.0
@@ -184,21 +183,17 @@ class ValueGuided(NonLearner):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`. The guide is saved with it."""
-        replace_folder(Path(path), self._write)
-
-    def _write(self, folder: Path) -> None:
-        self.guide.save(folder / "guide")
-        write_json(folder / "agent.json", head_of(self))
+        write_saved(path, self.name, self.config, self.task, folders={"guide": self.guide.save})
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         task = env.unwrapped.task
-        return read_saved(
-            Path(path),
-            cls.name,
-            lambda state: cls(task, ValueGuidedConfig(**state["config"]), _load(Path(path) / "guide", task)),
-        )
+        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere=None)
+
+    @classmethod
+    def _restored(cls, saved: Saved, task: Task) -> Self:
+        return cls(task, ValueGuidedConfig(**saved.config), _load(saved.folder / "guide", task))
 
 
 def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[TokenState]:

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     from textgym.commands.console import use_all_cores
     from textgym_agents.commands.running import PipelineDisplay
-    from textgym_agents.rlhf.overoptimise import run_overoptimise
+    from textgym_agents.rlhf.overoptimise import Overoptimisation
     from textgym_agents.rlhf.settings import OveroptimiseSettings
     from textgym_agents.training.folder import run_folder
 
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         disk_full_at(out, "run the same command again, which goes on"),
         PipelineDisplay(settings.episodes) as display,
     ):
-        result = run_overoptimise(env_id, settings, out, display, env_options(given.flags.env))
+        result = Overoptimisation(env_id, settings, out, display, env_options(given.flags.env)).run()
     console = output()
     console.print(_table(result["curves"]))
     weakest = f"{min(settings.layers)}-{min(settings.pairs)}"

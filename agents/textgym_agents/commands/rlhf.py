@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     from textgym.commands.console import use_all_cores
     from textgym_agents.commands.running import PipelineDisplay
-    from textgym_agents.rlhf.pipeline import run_rlhf
+    from textgym_agents.rlhf.pipeline import Pipeline
     from textgym_agents.rlhf.settings import RLHFSettings
     from textgym_agents.training.folder import run_folder
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         disk_full_at(out, "run the same command again, which goes on"),
         PipelineDisplay(settings.episodes) as display,
     ):
-        result = run_rlhf(env_id, settings, out, display, env_options(given.flags.env))
+        result = Pipeline(env_id, settings, out, display, env_options(given.flags.env)).run()
     console = output()
     console.print(_answers(result["rows"]))
     console.print(comparison_table(result["rows"]))

@@ -6,13 +6,12 @@ import copy
 import math
 from abc import abstractmethod
 from dataclasses import replace
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from textgym.checks import Floats, Ints
 from textgym.lm.categorical import sample
@@ -22,7 +21,7 @@ from textgym.play import check_env
 from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
-from textgym_agents.lm.checkpoint import read_checkpoint, write_checkpoint
+from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.tiny import start_policy
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
@@ -31,7 +30,7 @@ LEARNING_RATE = 5e-4
 TINY_LEARNING_RATE = 3e-3
 
 
-class LMAgent(Agent):
+class LMAgent(SavedLM, Agent):
     """An LM policy with a value head and its frozen start; acts, scores and is saved. Algorithms say how it learns.
 
     Args:
@@ -64,8 +63,6 @@ class LMAgent(Agent):
         self.value_scale: float | None = None
         self.value_offset = 0.0
         self._acting = np.random.default_rng([config.seed, 2])
-
-    # Learning
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Learn from at least `episodes` more episodes, one in each sub-environment per iteration.
@@ -124,24 +121,12 @@ class LMAgent(Agent):
         return self.value_scale, self.value_offset
 
     def _finish_step(self) -> float:
-        """Apply the gradient, scaled down to `max_grad_norm`; return its norm before.
-
-        Raises: FloatingPointError if it is not finite.
-        """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"iteration {self.iteration}: the gradient is not finite; "
-                f"lower learning_rate={self.learning_rate!r} or max_grad_norm={self.config.max_grad_norm!r}"
-            )
-        self.optimizer.step()
-        return norm
+        """Apply the gradient, scaled down to `max_grad_norm`; return its norm before."""
+        return apply_gradient(self.optimizer, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:
         sequence = np.random.SeedSequence([self.config.seed, self.iteration, purpose])
         return int(sequence.generate_state(1)[0])
-
-    # Acting
 
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
@@ -168,23 +153,22 @@ class LMAgent(Agent):
         """See `Agent.own_reference`: of an agent with a model or temperature of its own."""
         return self.reference if self.has_own_reference else None
 
-    # Storage
 
-    def memory(self) -> dict[str, Tensor]:
-        """Return what else than parameters and counters learning goes on from, such as a replay."""
-        return {}
+def apply_gradient(optimizer: torch.optim.Optimizer, max_grad_norm: float, when: str) -> float:
+    """Scale the gradient down to a norm, and take the optimiser's step.
 
-    def restore_memory(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `memory` gave. Raises: KeyError for what this agent has no place for."""
-        if tensors:
-            raise KeyError(next(iter(tensors)))
-
-    def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        write_checkpoint(self, Path(path))
-
-    @classmethod
-    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
-        agent: Self = read_checkpoint(cls, Path(path), env.unwrapped.task)
-        return agent
+    Args:
+        max_grad_norm: a longer gradient has this norm afterwards.
+        when: begins the message of the error, such as "step 3".
+    Returns: the gradient's norm before.
+    Raises: FloatingPointError if it is not finite; the parameters are as before then.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"{when}: the gradient is not finite; lower learning_rate={optimizer.param_groups[0]['lr']!r} "
+            f"or max_grad_norm={max_grad_norm!r}"
+        )
+    optimizer.step()
+    return norm

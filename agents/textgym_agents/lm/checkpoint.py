@@ -1,104 +1,178 @@
-"""An LM agent as a folder: a Hugging Face model, safetensors and JSON, written atomically."""
+"""The storage of an LM agent: Hugging Face models, tensors and JSON; and of modules and optimisers."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
-from textgym_agents.saving import count, flag, head_of, number, read_saved
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
+from textgym_agents.config import LMConfig
+from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
 
 
-def write_checkpoint(agent: Any, path: Path) -> None:
-    """Writes policy, reference, optimiser and counters of an LM agent to `path`, replacing what was there."""
-    replace_folder(path, lambda folder: _write(agent, folder))
+class SavedLM(ABC):
+    """The part of an LM agent that is saved and loaded."""
+
+    name: str
+    config_type: ClassVar[type[LMConfig]]
+    task: Task
+    config: LMConfig
+    policy: LMPolicy
+    reference: LMPolicy
+    has_own_reference: bool
+    optimizer: torch.optim.Optimizer
+    controller: KLController
+    learning_rate: float
+    value_scale: float | None
+    value_offset: float
+    iteration: int
+    episodes: int
+    budget: int
+
+    @abstractmethod
+    def __init__(self, task: Task, config: LMConfig, model: PreTrainedModel | None = None) -> None: ...
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return what learning goes on from beside parameters and counters, such as a replay."""
+        return {}
+
+    def restore_memory(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `memory` returned. Raises: KeyError for what this agent has no place for."""
+        if tensors:
+            raise KeyError(next(iter(tensors)))
+
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
+        state = {name: getattr(self, name) for name in _COUNTERS} | {
+            "beta": self.controller.beta,
+            "value_scale": self.value_scale,
+            "value_offset": self.value_offset,
+            "learning_rate": self.learning_rate,
+            "own_reference": self.has_own_reference,
+            "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
+        }
+        tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
+        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
+        tensors |= with_prefix("memory.", self.memory())
+        write_saved(
+            path,
+            self.name,
+            self.config,
+            self.task,
+            state=state,
+            tensors=tensors,
+            folders={"model": self._save_policy, "reference": self.reference.model.save_pretrained}
+            | ({"base": self._save_base} if is_peft(self.policy.model) else {}),
+        )
+
+    def _save_policy(self, folder: Path) -> None:
+        self.policy.model.save_pretrained(folder)
+        self.task.vocabulary.save(folder)
+
+    def _save_base(self, folder: Path) -> None:
+        """Write the model that an adapter belongs to: the other folders hold adapters alone."""
+        model = copy.deepcopy(self.reference.model)
+        has_unload = hasattr(model.base_model, "unload")
+        (model.unload() if has_unload else model.get_base_model()).save_pretrained(folder)
+
+    @classmethod
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
+        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
+        task = env.unwrapped.task
+        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+
+    @classmethod
+    def _restored(cls, saved: Saved, task: Task) -> Self:
+        state, tensors = saved.state, saved.tensors()
+        agent = cls(task, cls.config_type(**saved.config), model=_load_model(saved.folder, "reference"))
+        agent.policy.model.load_state_dict(copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
+        frozen = set(state["frozen"])
+        for name, parameter in agent.policy.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        agent.policy.value_head.load_state_dict(without_prefix("value_head.", tensors))
+        restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
+        memory = without_prefix("memory.", tensors)
+        if memory:
+            agent.restore_memory(memory)
+        agent.controller.beta = number(state, "beta")
+        for name in _COUNTERS:
+            setattr(agent, name, count(state, name))
+        agent.value_offset, agent.learning_rate = (
+            number(state, n) for n in ("value_offset", "learning_rate")
+        )
+        agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
+        agent.has_own_reference = flag(state, "own_reference")
+        return agent
 
 
-def _write(agent: Any, folder: Path) -> None:
-    agent.policy.model.save_pretrained(folder / "model")
-    agent.task.vocabulary.save(folder / "model")
-    agent.reference.model.save_pretrained(folder / "reference")
-    if is_peft(agent.policy.model):  # what was saved are adapters
-        _without_adapter(agent.reference.model).save_pretrained(folder / "base")
-    save_file(
-        {k: v.contiguous() for k, v in agent.policy.value_head.state_dict().items()},
-        folder / "value_head.safetensors",
+def _load_model(folder: Path, name: str) -> PreTrainedModel:
+    base = folder / "base"
+    model: PreTrainedModel = (
+        load_adapter(folder / name, base) if base.is_dir() else load_causal_lm(folder / name)
     )
-    tensors = {
-        f"{index}.{key}": value.contiguous()
-        for index, state in agent.optimizer.state_dict()["state"].items()
-        for key, value in state.items()
+    return model
+
+
+# Tensors of modules and optimisers by name
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same tensors under names with a prefix."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters and buffers by name; tied ones once, under their first name."""
+    found = {id(tensor): name for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
+    tensors = module.state_dict()
+    return {name: tensors[name] for name in found.values()}
+
+
+def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `module_tensors` returned. Raises: ValueError or RuntimeError for what does not fit."""
+    wanted = module_tensors(module)
+    if tensors.keys() != wanted.keys():
+        odd = sorted(tensors.keys() ^ wanted.keys())[0]
+        raise ValueError(f"the tensor {odd!r} is missing, or is none of the model's")
+    module.load_state_dict(tensors, strict=False)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's moments and counts as "INDEX.ENTRY" -> tensor; its settings are those of the config."""
+    state: OptimizerState = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": tensor
+        for index, entries in state.items()
+        for key, tensor in entries.items()
+        if isinstance(tensor, Tensor)
     }
-    save_file(tensors, folder / "optimizer.safetensors")
-    memory = agent.memory()
-    if memory:
-        save_file(memory, folder / "memory.safetensors")
-    state = head_of(agent) | {
-        "iteration": agent.iteration,
-        "episodes": agent.episodes,
-        "budget": agent.budget,
-        "beta": agent.controller.beta,
-        "value_scale": agent.value_scale,
-        "value_offset": agent.value_offset,
-        "learning_rate": agent.learning_rate,
-        "own_reference": agent.has_own_reference,
-        "frozen": [name for name, p in agent.policy.named_parameters() if not p.requires_grad],
-        "scorer": agent.task.scorer.state_dict(),
-    }
-    write_json(folder / "agent.json", state)
 
 
-def _without_adapter(model: Any) -> Any:
-    model = copy.deepcopy(model)
-    return model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
-
-
-def read_checkpoint(kind: Any, path: Path, task: Any) -> Any:
-    """Reads what `write_checkpoint` wrote.
-
-    Raises: ValueError if there is no agent of this kind at `path`, or its model does not fit the task.
-    """
-    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state), task)
-
-
-def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
-    agent = kind(task, kind.config_type(**state["config"]), model=_load_model(path, "reference"))
-    agent.policy.model.load_state_dict(copy.deepcopy(_load_model(path, "model").state_dict()))
-    frozen = set(state.get("frozen", ()))
-    for name, parameter in agent.policy.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    agent.policy.value_head.load_state_dict(load_file(path / "value_head.safetensors"))
-    _restore_optimizer(agent.optimizer, load_file(path / "optimizer.safetensors"))
-    agent.controller.beta = number(state, "beta")
-    for name in _COUNTERS:
-        setattr(agent, name, count(state, name))
-    for name in ("value_offset", "learning_rate"):
-        setattr(agent, name, number(state, name))
-    agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
-    agent.has_own_reference = flag(state, "own_reference")
-    if (path / "memory.safetensors").exists():
-        agent.restore_memory(load_file(path / "memory.safetensors"))
-    if state["task"] == task.name:
-        task.scorer.load_state_dict(state["scorer"])
-    return agent
-
-
-def _load_model(path: Path, name: str) -> Any:
-    base = path / "base"
-    return load_adapter(path / name, base) if base.is_dir() else load_causal_lm(path / name)
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned. Raises: ValueError for what does not fit its parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
@@ -106,8 +180,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torc
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def check_moments(parameters: Sequence[torch.Tensor], state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Raises ValueError unless an optimiser's saved state has the same entries, of fitting shapes, for its parameters.
+def check_moments(parameters: Sequence[Tensor], state: OptimizerState) -> None:
+    """Raise ValueError unless an optimiser's saved state has the same entries, of fitting shapes, for its parameters.
 
     torch takes whatever there is and fails at the next step.
     """

@@ -1,4 +1,4 @@
-"""Learning from given texts: passes over data, steps, and what is saved of them."""
+"""Learning from given texts: passes over data, optimiser steps on them, and a memory of whole episodes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from textgym_agents.config import KL, LMConfig, at_least_one, require
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.sequences import Sequences, encode_texts
+from textgym_agents.lm.trainer import accumulate
 from textgym_agents.protocol import Callback, Metrics
 
 
@@ -89,15 +90,15 @@ class OfflineAgent(LMAgent):
 
     @abstractmethod
     def _has_data(self) -> bool:
-        """Whether there are texts to be read."""
+        """Return whether there are texts to be read."""
 
     @abstractmethod
     def _read(self) -> list[Demonstration]:
-        """All texts of a file, those of a unit one after the other."""
+        """Return all texts of a file, those of a unit one after the other."""
 
     @abstractmethod
     def _select(self, recording: Recording) -> Sequences:
-        """What of recorded episodes is learned from, those of a unit one after the other."""
+        """Return the recorded episodes to learn from, those of a unit one after the other."""
 
     def _load(self) -> Sequences:
         data = self.config.data
@@ -110,7 +111,7 @@ class OfflineAgent(LMAgent):
             raise ValueError(f"data={data!r}: {error}") from error
 
     def _batch(self, env: Any) -> tuple[Sequences, Metrics]:
-        """The texts of this iteration, and what there is to say of them."""
+        """Return the texts of this iteration, and metrics of them."""
         assert self._data is not None
         count = env.num_envs // self.unit
         total = len(self._data.lengths) // self.unit
@@ -121,18 +122,18 @@ class OfflineAgent(LMAgent):
 
     @abstractmethod
     def _losses(self, batch: Sequences, reference: Tensor) -> tuple[Tensor, Metrics]:
-        """The loss of every unit or token (n,), and sums over them to be reported.
+        """Return the loss of every unit or token (n,), and sums over them to be reported.
 
         Args:
-            reference: (b,) what `_score_reference` gave for these texts.
+            reference: (b,) the values of `_score_reference` for these texts.
         """
 
     def _score_reference(self, batch: Sequences) -> Tensor:
-        """What the loss needs to know of the reference, for every text (B,)."""
+        """Return what the loss needs of the reference, one number for every text (B,)."""
         return torch.zeros(len(batch.lengths), device=self.policy.device)
 
     def _total(self, batch: Sequences) -> int:
-        """What the summed losses of a mini-batch are divided by."""
+        """Return the number of items in a mini-batch: its loss is their mean."""
         return len(batch.lengths) // self.unit
 
     def _encode(self, texts: Sequence[Demonstration]) -> Sequences:
@@ -169,23 +170,20 @@ class OfflineAgent(LMAgent):
         return {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
 
     def _step(self, batch: Sequences, reference: Tensor, units: NDArray[np.int64]) -> Metrics:
-        """One optimiser step. Returns: means over what its loss is a mean of."""
+        """Take one optimiser step. Returns: means over its items, and the gradient's norm."""
         total = self._total(batch.rows(_texts_of(units, self.unit)))
         at_once = max(self.config.micro_batch // self.unit, 1)
-        sums: Metrics = {}
-        self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(units), at_once):
-            chosen = _texts_of(units[start : start + at_once], self.unit)
-            losses, part = self._losses(batch.rows(chosen), reference[torch.tensor(chosen)])
-            (losses.sum() / total).backward()
-            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-        norm = self._finish_step()
-        return {name: value / total for name, value in sums.items()} | {"policy/grad_norm": norm}
+        texts = [
+            _texts_of(units[start : start + at_once], self.unit) for start in range(0, len(units), at_once)
+        ]
+        parts = (self._losses(batch.rows(chosen), reference[torch.tensor(chosen)]) for chosen in texts)
+        means = accumulate(self.optimizer, parts, total)
+        return means | {"policy/grad_norm": self._finish_step()}
 
     # Storage
 
     def memory(self) -> dict[str, Tensor]:
-        """See `LMAgent.memory`: of data only what tells them from others."""
+        """See `LMAgent.memory`: the digest of the texts, not the texts."""
         return {} if self._digest is None else {"digest": torch.tensor(list(self._digest), dtype=torch.uint8)}
 
     def restore_memory(self, tensors: dict[str, Tensor]) -> None:
@@ -194,7 +192,7 @@ class OfflineAgent(LMAgent):
 
 
 def passes(total: int, start: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Places start, start + 1, ... of an endless row of shuffled passes over 0..total-1, (count,).
+    """Return places start, start + 1, ... of an endless row of shuffled passes over 0..total-1, (count,).
 
     Every place depends on the seed and on nothing that came before.
     """

@@ -1,84 +1,27 @@
-"""MCTS: a policy that searches the tree below a state before it writes a token, and its folder."""
+"""MCTS: a policy that searches the tree below a state before it writes a token."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from safetensors.numpy import load_file, save_file
 
 from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
-from textgym.files import replace_folder, write_json
 from textgym.play import Turn, check_env, play_batch
-from textgym.rewards import TextGymWarning
 from textgym.task import Task
 from textgym.vector import showing_segments
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
-from textgym_agents.saving import count, head_of, read_saved
+from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.policies import draw
 
 _COUNTERS = ("iteration", "episodes")
 _SEARCH_COUNTERS = ("searches", "scored")
-
-
-def write_tree_agent(agent: Any, path: Path) -> None:
-    """Writes tree, settings and counters of a searching agent to `path`, replacing what was there."""
-    replace_folder(path, lambda folder: _write(agent, folder))
-
-
-def _write(agent: Any, folder: Path) -> None:
-    save_file(agent.planner.forest.tensors(), folder / "tree.safetensors")
-    state = head_of(agent) | {"scorer": agent.task.scorer.state_dict()}
-    counters = {name: getattr(agent, name) for name in _COUNTERS}
-    counters |= {name: getattr(agent.planner, name) for name in _SEARCH_COUNTERS}
-    write_json(folder / "agent.json", state | counters)
-
-
-def read_tree_agent(kind: Any, path: Path, task: Any) -> Any:
-    """Reads what `write_tree_agent` wrote. A guide that was given as an object is not in the folder.
-
-    Raises: ValueError if there is no agent of this kind at `path`, or its tree does not fit the task.
-    """
-    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state))
-
-
-def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
-    agent = kind(task, kind.config_type(**state["config"]))
-    for names, holder in ((_COUNTERS, agent), (_SEARCH_COUNTERS, agent.planner)):
-        for name in names:
-            setattr(holder, name, count(state, name))
-    if state["task"] != task.name:
-        warnings.warn(
-            f"path={str(path)!r}: this tree is of task {state['task']!r:.80}; on {task.name!r} search starts anew",
-            TextGymWarning,
-            stacklevel=6,
-        )
-        return agent
-    task.scorer.load_state_dict(state["scorer"])
-    tensors = load_file(path / "tree.safetensors")
-    if tensors["actions"].shape != (len(tensors["lengths"]), agent.planner.forest.candidates):
-        raise ValueError(
-            f"path={str(path)!r}: its nodes have {tensors['actions'].shape[-1]} candidates, "
-            f"the task and the settings have {agent.planner.forest.candidates}"
-        )
-    parts = np.split(tensors["tokens"], np.cumsum(tensors["lengths"])[:-1]) if len(tensors["lengths"]) else []
-    found = [
-        agent.planner.finder.state(tuple(part.tolist()), start)
-        for part, start in zip(parts, tensors["prompt_lengths"].tolist(), strict=True)
-    ]
-    states = [
-        replace(own, potential=potential)
-        for (_, own), potential in zip(found, tensors["potentials"].tolist(), strict=True)
-    ]
-    agent.planner.forest.restore(states, [split for split, _ in found], tensors)
-    return agent
 
 
 class MCTS(Agent):
@@ -182,12 +125,45 @@ class MCTS(Agent):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        write_tree_agent(self, Path(path))
+        state = {name: getattr(self, name) for name in _COUNTERS}
+        state |= {name: getattr(self.planner, name) for name in _SEARCH_COUNTERS}
+        write_saved(
+            path, self.name, self.config, self.task, state=state, tensors=self.planner.forest.tensors()
+        )
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Searching goes on from the tree that was saved."""
-        agent: Self = read_tree_agent(cls, Path(path), env.unwrapped.task)
+        """See `Agent.load`. Searching goes on from the tree that was saved; a guide given as an object is not in it."""
+        task = env.unwrapped.task
+        elsewhere = "this tree is of task {had}; on {now} search starts anew"
+        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere)
+
+    @classmethod
+    def _restored(cls, saved: Saved, task: Task) -> Self:
+        agent = cls(task, cls.config_type(**saved.config))
+        for names, holder in ((_COUNTERS, agent), (_SEARCH_COUNTERS, agent.planner)):
+            for name in names:
+                setattr(holder, name, count(saved.state, name))
+        if not saved.same_task:
+            return agent
+        tensors = saved.arrays()
+        has, wanted = tensors["actions"].shape, agent.planner.forest.candidates
+        if has != (len(tensors["lengths"]), wanted):
+            raise ValueError(
+                f"path={str(saved.folder)!r}: its nodes have {has[-1]} candidates, "
+                f"the task and the settings have {wanted}"
+            )
+        ends = np.cumsum(tensors["lengths"])[:-1]
+        parts = np.split(tensors["tokens"], ends) if len(tensors["lengths"]) else []
+        found = [
+            agent.planner.finder.state(tuple(part.tolist()), start)
+            for part, start in zip(parts, tensors["prompt_lengths"].tolist(), strict=True)
+        ]
+        states = [
+            replace(own, potential=potential)
+            for (_, own), potential in zip(found, tensors["potentials"].tolist(), strict=True)
+        ]
+        agent.planner.forest.restore(states, [split for split, _ in found], tensors)
         return agent
 
 

@@ -1,27 +1,27 @@
-"""Builds the reward model that the package ships: `python -m textgym_agents.rlhf.bundled`."""
+"""Build the reward model that the package ships: `python -m textgym_agents.rlhf.bundled`."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 
+from textgym.checks import JsonObject
 from textgym.files import plain, read_json, replace_folder, write_json
 from textgym.lm.reward_model import RewardModel
-from textgym.preferences import Ranking, collect, write_rankings
-from textgym.task import Task, make_reference, make_task
+from textgym.preferences import collect, write_rankings
+from textgym.task import make_reference, make_task
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.prompts import TASK_SHARES
-from textgym_agents.rlhf.models import resize_model
+from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
+from textgym_agents.rlhf.ranking import score_answers
 from textgym_agents.rlhf.reward_model import train_reward_model
+from textgym_agents.rlhf.runs import digest
 from textgym_agents.rlhf.settings import RewardModelSettings
 
 PREFERENCES_OF = "HHH"
@@ -31,7 +31,7 @@ _DRAWN = 1.5  # prompts for each ranking wanted; some give none
 
 @dataclass(frozen=True)
 class BundledConfig:
-    """Builds the reward model of the built-in world from noisy preferences between answers of its base model."""
+    """Build the reward model of the built-in world from noisy preferences between answers of its base model."""
 
     out: Path = REWARD_MODEL_PATH
     """Folder to write to."""
@@ -52,14 +52,15 @@ class BundledConfig:
     """Of everything drawn."""
 
 
-def build(config: BundledConfig) -> dict[str, Any]:
-    """Writes the model's folder and returns its card."""
+def build(config: BundledConfig) -> JsonObject:
+    """Write the model's folder and return its card."""
     task = make_task(PREFERENCES_OF)
-    rankings = noisy_preferences(task, config)
+    policy = make_reference(task, device="cpu")
+    rankings = noisy_pairs(task, policy, config.preferences, config.noise, config.seed, _DRAWN, "preferences")
     with tempfile.TemporaryDirectory() as scratch:
         data, run = Path(scratch) / "preferences.jsonl", Path(scratch) / "run"
         write_rankings(data, rankings, "trl")
-        fingerprint = hashlib.sha256(data.read_bytes()).hexdigest()
+        fingerprint = digest(data)
         base = Path(scratch) / "base"
         resize_model("builtin", config.layers, base, config.seed)
         settings = RewardModelSettings(
@@ -80,50 +81,35 @@ def build(config: BundledConfig) -> dict[str, Any]:
             "epochs": config.epochs,
             "held_out": {name: accuracy(run / "model", name, config) for name in TASK_SHARES},
         }
-        replace_folder(config.out, partial(_copy, run / "model"))
-    # The file of preferences is gone; its digest is in the card.
+
+        def copy(folder: Path) -> None:
+            shutil.copytree(run / "model", folder, dirs_exist_ok=True)
+
+        replace_folder(config.out, copy)
     write_json(config.out / "reward.json", read_json(config.out / "reward.json") | {"source": PREFERENCES_OF})
     write_json(config.out / "card.json", plain(card))
     return card
 
 
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
-def noisy_preferences(task: Task, config: BundledConfig) -> list[Ranking]:
-    """Rankings of two answers of the base model to training prompts.
-
-    Raises: ValueError if the prompts drawn give too few.
-    """
-    drawn = round(config.preferences * _DRAWN)
-    policy = make_reference(task, device="cpu")
-    found = collect(task, policy, n=drawn, noise=config.noise, seed=config.seed).rankings
-    if len(found) < config.preferences:
-        raise ValueError(f"preferences={config.preferences}: {drawn} prompts gave only {len(found)} rankings")
-    return found[: config.preferences]
-
-
 def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:
-    """How often the model agrees with the gold order of two answers to held-out prompts of a task, without noise."""
+    """Return how often the model has the gold order of two answers to held-out prompts of a task, without noise."""
     task = make_task(name)
     policy = make_reference(task, device="cpu")
     rankings = collect(task, policy, n=config.held_out, split="eval", seed=config.seed + 1).rankings
-    stop = list(task.vocabulary.stop_ids)
-    reward = RewardModel(str(model), stop_ids=stop, device="cpu")
-    flat = [
+    stop_ids = list(task.vocabulary.stop_ids)
+    reward = RewardModel(str(model), stop_ids=stop_ids, device="cpu")
+    answers = [
         (ranking.prompt, text, ended)
         for ranking in rankings
         for text, ended in zip(ranking.completions, ranking.ended or (True, True), strict=True)
     ]
-    ids = [stop if ended else [] for _, _, ended in flat]
-    scores = np.array(reward([row[0] for row in flat], [row[1] for row in flat], completion_ids=ids))
+    scores = score_answers(reward, answers, stop_ids)
     margins = scores[0::2] - scores[1::2]
     return {"accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))), "pairs": len(rankings)}
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     config = tyro.cli(BundledConfig, prog="python -m textgym_agents.rlhf.bundled")
     console = Console()
     console.print_json(data=plain(asdict(config) | build(config)))

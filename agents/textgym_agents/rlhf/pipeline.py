@@ -1,105 +1,74 @@
-"""RLHF from end to end: fine-tuning, preferences, a reward model, PPO, and a comparison of what came out."""
+"""RLHF from end to end: fine-tuning, preferences, a reward model, PPO, and a comparison of the policies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from textgym.checks import not_one_of
+from textgym.best_of_n import FEWEST, best_of_n
+from textgym.checks import JsonObject, not_one_of
+from textgym.estimates import Estimate
+from textgym.evaluate import EvaluationResult, evaluate
 from textgym.files import make_folder, plain, read_json, write_json
+from textgym.lm.reference import Reference
+from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.preferences import collect, disagreement, read_rankings, write_rankings
 from textgym.rewards import make_reward
 from textgym.task import Task, load_reference, make_reference, reference_model
 from textgym.world.prompts import TASK_SHARES
 from textgym_agents.config import TrainSettings, versions
+from textgym_agents.protocol import Agent
 from textgym_agents.registry import load_agent, make_env
-from textgym_agents.rlhf.comparison import Contest, Row, calibrate, shifted
+from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
-from textgym_agents.rlhf.session import Stage, begin, check_folder, run_stages
+from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import RewardModelSettings, RLHFSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training, Watcher
+from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import optimum_summary
 
 SFT, PREFERENCES, REWARD_MODEL, PPO = "1-sft", "2-preferences", "3-reward-model", "4-ppo"
 
 
-def run_rlhf(
-    env_id: str,
-    settings: RLHFSettings,
-    out: str | Path,
-    watcher: Watcher,
-    env: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Runs whatever of the pipeline is not complete in `out`.
+class Pipeline(StagedRun[RLHFSettings]):
+    """RLHF in one folder; result.json has the rows of the comparison and the reports of the stages.
 
-    Args:
-        env_id: of the environment; its gold reward judges answers, and its reference is the base model.
-        settings: what to run.
-        out: a new folder, or one in which the same pipeline was begun.
-        watcher: is told what happens.
-        env: options of the environment, JSON values.
-    Returns: result.json: the rows of the comparison and the reports of the stages.
-    Raises: ValueError if `out` holds something else, or the task has no gold reward or no demonstrations;
-        TrainingInterrupted after Ctrl-C.
+    The environment's gold reward judges answers, and its reference is the base model. Args: see `StagedRun`.
     """
-    return Pipeline(env_id, settings, Path(out), watcher, env).run()
 
+    command = "rlhf"
 
-class Pipeline:
-    """One pipeline in its folder. Making it checks what can be checked and touches no file."""
-
-    def __init__(
-        self,
-        env_id: str,
-        settings: RLHFSettings,
-        out: Path,
-        watcher: Watcher,
-        env: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.env_id, self.settings, self.out, self.watcher = env_id, settings, out.resolve(), watcher
-        self.env_options = dict(env or {})
-        self._stored = plain({"command": "rlhf", "id": env_id, "env": self.env_options} | asdict(settings))
-        check_folder(out, self._stored)
-        self.base_task = self._make_task({})
+    def prepare(self) -> None:
+        """See `StagedRun.prepare`: the task needs a gold reward, and demonstrations of the world or in a file."""
+        self.base_task = self.make_task()
         self.base = reference_model(self.base_task)
+        file = self.settings.demonstrations
         if self.base_task.gold is None and self.env_options.get("reward") is None:
-            raise ValueError(f"{env_id}: the task has no gold reward; pass env option gold or reward")
-        if settings.demonstrations is None and self.base_task.name not in TASK_SHARES:
+            raise ValueError(f"{self.env_id}: the task has no gold reward; pass env option gold or reward")
+        if file is None and self.base_task.name not in TASK_SHARES:
             raise ValueError(
                 f"demonstrations: {not_one_of('task with demonstrations', self.base_task.name, TASK_SHARES)} "
                 "For another task, name a file"
             )
-        if settings.demonstrations is not None and not Path(settings.demonstrations).is_file():
-            raise FileNotFoundError(f"demonstrations={settings.demonstrations!r}: there is no such file")
+        if file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"demonstrations={file!r}: there is no such file")
 
-    def run(self) -> dict[str, Any]:
-        """See `run_rlhf`."""
-        begin(self.out, self._stored)
-        stages = [
+    def stages(self) -> list[Stage]:
+        """See `StagedRun.stages`."""
+        return [
             Stage(SFT, "supervised fine-tuning", self._fine_tune),
             Stage(PREFERENCES, "preferences", self._collect),
             Stage(REWARD_MODEL, "reward model", self._fit_reward_model),
             Stage(PPO, "PPO", self._train),
         ]
-        run_stages(self.out, stages, self.watcher)
-        result = self.out / "result.json"
-        if not result.exists():
-            write_json(result, plain(self._compare()))
-        return read_json(result)
-
-    # Stages
 
     def _fine_tune(self, folder: Path, resume: bool) -> None:
         plan = self.settings
-        data = plan.demonstrations or f"world:{self.base_task.name}"
         settings = SFTSettings(
-            data=data,
+            data=plan.demonstrations or f"world:{self.base_task.name}",
             base=str(self.base),
             demonstrations=plan.demonstration_count,
             epochs=plan.sft_epochs,
@@ -132,7 +101,7 @@ class Pipeline:
             "failures": collected.failures,
             "disagreement": disagreement(collected.rankings),
         }
-        write_json(folder / "result.json", plain(report))
+        write_json(folder / "result.json", report)
 
     def _fit_reward_model(self, folder: Path, resume: bool) -> None:
         plan = self.settings
@@ -161,46 +130,41 @@ class Pipeline:
     # Tasks and policies
 
     def gold_task(self) -> Task:
-        """The task with its gold reward as reward, and the fine-tuned model as reference."""
-        return self._make_task({"reference": str(self.out / SFT / "model")})
+        """Return the task with its gold reward as reward, and the fine-tuned model as reference."""
+        return self.make_task(reference=str(self.out / SFT / "model"))
 
-    def fine_tuned(self, task: Task) -> Any:
-        """The fine-tuned model as a policy."""
+    def fine_tuned(self, task: Task) -> Reference:
+        """Return the fine-tuned model as a policy."""
         return load_reference(self.out / SFT / "model", task)
 
-    def proxy_options(self) -> dict[str, Any]:
-        """The environment's options with the reward model, in units of the gold reward, as reward."""
-        options = self.env_options | {"reference": str(self.out / SFT / "model")}
+    def proxy_options(self) -> JsonObject:
+        """Return the environment's options with the reward model, in units of the gold reward, as reward."""
+        options: JsonObject = self.env_options | {"reference": str(self.out / SFT / "model")}
         if self.base_task.gold is None:
             options["gold"] = self.env_options["reward"]
-        spec = self._reward_spec()
-        scale = self._calibration(spec)["scale"]
+        spec, scale = self._reward_spec(), self._calibration()["scale"]
         return options | {
             "reward": {"name": "weighted", "rewards": {"model": spec}, "weights": {"model": scale}}
         }
 
-    def _reward_spec(self) -> dict[str, Any]:
+    def _reward_spec(self) -> JsonObject:
         models = sorted(str(path) for path in (self.out / REWARD_MODEL).glob("model*") if path.is_dir())
         stop_ids = list(self.base_task.vocabulary.stop_ids)
         return {"name": "reward_model", "model": models, "stop_ids": stop_ids or None}
 
-    def _calibration(self, spec: Mapping[str, Any]) -> dict[str, float]:
-        """What gives the proxy the mean and spread of gold over the answers that were ranked, see `calibrate`."""
+    def _calibration(self) -> dict[str, float]:
+        """Return what gives the proxy the mean and spread of gold over the answers that were ranked."""
         path = self.out / REWARD_MODEL / "calibration.json"
         if not path.exists():
             rows = read_rankings(self.out / PREFERENCES / "preferences.jsonl").rows
             answers = [
-                (row.prompt, text, ended, score)
+                (row.prompt, text, ended)
                 for row in rows
-                for text, ended, score in zip(row.completions, row.ended or (), row.scores or (), strict=True)
+                for text, ended in zip(row.completions, row.ended or (), strict=True)
             ]
+            gold = np.array([score for row in rows for score in row.scores or ()])
             stop_ids = self.base_task.vocabulary.stop_ids
-            ids = [[stop_ids[0]] if stop_ids and ended else [] for _, _, ended, _ in answers]
-            reward = make_reward(spec)
-            proxy = np.array(
-                reward([row[0] for row in answers], [row[1] for row in answers], completion_ids=ids)
-            )
-            gold = np.array([row[3] for row in answers])
+            proxy = score_answers(make_reward(self._reward_spec()), answers, stop_ids)
             if not proxy.std() > 0:
                 raise ValueError(
                     f"reward model: it gives all {len(proxy)} answers the same score; "
@@ -209,14 +173,10 @@ class Pipeline:
             write_json(path, calibrate(proxy, gold))
         return read_json(path)
 
-    def _make_task(self, options: Mapping[str, Any]) -> Task:
-        env = make_env(self.env_id, 1, **{**self.env_options, **options})
-        task: Task = env.unwrapped.task
-        return task
-
     # Comparison
 
-    def _compare(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
+        """Return the comparison of base, SFT, PPO and best-of-n."""
         plan = self.settings
         self.watcher.stage("comparing")
         gold_task = self.gold_task()
@@ -225,7 +185,7 @@ class Pipeline:
             gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt
         )
         agent = load_agent(self.out / PPO, env)
-        optimum = contest.optimum([agent], plan.optimum_per_prompt)
+        optimum = optimum_of(gold_task, [agent], contest.reference, per_prompt=plan.optimum_per_prompt)
         shown = len(gold_task.prompt_set("eval").texts)
         rows = [
             contest.row("base", make_reference(self.base_task), optimum, shown),
@@ -233,15 +193,80 @@ class Pipeline:
             contest.row("PPO", agent, optimum, shown),
             contest.best_of(plan.best_of, optimum, samples=4 * plan.best_of),
         ]
-        offset = self._calibration(self._reward_spec())["offset"]
-        return {
-            "rows": [_report(row, offset) for row in rows],
-            "beta": gold_task.beta,
-            "optimum": optimum_summary(optimum),
-            "reward_model": read_json(self.out / REWARD_MODEL / "result.json"),
-            "versions": versions(),
-        }
+        offset = self._calibration()["offset"]
+        result: JsonObject = plain(
+            {
+                "rows": [asdict(row) | {"proxy": asdict(shifted(row.proxy, offset))} for row in rows],
+                "beta": gold_task.beta,
+                "optimum": optimum_summary(optimum),
+                "reward_model": read_json(self.out / REWARD_MODEL / "result.json"),
+                "versions": versions(),
+            }
+        )
+        return result
 
 
-def _report(row: Row, offset: float) -> dict[str, Any]:
-    return row.summary() | {"proxy": asdict(shifted(row.proxy, offset))}
+@dataclass(frozen=True)
+class PolicyRow:
+    """One policy of a comparison.
+
+    Attributes:
+        policy: its name.
+        gold, proxy: expected rewards on held-out prompts, reward units.
+        kl: nats per answer to the reference; of best-of-n from the levels of the proxy, see `textgym.best_of_n`.
+        optimality: of J = gold reward - beta KL: 0 is the reference, 1 the best that any policy can do.
+        answers: prompt -> its first sampled answer; empty for best-of-n.
+    """
+
+    policy: str
+    gold: Estimate
+    proxy: Estimate
+    kl: Estimate
+    optimality: Estimate | None
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The conditions that policies are compared under.
+
+    Args:
+        gold_task: its reward is the gold one.
+        proxy_task: the same task with the proxy as reward, and gold as gold.
+        reference: pi_ref, which KL is measured from.
+        per_prompt: answers to each held-out prompt.
+    """
+
+    gold_task: Task
+    proxy_task: Task
+    reference: Reference
+    per_prompt: int = 16
+
+    def row(self, name: str, policy: Agent | Reference, optimum: Optimum | None, shown: int = 0) -> PolicyRow:
+        """Measure one policy; `shown` of its answers are kept."""
+        gold = self._evaluate(policy, self.gold_task, optimum, self.per_prompt)
+        # The same seed, so that the very same answers are scored by the proxy.
+        proxy = self._evaluate(policy, self.proxy_task, None, self.per_prompt)
+        assert gold.kl is not None
+        episodes = gold.episodes
+        answers = {prompt: str(episodes.completions[i, 0]) for i, prompt in enumerate(episodes.prompts)}
+        kept = dict(list(answers.items())[:shown])
+        return PolicyRow(name, gold.reward, proxy.reward, gold.kl, gold.optimality, kept)
+
+    def best_of(self, n: int, optimum: Optimum | None, samples: int) -> PolicyRow:
+        """Measure best-of-n of the reference by the proxy, from `samples` answers to each prompt: 4 n at least."""
+        episodes = self._evaluate(self.reference, self.proxy_task, None, max(samples, FEWEST * n)).episodes
+        best = best_of_n(episodes.returns, episodes.gold, episodes.weights, n)
+        assert best.kl is not None
+        optimality = None
+        if optimum is not None:
+            objective = best.gold.mean - optimum.beta * best.kl.mean
+            replicates = best.replicates[:, 1] - optimum.beta * best.replicates[:, 2]
+            optimality = optimality_of(objective, replicates, optimum)
+        return PolicyRow(f"best-of-{n}", best.gold, best.proxy, best.kl, optimality, {})
+
+    def _evaluate(
+        self, policy: Agent | Reference, task: Task, optimum: Optimum | None, per_prompt: int
+    ) -> EvaluationResult:
+        beta = 0.0 if optimum is None else optimum.beta
+        return evaluate(policy, task, self.reference, optimum, beta=beta, per_prompt=per_prompt)

@@ -1,29 +1,19 @@
-"""What the trainings and the pipelines of RLHF are told."""
+"""The settings of the trainings and pipelines of RLHF. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from textgym.checks import MOST_ROWS, shown
 from textgym.preferences import check_temperature
-from textgym.rewards.calling import is_finite
-from textgym_agents.config import MOST, LMPPOConfig
-from textgym_agents.rlhf.losses import RankingLoss
+from textgym_agents.config import MOST, MOST_SEED, FitConfig, LMPPOConfig, integer, not_negative, require
 
-OnBroken = Literal["stop", "skip"]
-Schedule = Literal["cosine", "linear", "constant_with_warmup"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-
-SEEDS = 2**32  # that transformers takes: 0..SEEDS - 1
-_AT_ONCE = ("batch", "micro_batches", "epochs", "members", "demonstrations")
-_COUNTS = {"save_every": 1, "eval_every": 0, "freeze": 0}
-_NOT_NEGATIVE = ("weight_decay", "centering")
+RankingLoss = Literal["pairwise", "plackett_luce"]
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(FitConfig):
     """The part that every supervised training has.
 
     Raises: ValueError for a setting out of range.
@@ -33,81 +23,26 @@ class FitSettings:
     """A file of rows, one JSON object a line."""
     base: str = "builtin"
     """The model to start from: a folder in Hugging Face layout, a hub id, or "builtin"."""
-    epochs: int = 2
-    """Passes over the data."""
-    batch: int = 32
-    """Rows per optimiser step."""
-    micro_batches: int = 4
-    """Parts that a step is computed in, rows of like length together; more of them need less memory."""
-    learning_rate: float | None = None
-    """Its peak; None: 1e-3 for up to a million parameters, falling with the root of their number."""
-    schedule: Schedule = "cosine"
-    """How the learning rate falls, after its warm-up."""
-    warmup: float = 0.05
-    """Share of the steps that the learning rate grows over."""
-    weight_decay: float = 0.0
-    """AdamW's, on matrices only."""
-    max_grad_norm: float = 1.0
-    """A longer gradient is scaled down to this norm."""
-    adam_epsilon: float = 1e-8
-    """AdamW's epsilon."""
     max_length: int | None = None
     """Tokens of a prompt with its answer; None: the model's limit, and at most 1024."""
     held_out: float = 0.1
     """Share of the prompts that is never trained on and measured before and after."""
     eval_every: int = 0
     """Steps between measurements on the held-out prompts; 0: before and after only."""
-    save_every: int = 20
-    """Steps between checkpoints."""
-    on_broken: OnBroken = "skip"
-    """What a row that cannot be used leads to: it is left out and named, or nothing is done."""
-    bf16: bool = False
-    """Compute in bfloat16, with the weights in float32."""
+    on_broken: Literal["stop", "skip"] = "skip"
+    """What happens to a row that cannot be used: it is left out and named, or nothing is done."""
     gradient_checkpointing: bool = False
-    """Keep the input of every layer alone and run the layers again for the gradient: less memory, a third more time."""
-    device: Device = "auto"
+    """Keep only the input of every layer and run the layers again for the gradient: less memory, a third more time."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    seed: int = 0
-    """Of the split, the order of the rows and dropout."""
 
     def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("data='': allowed is the path of a file of rows")
-        for name in _AT_ONCE:
-            self._check_integer(name, 1, MOST_ROWS)
-        for name, least in _COUNTS.items():
-            self._check_integer(name, least, MOST)
-        if not (_is_integer(self.seed) and 0 <= self.seed < SEEDS):
-            raise ValueError(f"seed={self.seed!r}: allowed is an integer in 0..{SEEDS - 1}")
-        for name in _NOT_NEGATIVE:
-            value: Any = getattr(self, name, 0)
-            if not is_finite(value) or value < 0:
-                raise ValueError(f"{name}={value!r}: allowed is a finite number >= 0")
-        for name, kind in (("schedule", Schedule), ("on_broken", OnBroken), ("device", Device)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed are {', '.join(get_args(kind))}")
-        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-            value = getattr(self, name)
-            if value is not None and not (is_finite(value) and value > 0):
-                raise ValueError(f"{name}={value!r}: allowed is a finite number > 0")
-        for name in ("warmup", "held_out"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is a number in [0, 1)")
-        if self.batch % self.micro_batches:
-            raise ValueError(
-                f"micro_batches={self.micro_batches}: allowed is a number that divides batch={self.batch}"
-            )
-        if self.max_length is not None and not (_is_integer(self.max_length) and self.max_length >= 2):
-            raise ValueError(f"max_length={self.max_length!r}: allowed is an integer >= 2, or None")
-
-    def _check_integer(self, name: str, least: int, most: int) -> None:
-        value: Any = getattr(self, name, least)
-        if not (_is_integer(value) and least <= value <= most):
-            raise ValueError(f"{name}={shown(value)}: allowed is an integer in {least}..{most}")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        super().__post_init__()
+        require("data", self.data, bool(self.data), "the path of a file of rows")
+        integer(self, "eval_every", 0, MOST)
+        require("held_out", self.held_out, 0 <= self.held_out < 1, "a number in [0, 1)")
+        length = self.max_length
+        require("max_length", length, length is None or length >= 2, "None or an integer >= 2")
 
 
 @dataclass(frozen=True)
@@ -120,12 +55,16 @@ class SFTSettings(FitSettings):
     demonstrations: int = 2000
     """How many to draw, where `data` is "world:..."."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer(self, "demonstrations", 1)
+
 
 @dataclass(frozen=True)
 class RewardModelSettings(FitSettings):
     """A reward model from rankings."""
 
-    epochs: int = 1
+    epochs: int = field(default=1, kw_only=True)
     """Passes over the data; a second one mostly learns pairs by heart."""
     loss: RankingLoss = "pairwise"
     """Of a ranking of K answers: the mean over its pairs, or Plackett-Luce's; for pairs they are the same."""
@@ -142,18 +81,15 @@ class RewardModelSettings(FitSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in get_args(RankingLoss):
-            raise ValueError(f"loss={self.loss!r}: allowed are {', '.join(get_args(RankingLoss))}")
-        if self.margin is not None and not is_finite(self.margin):
-            raise ValueError(f"margin={self.margin!r}: allowed is a finite number, or None")
-        if self.margin is not None and self.loss == "plackett_luce":
-            raise ValueError(
-                f"margin={self.margin!r}: loss='plackett_luce' has none; allowed is loss='pairwise'"
-            )
+        integer(self, "members", 1)
+        integer(self, "freeze", 0, MOST)
+        not_negative(self, "centering")
+        allowed = "None where loss is 'plackett_luce'"
+        require("margin", self.margin, self.margin is None or self.loss == "pairwise", allowed)
 
 
 def peak_learning_rate(settings: FitSettings, parameters: int) -> float:
-    """The peak of the learning rate: as set, or 1e-3 * sqrt(1e6 / parameters), and at most 1e-3.
+    """Return the peak of the learning rate: as set, or 1e-3 * sqrt(1e6 / parameters), and at most 1e-3.
 
     That is 1e-4 for 100 million parameters and 1.2e-5 for 7 billion.
     """
@@ -197,22 +133,15 @@ class RLHFSettings:
     """Completions per held-out prompt that the optimum is estimated from."""
 
     def __post_init__(self) -> None:
-        counts = ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members")
-        for name in (*counts, "episodes", "best_of", "optimum_per_prompt", "candidates", "per_prompt"):
-            least = 2 if name in ("candidates", "per_prompt") else 1
-            most = MOST if name == "episodes" else MOST_ROWS
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(
-                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{most}"
-                )
+        for name in ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members"):
+            integer(self, name, 1)
+        for name, least in (("best_of", 1), ("optimum_per_prompt", 1), ("candidates", 2), ("per_prompt", 2)):
+            integer(self, name, least)
+        integer(self, "episodes", 1, MOST)
         check_temperature(self.noise, "noise")
-        if not self.ppo.seed < 2**32:
-            raise ValueError(f"seed={self.ppo.seed!r}: allowed is an integer in 0..{2**32 - 1}")
-        if self.ppo.model is not None:
-            raise ValueError(
-                f"model={self.ppo.model!r}: PPO starts from the fine-tuned model; allowed is None "
-                "(env option reference is the base model)"
-            )
+        integer(self.ppo, "seed", 0, MOST_SEED)
+        allowed = "None: PPO starts from the fine-tuned model (env option reference is the base model)"
+        require("model", self.ppo.model, self.ppo.model is None, allowed)
 
 
 @dataclass(frozen=True)
@@ -246,22 +175,16 @@ class OveroptimiseSettings:
     def __post_init__(self) -> None:
         for name, least in (("pairs", 1), ("layers", 1), ("betas", 0)):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values) or min(values) < least:
-                raise ValueError(f"{name}={values!r}: allowed are one or more different numbers >= {least}")
+            fits = bool(values) and len(set(values)) == len(values) and min(values) >= least
+            require(name, values, fits, f"one or more different numbers >= {least}")
         check_temperature(self.noise, "noise")
-        if not self.ppo.seed < 2**32:
-            raise ValueError(f"seed={self.ppo.seed!r}: allowed is an integer in 0..{2**32 - 1}")
-        if self.ppo.beta is not None or self.ppo.model is not None:
-            raise ValueError(
-                "beta, model: they are not settings of this PPO; betas and env option reference are"
-            )
+        integer(self.ppo, "seed", 0, MOST_SEED)
+        require("beta", self.ppo.beta, self.ppo.beta is None, "None: `betas` are the penalties of this PPO")
+        require("model", self.ppo.model, self.ppo.model is None, "None: env option reference is the start")
         epochs = self.reward_model_epochs
-        if len(epochs) != len(self.pairs) or min(epochs) < 1:
-            allowed = f"an integer >= 1 for each of pairs={self.pairs!r}"
-            raise ValueError(f"reward_model_epochs={epochs!r}: allowed is {allowed}")
-        for name, least in (("episodes", 1), ("samples", 2), ("prompts", 1), ("per_prompt", 2)):
-            most = MOST if name == "episodes" else MOST_ROWS
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(
-                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{most}"
-                )
+        fits = len(epochs) == len(self.pairs) and min(epochs) >= 1
+        allowed = f"an integer >= 1 for each of pairs={self.pairs!r}"
+        require("reward_model_epochs", epochs, fits, allowed)
+        for name, least in (("samples", 2), ("prompts", 1), ("per_prompt", 2)):
+            integer(self, name, least)
+        integer(self, "episodes", 1, MOST)

@@ -5,53 +5,54 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
+from textgym.checks import Floats, JsonObject
 from textgym.lm.causal import choose_device
 from textgym.lm.llama import recompute_layers
-from textgym.lm.scoring import Encoded
+from textgym.lm.scoring import Encoded, encode_pair, end_id, pad_right
 from textgym.preferences import Demonstration, Reading, read_demonstrations
 from textgym.vocab import Vocabulary
 from textgym.world.demonstrations import task_demonstrations
+from textgym_agents.lm.trainer import Batch, SupervisedLoss, SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.data import Split, encode_demonstration, left_out, note_cuts, split_rows, usable
-from textgym_agents.rlhf.losses import CompletionLoss
-from textgym_agents.rlhf.models import load_base_lm, longest_row, save_model_folder
-from textgym_agents.rlhf.session import Session, digest
+from textgym_agents.rlhf.inputs import SplitRows, load_base_lm, longest_row, save_model_folder, split_rows
+from textgym_agents.rlhf.runs import SupervisedRun
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
-from textgym_agents.rlhf.trainer import Fit, steps_done
 from textgym_agents.training.loop import Watcher
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _WORLD = "world:"
+IGNORED = -100  # the label of tokens that are not to be learnt: prompts and padding
 
 
 def train_sft(
     settings: SFTSettings, out: str | Path, watcher: Watcher | None = None, resume: bool = False
-) -> dict[str, Any]:
-    """Fine-tunes a model and writes a run's folder; the model is in its `model/`.
+) -> JsonObject:
+    """Fine-tune a model and write a run's folder; the model is in its `model/`.
 
     Args:
         settings: what to train.
         out: a new folder, or that of the interrupted run to go on with.
-        watcher: is told what happens; None for nobody.
-        resume: go on; the result is that of a run that was not interrupted.
+        watcher: follows the run; None for nobody.
+        resume: whether to go on; the result is that of a run that was not interrupted.
     Returns: result.json: measures `before` and `after` on held-out prompts, and counts.
-    Raises: ValueError or OSError for settings, data or a folder that do not do; TrainingInterrupted after Ctrl-C.
+    Raises: ValueError or OSError for settings, data or a folder that cannot be used; TrainingInterrupted after Ctrl-C.
     """
-    session = Session("sft", settings, out, watcher, resume)
-    with session.guarded():
-        return _run(settings, Path(out), session)
+    run = SupervisedRun("sft", settings, out, watcher, resume)
+    with run.guarded():
+        return _train(settings, Path(out), run)
 
 
 def read_data(settings: SFTSettings) -> Reading[Demonstration]:
-    """The demonstrations that `settings.data` names.
-
-    Raises: ValueError or FileNotFoundError.
-    """
+    """Return the demonstrations that `settings.data` names. Raises: ValueError or FileNotFoundError."""
     if not settings.data.startswith(_WORLD):
         return read_demonstrations(settings.data, settings.on_broken)
     task = settings.data.removeprefix(_WORLD)
@@ -59,54 +60,99 @@ def read_data(settings: SFTSettings) -> Reading[Demonstration]:
     return Reading([Demonstration(*row) for row in drawn], [])
 
 
-def _run(settings: SFTSettings, out: Path, session: Session) -> dict[str, Any]:
-    session.watcher.stage("reading the data")
+def encode_demonstration(row: Demonstration, vocabulary: Vocabulary, max_length: int) -> Encoded:
+    """Return a demonstration's tokens as a policy would write them, the end included where it came to its end.
+
+    Raises: ValueError if it cannot be encoded, or nothing of the completion fits.
+    """
+    encoded = encode_pair(vocabulary, row.prompt, row.completion, row.ended, end_id(vocabulary), max_length)
+    if len(encoded.ids) == encoded.prompt_tokens:
+        raise ValueError(f"nothing of the completion fits into max_length={max_length} tokens")
+    return encoded
+
+
+def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
+    run.watcher.stage("reading the data")
     reading = read_data(settings)
     model, vocabulary = load_base_lm(settings.base)
     if settings.gradient_checkpointing:
         recompute_layers(model)
-    max_length = longest_row(model, settings.max_length)
-    rows = _encode(reading, settings, vocabulary, max_length, session.watcher)
-    note_cuts(rows.report, max_length, session.watcher)
+    length = longest_row(model, settings.max_length)
+    rows = split_rows(
+        reading,
+        lambda row: encode_demonstration(row, vocabulary, length),
+        lambda item: [item],
+        settings,
+        length,
+        run.watcher,
+    )
     device = choose_device(settings.device)
-    loss = CompletionLoss(model.to(device))
+    loss = CompletionLoss(model).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = peak_learning_rate(settings, parameters)
     lengths = [len(row.ids) for row in rows.train]
-    fit = Fit(loss, rows.train, lengths, settings, rate, settings.seed, session.checkpoints)
-    done = steps_done(fit.folder)
-    read = {} if settings.data.startswith(_WORLD) else {settings.data: digest(settings.data)}
-    with session.writing(read, -1 if done is None else done) as folder:
-        session.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
+    fit = SupervisedTrainer(
+        loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model"
+    )
+    read = [] if settings.data.startswith(_WORLD) else [settings.data]
+    with run.writing(read, steps_done(fit.folder)) as folder:
+        run.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
         save_model_folder(out / "model", model, settings.base)
         logged = folder.metrics()
         before, after = (
             {name: value for name, value in row.items() if name.startswith("eval/")}
             for row in (logged[0], logged[-1])
         )
-        broken = left_out(reading, len(rows.train) + len(rows.held_out))
-        counts = rows.report | {"broken_rows": broken, "max_length": max_length}
         trained = {"steps": fit.steps, "learning_rate": rate, "parameters": parameters, "device": str(device)}
-        return session.finish(folder, {"before": before, "after": after, "data": counts} | trained)
+        return run.finish(folder, {"before": before, "after": after, "data": rows.report} | trained)
 
 
-def _encode(
-    reading: Reading[Demonstration],
-    settings: SFTSettings,
-    vocabulary: Vocabulary,
-    max_length: int,
-    watcher: Watcher,
-) -> Split[Encoded]:
-    prompts, items = usable(
-        reading, lambda row: encode_demonstration(row, vocabulary, max_length), settings, watcher
-    )
-    return split_rows(prompts, items, lambda item: [item], settings)
+class CompletionLoss(SupervisedLoss[Encoded]):
+    """Cross entropy of completion tokens, nats; an item is a token.
+
+    Args:
+        model: a causal LM.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Return the sum over the tokens with a label.
+
+        Args:
+            batch: input_ids (B, T) int64, padded on the right; attention_mask (B, T), 1 at real tokens; labels (B, T)
+                int64, the ids of completion tokens, `IGNORED` elsewhere.
+        """
+        logits, targets = self.predictions(batch)
+        return functional.cross_entropy(logits, targets, reduction="sum")
+
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits (N, V) float32 and targets (N,) of the N tokens with a label."""
+        ids, labels = batch["input_ids"], batch["labels"]
+        outputs = self.model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False)
+        wanted = labels[:, 1:] != IGNORED  # position t predicts token t + 1
+        return outputs.logits[:, :-1][wanted].float(), labels[:, 1:][wanted]
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of tokens to be learnt."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Return rows as one batch, as long as the longest of them."""
+        input_ids, lengths = pad_right([row.ids for row in rows])
+        place = torch.arange(input_ids.shape[1])[None]
+        starts = torch.tensor([row.prompt_tokens for row in rows])[:, None]
+        real = place < lengths[:, None]
+        labels = input_ids.masked_fill(~real | (place < starts), IGNORED)
+        return {"input_ids": input_ids, "attention_mask": real.long(), "labels": labels}
 
 
-def measure(loss: CompletionLoss, rows: Split[Encoded], batch: int) -> Metrics:
-    """Loss in nats per token, perplexity and token accuracy on the held-out rows, with 95% intervals.
+def measure(loss: CompletionLoss, rows: SplitRows[Encoded], batch: int) -> Metrics:
+    """Return loss in nats per token, perplexity and token accuracy on the held-out rows, with 95% intervals.
 
-    Without held-out rows there is nothing to measure: no entry is made.
+    Without held-out rows there is nothing to measure: {}.
     """
     if not rows.held_out:
         return {}
@@ -121,8 +167,8 @@ def measure(loss: CompletionLoss, rows: Split[Encoded], batch: int) -> Metrics:
 
 
 @torch.no_grad()
-def token_sums(loss: CompletionLoss, rows: Sequence[Encoded], batch: int) -> NDArray[np.float64]:
-    """Of every row's completion: the sum of losses, how many tokens are the likeliest ones, and their number.
+def token_sums(loss: CompletionLoss, rows: Sequence[Encoded], batch: int) -> Floats:
+    """Return of every row's completion the sum of losses, how many tokens are the likeliest ones, and their number.
 
     Returns: (rows, 3) float64.
     """
@@ -134,8 +180,8 @@ def token_sums(loss: CompletionLoss, rows: Sequence[Encoded], batch: int) -> NDA
         chosen = order[start : start + batch]
         inputs = loss.collate([rows[row] for row in chosen])
         counts = (inputs["labels"] >= 0).sum(1)
-        logits, targets = loss.predictions(**{name: value.to(device) for name, value in inputs.items()})
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().cpu()
+        logits, targets = loss.predictions({name: value.to(device) for name, value in inputs.items()})
+        losses = functional.cross_entropy(logits, targets, reduction="none").double().cpu()
         hits = (logits.argmax(-1) == targets).double().cpu()
         owners = torch.repeat_interleave(torch.arange(len(chosen)), counts)
         for column, values in ((0, losses), (1, hits), (2, torch.ones_like(hits))):
@@ -144,10 +190,8 @@ def token_sums(loss: CompletionLoss, rows: Sequence[Encoded], batch: int) -> NDA
     return sums
 
 
-def _ratio(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], prompts: Sequence[str]
-) -> tuple[float, float, float]:
-    """Sum over sum, and its 95% interval with prompts as the units that were drawn.
+def _ratio(sums: Floats, counts: Floats, prompts: Sequence[str]) -> tuple[float, float, float]:
+    """Return sum over sum, and its 95% interval with prompts as the units that were drawn.
 
     Source: Cochran (1977), Sampling Techniques, eq. 6.13 (variance of a ratio).
     """

@@ -20,10 +20,14 @@ from textgym.lm.causal import choose_device
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers.actions import Numbered, Table
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.features import TokenFeatures
 from textgym_agents.sb3.interface import Interface
-from textgym_agents.sb3.storage import parameters, read_agent, restore, write_agent
+from textgym_agents.sb3.storage import model_state, model_tensors, parameters, restore, restore_model
+
+_COUNTERS = ("iteration", "episodes", "budget")
+_MOST_ROWS = 2**16
 
 
 @contextmanager
@@ -204,12 +208,22 @@ class SB3Agent(Agent):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON, no pickle; a reader never sees half of it."""
-        write_agent(self, Path(path))
+        state = {name: getattr(self, name) for name in _COUNTERS} | model_state(self.model)
+        write_saved(path, self.name, self.config, self.task, state=state, tensors=model_tensors(self.model))
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
-        agent: Self = read_agent(cls, Path(path), env.unwrapped.task)
+        task = env.unwrapped.task
+        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+
+    @classmethod
+    def _restored(cls, saved: Saved, task: Any) -> Self:
+        rows = count(saved.state, "rows", 1, _MOST_ROWS)
+        agent = cls(task, cls.config_type(**saved.config), rows=rows)
+        restore_model(agent.model, saved.tensors(), saved.state)
+        for name in _COUNTERS:
+            setattr(agent, name, count(saved.state, name))
         return agent
 
 

@@ -38,18 +38,18 @@ class ZipAgent(Agent):
         return self._inner.log_probs(observation)
 
     def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
-        """Raises: ValueError, always."""
+        """Raise ValueError."""
         raise ValueError(
             f"{self._path}: a model of a .zip can act, not learn; Stable-Baselines3 can train it"
         )
 
     def save(self, path: str | Path) -> None:
-        """Raises: ValueError, always."""
+        """Raise ValueError."""
         raise ValueError(f"{self._path}: a model of a .zip is saved by Stable-Baselines3 alone")
 
     @classmethod
     def load(cls, path: str | Path, env: Any) -> ZipAgent:
-        """Raises: ValueError, always: nothing was trusted."""
+        """Raise ValueError: nothing was trusted."""
         raise ValueError(f"path={str(path)!r}: {_DANGER}")
 
 
@@ -60,7 +60,7 @@ _DANGER = (
 
 
 def load_zip(path: str | Path, env: Any, kind: Any, trust_pickle: bool = False) -> ZipAgent:
-    """Reads a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, runs what code it holds.
+    """Read a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, this runs whatever code it holds.
 
     The model must observe what the environment gives, and its actions are all tokens by id, or those that
     `vocabulary.allowed` leaves, as `AllowedActions` numbers them.
@@ -107,7 +107,7 @@ class _EveryToken:
 
 
 def _table(model: Any, task: Any, where: str) -> Table:
-    """Which tokens the model's actions are. Raises: ValueError if it was not trained in this task as it is."""
+    """Return the tokens that the model's actions are. Raises: ValueError if it was trained in another task."""
     allowed, expected = task.vocabulary.allowed, observation_space(task)
     if model.observation_space != expected:
         raise ValueError(

@@ -1,87 +1,73 @@
-"""Agents of Stable-Baselines3 as safetensors and JSON; nothing is pickled."""
+"""Models of Stable-Baselines3 as tensors and JSON values; nothing is pickled."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from textgym.files import replace_folder, write_json
+from textgym.checks import JsonObject
 from textgym_agents.lm.checkpoint import check_moments
-from textgym_agents.saving import count, flag, head_of, read_saved
+from textgym_agents.saving import count, flag
 
-_MOST_ROWS = 2**16
+_REPLAY = "replay/"
 _COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num")
 _INTEGER = "#int"
 
 
-def write_agent(agent: Any, path: Path) -> None:
-    """Writes an agent to `path`, replacing what was there."""
-    replace_folder(path, lambda folder: _write(agent, folder))
-
-
-def _write(agent: Any, folder: Path) -> None:
-    model = agent.model
-    save_file(flat(parameters(model)), folder / "parameters.safetensors")
+def model_tensors(model: Any) -> dict[str, Tensor]:
+    """Return parameters, optimisers and the filled part of the replay buffer of a model by name."""
+    tensors = flat(parameters(model))
     replay = getattr(model, "replay_buffer", None)
-    state = head_of(agent) | {
-        "iteration": agent.iteration,
-        "episodes": agent.episodes,
-        "budget": agent.budget,
+    if replay is None:
+        return tensors
+    size = replay.buffer_size if replay.full else replay.pos
+    return tensors | {
+        f"{_REPLAY}{name}": torch.from_numpy(np.ascontiguousarray(array[:size]))
+        for name, array in _buffers(replay).items()
+    }
+
+
+def model_state(model: Any) -> JsonObject:
+    """Return the counters of a model, and how far its replay buffer is filled (None without one), as JSON values."""
+    replay = getattr(model, "replay_buffer", None)
+    return {
         "rows": model.n_envs,
         "counters": {name: int(getattr(model, name)) for name in _COUNTERS if hasattr(model, name)},
         "replay": None if replay is None else {"position": replay.pos, "full": replay.full},
-        "scorer": agent.task.scorer.state_dict(),
     }
-    if replay is not None:
-        save_arrays(_replay_arrays(replay), folder / "replay.safetensors")
-    write_json(folder / "agent.json", state)
 
 
-def read_agent(kind: Any, path: Path, task: Any) -> Any:
-    """Reads what `write_agent` wrote.
+def restore_model(model: Any, tensors: Mapping[str, Tensor], state: JsonObject) -> None:
+    """Put back what `model_tensors` and `model_state` returned into a model that was built alike.
 
-    Raises: ValueError if there is no agent of this kind at `path`, or it does not fit the task.
+    Raises: ValueError, KeyError or RuntimeError for what does not fit.
     """
-    return read_saved(path, kind.name, lambda state: _read(kind, path, task, state), task, level=2)
-
-
-def _read(kind: Any, path: Path, task: Any, state: dict[str, Any]) -> Any:
-    agent = kind(task, kind.config_type(**state["config"]), rows=count(state, "rows", 1, _MOST_ROWS))
-    restore(agent.model, nested(load_file(path / "parameters.safetensors")))
+    restore(model, nested({name: t for name, t in tensors.items() if not name.startswith(_REPLAY)}))
     for name in _COUNTERS:
-        if hasattr(agent.model, name):
-            setattr(agent.model, name, count(state["counters"], name))
+        if hasattr(model, name):
+            setattr(model, name, count(state["counters"], name))
     if state["replay"] is not None:
-        replay = agent.model.replay_buffer
-        _fill(replay, load_arrays(path / "replay.safetensors"))
+        replay = model.replay_buffer
+        for name, array in _buffers(replay).items():
+            saved = tensors[f"{_REPLAY}{name}"].numpy()
+            array[: len(saved)] = saved
         replay.pos = count(state["replay"], "position", most=replay.buffer_size - 1)
         replay.full = flag(state["replay"], "full")
-    for name in ("iteration", "episodes", "budget"):
-        setattr(agent, name, count(state, name))
-    if state["task"] == task.name:
-        task.scorer.load_state_dict(state["scorer"])
-    return agent
-
-
-# Parameters
 
 
 def parameters(model: Any) -> dict[str, Any]:
-    """Networks, optimisers and loose variables of a model: name -> state dict or tensor."""
+    """Return networks, optimisers and loose variables of a model: name -> state dict or tensor."""
     loose = {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
     return {**model.get_parameters(), **loose}
 
 
 def restore(model: Any, saved: dict[str, Any]) -> None:
-    """Puts what `parameters` gave into a model that was built alike."""
+    """Put what `parameters` returned into a model that was built alike."""
     saved = dict(saved)
     for name in model._get_torch_save_params()[1]:
         getattr(model, name).data.copy_(saved.pop(name))
@@ -100,7 +86,7 @@ def _by_number(state: dict[str, Any]) -> dict[int, Any]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Nested dicts of tensors and integers as one dict of tensors, keys joined by '/'; settings are left out."""
+    """Return nested dicts of tensors and integers as one dict, keys joined by '/'; settings are left out."""
     result: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Tensor):
@@ -113,7 +99,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The reverse of `flat`."""
+    """Return what `flat` flattened."""
     tree: dict[str, Any] = {}
     for key, value in tensors.items():
         *path, name = key.split("/")
@@ -127,22 +113,8 @@ def nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
-# Replay
-
-
-def _replay_arrays(replay: Any) -> dict[str, Any]:
-    """The filled part of a replay buffer."""
-    size = replay.buffer_size if replay.full else replay.pos
-    return {name: np.ascontiguousarray(array[:size]) for name, array in _buffers(replay).items()}
-
-
-def _fill(replay: Any, arrays: dict[str, Any]) -> None:
-    for name, array in _buffers(replay).items():
-        array[: len(arrays[name])] = arrays[name]
-
-
 def _buffers(replay: Any) -> dict[str, Any]:
-    """Every array of a replay buffer by a name of its own."""
+    """Return every array of a replay buffer by a name of its own."""
     found: dict[str, Any] = {}
     for name in ("observations", "next_observations"):
         value = getattr(replay, name)

@@ -17,6 +17,7 @@ from textgym.rewards import TextGymWarning
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv, showing_segments
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
     Grammar,
@@ -29,14 +30,9 @@ from textgym_agents.tabular.policies import (
     soft_values,
     update_weight,
 )
-from textgym_agents.tabular.table import (
-    UNKNOWN,
-    StateTable,
-    read_table_agent,
-    rows_in_memory,
-    state_keys,
-    write_table_agent,
-)
+from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
+
+_COUNTERS = ("iteration", "episodes", "budget")
 
 
 @dataclass(frozen=True)
@@ -309,10 +305,24 @@ class TabularAgent(Agent):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        write_table_agent(self, Path(path))
+        state = {name: getattr(self, name) for name in _COUNTERS} | {"actions": len(self.actions)}
+        write_saved(path, self.name, self.config, self.task, state=state, tensors=self.table.tensors())
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
-        agent: Self = read_table_agent(cls, Path(path), env.unwrapped.task)
+        task = env.unwrapped.task
+        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+
+    @classmethod
+    def _restored(cls, saved: Saved, task: Task) -> Self:
+        agent = cls(task, cls.config_type(**saved.config))
+        had, actions = saved.state["actions"], len(agent.actions)
+        if had != actions:
+            raise ValueError(
+                f"path={str(saved.folder)!r}: its table has {had!r:.80} actions, the task has {actions}"
+            )
+        agent.table.restore(saved.arrays())
+        for name in _COUNTERS:
+            setattr(agent, name, count(saved.state, name))
         return agent

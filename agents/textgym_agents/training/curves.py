@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.files import replaced
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Rows = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
 
-_SIZE, _DPI = (8.0, 7.2), 130  # inches; pixels per inch
-_INK, _FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
+INK, FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
 _OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
 
 
@@ -32,34 +35,51 @@ def draw_curves(
         beta: reward units per nat.
     Raises: ModuleNotFoundError without matplotlib.
     """
+    with two_panels(target, title, (8.0, 7.2), (2.0, 1.0)) as (above, below):
+        _draw_objective(above, rows, levels, beta)
+        _draw_kl(below, rows)
+        below.set_xlabel("episodes", color=INK)
+
+
+@contextlib.contextmanager
+def two_panels(
+    target: Path, title: str, size: tuple[float, float], heights: tuple[float, float]
+) -> Iterator[tuple[Axes, Axes]]:
+    """Give two panels, one above the other; the picture is written as a PNG at the end of the block.
+
+    Args:
+        target: the file.
+        title: of the picture.
+        size: width and height, inches.
+        heights: of the panels, relative to each other.
+    Raises: ModuleNotFoundError without matplotlib.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     # A title may hold anything; "$" would start a formula.
-    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
-    _draw_objective(above, rows, levels, beta)
-    _draw_kl(below, rows)
-    below.set_xlabel("episodes", color=_INK)
+    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    yield above, below
     with replaced(target) as partial:
         figure.savefig(partial, format="png")
 
 
 def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:
-    _style(axes, "reward units")
+    style_axes(axes, "reward units")
     _line(axes, rows, "objective/scores", _REWARD, "reward, training batches")
     _points(axes, rows, "eval/reward", _REWARD, "reward, held-out prompts")
     _points(axes, rows, "eval/objective", _OBJECTIVE, f"objective J = reward - {beta:g} KL, held-out prompts")
     if levels is not None:
         low, high = levels
         axes.axhline(high, color=_OPTIMUM, linestyle="--", linewidth=1.4, label=f"optimum J* = {high:.3f}")
-        axes.axhline(low, color=_FAINT, linestyle=":", linewidth=1.4, label=f"reference J = {low:.3f}")
+        axes.axhline(low, color=FAINT, linestyle=":", linewidth=1.4, label=f"reference J = {low:.3f}")
         if high > low:
             _optimality_scale(axes, low, high)
     axes.margins(y=0.08)
-    _legend(axes, columns=2)
+    legend_above(axes)
 
 
 def _optimality_scale(axes: Any, low: float, high: float) -> None:
@@ -72,12 +92,12 @@ def _optimality_scale(axes: Any, low: float, high: float) -> None:
 
 
 def _draw_kl(axes: Any, rows: Rows) -> None:
-    _style(axes, "KL to the reference\n(nats per answer)")
+    style_axes(axes, "KL to the reference\n(nats per answer)")
     _line(axes, rows, "objective/kl", _KL, "training batches")
     _points(axes, rows, "eval/kl", _KL, "held-out prompts")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    _legend(axes, columns=2)
+    legend_above(axes)
 
 
 def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
@@ -105,18 +125,19 @@ def _series(rows: Rows, name: str) -> tuple[Floats, Floats]:
     return array[:, 0], array[:, 1]
 
 
-def _legend(axes: Any, columns: int) -> None:
-    """Above the axes, where it hides no curve."""
+def legend_above(axes: Axes) -> None:
+    """Put the legend above the axes, where it hides no curve."""
     if axes.get_legend_handles_labels()[0]:
-        style = {"fontsize": 9, "frameon": False, "labelcolor": _INK, "borderaxespad": 0.3}
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **style)
+        style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": INK, "borderaxespad": 0.3}
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, **style)
 
 
-def _style(axes: Any, label: str) -> None:
-    axes.set_ylabel(label, color=_INK)
+def style_axes(axes: Axes, label: str) -> None:
+    """Give axes a label, a faint grid, and no frame above and on the right."""
+    axes.set_ylabel(label, color=INK)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_FAINT, labelsize=9)
+    axes.tick_params(colors=FAINT, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)

@@ -113,7 +113,7 @@ def test_the_tree_survives_its_folder(tmp_path):
     assert loaded.planner.forest.states == agent.planner.forest.states
     with pytest.warns(TextGymWarning, match="search starts anew"):
         load_agent(tmp_path / "full", make_env("textgym/Bandit-v0", 1))
-    (tmp_path / "full" / "tree.safetensors").write_bytes(b"no tensors")
+    (tmp_path / "full" / "tensors.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="damaged"):
         load_agent(tmp_path / "full", batch_env(task))
 

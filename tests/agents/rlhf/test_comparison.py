@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from textgym_agents.rlhf.comparison import Contest
+from textgym_agents.rlhf.pipeline import Contest
 
 from textgym import make_task
 from textgym.best_of_n import best_of_n_edges

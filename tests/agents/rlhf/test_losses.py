@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textgym_agents.rlhf.losses import (
+from textgym_agents.rlhf.ranking import (
     centering_loss,
     pair_logits,
     pairwise_loss,

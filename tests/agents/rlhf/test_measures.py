@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from textgym_agents.rlhf.measures import (
+from textgym_agents.rlhf.ranking import (
     accuracy_interval,
     calibration_error,
     draw_reliability,

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.rlhf.overoptimise import draw_overoptimisation, run_overoptimise
-from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, run_rlhf
-from textgym_agents.rlhf.session import Stage, run_stages
+from textgym_agents.rlhf.overoptimise import Overoptimisation, draw_overoptimisation
+from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, Pipeline
+from textgym_agents.rlhf.runs import Stage, run_stages
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings
 
 HELPFUL = "textgym/Helpful-v0"
@@ -65,7 +65,7 @@ def files_of(folder):
 @pytest.mark.slow
 @pytest.mark.learning
 def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
-    result = run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    result = Pipeline(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()
     rows = {row["policy"]: row for row in result["rows"]}
     assert list(rows) == ["base", "SFT", "PPO", "best-of-2"]
     assert rows["SFT"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
@@ -79,16 +79,17 @@ def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     assert rates[0] is None
     assert min(rates[1:]) > 0  # no step is taken at a learning rate of 0, the first and the last included
     before = files_of(tmp_path / "run")
-    assert run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}) == result
+    assert Pipeline(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run() == result
     assert files_of(tmp_path / "run") == before
-    with pytest.raises(ValueError, match=r"noise=0\.7: the work in .* was started with 0\.1"):
-        run_rlhf(HELPFUL, replace(SMALL, noise=0.7), tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    with pytest.raises(ValueError, match=r"noise=0\.7: the run in .* was started with 0\.1"):
+        Pipeline(HELPFUL, replace(SMALL, noise=0.7), tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()
     # A stage that is missing is done again, from the stages before it, with the same result.
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / PREFERENCES / "result.json").unlink()
     text = (tmp_path / "run" / PREFERENCES / "preferences.jsonl").read_text()
     assert (
-        run_rlhf(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24})["rows"] == result["rows"]
+        Pipeline(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()["rows"]
+        == result["rows"]
     )
     assert (tmp_path / "run" / PREFERENCES / "preferences.jsonl").read_text() == text
 
@@ -96,7 +97,7 @@ def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
 def test_a_task_without_demonstrations_asks_for_a_file(tmp_path):
     options = {"prompts": ["Hello."], "reward": "length"}
     with pytest.raises(ValueError, match=r"demonstrations: .*'Text'"):
-        run_rlhf("textgym/Text-v0", SMALL, tmp_path / "run", Notes(), options)
+        Pipeline("textgym/Text-v0", SMALL, tmp_path / "run", Notes(), options).run()
     assert not (tmp_path / "run").exists()
 
 
@@ -125,7 +126,7 @@ def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
         per_prompt=2,
         ppo=PPO_CONFIG,
     )
-    result = run_overoptimise(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    result = Overoptimisation(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()
     assert [(c["layers"], c["pairs"], c["method"]) for c in result["curves"]] == [
         (1, 20, "best-of-n"),
         (1, 20, "ppo"),
@@ -139,5 +140,5 @@ def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
     assert first == (tmp_path / "run" / "preferences" / "preferences.jsonl").read_text().splitlines()[:20]
     draw_overoptimisation(result["curves"], tmp_path / "picture.png", "title")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
-    again = run_overoptimise(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24})
+    again = Overoptimisation(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()
     assert json.dumps(again) == json.dumps(result)

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from textgym_agents.rlhf.comparison import (
-    Samples,
+from textgym_agents.rlhf.inputs import freeze_first_layers, resize_model
+from textgym_agents.rlhf.overoptimise import (
+    ReferenceAnswers,
     best_of_n_curve,
-    calibrate,
     draw_samples,
     overrated,
     pair_accuracy,
 )
-from textgym_agents.rlhf.models import freeze_first_layers, resize_model
+from textgym_agents.rlhf.ranking import calibrate
 
 from textgym import make_task
 from textgym.lm.causal import load_causal_lm
@@ -42,7 +42,9 @@ def test_pair_accuracy_by_hand():
 
 def test_best_of_n_by_a_perfect_and_by_a_perverse_proxy():
     gold = np.random.default_rng(0).normal(size=(3, 8))
-    samples = Samples(("a", "b", "c"), np.full((3, 8), "", object), gold > 0, gold, np.full(3, 1 / 3))
+    samples = ReferenceAnswers(
+        ("a", "b", "c"), np.full((3, 8), "", object), gold > 0, gold, np.full(3, 1 / 3)
+    )
     perfect, perverse = best_of_n_curve(gold, samples), best_of_n_curve(-gold, samples)
     assert [point["n"] for point in perfect["points"]] == [1, 2]  # 8 samples say nothing of the KL beyond
     # The best of every pair out of 8 has rank k with probability (k - 1) / 28.

@@ -22,10 +22,9 @@ from agents.rlhf.fit_tools import (
 )
 from chat_tools import applied, chat_tokenizer
 from lm.tiny_rewards import save_chat_reward_model
-from textgym_agents.rlhf import losses as modules
-from textgym_agents.rlhf.losses import PreferenceLoss, RankedRow
-from textgym_agents.rlhf.reward_model import answer_scores, train_reward_model
-from textgym_agents.rlhf.session import Session
+from textgym_agents.rlhf import reward_model as training
+from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow, answer_scores, train_reward_model
+from textgym_agents.rlhf.runs import SupervisedRun
 from textgym_agents.rlhf.settings import RewardModelSettings
 
 from textgym.interrupts import TrainingInterrupted
@@ -95,7 +94,7 @@ def test_it_scores_exactly_what_it_was_trained_on(tmp_path, monkeypatch):
 
         return pad
 
-    monkeypatch.setattr(modules, "pad_right", noted(trained))
+    monkeypatch.setattr(training, "pad_right", noted(trained))
     options = {"data": data, "base": str(base), "batch": 4, "held_out": 0.0, "device": "cpu"}
     train_reward_model(RewardModelSettings(**options), tmp_path / "run")
     rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
@@ -192,8 +191,8 @@ def test_the_seeds_of_all_members_are_seeds(tmp_path, monkeypatch):
         pair_file(tmp_path / "pairs.jsonl", 10), seed=2**32 - 1, members=2, device="cpu"
     )
     seeds = []
-    monkeypatch.setattr(Session, "train", lambda self, folder, fit, *rest: seeds.append(fit.seed))
-    monkeypatch.setattr(Session, "finish", lambda self, folder, result: dict(result))
+    monkeypatch.setattr(SupervisedRun, "train", lambda self, folder, fit, *rest: seeds.append(fit.seed))
+    monkeypatch.setattr(SupervisedRun, "finish", lambda self, folder, result: dict(result))
     train_reward_model(plan, tmp_path / "run")
     assert seeds == [2**32 - 1, 999]
 

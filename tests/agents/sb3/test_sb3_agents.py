@@ -91,9 +91,8 @@ def test_an_agent_is_saved_without_pickle_and_goes_on(name: str, tmp_path: Path)
     agent = make_agent(name, env_of(task), config)
     agent.learn(env_of(task), 40)
     agent.save(tmp_path / "agent")
-    names = {path.name for path in (tmp_path / "agent").iterdir()}
-    assert names <= {"agent.json", "parameters.safetensors", "replay.safetensors"}
-    with safe_open(tmp_path / "agent" / "parameters.safetensors", "np") as file:
+    assert {path.name for path in (tmp_path / "agent").iterdir()} == {"agent.json", "tensors.safetensors"}
+    with safe_open(tmp_path / "agent" / "tensors.safetensors", "np") as file:
         assert any("optimizer" in key for key in file.keys())  # noqa: SIM118
     loaded = load_agent(tmp_path / "agent", env_of(task))
     for each in (agent, loaded):
@@ -109,7 +108,7 @@ def test_a_folder_of_another_agent_or_a_damaged_one_is_refused(tmp_path: Path) -
     make_agent("sb3-ppo", env_of(task), **SMALL).save(tmp_path / "agent")
     with pytest.raises(ValueError, match="allowed is 'sb3-a2c'"):
         agent_class("sb3-a2c").load(tmp_path / "agent", env_of(task))
-    (tmp_path / "agent" / "parameters.safetensors").write_bytes(b"nothing")
+    (tmp_path / "agent" / "tensors.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="damaged"):
         load_agent(tmp_path / "agent", env_of(task))
 
