@@ -245,12 +245,11 @@ def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, Token
     config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu", kl=kl)
     ids = torch.tensor([task.encoded("train")[0].ids]).repeat(_BATCH, 1)
     length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW}
+    sampling = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": True, "top_k": 0}
 
+    @torch.no_grad()
     def generate() -> object:
-        with torch.no_grad():
-            return lm.generate(  # type: ignore[operator]
-                ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=True, top_k=0, **length
-            )
+        return lm.generate(ids, **sampling, **length)  # type: ignore[operator]
 
     return LMPPO(task, config, model=lm), env, generate
 
