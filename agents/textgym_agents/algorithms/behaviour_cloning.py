@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgym.checks import not_one_of
 from textgym.preferences import Demonstration, read_demonstrations
+from textgym.task import Task
 from textgym.world.demonstrations import task_demonstrations
 from textgym.world.prompts import TASK_SHARES
 from textgym_agents.config import at_least_one, only_with, require
@@ -52,7 +52,9 @@ class BehaviourCloning(OfflineAgent):
     config_type = BehaviourCloningConfig
     config: BehaviourCloningConfig
 
-    def __init__(self, task: Any, config: BehaviourCloningConfig | None = None, model: Any = None) -> None:
+    def __init__(
+        self, task: Task, config: BehaviourCloningConfig | None = None, model: nn.Module | None = None
+    ) -> None:
         super().__init__(task, config or BehaviourCloningConfig(), model)
         if self.config.data is None and task.name not in TASK_SHARES:
             raise ValueError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgym.preferences import Demonstration, annotate, pairs, read_rankings
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
 from textgym_agents.lm.maths import scores
@@ -85,7 +87,7 @@ class DPO(OfflineAgent):
     config: DPOConfig
     unit = 2
 
-    def __init__(self, task: Any, config: DPOConfig | None = None, model: Any = None) -> None:
+    def __init__(self, task: Task, config: DPOConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or DPOConfig(), model)
         self.offline = self.config.sampler == "reference"
         if not self.controller.beta > 0:
@@ -112,7 +114,7 @@ class DPO(OfflineAgent):
         """Which of each pair (n, 2) is preferred and which is not, by returns (n, 2)."""
         return annotate(returns, self.config.noise, np.random.default_rng([seed, 7]))
 
-    def _batch(self, env: Any) -> tuple[Sequences, Metrics]:
+    def _batch(self, env: TokenVectorEnv) -> tuple[Sequences, Metrics]:
         if self._has_data():
             return super()._batch(env)
         # Round by round the same pairs come again: they depend on the round's seed and the frozen reference alone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class _FixedAgent(NonLearner):
         write_saved(path, self.name, self.config, self.task)
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         task = env.unwrapped.task
         return read_saved(

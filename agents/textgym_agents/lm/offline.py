@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgym.play import check_env
 from textgym.preferences import Demonstration
 from textgym.rewards import TextGymWarning
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, LMConfig, at_least_one, require
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
 from textgym_agents.lm.agent import LMAgent
@@ -61,7 +63,7 @@ class OfflineAgent(LMAgent):
     offline: bool = True
     """Whether others than the policy write the texts."""
 
-    def __init__(self, task: Any, config: OfflineConfig, model: Any = None) -> None:
+    def __init__(self, task: Task, config: OfflineConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
         if task.mask is not None:
             raise ValueError(
@@ -70,7 +72,7 @@ class OfflineAgent(LMAgent):
         self._data: Sequences | None = None
         self._digest: bytes | None = None
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """See `LMAgent.learn`.
 
         Raises: also ValueError if the texts cannot be used or are others than learning began with.
@@ -110,7 +112,7 @@ class OfflineAgent(LMAgent):
         except ValueError as error:
             raise ValueError(f"data={data!r}: {error}") from error
 
-    def _batch(self, env: Any) -> tuple[Sequences, Metrics]:
+    def _batch(self, env: TokenVectorEnv) -> tuple[Sequences, Metrics]:
         """Return the texts of this iteration, and metrics of them."""
         assert self._data is not None
         count = env.num_envs // self.unit
@@ -149,7 +151,7 @@ class OfflineAgent(LMAgent):
             )
         return sequences
 
-    def _iterate(self, env: Any) -> Metrics:
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
         batch, metrics = self._batch(env)
         metrics |= self._update(batch)
         self.policy.forget()  # what it has cached of texts is of other parameters
