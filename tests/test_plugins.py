@@ -255,7 +255,7 @@ for registry, name in ((TASKS, "Bandit"), (REWARDS, "missing"), (REWARDS, "numbe
 """
     done = python(site, code)
     assert done.stdout.splitlines() == [
-        "task 'Bandit' is taken already by textgym (textgym.tasks.diagnostics.bandit:bandit_task); odd-kit 1.0 "
+        "task 'Bandit' is taken already by textgym (textgym.tasks.diagnostics.exploration:bandit_task); odd-kit 1.0 "
         "(odd_kit:build) claims it, too; uninstall one of them",
         "reward 'missing' of odd-kit 1.0 (odd_kit:missing) cannot be loaded: ValueError: reward 'odd_kit:missing': "
         "module 'odd_kit' has no 'missing'.",

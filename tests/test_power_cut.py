@@ -68,7 +68,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 def test_a_saved_agent_is_there(name: str, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
     env = make_env(TASK, 4)
     agent: Any = make_agent(name, env, **AGENTS[name])
-    counts = hasattr(agent, "iteration")
+    counts = agent.iteration is not None
     reported = 0
 
     def check(image: Path) -> None:

@@ -15,7 +15,7 @@ from textgym_benchmarks.microscope.trace import trace_json
 def traces():
     task, reference = small_task(), bigram()
     agent = Table(1)
-    agent.values = lambda observation: [0.25]
+    agent.critic, agent.values = True, lambda observation: [0.25]
     return [
         traced(a, task, reference, prompt_index=0, completion=text)
         for a, text in ((agent, "a b c"), (Table(2), "a c"))
