@@ -1,15 +1,16 @@
-"""Evaluates a policy on held-out prompts: reward, KL, objective and optimality, with intervals."""
+"""Evaluate a policy on held-out prompts: reward, KL, objective and optimality, with intervals."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from textgym.checks import MOST_ROWS, shown
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, find_id, parse
+from textgym.evaluate import evaluate
+from textgym.files import plain
 from textgym.prompts import Split
 from textgym_agents.commands.policies import guided, open_policy
 
@@ -57,39 +58,18 @@ class EvalFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(EvalFlags, arguments, "eval")
     env_id = find_id(flags.id)
     env, agent = open_policy(
         env_id, flags.agent, flags.env, flags.agent_class, trust_pickle=flags.trust_pickle
     )
     agent = guided(env, agent, flags.guide)
-    evaluation, optimum = _evaluate(flags, env.unwrapped.task, agent)
-    from textgym_agents.training.measures import evaluation_row, optimum_summary
-
-    if flags.json:
-        report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
-        report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
-        from textgym.files import plain
-
-        print(json.dumps(plain(report), indent=2, allow_nan=False))
-        return
-    from textgym_agents.commands.running import how_measured, measures_table
-
-    console = output()
-    console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
-    console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
-    console.print(how_measured(evaluation, optimum), markup=False)
-    console.print(str(optimum), markup=False)
-    if optimum.value is None and evaluation.objective is not None:
-        console.print(f"J* is at least {evaluation.objective.low:.3f}: this policy reaches it")
-
-
-def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:
-    from textgym.evaluate import evaluate
     from textgym_agents.algorithms.fixed import reference_of
-    from textgym_agents.training.measures import optimum_for
+    from textgym_agents.commands.running import how_measured, measures_table
+    from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
 
+    task = env.task
     beta = task.beta if flags.beta is None else flags.beta
     optimum = optimum_for(
         agent,
@@ -112,4 +92,15 @@ def _evaluate(flags: EvalFlags, task: Any, agent: Any) -> tuple[Any, Any]:
         seed=flags.seed,
         deterministic=flags.deterministic,
     )
-    return evaluation, optimum
+    if flags.json:
+        report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
+        report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
+        print(json.dumps(plain(report), indent=2, allow_nan=False))
+        return
+    console = output()
+    console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
+    console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
+    console.print(how_measured(evaluation, optimum), markup=False)
+    console.print(str(optimum), markup=False)
+    if optimum.value is None and evaluation.objective is not None:
+        console.print(f"J* is at least {evaluation.objective.low:.3f}: this policy reaches it")

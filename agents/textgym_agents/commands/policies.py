@@ -1,13 +1,17 @@
-"""Opening the policy that a flag names, together with its environment."""
+"""Open the policy that a flag names, together with its environment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from textgym.commands.console import UsageError
+from textgym import TokenVectorEnv
+from textgym.checks import JsonObject
+from textgym.commands.console import UsageError, use_all_cores
 from textgym.commands.flags import env_options, import_user_module
+from textgym_agents.protocol import Agent
+from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
+from textgym_agents.training.folder import RunFolder
 
 
 def open_policy(
@@ -17,8 +21,8 @@ def open_policy(
     agent_class: str | None = None,
     flag: str = "--agent",
     trust_pickle: bool = False,
-) -> tuple[Any, Any]:
-    """An environment and an agent on it.
+) -> tuple[TokenVectorEnv, Agent]:
+    """Return an environment and an agent on it.
 
     Args:
         policy: a checkpoint or run folder, a .zip of Stable-Baselines3, a registered agent, or module:Class.
@@ -28,16 +32,12 @@ def open_policy(
         trust_pickle: whether a .zip may be read, which runs the code in it.
     Raises: UsageError if `policy` is none of these.
     """
-    from textgym.commands.console import use_all_cores
-    from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
-
     for target in (policy if ":" in policy else "", agent_class or ""):
         if ":" in target:
             import_user_module(target.partition(":")[0])
     folder = Path(policy)
     values = env_options(options) or run_options(folder) or {}
-    needs_torch = policy != "random"
-    if needs_torch:
+    if policy != "random":  # which needs no torch
         use_all_cores()
     if folder.is_dir() or folder.is_file():
         env = make_env(env_id, 1, **values)
@@ -49,13 +49,11 @@ def open_policy(
     return env, make_agent(policy, env)
 
 
-def run_options(folder: Path) -> dict[str, Any] | None:
-    """Options of the environment that a run with a checkpoint was trained in; None where no such run is there.
+def run_options(folder: Path) -> JsonObject | None:
+    """Return the options of the environment that a run with a checkpoint was trained in; None if there is no such run.
 
     Raises: ValueError that names the file if it holds no options.
     """
-    from textgym_agents.training.folder import RunFolder
-
     if not ((folder / "config.json").exists() and (folder / "checkpoint").is_dir()):
         return None
     values = RunFolder(folder).config().get("env", {})
@@ -64,8 +62,8 @@ def run_options(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def guided(env: Any, agent: Any, k: int) -> Any:
-    """The agent tilted by its own critic among its k likeliest tokens; the agent itself where k is 0.
+def guided(env: TokenVectorEnv, agent: Agent, k: int) -> Agent:
+    """Return the agent tilted by its own critic among its k likeliest tokens; the agent itself where k is 0.
 
     Raises: UsageError for k < 0; ValueError for an agent without a critic.
     """
@@ -75,4 +73,4 @@ def guided(env: Any, agent: Any, k: int) -> Any:
         return agent
     from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
 
-    return ValueGuided(env.unwrapped.task, ValueGuidedConfig(k=k), guide=agent)
+    return ValueGuided(env.task, ValueGuidedConfig(k=k), guide=agent)

@@ -1,12 +1,12 @@
-"""Records an agent's episodes as a Minari dataset: tokens, rewards and log-probabilities."""
+"""Record an agent's episodes as a Minari dataset: tokens, rewards and log-probabilities."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, find_id, parse
 from textgym.interrupts import disk_full_at
@@ -48,7 +48,7 @@ class RecordFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(RecordFlags, arguments, "record")
     if flags.out is None:
         raise UsageError("--out: the dataset's folder is missing, as in --out recordings/helpful-v0")
@@ -70,7 +70,15 @@ def main(arguments: list[str]) -> None:
             deterministic=flags.deterministic,
             split=flags.split,
         )
-    report = _report(dataset, flags.out)
+    returns = [float(episode.rewards.sum()) for episode in dataset.iterate_episodes()]
+    report: JsonObject = {
+        "out": str(flags.out),
+        "dataset": dataset.id,
+        "episodes": int(dataset.total_episodes),
+        "tokens": int(dataset.total_steps),
+        "return": sum(returns) / len(returns),
+        "megabytes": sum(path.stat().st_size for path in flags.out.rglob("*") if path.is_file()) / 1e6,
+    }
     if flags.json:
         print(json.dumps({"id": env_id, "agent": flags.agent, "split": flags.split} | report, indent=2))
         return
@@ -82,15 +90,3 @@ def main(arguments: list[str]) -> None:
         markup=False,
     )
     console.print(untrusted(f"dataset {report['dataset']} in {flags.out}"))
-
-
-def _report(dataset: Any, out: Path) -> dict[str, Any]:
-    returns = [float(episode.rewards.sum()) for episode in dataset.iterate_episodes()]
-    return {
-        "out": str(out),
-        "dataset": dataset.id,
-        "episodes": int(dataset.total_episodes),
-        "tokens": int(dataset.total_steps),
-        "return": sum(returns) / len(returns),
-        "megabytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6,
-    }
