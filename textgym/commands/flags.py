@@ -53,7 +53,7 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
 
 
 def parse_pair(first: type[S], second: type[T], arguments: list[str], command: str, text: str) -> tuple[S, T]:
-    """Return instances of two dataclasses whose flags stand side by side. Args: text: of `--help`. Raises: as `parse`."""
+    """Return instances of two dataclasses whose flags stand side by side; `--help` begins with `text`. See `parse`."""
     parts = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in (("a", first), ("b", second))]
     both = make_dataclass(first.__name__, parts, frozen=True)
     both.__doc__ = text

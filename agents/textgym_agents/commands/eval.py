@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     from textgym_agents.commands.running import how_measured, measures_table
     from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
 
-    task = env.task
+    task = env.unwrapped.task
     beta = task.beta if flags.beta is None else flags.beta
     optimum = optimum_for(
         agent,

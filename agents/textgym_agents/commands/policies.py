@@ -73,4 +73,4 @@ def guided(env: TokenVectorEnv, agent: Agent, k: int) -> Agent:
         return agent
     from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
 
-    return ValueGuided(env.task, ValueGuidedConfig(k=k), guide=agent)
+    return ValueGuided(env.unwrapped.task, ValueGuidedConfig(k=k), guide=agent)

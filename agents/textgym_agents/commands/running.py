@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from textgym.commands.console import note, number, output, table, untrusted, use_all_cores
-from textgym.evaluate import Evaluation, Optimum
+from textgym.evaluate import Evaluation
+from textgym.optimum import Optimum
 from textgym_agents.protocol import Metrics
 from textgym_agents.training.folder import run_folder
 
