@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from textgym.checks import Floats
+from textgym.checks import Floats, Ints
 from textgym.task import make_reference
 from textgym_agents.conformance.behaviour import next_tokens
 from textgym_agents.conformance.hooks import TrainingBatch, hook
@@ -199,8 +199,8 @@ def _scores(tested: AgentUnderTest, batch: TrainingBatch) -> Floats:
 def _divergence(own: Floats, base: Floats) -> Floats:
     """Return the KL (N,) of log-probabilities (N, V), nats."""
     with np.errstate(invalid="ignore"):
-        terms: Floats = np.where(own > -50, np.exp(own) * (own - base), 0.0)
-    return terms.sum(1)
+        kl: Floats = np.where(own > -50, np.exp(own) * (own - base), 0.0).sum(1)
+    return kl
 
 
 def _offered(array: Floats | None, name: str) -> Floats:
@@ -209,5 +209,5 @@ def _offered(array: Floats | None, name: str) -> Floats:
     return array
 
 
-def _greatest(array: Floats) -> float:
+def _greatest(array: Floats | Ints) -> float:
     return float(np.abs(array).max())

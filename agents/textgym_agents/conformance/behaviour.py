@@ -160,7 +160,8 @@ def global_random_numbers(tested: AgentUnderTest) -> Outcome:
 def round_trip(tested: AgentUnderTest) -> Outcome:
     """An agent that was saved and loaded gives the same log-probabilities."""
     agent = tested.training.agent
-    return _same(tested.log_probs(agent), tested.log_probs(_through_a_folder(agent, tested.env())))
+    loaded = _through_a_folder(agent, tested.env())
+    return _same(tested.log_probs(agent), tested.log_probs(loaded))
 
 
 def resumed(tested: AgentUnderTest) -> Outcome:

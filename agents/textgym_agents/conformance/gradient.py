@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
 from textgym import Task, TokenVectorEnv, make_task
 from textgym.checks import Bools, Floats, Ints
@@ -32,7 +33,7 @@ _LEAST_MOVED = 0.02  # nats
 class Policy(Protocol):
     """A policy, as an agent is one; a method `own_reference` gives its pi_ref where that is not the task's."""
 
-    def log_probs(self, observation: Observation) -> Floats | None:
+    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]] | None:
         """See `Agent.log_probs`."""
 
 

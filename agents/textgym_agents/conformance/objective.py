@@ -63,7 +63,7 @@ def exact_variance(
 
 
 def _pairs(weight: Floats, score: Floats, term: Floats, returns: Floats) -> tuple[float, float, Floats]:
-    """Return Var E[h given x], Var h, and the part that is linear in one episode, (N, D): 2 E[h given x] less a constant."""
+    """Return Var E[h given x], Var h, and the part that is linear in one episode, 2 E[h given x] less a constant."""
     mean_return, mean_term = float(weight @ returns), weight @ term
     conditional = (term - mean_return * score + mean_term) / 2  # the mean score is 0
     mean = weight @ conditional

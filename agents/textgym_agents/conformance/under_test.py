@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
 from textgym import Task, TokenVectorEnv, make_task
 from textgym.checks import Bools, Floats, Ints, JsonObject
@@ -152,7 +153,7 @@ def probe_reward(prompts: list[str], completions: list[str], **columns: object) 
 
 
 def probe_task() -> Task:
-    """Return a task of two prompts of different lengths, three letters and a stop token that pads as well; 82 states."""
+    """Return a task of two prompts of different lengths, three letters and a stop token that also pads; 82 states."""
     return make_task(
         "Text",
         prompts=["a b", "c"],
@@ -172,7 +173,7 @@ class CutOff(TokenVectorEnv):
     def __init__(self, task: Task, num_envs: int) -> None:
         super().__init__(task, num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
-    def step(self, actions: Ints) -> tuple[Observation, Floats, Bools, Bools, dict[str, Any]]:
+    def step(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]:
         """See `TokenVectorEnv.step`."""
         observation, rewards, terminated, _, infos = super().step(actions)
         return observation, rewards, terminated, ~terminated, infos
@@ -203,7 +204,8 @@ def factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
 
     def factory(env: TokenVectorEnv) -> Agent:
         parts = {"env": env, "task": env.unwrapped.task, "config": config}
-        return make(**{name: part for name, part in parts.items() if name in taken})
+        made: Agent = make(**{name: part for name, part in parts.items() if name in taken})
+        return made
 
     return factory
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from textgym.checks import Floats, JsonObject
 from textgym.files import replaced
 
-Rows = Sequence[dict[str, Any]]
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = Sequence[JsonObject]
 
 _SIZE, _DPI = (8.0, 7.2), 130  # inches; pixels per inch
 _INK, _FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
@@ -23,7 +25,7 @@ _OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
 def draw_curves(
     rows: Rows, target: Path, title: str, levels: tuple[float, float] | None = None, beta: float = 0.0
 ) -> None:
-    """Writes a PNG of a run's metrics.
+    """Draw a run's metrics as a PNG.
 
     Args:
         rows: of metrics.jsonl.
@@ -47,7 +49,7 @@ def draw_curves(
         figure.savefig(partial, format="png")
 
 
-def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:
+def _draw_objective(axes: Axes, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:
     _style(axes, "reward units")
     _line(axes, rows, "objective/scores", _REWARD, "reward, training batches")
     _points(axes, rows, "eval/reward", _REWARD, "reward, held-out prompts")
@@ -59,11 +61,11 @@ def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, b
         if high > low:
             _optimality_scale(axes, low, high)
     axes.margins(y=0.08)
-    _legend(axes, columns=2)
+    _legend(axes)
 
 
-def _optimality_scale(axes: Any, low: float, high: float) -> None:
-    """A scale on the right: the same heights, with the reference at 0 and the optimum at 1."""
+def _optimality_scale(axes: Axes, low: float, high: float) -> None:
+    """Add a scale on the right, on which the reference is 0 and the optimum 1."""
     span = high - low
     scale = axes.secondary_yaxis("right", functions=(lambda j: (j - low) / span, lambda o: low + o * span))
     scale.set_ylabel("optimality of J", color=_OBJECTIVE)
@@ -71,16 +73,16 @@ def _optimality_scale(axes: Any, low: float, high: float) -> None:
     scale.spines["right"].set_visible(False)
 
 
-def _draw_kl(axes: Any, rows: Rows) -> None:
+def _draw_kl(axes: Axes, rows: Rows) -> None:
     _style(axes, "KL to the reference\n(nats per answer)")
     _line(axes, rows, "objective/kl", _KL, "training batches")
     _points(axes, rows, "eval/kl", _KL, "held-out prompts")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    _legend(axes, columns=2)
+    _legend(axes)
 
 
-def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
+def _line(axes: Axes, rows: Rows, name: str, colour: str, label: str) -> None:
     # A batch shows the policy that the batches before it had made.
     shown = [{**row, "episode": before["episode"]} for before, row in pairwise(rows)]
     episodes, values = _series(shown, name)
@@ -88,8 +90,8 @@ def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
         axes.plot(episodes, values, color=colour, alpha=0.45, linewidth=1.3, label=label)
 
 
-def _points(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
-    """Estimates with their 95% intervals."""
+def _points(axes: Axes, rows: Rows, name: str, colour: str, label: str) -> None:
+    """Draw estimates with their 95% intervals."""
     episodes, values = _series(rows, name)
     if not len(values):
         return
@@ -105,14 +107,21 @@ def _series(rows: Rows, name: str) -> tuple[Floats, Floats]:
     return array[:, 0], array[:, 1]
 
 
-def _legend(axes: Any, columns: int) -> None:
-    """Above the axes, where it hides no curve."""
+def _legend(axes: Axes) -> None:
+    """Put the legend above the axes, where it hides no curve."""
     if axes.get_legend_handles_labels()[0]:
-        style = {"fontsize": 9, "frameon": False, "labelcolor": _INK, "borderaxespad": 0.3}
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **style)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2,
+            fontsize=9,
+            frameon=False,
+            labelcolor=_INK,
+            borderaxespad=0.3,
+        )
 
 
-def _style(axes: Any, label: str) -> None:
+def _style(axes: Axes, label: str) -> None:
     axes.set_ylabel(label, color=_INK)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
