@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +16,17 @@ from textgym.evaluate import Evaluation
 from textgym_agents.commands.running import TrainDisplay, measures_table, watched_run
 from textgym_agents.config import LMPPOConfig, TrainSettings
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training, TrainResult, Watcher
+from textgym_agents.training.loop import Training, TrainResult
 from textgym_agents.training.measures import spread
 
 ENV_ID = "textgym/Helpful-v0"
-PPO = LMPPOConfig()
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """LM PPO on the built-in world's Helpful task. The defaults take about two minutes on two cores."""
 
-    config: LMPPOConfig = PPO
+    config: LMPPOConfig = field(default_factory=LMPPOConfig)
     episodes: int = 20_480
     """Episodes to learn from."""
     eval_every: int = 12
@@ -58,9 +57,6 @@ class DemoSettings:
         )
 
 
-DEMO = DemoSettings()
-
-
 @dataclass(frozen=True)
 class Answers:
     """One prompt with the first answer sampled before and after learning, and what they earned."""
@@ -70,12 +66,6 @@ class Answers:
     before_reward: float
     after: str
     after_reward: float
-
-
-def run_demo(settings: DemoSettings, out: str | Path, watcher: Watcher) -> tuple[TrainResult, list[Answers]]:
-    """Train, and pick answers to show. Args and Raises: see `Training.run`."""
-    result = Training(settings.plan()).run(out, watcher)
-    return result, pick_answers(result, settings.prompts)
 
 
 def pick_answers(result: TrainResult, count: int) -> list[Answers]:
@@ -115,8 +105,8 @@ def main(arguments: list[str]) -> None:
         f"Learning {ENV_ID} by PPO, {settings.episodes} episodes on {threads} threads", markup=False
     )
     with watched_run(flags.out, "demo", display) as out:
-        result, answers = run_demo(settings, out, display)
-    console.print(_answers_table(answers))
+        result = Training(settings.plan()).run(out, display)
+    console.print(_answers_table(pick_answers(result, settings.prompts)))
     console.print(measures_table({"before": result.before, "after": result.after}, _SHOWN))
     console.print(
         "Optimality: 0 is the reference, 1 the best that any policy can do. 95% intervals.", markup=False

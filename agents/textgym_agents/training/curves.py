@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from textgym.checks import Floats, JsonObject
 from textgym.files import replaced
@@ -67,7 +68,14 @@ def _draw_objective(axes: Axes, rows: Rows, levels: tuple[float, float] | None, 
 def _optimality_scale(axes: Axes, low: float, high: float) -> None:
     """Add a scale on the right, on which the reference is 0 and the optimum 1."""
     span = high - low
-    scale = axes.secondary_yaxis("right", functions=(lambda j: (j - low) / span, lambda o: low + o * span))
+
+    def optimality(j: ArrayLike) -> Floats:
+        return (np.asarray(j, dtype=np.float64) - low) / span
+
+    def objective(o: ArrayLike) -> Floats:
+        return low + np.asarray(o, dtype=np.float64) * span
+
+    scale = axes.secondary_yaxis("right", functions=(optimality, objective))
     scale.set_ylabel("optimality of J", color=_OBJECTIVE)
     scale.tick_params(colors=_OBJECTIVE, labelsize=9)
     scale.spines["right"].set_visible(False)
