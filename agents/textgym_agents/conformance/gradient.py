@@ -212,6 +212,7 @@ def recording(tested: AgentUnderTest, name: str) -> Recording:
     found = tested.recordings[name]
     if isinstance(found, NotAsked):
         raise found
+    assert isinstance(found, Recording)
     return found
 
 

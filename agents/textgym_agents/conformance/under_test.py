@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -20,9 +20,6 @@ from textgym.checks import Bools, Floats, Ints, JsonObject
 from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym_agents.protocol import Agent, Metrics, Observation
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config
-
-if TYPE_CHECKING:
-    from textgym_agents.conformance.gradient import Recording
 
 Status = Literal["holds", "FAILS", "not asked"]
 HOLDS: Final = "holds"
@@ -254,7 +251,7 @@ class AgentUnderTest:
     ) -> None:
         self.make, self.learning = make, learning
         self.make_plain = make_plain or make
-        self.recordings: dict[str, Recording | NotAsked] = {}
+        self.recordings: dict[str, object] = {}
         self.envs, self.episodes = envs, envs * iterations
         self.task = probe_task()
 
