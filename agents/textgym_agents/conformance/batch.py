@@ -154,7 +154,7 @@ def gae_by_definition(batch: TrainingBatch, values: Floats, bootstrap: Floats | 
 
 
 def whitening(tested: AgentUnderTest) -> Outcome:
-    """What the loss takes are the advantages, or these standardised over real tokens alone."""
+    """The loss takes the advantages as they are, or standardised over real tokens alone."""
     batch = batch_of(tested)
     raw, used = _offered(batch.advantages, "advantages"), _offered(batch.weights, "weights")
     spread = max(float(raw.std()), 1e-8)

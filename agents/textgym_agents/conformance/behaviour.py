@@ -61,7 +61,7 @@ def pad_columns(tested: AgentUnderTest) -> Outcome:
 
 
 def pad_ids(tested: AgentUnderTest) -> Outcome:
-    """What stands in the padding changes nothing: lengths come from the mask."""
+    """The contents of the padding change nothing: lengths come from the mask."""
     pad = tested.task.vocabulary.pad_id
     other = next(i for i in range(tested.task.vocabulary.size) if i != pad)
     ids = np.where(tested.states["attention_mask"] == 1, tested.states["input_ids"], other)

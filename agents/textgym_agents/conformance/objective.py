@@ -231,7 +231,6 @@ def variance(tested: AgentUnderTest) -> Outcome:
     estimator = found.first.estimator
     if estimator is None:
         raise NotAsked("hook 'gradient' says no estimator")
-
     values = hook(found.agent, "values") if estimator.baseline == "value" else None
     exact, spread = exact_variance(found.exact, estimator, values, EPISODES)
     own = fit(found)
@@ -260,18 +259,18 @@ def value_loss(tested: AgentUnderTest) -> Outcome:
     # V(s) may be taught J to come, or the same without the KL of s itself.
     whole = exact.per_state(exact.values.values)
     kl = exact.per_state(state_sums(tree, kl_terms(exact.values)))
-    best = None
+    judged = []
     for target in (whole, whole + found.first.beta * kl):
         part = visits * (agent_values - target)
         slopes = found.values @ part / (part @ part)
         z, size = common_rest(found.values - slopes[:, None] * part)
         slope, error = _mean(slopes)
-        entry = (z, size / float(np.linalg.norm(found.values.mean(0))), slope > _SIGMAS * error)
-        best = entry if best is None or entry[0] < best[0] else best
-    assert best is not None
+        share = size / float(np.linalg.norm(found.values.mean(0)))
+        judged.append((z, share, slope > _SIGMAS * error))
+    rest, share, along = min(judged, key=lambda entry: entry[0])
     return judge(
-        bool(best[0] <= _SIGMAS) and best[2],
-        f"rest {best[1]:.1%} ({best[0]:.1f} standard errors), {'along' if best[2] else 'not along'} V - return",
+        bool(rest <= _SIGMAS) and along,
+        f"rest {share:.1%} ({rest:.1f} standard errors), {'along' if along else 'not along'} V - return",
         f"rest 0, within {_SIGMAS:g} standard errors",
     )
 
