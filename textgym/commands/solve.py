@@ -15,7 +15,7 @@ from textgym.commands.console import folded, number, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.prompts import Split
 from textgym.render import escaped
-from textgym.solver import Completion, Solution, solve
+from textgym.solver import Solution, solve
 
 
 def draw_tree(solution: Solution) -> str:
@@ -108,20 +108,19 @@ def _report(env_id: str, solution: Solution, count: int) -> JsonObject:
                 "weight": float(tree.weights[row]),
                 "value": float(solution.prompt_values[row]),
                 "reference_value": float(solution.reference.prompt_objectives[row]),
-                "completions": [_completion(c) for c in solution.likeliest(row, count)],
+                "completions": [
+                    {
+                        "text": completion.text,
+                        "tokens": list(completion.tokens),
+                        "probability": completion.probability,
+                        "reference_probability": completion.reference_probability,
+                        "return": completion.ret,
+                    }
+                    for completion in solution.likeliest(row, count)
+                ],
             }
             for row, prompt in enumerate(prompts)
         ],
-    }
-
-
-def _completion(completion: Completion) -> JsonObject:
-    return {
-        "text": completion.text,
-        "tokens": list(completion.tokens),
-        "probability": completion.probability,
-        "reference_probability": completion.reference_probability,
-        "return": completion.ret,
     }
 
 

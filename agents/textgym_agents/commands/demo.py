@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from textgym.commands.console import folded, number, output, table, untrusted, use_all_cores
@@ -16,7 +14,7 @@ from textgym.evaluate import Evaluation
 from textgym_agents.commands.running import TrainDisplay, measures_table, watched_run
 from textgym_agents.config import LMPPOConfig, TrainSettings
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training, TrainResult
+from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import spread
 
 ENV_ID = "textgym/Helpful-v0"
@@ -45,40 +43,9 @@ class DemoSettings:
 
     def plan(self) -> TrainSettings:
         """Return the training that this is. Raises: ValueError for a number out of range."""
-        return TrainSettings(
-            id=ENV_ID,
-            agent="lm-ppo",
-            config=asdict(self.config),
-            episodes=self.episodes,
-            eval_every=self.eval_every,
-            eval_per_prompt=self.eval_per_prompt,
-            final_per_prompt=self.final_per_prompt,
-            optimum_per_prompt=self.optimum_per_prompt,
-        )
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One prompt with the first answer sampled before and after learning, and what they earned."""
-
-    prompt: str
-    before: str
-    before_reward: float
-    after: str
-    after_reward: float
-
-
-def pick_answers(result: TrainResult, count: int) -> list[Answers]:
-    """Return answers to prompts spread over the held-out ones; sampled, not chosen by what they say."""
-    assert result.first is not None
-    first, last = result.first, result.last
-
-    def answer(evaluation: Evaluation, index: int) -> tuple[str, float]:
-        episodes = evaluation.episodes
-        return str(episodes.completions[index, 0]), float(episodes.returns[index, 0])
-
-    chosen = spread(np.asarray(last.episodes.weights), count)
-    return [Answers(last.episodes.prompts[i], *answer(first, i), *answer(last, i)) for i in chosen]
+        values = asdict(self)
+        values.pop("prompts")
+        return TrainSettings(id=ENV_ID, agent="lm-ppo", **values)
 
 
 _TEXT = "Align the built-in world's language model by PPO, and show what it answers before and after."
@@ -106,7 +73,8 @@ def main(arguments: list[str]) -> None:
     )
     with watched_run(flags.out, "demo", display) as out:
         result = Training(settings.plan()).run(out, display)
-    console.print(_answers_table(pick_answers(result, settings.prompts)))
+    assert result.first is not None
+    console.print(_answers_table(result.first, result.last, settings.prompts))
     console.print(measures_table({"before": result.before, "after": result.after}, _SHOWN))
     console.print(
         "Optimality: 0 is the reference, 1 the best that any policy can do. 95% intervals.", markup=False
@@ -117,22 +85,24 @@ def main(arguments: list[str]) -> None:
         console.print(untrusted(f"learning curve: {out / 'curve.png'}"))
 
 
-def _answers_table(answers: list[Answers]) -> Table:
-    reward = partial(number, "reward", no_wrap=True)
-    found = table(
+def _answers_table(before: Evaluation, after: Evaluation, count: int) -> Table:
+    """Return the first answers to prompts spread over the held-out ones; sampled, not chosen by what they say."""
+    columns = (
         folded("prompt", ratio=3),
         folded("answer before", ratio=4),
-        reward(),
+        number("reward", no_wrap=True),
         folded("answer after", ratio=4),
-        reward(),
+        number("reward", no_wrap=True),
     )
-    for row in answers:
+    found = table(*columns)
+    first, last = before.episodes, after.episodes
+    for index in spread(last.weights, count):
         found.add_row(
-            untrusted(row.prompt),
-            untrusted(row.before),
-            f"{row.before_reward:.2f}",
-            untrusted(row.after, "bold"),
-            f"{row.after_reward:.2f}",
+            untrusted(last.prompts[index]),
+            untrusted(str(first.completions[index, 0])),
+            f"{first.returns[index, 0]:.2f}",
+            untrusted(str(last.completions[index, 0]), "bold"),
+            f"{last.returns[index, 0]:.2f}",
             end_section=True,
         )
     return found
