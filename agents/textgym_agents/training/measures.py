@@ -23,8 +23,6 @@ from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
 
-_PREFIX = "learning/"
-
 
 class LearningMeter:
     """Adds up what every iteration takes, from `start` to `stop`.
@@ -40,8 +38,11 @@ class LearningMeter:
 
     def __init__(self, env: TokenVectorEnv) -> None:
         self._scorer = env.unwrapped.task.scorer
-        self._tokens = 0
-        self._seconds = self._cpu_seconds = 0.0
+        self._sums: Metrics = {
+            "learning/tokens": 0,
+            "learning/seconds": 0.0,
+            "learning/cpu_seconds": 0.0,
+        }
         self._before = self._now()
 
     def start(self) -> None:
@@ -53,24 +54,18 @@ class LearningMeter:
         scored, seconds, cpu_seconds = (
             now - then for now, then in zip(self._now(), self._before, strict=True)
         )
-        self._tokens += int(scored) or int((metrics or {}).get("tokens", 0))
-        self._seconds += seconds
-        self._cpu_seconds += cpu_seconds
+        tokens = int(scored) or int((metrics or {}).get("tokens", 0))
+        for name, amount in zip(self._sums, (tokens, seconds, cpu_seconds), strict=True):
+            self._sums[name] += amount
         self.start()
 
     def row(self) -> Metrics:
         """Return the sums so far, under `learning/...`."""
-        return {
-            f"{_PREFIX}tokens": self._tokens,
-            f"{_PREFIX}seconds": self._seconds,
-            f"{_PREFIX}cpu_seconds": self._cpu_seconds,
-        }
+        return dict(self._sums)
 
     def restore(self, row: Mapping[str, float]) -> None:
         """Go on from the sums of a row that an interrupted run has logged."""
-        self._tokens = int(row.get(f"{_PREFIX}tokens", 0))
-        self._seconds = float(row.get(f"{_PREFIX}seconds", 0.0))
-        self._cpu_seconds = float(row.get(f"{_PREFIX}cpu_seconds", 0.0))
+        self._sums = {name: type(start)(row.get(name, start)) for name, start in self._sums.items()}
         self.start()
 
     def _now(self) -> tuple[float, float, float]:
