@@ -10,7 +10,13 @@ from typing import TypeVar
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse_pair
-from textgym_agents.commands.running import FitDisplay, before_after, watched_run
+from textgym_agents.commands.running import (
+    FitDisplay,
+    before_after,
+    interrupted_run,
+    refuse_change,
+    watched_run,
+)
 from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Watcher
@@ -88,9 +94,7 @@ def _fit(
     """Train, print the measures, and return the result and the run's folder."""
     settings, flags = parse_pair(kind, OutFlags, arguments, command, text)
     if flags.resume:
-        if flags.out is None:
-            raise UsageError("--resume: --out must name the folder of the interrupted run")
-        settings = _stored(settings, flags.out, command)
+        settings = _stored(settings, interrupted_run(flags.out), command)
     display = FitDisplay()
     with watched_run(flags.out, command, display) as out:
         result = train(settings, out, display, flags.resume)
@@ -109,21 +113,17 @@ def _fit(
     return result, out
 
 
-def _stored(asked: Settings, out: Path, command: str) -> Settings:
+def _stored(asked: Settings, folder: RunFolder, command: str) -> Settings:
     """Return the settings that a run was started with.
 
     Raises: UsageError if the run is another command's, or a flag asks for something else.
     """
-    config = RunFolder.reopen(out).config()
+    config = folder.config()
     if config.get("command") != command:
         held = config.get("command", "another command")
-        raise UsageError(f"--resume: {out} holds a run of {held}, not of {command}")
+        raise UsageError(f"--resume: {folder.path} holds a run of {held}, not of {command}")
     values = {}
     for field in fields(asked):
-        wanted = getattr(asked, field.name)
-        had = config.get(field.name, field.default)
-        if wanted not in (had, field.default):
-            flag = field.name.replace("_", "-")
-            raise UsageError(f"--{flag} {wanted!r}: the run in {out} was started with {had!r}")
-        values[field.name] = had
+        had = values[field.name] = config.get(field.name, field.default)
+        refuse_change(folder, field.name, getattr(asked, field.name), had, field.default)
     return type(asked)(**values)

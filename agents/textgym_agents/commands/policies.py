@@ -11,9 +11,11 @@ from textgym import TokenVectorEnv
 from textgym.checks import MOST_ROWS, JsonObject, shown
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.evaluate import evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
 from textgym.prompts import Split
+from textgym_agents.commands.running import how_measured, measures_table
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
 from textgym_agents.training.folder import RunFolder
@@ -136,9 +138,7 @@ def eval_command(arguments: list[str]) -> None:
     """Run `textgym eval`."""
     flags = parse(EvalFlags, arguments, "eval")
     env_id, env, agent = flags.open()
-    from textgym.evaluate import evaluate
     from textgym_agents.algorithms.fixed import reference_of
-    from textgym_agents.commands.running import how_measured, measures_table
     from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
 
     task = env.unwrapped.task

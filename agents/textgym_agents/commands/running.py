@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from textgym.commands.console import note, number, output, table, untrusted, use_all_cores
+from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
 from textgym.evaluate import Evaluation
 from textgym.optimum import Optimum
 from textgym_agents.protocol import Metrics
-from textgym_agents.training.folder import run_folder
+from textgym_agents.training.folder import RunFolder, run_folder
 
 MEASURES: Final = {
     "reward": "reward",
@@ -241,6 +241,24 @@ class FitDisplay(Display):
         self._progress.update(self._task, completed=done, total=total, description=cells)
         if self._live is None and (measured or row["iteration"] % every == 0 or done == total):
             self._say(f"{name} {done:.0f}/{total}  {cells}")
+
+
+def interrupted_run(out: Path | None) -> RunFolder:
+    """Return the run that --resume goes on with. Raises: UsageError without --out; see `RunFolder.reopen`."""
+    if out is None:
+        raise UsageError("--resume: --out must name the folder of the interrupted run")
+    return RunFolder.reopen(out)
+
+
+def refuse_change(folder: RunFolder, name: str, asked: object, had: object, default: object) -> None:
+    """Raise UsageError if a resumed run is asked for another setting than it was started with.
+
+    Args:
+        asked, had, default: values of the setting; the default asks for nothing.
+    """
+    if asked not in (had, default):
+        flag = "ID" if name == "id" else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag} {asked!r}: the run in {folder.path} was started with {had!r}")
 
 
 @contextlib.contextmanager

@@ -19,13 +19,20 @@ from textgym.commands.flags import (
 )
 from textgym.files import reading
 from textgym.prompts import HeldOut
+from textgym_agents.commands.running import (
+    TrainDisplay,
+    how_measured,
+    interrupted_run,
+    measures_table,
+    refuse_change,
+    watched_run,
+)
 from textgym_agents.config import TrainSettings
 from textgym_agents.registry import agent_class, config_class
+from textgym_agents.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-    from textgym_agents.training.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,6 @@ def named_agent(arguments: list[str]) -> str:
 
 def run_training(flags: TrainFlags, config: JsonObject) -> None:
     """Start or resume a training and show it."""
-    from textgym_agents.commands.running import TrainDisplay, how_measured, measures_table, watched_run
-    from textgym_agents.training.folder import RunFolder
     from textgym_agents.training.loop import Training
 
     shared = {field.name for field in fields(TrainSettings)} - {"id", "env", "config"}
@@ -94,9 +99,7 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     settings = TrainSettings(id=find_id(flags.id), env=env_options(flags.env), config=config, **values)
     folder = None
     if flags.resume:
-        if flags.out is None:
-            raise UsageError("--resume: --out must name the folder of the interrupted run")
-        folder = RunFolder.reopen(flags.out)
+        folder = interrupted_run(flags.out)
         settings = _stored_settings(folder, settings, flags, config)
     use_all_cores()
     if folder is None and flags.out is not None:
@@ -124,19 +127,13 @@ def _stored_settings(
     if ":" in before.agent and flags.agent != before.agent:
         # A file never chooses what is imported.
         raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")
-
-    def check(name: str, asked: object, had: object, default: object) -> None:
-        if asked not in (had, default):
-            flag = "ID" if name == "id" else f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} {asked!r}: the run in {folder.path} was started with {had!r}")
-
     defaults = {field.name: field.default for field in fields(TrainFlags)} | {"env": {}}
     for name in sorted(known - {"config"}):
-        check(name, getattr(settings, name), getattr(before, name), defaults[name])
+        refuse_change(folder, name, getattr(settings, name), getattr(before, name), defaults[name])
     kind = _config_type(before.agent)
     own_defaults = {} if kind is None else asdict(kind())
     for name, asked in config.items():
-        check(name, asked, before.config.get(name), own_defaults.get(name))
+        refuse_change(folder, name, asked, before.config.get(name), own_defaults.get(name))
     return before
 
 
