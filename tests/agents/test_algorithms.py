@@ -8,7 +8,7 @@ from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
-from textgym_agents.conformance.subject import HOLDS
+from textgym_agents.conformance.under_test import HOLDS
 from textgym_agents.registry import agent_class, make_config
 
 from textgym import TokenVectorEnv, make_task

@@ -22,7 +22,7 @@ from textgym_agents.conformance import (
 )
 from textgym_agents.conformance.batch import gae_by_definition
 from textgym_agents.conformance.run import CHECKS, REFERENCE
-from textgym_agents.conformance.subject import global_generators
+from textgym_agents.conformance.under_test import global_generators
 from textgym_agents.lm import maths
 
 from textgym.cli import main

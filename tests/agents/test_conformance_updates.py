@@ -11,7 +11,7 @@ from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, Estimator, check
 from textgym_agents.conformance.gradient import ExactGradients, exact_gradients
-from textgym_agents.conformance.objective import Fit, exact_variance
+from textgym_agents.conformance.objective import Fit, common_rest, exact_variance
 from textgym_agents.exact.estimators import enumerate_trajectories, estimator_table
 from textgym_agents.exact.objective import EnumeratedPolicy
 
@@ -124,9 +124,9 @@ class _Table(torch.nn.Module):
 def test_a_rest_is_found_in_both_halves_or_it_is_noise():
     # Halves (1, 1) and (1, 1): the product of the means is 2, with no scatter. Opposite halves: -2.
     ones = np.ones((4, 2))
-    assert Fit(np.ones((4, 3)), ones, 1.0, 0.0, 0.0).rest[1] == pytest.approx(np.sqrt(2))
+    assert common_rest(ones)[1] == pytest.approx(np.sqrt(2))
     opposite = ones * np.array([1, 1, -1, -1])[:, None]
-    assert Fit(np.ones((4, 3)), opposite, 1.0, 0.0, 0.0).rest[1] == 0.0
+    assert common_rest(opposite)[1] == 0.0
 
 
 def test_contrasts_by_hand():

@@ -13,9 +13,8 @@ from textgym_agents.exact.estimators import (
     kl_value_table,
     leave_one_out,
     standardised,
-    to_go,
 )
-from textgym_agents.exact.objective import EnumeratedPolicy, edge_jacobian, policy_gradient
+from textgym_agents.exact.objective import EnumeratedPolicy, edge_jacobian, policy_gradient, to_go
 
 from textgym.solver import policy_values, prefix_tree
 
@@ -254,7 +253,7 @@ def test_k3_in_the_loss_follows_the_opposite_kl_state_by_state(enumeration):
         assert len(level.parent) == len(mass)
         weights.append(-mass[parent] * np.exp(values.log_reference[depth]))
     want = np.concatenate(weights) @ enumeration.jacobian
-    ratio = enumeration.log_ratio
+    ratio = enumeration.steps.log_ratio
     got = enumeration.moments("k3", -np.expm1(-ratio), want)
     assert got.relative_bias < 1e-10
 

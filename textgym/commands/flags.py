@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import re
+import sys
 from collections.abc import Sequence
+from dataclasses import make_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from textgym.checks import did_you_mean, docstring
+from textgym.checks import JsonObject, did_you_mean, docstring
 from textgym.commands.console import UsageError
 from textgym.files import json_value
 
 T = TypeVar("T")
+S = TypeVar("S")
 _TEXTS = ("--prompt", "--completion")  # flags whose values name no file
 
 EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
@@ -26,7 +31,7 @@ EnvOptions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 
 
 def parse(flags: type[T], arguments: list[str], command: str) -> T:
-    """An instance of a dataclass from command-line words. `--help` prints the flags and exits.
+    """Return an instance of a dataclass from command-line words. `--help` prints the flags and exits.
 
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """
@@ -47,8 +52,17 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
         raise UsageError(_message(errors.getvalue(), command)) from request
 
 
+def parse_pair(first: type[S], second: type[T], arguments: list[str], command: str, text: str) -> tuple[S, T]:
+    """Return instances of two dataclasses whose flags stand side by side; `--help` begins with `text`. See `parse`."""
+    parts = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in (("a", first), ("b", second))]
+    both = make_dataclass(first.__name__, parts, frozen=True)
+    both.__doc__ = text
+    found: Any = parse(both, arguments, command)
+    return found.a, found.b
+
+
 def checked_words(arguments: Sequence[str]) -> list[str]:
-    """Command-line words with the home folder in place of a `~` that a flag's value or a path starts with.
+    """Return command-line words with the home folder in place of a `~` that a flag's value or a path starts with.
 
     Raises: UsageError for a word that is not UTF-8, as libraries that write files ask for, or an unknown home folder.
     """
@@ -72,27 +86,27 @@ def _checked(before: str, word: str) -> str:
 
 
 def merged(arguments: Sequence[str], flag: str) -> list[str]:
-    """Command-line words in which a flag that takes several words and is given several times stands once.
+    """Return command-line words in which a flag that takes several words and is given several times stands once.
 
     tyro would take the last one and say nothing about those before it.
     """
     before: list[str] = []
     taken: list[str] = []
-    inside = False
+    follows = False  # whether the next word may be a value of the flag
     for word in arguments:
         if word == flag or word.startswith(f"{flag}="):
-            inside = word == flag
-            taken += [] if inside else [word.removeprefix(f"{flag}=")]
-        elif inside and not word.startswith("--"):
+            follows = word == flag
+            taken += [] if follows else [word.removeprefix(f"{flag}=")]
+        elif follows and not word.startswith("--"):
             taken.append(word)
         else:
-            inside = False
+            follows = False
             before.append(word)
     return [*before, flag, *taken] if taken else list(arguments)
 
 
 def _message(box: str, command: str) -> str:
-    """The sentence in tyro's error box, and the flag that it thinks was meant.
+    """Return the sentence in tyro's error box, and the flag that it thinks was meant.
 
     A box is a title, the sentence and more, between rules; its lines are drawn with blanks where there is no UTF-8.
     """
@@ -110,14 +124,14 @@ def _message(box: str, command: str) -> str:
     return f"{sentence}{meant} (textgym {command} --help shows the flags)"
 
 
-def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
-    """`NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
+def env_options(words: Sequence[str], flag: str = "--env") -> JsonObject:
+    """Return `NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
 
     The home folder takes the place of a `~` that a path starts with, as in prompts=~/prompts.txt: shells leave it.
 
     Raises: UsageError for a word without "=" or without a name.
     """
-    options = {}
+    options: JsonObject = {}
     for word in words:
         name, separator, value = word.partition("=")
         if not separator or not name.isidentifier():
@@ -130,7 +144,7 @@ def env_options(words: Sequence[str], flag: str = "--env") -> dict[str, Any]:
 
 
 def find_id(name: str) -> str:
-    """The full id of an environment: `textgym/` may be left out, `module:ID` imports a module first.
+    """Return the full id of an environment: `textgym/` may be left out, `module:ID` imports a module first.
 
     Raises: UsageError for an id that is not registered, with the nearest one.
     """
@@ -149,12 +163,8 @@ def find_id(name: str) -> str:
     raise UsageError(f"ID {name!r}: there is no such environment (textgym list shows all).{near}")
 
 
-def import_user_module(name: str) -> Any:
-    """A module of the user's, from the current folder or installed. Raises: UsageError if there is none."""
-    import importlib
-    import sys
-    from pathlib import Path
-
+def import_user_module(name: str) -> ModuleType:
+    """Import a module of the user's, from the current folder or installed. Raises: UsageError if there is none."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:

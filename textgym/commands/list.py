@@ -1,12 +1,14 @@
-"""Lists the environments: id, family, reward, vocabulary and horizon."""
+"""List the environments: id, family, reward, vocabulary and horizon."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
-from textgym.commands.console import output, untrusted
+from rich.table import Column
+
+from textgym.checks import JsonObject
+from textgym.commands.console import folded, number, output, table, untrusted
 from textgym.commands.flags import parse
 
 _WIDE = 100  # Columns from which there is room for the summaries.
@@ -21,7 +23,7 @@ class ListFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(ListFlags, arguments, "list")
     rows = [_describe(name) for name in _names()]
     if flags.json:
@@ -36,13 +38,13 @@ def _names() -> list[str]:
     return task_names()
 
 
-def _describe(name: str) -> dict[str, Any]:
-    """What is known of a task; its sizes are left out where it cannot be built with its defaults."""
+def _describe(name: str) -> JsonObject:
+    """Return what is known of a task; its sizes are left out where it cannot be built with its defaults."""
     from textgym.registry import TASKS
     from textgym.task import make_task
 
     entry = TASKS.entry(name)
-    row: dict[str, Any] = {"id": entry.id, "family": entry.family, "summary": TASKS.summary(name)}
+    row: JsonObject = {"id": entry.id, "family": entry.family, "summary": TASKS.summary(name)}
     try:
         task = make_task(name)
     except Exception as error:  # One broken task must not hide the others.
@@ -60,24 +62,21 @@ def _describe(name: str) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _print_table(rows: list[JsonObject]) -> None:
     console = output()
     wide = console.width >= _WIDE
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("id", no_wrap=True, style="bold")
-    table.add_column("family", no_wrap=True)
-    table.add_column("reward", overflow="fold")
-    table.add_column("vocabulary" if wide else "V", justify="right", no_wrap=True)
-    table.add_column("horizon" if wide else "T", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("what it asks for")
+    found = table(
+        Column("id", no_wrap=True, style="bold"),
+        Column("family", no_wrap=True),
+        folded("reward"),
+        number("vocabulary" if wide else "V", no_wrap=True),
+        number("horizon" if wide else "T", no_wrap=True),
+        *(["what it asks for"] if wide else []),
+    )
     for row in rows:
         cells = [row["id"], row["family"], row.get("reward", "cannot be built")]
         cells += [str(row.get(name, "-")) for name in ("vocabulary", "horizon")]
-        table.add_row(*map(untrusted, [*cells, *([row["summary"]] if wide else [])]))
-    console.print(table)
+        found.add_row(*map(untrusted, [*cells, *([row["summary"]] if wide else [])]))
+    console.print(found)
     if not wide:
         console.print("V: tokens in the vocabulary; T: longest answer, tokens", style="dim")

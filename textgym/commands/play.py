@@ -1,15 +1,22 @@
-"""Lets you be the policy: you choose every token, the reference shows what it would write."""
+"""Be the policy: choose every token, beside what the reference would write."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
+import gymnasium as gym
 import numpy as np
+from rich.table import Table
 
-from textgym.commands.console import note, output, untrusted
+from textgym.checks import Floats, JsonObject
+from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.env import TokenEnv
+from textgym.lm.reference import Reference, UniformReference
+from textgym.state import Observation
+from textgym.task import Task, make_reference
 
 _HELP = (
     "A number takes that token; a text is written as it is (=TEXT writes a number or an empty start); "
@@ -38,26 +45,20 @@ class PlayFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(PlayFlags, arguments, "play")
     if flags.top < 1:
         raise ValueError(f"top={flags.top!r}: allowed is an integer >= 1")
-    import gymnasium as gym
-
-    env = gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env)).unwrapped
+    env = cast(TokenEnv, gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env)).unwrapped)
     choice = {"prompt": flags.prompt, "prompt_index": flags.prompt_index}
     observation, _ = env.reset(
         seed=flags.seed, options={name: value for name, value in choice.items() if value is not None}
     )
-    _Game(env, _reference(env.task), flags.top).play(observation)  # type: ignore[attr-defined]
+    _Game(env, _reference(env.task), flags.top).play(observation)
 
 
-def _reference(task: Any) -> Any:
-    """The task's reference, or the uniform one where the model cannot be run here."""
-    from textgym.commands.console import one_line
-    from textgym.lm.reference import UniformReference
-    from textgym.task import make_reference
-
+def _reference(task: Task) -> Reference:
+    """Return the task's reference, or the uniform one where the model cannot be run here."""
     try:
         return make_reference(task)
     except ModuleNotFoundError as error:
@@ -68,22 +69,21 @@ def _reference(task: Any) -> Any:
 class _Game:
     """One episode between a person and an environment."""
 
-    def __init__(self, env: Any, reference: Any, top: int) -> None:
+    def __init__(self, env: TokenEnv, reference: Reference, top: int) -> None:
         self._env, self._reference, self._top = env, reference, top
         self._task = env.task
         self._console = output()
         self._log_prob = 0.0
-        self._info: dict[str, Any] | None = None
+        self._info: JsonObject | None = None
         self._reward = 0.0
 
-    def play(self, observation: Any) -> None:
-        """Asks for tokens until the episode ends or the person leaves."""
+    def play(self, observation: Observation) -> None:
+        """Ask for tokens until the episode ends or the person leaves."""
         self._console.print(_HELP, style="dim", markup=False)
         while self._info is None:
             log_probs = self._next_log_probs(observation)
             choices = self._show(log_probs)
-            line = self._ask()
-            tokens = self._tokens(line, choices)
+            tokens = self._tokens(self._ask(), choices)
             if tokens is None:
                 break
             for place, token in enumerate(tokens):
@@ -94,30 +94,28 @@ class _Game:
                     break
         self._show_end()
 
-    def _next_log_probs(self, observation: Any) -> Any:
+    def _next_log_probs(self, observation: Observation) -> Floats:
         batch = {name: np.asarray(value)[None] for name, value in observation.items()}
-        return np.asarray(self._reference.log_probs(batch))[0]
+        log_probs: Floats = np.asarray(self._reference.log_probs(batch), dtype=np.float64)[0]
+        return log_probs
 
-    def _show(self, log_probs: Any) -> list[int]:
-        """Prints the state and the likeliest tokens; returns their ids."""
+    def _show(self, log_probs: Floats) -> list[int]:
+        """Print the state and the likeliest tokens, and return their ids."""
         state = self._env.get_state()
         written = self._task.vocabulary.decode([state.completion])[0]
         self._console.print()
         self._console.print(untrusted("prompt  ", "dim") + untrusted(state.prompt.text))
         self._console.print(untrusted("answer  ", "dim") + untrusted(written, "bold") + untrusted("_", "dim"))
         masked = np.where(self._env.action_masks(), log_probs, -np.inf)
-        order = np.argsort(-masked, kind="stable")
-        choices = [int(token) for token in order[: self._top] if np.isfinite(masked[token])]
+        likeliest = np.argsort(-masked, kind="stable")[: self._top]
+        choices = [int(token) for token in likeliest if np.isfinite(masked[token])]
         for number, token in enumerate(choices, 1):
-            share = float(np.exp(log_probs[token]))
-            text = f"{number:4}  {share:6.1%}  "
-            self._console.print(
-                untrusted(text) + untrusted(repr(self._task.vocabulary.token_text(token)), "bold")
-            )
+            text = untrusted(repr(self._task.vocabulary.token_text(token)), "bold")
+            self._console.print(untrusted(f"{number:4}  {np.exp(log_probs[token]):6.1%}  ") + text)
         return choices
 
     def _ask(self) -> str | None:
-        """One line, or None at the end of the input."""
+        """Return one line, or None at the end of the input."""
         left = self._task.max_new_tokens - len(self._env.get_state().completion)
         if sys.stdin.isatty():
             self._console.print(untrusted(f"{left} tokens left > ", "dim"), end="")
@@ -125,7 +123,7 @@ class _Game:
         return line.rstrip("\r\n") if line else None
 
     def _tokens(self, line: str | None, choices: list[int]) -> list[int] | None:
-        """What a line asks for: token ids, possibly none; or None to leave."""
+        """Return the token ids that a line asks for, possibly none; None to leave."""
         vocabulary = self._task.vocabulary
         if line == ":quit":
             return None
@@ -143,7 +141,7 @@ class _Game:
             note("this text has no tokens in this vocabulary")
         return list(ids)
 
-    def _append(self, token: int, log_prob: float) -> Any:
+    def _append(self, token: int, log_prob: float) -> Observation:
         observation, reward, terminated, truncated, info = self._env.step(token)
         self._log_prob += log_prob
         self._reward += float(reward)
@@ -152,8 +150,6 @@ class _Game:
         return observation
 
     def _show_end(self) -> None:
-        from rich.table import Table
-
         if self._info is None:
             self._console.print("\nleft before the end: no reward", markup=False)
             return

@@ -1,23 +1,25 @@
-"""Solves a small environment exactly: V*, J*, and the completions that the optimum writes."""
+"""Solve a small environment exactly: V*, J*, and the completions that the optimum writes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from rich.table import Table
 
-from textgym.commands.console import output, untrusted
+from textgym.checks import JsonObject
+from textgym.commands.console import folded, number, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.prompts import Split
 from textgym.render import escaped
-from textgym.solver.solution import Solution
+from textgym.solver import Solution, solve
 
 
 def draw_tree(solution: Solution) -> str:
-    """One line per state: the token that leads there, pi* and the reference's probability of it, and Q*.
+    """Return one line per state: the token that leads there, pi* and the reference's probability of it, and Q*.
 
     Of a state that has ended, Q* is what was paid on the way there. Values are in units of reward at time 0.
     """
@@ -30,7 +32,7 @@ def draw_tree(solution: Solution) -> str:
 
 
 def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tuple[str, str]]:
-    """The lines of the states that follow one state: what stands on the left, and the numbers."""
+    """Yield the lines of the states that follow one state: what stands on the left, and the numbers."""
     level, vocabulary = solution.tree.levels[depth], solution.tree.task.vocabulary
     children = range(level.first[row], level.first[row + 1])
     for child in children:
@@ -75,14 +77,10 @@ class SolveFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(SolveFlags, arguments, "solve")
-    import gymnasium as gym
-
-    from textgym.solver import solve
-
     env_id = find_id(flags.id)
-    env: Any = gym.make(env_id, split=flags.split, **env_options(flags.env))
+    env = gym.make(env_id, split=flags.split, **env_options(flags.env))
     solution = solve(env, beta=flags.beta, gamma=flags.gamma, max_states=flags.max_states)
     if flags.json:
         print(json.dumps(_report(env_id, solution, flags.completions), indent=2, allow_nan=False))
@@ -90,7 +88,7 @@ def main(arguments: list[str]) -> None:
         _print(env_id, solution, flags)
 
 
-def _report(env_id: str, solution: Any, count: int) -> dict[str, Any]:
+def _report(env_id: str, solution: Solution, count: int) -> JsonObject:
     tree, optimal = solution.tree, solution.optimal
     prompts = tree.task.encoded(tree.split)
     return {
@@ -102,37 +100,31 @@ def _report(env_id: str, solution: Any, count: int) -> dict[str, Any]:
         "objective": solution.objective,
         "reference_objective": solution.reference_objective,
         "expected_return": optimal.expected_return,
-        "kl": _finite(optimal.kl),
+        # Infinite for a hard optimum that the reference never writes: JSON has no number for it.
+        "kl": optimal.kl if np.isfinite(optimal.kl) else None,
         "prompts": [
             {
                 "prompt": prompt.text,
                 "weight": float(tree.weights[row]),
                 "value": float(solution.prompt_values[row]),
                 "reference_value": float(solution.reference.prompt_objectives[row]),
-                "completions": [_completion(c) for c in solution.likeliest(row, count)],
+                "completions": [
+                    {
+                        "text": completion.text,
+                        "tokens": list(completion.tokens),
+                        "probability": completion.probability,
+                        "reference_probability": completion.reference_probability,
+                        "return": completion.ret,
+                    }
+                    for completion in solution.likeliest(row, count)
+                ],
             }
             for row, prompt in enumerate(prompts)
         ],
     }
 
 
-def _completion(completion: Any) -> dict[str, Any]:
-    return {
-        "text": completion.text,
-        "tokens": list(completion.tokens),
-        "probability": completion.probability,
-        "reference_probability": completion.reference_probability,
-        "return": completion.ret,
-    }
-
-
-def _finite(value: float) -> float | None:
-    """The KL of a hard optimum that the reference never writes is infinite: JSON has no number for it."""
-    return value if abs(value) < float("inf") else None
-
-
-def _print(env_id: str, solution: Any, flags: SolveFlags) -> None:
-
+def _print(env_id: str, solution: Solution, flags: SolveFlags) -> None:
     console, tree, optimal = output(), solution.tree, solution.optimal
     setting = f"beta {solution.beta:g}, gamma {solution.gamma:g}, {tree.states:,} states"
     console.print(untrusted(f"{env_id}, {tree.split} prompts, {setting}"))
@@ -149,30 +141,21 @@ def _print(env_id: str, solution: Any, flags: SolveFlags) -> None:
         console.print(draw_tree(solution), markup=False, soft_wrap=True)
 
 
-def _table(solution: Any, flags: SolveFlags) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("prompt", overflow="fold")
-    table.add_column("J ref", justify="right")
-    table.add_column("V*", justify="right")
-    table.add_column("the optimum writes", overflow="fold")
-    for heading in ("pi*", "ref", "return"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _table(solution: Solution, flags: SolveFlags) -> Table:
+    probabilities = [number(heading, no_wrap=True) for heading in ("pi*", "ref", "return")]
+    found = table(
+        folded("prompt"), number("J ref"), number("V*"), folded("the optimum writes"), *probabilities
+    )
     prompts = solution.tree.task.encoded(solution.tree.split)[: flags.prompts]
     for row, prompt in enumerate(prompts):
         base, value = solution.reference.prompt_objectives[row], solution.prompt_values[row]
-        heads: list[tuple[Any, str, str]] = [
-            (untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}"),
-            ("", "", ""),
-        ]
+        head = (untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}")
         for place, completion in enumerate(solution.likeliest(row, flags.completions)):
-            table.add_row(
-                *heads[min(place, 1)],
+            found.add_row(
+                *(("", "", "") if place else head),
                 untrusted(completion.text),
                 f"{completion.probability:.4f}",
                 f"{completion.reference_probability:.2g}",
                 f"{completion.ret:.4g}",
             )
-    return table
+    return found

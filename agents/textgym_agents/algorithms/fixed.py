@@ -108,7 +108,7 @@ class RandomAgent(_FixedAgent):
         return UniformReference(task.vocabulary.allowed)
 
 
-def reference_of(agent: Agent, task: Task) -> Reference:
+def reference_of(agent: object, task: Task) -> Reference:
     """Return what an agent's KL is measured from: a reference of its own where it has one, else the task's."""
     own = as_agent(agent).own_reference()
     return make_reference(task) if own is None else own

@@ -1,4 +1,4 @@
-"""Checks an agent against the exact solver: what holds, what fails, and what could not be asked."""
+"""Check an agent against the exact solver: what holds, what fails, and what could not be asked."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.table import Column, Table
 
-from textgym.commands.console import UsageError, output, untrusted, use_all_cores
+from textgym.commands.console import UsageError, folded, number, output, table, untrusted, use_all_cores
 from textgym.commands.flags import env_options, import_user_module, parse
+
+if TYPE_CHECKING:
+    from textgym_agents.conformance import Finding
 
 _STYLES = {"holds": "green", "FAILS": "bold red", "not asked": "dim"}
 
@@ -37,7 +41,7 @@ class CheckFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command. Raises: UsageError, after the table, if a check failed."""
+    """Run the command. Raises: UsageError, after the table, if a check failed."""
     flags = parse(CheckFlags, arguments, "check")
     from textgym_agents.conformance import check
     from textgym_agents.conformance.behaviour import DEFAULT_TASKS
@@ -54,7 +58,7 @@ def main(arguments: list[str]) -> None:
     findings = check(
         flags.agent,
         _chosen(flags.only),
-        settings=env_options(flags.settings),
+        settings=env_options(flags.settings, "--settings"),
         learning_tasks={name: replace(task, episodes=flags.episodes) for name, task in DEFAULT_TASKS.items()},
     )
     if flags.json:
@@ -76,7 +80,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _chosen(words: Sequence[str]) -> list[str] | None:
-    """The names of checks that words name; a number stands for all checks of that statement."""
+    """Return the names of checks that words name; a number stands for all checks of that statement."""
     if not words:
         return None
     from textgym_agents.conformance.run import CHECKS
@@ -88,22 +92,16 @@ def _chosen(words: Sequence[str]) -> list[str] | None:
     return chosen
 
 
-def _table(findings: Sequence[Any]) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("check", overflow="fold")
-    table.add_column("no.", justify="right")
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    table.add_column("expected", overflow="fold")
+def _table(findings: Sequence[Finding]) -> Table:
+    found = table(
+        folded("check"), number("no."), Column("", no_wrap=True), folded("found"), folded("expected")
+    )
     for finding in findings:
-        table.add_row(
+        found.add_row(
             finding.check,
             str(finding.statement),
             untrusted(finding.status, _STYLES[finding.status]),
             untrusted(finding.found),
             untrusted(finding.expected),
         )
-    return table
+    return found

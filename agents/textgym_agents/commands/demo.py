@@ -1,30 +1,30 @@
-"""Aligns a small language model in about two minutes, and shows its answers before and after."""
+"""Align a small language model in about two minutes, and show its answers before and after."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
-import numpy as np
-from tyro.conf import arg
+from rich.table import Table
 
-from textgym.commands.console import output, untrusted
-from textgym.commands.flags import parse
+from textgym.commands.console import folded, number, output, table, untrusted, use_all_cores
+from textgym.commands.flags import parse_pair
+from textgym.evaluate import EvaluationResult
+from textgym_agents.commands.running import TrainDisplay, measures_table, watched_run
 from textgym_agents.config import LMPPOConfig, TrainSettings
-from textgym_agents.training.loop import Training, TrainResult, Watcher
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import spread
 
 ENV_ID = "textgym/Helpful-v0"
-PPO = LMPPOConfig()
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """LM PPO on the built-in world's Helpful task. The defaults take about two minutes on two cores."""
 
-    config: LMPPOConfig = PPO
+    config: LMPPOConfig = field(default_factory=LMPPOConfig)
     episodes: int = 20_480
     """Episodes to learn from."""
     eval_every: int = 12
@@ -42,88 +42,39 @@ class DemoSettings:
         self.plan()
 
     def plan(self) -> TrainSettings:
-        """The training that this is. Raises: ValueError for a number out of range."""
-        return TrainSettings(
-            id=ENV_ID,
-            agent="lm-ppo",
-            config=asdict(self.config),
-            episodes=self.episodes,
-            eval_every=self.eval_every,
-            eval_per_prompt=self.eval_per_prompt,
-            final_per_prompt=self.final_per_prompt,
-            optimum_per_prompt=self.optimum_per_prompt,
-        )
+        """Return the training that this is. Raises: ValueError for a number out of range."""
+        values = asdict(self)
+        values.pop("prompts")
+        return TrainSettings(id=ENV_ID, agent="lm-ppo", **values)
 
 
-DEMO = DemoSettings()
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One prompt with the first answer sampled before and after learning, and what they earned."""
-
-    prompt: str
-    before: str
-    before_reward: float
-    after: str
-    after_reward: float
-
-
-def run_demo(settings: DemoSettings, out: str | Path, watcher: Watcher) -> tuple[TrainResult, list[Answers]]:
-    """Trains, and picks answers to show. Args and Raises: see `Training.run`."""
-    result = Training(settings.plan()).run(out, watcher)
-    return result, pick_answers(result, settings.prompts)
-
-
-def pick_answers(result: TrainResult, count: int) -> list[Answers]:
-    """Answers to prompts spread over the held-out ones; sampled, not chosen by what they say."""
-    assert result.first is not None
-    first, last = result.first.episodes, result.last.episodes
-
-    def answer(episodes: Any, index: int) -> tuple[str, float]:
-        return str(episodes.completions[index, 0]), float(episodes.returns[index, 0])
-
-    chosen = spread(np.asarray(last.weights), count)
-    return [Answers(last.prompts[i], *answer(first, i), *answer(last, i)) for i in chosen]
-
-
+_TEXT = "Align the built-in world's language model by PPO, and show what it answers before and after."
 _SHOWN = ["reward", "kl", "objective", "optimality", "length", "stop_rate"]
 
 
+@dataclass(frozen=True)
+class OutFlag:
+    """Where the run is written."""
+
+    out: Path | None = None
+    """The run's folder; by default the next free runs/demo-N."""
+
+
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    out_type = Annotated[Path | None, arg(help="The run's folder; by default the next free runs/demo-N.")]
-    flags = make_dataclass(
-        "Demo",
-        [
-            ("out", out_type, field(default=None)),
-            ("settings", Annotated[DemoSettings, arg(name="")], field(default=DEMO)),
-        ],
-        frozen=True,
-    )
-    flags.__doc__ = (
-        "Align the built-in world's language model by PPO, and show what it answers before and after."
-    )
-    given: Any = parse(flags, arguments, "demo")
-    _run(given.settings, given.out)
-
-
-def _run(settings: Any, given: Path | None) -> None:
-    from textgym.commands.console import Display, use_all_cores
-    from textgym_agents.commands.running import measures_table
-    from textgym_agents.training.folder import RunFolder, run_folder
-
+    """Run the command."""
+    flags, settings = parse_pair(OutFlag, DemoSettings, arguments, "demo", _TEXT)
     started = time.monotonic()
-    if given is not None:
-        RunFolder.check_free(given)
+    if flags.out is not None:
+        RunFolder.check_free(flags.out)
     threads = use_all_cores()
-    console = output()
+    console, display = output(), TrainDisplay(settings.episodes)
     console.print(
         f"Learning {ENV_ID} by PPO, {settings.episodes} episodes on {threads} threads", markup=False
     )
-    with run_folder(given, "demo") as out, Display(settings.episodes) as display:
-        result, answers = run_demo(settings, out, display)
-    console.print(_answers_table(answers))
+    with watched_run(flags.out, "demo", display) as out:
+        result = Training(settings.plan()).run(out, display)
+    assert result.first is not None
+    console.print(_answers_table(result.first, result.last, settings.prompts))
     console.print(measures_table({"before": result.before, "after": result.after}, _SHOWN))
     console.print(
         "Optimality: 0 is the reference, 1 the best that any policy can do. 95% intervals.", markup=False
@@ -134,23 +85,24 @@ def _run(settings: Any, given: Path | None) -> None:
         console.print(untrusted(f"learning curve: {out / 'curve.png'}"))
 
 
-def _answers_table(answers: Any) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_lines=False)
-    table.add_column("prompt", ratio=3, overflow="fold")
-    table.add_column("answer before", ratio=4, overflow="fold")
-    table.add_column("reward", justify="right", no_wrap=True)
-    table.add_column("answer after", ratio=4, overflow="fold")
-    table.add_column("reward", justify="right", no_wrap=True)
-    for row in answers:
-        table.add_row(
-            untrusted(row.prompt),
-            untrusted(row.before),
-            f"{row.before_reward:.2f}",
-            untrusted(row.after, "bold"),
-            f"{row.after_reward:.2f}",
+def _answers_table(before: EvaluationResult, after: EvaluationResult, count: int) -> Table:
+    """Return the first answers to prompts spread over the held-out ones; sampled, not chosen by what they say."""
+    columns = (
+        folded("prompt", ratio=3),
+        folded("answer before", ratio=4),
+        number("reward", no_wrap=True),
+        folded("answer after", ratio=4),
+        number("reward", no_wrap=True),
+    )
+    found = table(*columns)
+    first, last = before.episodes, after.episodes
+    for index in spread(last.weights, count):
+        found.add_row(
+            untrusted(last.prompts[index]),
+            untrusted(str(first.completions[index, 0])),
+            f"{first.returns[index, 0]:.2f}",
+            untrusted(str(last.completions[index, 0]), "bold"),
+            f"{last.returns[index, 0]:.2f}",
             end_section=True,
         )
-    return table
+    return found

@@ -1,13 +1,24 @@
-"""Opening the policy that a flag names, together with its environment."""
+"""Open the policy that a flag names, evaluate it (`eval`), and record its episodes (`record`)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from textgym.commands.console import UsageError
-from textgym.commands.flags import env_options, import_user_module
+from textgym import TokenVectorEnv
+from textgym.checks import MOST_ROWS, JsonObject, shown
+from textgym.commands.console import UsageError, output, untrusted, use_all_cores
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.evaluate import evaluate
+from textgym.files import plain
+from textgym.interrupts import disk_full_at
+from textgym.prompts import Split
+from textgym_agents.commands.running import how_measured, measures_table
+from textgym_agents.protocol import Agent
+from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
+from textgym_agents.training.folder import RunFolder
 
 
 def open_policy(
@@ -17,8 +28,8 @@ def open_policy(
     agent_class: str | None = None,
     flag: str = "--agent",
     trust_pickle: bool = False,
-) -> tuple[Any, Any]:
-    """An environment and an agent on it.
+) -> tuple[TokenVectorEnv, Agent]:
+    """Return an environment and an agent on it.
 
     Args:
         policy: a checkpoint or run folder, a .zip of Stable-Baselines3, a registered agent, or module:Class.
@@ -28,16 +39,12 @@ def open_policy(
         trust_pickle: whether a .zip may be read, which runs the code in it.
     Raises: UsageError if `policy` is none of these.
     """
-    from textgym.commands.console import use_all_cores
-    from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
-
     for target in (policy if ":" in policy else "", agent_class or ""):
         if ":" in target:
             import_user_module(target.partition(":")[0])
     folder = Path(policy)
     values = env_options(options) or run_options(folder) or {}
-    needs_torch = policy != "random"
-    if needs_torch:
+    if policy != "random":  # which needs no torch
         use_all_cores()
     if folder.is_dir() or folder.is_file():
         env = make_env(env_id, 1, **values)
@@ -49,13 +56,11 @@ def open_policy(
     return env, make_agent(policy, env)
 
 
-def run_options(folder: Path) -> dict[str, Any] | None:
-    """Options of the environment that a run with a checkpoint was trained in; None where no such run is there.
+def run_options(folder: Path) -> JsonObject | None:
+    """Return the options of the environment that a run with a checkpoint was trained in; None if there is no such run.
 
     Raises: ValueError that names the file if it holds no options.
     """
-    from textgym_agents.training.folder import RunFolder
-
     if not ((folder / "config.json").exists() and (folder / "checkpoint").is_dir()):
         return None
     values = RunFolder(folder).config().get("env", {})
@@ -64,15 +69,165 @@ def run_options(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def guided(env: Any, agent: Any, k: int) -> Any:
-    """The agent tilted by its own critic among its k likeliest tokens; the agent itself where k is 0.
+@dataclass(frozen=True)
+class PolicyFlags:
+    """The policy, and what is drawn from it."""
 
-    Raises: UsageError for k < 0; ValueError for an agent without a critic.
-    """
-    if k < 0:
-        raise UsageError(f"--guide {k}: allowed is an integer >= 0")
-    if not k:
-        return agent
-    from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
+    id: EnvId
+    """The environment, as `textgym list` shows it."""
+    agent: str = "reference"
+    """A checkpoint or run folder, a .zip of Stable-Baselines3, or an agent that needs no learning: reference, random,
+    or module:Class."""
+    agent_class: str | None = None
+    """module:Class of the agent in the folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    trust_pickle: bool = False
+    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
+    guide: int = 0
+    """Let the agent's own critic choose among its so many likeliest tokens (value-guided decoding); 0: not."""
+    env: EnvOptions = ()
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
+    seed: int = 0
+    """Seeds everything that is drawn."""
+    deterministic: bool = False
+    """Take the likeliest token instead of drawing."""
+    json: bool = False
+    """Print JSON."""
 
-    return ValueGuided(env.unwrapped.task, ValueGuidedConfig(k=k), guide=agent)
+    def open(self) -> tuple[str, TokenVectorEnv, Agent]:
+        """Return the id, the environment and the agent, tilted by its own critic if `guide` is not 0.
+
+        Raises: as `open_policy`; UsageError for `guide` < 0; ValueError for an agent without a critic.
+        """
+        env_id = find_id(self.id)
+        env, agent = open_policy(
+            env_id, self.agent, self.env, self.agent_class, trust_pickle=self.trust_pickle
+        )
+        if self.guide < 0:
+            raise UsageError(f"--guide {self.guide}: allowed is an integer >= 0")
+        if self.guide:
+            from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
+
+            agent = ValueGuided(env.unwrapped.task, ValueGuidedConfig(k=self.guide), guide=agent)
+        return env_id, env, agent
+
+
+@dataclass(frozen=True)
+class EvalFlags(PolicyFlags):
+    """Evaluate a policy on an environment: reward, gold, KL, objective J, optimality, length, diversity."""
+
+    split: Split = "eval"
+    """Which prompts: held-out ones, those of training, or those to choose settings on."""
+    per_prompt: int = 16
+    """Completions per prompt."""
+    optimum_per_prompt: int = 128
+    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed."""
+    beta: float | None = None
+    """Reward units per nat of KL; by default the task's."""
+
+    def __post_init__(self) -> None:
+        for name in ("per_prompt", "optimum_per_prompt"):
+            if not 1 <= getattr(self, name) <= MOST_ROWS:
+                raise UsageError(
+                    f"{name}={shown(getattr(self, name))}: allowed is an integer in 1..{MOST_ROWS}"
+                )
+        if self.beta is not None and not 0 <= self.beta < float("inf"):
+            raise UsageError(f"beta={self.beta!r}: allowed is a finite number >= 0")
+
+
+def eval_command(arguments: list[str]) -> None:
+    """Run `textgym eval`."""
+    flags = parse(EvalFlags, arguments, "eval")
+    env_id, env, agent = flags.open()
+    from textgym_agents.algorithms.fixed import reference_of
+    from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
+
+    task = env.unwrapped.task
+    beta = task.beta if flags.beta is None else flags.beta
+    optimum = optimum_for(
+        agent,
+        task,
+        agent.own_reference(),
+        Path(flags.agent),
+        beta=beta,
+        split=flags.split,
+        per_prompt=flags.optimum_per_prompt,
+        seed=flags.seed,
+    )
+    evaluation = evaluate(
+        agent,
+        task,
+        reference_of(agent, task),
+        optimum,
+        beta=beta,
+        split=flags.split,
+        per_prompt=flags.per_prompt,
+        seed=flags.seed,
+        deterministic=flags.deterministic,
+    )
+    if flags.json:
+        report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
+        report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
+        print(json.dumps(plain(report), indent=2, allow_nan=False))
+        return
+    console = output()
+    console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
+    console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
+    console.print(how_measured(evaluation, optimum), markup=False)
+    console.print(str(optimum), markup=False)
+    if optimum.value is None and evaluation.objective is not None:
+        console.print(f"J* is at least {evaluation.objective.low:.3f}: this policy reaches it")
+
+
+@dataclass(frozen=True)
+class RecordFlags(PolicyFlags):
+    """Record an agent's episodes as a Minari dataset, which behaviour-cloning and dpo take as --data."""
+
+    out: Path | None = None
+    """The dataset's folder, named like a Minari id: helpful-ppo-v0. What is there is never overwritten."""
+    episodes: int = 1000
+    """How many."""
+    per_prompt: int = 1
+    """Consecutive episodes that answer the same prompt; 2 or more for pairs."""
+    split: Split = "train"
+    """Which prompts: those of training, held-out ones, or those to choose settings on."""
+
+
+def record_command(arguments: list[str]) -> None:
+    """Run `textgym record`."""
+    flags = parse(RecordFlags, arguments, "record")
+    if flags.out is None:
+        raise UsageError("--out: the dataset's folder is missing, as in --out recordings/helpful-v0")
+    env_id, env, agent = flags.open()
+    from textgym_agents.datasets import record
+
+    with disk_full_at(flags.out):
+        dataset = record(
+            agent,
+            env,
+            flags.episodes,
+            flags.out,
+            per_prompt=flags.per_prompt,
+            seed=flags.seed,
+            deterministic=flags.deterministic,
+            split=flags.split,
+        )
+    returns = [float(episode.rewards.sum()) for episode in dataset.iterate_episodes()]
+    report: JsonObject = {
+        "out": str(flags.out),
+        "dataset": dataset.id,
+        "episodes": int(dataset.total_episodes),
+        "tokens": int(dataset.total_steps),
+        "return": sum(returns) / len(returns),
+        "megabytes": sum(path.stat().st_size for path in flags.out.rglob("*") if path.is_file()) / 1e6,
+    }
+    if flags.json:
+        print(json.dumps({"id": env_id, "agent": flags.agent, "split": flags.split} | report, indent=2))
+        return
+    console = output()
+    console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
+    console.print(
+        f"{report['episodes']} episodes, {report['tokens']} tokens, mean return {report['return']:.3f}, "
+        f"{report['megabytes']:.1f} MB",
+        markup=False,
+    )
+    console.print(untrusted(f"dataset {report['dataset']} in {flags.out}"))

@@ -1,4 +1,4 @@
-"""Samples candidates from a policy, lets a noisy annotator rank them, and writes them; or checks such a file."""
+"""Sample candidates from a policy, rank them with a noisy annotator, and write them; or check such a file."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from rich.table import Table
+from rich.text import Text
 
-from textgym.checks import MOST_ROWS, shown
-from textgym.commands.console import UsageError, output, untrusted
+from textgym.checks import MOST_ROWS, JsonObject, shown
+from textgym.commands.console import UsageError, number, output, table, untrusted
 from textgym.commands.flags import EnvOptions, find_id, parse
 from textgym.interrupts import disk_full_at
 from textgym.prompts import Split
 from textgym_agents.commands.policies import open_policy
 
-_LISTED = 20  # Broken rows that are shown.
+if TYPE_CHECKING:
+    from textgym.preferences import Collected, Demonstration, Ranking, Reading
+
+_LISTED = 20  # broken rows that are shown
+_SHOWN = 160  # characters of an example's text
 
 
 def check_file(path: Path, as_json: bool) -> None:
-    """Prints what the file holds. Raises: UsageError, after that, if a row is broken."""
+    """Print what the file holds. Raises: UsageError, after that, if a row is broken."""
     from textgym.preferences import read_demonstrations, read_rankings
 
-    reading: Any = read_rankings(path, on_broken="skip")
+    reading: Reading[Ranking] | Reading[Demonstration] = read_rankings(path, on_broken="skip")
     if not reading.rows:
         demonstrations = read_demonstrations(path, on_broken="skip")
         reading = demonstrations if demonstrations.rows else reading
@@ -45,13 +51,17 @@ def check_file(path: Path, as_json: bool) -> None:
         raise UsageError(f"{path}: {len(reading.problems)} of {total} rows are broken")
 
 
-def _report(reading: Any) -> dict[str, Any]:
+def _report(reading: Reading[Ranking] | Reading[Demonstration]) -> JsonObject:
     from textgym.preferences import Ranking, disagreement
     from textgym.preferences.data import longer_wins, several_turns, text_lengths
 
     rows = reading.rows
-    report: dict[str, Any] = {"format": reading.format, "rows": len(rows), "broken": len(reading.problems)}
-    report["characters"] = text_lengths(rows)
+    report: JsonObject = {
+        "format": reading.format,
+        "rows": len(rows),
+        "broken": len(reading.problems),
+        "characters": text_lengths(rows),
+    }
     if not rows or not isinstance(rows[0], Ranking):
         return report
     sizes = [len(row.completions) for row in rows]
@@ -68,38 +78,26 @@ def _report(reading: Any) -> dict[str, Any]:
     return report
 
 
-def _table(report: dict[str, Any]) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_row("good rows", str(report["rows"]))
-    table.add_row("broken rows", str(report["broken"]))
+def _table(report: JsonObject) -> Table:
+    found = table("what", number("value"))
+    found.add_row("good rows", str(report["rows"]))
+    found.add_row("broken rows", str(report["broken"]))
     if "prompts" in report:
         low, high = report["completions"]
-        table.add_row("different prompts", str(report["prompts"]))
-        table.add_row("completions in a row", str(low) if low == high else f"{low} to {high}")
+        found.add_row("different prompts", str(report["prompts"]))
+        found.add_row("completions in a row", str(low) if low == high else f"{low} to {high}")
     for name, values in report["characters"].items():
-        shown = f"{values['mean']:.0f} / {values['median']:.0f} / {values['max']:.0f}"
-        table.add_row(f"{name}: mean / median / longest, characters", shown)
-    for name, label in (
-        ("longer_wins", "the longer one is preferred, of all pairs"),
-        ("disagreement", "preferred against its score, of all pairs"),
+        lengths = f"{values['mean']:.0f} / {values['median']:.0f} / {values['max']:.0f}"
+        found.add_row(f"{name}: mean / median / longest, characters", lengths)
+    for name, label, form in (
+        ("longer_wins", "the longer one is preferred, of all pairs", ".1%"),
+        ("disagreement", "preferred against its score, of all pairs", ".1%"),
+        ("cut_off", "completions marked as cut off", ""),
+        ("several_turns", "rows that part before the last turn", ""),
     ):
         if name in report:
-            table.add_row(label, f"{report[name]:.1%}")
-    for name, label in (
-        ("cut_off", "completions marked as cut off"),
-        ("several_turns", "rows that part before the last turn"),
-    ):
-        if name in report:
-            table.add_row(label, str(report[name]))
-    return table
-
-
-_SHOWN = 160  # Characters of an example's text.
+            found.add_row(label, f"{report[name]:{form}}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ class PreferencesFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     flags = parse(PreferencesFlags, arguments, "preferences")
     if flags.check is not None:
         check_file(flags.check, flags.json)
@@ -180,8 +178,8 @@ def main(arguments: list[str]) -> None:
     console.print(untrusted(f"{report['rows']} rows in {flags.out} (format {flags.format})"))
 
 
-def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Any, dict[str, Any]]:
-    """Collects and writes. Raises: UsageError if no prompt gave a ranking."""
+def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Collected, JsonObject]:
+    """Collect and write. Raises: UsageError if no prompt gave a ranking."""
     from textgym.preferences import collect, disagreement, write_rankings
     from textgym.preferences.data import as_dialogue
 
@@ -228,13 +226,8 @@ def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Any, dict[str, Any]]
     return collected, report
 
 
-def _counts(report: dict[str, Any]) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("what")
-    table.add_column("count", justify="right")
+def _counts(report: JsonObject) -> Table:
+    found = table("what", number("count"))
     for name, value in (
         ("rows written", report["rows"]),
         ("rankings", report["rankings"]),
@@ -247,18 +240,15 @@ def _counts(report: dict[str, Any]) -> Any:
         ("failures of the gold reward", sum(report["failures"].values())),
         ("annotator against gold, of all pairs", f"{report['disagreement']:.1%}"),
     ):
-        table.add_row(name, str(value))
-    return table
+        found.add_row(name, str(value))
+    return found
 
 
-def _example(ranking: Any) -> Any:
-    lines = [f"prompt   {_cut(ranking.prompt)}"]
-    lines += [
-        f"{score:7.3f}  {_cut(text)}" for text, score in zip(ranking.completions, ranking.scores, strict=True)
-    ]
-    text = untrusted(lines[0])
-    for line in lines[1:]:
-        text.append("\n").append_text(untrusted(line))
+def _example(ranking: Ranking) -> Text:
+    assert ranking.scores is not None
+    text = untrusted(f"prompt   {_cut(ranking.prompt)}")
+    for completion, score in zip(ranking.completions, ranking.scores, strict=True):
+        text.append("\n").append_text(untrusted(f"{score:7.3f}  {_cut(completion)}"))
     return text.append("\n")
 
 

@@ -1,24 +1,26 @@
-"""What commands that train have in common: folders, live lines and summaries."""
+"""The parts that commands which train share: live lines, run folders and summaries."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, make_dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Final, Self
 
-from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from tyro.conf import arg
 
-from textgym.commands.console import UsageError, note, output, untrusted
-from textgym.commands.flags import parse
+from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
+from textgym.evaluate import EvaluationResult
+from textgym.optimum import Optimum
+from textgym_agents.protocol import Metrics
+from textgym_agents.training.folder import RunFolder, run_folder
 
-MEASURES = {
+MEASURES: Final = {
     "reward": "reward",
     "gold": "gold reward",
     "kl": "KL to the reference, nats",
@@ -30,32 +32,34 @@ MEASURES = {
     "distinct_1": "distinct words",
     "distinct_2": "distinct word pairs",
 }
-Row = Mapping[str, Any]
+Row = Mapping[str, float | None]
+"""Flat measures under `eval/...`, or the metrics of an iteration."""
 
 
 def measures_table(columns: Mapping[str, Row], names: list[str] | None = None) -> Table:
-    """A row per measure, a column per policy, with 95% intervals; what failed, in completions.
+    """Return a row per measure and a column per policy, with 95% intervals; what failed, in completions.
 
     Args:
         columns: heading -> flat measures under `eval/...`.
         names: of the measures; None shows all that are there, and the reward's terms.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("measure")
-    for heading in columns:
-        table.add_column(heading, justify="right")
+    found = table("measure", *map(number, columns))
     wanted = names or [
         name for name in MEASURES if any(row.get(f"eval/{name}") is not None for row in columns.values())
     ]
     for name in wanted:
-        table.add_row(MEASURES[name], *(cell(row, name) for row in columns.values()))
-    if names is None:
-        _add_group(table, columns, "terms", "term", "-")
-        _add_group(table, columns, "failures", "failures:", "0")
-    return table
+        found.add_row(MEASURES[name], *(cell(row, name) for row in columns.values()))
+    groups = () if names else (("terms", "term", "-"), ("failures", "failures:", "0"))
+    for group, title, absent in groups:
+        prefix = f"eval/{group}/"
+        for key in dict.fromkeys(key for row in columns.values() for key in row if key.startswith(prefix)):
+            name = key.removeprefix("eval/")
+            cells = [cell(row, name) if key in row else absent for row in columns.values()]
+            found.add_row(untrusted(f"  {title} {key.removeprefix(prefix)}"), *cells)
+    return found
 
 
-def how_measured(evaluation: Any, optimum: Any) -> str:
+def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
     """Return which measures of an evaluation are exact and which were sampled, in a sentence."""
     if evaluation.exact:
         return (
@@ -66,213 +70,200 @@ def how_measured(evaluation: Any, optimum: Any) -> str:
     return f"{sampled} J* is exact." if optimum.exact else sampled
 
 
-def _add_group(table: Table, columns: Mapping[str, Row], group: str, title: str, absent: str) -> None:
-    """A row for every measure under `eval/GROUP/`."""
-    prefix = f"eval/{group}/"
-    for key in dict.fromkeys(key for row in columns.values() for key in row if key.startswith(prefix)):
-        label = key.removeprefix(prefix)
-        cells = [cell(row, f"{group}/{label}") if key in row else absent for row in columns.values()]
-        table.add_row(untrusted(f"  {title} {label}"), *cells)
-
-
 def cell(row: Row, name: str) -> str:
-    """A measure as text: "0.912 [0.901, 0.922]", without the bracket where it has no interval, or "-"."""
+    """Return a measure as text: "0.912 [0.901, 0.922]", without the bracket where it has no interval, or "-"."""
     value, low, high = (row.get(f"eval/{name}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return "-"
     if isinstance(value, int):
         return str(value)
-    # A difference of 1e-18 is no "-0.000".
-    text = f"{value + 0.0:.3f}".replace("-0.000", "0.000")
-    return (
-        text if low is None or high is None else f"{text} [{low:.3f}, {high:.3f}]".replace("-0.000", "0.000")
-    )
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}{interval}".replace("-0.000", "0.000")  # a difference of 1e-18 is no "-0.000"
 
 
-_LINES = 20  # that a whole training prints where there is no terminal
-_SHOWN = {"loss": "loss", "eval/loss": "held-out loss", "eval/accuracy": "held-out accuracy"}
-
-
-@dataclass(frozen=True)
-class OutFlags:
-    """Where a run is written."""
-
-    out: Path | None = None
-    """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
-    resume: bool = False
-    """Go on with the interrupted run in --out, with the settings that it was started with."""
-
-
-def parse_fit(
-    kind: type[Any], arguments: list[str], command: str, text: str
-) -> tuple[Any, Path | None, bool]:
-    """The settings, the run's folder (None for the next free one) and whether to resume, from command-line words.
+def before_after(before: Row, after: Row, measures: Mapping[str, str]) -> Table:
+    """Return a row per measure before and after learning, with 95% intervals where there are any.
 
     Args:
-        kind: the class of the settings. text: of `--help`.
-    Raises: UsageError, or ValueError for a setting out of range.
+        before, after: flat measures under `eval/...`.
+        measures: name -> label.
     """
-    parts: list[Any] = [
-        ("settings", Annotated[kind, arg(name="")]),
-        ("flags", OutFlags, dataclasses.field()),
-    ]
-    combined = make_dataclass("Fit", parts, frozen=True)
-    combined.__doc__ = text
-    given: Any = parse(combined, arguments, command)
-    flags: OutFlags = given.flags
-    if not flags.resume:
-        return given.settings, flags.out, False
-    if flags.out is None:
-        raise UsageError("--resume: --out must name the folder of the interrupted run")
-    return _stored(given.settings, flags.out, command), flags.out, True
+    found = table("held-out prompts", number("before"), number("after"))
+    for name, label in measures.items():
+        cells = [cell(row, name) for row in (before, after)]
+        if cells != ["-", "-"]:
+            found.add_row(label, *cells)
+    return found
 
 
-def _stored(asked: Any, out: Path, command: str) -> Any:
-    """The settings that a run was started with.
+class Display:
+    """A `Watcher` for people: a bar, or plain lines where there is no terminal.
 
-    Raises: UsageError if the run is another command's, or a flag asks for something else.
+    Args:
+        total: of the bar.
+        unit: of `total`.
     """
-    from textgym_agents.training.folder import RunFolder
 
-    config = RunFolder.reopen(out).config()
-    if config.get("command") != command:
-        held = config.get("command", "another command")
-        raise UsageError(f"--resume: {out} holds a run of {held}, not of {command}")
-    values = {}
-    for field in fields(asked):
-        wanted = getattr(asked, field.name)
-        had = config.get(field.name, field.default)
-        if wanted not in (had, field.default):
-            flag = field.name.replace("_", "-")
-            raise UsageError(f"--{flag} {wanted!r}: the run in {out} was started with {had!r}")
-        values[field.name] = had
-    return type(asked)(**values)
-
-
-class FitDisplay:
-    """A `Watcher` for people: a bar, or plain lines where there is no terminal."""
-
-    def __init__(self) -> None:
+    def __init__(self, total: int = 1, unit: str = "steps") -> None:
         self._console = output()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._progress.add_task("", total=1)
-        self._live = self._console.is_terminal
+        self._task = self._progress.add_task("", total=total)
+        self._live: Live | None = None
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._progress.start()
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
+            self._live.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
 
     def stage(self, text: str) -> None:
         """See `Watcher.stage`."""
-        if self._live:
-            self._progress.update(self._task, description=text)
-        else:
+        self._progress.update(self._task, description=text)
+        if self._live is None:
             self._say(text)
 
     def note(self, text: str) -> None:
         """See `Watcher.note`."""
-        if self._live:
-            self._progress.console.print(untrusted(text))
-        else:
+        if self._live is None:
             note(text)
+        else:
+            self._live.console.print(untrusted(text))
 
-    def iteration(self, row: Mapping[str, Any]) -> None:
-        """See `Watcher.iteration`."""
-        done, total = row["iteration"], row["iterations"]
-        cells = [f"{label} {row[name]:.4g}" for name, label in _SHOWN.items() if row.get(name) is not None]
-        if self._live:
-            self._progress.update(self._task, completed=done, total=total, description="  ".join(cells))
-        elif (
-            any(name.startswith("eval/") for name in row)
-            or done % max(1, total // _LINES) == 0
-            or done == total
-        ):
-            self._say(f"step {done}/{total}  {'  '.join(cells)}")
+    def _picture(self) -> Group:
+        return Group(self._progress)
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
 
 
-def before_after(result: Mapping[str, Any], measures: Mapping[str, str]) -> Table:
-    """A row per measure, before and after learning, with 95% intervals where there are any.
-
-    Args:
-        result: of a training.
-        measures: name -> label.
-    """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("held-out prompts")
-    for heading in ("before", "after"):
-        table.add_column(heading, justify="right")
-    for name, label in measures.items():
-        cells = [cell(result[column], name) for column in ("before", "after")]
-        if cells != ["-", "-"]:
-            table.add_row(label, *cells)
-    return table
-
-
-def print_result(result: Mapping[str, Any], measures: Mapping[str, str], out: Path) -> None:
-    """The measures before and after learning, what they are from, and where everything is."""
-    console = output()
-    data = result["data"]
-    if data["held_out_rows"]:
-        console.print(before_after(result, measures))
-    else:
-        console.print("no prompts were held out, so nothing was measured")
-    console.print(
-        untrusted(
-            f"{data['train_rows']} rows to learn from, {data['held_out_rows']} held out; "
-            f"{data['broken_rows']} left out, {data['rows_cut']} cut to {data['max_length']} tokens"
-        )
+def _cells(row: Metrics, labels: Mapping[str, str]) -> str:
+    return "  ".join(
+        f"{label} {row[name]:.4g}" for name, label in labels.items() if row.get(name) is not None
     )
-    console.print(untrusted(f"{result['steps']} steps in {result['seconds']:.0f} s; run folder: {out}"))
 
 
-_EVERY = 10  # iterations of a long training between two lines
+_TABLE = {
+    "objective/scores": "reward of the batch",
+    "objective/kl": "KL to the reference, nats",
+    "objective/rlhf_reward": "reward - beta KL",
+    "objective/entropy": "entropy, nats per answer",
+    "completion_length": "tokens per answer",
+    "val/num_eos_tokens": "answers that ended by themselves",
+    "policy/approxkl_avg": "KL of the update, nats per token",
+    "policy/clipfrac_avg": "share of clipped ratios",
+    "loss/value_avg": "value loss",
+    "lr": "learning rate",
+    "eval/reward": "reward, held-out prompts",
+    "eval/kl": "KL, held-out prompts",
+    "eval/optimality": "optimality, held-out prompts",
+}
+_LINE = {
+    "objective/scores": "reward",
+    "objective/kl": "kl",
+    "objective/entropy": "entropy",
+    "completion_length": "length",
+    "eval/reward": "held-out reward",
+    "eval/kl": "held-out kl",
+    "eval/optimality": "optimality",
+}
 
 
-class PipelineDisplay(FitDisplay):
-    """A `Watcher` for people that reads the rows of every kind of training.
+class TrainDisplay(Display):
+    """Shows the metrics of a training by episodes as a table above the bar. Args: episodes: the budget."""
+
+    def __init__(self, episodes: int) -> None:
+        super().__init__(episodes, "episodes")
+        self._episodes = episodes
+        self._row: Metrics = {}
+
+    def iteration(self, row: Metrics) -> None:
+        """See `Watcher.iteration`."""
+        self._row |= {name: value for name, value in row.items() if value is not None}
+        self._progress.update(self._task, completed=min(row["episode"], self._episodes))
+        if self._live is None:
+            self._say(f"episode {row['episode']:.0f}  {_cells(row, _LINE)}")
+
+    def _picture(self) -> Group:
+        grid = Table.grid(padding=(0, 3))
+        grid.add_column()
+        grid.add_column(justify="right")
+        for name, label in _TABLE.items():
+            if name in self._row:
+                grid.add_row(label, f"{self._row[name]:.4g}")
+        return Group(grid, self._progress)
+
+
+_LINES = 20  # that a whole supervised training prints where there is no terminal
+_EVERY = 10  # iterations of reinforcement learning between two lines
+_FIT = {"loss": "loss", "eval/loss": "held-out loss", "eval/accuracy": "held-out accuracy"}
+_STAGE = {
+    "objective/scores": "reward",
+    "objective/kl": "kl",
+    "eval/reward": "held-out reward",
+    "eval/gold": "held-out gold",
+}
+
+
+class FitDisplay(Display):
+    """Shows a supervised training, or a pipeline of trainings of every kind, in a line.
 
     Args:
         episodes: the budget of the reinforcement learning among the stages.
     """
 
-    def __init__(self, episodes: int) -> None:
+    def __init__(self, episodes: int = 0) -> None:
         super().__init__()
         self._episodes = episodes
 
-    def iteration(self, row: Mapping[str, Any]) -> None:
+    def iteration(self, row: Metrics) -> None:
         """See `Watcher.iteration`."""
-        if "episode" not in row:
-            super().iteration(row)
-            return
-        names = {
-            "objective/scores": "reward",
-            "objective/kl": "kl",
-            "eval/reward": "held-out reward",
-            "eval/gold": "held-out gold",
-        }
-        cells = [f"{label} {row[name]:.4g}" for name, label in names.items() if row.get(name) is not None]
-        done = min(row["episode"], self._episodes)
-        if self._live:
-            self._progress.update(
-                self._task, completed=done, total=self._episodes, description="  ".join(cells)
-            )
-        elif row["iteration"] % _EVERY == 0 or "eval/reward" in row or done == self._episodes:
-            self._say(f"episode {done:.0f}/{self._episodes}  {'  '.join(cells)}")
+        if "episode" in row:
+            done, total, every, name, labels = row["episode"], self._episodes, _EVERY, "episode", _STAGE
+            done, measured = min(done, total), "eval/reward" in row
+        else:
+            done, total, name, labels = row["iteration"], int(row["iterations"]), "step", _FIT
+            every, measured = max(1, total // _LINES), any(key.startswith("eval/") for key in row)
+        cells = _cells(row, labels)
+        self._progress.update(self._task, completed=done, total=total, description=cells)
+        if self._live is None and (measured or row["iteration"] % every == 0 or done == total):
+            self._say(f"{name} {done:.0f}/{total}  {cells}")
+
+
+def interrupted_run(out: Path | None) -> RunFolder:
+    """Return the run that --resume goes on with. Raises: UsageError without --out; see `RunFolder.reopen`."""
+    if out is None:
+        raise UsageError("--resume: --out must name the folder of the interrupted run")
+    return RunFolder.reopen(out)
+
+
+def refuse_change(folder: RunFolder, name: str, asked: object, had: object, default: object) -> None:
+    """Raise UsageError if a resumed run is asked for another setting than it was started with.
+
+    Args:
+        asked, had, default: values of the setting; the default asks for nothing.
+    """
+    if asked not in (had, default):
+        flag = "ID" if name == "id" else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag} {asked!r}: the run in {folder.path} was started with {had!r}")
+
+
+@contextlib.contextmanager
+def watched_run(out: Path | None, name: str, display: Display) -> Iterator[Path]:
+    """Yield the folder of a run, while its progress is shown and torch uses all cores. Args: see `run_folder`."""
+    use_all_cores()
+    with run_folder(out, name) as folder, display:
+        yield folder

@@ -1,19 +1,38 @@
-"""Trains an agent: live table, held-out evaluation, and a run folder with everything."""
+"""Train an agent: live table, held-out evaluation, and a run folder with everything."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import asdict, dataclass, fields, make_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING
 
-from tyro.conf import arg
-
-from textgym.checks import docstring
-from textgym.commands.console import UsageError, output, untrusted
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.checks import JsonObject, docstring
+from textgym.commands.console import UsageError, output, untrusted, use_all_cores
+from textgym.commands.flags import (
+    EnvId,
+    EnvOptions,
+    env_options,
+    find_id,
+    import_user_module,
+    parse,
+    parse_pair,
+)
 from textgym.files import reading
 from textgym.prompts import HeldOut
+from textgym_agents.commands.running import (
+    TrainDisplay,
+    how_measured,
+    interrupted_run,
+    measures_table,
+    refuse_change,
+    watched_run,
+)
+from textgym_agents.config import TrainSettings
+from textgym_agents.registry import agent_class, config_class
+from textgym_agents.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -51,21 +70,17 @@ class TrainFlags:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    name = named_agent(arguments)
-    config_type = _config_type(name)
-    parts: list[Any] = [("flags", TrainFlags)]
-    if config_type is not None:
-        parts.append(("config", Annotated[config_type, arg(name="")], dataclasses.field()))
-    combined = make_dataclass("Train", parts, frozen=True)
-    combined.__doc__ = docstring(TrainFlags)
-    given: Any = parse(combined, arguments, "train")
-    config = asdict(given.config) if config_type is not None else {}
-    run_training(given.flags, config)
+    """Run the command."""
+    kind = _config_type(named_agent(arguments))
+    if kind is None:
+        run_training(parse(TrainFlags, arguments, "train"), {})
+        return
+    flags, config = parse_pair(TrainFlags, kind, arguments, "train", docstring(TrainFlags))
+    run_training(flags, asdict(config))
 
 
 def named_agent(arguments: list[str]) -> str:
-    """The value of `--agent` among command-line words: the other flags depend on it."""
+    """Return the value of `--agent` among command-line words: the other flags depend on it."""
     name = "lm-ppo"
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--agent":
@@ -75,27 +90,24 @@ def named_agent(arguments: list[str]) -> str:
     return name
 
 
-def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
-    """Starts or resumes a training and shows it."""
-    from textgym.commands.console import Display, use_all_cores
-    from textgym_agents.commands.running import how_measured, measures_table
-    from textgym_agents.training.folder import RunFolder, run_folder
+def run_training(flags: TrainFlags, config: JsonObject) -> None:
+    """Start or resume a training and show it."""
     from textgym_agents.training.loop import Training
 
-    settings = _settings(flags, config)
+    shared = {field.name for field in fields(TrainSettings)} - {"id", "env", "config"}
+    values = {name: getattr(flags, name) for name in shared}
+    settings = TrainSettings(id=find_id(flags.id), env=env_options(flags.env), config=config, **values)
     folder = None
     if flags.resume:
-        if flags.out is None:
-            raise UsageError("--resume: --out must name the folder of the interrupted run")
-        folder = RunFolder.reopen(flags.out)
+        folder = interrupted_run(flags.out)
         settings = _stored_settings(folder, settings, flags, config)
     use_all_cores()
-    name = settings.id.rpartition("/")[2].lower()
     if folder is None and flags.out is not None:
         RunFolder.check_free(flags.out)
     training = Training(settings, folder)
-    name = f"{name}-{settings.agent.replace(':', '.')}"
-    with run_folder(flags.out, name) as out, Display(settings.episodes) as display:
+    name = f"{settings.id.rpartition('/')[2].lower()}-{settings.agent.replace(':', '.')}"
+    display = TrainDisplay(settings.episodes)
+    with watched_run(flags.out, name, display) as out:
         result = training.run(out, display)
     console = output()
     console.print(measures_table({"before": result.before, "after": result.after}))
@@ -104,18 +116,10 @@ def run_training(flags: TrainFlags, config: dict[str, Any]) -> None:
     console.print(untrusted(f"run folder: {out}"))
 
 
-def _settings(flags: TrainFlags, config: dict[str, Any]) -> Any:
-    from textgym_agents.config import TrainSettings
-
-    shared = {field.name for field in fields(TrainSettings)} - {"id", "env", "config"}
-    values = {name: getattr(flags, name) for name in shared}
-    return TrainSettings(id=find_id(flags.id), env=env_options(flags.env), config=config, **values)
-
-
-def _stored_settings(folder: Any, settings: Any, flags: TrainFlags, config: dict[str, Any]) -> Any:
-    """The settings that a run was started with. Raises: UsageError if a flag asks for something else."""
-    from textgym_agents.config import TrainSettings
-
+def _stored_settings(
+    folder: RunFolder, settings: TrainSettings, flags: TrainFlags, config: JsonObject
+) -> TrainSettings:
+    """Return the settings that a run was started with. Raises: UsageError if a flag asks for something else."""
     stored = folder.config()
     known = {field.name for field in fields(TrainSettings)}
     with reading(folder.path / "config.json", "the run's settings"):
@@ -123,29 +127,17 @@ def _stored_settings(folder: Any, settings: Any, flags: TrainFlags, config: dict
     if ":" in before.agent and flags.agent != before.agent:
         # A file never chooses what is imported.
         raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")
-    defaults = {field.name: field.default for field in fields(TrainFlags)}
+    defaults = {field.name: field.default for field in fields(TrainFlags)} | {"env": {}}
+    for name in sorted(known - {"config"}):
+        refuse_change(folder, name, getattr(settings, name), getattr(before, name), defaults[name])
     kind = _config_type(before.agent)
     own_defaults = {} if kind is None else asdict(kind())
-    for name in sorted(known - {"config"}):
-        asked, had = getattr(settings, name), getattr(before, name)
-        is_default = name != "id" and getattr(flags, name) == defaults[name]
-        if asked != had and not is_default:
-            raise _differs("ID" if name == "id" else name, asked, had, folder)
     for name, asked in config.items():
-        had = before.config.get(name)
-        if asked not in (had, own_defaults.get(name)):
-            raise _differs(name, asked, had, folder)
+        refuse_change(folder, name, asked, before.config.get(name), own_defaults.get(name))
     return before
 
 
-def _differs(name: str, asked: Any, had: Any, folder: Any) -> UsageError:
-    flag = name if name == "ID" else f"--{name.replace('_', '-')}"
-    return UsageError(f"{flag} {asked!r}: the run in {folder.path} was started with {had!r}")
-
-
-def _config_type(agent: str) -> Any:
-    from textgym_agents.registry import agent_class, config_class
-
+def _config_type(agent: str) -> type[DataclassInstance] | None:
     if ":" in agent:
         import_user_module(agent.partition(":")[0])
     return config_class(agent_class(agent))

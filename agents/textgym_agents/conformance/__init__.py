@@ -1,8 +1,8 @@
-"""Does an agent do what its algorithm says? Checks against the exact solver, one statement each."""
+"""Check against the exact solver that an agent does what its algorithm says, one statement at a time."""
 
 from textgym_agents.conformance.hooks import Estimator, LossGradient, TrainingBatch
 from textgym_agents.conformance.run import check, check_names
-from textgym_agents.conformance.subject import FAILS, HOLDS, NOT_ASKED, Finding, LearningTask
+from textgym_agents.conformance.under_test import FAILS, HOLDS, NOT_ASKED, Finding, LearningTask
 
 __all__ = [
     "FAILS",

@@ -1,20 +1,18 @@
-"""Checks of the batch that an agent trains on: what belongs to which action, and what each action is credited with."""
+"""Check the batch that an agent trains on: what belongs to which action, and what each action is credited with."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from textgym.checks import Floats, Ints
 from textgym.task import make_reference
 from textgym_agents.conformance.behaviour import next_tokens
-from textgym_agents.conformance.hooks import Floats, TrainingBatch, hook
-from textgym_agents.conformance.subject import (
+from textgym_agents.conformance.hooks import TrainingBatch, hook
+from textgym_agents.conformance.under_test import (
+    AgentUnderTest,
     CutOff,
     NotAsked,
     Outcome,
-    Subject,
     at_most,
     judge,
     probe_reward,
@@ -24,121 +22,121 @@ _FLOAT32 = 1e-4
 _KL_TERMS = "log-ratio, exact KL, either of the following state alone, or nothing"
 
 
-def batch_of(subject: Subject) -> TrainingBatch:
-    """One training batch of the agent that has left its reference. Raises: NotAsked if it offers none."""
-    batch: TrainingBatch = hook(subject.training.agent, "batch")(subject.env())
+def batch_of(tested: AgentUnderTest) -> TrainingBatch:
+    """Return one training batch of the agent that has left its reference. Raises: NotAsked if it offers none."""
+    batch: TrainingBatch = hook(tested.training.agent, "batch")(tested.env())
     return batch
 
 
-def actions(subject: Subject) -> Outcome:
+def actions(tested: AgentUnderTest) -> Outcome:
     """The token behind every state is the action taken there, and rows end by a stop token or at their full length."""
-    batch = batch_of(subject)
+    batch = batch_of(tested)
     wrong = int((batch.input_ids[batch.rows, batch.columns + 1] != batch.actions).sum())
-    stopped = np.isin(batch.actions, subject.task.vocabulary.stop_ids)
+    stopped = np.isin(batch.actions, tested.task.vocabulary.stop_ids)
     lengths = np.bincount(batch.rows)
-    early = lengths < subject.task.max_new_tokens
+    early = lengths < tested.task.max_new_tokens
     wrong += int((stopped & ~batch.last).sum()) + int((early & ~stopped[batch.last]).sum())
     return at_most("actions that are not what was written:", wrong, 0)
 
 
-def log_prob_alignment(subject: Subject) -> Outcome:
+def log_prob_alignment(tested: AgentUnderTest) -> Outcome:
     """The stored log-probability of every action is that of the policy in the state before it."""
-    batch = batch_of(subject)
-    logs = subject.log_probs(subject.training.agent, batch.observation())
+    batch = batch_of(tested)
+    logs = tested.log_probs(tested.training.agent, batch.observation())
     want = logs[np.arange(len(batch.actions)), batch.actions]
     return at_most("greatest difference, nats:", _greatest(batch.log_probs - want), _FLOAT32)
 
 
-def reward_alignment(subject: Subject) -> Outcome:
+def reward_alignment(tested: AgentUnderTest) -> Outcome:
     """The score lands on the last action of its own row, and nothing on the others."""
-    batch = batch_of(subject)
+    batch = batch_of(tested)
     want = np.zeros(len(batch.rows))
-    want[batch.last] = _scores(subject, batch)
+    want[batch.last] = _scores(tested, batch)
     return at_most("greatest difference, reward units:", _greatest(batch.rewards - want), 1e-6)
 
 
-def token_rewards(subject: Subject) -> Outcome:
+def token_rewards(tested: AgentUnderTest) -> Outcome:
     """The token rewards of a row add up to its discounted score less beta times the KL that is charged."""
-    batch = batch_of(subject)
+    batch = batch_of(tested)
     charged = np.bincount(batch.rows, batch.penalties)
-    returns = batch.gamma ** (np.bincount(batch.rows) - 1) * _scores(subject, batch)
+    returns = batch.gamma ** (np.bincount(batch.rows) - 1) * _scores(tested, batch)
     want = returns - batch.beta * charged
-    return at_most("greatest difference of a row's sum:", _greatest(_sums(batch) - want), _FLOAT32)
+    sums = np.bincount(batch.rows, batch.token_rewards)
+    return at_most("greatest difference of a row's sum:", _greatest(sums - want), _FLOAT32)
 
 
-def penalties(subject: Subject) -> Outcome:
+def penalties(tested: AgentUnderTest) -> Outcome:
     """The KL that an action is charged is to the task's reference, in one of the forms with the right gradient."""
-    batch = batch_of(subject)
+    batch = batch_of(tested)
     states, index = batch.observation(), np.arange(len(batch.actions))
-    own = subject.log_probs(subject.training.agent, states)
-    base = np.asarray(make_reference(subject.task).log_probs(states), dtype=np.float64)
+    own = tested.log_probs(tested.training.agent, states)
+    base = np.asarray(make_reference(tested.task).log_probs(states), dtype=np.float64)
     exact = _divergence(own, base)
     ratio = own[index, batch.actions] - base[index, batch.actions]
     if _greatest(ratio) < 1e-3:
         raise NotAsked("the policy does not leave the reference in the probe training")
-    forms = [form for kl in (ratio, exact) for form in (kl, _of_next_state(kl, batch))]
-    gap = min(_greatest(batch.penalties - form) for form in [*forms, np.zeros(len(index))])
+    later = [np.where(batch.last, 0.0, np.append(kl[1:], 0.0)) for kl in (ratio, exact)]
+    forms = [ratio, exact, *later, np.zeros(len(index))]
+    gap = min(_greatest(batch.penalties - form) for form in forms)
     return judge(
         gap <= _FLOAT32, f"nearest form {gap:.3g} nats away", f"{_KL_TERMS}, to within {_FLOAT32:g} nats"
     )
 
 
-def value_alignment(subject: Subject) -> Outcome:
+def value_alignment(tested: AgentUnderTest) -> Outcome:
     """The stored value of every state is V in that state, not in its neighbour."""
-    agent = subject.training.agent
-    batch = batch_of(subject)
-    got = _given(batch.values, "values")
-    want = np.asarray(hook(agent, "values")(batch.observation()), dtype=np.float64)
+    agent = tested.training.agent
+    batch = batch_of(tested)
+    got = _offered(batch.values, "values")
+    want = hook(agent, "values")(batch.observation())
     return at_most("greatest difference, reward units:", _greatest(got - want), _FLOAT32)
 
 
-def values_read_nothing_later(subject: Subject) -> Outcome:
+def values_read_nothing_later(tested: AgentUnderTest) -> Outcome:
     """V(s_t) is unchanged by the token at t."""
-    values = hook(subject.training.agent, "values")
-    before = np.asarray(values(subject.states), dtype=np.float64)
-    worst = max(_greatest(np.asarray(values(s)) - before) for s in next_tokens(subject.states, 3))
+    values = hook(tested.training.agent, "values")
+    before = np.asarray(values(tested.states), dtype=np.float64)
+    worst = max(_greatest(np.asarray(values(s)) - before) for s in next_tokens(tested.states, 3))
     return at_most("greatest change, reward units:", worst, _FLOAT32)
 
 
-def advantages(subject: Subject) -> Outcome:
+def advantages(tested: AgentUnderTest) -> Outcome:
     """The advantages are GAE, by its definition as a sum over all later steps, with V = 0 at the end of a row."""
-    batch = batch_of(subject)
-    got = _given(batch.advantages, "advantages")
+    batch = batch_of(tested)
+    got = _offered(batch.advantages, "advantages")
     values = np.zeros(len(got)) if batch.values is None else batch.values
     want = gae_by_definition(batch, values)
     return at_most("greatest difference, reward units:", _greatest(got - want), _FLOAT32)
 
 
-def truncation(subject: Subject) -> Outcome:
+def truncation(tested: AgentUnderTest) -> Outcome:
     """Where the environment cuts an episode off, the advantages go on with V of the state it was cut off in.
 
     An agent whose actions are charged the KL of the following state has a V that leaves out the KL of its own state:
     beta times that is charged there, as there is no action left to charge it.
     """
-    agent = subject.training.agent
+    agent = tested.training.agent
     values = hook(agent, "values")
-    batch: TrainingBatch = hook(agent, "batch")(CutOff(subject.task, subject.envs))
-    own, got = _given(batch.values, "values"), _given(batch.advantages, "advantages")
-    cut = batch.last & ~np.isin(batch.actions, subject.task.vocabulary.stop_ids)
+    batch: TrainingBatch = hook(agent, "batch")(CutOff(tested.task, tested.envs))
+    own, got = _offered(batch.values, "values"), _offered(batch.advantages, "advantages")
+    cut = batch.last & ~np.isin(batch.actions, tested.task.vocabulary.stop_ids)
     if not cut.any():
         raise NotAsked("no episode was cut off")
     states = batch.observation()
     mask = (np.arange(batch.input_ids.shape[1]) <= batch.columns[:, None] + 1).astype(np.int8)
     behind = {**states, "attention_mask": mask}
     after = np.asarray(values(behind), dtype=np.float64)
-    whole = batch_of(subject)
+    whole = batch_of(tested)
     if whole.penalties[~whole.last].any() and not whole.penalties[whole.last].any():
-        base = np.asarray(make_reference(subject.task).log_probs(behind), dtype=np.float64)
-        after = after - batch.beta * _divergence(subject.log_probs(agent, behind), base)
+        base = np.asarray(make_reference(tested.task).log_probs(behind), dtype=np.float64)
+        after = after - batch.beta * _divergence(tested.log_probs(agent, behind), base)
     bootstrap = np.where(cut, after, 0.0)[batch.last]
     want = gae_by_definition(batch, own, bootstrap)
     return at_most("greatest difference, reward units:", _greatest(got - want), _FLOAT32)
 
 
-def gae_by_definition(
-    batch: TrainingBatch, values: Floats, bootstrap: Floats | None = None
-) -> NDArray[np.float64]:
-    """A_t = sum_k lam^k delta_{t+k}, row by row in O(T^2): token rewards and values are in units of time 0 already.
+def gae_by_definition(batch: TrainingBatch, values: Floats, bootstrap: Floats | None = None) -> Floats:
+    """Return A_t = sum_k lam^k delta_{t+k}, row by row in O(T^2); token rewards and values are in units of time 0.
 
     Args:
         values: (N,) reward units at time 0. bootstrap: (B,) V behind the last action of each row; None means 0.
@@ -155,24 +153,24 @@ def gae_by_definition(
     return result
 
 
-def whitening(subject: Subject) -> Outcome:
-    """What the loss takes are the advantages, or these standardised over real tokens alone."""
-    batch = batch_of(subject)
-    raw, used = _given(batch.advantages, "advantages"), _given(batch.weights, "weights")
+def whitening(tested: AgentUnderTest) -> Outcome:
+    """The loss takes the advantages as they are, or standardised over real tokens alone."""
+    batch = batch_of(tested)
+    raw, used = _offered(batch.advantages, "advantages"), _offered(batch.weights, "weights")
     spread = max(float(raw.std()), 1e-8)
     forms = [raw, raw - raw.mean(), raw / spread, (raw - raw.mean()) / spread]
     gap = min(_greatest(used - form) for form in forms)
     return at_most("distance to the nearest form:", gap, 1e-3)
 
 
-def stop_gradient(subject: Subject) -> Outcome:
+def stop_gradient(tested: AgentUnderTest) -> Outcome:
     """A stop action gets the gradient that every action gets: minus its weight times grad log pi."""
-    batch = batch_of(subject)
-    gradient, weights = _given(batch.logit_gradient, "logit_gradient"), _given(batch.weights, "weights")
-    stops = np.isin(batch.actions, subject.task.vocabulary.stop_ids)
+    batch = batch_of(tested)
+    gradient, weights = _offered(batch.logit_gradient, "logit_gradient"), _offered(batch.weights, "weights")
+    stops = np.isin(batch.actions, tested.task.vocabulary.stop_ids)
     if not stops.any() or stops.all():
         raise NotAsked("no batch with stop actions and others came up")
-    want = np.exp(subject.log_probs(subject.training.agent, batch.observation()))
+    want = np.exp(tested.log_probs(tested.training.agent, batch.observation()))
     want[np.arange(len(stops)), batch.actions] -= 1
     want *= weights[:, None]
     other = ~stops
@@ -188,35 +186,28 @@ def stop_gradient(subject: Subject) -> Outcome:
     )
 
 
-def _scores(subject: Subject, batch: TrainingBatch) -> NDArray[np.float64]:
-    """(B,) the reward of every row's text, from the reward function itself."""
-    prompts = {prompt.ids: prompt.text for prompt in subject.task.encoded("train")}
+def _scores(tested: AgentUnderTest, batch: TrainingBatch) -> Floats:
+    """Return (B,) the reward of every row's text, from the reward function itself."""
+    prompts = {prompt.ids: prompt.text for prompt in tested.task.encoded("train")}
     starts = batch.columns[batch.first] + 1
     texts = [prompts[tuple(ids[:n].tolist())] for ids, n in zip(batch.input_ids, starts, strict=True)]
     written = np.split(batch.actions, np.flatnonzero(batch.first)[1:])
-    completions = subject.task.vocabulary.decode([row.tolist() for row in written])
+    completions = tested.task.vocabulary.decode([row.tolist() for row in written])
     return np.array(probe_reward(texts, completions))
 
 
-def _sums(batch: TrainingBatch) -> Any:
-    return np.bincount(batch.rows, batch.token_rewards)
-
-
-def _divergence(own: Floats, base: Floats) -> Any:
-    """KL (N,) of log-probabilities (N, V), nats."""
+def _divergence(own: Floats, base: Floats) -> Floats:
+    """Return the KL (N,) of log-probabilities (N, V), nats."""
     with np.errstate(invalid="ignore"):
-        return np.where(own > -50, np.exp(own) * (own - base), 0.0).sum(1)
+        kl: Floats = np.where(own > -50, np.exp(own) * (own - base), 0.0).sum(1)
+    return kl
 
 
-def _of_next_state(kl: Floats, batch: TrainingBatch) -> Any:
-    return np.where(batch.last, 0.0, np.append(kl[1:], 0.0))
-
-
-def _given(array: Floats | None, name: str) -> Floats:
+def _offered(array: Floats | None, name: str) -> Floats:
     if array is None:
         raise NotAsked(f"the agent's training batch has no {name}")
     return array
 
 
-def _greatest(array: Any) -> float:
+def _greatest(array: Floats | Ints) -> float:
     return float(np.abs(array).max())

@@ -1,23 +1,26 @@
-"""What an agent's update is held against: recorded gradients on the logits of a small task, beside the exact ones."""
+"""Record an agent's gradients on the logits of a small task, and compute the exact ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from textgym import TokenVectorEnv, make_task
+from textgym import Task, TokenVectorEnv, make_task
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import NGramReference
-from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
+from textgym.solver import PolicyValues, PrefixTree, evaluate_edges, policy_values, prefix_tree
 from textgym.state import TokenState
 from textgym_agents.algorithms.fixed import reference_of
-from textgym_agents.conformance.hooks import Floats, LossGradient, hook
-from textgym_agents.conformance.subject import PLAIN, NotAsked, Subject
-from textgym_agents.protocol import Agent, Metrics
+from textgym_agents.conformance.hooks import LossGradient, hook
+from textgym_agents.conformance.under_test import PLAIN, AgentUnderTest, NotAsked
+from textgym_agents.exact.objective import edge_mass, edge_weights, state_sums, unpaid
+from textgym_agents.protocol import Agent, Metrics, Observation
 
 WORDS = ("a", "b", "c", "<end>", "<halt>")
 STOPS = ("<end>", "<halt>")
@@ -27,23 +30,15 @@ _MOVES, _MOVE_EPISODES, _MOVED = 48, 48, 0.5  # iterations of so many episodes, 
 _LEAST_MOVED = 0.02  # nats
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One of the tasks whose gradients are recorded.
+class Policy(Protocol):
+    """A policy, as an agent is one; a method `own_reference` gives its pi_ref where that is not the task's."""
 
-    Attributes:
-        gamma: its discount. masked: whether a grammar forbids to write a token twice in a row.
-    """
-
-    gamma: float = 1.0
-    masked: bool = False
+    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]] | None:
+        """See `Agent.log_probs`."""
 
 
-PROBES = {"plain": Probe(), "discounted": Probe(gamma=0.6), "masked": Probe(masked=True)}
-
-
-def _paid(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Pays by the letters, the length and the prompt, one of which is worth much more than the other."""
+def _paid(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """Pay by the letters, the length and the prompt, one of which is worth much more than the other."""
     return [
         (1.0 if prompt == "a b" else 0.0)
         + text.split().count("a") * (0.5 if prompt == "a b" else -0.5)
@@ -53,16 +48,20 @@ def _paid(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
     ]
 
 
-def _decoy(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Pays for what the task itself does not: an agent that learns it is away from its start and from the optimum."""
+def _decoy(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """Pay for what the task itself does not: an agent that learns it is away from its start and from the optimum."""
     return [
         1.5 * text.split().count("b") + 0.5 * len(text.split()) + 0.5 * (text.split()[1:2] == ["a"])
         for text in completions
     ]
 
 
-def probe_task(probe: Probe) -> Any:
-    """Two prompts of unequal weight, three letters, two stop tokens, an uneven reference that looks one token back."""
+def gradient_task(gamma: float = 1.0, masked: bool = False) -> Task:
+    """Return a task of two unequal prompts, three letters, two stop tokens and an uneven reference of two tokens.
+
+    Args:
+        masked: whether a grammar forbids to write a token twice in a row.
+    """
     size = len(WORDS) + EMPTY_ROWS
     table = np.zeros((size, size))
     for last in range(size):
@@ -78,13 +77,21 @@ def probe_task(probe: Probe) -> Any:
         reward=_paid,
         max_new_tokens=4,
         beta=0.3,
-        gamma=probe.gamma,
+        gamma=gamma,
         reference=NGramReference(table),
     )
-    return replace(task, mask=_no_repetition) if probe.masked else task
+    return replace(task, mask=_no_repetition) if masked else task
 
 
-def _no_repetition(states: Sequence[TokenState]) -> NDArray[np.bool_]:
+TASKS: Mapping[str, Callable[[], Task]] = {
+    "plain": gradient_task,
+    "discounted": partial(gradient_task, gamma=0.6),
+    "masked": partial(gradient_task, masked=True),
+}
+"""The tasks whose gradients are recorded."""
+
+
+def _no_repetition(states: Sequence[TokenState]) -> Bools:
     masks = np.ones((len(states), len(WORDS) + EMPTY_ROWS), dtype=np.bool_)
     masks[:, len(WORDS) :] = False
     for row, state in enumerate(states):
@@ -92,8 +99,8 @@ def _no_repetition(states: Sequence[TokenState]) -> NDArray[np.bool_]:
     return masks
 
 
-def probe_env(task: Any, episodes: int) -> TokenVectorEnv:
-    """An environment of the task that waits for `reset` when all episodes ended."""
+def probe_env(task: Task, episodes: int) -> TokenVectorEnv:
+    """Return an environment of the task that waits for `reset` when all episodes ended."""
     return TokenVectorEnv(task, episodes, autoreset_mode=AutoresetMode.DISABLED)
 
 
@@ -102,18 +109,24 @@ class ExactGradients:
     """The parts of the gradient of J on the logits of every running state, flattened to (D,): D = states times V.
 
     Attributes:
-        values: of the policy. tree: of the task.
-        place: (depth, row) of every state -> its index among the running ones.
+        values: of the policy.
+        place: the tokens of every running state -> its index among them.
+        edge: (E,) the entry in D of every edge.
         parts: (D, 3) of E[R], of KL(pi || ref) per episode, and of the entropy summed over the states visited, these
             held fixed as a bonus in a loss does. Reward units and nats.
         mass: (D,) rho d(s) pi(a given s); 0 at illegal tokens.
     """
 
     values: PolicyValues
-    tree: PrefixTree = field(repr=False)
     place: dict[tuple[int, ...], int] = field(repr=False)
+    edge: Ints = field(repr=False)
     parts: Floats = field(repr=False)
     mass: Floats = field(repr=False)
+
+    @property
+    def tree(self) -> PrefixTree:
+        """The states of the task."""
+        return self.values.tree
 
     @property
     def states(self) -> int:
@@ -121,62 +134,44 @@ class ExactGradients:
         return len(self.place)
 
     def per_edge(self, edges: Sequence[Floats]) -> Floats:
-        """From arrays per edge, one for each depth, to (D,)."""
-        size, first, result = self.tree.task.vocabulary.size, 0, np.zeros(len(self.mass))
-        for depth, level in enumerate(self.tree.levels[:-1]):
-            below = self.tree.levels[depth + 1]
-            index = np.zeros(len(level.parent), dtype=np.int64)
-            index[level.running] = first + np.arange(len(level.running))
-            result[index[below.parent] * size + below.action] = edges[depth]
-            first += len(level.running)
+        """Return (D,) from arrays per edge, one for each depth."""
+        result = np.zeros(len(self.mass))
+        result[self.edge] = np.concatenate(edges)
         return result
 
     def per_state(self, values: Sequence[Floats]) -> Floats:
-        """From arrays per state, one for each depth, to those of the running states (S,)."""
+        """Return those of the running states (S,) from arrays per state, one for each depth."""
         levels = self.tree.levels[:-1]
         return np.concatenate([own[level.running] for own, level in zip(values, levels, strict=False)])
 
 
-def exact_gradients(task: Any, agent: Agent) -> ExactGradients:
-    """The exact parts of grad J at the agent's policy, by summing over all states. Raises: as `policy_values`."""
+def exact_gradients(task: Task, agent: Policy) -> ExactGradients:
+    """Return the exact parts of grad J at a policy, by summing over all states. Raises: as `policy_values`."""
     tree = prefix_tree(task)
     values = policy_values(tree, agent, reference_of(agent, task))
     place: dict[tuple[int, ...], int] = {}
+    edge: list[Ints] = []
     for depth, level in enumerate(tree.levels[:-1]):
+        below = tree.levels[depth + 1]
+        index = len(place) + np.cumsum(~level.finished) - 1
+        edge.append(index[below.parent] * task.vocabulary.size + below.action)
         shown = tree.observations(depth, level.running)
         for ids, mask in zip(shown["input_ids"], shown["attention_mask"], strict=True):
             place[tuple(ids[mask == 1].tolist())] = len(place)
-    bare = ExactGradients(values, tree, place, np.zeros((0, 3)), np.zeros(len(place) * task.vocabulary.size))
-    weights: list[Floats] = []
-    surprise: list[Floats] = []
-    for depth, level in enumerate(tree.levels[:-1]):
-        logs, parent = values.log_policy[depth], tree.levels[depth + 1].parent
-        finite = np.where(logs > -np.inf, logs, 0.0)
-        entropy = np.zeros(len(level.parent))
-        entropy[level.running] = -np.add.reduceat(np.exp(logs) * finite, level.starts)
-        surprise.append(-finite - entropy[parent])
-        weights.append(tree.weights[tree.prompt_of[depth + 1]] * values.reach[depth + 1])
-    mass = bare.per_edge(weights)
-    advantages = (_advantages(tree, values, paid=True), _advantages(tree, values, paid=False), surprise)
-    signs = (1.0, -1.0, 1.0)
-    parts = np.stack(
-        [
-            # An action that is never taken has none.
-            np.where(mass > 0, sign * mass * np.nan_to_num(bare.per_edge(edges)), 0.0)
-            for sign, edges in zip(signs, advantages, strict=True)
-        ],
-        axis=1,
-    )
-    return replace(bare, parts=parts, mass=mass)
-
-
-def _advantages(tree: PrefixTree, values: PolicyValues, paid: bool) -> tuple[Floats, ...]:
-    """Advantages per edge of E[R], or of -KL."""
-    from textgym.solver.values import evaluate_edges
-
-    levels = tree.levels if paid else tuple(replace(n, reward=np.zeros_like(n.reward)) for n in tree.levels)
-    logs = values.log_policy, values.log_reference
-    return evaluate_edges(replace(tree, levels=levels), *logs, 0.0 if paid else 1.0, values.gamma).advantages
+    size = len(place) * task.vocabulary.size
+    bare = ExactGradients(values, place, np.concatenate(edge), np.zeros((size, 3)), np.zeros(size))
+    logs = [np.where(own > -np.inf, own, 0.0) for own in values.log_policy]
+    negative_entropy = state_sums(tree, [np.exp(p) * q for p, q in zip(values.log_policy, logs, strict=True)])
+    mass = edge_mass(values)
+    surprise = [
+        # An action that is never taken has none.
+        np.where(own > 0, own * (total[level.parent] - log), 0.0)
+        for own, total, log, level in zip(mass, negative_entropy, logs, tree.levels[1:], strict=False)
+    ]
+    paid = evaluate_edges(tree, values.log_policy, values.log_reference, 0.0, values.gamma)
+    kl = [-edges for edges in edge_weights(unpaid(values))]
+    parts = np.stack([bare.per_edge(edges) for edges in (edge_weights(paid), kl, surprise)], axis=1)
+    return replace(bare, parts=parts, mass=bare.per_edge(mass))
 
 
 @dataclass(frozen=True)
@@ -202,27 +197,28 @@ class Recording:
     first: LossGradient
 
 
-def recording(subject: Subject, name: str) -> Recording:
-    """The recorded updates on one of `PROBES`, made once for each subject.
+def recording(tested: AgentUnderTest, name: str) -> Recording:
+    """Return the recorded updates on one of `TASKS`, which are recorded once.
 
     Raises: NotAsked if the agent offers no hook "gradient", is set up so that its update is another one, refuses the
         task or does not leave its reference.
     """
-    if name not in subject.recordings:
+    if name not in tested.recordings:
         try:
-            subject.recordings[name] = _record(subject, probe_task(PROBES[name]))
+            tested.recordings[name] = _record(tested, TASKS[name]())
         except NotAsked as reason:
-            subject.recordings[name] = reason
-    found: Recording | NotAsked = subject.recordings[name]
+            tested.recordings[name] = reason
+    found = tested.recordings[name]
     if isinstance(found, NotAsked):
         raise found
+    assert isinstance(found, Recording)
     return found
 
 
-def plain_agent(subject: Subject, env: Any, masked: bool) -> Agent:
-    """An untrained agent whose step is one policy gradient, as far as its config can say. Raises: NotAsked."""
+def plain_agent(tested: AgentUnderTest, env: TokenVectorEnv, masked: bool) -> Agent:
+    """Return an untrained agent whose step is one policy gradient, as far as its config can say. Raises: NotAsked."""
     try:
-        agent = subject.make_plain(env)
+        agent = tested.make_plain(env)
     except (ValueError, TypeError) as error:
         if masked and "mask" in str(error):
             raise NotAsked(f"the agent refuses a task with a grammar mask: {error}") from None
@@ -234,9 +230,9 @@ def plain_agent(subject: Subject, env: Any, masked: bool) -> Agent:
     return agent
 
 
-def _record(subject: Subject, task: Any) -> Recording:
+def _record(tested: AgentUnderTest, task: Task) -> Recording:
     env = probe_env(task, EPISODES)
-    agent = plain_agent(subject, env, task.mask is not None)
+    agent = plain_agent(tested, env, task.mask is not None)
     play = hook(agent, "gradient")
     tree = prefix_tree(task)
     _move(agent, task, tree)
@@ -267,8 +263,8 @@ def _record(subject: Subject, task: Any) -> Recording:
     return Recording(agent, exact, updates, critic, task.scorer.tokens - before, used, foreign, batches[0])
 
 
-def _move(agent: Agent, task: Any, tree: PrefixTree) -> None:
-    """Trains the agent on another reward until its policy is away from the reference, and from this task's optimum."""
+def _move(agent: Agent, task: Task, tree: PrefixTree) -> None:
+    """Train the agent on another reward until its policy is away from the reference, and from this task's optimum."""
 
     def far(metrics: Metrics) -> bool:
         return policy_values(tree, agent).kl > _MOVED
@@ -276,8 +272,8 @@ def _move(agent: Agent, task: Any, tree: PrefixTree) -> None:
     agent.learn(probe_env(replace(task, reward=_decoy), _MOVE_EPISODES), _MOVES * _MOVE_EPISODES, far)
 
 
-def _places(exact: ExactGradients, batch: LossGradient) -> NDArray[np.int64]:
-    """(N,) index of the state of every output, -1 where nobody acts."""
+def _places(exact: ExactGradients, batch: LossGradient) -> Ints:
+    """Return (N,) the index of the state of every output, -1 where nobody acts."""
     rows = batch.input_ids.tolist()
     return np.array(
         [

@@ -1,4 +1,4 @@
-"""What an agent may offer beside the five methods, so that its training can be looked into.
+"""The hooks that an agent may offer beside the five methods, to show its training.
 
 An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]` with any of
 
@@ -9,7 +9,7 @@ An agent offers hooks by a method `conformance_hooks() -> Mapping[str, Callable]
   every sub-environment. The agent itself need not be changed by it;
 - `"gradient"`: `gradient(env, seed) -> LossGradient`, of the first optimiser step of an iteration. Offering it says
   that the step follows the gradient of J. Another seed plays other episodes, and the agent is not changed. For an agent
-  derived from `LMAgent` it is one line: `lambda env, seed: record_gradient(self, env, seed)`, see `recorder.py`;
+  derived from `LMAgent` it is one line: `lambda env, seed: record_gradient(self, env, seed)`;
 - `"surrogate"`: `surrogate(log_ratios (n,), advantages (n,)) -> (n,)`, the policy loss of actions whose probability has
   changed by a factor since they were sampled.
 """
@@ -18,25 +18,27 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from textgym import TokenVectorEnv
+from textgym.checks import Bools, Floats, Ints
 from textgym_agents.algorithms.ppo import ActorCriticAgent, OnPolicyAgent
 from textgym_agents.algorithms.rejection import Rejection
-from textgym_agents.conformance.subject import NotAsked
+from textgym_agents.conformance.under_test import NotAsked
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.maths import Targets, discounted, penalties
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import Rollout, micro_batches
 from textgym_agents.protocol import Agent, Metrics, Observation
 
-Floats = NDArray[np.floating[Any]]
+Hooks = Mapping[str, Callable[..., Any]]
+"""The functions that an agent offers, by the names above."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class TrainingBatch:
             summed over states, in the first step; None where the agent cannot say.
     """
 
-    input_ids: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    actions: NDArray[np.int64]
+    input_ids: Ints
+    rows: Ints
+    columns: Ints
+    actions: Ints
     log_probs: Floats
     rewards: Floats
     penalties: Floats
@@ -77,12 +79,12 @@ class TrainingBatch:
     logit_gradient: Floats | None = None
 
     @property
-    def last(self) -> NDArray[np.bool_]:
+    def last(self) -> Bools:
         """(N,) whether a state is the last one of its row."""
         return np.append(self.rows[1:] != self.rows[:-1], True)
 
     @property
-    def first(self) -> NDArray[np.bool_]:
+    def first(self) -> Bools:
         """(N,) whether a state is the first one of its row."""
         return np.append(True, self.rows[1:] != self.rows[:-1])
 
@@ -126,9 +128,9 @@ class LossGradient:
         estimator: None: not said, and the variance is not judged.
     """
 
-    input_ids: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    input_ids: Ints
+    rows: Ints
+    columns: Ints
     logits: Floats
     beta: float
     entropy: float = 0.0
@@ -136,30 +138,28 @@ class LossGradient:
     estimator: Estimator | None = None
 
 
-def hooks_of(agent: Agent) -> dict[str, Callable[..., Any]]:
-    """The hooks that an agent offers; those of on-policy agents on an LM are made here from their parts."""
-    hooks: dict[str, Callable[..., Any]] = {}
-    if agent.critic and not agent.plans:
-        hooks["values"] = agent.values
+def hooks_of(agent: Agent) -> Hooks:
+    """Return the hooks that an agent offers; those of on-policy agents on an LM are made here from their parts."""
+    own: Hooks = {"values": agent.values} if agent.critic and not agent.plans else {}
     offered = agent.conformance_hooks()
     if offered:
-        return hooks | dict(offered)
+        return {**own, **offered}
     if isinstance(agent, OnPolicyAgent):
-        hooks["batch"] = lambda env: training_batch(agent, env)
-        hooks |= policy_gradient_hooks(agent)
-    return hooks
+        batch = {"batch": lambda env: training_batch(agent, env)}
+        return {**own, **batch, **policy_gradient_hooks(agent)}
+    return own
 
 
 def hook(agent: Agent, name: str) -> Callable[..., Any]:
-    """One hook of an agent. Raises: NotAsked if it does not offer it."""
+    """Return a hook of an agent. Raises: NotAsked if it does not offer it."""
     offered = hooks_of(agent)
     if name not in offered:
         raise NotAsked(f"the agent offers no hook {name!r}")
     return offered[name]
 
 
-def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
-    """What `agent` would train on in its next iteration on `env`; the agent is not changed."""
+def training_batch(agent: OnPolicyAgent, env: TokenVectorEnv) -> TrainingBatch:
+    """Return what `agent` would train on in its next iteration on `env`; the agent is not changed."""
     shadow = copy.deepcopy(agent)
     caught: list[tuple[Rollout, Targets, Tensor]] = []
 
@@ -173,7 +173,10 @@ def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
     shadow._iterate(env)
     ((rollout, targets, reference),) = caught
     scale = shadow.value_scale or 1.0
-    critic = targets.old_values is not None and targets.returns is not None
+    values = advantages = None
+    if targets.old_values is not None and targets.returns is not None:
+        values = shadow.value_offset + _array(rollout.values) * scale
+        advantages = _array(targets.returns - targets.old_values) * scale
     factors = torch.ones_like(targets.advantages) if targets.weights is None else targets.weights
     charged = penalties(targets.kl, rollout, agent.config.kl)
     return TrainingBatch(
@@ -181,52 +184,68 @@ def training_batch(agent: OnPolicyAgent, env: Any) -> TrainingBatch:
         rows=rollout.rows,
         columns=rollout.columns,
         actions=rollout.actions.cpu().numpy(),
-        log_probs=rollout.log_probs.double().cpu().numpy(),
+        log_probs=_array(rollout.log_probs),
         rewards=rollout.rewards,
         penalties=charged,
         token_rewards=discounted(rollout, agent.task.gamma) - beta * charged,
         beta=beta,
         gamma=agent.task.gamma,
         lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,
-        values=shadow.value_offset + rollout.values.double().cpu().numpy() * scale if critic else None,
-        advantages=_difference(targets.returns, targets.old_values) * scale if critic else None,
-        weights=(targets.advantages * factors).double().cpu().numpy(),
+        values=values,
+        advantages=advantages,
+        weights=_array(targets.advantages * factors),
         logit_gradient=_logit_gradient(shadow, rollout, targets, reference),
     )
 
 
-def _difference(one: Any, other: Any) -> Any:
-    return (one - other).double().cpu().numpy()
+def _array(tensor: Tensor) -> Floats:
+    array: Floats = tensor.detach().double().cpu().numpy()
+    return array
 
 
-class _Recorder:
-    """Stands in for a policy and keeps the logits that a loss is made of."""
+@dataclass(frozen=True)
+class _Outputs:
+    """The arguments and the results of one call of `policy.states`."""
 
-    def __init__(self, policy: Any) -> None:
-        self._policy = policy
-        self.logits: Tensor
+    input_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    logits: Tensor
+    values: Tensor
 
-    def states(
-        self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
+
+def _watch_outputs(agent: LMAgent) -> list[_Outputs]:
+    """Keep the differentiable outputs of an agent's policy, with their gradients. The agent is a copy that is changed.
+
+    Returns: the list that they are appended to.
+    """
+    states = agent.policy.states
+    outputs: list[_Outputs] = []
+
+    def watched(
+        input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        self.logits, values = self._policy.states(input_ids, rows, columns, masks)
-        self.logits.retain_grad()
-        return self.logits, values.detach()
+        logits, values = states(input_ids, rows, columns, masks)
+        if logits.requires_grad:
+            logits.retain_grad()
+            values.retain_grad()
+            outputs.append(_Outputs(input_ids, rows, columns, logits, values))
+        return logits, values
+
+    setattr(agent.policy, "states", watched)  # noqa: B010  (an attribute of this one copy)
+    return outputs
 
 
-def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, reference: Tensor) -> Any:
-    """(N, V) gradient of the summed policy loss, from the loss that the agent itself computes."""
+def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, reference: Tensor) -> Floats:
+    """Return the gradient (N, V) of the summed policy loss, from the loss that the agent itself computes."""
     without_kl = replace(targets, kl_weight=0.0)
     shadow.config = replace(shadow.config, entropy_coefficient=0.0)
-    recorder: Any = _Recorder(shadow.policy)
-    shadow.policy = recorder
+    outputs = _watch_outputs(shadow)
     rows = np.arange(len(rollout.lengths))
     (part,) = micro_batches(rollout, rows, len(rows), by_length=False)
     with torch.enable_grad():
         shadow._loss(part, rollout, without_kl, reference, UpdateMeter()).sum().backward()
-    gradient = recorder.logits.grad
-    assert gradient is not None
-    return gradient.double().cpu().numpy()
+    return _gradients([output.logits for output in outputs])
 
 
 class _FirstStepDone(Exception):  # noqa: N818  (it is no error)
@@ -234,7 +253,7 @@ class _FirstStepDone(Exception):  # noqa: N818  (it is no error)
 
 
 def record_gradient(
-    agent: LMAgent, env: Any, seed: int, entropy: float = 0.0, estimator: Estimator | None = None
+    agent: LMAgent, env: TokenVectorEnv, seed: int, entropy: float = 0.0, estimator: Estimator | None = None
 ) -> LossGradient:
     """Return the gradient of the first step of an iteration, from the loss that the agent itself computes.
 
@@ -249,50 +268,34 @@ def record_gradient(
     """
     shadow = copy.deepcopy(agent)
     shadow.iteration += seed
-    states = shadow.policy.states
-    outputs: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-
-    def watched(
-        input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        logits, values = states(input_ids, rows, columns, masks)
-        if logits.requires_grad:
-            logits.retain_grad()
-            values.retain_grad()
-            outputs.append((input_ids, rows, columns, logits, values))
-        return logits, values
+    outputs = _watch_outputs(shadow)
 
     def stop() -> float:
         raise _FirstStepDone
 
-    # Attributes of this one copy, in place of its methods.
-    setattr(shadow.policy, "states", watched)  # noqa: B010
-    setattr(shadow, "_finish_step", stop)  # noqa: B010
+    setattr(shadow, "_finish_step", stop)  # noqa: B010  (an attribute of this one copy)
     with contextlib.suppress(_FirstStepDone):
         shadow._iterate(env)
-    used = [parts for parts in outputs if parts[3].grad is not None]
+    used = [output for output in outputs if output.logits.grad is not None]
     if not used:
         raise RuntimeError(f"agent {agent.name!r}: its iteration differentiated no output of policy.states")
-    width = max(ids.shape[1] for ids, *_ in used)
-    offsets = np.cumsum([0, *(len(ids) for ids, *_ in used)])
+    width = max(output.input_ids.shape[1] for output in used)
+    ids = [torch.nn.functional.pad(o.input_ids, (0, width - o.input_ids.shape[1])) for o in used]
+    offsets = np.cumsum([0, *(len(part) for part in ids)]).tolist()
     return LossGradient(
-        input_ids=np.concatenate(
-            [np.pad(ids.cpu().numpy(), ((0, 0), (0, width - ids.shape[1]))) for ids, *_ in used]
-        ),
-        rows=np.concatenate(
-            [rows.cpu().numpy() + first for (_, rows, *_), first in zip(used, offsets, strict=False)]
-        ),
-        columns=np.concatenate([columns.cpu().numpy() for _, _, columns, *_ in used]),
-        logits=_gradients([parts[3] for parts in used]),
+        input_ids=torch.cat(ids).cpu().numpy(),
+        rows=torch.cat([o.rows + first for o, first in zip(used, offsets, strict=False)]).cpu().numpy(),
+        columns=torch.cat([output.columns for output in used]).cpu().numpy(),
+        logits=_gradients([output.logits for output in used]),
         beta=float(shadow.controller.beta),
         entropy=entropy,
-        values=_gradients([parts[4] for parts in used]) if shadow.critic else None,
+        values=_gradients([output.values for output in used]) if shadow.critic else None,
         estimator=estimator,
     )
 
 
-def policy_gradient_hooks(agent: OnPolicyAgent) -> dict[str, Callable[..., Any]]:
-    """The hooks "gradient" and "surrogate" of an on-policy agent, where its steps follow the gradient of J."""
+def policy_gradient_hooks(agent: OnPolicyAgent) -> Hooks:
+    """Return the hooks "gradient" and "surrogate" of an on-policy agent, where its steps follow the gradient of J."""
     hooks: dict[str, Callable[..., Any]] = {}
     if isinstance(agent, Rejection):
         return hooks
@@ -307,7 +310,9 @@ def policy_gradient_hooks(agent: OnPolicyAgent) -> dict[str, Callable[..., Any]]
 
 def _estimator(agent: OnPolicyAgent) -> Estimator:
     config = agent.config
-    kl: Any = "exact" if config.kl == "exact" else "k1"  # with k2 the loss and the return add up to k1
+    kl: Literal["exact", "k1"] = (
+        "exact" if config.kl == "exact" else "k1"
+    )  # with k2 the loss and the return add up to k1
     if isinstance(agent, ActorCriticAgent):
         return Estimator("value", 1, True, kl)
     if agent.group > 1:
@@ -315,12 +320,12 @@ def _estimator(agent: OnPolicyAgent) -> Estimator:
     return Estimator(getattr(config, "baseline", "none"), 1, getattr(config, "reward_to_go", True), kl)
 
 
-def _surrogate(agent: OnPolicyAgent, log_ratios: Floats, advantages: Floats) -> Any:
+def _surrogate(agent: OnPolicyAgent, log_ratios: Floats, advantages: Floats) -> Floats:
     new, weights = (torch.tensor(array, dtype=torch.float64) for array in (log_ratios, advantages))
-    return agent._policy_loss(new, torch.zeros_like(new), weights).numpy()
+    return _array(agent._policy_loss(new, torch.zeros_like(new), weights))
 
 
-def _gradients(outputs: list[Tensor]) -> Any:
-    """The gradients of these outputs, one after the other; 0 where nothing was differentiated."""
+def _gradients(outputs: list[Tensor]) -> Floats:
+    """Return the gradients of these outputs, one after the other; 0 where nothing was differentiated."""
     parts = [torch.zeros_like(output) if output.grad is None else output.grad for output in outputs]
-    return torch.cat(parts).double().cpu().numpy()
+    return _array(torch.cat(parts))

@@ -1,29 +1,33 @@
-"""Checks of the update: its average is the gradient of the stated objective, and its variance is the estimator's."""
+"""Check the update: its average is the gradient of the stated objective, and its variance is the estimator's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from textgym.checks import Floats, Ints
 from textgym_agents.conformance.gradient import (
     EPISODES,
-    PROBES,
+    TASKS,
     ExactGradients,
     Recording,
     plain_agent,
     probe_env,
-    probe_task,
     recording,
 )
-from textgym_agents.conformance.hooks import Estimator, Floats, hook
-from textgym_agents.conformance.subject import NotAsked, Outcome, Subject, at_most, judge
+from textgym_agents.conformance.hooks import Estimator, hook
+from textgym_agents.conformance.under_test import AgentUnderTest, NotAsked, Outcome, at_most, judge
+from textgym_agents.exact.objective import kl_terms, log_ratios, state_sums, steps, to_go
+from textgym_agents.protocol import Metrics, Observation
 
 
 def exact_variance(
-    exact: ExactGradients, estimator: Estimator, values: Callable[[Any], Any] | None, episodes: int
+    exact: ExactGradients,
+    estimator: Estimator,
+    values: Callable[[Observation], Floats] | None,
+    episodes: int,
 ) -> tuple[float, float]:
     """Return the trace of the covariance of one batch's estimate of grad J, and how wide its spectrum is.
 
@@ -59,7 +63,7 @@ def exact_variance(
 
 
 def _pairs(weight: Floats, score: Floats, term: Floats, returns: Floats) -> tuple[float, float, Floats]:
-    """Var E[h given x], Var h, and 2 E[h given x] less its mean's constant, (N, D): what is linear in one episode."""
+    """Return Var E[h given x], Var h, and the part that is linear in one episode, 2 E[h given x] less a constant."""
     mean_return, mean_term = float(weight @ returns), weight @ term
     conditional = (term - mean_return * score + mean_term) / 2  # the mean score is 0
     mean = weight @ conditional
@@ -79,7 +83,7 @@ def _hoeffding(first: float, second: float, count: int) -> float:
 
 
 def _covariance(weight: Floats, term: Floats) -> tuple[float, float]:
-    """Its trace, and sqrt(tr(C^2)) / tr(C)."""
+    """Return its trace, and sqrt(tr(C^2)) / tr(C)."""
     centred = np.sqrt(weight)[:, None] * (term - weight @ term)
     gram = centred @ centred.T
     total = float(np.trace(gram))
@@ -87,58 +91,39 @@ def _covariance(weight: Floats, term: Floats) -> tuple[float, float]:
 
 
 def _episodes(
-    exact: ExactGradients, estimator: Estimator, values: Callable[[Any], Any] | None
-) -> tuple[Floats, Any, Floats, Floats, Floats]:
-    """Of every trajectory: probability (N,), prompt (N,), score (N, D), term a (N, D) and return G (N,)."""
-    tree, own = exact.tree, exact.values
-    size = tree.task.vocabulary.size
-    every = own.trajectories
-    first = np.cumsum([0, *(len(level.running) for level in tree.levels[:-1])])
+    exact: ExactGradients, estimator: Estimator, values: Callable[[Observation], Floats] | None
+) -> tuple[Floats, Ints, Floats, Floats, Floats]:
+    """Return of every trajectory probability (N,), prompt (N,), score (N, D), term a (N, D) and return G (N,)."""
+    own, size = exact.values, exact.tree.task.vocabulary.size
+    every, taken = own.trajectories, steps(own)
+    later = np.pad(taken.kl[:, 1:], ((0, 0), (0, 1)))
+    credit = to_go(taken.rewards - own.beta * (taken.log_ratio if estimator.kl == "k1" else later))
+    returns = credit[:, 0]
+    row, step = np.nonzero(taken.path >= 0)
+    state, action = np.divmod(exact.edge[taken.path[row, step]], size)
+    weights = credit[row, step] if estimator.to_go else returns[row]
+    if values is not None:
+        weights = weights - critic_values(exact, values)[state]
     probability = exact.mass.reshape(-1, size)
     with np.errstate(divide="ignore", invalid="ignore"):
         policy = np.where(probability > 0, probability / probability.sum(1, keepdims=True), 0.0)
-    ratios = np.zeros_like(policy)
-    ratios.reshape(-1)[:] = exact.per_edge(
-        [np.where(p > -np.inf, p - q, 0.0) for p, q in zip(own.log_policy, own.log_reference, strict=True)]
-    )
-    kl = (policy * ratios).sum(1)
-    table = None if values is None else _table(tree, values)
-    count = len(every.row)
-    score, term = np.zeros((count, *policy.shape)), np.zeros((count, *policy.shape))
-    returns = np.zeros(count)
-    for n in range(count):
-        states, actions, rewards = _path(exact, first, int(every.length[n]), int(every.row[n]))
-        charged = ratios[states, actions] if estimator.kl == "k1" else np.append(kl[states[1:]], 0.0)
-        credit = rewards - own.beta * charged
-        to_go = credit[::-1].cumsum()[::-1]
-        returns[n] = to_go[0]
-        weights = to_go if estimator.to_go else np.full(len(states), to_go[0])
-        if table is not None:
-            weights = weights - table[states]
-        grads = -policy[states]
-        grads[np.arange(len(states)), actions] += 1
-        score[n, states] += grads
-        term[n, states] += weights[:, None] * grads
-        if estimator.kl == "exact":
-            term[n, states] -= own.beta * policy[states] * (ratios[states] - kl[states, None])
-    flat = (count, policy.size)
+    slopes = -policy[state]
+    slopes[np.arange(len(state)), action] += 1
+    score, term = np.zeros((2, len(returns), *policy.shape))
+    score[row, state] = slopes
+    term[row, state] = weights[:, None] * slopes
+    if estimator.kl == "exact":
+        ratios = exact.per_edge(log_ratios(own)).reshape(policy.shape)
+        gaps = ratios[state] - taken.kl[row, step][:, None]
+        term[row, state] -= own.beta * policy[state] * gaps
+    flat = (len(returns), policy.size)
     return every.probability, every.prompt, score.reshape(flat), term.reshape(flat), returns
 
 
-def _path(exact: ExactGradients, first: Any, length: int, row: int) -> tuple[Any, Any, Floats]:
-    """The running states (T,), actions and discounted rewards of the trajectory that ends in a state."""
-    tree, states, actions, rewards = exact.tree, [], [], []
-    for depth in range(length, 0, -1):
-        level = tree.levels[depth]
-        actions.append(int(level.action[row]))
-        rewards.append(exact.values.gamma ** (depth - 1) * float(level.reward[row]))
-        row = int(level.parent[row])
-        states.append(int(first[depth - 1] + np.searchsorted(tree.levels[depth - 1].running, row)))
-    return np.array(states[::-1]), np.array(actions[::-1]), np.array(rewards[::-1])
-
-
-def _table(tree: Any, values: Callable[[Any], Any]) -> Floats:
-    parts = [values(tree.observations(d, level.running)) for d, level in enumerate(tree.levels[:-1])]
+def critic_values(exact: ExactGradients, values: Callable[[Observation], Floats]) -> Floats:
+    """Return (S,) V of an agent in every running state, reward units."""
+    levels = enumerate(exact.tree.levels[:-1])
+    parts = [values(exact.tree.observations(depth, level.running)) for depth, level in levels]
     return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
 
 
@@ -166,32 +151,33 @@ class Fit:
 
     @property
     def factor(self) -> tuple[float, float]:
-        """The mean coefficient of E[R], which is the common factor, and its standard error."""
+        """Mean and standard error of the coefficient of E[R], which is the common factor."""
         return _mean(self.coefficients[:, 0])
 
     def contrast(self, part: int, wanted: float) -> tuple[float, float]:
-        """How far a coefficient is from `wanted` times that of E[R], over the latter, and its standard error."""
+        """Return how far a coefficient is from `wanted` times that of E[R], over the latter, and its standard error."""
         own = self.coefficients
         mean, error = _mean(own[:, part] - wanted * own[:, 0])
         factor = own[:, 0].mean()
         return mean / factor, error / abs(factor)
 
-    @property
-    def rest(self) -> tuple[float, float]:
-        """The inner product of the mean rests of two halves of the batches, in standard errors; its root over |update|.
 
-        Noise of one half is independent of that of the other: only what is in both is left on average.
-        """
-        half = len(self.rests) // 2
-        one, other = self.rests[:half], self.rests[half:]
-        product = float(one.mean(0) @ other.mean(0))
-        scatter = (one - one.mean(0)) @ (other - other.mean(0)).T
-        error = float(np.sqrt((scatter**2).sum())) / scatter.size
-        return product / max(error, 1e-300), float(np.sqrt(max(product, 0.0)))
+def common_rest(rests: Floats) -> tuple[float, float]:
+    """Return what the rests (M, D) of all batches have in common, in standard errors, and its length.
+
+    It is the inner product of the mean rests of two halves of the batches, and its root. The noise of one half is
+    independent of that of the other: only what is in both is left on average.
+    """
+    half = len(rests) // 2
+    one, other = rests[:half], rests[half:]
+    product = float(one.mean(0) @ other.mean(0))
+    scatter = (one - one.mean(0)) @ (other - other.mean(0)).T
+    error = float(np.sqrt((scatter**2).sum())) / scatter.size
+    return product / max(error, 1e-300), float(np.sqrt(max(product, 0.0)))
 
 
 def fit(found: Recording) -> Fit:
-    """The least-squares fit of every batch's update."""
+    """Return the least-squares fit of every batch's update."""
     parts = found.exact.parts
     coefficients = found.updates @ np.linalg.pinv(parts).T
     lengths = np.linalg.norm(parts, axis=0)
@@ -204,9 +190,9 @@ def fit(found: Recording) -> Fit:
     )
 
 
-def gradient(subject: Subject, name: str) -> Outcome:
+def gradient(tested: AgentUnderTest, name: str) -> Outcome:
     """The update is that of J: coefficients 1, -beta and the logged entropy bonus up to one factor, and no rest."""
-    found = recording(subject, name)
+    found = recording(tested, name)
     illegal = np.abs(found.updates[:, found.exact.mass == 0]).max(initial=0.0)
     if illegal > 1e-6 * np.abs(found.updates).max():
         return judge(False, f"gradient {illegal:.2g} on tokens that are not allowed", "none")
@@ -217,7 +203,7 @@ def gradient(subject: Subject, name: str) -> Outcome:
             False, f"coefficient of E[R] {factor:.3g} +- {error:.2g}", "above 0 by 3 standard errors"
         )
     kl, bonus = own.contrast(1, -own.beta), own.contrast(2, own.entropy)
-    rest, size = own.rest
+    rest, size = common_rest(own.rests)
     worst = max(abs(kl[0]) / kl[1], abs(bonus[0]) / bonus[1], rest)
     return judge(
         bool(worst <= _SIGMAS),
@@ -228,9 +214,9 @@ def gradient(subject: Subject, name: str) -> Outcome:
     )
 
 
-def states_used(subject: Subject) -> Outcome:
+def states_used(tested: AgentUnderTest) -> Outcome:
     """Every state that was played gets a gradient, and nothing else does: no padding, nothing behind the end."""
-    found = recording(subject, "plain")
+    found = recording(tested, "plain")
     share = found.used / max(found.played, 1)
     return judge(
         bool(_LEAST_USED <= share <= 1.0) and not found.foreign,
@@ -239,13 +225,12 @@ def states_used(subject: Subject) -> Outcome:
     )
 
 
-def variance(subject: Subject) -> Outcome:
+def variance(tested: AgentUnderTest) -> Outcome:
     """The scatter of the updates is that of the estimator that the agent says it has, on batches of this size."""
-    found = recording(subject, "plain")
+    found = recording(tested, "plain")
     estimator = found.first.estimator
     if estimator is None:
         raise NotAsked("hook 'gradient' says no estimator")
-
     values = hook(found.agent, "values") if estimator.baseline == "value" else None
     exact, spread = exact_variance(found.exact, estimator, values, EPISODES)
     own = fit(found)
@@ -260,57 +245,39 @@ def variance(subject: Subject) -> Outcome:
     )
 
 
-def value_loss(subject: Subject) -> Outcome:
+def value_loss(tested: AgentUnderTest) -> Outcome:
     """The gradient on V(s) is that of a squared error to the return to come, over the states that were played."""
-    found = recording(subject, "plain")
+    found = recording(tested, "plain")
     if found.values is None:
         raise NotAsked("hook 'gradient' has no values")
     exact = found.exact
-    agent_values = _values(found)
+    tree = exact.tree
+    agent_values = critic_values(exact, hook(found.agent, "values"))
     visits = exact.per_state(
-        [exact.tree.weights[exact.tree.prompt_of[d]] * r for d, r in enumerate(exact.values.reach[:-1])]
+        [tree.weights[p] * r for p, r in zip(tree.prompt_of, exact.values.reach, strict=True)]
     )
-    best = None
-    for target in _targets(found):
+    # V(s) may be taught J to come, or the same without the KL of s itself.
+    whole = exact.per_state(exact.values.values)
+    kl = exact.per_state(state_sums(tree, kl_terms(exact.values)))
+    judged = []
+    for target in (whole, whole + found.first.beta * kl):
         part = visits * (agent_values - target)
         slopes = found.values @ part / (part @ part)
-        rests = found.values - slopes[:, None] * part
-        z, size = Fit(slopes[:, None], rests, 1.0, 0.0, 0.0).rest
+        z, size = common_rest(found.values - slopes[:, None] * part)
         slope, error = _mean(slopes)
-        entry = (z, size / float(np.linalg.norm(found.values.mean(0))), slope > _SIGMAS * error)
-        best = entry if best is None or entry[0] < best[0] else best
-    assert best is not None
+        share = size / float(np.linalg.norm(found.values.mean(0)))
+        judged.append((z, share, slope > _SIGMAS * error))
+    rest, share, along = min(judged, key=lambda entry: entry[0])
     return judge(
-        bool(best[0] <= _SIGMAS) and best[2],
-        f"rest {best[1]:.1%} ({best[0]:.1f} standard errors), {'along' if best[2] else 'not along'} V - return",
+        bool(rest <= _SIGMAS) and along,
+        f"rest {share:.1%} ({rest:.1f} standard errors), {'along' if along else 'not along'} V - return",
         f"rest 0, within {_SIGMAS:g} standard errors",
     )
 
 
-def _values(found: Recording) -> Floats:
-    """(S,) V of the agent in every running state, reward units."""
-    tree, values = found.exact.tree, hook(found.agent, "values")
-    parts = [values(tree.observations(d, n.running)) for d, n in enumerate(tree.levels[:-1])]
-    return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
-
-
-def _targets(found: Recording) -> list[Floats]:
-    """(S,) what V(s) may be taught: J to come, the same without the KL of s itself, or the return alone."""
-    values, tree = found.exact.values, found.exact.tree
-    own = []
-    for depth, level in enumerate(tree.levels[:-1]):
-        logs = values.log_policy[depth]
-        terms = np.exp(logs) * np.where(logs > -np.inf, logs - values.log_reference[depth], 0.0)
-        kl = np.zeros(len(level.parent))
-        kl[level.running] = np.add.reduceat(terms, level.starts)
-        own.append(kl)
-    whole = found.exact.per_state(values.values)
-    return [whole, whole + found.first.beta * found.exact.per_state(own)]
-
-
-def clipping(subject: Subject) -> Outcome:
+def clipping(tested: AgentUnderTest) -> Outcome:
     """At ratios away from 1 the surrogate is rho A or a lower bound of it: flat only where it has improved already."""
-    agent = plain_agent(subject, probe_env(probe_task(PROBES["plain"]), EPISODES), False)
+    agent = plain_agent(tested, probe_env(TASKS["plain"](), EPISODES), False)
     surrogate = hook(agent, "surrogate")
     ratios = np.tile(_CLIPS, 2)
     advantages = np.repeat([1.0, -1.0], len(_CLIPS))
@@ -334,13 +301,12 @@ def clipping(subject: Subject) -> Outcome:
     return judge(not wrong.any(), told or "as a lower bound", "rho A, or 0 where the ratio has gone A's way")
 
 
-def masked_ratio(subject: Subject) -> Outcome:
+def masked_ratio(tested: AgentUnderTest) -> Outcome:
     """Under a grammar the policy that is scored is the one that sampled: in the first step its ratio is 1."""
-    task = probe_task(PROBES["masked"])
-    env = probe_env(task, subject.envs)
-    agent = plain_agent(subject, env, True)
-    rows: list[Any] = []
-    agent.learn(env, subject.envs, rows.append)
+    env = probe_env(TASKS["masked"](), tested.envs)
+    agent = plain_agent(tested, env, True)
+    rows: list[Metrics] = []
+    agent.learn(env, tested.envs, rows.append)
     name = next((n for n in ("val/first_ratio", "val/ratio") if rows and n in rows[0]), None)
     if name is None:
         raise NotAsked("the agent does not log 'val/first_ratio'")
@@ -350,5 +316,5 @@ def masked_ratio(subject: Subject) -> Outcome:
 
 
 def _mean(numbers: Floats) -> tuple[float, float]:
-    """The mean and its standard error."""
+    """Return the mean and its standard error."""
     return float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(len(numbers)))

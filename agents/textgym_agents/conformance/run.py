@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from textgym.checks import docstring, not_one_of
 from textgym_agents.conformance import batch, behaviour, objective
-from textgym_agents.conformance.subject import (
+from textgym_agents.conformance.under_test import (
     FAILS,
     NOT_ASKED,
+    AgentSource,
+    AgentUnderTest,
     Finding,
     LearningTask,
     NotAsked,
     Outcome,
-    Subject,
     factory_of,
     plain_factory_of,
 )
@@ -34,12 +34,12 @@ class Check:
 
     name: str
     statement: int
-    run: Callable[[Subject], Outcome]
+    run: Callable[[AgentUnderTest], Outcome]
     slow: bool = False
 
     @property
     def asks(self) -> str:
-        """What must hold, in a sentence."""
+        """The statement that must hold, in a sentence."""
         asked = self.run.func if isinstance(self.run, partial) else self.run
         return docstring(asked).splitlines()[0]
 
@@ -90,21 +90,21 @@ CHECKS = (
 
 
 def check_names(slow: bool = True) -> tuple[str, ...]:
-    """The names of all checks in the order in which they are run, or of those that are done in seconds."""
+    """Return the names of all checks in the order in which they are run, or of those that are done in seconds."""
     return tuple(entry.name for entry in CHECKS if slow or not entry.slow)
 
 
 def check(
-    agent: Any,
+    agent: AgentSource,
     checks: Iterable[str] | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     learning_tasks: Mapping[str, LearningTask] | None = None,
     envs: int = 64,
     iterations: int = 8,
     progress: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
-    """Checks an agent against the exact solver and the statements that must hold.
+    """Check an agent against the exact solver and the statements that must hold.
 
     Args:
         agent: a registered name, "module:Class", a class, or a function that makes an untrained agent for a vector
@@ -124,22 +124,25 @@ def check(
     for name in names:
         if name not in check_names():
             raise ValueError(not_one_of("check", name, check_names()))
-    problems = behaviour.DEFAULT_TASKS if learning_tasks is None else learning_tasks
-    chosen = settings or {}
-    make, plain = factory_of(agent, chosen), plain_factory_of(agent, chosen)
-    subject = Subject(make, problems, envs, iterations, plain)
+    tested = AgentUnderTest(
+        factory_of(agent, settings or {}),
+        behaviour.DEFAULT_TASKS if learning_tasks is None else learning_tasks,
+        envs,
+        iterations,
+        plain_factory_of(agent, settings or {}),
+    )
     findings = []
     for entry in CHECKS:
         if entry.name in names:
-            findings.append(_ask(entry, subject))
+            findings.append(_ask(entry, tested))
             if progress is not None:
                 progress(findings[-1])
     return findings
 
 
-def _ask(entry: Check, subject: Subject) -> Finding:
+def _ask(entry: Check, tested: AgentUnderTest) -> Finding:
     try:
-        outcome = entry.run(subject)
+        outcome = entry.run(tested)
     except NotAsked as reason:
         outcome = Outcome(NOT_ASKED, str(reason), "")
     except Exception as error:  # whatever the agent raises is what was found

@@ -16,20 +16,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from textgym.solver import MAX_STATES, PolicyValues, evaluate_edges, policy_values, prefix_tree
+from textgym.checks import Floats, Ints
+from textgym.solver import MAX_STATES, PolicyValues, policy_values, prefix_tree
 from textgym_agents.exact.objective import (
     EnumeratedPolicy,
-    Floats,
-    Ints,
+    Problem,
+    Steps,
     edge_jacobian,
     edge_weights,
+    kl_terms,
     readable,
+    steps,
+    to_go,
+    unpaid,
 )
 from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
 from textgym_agents.lm.maths import gae
@@ -61,43 +65,50 @@ class Moments:
 
     @property
     def variance_per_sample(self) -> float:
-        """Variance times samples."""
+        """The variance times `samples`."""
         return self.samples * self.variance
 
 
 @dataclass(frozen=True, eq=False)
 class Enumeration:
-    """All N trajectories of a task under a torch policy; T is the longest. Time steps after the end hold 0.
+    """All N trajectories of a task under a torch policy.
 
     Attributes:
         values: the policy's exact values.
         jacobian: (E, D) grad log pi of every edge.
-        prompt: (N,) index. probability: (N,) given the prompt. lengths: (N,) tokens.
-        path: (N, T) edge of each step, -1 after the end.
-        rewards: (N, T) discounted, reward units. log_ratio: (N, T) log(pi / ref) of the action, nats.
-        kl: (N, T) KL(pi || ref) of the state, nats. state_values: (N, T) V(s_t), reward units at time 0.
+        steps: of the trajectories, in the order of `values.trajectories`.
     """
 
     values: PolicyValues
     jacobian: Floats = field(repr=False)
-    prompt: Ints = field(repr=False)
-    probability: Floats = field(repr=False)
-    lengths: Ints = field(repr=False)
-    path: Ints = field(repr=False)
-    rewards: Floats = field(repr=False)
-    log_ratio: Floats = field(repr=False)
-    kl: Floats = field(repr=False)
-    state_values: Floats = field(repr=False)
+    steps: Steps = field(repr=False)
+
+    @property
+    def prompt(self) -> Ints:
+        """The index of the prompt of every trajectory, (N,)."""
+        return self.values.trajectories.prompt
+
+    @property
+    def probability(self) -> Floats:
+        """P(tau) given the prompt, (N,)."""
+        probability: Floats = np.exp(self.values.trajectories.log_probability)
+        return probability
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of every trajectory, (N,)."""
+        return self.values.trajectories.length
 
     @property
     def mass(self) -> Floats:
         """P(tau), the prompt's probability included, (N,)."""
-        return np.asarray(self.values.tree.weights[self.prompt] * self.probability)
+        return self.values.trajectories.probability
 
     @property
     def charged(self) -> Floats:
         """(N, T) rewards less beta times the log-ratios: the KL as part of the reward."""
-        return self.rewards - self.values.beta * self.log_ratio if self.values.beta else self.rewards
+        beta, rewards = self.values.beta, self.steps.rewards
+        return rewards - beta * self.steps.log_ratio if beta else rewards
 
     @cached_property
     def gradient(self) -> Floats:
@@ -112,23 +123,25 @@ class Enumeration:
     @cached_property
     def scores(self) -> Floats:
         """Grad log P(tau), (N, D)."""
-        return np.asarray(self.on_path(np.ones(self.path.shape)) @ self.jacobian)
+        return np.asarray(self.on_path(np.ones(self.steps.path.shape)) @ self.jacobian)
 
     def on_path(self, weights: Floats) -> Floats:
-        """From weights of the actions taken (N, T) to weights of all edges (N, E)."""
-        result = np.zeros((len(self.path), len(self.jacobian)))
-        row, step = np.nonzero(self.path >= 0)
-        result[row, self.path[row, step]] = weights[row, step]
+        """Return, from weights of the actions taken (N, T), those of all edges (N, E)."""
+        result = np.zeros((len(self.steps.path), len(self.jacobian)))
+        row, step = np.nonzero(self.steps.path >= 0)
+        result[row, self.steps.path[row, step]] = weights[row, step]
         return result
 
     def moments(self, estimator: str, weights: Floats, target: Floats | None = None) -> Moments:
-        """Of g = sum of weights times grad log pi, by summing over all trajectories.
+        """Return the moments of g = sum of weights times grad log pi, by summing over all trajectories.
 
         Args:
             weights: (N, T) of the actions taken, or (N, E) of all edges.
             target: (D,) what is estimated; None is grad J.
         """
-        edges = weights if weights.shape == (len(self.path), len(self.jacobian)) else self.on_path(weights)
+        edges = (
+            weights if weights.shape == (len(self.steps.path), len(self.jacobian)) else self.on_path(weights)
+        )
         mean = (self.mass @ edges) @ self.jacobian
         second = float(self.mass @ ((edges @ self.gram) * edges).sum(1))
         return compare(estimator, 1, mean, second, self.gradient if target is None else target)
@@ -142,7 +155,7 @@ def compare(
     target: Floats,
     errors: tuple[float, float] = (0.0, 0.0),
 ) -> Moments:
-    """A row of the table from E[g] (D,) and E |g|^2."""
+    """Return a row of the table from E[g] (D,) and E |g|^2."""
     bias, size, length = (float(np.linalg.norm(v)) for v in (mean - target, target, mean))
     return Moments(
         estimator=estimator,
@@ -159,52 +172,21 @@ def compare(
 
 
 def enumerate_trajectories(
-    subject: Any,
-    policy: Any,
-    reference: Any = None,
+    problem: Problem,
+    policy: object,
+    reference: object = None,
     beta: float | None = None,
     gamma: float | None = None,
     split: str | None = None,
     max_states: int = MAX_STATES,
 ) -> Enumeration:
-    """Everything the tables are made of, for a torch policy. For the arguments see `policy_gradient`.
+    """Return everything the tables are made of, for a torch policy. For the arguments see `policy_gradient`.
 
     Raises: as `policy_gradient`; ValueError if the Jacobian is too large.
     """
-    tree = prefix_tree(subject, split, max_states)
+    tree = prefix_tree(problem, split, max_states)
     values = policy_values(tree, EnumeratedPolicy(policy), readable(reference), beta, gamma)
-    every, depths = values.trajectories, len(tree.levels) - 1
-    state_kl = _state_kl(values)
-    shape = (len(every.row), depths)
-    path, arrays = np.full(shape, -1), np.zeros((4, *shape))
-    offsets = np.cumsum([0, *(len(level.parent) for level in tree.levels[1:])])
-    row = np.zeros(shape[0], dtype=np.int64)
-    for depth in range(depths, 0, -1):
-        here = np.flatnonzero(every.length >= depth)
-        ends = every.length[here] == depth
-        row[here[ends]] = every.row[here[ends]]
-        level, edge, step = tree.levels[depth], row[here], depth - 1
-        path[here, step] = offsets[step] + edge
-        arrays[0, here, step] = values.gamma**step * level.reward[edge]
-        arrays[1, here, step] = values.log_policy[step][edge] - values.log_reference[step][edge]
-        row[here] = level.parent[edge]
-        arrays[2, here, step] = state_kl[step][row[here]]
-        arrays[3, here, step] = values.values[step][row[here]]
-    return Enumeration(
-        values, edge_jacobian(tree, policy), every.prompt, np.exp(every.log_probability), every.length, path, *arrays
-    )  # fmt: skip
-
-
-def _state_kl(values: PolicyValues) -> list[Floats]:
-    """KL(pi || ref) of every state, nats; 0 at ended ones."""
-    result = []
-    for depth, level in enumerate(values.tree.levels[:-1]):
-        logs = values.log_policy[depth]
-        terms = np.where(logs > -np.inf, np.exp(logs) * (logs - values.log_reference[depth]), 0.0)
-        kl = np.zeros(len(level.parent))
-        kl[level.running] = np.add.reduceat(terms, level.starts)
-        result.append(kl)
-    return result
+    return Enumeration(values, edge_jacobian(tree, policy), steps(values))
 
 
 _TUPLES = 500_000
@@ -218,7 +200,7 @@ def estimator_table(
     draws: int = 200_000,
     seed: int = 0,
 ) -> list[Moments]:
-    """One row per estimator.
+    """Return a row per estimator.
 
     Args:
         enumeration: from `enumerate_trajectories`.
@@ -229,7 +211,7 @@ def estimator_table(
     """
     if group < 2:
         raise ValueError(f"group={group!r}: allowed is an integer >= 2")
-    rewards, values = enumeration.charged, enumeration.state_values
+    rewards, values = enumeration.charged, enumeration.steps.state_values
     whole = np.repeat(rewards.sum(1, keepdims=True), rewards.shape[1], axis=1)
     rows = [
         enumeration.moments("REINFORCE", whole),
@@ -250,11 +232,6 @@ def estimator_table(
     return rows
 
 
-def to_go(rewards: Floats) -> Floats:
-    """Sums of this and all later entries, (N, T)."""
-    return np.asarray(np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1], dtype=np.float64)
-
-
 def _group_moments(
     enumeration: Enumeration,
     name: str,
@@ -264,7 +241,7 @@ def _group_moments(
     draws: int,
     seed: int,
 ) -> Moments:
-    """Moments of g = (1/n) sum_i A_i grad log P(tau_i) over groups of n completions of one prompt."""
+    """Return the moments of g = (1/n) sum_i A_i grad log P(tau_i) over groups of n completions of one prompt."""
     weights, returns = enumeration.values.tree.weights, enumeration.charged.sum(1)
     scale = 1 / enumeration.lengths if mean_over_tokens else np.ones(len(returns))
     mean, second = np.zeros(enumeration.jacobian.shape[1]), 0.0
@@ -295,7 +272,7 @@ def _group_moments(
 def _tuples(
     probability: Floats, group: int, draws: int, generator: np.random.Generator
 ) -> tuple[Ints, Floats, bool]:
-    """Groups of completions (M, n) with their probabilities (M,): all there are, or some that were drawn."""
+    """Return groups of completions (M, n) with their probabilities (M,): all there are, or some that were drawn."""
     count = len(probability)
     if count**group <= _TUPLES:
         tuples = np.indices((count,) * group).reshape(group, -1).T
@@ -305,7 +282,7 @@ def _tuples(
 
 
 def _squares(tuples: Ints, amounts: Floats, gram: Floats) -> Floats:
-    """|sum_i amount_i grad log P(tau_i)|^2 of every group, (M,)."""
+    """Return |sum_i amount_i grad log P(tau_i)|^2 of every group, (M,)."""
     result = np.zeros(len(tuples))
     for i in range(tuples.shape[1]):
         for j in range(tuples.shape[1]):
@@ -328,14 +305,14 @@ class ValueMoments:
 
 
 def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
-    """k1, k2, k3 and the exact KL of the states visited, as estimators of KL(pi || ref) per sequence."""
-    ratio, mass, truth = enumeration.log_ratio, enumeration.mass, enumeration.values.kl
+    """Return k1, k2, k3 and the exact KL of the states visited, as estimators of KL(pi || ref) per sequence."""
+    ratio, mass, truth = enumeration.steps.log_ratio, enumeration.mass, enumeration.values.kl
     rows = []
     for name, tokens in (
         ("k1", ratio),
         ("k2", 0.5 * ratio**2),
         ("k3", np.expm1(-ratio) + ratio),
-        ("exact", enumeration.kl),
+        ("exact", enumeration.steps.kl),
     ):
         sums = tokens.sum(1)
         mean = float(mass @ sums)
@@ -344,12 +321,12 @@ def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
 
 
 def kl_gradient_table(enumeration: Enumeration) -> list[Moments]:
-    """Estimators of the gradient of KL(pi || ref) per sequence, in the loss, in the reward, or in both."""
-    ratio, kl = enumeration.log_ratio, enumeration.kl
+    """Return estimators of the gradient of KL(pi || ref) per sequence, in the loss, in the reward, or in both."""
+    ratio, kl = enumeration.steps.log_ratio, enumeration.steps.kl
     later = to_go(kl) - kl
     direct = _direct(enumeration)
     weights = {
-        "k1 in the loss": (enumeration.path >= 0).astype(np.float64),
+        "k1 in the loss": (enumeration.steps.path >= 0).astype(np.float64),
         "k2 in the loss": ratio,
         "k3 in the loss": -np.expm1(-ratio),
         "exact in the loss": direct,
@@ -365,30 +342,22 @@ def kl_gradient_table(enumeration: Enumeration) -> list[Moments]:
 
 
 def kl_gradient(enumeration: Enumeration) -> Floats:
-    """The exact gradient of KL(pi || ref) per sequence, (D,): of -J where nothing is paid and beta is 1."""
-    values = enumeration.values
-    levels = tuple(replace(level, reward=np.zeros_like(level.reward)) for level in values.tree.levels)
-    unpaid = evaluate_edges(
-        replace(values.tree, levels=levels), values.log_policy, values.log_reference, 1.0, values.gamma
-    )
-    return np.asarray(-np.concatenate(edge_weights(unpaid)) @ enumeration.jacobian)
+    """Return the exact gradient of KL(pi || ref) per sequence, (D,): of -J where nothing is paid and beta is 1."""
+    gradient: Floats = -np.concatenate(edge_weights(unpaid(enumeration.values))) @ enumeration.jacobian
+    return gradient
 
 
 def _direct(enumeration: Enumeration) -> Floats:
-    """Weights (N, E) of the gradient of the exact KL in each state visited: pi(a) l(a) on all of its edges."""
-    values = enumeration.values
-    tree, own = values.tree, values.log_policy
-    terms = [
-        np.exp(p) * np.where(p > -np.inf, p - q, 0.0) for p, q in zip(own, values.log_reference, strict=True)
-    ]
-    flat, offsets = np.concatenate(terms), np.cumsum([0, *(len(level.parent) for level in tree.levels[1:])])
-    result = np.zeros((len(enumeration.path), len(flat)))
+    """Return weights (N, E) of the gradient of the exact KL in each state visited: pi(a) l(a) on all of its edges."""
+    tree, path = enumeration.values.tree, enumeration.steps.path
+    terms = kl_terms(enumeration.values)
+    result = []
+    first = 0
     for depth, level in enumerate(tree.levels[:-1]):
-        here = np.flatnonzero(enumeration.path[:, depth] >= 0)
         parent = tree.levels[depth + 1].parent
-        state = parent[enumeration.path[here, depth] - offsets[depth]]
-        visited = np.zeros((len(here), len(level.parent)))
-        visited[np.arange(len(here)), state] = 1.0
-        edges = slice(offsets[depth], offsets[depth + 1])
-        result[here, edges] = visited[:, parent] * flat[edges]
-    return result
+        here = np.flatnonzero(path[:, depth] >= 0)
+        visited = np.zeros((len(path), len(level.parent)))
+        visited[here, parent[path[here, depth] - first]] = 1.0
+        result.append(visited[:, parent] * terms[depth])
+        first += len(parent)
+    return np.concatenate(result, axis=1)

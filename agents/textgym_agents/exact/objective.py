@@ -1,32 +1,43 @@
-"""The exact gradient of J for a torch policy, and KL estimators, by enumerating the states of a small task."""
+"""The exact gradient of J for a torch policy, and what it is summed from, over the states of a small task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.solver import MAX_STATES, PolicyValues, PrefixTree, policy_values, prefix_tree
+from textgym import Task, TokenVectorEnv
+from textgym.checks import Floats, Ints
+from textgym.lm.reference import Reference
+from textgym.solver import (
+    MAX_STATES,
+    PolicyValues,
+    PrefixTree,
+    evaluate_edges,
+    policy_values,
+    prefix_tree,
+)
+from textgym_agents.protocol import Observation
 
 _ROWS_AT_ONCE = 1024
 _LARGEST = 100_000_000  # numbers in a Jacobian
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Problem = Task | gym.Env[object, object] | TokenVectorEnv | PrefixTree
+"""A task, an environment of one, or its tree."""
 
 
 class TorchPolicy(Protocol):
     """A differentiable policy, as `textgym_agents.lm.policy.LMPolicy` is one."""
 
-    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Any]:
-        """Logits (N, V) at (rows, columns) of right-padded ids (B, L), and whatever else; differentiable."""
+    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, object]:
+        """Return logits (N, V) at (rows, columns) of right-padded ids (B, L), and whatever else; differentiable."""
 
     def parameters(self) -> Iterator[Tensor]:
-        """What the gradient is taken with respect to."""
+        """Return the tensors that the gradient is taken with respect to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +62,11 @@ class EnumeratedPolicy:
     """A torch policy as one with `log_probs(observation)`, in float64 and without a cache.
 
     Args:
-        policy: see `TorchPolicy`; or an agent whose attribute `policy` is one.
+        policy: a `TorchPolicy`, or an agent whose attribute `policy` is one.
     Raises: TypeError if it is neither.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: object) -> None:
         inner = policy if hasattr(policy, "states") else getattr(policy, "policy", policy)
         if not (hasattr(inner, "states") and hasattr(inner, "parameters")):
             raise TypeError(
@@ -66,8 +77,8 @@ class EnumeratedPolicy:
         self.parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
         self.device = next(iter(inner.parameters())).device
 
-    def logits(self, observation: Any) -> Tensor:
-        """Logits (B, V) float64 of a batch of states; differentiable."""
+    def logits(self, observation: Observation) -> Tensor:
+        """Return logits (B, V) float64 of a batch of states; differentiable."""
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=self.device)
         rows = torch.arange(len(lengths), device=self.device)
@@ -75,17 +86,16 @@ class EnumeratedPolicy:
         return logits.double()
 
     @torch.no_grad()
-    def log_probs(self, observation: Any) -> Floats:
+    def log_probs(self, observation: Observation) -> Floats:
         """See `textgym.lm.reference.Reference.log_probs`; (B, V) float64."""
-        count = len(observation["input_ids"])
-        parts = []
-        for start in range(0, count, _ROWS_AT_ONCE):
+        parts: list[Floats] = []
+        for start in range(0, len(observation["input_ids"]), _ROWS_AT_ONCE):
             part = {name: array[start : start + _ROWS_AT_ONCE] for name, array in observation.items()}
             parts.append(torch.log_softmax(self.logits(part), -1).cpu().numpy())
         return np.concatenate(parts)
 
     def edges(self, tree: PrefixTree, depth: int, rows: Ints) -> Tensor:
-        """The log-probability of every edge out of consecutive running states; differentiable."""
+        """Return the log-probability of every edge out of consecutive running states; differentiable."""
         where, place = tree.edges(depth, rows)
         action = tree.levels[depth + 1].action[where]
         logits = self.logits(tree.observations(depth, rows))
@@ -94,8 +104,8 @@ class EnumeratedPolicy:
         masked = logits.masked_fill(~legal.to(self.device), -torch.inf)
         return torch.log_softmax(masked, -1)[place, action]
 
-    def flat(self, gradients: Any) -> Tensor:
-        """Gradients, None where a parameter has none, as one vector (D,) float64."""
+    def flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return gradients, None where a parameter has none, as one vector (D,) float64."""
         pairs = zip(gradients, self.parameters, strict=True)
         return torch.cat(
             [(torch.zeros_like(p) if g is None else g).detach().double().flatten() for g, p in pairs]
@@ -103,54 +113,139 @@ class EnumeratedPolicy:
 
 
 def policy_gradient(
-    subject: Any,
-    policy: Any,
-    reference: Any = None,
+    problem: Problem,
+    policy: object,
+    reference: object = None,
     beta: float | None = None,
     gamma: float | None = None,
     split: str | None = None,
     max_states: int = MAX_STATES,
 ) -> PolicyGradient:
-    """The exact gradient of J, by the policy-gradient theorem over all states.
+    """Return the exact gradient of J, by the policy-gradient theorem over all states.
 
     grad J = sum_s d(s) sum_a pi(a given s) A(s, a) grad log pi(a given s), with d(s) the probability of passing through
     s and A the advantage of the KL-regularised problem in units of time 0 (gamma^t and the KL are in it).
 
     Args:
-        policy: see `EnumeratedPolicy`. reference: may be a torch policy too. For the others see
-            `textgym.solver.policy_values`.
+        problem: see `textgym.solver.policy_values`, as for beta, gamma, split and max_states.
+        policy: see `EnumeratedPolicy`.
+        reference: anything with `log_probs(observation)`, or a torch policy; None takes the task's.
     Raises: TypeError for a policy that cannot be differentiated; otherwise as `policy_values`.
     Source: Sutton et al. (2000), theorem 1.
     """
-    tree = prefix_tree(subject, split, max_states)
+    tree = prefix_tree(problem, split, max_states)
     own = EnumeratedPolicy(policy)
     values = policy_values(tree, own, readable(reference), beta, gamma)
     total = torch.zeros(sum(p.numel() for p in own.parameters), dtype=torch.float64, device=own.device)
     for depth, weights in enumerate(edge_weights(values)):
-        for rows in _blocks(tree, depth):
-            where, _ = tree.edges(depth, rows)
-            surrogate = own.edges(tree, depth, rows) @ torch.tensor(weights[where], device=own.device)
-            total += own.flat(torch.autograd.grad(surrogate, own.parameters, allow_unused=True))
+        for batch in tree.batches(depth):
+            for start in range(0, len(batch), _ROWS_AT_ONCE):
+                rows = batch[start : start + _ROWS_AT_ONCE]
+                where, _ = tree.edges(depth, rows)
+                surrogate = own.edges(tree, depth, rows) @ torch.tensor(weights[where], device=own.device)
+                total += own.flat(torch.autograd.grad(surrogate, own.parameters, allow_unused=True))
     return PolicyGradient(total.cpu(), values)
 
 
-def readable(reference: Any) -> Any:
+def readable(reference: object) -> Reference | None:
     """Return a reference that is no torch policy: such a policy is wrapped, everything else stays as it is."""
-    return EnumeratedPolicy(reference) if hasattr(reference, "states") else reference
+    return (
+        EnumeratedPolicy(reference) if hasattr(reference, "states") else cast("Reference | None", reference)
+    )
 
 
 def edge_weights(values: PolicyValues) -> list[Floats]:
-    """For every edge rho d(s) pi(a given s) A(s, a): grad J is their sum times grad log pi(a given s)."""
+    """Return rho d(s) pi(a given s) A(s, a) of every edge: grad J is their sum times grad log pi(a given s)."""
+    return [
+        np.where(mass > 0, mass * np.where(mass > 0, advantages, 0.0), 0.0)
+        for mass, advantages in zip(edge_mass(values), values.advantages, strict=True)
+    ]
+
+
+def edge_mass(values: PolicyValues) -> list[Floats]:
+    """Return rho d(s) pi(a given s) of every edge."""
     tree = values.tree
-    result = []
-    for depth in range(len(tree.levels) - 1):
-        mass = tree.weights[tree.prompt_of[depth + 1]] * values.reach[depth + 1]
-        result.append(np.where(mass > 0, mass * np.where(mass > 0, values.advantages[depth], 0.0), 0.0))
-    return result
+    return [tree.weights[prompt] * reach for prompt, reach in zip(tree.prompt_of, values.reach, strict=True)][
+        1:
+    ]
 
 
-def edge_jacobian(tree: PrefixTree, policy: Any) -> Floats:
-    """Grad log pi of every edge, (E, D) float64, level after level.
+def unpaid(values: PolicyValues) -> PolicyValues:
+    """Return the values of the same policy where nothing is paid and beta is 1: J is -KL(pi || ref)."""
+    levels = tuple(replace(level, reward=np.zeros_like(level.reward)) for level in values.tree.levels)
+    tree = replace(values.tree, levels=levels)
+    return evaluate_edges(tree, values.log_policy, values.log_reference, 1.0, values.gamma)
+
+
+def state_sums(tree: PrefixTree, edges: Sequence[Floats]) -> list[Floats]:
+    """Return the sums of arrays per edge over the edges of every state; 0 at ended ones."""
+    sums = []
+    for level, own in zip(tree.levels, edges, strict=False):
+        total = np.zeros(len(level.parent))
+        total[level.running] = np.add.reduceat(own, level.starts)
+        sums.append(total)
+    return sums
+
+
+def log_ratios(values: PolicyValues) -> list[Floats]:
+    """Return log(pi / ref) of every edge, nats; 0 where the policy never goes."""
+    pairs = zip(values.log_policy, values.log_reference, strict=True)
+    return [np.where(own > -np.inf, own - base, 0.0) for own, base in pairs]
+
+
+def kl_terms(values: PolicyValues) -> list[Floats]:
+    """Return pi log(pi / ref) of every edge, nats: they add up to the KL of their state."""
+    pairs = zip(values.log_policy, log_ratios(values), strict=True)
+    return [np.exp(own) * ratios for own, ratios in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """All N trajectories step by step; T is the longest. Time steps after the end hold 0.
+
+    Attributes:
+        path: (N, T) edge of each step, counted over all levels; -1 after the end.
+        rewards: (N, T) discounted, reward units. log_ratio: (N, T) log(pi / ref) of the action, nats.
+        kl: (N, T) KL(pi || ref) of the state, nats. state_values: (N, T) V(s_t), reward units at time 0.
+    """
+
+    path: Ints = field(repr=False)
+    rewards: Floats = field(repr=False)
+    log_ratio: Floats = field(repr=False)
+    kl: Floats = field(repr=False)
+    state_values: Floats = field(repr=False)
+
+
+def steps(values: PolicyValues) -> Steps:
+    """Return every trajectory step by step, in the order of `values.trajectories`."""
+    tree, every = values.tree, values.trajectories
+    depths = len(tree.levels) - 1
+    ratios, kl = log_ratios(values), state_sums(tree, kl_terms(values))
+    path, arrays = np.full((len(every.row), depths), -1), np.zeros((4, len(every.row), depths))
+    offsets = np.cumsum([0, *(len(level.parent) for level in tree.levels[1:])])
+    row = np.zeros(len(every.row), dtype=np.int64)
+    for depth in range(depths, 0, -1):
+        here = np.flatnonzero(every.length >= depth)
+        ends = every.length[here] == depth
+        row[here[ends]] = every.row[here[ends]]
+        level, edge, step = tree.levels[depth], row[here], depth - 1
+        path[here, step] = offsets[step] + edge
+        arrays[0, here, step] = values.gamma**step * level.reward[edge]
+        arrays[1, here, step] = ratios[step][edge]
+        row[here] = level.parent[edge]
+        arrays[2, here, step] = kl[step][row[here]]
+        arrays[3, here, step] = values.values[step][row[here]]
+    return Steps(path, *arrays)
+
+
+def to_go(rewards: Floats) -> Floats:
+    """Return the sums of this and all later entries, (N, T)."""
+    sums: Floats = np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
+    return sums
+
+
+def edge_jacobian(tree: PrefixTree, policy: object) -> Floats:
+    """Return grad log pi of every edge, (E, D) float64, level after level.
 
     Raises: ValueError if it would hold more than 100 million numbers.
     """
@@ -172,9 +267,3 @@ def edge_jacobian(tree: PrefixTree, policy: Any) -> Floats:
                 result[at] = own.flat(gradients).cpu().numpy()
                 at += 1
     return result
-
-
-def _blocks(tree: PrefixTree, depth: int) -> Iterator[Ints]:
-    for rows in tree.batches(depth):
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            yield rows[start : start + _ROWS_AT_ONCE]

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
+from textgym.checks import Floats, JsonObject
 from textgym.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Rows = Sequence[dict[str, Any]]
-Floats = NDArray[np.float64]
+Rows = Sequence[JsonObject]
 
 INK, FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
 _OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
@@ -26,7 +26,7 @@ _OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
 def draw_curves(
     rows: Rows, target: Path, title: str, levels: tuple[float, float] | None = None, beta: float = 0.0
 ) -> None:
-    """Writes a PNG of a run's metrics.
+    """Draw a run's metrics as a PNG.
 
     Args:
         rows: of metrics.jsonl.
@@ -67,7 +67,7 @@ def two_panels(
         figure.savefig(partial, format="png")
 
 
-def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:
+def _draw_objective(axes: Axes, rows: Rows, levels: tuple[float, float] | None, beta: float) -> None:
     style_axes(axes, "reward units")
     _line(axes, rows, "objective/scores", _REWARD, "reward, training batches")
     _points(axes, rows, "eval/reward", _REWARD, "reward, held-out prompts")
@@ -82,16 +82,23 @@ def _draw_objective(axes: Any, rows: Rows, levels: tuple[float, float] | None, b
     legend_above(axes)
 
 
-def _optimality_scale(axes: Any, low: float, high: float) -> None:
-    """A scale on the right: the same heights, with the reference at 0 and the optimum at 1."""
+def _optimality_scale(axes: Axes, low: float, high: float) -> None:
+    """Add a scale on the right, on which the reference is 0 and the optimum 1."""
     span = high - low
-    scale = axes.secondary_yaxis("right", functions=(lambda j: (j - low) / span, lambda o: low + o * span))
+
+    def optimality(j: ArrayLike) -> Floats:
+        return (np.asarray(j, dtype=np.float64) - low) / span
+
+    def objective(o: ArrayLike) -> Floats:
+        return low + np.asarray(o, dtype=np.float64) * span
+
+    scale = axes.secondary_yaxis("right", functions=(optimality, objective))
     scale.set_ylabel("optimality of J", color=_OBJECTIVE)
     scale.tick_params(colors=_OBJECTIVE, labelsize=9)
     scale.spines["right"].set_visible(False)
 
 
-def _draw_kl(axes: Any, rows: Rows) -> None:
+def _draw_kl(axes: Axes, rows: Rows) -> None:
     style_axes(axes, "KL to the reference\n(nats per answer)")
     _line(axes, rows, "objective/kl", _KL, "training batches")
     _points(axes, rows, "eval/kl", _KL, "held-out prompts")
@@ -100,7 +107,7 @@ def _draw_kl(axes: Any, rows: Rows) -> None:
     legend_above(axes)
 
 
-def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
+def _line(axes: Axes, rows: Rows, name: str, colour: str, label: str) -> None:
     # A batch shows the policy that the batches before it had made.
     shown = [{**row, "episode": before["episode"]} for before, row in pairwise(rows)]
     episodes, values = _series(shown, name)
@@ -108,8 +115,8 @@ def _line(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
         axes.plot(episodes, values, color=colour, alpha=0.45, linewidth=1.3, label=label)
 
 
-def _points(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
-    """Estimates with their 95% intervals."""
+def _points(axes: Axes, rows: Rows, name: str, colour: str, label: str) -> None:
+    """Draw estimates with their 95% intervals."""
     episodes, values = _series(rows, name)
     if not len(values):
         return

@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from textgym.checks import JsonObject
 from textgym.files import (
     check_file,
     json_line,
@@ -25,10 +26,26 @@ from textgym.files import (
 )
 from textgym_agents.saving import count, number
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 Row = Mapping[str, Any]
+State = Literal["finished", "running", "interrupted", "none"]
+"""running: a process is at work on it. none: no run is there."""
 _LOCK = ".lock"
 _PATIENCE = 0.2  # seconds; whoever asks whether a run is at work holds it for much less
 _LOGS = ("metrics.jsonl", "samples.jsonl")
+_RUNNING = "another process is at work on this run"
+_NOT_FREE = {
+    "running": _RUNNING,
+    "finished": "holds a finished run, which is never overwritten; choose another folder",
+    "interrupted": "holds an interrupted run; resume it, or choose another folder",
+}
+_NOT_TO_RESUME = {
+    "running": _RUNNING,
+    "finished": "holds a finished run, so there is nothing to resume",
+    "none": "holds no run, so there is nothing to resume",
+}
 
 
 class RunFolder:
@@ -42,11 +59,11 @@ class RunFolder:
         self.checkpoint = path / "checkpoint"
         recover_folder(self.checkpoint)
         self.curve = path / "curve.png"
-        self._events: Any = None
+        self._events: SummaryWriter | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: Row) -> RunFolder:
-        """A new folder with its config.json. Raises: ValueError if there are files at `path` already."""
+        """Make a new folder with its config.json. Raises: ValueError if there are files at `path` already."""
         cls.check_free(path)
         folder = cls(Path(path))
         make_folder(folder.path)
@@ -58,38 +75,29 @@ class RunFolder:
 
     @staticmethod
     def check_free(path: str | Path, held: bool = False) -> None:
-        """Raises: ValueError unless a run can start at `path`: nothing is there, or an empty folder.
+        """Raise ValueError unless a run can start at `path`: nothing is there, or an empty folder.
 
         Args:
             held: whether this process holds the folder.
         """
-        state = RunFolder(Path(path)).state(held)
-        if state == "running":
-            raise _at_work(path)
-        if state == "finished":
-            raise ValueError(
-                f"{path}: holds a finished run, which is never overwritten; choose another folder"
-            )
-        if state == "interrupted":
-            raise ValueError(f"{path}: holds an interrupted run; resume it, or choose another folder")
         there = Path(path)
+        state = RunFolder(there).state(held)
+        if state != "none":
+            raise ValueError(f"{path}: {_NOT_FREE[state]}")
         if there.exists() and not (there.is_dir() and {each.name for each in there.iterdir()} <= {_LOCK}):
             raise ValueError(f"{path}: is no run and not empty; choose another folder")
 
     @classmethod
     def reopen(cls, path: str | Path) -> RunFolder:
-        """The folder of an interrupted run. Raises: ValueError if there is none, or it is finished."""
+        """Return the folder of an interrupted run. Raises: ValueError if there is none, or it is finished."""
         folder = cls(Path(path))
         state = folder.state()
-        if state == "running":
-            raise _at_work(path)
         if state != "interrupted":
-            what = "holds a finished run" if state == "finished" else "holds no run"
-            raise ValueError(f"{path}: {what}, so there is nothing to resume")
+            raise ValueError(f"{path}: {_NOT_TO_RESUME[state]}")
         return folder
 
-    def state(self, held: bool = False) -> str:
-        """One of "finished", "running": a process is at work on it, "interrupted", and "none": no run is there.
+    def state(self, held: bool = False) -> State:
+        """Return what is in the folder.
 
         Args:
             held: whether this process holds the folder, and nobody is to be asked.
@@ -100,12 +108,12 @@ class RunFolder:
             return "none"
         return "running" if not held and _is_held(self.path / _LOCK) else "interrupted"
 
-    def config(self) -> dict[str, Any]:
-        """What the run was started with."""
+    def config(self) -> JsonObject:
+        """Return the settings that the run was started with."""
         return read_json(self.path / "config.json")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""
+    def metrics(self) -> list[JsonObject]:
+        """Return the rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""
         path = self.path / "metrics.jsonl"
         rows = read_lines(path)
         with reading(path, "the log"):
@@ -126,7 +134,7 @@ class RunFolder:
             return number(rows[-1], "seconds") if rows else 0.0
 
     def log(self, row: Row) -> None:
-        """Appends one iteration to metrics.jsonl and to the TensorBoard events."""
+        """Append one iteration to metrics.jsonl and to the TensorBoard events."""
         self._append("metrics.jsonl", [row])
         if self._events is not None:
             step = _step(row)
@@ -136,29 +144,29 @@ class RunFolder:
             self._events.flush()
 
     def mark(self, iteration: int) -> None:
-        """Writes down that the checkpoint is that of an iteration."""
+        """Write down the iteration of the checkpoint."""
         write_json(self.path / "progress.json", {"iteration": iteration})
 
     def marked(self) -> int:
-        """The iteration of the checkpoint; 0 without one."""
-        if not (self.checkpoint.is_dir() and (self.path / "progress.json").exists()):
-            return 0
+        """Return the iteration of the checkpoint; 0 without one."""
         path = self.path / "progress.json"
+        if not (self.checkpoint.is_dir() and path.exists()):
+            return 0
         with reading(path, "the mark of the checkpoint"):
             return count(read_json(path), "iteration")
 
     def sample(self, rows: Iterable[Row]) -> None:
-        """Appends completions to samples.jsonl."""
+        """Append completions to samples.jsonl."""
         self._append("samples.jsonl", rows)
 
     def finish(self, result: Row) -> None:
-        """Writes result.json: the run is complete."""
+        """Write result.json: the run is complete."""
         self.sync_logs()
         write_json(self.path / "result.json", result)
 
     @contextlib.contextmanager
     def writing(self, rewind_to: int | None = None, events: bool = True) -> Iterator[bool]:
-        """Holds the folder while it is written: no other process may. Yields whether TensorBoard events are kept.
+        """Hold the folder while it is written: no other process may. Yields: whether TensorBoard events are kept.
 
         Args:
             rewind_to: the iteration that the run goes on from; what was logged after it is dropped.
@@ -178,12 +186,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Raises: ValueError if another process holds the folder."""
+        """Hold the folder. Raises: ValueError if another process does."""
         with open_lock(self.path) as lock:
             until = time.monotonic() + _PATIENCE
             while not _try_to_hold(lock):
                 if time.monotonic() > until:
-                    raise _at_work(self.path)
+                    raise ValueError(f"{self.path}: {_RUNNING}")
                 time.sleep(_PATIENCE / 20)
             yield
 
@@ -196,12 +204,12 @@ class RunFolder:
             write_text(self.path / name, "".join(json_line(row) for row in kept))
 
     def sync_logs(self) -> None:
-        """Waits until the disk holds what was logged: a checkpoint that outlived its log could not be gone on with."""
+        """Wait until the disk holds what was logged: a checkpoint that outlives its log cannot be resumed from."""
         for name in _LOGS:
             if (self.path / name).exists():
                 sync(self.path / name)
 
-    def _open_events(self) -> Any:
+    def _open_events(self) -> SummaryWriter | None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -219,7 +227,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iterator[Path]:
-    """The folder of a new run: `out`, or else `parent/name-1` or the next number that nobody has taken.
+    """Yield the folder of a new run: `out`, or else `parent/name-1` or the next number that nobody has taken.
 
     A folder is taken by making it, so that of several commands that start at once each has its own. Where nothing was
     written to it in the end, it is given back.
@@ -248,16 +256,12 @@ def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iter
 
 
 def _step(row: Row) -> int:
-    """Where a row stands in the curves: its episode, or its iteration where there are no episodes."""
+    """Return the place of a row in the curves: its episode, or its iteration where there are no episodes."""
     return int(row.get("episode", row.get("iteration", 0)))
 
 
-def _at_work(path: str | Path) -> ValueError:
-    return ValueError(f"{path}: another process is at work on this run")
-
-
 def _is_held(lock: Path) -> bool:
-    """Whether a process holds a lock file. Asking takes it for a moment, which `_held` has patience for.
+    """Return whether a process holds a lock file. Asking takes it for a moment, which `_held` has patience for.
 
     Raises: ValueError for what is no file.
     """
@@ -271,7 +275,7 @@ def _is_held(lock: Path) -> bool:
 
 
 def _try_to_hold(lock: IO[str]) -> bool:
-    """Takes a lock file until it is closed. Returns: whether it was free."""
+    """Take a lock file until it is closed, and return whether it was free."""
     if os.name != "posix":
         return True
     import fcntl

@@ -1,4 +1,4 @@
-"""Trains any agent in a run folder: learning, held-out evaluation, samples, checkpoints, resuming."""
+"""Train any agent in a run folder: learning, held-out evaluation, samples, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from textgym_agents.training.curves import draw_curves
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.measures import (
     LearningMeter,
-    at_rest,
     evaluation_row,
     keep_optimum,
     kept_optimum,
@@ -30,25 +29,26 @@ from textgym_agents.training.measures import (
     optimum_summary,
     proposals_of,
     sample_rows,
+    to_evaluate,
     unsettled,
 )
 
 
 class Watcher(Protocol):
-    """Whoever follows a training."""
+    """An object that is told how a training goes."""
 
     def stage(self, text: str) -> None:
-        """A new part of the work begins."""
+        """Take note that a new part of the work begins."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Take note of something worth a line."""
 
     def iteration(self, row: Metrics) -> None:
-        """An iteration is over; these are its metrics, those of an evaluation included."""
+        """Take the metrics of an iteration, those of an evaluation included."""
 
 
-class _Told:
-    """A watcher whose full output is told apart from a full folder. Args: watcher: it; advice: see `disk_full_at`."""
+class _OutputWatcher:
+    """A watcher whose full output is told apart from a full folder. Args: advice: see `disk_full_at`."""
 
     def __init__(self, watcher: Watcher, advice: str) -> None:
         self._watcher, self._advice = watcher, advice
@@ -68,7 +68,7 @@ class _Told:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes:
         before, after: flat measures before and after learning, under `eval/...`.
@@ -136,7 +136,7 @@ class Training:
         self._iterations = self._episodes = 0
 
     def run(self, out: str | Path, watcher: Watcher, optimum: Optimum | None = None) -> TrainResult:
-        """Learns, and writes the run's folder.
+        """Learn, and write the run's folder.
 
         Args:
             out: a new folder; not looked at in a run that is resumed.
@@ -153,7 +153,7 @@ class Training:
             folder = self._folder or RunFolder.create(out, config)
         self._folder, self._optimum = folder, optimum
         advice = f"go on with: {self._command(folder)}"
-        watcher = _Told(watcher, advice)
+        watcher = _OutputWatcher(watcher, advice)
         try:
             rewind_to = self._checkpoint_iteration() if resumed else None
             with (
@@ -165,14 +165,11 @@ class Training:
                 self._catch_up(folder)
                 return self._run(folder, watcher)
         except KeyboardInterrupt as interrupt:
-            raise TrainingInterrupted(self._how_to_go_on(folder)) from interrupt
-
-    def _how_to_go_on(self, folder: RunFolder) -> str:
-        done = f"after {self._episodes} of {self._settings.episodes} episodes"
-        return f"{done}; go on with: {self._command(folder)}"
+            done = f"after {self._episodes} of {self._settings.episodes} episodes"
+            raise TrainingInterrupted(f"{done}; {advice}") from interrupt
 
     def _command(self, folder: RunFolder) -> str:
-        """The command line that goes on with this run."""
+        """Return the command line that goes on with this run."""
         plan = self._settings
         # What --agent can be told, and by which defaults, depends on it.
         agent = [] if plan.agent == "lm-ppo" else ["--agent", plan.agent]
@@ -208,7 +205,7 @@ class Training:
             self._meter.stop(metrics)
             before = self._episodes
             self._iterations += 1
-            self._episodes = int(metrics.get("episode", (self._iterations) * self._env.num_envs))
+            self._episodes = int(metrics.get("episode", self._iterations * self._env.num_envs))
             row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
             done = self._episodes >= settings.episodes
             evaluation = None
@@ -225,7 +222,7 @@ class Training:
 
         with first_interrupt(
             lambda: watcher.note("stopping after this iteration; Ctrl-C again stops at once")
-        ) as (interrupted):
+        ) as interrupted:
             self._meter.start()
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
             if interrupted() and self._episodes < settings.episodes:
@@ -236,7 +233,7 @@ class Training:
             self._save(folder)
 
     def _is_due(self, before: int) -> bool:
-        """Whether an evaluation follows this iteration. Args: before: episodes before it."""
+        """Return whether an evaluation follows this iteration. Args: before: episodes before it."""
         points, budget = self._settings.eval_points, self._settings.episodes
         if points:
             return self._episodes * points // budget > before * points // budget
@@ -269,21 +266,19 @@ class Training:
 
     def _work_out(self, proposals: Sequence[Agent] = ()) -> Optimum:
         # Always the same samples, so that every run of a task is measured against the same J*.
-        per_prompt = self._settings.optimum_per_prompt
-        reference = self.reference if self.has_own_reference else None
         return optimum_of(
             self.task,
             proposals,
-            reference,
+            self.reference if self.has_own_reference else None,
             beta=self.beta,
             split=self._settings.split,
-            per_prompt=per_prompt,
+            per_prompt=self._settings.optimum_per_prompt,
         )
 
     def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> EvaluationResult:
         if self._unsettled:
             watcher.stage("working out the optimum, with what was learned")
-            with at_rest(self._agent, self._settings.agent, self._env) as agent:
+            with to_evaluate(self._agent, self._settings.agent, self._env) as agent:
                 self._optimum = self._work_out(proposals_of(agent, self.task))
             self._unsettled = False
             keep_optimum(folder.path, self.task, self._optimum)
@@ -293,7 +288,7 @@ class Training:
     def _evaluate(self, per_prompt: int) -> EvaluationResult:
         assert self._optimum is not None
         optimum = unsettled(self._optimum) if self._unsettled else self._optimum
-        with at_rest(self._agent, self._settings.agent, self._env) as agent:
+        with to_evaluate(self._agent, self._settings.agent, self._env) as agent:
             return evaluate(
                 agent,
                 self.task,
@@ -333,7 +328,7 @@ class Training:
         return self._folder.marked() if own is None else own
 
     def _catch_up(self, folder: RunFolder) -> None:
-        """Takes the counters from the logs, which end where the checkpoint was written."""
+        """Take the counters from the logs, which end where the checkpoint was written."""
         rows = folder.metrics()
         if not rows:
             return
@@ -347,11 +342,11 @@ class Training:
     def _draw(self, folder: RunFolder, watcher: Watcher) -> None:
         if not self._pictures:
             return
-        best = None if self._optimum is None else self._optimum.value
-        base = None if self._optimum is None else self._optimum.reference
-        levels = None if best is None or base is None else (base.mean, best.mean)
+        optimum, levels = self._optimum, None
+        if optimum is not None and optimum.value is not None and optimum.reference is not None:
+            levels = optimum.reference.mean, optimum.value.mean
+        title = f"{self._settings.agent} on {self._settings.id}"
         try:
-            title = f"{self._settings.agent} on {self._settings.id}"
             draw_curves(folder.metrics(), folder.curve, title, levels, self.beta)
         except ModuleNotFoundError:
             watcher.note('no curve.png is drawn: pip install "textgym[report]"')

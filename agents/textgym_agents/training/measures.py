@@ -1,4 +1,4 @@
-"""What a run measures: evaluations as rows, its cost, its J*, and looks at an agent that do not move it."""
+"""Measure a run: evaluations as rows, its cost, its J*, and copies of agents that evaluations would change."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from textgym import TokenVectorEnv
+from textgym.checks import Floats, JsonObject
 from textgym.estimates import Estimate, read_samples, write_samples
 from textgym.evaluate import EvaluationResult
+from textgym.lm.reference import Reference
 from textgym.optimum import WELL_KNOWN, Optimum, belongs, estimated, fingerprint, optimum_of
 from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
-
-_PREFIX = "learning/"
 
 
 class LearningMeter:
@@ -37,40 +36,36 @@ class LearningMeter:
         env: that the agent learns in.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: TokenVectorEnv) -> None:
         self._scorer = env.unwrapped.task.scorer
-        self._tokens = 0
-        self._seconds = self._cpu_seconds = 0.0
-        self._marks = self._now()
+        self._sums: Metrics = {
+            "learning/tokens": 0,
+            "learning/seconds": 0.0,
+            "learning/cpu_seconds": 0.0,
+        }
+        self._before = self._now()
 
     def start(self) -> None:
-        """Learning goes on."""
-        self._marks = self._now()
+        """Begin an iteration."""
+        self._before = self._now()
 
     def stop(self, metrics: Mapping[str, float] | None = None) -> None:
-        """An iteration is over. Args: metrics: what the agent says of it."""
-        metrics = metrics or {}
+        """End an iteration. Args: metrics: those that the agent reports of it."""
         scored, seconds, cpu_seconds = (
-            now - then for now, then in zip(self._now(), self._marks, strict=True)
+            now - then for now, then in zip(self._now(), self._before, strict=True)
         )
-        self._tokens += int(scored) or int(metrics.get("tokens", 0))
-        self._seconds += seconds
-        self._cpu_seconds += cpu_seconds
+        tokens = int(scored) or int((metrics or {}).get("tokens", 0))
+        for name, amount in zip(self._sums, (tokens, seconds, cpu_seconds), strict=True):
+            self._sums[name] += amount
         self.start()
 
     def row(self) -> Metrics:
-        """The sums so far, under `learning/...`."""
-        return {
-            f"{_PREFIX}tokens": self._tokens,
-            f"{_PREFIX}seconds": self._seconds,
-            f"{_PREFIX}cpu_seconds": self._cpu_seconds,
-        }
+        """Return the sums so far, under `learning/...`."""
+        return dict(self._sums)
 
-    def restore(self, row: Mapping[str, Any]) -> None:
-        """Goes on from the sums of a row that an interrupted run has logged."""
-        self._tokens = int(row.get(f"{_PREFIX}tokens", 0))
-        self._seconds = float(row.get(f"{_PREFIX}seconds", 0.0))
-        self._cpu_seconds = float(row.get(f"{_PREFIX}cpu_seconds", 0.0))
+    def restore(self, row: Mapping[str, float]) -> None:
+        """Go on from the sums of a row that an interrupted run has logged."""
+        self._sums = {name: type(start)(row.get(name, start)) for name, start in self._sums.items()}
         self.start()
 
     def _now(self) -> tuple[float, float, float]:
@@ -82,7 +77,7 @@ NUMBERS = ("stop_rate", "distinct_1", "distinct_2")
 
 
 def evaluation_row(evaluation: EvaluationResult) -> Metrics:
-    """`eval/NAME` for every measure, with `_low` and `_high` for the ends of its 95% interval unless it is exact.
+    """Return `eval/NAME` for every measure, and `_low` and `_high`, the ends of its 95% interval, unless it is exact.
 
     `eval/exact` says whether reward, KL and J are expectations by enumeration. `eval/failures/KIND` counts the
     completions that the reward failed on, `eval/answer_tokens` the tokens of those that the policy had scored for an
@@ -101,31 +96,33 @@ def evaluation_row(evaluation: EvaluationResult) -> Metrics:
     return row | {f"eval/failures/{kind}": count for kind, count in evaluation.failures.items()}
 
 
-def optimum_summary(optimum: Optimum) -> dict[str, Any]:
-    """J* and the reference's J as JSON values, and how they were found.
+def optimum_summary(optimum: Optimum) -> JsonObject:
+    """Return J* and the reference's J as JSON values, and how they were found.
 
     `value` is None, and `unknown` the reason, where J* is not known; `policies` counts those that were sampled for it,
     the reference among them.
     """
-    estimates = {
-        name: None if estimate is None else asdict(estimate)
-        for name, estimate in (("value", optimum.value), ("reference", optimum.reference))
+    return {
+        "value": None if optimum.value is None else asdict(optimum.value),
+        "reference": None if optimum.reference is None else asdict(optimum.reference),
+        "effective_samples": optimum.effective_samples,
+        "beta": optimum.beta,
+        "exact": optimum.exact,
+        "committed": optimum.committed,
+        "policies": None if optimum.samples is None else optimum.samples.policies,
+        "unknown": optimum.unknown,
     }
-    numbers = {"effective_samples": optimum.effective_samples, "beta": optimum.beta}
-    policies = None if optimum.samples is None else optimum.samples.policies
-    known = {"exact": optimum.exact, "committed": optimum.committed, "policies": policies}
-    return estimates | numbers | known | {"unknown": optimum.unknown}
 
 
-def spread(weights: NDArray[np.float64], count: int) -> list[int]:
-    """Up to `count` different prompts, at even distances over the distribution that they are drawn from."""
+def spread(weights: Floats, count: int) -> list[int]:
+    """Return up to `count` different prompts, at even distances over the distribution that they are drawn from."""
     places = (np.arange(count) + 0.75) / max(count, 1)
     chosen = np.searchsorted(np.cumsum(weights), places * weights.sum(), side="right")
     return sorted({int(index) for index in np.minimum(chosen, len(weights) - 1)})
 
 
-def sample_rows(evaluation: EvaluationResult, count: int) -> Iterator[dict[str, Any]]:
-    """The first completion of some prompts: prompt, completion, reward, terms, and gold where there is one."""
+def sample_rows(evaluation: EvaluationResult, count: int) -> Iterator[JsonObject]:
+    """Yield the first completion of some prompts: prompt, completion, reward, terms, and gold where there is one."""
     episodes = evaluation.episodes
     for index in spread(episodes.weights, count):
         row = {
@@ -139,8 +136,8 @@ def sample_rows(evaluation: EvaluationResult, count: int) -> Iterator[dict[str, 
         yield row
 
 
-def is_moved_by_questions(agent: Agent, task: Any) -> bool:
-    """Whether acting changes what an agent does later: it keeps what a search finds, or draws its tokens itself."""
+def changes_by_acting(agent: Agent, task: Task) -> bool:
+    """Return whether acting changes what an agent does later: it keeps what a search finds, or draws tokens itself."""
     if agent.plans:
         return True
     env = TokenVectorEnv(task, 1, split="eval", segments=True, autoreset_mode=AutoresetMode.DISABLED)
@@ -148,15 +145,15 @@ def is_moved_by_questions(agent: Agent, task: Any) -> bool:
 
 
 @contextmanager
-def at_rest(agent: Agent, name: str, env: Any) -> Iterator[Agent]:
-    """The agent as it can be evaluated: a saved and loaded copy where questions would move it.
+def to_evaluate(agent: Agent, name: str, env: TokenVectorEnv) -> Iterator[Agent]:
+    """Yield the agent, or a saved and loaded copy where acting changes it.
 
-    So learning does not depend on how often it is looked at, and an evaluation not on those before it.
+    Learning does not depend on how often the agent is evaluated, and an evaluation not on those before it.
 
     Args:
         name: a registered name, or "module:Class". env: an environment of the task.
     """
-    if not is_moved_by_questions(agent, env.unwrapped.task):
+    if not changes_by_acting(agent, env.unwrapped.task):
         yield agent
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +165,7 @@ FILE = "optimum.safetensors"
 
 
 def needs_proposals(optimum: Optimum) -> bool:
-    """Whether samples of a trained policy would tell more: J* was sampled here, and not from enough."""
+    """Return whether samples of a trained policy would tell more: J* was sampled here, and not from enough."""
     samples = optimum.samples
     if samples is None or optimum.committed or samples.policies > 1:
         return False
@@ -181,11 +178,8 @@ def unsettled(optimum: Optimum) -> Optimum:
 
 
 def proposals_of(agent: Agent, task: Task) -> tuple[Agent, ...]:
-    """The agent as a proposal for `optimum_of`; nothing where it only acts, searches, or has learned nothing."""
-    if agent.plans or not agent.learns:
-        return ()
-    env = TokenVectorEnv(task, 1, split="eval", segments=True, autoreset_mode=AutoresetMode.DISABLED)
-    return () if agent.log_probs(env.reset(seed=0)[0]) is None else (agent,)
+    """Return the agent as a proposal for `optimum_of`; nothing where it only acts, searches, or has learned nothing."""
+    return (agent,) if agent.learns and not changes_by_acting(agent, task) else ()
 
 
 def keep_optimum(folder: Path, task: Task, optimum: Optimum) -> None:
@@ -207,18 +201,27 @@ def kept_optimum(folder: Path, task: Task, split: str, beta: float) -> Optimum |
 
 
 def optimum_for(
-    agent: Agent, task: Task, reference: Any, folder: Path | None = None, **settings: Any
+    agent: Agent,
+    task: Task,
+    reference: Reference | None,
+    folder: Path,
+    *,
+    beta: float,
+    split: str,
+    per_prompt: int,
+    seed: int,
 ) -> Optimum:
     """Return the optimum that an agent is measured against: the one its run has kept, or `optimum_of` with it.
 
     Args:
         reference: pi_ref where it is not the task's; None for the task's.
-        folder: of the agent's run, where there is one.
-        settings: of `optimum_of`; beta and split are needed.
+        folder: of the agent's run; there may be none.
+        beta, split, per_prompt, seed: see `optimum_of`.
     """
-    kept = None if folder is None else kept_optimum(folder, task, settings["split"], settings["beta"])
+    kept = kept_optimum(folder, task, split, beta)
     if kept is not None:
         return kept
-    found = optimum_of(task, (), reference, **settings)
+    work_out = partial(optimum_of, beta=beta, split=split, per_prompt=per_prompt, seed=seed)
+    found = work_out(task, (), reference)
     proposals = proposals_of(agent, task) if needs_proposals(found) else ()
-    return optimum_of(task, proposals, reference, **settings) if proposals else found
+    return work_out(task, proposals, reference) if proposals else found

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from textgym_agents.config import TrainSettings, versions
-from textgym_agents.conformance.subject import global_generators
+from textgym_agents.conformance.under_test import global_generators
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.training.folder import RunFolder

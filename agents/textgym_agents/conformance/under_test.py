@@ -13,8 +13,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 
-from textgym import TokenVectorEnv, make_task
+from textgym import Task, TokenVectorEnv, make_task
+from textgym.checks import Bools, Floats, Ints, JsonObject
 from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym_agents.protocol import Agent, Metrics, Observation, as_agent
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config
@@ -47,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check function returns; the kit adds the check's name and number."""
+    """The result of a check function, to which `check` adds name and number."""
 
     status: Status
     found: str
@@ -59,24 +61,22 @@ class NotAsked(Exception):  # noqa: N818  (it is no error)
 
 
 def judge(holds: bool, found: str, expected: str) -> Outcome:
-    """An outcome that holds or fails."""
+    """Return an outcome that holds or fails."""
     return Outcome(HOLDS if holds else FAILS, found, expected)
 
 
 def at_most(what: str, value: float, limit: float) -> Outcome:
-    """Holds where a deviation is at most `limit`; NaN fails."""
+    """Return an outcome that holds where a deviation is at most `limit`; NaN fails."""
     return judge(bool(value <= limit), f"{what} {value:.3g}", f"at most {limit:g}")
 
 
 @contextmanager
 def global_generators(seed: int) -> Iterator[Callable[[], list[str]]]:
-    """Seeds those of Python, numpy and, where it is loaded, torch.
+    """Seed those of Python, numpy and, where it is loaded, torch, and set them back at the end.
 
-    Args:
-        seed: of all of them.
-    Returns: a context whose value names, when called, the generators that were drawn from since.
+    Yields: a function that names the generators that were drawn from since.
     """
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
     tensor = None if torch is None else torch.get_rng_state()
     random.seed(seed)
@@ -100,15 +100,18 @@ def _states() -> dict[str, object]:
         "random": random.getstate(),
         "numpy.random": (array[1].tobytes(), array[2:]),
     }
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     if torch is not None:
         states["torch"] = torch.get_rng_state().numpy().tobytes()
     return states
 
 
-Factory = Callable[[Any], Agent]
+Factory = Callable[[TokenVectorEnv], Agent]
+"""Makes an untrained agent for an environment."""
+AgentSource = str | type[Agent] | Factory
+"""A registered name, "module:Class", a class, or a function that makes an untrained agent."""
 WORDS = ("a", "b", "c", "<end>")
-PLAIN: Mapping[str, Any] = {
+PLAIN: Mapping[str, object] = {
     "epochs": 1,
     "minibatches": 1,
     "lam": 1.0,
@@ -117,7 +120,7 @@ PLAIN: Mapping[str, Any] = {
     "aggregation": "constant",
 }
 """Settings, where a config has them, with which one iteration is one step along the gradient of J."""
-SPLIT: Mapping[str, Any] = {"micro_batch": 25}
+SPLIT: Mapping[str, object] = {"micro_batch": 25}
 """Settings that change no gradient: parts of unequal length and number show whether that is so."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
 
@@ -133,21 +136,21 @@ class LearningTask:
     """
 
     id: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     episodes: int = 16384
     envs: int | None = None
 
 
-def probe_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Pays for the letter a, more for an early stop, and differs by prompt: nothing about it is symmetric."""
+def probe_reward(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """Pay for the letter a, more for an early stop, and differs by prompt: nothing about it is symmetric."""
     return [
         text.split().count("a") * (1.0 if prompt == "a b" else -0.5) + 0.25 * (len(text.split()) == 1)
         for prompt, text in zip(prompts, completions, strict=True)
     ]
 
 
-def probe_task() -> Any:
-    """Two prompts of different lengths, three letters and a stop token that pads as well; 82 states."""
+def probe_task() -> Task:
+    """Return a task of two prompts of different lengths, three letters and a stop token that also pads; 82 states."""
     return make_task(
         "Text",
         prompts=["a b", "c"],
@@ -164,17 +167,17 @@ def probe_task() -> Any:
 class CutOff(TokenVectorEnv):
     """An environment that truncates every episode after its first token, as an outer time limit would."""
 
-    def __init__(self, task: Any, num_envs: int) -> None:
+    def __init__(self, task: Task, num_envs: int) -> None:
         super().__init__(task, num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
-    def step(self, actions: Any) -> Any:
+    def step(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]:
         """See `TokenVectorEnv.step`."""
         observation, rewards, terminated, _, infos = super().step(actions)
         return observation, rewards, terminated, ~terminated, infos
 
 
-def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
-    """A function that makes an untrained agent for an environment.
+def factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
+    """Return a function that makes an untrained agent for an environment.
 
     Args:
         agent: a registered name, "module:Class", a class, or a function from environment to agent.
@@ -192,21 +195,22 @@ def factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
         if settings:
             raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")
         return lambda env: as_agent(agent(env))
-    config = make_config(agent, dict(settings))
-    taken = inspect.signature(agent).parameters
+    make = agent
+    config = make_config(make, dict(settings))
+    taken = inspect.signature(make).parameters
 
-    def make(env: Any) -> Agent:
+    def factory(env: TokenVectorEnv) -> Agent:
         parts = {"env": env, "task": env.unwrapped.task, "config": config}
-        return as_agent(agent(**{name: part for name, part in parts.items() if name in taken}))
+        return as_agent(make(**{name: part for name, part in parts.items() if name in taken}))
 
-    return make
+    return factory
 
 
-def plain_factory_of(agent: Any, settings: Mapping[str, Any]) -> Factory:
-    """As `factory_of`, with `PLAIN` and `SPLIT` in place of the settings; a function makes what it makes."""
+def plain_factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
+    """Return `factory_of` with `PLAIN` and `SPLIT` in place of settings; a function makes what it makes."""
     found = agent_class(agent) if isinstance(agent, str) else agent
     kind = config_class(found) if isinstance(found, type) else None
-    names = () if kind is None else [entry.name for entry in fields(kind)]
+    names = set() if kind is None else {entry.name for entry in fields(kind)}
     changed = {name: value for name, value in {**PLAIN, **SPLIT}.items() if name in names}
     return factory_of(agent, {**settings, **changed})
 
@@ -225,12 +229,14 @@ class Training:
     sampled: list[PolicyValues] | None
 
 
-class Subject:
+class AgentUnderTest:
     """The agent under test.
 
     Args:
-        make: makes an untrained one. envs: sub-environments of the probe task. iterations: of a probe training.
+        make: makes an untrained one.
         learning: the tasks to learn.
+        envs: sub-environments of the probe task.
+        iterations: of the probe training.
         make_plain: makes one whose iteration is a single policy-gradient step; None: as `make`.
     """
 
@@ -244,7 +250,7 @@ class Subject:
     ) -> None:
         self.make, self.learning = make, learning
         self.make_plain = make_plain or make
-        self.recordings: dict[str, Any] = {}
+        self.recordings: dict[str, object] = {}
         self.envs, self.episodes = envs, envs * iterations
         self.task = probe_task()
 
@@ -256,16 +262,12 @@ class Subject:
     @cached_property
     def states(self) -> Observation:
         """Every running state of the probe task."""
-        tree = self.tree
-        parts = [
-            tree.observations(depth, rows)
-            for depth in range(len(tree.levels) - 1)
-            for rows in tree.batches(depth)
-        ]
+        levels = self.tree.levels[:-1]
+        parts = [self.tree.observations(depth, level.running) for depth, level in enumerate(levels)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def env(self) -> TokenVectorEnv:
-        """A new environment of the probe task, which waits for `reset` when all episodes ended."""
+        """Return a new environment of the probe task, which waits for `reset` when all episodes ended."""
         return TokenVectorEnv(self.task, self.envs, autoreset_mode=AutoresetMode.DISABLED)
 
     @cached_property
@@ -288,15 +290,16 @@ class Subject:
         agent.learn(env, self.episodes, callback)
         return Training(agent, rows, sampled[: len(rows)] if len(sampled) == len(rows) + 1 else None)
 
-    def log_probs(self, agent: Agent, observation: Observation | None = None) -> Any:
-        """Float64 (B, V); by default of all states. Raises: NotAsked for an agent that has none."""
+    def log_probs(self, agent: Agent, observation: Observation | None = None) -> Floats:
+        """Return log-probabilities (B, V), by default of all states. Raises: NotAsked for an agent that has none."""
         result = agent.log_probs(self.states if observation is None else observation)
         if result is None:
             raise NotAsked("log_probs gives None")
-        return np.asarray(result, dtype=np.float64)
+        logs: Floats = np.asarray(result, dtype=np.float64)
+        return logs
 
     def metric(self, name: str) -> list[float]:
-        """A logged metric, one number per iteration. Raises: NotAsked if it is not logged."""
+        """Return a logged metric, one number per iteration. Raises: NotAsked if it is not logged."""
         rows = self.training.rows
         if not rows:
             raise NotAsked("learn never calls its callback")

@@ -1,0 +1,129 @@
+"""Train on data: a language model on demonstrations (`sft`), a reward model on preferences (`reward-model`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from textgym.checks import JsonObject
+from textgym.commands.console import UsageError, output, untrusted
+from textgym.commands.flags import parse_pair
+from textgym_agents.commands.running import (
+    FitDisplay,
+    before_after,
+    interrupted_run,
+    refuse_change,
+    watched_run,
+)
+from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Watcher
+
+Settings = TypeVar("Settings", bound=FitSettings)
+_SFT = """Supervised fine-tuning on demonstrations: loss on the completions' tokens only.
+
+--data is a file of one JSON object a line: "prompt" and "completion", or preferences, whose best answers
+count, or world:Helpful and its like, which are demonstrations in the built-in world."""
+_SFT_MEASURES = {
+    "loss": "loss, nats per token",
+    "perplexity": "perplexity",
+    "token_accuracy": "token accuracy",
+}
+_REWARD_MODEL = """A reward model from rankings: a transformer with one linear head over the last token.
+
+--data is a file of one JSON object a line: "prompt", "chosen" and "rejected"; or "chosen" and "rejected" as
+transcripts that begin alike; or "prompt" and "completions", best first."""
+_REWARD_MODEL_MEASURES = {
+    "accuracy": "accuracy, pairs",
+    "log_loss": "log loss, nats",
+    "ece": "calibration error (ECE)",
+    "length_spearman": "rank correlation with length",
+    "longer_accuracy": "accuracy of 'longer is better'",
+}
+
+
+@dataclass(frozen=True)
+class OutFlags:
+    """Where a run is written."""
+
+    out: Path | None = None
+    """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
+    resume: bool = False
+    """Go on with the interrupted run in --out, with the settings that it was started with."""
+
+
+def sft(arguments: list[str]) -> None:
+    """Run `textgym sft`."""
+
+    def train(settings: SFTSettings, out: Path, watcher: Watcher, resume: bool) -> JsonObject:
+        from textgym_agents.rlhf.sft import train_sft
+
+        return train_sft(settings, out, watcher, resume)
+
+    _, out = _fit(SFTSettings, arguments, "sft", _SFT, train, _SFT_MEASURES)
+    output().print(untrusted(f"model: {out / 'model'}"))
+
+
+def reward_model(arguments: list[str]) -> None:
+    """Run `textgym reward-model`."""
+
+    def train(settings: RewardModelSettings, out: Path, watcher: Watcher, resume: bool) -> JsonObject:
+        from textgym_agents.rlhf.reward_model import train_reward_model
+
+        return train_reward_model(settings, out, watcher, resume)
+
+    result, out = _fit(
+        RewardModelSettings, arguments, "reward-model", _REWARD_MODEL, train, _REWARD_MODEL_MEASURES
+    )
+    for name in (*result["models"], "reliability.png"):
+        if (out / name).exists():
+            label = "model" if name in result["models"] else "calibration"
+            output().print(untrusted(f"{label}: {out / name}"))
+
+
+def _fit(
+    kind: type[Settings],
+    arguments: list[str],
+    command: str,
+    text: str,
+    train: Callable[[Settings, Path, Watcher, bool], JsonObject],
+    measures: Mapping[str, str],
+) -> tuple[JsonObject, Path]:
+    """Train, print the measures, and return the result and the run's folder."""
+    settings, flags = parse_pair(kind, OutFlags, arguments, command, text)
+    if flags.resume:
+        settings = _stored(settings, interrupted_run(flags.out), command)
+    display = FitDisplay()
+    with watched_run(flags.out, command, display) as out:
+        result = train(settings, out, display, flags.resume)
+    console, data = output(), result["data"]
+    if data["held_out_rows"]:
+        console.print(before_after(result["before"], result["after"], measures))
+    else:
+        console.print("no prompts were held out, so nothing was measured")
+    console.print(
+        untrusted(
+            f"{data['train_rows']} rows to learn from, {data['held_out_rows']} held out; "
+            f"{data['broken_rows']} left out, {data['rows_cut']} cut to {data['max_length']} tokens"
+        )
+    )
+    console.print(untrusted(f"{result['steps']} steps in {result['seconds']:.0f} s; run folder: {out}"))
+    return result, out
+
+
+def _stored(asked: Settings, folder: RunFolder, command: str) -> Settings:
+    """Return the settings that a run was started with.
+
+    Raises: UsageError if the run is another command's, or a flag asks for something else.
+    """
+    config = folder.config()
+    if config.get("command") != command:
+        held = config.get("command", "another command")
+        raise UsageError(f"--resume: {folder.path} holds a run of {held}, not of {command}")
+    values = {}
+    for field in fields(asked):
+        had = values[field.name] = config.get(field.name, field.default)
+        refuse_change(folder, field.name, getattr(asked, field.name), had, field.default)
+    return type(asked)(**values)
