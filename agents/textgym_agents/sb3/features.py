@@ -26,7 +26,12 @@ class TokenFeatures(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: Any, kind: Kind = "gru", width: int = 64, layers: int = 1, heads: int = 4
+        self,
+        observation_space: spaces.Space[Any],
+        kind: Kind = "gru",
+        width: int = 64,
+        layers: int = 1,
+        heads: int = 4,
     ) -> None:
         if kind not in get_args(Kind):
             raise ValueError(not_one_of("kind", kind, get_args(Kind)))
@@ -56,7 +61,7 @@ class TokenFeatures(BaseFeaturesExtractor):
             )
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Features (B, width) of ids (B, L) and masks (B, L), of any number type."""
+        """Return features (B, width) of ids (B, L) and masks (B, L), of any number type."""
         # The padding of recurrent rollouts is states without any token.
         lengths = observation["attention_mask"].long().sum(1).clamp(min=1)  # (B,)
         longest = int(lengths.max())

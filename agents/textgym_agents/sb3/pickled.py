@@ -73,7 +73,7 @@ def load_zip(path: str | Path, env: Any, kind: Any, trust_pickle: bool = False) 
     file, where = Path(path), f"path={str(path)!r}"
     if not trust_pickle:
         raise ValueError(f"{where}: {_DANGER}")
-    if not (isinstance(kind, type) and issubclass(kind, SB3Agent)) or kind.model_type is None:
+    if not (isinstance(kind, type) and issubclass(kind, SB3Agent)) or not kind.reads_zip:
         raise ValueError(
             f"{where}: {getattr(kind, 'name', kind)!r} reads no .zip; allowed are sb3-a2c, sb3-dqn, sb3-maskable-ppo, "
             "sb3-ppo, sb3-qrdqn, sb3-recurrent-ppo, sb3-trpo"
