@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
 
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
@@ -195,7 +195,9 @@ class AlphaZero(LMAgent):
     config: AlphaZeroConfig
     critic = True
 
-    def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
+    def __init__(
+        self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None
+    ) -> None:
         config = config or AlphaZeroConfig()
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
@@ -280,7 +282,7 @@ class AlphaZero(LMAgent):
         states = np.flatnonzero(place[games.rows] >= 0)
         columns = games.columns[states]
 
-        def tensor(array: Any, kind: Any = None) -> Tensor:
+        def tensor(array: ArrayLike, kind: torch.dtype | None = None) -> Tensor:
             return torch.as_tensor(array, dtype=kind, device=self.policy.device)
 
         logits, values = self.policy.states(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
 from textgym import TokenVectorEnv
 from textgym.checks import Bools, Floats, Ints
 from textgym.play import Turn, play_batch
+from textgym.sampling import Arrays
 from textgym.state import TokenState
 from textgym.task import Task
 from textgym_agents.protocol import Observation
@@ -94,7 +95,7 @@ class Model:
         return np.asarray(discounts * played.returns(self.task.gamma)[:count])
 
     def with_potential(self, state: TokenState) -> TokenState:
-        """A state found by its tokens, as the environment has it: pay by differences remembers the last score."""
+        """Return a state found by its tokens as the environment has it: pay by differences remembers the last score."""
         if self.task.scorer.pay != "difference" or not state.completion:
             return state
         reached = TokenState(state.prompt)
@@ -103,7 +104,7 @@ class Model:
         return reached
 
     def with_seeds(self, states: Sequence[TokenState], generator: np.random.Generator) -> list[TokenState]:
-        """The same states, in noisy tasks with noise drawn anew: what this episode's will be nobody knows."""
+        """Return the same states; in noisy tasks each with a new seed, for the noise of an episode is not known."""
         if not self.task.noisy:
             return list(states)
         seeds = generator.integers(2**63, size=len(states)).tolist()
@@ -123,7 +124,7 @@ class Model:
 UNSEEN, ENDED = -1, -2
 _FIRST_NODES = 1024
 _NODE_BYTES = 1024  # of the Python objects, roughly
-_FIELDS: dict[str, tuple[Any, float]] = {  # per node and candidate: dtype and what a new one holds
+_FIELDS: dict[str, tuple[DTypeLike, float]] = {  # per node and candidate: dtype and what a new one holds
     "actions": (np.int64, 0),
     "log_prior": (np.float64, -np.inf),
     "log_reference": (np.float64, -np.inf),
@@ -132,7 +133,7 @@ _FIELDS: dict[str, tuple[Any, float]] = {  # per node and candidate: dtype and w
     "children": (np.int64, UNSEEN),
     "answers": (np.float64, np.nan),
 }
-_VALUES: dict[str, tuple[Any, float]] = {
+_VALUES: dict[str, tuple[DTypeLike, float]] = {
     "values": (np.float64, 0.0),
     "own": (np.float64, 0.0),
     "parents": (np.int64, -1),
@@ -141,7 +142,7 @@ _VALUES: dict[str, tuple[Any, float]] = {
 
 
 def nodes_in_memory(candidates: int, memory: int) -> int:
-    """How many nodes with so many candidates fit into `memory` MiB."""
+    """Return how many nodes with so many candidates fit into `memory` MiB."""
     return memory * 2**20 // (_NODE_BYTES + 8 * (len(_FIELDS) * candidates + len(_VALUES)))
 
 
@@ -157,7 +158,7 @@ class Leaves(NamedTuple):
     values: Floats
 
     def rows(self, chosen: Ints) -> Leaves:
-        """Some of them."""
+        """Return some of them."""
         return Leaves(self.log_prior[chosen], self.log_reference[chosen], self.values[chosen])
 
 
@@ -204,7 +205,7 @@ class Forest:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self.index: dict[Key, int] = {}
         self.states: list[TokenState] = []
         self.splits: list[str] = []
@@ -214,7 +215,7 @@ class Forest:
         return len(self.states)
 
     def add(self, states: Sequence[TokenState], splits: Sequence[str], leaves: Leaves) -> Ints:
-        """The nodes of n states, made where there are none: the k likeliest tokens of the prior become candidates."""
+        """Return the nodes of n states (n,). New nodes have the k likeliest tokens of the prior as candidates."""
         found = np.empty(len(states), dtype=np.int64)
         new: list[int] = []
         for i, state in enumerate(states):
@@ -236,19 +237,19 @@ class Forest:
         return found
 
     def action_values(self, nodes: Ints) -> tuple[Floats, Bools]:
-        """Q (m, k), reward units, and which of the candidates were visited."""
+        """Return Q (m, k), reward units, and which of the candidates were visited."""
         children = self.children[nodes]
         below = np.where(children >= 0, self.values[np.maximum(children, 0)], 0.0)
         return self.rewards[nodes] + below, self.visits[nodes] > 0
 
     def done(self, nodes: Ints) -> Bools:
-        """Which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
+        """Return which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
         children = self.children[nodes]
         solved = (children >= 0) & self.solved[np.maximum(children, 0)]
         return np.asarray((children == ENDED) | solved | np.isneginf(self.log_prior[nodes]))
 
-    def tensors(self) -> dict[str, NDArray[Any]]:
-        """Everything but the states' prompts, as arrays."""
+    def tensors(self) -> Arrays:
+        """Return everything but the states' prompts, as arrays."""
         count = len(self)
         tokens = [np.array(ids, dtype=np.int64) for _, ids in self.index]
         return {
@@ -259,10 +260,8 @@ class Forest:
             "potentials": np.array([state.potential for state in self.states]),
         }
 
-    def restore(
-        self, states: Sequence[TokenState], splits: Sequence[str], tensors: dict[str, NDArray[Any]]
-    ) -> None:
-        """Fills an empty forest with what another one held."""
+    def restore(self, states: Sequence[TokenState], splits: Sequence[str], tensors: Arrays) -> None:
+        """Fill an empty forest with what another one held."""
         self.states, self.splits = list(states), list(splits)
         self.index = {key_of(state): node for node, state in enumerate(states)}
         self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
@@ -280,7 +279,7 @@ class Forest:
 
 
 def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
-    """The `count` likeliest tokens of each row (n, count), in ascending order, with their log-probabilities.
+    """Return the `count` likeliest tokens of each row (n, count), in ascending order, and their log-probabilities.
 
     Where there are fewer than `count` tokens, the rest is filled with token 0 at -inf.
     """
@@ -288,8 +287,6 @@ def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
         tokens = np.tile(np.arange(log_prior.shape[1]), (len(log_prior), 1))
     else:
         tokens = np.sort(np.argpartition(-log_prior, count - 1, axis=1)[:, :count], axis=1)
-    missing = count - tokens.shape[1]
     logs = np.take_along_axis(log_prior, tokens, axis=1)
-    return np.pad(tokens, ((0, 0), (0, missing))), np.pad(
-        logs, ((0, 0), (0, missing)), constant_values=-np.inf
-    )
+    missing = ((0, 0), (0, count - tokens.shape[1]))
+    return np.pad(tokens, missing), np.pad(logs, missing, constant_values=-np.inf)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class Planner:
         task: Task,
         config: MCTSConfig,
         beta: float,
-        guide: Any = None,
+        guide: object = None,
         reference: Reference | None = None,
     ) -> None:
         self._task, self._config, self._beta = task, config, beta

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.reference import UniformReference, restricted
+from textgym.lm.reference import Reference, UniformReference, restricted
 from textgym.solver import Solution, solve
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model
 from textgym_agents.protocol import Observation, as_agent
@@ -40,9 +39,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, task: Any, config: MCTSConfig, beta: float, guide: Any = None, reference: Any = None
+        self,
+        task: Task,
+        config: MCTSConfig,
+        beta: float,
+        guide: object = None,
+        reference: Reference | None = None,
     ) -> None:
-        self._task, self._config, self._guide, self._given = task, config, guide, reference
+        self._task, self._config, self._guide = task, config, guide
+        if reference is not None:
+            self._reference = reference
         self._beta = beta if config.backup == "soft" else 0.0
         for asked, method in ((config.prior == "guide", "log_probs"), (config.leaf == "values", "values")):
             if asked and not _has(guide, method):
@@ -56,34 +62,38 @@ class Evaluator:
         self._solutions: dict[str, Solution] = {}
 
     @cached_property
-    def _reference(self) -> Any:
-        return make_reference(self._task) if self._given is None else self._given
+    def _reference(self) -> Reference:
+        return make_reference(self._task)
 
     @cached_property
-    def _prior(self) -> Any:
+    def _prior(self) -> Reference:
         if self._config.prior == "uniform":
             return UniformReference(self._task.vocabulary.allowed)
-        return self._guide if self._config.prior == "guide" else self._reference
+        if self._config.prior == "reference":
+            return self._reference
+        assert isinstance(self._guide, Reference)
+        return self._guide
 
     @cached_property
     def _critic(self) -> Critic:
         from textgym_agents.lm.critic import critic_of, uncharged
 
-        if self._config.backup == "soft" and uncharged(self._guide):
-            return critic_of(self._guide)
+        guide = as_agent(self._guide)
+        if self._config.backup == "soft" and uncharged(guide):
+            return critic_of(guide)
         # Asked in the same states as the prior: a guide that is both has computed its values already.
-        return lambda observation, masks: np.asarray(self._guide.values(observation), dtype=np.float64)
+        return lambda observation, masks: np.asarray(guide.values(observation), dtype=np.float64)
 
     def log_prior(self, observation: Observation, masks: Bools | None) -> Floats:
-        """(n, V) nats over the legal tokens."""
+        """Return the prior's log-probabilities (n, V), nats, over the legal tokens."""
         return restricted(np.asarray(self._prior.log_probs(observation), dtype=np.float64), masks)
 
     def log_reference(self, observation: Observation, masks: Bools | None) -> Floats:
-        """(n, V) nats over the legal tokens."""
+        """Return the reference's log-probabilities (n, V), nats, over the legal tokens."""
         return restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), masks)
 
     def evaluate(self, model: Model, arrival: Arrival, generator: np.random.Generator) -> Leaves:
-        """Where n moves led; the values of ended episodes are 0, and their distributions without meaning."""
+        """Evaluate where n moves led; the values of ended episodes are 0, and their distributions mean nothing."""
         going = ~arrival.finished
         observation = {name: array[going] for name, array in arrival.observation.items()}
         masks = None if arrival.masks is None else arrival.masks[going]
@@ -134,7 +144,7 @@ class Paths:
     levels: list[tuple[Ints, Ints, Ints]] = field(default_factory=list)
 
     def leaves(self, count: int) -> tuple[Ints, Ints]:
-        """The last node and column of each row, (count,) each."""
+        """Return the last node and column of each row, (count,) each."""
         nodes, columns = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
         for rows, own, chosen in self.levels:
             nodes[rows], columns[rows] = own, chosen
@@ -171,7 +181,7 @@ class Search:
         self._root_prior = self._noisy_prior()
 
     def run(self, simulations: int) -> None:
-        """Simulates so many times from every root, then carries the result up to the roots' ancestors.
+        """Simulate so many times from every root, then carry the result up to the roots' ancestors.
 
         It ends early where nothing is left to find out.
         """
@@ -188,7 +198,7 @@ class Search:
             above = np.unique(self._forest.parents[above])
 
     def _select(self) -> Paths:
-        """From each root to an edge that leads nowhere yet, or to an end."""
+        """Go from each root to an edge that leads nowhere yet, or to an end."""
         paths, nodes, rows = Paths(), self._roots, np.arange(len(self._roots))
         while rows.size:
             prior = np.exp(self._forest.log_prior[nodes]) if paths.levels else self._root_prior
@@ -198,8 +208,8 @@ class Search:
             rows, nodes = rows[below >= 0], below[below >= 0]
         return paths
 
-    def _choose(self, rows: Ints, nodes: Ints, prior: Floats) -> NDArray[np.intp]:
-        """PUCT: argmax of Q + C P sqrt(N) / (1 + n) with C = log((1 + N + c_base) / c_base) + c_init.
+    def _choose(self, rows: Ints, nodes: Ints, prior: Floats) -> Ints:
+        """Choose by PUCT, the argmax of Q + C P sqrt(N) / (1 + n) with C = log((1 + N + c_base) / c_base) + c_init.
 
         Q is scaled to [0, 1] by the range of values seen from the root; a token that was never tried has the value of
         its state. Source: Silver et al. (2017), arXiv:1712.01815, "Search"; constants and scaling as in Schrittwieser
@@ -223,7 +233,7 @@ class Search:
         return np.asarray(np.where(best, self._generator.random(scores.shape), -1.0).argmax(1))
 
     def _noisy_prior(self) -> Floats:
-        """The prior (B, k) at the roots, where simulations are made to try what it does not believe in.
+        """Return the prior (B, k) at the roots, mixed with noise so that simulations try unlikely tokens, too.
 
         Source: Silver et al. (2017), arXiv:1712.01815, "Search"; the concentration goes with the number of moves there.
         """
@@ -237,7 +247,7 @@ class Search:
         return np.asarray((1 - share) * prior + share * noise)
 
     def _expand(self, nodes: Ints, columns: Ints) -> None:
-        """Follows the last edges, scores what is new there and puts it into the forest."""
+        """Follow the last edges, score what is new there and put it into the forest."""
         forest, model = self._forest, self._model
         children = forest.children[nodes, columns]
         # With noise an end is scored anew each time, and the mean counts.
@@ -260,7 +270,7 @@ class Search:
             forest.parents[below] = at[going]
 
     def _back_up(self, paths: Paths) -> None:
-        """Counts the visits, and takes over values from the leaves to the roots."""
+        """Count the visits, and take over values from the leaves to the roots."""
         forest = self._forest
         for _, nodes, columns in paths.levels:
             np.add.at(forest.visits, (nodes, columns), 1)
@@ -271,7 +281,7 @@ class Search:
             self._high[rows] = np.maximum(self._high[rows], reached)
 
     def _revalue(self, nodes: Ints) -> None:
-        """V of nodes from the values of what is below them."""
+        """Set V of nodes from the values of what is below them."""
         forest = self._forest
         values, known = forest.action_values(nodes)
         forest.values[nodes] = backed_up(self._rules, values, known, forest, nodes)
@@ -279,7 +289,7 @@ class Search:
 
 
 def backed_up(rules: Rules, values: Floats, known: Bools, forest: Forest, nodes: Ints) -> Floats:
-    """V (m,) of nodes from Q (m, k) of the candidates that were visited; their own evaluation where none was.
+    """Return V (m,) of nodes from Q (m, k) of the candidates that were visited; their own evaluation where none was.
 
     mean: of all simulations, the one that made the node included, as in AlphaZero.
     """
@@ -295,7 +305,7 @@ def backed_up(rules: Rules, values: Floats, known: Bools, forest: Forest, nodes:
 
 
 def soft_result(forest: Forest, nodes: Ints, beta: float) -> tuple[Floats, Floats]:
-    """V (m,), NaN at leaves, and the policy over the candidates (m, k), unnormalised logs, with soft backups.
+    """Return V (m,), NaN at leaves, and the policy over the candidates (m, k), unnormalised logs, by soft backups.
 
     What was not tried keeps the prior's share. A prior pi says by pi = ref exp((Q - V) / beta) what it takes the Q of
     a token to be, and V = beta log(sum ref exp(Q / beta) / sum pi), both over what was tried. Where the prior is the

@@ -30,6 +30,7 @@ from textgym_agents.sb3.features import TokenFeatures
 from textgym_agents.sb3.interface import Interface
 from textgym_agents.sb3.storage import model_state, model_tensors, parameters, restore, restore_model
 from textgym_agents.sb3.vec_env import SB3VecEnv
+from textgym_agents.tabular.policies import draw
 
 Arguments = dict[str, Any]
 """Keyword arguments of a model or a policy of Stable-Baselines3."""
@@ -202,8 +203,7 @@ class SB3Agent(Agent):
         assert logs is not None
         if deterministic:
             return np.asarray(logs.argmax(1))
-        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-        return np.asarray((logs + self._acting.gumbel(size=logs.shape)).argmax(1))
+        return draw(logs, self._acting)
 
     @abstractmethod
     def log_probs(self, observation: Observation) -> Floats | None:
@@ -234,8 +234,3 @@ class SB3Agent(Agent):
         for name in _COUNTERS:
             setattr(agent, name, count(saved.state, name))
         return agent
-
-
-def normalised(logits: torch.Tensor) -> Floats:
-    """Return the log-probabilities (B, A) float64 of logits."""
-    return np.asarray(torch.log_softmax(logits.detach().double(), -1).cpu().numpy())

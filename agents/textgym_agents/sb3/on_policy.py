@@ -23,7 +23,7 @@ from textgym.task import Task
 from textgym.vector import batch_env
 from textgym.wrappers.actions import TopKTokens
 from textgym_agents.protocol import Observation, prompt_lengths
-from textgym_agents.sb3.agent import Arguments, SB3Agent, normalised
+from textgym_agents.sb3.agent import Arguments, SB3Agent
 from textgym_agents.sb3.config import (
     SB3A2CConfig,
     SB3ActorCriticConfig,
@@ -92,7 +92,8 @@ class _OnPolicy(SB3Agent):
     @torch.no_grad()
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`; (B, V) float64."""
-        return self.interface.token_log_probs(observation, normalised(self._logits(observation)))
+        logs = torch.log_softmax(self._logits(observation).double(), -1)
+        return self.interface.token_log_probs(observation, logs.cpu().numpy())
 
     def _logits(self, observation: Observation) -> Tensor:
         """Return those of the numbered actions, (B, A)."""
