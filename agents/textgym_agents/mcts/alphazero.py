@@ -158,9 +158,7 @@ class AlphaZeroConfig(LMConfig):
         share(self, "root_noise")
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
-        require("backup", self.backup, self.backup in ("soft", "mean"), "'soft' or 'mean'")
         only_with(self, "visit_temperature", self.backup == "mean", "backup='mean'")
-        require("leaf", self.leaf, self.leaf in ("values", "rollout"), "'values' or 'rollout'")
         require(
             "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
         )

@@ -13,10 +13,10 @@ from numpy.typing import DTypeLike
 from textgym import TokenVectorEnv
 from textgym.checks import Bools, Floats, Ints
 from textgym.play import Turn, play_batch
-from textgym.sampling import Arrays
 from textgym.state import TokenState
 from textgym.task import Task
 from textgym_agents.protocol import Observation
+from textgym_agents.saving import Arrays, LoadedArrays
 from textgym_agents.tabular.policies import draw
 
 LogProbs = Callable[[Observation, Bools | None], Floats]
@@ -248,7 +248,7 @@ class Forest:
         solved = (children >= 0) & self.solved[np.maximum(children, 0)]
         return np.asarray((children == ENDED) | solved | np.isneginf(self.log_prior[nodes]))
 
-    def tensors(self) -> Arrays:
+    def tensors(self) -> LoadedArrays:
         """Return everything but the states' prompts, as arrays."""
         count = len(self)
         tokens = [np.array(ids, dtype=np.int64) for _, ids in self.index]

@@ -28,7 +28,14 @@ from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.features import TokenFeatures
 from textgym_agents.sb3.interface import Interface
-from textgym_agents.sb3.storage import model_state, model_tensors, parameters, restore, restore_model
+from textgym_agents.sb3.storage import (
+    model_state,
+    model_tensors,
+    parameters,
+    replay_of,
+    restore,
+    restore_model,
+)
 from textgym_agents.sb3.vec_env import SB3VecEnv
 from textgym_agents.tabular.policies import draw
 
@@ -178,7 +185,7 @@ class SB3Agent(Agent):
         if env.num_envs == self.model.n_envs:
             return
         before = self.model
-        if getattr(before, "replay_buffer", None) is not None and before.num_timesteps:
+        if replay_of(before) is not None and before.num_timesteps:
             raise ValueError(
                 f"env: has {env.num_envs} sub-environments, allowed are {before.n_envs}: those of the replay buffer"
             )
@@ -221,13 +228,13 @@ class SB3Agent(Agent):
         write_saved(path, self.name, self.config, self.task, state=state, tensors=model_tensors(self.model))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> Self:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
         task = env.unwrapped.task
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
 
     @classmethod
-    def _restored(cls, saved: Saved, task: Any) -> Self:
+    def _restored(cls, saved: Saved, task: Task) -> Self:
         rows = count(saved.state, "rows", 1, _MOST_ROWS)
         agent = cls(task, cls.config_type(**saved.config), rows=rows)
         restore_model(agent.model, saved.tensors(), saved.state)

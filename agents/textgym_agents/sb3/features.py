@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import torch
 from gymnasium import spaces
@@ -10,8 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from textgym.checks import not_one_of
-
-Kind = Literal["mean", "last", "gru", "transformer"]
+from textgym_agents.sb3.config import Kind
 
 
 class TokenFeatures(BaseFeaturesExtractor):
@@ -27,7 +26,7 @@ class TokenFeatures(BaseFeaturesExtractor):
 
     def __init__(
         self,
-        observation_space: spaces.Space[Any],
+        observation_space: object,
         kind: Kind = "gru",
         width: int = 64,
         layers: int = 1,

@@ -54,7 +54,7 @@ class StateTable:
         return len(self._index)
 
     def find(self, keys: Sequence[bytes]) -> Ints:
-        """The rows of states, (n,), `UNKNOWN` for those that have none."""
+        """Return the rows of states, (n,), `UNKNOWN` for those that have none."""
         index = self._index
         return np.array([index.get(key, UNKNOWN) for key in keys], dtype=np.int64)
 
@@ -67,7 +67,7 @@ class StateTable:
         ]
         self.refused += rows.count(UNKNOWN)
         if len(index) > len(self.values):
-            self._grow(len(index))
+            self._enlarge(len(index))
         return np.array(rows, dtype=np.int64)
 
     def update(self, flat: Ints, values: Floats, repeats: Ints) -> None:
@@ -93,7 +93,7 @@ class StateTable:
         rows = self.add([part.tobytes() for part in parts])
         self.values[rows], self.counts[rows] = tensors["values"], tensors["counts"]
 
-    def _grow(self, needed: int) -> None:
+    def _enlarge(self, needed: int) -> None:
         size = min(max(needed, 2 * len(self.values)), self.max_states)
         more = size - len(self.values)
         width = self.values.shape[1]
