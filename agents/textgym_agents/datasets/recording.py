@@ -210,16 +210,13 @@ def record(
         raise ValueError(f"out={str(out)!r}: is there already and is not overwritten")
     player, task = as_agent(agent), task_of(env)
     chosen = str(getattr(env.unwrapped, "split", "train") if split is None else split)
-    played = play_episodes(
-        player,
-        task,
-        episodes,
-        split=chosen,
-        per_prompt=per_prompt,
-        seed=seed,
-        deterministic=deterministic,
-    )
-    settings = {"split": chosen, "seed": seed, "per_prompt": per_prompt, "deterministic": deterministic}
+    settings: JsonObject = {
+        "split": chosen,
+        "seed": seed,
+        "per_prompt": per_prompt,
+        "deterministic": deterministic,
+    }
+    played = play_episodes(player, task, episodes, **settings)
     metadata = _metadata(player, task, identifier, settings)
     # Minari looks for the data of a relative folder in that folder.
     replace_folder(folder.absolute(), lambda new: _write(new / "data", task, env, played, metadata))
@@ -292,7 +289,7 @@ def _write(
     make_buffer = importlib.import_module("minari.data_collector").EpisodeBuffer
     waiting = iter(episodes)
     while batch := list(itertools.islice(waiting, _WRITTEN_AT_ONCE)):
-        storage.update_episodes([make_buffer(**_buffer(episode)) for episode in batch])
+        storage.update_episodes([make_buffer(**_fields(episode)) for episode in batch])
 
 
 def _single_spec(spec: EnvSpec | None) -> EnvSpec | None:
@@ -308,18 +305,16 @@ def _single_spec(spec: EnvSpec | None) -> EnvSpec | None:
     return single
 
 
-def _buffer(episode: RecordedEpisode) -> Infos:
+def _fields(episode: RecordedEpisode) -> Infos:
     """Return the fields of Minari's EpisodeBuffer."""
-    length = len(episode.actions)
-    ended = np.zeros(length, dtype=np.bool_)
-    ended[-1] = True
+    steps = np.arange(len(episode.actions))
     return {
         "observations": {"input_ids": episode.input_ids, "attention_mask": episode.attention_mask},
         "actions": episode.actions,
         "rewards": episode.rewards,
-        "terminations": ended,
-        "truncations": np.zeros(length, dtype=np.bool_),
-        "infos": _infos(episode, length),
+        "terminations": steps == len(steps) - 1,
+        "truncations": np.zeros(len(steps), dtype=np.bool_),
+        "infos": _infos(episode, len(steps)),
     }
 
 

@@ -28,9 +28,9 @@ class MCTSConfig:
     returned; the policy is that of the visit counts. max: the greatest value found; the policy takes what leads
     there."""
     prior: Prior = "reference"
-    """Whose probabilities guide the search: the task's reference, every legal token alike, or the guide's."""
+    """The probabilities that guide the search: the reference's, equal ones for all legal tokens, or the guide's."""
     leaf: Leaf = "rollout"
-    """What a new state is worth: the return of one completion (of the reference with soft backups, else of the prior),
+    """The value of a new state: the return of one completion (of the reference with soft backups, else of the prior),
     the guide's value, or the exact one (of tasks that can be solved). The guide's value is V of J with soft backups;
     with "mean" and "max" it is what the guide was taught, for most agents the return less beta KL to come."""
     guide: str | None = None

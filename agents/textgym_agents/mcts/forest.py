@@ -24,7 +24,7 @@ LogProbs = Callable[[Observation, Bools | None], Floats]
 
 @dataclass(frozen=True)
 class Arrival:
-    """Where n moves led.
+    """The results of n moves.
 
     Attributes:
         states: n states. rewards: (n,) what was paid, discounted to time 0. finished: (n,).
@@ -69,10 +69,16 @@ class Model:
         """Append one token to each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
         count = len(states)
         self._env.set_states([*states, *[self._parked] * (self.rows - count)])
-        observation, rewards, finished = self._advance(count, tokens)
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in states])
+        actions = np.zeros(self.rows, dtype=np.int64)
+        actions[:count] = tokens
+        observation, rewards, finished, _, infos = self._env.step(actions)
+        self.scored += int(infos["_completion"].sum()) if "completion" in infos else 0
         return Arrival(
-            self._env.get_states(range(count)), discounts * rewards, finished, observation, self._masks(count)
+            states=self._env.get_states(range(count)),
+            rewards=self._discounts(states) * rewards[:count],
+            finished=finished[:count],
+            observation={name: array[:count] for name, array in observation.items()},
+            masks=self._masks(count),
         )
 
     def roll_out(self, arrival: Arrival, log_probs: LogProbs, generator: np.random.Generator) -> Floats:
@@ -91,8 +97,7 @@ class Model:
         running[:count] = going
         played = play_batch(self._env, arrival.observation, choose, running=running)
         self.scored += int(going.sum())
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in arrival.states])
-        return np.asarray(discounts * played.returns(self.task.gamma)[:count])
+        return self._discounts(arrival.states) * played.returns(self.task.gamma)[:count]
 
     def with_potential(self, state: TokenState) -> TokenState:
         """Return a state found by its tokens as the environment has it: pay by differences remembers the last score."""
@@ -110,12 +115,8 @@ class Model:
         seeds = generator.integers(2**63, size=len(states)).tolist()
         return [replace(state, episode_seed=seed) for state, seed in zip(states, seeds, strict=True)]
 
-    def _advance(self, count: int, tokens: Ints) -> tuple[Observation, Floats, Bools]:
-        actions = np.zeros(self.rows, dtype=np.int64)
-        actions[:count] = tokens
-        observation, rewards, finished, _, infos = self._env.step(actions)
-        self.scored += int(infos["_completion"].sum()) if "completion" in infos else 0
-        return {name: array[:count] for name, array in observation.items()}, rewards[:count], finished[:count]
+    def _discounts(self, states: Sequence[TokenState]) -> Floats:
+        return np.asarray(self.task.gamma ** np.array([len(state.completion) for state in states]))
 
     def _masks(self, count: int) -> Bools | None:
         return None if self.task.mask is None else self._env.action_masks()[:count]
@@ -147,7 +148,7 @@ def nodes_in_memory(candidates: int, memory: int) -> int:
 
 
 class Leaves(NamedTuple):
-    """What new states are worth.
+    """The prior and the value of n new states.
 
     Attributes:
         log_prior, log_reference: (n, V) nats, over the legal tokens. values: (n,) reward units at time 0.

@@ -101,7 +101,7 @@ class Planner:
         asked = [
             row
             for row, key in enumerate(states)
-            if anew or key not in forest.index or self._unanswered(forest.index[key])
+            if anew or key not in forest.index or np.isnan(forest.answers[forest.index[key]]).all()
         ]
         if asked:
             generator = np.random.default_rng([self._config.seed, self.searches, 1])
@@ -122,9 +122,6 @@ class Planner:
         Search(forest, model, self._evaluator, roots, generator).run(self._config.simulations)
         forest.answers[roots] = self._answer(roots)
         self.scored += model.scored - before
-
-    def _unanswered(self, node: int) -> bool:
-        return bool(np.isnan(self.forest.answers[node]).all())
 
     def _answer(self, nodes: Ints) -> Floats:
         """Return the policy over the candidates of searched nodes, log-probabilities (n, k)."""

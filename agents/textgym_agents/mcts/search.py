@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """What a search asks of a state that it sees for the first time.
+    """The prior and the value of states that a search sees for the first time.
 
     Args:
         task: the task. config: says which prior and which value. beta: of soft values.
         reference: pi_ref; None takes the task's.
         guide: has `log_probs` and, for `leaf="values"`, `values(observation)` (B,), reward units at time 0.
 
-    What a leaf is worth by the guide's values: with soft backups V of J, to which an LM agent's value head is corrected
+    By the guide's values a leaf is worth V of J with soft backups; an LM agent's value head is corrected for this
     where it leaves out the KL of the state itself (`critics.uncharged`). A guide whose training charged no KL (`kl`
     "k3", beta = 0, alphazero with backup="mean") has V of the return: too much for J, and right for "mean" and "max".
     With these two the guide's values are taken as they are: where training charged KL, a leaf is worth the return to

@@ -1,4 +1,4 @@
-"""What all agents of Stable-Baselines3 have in common: an unmodified model behind the Agent protocol."""
+"""The base of the agents of Stable-Baselines3: an unmodified model behind the Agent protocol."""
 
 from __future__ import annotations
 

@@ -80,7 +80,14 @@ class TabularAgent(Agent):
         self.task, self.config = task, config or self.config_type()
         self.actions = np.flatnonzero(task.vocabulary.allowed)
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
-        self._check_beta()
+        soft = self.config.backup == "soft"
+        tempered = self.config.exploration == "boltzmann" and self.config.temperature is None
+        if not self.beta and (soft or tempered):
+            setting = "backup='soft'" if soft else "exploration='boltzmann'"
+            raise ValueError(
+                f"beta=0.0: {setting} needs a number > 0; "
+                "allowed at 0 is backup='hard' with a temperature or exploration='epsilon-greedy'"
+            )
         fitting = rows_in_memory(len(self.actions), self.config.memory)
         wanted = self.config.max_states
         if wanted is not None and wanted > fitting:
@@ -92,18 +99,6 @@ class TabularAgent(Agent):
         self.iteration = self.episodes = self.budget = 0
         self._reference, self._grammar = make_reference(task), Grammar(task)
         self._acting = np.random.default_rng([self.config.seed, 2])
-
-    def _check_beta(self) -> None:
-        config = self.config
-        soft_only = config.backup == "soft"
-        if not self.beta and (
-            soft_only or (config.exploration == "boltzmann" and config.temperature is None)
-        ):
-            setting = "backup='soft'" if soft_only else "exploration='boltzmann'"
-            raise ValueError(
-                f"beta=0.0: {setting} needs a number > 0; "
-                "allowed at 0 is backup='hard' with a temperature or exploration='epsilon-greedy'"
-            )
 
     # Learning
 
