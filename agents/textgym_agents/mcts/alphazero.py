@@ -30,7 +30,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Metrics
-from textgym_agents.tabular.policies import draw
+from textgym_agents.tabular.policies import draw, log_ratios
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ def play_games(
         seen = turn.seen()
         log_policy, _ = planner.plan(seen, turn.masks)
         tokens = draw(log_policy, generator)
-        each = np.arange(len(tokens))
-        taken, reference = log_policy[each, tokens], planner.log_reference(seen, turn.masks)[each, tokens]
-        ratios = taken - np.where(np.isneginf(reference), taken, reference)
+        ratios = log_ratios(log_policy, planner.log_reference(seen, turn.masks), tokens)
         columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
         found.append((columns, np.exp(log_policy).astype(np.float32), ratios))
         if turn.masks is not None:

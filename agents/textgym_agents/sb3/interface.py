@@ -11,7 +11,7 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.episodes import observation_space
 from textgym.lm.causal import CausalLM
 from textgym.lm.reference import Reference
-from textgym.state import Observation as Arrays
+from textgym.state import Observation as TokenArrays
 from textgym.task import Task, make_reference
 from textgym.wrappers import (
     VectorAllowedActions,
@@ -73,12 +73,12 @@ class Tally(RowsWrapper):
             "completion_length": float(self._lengths[self._first].mean()),
         }
 
-    def _see(self, observation: Arrays) -> Arrays:
+    def _see(self, observation: TokenArrays) -> TokenArrays:
         self._observation = _tokens(observation)
         return self._observation
 
 
-def _tokens(observation: Observation) -> Arrays:
+def _tokens(observation: Observation) -> TokenArrays:
     return {name: observation[name] for name in ("input_ids", "attention_mask")}
 
 

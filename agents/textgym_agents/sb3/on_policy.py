@@ -96,7 +96,7 @@ class _OnPolicy(SB3Agent):
         return self.interface.token_log_probs(observation, logs.cpu().numpy())
 
     def _logits(self, observation: Observation) -> Tensor:
-        """Return those of the numbered actions, (B, A)."""
+        """Return the logits of the numbered actions, (B, A)."""
         return _logits_of(self.model.policy.get_distribution(self._inputs(observation)))
 
 

@@ -167,7 +167,7 @@ class SB3VecEnv(VecEnv):
         """Close the vector environment."""
         self.venv.close()
 
-    # What is behind it
+    # The environments behind it
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
         """Return an attribute of rows. Raises: AttributeError if the vector environment does not have it."""

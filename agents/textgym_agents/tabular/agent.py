@@ -25,6 +25,7 @@ from textgym_agents.tabular.policies import (
     draw,
     greedy,
     hard_values,
+    log_ratios,
     mixed,
     scheduled,
     soft_values,
@@ -58,11 +59,11 @@ class Decision:
 
 
 class TabularAgent(Agent):
-    """Action values for every state that was met, learned from whole episodes; algorithms say what follows a token.
+    """Action values for every state that was met, learned from whole episodes. Subclasses value what follows a token.
 
     Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
-    its tokens, which never come back within an episode: the states of one are a path down a tree. Episodes are
-    learned from backwards, so that one of them carries a reward from the end to the prompt.
+    its tokens, which never come back within an episode: the states of one are a path down a tree. Learning goes
+    backwards through an episode, so that one of them carries a reward from the end to the prompt.
 
     Args:
         task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
@@ -192,12 +193,10 @@ class TabularAgent(Agent):
         own = None if legal is None else legal[:, self.actions]
         behaviour = self._behaviour(states, reference, own, level)
         columns = draw(behaviour, generator)
-        each = np.arange(len(columns))
-        taken = behaviour[each, columns]
-        # Where the reference never goes, hard exploration may; there is no ratio then, and nobody asks for it.
-        against = reference[each, columns]
-        ratio = taken - np.where(np.isneginf(against), taken, against)
-        return Decision(turn.rows, columns, states, own, reference, ratio, -taken)
+        # Hard exploration may go where the reference never goes; its ratios are not asked for.
+        ratio = log_ratios(behaviour, reference, columns)
+        surprise = -behaviour[np.arange(len(columns)), columns]
+        return Decision(turn.rows, columns, states, own, reference, ratio, surprise)
 
     def _behaviour(self, states: Ints, reference: Floats, legal: Bools | None, level: float) -> Floats:
         """Return the policy that acts while learning, log-probabilities (n, A)."""

@@ -77,6 +77,13 @@ def draw(log_policy: Floats, generator: np.random.Generator) -> Ints:
     return np.asarray((log_policy + generator.gumbel(size=log_policy.shape)).argmax(1))
 
 
+def log_ratios(log_policy: Floats, log_reference: Floats, columns: Ints) -> Floats:
+    """Return log(policy / reference) of one column a row (B,), nats; 0 where the reference never takes it."""
+    each = np.arange(len(columns))
+    taken, against = log_policy[each, columns], log_reference[each, columns]
+    return taken - np.where(np.isneginf(against), taken, against)
+
+
 def scheduled(kind: Schedule, start: float, end: float, progress: float) -> float:
     """Return a number between `start` and `end`, both > 0 if `kind` is "exponential".
 
