@@ -60,10 +60,15 @@ def agent_class(agent: str) -> type[Agent]:
 
 
 def config_class(agent: type) -> type[DataclassInstance] | None:
-    """Return the dataclass that an agent's constructor takes as `config`, or None if it takes none."""
+    """Return the dataclass that an agent's constructor takes as `config`, or None if it takes none.
+
+    That is its `config_type`, or else what the parameter is annotated with.
+    """
     if "config" not in inspect.signature(agent).parameters:
         return None
-    hint = typing.get_type_hints(agent.__init__).get("config")  # type: ignore[misc]
+    hint = getattr(agent, "config_type", None)
+    if hint is None:
+        hint = typing.get_type_hints(agent.__init__).get("config")  # type: ignore[misc]
     candidates = [part for part in (typing.get_args(hint) or (hint,)) if part is not NoneType]
     found = candidates[0] if len(candidates) == 1 else None
     return found if is_dataclass(found) and isinstance(found, type) else None

@@ -1,4 +1,4 @@
-"""Reads a Minari dataset of a task's episodes: token ids as they were recorded, nothing decoded and encoded again."""
+"""Read a Minari dataset of a task's episodes: token ids as they were recorded, nothing decoded and encoded again."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from textgym.checks import Floats, Ints, JsonObject
 from textgym.episodes import action_space, observation_space
 from textgym.files import read_json
 from textgym.rewards import TextGymWarning
+from textgym.task import Task
 from textgym_agents.datasets.recording import minari, vocabulary_digest
 from textgym_agents.lm.sequences import Sequences
 
-Ints = NDArray[np.int64]
 _METADATA = "metadata.json"
 
 
@@ -30,15 +30,15 @@ class Recording:
     """
 
     sequences: Sequences
-    returns: NDArray[np.float64]
+    returns: Floats
 
     def best(self, share: float) -> Ints:
-        """The places of the share of episodes with the greatest returns, in order; of equals the first ones."""
+        """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones."""
         keep = max(int(np.ceil(share * len(self.returns) - 1e-9)), 1)
         return np.sort(np.argsort(-self.returns, kind="stable")[:keep])
 
     def pairs(self) -> Ints:
-        """Places (n, 2) of episodes that answer the same prompt: its first and second, its third and fourth, and so on.
+        """Return places (n, 2) of episodes that answer the same prompt: its first and second, third and fourth, ...
 
         Warns of episodes that are left without a partner. Raises: ValueError if there is no pair.
         """
@@ -62,12 +62,12 @@ class Recording:
 
 
 def is_recording(path: str | Path) -> bool:
-    """Whether this is meant as a Minari dataset: those are folders, files of texts are not."""
+    """Return whether this is meant as a Minari dataset: those are folders, files of texts are not."""
     return Path(path).is_dir()
 
 
-def read_recording(path: str | Path, task: Any) -> Recording:
-    """The episodes of a Minari dataset, recorded here or by anybody in an environment of the task.
+def read_recording(path: str | Path, task: Task) -> Recording:
+    """Read the episodes of a Minari dataset, recorded here or by anybody in an environment of the task.
 
     Args:
         path: the dataset's folder, or the folder `data` in it.
@@ -106,8 +106,8 @@ class _UnfitError(Exception):
     """A dataset that can be read and not be used."""
 
 
-def _check_metadata(metadata: dict[str, Any], task: Any, where: str) -> None:
-    """Raises: ValueError for a dataset without spaces, or of another task or vocabulary."""
+def _check_metadata(metadata: JsonObject, task: Task, where: str) -> None:
+    """Raise ValueError for a dataset without spaces, or of another task or vocabulary."""
     if not {"observation_space", "action_space"} <= set(metadata):
         # Minari would make the environment that the file names: a file never chooses what is imported.
         raise ValueError(f"{where}: its {_METADATA} has no observation_space and action_space")
@@ -122,8 +122,8 @@ def _check_metadata(metadata: dict[str, Any], task: Any, where: str) -> None:
         raise ValueError(f"{where}: recorded with another vocabulary than that of task {task.name!r}")
 
 
-def _row(episode: Any, task: Any, name: str) -> tuple[Ints, Ints, float]:
-    """Prompt, completion and return of an episode. Raises: _UnfitError if it is none of the task's."""
+def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float]:
+    """Return prompt, completion and return of an episode. Raises: _UnfitError if it is none of the task's."""
     ids = np.asarray(episode.observations["input_ids"])
     lengths = np.count_nonzero(episode.observations["attention_mask"], axis=1)
     actions, rewards = np.asarray(episode.actions), np.asarray(episode.rewards, dtype=np.float64)
@@ -149,7 +149,7 @@ def _row(episode: Any, task: Any, name: str) -> tuple[Ints, Ints, float]:
     return ids[-1, :start], actions, float((rewards * task.gamma ** np.arange(count)).sum())
 
 
-def _sequences(rows: list[tuple[Ints, Ints, float]], task: Any) -> Sequences:
+def _sequences(rows: list[tuple[Ints, Ints, float]], task: Task) -> Sequences:
     starts = np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64)
     lengths = np.array([len(completion) for _, completion, _ in rows], dtype=np.int64)
     ids = np.full((len(rows), int((starts + lengths).max())), task.vocabulary.pad_id, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Writes an agent's episodes as a Minari dataset, which `minari.load_dataset` and this package read."""
+"""Play an agent and write its episodes as a Minari dataset, which `minari.load_dataset` and this package read."""
 
 from __future__ import annotations
 
@@ -8,26 +8,180 @@ import importlib
 import importlib.metadata
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
 
+from textgym.checks import Floats, Ints, JsonObject
 from textgym.episodes import action_space, observation_space
 from textgym.files import plain, replace_folder
-from textgym_agents.datasets.playing import RecordedEpisode, play_episodes
-from textgym_agents.protocol import as_agent
+from textgym.lm.reference import Reference, restricted
+from textgym.play import PlayedBatch, Turn, draw, play_batch, reset_groups
+from textgym.rewards.scorer import scorers_restored
+from textgym.task import Task
+from textgym.vector import batch_env
+from textgym.vector_io import Infos
+from textgym.vocab import Vocabulary
+from textgym.wrappers.base import task_of
+from textgym_agents.algorithms.fixed import reference_of
+from textgym_agents.protocol import Agent, Observation, as_agent
+from textgym_agents.registry import TextEnv
 
 FORMAT = 1
 _WRITTEN_AT_ONCE = 256
 _VECTOR_OPTIONS = ("num_envs", "autoreset_mode", "score_together", "vectorization_mode", "render_mode")
+_ROWS_AT_ONCE = 256
+_BYTES_AT_ONCE = 2**28  # of observations that are held until their episodes have ended
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """One finished episode of T tokens.
+
+    Attributes:
+        input_ids: (T + 1, L) int64. attention_mask: (T + 1, L) int8. Of s_0 to s_T, as the environment gave them.
+        actions: (T,) int64.
+        rewards: (T,) float64.
+        log_probs: (T,) float64, of each action under the policy that was played, nats; NaN where it has none.
+        reference_log_probs: (T,) float64, the same of the reference.
+        prompt, prompt_index: what reset said; -1 for a text that the split does not have.
+        completion, finish_reason, reward_terms: what the last step said.
+        gold: gold reward; None where the task has none.
+        episode_seed: of the noise of the reward; None in tasks without.
+    """
+
+    input_ids: Ints
+    attention_mask: NDArray[np.int8]
+    actions: Ints
+    rewards: Floats
+    log_probs: Floats
+    reference_log_probs: Floats
+    prompt: str
+    prompt_index: int
+    completion: str
+    finish_reason: str
+    reward_terms: dict[str, float]
+    gold: float | None
+    episode_seed: int | None
+
+
+def play_episodes(
+    agent: Agent,
+    task: Task,
+    episodes: int,
+    *,
+    split: str = "train",
+    per_prompt: int = 1,
+    seed: int = 0,
+    deterministic: bool = False,
+) -> Iterator[RecordedEpisode]:
+    """Play episodes of an agent. The same seed gives the same ones, if its `log_probs` are not None.
+
+    Tokens are drawn here, from the agent's log-probabilities over what the task's grammar allows; an agent without any
+    is asked to act. A reward that learns, such as a running normalisation, is put back to where it was.
+
+    Args:
+        agent: has `log_probs` and `act`.
+        episodes: how many. split: of the prompts, which are drawn by their weights.
+        per_prompt: consecutive episodes that answer the same prompt; divides `episodes`.
+        seed: of prompts and tokens.
+        deterministic: take the likeliest token, whose log-probability then is 0.
+    Raises: ValueError for an argument out of range.
+    """
+    for name, value, least in (("episodes", episodes, 1), ("per_prompt", per_prompt, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
+    if episodes % per_prompt:
+        raise ValueError(f"episodes={episodes}: allowed are multiples of per_prompt={per_prompt}")
+    return _batches(agent, task, episodes, split, per_prompt, seed, deterministic)
+
+
+def _batches(
+    agent: Agent, task: Task, episodes: int, split: str, per_prompt: int, seed: int, deterministic: bool
+) -> Iterator[RecordedEpisode]:
+    generator, reference = np.random.default_rng([seed, 8]), reference_of(agent, task)
+    budget = task.max_new_tokens
+    episode_bytes = 9 * (task.max_prompt_tokens + budget) * (budget + 1)
+    at_once = max(min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // episode_bytes) // per_prompt, 1) * per_prompt
+    for start in range(0, episodes, at_once):
+        recorder = _Recorder(agent, reference, deterministic, generator)
+        env = batch_env(task, min(at_once, episodes - start), split)
+        with scorers_restored(task.scorer):
+            observation, infos = reset_groups(env, int(generator.integers(2**31)), per_prompt)
+            seeds = [state.episode_seed for state in env.get_states()]
+            played = play_batch(env, observation, recorder.choose)
+        env.close()
+        prompts = list(zip(infos["prompt"], infos["prompt_index"].tolist(), seeds, strict=True))
+        yield from recorder.episodes(played, prompts, gold=task.gold is not None)
+
+
+class _Recorder:
+    """Choose the tokens of a batch, and keep what was seen and how likely they were, step by step."""
+
+    def __init__(
+        self, agent: Agent, reference: Reference, deterministic: bool, generator: np.random.Generator
+    ) -> None:
+        self._agent, self._reference = agent, reference
+        self._deterministic, self._generator = deterministic, generator
+        self._observations: list[Observation] = []
+        self._log_probs: list[Floats] = []
+        self._reference_log_probs: list[Floats] = []
+
+    def choose(self, turn: Turn) -> Ints:
+        """Return the next tokens of the running rows."""
+        uniforms, each = self._generator.random(len(turn.running)), np.arange(len(turn.rows))
+        log_probs = self._agent.log_probs(turn.observation)
+        own = np.full(len(turn.rows), np.nan)
+        if log_probs is None:
+            acted = self._agent.act(turn.observation, deterministic=self._deterministic)
+            tokens = np.asarray(acted)[turn.rows]
+        elif self._deterministic:
+            tokens = restricted(np.asarray(log_probs)[turn.rows], turn.masks).argmax(1)
+            own[:] = 0.0
+        else:
+            logs = restricted(np.asarray(log_probs)[turn.rows], turn.masks)
+            tokens = draw(np.exp(logs.astype(np.float64)), uniforms[turn.rows])
+            own[:] = logs[each, tokens]
+        base = restricted(np.asarray(self._reference.log_probs(turn.observation))[turn.rows], turn.masks)
+        self._observations.append(turn.observation)
+        self._log_probs.append(own)
+        self._reference_log_probs.append(base[each, tokens].astype(np.float64))
+        return tokens
+
+    def episodes(
+        self, played: PlayedBatch, prompts: list[tuple[str, int, int | None]], gold: bool
+    ) -> Iterator[RecordedEpisode]:
+        """Yield the rows of a batch; `prompts` has text, index and seed of each, `gold` says whether there is any."""
+        seen, final = [*self._observations, played.observation], played.final
+        log_probs, reference = np.concatenate(self._log_probs), np.concatenate(self._reference_log_probs)
+        for row, (prompt, index, seed) in enumerate(prompts):
+            own = np.flatnonzero(played.rows == row)
+            yield RecordedEpisode(
+                input_ids=np.stack([each["input_ids"][row] for each in seen[: len(own) + 1]]),
+                attention_mask=np.stack([each["attention_mask"][row] for each in seen[: len(own) + 1]]),
+                actions=played.actions[own],
+                rewards=played.rewards[own],
+                log_probs=log_probs[own],
+                reference_log_probs=reference[own],
+                prompt=prompt,
+                prompt_index=index,
+                completion=str(final.completions[row]),
+                finish_reason=str(final.finish_reasons[row]),
+                reward_terms={name: float(values[row]) for name, values in final.terms.items()},
+                gold=float(final.gold[row]) if gold else None,
+                episode_seed=seed,
+            )
 
 
 def record(
-    agent: Any,
-    env: Any,
+    agent: object,
+    env: TextEnv,
     episodes: int,
     out: str | Path,
     *,
@@ -36,7 +190,7 @@ def record(
     deterministic: bool = False,
     split: str | None = None,
 ) -> Any:
-    """Plays an agent and writes its episodes into a new Minari dataset. Nothing is sent or fetched.
+    """Play an agent and write its episodes into a new Minari dataset. Nothing is sent or fetched.
 
     An observation is what the environment gave, an action is a token, `infos` have T + 1 entries, those of the reset
     first: see docs/datasets.md. The prompts, the noise of rewards, and everything else come from `seed`.
@@ -54,32 +208,29 @@ def record(
     identifier = dataset_id(folder)
     if folder.exists():
         raise ValueError(f"out={str(out)!r}: is there already and is not overwritten")
-    task = env.unwrapped.task
+    player, task = as_agent(agent), task_of(env)
     chosen = str(getattr(env.unwrapped, "split", "train") if split is None else split)
-    played = play_episodes(
-        agent,
-        task,
-        episodes,
-        split=chosen,
-        per_prompt=per_prompt,
-        seed=seed,
-        deterministic=deterministic,
-    )
-    settings = {"split": chosen, "seed": seed, "per_prompt": per_prompt, "deterministic": deterministic}
-    metadata = _metadata(agent, task, identifier, settings)
+    settings: JsonObject = {
+        "split": chosen,
+        "seed": seed,
+        "per_prompt": per_prompt,
+        "deterministic": deterministic,
+    }
+    played = play_episodes(player, task, episodes, **settings)
+    metadata = _metadata(player, task, identifier, settings)
     # Minari looks for the data of a relative folder in that folder.
     replace_folder(folder.absolute(), lambda new: _write(new / "data", task, env, played, metadata))
     return minari().MinariDataset(folder / "data")
 
 
-def minari() -> Any:
-    """The package, with what its format needs. Raises: ModuleNotFoundError that names what is missing."""
+def minari() -> ModuleType:
+    """Return the package, with what its format needs. Raises: ModuleNotFoundError that names what is missing."""
     importlib.import_module("h5py")  # Minari itself would say so later, and in other words
     return importlib.import_module("minari")
 
 
 def dataset_id(folder: Path) -> str:
-    """The Minari id of the dataset in a folder. Raises: ValueError if its name is none."""
+    """Return the Minari id of the dataset in a folder. Raises: ValueError if its name is none."""
     minari()
     root, absolute = os.environ.get("MINARI_DATASETS_PATH"), folder.resolve()
     found = absolute.name
@@ -95,19 +246,19 @@ def dataset_id(folder: Path) -> str:
     return found
 
 
-def vocabulary_digest(vocabulary: Any) -> str:
-    """A hash of the tokens' texts by id and of what ends an episode: the same ids mean the same."""
+def vocabulary_digest(vocabulary: Vocabulary) -> str:
+    """Return a hash of the tokens' texts by id and of what ends an episode: the same ids mean the same."""
     parts = [repr(vocabulary.stop_ids), repr(vocabulary.size)]
     parts += [vocabulary.token_text(token) for token in range(vocabulary.size)]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _metadata(agent: Any, task: Any, identifier: str, settings: dict[str, Any]) -> dict[str, Any]:
-    name = as_agent(agent).name or type(agent).__name__
+def _metadata(agent: Agent, task: Task, identifier: str, settings: JsonObject) -> JsonObject:
+    name = agent.name or type(agent).__name__
     return {
         "dataset_id": identifier,
         "minari_version": importlib.metadata.version("minari"),
-        "algorithm_name": str(name),
+        "algorithm_name": name,
         "description": f"Episodes of {name} on the TextGym task {task.name}.",
         "textgym": plain(
             {
@@ -125,7 +276,7 @@ def _metadata(agent: Any, task: Any, identifier: str, settings: dict[str, Any]) 
 
 
 def _write(
-    folder: Path, task: Any, env: Any, episodes: Iterable[RecordedEpisode], metadata: dict[str, Any]
+    folder: Path, task: Task, env: TextEnv, episodes: Iterable[RecordedEpisode], metadata: JsonObject
 ) -> None:
     storage = importlib.import_module("minari.dataset.minari_storage").MinariStorage.new(
         folder,
@@ -138,49 +289,47 @@ def _write(
     make_buffer = importlib.import_module("minari.data_collector").EpisodeBuffer
     waiting = iter(episodes)
     while batch := list(itertools.islice(waiting, _WRITTEN_AT_ONCE)):
-        storage.update_episodes([make_buffer(**_buffer(episode)) for episode in batch])
+        storage.update_episodes([make_buffer(**_fields(episode)) for episode in batch])
 
 
-def _single_spec(spec: Any) -> Any:
-    """The spec of the single environment, for `recover_environment`; None where JSON cannot hold it."""
+def _single_spec(spec: EnvSpec | None) -> EnvSpec | None:
+    """Return the spec of the single environment, for `recover_environment`; None where JSON cannot hold it."""
     if spec is None:
         return None
     single = copy.copy(spec)
     single.kwargs = {name: value for name, value in spec.kwargs.items() if name not in _VECTOR_OPTIONS}
     try:
-        gym.envs.registration.EnvSpec.from_json(single.to_json())
+        EnvSpec.from_json(single.to_json())
     except (TypeError, ValueError):
         return None
     return single
 
 
-def _buffer(episode: RecordedEpisode) -> dict[str, Any]:
-    """The fields of Minari's EpisodeBuffer."""
-    length = len(episode.actions)
-    ended = np.zeros(length, dtype=np.bool_)
-    ended[-1] = True
+def _fields(episode: RecordedEpisode) -> Infos:
+    """Return the fields of Minari's EpisodeBuffer."""
+    steps = np.arange(len(episode.actions))
     return {
         "observations": {"input_ids": episode.input_ids, "attention_mask": episode.attention_mask},
         "actions": episode.actions,
         "rewards": episode.rewards,
-        "terminations": ended,
-        "truncations": np.zeros(length, dtype=np.bool_),
-        "infos": _infos(episode, length),
+        "terminations": steps == len(steps) - 1,
+        "truncations": np.zeros(len(steps), dtype=np.bool_),
+        "infos": _infos(episode, len(steps)),
     }
 
 
-def _infos(episode: RecordedEpisode, length: int) -> dict[str, Any]:
-    """T + 1 entries a name: what the reset said and what every step said, empty or NaN where it said nothing."""
+def _infos(episode: RecordedEpisode, length: int) -> Infos:
+    """Return T + 1 entries a name: what the reset and every step said, empty or NaN where they said nothing."""
 
     def text(value: str, at: int) -> list[str]:
         filled = [""] * (length + 1)
         filled[at] = value.replace("\0", "\u2400")  # HDF5's strings end at U+0000
         return filled
 
-    def number(value: float) -> Any:
+    def number(value: float) -> Floats:
         return np.append(np.full(length, np.nan), value)
 
-    infos: dict[str, Any] = {
+    infos: Infos = {
         "prompt": text(episode.prompt, 0),
         "prompt_index": np.append(episode.prompt_index, np.full(length, -1)),
         "completion": text(episode.completion, -1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -52,7 +52,7 @@ class MCTS(Agent):
     config_type: ClassVar[type[MCTSConfig]] = MCTSConfig
     plans = True
 
-    def __init__(self, task: Task, config: MCTSConfig | None = None, guide: Any = None) -> None:
+    def __init__(self, task: Task, config: MCTSConfig | None = None, guide: object = None) -> None:
         self.task, self.config = task, config or self.config_type()
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
         if self.config.backup == "soft" and not self.beta:
@@ -167,7 +167,7 @@ class MCTS(Agent):
         return agent
 
 
-def _load_guide(path: str, task: Task) -> Any:
+def _load_guide(path: str, task: Task) -> Agent:
     from textgym_agents.registry import load_agent
 
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
 
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
@@ -30,7 +30,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Metrics
-from textgym_agents.tabular.policies import draw
+from textgym_agents.tabular.policies import draw, log_ratios
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ def play_games(
         seen = turn.seen()
         log_policy, _ = planner.plan(seen, turn.masks)
         tokens = draw(log_policy, generator)
-        each = np.arange(len(tokens))
-        taken, reference = log_policy[each, tokens], planner.log_reference(seen, turn.masks)[each, tokens]
-        ratios = taken - np.where(np.isneginf(reference), taken, reference)
+        ratios = log_ratios(log_policy, planner.log_reference(seen, turn.masks), tokens)
         columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
         found.append((columns, np.exp(log_policy).astype(np.float32), ratios))
         if turn.masks is not None:
@@ -158,9 +156,7 @@ class AlphaZeroConfig(LMConfig):
         share(self, "root_noise")
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
-        require("backup", self.backup, self.backup in ("soft", "mean"), "'soft' or 'mean'")
         only_with(self, "visit_temperature", self.backup == "mean", "backup='mean'")
-        require("leaf", self.leaf, self.leaf in ("values", "rollout"), "'values' or 'rollout'")
         require(
             "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
         )
@@ -195,7 +191,9 @@ class AlphaZero(LMAgent):
     config: AlphaZeroConfig
     critic = True
 
-    def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: Any = None) -> None:
+    def __init__(
+        self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None
+    ) -> None:
         config = config or AlphaZeroConfig()
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
@@ -280,7 +278,7 @@ class AlphaZero(LMAgent):
         states = np.flatnonzero(place[games.rows] >= 0)
         columns = games.columns[states]
 
-        def tensor(array: Any, kind: Any = None) -> Tensor:
+        def tensor(array: ArrayLike, kind: torch.dtype | None = None) -> Tensor:
             return torch.as_tensor(array, dtype=kind, device=self.policy.device)
 
         logits, values = self.policy.states(

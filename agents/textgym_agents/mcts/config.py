@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,9 +28,9 @@ class MCTSConfig:
     returned; the policy is that of the visit counts. max: the greatest value found; the policy takes what leads
     there."""
     prior: Prior = "reference"
-    """Whose probabilities guide the search: the task's reference, every legal token alike, or the guide's."""
+    """The probabilities that guide the search: the reference's, equal ones for all legal tokens, or the guide's."""
     leaf: Leaf = "rollout"
-    """What a new state is worth: the return of one completion (of the reference with soft backups, else of the prior),
+    """The value of a new state: the return of one completion (of the reference with soft backups, else of the prior),
     the guide's value, or the exact one (of tasks that can be solved). The guide's value is V of J with soft backups;
     with "mean" and "max" it is what the guide was taught, for most agents the return less beta KL to come."""
     guide: str | None = None
@@ -57,22 +56,13 @@ class MCTSConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "simulations", "candidates", "memory"):
             at_least_one(self, name)
-        choices = {
-            "backup": ("soft", "mean", "max"),
-            "prior": ("reference", "uniform", "guide"),
-            "leaf": ("rollout", "values", "exact"),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            require(name, value, value in allowed, " or ".join(map(repr, allowed)))
         for name in ("temperature", "c_init"):
             not_negative(self, name)
         positive(self, "c_base")
         share(self, "root_noise")
-        require("temperature", self.temperature, self.temperature < math.inf, "a finite number >= 0")
         only_with(self, "temperature", self.backup == "mean", "backup='mean'")
         asked = self.prior == "guide" or self.leaf == "values"
         only_with(self, "guide", asked, "prior='guide' or leaf='values'")
         beta = self.beta
-        require("beta", beta, beta is None or 0 <= beta < math.inf, "None or a finite number >= 0")
+        require("beta", beta, beta is None or beta >= 0, "None or a finite number >= 0")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")

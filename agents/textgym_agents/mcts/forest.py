@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
 from textgym import TokenVectorEnv
 from textgym.checks import Bools, Floats, Ints
@@ -16,6 +16,7 @@ from textgym.play import Turn, play_batch
 from textgym.state import TokenState
 from textgym.task import Task
 from textgym_agents.protocol import Observation
+from textgym_agents.saving import Arrays, LoadedArrays
 from textgym_agents.tabular.policies import draw
 
 LogProbs = Callable[[Observation, Bools | None], Floats]
@@ -23,7 +24,7 @@ LogProbs = Callable[[Observation, Bools | None], Floats]
 
 @dataclass(frozen=True)
 class Arrival:
-    """Where n moves led.
+    """The results of n moves.
 
     Attributes:
         states: n states. rewards: (n,) what was paid, discounted to time 0. finished: (n,).
@@ -68,10 +69,16 @@ class Model:
         """Append one token to each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
         count = len(states)
         self._env.set_states([*states, *[self._parked] * (self.rows - count)])
-        observation, rewards, finished = self._advance(count, tokens)
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in states])
+        actions = np.zeros(self.rows, dtype=np.int64)
+        actions[:count] = tokens
+        observation, rewards, finished, _, infos = self._env.step(actions)
+        self.scored += int(infos["_completion"].sum()) if "completion" in infos else 0
         return Arrival(
-            self._env.get_states(range(count)), discounts * rewards, finished, observation, self._masks(count)
+            states=self._env.get_states(range(count)),
+            rewards=self._discounts(states) * rewards[:count],
+            finished=finished[:count],
+            observation={name: array[:count] for name, array in observation.items()},
+            masks=self._masks(count),
         )
 
     def roll_out(self, arrival: Arrival, log_probs: LogProbs, generator: np.random.Generator) -> Floats:
@@ -90,11 +97,10 @@ class Model:
         running[:count] = going
         played = play_batch(self._env, arrival.observation, choose, running=running)
         self.scored += int(going.sum())
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in arrival.states])
-        return np.asarray(discounts * played.returns(self.task.gamma)[:count])
+        return self._discounts(arrival.states) * played.returns(self.task.gamma)[:count]
 
     def with_potential(self, state: TokenState) -> TokenState:
-        """A state found by its tokens, as the environment has it: pay by differences remembers the last score."""
+        """Return a state found by its tokens as the environment has it: pay by differences remembers the last score."""
         if self.task.scorer.pay != "difference" or not state.completion:
             return state
         reached = TokenState(state.prompt)
@@ -103,18 +109,14 @@ class Model:
         return reached
 
     def with_seeds(self, states: Sequence[TokenState], generator: np.random.Generator) -> list[TokenState]:
-        """The same states, in noisy tasks with noise drawn anew: what this episode's will be nobody knows."""
+        """Return the same states; in noisy tasks each with a new seed, for the noise of an episode is not known."""
         if not self.task.noisy:
             return list(states)
         seeds = generator.integers(2**63, size=len(states)).tolist()
         return [replace(state, episode_seed=seed) for state, seed in zip(states, seeds, strict=True)]
 
-    def _advance(self, count: int, tokens: Ints) -> tuple[Observation, Floats, Bools]:
-        actions = np.zeros(self.rows, dtype=np.int64)
-        actions[:count] = tokens
-        observation, rewards, finished, _, infos = self._env.step(actions)
-        self.scored += int(infos["_completion"].sum()) if "completion" in infos else 0
-        return {name: array[:count] for name, array in observation.items()}, rewards[:count], finished[:count]
+    def _discounts(self, states: Sequence[TokenState]) -> Floats:
+        return np.asarray(self.task.gamma ** np.array([len(state.completion) for state in states]))
 
     def _masks(self, count: int) -> Bools | None:
         return None if self.task.mask is None else self._env.action_masks()[:count]
@@ -123,7 +125,7 @@ class Model:
 UNSEEN, ENDED = -1, -2
 _FIRST_NODES = 1024
 _NODE_BYTES = 1024  # of the Python objects, roughly
-_FIELDS: dict[str, tuple[Any, float]] = {  # per node and candidate: dtype and what a new one holds
+_FIELDS: dict[str, tuple[DTypeLike, float]] = {  # per node and candidate: dtype and what a new one holds
     "actions": (np.int64, 0),
     "log_prior": (np.float64, -np.inf),
     "log_reference": (np.float64, -np.inf),
@@ -132,7 +134,7 @@ _FIELDS: dict[str, tuple[Any, float]] = {  # per node and candidate: dtype and w
     "children": (np.int64, UNSEEN),
     "answers": (np.float64, np.nan),
 }
-_VALUES: dict[str, tuple[Any, float]] = {
+_VALUES: dict[str, tuple[DTypeLike, float]] = {
     "values": (np.float64, 0.0),
     "own": (np.float64, 0.0),
     "parents": (np.int64, -1),
@@ -141,12 +143,12 @@ _VALUES: dict[str, tuple[Any, float]] = {
 
 
 def nodes_in_memory(candidates: int, memory: int) -> int:
-    """How many nodes with so many candidates fit into `memory` MiB."""
+    """Return how many nodes with so many candidates fit into `memory` MiB."""
     return memory * 2**20 // (_NODE_BYTES + 8 * (len(_FIELDS) * candidates + len(_VALUES)))
 
 
 class Leaves(NamedTuple):
-    """What new states are worth.
+    """The prior and the value of n new states.
 
     Attributes:
         log_prior, log_reference: (n, V) nats, over the legal tokens. values: (n,) reward units at time 0.
@@ -157,7 +159,7 @@ class Leaves(NamedTuple):
     values: Floats
 
     def rows(self, chosen: Ints) -> Leaves:
-        """Some of them."""
+        """Return some of them."""
         return Leaves(self.log_prior[chosen], self.log_reference[chosen], self.values[chosen])
 
 
@@ -204,7 +206,7 @@ class Forest:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self.index: dict[Key, int] = {}
         self.states: list[TokenState] = []
         self.splits: list[str] = []
@@ -214,7 +216,7 @@ class Forest:
         return len(self.states)
 
     def add(self, states: Sequence[TokenState], splits: Sequence[str], leaves: Leaves) -> Ints:
-        """The nodes of n states, made where there are none: the k likeliest tokens of the prior become candidates."""
+        """Return the nodes of n states (n,). New nodes have the k likeliest tokens of the prior as candidates."""
         found = np.empty(len(states), dtype=np.int64)
         new: list[int] = []
         for i, state in enumerate(states):
@@ -236,19 +238,19 @@ class Forest:
         return found
 
     def action_values(self, nodes: Ints) -> tuple[Floats, Bools]:
-        """Q (m, k), reward units, and which of the candidates were visited."""
+        """Return Q (m, k), reward units, and which of the candidates were visited."""
         children = self.children[nodes]
         below = np.where(children >= 0, self.values[np.maximum(children, 0)], 0.0)
         return self.rewards[nodes] + below, self.visits[nodes] > 0
 
     def done(self, nodes: Ints) -> Bools:
-        """Which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
+        """Return which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
         children = self.children[nodes]
         solved = (children >= 0) & self.solved[np.maximum(children, 0)]
         return np.asarray((children == ENDED) | solved | np.isneginf(self.log_prior[nodes]))
 
-    def tensors(self) -> dict[str, NDArray[Any]]:
-        """Everything but the states' prompts, as arrays."""
+    def tensors(self) -> LoadedArrays:
+        """Return everything but the states' prompts, as arrays."""
         count = len(self)
         tokens = [np.array(ids, dtype=np.int64) for _, ids in self.index]
         return {
@@ -259,10 +261,8 @@ class Forest:
             "potentials": np.array([state.potential for state in self.states]),
         }
 
-    def restore(
-        self, states: Sequence[TokenState], splits: Sequence[str], tensors: dict[str, NDArray[Any]]
-    ) -> None:
-        """Fills an empty forest with what another one held."""
+    def restore(self, states: Sequence[TokenState], splits: Sequence[str], tensors: Arrays) -> None:
+        """Fill an empty forest with what another one held."""
         self.states, self.splits = list(states), list(splits)
         self.index = {key_of(state): node for node, state in enumerate(states)}
         self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
@@ -280,7 +280,7 @@ class Forest:
 
 
 def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
-    """The `count` likeliest tokens of each row (n, count), in ascending order, with their log-probabilities.
+    """Return the `count` likeliest tokens of each row (n, count), in ascending order, and their log-probabilities.
 
     Where there are fewer than `count` tokens, the rest is filled with token 0 at -inf.
     """
@@ -288,8 +288,6 @@ def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
         tokens = np.tile(np.arange(log_prior.shape[1]), (len(log_prior), 1))
     else:
         tokens = np.sort(np.argpartition(-log_prior, count - 1, axis=1)[:, :count], axis=1)
-    missing = count - tokens.shape[1]
     logs = np.take_along_axis(log_prior, tokens, axis=1)
-    return np.pad(tokens, ((0, 0), (0, missing))), np.pad(
-        logs, ((0, 0), (0, missing)), constant_values=-np.inf
-    )
+    missing = ((0, 0), (0, count - tokens.shape[1]))
+    return np.pad(tokens, missing), np.pad(logs, missing, constant_values=-np.inf)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from textgym.state import TokenState
 from textgym.task import Task
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import Forest, Key, Model, key_of, nodes_in_memory
-from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
+from textgym_agents.mcts.search import Evaluator, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, prompt_lengths, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
 
@@ -38,7 +37,7 @@ class Planner:
         task: Task,
         config: MCTSConfig,
         beta: float,
-        guide: Any = None,
+        guide: object = None,
         reference: Reference | None = None,
     ) -> None:
         self._task, self._config, self._beta = task, config, beta
@@ -52,7 +51,6 @@ class Planner:
         self.forest = Forest(candidates, most)
         self.finder = StateFinder(task)
         self._evaluator = Evaluator(task, config, beta, guide, reference)
-        self._rules = Rules(config.backup, config.root_noise, config.c_init, config.c_base, beta)
         self._models: dict[tuple[str, int], Model] = {}
         self.searches = self.scored = 0
 
@@ -103,7 +101,7 @@ class Planner:
         asked = [
             row
             for row, key in enumerate(states)
-            if anew or key not in forest.index or self._unanswered(forest.index[key])
+            if anew or key not in forest.index or np.isnan(forest.answers[forest.index[key]]).all()
         ]
         if asked:
             generator = np.random.default_rng([self._config.seed, self.searches, 1])
@@ -121,12 +119,9 @@ class Planner:
             new = model.with_seeds(new, generator)
             forest.add(new, [split] * len(new), self._evaluator.evaluate(model, model.place(new), generator))
         roots = np.array([forest.index[key_of(state)] for state in states], dtype=np.int64)
-        Search(forest, model, self._evaluator, self._rules, roots, generator).run(self._config.simulations)
+        Search(forest, model, self._evaluator, roots, generator).run(self._config.simulations)
         forest.answers[roots] = self._answer(roots)
         self.scored += model.scored - before
-
-    def _unanswered(self, node: int) -> bool:
-        return bool(np.isnan(self.forest.answers[node]).all())
 
     def _answer(self, nodes: Ints) -> Floats:
         """Return the policy over the candidates of searched nodes, log-probabilities (n, k)."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.reference import UniformReference, restricted
+from textgym.lm.reference import Reference, UniformReference, restricted
 from textgym.solver import Solution, solve
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model
 from textgym_agents.protocol import Observation, as_agent
@@ -23,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """What a search asks of a state that it sees for the first time.
+    """The prior and the value of states that a search sees for the first time.
 
     Args:
         task: the task. config: says which prior and which value. beta: of soft values.
         reference: pi_ref; None takes the task's.
         guide: has `log_probs` and, for `leaf="values"`, `values(observation)` (B,), reward units at time 0.
 
-    What a leaf is worth by the guide's values: with soft backups V of J, to which an LM agent's value head is corrected
+    By the guide's values a leaf is worth V of J with soft backups; an LM agent's value head is corrected for this
     where it leaves out the KL of the state itself (`critics.uncharged`). A guide whose training charged no KL (`kl`
     "k3", beta = 0, alphazero with backup="mean") has V of the return: too much for J, and right for "mean" and "max".
     With these two the guide's values are taken as they are: where training charged KL, a leaf is worth the return to
@@ -40,10 +38,17 @@ class Evaluator:
     """
 
     def __init__(
-        self, task: Any, config: MCTSConfig, beta: float, guide: Any = None, reference: Any = None
+        self,
+        task: Task,
+        config: MCTSConfig,
+        beta: float,
+        guide: object = None,
+        reference: Reference | None = None,
     ) -> None:
-        self._task, self._config, self._guide, self._given = task, config, guide, reference
-        self._beta = beta if config.backup == "soft" else 0.0
+        self._task, self.config, self._guide = task, config, guide
+        if reference is not None:
+            self._reference = reference
+        self.beta = beta if config.backup == "soft" else 0.0
         for asked, method in ((config.prior == "guide", "log_probs"), (config.leaf == "values", "values")):
             if asked and not _has(guide, method):
                 what = "there is none" if guide is None else f"{type(guide).__name__} has no {method}"
@@ -56,50 +61,54 @@ class Evaluator:
         self._solutions: dict[str, Solution] = {}
 
     @cached_property
-    def _reference(self) -> Any:
-        return make_reference(self._task) if self._given is None else self._given
+    def _reference(self) -> Reference:
+        return make_reference(self._task)
 
     @cached_property
-    def _prior(self) -> Any:
-        if self._config.prior == "uniform":
+    def _prior(self) -> Reference:
+        if self.config.prior == "uniform":
             return UniformReference(self._task.vocabulary.allowed)
-        return self._guide if self._config.prior == "guide" else self._reference
+        if self.config.prior == "reference":
+            return self._reference
+        assert isinstance(self._guide, Reference)
+        return self._guide
 
     @cached_property
     def _critic(self) -> Critic:
         from textgym_agents.lm.critic import critic_of, uncharged
 
-        if self._config.backup == "soft" and uncharged(self._guide):
-            return critic_of(self._guide)
+        guide = as_agent(self._guide)
+        if self.config.backup == "soft" and uncharged(guide):
+            return critic_of(guide)
         # Asked in the same states as the prior: a guide that is both has computed its values already.
-        return lambda observation, masks: np.asarray(self._guide.values(observation), dtype=np.float64)
+        return lambda observation, masks: np.asarray(guide.values(observation), dtype=np.float64)
 
     def log_prior(self, observation: Observation, masks: Bools | None) -> Floats:
-        """(n, V) nats over the legal tokens."""
+        """Return the prior's log-probabilities (n, V), nats, over the legal tokens."""
         return restricted(np.asarray(self._prior.log_probs(observation), dtype=np.float64), masks)
 
     def log_reference(self, observation: Observation, masks: Bools | None) -> Floats:
-        """(n, V) nats over the legal tokens."""
+        """Return the reference's log-probabilities (n, V), nats, over the legal tokens."""
         return restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), masks)
 
     def evaluate(self, model: Model, arrival: Arrival, generator: np.random.Generator) -> Leaves:
-        """Where n moves led; the values of ended episodes are 0, and their distributions without meaning."""
+        """Evaluate where n moves led; the values of ended episodes are 0, and their distributions mean nothing."""
         going = ~arrival.finished
         observation = {name: array[going] for name, array in arrival.observation.items()}
         masks = None if arrival.masks is None else arrival.masks[going]
-        soft = self._config.backup == "soft"
+        soft = self.config.backup == "soft"
         log_prior = np.full((len(going), self._task.vocabulary.size), -np.inf)
         log_prior[going] = self.log_prior(observation, masks)
         log_reference = log_prior
         if soft and self._prior is not self._reference:
             log_reference = np.full_like(log_prior, -np.inf)
             log_reference[going] = self.log_reference(observation, masks)
-        if self._config.leaf == "rollout":
+        if self.config.leaf == "rollout":
             # Completions of the reference have no KL to be charged.
             policy = self.log_reference if soft else self.log_prior
             return Leaves(log_prior, log_reference, model.roll_out(arrival, policy, generator))
         values = np.zeros(len(going))
-        if self._config.leaf == "exact":
+        if self.config.leaf == "exact":
             values[going] = self._solution(model.split).state_values(observation)
         else:
             values[going] = self._critic(observation, masks)
@@ -107,7 +116,7 @@ class Evaluator:
 
     def _solution(self, split: str) -> Solution:
         if split not in self._solutions:
-            self._solutions[split] = solve(self._task, self._reference, beta=self._beta, split=split)
+            self._solutions[split] = solve(self._task, self._reference, beta=self.beta, split=split)
         return self._solutions[split]
 
 
@@ -116,29 +125,8 @@ def _has(guide: object, method: str) -> bool:
     return callable(getattr(guide, method, None)) and (method != "values" or as_agent(guide).critic)
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How a search selects and backs up. See `MCTSConfig`; `beta` > 0 with soft backups."""
-
-    backup: str
-    root_noise: float
-    c_init: float
-    c_base: float
-    beta: float
-
-
-@dataclass
-class Paths:
-    """What one round did: for each depth the rows that came there, their nodes and the columns chosen."""
-
-    levels: list[tuple[Ints, Ints, Ints]] = field(default_factory=list)
-
-    def leaves(self, count: int) -> tuple[Ints, Ints]:
-        """The last node and column of each row, (count,) each."""
-        nodes, columns = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-        for rows, own, chosen in self.levels:
-            nodes[rows], columns[rows] = own, chosen
-        return nodes, columns
+Level = tuple[Ints, Ints, Ints]
+"""At one depth: the rows that came there, their nodes, and the columns chosen, (n,) each."""
 
 
 class Search:
@@ -146,7 +134,7 @@ class Search:
 
     Args:
         forest: what is known and what is found. model: with a row for every root.
-        evaluator: prior and value of new states. rules: see `Rules`. roots: (B,) nodes, of the model's split.
+        evaluator: prior and value of new states, and the settings. roots: (B,) nodes, of the model's split.
         generator: draws completions and breaks ties.
     """
 
@@ -155,65 +143,67 @@ class Search:
         forest: Forest,
         model: Model,
         evaluator: Evaluator,
-        rules: Rules,
         roots: Ints,
         generator: np.random.Generator,
     ) -> None:
         self._forest, self._model, self._evaluator = forest, model, evaluator
-        self._rules, self._roots, self._generator = rules, roots, generator
+        self._config, self._roots, self._generator = evaluator.config, roots, generator
         # Visits that teach nothing are left out, unless the answer is made of visits, or ends are paid with noise.
-        self._skips = rules.backup != "mean" and not model.task.noisy
+        self._skips = self._config.backup != "mean" and not model.task.noisy
         values, known = forest.action_values(roots)
         # The range of the values that each root has seen: PUCT compares them with probabilities, so they are scaled.
         self._low = np.where(known, values, np.inf).min(1)
         self._high = np.where(known, values, -np.inf).max(1)
-
         self._root_prior = self._noisy_prior()
 
     def run(self, simulations: int) -> None:
-        """Simulates so many times from every root, then carries the result up to the roots' ancestors.
+        """Simulate so many times from every root, then carry the result up to the roots' ancestors.
 
         It ends early where nothing is left to find out.
         """
         for _ in range(simulations):
             if self._skips and self._forest.solved[self._roots].all():
                 break
-            paths = self._select()
-            self._expand(*paths.leaves(len(self._roots)))
-            self._back_up(paths)
+            levels = self._select()
+            nodes, columns = np.zeros_like(self._roots), np.zeros_like(self._roots)
+            for rows, own, chosen in levels:  # the last of each row stays
+                nodes[rows], columns[rows] = own, chosen
+            self._expand(nodes, columns)
+            self._back_up(levels)
         above = np.unique(self._forest.parents[self._roots])
         while above.size and above[-1] >= 0:
             above = above[above >= 0]
             self._revalue(above)
             above = np.unique(self._forest.parents[above])
 
-    def _select(self) -> Paths:
-        """From each root to an edge that leads nowhere yet, or to an end."""
-        paths, nodes, rows = Paths(), self._roots, np.arange(len(self._roots))
+    def _select(self) -> list[Level]:
+        """Go from each root to an edge that leads nowhere yet, or to an end."""
+        levels: list[Level] = []
+        nodes, rows = self._roots, np.arange(len(self._roots))
         while rows.size:
-            prior = np.exp(self._forest.log_prior[nodes]) if paths.levels else self._root_prior
+            prior = np.exp(self._forest.log_prior[nodes]) if levels else self._root_prior
             columns = self._choose(rows, nodes, prior)
-            paths.levels.append((rows, nodes, columns))
+            levels.append((rows, nodes, columns))
             below = self._forest.children[nodes, columns]
             rows, nodes = rows[below >= 0], below[below >= 0]
-        return paths
+        return levels
 
-    def _choose(self, rows: Ints, nodes: Ints, prior: Floats) -> NDArray[np.intp]:
-        """PUCT: argmax of Q + C P sqrt(N) / (1 + n) with C = log((1 + N + c_base) / c_base) + c_init.
+    def _choose(self, rows: Ints, nodes: Ints, prior: Floats) -> Ints:
+        """Choose by PUCT, the argmax of Q + C P sqrt(N) / (1 + n) with C = log((1 + N + c_base) / c_base) + c_init.
 
         Q is scaled to [0, 1] by the range of values seen from the root; a token that was never tried has the value of
         its state. Source: Silver et al. (2017), arXiv:1712.01815, "Search"; constants and scaling as in Schrittwieser
         et al. (2020), arXiv:1911.08265, appendix B, equations 2 and 5. What is known to the end is not tried again:
         Winands et al. (2008), "Monte-Carlo Tree Search Solver".
         """
-        forest, rules = self._forest, self._rules
+        forest, config = self._forest, self._config
         values, known = forest.action_values(nodes)
         values = np.where(known, values, forest.values[nodes][:, None])
         low, span = self._low[rows][:, None], (self._high - self._low)[rows][:, None]
         scaled = np.where(span > 0, np.clip((values - low) / np.where(span > 0, span, 1.0), 0.0, 1.0), 0.0)
         visits, log_prior = forest.visits[nodes], forest.log_prior[nodes]
         total = 1 + visits.sum(1, keepdims=True)  # the first visit made the node
-        factor = rules.c_init + np.log((1 + total + rules.c_base) / rules.c_base)
+        factor = config.c_init + np.log((1 + total + config.c_base) / config.c_base)
         scores = scaled + factor * prior * np.sqrt(total) / (1 + visits)
         scores = np.where(log_prior > -np.inf, scores, -np.inf)
         if self._skips:
@@ -223,11 +213,11 @@ class Search:
         return np.asarray(np.where(best, self._generator.random(scores.shape), -1.0).argmax(1))
 
     def _noisy_prior(self) -> Floats:
-        """The prior (B, k) at the roots, where simulations are made to try what it does not believe in.
+        """Return the prior (B, k) at the roots, mixed with noise so that simulations try unlikely tokens, too.
 
         Source: Silver et al. (2017), arXiv:1712.01815, "Search"; the concentration goes with the number of moves there.
         """
-        logs, share = self._forest.log_prior[self._roots], self._rules.root_noise
+        logs, share = self._forest.log_prior[self._roots], self._config.root_noise
         prior: Floats = np.exp(logs)
         if not share:
             return prior
@@ -237,7 +227,7 @@ class Search:
         return np.asarray((1 - share) * prior + share * noise)
 
     def _expand(self, nodes: Ints, columns: Ints) -> None:
-        """Follows the last edges, scores what is new there and puts it into the forest."""
+        """Follow the last edges, score what is new there and put it into the forest."""
         forest, model = self._forest, self._model
         children = forest.children[nodes, columns]
         # With noise an end is scored anew each time, and the mean counts.
@@ -259,43 +249,39 @@ class Search:
             forest.children[at[going], column[going]] = below
             forest.parents[below] = at[going]
 
-    def _back_up(self, paths: Paths) -> None:
-        """Counts the visits, and takes over values from the leaves to the roots."""
+    def _back_up(self, levels: list[Level]) -> None:
+        """Count the visits, and take over values from the leaves to the roots."""
         forest = self._forest
-        for _, nodes, columns in paths.levels:
+        for _, nodes, columns in levels:
             np.add.at(forest.visits, (nodes, columns), 1)
-        for rows, nodes, columns in reversed(paths.levels):
+        for rows, nodes, columns in reversed(levels):
             self._revalue(np.unique(nodes))
             reached = forest.action_values(nodes)[0][np.arange(len(nodes)), columns]
             self._low[rows] = np.minimum(self._low[rows], reached)
             self._high[rows] = np.maximum(self._high[rows], reached)
 
     def _revalue(self, nodes: Ints) -> None:
-        """V of nodes from the values of what is below them."""
-        forest = self._forest
+        """Set V of nodes from Q of their visited candidates; from their own evaluation where none was visited.
+
+        The mean is over all simulations, the one that made the node included, as in AlphaZero.
+        """
+        forest, own = self._forest, self._forest.own[nodes]
         values, known = forest.action_values(nodes)
-        forest.values[nodes] = backed_up(self._rules, values, known, forest, nodes)
+        if self._config.backup == "mean":
+            visits = forest.visits[nodes]
+            total = own + (visits * np.where(known, values, 0.0)).sum(1)
+            forest.values[nodes] = total / (1 + visits.sum(1))
+        else:
+            soft = self._config.backup == "soft"
+            found = (
+                soft_result(forest, nodes, self._evaluator.beta)[0] if soft else hard_values(values, known)
+            )
+            forest.values[nodes] = np.where(np.isnan(found), own, found)
         forest.solved[nodes] = forest.done(nodes).all(1)
 
 
-def backed_up(rules: Rules, values: Floats, known: Bools, forest: Forest, nodes: Ints) -> Floats:
-    """V (m,) of nodes from Q (m, k) of the candidates that were visited; their own evaluation where none was.
-
-    mean: of all simulations, the one that made the node included, as in AlphaZero.
-    """
-    own = forest.own[nodes]
-    if rules.backup == "mean":
-        visits = forest.visits[nodes]
-        return np.asarray((own + (visits * np.where(known, values, 0.0)).sum(1)) / (1 + visits.sum(1)))
-    if rules.backup == "soft":
-        result, _ = soft_result(forest, nodes, rules.beta)
-    else:
-        result = hard_values(values, known)
-    return np.where(np.isnan(result), own, result)
-
-
 def soft_result(forest: Forest, nodes: Ints, beta: float) -> tuple[Floats, Floats]:
-    """V (m,), NaN at leaves, and the policy over the candidates (m, k), unnormalised logs, with soft backups.
+    """Return V (m,), NaN at leaves, and the policy over the candidates (m, k), unnormalised logs, by soft backups.
 
     What was not tried keeps the prior's share. A prior pi says by pi = ref exp((Q - V) / beta) what it takes the Q of
     a token to be, and V = beta log(sum ref exp(Q / beta) / sum pi), both over what was tried. Where the prior is the

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from textgym.checks import MOST_ROWS
-from textgym_agents.config import MOST, at_least_one, positive, require, share
+from textgym_agents.config import MOST, at_least_one, not_negative, positive, require, share
 
-_FEATURES = ("mean", "last", "gru", "transformer")
+Kind = Literal["mean", "last", "gru", "transformer"]
+"""How a token sequence becomes a vector: pooled embeddings, last token, GRU, transformer."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SB3Config:
     """Sub-environments."""
     learning_rate: float = 1e-3
     """Step size of the optimiser, constant."""
-    features: Literal["mean", "last", "gru", "transformer"] = "gru"
+    features: Kind = "gru"
     """How a token sequence becomes a vector: pooled embeddings, last token, GRU, transformer; not with lm_features."""
     width: int = 64
     """Of embeddings and features; not with lm_features."""
@@ -45,24 +45,17 @@ class SB3Config:
         for name in ("batch", "width"):
             at_least_one(self, name)
         positive(self, "learning_rate")
-        require("features", self.features, self.features in _FEATURES, str(_FEATURES))
-        top_k = self.top_k
-        require(
-            "top_k", top_k, top_k is None or 1 <= top_k <= MOST_ROWS, f"None or an integer in 1..{MOST_ROWS}"
-        )
-        beta = self.beta
-        require("beta", beta, beta is None or 0 <= beta < math.inf, "None or a finite number >= 0")
+        top_k, beta = self.top_k, self.beta
+        holds = top_k is None or 1 <= top_k <= MOST_ROWS
+        require("top_k", top_k, holds, f"None or an integer in 1..{MOST_ROWS}")
+        require("beta", beta, beta is None or beta >= 0, "None or a finite number >= 0")
         require("beta", beta, beta is None or self.reference_reward, "None where reference_reward is False")
         require("seed", self.seed, 0 <= self.seed < 2**31, "an integer in 0..2^31 - 1")
         for name, default in (("features", SB3Config.features), ("width", SB3Config.width)):
             value = getattr(self, name)
             # A network of features reads tokens, and there are none.
-            require(
-                name,
-                value,
-                not self.lm_features or value == default,
-                f"{default!r} where lm_features is True",
-            )
+            holds = not self.lm_features or value == default
+            require(name, value, holds, f"{default!r} where lm_features is True")
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
         super().__post_init__()
         entropy = self.entropy
         require("entropy", entropy, entropy is None or entropy >= 0, "None or a number >= 0")
-        require("value_coefficient", self.value_coefficient, self.value_coefficient >= 0, "a number >= 0")
+        not_negative(self, "value_coefficient")
         positive(self, "max_grad_norm")
 
 
@@ -242,4 +235,4 @@ class SB3NoisyConfig(SB3ContinuousConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("noise", self.noise, 0 <= self.noise < math.inf, "a finite number >= 0")
+        not_negative(self, "noise")

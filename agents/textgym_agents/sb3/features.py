@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import torch
 from gymnasium import spaces
@@ -10,8 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from textgym.checks import not_one_of
-
-Kind = Literal["mean", "last", "gru", "transformer"]
+from textgym_agents.sb3.config import Kind
 
 
 class TokenFeatures(BaseFeaturesExtractor):
@@ -26,7 +25,12 @@ class TokenFeatures(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: Any, kind: Kind = "gru", width: int = 64, layers: int = 1, heads: int = 4
+        self,
+        observation_space: object,
+        kind: Kind = "gru",
+        width: int = 64,
+        layers: int = 1,
+        heads: int = 4,
     ) -> None:
         if kind not in get_args(Kind):
             raise ValueError(not_one_of("kind", kind, get_args(Kind)))
@@ -56,7 +60,7 @@ class TokenFeatures(BaseFeaturesExtractor):
             )
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Features (B, width) of ids (B, L) and masks (B, L), of any number type."""
+        """Return features (B, width) of ids (B, L) and masks (B, L), of any number type."""
         # The padding of recurrent rollouts is states without any token.
         lengths = observation["attention_mask"].long().sum(1).clamp(min=1)  # (B,)
         longest = int(lengths.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from sb3_contrib import QRDQN
 from stable_baselines3 import DDPG, DQN, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.type_aliases import PyTorchObs
 
+from textgym.checks import Floats, Ints
 from textgym_agents.protocol import Observation
-from textgym_agents.sb3.agent import SB3Agent, own_generators
+from textgym_agents.sb3.agent import Arguments, SB3Agent, own_generators
 from textgym_agents.sb3.config import (
     SB3ContinuousConfig,
     SB3DQNConfig,
@@ -23,6 +27,9 @@ from textgym_agents.sb3.config import (
     SB3OffPolicyConfig,
     SB3QRDQNConfig,
 )
+from textgym_agents.sb3.vec_env import SB3VecEnv
+
+Space = spaces.Space[Any]
 
 _EPISODES = 4096  # full-length ones that are kept
 _PER_TOKEN = 64  # transitions for every action
@@ -31,8 +38,8 @@ _NUMBERS = 3 * 4  # reward, done and time-out, float32 each
 _SHARE = 0.5  # of the free memory that one buffer may take
 
 
-def replay_size(asked: int | None, observation: Any, action: Any, vocabulary: int, horizon: int) -> int:
-    """The transitions of a replay buffer.
+def replay_size(asked: int | None, observation: Space, action: Space, vocabulary: int, horizon: int) -> int:
+    """Return the number of transitions of a replay buffer.
 
     Args:
         asked: by the user; None chooses 4,096 episodes of full length or 64 transitions a token of the vocabulary,
@@ -52,29 +59,28 @@ def replay_size(asked: int | None, observation: Any, action: Any, vocabulary: in
     return size
 
 
-def transition_bytes(observation: Any, action: Any) -> int:
-    """Bytes of one transition: two observations, an action, three numbers."""
+def transition_bytes(observation: Space, action: Space) -> int:
+    """Return the bytes of one transition: two observations, an action, three numbers."""
     return 2 * _bytes(observation) + _bytes(action) + _NUMBERS
 
 
-def _bytes(space: Any) -> int:
+def _bytes(space: Space) -> int:
     if isinstance(space, spaces.Dict):
         return sum(_bytes(part) for part in space.values())
-    numbers, each = np.prod(space.shape, dtype=np.int64), np.dtype(space.dtype).itemsize
-    return int(numbers) * int(each)
+    return int(np.prod(space.shape or (), dtype=np.int64)) * np.dtype(space.dtype).itemsize
 
 
 def free_bytes() -> int | None:
-    """Memory that programs can still take; without psutil Linux alone tells, elsewhere None."""
+    """Return the bytes of memory that programs can still take; None without psutil, except on Linux."""
     try:
-        psutil: Any = import_module("psutil")
+        psutil = import_module("psutil")
     except ModuleNotFoundError:
         return available_bytes(Path("/proc/meminfo"))
     return int(psutil.virtual_memory().available)
 
 
 def available_bytes(meminfo: Path) -> int | None:
-    """What Linux's table of memory says under MemAvailable, in bytes; None where there is no such line.
+    """Return what Linux's table of memory says under MemAvailable, in bytes; None where there is no such line.
 
     The pages that `os.sysconf` counts as free are fewer: they leave out the file cache, which is given up on demand.
     """
@@ -89,17 +95,16 @@ def available_bytes(meminfo: Path) -> int | None:
 class _OffPolicy(SB3Agent):
     """An agent with a replay buffer. It acts without exploring: one token for sure, unless it says otherwise."""
 
+    config: SB3OffPolicyConfig
     scores = "rollout/scores"  # those of the exploring policy, which is not the one that acts
     greedy = True
 
-    def _shared(self, env: Any, common: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
         config, task = self.config, self.task
-        assert isinstance(config, SB3OffPolicyConfig)
         size = replay_size(
             config.replay, env.observation_space, env.action_space, task.vocabulary.size, task.max_new_tokens
         )
         return {
-            **common,
             "buffer_size": size,
             "learning_starts": config.learning_starts,
             "batch_size": config.minibatch,
@@ -107,48 +112,52 @@ class _OffPolicy(SB3Agent):
             "gradient_steps": config.gradient_steps,
         }
 
-    def log_probs(self, observation: Observation) -> NDArray[np.float64] | None:
+    def log_probs(self, observation: Observation) -> Floats | None:
         """See `Agent.log_probs`; (B, V) float64, 0 at the token that is taken and -inf elsewhere."""
-        return self.interface.certain(self._greedy(observation))
+        return self.interface.certain(self._best(observation))
 
-    def _greedy(self, observation: Observation) -> NDArray[np.int64]:
-        """The tokens (B,) that the agent takes without exploring."""
-        raise NotImplementedError
+    @abstractmethod
+    def _best(self, observation: Observation) -> Ints:
+        """Return the tokens (B,) that the agent takes without exploring."""
 
 
 class _Valued(_OffPolicy):
     """Takes the action of the greatest value; explores with a probability that falls over the budget."""
 
-    def _build(self, env: Any) -> Any:
+    config: SB3DQNConfig
+    model: DQN | QRDQN
+
+    def _build(self, env: SB3VecEnv) -> BaseAlgorithm:
         model = super()._build(env)
+        assert isinstance(model, DQN | QRDQN)
         model.exploration_schedule = lambda _: self._epsilon()
         return model
 
-    def _iterate(self, env: Any) -> None:
+    def _iterate(self, env: SB3VecEnv) -> None:
         self.model.exploration_rate = self._epsilon()
         super()._iterate(env)
 
     def _epsilon(self) -> float:
-        config = self.config
-        assert isinstance(config, SB3DQNConfig)
-        span = config.exploration_share * max(self.budget, 1)
+        span = self.config.exploration_share * max(self.budget, 1)
         fallen = min(self.episodes / span, 1.0) if span > 0 else 1.0
-        return 1.0 + fallen * (config.exploration_final - 1.0)
+        return 1.0 + fallen * (self.config.exploration_final - 1.0)
 
-    def _exploration(self) -> dict[str, Any]:
-        config = self.config
-        assert isinstance(config, SB3DQNConfig)
-        return {"target_update_interval": config.target_update, "max_grad_norm": config.max_grad_norm}
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
+        own = {
+            "target_update_interval": self.config.target_update,
+            "max_grad_norm": self.config.max_grad_norm,
+        }
+        return super()._arguments(env) | own
 
     @torch.no_grad()
-    def _greedy(self, observation: Observation) -> NDArray[np.int64]:
+    def _best(self, observation: Observation) -> Ints:
         values = self._values(self._inputs(observation)).cpu().numpy()
         legal = self.interface.legal(observation)
         return self.interface.tokens(observation, np.where(legal, values, -np.inf).argmax(1))
 
-    def _values(self, inputs: Any) -> Any:
-        """Q(s, a) of the numbered actions, (B, A)."""
-        raise NotImplementedError
+    @abstractmethod
+    def _values(self, inputs: PyTorchObs) -> torch.Tensor:
+        """Return Q(s, a) of the numbered actions, (B, A)."""
 
 
 class SB3DQN(_Valued):
@@ -157,15 +166,11 @@ class SB3DQN(_Valued):
     name = "sb3-dqn"
     config_type = SB3DQNConfig
     model_type = DQN
+    model: DQN
 
-    def __init__(self, task: Any, config: SB3DQNConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3DQNConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return self.model_type(policy, env, **self._shared(env, common), **self._exploration())
-
-    def _values(self, inputs: Any) -> Any:
-        return self.model.q_net(inputs)
+    def _values(self, inputs: PyTorchObs) -> torch.Tensor:
+        values: torch.Tensor = self.model.q_net(inputs)
+        return values
 
 
 class SB3QRDQN(_Valued):
@@ -174,21 +179,17 @@ class SB3QRDQN(_Valued):
     """
 
     name = "sb3-qrdqn"
+    config: SB3QRDQNConfig
     config_type = SB3QRDQNConfig
     model_type = QRDQN
+    model: QRDQN
 
-    def __init__(self, task: Any, config: SB3QRDQNConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3QRDQNConfig(), rows)
+    def _policy_arguments(self) -> Arguments:
+        return super()._policy_arguments() | {"n_quantiles": self.config.quantiles}
 
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        config = self.config
-        assert isinstance(config, SB3QRDQNConfig)
-        kwargs = {**common["policy_kwargs"], "n_quantiles": config.quantiles}
-        shared = {**self._shared(env, common), "policy_kwargs": kwargs}
-        return self.model_type(policy, env, **shared, **self._exploration())
-
-    def _values(self, inputs: Any) -> Any:
-        return self.model.quantile_net(inputs).mean(1)
+    def _values(self, inputs: PyTorchObs) -> torch.Tensor:
+        values: torch.Tensor = self.model.quantile_net(inputs).mean(1)
+        return values
 
 
 class _Pointing(_OffPolicy):
@@ -197,16 +198,11 @@ class _Pointing(_OffPolicy):
     Source: Dulac-Arnold et al. (2015), arXiv:1512.07679, with k = 1: Wolpertinger without re-ranking by Q.
     """
 
-    def _noise(self) -> dict[str, Any]:
-        config = self.config
-        assert isinstance(config, SB3NoisyConfig)
-        shape = config.dimensions
-        noise = NormalActionNoise(np.zeros(shape), np.full(shape, config.noise)) if config.noise else None
-        return {"action_noise": noise}
+    config: SB3ContinuousConfig
+    reads_zip = False
 
-    def _tau(self) -> float:
-        assert isinstance(self.config, SB3ContinuousConfig)
-        return self.config.tau
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
+        return super()._arguments(env) | {"tau": self.config.tau}
 
     @torch.no_grad()
     def _points(self, observation: Observation, deterministic: bool) -> NDArray[np.float32]:
@@ -214,34 +210,34 @@ class _Pointing(_OffPolicy):
         points = self.model.policy._predict(inputs, deterministic=deterministic)
         return np.asarray(np.clip(points.cpu().numpy(), -1.0, 1.0))
 
-    def _greedy(self, observation: Observation) -> NDArray[np.int64]:
+    def _best(self, observation: Observation) -> Ints:
         return self.interface.tokens(observation, self._points(observation, deterministic=True))
 
 
-class SB3DDPG(_Pointing):
+class _Noisy(_Pointing):
+    """Explores by adding noise to its points."""
+
+    config: SB3NoisyConfig
+    config_type = SB3NoisyConfig
+
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
+        shape, noise = self.config.dimensions, self.config.noise
+        action_noise = NormalActionNoise(np.zeros(shape), np.full(shape, noise)) if noise else None
+        return super()._arguments(env) | {"action_noise": action_noise}
+
+
+class SB3DDPG(_Noisy):
     """DDPG on points. Source: Lillicrap et al. (2015), arXiv:1509.02971; Stable-Baselines3's class, unmodified."""
 
     name = "sb3-ddpg"
-    config_type = SB3NoisyConfig
-
-    def __init__(self, task: Any, config: SB3NoisyConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3NoisyConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return DDPG(policy, env, **self._shared(env, common), **self._noise(), tau=self._tau())
+    model_type = DDPG
 
 
-class SB3TD3(_Pointing):
+class SB3TD3(_Noisy):
     """TD3 on points. Source: Fujimoto et al. (2018), arXiv:1802.09477; Stable-Baselines3's class, unmodified."""
 
     name = "sb3-td3"
-    config_type = SB3NoisyConfig
-
-    def __init__(self, task: Any, config: SB3NoisyConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3NoisyConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return TD3(policy, env, **self._shared(env, common), **self._noise(), tau=self._tau())
+    model_type = TD3
 
 
 class SB3SAC(_Pointing):
@@ -252,18 +248,13 @@ class SB3SAC(_Pointing):
 
     name = "sb3-sac"
     config_type = SB3ContinuousConfig
+    model_type = SAC
     greedy = False
 
-    def __init__(self, task: Any, config: SB3ContinuousConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3ContinuousConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return SAC(policy, env, **self._shared(env, common), tau=self._tau())
-
     def log_probs(self, observation: Observation) -> None:
-        """None: there is no closed form."""
+        """Return None: there is no closed form."""
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         with own_generators(int(self._acting.integers(2**31))):
             points = self._points(observation, deterministic)

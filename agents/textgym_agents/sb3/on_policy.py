@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
 
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import restricted
@@ -18,14 +23,16 @@ from textgym.task import Task
 from textgym.vector import batch_env
 from textgym.wrappers.actions import TopKTokens
 from textgym_agents.protocol import Observation, prompt_lengths
-from textgym_agents.sb3.agent import SB3Agent, normalised
+from textgym_agents.sb3.agent import Arguments, SB3Agent
 from textgym_agents.sb3.config import (
     SB3A2CConfig,
     SB3ActorCriticConfig,
+    SB3OnPolicyConfig,
     SB3PPOConfig,
     SB3RecurrentPPOConfig,
     SB3TRPOConfig,
 )
+from textgym_agents.sb3.vec_env import SB3VecEnv
 
 _ROWS = 64
 _LEAST = np.log(1e-4)  # a rank that is never written is not put out of reach
@@ -56,6 +63,8 @@ def rank_prior(task: Task, table: TopKTokens) -> Floats:
 class _OnPolicy(SB3Agent):
     """An actor-critic whose policy is a distribution over numbered actions."""
 
+    config: SB3OnPolicyConfig
+    model: OnPolicyAlgorithm
     objective_tokens = 1  # the entropy bonus leaves out the entropy of later states
 
     def _rollout_steps(self) -> int:
@@ -68,84 +77,82 @@ class _OnPolicy(SB3Agent):
             )
         return horizon if asked is None else int(asked)
 
-    def _build(self, env: Any) -> Any:
+    def _build(self, env: SB3VecEnv) -> BaseAlgorithm:
         model = super()._build(env)
         table = self.interface.choice.table
         if isinstance(table, TopKTokens) and self.config.rank_prior:
             # Before training the output layer is almost nothing but its bias.
             prior = torch.as_tensor(rank_prior(self.task, table), dtype=torch.float32)
-            model.policy.action_net.bias.data.copy_(prior)
+            model.policy.get_parameter("action_net.bias").data.copy_(prior)
         return model
 
-    def _shared(self, common: dict[str, Any]) -> dict[str, Any]:
-        return {
-            **common,
-            "n_steps": self._rollout_steps(),
-            "gae_lambda": self.config.gae_lambda,
-        }
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
+        return {"n_steps": self._rollout_steps(), "gae_lambda": self.config.gae_lambda}
 
-    def _objective(self) -> dict[str, Any]:
-        """Weights of the loss. Raises: TypeError for a config without them."""
+    @torch.no_grad()
+    def log_probs(self, observation: Observation) -> Floats:
+        """See `Agent.log_probs`; (B, V) float64."""
+        logs = torch.log_softmax(self._logits(observation).double(), -1)
+        return self.interface.token_log_probs(observation, logs.cpu().numpy())
+
+    def _logits(self, observation: Observation) -> Tensor:
+        """Return the logits of the numbered actions, (B, A)."""
+        return _logits_of(self.model.policy.get_distribution(self._inputs(observation)))
+
+
+def _logits_of(distribution: Distribution) -> Tensor:
+    """Return the logits (B, A) of a distribution over numbered actions."""
+    categorical = distribution.distribution
+    assert isinstance(categorical, torch.distributions.Categorical)
+    logits: Tensor = categorical.logits
+    return logits
+
+
+class _ActorCritic(_OnPolicy):
+    """An actor-critic with an entropy bonus."""
+
+    config: SB3ActorCriticConfig
+
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
         config = self.config
-        assert isinstance(config, SB3ActorCriticConfig)
         beta = self.task.beta if config.beta is None else config.beta
         entropy = (beta if config.reference_reward else 0.0) if config.entropy is None else config.entropy
         normalise = config.normalize_advantage
-        return {
+        return super()._arguments(env) | {
             "ent_coef": entropy,
             "vf_coef": config.value_coefficient,
             "max_grad_norm": config.max_grad_norm,
             "normalize_advantage": not config.reference_reward if normalise is None else normalise,
         }
 
-    def _epochs(self, env: Any) -> dict[str, Any]:
-        config = self.config
-        assert isinstance(config, SB3PPOConfig)
-        size = minibatch_size(self._rollout_steps() * env.num_envs, config.minibatches)
-        return {"n_epochs": config.epochs, "clip_range": config.clip_range, "batch_size": size}
-
-    @torch.no_grad()
-    def log_probs(self, observation: Observation) -> NDArray[np.float64]:
-        """See `Agent.log_probs`; (B, V) float64."""
-        return self.interface.token_log_probs(observation, normalised(self._logits(observation)))
-
-    def _logits(self, observation: Observation) -> Any:
-        """Of the numbered actions, (B, A)."""
-        return self.model.policy.get_distribution(self._inputs(observation)).distribution.logits
-
 
 def minibatch_size(rollout: int, minibatches: int) -> int:
-    """The least divisor of a rollout that leaves at most so many parts of it: no part is smaller than the others."""
+    """Return the least divisor of a rollout that leaves at most so many parts: no part is smaller than the others."""
     least = max(-(-rollout // minibatches), 2)
     return next((size for size in range(least, rollout) if rollout % size == 0), rollout)
 
 
-class SB3PPO(_OnPolicy):
+class SB3PPO(_ActorCritic):
     """PPO. Source: Schulman et al. (2017), arXiv:1707.06347; Stable-Baselines3's class, unmodified."""
 
     name = "sb3-ppo"
-    config_type = SB3PPOConfig
-    model_type = PPO
+    config: SB3PPOConfig
+    config_type: ClassVar[type[SB3PPOConfig]] = SB3PPOConfig
+    model_type: ClassVar[type[OnPolicyAlgorithm]] = PPO
 
-    def __init__(self, task: Any, config: SB3PPOConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3PPOConfig(), rows)
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
+        config = self.config
+        size = minibatch_size(self._rollout_steps() * env.num_envs, config.minibatches)
+        own = {"n_epochs": config.epochs, "clip_range": config.clip_range, "batch_size": size}
+        return super()._arguments(env) | own
 
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return self.model_type(policy, env, **self._shared(common), **self._objective(), **self._epochs(env))
 
-
-class SB3A2C(_OnPolicy):
+class SB3A2C(_ActorCritic):
     """A2C. Source: Mnih et al. (2016), arXiv:1602.01783; Stable-Baselines3's class, unmodified."""
 
     name = "sb3-a2c"
     config_type = SB3A2CConfig
     model_type = A2C
-
-    def __init__(self, task: Any, config: SB3A2CConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3A2CConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return self.model_type(policy, env, **self._shared(common), **self._objective())
 
 
 class SB3TRPO(_OnPolicy):
@@ -153,43 +160,35 @@ class SB3TRPO(_OnPolicy):
 
     name = "sb3-trpo"
     objective_tokens = 0  # no entropy at all
+    config: SB3TRPOConfig
     config_type = SB3TRPOConfig
     model_type = TRPO
 
-    def __init__(self, task: Any, config: SB3TRPOConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3TRPOConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        config = self.config
-        assert isinstance(config, SB3TRPOConfig)
-        critic: dict[str, Any] = {"n_critic_updates": config.critic_updates, "target_kl": config.target_kl}
-        size = minibatch_size(self._rollout_steps() * env.num_envs, 4)
-        return self.model_type(policy, env, **self._shared(common), **critic, batch_size=size)
+    def _arguments(self, env: SB3VecEnv) -> Arguments:
+        return super()._arguments(env) | {
+            "n_critic_updates": self.config.critic_updates,
+            "target_kl": self.config.target_kl,
+            "batch_size": minibatch_size(self._rollout_steps() * env.num_envs, 4),
+        }
 
 
-class SB3MaskablePPO(_OnPolicy):
+class SB3MaskablePPO(SB3PPO):
     """PPO that gives illegal actions probability 0. Source: Huang and Ontanon (2020), arXiv:2006.14171; sb3-contrib's
     class, unmodified.
     """
 
     name = "sb3-maskable-ppo"
-    config_type = SB3PPOConfig
     model_type = MaskablePPO
 
-    def __init__(self, task: Any, config: SB3PPOConfig | None = None, rows: int | None = None) -> None:
-        super().__init__(task, config or SB3PPOConfig(), rows)
-
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        return self.model_type(policy, env, **self._shared(common), **self._objective(), **self._epochs(env))
-
-    def _logits(self, observation: Observation) -> Any:
-        legal = self.interface.legal(observation)
-        policy = self.model.policy
-        logits = policy.get_distribution(self._inputs(observation), action_masks=legal).distribution.logits
+    def _logits(self, observation: Observation) -> Tensor:
+        legal, policy = self.interface.legal(observation), self.model.policy
+        assert isinstance(policy, MaskableActorCriticPolicy)
+        distribution = policy.get_distribution(self._inputs(observation), action_masks=legal)
+        logits = _logits_of(distribution)
         return logits.masked_fill(~torch.as_tensor(legal, device=logits.device), -torch.inf)
 
 
-class SB3RecurrentPPO(_OnPolicy):
+class SB3RecurrentPPO(SB3PPO):
     """PPO with an LSTM over the states of an episode; sb3-contrib's class, unmodified.
 
     What it does in a state depends on those before it, from the prompt on. They are rebuilt from the observation, which
@@ -197,42 +196,34 @@ class SB3RecurrentPPO(_OnPolicy):
     """
 
     name = "sb3-recurrent-ppo"
+    config: SB3RecurrentPPOConfig
     config_type = SB3RecurrentPPOConfig
     model_type = RecurrentPPO
+    policies = ("MlpLstmPolicy", "MultiInputLstmPolicy")
 
-    def __init__(
-        self, task: Any, config: SB3RecurrentPPOConfig | None = None, rows: int | None = None
-    ) -> None:
-        super().__init__(task, config or SB3RecurrentPPOConfig(), rows)
+    def _policy_arguments(self) -> Arguments:
+        return super()._policy_arguments() | {"lstm_hidden_size": self.config.lstm_width}
 
-    def _make(self, env: Any, policy: str, common: dict[str, Any]) -> Any:
-        config = self.config
-        assert isinstance(config, SB3RecurrentPPOConfig)
-        kwargs = {**common["policy_kwargs"], "lstm_hidden_size": config.lstm_width}
-        shared = {**self._shared(common), "policy_kwargs": kwargs}
-        return self.model_type(
-            policy.replace("Policy", "LstmPolicy"), env, **shared, **self._objective(), **self._epochs(env)
-        )
-
-    def _logits(self, observation: Observation) -> Any:
+    def _logits(self, observation: Observation) -> Tensor:
         policy, count = self.model.policy, len(observation["input_ids"])
+        assert isinstance(policy, RecurrentActorCriticPolicy)
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         steps = lengths - prompt_lengths(observation)
         shape = (policy.lstm_actor.num_layers, count, policy.lstm_actor.hidden_size)
         state = torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
         starts = torch.zeros(count, device=self.device)
-        logits: list[Any] = []
+        logits = torch.zeros(0)
         for behind in range(int(steps.max()), -1, -1):
             # Row by row the states from s_0 on; a row whose episode is younger has not begun yet.
             begun = steps >= behind
             inputs = self._inputs(_shortened(observation, np.where(begun, lengths - behind, 1)))
-            distribution, after = policy.get_distribution(inputs, state, starts)
+            distribution, after = policy.get_distribution(inputs, state, starts)  # type: ignore[arg-type]
             keep = torch.as_tensor(begun, device=self.device)[None, :, None]
-            state = tuple(torch.where(keep, new, old) for new, old in zip(after, state, strict=True))  # type: ignore[assignment]
-            logits = [distribution.distribution.logits]
-        return logits[0]
+            state = torch.where(keep, after[0], state[0]), torch.where(keep, after[1], state[1])
+            logits = _logits_of(distribution)
+        return logits
 
 
-def _shortened(observation: Observation, lengths: NDArray[np.int64]) -> Observation:
+def _shortened(observation: Observation, lengths: Ints) -> Observation:
     mask = (np.arange(observation["input_ids"].shape[1]) < lengths[:, None]).astype(np.int8)
     return {"input_ids": observation["input_ids"], "attention_mask": mask}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 
+from textgym.checks import Bools, Floats, Ints
 from textgym.episodes import observation_space
-from textgym.lm.reference import Observation as Observations
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
 from textgym.wrappers.actions import AllowedTokens, Table
 from textgym.wrappers.base import Masks
 from textgym_agents.protocol import Agent, Callback, Observation
@@ -29,15 +30,15 @@ class ZipAgent(Agent):
         self.name, self.task, self.model = inner.name, inner.task, inner.model
         self._inner, self._path = inner, path
 
-    def act(self, observation: Observation, deterministic: bool = False) -> NDArray[np.int64]:
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         return self._inner.act(observation, deterministic)
 
-    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]] | None:
+    def log_probs(self, observation: Observation) -> Floats | None:
         """See `Agent.log_probs`."""
         return self._inner.log_probs(observation)
 
-    def learn(self, env: Any, episodes: int, callback: Callback | None = None) -> None:
+    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Raise ValueError."""
         raise ValueError(
             f"{self._path}: a model of a .zip can act, not learn; Stable-Baselines3 can train it"
@@ -48,7 +49,7 @@ class ZipAgent(Agent):
         raise ValueError(f"{self._path}: a model of a .zip is saved by Stable-Baselines3 alone")
 
     @classmethod
-    def load(cls, path: str | Path, env: Any) -> ZipAgent:
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> ZipAgent:
         """Raise ValueError: nothing was trusted."""
         raise ValueError(f"path={str(path)!r}: {_DANGER}")
 
@@ -59,7 +60,9 @@ _DANGER = (
 )
 
 
-def load_zip(path: str | Path, env: Any, kind: Any, trust_pickle: bool = False) -> ZipAgent:
+def load_zip(
+    path: str | Path, env: TokenVectorEnv, kind: type[Agent] | None, trust_pickle: bool = False
+) -> ZipAgent:
     """Read a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, this runs whatever code it holds.
 
     The model must observe what the environment gives, and its actions are all tokens by id, or those that
@@ -73,7 +76,7 @@ def load_zip(path: str | Path, env: Any, kind: Any, trust_pickle: bool = False) 
     file, where = Path(path), f"path={str(path)!r}"
     if not trust_pickle:
         raise ValueError(f"{where}: {_DANGER}")
-    if not (isinstance(kind, type) and issubclass(kind, SB3Agent)) or kind.model_type is None:
+    if kind is None or not issubclass(kind, SB3Agent) or not kind.reads_zip:
         raise ValueError(
             f"{where}: {getattr(kind, 'name', kind)!r} reads no .zip; allowed are sb3-a2c, sb3-dqn, sb3-maskable-ppo, "
             "sb3-ppo, sb3-qrdqn, sb3-recurrent-ppo, sb3-trpo"
@@ -95,18 +98,16 @@ def load_zip(path: str | Path, env: Any, kind: Any, trust_pickle: bool = False) 
 class _EveryToken:
     """All tokens by id, as the environment itself numbers its actions; see `textgym.wrappers.actions.Table`."""
 
-    def __init__(self, allowed: NDArray[np.bool_]) -> None:
+    def __init__(self, allowed: Bools) -> None:
         self._allowed, self.size = allowed, len(allowed)
 
-    def tokens(
-        self, observation: Observations, masks: Masks = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
         shape = (len(observation["input_ids"]), self.size)
         legal = self._allowed if masks is None else self._allowed & masks
         return np.broadcast_to(np.arange(self.size), shape), np.broadcast_to(legal, shape)
 
 
-def _table(model: Any, task: Any, where: str) -> Table:
+def _table(model: BaseAlgorithm, task: Task, where: str) -> Table:
     """Return the tokens that the model's actions are. Raises: ValueError if it was trained in another task."""
     allowed, expected = task.vocabulary.allowed, observation_space(task)
     if model.observation_space != expected:

@@ -8,21 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from textgym.checks import JsonObject
 from textgym_agents.lm.checkpoint import check_moments
-from textgym_agents.saving import count, flag
+from textgym_agents.saving import LoadedArrays, count, flag
 
+Tree = dict[str, Any]
+"""Nested dicts of tensors, integers and settings, such as state dicts."""
 _REPLAY = "replay/"
 _COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num")
 _INTEGER = "#int"
 
 
-def model_tensors(model: Any) -> dict[str, Tensor]:
+def model_tensors(model: BaseAlgorithm) -> dict[str, Tensor]:
     """Return parameters, optimisers and the filled part of the replay buffer of a model by name."""
     tensors = flat(parameters(model))
-    replay = getattr(model, "replay_buffer", None)
+    replay = replay_of(model)
     if replay is None:
         return tensors
     size = replay.buffer_size if replay.full else replay.pos
@@ -32,9 +37,9 @@ def model_tensors(model: Any) -> dict[str, Tensor]:
     }
 
 
-def model_state(model: Any) -> JsonObject:
+def model_state(model: BaseAlgorithm) -> JsonObject:
     """Return the counters of a model, and how far its replay buffer is filled (None without one), as JSON values."""
-    replay = getattr(model, "replay_buffer", None)
+    replay = replay_of(model)
     return {
         "rows": model.n_envs,
         "counters": {name: int(getattr(model, name)) for name in _COUNTERS if hasattr(model, name)},
@@ -42,7 +47,7 @@ def model_state(model: Any) -> JsonObject:
     }
 
 
-def restore_model(model: Any, tensors: Mapping[str, Tensor], state: JsonObject) -> None:
+def restore_model(model: BaseAlgorithm, tensors: Mapping[str, Tensor], state: JsonObject) -> None:
     """Put back what `model_tensors` and `model_state` returned into a model that was built alike.
 
     Raises: ValueError, KeyError or RuntimeError for what does not fit.
@@ -51,8 +56,8 @@ def restore_model(model: Any, tensors: Mapping[str, Tensor], state: JsonObject) 
     for name in _COUNTERS:
         if hasattr(model, name):
             setattr(model, name, count(state["counters"], name))
-    if state["replay"] is not None:
-        replay = model.replay_buffer
+    replay = replay_of(model)
+    if replay is not None:
         for name, array in _buffers(replay).items():
             saved = tensors[f"{_REPLAY}{name}"].numpy()
             array[: len(saved)] = saved
@@ -60,13 +65,13 @@ def restore_model(model: Any, tensors: Mapping[str, Tensor], state: JsonObject) 
         replay.full = flag(state["replay"], "full")
 
 
-def parameters(model: Any) -> dict[str, Any]:
+def parameters(model: BaseAlgorithm) -> Tree:
     """Return networks, optimisers and loose variables of a model: name -> state dict or tensor."""
     loose = {name: getattr(model, name).detach() for name in model._get_torch_save_params()[1]}
     return {**model.get_parameters(), **loose}
 
 
-def restore(model: Any, saved: dict[str, Any]) -> None:
+def restore(model: BaseAlgorithm, saved: Tree) -> None:
     """Put what `parameters` returned into a model that was built alike."""
     saved = dict(saved)
     for name in model._get_torch_save_params()[1]:
@@ -74,18 +79,15 @@ def restore(model: Any, saved: dict[str, Any]) -> None:
     current = model.get_parameters()
     for name, value in current.items():
         if "param_groups" in value:  # an optimiser: its settings are those of the config
-            state = _by_number(saved.get(name, {}).get("state", {}))
+            numbered = saved.get(name, {}).get("state", {})
+            state = {int(number): entries for number, entries in numbered.items()}
             groups = attrgetter(name)(model).param_groups
             check_moments([each for group in groups for each in group["params"]], state)
             saved[name] = {**value, "state": state}
     model.set_parameters(saved, exact_match=True)
 
 
-def _by_number(state: dict[str, Any]) -> dict[int, Any]:
-    return {int(number): entries for number, entries in state.items()}
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+def flat(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
     """Return nested dicts of tensors and integers as one dict, keys joined by '/'; settings are left out."""
     result: dict[str, Tensor] = {}
     for name, value in tree.items():
@@ -98,9 +100,9 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
     return result
 
 
-def nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
+def nested(tensors: dict[str, Tensor]) -> Tree:
     """Return what `flat` flattened."""
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     for key, value in tensors.items():
         *path, name = key.split("/")
         node = tree
@@ -113,9 +115,14 @@ def nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
-def _buffers(replay: Any) -> dict[str, Any]:
+def replay_of(model: BaseAlgorithm) -> ReplayBuffer | None:
+    """Return the replay buffer of a model; None where it has none."""
+    return model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else None
+
+
+def _buffers(replay: ReplayBuffer) -> LoadedArrays:
     """Return every array of a replay buffer by a name of its own."""
-    found: dict[str, Any] = {}
+    found: LoadedArrays = {}
     for name in ("observations", "next_observations"):
         value = getattr(replay, name)
         parts = value if isinstance(value, dict) else {"": value}

@@ -6,83 +6,84 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from textgym.checks import not_one_of
+from textgym.checks import Bools, Ints, not_one_of
+from textgym.state import TokenState
 from textgym.vector import refuse_together
+from textgym.vector_io import Infos
+from textgym.wrappers.base import Actions, RowsEnv, Shown
 
-ROW_METHODS = ("action_masks", "get_state", "set_state", "render")
 
-
-def chain(env: Any) -> Iterator[Any]:
-    """The environment and everything that it wraps, from the outside in."""
+def chain(env: object) -> Iterator[object]:
+    """Yield the environment and everything that it wraps, from the outside in."""
     while env is not None:
         yield env
         env = vars(env).get("env")
 
 
-def found(env: Any, name: str) -> Any:
-    """The attribute of the outermost layer that has it. Raises: AttributeError if none has."""
+def found(env: RowsEnv, name: str) -> Any:
+    """Return the attribute of the outermost layer that has it. Raises: AttributeError if none has."""
     for layer in chain(env):
         if hasattr(layer, name):
             return getattr(layer, name)
     raise AttributeError(f"{type(env.unwrapped).__name__} and its wrappers have no attribute {name!r}")
 
 
-def row_method(env: Any, name: str, row: int) -> Callable[..., Any]:
-    """A method of the single environment, for one row: one of `ROW_METHODS`."""
-    if name == "action_masks":
-        return partial(_mask, env, row)
-    if name == "get_state":
-        return partial(_state, env, row)
-    if name == "set_state":
-        return partial(_restore, env, row)
-    return partial(_frame, env, row)
+def _mask(env: RowsEnv, row: int) -> Bools:
+    return np.asarray(found(env, "action_masks")()[row])
 
 
-def _mask(env: Any, row: int) -> Any:
-    return found(env, "action_masks")()[row]
+def _state(env: RowsEnv, row: int) -> TokenState:
+    states: list[TokenState] = found(env, "get_states")([row])
+    return states[0]
 
 
-def _state(env: Any, row: int) -> Any:
-    return found(env, "get_states")([row])[0]
+def _restore(env: RowsEnv, row: int, state: TokenState) -> Shown:
+    return row_of(found(env, "set_states")([state], [row]), row)
 
 
-def _restore(env: Any, row: int, state: Any) -> Any:
-    observation = found(env, "set_states")([state], [row])
-    return row_of(observation, row)
-
-
-def _frame(env: Any, row: int) -> Any:
+def _frame(env: RowsEnv, row: int) -> object:
     frames = env.render()
     return None if frames is None else frames[row]
 
 
-def row_of(observation: Any, row: int) -> Any:
-    """A copy of one row of N observations, each a dict of arrays or one array."""
+_ROW_METHODS: dict[str, Callable[..., object]] = {
+    "action_masks": _mask,
+    "get_state": _state,
+    "set_state": _restore,
+    "render": _frame,
+}
+ROW_METHODS = tuple(_ROW_METHODS)
+
+
+def row_method(env: RowsEnv, name: str, row: int) -> Callable[..., object]:
+    """Return a method of the single environment, for one row: one of `ROW_METHODS`."""
+    return partial(_ROW_METHODS[name], env, row)
+
+
+def row_of(observation: Shown, row: int) -> Shown:
+    """Return a copy of one row of N observations, each a dict of arrays or one array."""
     if isinstance(observation, dict):
         return {name: values[row].copy() for name, values in observation.items()}
-    return observation[row].copy()
+    return np.array(observation[row])
 
 
-def rows_of(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """A vector environment's infos as one dict a row, with Python's own numbers."""
-    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+def rows_of(infos: Infos, num_envs: int) -> list[Infos]:
+    """Return a vector environment's infos as one dict a row, with Python's own numbers."""
+    rows: list[Infos] = [{} for _ in range(num_envs)]
     for name, values in infos.items():
         mask = infos.get(f"_{name}")
         if mask is None:
             continue
         nested = rows_of(values, num_envs) if isinstance(values, dict) else None
         for row in np.flatnonzero(mask):
-            if nested is not None:
-                rows[row][name] = nested[row]
-            else:
-                value = values[row]
-                rows[row][name] = value.item() if isinstance(value, np.generic) else value
+            value = values[row] if nested is None else nested[row]
+            rows[row][name] = value.item() if isinstance(value, np.generic) else value
     return rows
 
 
@@ -98,9 +99,9 @@ class SB3VecEnv(VecEnv):
     Raises: ValueError if `env` is no vector environment, or resets itself one step late.
     """
 
-    actions: NDArray[Any]
+    actions: Actions
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: RowsEnv) -> None:
         mode = getattr(env, "metadata", {}).get("autoreset_mode")
         if not hasattr(env, "num_envs") or mode not in _MODES:
             raise ValueError(
@@ -114,22 +115,23 @@ class SB3VecEnv(VecEnv):
 
     # Stepping
 
-    def reset(self) -> Any:
-        """Starts N episodes, with the seeds and options that were set. Returns: N observations."""
+    def reset(self) -> Shown:
+        """Start N episodes, with the seeds and options that were set. Returns: N observations."""
         options = _merged(self._options)
         seeds = list(self._seeds) if any(seed is not None for seed in self._seeds) else None
-        observation, infos = self.venv.reset(seed=seeds, options=options or None)
+        observation, infos = self.venv.reset(seed=seeds, options=options or None)  # type: ignore[arg-type]
         self._note_starts(infos)
         self._reset_seeds()
         self._reset_options()
-        return observation
+        shown: Shown = observation
+        return shown
 
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Keeps the actions (N, ...) for `step_wait`."""
+    def step_async(self, actions: Actions) -> None:
+        """Keep the actions (N, ...) for `step_wait`."""
         self.actions = actions
 
-    def step_wait(self) -> Any:
-        """Steps all rows. Returns: N observations, rewards float32 (N,), dones bool (N,) and N infos."""
+    def step_wait(self) -> tuple[Shown, NDArray[np.float32], Bools, list[Infos]]:
+        """Step all rows. Returns: N observations, rewards float32 (N,), dones bool (N,) and N infos."""
         observation, rewards, terminations, truncations, infos = self.venv.step(self.actions)
         dones = np.asarray(terminations | truncations)
         cut = truncations & ~terminations
@@ -141,10 +143,8 @@ class SB3VecEnv(VecEnv):
             observation = self._restart(observation, infos, np.flatnonzero(dones), rows)
         return observation, np.asarray(rewards, dtype=np.float32), dones, rows
 
-    def _restart(
-        self, observation: Any, infos: dict[str, Any], ended: NDArray[np.intp], rows: list[dict[str, Any]]
-    ) -> Any:
-        """Notes the last observation of every ended row. Returns: the observations after their reset."""
+    def _restart(self, observation: Shown, infos: Infos, ended: Ints, rows: list[Infos]) -> Shown:
+        """Note the last observation of every ended row. Returns: the observations after their reset."""
         if self._resets_itself:
             for row in ended:
                 rows[row]["terminal_observation"] = infos["final_obs"][row]
@@ -157,20 +157,20 @@ class SB3VecEnv(VecEnv):
         self._note_starts(infos, ended)
         return observation
 
-    def _note_starts(self, infos: dict[str, Any], ended: Iterable[int] | None = None) -> None:
+    def _note_starts(self, infos: Infos, ended: Iterable[int] | None = None) -> None:
         starts = {name: value for name, value in infos.items() if name.lstrip("_") not in _ENDS}
         every = rows_of(starts, self.num_envs)
         for row in range(self.num_envs) if ended is None else ended:
             self.reset_infos[row] = every[row]
 
     def close(self) -> None:
-        """Closes the vector environment."""
+        """Close the vector environment."""
         self.venv.close()
 
-    # What is behind it
+    # The environments behind it
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of rows. Raises: AttributeError if the vector environment does not have it."""
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
+        """Return an attribute of rows. Raises: AttributeError if the vector environment does not have it."""
         rows = list(self._get_indices(indices))
         if attr_name in ROW_METHODS:
             return [row_method(self.venv, attr_name, row) for row in rows]
@@ -181,22 +181,22 @@ class SB3VecEnv(VecEnv):
             return [value[row] for row in rows]
         return [value] * len(rows)
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Sets an attribute, which all rows share. Raises: ValueError for some of the rows only."""
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
+        """Set an attribute, which all rows share. Raises: ValueError for some of the rows only."""
         if sorted(self._get_indices(indices)) != list(range(self.num_envs)):
             raise ValueError(f"indices={indices!r}: {attr_name!r} is shared by all rows, allowed is None")
         setattr(self.venv, attr_name, value)
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Calls a method of single environments in some rows.
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: object
+    ) -> list[object]:
+        """Call a method of single environments in some rows.
 
         Raises: AttributeError for one that the vector environment cannot answer row by row.
         """
         rows = list(self._get_indices(indices))
         if method_name == "action_masks" and not (method_args or method_kwargs):
-            masks = found(self.venv, "action_masks")()
+            masks = found(self.venv, "action_masks")()  # once for all rows
             return [masks[row] for row in rows]
         if method_name in ("get_wrapper_attr", "has_wrapper_attr"):
             if method_name.startswith("has"):
@@ -206,23 +206,22 @@ class SB3VecEnv(VecEnv):
             raise AttributeError(not_one_of("method_name", method_name, ROW_METHODS))
         return [row_method(self.venv, method_name, row)(*method_args, **method_kwargs) for row in rows]
 
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None
-    ) -> Any:
-        """Whether a (vector) wrapper of this class is around the rows, bool for each."""
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        """Return whether a (vector) wrapper of this class is around the rows, bool for each."""
         wrapped = any(isinstance(layer, wrapper_class) for layer in chain(self.venv))
         return [wrapped] * len(list(self._get_indices(indices)))
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """One picture a row, in render mode "rgb_array"."""
-        return list(self.venv.render())
+        """Return one picture a row, in render mode "rgb_array"."""
+        frames: Any = self.venv.render()
+        return list(frames)
 
 
 _ENDS = ("completion", "finish_reason", "reward_terms", "gold", "final_obs", "final_info")
 
 
-def _merged(options: list[dict[str, Any]]) -> dict[str, Any]:
-    """Options per row as the vector environment takes them. Raises: ValueError unless all have the same names."""
+def _merged(options: list[Infos]) -> Infos:
+    """Return options per row as the vector environment takes them. Raises: ValueError unless all name the same."""
     names = set(options[0])
     if any(set(each) != names for each in options):
         raise ValueError("options: the rows have different names, allowed are the same names in every row")

@@ -1,4 +1,4 @@
-"""Tabular agents: the table, the policy that follows from it, exploration, and learning backwards."""
+"""Q-learning, SARSA and Monte-Carlo control on a table of states, learned backwards from whole episodes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from textgym_agents.tabular.policies import (
     draw,
     greedy,
     hard_values,
+    log_ratios,
     mixed,
     scheduled,
     soft_values,
@@ -58,11 +59,11 @@ class Decision:
 
 
 class TabularAgent(Agent):
-    """Action values for every state that was met, learned from whole episodes; algorithms say what follows a token.
+    """Action values for every state that was met, learned from whole episodes. Subclasses value what follows a token.
 
     Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
-    its tokens, which never come back within an episode: the states of one are a path down a tree. Episodes are
-    learned from backwards, so that one of them carries a reward from the end to the prompt.
+    its tokens, which never come back within an episode: the states of one are a path down a tree. Learning goes
+    backwards through an episode, so that one of them carries a reward from the end to the prompt.
 
     Args:
         task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
@@ -80,7 +81,14 @@ class TabularAgent(Agent):
         self.task, self.config = task, config or self.config_type()
         self.actions = np.flatnonzero(task.vocabulary.allowed)
         self.beta = float(task.beta if self.config.beta is None else self.config.beta)
-        self._check_beta()
+        soft = self.config.backup == "soft"
+        tempered = self.config.exploration == "boltzmann" and self.config.temperature is None
+        if not self.beta and (soft or tempered):
+            setting = "backup='soft'" if soft else "exploration='boltzmann'"
+            raise ValueError(
+                f"beta=0.0: {setting} needs a number > 0; "
+                "allowed at 0 is backup='hard' with a temperature or exploration='epsilon-greedy'"
+            )
         fitting = rows_in_memory(len(self.actions), self.config.memory)
         wanted = self.config.max_states
         if wanted is not None and wanted > fitting:
@@ -92,18 +100,6 @@ class TabularAgent(Agent):
         self.iteration = self.episodes = self.budget = 0
         self._reference, self._grammar = make_reference(task), Grammar(task)
         self._acting = np.random.default_rng([self.config.seed, 2])
-
-    def _check_beta(self) -> None:
-        config = self.config
-        soft_only = config.backup == "soft"
-        if not self.beta and (
-            soft_only or (config.exploration == "boltzmann" and config.temperature is None)
-        ):
-            setting = "backup='soft'" if soft_only else "exploration='boltzmann'"
-            raise ValueError(
-                f"beta=0.0: {setting} needs a number > 0; "
-                "allowed at 0 is backup='hard' with a temperature or exploration='epsilon-greedy'"
-            )
 
     # Learning
 
@@ -197,12 +193,10 @@ class TabularAgent(Agent):
         own = None if legal is None else legal[:, self.actions]
         behaviour = self._behaviour(states, reference, own, level)
         columns = draw(behaviour, generator)
-        each = np.arange(len(columns))
-        taken = behaviour[each, columns]
-        # Where the reference never goes, hard exploration may; there is no ratio then, and nobody asks for it.
-        against = reference[each, columns]
-        ratio = taken - np.where(np.isneginf(against), taken, against)
-        return Decision(turn.rows, columns, states, own, reference, ratio, -taken)
+        # Hard exploration may go where the reference never goes; its ratios are not asked for.
+        ratio = log_ratios(behaviour, reference, columns)
+        surprise = -behaviour[np.arange(len(columns)), columns]
+        return Decision(turn.rows, columns, states, own, reference, ratio, surprise)
 
     def _behaviour(self, states: Ints, reference: Floats, legal: Bools | None, level: float) -> Floats:
         """Return the policy that acts while learning, log-probabilities (n, A)."""
@@ -326,3 +320,46 @@ class TabularAgent(Agent):
         for name in _COUNTERS:
             setattr(agent, name, count(saved.state, name))
         return agent
+
+
+class QLearning(TabularAgent):
+    """Off-policy control: Q(s, a) moves towards r + V(s') with V = max Q, or V = beta log E_ref[exp(Q / beta)].
+
+    With the soft backup it is soft Q-learning against the reference: its fixed point is the optimum of J.
+    Source: Watkins and Dayan (1992), Machine Learning 8; soft: Haarnoja et al. (2017), arXiv:1702.08165, section 3.
+    """
+
+    name = "q-learning"
+
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        return self._state_values(decision.states, decision.log_reference, decision.legal, targets)
+
+
+class Sarsa(TabularAgent):
+    """On-policy control: Q(s, a) moves towards r + Q(s', a'), a' the token that was written next.
+
+    With the soft backup the next token is charged its KL, r + Q(s', a') - beta log(pi(a') / ref(a')): the values of J
+    under the policy that acts, which is the reference tilted by those values.
+    Source: Rummery and Niranjan (1994), CUED/F-INFENG/TR 166; the charge: Levine (2018), arXiv:1805.00909, section 4.
+    """
+
+    name = "sarsa"
+
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        taken = self.table.values[decision.states, decision.columns]
+        worth = np.where(decision.states == UNKNOWN, targets, taken)
+        return worth - self.beta * decision.log_ratio if self.config.backup == "soft" else worth
+
+
+class MonteCarlo(TabularAgent):
+    """On-policy control without bootstrapping: Q(s, a) moves towards the rest of the episode's return.
+
+    With the soft backup the return is charged beta log(pi / ref) of every later token. First-visit and every-visit
+    Monte Carlo are one here: a state, all tokens so far, comes once in an episode.
+    Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, section 5.4.
+    """
+
+    name = "monte-carlo"
+
+    def _continuation(self, decision: Decision, targets: Floats) -> Floats:
+        return targets - self.beta * decision.log_ratio if self.config.backup == "soft" else targets

@@ -35,7 +35,7 @@ class TabularConfig:
     epsilon_end: float | None = None
     """Epsilon at the end of the schedule; None keeps the one of the start."""
     schedule: Schedule = "linear"
-    """How epsilon or the temperature goes from start to end."""
+    """Course of epsilon or the temperature from start to end."""
     schedule_share: float = 1.0
     """Share of the budget after which the end is reached."""
     step_size: StepSize = "constant"
@@ -75,9 +75,6 @@ class TabularConfig:
         most = self.max_states
         require("max_states", most, most is None or most >= 1, "None or an integer >= 1")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
-        self._check_use()
-
-    def _check_use(self) -> None:
         greedy, ends = self.exploration == "epsilon-greedy", (self.epsilon_end, self.temperature_end)
         for name in ("epsilon", "epsilon_end"):
             only_with(self, name, greedy, "exploration='epsilon-greedy'")

@@ -6,21 +6,18 @@ known is taken to be as good as the known ones of its state, so that the policy 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from textgym.checks import Bools, Floats, Ints
+from textgym.task import Task
 from textgym_agents.protocol import Observation, StateFinder
 from textgym_agents.tabular.config import Schedule, StepSize
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
 
 
 def soft_values(values: Floats, known: Bools, log_reference: Floats, beta: float) -> Floats:
-    """V = beta log E_ref[exp(Q / beta)] over the known actions, (B,) reward units; NaN where none is known.
+    """Return V = beta log E_ref[exp(Q / beta)] over the known actions, (B,) reward units; NaN where none is known.
 
     Args:
         values: (B, A) Q, reward units. log_reference: (B, A) nats. beta: > 0, reward units per nat.
@@ -37,21 +34,22 @@ def soft_values(values: Floats, known: Bools, log_reference: Floats, beta: float
 
 
 def hard_values(values: Floats, known: Bools) -> Floats:
-    """V = max Q over the known actions, (B,) reward units; NaN where none is known."""
+    """Return V = max Q over the known actions, (B,) reward units; NaN where none is known."""
     return np.where(known.any(1), np.where(known, values, -np.inf).max(1), np.nan)
 
 
 def boltzmann(values: Floats, known: Bools, log_reference: Floats, temperature: float) -> Floats:
-    """Log of ref exp(Q / temperature) / Z, (B, A) nats; the reference where nothing is known."""
+    """Return the log of ref exp(Q / temperature) / Z, (B, A) nats; the reference where nothing is known."""
     centre = soft_values(values, known, log_reference, temperature)[:, None]
     tilt = np.where(known & ~np.isnan(centre), (values - centre) / temperature, 0.0)
     return normalised(log_reference + tilt)
 
 
 def greedy(values: Floats, known: Bools, log_reference: Floats) -> Floats:
-    """Log of the reference given that a best known action is taken, (B, A) nats: its limit at temperature 0.
+    """Return the log of the reference given that a best known action is taken, (B, A) nats.
 
-    The reference where nothing is known; all best ones alike where the reference takes none of them.
+    This is `boltzmann` in the limit of temperature 0: the reference where nothing is known. The best actions are
+    equally likely where the reference takes none of them.
     """
     top = np.where(known, values, -np.inf).max(1, keepdims=True)
     best = known & (values >= top - _TIE * np.maximum(1.0, np.abs(top)))
@@ -62,25 +60,32 @@ def greedy(values: Floats, known: Bools, log_reference: Floats) -> Floats:
 
 
 def mixed(log_policy: Floats, support: Bools, epsilon: float) -> Floats:
-    """Log of (1 - epsilon) pi + epsilon uniform over `support`, (B, A) nats."""
+    """Return the log of (1 - epsilon) pi + epsilon uniform over `support`, (B, A) nats."""
     uniform = support / support.sum(1, keepdims=True)
     with np.errstate(divide="ignore"):
         return np.asarray(np.log((1.0 - epsilon) * np.exp(log_policy) + epsilon * uniform))
 
 
 def normalised(logs: Floats) -> Floats:
-    """Log-probabilities from unnormalised ones (B, A), at least one of each row finite."""
+    """Return log-probabilities from unnormalised ones (B, A), at least one of each row finite."""
     shifted = logs - logs.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
-def draw(log_policy: Floats, generator: np.random.Generator) -> NDArray[np.int64]:
-    """One column a row (B,): the argmax of log-probabilities plus Gumbel noise is a sample."""
+def draw(log_policy: Floats, generator: np.random.Generator) -> Ints:
+    """Draw one column a row (B,): the argmax of log-probabilities plus Gumbel noise is a sample."""
     return np.asarray((log_policy + generator.gumbel(size=log_policy.shape)).argmax(1))
 
 
+def log_ratios(log_policy: Floats, log_reference: Floats, columns: Ints) -> Floats:
+    """Return log(policy / reference) of one column a row (B,), nats; 0 where the reference never takes it."""
+    each = np.arange(len(columns))
+    taken, against = log_policy[each, columns], log_reference[each, columns]
+    return taken - np.where(np.isneginf(against), taken, against)
+
+
 def scheduled(kind: Schedule, start: float, end: float, progress: float) -> float:
-    """A number between `start` and `end`, both > 0 if `kind` is "exponential".
+    """Return a number between `start` and `end`, both > 0 if `kind` is "exponential".
 
     Args:
         progress: share of the way, at least 0; from 1 on it is `end`, or `start` if `kind` is "constant".
@@ -93,16 +98,14 @@ def scheduled(kind: Schedule, start: float, end: float, progress: float) -> floa
     return float(start * (end / start) ** share)
 
 
-def update_weight(
-    kind: StepSize, rate: float, before: NDArray[np.int64], repeats: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """What n updates one after the other leave of the old value, subtracted from 1: Q <- Q + weight * (target - Q).
+def update_weight(kind: StepSize, rate: float, before: Ints, repeats: Ints) -> Floats:
+    """Return the weight (m,) of n updates one after the other in Q <- Q + weight * (target - Q).
 
     For a constant rate that is 1 - (1 - rate)^n. For steps 1 / (k + 1), ..., 1 / (k + n) it is n / (k + n), which
     makes Q the mean of all its targets.
 
     Args:
-        before: (m,) k, updates that each value had. repeats: (m,) n, how many there are now.
+        before: (m,) k, updates that each value had. repeats: (m,) n, updates now.
     """
     if kind == "harmonic":
         return np.asarray(repeats / (before + repeats))
@@ -116,21 +119,21 @@ class Grammar:
         task: supplies mask, vocabulary and prompts.
     """
 
-    def __init__(self, task: Any) -> None:
-        self._task = task
+    def __init__(self, task: Task) -> None:
+        self._mask, self._allowed = task.mask, task.vocabulary.allowed
         self._finder = None if task.mask is None else StateFinder(task)
 
     def legal(self, observation: Observation, asked: Bools) -> Bools | None:
-        """The legal tokens (n, V) of running states; None for a task without mask.
+        """Return the legal tokens (n, V) of running states; None for a task without mask.
 
         Args:
             asked: (n,) the states to ask about. In others all ordinary tokens are legal.
         """
-        if self._finder is None:
+        if self._mask is None or self._finder is None:
             return None
-        legal = np.repeat(self._task.vocabulary.allowed[None], len(asked), axis=0)
+        legal = np.repeat(self._allowed[None], len(asked), axis=0)
         rows = np.flatnonzero(asked)
         if len(rows):
             found = self._finder.states({name: array[rows] for name, array in observation.items()})
-            legal[rows] &= self._task.mask([state for _, state in found])
+            legal[rows] &= self._mask([state for _, state in found])
         return legal

@@ -16,14 +16,14 @@ _ENTRY_BYTES = 16  # a float64 and an int64 for each action
 
 
 def state_keys(observation: Observation) -> list[bytes]:
-    """The tokens of each state as int32 in bytes. The mask alone says what is padding."""
+    """Return the tokens of each state as int32 in bytes. The mask alone says what is padding."""
     ids = np.ascontiguousarray(observation["input_ids"], dtype=np.int32)
     lengths = np.count_nonzero(observation["attention_mask"], axis=1).tolist()
     return [row[:length].tobytes() for row, length in zip(ids, lengths, strict=True)]
 
 
 def rows_in_memory(actions: int, memory: int) -> int:
-    """How many states of so many actions fit into `memory` MiB. Raises: ValueError if there is no room for one."""
+    """Return how many states of so many actions fit into `memory` MiB. Raises: ValueError if not even one does."""
     rows = memory * 2**20 // (_ENTRY_BYTES * actions)
     if not rows:
         raise ValueError(
@@ -54,12 +54,12 @@ class StateTable:
         return len(self._index)
 
     def find(self, keys: Sequence[bytes]) -> Ints:
-        """The rows of states, (n,), `UNKNOWN` for those that have none."""
+        """Return the rows of states, (n,), `UNKNOWN` for those that have none."""
         index = self._index
         return np.array([index.get(key, UNKNOWN) for key in keys], dtype=np.int64)
 
     def add(self, keys: Sequence[bytes]) -> Ints:
-        """The rows of states, (n,), made where there are none; `UNKNOWN` where the table is full."""
+        """Return the rows of states, (n,), made where there are none; `UNKNOWN` where the table is full."""
         index = self._index
         rows = [
             index.setdefault(key, len(index)) if key in index or len(index) < self.max_states else UNKNOWN
@@ -67,7 +67,7 @@ class StateTable:
         ]
         self.refused += rows.count(UNKNOWN)
         if len(index) > len(self.values):
-            self._grow(len(index))
+            self._enlarge(len(index))
         return np.array(rows, dtype=np.int64)
 
     def update(self, flat: Ints, values: Floats, repeats: Ints) -> None:
@@ -93,7 +93,7 @@ class StateTable:
         rows = self.add([part.tobytes() for part in parts])
         self.values[rows], self.counts[rows] = tensors["values"], tensors["counts"]
 
-    def _grow(self, needed: int) -> None:
+    def _enlarge(self, needed: int) -> None:
         size = min(max(needed, 2 * len(self.values)), self.max_states)
         more = size - len(self.values)
         width = self.values.shape[1]

@@ -12,7 +12,7 @@ from textgym_agents import make_agent, make_env
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest
-from textgym_agents.mcts.search import Evaluator, Rules, Search, soft_result
+from textgym_agents.mcts.search import Evaluator, Search, soft_result
 
 from textgym import TokenVectorEnv
 from textgym.lm.reference import NGramReference, restricted
@@ -108,9 +108,7 @@ def test_the_first_simulations_by_hand():
     evaluator = Evaluator(task, config, 0.4, Even())
     states = [TokenState(task.encoded("train")[0])]
     root = forest.add(states, ["train"], Leaves(np.log(prior)[None], np.log(prior)[None], np.zeros(1)))
-    search = Search(
-        forest, model, evaluator, Rules("mean", 0.0, 1.0, 1e12, 0.4), root, np.random.default_rng(0)
-    )
+    search = Search(forest, model, evaluator, root, np.random.default_rng(0))
     visits = np.zeros(4)
     for _ in range(30):
         visits[(prior / (1 + visits)).argmax()] += 1  # sqrt(N) is the same for all tokens

@@ -9,7 +9,8 @@ import pytest
 import torch
 from core_tools import word_task
 from stable_baselines3 import PPO
-from textgym_agents.sb3.features import Kind, TokenFeatures
+from textgym_agents.sb3.config import Kind
+from textgym_agents.sb3.features import TokenFeatures
 
 from textgym.env import TokenEnv
 from textgym.episodes import observation_space
