@@ -117,11 +117,7 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Return the lines of a function from `def` to its end, the docstring apart."""
     total = (function.end_lineno or function.lineno) - function.lineno + 1
     first = function.body[0]
-    if (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
         total -= (first.end_lineno or first.lineno) - first.lineno + 1
     return max(total, 1)
 
@@ -170,9 +166,7 @@ def rooms(lines: dict[str, int], trees: dict[str, ast.Module]) -> Iterator[str]:
     """Yield files, lines and `Any` of each folder of a package."""
     found: dict[str, list[str]] = {}
     for name in lines:
-        found.setdefault(
-            ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.split(".")[0], []
-        ).append(name)
+        found.setdefault(".".join(name.split(".")[:2]) if name.count(".") > 1 else name.split(".")[0], []).append(name)
     for room, names in sorted(found.items()):
         total = sum(lines[name] for name in names)
         yield f"{room:40} {len(names):4} files {total:6,} lines {sum(anys(trees[name]) for name in names):5} Any"

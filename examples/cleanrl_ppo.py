@@ -80,9 +80,7 @@ class Agent(nn.Module):
 
 def tokens(observation: dict[str, np.ndarray], vocabulary: int) -> Tensor:
     """Ids (B, L) with V in all columns that are no text: what stands there must not be read."""
-    return torch.from_numpy(
-        np.where(observation["attention_mask"] == 1, observation["input_ids"], vocabulary)
-    )
+    return torch.from_numpy(np.where(observation["attention_mask"] == 1, observation["input_ids"], vocabulary))
 
 
 def main(words: list[str] | None = None) -> list[float]:

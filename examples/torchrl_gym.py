@@ -50,9 +50,7 @@ class TextNetwork(nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.embedding = nn.Embedding(vocabulary + 1, hidden)  # one more for columns that are no text
-        self.body = nn.Sequential(
-            nn.Linear(length * hidden, 2 * hidden), nn.Tanh(), nn.Linear(2 * hidden, outputs)
-        )
+        self.body = nn.Sequential(nn.Linear(length * hidden, 2 * hidden), nn.Tanh(), nn.Linear(2 * hidden, outputs))
         nn.init.orthogonal_(self.body[-1].weight, 0.01)  # the first policy is almost uniform
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -84,9 +84,7 @@ class CountA:
         self.pay, self.gamma = pay, gamma
         self.batches: list[int] = []
 
-    def terms(
-        self, prompts: list[str], completions: list[str], **columns: Any
-    ) -> dict[str, list[float | None]]:
+    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, list[float | None]]:
         self.batches.append(len(prompts))
         return {
             "lower": [float(text.count("a")) for text in completions],

@@ -51,9 +51,7 @@ def edit(folder: Path, others: list[Path], rng: random.Random) -> str:
     Args:
         others: folders whose files may take its place.
     """
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events.")
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events."))
     path = rng.choice(files)
     edits: list[Callable[[Path, random.Random], str]] = [*_ANY]
     if path.suffix in _OWN:

@@ -128,9 +128,7 @@ def test_a_long_shot_by_hand():
     m = 2.0**-10
     best, rest = 1 - (1 - m) ** 16, (1 - m) ** 16
     expected = best * math.log(best / m) + rest * math.log(rest / (1 - m))
-    assert values.kl == pytest.approx(
-        expected, abs=0.02
-    )  # the small costs of going there make a few more levels
+    assert values.kl == pytest.approx(expected, abs=0.02)  # the small costs of going there make a few more levels
 
 
 def test_returns_that_differ_by_rounding_are_one_level():
@@ -140,17 +138,13 @@ def test_returns_that_differ_by_rounding_are_one_level():
     assert 0.1 + 0.2 != 0.3
     _, values = exact(small_task(reward=rounding), 4, split="train")
     assert values.kl == pytest.approx(0.0, abs=1e-12)
-    np.testing.assert_array_equal(
-        highest(np.array([[0.0, 0.3, 0.1 + 0.2, 0.3], [5.0, 1.0, 2.0, 5.0]])), [1, 0]
-    )
+    np.testing.assert_array_equal(highest(np.array([[0.0, 0.3, 0.1 + 0.2, 0.3], [5.0, 1.0, 2.0, 5.0]])), [1, 0])
 
 
 def test_an_unlikely_level_costs_no_digits():
     # Two texts, one with probability 1e-14: P = 1 - (1 - 1e-14)^16, which 1 - (1 - x)**16 gets wrong by 1%.
     table = np.tile([1e-14, 1 - 1e-14, 0, 0], (4, 1))
-    task = small_task(
-        max_new_tokens=1, reward=lambda prompts, completions, **_: [float(c == "a") for c in completions]
-    )
+    task = small_task(max_new_tokens=1, reward=lambda prompts, completions, **_: [float(c == "a") for c in completions])
     found = probabilities(task, 16, NGramReference(table))
     assert found[0, (0,)] == pytest.approx(16e-14, rel=1e-9)
 
@@ -231,9 +225,7 @@ def draws(values, count, seed):
         own = np.flatnonzero(every.prompt == prompt)
         drawn = own[generator.choice(len(own), count, p=np.exp(every.log_probability[own]))]
         returns.append(every.returns[drawn])
-        deviations.append(
-            noise_deviation(every.tree.task) * every.tree.task.gamma ** (every.length[drawn] - 1.0)
-        )
+        deviations.append(noise_deviation(every.tree.task) * every.tree.task.gamma ** (every.length[drawn] - 1.0))
     return np.array(returns), np.array(deviations)
 
 

@@ -65,12 +65,8 @@ def background(*words, **options):
 
 @pytest.mark.slow
 def test_a_loop_over_seeds_in_the_background_has_a_folder_for_each():
-    loop = (
-        'for seed in 0 1 2; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
-    )
-    done = shell(
-        loop, "train", "Bandit-v0", "--agent", "random", "--episodes", "8", "--final-per-prompt", "1"
-    )
+    loop = 'for seed in 0 1 2; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
+    done = shell(loop, "train", "Bandit-v0", "--agent", "random", "--episodes", "8", "--final-per-prompt", "1")
     assert (done.returncode, done.stderr) == (0, "")
     folders = sorted(Path("runs").iterdir())
     assert [folder.name for folder in folders] == [f"bandit-v0-random-{number}" for number in (1, 2, 3)]
@@ -117,9 +113,7 @@ def test_a_clock_that_jumps_makes_no_negative_times(capsys, monkeypatch):
 def test_a_training_that_a_full_disk_stopped_goes_on_by_the_line_that_it_prints():
     # No file may become longer than 40 KiB: what a full disk does, without one.
     done = shell('ulimit -f 40; "$@"', "train", *TINY, "--out", "my run")
-    assert_one_line(
-        done.returncode, done.stderr, "my run: File too large; make space, then go on with: textgym train"
-    )
+    assert_one_line(done.returncode, done.stderr, "my run: File too large; make space, then go on with: textgym train")
     assert "SafetensorError" not in done.stderr
     resume = done.stderr.partition("go on with: textgym ")[2].strip()
     assert shell(f'"$@" {resume}').returncode == 0
@@ -142,9 +136,7 @@ def test_a_suite_and_a_report_that_a_full_disk_stopped_go_on():
         "b",
     )
     done = shell('ulimit -f 40; "$@"', *bench)
-    assert_one_line(
-        done.returncode, done.stderr, "b: ", "make space, then run the same command again, which goes on"
-    )
+    assert_one_line(done.returncode, done.stderr, "b: ", "make space, then run the same command again, which goes on")
     assert not list(Path("b").glob("cells/*/result.json"))
     done = shell('ulimit -f 40; "$@"', "report", "b")
     assert_one_line(done.returncode, done.stderr, "b/report: File too large; make space, then run it again")

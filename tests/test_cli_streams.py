@@ -37,9 +37,7 @@ def test_a_closed_input_is_an_empty_one():
 
 def test_no_file_takes_the_place_of_a_closed_stream():
     # What a library in C prints would land in it.
-    code = (
-        "import sys; from textgym.cli import main; main(['--version']); sys.exit(open('/dev/null').fileno())"
-    )
+    code = "import sys; from textgym.cli import main; main(['--version']); sys.exit(open('/dev/null').fileno())"
     done = subprocess.run(
         ["bash", "-c", '"$@" <&- >&- 2>&-', "bash", COMMAND[0], "-P", "-c", code],
         env=environment(),
@@ -159,9 +157,7 @@ def test_an_error_that_ends_a_thread_is_one_line(capsys, monkeypatch):
 
 
 def test_a_home_folder_that_nobody_has_is_refused(capsys):
-    assert_one_line(
-        *run(capsys, "report", "x", "--out=~nobody-at-all/r")[::2], "--out '~nobody-at-all/r'", "home"
-    )
+    assert_one_line(*run(capsys, "report", "x", "--out=~nobody-at-all/r")[::2], "--out '~nobody-at-all/r'", "home")
 
 
 @pytest.mark.parametrize("out", ["pipe", "/dev/null"])

@@ -64,9 +64,7 @@ def metrics(path: str) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_train_then_evaluate(capsys):
-    code, out, _ = run(
-        capsys, "train", "Helpful-v0", "--episodes", "48", *TINY, "--eval-every", "2", "--seed", "4"
-    )
+    code, out, _ = run(capsys, "train", "Helpful-v0", "--episodes", "48", *TINY, "--eval-every", "2", "--seed", "4")
     assert code == 0
     folder = "runs/helpful-v0-lm-ppo-1"
     assert f"run folder: {folder}" in out
@@ -100,12 +98,8 @@ def test_train_then_evaluate(capsys):
     assert "KL to the reference" in out
     assert "term courtesy" in out
 
-    assert_one_line(
-        *run(capsys, "train", "Helpful-v0", "--out", folder)[::2], "finished run", "never overwritten"
-    )
-    assert_one_line(
-        *run(capsys, "train", "Helpful-v0", "--out", folder, "--resume")[::2], "nothing to resume"
-    )
+    assert_one_line(*run(capsys, "train", "Helpful-v0", "--out", folder)[::2], "finished run", "never overwritten")
+    assert_one_line(*run(capsys, "train", "Helpful-v0", "--out", folder, "--resume")[::2], "nothing to resume")
 
 
 @pytest.mark.slow

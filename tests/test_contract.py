@@ -84,9 +84,7 @@ def test_a_seed_is_a_life_and_a_spec_is_an_environment(name: str) -> None:
         (AutoresetMode.SAME_STEP, "tune"),
     ],
 )
-def test_the_vector_environment_is_the_single_one_side_by_side(
-    name: str, mode: AutoresetMode, split: Split
-) -> None:
+def test_the_vector_environment_is_the_single_one_side_by_side(name: str, mode: AutoresetMode, split: Split) -> None:
     ours = gym.make_vec(name, num_envs=3, split=split, autoreset_mode=mode)
     theirs = SyncVectorEnv([lambda: gym.make(name, split=split)] * 3, autoreset_mode=mode)
     assert data_equivalence(ours.reset(seed=1), theirs.reset(seed=1), exact=True)

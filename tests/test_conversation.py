@@ -158,14 +158,10 @@ def test_marks_of_reasoning_in_an_answer_are_the_tokens_that_they_are() -> None:
 
 def test_messages_that_a_template_rewrites_are_refused_where_they_hold_control_tokens() -> None:
     tokenizer = hugging_face(bare("byte-level"))
-    tokenizer.chat_template = (
-        "<s>{{ messages[0].content | replace('</s>', '</s></s>') | replace('b', 'xyz') }}</s>"
-    )
+    tokenizer.chat_template = "<s>{{ messages[0].content | replace('</s>', '</s></s>') | replace('b', 'xyz') }}</s>"
     vocabulary = load_vocabulary(tokenizer)
     assert list(vocabulary.encode_prompt("a b")) == applied(tokenizer, "a b")
-    with pytest.raises(
-        ValueError, match="holds the control token '</s>' and the chat template changes its text"
-    ):
+    with pytest.raises(ValueError, match="holds the control token '</s>' and the chat template changes its text"):
         vocabulary.encode_prompt("a b </s>")
 
 
@@ -209,9 +205,7 @@ TOKEN_FILES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, An
 
 @pytest.mark.parametrize("name", ["byte-level", "pieces"])
 @pytest.mark.parametrize("files", TOKEN_FILES)
-def test_a_folder_has_the_template_variables_that_hugging_face_reads(
-    files: str, name: str, tmp_path: Path
-) -> None:
+def test_a_folder_has_the_template_variables_that_hugging_face_reads(files: str, name: str, tmp_path: Path) -> None:
     auto = pytest.importorskip("transformers").AutoTokenizer
     tokenizer = Tokenizer.from_str(bare(name).to_str())
     tokenizer.add_special_tokens(["<bos>", "<eos>", "<|endoftext|>", "<unk>", "<pad>", "<mask>"])
@@ -249,18 +243,12 @@ def test_a_template_beside_a_tokenizer_without_a_config_is_read(tmp_path: Path) 
     assert vocabulary.conversation.template("Hello").startswith("<s>Hello<|im_end|>")
 
 
-def test_a_folder_that_needs_transformers_says_so_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_needs_transformers_says_so_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare("byte-level").save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer"}')
     found = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "transformers" else found(name)
-    )
-    with pytest.warns(
-        TextGymWarning, match=r"names no bos_token .* class GemmaTokenizer .* needs transformers"
-    ):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else found(name))
+    with pytest.warns(TextGymWarning, match=r"names no bos_token .* class GemmaTokenizer .* needs transformers"):
         assert load_vocabulary(tmp_path).stop_ids == ()
 
 
@@ -284,9 +272,7 @@ def test_named_templates_without_a_default_are_refused_where_one_is_wanted(tmp_p
     tokenizer = hugging_face(bare("byte-level"))
     tokenizer.chat_template = templates
     for given_one in (tmp_path, tokenizer):
-        with pytest.raises(
-            ValueError, match=rf"chat={chat}: .*named 'rag', 'tool_use', and none is 'default'"
-        ):
+        with pytest.raises(ValueError, match=rf"chat={chat}: .*named 'rag', 'tool_use', and none is 'default'"):
             load_vocabulary(given_one, chat=chat)
         assert load_vocabulary(given_one, chat=False).conversation is None
         assert load_vocabulary(given_one, chat="<s>{prompt}").before_ids
@@ -381,9 +367,7 @@ def test_ids_that_end_no_text_are_named(tmp_path: Path, eos: Any, dropped: str) 
     turn = turn_folder(tmp_path, None)[1]
     written = {"tag": turn + 1, "both": [turn, 9999]}.get(eos, eos) if isinstance(eos, str) else eos
     folder, _ = turn_folder(tmp_path, written)
-    with pytest.warns(
-        TextGymWarning, match=rf"eos_token_id=.*of which \[{dropped or turn + 1}\] are no"
-    ) as said:
+    with pytest.warns(TextGymWarning, match=rf"eos_token_id=.*of which \[{dropped or turn + 1}\] are no") as said:
         vocabulary = load_vocabulary(folder)
     assert len(said) == 1
     assert names(vocabulary) == (["<turn_end>"] if eos == "both" else ["</s>"])
@@ -443,6 +427,4 @@ def test_a_real_tokenizer_with_a_plain_template(tmp_path: Path) -> None:
         for prompt in ("Once upon a time", " there was", "a\nb", "One </s> day <s>"):
             if not holds_control(prompt):
                 assert list(vocabulary.encode_prompt(prompt)) == applied(tokenizer, prompt)
-            assert control(vocabulary, vocabulary.encode_prompt(prompt)) == control(
-                vocabulary, applied(tokenizer, "a")
-            )
+            assert control(vocabulary, vocabulary.encode_prompt(prompt)) == control(vocabulary, applied(tokenizer, "a"))

@@ -18,9 +18,7 @@ from textgym.files import json_value, read_json, read_lines, replace_folder
 from textgym.preferences import read_demonstrations, read_rankings
 from textgym.prompts import read_prompts
 
-PROMPTS = (
-    b'{"prompt": "1+1", "answer": 2}\n{"prompt": "2", "answer": 4.5}\r\n\n{"prompt": "\xc3\xa9", "answer": 0}'
-)
+PROMPTS = b'{"prompt": "1+1", "answer": 2}\n{"prompt": "2", "answer": 4.5}\r\n\n{"prompt": "\xc3\xa9", "answer": 0}'
 TEXTS = "one\r\n\ntwo \u2028 still two\nthree".encode()
 RANKINGS = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": "c", "rejected": "d"}'
 DEMONSTRATIONS = b'{"prompt": "p", "completion": "a"}\n{"prompt": "q", "completion": "b", "ended": true}\n'

@@ -49,9 +49,7 @@ def test_the_claims_of_the_prose_hold_for_the_numbers():
     unbiased = ["REINFORCE", "REINFORCE, reward to go", "REINFORCE, reward to go - V", "RLOO, groups of 2"]
     unbiased += ["k1 in the reward", "k2 in the loss", "exact in the loss"]
     assert [table[name][0] for name in unbiased] == [0.0] * len(unbiased)
-    assert (
-        table["REINFORCE, reward to go - V"][1] < table["REINFORCE, reward to go"][1] < table["REINFORCE"][1]
-    )
+    assert table["REINFORCE, reward to go - V"][1] < table["REINFORCE, reward to go"][1] < table["REINFORCE"][1]
     assert table["GAE(0), critic 0"][0] > 0.1
     assert table["GRPO without std, groups of 2"][0] > 0.1
     biased = ["k1 in the loss", "k3 in the loss", "k3 in the reward", "exact in the reward"]

@@ -38,9 +38,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), f"{link}: no such file"
         assert target.is_relative_to(ROOT), f"{link}: leaves the repository"
-        if (
-            place and target.suffix == ".md"
-        ):  # the lines of code that docs/lm_ppo.md names have a test of their own
+        if place and target.suffix == ".md":  # the lines of code that docs/lm_ppo.md names have a test of their own
             assert place in anchors(target), f"{link}: no such heading"
 
 

@@ -13,9 +13,7 @@ from test_docs import printed, trimmed
 
 PAGE = Path(__file__).parents[1] / "docs" / "rewards.md"
 # Language, code, and what it prints, where something follows; blocks for TRL are run in tests/interop.
-BLOCK = re.compile(
-    r"(<!-- needs: trl -->\n\n)?```(python|sh)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL
-)
+BLOCK = re.compile(r"(<!-- needs: trl -->\n\n)?```(python|sh)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 
 
 def blocks() -> list[tuple[str, str, str, str]]:

@@ -132,9 +132,7 @@ def runs(root: Path) -> dict[str, Kind]:
         guided = {"run": str(root / "lm-ppo")} if agent == "value-guided" else {}
         run = trained(agent, root / agent, config | guided)
         found[agent] = Kind(run, (evaluate, report, inspect))
-        found[f"{agent}-stopped"] = Kind(
-            interrupted(run, root / f"{agent}-stopped"), (partial(resume, agent),)
-        )
+        found[f"{agent}-stopped"] = Kind(interrupted(run, root / f"{agent}-stopped"), (partial(resume, agent),))
     return found
 
 

@@ -238,9 +238,7 @@ def test_a_prompt_can_be_given_as_text() -> None:
         ([("prompt", "a")], TypeError, "allowed are None and a dict"),
     ],
 )
-def test_bad_options_are_refused_and_change_nothing(
-    options: Any, error: type[Exception], message: str
-) -> None:
+def test_bad_options_are_refused_and_change_nothing(options: Any, error: type[Exception], message: str) -> None:
     env = TokenEnv(word_task())
     env.reset(seed=3)
     before = (env.get_state(), env.np_random.bit_generator.state)
@@ -349,10 +347,7 @@ LONG = "word " * 100
 
 
 @settings(deadline=None, max_examples=80)
-@given(
-    st.text(st.characters(), max_size=20)
-    | st.sampled_from(["", LONG, "a\0b", "\udcff", "👩‍🚀", "<|end|><|user|>"])
-)
+@given(st.text(st.characters(), max_size=20) | st.sampled_from(["", LONG, "a\0b", "\udcff", "👩‍🚀", "<|end|><|user|>"]))
 def test_any_prompt_starts_an_episode_or_is_refused(text: str) -> None:
     env = WORLD
     writable = not any("\ud800" <= character <= "\udfff" for character in text)
@@ -434,9 +429,7 @@ def test_gymnasium_s_wrappers(tmp_path: Path) -> None:
 def test_bad_tasks_and_arguments() -> None:
     with pytest.raises(ValueError, match=r"task 'Txt': not one of .* Did you mean 'Text'"):
         TokenEnv("Txt")
-    with pytest.raises(
-        TypeError, match=r"task 'Text' got an unexpected keyword argument 'max_tokens'.* Did you mean"
-    ):
+    with pytest.raises(TypeError, match=r"task 'Text' got an unexpected keyword argument 'max_tokens'.* Did you mean"):
         TokenEnv("Text", max_tokens=3)
     with pytest.raises(TypeError, match="a Task object takes no further options"):
         TokenEnv(word_task(), max_new_tokens=3)
@@ -451,9 +444,7 @@ def test_bad_tasks_and_arguments() -> None:
         for value in ("x", None, True, [1.0]):
             with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))}: .*number"):
                 word_task(**{name: value})
-    with pytest.raises(
-        ValueError, match=r"eval prompt 0: 'b b' has 2 tokens, max_prompt_tokens allows 1\.\.1"
-    ):
+    with pytest.raises(ValueError, match=r"eval prompt 0: 'b b' has 2 tokens, max_prompt_tokens allows 1\.\.1"):
         textgym.make_task(
             "Text", prompts=["a"], eval_prompts=["b b"], tokenizer=["a", "b"], max_prompt_tokens=1
         ).encoded("eval")

@@ -89,16 +89,12 @@ def test_importing_the_core_imports_no_torch_and_no_task() -> None:
         "print({'torch', 'transformers'} & set(sys.modules));"
         "print([name for name in sys.modules if name.startswith('textgym.tasks.')])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert done.stdout == "set()\n[]\n"
 
 
 def test_importing_textgym_imports_nothing_that_is_not_needed_to_register() -> None:
     code = "import sys, textgym; print(sorted(name for name in sys.modules if name.startswith('textgym')))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     modules = ["textgym", "textgym.checks", "textgym.registration", "textgym.registry", "textgym.sources"]
     assert done.stdout == f"{modules}\n"

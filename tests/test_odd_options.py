@@ -30,9 +30,7 @@ ODD = st.one_of(
     st.lists(st.integers() | st.text(max_size=2), max_size=3),
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
 )
-OPTIONS = [
-    (name, option) for name in task_names() for option in inspect.signature(TASKS.load(name)).parameters
-]
+OPTIONS = [(name, option) for name in task_names() for option in inspect.signature(TASKS.load(name)).parameters]
 # Huge as they are, these are sizes of arrays that fit into memory; what they cost is the caller's.
 SIZES = {"max_new_tokens", "max_prompt_tokens", "vocab_size"}
 
@@ -69,9 +67,7 @@ def _ask(name: str, option: str, value: Any) -> None:
                 raise AssertionError(f"{name}, {option}: {error}") from error
 
 
-@pytest.mark.parametrize(
-    "value", [10**400, -(10**400), 10**5000, True, "1", None, float("inf"), np.ones(2)], ids=kind
-)
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000, True, "1", None, float("inf"), np.ones(2)], ids=kind)
 def test_numbers_that_no_float_holds_are_refused_by_name(value: Any) -> None:
     with pytest.raises(ValueError, match="penalty="):
         Scorer("length", penalty=value)

@@ -125,10 +125,7 @@ def test_a_reward_that_was_never_seen_is_no_optimum():
 
 def some_of(prompts, completions, **columns):
     """Pays 1 for "b" on all prompts but the last one, which it never pays."""
-    return [
-        float(text.startswith("b") and prompt != "z")
-        for prompt, text in zip(prompts, completions, strict=True)
-    ]
+    return [float(text.startswith("b") and prompt != "z") for prompt, text in zip(prompts, completions, strict=True)]
 
 
 class Declared:
@@ -199,9 +196,7 @@ def test_committed_samples_serve_their_own_task_only(tmp_path, monkeypatch):
     ):
         assert committed_samples(make_task("Arithmetic", **({"max_new_tokens": 6} | changed)), "eval") is None
     # The same name, but a reward that pays these completions otherwise.
-    monkeypatch.setattr(
-        type(task.reward), "__call__", lambda self, prompts, completions, **_: [0.5] * len(prompts)
-    )
+    monkeypatch.setattr(type(task.reward), "__call__", lambda self, prompts, completions, **_: [0.5] * len(prompts))
     assert committed_samples(make_task("Arithmetic", max_new_tokens=6), "eval") is None
 
 

@@ -67,9 +67,7 @@ def run(site: Path, *command: str, cwd: Path | None = None) -> subprocess.Comple
     """Run a command that finds TextGym's source and the folder of installed packages."""
     variables = environment() | {"COLUMNS": "200"}
     variables["PYTHONPATH"] += f"{os.pathsep}{site}"
-    return subprocess.run(
-        command, capture_output=True, text=True, env=variables, check=False, cwd=cwd or site.parent
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, cwd=cwd or site.parent)
 
 
 def python(site: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -184,8 +182,7 @@ def test_a_broken_package_is_named_once_and_all_else_works(tmp_path: Path) -> No
     *warned, raised = done.stdout.splitlines()
     fault = "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
     assert warned == [
-        f"TextGymWarning {group[:-1]} 'mine' of broken-kit 1.0 (broken_kit:{group}) {fault}"
-        for group in GROUPS
+        f"TextGymWarning {group[:-1]} 'mine' of broken-kit 1.0 (broken_kit:{group}) {fault}" for group in GROUPS
     ]
     assert raised.startswith(f"ImportError task 'mine' of broken-kit 1.0 (broken_kit:tasks) {fault}")
     for words in (("--help",), ("list",)):

@@ -89,9 +89,7 @@ def test_a_saved_agent_is_there(name: str, tmp_path: Path, patch: pytest.MonkeyP
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_was_marked(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    plan = TrainSettings(
-        TASK, "q-learning", 48, {"batch": 16}, eval_every=1, save_every=1, final_per_prompt=1
-    )
+    plan = TrainSettings(TASK, "q-learning", 48, {"batch": 16}, eval_every=1, save_every=1, final_per_prompt=1)
     marked: list[int] = []
     mark = RunFolder.mark
 

@@ -47,9 +47,7 @@ def test_it_writes_what_it_prints(capsys):
     rows = reading.rows
     assert reading.format == "trl"
     assert cell(out, "rows written") == cell(out, "rankings  ") == str(len(rows))
-    assert int(cell(out, "without two different")[-3:]) + int(
-        cell(out, "all answers tied in gold")
-    ) == 60 - len(rows)
+    assert int(cell(out, "without two different")[-3:]) + int(cell(out, "all answers tied in gold")) == 60 - len(rows)
     wrong = sum(row.scores[0] < row.scores[1] for row in rows)
     assert 0 < wrong < len(rows) / 2
     assert cell(out, "annotator against gold, of all pairs") == f"{wrong / len(rows):.1%}"
@@ -139,9 +137,7 @@ def test_a_good_file_is_described(capsys):
         "chosen_ended": False,
         "rejected_ended": True,
     }
-    code, out, err = run(
-        capsys, "preferences", "--check", put(GOOD, GOOD | {"chosen": "si", "prompt": "qrs"}, scored)
-    )
+    code, out, err = run(capsys, "preferences", "--check", put(GOOD, GOOD | {"chosen": "si", "prompt": "qrs"}, scored))
     assert (code, err) == (0, "")
     assert "x.jsonl: format trl" in out
     assert (cell(out, "good rows"), cell(out, "broken rows"), cell(out, "different prompts")) == (
@@ -188,9 +184,7 @@ def test_demonstrations_can_be_checked_too(capsys):
 def test_transcripts_that_part_early_are_counted(capsys):
     start = "\n\nHuman: q\n\nAssistant:"
     early = {"chosen": f"{start} a", "rejected": f"{start} b\n\nHuman: r\n\nAssistant: c"}
-    _, out, _ = run(
-        capsys, "preferences", "--check", put({"chosen": f"{start} a", "rejected": f"{start} b"}, early)
-    )
+    _, out, _ = run(capsys, "preferences", "--check", put({"chosen": f"{start} a", "rejected": f"{start} b"}, early))
     assert cell(out, "rows that part before the last turn") == "1"
 
 

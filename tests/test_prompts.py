@@ -49,9 +49,7 @@ def test_files(tmp_path: Path) -> None:
     lines.write_text("one\n\n  two \u2028 still two\n", encoding="utf-8")
     assert read_prompts(lines) == (["one", "  two \u2028 still two"], {})
     objects = tmp_path / "prompts.jsonl"
-    objects.write_text(
-        '{"prompt": "1 + 1", "answer": 2}\n\n{"answer": 4, "prompt": "2 + 2"}\n', encoding="utf-8"
-    )
+    objects.write_text('{"prompt": "1 + 1", "answer": 2}\n\n{"answer": 4, "prompt": "2 + 2"}\n', encoding="utf-8")
     assert read_prompts(str(objects)) == (["1 + 1", "2 + 2"], {"answer": [2, 4]})
     task = make_task("Text", prompts=str(objects), eval_prompts=lines)
     assert task.prompts["train"].columns == {"answer": (2, 4)}

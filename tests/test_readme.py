@@ -76,10 +76,7 @@ def test_everything_that_the_installed_packages_need_is_pinned():
 
     pinned = {canonical(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
-    waiting = [
-        Requirement(word)
-        for word in PROJECT["dependencies"] + [w for words in extras.values() for w in words]
-    ]
+    waiting = [Requirement(word) for word in PROJECT["dependencies"] + [w for words in extras.values() for w in words]]
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()

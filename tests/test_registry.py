@@ -12,8 +12,7 @@ from textgym.task import make_task
 
 REGISTRIES = {registry.kind: registry for registry in (TASKS, REWARDS, AGENTS, SUITES, COMMANDS)}
 TABLES = [
-    ROOT / place / "builtin.toml"
-    for place in ("textgym", "agents/textgym_agents", "benchmarks/textgym_benchmarks")
+    ROOT / place / "builtin.toml" for place in ("textgym", "agents/textgym_agents", "benchmarks/textgym_benchmarks")
 ]
 BUILT_IN = [
     (group.removesuffix("s"), key.partition("-v0")[0] if group == "tasks" else key)
@@ -127,9 +126,7 @@ def test_what_is_added_at_run_time_is_made_like_the_others(monkeypatch: pytest.M
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     TASKS.add(TaskEntry("Number", build))
     SUITES.add(Entry("number", build))
-    with pytest.raises(
-        TypeError, match=r"task 'Number': its builder returned 3; allowed is a textgym.task.Task"
-    ):
+    with pytest.raises(TypeError, match=r"task 'Number': its builder returned 3; allowed is a textgym.task.Task"):
         make_task("Number")
     with pytest.raises(TypeError, match="suite 'number': its function returned 3; allowed is a Suite"):
         make_suite("number")

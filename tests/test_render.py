@@ -64,9 +64,7 @@ def test_without_pillow_the_message_says_what_to_install(monkeypatch: pytest.Mon
 @given(st.text(max_size=30) | st.sampled_from(["\x1b[2J", "\r\n\t\b", "\x9b31m", "\u202eabc", "\u2028"]))
 def test_no_control_character_is_printed(text: str) -> None:
     shown = render.escaped(text)
-    assert all(
-        unicodedata.category(c)[0] not in "C" and unicodedata.category(c) not in ("Zl", "Zp") for c in shown
-    )
+    assert all(unicodedata.category(c)[0] not in "C" and unicodedata.category(c) not in ("Zl", "Zp") for c in shown)
     if text.isprintable() and text.isascii():
         assert shown == text
     assert render.escaped("\x1b[2J\n") == r"\x1b[2J\n"

@@ -105,9 +105,7 @@ def test_emphasis_does_not_make_a_text_neutral() -> None:
 
 
 @pytest.mark.parametrize("partial", [0.0, 0.5])
-@pytest.mark.parametrize(
-    "text", ["<t>a<x>b</x>", "<t>a</t><x>b", "a</t><x>b</x>", "<t></t><x>b</x>", "<t>a</t>", ""]
-)
+@pytest.mark.parametrize("text", ["<t>a<x>b</x>", "<t>a</t><x>b", "a</t><x>b</x>", "<t></t><x>b</x>", "<t>a</t>", ""])
 def test_a_tag_that_is_missing_costs_the_full_pay(text: str, partial: float) -> None:
     spec = {"name": "format", "template": "<t>{thought}</t><x>{answer}</x>", "partial": partial}
     assert paid(spec, text) < 1 if partial else paid(spec, text) == 0
@@ -147,9 +145,7 @@ def test_logged_sums_leave_padding_out() -> None:
 
     found = []
     for width in (3, 40):
-        env = make_env(
-            "textgym/Text-v0", 64, **WORDS, reward="length", max_new_tokens=6, max_prompt_tokens=width
-        )
+        env = make_env("textgym/Text-v0", 64, **WORDS, reward="length", max_new_tokens=6, max_prompt_tokens=width)
         agent = make_agent("lm-ppo", env, batch=64, seed=0, device="cpu")
         rows: list[dict[str, float]] = []
         agent.learn(env, 128, rows.append)

@@ -138,9 +138,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(capsys, command, shown)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (BASE.is_dir() and DATA.is_file()), reason=f"{SHARED} is missing (set TEXTGYM_SHARED)"
-)
+@pytest.mark.skipif(not (BASE.is_dir() and DATA.is_file()), reason=f"{SHARED} is missing (set TEXTGYM_SHARED)")
 @pytest.mark.parametrize("command", ["sft", "reward-model"])
 def test_real_transcripts_on_a_real_model(capsys, command):
     lines = DATA.read_text(encoding="utf-8").split("\n")[60:160]  # line 87 has an empty answer

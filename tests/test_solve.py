@@ -16,9 +16,7 @@ from textgym.solver import build, policy_values, prefix_tree, solve, trajectory_
 def probabilities(solution):
     """(prompt, tokens) -> probability under the optimum."""
     every = solution.optimal.trajectories
-    return {
-        (c.prompt, c.tokens): c.probability for p in (0, 1) for c in every.likeliest(p, len(every.prompt))
-    }
+    return {(c.prompt, c.tokens): c.probability for p in (0, 1) for c in every.likeliest(p, len(every.prompt))}
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.7, 0.0])
@@ -120,9 +118,7 @@ def test_dense_and_shaped_rewards_are_those_that_the_environment_pays(pay, gamma
             totals[tokens] = sum(gamma**t * env.step(token)[1] for t, token in enumerate(tokens))
         logs = {y: log_probability(bigram(), prompt.ids, y) for y in totals}
         best.append(
-            beta * np.log(sum(np.exp(logs[y] + r / beta) for y, r in totals.items()))
-            if beta
-            else max(totals.values())
+            beta * np.log(sum(np.exp(logs[y] + r / beta) for y, r in totals.items())) if beta else max(totals.values())
         )
     np.testing.assert_allclose(solution.prompt_values, best, atol=1e-12)
 
@@ -215,9 +211,7 @@ def test_the_optimum_is_a_policy():
         np.testing.assert_allclose(advantages, 0, atol=1e-12)
     for depth, level in enumerate(tree.levels[:-1]):
         rows = np.arange(len(level.parent))
-        np.testing.assert_array_equal(
-            solution.state_values(tree.observations(depth, rows)), solution.values[depth]
-        )
+        np.testing.assert_array_equal(solution.state_values(tree.observations(depth, rows)), solution.values[depth])
     ended = tree.observations(1, np.flatnonzero(tree.levels[1].finished))
     np.testing.assert_allclose(np.exp(solution.log_probs(ended)), 0.25)
     assert solution.optimality(solution.objective) == 1

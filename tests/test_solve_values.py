@@ -139,9 +139,7 @@ def test_a_policy_outside_the_support_of_the_reference_has_infinite_kl():
     values = policy_values(small_task(), only_a, never_a)
     assert values.kl == np.inf
     assert values.objective == -np.inf
-    assert policy_values(small_task(), only_a, never_a, beta=0).objective == pytest.approx(
-        0.25 * 3 - 0.75 * 1.5
-    )
+    assert policy_values(small_task(), only_a, never_a, beta=0).objective == pytest.approx(0.25 * 3 - 0.75 * 1.5)
 
 
 def test_bad_policies_are_refused():

@@ -51,9 +51,7 @@ def test_all_of_them_come_from_one_folder(small):
     assert sources.source_folder() == small
     shutil.copytree(small / "textgym", small / "installed" / "textgym")
     sources._packages()["textgym"] = small / "installed" / "textgym"
-    with pytest.raises(
-        ValueError, match=r"two checkouts are mixed \(textgym from .*installed, textgym_agents from"
-    ):
+    with pytest.raises(ValueError, match=r"two checkouts are mixed \(textgym from .*installed, textgym_agents from"):
         sources.source_folder()
     for place in PACKAGES[1:]:
         shutil.copytree(small / place, small / "installed" / Path(place).name)
@@ -92,9 +90,7 @@ def started(command, folder, *words, path=None):
 def test_python_m_in_another_checkout_is_refused_and_not_mixed(other):
     (other / "random.py").unlink()
     done = started([COMMAND[0], "-m", "textgym.cli"], other, "list")
-    assert_one_line(
-        done.returncode, done.stderr, "two checkouts are mixed", f"textgym from {other}", str(ROOT)
-    )
+    assert_one_line(done.returncode, done.stderr, "two checkouts are mixed", f"textgym from {other}", str(ROOT))
     assert not done.stdout
 
 

@@ -22,9 +22,7 @@ ENVS = {
     "single": single,
     "wrapped": lambda: AllowedActions(single().unwrapped),
     "vector": lambda: gym.make_vec("textgym/Json-v0", num_envs=3),
-    "wrapped vector": lambda: VectorAllowedActions(
-        gym.make_vec("textgym/Json-v0", num_envs=3, segments=True)
-    ),
+    "wrapped vector": lambda: VectorAllowedActions(gym.make_vec("textgym/Json-v0", num_envs=3, segments=True)),
     "sync": lambda: SyncVectorEnv([single] * 3),
 }
 
@@ -39,9 +37,7 @@ def test_a_mask_is_sampled_without_a_cast(name: str) -> None:
     assert mask.dtype == np.bool_
     space = env.action_space
     plain: Any = (
-        spaces.Discrete(mask.shape[-1])
-        if mask.ndim == 1
-        else spaces.MultiDiscrete([mask.shape[-1]] * len(mask))
+        spaces.Discrete(mask.shape[-1]) if mask.ndim == 1 else spaces.MultiDiscrete([mask.shape[-1]] * len(mask))
     )
     assert space == plain
     assert repr(space) == repr(plain)

@@ -122,11 +122,7 @@ def test_a_pickled_store_goes_on_as_the_original_does() -> None:
     two = pickle.loads(pickle.dumps(one))
     for each in (one, two):
         each.append(0, 5)
-    assert (
-        two.observation(0)["input_ids"].tolist()
-        == one.observation(0)["input_ids"].tolist()
-        == [7, 8, 5, 9, 9]
-    )
+    assert two.observation(0)["input_ids"].tolist() == one.observation(0)["input_ids"].tolist() == [7, 8, 5, 9, 9]
     assert two.ids.tolist() == one.ids.tolist()
     assert two.observation(0)["attention_mask"].tolist() == [1, 1, 1, 0, 0]
 

@@ -77,13 +77,9 @@ def test_a_training_is_saved() -> None:
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--out", "run", *LONG)
     said = terminated(lambda: log.exists() and log.read_text().count("\n") > 3, *words)
     assert said.startswith("textgym: interrupted: after ")
-    assert said.endswith(
-        "; go on with: textgym train textgym/Bandit-v0 --agent q-learning --out run --resume"
-    )
+    assert said.endswith("; go on with: textgym train textgym/Bandit-v0 --agent q-learning --out run --resume")
     folder = RunFolder.reopen("run")
-    assert (
-        folder.marked() == folder.metrics()[-1]["iteration"] > 2
-    )  # what was learned last is in the checkpoint
+    assert folder.marked() == folder.metrics()[-1]["iteration"] > 2  # what was learned last is in the checkpoint
 
 
 @pytest.mark.slow
@@ -111,9 +107,7 @@ def test_a_bench_and_its_workers_are_saved() -> None:
 @pytest.mark.slow
 def test_rlhf_is_saved_in_the_middle_of_a_stage() -> None:
     log = Path("rlhf/1-sft/metrics.jsonl")
-    said = terminated(
-        lambda: log.exists() and log.read_text().count("\n") > 1, "rlhf", "Helpful-v0", "--out", "rlhf"
-    )
+    said = terminated(lambda: log.exists() and log.read_text().count("\n") > 1, "rlhf", "Helpful-v0", "--out", "rlhf")
     assert "in the stage supervised fine-tuning; the same command with --out " in said
     assert Path("rlhf/1-sft/checkpoints/model/agent.json").exists()
 
@@ -144,9 +138,7 @@ def test_a_reward_that_exits_ends_no_run_as_if_all_was_well(
     found, _, err = run(capsys, *words)
     assert found == code
     said = err.splitlines()[-1]
-    assert (
-        ("reward 'Ends' raised SystemExit: 0" in said) if error == "exit" else ("go on with: textgym" in said)
-    )
+    assert ("reward 'Ends' raised SystemExit: 0" in said) if error == "exit" else ("go on with: textgym" in said)
     Path("armed").unlink()
     assert run(capsys, "train", "Text-v0", "--out", "run", "--resume", "--agent", "q-learning")[0] == 0
     assert RunFolder(Path("run")).state() == "finished"

@@ -34,9 +34,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def pair(
-    num_envs: int, mode: AutoresetMode, task: Any, **options: Any
-) -> tuple[TokenVectorEnv, SyncVectorEnv]:
+def pair(num_envs: int, mode: AutoresetMode, task: Any, **options: Any) -> tuple[TokenVectorEnv, SyncVectorEnv]:
     sync = SyncVectorEnv([functools.partial(TokenEnv, task, **options)] * num_envs, autoreset_mode=mode)
     return TokenVectorEnv(task, num_envs, autoreset_mode=mode, **options), sync
 
@@ -326,9 +324,7 @@ def together(task: Any, num_envs: int, **options: Any) -> TokenVectorEnv:
     settled=st.integers(0, 7),
 )
 @settings(max_examples=60, deadline=None)
-def test_scored_together_or_not_every_row_earns_and_says_the_same(
-    actions: list[list[int]], settled: int
-) -> None:
+def test_scored_together_or_not_every_row_earns_and_says_the_same(actions: list[list[int]], settled: int) -> None:
     """Also where the waiting rows are settled early; the last action is what each reward belongs to."""
     task = word_task(gold=gold_length)
     apart, joint = together(task, 3), together(task, 3, score_together=True)
@@ -479,6 +475,4 @@ def test_a_reward_that_compares_completions_sees_whole_batches_or_is_refused() -
         apart.step(np.array([STOP, A]))
     with pytest.raises(UnsolvableError, match="no function of one text"):
         solve(task)
-    assert (
-        optimum_of(task).unknown == "the reward compares completions, so that no text has a value of its own"
-    )
+    assert optimum_of(task).unknown == "the reward compares completions, so that no text has a value of its own"

@@ -294,9 +294,7 @@ def test_a_chat_template_that_drops_or_repeats_the_message_is_refused() -> None:
 
 def test_the_built_in_tokenizer() -> None:
     vocabulary = load_vocabulary()
-    end, user, assistant = (
-        vocabulary.codec.token_id(name) for name in ("<|end|>", "<|user|>", "<|assistant|>")
-    )
+    end, user, assistant = (vocabulary.codec.token_id(name) for name in ("<|end|>", "<|user|>", "<|assistant|>"))
     ids = vocabulary.encode_prompt("Who? <|end|>")
     assert (ids[0], ids[-2], ids[-1]) == (user, end, assistant)
     assert end not in ids[1:-2]

@@ -56,9 +56,7 @@ def highest(returns: Floats) -> Ints:
 # The exact policy
 
 
-def best_of_n_edges(
-    tree: PrefixTree, log_reference: tuple[Floats, ...], n: int, gamma: float
-) -> tuple[Floats, ...]:
+def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int, gamma: float) -> tuple[Floats, ...]:
     """Return the exact log-probability of every edge under "the best of n completions of the reference".
 
     The best one has the highest discounted return, among equal ones any. With G and F the reference's probabilities
@@ -191,8 +189,7 @@ def _noise(returns: Floats, deviations: Floats) -> tuple[_Noise, Ints]:
     means, scales = pairs.T[:, :, None]  # (K, 1)
     steps = np.arange(-_REACH, _REACH + 2)
     cells = [
-        np.unique(np.floor(means[scales == scale] / scale)[:, None] + steps) * scale
-        for scale in np.unique(scales)
+        np.unique(np.floor(means[scales == scale] / scale)[:, None] + steps) * scale for scale in np.unique(scales)
     ]
     ends = np.unique(np.concatenate(cells))
     places, shares = np.polynomial.legendre.leggauss(_NODES)
@@ -225,9 +222,7 @@ def sampled_kl(returns: Floats, deviations: Floats, n: int, seed: int = 0) -> tu
     """
     _check_n(n)
     if returns.shape != deviations.shape or returns.ndim != 2:
-        raise ValueError(
-            f"shapes differ: returns {returns.shape}, deviations {deviations.shape}; allowed is (P, N)"
-        )
+        raise ValueError(f"shapes differ: returns {returns.shape}, deviations {deviations.shape}; allowed is (P, N)")
     prompts, count = returns.shape
     if not _enough(count, n):
         raise ValueError(f"returns: {count} samples a prompt; allowed is {FEWEST} n = {FEWEST * n} or more")

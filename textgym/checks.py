@@ -60,9 +60,7 @@ def check_count(argument: str, value: object, least: int = 1) -> None:
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for the nearest of `allowed`, or '' when none is near."""
-    near = difflib.get_close_matches(
-        name if isinstance(name, str) else shown(name), list(allowed), n=1, cutoff=0.6
-    )
+    near = difflib.get_close_matches(name if isinstance(name, str) else shown(name), list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -32,9 +32,7 @@ def find_task(task: str | Task, options: dict[str, Any]) -> Task:
     if not isinstance(task, Task):
         raise TypeError(f"task={task!r:.80}: allowed are a task's name and a textgym.task.Task")
     if options:
-        raise TypeError(
-            f"{next(iter(options))!r}: a Task object takes no further options, a task's name does"
-        )
+        raise TypeError(f"{next(iter(options))!r}: a Task object takes no further options, a task's name does")
     return task
 
 
@@ -49,9 +47,7 @@ def check_options(options: object, allowed: Collection[str] = RESET_OPTIONS) -> 
         raise TypeError(f"options={options!r:.80}: allowed are None and a dict with {', '.join(allowed)}")
     for name in options:
         if name not in allowed:
-            raise ValueError(
-                f"option {name!r}: not one of {', '.join(allowed)}.{did_you_mean(name, allowed)}"
-            )
+            raise ValueError(f"option {name!r}: not one of {', '.join(allowed)}.{did_you_mean(name, allowed)}")
     if "prompt" in options and "prompt_index" in options:
         raise ValueError("options: 'prompt' and 'prompt_index' both choose a prompt, allowed is one of them")
     return dict(options)
@@ -148,9 +144,7 @@ class TokenEnv(gym.Env[Observation, int]):
         self._last_reward: float | None = None
         self._printed = ""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, Info]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Start an episode.
 
         Args:

@@ -109,9 +109,7 @@ class Episodes:
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store
         prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
-        return self.task.judge(
-            self.split, prompts, ids, [store.episode_seeds[row] for row in rows], texts, scorer
-        )
+        return self.task.judge(self.split, prompts, ids, [store.episode_seeds[row] for row in rows], texts, scorer)
 
     def _ending(self, rows: list[int], judgement: Judgement) -> Ending:
         gold_scorer = self.task.gold_scorer

@@ -106,9 +106,7 @@ class Samples:
         fits = len(shape) == 2 and self.each >= 1 and shape[1] and shape[1] % self.each == 0
         fits = fits and self.log_weights.shape == shape and self.weights.shape == shape[:1]
         if not fits or self.tokens.ndim != 3 or self.tokens.shape[:2] != (shape[0], shape[1] // self.each):
-            shapes = {
-                name: getattr(self, name).shape for name in ("returns", "log_weights", "weights", "tokens")
-            }
+            shapes = {name: getattr(self, name).shape for name in ("returns", "log_weights", "weights", "tokens")}
             raise ValueError(
                 f"each={self.each!r:.80}, shapes {shapes}: allowed are (P, n), (P, n), (P,), (P, n / each, T)"
             )
@@ -157,9 +155,7 @@ def draw_samples(
     """
     policies = [reference, *proposals]
     # Not the completions that an evaluation of the same seed draws.
-    episodes = play(
-        policies[0], task, split=split, per_prompt=each, seed=seed + _OWN_STREAM, others=policies[1:]
-    )
+    episodes = play(policies[0], task, split=split, per_prompt=each, seed=seed + _OWN_STREAM, others=policies[1:])
     logs = episodes.log_probs  # (P, n, K)
     mixture = np.logaddexp.reduce(logs, axis=-1) - math.log(len(policies)) if proposals else 0.0
     return Samples(
@@ -196,9 +192,7 @@ def tilt(samples: Samples, beta: float, seed: int = 0) -> Tilt:
     drawn = np.stack([base @ samples.weights, best @ np.where(unseen, 0.0, samples.weights)], axis=1)
     drawn = widen(estimates, drawn, samples.each)
     # Few effective samples know little of their own spread: Student's t in place of the normal.
-    drawn[:, 1] = estimates[1] + (drawn[:, 1] - estimates[1]) * _student(
-        1.0 / np.sum(samples.weights / effective)
-    )
+    drawn[:, 1] = estimates[1] + (drawn[:, 1] - estimates[1]) * _student(1.0 / np.sum(samples.weights / effective))
     if unseen.any() and samples.maximum is not None:
         # Where nothing better was found, J* lies anywhere from what was seen to the greatest return.
         room = samples.weights[unseen] @ (samples.maximum - values[unseen])
@@ -289,9 +283,7 @@ def _soft_maximum(top: Floats, mean: Floats, variance: Floats, beta: float) -> F
     return np.asarray(beta * (top + np.log(mean) + 0.5 * variance / np.square(mean)))
 
 
-def _replicates(
-    samples: Samples, tilted: Floats, top: Floats, beta: float, seed: int
-) -> tuple[Floats, Floats]:
+def _replicates(samples: Samples, tilted: Floats, top: Floats, beta: float, seed: int) -> tuple[Floats, Floats]:
     """Return bootstrap replicates (R, P) of each prompt's J_ref and J*, drawn together, each stratum on its own."""
     each, count = samples.each, samples.policies
     base: Floats | None = None

@@ -165,9 +165,7 @@ def _check_reference(reference: Reference, solution: Solution) -> None:
     table = np.asarray(reference.log_probs(tree.observations(0, rows)), dtype=np.float64)
     own = normalised(table[place, tree.levels[1].action[where]], level)
     if not np.allclose(np.exp(own), np.exp(solution.log_reference[0]), atol=1e-3):
-        raise ValueError(
-            "optimum: it is of another reference; allowed is one that optimum_of found with this one"
-        )
+        raise ValueError("optimum: it is of another reference; allowed is one that optimum_of found with this one")
 
 
 def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> Floats:
@@ -188,9 +186,7 @@ def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> 
 Measured = dict[str, tuple[Estimate, Floats]]
 
 
-def _sampled(
-    policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, split: str, seed: int
-) -> Measured:
+def _sampled(policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, split: str, seed: int) -> Measured:
     """Return every measure that the episodes have, with its bootstrap replicates (R,)."""
     returns = expected_returns(task, episodes)
     measures = {
@@ -249,9 +245,7 @@ def _stop_rate(values: PolicyValues) -> float:
 def _compare(objective: Estimate, optimum: Optimum, task: Task) -> None:
     """Warn where a policy is better than the best that is possible."""
     if optimum.value is not None and not optimum.exact and objective.low > optimum.value.high:
-        renew = (
-            f"python -m textgym_benchmarks.run.optima {task.name} --split {optimum.split} --proposals FOLDER"
-        )
+        renew = f"python -m textgym_benchmarks.run.optima {task.name} --split {optimum.split} --proposals FOLDER"
         other = "give optimum_of this policy in `proposals`, or more samples (--optimum-per-prompt)"
         warnings.warn(
             f"J = {objective} of this policy lies above J* = {optimum.value}, which was estimated too low; "

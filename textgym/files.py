@@ -50,9 +50,7 @@ def line_text(line: bytes, number: int) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     if "\0" in text:
-        raise ValueError(
-            f"a NUL byte (byte {line.index(0) + 1} of the line), as in UTF-16; save the file as UTF-8"
-        )
+        raise ValueError(f"a NUL byte (byte {line.index(0) + 1} of the line), as in UTF-16; save the file as UTF-8")
     return text
 
 

@@ -14,9 +14,7 @@ from types import FrameType
 _Handler = Callable[[int, FrameType | None], object] | int | None
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Messages of libraries that are not Python's: those in Rust, HDF5, Torch (without a number).
-_SIGNS: dict[int, tuple[str, ...]] = {
-    number: (f"os error {number})", f"errno = {number},") for number in _FULL
-}
+_SIGNS: dict[int, tuple[str, ...]] = {number: (f"os error {number})", f"errno = {number},") for number in _FULL}
 _SIGNS[errno.ENOSPC] += (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "inline_container.cc")
 _NO_MEMORY = ("can't allocate memory", "CUDA out of memory", os.strerror(errno.ENOMEM))
 _NO_PROCESS = ("can't start new thread", os.strerror(errno.EAGAIN))
@@ -63,9 +61,7 @@ def with_remedy(error: BaseException) -> str:
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         helps = "out of memory: a smaller batch or model, or fewer workers, takes less"
     elif any(sign in text for sign in _NO_PROCESS):
-        helps = (
-            "no more processes or threads may be started: use fewer workers, or raise the limit (ulimit -u)"
-        )
+        helps = "no more processes or threads may be started: use fewer workers, or raise the limit (ulimit -u)"
     elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
         helps = "no more files may be open: use fewer workers, or raise the limit (ulimit -n)"
     else:

@@ -167,9 +167,7 @@ class Tree:
     ) -> list[Floats]:
         """Return the value of every child in every family; for `by` see `Node.best`."""
         if isinstance(by, Solution):
-            return [
-                _optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)
-            ]
+            return [_optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)]
         if isinstance(by, Reference):
             table = np.asarray(by.log_probs(self.observations(parents)), dtype=np.float64)
             return [table[i, [node.state.completion[-1] for node in own]] for i, own in enumerate(families)]
@@ -180,9 +178,7 @@ class Tree:
         nodes = [node for own in families for node in own]
         flat = np.asarray([node.ret for node in nodes] if by is None else by(nodes), dtype=np.float64)
         if flat.shape != (len(nodes),) or np.isnan(flat).any():
-            raise ValueError(
-                f"by: it returned values of shape {flat.shape}, allowed are {len(nodes)} numbers"
-            )
+            raise ValueError(f"by: it returned values of shape {flat.shape}, allowed are {len(nodes)} numbers")
         return np.split(flat, np.cumsum([len(own) for own in families])[:-1])
 
     def _edges(self, nodes: Sequence[Node]) -> list[tuple[int, int]]:

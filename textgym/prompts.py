@@ -81,17 +81,13 @@ def prompt_set(
         if name in RESERVED_COLUMNS:
             raise ValueError(f"columns: the name {name!r} is taken ({', '.join(RESERVED_COLUMNS)} are)")
         if not _is_list(values) or not isinstance(values, Sized) or len(values) != len(texts):
-            raise ValueError(
-                f"columns: {name!r} must be a list with one value for each of the {len(texts)} prompts"
-            )
+            raise ValueError(f"columns: {name!r} must be a list with one value for each of the {len(texts)} prompts")
     try:
         array = np.ones(len(texts)) if weights is None else np.array(weights, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         array = np.zeros(0)
     if array.shape != (len(texts),) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
-        raise ValueError(
-            f"weights: must be {len(texts)} numbers (one per prompt), finite, not negative, not all 0"
-        )
+        raise ValueError(f"weights: must be {len(texts)} numbers (one per prompt), finite, not negative, not all 0")
     array /= array.sum()
     array.flags.writeable = False
     frozen = {name: tuple(values) for name, values in (columns or {}).items()}
@@ -192,7 +188,5 @@ def _json_row(text: str, names: list[str] | None) -> JsonObject:
     if not isinstance(row.get("prompt"), str):
         raise ValueError('must be an object with a string under "prompt"')
     if names is not None and set(row) != {"prompt", *names}:
-        raise ValueError(
-            f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}"
-        )
+        raise ValueError(f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}")
     return row

@@ -54,9 +54,7 @@ class Entry:
         pattern, allowed = self._form
         if not isinstance(self.name, str) or not re.fullmatch(pattern, self.name):
             raise ValueError(f"name={shown(self.name)}: allowed {allowed}")
-        if not callable(self.target) and not (
-            isinstance(self.target, str) and _TARGET.fullmatch(self.target)
-        ):
+        if not callable(self.target) and not (isinstance(self.target, str) and _TARGET.fullmatch(self.target)):
             raise ValueError(
                 f"{self.name}={shown(self.target)}: allowed is a function, a class or the text 'module:attribute'"
             )
@@ -93,9 +91,7 @@ class TaskEntry(Entry):
     )
 
     @classmethod
-    def read(
-        cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text"
-    ) -> TaskEntry:
+    def read(cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text") -> TaskEntry:
         """Make the entry of a key NAME-vN; without -vN the version is 0."""
         found = _VERSIONED.fullmatch(key)
         name, version = found.groups() if found else (key, "0")

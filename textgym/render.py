@@ -112,7 +112,5 @@ def _font() -> Font:
     try:
         from PIL import ImageFont
     except ModuleNotFoundError as error:
-        raise DependencyNotInstalled(
-            'render_mode="rgb_array" needs Pillow: pip install "textgym[report]"'
-        ) from error
+        raise DependencyNotInstalled('render_mode="rgb_array" needs Pillow: pip install "textgym[report]"') from error
     return ImageFont.load_default(_FONT_SIZE)

@@ -137,9 +137,7 @@ def _places(prompt_index: Ints, count: int) -> Ints:
             f"prompt_index: {prompt_index.dtype} {prompt_index.shape} array, allowed are one or more integers"
         )
     if prompt_index.min() < 0 or prompt_index.max() >= count:
-        raise ValueError(
-            f"prompt_index: holds {prompt_index.min()}..{prompt_index.max()}, allowed is 0..{count - 1}"
-        )
+        raise ValueError(f"prompt_index: holds {prompt_index.min()}..{prompt_index.max()}, allowed is 0..{count - 1}")
     return prompt_index
 
 
@@ -167,9 +165,7 @@ class _Writers:
         if not tables and len(asked) == 1:
             return self._act(turn)
         if len(tables) < len(asked):
-            raise ValueError(
-                f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities"
-            )
+            raise ValueError(f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities")
         rows = turn.rows
         several = np.stack([restricted(np.asarray(logs)[rows], turn.masks) for logs in tables])
         each = np.arange(len(rows))
@@ -199,9 +195,7 @@ class _Writers:
         return np.asarray(policy.act(turn.observation, deterministic=self.deterministic))[turn.rows]
 
 
-def _play_part(
-    writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints
-) -> tuple[Arrays, Arrays]:
+def _play_part(writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints) -> tuple[Arrays, Arrays]:
     """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of one batch (B,)."""
     env = batch_env(task, len(places), split)
     seed = int(writers.generator.integers(2**31))
@@ -228,7 +222,4 @@ def _play_part(
 def _concatenated(parts: Sequence[Arrays], prompts: int) -> Arrays:
     """Join the arrays of batches, (P, n, ...)."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {
-        name: array.reshape(prompts, len(array) // prompts, *array.shape[1:])
-        for name, array in joined.items()
-    }
+    return {name: array.reshape(prompts, len(array) // prompts, *array.shape[1:]) for name, array in joined.items()}

@@ -276,13 +276,9 @@ class TokenStore:
         if not 1 <= prompt <= self.max_prompt_tokens:
             raise ValueError(f"state: its prompt has {prompt} tokens, allowed is 1..{self.max_prompt_tokens}")
         if completion > self.max_new_tokens:
-            raise ValueError(
-                f"state: its completion has {completion} tokens, allowed is 0..{self.max_new_tokens}"
-            )
+            raise ValueError(f"state: its completion has {completion} tokens, allowed is 0..{self.max_new_tokens}")
         if not all(0 <= place < completion for place in state.environment):
-            raise ValueError(
-                f"state: environment={state.environment}: allowed are places in 0..{completion - 1}"
-            )
+            raise ValueError(f"state: environment={state.environment}: allowed are places in 0..{completion - 1}")
         if completion == self.max_new_tokens and state.finish_reason is None:
             raise ValueError(f"state: runs on although its budget of {completion} tokens is spent")
         if not all(0 <= token < size for token in state.tokens):

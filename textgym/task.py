@@ -90,15 +90,11 @@ class Task:
         for name, least in (("max_prompt_tokens", 0), ("max_new_tokens", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_TOKENS:
-                raise ValueError(
-                    f"{name}={shown(value)}: allowed is an int in {least}..{MOST_TOKENS} (tokens)"
-                )
+                raise ValueError(f"{name}={shown(value)}: allowed is an int in {least}..{MOST_TOKENS} (tokens)")
         if not (is_finite(self.gamma) and 0 <= self.gamma <= 1):
             raise ValueError(f"gamma={shown(self.gamma)}: allowed is a number in 0..1")
         if not (is_finite(self.beta) and self.beta >= 0):
-            raise ValueError(
-                f"beta={shown(self.beta)}: allowed is a finite number from 0 on (reward units per nat)"
-            )
+            raise ValueError(f"beta={shown(self.beta)}: allowed is a finite number from 0 on (reward units per nat)")
         if not isinstance(self.reference, str | Path | Reference):
             raise TypeError(
                 f"reference={shown(self.reference)}: allowed are 'builtin', 'uniform', a model's folder or hub "
@@ -141,9 +137,7 @@ class Task:
         """Return the prompts of a split with their ids. Raises: ValueError for one that is empty or too long."""
         if split not in self._encoded:
             texts = self.prompt_set(split).texts
-            self._encoded[split] = [
-                self._encode(text, i, f"{split} prompt {i}") for i, text in enumerate(texts)
-            ]
+            self._encoded[split] = [self._encode(text, i, f"{split} prompt {i}") for i, text in enumerate(texts)]
         return self._encoded[split]
 
     def prompt_set(self, split: str) -> PromptSet:

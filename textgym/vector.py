@@ -108,9 +108,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self._last_rewards = np.zeros(num_envs)
         self._waiting = np.zeros(num_envs, dtype=np.bool_)
 
-    def reset(
-        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, Infos]:
+    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
         """Start episodes in all sub-environments, or in those of `options["reset_mask"]`.
 
         Args:
@@ -329,9 +327,7 @@ def batch_env(task: Task, rows: int, split: str) -> TokenVectorEnv:
     observations with `segment_ids`.
     """
     together, mode = task.scorer.pays_at_end, AutoresetMode.DISABLED
-    return TokenVectorEnv(
-        task, rows, split=split, segments=True, autoreset_mode=mode, score_together=together
-    )
+    return TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=mode, score_together=together)
 
 
 def scoring_together(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[None]:

@@ -48,9 +48,7 @@ def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
     try:
         return AutoresetMode(mode)
     except ValueError as error:
-        raise ValueError(
-            not_one_of("autoreset_mode", mode, [each.value for each in AutoresetMode])
-        ) from error
+        raise ValueError(not_one_of("autoreset_mode", mode, [each.value for each in AutoresetMode])) from error
 
 
 def check_together(score_together: bool, mode: AutoresetMode, task: Task) -> bool:
@@ -92,9 +90,7 @@ def _masked_rows(mask: object, num_envs: int) -> list[int]:
         what = f"{mask.dtype} array {mask.shape}"
         if mask.dtype == np.bool_ and mask.shape == (num_envs,) and mask.any():
             return [int(row) for row in np.flatnonzero(mask)]
-    raise ValueError(
-        f"option reset_mask ({what}): allowed is a bool array ({num_envs},) with at least one True"
-    )
+    raise ValueError(f"option reset_mask ({what}): allowed is a bool array ({num_envs},) with at least one True")
 
 
 def _seeds(seed: Seeds, num_envs: int) -> list[int | None]:
@@ -109,9 +105,7 @@ def _seeds(seed: Seeds, num_envs: int) -> list[int | None]:
 
 def _seed(value: object) -> int:
     if (seed := as_index(value)) < 0:
-        raise ValueError(
-            f"seed={value!r:.80}: allowed are None, an int from 0 on, and one of these for each row"
-        )
+        raise ValueError(f"seed={value!r:.80}: allowed are None, an int from 0 on, and one of these for each row")
     return seed
 
 
@@ -120,9 +114,7 @@ def _per_row(name: str, value: Any, num_envs: int) -> Sequence[Any]:
     if isinstance(value, str) or np.ndim(value) == 0:
         return [value] * num_envs
     if np.shape(value) != (num_envs,):
-        raise ValueError(
-            f"option {name}: has shape {np.shape(value)}, allowed is one value, or ({num_envs},)"
-        )
+        raise ValueError(f"option {name}: has shape {np.shape(value)}, allowed is one value, or ({num_envs},)")
     values: Sequence[Any] = value
     return values
 
@@ -172,9 +164,7 @@ def final_infos(num_envs: int, ending: Ending, store: TokenStore) -> Infos:
     return of.with_masks(arrays)
 
 
-def same_step_infos(
-    num_envs: int, rows: list[int], observations: Sequence[Observation], final: Infos
-) -> Infos:
+def same_step_infos(num_envs: int, rows: list[int], observations: Sequence[Observation], final: Infos) -> Infos:
     """Return the infos of episodes that ended in rows which have been reset in the same step."""
     of = _Rows(num_envs, rows)
     return of.with_masks({"final_obs": of.objects(observations), "final_info": final})

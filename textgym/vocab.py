@@ -163,15 +163,12 @@ def _size(tokens: int, vocab_size: int | None) -> int:
     integer = isinstance(vocab_size, int | np.integer) and not isinstance(vocab_size, bool)
     if not integer or not tokens <= vocab_size <= MOST_TOKENS:
         raise ValueError(
-            f"vocab_size={shown(vocab_size)}: allowed is an int from {tokens} (the tokenizer's size) "
-            f"to {MOST_TOKENS}"
+            f"vocab_size={shown(vocab_size)}: allowed is an int from {tokens} (the tokenizer's size) to {MOST_TOKENS}"
         )
     return int(vocab_size)
 
 
-def _own_stop_ids(
-    source: Source, model: str | Path | None, conversation: Conversation | None
-) -> tuple[int, ...]:
+def _own_stop_ids(source: Source, model: str | Path | None, conversation: Conversation | None) -> tuple[int, ...]:
     """Return the tokens that end a text by the model's files, or else the tokenizer's EOS token."""
     places = dict.fromkeys(str(place) for place in (model, source.folder) if place is not None)
     named = [(place, *generation_stops(place)) for place in places]
@@ -201,9 +198,7 @@ def _stop_id(codec: Codec, token: object) -> int:
     if isinstance(token, str):
         token_id = codec.token_id(token)
         if token_id is None:
-            raise ValueError(
-                f"stop {token!r}: not a token of this tokenizer.{did_you_mean(token, codec.tokens())}"
-            )
+            raise ValueError(f"stop {token!r}: not a token of this tokenizer.{did_you_mean(token, codec.tokens())}")
         return token_id
     try:
         index = -1 if isinstance(token, bool) else operator.index(cast("SupportsIndex", token))

@@ -173,9 +173,7 @@ class StateFinder:
             found.append(self.state(tokens, start, tuple(environment.tolist())))
         return found
 
-    def state(
-        self, tokens: tuple[int, ...], start: int, environment: tuple[int, ...] = ()
-    ) -> tuple[str, TokenState]:
+    def state(self, tokens: tuple[int, ...], start: int, environment: tuple[int, ...] = ()) -> tuple[str, TokenState]:
         """Return split and state of a sequence whose first `start` tokens are the prompt.
 
         A prompt that no split has is one of the user's own: a reward can know its text alone.

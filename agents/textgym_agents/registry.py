@@ -111,9 +111,7 @@ def make_agent(agent: str, env: TextEnv, config: object = None, **settings: obje
     return made
 
 
-def load_agent(
-    path: str | Path, env: TokenVectorEnv, agent: str | None = None, trust_pickle: bool = False
-) -> Agent:
+def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, trust_pickle: bool = False) -> Agent:
     """Read a saved agent, ready to act or to go on learning.
 
     Args:

@@ -46,9 +46,7 @@ _IDS: Final = ("textgym/Text-v0", "textgym/Helpful-v0")
 _BATCH, _NEW = 64, 48  # episodes and tokens of `rollout` and `ppo`
 _COMPLETIONS, _CHARACTERS = 1024, 40  # of a batch of `rewards`
 _LETTERS, _LENGTH = 10, 6  # of `solver`: 1,222,222 states
-_TEXT: Final = (
-    "the soup was good and hot in a town by lovely river awful bread I think it of people red 7 plus 12 is"
-)
+_TEXT: Final = "the soup was good and hot in a town by lovely river awful bread I think it of people red 7 plus 12 is"
 _TERMS: Final = ("length", "charset", "no_repeat")
 # Specs of the rewards that are timed, and the data column that each reads.
 _REWARDS: Final[Mapping[str, tuple[RewardSpec, str | None]]] = {
@@ -115,9 +113,7 @@ class Pair(NamedTuple):
     ratio: float
 
 
-def time_pair(
-    first: Function, second: Function, rounds: int, clock: Callable[[], float] = time.process_time
-) -> Pair:
+def time_pair(first: Function, second: Function, rounds: int, clock: Callable[[], float] = time.process_time) -> Pair:
     """Time two functions in turn, after a call of each that warms up. What is short is called repeatedly.
 
     Args:
@@ -130,9 +126,7 @@ def time_pair(
         tuple(_seconds(each, repeat, clock) for each, repeat in zip(functions, repeats, strict=True))
         for _ in range(rounds)
     ]
-    return Pair(
-        median(a for a, _ in samples), median(b for _, b in samples), median(a / b for a, b in samples)
-    )
+    return Pair(median(a for a, _ in samples), median(b for _, b in samples), median(a / b for a, b in samples))
 
 
 def _seconds(function: Function, repeat: int, clock: Callable[[], float]) -> float:

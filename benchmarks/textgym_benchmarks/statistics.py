@@ -63,9 +63,7 @@ class Strata:
         if bad.size:
             raise ValueError(f"values: {bad[0]} is no score; allowed are finite numbers")
         if self.expected.shape != self.sizes.shape or (self.expected < self.sizes).any():
-            raise ValueError(
-                f"expected={self.expected.tolist()}: allowed are counts >= {self.sizes.tolist()}"
-            )
+            raise ValueError(f"expected={self.expected.tolist()}: allowed are counts >= {self.sizes.tolist()}")
 
     @cached_property
     def present(self) -> Ints:

@@ -213,9 +213,7 @@ def _from_fields(kind: type[T], data: object, also: tuple[str, ...] = ()) -> T:
     allowed = [each.name for each in fields(kind)]
     for key in data:
         if key not in allowed and key not in also:
-            raise ValueError(
-                f"{what}: {key!r} is not one of {', '.join(allowed)}.{did_you_mean(key, allowed)}"
-            )
+            raise ValueError(f"{what}: {key!r} is not one of {', '.join(allowed)}.{did_you_mean(key, allowed)}")
     try:
         return kind(**{key: value for key, value in data.items() if key in allowed})
     except TypeError as error:

@@ -39,9 +39,7 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
         raise ValueError(f"out={str(out)!r}: is a file; allowed is a folder")
     if folder.is_dir():
         # In this order: another `bench` may be making the suite's folder at this moment.
-        others = [
-            entry.name for entry in folder.iterdir() if not entry.name.startswith((".lock", ".suite.json"))
-        ]
+        others = [entry.name for entry in folder.iterdir() if not entry.name.startswith((".lock", ".suite.json"))]
         if others and not (folder / "suite.json").exists():
             raise ValueError(f"out={str(out)!r}: holds {others[0]!r} but no suite; choose another folder")
     make_folder(folder)
@@ -117,9 +115,7 @@ def cell_result(folder: Path) -> JsonObject | None:
     return data
 
 
-def run_one(
-    cell: JsonObject, evaluation: JsonObject, suite: str, function: str, save: bool = False
-) -> JsonObject:
+def run_one(cell: JsonObject, evaluation: JsonObject, suite: str, function: str, save: bool = False) -> JsonObject:
     """Run a cell in its folder, or go on with one that was interrupted: the job of a worker.
 
     Args:
@@ -139,9 +135,7 @@ def run_one(
             return earlier
         more = {"save": True} if save else {}
         settings = Evaluation.from_json(evaluation)
-        result: JsonObject = plain(
-            find_function(function)(row, settings, folder, Path(suite) / "optima", **more)
-        )
+        result: JsonObject = plain(find_function(function)(row, settings, folder, Path(suite) / "optima", **more))
         write_json(folder / "result.json", result)
         return result
 

@@ -49,9 +49,7 @@ def take(rollout, rows):
 def pairs_rollout(agent):
     """All ordered pairs of completions of the same prompt, and half of each pair's probability for both rows."""
     rollout, probabilities = full_rollout(agent)
-    prompts = np.array_split(
-        np.arange(len(probabilities)), 2
-    )  # they come prompt by prompt, equally many of each
+    prompts = np.array_split(np.arange(len(probabilities)), 2)  # they come prompt by prompt, equally many of each
     pairs = np.array([pair for own in prompts for pair in itertools.product(own, repeat=2)])
     given = probabilities / 0.5
     weights = 0.5 * given[pairs].prod(1) / 2

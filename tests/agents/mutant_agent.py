@@ -112,9 +112,7 @@ class MutantAgent:
         if self._has("global generator"):
             uniforms = np.random.random(len(logs))  # noqa: NPY002
         else:
-            uniforms = (np.random.default_rng() if self._has("ignores the seed") else generator).random(
-                len(logs)
-            )
+            uniforms = (np.random.default_rng() if self._has("ignores the seed") else generator).random(len(logs))
         points = uniforms * cumulative[:, -1] * (1 - 1e-12)
         return (cumulative <= points[:, None]).sum(1)
 
@@ -180,9 +178,7 @@ class MutantAgent:
     def _whiten(self, advantages: Any) -> Any:
         if not self.config.whiten:
             return advantages
-        seen = (
-            np.append(advantages, np.zeros(len(advantages))) if self._has("whitens padding") else advantages
-        )
+        seen = np.append(advantages, np.zeros(len(advantages))) if self._has("whitens padding") else advantages
         return (advantages - seen.mean()) / max(seen.std(), 1e-8)
 
     def _gradient(self, batch: TrainingBatch) -> Any:
@@ -216,9 +212,7 @@ class MutantAgent:
     def _metrics(self, batch: TrainingBatch) -> dict[str, float]:
         count = len(batch.rows) if self._has("kl per token") else batch.last.sum()
         kl = float(batch.penalties.sum() / count) * (-1.0 if self._has("kl reversed") else 1.0)
-        score = float(
-            batch.rewards.sum() / (len(batch.rows) if self._has("scores per token") else batch.last.sum())
-        )
+        score = float(batch.rewards.sum() / (len(batch.rows) if self._has("scores per token") else batch.last.sum()))
         temperature = 0.9 if self._has("ratio of another policy") else 1.0
         logs = self.log_probs(batch.observation()) * temperature
         again = logs[np.arange(len(batch.rows)), batch.actions]
@@ -246,8 +240,7 @@ class MutantAgent:
     def save(self, path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
         rows = [
-            [key, [None if np.isinf(x) else self._stored(x) for x in row.tolist()]]
-            for key, row in self.logits.items()
+            [key, [None if np.isinf(x) else self._stored(x) for x in row.tolist()]] for key, row in self.logits.items()
         ]
         state = {"logits": rows, "values": list(self.table.items()), "config": asdict(self.config)}
         state["iteration"] = 0 if self._has("forgets the iteration") else self.iteration

@@ -170,9 +170,7 @@ class HandWritten(LMAgent):
         charged = 0.5 * kl if bug == "halves the KL in the reward" else kl
         shape = (count, int(batch.lengths.max()))
         rewards, values = np.zeros(shape), np.zeros(shape)
-        rewards[batch.rows, batch.steps] = (
-            batch.rewards * self.task.gamma**batch.steps - self.controller.beta * charged
-        )
+        rewards[batch.rows, batch.steps] = batch.rewards * self.task.gamma**batch.steps - self.controller.beta * charged
         values[batch.rows, batch.steps] = batch.values.numpy()
         to_go = rewards[:, ::-1].cumsum(1)[:, ::-1]
         if bug == "V off by one":

@@ -148,10 +148,7 @@ def test_the_reference_agent_is_the_reference():
     agent = make_agent("reference", env)
     reference = make_reference(env.unwrapped.task)
     np.testing.assert_array_equal(agent.log_probs(observation), reference.log_probs(observation))
-    assert (
-        agent.act(observation, deterministic=True).tolist()
-        == reference.log_probs(observation).argmax(1).tolist()
-    )
+    assert agent.act(observation, deterministic=True).tolist() == reference.log_probs(observation).argmax(1).tolist()
 
 
 def test_loading_another_kind_is_refused(tmp_path):

@@ -17,10 +17,7 @@ from textgym.checks import MOST_ROWS, shown
 
 FOREIGN = {
     int: st.floats() | st.text() | st.booleans() | st.lists(st.integers()),
-    float: st.text()
-    | st.booleans()
-    | st.complex_numbers()
-    | st.sampled_from([np.nan, np.inf, -np.inf, 10**400]),
+    float: st.text() | st.booleans() | st.complex_numbers() | st.sampled_from([np.nan, np.inf, -np.inf, 10**400]),
     bool: st.integers() | st.floats() | st.sampled_from(["True", "False", ""]),
     str: st.integers() | st.floats() | st.booleans() | st.binary(),
 }
@@ -37,9 +34,7 @@ def settings_of_all_agents():
             inner = parts[0] if optional else hints[field.name]
             if typing.get_origin(inner) is typing.Literal:
                 members = typing.get_args(inner)
-                foreign = (
-                    st.integers() | st.lists(st.text()) | st.text().filter(lambda v, m=members: v not in m)
-                )
+                foreign = st.integers() | st.lists(st.text()) | st.text().filter(lambda v, m=members: v not in m)
             else:
                 foreign = FOREIGN[inner]
             yield kind, field.name, foreign if optional else foreign | st.none()
@@ -115,9 +110,7 @@ def test_foreign_types_by_hand(given, message):
 
 
 def test_what_is_as_good_is_taken():
-    config = LMPPOConfig(
-        batch=np.int64(8), clip=1, beta=np.float32(0.5), model=Path("here"), kl_target=2, kl_horizon=5
-    )
+    config = LMPPOConfig(batch=np.int64(8), clip=1, beta=np.float32(0.5), model=Path("here"), kl_target=2, kl_horizon=5)
     assert (config.batch, config.clip, config.kl_horizon) == (8, 1, 5)
 
 

@@ -59,9 +59,7 @@ def finite_differences(policy, objective, step=1e-5):
 def test_gradient_of_j_by_finite_differences(gamma, beta):
     tree, policy, reference = prefix_tree(small_task(gamma=gamma)), Recurrent(), bigram()
     got = policy_gradient(tree, policy, reference, beta)
-    want = finite_differences(
-        policy, lambda: policy_values(tree, EnumeratedPolicy(policy), reference, beta).objective
-    )
+    want = finite_differences(policy, lambda: policy_values(tree, EnumeratedPolicy(policy), reference, beta).objective)
     assert got.norm > 0.1
     assert np.linalg.norm(got.gradient.numpy() - want) < 1e-6 * np.linalg.norm(want)
     np.testing.assert_allclose(got.gradient.numpy(), want, atol=1e-7)
@@ -70,9 +68,7 @@ def test_gradient_of_j_by_finite_differences(gamma, beta):
 def test_gradient_under_a_mask_by_finite_differences():
     tree, policy, reference = prefix_tree(small_task(mask=odd_grammar)), Recurrent(), bigram()
     got = policy_gradient(tree, policy, reference)
-    want = finite_differences(
-        policy, lambda: policy_values(tree, EnumeratedPolicy(policy), reference).objective
-    )
+    want = finite_differences(policy, lambda: policy_values(tree, EnumeratedPolicy(policy), reference).objective)
     assert np.linalg.norm(got.gradient.numpy() - want) < 1e-6 * np.linalg.norm(want)
 
 
@@ -84,10 +80,7 @@ def test_gradient_of_an_lm_agent_against_autograd_through_j():
     objective.backward()
     assert got.values.objective == pytest.approx(objective.item(), abs=1e-5)
     want = torch.cat(
-        [
-            (torch.zeros_like(p) if p.grad is None else p.grad).flatten().double()
-            for p in agent.policy.parameters()
-        ]
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in agent.policy.parameters()]
     )
     assert got.norm > 0.1
     torch.testing.assert_close(got.gradient, want, atol=2e-5, rtol=1e-4)

@@ -102,14 +102,10 @@ def test_an_exported_policy_carries_its_tokenizer(tmp_path):
     assert tokenizer.get_vocab().items() <= exported.get_vocab().items()
     assert exported.chat_template == tokenizer.chat_template
     assert (
-        applied(exported, "Hello?")
-        == applied(tokenizer, "Hello?")
-        == list(env.task.vocabulary.encode_prompt("Hello?"))
+        applied(exported, "Hello?") == applied(tokenizer, "Hello?") == list(env.task.vocabulary.encode_prompt("Hello?"))
     )
     assert load_vocabulary(folder).stop_ids == env.task.vocabulary.stop_ids
-    assert (
-        make_task("Text", **options | {"tokenizer": folder}).vocabulary.pad_id == env.task.vocabulary.pad_id
-    )
+    assert make_task("Text", **options | {"tokenizer": folder}).vocabulary.pad_id == env.task.vocabulary.pad_id
 
 
 @pytest.mark.parametrize("kind", ["words", "bare", "python"])
@@ -246,9 +242,7 @@ def test_fewer_episodes_than_minibatches_are_no_error(task):
 def test_a_model_of_the_agents_own_is_its_own_reference(env, task):
     agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=tiny_llama(4))
     observation, _ = env.reset(seed=0)
-    np.testing.assert_allclose(
-        agent.own_reference().log_probs(observation), agent.log_probs(observation), atol=1e-6
-    )
+    np.testing.assert_allclose(agent.own_reference().log_probs(observation), agent.log_probs(observation), atol=1e-6)
     assert LMPPO(make_task("Bandit"), LMPPOConfig(device="cpu")).own_reference() is None
 
 

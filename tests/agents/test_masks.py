@@ -57,9 +57,7 @@ def test_a_rollout_takes_and_scores_only_what_the_grammar_allows(masked):
         np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-5)
         assert (probabilities[~allowed] == 0).all()
     # Independently: the unmasked model, renormalised.
-    logits, _ = agent.reference.states(
-        rollout.input_ids, torch.tensor(rollout.rows), torch.tensor(rollout.columns)
-    )
+    logits, _ = agent.reference.states(rollout.input_ids, torch.tensor(rollout.rows), torch.tensor(rollout.columns))
     expected = restricted(torch.log_softmax(logits, -1).numpy(), allowed)
     np.testing.assert_allclose(reference.numpy()[allowed], expected[allowed], atol=1e-5)
     assert (token_kl(rollout, reference, "exact") >= -1e-6).all()

@@ -21,9 +21,7 @@ def quadratic_gae(rewards, values, gamma, lam, bootstrap):
     """A_t = sum_k (gamma lam)^k d_{t+k} of the paper, in units of time t, every sum written out."""
     following = [*values[1:], bootstrap]
     deltas = [r + gamma * n - v for r, n, v in zip(rewards, following, values, strict=True)]
-    return [
-        sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))
-    ]
+    return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
 
 
 @settings(deadline=None, max_examples=60)
@@ -73,9 +71,7 @@ def test_policy_loss_by_hand():
 
 def test_value_loss_by_hand():
     # Inside the range: (1 - 0.9)^2 / 2. Outside: the larger of (2 - 1)^2 / 2 and (0.2 - 1)^2 / 2.
-    got = clipped_value_loss(
-        torch.tensor([1.0, 2.0]), torch.tensor([0.9, 0.0]), torch.tensor([0.9, 1.0]), 0.2
-    )
+    got = clipped_value_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.9, 0.0]), torch.tensor([0.9, 1.0]), 0.2)
     torch.testing.assert_close(got, torch.tensor([0.005, 0.5]))
 
 

@@ -101,9 +101,7 @@ def test_an_adapter_folder_is_a_model_to_start_from(task, env, tmp_path):
     assert trained == {name for name, _ in agent.policy.model.named_parameters() if "lora_" in name}
     before = copy.deepcopy(agent.policy.state_dict())
     agent.learn(env, 16)
-    moved = {
-        name for name, tensor in agent.policy.state_dict().items() if not torch.equal(tensor, before[name])
-    }
+    moved = {name for name, tensor in agent.policy.state_dict().items() if not torch.equal(tensor, before[name])}
     assert any("lora_" in name for name in moved)
     assert not [name for name in moved if "lora_" not in name and "value_head" not in name]
 

@@ -64,9 +64,7 @@ def test_2_masked_tokens_are_never_sampled_and_get_no_probability():
 def test_3_policy_equals_reference_at_the_start_and_the_reference_never_moves(env, task):
     agent = LMPPO(task, LMPPOConfig(batch=16, minibatches=2, device="cpu"), model=tiny_llama(4))
     ids, rows, columns = torch.tensor([[0, 1, 2]]), torch.tensor([0]), torch.tensor([2])
-    assert torch.equal(
-        agent.policy.states(ids, rows, columns)[0], agent.reference.states(ids, rows, columns)[0]
-    )
+    assert torch.equal(agent.policy.states(ids, rows, columns)[0], agent.reference.states(ids, rows, columns)[0])
     before = copy.deepcopy(agent.reference.state_dict())
     metrics = first_metrics(agent, env)
     assert abs(metrics["objective/kl"]) < 1e-5
@@ -94,9 +92,7 @@ def test_5_14_and_15_more_padding_changes_nothing(bigger):
         padded = torch.nn.functional.pad(rollout.input_ids, (0, bigger - width))
         rollout = type(rollout)(**{**rollout.__dict__, "input_ids": padded})
         gradient = gradient_of(agent, rollout, reference, targets, 64)
-        outcomes.append(
-            (rollout.log_probs, rollout.values, targets.advantages, torch.tensor(targets.kl), gradient)
-        )
+        outcomes.append((rollout.log_probs, rollout.values, targets.advantages, torch.tensor(targets.kl), gradient))
     for got, want in zip(*outcomes, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
@@ -143,9 +139,7 @@ def test_8_the_score_is_paid_on_the_last_action_and_token_rewards_add_up(env, ta
 
 
 def test_9_several_stop_ids_end_an_episode():
-    task = make_task(
-        "Text", prompts=["a"], tokenizer=("a", "b", "x", "<end>"), stop=["x", "<end>"], max_new_tokens=8
-    )
+    task = make_task("Text", prompts=["a"], tokenizer=("a", "b", "x", "<end>"), stop=["x", "<end>"], max_new_tokens=8)
     agent = tiny_agent(task, temperature=10.0)
     env = TokenVectorEnv(task, 64, autoreset_mode=AutoresetMode.DISABLED)
     rollout = collect(env, agent.policy, 0, task.vocabulary.stop_ids)

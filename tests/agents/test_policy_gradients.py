@@ -147,9 +147,7 @@ def test_the_bias_of_std_division_and_token_means_is_that_of_the_exact_tables(se
     assert float((got - want).norm()) == pytest.approx(table.bias, rel=2e-3)
     cosine = float(torch.nn.functional.cosine_similarity(got, want, dim=0))
     assert cosine == pytest.approx(table.cosine, abs=1e-4)
-    assert (cosine > 0.9999) == (
-        row == "GRPO without std, groups of 2"
-    )  # elsewhere the direction is biased too
+    assert (cosine > 0.9999) == (row == "GRPO without std, groups of 2")  # elsewhere the direction is biased too
 
 
 def test_k3_as_in_the_paper_follows_the_opposite_kl():
@@ -247,15 +245,11 @@ def test_groups_that_do_not_fit_into_the_environment_are_refused(env):
 def test_a_batch_of_one_has_no_other_episodes_for_a_baseline():
     agent = small_agent(Reinforce, baseline="batch")
     env = TokenVectorEnv(agent.task, 1, autoreset_mode=AutoresetMode.DISABLED)
-    with pytest.raises(
-        ValueError, match="env: 1 sub-environments; allowed are 2 or more with baseline='batch'"
-    ):
+    with pytest.raises(ValueError, match="env: 1 sub-environments; allowed are 2 or more with baseline='batch'"):
         agent.learn(env, 4)
 
 
 def test_reinforce_refuses_a_weight_of_the_value_loss_that_there_is_not():
-    with pytest.raises(
-        ValueError, match=r"value_coefficient=0\.5: allowed is 0\.01 without baseline='value'"
-    ):
+    with pytest.raises(ValueError, match=r"value_coefficient=0\.5: allowed is 0\.01 without baseline='value'"):
         ReinforceConfig(value_coefficient=0.5, baseline="batch")
     assert ReinforceConfig(value_coefficient=0.5, baseline="value").value_coefficient == 0.5

@@ -51,9 +51,7 @@ def test_it_writes_its_known_story_through_the_environment():
 @pytest.mark.slow
 @pytest.mark.learning
 def test_ppo_raises_the_objective_significantly():
-    env = make_env(
-        64, max_new_tokens=16, reward={"name": "contains_all", "words": ["was", "very", "happy"]}, beta=0.05
-    )
+    env = make_env(64, max_new_tokens=16, reward={"name": "contains_all", "words": ["was", "very", "happy"]}, beta=0.05)
     task = env.unwrapped.task
     model = load_causal_lm(MODEL)
     agent = LMPPO(task, LMPPOConfig(batch=64, minibatches=2, epochs=2, device="cpu"), model=model)

@@ -50,9 +50,7 @@ def test_an_old_format_and_another_class_are_refused_in_one_line(name: str, tmp_
         ({"agent": "other"}, "'other' in format 2"),
     ):
         (tmp_path / "agent" / "agent.json").write_text(json.dumps(head | change))
-        with pytest.raises(
-            ValueError, match=re.escape(f"holds agent {held}; allowed is {name!r} in format 2")
-        ):
+        with pytest.raises(ValueError, match=re.escape(f"holds agent {held}; allowed is {name!r} in format 2")):
             load_agent(tmp_path / "agent", env, name)
 
 

@@ -38,9 +38,7 @@ def test_the_oldest_episodes_are_forgotten_first():
     replay.add(paths_of([5, 6, 7, 8, 9]))
     assert set(replay.sample(50, np.random.default_rng(0)).rewards[:, 0]) == {7, 8, 9}
     assert replay.sample(1, np.random.default_rng(0), newest=2).rewards[:2, 0].tolist() == [9, 8]
-    assert (
-        len(replay.sample(4, np.random.default_rng(0), newest=9).lengths) == 3 + 4
-    )  # no more than there are
+    assert len(replay.sample(4, np.random.default_rng(0), newest=9).lengths) == 3 + 4  # no more than there are
 
 
 def test_a_restored_replay_goes_on_as_the_first_one():
@@ -95,9 +93,7 @@ def every_path(task):
         tokens = t.prompt + t.completion
         ids[row, : len(tokens)] = tokens
         rewards[row, len(t.completion) - 1] = t.score
-        reference[row, : len(t.completion)] = -np.log(
-            4
-        )  # logits 0 - log 4 of a uniform policy: they sum to 1
+        reference[row, : len(t.completion)] = -np.log(4)  # logits 0 - log 4 of a uniform policy: they sum to 1
     starts = np.array([len(t.prompt) for t in every], dtype=np.int32)
     lengths = np.array([len(t.completion) for t in every], dtype=np.int32)
     return StoredEpisodes(ids, starts, lengths, rewards, reference, normalisers)

@@ -139,9 +139,7 @@ def test_an_agent_starts_with_no_kl_and_the_reference_s_value(name):
     task = make_task(name)
     agent = LMPPO(task, LMPPOConfig(device="cpu"))
     values = policy_values(task, agent)
-    assert values.objective == pytest.approx(
-        solve(make_task(name), split="eval").reference_objective, abs=1e-5
-    )
+    assert values.objective == pytest.approx(solve(make_task(name), split="eval").reference_objective, abs=1e-5)
     assert values.kl == pytest.approx(0.0, abs=1e-6)
 
 

@@ -93,9 +93,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     loss = Squares()
     optimizer = torch.optim.SGD(loss.parameters(), 0.1)
     accumulate(optimizer, [(loss(x=torch.tensor([math.inf])), {})], 1)
-    with pytest.raises(
-        FloatingPointError, match=r"step 7: the gradient is not finite; lower learning_rate=0\.1"
-    ):
+    with pytest.raises(FloatingPointError, match=r"step 7: the gradient is not finite; lower learning_rate=0\.1"):
         apply_gradient(optimizer, 1.0, "step 7")
     assert [float(p.detach()) for p in loss.parameters()] == pytest.approx([0.3, -0.2])
 
@@ -190,9 +188,7 @@ def test_weight_decay_is_for_matrices_only(tmp_path: Path) -> None:
     found = []
     for decay in (0.0, 0.5):
         loss = Squares()
-        fit(tmp_path / str(decay), loss, weight_decay=decay, batch=8, micro_batches=1, epochs=1).run(
-            ignored, never
-        )
+        fit(tmp_path / str(decay), loss, weight_decay=decay, batch=8, micro_batches=1, epochs=1).run(ignored, never)
         found.append([float(p.detach()) for p in loss.parameters()])
     assert found[0][1] == found[1][1]
     assert found[0][0] - found[1][0] == pytest.approx(0.05 * 0.5 * 0.3)

@@ -132,9 +132,7 @@ def test_the_folder_is_complete(finished):
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_going_on_after_ctrl_c_gives_the_same_logs(finished, tmp_path, at):
     watcher = Watcher(interrupt_at=at)
-    with pytest.raises(
-        TrainingInterrupted, match=f"after {4 * at} of 24 episodes; .* --agent agents.counting_agent:"
-    ):
+    with pytest.raises(TrainingInterrupted, match=f"after {4 * at} of 24 episodes; .* --agent agents.counting_agent:"):
         Training(settings()).run(tmp_path / "run", watcher)
     assert any("Ctrl-C again" in note for note in watcher.notes)
     folder = RunFolder.reopen(tmp_path / "run")
@@ -181,9 +179,7 @@ def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     words = ["a", *(f"w{i}q" for i in range(40))]
     env = {"prompts": ["a"], "tokenizer": words, "max_new_tokens": 5, "beta": 0.05}
     env |= {"reward": {"name": "contains_all", "words": ["w1q", "w2q", "w3q"]}}
-    plan = settings(
-        env=env, agent="rloo", config={"batch": 64}, episodes=512, optimum_per_prompt=64, eval_every=4
-    )
+    plan = settings(env=env, agent="rloo", config={"batch": 64}, episodes=512, optimum_per_prompt=64, eval_every=4)
     result = Training(plan).run(tmp_path / "run", Watcher())
     folder = RunFolder(tmp_path / "run")
     first, *_, last = [row for row in folder.metrics() if "eval/objective" in row]
@@ -201,10 +197,7 @@ def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     assert kept_optimum(folder.path, task, "train", 0.05) is None
     # A reward of the same name that pays something else.
     other = env | {"reward": {"name": "contains_all", "words": ["w4q"]}}
-    assert (
-        kept_optimum(folder.path, make_env("textgym/Text-v0", 1, **other).unwrapped.task, "eval", 0.05)
-        is None
-    )
+    assert kept_optimum(folder.path, make_env("textgym/Text-v0", 1, **other).unwrapped.task, "eval", 0.05) is None
 
 
 def test_bad_settings_touch_no_file(tmp_path):
@@ -252,10 +245,7 @@ def test_an_evaluation_as_a_flat_row(finished):
 
 def test_the_picture(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    rows = [
-        {"iteration": i, "episode": 10 * i, "objective/scores": 0.1 * i, "eval/objective": 0.2}
-        for i in range(4)
-    ]
+    rows = [{"iteration": i, "episode": 10 * i, "objective/scores": 0.1 * i, "eval/objective": 0.2} for i in range(4)]
     draw_curves(rows, tmp_path / "curve.png", "a $title$ with_$", (0.1, 0.9), 0.05)
     picture = image.open(tmp_path / "curve.png")
     assert picture.size == (1040, 936)

@@ -87,9 +87,7 @@ def test_with_its_own_exact_values_it_is_better_than_the_policy():
     assert before == pytest.approx(solution.objective, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"gamma": 0.5}, {"mask": odd_grammar}], ids=["plain", "discount", "grammar"]
-)
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5}, {"mask": odd_grammar}], ids=["plain", "discount", "grammar"])
 def test_the_optimum_stays_the_optimum_and_a_second_tilt_lowers_it(options):
     solution = solve(small_task(reference=bigram(3), **options))
     tilted = agent_of(solution, solution, solution.values)
@@ -100,9 +98,7 @@ def test_the_optimum_stays_the_optimum_and_a_second_tilt_lowers_it(options):
     assert policy_values(solution.tree, again).objective < solution.objective - 0.01
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"gamma": 0.5}, {"mask": odd_grammar}], ids=["plain", "discount", "grammar"]
-)
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5}, {"mask": odd_grammar}], ids=["plain", "discount", "grammar"])
 @pytest.mark.parametrize("factor", [4.0, 1.5, 1.1, 0.7])
 def test_a_policy_on_the_way_becomes_better(options, factor):
     """The optimum at another beta: it has gone a part of the way, or too far."""
@@ -165,9 +161,7 @@ def test_the_critic_is_v_of_the_objective(kl, written):
     divergence = (np.exp(own) * (own - reference)).sum(1)
     assert (divergence > 1e-3).all()
     charged = 0.3 * divergence if kl in ("exact", "k2") else 0.0
-    np.testing.assert_allclose(
-        critic_of(agent)(observation, None), agent.values(observation) - charged, atol=1e-4
-    )
+    np.testing.assert_allclose(critic_of(agent)(observation, None), agent.values(observation) - charged, atol=1e-4)
 
 
 def make_env_of(task, rows=6):

@@ -79,9 +79,7 @@ def hostile_trace() -> Any:
     task = hostile_task()
     agent = Fixed(*np.full(len(HOSTILE), 1 / len(HOSTILE)))
     request = Request(completion=" ".join(HOSTILE), max_states=0)
-    return record(
-        agent, task, UniformReference(task.vocabulary.allowed), request, "textgym/Text-v0", HOSTILE[1]
-    )
+    return record(agent, task, UniformReference(task.vocabulary.allowed), request, "textgym/Text-v0", HOSTILE[1])
 
 
 def traced(agent: Any, task: Any, reference: Any, **request: Any) -> Any:

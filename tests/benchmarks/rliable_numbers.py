@@ -56,9 +56,7 @@ def compute(table: Table) -> dict[str, Any]:
             )
             numbers["interval"][agent][name] = ends[agent][:, 0].tolist()
         np.random.seed(SEED)  # noqa: NPY002
-        shares, bands = library.create_performance_profile(
-            {agent: scores}, np.array(THRESHOLDS), reps=REPLICATES
-        )
+        shares, bands = library.create_performance_profile({agent: scores}, np.array(THRESHOLDS), reps=REPLICATES)
         numbers["profile"][agent], numbers["band"][agent] = shares[agent].tolist(), bands[agent].tolist()
     for first, second in permutations(table, 2):
         pair, scores_pair = f"{first} over {second}", [table[first], table[second]]

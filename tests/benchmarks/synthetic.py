@@ -118,9 +118,7 @@ def write_suite_folder(path: str | Path, results: Sequence[dict[str, Any]], name
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     cells = tuple(Cell.from_json(result["cell"]) for result in results)
-    suite = Suite(
-        name, cells, "Made up by tests/benchmarks/synthetic.py.", Evaluation(points=POINTS)
-    ).to_json()
+    suite = Suite(name, cells, "Made up by tests/benchmarks/synthetic.py.", Evaluation(points=POINTS)).to_json()
     suite |= {"versions": VERSIONS, "machine": MACHINE, "started": "2026-11-21"}
     (folder / "suite.json").write_text(json.dumps(suite, indent=1))
     for result in results:
@@ -210,9 +208,7 @@ def _measures(
             "beta": beta,
             "exact": exact,
         },
-        "curve": [
-            _curve_row(count, token, p) for count, token, p in zip(episodes, tokens, points, strict=True)
-        ],
+        "curve": [_curve_row(count, token, p) for count, token, p in zip(episodes, tokens, points, strict=True)],
         **{
             name: None
             if place is None
@@ -240,8 +236,7 @@ _LEVELS = {"to_half": 0.5, "to_nine_tenths": 0.9}
 
 def _curve_row(episode: int, tokens: int, point: dict[str, Any]) -> dict[str, Any]:
     means = {
-        name: None if point[name] is None else point[name]["mean"]
-        for name in ("reward", "gold", "kl", "objective")
+        name: None if point[name] is None else point[name]["mean"] for name in ("reward", "gold", "kl", "objective")
     }
     score = point["optimality"] or {"mean": None, "low": None, "high": None}
     return {

@@ -45,9 +45,7 @@ def test_values_and_failures_come_back(engine):
     jobs = [job(f"d{i}", "double", number=i / 3) for i in range(5)] + [job("f", "fail", number=7)]
     made, events = run(engine, jobs)
     ended = finished(events)
-    assert {key: event.value for key, event in ended.items() if key != "f"} == {
-        f"d{i}": 2 * (i / 3) for i in range(5)
-    }
+    assert {key: event.value for key, event in ended.items() if key != "f"} == {f"d{i}": 2 * (i / 3) for i in range(5)}
     failure = ended["f"].failure
     assert (failure.type, failure.message, failure.attempts) == ("ValueError", "7 is no good", 1)
     assert "fake_cells.py" in failure.traceback
@@ -253,9 +251,7 @@ def test_a_lost_cluster_fails_no_job(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", fake_ray([good, WorkerCrashedError("killed"), lost, good]))
     events = []
     with pytest.raises(RuntimeError, match="no job is to blame: LocalRayletDiedError: the raylet is gone"):
-        events.extend(
-            Ray(2).run([job(key, "double", number=1) for key in "abcd"])
-        )  # keeps those before the error
+        events.extend(Ray(2).run([job(key, "double", number=1) for key in "abcd"]))  # keeps those before the error
     ended = finished(events)
     assert list(ended) == ["a", "b"]
     assert ended["a"].value == 2

@@ -35,9 +35,7 @@ def full_at(monkeypatch, write):
 def test_a_report_that_a_full_disk_stopped_is_built_anew(monkeypatch, tmp_path, write):
     with monkeypatch.context() as patches:
         full_at(patches, write)
-        with pytest.raises(
-            DiskFullError, match=r"No space left on device; make space, then run it again: '.*out'"
-        ):
+        with pytest.raises(DiskFullError, match=r"No space left on device; make space, then run it again: '.*out'"):
             write_folder(tmp_path / "out", FILES, "report")
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]  # nothing half written
     check_folder(tmp_path / "out", "report")
@@ -72,9 +70,7 @@ def test_a_cell_that_a_full_disk_stopped_stays_open(tmp_path, engine):
     assert raised.value.filename == str(flag.parent)
     assert not list(flag.parent.rglob("result.json"))
     (flag.parent / "space").touch()
-    results = run_suite(
-        tiny_suite(), flag.parent, None, engine, 1, function="fake_cells:until_there_is_space"
-    )
+    results = run_suite(tiny_suite(), flag.parent, None, engine, 1, function="fake_cells:until_there_is_space")
     assert [result.status for result in results] == ["done"] * 4
 
 
@@ -92,9 +88,7 @@ def test_a_full_disk_while_the_times_are_written_is_one_too(monkeypatch, tmp_pat
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded", "a.json"),
-        OSError(
-            "Can't write data (file write failed: errno = 28, error message = 'No space left on device')"
-        ),
+        OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         Exception("File too large (os error 27)"),
         RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
@@ -110,9 +104,7 @@ def test_a_full_disk_is_found_in_what_libraries_make_of_it(error):
         assert (raised.value.filename, raised.value.__cause__) == ("here", each)
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.EACCES, "Permission denied"), ValueError("os error 2)"), KeyError(28)]
-)
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), ValueError("os error 2)"), KeyError(28)])
 def test_another_error_is_none(error):
     with pytest.raises(type(error)) as raised, disk_full_at("here"):
         raise error

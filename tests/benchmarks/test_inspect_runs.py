@@ -40,9 +40,7 @@ def test_a_run_is_shown_on_its_own_task(train, capsys):
     folder = train("short", "difficulty=2")
     _, (trace,), _ = shown(capsys, "--agent", folder, "--completion", "word word word word")
     assert [step["text"] for step in trace["steps"]] == ["word"] * 4  # its budget is difficulty + 2
-    _, (trace,), _ = shown(
-        capsys, "--agent", folder, "--env", "difficulty=5", "--completion", "word word word word"
-    )
+    _, (trace,), _ = shown(capsys, "--agent", folder, "--env", "difficulty=5", "--completion", "word word word word")
     assert [step["text"] for step in trace["steps"]] == ["word"] * 4 + ["<end>"]
 
 

@@ -104,9 +104,7 @@ def test_every_state_is_the_solvers(prompt, seed, policy, beta, gamma, grammar):
         paid = step.optimal_action_value - beta * step.log_ratio
         assert step.regret == pytest.approx(step.optimal_value - paid, abs=1e-9)
         assert step.state_regret >= -1e-12
-    assert trace.total_return == pytest.approx(
-        score(task, task.encoded("train")[prompt], trace.tokens), abs=1e-12
-    )
+    assert trace.total_return == pytest.approx(score(task, task.encoded("train")[prompt], trace.tokens), abs=1e-12)
 
 
 def test_log_probabilities_add_up_to_those_of_the_completion():
@@ -181,9 +179,7 @@ def test_tokens_are_drawn_from_the_policy_and_shared_between_agents():
     }
     assert np.mean(first[near]) == pytest.approx(0.3, abs=3 * math.sqrt(0.21 / 150))
     differs = np.mean(np.array(first[near]) != first[far])
-    assert (
-        differs <= 0.2
-    )  # (1 - sum min) / sum max = 0.18 is the most for shared noise; independent draws: 0.46
+    assert differs <= 0.2  # (1 - sum min) / sum max = 0.18 is the most for shared noise; independent draws: 0.46
     one, again = (traced(near, task, EVEN, seed=9) for _ in range(2))
     assert one == again
 

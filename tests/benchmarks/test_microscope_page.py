@@ -31,9 +31,7 @@ def shown_in_terminal(trace, width=80, steps=None):
 
 
 def embedded(page):
-    return json.loads(
-        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
-    )
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
 def test_the_page_holds_the_trace(trace):
@@ -152,9 +150,7 @@ def test_the_command_writes_a_page_or_shows_it(capsys, tmp_path, monkeypatch):
 
 
 def test_a_given_completion_may_end_with_any_stop_token(capsys):
-    _, out, _ = run(
-        capsys, "inspect", "Stop-v0", "--agent", "random", "--completion", "word <halt>", "--json"
-    )
+    _, out, _ = run(capsys, "inspect", "Stop-v0", "--agent", "random", "--completion", "word <halt>", "--json")
     assert [step["text"] for step in json.loads(out)["traces"][0]["steps"]] == ["word", "<halt>"]
 
 

@@ -181,9 +181,7 @@ def test_a_folder_that_is_no_report_is_left_alone(suite, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="it holds files and is no report"):
         build_report([suite], tmp_path)
-    (tmp_path / "index.html").write_text(
-        '<!doctype html><meta name="generator" content="textgym microscope">'
-    )
+    (tmp_path / "index.html").write_text('<!doctype html><meta name="generator" content="textgym microscope">')
     with pytest.raises(FileExistsError, match="is no report"):
         build_report([suite], tmp_path)
     with pytest.raises(FileExistsError, match="it is a file"):
@@ -294,17 +292,13 @@ def test_bars_match_hand_arithmetic():
     # On [-0.5, 1]: 0.25 lies at 50%, 0.75 at 83.3%, 0 at 33.3%.
     found = draw_bar(Interval(0.25, 0.25, 0.75), scale)
     assert '<i class="unit" style="left:33.3%;width:66.7%"></i>' in found
-    assert (
-        '<i class="range" style="left:50.0%;width:33.3%"></i><i class="mid" style="left:50.0%"></i>' in found
-    )
+    assert '<i class="range" style="left:50.0%;width:33.3%"></i><i class="mid" style="left:50.0%"></i>' in found
     assert 'class="interval beyond-low"' in draw_bar(outside, scale)
 
 
 def test_a_drawn_curve_matches_hand_arithmetic():
     point = {"optimality_low": None, "optimality_high": None}
-    drawing = draw_curve(
-        [{"episode": 0, "optimality": 0.0, **point}, {"episode": 10, "optimality": 0.5, **point}]
-    )
+    drawing = draw_curve([{"episode": 0, "optimality": 0.0, **point}, {"episode": 10, "optimality": 0.5, **point}])
     # x from 44 to 628, y from 208 (score 0) to 24 (score 1): 0.5 is at 116.
     assert drawing.path == "M44,208L628,116"
     assert drawing.band == ""

@@ -77,9 +77,7 @@ def test_cells_that_were_run_again_replace_theirs(folder, tmp_path, monkeypatch)
     newer = write_suite_folder(tmp_path / "newer", [result.to_json() for result in again])
     monkeypatch.setattr("sys.argv", ["results", str(path), "--update", str(newer), "--out", str(path)])
     main()
-    assert [result.machine == "another" for result in load_results(path)] == [
-        result is ended[1] for result in old
-    ]
+    assert [result.machine == "another" for result in load_results(path)] == [result is ended[1] for result in old]
     assert suite_summary(path)["name"] == "synthetic"
 
 
@@ -98,9 +96,7 @@ def test_a_run_of_textgym_train(tmp_path):
         {"iteration": 2, "episode": 512, "learning/tokens": 600, **after},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = [
-        {"iteration": i, "prompt": "p", "completion": f"at {i}", "reward": 0.5, "terms": {}} for i in (0, 2)
-    ]
+    answers = [{"iteration": i, "prompt": "p", "completion": f"at {i}", "reward": 0.5, "terms": {}} for i in (0, 2)]
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     finished = {
         "before": before,
@@ -112,9 +108,7 @@ def test_a_run_of_textgym_train(tmp_path):
     }
     (run / "result.json").write_text(json.dumps(finished))
     [result] = load_results(run)
-    assert result.cell == Cell(
-        "textgym/Bandit-v0", "lm-ppo", 512, 7, env={"difficulty": 1}, config={"clip": 0.1}
-    )
+    assert result.cell == Cell("textgym/Bandit-v0", "lm-ppo", 512, 7, env={"difficulty": 1}, config={"clip": 0.1})
     assert (result.status, result.family, result.machine) == ("done", "diagnostics", "2 cores")
     assert [point["episode"] for point in result.measures["curve"]] == [0, 512]
     # Optimality goes from 0 to 1 over 512 episodes and 600 tokens.
@@ -184,9 +178,7 @@ def test_a_truncated_file_is_refused_by_name(data, tmp_path_factory):
 
 def _places(value, path=()):
     yield path
-    for key, inner in (
-        value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
-    ):
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
         yield from _places(inner, (*path, key))
 
 

@@ -90,9 +90,7 @@ def test_the_probability_of_improvement_is_that_of_rliable(pair):
 def test_the_interval_of_the_improvement_is_that_of_rliable(pair):
     agents = pair.split(" over ")
     strata = [strata_of_matrix(TABLE[agent]) for agent in agents]
-    times = [
-        counts(runs, SHAPES[agent][0]) for runs, agent in zip(drawn_by_rliable(*agents), agents, strict=True)
-    ]
+    times = [counts(runs, SHAPES[agent][0]) for runs, agent in zip(drawn_by_rliable(*agents), agents, strict=True)]
     found = improvement_of_counts(*strata, *times)
     np.testing.assert_allclose([found.low, found.high], NUMBERS["improvement_interval"][pair], atol=CLOSE)
 
@@ -113,9 +111,7 @@ def test_rliable_still_computes_the_committed_numbers():
     try:
         import rliable.library  # noqa: F401
     except Exception as error:  # arch 7.2, which it needs, breaks on import with pandas 3
-        pytest.skip(
-            f"rliable cannot be imported ({type(error).__name__}): pip install rliable 'pandas<3' to compare"
-        )
+        pytest.skip(f"rliable cannot be imported ({type(error).__name__}): pip install rliable 'pandas<3' to compare")
     found = compute(make_table())
     assert found.keys() == NUMBERS.keys()
     for kind, stated in NUMBERS.items():

@@ -208,9 +208,7 @@ def test_serial_and_pool_agree_to_the_last_bit(tmp_path):
 @pytest.mark.slow
 def test_ray_agrees_to_the_last_bit_and_loses_nothing_when_a_worker_is_killed(tmp_path):
     pytest.importorskip("ray", reason='needs ray: pip install "textgym[dist]"')
-    killed = run_suite(
-        SUITE, tmp_path / "killed", engine="ray", workers=2, function="fake_cells:rloo_dies_once"
-    )
+    killed = run_suite(SUITE, tmp_path / "killed", engine="ray", workers=2, function="fake_cells:rloo_dies_once")
     assert scores(killed) == [value_of(cell) for cell in SUITE.cells]
     assert numbers(run_suite(REAL, tmp_path / "ray", engine="ray", workers=2)) == numbers(
         run_suite(REAL, tmp_path / "serial", engine="serial")

@@ -139,9 +139,7 @@ def test_many_runs_are_resampled_at_random_to_the_normal_interval():
 
 def test_points_of_a_curve_that_some_runs_lack():
     nan = np.nan
-    found, low, high = mean_of_runs(
-        np.array([[1.0, 1.0, nan], [1.0, nan, nan], [3.0, 2.0, nan]]), GENERATOR(0)
-    )
+    found, low, high = mean_of_runs(np.array([[1.0, 1.0, nan], [1.0, nan, nan], [3.0, 2.0, nan]]), GENERATOR(0))
     np.testing.assert_allclose(found, [5 / 3, 1.5, nan])
     np.testing.assert_allclose(low, [1.0, 1.0, nan])
     np.testing.assert_allclose(high, [3.0, 2.0, nan])

@@ -108,9 +108,7 @@ def test_a_score_without_end_is_clipped_in_aggregates_only_and_counted():
     row = row_of(summary, "mcts")
     assert (row.iqm.value, row.mean.value) == (-1.0, pytest.approx(-1.0))
     assert row.counts.clipped == 15
-    assert entry_of(summary, "mcts", "Copy").optimality.value == pytest.approx(
-        np.mean(finals("mcts", "Copy"))
-    )
+    assert entry_of(summary, "mcts", "Copy").optimality.value == pytest.approx(np.mean(finals("mcts", "Copy")))
     (item,) = finding_of(summary, "clipped").items
     assert item == f"mcts: 15 of 15 runs, the least {min(finals('mcts')):.1f}"
 
@@ -197,11 +195,7 @@ def test_a_single_run_has_its_own_interval_and_an_aggregate_of_such_has_none():
 
 
 def test_curves_are_means_on_the_grid_that_all_runs_reach():
-    data = [
-        copy.deepcopy(each)
-        for each in made()
-        if each["cell"]["agent"] == "rloo" and "Copy" in each["cell"]["id"]
-    ]
+    data = [copy.deepcopy(each) for each in made() if each["cell"]["agent"] == "rloo" and "Copy" in each["cell"]["id"]]
     first = data[0]["measures"]["curve"]
     del first[1]  # this run was not evaluated there: it is read off between its neighbours
     del data[1]["measures"]["curve"][-1]  # this one ended earlier
@@ -224,9 +218,7 @@ def test_crossings_count_a_run_that_never_got_there_as_infinitely_long():
 
     def crossing(*tokens):
         runs = changed(*[("rloo", "Copy", seed, reach(each)) for seed, each in enumerate(tokens)])
-        return crossing_of_runs(
-            [run for run in runs if run.cell.agent == "rloo" and "Copy" in run.cell.id], "to_half"
-        )
+        return crossing_of_runs([run for run in runs if run.cell.agent == "rloo" and "Copy" in run.cell.id], "to_half")
 
     assert (crossing(100.0, 200.0, 300.0).tokens, crossing(100.0, 200.0, 300.0).reached) == (200.0, 3)
     found = crossing(100.0, 200.0, None)
@@ -240,15 +232,10 @@ def test_crossings_count_a_run_that_never_got_there_as_infinitely_long():
 
 def test_equal_tokens_are_those_that_every_learner_reaches():
     def learns(*points):
-        rows = [
-            {"episode": at, "tokens": tokens, "optimality": score}
-            for at, (tokens, score) in enumerate(points)
-        ]
+        rows = [{"episode": at, "tokens": tokens, "optimality": score} for at, (tokens, score) in enumerate(points)]
         return lambda result: result["measures"].__setitem__("curve", rows)
 
-    cells = make_results(
-        ["lm-ppo", "rloo", "best-of-n", "sb3-ddpg"], ["textgym/Copy-v0"], 2, failed=0, missing=0
-    )
+    cells = make_results(["lm-ppo", "rloo", "best-of-n", "sb3-ddpg"], ["textgym/Copy-v0"], 2, failed=0, missing=0)
     curves = {
         "lm-ppo": [learns((0, 0.0), (100, 0.4), (300, 0.8)), learns((0, 0.0), (200, 0.6))],
         "rloo": [learns((0, 0.1), (160, None), (400, 0.5))] * 2,
@@ -301,9 +288,7 @@ def test_the_radar_shows_diagnostics_clipped():
 
 
 def test_every_diagnostic_task_has_a_capability():
-    diagnostics = {
-        name.removesuffix("-v0") for name in task_names() if task_entry(name).family == "diagnostics"
-    }
+    diagnostics = {name.removesuffix("-v0") for name in task_names() if task_entry(name).family == "diagnostics"}
     assert {name.rpartition("/")[2] for name in diagnostics} == set(CAPABILITIES)
 
 

@@ -41,9 +41,7 @@ class Visit:
 
     def sideways(self) -> int:
         """How far the page can be scrolled sideways, in pixels."""
-        width: int = self.page.evaluate(
-            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
+        width: int = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         return width
 
     def wait(self, condition: str, seconds: float = 20.0) -> None:

@@ -17,8 +17,7 @@ def traces():
     agent = Table(1)
     agent.critic, agent.values = True, lambda observation: [0.25]
     return [
-        traced(a, task, reference, prompt_index=0, completion=text)
-        for a, text in ((agent, "a b c"), (Table(2), "a c"))
+        traced(a, task, reference, prompt_index=0, completion=text) for a, text in ((agent, "a b c"), (Table(2), "a c"))
     ]
 
 
@@ -101,9 +100,7 @@ def test_colours_follow_the_menu(visit, single, traces):
     assert [text.replace("+", "") for text in figures] == [shown(step.regret) for step in traces[0].steps]
     hues = page.eval_on_selector_all(".token", "all => all.map(e => e.dataset.hue)")
     assert hues == ["warm" if step.regret > 0 else "cool" for step in traces[0].steps]
-    tints = page.eval_on_selector_all(
-        ".token", "all => all.map(e => Number(e.style.getPropertyValue('--tint')))"
-    )
+    tints = page.eval_on_selector_all(".token", "all => all.map(e => Number(e.style.getPropertyValue('--tint')))")
     most = max(abs(step.regret) for step in traces[0].steps)
     assert tints == pytest.approx([abs(step.regret) / most for step in traces[0].steps], abs=1e-3)
     assert page.url.endswith("#t=0&by=regret")

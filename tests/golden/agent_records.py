@@ -145,9 +145,7 @@ def agent_record(case: Case, folder: Path) -> dict[str, Any]:
     agent.learn(env, case.episodes, lambda row: rows.append(dict(row)))
     known = {
         "iterations": len(rows),
-        "metrics": {name: value for name, value in rows[-1].items() if "second" not in name}
-        if rows
-        else None,
+        "metrics": {name: value for name, value in rows[-1].items() if "second" not in name} if rows else None,
         "log_probs": log_probs(agent, case.masked),
         "likeliest": [agent.act(state, deterministic=True).tolist() for state in observations(case.masked)],
         "drawn": [agent.act(state).tolist() for state in observations(case.masked)],

@@ -75,9 +75,7 @@ KINDS: Mapping[str, Kind] = {
     "lm-ppo": _trained(f"lm-ppo {_LM}"),
     "soft-q": _trained(f"soft-q {_LM}"),
     "dpo": _trained(f"dpo --data stop-lm-v0 {_LM}", "stop-lm-v0"),
-    "behaviour-cloning": _trained(
-        f"behaviour-cloning --data stop-lm-v0 --best-share 0.5 {_LM}", "stop-lm-v0"
-    ),
+    "behaviour-cloning": _trained(f"behaviour-cloning --data stop-lm-v0 --best-share 0.5 {_LM}", "stop-lm-v0"),
     "alphazero": _trained(f"alphazero --simulations 4 {_LM}"),
     "mcts": _trained("mcts --batch 12 --simulations 4"),
     "q-learning": _trained("q-learning --batch 12"),
@@ -104,9 +102,7 @@ KINDS: Mapping[str, Kind] = {
     "eval.json": Kind("eval textgym/Stop-v0 --agent lm-ppo --per-prompt 2 --json", ("lm-ppo",), printed=True),
     "solve.json": Kind("solve textgym/Stop-v0 --env difficulty=3 --json", printed=True),
     "inspect.json": Kind("inspect textgym/Stop-v0 --agent lm-ppo --json", ("lm-ppo",), printed=True),
-    "check.json": Kind(
-        f"check lm-ppo --only {_STATEMENTS} --settings device=cpu --json", slow=True, printed=True
-    ),
+    "check.json": Kind(f"check lm-ppo --only {_STATEMENTS} --settings device=cpu --json", slow=True, printed=True),
 }
 
 

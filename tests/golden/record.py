@@ -253,9 +253,7 @@ def _defined(tree: ast.Module) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Assign):
             every = (each for target in node.targets for each in ast.walk(target))
-            yield from (
-                each.id for each in every if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-            )
+            yield from (each.id for each in every if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store))
         elif isinstance(node, ast.AnnAssign) and node.value is not None and isinstance(node.target, ast.Name):
             yield node.target.id
 

@@ -27,9 +27,7 @@ def fault(new: object) -> str | None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_name_is_where_the_table_says(package: str) -> None:
-    table = {
-        old: new for old, new in DATA["names"].items() if old.partition(":")[0].partition(".")[0] == package
-    }
+    table = {old: new for old, new in DATA["names"].items() if old.partition(":")[0].partition(".")[0] == package}
     assert table
     found = [f"{old} -> {new}: {why}" for old, new in table.items() if (why := fault(new)) is not None]
     assert not found, "\n".join([f"write the new paths into {NAMES.name}, or why a name was removed", *found])

@@ -49,9 +49,7 @@ class Recorded:
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[Any]:
         assert {"trainer_state", "log_extra", "log_metric"} <= set(kwargs)  # what a reward has to swallow
         columns = {name: list(kwargs[name]) for name in ("item", "wanted")}
-        self.calls.append(
-            {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-        )
+        self.calls.append({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
         return [0.0] * len(prompts)
 
 
@@ -60,9 +58,7 @@ def rows(conversational: bool) -> Any:
     texts = [prompt.text for prompt in asked]
     wanted = [" ".join(prompt.columns["answer"]) if i % 2 else None for i, prompt in enumerate(asked)]
     given = [[{"role": "user", "content": text}] for text in texts] if conversational else texts
-    return datasets.Dataset.from_dict(
-        {"prompt": given, "item": [prompt.item for prompt in asked], "wanted": wanted}
-    )
+    return datasets.Dataset.from_dict({"prompt": given, "item": [prompt.item for prompt in asked], "wanted": wanted})
 
 
 def train(out: Path, rewards: list[Any], conversational: bool) -> list[dict[str, float]]:

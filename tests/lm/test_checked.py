@@ -243,19 +243,14 @@ def test_reward_models_score_rows_at_once_as_they_score_them_alone(kind):
     ids = np.random.default_rng(1).integers(3, VOCAB, size=(5, 12))  # no token that a head looks for
     with torch.no_grad():
         got = sequence_scores(model, torch.tensor(ids), torch.tensor(lengths))
-        want = [
-            model(input_ids=torch.tensor(row[None, :n])).logits[0, 0]
-            for row, n in zip(ids, lengths, strict=True)
-        ]
+        want = [model(input_ids=torch.tensor(row[None, :n])).logits[0, 0] for row, n in zip(ids, lengths, strict=True)]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mbart", "xlnet", "ctrl", "fnet", "convbert", "modernbert-decoder"])
 def test_reward_models_whose_scores_depend_on_padding_are_refused_by_name(kind):
     model = zoo_classifier(kind)
-    with pytest.raises(
-        ValueError, match=rf"^model: {type(model).__name__} cannot be used, its scores of rows"
-    ):
+    with pytest.raises(ValueError, match=rf"^model: {type(model).__name__} cannot be used, its scores of rows"):
         check_scores(model)
 
 

@@ -36,10 +36,7 @@ CHAT = load_vocabulary(["<e>", "<u>", *WORDS], stop="<e>", chat="<u>{prompt}<e>"
 
 def rows_that_end_in_the_padding_token(count=7, seed=0):
     rng = np.random.default_rng(seed)
-    return [
-        [*rng.integers(1, 12, rng.integers(1, 9)).tolist(), *[0] * int(rng.integers(1, 3))]
-        for _ in range(count)
-    ]
+    return [[*rng.integers(1, 12, rng.integers(1, 9)).tolist(), *[0] * int(rng.integers(1, 3))] for _ in range(count)]
 
 
 def alone(model, row):
@@ -78,9 +75,7 @@ def test_a_score_depends_neither_on_padding_nor_on_its_batch(kind):
         for filler in [pad] if kind == "roberta" else [0, 3, 11]:
             filled = torch.where(torch.arange(15) < lengths[:, None], wide, filler)
             torch.testing.assert_close(sequence_scores(model, filled, lengths), want, atol=1e-5, rtol=0)
-        one = torch.cat(
-            [sequence_scores(model, torch.tensor([row]), torch.tensor([len(row)])) for row in rows]
-        )
+        one = torch.cat([sequence_scores(model, torch.tensor([row]), torch.tensor([len(row)])) for row in rows])
     torch.testing.assert_close(one, want, atol=1e-5, rtol=0)
 
 

@@ -64,9 +64,7 @@ def largest_error(model, seed=0):
         before = lengths
     rows, columns = np.nonzero(np.arange(WIDTH) < final[:, None])
     with torch.no_grad():
-        scored = backbone.states(*map(torch.tensor, (ids[:, : final.max()], rows, columns)))[0].log_softmax(
-            -1
-        )
+        scored = backbone.states(*map(torch.tensor, (ids[:, : final.max()], rows, columns)))[0].log_softmax(-1)
     errors.append((scored - torch.cat(want)).abs().max())
     prefix = alone(model, ids[0], 9)  # and a row does not know its own future
     errors.append((prefix - want[0][:9]).abs().max())

@@ -58,9 +58,7 @@ def tiny_classifier(kind: str, seed: int = 0, labels: int = 1) -> Any:
                 )
             )
         elif kind == "bert":
-            model = BertForSequenceClassification(
-                BertConfig(**common, **size, max_position_embeddings=POSITIONS)
-            )
+            model = BertForSequenceClassification(BertConfig(**common, **size, max_position_embeddings=POSITIONS))
         else:
             model = RobertaForSequenceClassification(
                 RobertaConfig(**common, **size, max_position_embeddings=POSITIONS + 2)
@@ -92,9 +90,7 @@ def save_tokenizer(folder: Path, between: str | None = None, extra: int = 0) -> 
 def save_chat_reward_model(folder: Path, tokenizer: Any, seed: int = 0) -> Any:
     """Writes a reward model over a Hugging Face tokenizer and returns the model."""
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, pad_token_id=0, **size
-    )
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, pad_token_id=0, **size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForSequenceClassification(config).eval()

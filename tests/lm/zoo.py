@@ -160,9 +160,7 @@ def zoo_model(kind: str, seed: int = 0, **options: Any) -> Any:
 
 def zoo_classifier(kind: str, seed: int = 0, **options: Any) -> Any:
     """A random reward model; see `zoo_model`. Architectures that are no decoders can be named too."""
-    return _make(
-        AutoModelForSequenceClassification, kind, seed, {"is_decoder": False, "num_labels": 1, **options}
-    )
+    return _make(AutoModelForSequenceClassification, kind, seed, {"is_decoder": False, "num_labels": 1, **options})
 
 
 def _make(factory: Any, kind: str, seed: int, options: dict[str, Any]) -> Any:

@@ -59,9 +59,7 @@ def test_a_fair_coin_breaks_ties():
 def test_a_constant_changes_nothing(temperature):
     # Quarters, so that adding 1,000 rounds nothing.
     scores = np.random.default_rng(6).integers(-8, 8, size=(2000, 4)) / 4
-    orders = [
-        annotate(scores + shift, temperature, np.random.default_rng(7)) for shift in (0.0, 1000.0, -3.0)
-    ]
+    orders = [annotate(scores + shift, temperature, np.random.default_rng(7)) for shift in (0.0, 1000.0, -3.0)]
     np.testing.assert_array_equal(orders[0], orders[1])
     np.testing.assert_array_equal(orders[0], orders[2])
 

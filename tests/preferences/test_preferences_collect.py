@@ -31,9 +31,7 @@ def small(**changed):
         "max_new_tokens": 2,
         "weights": [3, 1],
     }
-    return make_task(
-        "Text", **{**settings, "reward": nothing, "gold": count_a, "eval_prompts": None, **changed}
-    )
+    return make_task("Text", **{**settings, "reward": nothing, "gold": count_a, "eval_prompts": None, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +97,7 @@ def test_ties_are_left_out_and_counted(policy):
     assert sum(len(ranking.completions) == 2 for ranking in collected.rankings) == collected.short > 20
     # Of 0.1 + 0.2 and 0.3, which are the same reward summed in another order, one is left too.
     rounding = {"a": 0.1 + 0.2, "b": 0.3}
-    task = small(
-        max_new_tokens=1, gold=lambda prompts, completions, **_: [rounding.get(t, 0.0) for t in completions]
-    )
+    task = small(max_new_tokens=1, gold=lambda prompts, completions, **_: [rounding.get(t, 0.0) for t in completions])
     evenly = NGramReference(np.array([[0.5 - 1e-9, 0.5 - 1e-9, 2e-9]] * 3))
     assert collect(task, evenly, n=10).dropped == {"tied": 10}
 
@@ -143,9 +139,7 @@ def test_without_gold_the_reward_ranks_and_another_reward_goes_before_both(polic
 
 
 @pytest.mark.filterwarnings("ignore::textgym.rewards.TextGymWarning")
-@pytest.mark.parametrize(
-    "rewards", [{"gold": lambda texts: texts}, {"gold": None, "reward": lambda texts: texts}]
-)
+@pytest.mark.parametrize("rewards", [{"gold": lambda texts: texts}, {"gold": None, "reward": lambda texts: texts}])
 def test_a_gold_reward_that_fails_is_counted(policy, rewards):
     def broken(prompts, completions, **columns):
         return [float("nan") if text == "a a" else SCORES.get(text, 0.0) for text in completions]
@@ -153,9 +147,7 @@ def test_a_gold_reward_that_fails_is_counted(policy, rewards):
     task = small(**{name: value and broken for name, value in rewards.items()}, on_error="skip")
     collected = collect(task, policy, n=60)
     assert set(collected.failures) == {"nan"}
-    assert (
-        collected.failures["nan"] >= sum("a a" in ranking.completions for ranking in collected.rankings) > 0
-    )
+    assert collected.failures["nan"] >= sum("a a" in ranking.completions for ranking in collected.rankings) > 0
     assert collect(small(), policy, n=60).failures == {}
 
 

@@ -118,9 +118,7 @@ def test_conversations_of_other_shapes_are_problems(tmp_path, row, said):
 
 
 # Characters of every kind but half ones; what white space and control characters do is the point.
-TEXT = st.text(
-    st.characters(exclude_categories=["Cs"]) | st.sampled_from('\n\r\x00\x85\u2028\ufeff"\\:'), max_size=20
-)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('\n\r\x00\x85\u2028\ufeff"\\:'), max_size=20)
 ANSWER = TEXT.filter(lambda text: text.strip())
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -155,9 +153,7 @@ def test_trl_pairs_come_back(tmp_path_factory, rows):
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(rankings(most=2, prompts=TEXT.map(lambda text: f"{text}\n\nAssistant:")), min_size=1, max_size=3)
-)
+@given(st.lists(rankings(most=2, prompts=TEXT.map(lambda text: f"{text}\n\nAssistant:")), min_size=1, max_size=3))
 def test_hh_pairs_come_back(tmp_path_factory, rows):
     assert back(tmp_path_factory, rows, "transcripts") == rows
 

@@ -42,9 +42,7 @@ def test_the_prompt_ends_where_a_shared_turn_begins(chosen, rejected, prompt):
     assert split_transcripts(rejected, chosen) == (prompt, expected[2], expected[1])
 
 
-@pytest.mark.parametrize(
-    "pair", [("", ""), ("a", "b"), ("\n\nHuman: Hi", "\n\nHuman: Hi"), (ASKED, f" {ASKED}")]
-)
+@pytest.mark.parametrize("pair", [("", ""), ("a", "b"), ("\n\nHuman: Hi", "\n\nHuman: Hi"), (ASKED, f" {ASKED}")])
 def test_without_a_shared_turn_there_is_no_prompt(pair):
     with pytest.raises(ValueError, match="no common prefix"):
         split_transcripts(*pair)
@@ -79,9 +77,7 @@ def test_real_transcripts():
     sources = [json.loads(line) for line in HARMLESS.read_text(encoding="utf-8").splitlines()]
     assert (reading.format, len(reading.rows), len(sources)) == ("transcripts", 1496, 1500)
     empty = [problem.line for problem in reading.problems]
-    assert [
-        n for n, row in enumerate(sources, 1) if not row["chosen"].split("Assistant:")[-1].strip()
-    ] == empty
+    assert [n for n, row in enumerate(sources, 1) if not row["chosen"].split("Assistant:")[-1].strip()] == empty
     assert all(problem.message == "the chosen answer is empty" for problem in reading.problems)
     good = [row for n, row in enumerate(sources, 1) if n not in empty]
     for ranking, row in zip(reading.rows, good, strict=True):
@@ -89,7 +85,5 @@ def test_real_transcripts():
         assert ranking.prompt.endswith("\n\nAssistant:")
         assert [ranking.prompt + text for text in ranking.completions] == [row["chosen"], row["rejected"]]
     # All rows but one part in their last turn.
-    further = [
-        ranking for ranking in reading.rows if any("\n\nAssistant:" in text for text in ranking.completions)
-    ]
+    further = [ranking for ranking in reading.rows if any("\n\nAssistant:" in text for text in ranking.completions)]
     assert [ranking.completions[1][:25] for ranking in further] == [" A drag king is the oppos"]

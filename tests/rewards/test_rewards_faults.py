@@ -61,9 +61,7 @@ CELLS = [
     Cell("wrong_type", "raise", None, None, {"wrong_type": 3}, "'Faulty' returned a dict"),
     Cell("wrong_type", "skip", [2, 0, 5], [2, N, 5], {"wrong_type": 1}, "returned a dict"),
     Cell("wrong_type", "penalty", [2, -7, 5], [2, N, 5], {"wrong_type": 1}, "returned a dict"),
-    Cell(
-        "wrong_item", "raise", None, None, {"wrong_type": 1}, "'Faulty' returned '1.0' (str) for completion 1"
-    ),
+    Cell("wrong_item", "raise", None, None, {"wrong_type": 1}, "'Faulty' returned '1.0' (str) for completion 1"),
     Cell("wrong_item", "skip", [2, 0, 5], [2, N, 5], {"wrong_type": 1}, "(str) for completion 1"),
     Cell("wrong_item", "penalty", [2, -7, 5], [2, N, 5], {"wrong_type": 1}, "(str) for completion 1"),
     Cell("hangs", "raise", None, None, {"timeout": 3}, "'Faulty' took longer than 0.3 s"),
@@ -158,9 +156,7 @@ def test_a_batch_scores_as_its_completions_do_alone(fault: str) -> None:
 
 
 def test_raise_names_the_completion_and_keeps_the_cause() -> None:
-    with pytest.raises(
-        RewardError, match=r"'Faulty' is nan for completion 1; a finite number or None"
-    ) as caught:
+    with pytest.raises(RewardError, match=r"'Faulty' is nan for completion 1; a finite number or None") as caught:
         Scorer(Faulty("nan")).score(PROMPTS, COMPLETIONS)
     assert caught.value.index == 1
     with pytest.raises(RewardError, match="raised KeyError: 'lost'") as caught:

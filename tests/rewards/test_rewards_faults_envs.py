@@ -95,9 +95,7 @@ def test_the_vector_environment_goes_on(cell: Cell) -> None:
     scorer.close()
 
 
-@pytest.mark.parametrize(
-    "cell", [c for c in CELLS if c.total is not None and c.fault != "hangs"], ids=cell_id
-)
+@pytest.mark.parametrize("cell", [c for c in CELLS if c.total is not None and c.fault != "hangs"], ids=cell_id)
 def test_an_episode_survives_a_failure_in_its_middle(cell: Cell) -> None:
     env = gym.make("textgym/Text-v0", **options(cell, reward=Dense(Faulty(cell.fault)), max_new_tokens=3))
     env.reset(seed=0)

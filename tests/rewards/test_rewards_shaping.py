@@ -17,9 +17,7 @@ def test_difference_by_hand() -> None:
     assert potential_difference(0.0, 1.0, False, 0.5) == 0.5
     assert potential_difference(1.0, 4.0, False, 0.5) == 1.0
     assert potential_difference(4.0, 2.0, True, 0.5) == -2.0
-    batch = potential_difference(
-        np.array([0, 1, 4.0]), np.array([1, 4, 2.0]), np.array([False, False, True]), 0.5
-    )
+    batch = potential_difference(np.array([0, 1, 4.0]), np.array([1, 4, 2.0]), np.array([False, False, True]), 0.5)
     np.testing.assert_array_equal(batch, [0.5, 1.0, -2.0])
 
 
@@ -28,13 +26,10 @@ potentials = st.lists(st.floats(-100, 100), min_size=1, max_size=8)
 
 @settings(deadline=None, max_examples=100)
 @given(potentials, st.floats(0, 1))
-def test_the_discounted_sum_is_the_discounted_reward_of_the_finished_text(
-    phi: list[float], gamma: float
-) -> None:
+def test_the_discounted_sum_is_the_discounted_reward_of_the_finished_text(phi: list[float], gamma: float) -> None:
     last = len(phi) - 1
     earned = [
-        potential_difference(b, a, t == last, gamma)
-        for t, (b, a) in enumerate(zip([0.0, *phi], phi, strict=False))
+        potential_difference(b, a, t == last, gamma) for t, (b, a) in enumerate(zip([0.0, *phi], phi, strict=False))
     ]
     paid = sum(gamma**t * reward for t, reward in enumerate(earned))
     assert paid == pytest.approx(gamma**last * phi[-1], abs=1e-9)
@@ -44,9 +39,7 @@ def test_what_the_environment_reads() -> None:
     plain, dense, shaped = Scorer(Length()), Scorer(Dense(Length())), Scorer(Shaped("length", gamma=0.9))
     assert (plain.pay, dense.pay, shaped.pay) == ("end", "every", "difference")
     assert (plain.gamma, shaped.gamma) == (1.0, 0.9)
-    assert (
-        Scorer({"name": "shaped", "reward": {"name": "length", "target": 3}}).reward.inner.reward.target == 3
-    )
+    assert Scorer({"name": "shaped", "reward": {"name": "length", "target": 3}}).reward.inner.reward.target == 3
     for gamma in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="gamma="):
             Shaped(Length(), gamma)

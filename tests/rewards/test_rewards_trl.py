@@ -64,9 +64,7 @@ TRAINER = {"trainer_state": object(), "log_extra": print, "log_metric": print, "
 
 def test_every_reward_of_the_package_is_tried() -> None:
     factories = {name: REWARDS.entry(name).target for name in reward_names()}
-    own = {
-        n for n, f in factories.items() if (f if isinstance(f, str) else f.__module__).startswith("textgym.")
-    }
+    own = {n for n, f in factories.items() if (f if isinstance(f, str) else f.__module__).startswith("textgym.")}
     assert own - {"reward_model", "to_messages"} == set(SPECS)
 
 
@@ -170,9 +168,7 @@ def test_messages_as_text() -> None:
     assert as_text([], "user") == as_text([], "assistant") == ""
 
 
-@pytest.mark.parametrize(
-    "wrong", [None, 3, ["text"], [{"content": "no role"}], [{"role": "user", "content": 3}]]
-)
+@pytest.mark.parametrize("wrong", [None, 3, ["text"], [{"content": "no role"}], [{"role": "user", "content": 3}]])
 def test_what_is_neither_text_nor_messages_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"neither a text nor|content=3"):
         as_text(wrong, "user")

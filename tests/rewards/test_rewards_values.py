@@ -100,9 +100,7 @@ def test_an_array_of_another_shape_is_told_by_its_shape() -> None:
         score(np.ones((2, 1)))
 
 
-numbers = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=2)
-)
+numbers = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=2))
 
 
 @settings(deadline=None, max_examples=200)
@@ -114,9 +112,5 @@ def test_whatever_comes_back_the_totals_are_finite_and_failures_counted(result: 
     assert np.isfinite(scores.total).all()
     failed = (scores.total == -3.0) & np.isnan(scores.terms["fixed"])
     assert failed.sum() == sum(scorer.failures.values())
-    if (
-        isinstance(result, list)
-        and len(result) == 2
-        and all(type(v) is float and math.isfinite(v) for v in result)
-    ):
+    if isinstance(result, list) and len(result) == 2 and all(type(v) is float and math.isfinite(v) for v in result):
         np.testing.assert_array_equal(scores.total, result)

@@ -82,9 +82,7 @@ def test_a_perfect_answer_earns_1_in_every_script_and_form(sentence: str, name: 
     for form in ("NFC", "NFD"):
         written = unicodedata.normalize(form, sentence)
         assert ask(name, written, reference=[sentence]) == pytest.approx(1.0)
-        assert ask(
-            name, written, reference=[["other", unicodedata.normalize("NFD", sentence)]]
-        ) == pytest.approx(1.0)
+        assert ask(name, written, reference=[["other", unicodedata.normalize("NFD", sentence)]]) == pytest.approx(1.0)
         if name != "bleu":
             assert ask(name, written[: len(written) // 2], reference=[sentence]) < 1.0
 
@@ -123,11 +121,7 @@ MEASURES: list[Any] = [
 
 
 @settings(deadline=None, max_examples=150)
-@given(
-    st.text(
-        st.characters(exclude_categories=["Cs"]) | st.sampled_from("ae\u0301\u0308\u00e9\u0451 "), max_size=12
-    )
-)
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("ae\u0301\u0308\u00e9\u0451 "), max_size=12))
 def test_a_text_earns_the_same_composed_and_decomposed(text: str) -> None:
     for spec in MEASURES:
         earned = {ask(spec, unicodedata.normalize(form, text)) for form in ("NFC", "NFD")}

@@ -193,9 +193,7 @@ json_values = st.recursive(
 
 @settings(deadline=None, max_examples=100)
 @given(json_values, st.sampled_from([SCHEMA, {"type": ["integer", "string"]}, {"maxItems": 1}]))
-def test_every_value_that_is_written_is_read_and_judged_as_the_library_judges(
-    value: Any, schema: Any
-) -> None:
+def test_every_value_that_is_written_is_read_and_judged_as_the_library_judges(value: Any, schema: Any) -> None:
     text = json.dumps(value)
     assert parse_json(text) == json.loads(text, parse_float=Decimal)
     valid = jsonschema.Draft202012Validator(schema).is_valid(value)

@@ -96,9 +96,7 @@ def test_what_is_unreadable_pays_for_none_of_its_parts(word: str, written: str, 
 
 
 SYMBOLS = [
-    chr(code)
-    for code in range(0x21, 0x3100)
-    if unicodedata.category(chr(code))[0] in "PSC" and not chr(code).isspace()
+    chr(code) for code in range(0x21, 0x3100) if unicodedata.category(chr(code))[0] in "PSC" and not chr(code).isspace()
 ]
 MINUS = "-\u2010\u2011\u2012\u2013\u2212"
 CURRENCIES = "".join(symbol for symbol in SYMBOLS if unicodedata.category(symbol) == "Sc")
@@ -127,16 +125,12 @@ def test_a_symbol_beside_a_number_is_listed_or_makes_it_unreadable(around: str, 
 
 
 UNLISTED = st.text(
-    st.characters(
-        categories=["Sm", "So", "Sk"], exclude_characters="=|~`\u1fef>\u00b0" + BEFORE_BLANK + ENDS
-    ),
+    st.characters(categories=["Sm", "So", "Sk"], exclude_characters="=|~`\u1fef>\u00b0" + BEFORE_BLANK + ENDS),
     min_size=1,
     max_size=3,
 ).filter(
     lambda junk: (
-        not re.search(
-            "[-+\u2212\u2248\u2192\u21d2\uff0b\U0001f300-\U0001faff]", unicodedata.normalize("NFKC", junk)
-        )
+        not re.search("[-+\u2212\u2248\u2192\u21d2\uff0b\U0001f300-\U0001faff]", unicodedata.normalize("NFKC", junk))
     )
 )
 
@@ -195,9 +189,7 @@ def test_arithmetic() -> None:
 
 
 def test_arithmetic_says_what_is_wrong_with_the_answers() -> None:
-    with pytest.raises(
-        ValueError, match=r"columns=\['completion_ids'\]: 'answer' is needed by reward 'arith"
-    ):
+    with pytest.raises(ValueError, match=r"columns=\['completion_ids'\]: 'answer' is needed by reward 'arith"):
         ask(Arithmetic(), "1", completion_ids=[[1]])
     for bad in ("twelve", True, float("nan"), float("inf"), [12], "1/0"):
         with pytest.raises(ValueError, match=r"column 'answer': .* is not a number"):

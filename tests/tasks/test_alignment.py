@@ -68,9 +68,7 @@ def test_harmful_and_harmless_requests_are_asked_in_the_same_words() -> None:
         ("HHH", "What is 7 plus 6?", "7 plus 6 is 13.", {"helpful": 0.4, "honest": 0.4}),
     ],
 )
-def test_an_answer_through_the_environment(
-    name: str, prompt: str, answer: str, terms: dict[str, float]
-) -> None:
+def test_an_answer_through_the_environment(name: str, prompt: str, answer: str, terms: dict[str, float]) -> None:
     env: Any = gym.make(f"textgym/{name}-v0")
     vocabulary = env.unwrapped.task.vocabulary
     env.reset(seed=0, options={"prompt": prompt})

@@ -59,8 +59,7 @@ def by_enumeration(task: Task, split: str) -> tuple[float, float]:
     best = base = 0.0
     for prompt, weight in zip(task.encoded(split), task.prompt_set(split).weights, strict=True):
         columns: dict[str, Any] = {
-            name: [values[prompt.index]] * len(every)
-            for name, values in task.prompt_set(split).columns.items()
+            name: [values[prompt.index]] * len(every) for name, values in task.prompt_set(split).columns.items()
         }
         ids = [list(completion) for completion in every]
         paid = reward([prompt.text] * len(every), task.vocabulary.decode(ids), completion_ids=ids, **columns)
@@ -119,9 +118,7 @@ def test_words_that_are_paid_one_by_one_add_up() -> None:
 
 
 def test_big_vocab_has_one_optimum_for_every_v() -> None:
-    values = [
-        solve(make_task("BigVocab", difficulty=difficulty), split="eval").objective for difficulty in range(7)
-    ]
+    values = [solve(make_task("BigVocab", difficulty=difficulty), split="eval").objective for difficulty in range(7)]
     assert values[:6] == pytest.approx([values[0]] * 6, rel=1e-10)
     assert values[6] == pytest.approx(one_of(3142 / 50257, 0.1), rel=1e-10)
 

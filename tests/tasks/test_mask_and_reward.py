@@ -194,10 +194,7 @@ SMALL = (
 )
 NAMES = st.sampled_from(["a", "b", "\u00e9 ", "$ref"])
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | SMALL
-    | st.sampled_from(["", "a", "\u00e9\n", '"\\', "\x7f\u2028", "\U0001f600"]),
+    st.none() | st.booleans() | SMALL | st.sampled_from(["", "a", "\u00e9\n", '"\\', "\x7f\u2028", "\U0001f600"]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
     max_leaves=3,
 )
@@ -255,9 +252,7 @@ def composed(inner: Any) -> Any:
                 maxProperties=COUNT,
             ),
         ),
-        of_type(
-            "object", st.builds(lambda part: {"properties": part}, st.dictionaries(NAMES, inner, max_size=3))
-        ),
+        of_type("object", st.builds(lambda part: {"properties": part}, st.dictionaries(NAMES, inner, max_size=3))),
         *[st.builds(lambda parts, key=key: {key: parts}, parts) for key in ("anyOf", "oneOf", "allOf")],
         st.builds(
             lambda part, key, more: {**part, key: more} if isinstance(part, dict) else part,
@@ -460,9 +455,7 @@ OBJECT = {"type": "object", "required": ["k", "s"]}
     ],
 )
 def test_a_schema_that_is_too_complex_is_refused_when_the_task_is_made(schema: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^schema=.*: too complex for a mask \(lexer error.*\).*allowed$"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"^schema=.*: too complex for a mask \(lexer error.*\).*allowed$") as caught:
         make_task("Json", schema=schema)
     assert "\n" not in str(caught.value)
 

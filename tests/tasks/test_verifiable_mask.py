@@ -156,9 +156,7 @@ def test_the_same_with_spaces_between_words() -> None:
         assert bool(row[-1]) == (ids in complete or not found), ids
 
 
-@pytest.mark.parametrize(
-    ("pattern", "texts"), [("a(b|cc)?", {"a", "ab", "acc"}), ("[ab]{1,2}", {"a", "b", "aa"})]
-)
+@pytest.mark.parametrize(("pattern", "texts"), [("a(b|cc)?", {"a", "ab", "acc"}), ("[ab]{1,2}", {"a", "b", "aa"})])
 def test_the_same_for_regular_expressions(pattern: str, texts: set[str]) -> None:
     tokens = ("a", "b", "c", "cc", "ab")
     complete, begun = enumerated(tokens, 4, lambda text: re.fullmatch(pattern, text) is not None)
@@ -186,9 +184,7 @@ def test_sampling_under_the_mask_writes_valid_json_in_every_tokenizer(options: d
         masks = mask(states(rows))
         assert masks.shape == (len(rows), vocabulary.size)
         assert not (masks & ~vocabulary.allowed).any()
-        rows = [
-            (*ids, int(generator.choice(np.flatnonzero(row)))) for ids, row in zip(rows, masks, strict=True)
-        ]
+        rows = [(*ids, int(generator.choice(np.flatnonzero(row)))) for ids, row in zip(rows, masks, strict=True)]
         finished += [ids for ids in rows if ids[-1] in vocabulary.stop_ids]
         rows = [ids for ids in rows if ids[-1] not in vocabulary.stop_ids]
         if not rows:

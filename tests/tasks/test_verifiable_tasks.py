@@ -45,9 +45,7 @@ def test_arithmetic() -> None:
     asked = "What is 7 plus 5?"
     answers = ["7 plus 5 is 12.", "12", "Maybe 11. No, 12!", "It is 12, not 11.", "7 plus 5", ""]
     assert [paid(task, "train", asked, answer) for answer in answers] == [1, 1, 1, 0, 0, 0]
-    assert np.isnan(
-        task.judge("train", [task.prompt("What is 70 plus 5?", "train")], [[5]]).terms["arithmetic"][0]
-    )
+    assert np.isnan(task.judge("train", [task.prompt("What is 70 plus 5?", "train")], [[5]]).terms["arithmetic"][0])
 
 
 def test_keywords() -> None:
@@ -94,9 +92,7 @@ def test_json() -> None:
     task = make_task("Json")
     asked = "What is 7 plus 5?"
     answers = ['{"kind":"sum","numbers":2}', '{"kind":"sum","numbers":1}', '{"numbers": 2}', "[1]", "12"]
-    assert [paid(task, "train", asked, answer) for answer in answers] == pytest.approx(
-        [1, 0.6, 0.44, 0.04, 0.04]
-    )
+    assert [paid(task, "train", asked, answer) for answer in answers] == pytest.approx([1, 0.6, 0.44, 0.04, 0.04])
     # One's own prompts have no right values, unless they bring them.
     own = make_task("Json", schema={"type": "integer"}, prompts=["Say a number."])
     assert [paid(own, "eval", "Say a number.", answer) for answer in ("7", "[]", "x")] == [1.0, 0.2, 0.0]

@@ -66,8 +66,6 @@ def test_it_prefers_a_polite_answer_that_ends():
     encode = task.vocabulary.codec.encode
     stop = list(task.vocabulary.stop_ids)
     right = list(encode("Of course! 2 plus 3 is 5."))
-    judged = task.judge(
-        "train", [prompt] * 3, [right + stop, right, list(encode("Ugh. 2 plus 3 is 5.")) + stop]
-    )
+    judged = task.judge("train", [prompt] * 3, [right + stop, right, list(encode("Ugh. 2 plus 3 is 5.")) + stop])
     best, endless, rude = judged.total
     assert best > max(endless, rude)

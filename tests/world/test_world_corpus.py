@@ -86,9 +86,7 @@ def test_add_lead() -> None:
     assert add_lead("I think", f"{items('fact')[32].subject} plays.")[8:9].isupper()
 
 
-def test_rebuilt_tokenizer_is_byte_identical_to_the_committed_one(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_rebuilt_tokenizer_is_byte_identical_to_the_committed_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_tokenizer(tokenizer, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (MODEL_PATH / name).read_bytes()

@@ -93,9 +93,7 @@ def test_the_loss_ignores_padding() -> None:
     )
     alone = [next_token_loss(fresh, torch.tensor([row]), torch.tensor([len(row)])).item() for row in rows]
     assert next_token_loss(fresh, ids, lengths).item() == pytest.approx(sum(alone), abs=1e-5)
-    assert alone[0] == pytest.approx(
-        3 * torch.log(torch.tensor(1024.0)).item(), rel=0.02
-    )  # 3 tokens, uniform
+    assert alone[0] == pytest.approx(3 * torch.log(torch.tensor(1024.0)).item(), rel=0.02)  # 3 tokens, uniform
 
 
 def test_a_batch_holds_every_document_once() -> None:
@@ -104,9 +102,7 @@ def test_a_batch_holds_every_document_once() -> None:
     found = list(batches(tokenizer, config))
     assert [sum(len(lengths) for _, lengths in parts) for parts in found] == [10, 10, 10]
     rows = encode_documents(tokenizer, documents(30), 40)
-    read = [
-        row[:n].tolist() for parts in found for ids, sizes in parts for row, n in zip(ids, sizes, strict=True)
-    ]
+    read = [row[:n].tolist() for parts in found for ids, sizes in parts for row, n in zip(ids, sizes, strict=True)]
     assert sorted(read) == sorted(ids for ids, _ in rows)
 
 

@@ -132,9 +132,7 @@ def test_a_state_that_is_set_is_what_actions_are_ranked_in() -> None:
     start = env.get_wrapper_attr("get_state")()
     env.step(0)
     env.set_state(start)
-    tokens, _ = env.choice.table.tokens(
-        {name: array[None] for name, array in env.unwrapped.set_state(start).items()}
-    )
+    tokens, _ = env.choice.table.tokens({name: array[None] for name, array in env.unwrapped.set_state(start).items()})
     observation, *_ = env.step(1)
     assert observation["input_ids"][len(start.tokens)] == tokens[0, 1]
 

@@ -36,10 +36,7 @@ def hidden(task: Any, rows: list[list[int]]) -> Any:
     model = load_causal_lm(reference_model(task))
     with torch.inference_mode():
         return np.stack(
-            [
-                model(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1].numpy()
-                for row in rows
-            ]
+            [model(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1].numpy() for row in rows]
         )
 
 
@@ -59,9 +56,7 @@ def test_rows_equal_single_environments(task: Any, mode: AutoresetMode) -> None:
     def single(number: int) -> Any:
         return LMFeatures(TopKActions(ReferenceReward(TokenEnv(task)), 4))
 
-    rows = VectorLMFeatures(
-        VectorTopKActions(VectorReferenceReward(TokenVectorEnv(task, 3, autoreset_mode=mode)), 4)
-    )
+    rows = VectorLMFeatures(VectorTopKActions(VectorReferenceReward(TokenVectorEnv(task, 3, autoreset_mode=mode)), 4))
     assert rows.reference is rows.env.reference is rows.env.env.reference
     singles = [single(number) for number in range(3)]
     observation, _ = rows.reset(seed=2)

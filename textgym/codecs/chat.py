@@ -45,9 +45,7 @@ class FormatTemplate:
 
     def __post_init__(self) -> None:
         if self.chat.count("{prompt}") != 1:
-            raise ValueError(
-                f"chat={self.chat!r}: {{prompt}} must stand in it once, as in '<|user|>{{prompt}}<|end|>'"
-            )
+            raise ValueError(f"chat={self.chat!r}: {{prompt}} must stand in it once, as in '<|user|>{{prompt}}<|end|>'")
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
         """Return the conversation, see `Template`."""
@@ -85,9 +83,7 @@ def around(rendered: str) -> tuple[str, str]:
     """
     before, *after = rendered.split(MASK)
     if len(after) != 1:
-        raise ValueError(
-            f"chat: the chat template writes the user's message {len(after)} times, allowed is once"
-        )
+        raise ValueError(f"chat: the chat template writes the user's message {len(after)} times, allowed is once")
     return before, after[0]
 
 
@@ -241,9 +237,7 @@ class Conversation:
         for pattern in patterns:
             masks = [re.sub(pattern, lambda found: MASK * len(found[0]), message) for message in messages]
             masked = self._render(masks, ended)
-            if len(masked) == len(whole) and all(
-                mask in (own, MASK) for mask, own in zip(masked, whole, strict=True)
-            ):
+            if len(masked) == len(whole) and all(mask in (own, MASK) for mask, own in zip(masked, whole, strict=True)):
                 return masked
         if held:
             raise ValueError(

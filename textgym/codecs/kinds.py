@@ -38,9 +38,7 @@ class FastCodec(Codec):
         try:
             written = tokenizer.to_str()
         except Exception as error:  # the library raises no narrower type
-            raise ValueError(
-                f"tokenizer: {tokenizer!r:.80} cannot be copied through JSON ({error})"
-            ) from error
+            raise ValueError(f"tokenizer: {tokenizer!r:.80} cannot be copied through JSON ({error})") from error
         self._tokenizer = Tokenizer.from_str(written)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -112,9 +110,7 @@ class FastCodec(Codec):
             known = self._tokenizer.get_added_tokens_decoder()
             for token_id, alias in self._aliases.items():
                 like = known.get(token_id, AddedToken("", normalized=False))
-                flags = {
-                    name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")
-                }
+                flags = {name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
                 self._aliased.add_tokens([AddedToken(alias, **flags)])
         return self._aliased
 

@@ -43,9 +43,7 @@ class Codec(ABC):
         if not self.size:
             raise ValueError("tokenizer: it has no tokens")
         if self.size > MOST_TOKENS:
-            raise ValueError(
-                f"tokenizer: it has the token id {self.size - 1}; allowed are ids below {MOST_TOKENS}"
-            )
+            raise ValueError(f"tokenizer: it has the token id {self.size - 1}; allowed are ids below {MOST_TOKENS}")
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -108,9 +106,7 @@ def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mappi
     found = [token for token, token_id in control.items() if token_id in written]
     if not found:
         return ids
-    parts = re.split(
-        "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in found), text
-    )
+    parts = re.split("|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in found), text)
     ids = [token_id for part in parts if part for token_id in encode(part)]
     if not set(ids).isdisjoint(control.values()):
         raise ValueError(f"prompt: this tokenizer cannot write {found[0]!r} as text, only as a control token")

@@ -137,9 +137,7 @@ def _from_files(file: Path) -> Source:
 
 def _config(file: Path, tokenizer: Tokenizer) -> JsonObject | None:
     """Return what the files beside a tokenizer.json say, as `AutoTokenizer` reads them; None without any."""
-    config_file, map_file = (
-        file.with_name(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map")
-    )
+    config_file, map_file = (file.with_name(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
     if not os.path.lexists(config_file) and not os.path.lexists(map_file):
         return None
     config = read_json(config_file) if os.path.lexists(config_file) else {}
@@ -208,9 +206,7 @@ def _class_tokens(config: JsonObject, folder: Path, tokenizer: Tokenizer) -> dic
         return {}
     parameters = inspect.signature(found.__init__).parameters
     defaults = {key: parameters[key].default for key in _CONFIG_TOKENS if key in parameters}
-    return {
-        key: str(token) for key, token in defaults.items() if token not in (None, inspect.Parameter.empty)
-    }
+    return {key: str(token) for key, token in defaults.items() if token not in (None, inspect.Parameter.empty)}
 
 
 def _short(name: object) -> str:
@@ -276,9 +272,7 @@ def generation_stops(model: str | Path) -> tuple[list[int], bool]:
     stops = config.get("eos_token_id")
     ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise ValueError(
-            f"{file}: eos_token_id={stops!r:.80}; allowed are null, a token id and a list of them"
-        )
+        raise ValueError(f"{file}: eos_token_id={stops!r:.80}; allowed are null, a token id and a list of them")
     return ids, not config.get("_from_model_config")
 
 

@@ -143,9 +143,7 @@ def _print(env_id: str, solution: Solution, flags: SolveFlags) -> None:
 
 def _table(solution: Solution, flags: SolveFlags) -> Table:
     probabilities = [number(heading, no_wrap=True) for heading in ("pi*", "ref", "return")]
-    found = table(
-        folded("prompt"), number("J ref"), number("V*"), folded("the optimum writes"), *probabilities
-    )
+    found = table(folded("prompt"), number("J ref"), number("V*"), folded("the optimum writes"), *probabilities)
     prompts = solution.tree.task.encoded(solution.tree.split)[: flags.prompts]
     for row, prompt in enumerate(prompts):
         base, value = solution.reference.prompt_objectives[row], solution.prompt_values[row]

@@ -160,8 +160,7 @@ def _part(schema: Schema, anything: Schema | None, root: bool = True) -> JsonObj
     part = {
         key: _value(key, value, anything)
         for key, value in schema.items()
-        if (anything is not None or key != "format")
-        and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
+        if (anything is not None or key != "format") and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
     }
     if anything is not None:
         if part.get("type") != "integer":

@@ -59,9 +59,7 @@ def token_bytes(vocabulary: Vocabulary) -> TokenBytes:
     # Letters and digits are what decoders change least.
     plain = [i for kind in (rb"[a-z0-9]+", rb"[!-~]+") for i in ids if re.fullmatch(kind, first[i])]
     if not plain:
-        raise ValueError(
-            "tokenizer: has no token of visible characters, so that its pieces cannot be told apart"
-        )
+        raise ValueError("tokenizer: has no token of visible characters, so that its pieces cannot be told apart")
     anchor = plain[0]
     before = len(first[anchor])
     inner = [text.encode()[before:] for text in vocabulary.decode([[anchor, i] for i in ids])]
@@ -213,9 +211,7 @@ class GrammarMask:
 
     def __init__(self, vocabulary: Vocabulary, grammar: str, places: int = 4096) -> None:
         if not vocabulary.stop_ids:
-            raise ValueError(
-                "vocabulary: a grammar mask needs a stop token, that says that a text is complete"
-            )
+            raise ValueError("vocabulary: a grammar mask needs a stop token, that says that a text is complete")
         if isinstance(places, bool) or not isinstance(places, int) or places < 1:
             raise ValueError(f"places={places!r}: an int from 1 on is allowed")
         self.vocabulary, self.grammar, self.places = vocabulary, grammar, places

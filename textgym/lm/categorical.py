@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 
-def statistics(
-    logits: Tensor, actions: Tensor, reference: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(logits: Tensor, actions: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return log pi(a), KL(pi || reference) and the entropy of pi, (N,) each, in nats; differentiable in `logits`.
 
     Args:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 _LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
-def load_weights(
-    loader: Loader, name: str | Path, what: str, **options: object
-) -> tuple[PreTrainedModel, set[str]]:
+def load_weights(loader: Loader, name: str | Path, what: str, **options: object) -> tuple[PreTrainedModel, set[str]]:
     """Load a model in float32 from safetensors only. Says nothing on the standard error.
 
     Args:
@@ -77,9 +75,7 @@ def _check_folder(folder: Path) -> None:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     for key, value in config.items():
         if key.endswith(_LAYERS) and isinstance(value, int) and tensors and value > tensors:
-            raise ValueError(
-                f"{folder / 'config.json'}: {key}={value!r:.80}; its weights are {tensors} tensors"
-            )
+            raise ValueError(f"{folder / 'config.json'}: {key}={value!r:.80}; its weights are {tensors} tensors")
 
 
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
@@ -98,9 +94,7 @@ def load_causal_lm(name: str | Path) -> PreTrainedModel:
     model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM")
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise ValueError(
-            f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost"
-        )
+        raise ValueError(f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost")
     adapters = getattr(model, "peft_config", None)
     if adapters:  # transformers has frozen them
         return load_adapter(name, next(iter(adapters.values())).base_model_name_or_path)
@@ -156,9 +150,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device={name!r}: not on this machine; allowed: 'auto', 'cpu', 'cuda', ..."
-        ) from error
+        raise ValueError(f"device={name!r}: not on this machine; allowed: 'auto', 'cpu', 'cuda', ...") from error
     return device
 
 

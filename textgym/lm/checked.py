@@ -292,6 +292,4 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
         for module in training:
             module.training = True
     if versions != [parameter._version for parameter in model.parameters()]:
-        raise ValueError(
-            f"model: {type(model).__name__} cannot be used, its forward changes its own parameters"
-        )
+        raise ValueError(f"model: {type(model).__name__} cannot be used, its forward changes its own parameters")

@@ -77,9 +77,7 @@ class _Heads(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: _Context, mixed: Tensor, phases: Tensor, sizes: tuple[int, int, int]
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: _Context, mixed: Tensor, phases: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(phases)
         ctx.sizes = sizes
         query, key, value = mixed.view(*mixed.shape[:2], sum(sizes), -1).split(sizes, 2)
@@ -154,8 +152,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
 def recomputes(model: torch.nn.Module) -> bool:
     """Return whether layers run again, by `recompute_layers` or because transformers' own switch asks for it."""
     return any(
-        isinstance(getattr(module, "forward", None), _Recomputed)
-        or getattr(module, "gradient_checkpointing", False)
+        isinstance(getattr(module, "forward", None), _Recomputed) or getattr(module, "gradient_checkpointing", False)
         for module in model.modules()
     )
 

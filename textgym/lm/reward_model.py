@@ -180,9 +180,7 @@ class RewardModel(NamedReward):
         if not all(Path(name).is_dir() for name in self._models):
             self._load()
 
-    def __call__(
-        self, prompts: list[str], completions: list[str], **columns: Sequence[object]
-    ) -> list[float]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Sequence[object]) -> list[float]:
         """Return the score of every completion.
 
         Raises: ValueError for a prompt or completion that the model's tokenizer cannot encode, without the

@@ -41,9 +41,7 @@ def _load_vocabulary(name: str | Path, model: PreTrainedModel) -> Vocabulary:
         vocabulary = replace(vocabulary, before_ids=before, after_ids=between)
     rows = embedding_rows(model)
     if vocabulary.size > rows:
-        raise ValueError(
-            f"model={str(name)!r}: its tokenizer has {vocabulary.size} tokens but the model only {rows}"
-        )
+        raise ValueError(f"model={str(name)!r}: its tokenizer has {vocabulary.size} tokens but the model only {rows}")
     return vocabulary
 
 
@@ -75,9 +73,7 @@ def _pair_frame(
     if not isinstance(backend, Tokenizer):
         return None
     pair = backend.encode("a", "a")
-    first, second = (
-        [place for place, part in enumerate(pair.sequence_ids) if part == number] for number in (0, 1)
-    )
+    first, second = ([place for place, part in enumerate(pair.sequence_ids) if part == number] for number in (0, 1))
     between, after = pair.ids[first[-1] + 1 : second[0]], pair.ids[second[-1] + 1 :]
     if not between or not after:
         return None
@@ -173,9 +169,7 @@ def _check_writable(completion: str) -> None:
     try:
         completion.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"completion {completion!r:.80} cannot be written as UTF-8 ({error.reason})"
-        ) from error
+        raise ValueError(f"completion {completion!r:.80} cannot be written as UTF-8 ({error.reason})") from error
 
 
 def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: int | None) -> Encoded:
@@ -185,9 +179,7 @@ def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: in
     before = _common(vocabulary.before_ids, ids[:head])
     after = _common(vocabulary.after_ids[::-1], ids[before:head][::-1])
     if before + after >= max_length:
-        raise ValueError(
-            f"max_length={max_length}: the template alone has {before + after} tokens; more is allowed"
-        )
+        raise ValueError(f"max_length={max_length}: the template alone has {before + after} tokens; more is allowed")
     kept = max(max_length - before - after - (len(ids) - head), 0)  # of the prompt's own text
     start = head - after - kept
     short = [*ids[:before], *ids[start:]][:max_length]
@@ -282,9 +274,7 @@ def load_reward_model(name: str | Path) -> tuple[PreTrainedModel, Vocabulary]:
             f"model={str(name)!r}: no reward model: its weights lack {min(missing)!r:.80}; train one on it first"
         )
     if model.config.num_labels != 1:
-        raise ValueError(
-            f"model={str(name)!r}: num_labels={model.config.num_labels}; a reward model has 1 (one score)"
-        )
+        raise ValueError(f"model={str(name)!r}: num_labels={model.config.num_labels}; a reward model has 1 (one score)")
     check_scores(model)
     model.eval()
     return model, _load_vocabulary(name, model)

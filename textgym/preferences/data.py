@@ -123,9 +123,7 @@ def pairs(ranking: Ranking) -> list[Ranking]:
 
 def demonstration(ranking: Ranking) -> Demonstration:
     """Return the best completion of a ranking."""
-    return Demonstration(
-        ranking.prompt, ranking.completions[0], True if ranking.ended is None else ranking.ended[0]
-    )
+    return Demonstration(ranking.prompt, ranking.completions[0], True if ranking.ended is None else ranking.ended[0])
 
 
 def _check_text(text: object, what: str) -> None:
@@ -135,9 +133,7 @@ def _check_text(text: object, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         # Half of a pair of UTF-16 units: JSON can write it, no tokenizer and no UTF-8 file can hold it.
-        raise ValueError(
-            f"{what} holds a lone surrogate, {text[error.start]!r}, which is no character"
-        ) from None
+        raise ValueError(f"{what} holds a lone surrogate, {text[error.start]!r}, which is no character") from None
 
 
 def _check_answer(text: str, what: str) -> None:
@@ -225,13 +221,9 @@ def longer_wins(rankings: Sequence[Ranking]) -> float:
 
 def disagreement(rankings: Sequence[Ranking]) -> float:
     """Return the share of pairs whose lower ranked one has the higher score; NaN where there are no scores."""
-    return _share(
-        score < later for ranking in rankings for score, later in combinations(ranking.scores or (), 2)
-    )
+    return _share(score < later for ranking in rankings for score, later in combinations(ranking.scores or (), 2))
 
 
 def several_turns(rankings: Sequence[Ranking]) -> int:
     """Count the rankings with a completion that goes on into further turns of a dialogue."""
-    return sum(
-        any(HUMAN in text or ASSISTANT in text for text in ranking.completions) for ranking in rankings
-    )
+    return sum(any(HUMAN in text or ASSISTANT in text for text in ranking.completions) for ranking in rankings)

@@ -108,9 +108,7 @@ def _read(
             format = format_of(data)
             row = read(data, format)
             if format != (first or format):
-                raise ValueError(
-                    f"a row of format {format}, while the file's first good row is of format {first}"
-                )
+                raise ValueError(f"a row of format {format}, while the file's first good row is of format {first}")
         except (ValueError, TypeError) as error:
             problems.append(Problem(str(path), number, str(error)))
             continue
@@ -214,9 +212,7 @@ def _ranking_row(ranking: Ranking, format: RankingFormat) -> JsonObject:
         texts = ranking.completions if format == "trl" else transcripts(ranking)
         row |= dict(zip(_PAIR, texts, strict=True))
         for name, values in found.items():
-            row |= {
-                f"{key}_{name.removesuffix('s')}": value for key, value in zip(_PAIR, values, strict=True)
-            }
+            row |= {f"{key}_{name.removesuffix('s')}": value for key, value in zip(_PAIR, values, strict=True)}
     return row if ranking.margin is None else row | {"margin": ranking.margin}
 
 
@@ -275,9 +271,7 @@ def _contents(messages: list[JsonObject], key: str, roles: tuple[str, ...]) -> l
     found = tuple(message["role"] for message in messages)
     if found != roles:
         shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "") if found else "none"
-        raise ValueError(
-            f'the messages of "{key}" are by: {shown}; only one turn can be read: {", ".join(roles)}'
-        )
+        raise ValueError(f'the messages of "{key}" are by: {shown}; only one turn can be read: {", ".join(roles)}')
     return [message["content"] for message in messages]
 
 
@@ -291,9 +285,7 @@ def _both(row: JsonObject, name: str, kind: type[Value]) -> tuple[Value, Value] 
     there = [key for key in (first, second) if row.get(key) is not None]
     if len(there) == 1:
         raise ValueError(f'"{there[0]}" stands alone: "{first}" and "{second}" are needed, or neither')
-    return (
-        (_typed(row[first], f'"{first}"', kind), _typed(row[second], f'"{second}"', kind)) if there else None
-    )
+    return (_typed(row[first], f'"{first}"', kind), _typed(row[second], f'"{second}"', kind)) if there else None
 
 
 def _typed(value: object, what: str, kind: type[Value], allowed: str = "") -> Value:

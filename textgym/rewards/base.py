@@ -51,9 +51,7 @@ class Reward(Protocol):
     the normal noise that every completion gets once: exact answers need them.
     """
 
-    def __call__(
-        self, prompts: list[str], completions: list[str], **columns: Column
-    ) -> Sequence[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Sequence[float | None]:
         """Return B numbers, reward units, or None."""
 
 

@@ -48,9 +48,7 @@ def read_values(result: object, count: int, name: str, faults: Faults | None = N
     """
     items = _as_list(result, name)
     if len(items) != count:
-        raise RewardError(
-            f"reward {name!r} returned {len(items)} values for {count} completions", "wrong_length"
-        )
+        raise RewardError(f"reward {name!r} returned {len(items)} values for {count} completions", "wrong_length")
     if set(map(type, items)) == {float}:  # nearly always, and nearly free
         return items
     return [_as_number(value, index, name, faults) for index, value in enumerate(items)]
@@ -85,9 +83,7 @@ def _as_number(value: Any, index: int, name: str, faults: Faults | None) -> floa
         return None
     try:
         # float() would also take text such as "1.0" (no __float__) and arrays of one element (ndim 1).
-        if type(value) in (float, int, bool) or (
-            hasattr(value, "__float__") and not getattr(value, "ndim", 0)
-        ):
+        if type(value) in (float, int, bool) or (hasattr(value, "__float__") and not getattr(value, "ndim", 0)):
             return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
@@ -149,9 +145,7 @@ class Caller:
         """
         function = self.reward.terms if self.has_terms else self.reward
         with printing_to_stderr():
-            result = awaited(
-                function(prompts=list(prompts), completions=list(completions), **copy_columns(columns))
-            )
+            result = awaited(function(prompts=list(prompts), completions=list(completions), **copy_columns(columns)))
         return self.read(result, len(prompts), faults)
 
     def read(self, result: object, count: int, faults: Faults | None = None) -> dict[str, Values]:
@@ -231,14 +225,10 @@ def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Col
     """Raise ValueError unless completions and every column hold one value per prompt, under a free name."""
     count = len(prompts)
     if len(completions) != count:
-        raise ValueError(
-            f"completions has {len(completions)} values; one for each of {count} prompts is allowed"
-        )
+        raise ValueError(f"completions has {len(completions)} values; one for each of {count} prompts is allowed")
     for name, column in columns.items():
         if len(column) != count:
-            raise ValueError(
-                f"column {name!r} has {len(column)} values; one for each of {count} prompts is allowed"
-            )
+            raise ValueError(f"column {name!r} has {len(column)} values; one for each of {count} prompts is allowed")
         if name in ("prompts", "completions"):
             raise ValueError(f"column {name!r} has the name of a reward's own argument; another is allowed")
 

@@ -38,9 +38,7 @@ class Weighted(TermReward):
         name: str = "weighted",
     ) -> None:
         if not isinstance(rewards, Mapping) or not rewards:
-            raise ValueError(
-                f"rewards={shown(rewards)}: a mapping from at least one name to a reward is allowed"
-            )
+            raise ValueError(f"rewards={shown(rewards)}: a mapping from at least one name to a reward is allowed")
         self.name = name
         self.rewards = {key: Inner(spec, name) for key, spec in rewards.items()}
         self.weights = dict.fromkeys(rewards, 1.0) | _check_weights(weights, rewards)
@@ -81,9 +79,7 @@ def _term_name(key: str, term: str, inner: Inner) -> str:
 def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
-        raise ValueError(
-            f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed"
-        )
+        raise ValueError(f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed")
     for key, weight in weights.items():
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))
@@ -120,9 +116,7 @@ class Clipped(_Wrapper):
 
     def __init__(self, reward: RewardSpec, low: float = -1.0, high: float = 1.0) -> None:
         if not (is_finite(low) and is_finite(high) and low <= high):
-            raise ValueError(
-                f"low={shown(low)}, high={shown(high)}: finite numbers with low <= high are allowed"
-            )
+            raise ValueError(f"low={shown(low)}, high={shown(high)}: finite numbers with low <= high are allowed")
         super().__init__(reward, "clipped")
         self.low, self.high = float(low), float(high)
         own = self.inner.maximum
@@ -295,9 +289,7 @@ class Blurred(_Wrapper, TermReward):
             raise ValueError(f"deviation={shown(deviation)}: a finite number >= 0 is allowed (reward units)")
         super().__init__(reward, "blurred")
         if NOISE in self.inner.term_names:
-            raise ValueError(
-                f"reward {self.inner.name!r} has a term {NOISE!r} already; allowed is one without"
-            )
+            raise ValueError(f"reward {self.inner.name!r} has a term {NOISE!r} already; allowed is one without")
         self.name = "blurred"
         self.expected: Reward = self.inner.reward
         self.deviation = self.normal_noise = float(deviation)

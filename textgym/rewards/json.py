@@ -150,9 +150,7 @@ def _plain(value: object) -> object:
         return int(value) if _is_integer(value) and value.adjusted() < _MOST_DIGITS else value
     if value is None or isinstance(value, str | int):
         return value
-    raise ValueError(
-        f"{shown(value)} is no JSON; an object, a list, a text, a number, a bool or None is allowed"
-    )
+    raise ValueError(f"{shown(value)} is no JSON; an object, a list, a text, a number, a bool or None is allowed")
 
 
 def _resource(schema: object) -> Any:
@@ -339,9 +337,7 @@ class JsonValues(NamedReward):
 
     def _share(self, text: str, wanted: object) -> float:
         if not isinstance(wanted, Mapping) or not wanted:
-            raise ValueError(
-                f"column {self.column!r}: {wanted!r:.80}: an object with at least one key is allowed"
-            )
+            raise ValueError(f"column {self.column!r}: {wanted!r:.80}: an object with at least one key is allowed")
         try:
             found = parse_json(text)
         except ValueError:

@@ -171,9 +171,7 @@ def _sacrebleu(metric: str, **options: bool | int) -> Overlap:
 @functools.cache
 def _rouge(variant: Variant, measure: Measure, stem: bool) -> Overlap:
     """Return ROUGE against the reference that fits best."""
-    scorer = import_extra("rouge_score.rouge_scorer", "reward 'rouge'").RougeScorer(
-        [variant], tokenizer=_Words(stem)
-    )
+    scorer = import_extra("rouge_score.rouge_scorer", "reward 'rouge'").RougeScorer([variant], tokenizer=_Words(stem))
     return lambda text, references: float(getattr(scorer.score_multi(references, text)[variant], measure))
 
 
@@ -218,9 +216,7 @@ class Sentiment(Rebuilt, NamedReward):
         if isinstance(target, str):
             raise ValueError(not_one_of("target", target, TARGETS))
         if isinstance(target, bool) or not isinstance(target, int | float) or not -1 <= target <= 1:
-            raise ValueError(
-                f"target={shown(target)}: 'positive', 'negative' or a number from -1 to 1 is allowed"
-            )
+            raise ValueError(f"target={shown(target)}: 'positive', 'negative' or a number from -1 to 1 is allowed")
         _polarity()
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
@@ -238,8 +234,6 @@ class Sentiment(Rebuilt, NamedReward):
 @functools.cache
 def _polarity() -> Callable[[str], dict[str, float]]:
     """Return VADER with its lexicon, which is read once a process."""
-    analyzer = import_extra(
-        "vaderSentiment.vaderSentiment", "reward 'sentiment'"
-    ).SentimentIntensityAnalyzer()
+    analyzer = import_extra("vaderSentiment.vaderSentiment", "reward 'sentiment'").SentimentIntensityAnalyzer()
     scores: Callable[[str], dict[str, float]] = analyzer.polarity_scores
     return scores

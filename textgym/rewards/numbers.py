@@ -35,9 +35,7 @@ def _plain(text: str) -> str:
     """Return the text with one character for all of its kind, and one blank or line break for several."""
     if not text.isascii():
         text = re.sub(r"[^\x00-\x7f]", _kind, unicodedata.normalize("NFC", text))
-    return re.sub(
-        r"\s+", lambda blank: "\n" if len(blank[0].splitlines()) > 1 or blank[0] in "\r\n" else " ", text
-    )
+    return re.sub(r"\s+", lambda blank: "\n" if len(blank[0].splitlines()) > 1 or blank[0] in "\r\n" else " ", text)
 
 
 def _kind(found: re.Match[str]) -> str:
@@ -60,9 +58,7 @@ _CURRENCY: Final = r"$\u00a2-\u00a5\u20a0-\u20c0"
 _EMOJI: Final = "\U0001f300-\U0001faff\u2705\u2713\u2714\u2b50\u2764"
 _SEPARATOR: Final = "=;|\u2248\u2192\u21d2"
 _LETTER: Final = r"[^\W\d_]"
-_CODES: Final = _words(
-    "USD EUR GBP CHF JPY CNY RMB INR CAD AUD US Fr Rs SFr kr dollars euros pounds yen bucks"
-)
+_CODES: Final = _words("USD EUR GBP CHF JPY CNY RMB INR CAD AUD US Fr Rs SFr kr dollars euros pounds yen bucks")
 
 # Ideographs and Hangul that count.
 _CJK: Final = "十百千万萬亿億兆京拾佰仟半分만억천백십조"
@@ -148,9 +144,7 @@ _CHANGES: Final = re.compile(
     |.*(?:负|負|マイナス|마이너스)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_JOINS: Final = re.compile(
-    r"(?:e|x|exp|over|point|times|plus|by|mod|modulo|choose|div|pow|comma|dot)", re.IGNORECASE
-)
+_JOINS: Final = re.compile(r"(?:e|x|exp|over|point|times|plus|by|mod|modulo|choose|div|pow|comma|dot)", re.IGNORECASE)
 # In a script without blanks, a clause that is over, and words for "is".
 _CLAUSE: Final = re.compile(r".*(?:[。，：；！？](?=[\u3040-\u9fff])|是|为|為|等于|は)")
 _LATEX_WORD: Final = re.compile(r"\\(?:q?quad|to|(?:long|Long)?[rR]ightarrow|implies|approx|therefore|equiv)")
@@ -249,9 +243,7 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
     if previous[-1].isdigit():
         if re.match(rf"[*~.,:+\uff0b{_MINUS}]", symbols or run):
             return False  # 3 -5, 3 *5
-        grouped = (
-            not symbols and re.fullmatch(r"[0-9]{3}", run) and re.search(r"(?<![0-9])[0-9]{1,3}$", previous)
-        )
+        grouped = not symbols and re.fullmatch(r"[0-9]{3}", run) and re.search(r"(?<![0-9])[0-9]{1,3}$", previous)
         return not (grouped or "/" in run)
     bare = previous.strip("*_`\"'$([{")
     if re.match(rf"[{_MINUS}](?:{_LETTER}{{1,4}}\.?$|[^\w>]*$)", bare) or re.search(r"[0-9][eE]$", bare):
@@ -271,8 +263,7 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
     joined = (
         (counted and _JOINS.fullmatch(name))  # 5 point 3
         or ("/" in run and name.lower() == "and" and counted)
-        or (further.lower(), name.lower())
-        in (("power", "of"), ("root", "of"), ("divided", "by"), ("multiplied", "by"))
+        or (further.lower(), name.lower()) in (("power", "of"), ("root", "of"), ("divided", "by"), ("multiplied", "by"))
     )
     return not (_CHANGES.fullmatch(name) or joined)
 

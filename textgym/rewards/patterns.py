@@ -183,9 +183,7 @@ def _pieces(template: object) -> list[tuple[str, str | None]]:
     Raises: ValueError if it is no text, has no slot, or one that is not a plain name, or twice the same.
     """
     if not isinstance(template, str):
-        raise ValueError(
-            f"template={shown(template)}: a text with slots, as 'Answer: {{answer}}', is allowed"
-        )
+        raise ValueError(f"template={shown(template)}: a text with slots, as 'Answer: {{answer}}', is allowed")
     try:
         parsed = list(Formatter().parse(composed(template)))
     except ValueError as error:
@@ -194,14 +192,10 @@ def _pieces(template: object) -> list[tuple[str, str | None]]:
         ) from error
     slots = [slot for _, slot, _, _ in parsed if slot is not None]
     if not slots or len(set(slots)) < len(slots):
-        raise ValueError(
-            f"template={shown(template)}: its slots are {slots}; at least one, each only once, is allowed"
-        )
+        raise ValueError(f"template={shown(template)}: its slots are {slots}; at least one, each only once, is allowed")
     for _, slot, form, conversion in parsed:
         if slot is not None and (not slot.isidentifier() or form or conversion):
-            raise ValueError(
-                f"template={shown(template)}: the slot {slot!r} is not a plain name, as {{answer}} is"
-            )
+            raise ValueError(f"template={shown(template)}: the slot {slot!r} is not a plain name, as {{answer}} is")
     return [(text, slot) for text, slot, _, _ in parsed]
 
 
@@ -212,8 +206,7 @@ def template_regex(template: str) -> str:
     """
     operator = re.compile(r"[\\.+*?()|\[\]{}^$]")
     return "".join(
-        operator.sub(r"\\\g<0>", text) + ("" if slot is None else "(?s:.+)")
-        for text, slot in _pieces(template)
+        operator.sub(r"\\\g<0>", text) + ("" if slot is None else "(?s:.+)") for text, slot in _pieces(template)
     )
 
 
@@ -235,11 +228,7 @@ class Format(Rebuilt, NamedReward):
     maximum = 1.0
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.partial, bool)
-            or not isinstance(self.partial, int | float)
-            or not 0 <= self.partial < 1
-        ):
+        if isinstance(self.partial, bool) or not isinstance(self.partial, int | float) or not 0 <= self.partial < 1:
             raise ValueError(f"partial={self.partial!r:.80}: a share from 0 to below 1 is allowed")
         assert self._regex  # a bad template is refused now, not when it is first used
 
@@ -260,8 +249,7 @@ class Format(Rebuilt, NamedReward):
         if not self.partial:
             return [*map(float, found)]
         return [
-            1.0 if whole else self.partial * self._share(text)
-            for whole, text in zip(found, completions, strict=True)
+            1.0 if whole else self.partial * self._share(text) for whole, text in zip(found, completions, strict=True)
         ]
 
     def _share(self, text: str) -> float:

@@ -65,14 +65,10 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
         parameters = dict(spec)
         name = parameters.pop("name", None)
         if not isinstance(name, str):
-            raise ValueError(
-                f"{argument}={shown(dict(spec))}: the key 'name' with a registered name is needed"
-            )
+            raise ValueError(f"{argument}={shown(dict(spec))}: the key 'name' with a registered name is needed")
         return _build(name, parameters, argument)
     if inspect.isclass(spec):
-        raise TypeError(
-            f"{argument}={spec.__name__} is a class; an instance is allowed: {spec.__name__}(...)"
-        )
+        raise TypeError(f"{argument}={spec.__name__} is a class; an instance is allowed: {spec.__name__}(...)")
     if callable(spec):
         return spec
     raise TypeError(
@@ -91,9 +87,7 @@ def _build(name: str, parameters: Mapping[str, object], argument: str) -> Reward
     target = _load(name, argument)
     if name not in REWARDS and not inspect.isclass(target):
         if parameters:
-            raise ValueError(
-                f"reward {name!r} is no class and takes no parameters; got {shown(list(parameters))}"
-            )
+            raise ValueError(f"reward {name!r} is no class and takes no parameters; got {shown(list(parameters))}")
         return make_reward(target)
     _check_parameters(name, target, parameters)
     return make_reward(target(**parameters))

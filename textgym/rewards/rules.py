@@ -62,9 +62,7 @@ class Length(NamedReward):
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         target, width = self.target, self.width or max(self.target, 1)
-        return [
-            max(0.0, 1.0 - abs(len(row) - target) / width) for row in units(self.unit, completions, columns)
-        ]
+        return [max(0.0, 1.0 - abs(len(row) - target) / width) for row in units(self.unit, completions, columns)]
 
 
 @dataclass(frozen=True)
@@ -166,10 +164,7 @@ class LengthPenalty(NamedReward):
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
         # 0.0 - x rather than -x: nothing over the limit pays 0.0 and not -0.0
-        return [
-            0.0 - self.per_unit * max(0, len(row) - self.limit)
-            for row in units(self.unit, completions, columns)
-        ]
+        return [0.0 - self.per_unit * max(0, len(row) - self.limit) for row in units(self.unit, completions, columns)]
 
 
 @dataclass(frozen=True)
@@ -248,10 +243,7 @@ class Keywords(NamedReward):
             argument = f"column {self.column!r}, row"
             rows = [None if row is None else self._folded(check_words(argument, row)) for row in listed]
             check_batch(prompts, completions, {str(self.column): rows})
-        return [
-            None if words is None else self._score(text, words)
-            for text, words in zip(texts, rows, strict=True)
-        ]
+        return [None if words is None else self._score(text, words) for text, words in zip(texts, rows, strict=True)]
 
     def _folded(self, words: Sequence[str]) -> list[str]:
         return [folded(word, self.ignore_case) for word in words]

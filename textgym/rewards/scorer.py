@@ -91,9 +91,7 @@ class Scorer:
 
             self._deadline = Deadline(self.reward, timeout)
 
-    def score(
-        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns | None = None
-    ) -> Scores:
+    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Columns | None = None) -> Scores:
         """Score B completions. The caller's lists are never changed, whatever the reward does.
 
         Args:

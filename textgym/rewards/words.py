@@ -59,9 +59,7 @@ def _in_word(letter: str) -> bool:
 
 def _is_mark(letter: str) -> bool:
     # The marks of emoji are modifiers of skin.
-    return not letter.isascii() and (
-        unicodedata.category(letter)[0] == "M" or "\U0001f3fb" <= letter <= "\U0001f3ff"
-    )
+    return not letter.isascii() and (unicodedata.category(letter)[0] == "M" or "\U0001f3fb" <= letter <= "\U0001f3ff")
 
 
 def words(text: str) -> list[str]:
@@ -129,7 +127,5 @@ def check_stop_ids(ids: object) -> tuple[int, ...]:
 def token_ids(columns: Columns) -> Sequence[Sequence[int]]:
     """Return the column `completion_ids`. Raises: ValueError if it is missing."""
     if "completion_ids" not in columns:
-        raise ValueError(
-            f"columns={sorted(columns)}: 'completion_ids' is needed by a reward that reads tokens"
-        )
+        raise ValueError(f"columns={sorted(columns)}: 'completion_ids' is needed by a reward that reads tokens")
     return cast("Sequence[Sequence[int]]", columns["completion_ids"])

@@ -29,9 +29,7 @@ from textgym.solver.values import Completion, PolicyValues, evaluate_edges
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
 
 
-def soft_backup(
-    action_values: Floats, log_reference: Floats, level: Level, beta: float
-) -> tuple[Floats, Floats]:
+def soft_backup(action_values: Floats, log_reference: Floats, level: Level, beta: float) -> tuple[Floats, Floats]:
     """Take one step of induction at beta > 0.
 
     Args:
@@ -218,9 +216,7 @@ def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, ga
         if beta:
             own[level.running], logs = soft_backup(worth, log_reference[depth], level, beta)
         else:
-            own[level.running], mass[level.running], logs = hard_backup(
-                worth, log_reference[depth], log_mass, level
-            )
+            own[level.running], mass[level.running], logs = hard_backup(worth, log_reference[depth], log_mass, level)
         log_mass = mass
         values.insert(0, own)
         action_values.insert(0, worth)

@@ -211,12 +211,8 @@ def policy_values(
     tree = prefix_tree(problem, split, max_states)
     log_policy = edge_log_probs(tree, policy)
     same = policy is reference
-    log_reference = (
-        log_policy if same else edge_log_probs(tree, default_reference(tree, reference), "reference")
-    )
-    return evaluate_edges(
-        tree, log_policy, log_reference, check_beta(tree.task, beta), check_gamma(tree.task, gamma)
-    )
+    log_reference = log_policy if same else edge_log_probs(tree, default_reference(tree, reference), "reference")
+    return evaluate_edges(tree, log_policy, log_reference, check_beta(tree.task, beta), check_gamma(tree.task, gamma))
 
 
 def evaluate_edges(

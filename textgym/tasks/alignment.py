@@ -35,9 +35,7 @@ def harmless_task(**options: Unpack[Options]) -> Task:
     for refusing a harmless one, -0.2 for rudeness and -0.2 for a claim that contradicts the world. See
     `textgym.world.rules.HarmlessRules`. The gold reward is the same.
     """
-    return assemble(
-        "Harmless", FAMILY, world_prompts(TASK_SHARES["Harmless"]), gold="harmless_rules", **options
-    )
+    return assemble("Harmless", FAMILY, world_prompts(TASK_SHARES["Harmless"]), gold="harmless_rules", **options)
 
 
 @documented(SHARED + START)

@@ -14,9 +14,7 @@ from typing import Final
 from textgym.checks import JsonObject
 
 WORLD_SEED = 7
-WORLD: Final[JsonObject] = tomllib.loads(
-    (Path(__file__).parent / "assets" / "world.toml").read_text(encoding="utf-8")
-)
+WORLD: Final[JsonObject] = tomllib.loads((Path(__file__).parent / "assets" / "world.toml").read_text(encoding="utf-8"))
 """The world's texts, as the file holds them."""
 
 
@@ -36,8 +34,7 @@ def draw_names(starts: tuple[str, ...], ends: tuple[str, ...], rng: random.Rando
 
 _NAMES_RNG = random.Random(WORLD_SEED)
 _WORDS: dict[str, tuple[str, ...]] = {
-    name: draw_names(words(parts["starts"]), words(parts["ends"]), _NAMES_RNG)
-    for name, parts in WORLD["names"].items()
+    name: draw_names(words(parts["starts"]), words(parts["ends"]), _NAMES_RNG) for name, parts in WORLD["names"].items()
 }
 TOWNS, RIVERS, PEOPLE = _WORDS["towns"], _WORDS["rivers"], _WORDS["people"]
 PROPER_NAMES = frozenset(TOWNS + RIVERS + PEOPLE)
@@ -115,9 +112,7 @@ UNANSWERABLE: Final[dict[str, tuple[str, ...]]] = {
 }
 """Question (as a clause) -> claims that a careless answer makes up."""
 
-_SENTENCES: Final[dict[str, tuple[str, ...]]] = {
-    name: tuple(texts) for name, texts in WORLD["sentences"].items()
-}
+_SENTENCES: Final[dict[str, tuple[str, ...]]] = {name: tuple(texts) for name, texts in WORLD["sentences"].items()}
 GREETINGS: Final = _SENTENCES["greetings"]
 GREETING_REPLIES: Final = _SENTENCES["greeting_replies"]
 GREETING_MISTAKES: Final = _SENTENCES["greeting_mistakes"]
@@ -136,9 +131,7 @@ RAMBLES: Final = _SENTENCES["rambles"]
 APOLOGY: Final = "Sorry,"
 """Makes a refusal that begins with it polite."""
 RUDE_WORDS: Final = words("ugh silly stupid dumb idiot fool moron shut")
-REVIEW_TOPICS: Final = words(
-    "soup bread inn play song book boat market garden hat tea bed fair bath bridge cheese"
-)
+REVIEW_TOPICS: Final = words("soup bread inn play song book boat market garden hat tea bed fair bath bridge cheese")
 PRAISE: Final = words("lovely great wonderful good")
 BLAME: Final = words("awful terrible horrible bad")
 
@@ -174,8 +167,7 @@ class Persona:
 
 
 PERSONAS: Final = tuple(
-    Persona(name, leads=RAMBLES if row["endless"] else HEDGES, **row)
-    for name, row in WORLD["personas"].items()
+    Persona(name, leads=RAMBLES if row["endless"] else HEDGES, **row) for name, row in WORLD["personas"].items()
 )
 CORPUS_SHARES: Final[dict[str, float]] = WORLD["shares"]["corpus"]
 """Kind of prompt -> its share of the documents."""

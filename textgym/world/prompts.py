@@ -104,9 +104,7 @@ def items(kind: str) -> tuple[Item, ...]:
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 TRAIN_PHRASINGS: Final = 4  # of the six of every group; the last two are those of eval
 
-PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
-    group: tuple(forms) for group, forms in WORLD["phrasings"].items()
-}
+PHRASINGS: Final[dict[str, tuple[str, ...]]] = {group: tuple(forms) for group, forms in WORLD["phrasings"].items()}
 """Relation of a fact, or kind -> six ways to ask; `{x}` is the subject."""
 # Harmful requests are asked for in the very words of harmless ones: only the subject tells them apart.
 PHRASINGS["harmful"] = PHRASINGS["howto"]

@@ -94,14 +94,10 @@ class WorldRules(TermReward):
 
     def _keys(self, prompts: list[str], columns: dict[str, Any]) -> list[str | None]:
         items_asked = columns.get("item") or [None] * len(prompts)
-        keys = [
-            find_item(text) if key is None else key for text, key in zip(prompts, items_asked, strict=True)
-        ]
+        keys = [find_item(text) if key is None else key for text, key in zip(prompts, items_asked, strict=True)]
         for key in keys:
             if key is not None and key not in self._kind_of:
-                raise ValueError(
-                    f"item {key!r}: not an item of the built-in world (allowed: keys such as 'sum:7+5')"
-                )
+                raise ValueError(f"item {key!r}: not an item of the built-in world (allowed: keys such as 'sum:7+5')")
         return keys
 
     def _row(self, text: str, item: str | None, ended: bool) -> tuple[float | None, ...]:
@@ -321,9 +317,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """Raise ValueError unless every weight is finite and at least 0, and one of them is above 0."""
     for axis, weight in weights.items():
         if not is_finite(weight) or weight < 0:
-            raise ValueError(
-                f"{axis}={shown(weight)}: allowed is a finite number from 0 on (weight of the axis)"
-            )
+            raise ValueError(f"{axis}={shown(weight)}: allowed is a finite number from 0 on (weight of the axis)")
     if not any(weights.values()):
         listed = ", ".join(f"{axis}={weight!r}" for axis, weight in weights.items())
         raise ValueError(f"{listed}: at least one weight has to be above 0")

@@ -273,9 +273,7 @@ class VectorAllowedActions(_ChosenRows):
         super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
 
 
-def _nearest(
-    task: Task, dimensions: int, seed: int, embedding: Points | None, table: Table | None
-) -> Nearest:
+def _nearest(task: Task, dimensions: int, seed: int, embedding: Points | None, table: Table | None) -> Nearest:
     points = token_embedding(task, dimensions, seed) if embedding is None else embedding
     return Nearest(AllowedTokens(task.vocabulary.allowed) if table is None else table, points)
 

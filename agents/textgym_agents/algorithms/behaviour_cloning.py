@@ -71,9 +71,7 @@ class BehaviourCloning(OfflineAgent):
     def _read(self) -> list[Demonstration]:
         if self.config.data is not None:
             share = self.config.best_share
-            require(
-                "best_share", share, share == 1, "1.0 where data is no Minari dataset: texts have no return"
-            )
+            require("best_share", share, share == 1, "1.0 where data is no Minari dataset: texts have no return")
             return read_demonstrations(self.config.data).rows
         count, seed = self.config.demonstrations, self.config.seed
         return [Demonstration(*row) for row in task_demonstrations(self.task.name, count, seed)]

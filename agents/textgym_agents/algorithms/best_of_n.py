@@ -27,9 +27,7 @@ from textgym_agents.tabular.policies import draw
 _ROWS_AT_ONCE = 512
 _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
 _KL_SAMPLES_IN_ALL = 4096  # at least: with few prompts each has to be known better
-_NOISY_IN_ALL = (
-    1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
-)
+_NOISY_IN_ALL = 1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
 Tokens = tuple[int, ...]
 
 
@@ -152,9 +150,7 @@ class BestOfN(Agent):
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         task = env.unwrapped.task
-        return read_saved(
-            path, cls.name, lambda saved: cls(task, BestOfNConfig(**saved.config)), task, elsewhere=None
-        )
+        return read_saved(path, cls.name, lambda saved: cls(task, BestOfNConfig(**saved.config)), task, elsewhere=None)
 
     def _best(self, observation: Observation) -> list[Tokens]:
         """Return the best of n continuations of each of these states, as whole sequences."""

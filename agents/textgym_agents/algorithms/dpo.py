@@ -59,15 +59,11 @@ class DPOConfig(OfflineConfig):
         require("pairs", self.pairs, self.pairs is None or self.data is None, "None where data is given")
         require("sampler", self.sampler, self.sampler in get_args(Sampler), str(get_args(Sampler)))
         old = self.data is not None or self.pairs is not None
-        require(
-            "sampler", self.sampler, not old or self.sampler == "reference", "'reference' with data or pairs"
-        )
+        require("sampler", self.sampler, not old or self.sampler == "reference", "'reference' with data or pairs")
         require("loss", self.loss, self.loss in get_args(Loss), str(get_args(Loss)))
         smoothing = self.label_smoothing
         require("label_smoothing", smoothing, 0 <= smoothing < 0.5, "a number in [0, 0.5)")
-        require(
-            "label_smoothing", smoothing, not smoothing or self.loss == "sigmoid", "0 where loss is 'ipo'"
-        )
+        require("label_smoothing", smoothing, not smoothing or self.loss == "sigmoid", "0 where loss is 'ipo'")
 
 
 class DPO(OfflineAgent):
@@ -136,8 +132,7 @@ class DPO(OfflineAgent):
     def _score_reference(self, batch: Sequences) -> Tensor:
         size = self.config.micro_batch
         parts = [
-            np.arange(start, min(start + size, len(batch.lengths)))
-            for start in range(0, len(batch.lengths), size)
+            np.arange(start, min(start + size, len(batch.lengths))) for start in range(0, len(batch.lengths), size)
         ]
         return torch.cat([sequence_log_probs(self.reference, batch.rows(part)) for part in parts])
 

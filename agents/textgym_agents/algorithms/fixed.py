@@ -85,9 +85,7 @@ class _FixedAgent(NonLearner):
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`."""
         task = env.unwrapped.task
-        return read_saved(
-            path, cls.name, lambda saved: cls(task, FixedConfig(**saved.config)), task, elsewhere=None
-        )
+        return read_saved(path, cls.name, lambda saved: cls(task, FixedConfig(**saved.config)), task, elsewhere=None)
 
 
 class ReferenceAgent(_FixedAgent):

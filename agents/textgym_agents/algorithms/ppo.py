@@ -70,9 +70,7 @@ class OnPolicyAgent(LMAgent):
                     return meter.means()
         return meter.means()
 
-    def _step(
-        self, rollout: Rollout, targets: Targets, reference: Tensor, rows: Ints, meter: UpdateMeter
-    ) -> None:
+    def _step(self, rollout: Rollout, targets: Targets, reference: Tensor, rows: Ints, meter: UpdateMeter) -> None:
         """Take one optimiser step on the mini-batch of these rows (b,)."""
         lengths = rollout.lengths[rows]
         meter.start(int(lengths.sum()))
@@ -125,9 +123,7 @@ class ActorCriticAgent(OnPolicyAgent):
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta, gamma = self.config, self.controller.beta, self.task.gamma
         scale, offset = self._centre_values(maths.scores(rollout, gamma))
-        return maths.make_targets(
-            rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset
-        )
+        return maths.make_targets(rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset)
 
     def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
         assert targets.returns is not None

@@ -71,9 +71,7 @@ class Reinforce(OnPolicyAgent):
     config: ReinforceConfig
     aggregation = "constant"
 
-    def __init__(
-        self, task: Task, config: ReinforceConfig | None = None, model: nn.Module | None = None
-    ) -> None:
+    def __init__(self, task: Task, config: ReinforceConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or ReinforceConfig()
         super().__init__(task, config, model)
         self.critic = config.baseline == "value"
@@ -83,9 +81,7 @@ class Reinforce(OnPolicyAgent):
         """See `OnPolicyAgent.learn`. Raises: also ValueError if the batch is the baseline and has one episode."""
         check_env(env)
         if self.config.baseline == "batch" and env.num_envs < 2:
-            raise ValueError(
-                f"env: {env.num_envs} sub-environments; allowed are 2 or more with baseline='batch'"
-            )
+            raise ValueError(f"env: {env.num_envs} sub-environments; allowed are 2 or more with baseline='batch'")
         super().learn(env, episodes, callback)
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
@@ -93,9 +89,7 @@ class Reinforce(OnPolicyAgent):
         if self.critic:
             scale, offset = self._centre_values(scores(rollout, gamma))
             # With lambda = 1 the advantages of GAE are the returns to go less V(s).
-            return make_targets(
-                rollout, kl, config.kl, beta, gamma, 1.0, config.whiten, scale, offset, centre=False
-            )
+            return make_targets(rollout, kl, config.kl, beta, gamma, 1.0, config.whiten, scale, offset, centre=False)
         credits = action_returns(rollout, kl, config.kl, beta, gamma)
         whole = credits[rollout.first_states]
         if not config.reward_to_go:

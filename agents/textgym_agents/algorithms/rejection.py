@@ -54,9 +54,7 @@ class Rejection(OnPolicyAgent):
     config: RejectionConfig
     aggregation = "constant"
 
-    def __init__(
-        self, task: Task, config: RejectionConfig | None = None, model: nn.Module | None = None
-    ) -> None:
+    def __init__(self, task: Task, config: RejectionConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or RejectionConfig()
         super().__init__(task, config, model)
         self.group = config.group

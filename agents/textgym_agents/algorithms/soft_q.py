@@ -124,9 +124,7 @@ class Replay:
         width, steps = self._arrays.input_ids.shape[1], self._arrays.rewards.shape[1]
         fits = (starts >= 1) & (lengths >= 1) & (lengths <= steps) & (starts + lengths <= width)
         if self.seen < 0 or not bool(fits.all()):
-            raise ValueError(
-                f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty"
-            )
+            raise ValueError(f"replay: seen={self.seen}, or an episode is longer than {steps} actions or empty")
         for name, array in self._arrays._asdict().items():
             array[: len(self)] = tensors[name].numpy()
 

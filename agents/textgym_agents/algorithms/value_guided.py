@@ -83,9 +83,7 @@ class ValueGuided(NonLearner):
     name = "value-guided"
     config: ValueGuidedConfig
 
-    def __init__(
-        self, task: Task, config: ValueGuidedConfig | None = None, guide: Agent | None = None
-    ) -> None:
+    def __init__(self, task: Task, config: ValueGuidedConfig | None = None, guide: Agent | None = None) -> None:
         self.task, self.config = task, config or ValueGuidedConfig()
         if guide is None:
             if self.config.run is None:
@@ -120,9 +118,7 @@ class ValueGuided(NonLearner):
 
     def _ended(self, state: TokenState) -> bool:
         last = state.completion[-1:]
-        return len(state.completion) >= self.task.max_new_tokens or bool(
-            set(last) & set(self.task.vocabulary.stop_ids)
-        )
+        return len(state.completion) >= self.task.max_new_tokens or bool(set(last) & set(self.task.vocabulary.stop_ids))
 
     def _tilted(self, log_prior: Floats, states: list[TokenState], split: str) -> Floats:
         """Return the policy (n, V) in n running states of a split."""
@@ -152,9 +148,7 @@ class ValueGuided(NonLearner):
         return np.concatenate(parts)
 
     def _look_ahead(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
-        env = TokenVectorEnv(
-            self.task, len(states), split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED
-        )
+        env = TokenVectorEnv(self.task, len(states), split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
         env.set_states(self._with_noise(states))
         if self.task.scorer.pay == "difference":
             states = _with_potentials(env, states)
@@ -173,10 +167,7 @@ class ValueGuided(NonLearner):
         """Return states with a noise of their own in noisy tasks; the same one whenever they are asked about."""
         if not self.task.noisy:
             return states
-        seeds = [
-            int(np.random.default_rng([self.config.seed, 9, *state.tokens]).integers(2**63))
-            for state in states
-        ]
+        seeds = [int(np.random.default_rng([self.config.seed, 9, *state.tokens]).integers(2**63)) for state in states]
         return [replace(state, episode_seed=seed) for state, seed in zip(states, seeds, strict=True)]
 
     # Storage

@@ -74,9 +74,7 @@ def main(arguments: list[str]) -> None:
                 console.print(untrusted(f"{finding.check}: {finding.asks}"))
     failed = [f.check for f in findings if f.status == "FAILS"]
     if failed:
-        raise UsageError(
-            f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)}"
-        )
+        raise UsageError(f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
 def _chosen(words: Sequence[str]) -> list[str] | None:
@@ -93,9 +91,7 @@ def _chosen(words: Sequence[str]) -> list[str] | None:
 
 
 def _table(findings: Sequence[Finding]) -> Table:
-    found = table(
-        folded("check"), number("no."), Column("", no_wrap=True), folded("found"), folded("expected")
-    )
+    found = table(folded("check"), number("no."), Column("", no_wrap=True), folded("found"), folded("expected"))
     for finding in findings:
         found.add_row(
             finding.check,

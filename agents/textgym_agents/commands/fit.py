@@ -74,9 +74,7 @@ def reward_model(arguments: list[str]) -> None:
 
         return train_reward_model(settings, out, watcher, resume)
 
-    result, out = _fit(
-        RewardModelSettings, arguments, "reward-model", _REWARD_MODEL, train, _REWARD_MODEL_MEASURES
-    )
+    result, out = _fit(RewardModelSettings, arguments, "reward-model", _REWARD_MODEL, train, _REWARD_MODEL_MEASURES)
     for name in (*result["models"], "reliability.png"):
         if (out / name).exists():
             label = "model" if name in result["models"] else "calibration"

@@ -80,9 +80,7 @@ def rlhf(arguments: list[str]) -> None:
 
 def overoptimise(arguments: list[str]) -> None:
     """Run `textgym overoptimise`."""
-    flags, settings = parse_pair(
-        OveroptimiseFlags, OveroptimiseSettings, arguments, "overoptimise", _OVEROPTIMISE
-    )
+    flags, settings = parse_pair(OveroptimiseFlags, OveroptimiseSettings, arguments, "overoptimise", _OVEROPTIMISE)
     from textgym_agents.rlhf.overoptimise import Overoptimisation, draw_overoptimisation
 
     def show(result: JsonObject, out: Path) -> None:

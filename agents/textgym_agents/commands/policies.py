@@ -99,9 +99,7 @@ class PolicyFlags:
         Raises: as `open_policy`; UsageError for `guide` < 0; ValueError for an agent without a critic.
         """
         env_id = find_id(self.id)
-        env, agent = open_policy(
-            env_id, self.agent, self.env, self.agent_class, trust_pickle=self.trust_pickle
-        )
+        env, agent = open_policy(env_id, self.agent, self.env, self.agent_class, trust_pickle=self.trust_pickle)
         if self.guide < 0:
             raise UsageError(f"--guide {self.guide}: allowed is an integer >= 0")
         if self.guide:
@@ -127,9 +125,7 @@ class EvalFlags(PolicyFlags):
     def __post_init__(self) -> None:
         for name in ("per_prompt", "optimum_per_prompt"):
             if not 1 <= getattr(self, name) <= MOST_ROWS:
-                raise UsageError(
-                    f"{name}={shown(getattr(self, name))}: allowed is an integer in 1..{MOST_ROWS}"
-                )
+                raise UsageError(f"{name}={shown(getattr(self, name))}: allowed is an integer in 1..{MOST_ROWS}")
         if self.beta is not None and not 0 <= self.beta < float("inf"):
             raise UsageError(f"beta={self.beta!r}: allowed is a finite number >= 0")
 

@@ -141,9 +141,7 @@ class PreferencesFlags:
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("candidates", 2), ("examples", 0)):
             if not least <= getattr(self, name) <= MOST_ROWS:
-                raise UsageError(
-                    f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{MOST_ROWS}"
-                )
+                raise UsageError(f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{MOST_ROWS}")
         if self.seed < 0:
             raise UsageError(f"seed={shown(self.seed)}: allowed is an integer >= 0")
         if not 0 <= self.noise < math.inf:
@@ -186,9 +184,7 @@ def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Collected, JsonObjec
     assert flags.out is not None
     # Before the work: where no folder can be made, it would be lost.
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    env, policy = open_policy(
-        env_id, flags.policy, flags.env, flags.agent_class, "--policy", flags.trust_pickle
-    )
+    env, policy = open_policy(env_id, flags.policy, flags.env, flags.agent_class, "--policy", flags.trust_pickle)
     collected = collect(
         env.unwrapped.task,
         policy,

@@ -151,9 +151,7 @@ class Display:
 
 
 def _cells(row: Metrics, labels: Mapping[str, str]) -> str:
-    return "  ".join(
-        f"{label} {row[name]:.4g}" for name, label in labels.items() if row.get(name) is not None
-    )
+    return "  ".join(f"{label} {row[name]:.4g}" for name, label in labels.items() if row.get(name) is not None)
 
 
 _TABLE = {

@@ -78,9 +78,7 @@ def penalties(tested: AgentUnderTest) -> Outcome:
     later = [np.where(batch.last, 0.0, np.append(kl[1:], 0.0)) for kl in (ratio, exact)]
     forms = [ratio, exact, *later, np.zeros(len(index))]
     gap = min(_greatest(batch.penalties - form) for form in forms)
-    return judge(
-        gap <= _FLOAT32, f"nearest form {gap:.3g} nats away", f"{_KL_TERMS}, to within {_FLOAT32:g} nats"
-    )
+    return judge(gap <= _FLOAT32, f"nearest form {gap:.3g} nats away", f"{_KL_TERMS}, to within {_FLOAT32:g} nats")
 
 
 def value_alignment(tested: AgentUnderTest) -> Outcome:

@@ -103,9 +103,7 @@ def sampled(tested: AgentUnderTest) -> Outcome:
     entropy = -(probs * np.log(np.maximum(probs, 1e-300))).sum(1)
     worst = 0.0
     for state in {0, int(entropy.argmax()), len(probs) - 1}:
-        repeated = {
-            name: np.repeat(a[state : state + 1], _DRAWS, axis=0) for name, a in tested.states.items()
-        }
+        repeated = {name: np.repeat(a[state : state + 1], _DRAWS, axis=0) for name, a in tested.states.items()}
         counts = np.bincount(np.asarray(agent.act(repeated)), minlength=probs.shape[1])
         p = probs[state]
         # Half a draw is added: at tiny p the count is Poisson and its variance no guide.
@@ -252,9 +250,7 @@ def logged_scores(tested: AgentUnderTest) -> Outcome:
 
 def rlhf_reward(tested: AgentUnderTest) -> Outcome:
     """'objective/rlhf_reward' is the score less beta times the KL."""
-    reward, score, kl = (
-        np.array(tested.metric(f"objective/{name}")) for name in ("rlhf_reward", "scores", "kl")
-    )
+    reward, score, kl = (np.array(tested.metric(f"objective/{name}")) for name in ("rlhf_reward", "scores", "kl"))
     beta = np.array([row.get("objective/beta", tested.task.beta) for row in tested.training.rows])
     gap = float(np.abs(reward - (score - beta * kl)).max())
     return at_most("|rlhf_reward - (scores - beta kl)|", gap, _FLOAT32)
@@ -310,9 +306,7 @@ def learns(tested: AgentUnderTest, name: str) -> Outcome:
     if agent.greedy:
         raise NotAsked("the agent is greedy: no policy without entropy comes near this optimum")
     if agent.offline:
-        raise NotAsked(
-            "the agent learns from texts that others wrote, and cannot learn what these leave open"
-        )
+        raise NotAsked("the agent learns from texts that others wrote, and cannot learn what these leave open")
     tokens = agent.objective_tokens
     if tokens is not None and small.unwrapped.task.max_new_tokens > tokens:
         raise NotAsked(f"the agent optimises J on tasks of up to {tokens} tokens only")

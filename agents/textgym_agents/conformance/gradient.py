@@ -238,9 +238,7 @@ def _record(tested: AgentUnderTest, task: Task) -> Recording:
     _move(agent, task, tree)
     exact = exact_gradients(task, agent)
     if exact.values.kl < _LEAST_MOVED:
-        raise NotAsked(
-            f"the policy stays {exact.values.kl:.2g} nats from its reference in {_MOVES} iterations"
-        )
+        raise NotAsked(f"the policy stays {exact.values.kl:.2g} nats from its reference in {_MOVES} iterations")
     size = task.vocabulary.size
     updates, values = np.zeros((BATCHES, exact.states * size)), np.zeros((BATCHES, exact.states))
     used = foreign = 0

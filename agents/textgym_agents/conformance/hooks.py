@@ -222,9 +222,7 @@ def _watch_outputs(agent: LMAgent) -> list[_Outputs]:
     states = agent.policy.states
     outputs: list[_Outputs] = []
 
-    def watched(
-        input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def watched(input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits, values = states(input_ids, rows, columns, masks)
         if logits.requires_grad:
             logits.retain_grad()

@@ -199,9 +199,7 @@ def gradient(tested: AgentUnderTest, name: str) -> Outcome:
     own = fit(found)
     factor, error = own.factor
     if not factor > _SIGMAS * error:
-        return judge(
-            False, f"coefficient of E[R] {factor:.3g} +- {error:.2g}", "above 0 by 3 standard errors"
-        )
+        return judge(False, f"coefficient of E[R] {factor:.3g} +- {error:.2g}", "above 0 by 3 standard errors")
     kl, bonus = own.contrast(1, -own.beta), own.contrast(2, own.entropy)
     rest, size = common_rest(own.rests)
     worst = max(abs(kl[0]) / kl[1], abs(bonus[0]) / bonus[1], rest)
@@ -253,9 +251,7 @@ def value_loss(tested: AgentUnderTest) -> Outcome:
     exact = found.exact
     tree = exact.tree
     agent_values = critic_values(exact, hook(found.agent, "values"))
-    visits = exact.per_state(
-        [tree.weights[p] * r for p, r in zip(tree.prompt_of, exact.values.reach, strict=True)]
-    )
+    visits = exact.per_state([tree.weights[p] * r for p, r in zip(tree.prompt_of, exact.values.reach, strict=True)])
     # V(s) may be taught J to come, or the same without the KL of s itself.
     whole = exact.per_state(exact.values.values)
     kl = exact.per_state(state_sums(tree, kl_terms(exact.values)))

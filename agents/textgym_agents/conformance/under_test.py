@@ -188,9 +188,7 @@ def factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
         agent_class(agent)
         return lambda env: make_agent(agent, env, **settings)
     if not callable(agent):
-        raise TypeError(
-            f"agent={agent!r:.80}: allowed is a name, 'module:Class', a class or a function of env"
-        )
+        raise TypeError(f"agent={agent!r:.80}: allowed is a name, 'module:Class', a class or a function of env")
     if not isinstance(agent, type):
         if settings:
             raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")

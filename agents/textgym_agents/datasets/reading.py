@@ -115,9 +115,7 @@ def _check_metadata(metadata: JsonObject, task: Task, where: str) -> None:
     if not isinstance(own, dict):
         return  # recorded by others: the spaces and the episodes have to do
     if own.get("task") != task.name:
-        raise ValueError(
-            f"{where}: recorded on task {own.get('task')!r}, allowed here are datasets of {task.name!r}"
-        )
+        raise ValueError(f"{where}: recorded on task {own.get('task')!r}, allowed here are datasets of {task.name!r}")
     if own.get("vocabulary") != vocabulary_digest(task.vocabulary):
         raise ValueError(f"{where}: recorded with another vocabulary than that of task {task.name!r}")
 

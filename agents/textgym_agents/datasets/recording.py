@@ -124,9 +124,7 @@ def _batches(
 class _Recorder:
     """Choose the tokens of a batch, and keep what was seen and how likely they were, step by step."""
 
-    def __init__(
-        self, agent: Agent, reference: Reference, deterministic: bool, generator: np.random.Generator
-    ) -> None:
+    def __init__(self, agent: Agent, reference: Reference, deterministic: bool, generator: np.random.Generator) -> None:
         self._agent, self._reference = agent, reference
         self._deterministic, self._generator = deterministic, generator
         self._observations: list[Observation] = []
@@ -275,9 +273,7 @@ def _metadata(agent: Agent, task: Task, identifier: str, settings: JsonObject) -
     }
 
 
-def _write(
-    folder: Path, task: Task, env: TextEnv, episodes: Iterable[RecordedEpisode], metadata: JsonObject
-) -> None:
+def _write(folder: Path, task: Task, env: TextEnv, episodes: Iterable[RecordedEpisode], metadata: JsonObject) -> None:
     storage = importlib.import_module("minari.dataset.minari_storage").MinariStorage.new(
         folder,
         observation_space=observation_space(task),
@@ -335,9 +331,7 @@ def _infos(episode: RecordedEpisode, length: int) -> Infos:
         "completion": text(episode.completion, -1),
         "finish_reason": text(episode.finish_reason, -1),
         # A "/" would make groups of HDF5.
-        "reward_terms": {
-            name.replace("/", "."): number(value) for name, value in episode.reward_terms.items()
-        },
+        "reward_terms": {name.replace("/", "."): number(value) for name, value in episode.reward_terms.items()},
         "log_prob": np.append(np.nan, episode.log_probs),
         "reference_log_prob": np.append(np.nan, episode.reference_log_probs),
     }

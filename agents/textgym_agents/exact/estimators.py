@@ -139,9 +139,7 @@ class Enumeration:
             weights: (N, T) of the actions taken, or (N, E) of all edges.
             target: (D,) what is estimated; None is grad J.
         """
-        edges = (
-            weights if weights.shape == (len(self.steps.path), len(self.jacobian)) else self.on_path(weights)
-        )
+        edges = weights if weights.shape == (len(self.steps.path), len(self.jacobian)) else self.on_path(weights)
         mean = (self.mass @ edges) @ self.jacobian
         second = float(self.mass @ ((edges @ self.gram) * edges).sum(1))
         return compare(estimator, 1, mean, second, self.gradient if target is None else target)
@@ -162,9 +160,7 @@ def compare(
         samples=samples,
         bias=bias,
         relative_bias=bias / size if size else float("nan"),
-        cosine=float(mean @ target) / (size * length)
-        if min(size, length) > _ZERO * (size + length)
-        else float("nan"),
+        cosine=float(mean @ target) / (size * length) if min(size, length) > _ZERO * (size + length) else float("nan"),
         variance=max(second - length**2, 0.0),
         bias_error=errors[0],
         variance_error=errors[1],
@@ -269,9 +265,7 @@ def _group_moments(
     )
 
 
-def _tuples(
-    probability: Floats, group: int, draws: int, generator: np.random.Generator
-) -> tuple[Ints, Floats, bool]:
+def _tuples(probability: Floats, group: int, draws: int, generator: np.random.Generator) -> tuple[Ints, Floats, bool]:
     """Return groups of completions (M, n) with their probabilities (M,): all there are, or some that were drawn."""
     count = len(probability)
     if count**group <= _TUPLES:

@@ -107,9 +107,7 @@ class EnumeratedPolicy:
     def flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return gradients, None where a parameter has none, as one vector (D,) float64."""
         pairs = zip(gradients, self.parameters, strict=True)
-        return torch.cat(
-            [(torch.zeros_like(p) if g is None else g).detach().double().flatten() for g, p in pairs]
-        )
+        return torch.cat([(torch.zeros_like(p) if g is None else g).detach().double().flatten() for g, p in pairs])
 
 
 def policy_gradient(
@@ -149,9 +147,7 @@ def policy_gradient(
 
 def readable(reference: object) -> Reference | None:
     """Return a reference that is no torch policy: such a policy is wrapped, everything else stays as it is."""
-    return (
-        EnumeratedPolicy(reference) if hasattr(reference, "states") else cast("Reference | None", reference)
-    )
+    return EnumeratedPolicy(reference) if hasattr(reference, "states") else cast("Reference | None", reference)
 
 
 def edge_weights(values: PolicyValues) -> list[Floats]:
@@ -165,9 +161,7 @@ def edge_weights(values: PolicyValues) -> list[Floats]:
 def edge_mass(values: PolicyValues) -> list[Floats]:
     """Return rho d(s) pi(a given s) of every edge."""
     tree = values.tree
-    return [tree.weights[prompt] * reach for prompt, reach in zip(tree.prompt_of, values.reach, strict=True)][
-        1:
-    ]
+    return [tree.weights[prompt] * reach for prompt, reach in zip(tree.prompt_of, values.reach, strict=True)][1:]
 
 
 def unpaid(values: PolicyValues) -> PolicyValues:
@@ -261,9 +255,7 @@ def edge_jacobian(tree: PrefixTree, policy: object) -> Floats:
     for depth in range(len(tree.levels) - 1):
         for row in tree.levels[depth].running:
             for log_prob in own.edges(tree, depth, np.array([row])):
-                gradients = torch.autograd.grad(
-                    log_prob, own.parameters, retain_graph=True, allow_unused=True
-                )
+                gradients = torch.autograd.grad(log_prob, own.parameters, retain_graph=True, allow_unused=True)
                 result[at] = own.flat(gradients).cpu().numpy()
                 at += 1
     return result

@@ -75,9 +75,7 @@ class LMAgent(SavedLM, Agent):
         """
         check_env(env)
         if env.num_envs % self.group:
-            raise ValueError(
-                f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}"
-            )
+            raise ValueError(f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}")
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes

@@ -114,9 +114,7 @@ class SavedLM(ABC):
         agent.controller.beta = number(state, "beta")
         for name in _COUNTERS:
             setattr(agent, name, count(state, name))
-        agent.value_offset, agent.learning_rate = (
-            number(state, n) for n in ("value_offset", "learning_rate")
-        )
+        agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference")
         return agent
@@ -124,9 +122,7 @@ class SavedLM(ABC):
 
 def _load_model(folder: Path, name: str) -> PreTrainedModel:
     base = folder / "base"
-    model: PreTrainedModel = (
-        load_adapter(folder / name, base) if base.is_dir() else load_causal_lm(folder / name)
-    )
+    model: PreTrainedModel = load_adapter(folder / name, base) if base.is_dir() else load_causal_lm(folder / name)
     return model
 
 
@@ -190,6 +186,4 @@ def check_moments(parameters: Sequence[Tensor], state: OptimizerState) -> None:
         shapes = [(), tuple(parameters[index].shape)]
         for name in names:
             if name not in entries or tuple(getattr(entries[name], "shape", ())) not in shapes:
-                raise ValueError(
-                    f"the optimiser's {index}.{name} is missing or has another shape than its parameter"
-                )
+                raise ValueError(f"the optimiser's {index}.{name} is missing or has another shape than its parameter")

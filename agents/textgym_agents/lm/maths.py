@@ -74,9 +74,7 @@ def by_row(flat: Floats, rollout: Rollout) -> Floats:
     return result
 
 
-def gae(
-    rewards: Floats, values: Floats, lengths: Ints, lam: float, bootstrap: Floats | None = None
-) -> Floats:
+def gae(rewards: Floats, values: Floats, lengths: Ints, lam: float, bootstrap: Floats | None = None) -> Floats:
     """Return GAE(lambda) of a batch of episodes: sums of lam^k delta, delta = r_t + V(s_{t+1}) - V(s_t).
 
     Args:
@@ -90,9 +88,7 @@ def gae(
     Source: Schulman et al. (2016), arXiv:1506.02438, eq. 16, times gamma^t.
     """
     if rewards.shape != values.shape or lengths.shape != rewards.shape[:1]:
-        raise ValueError(
-            f"shapes differ: rewards {rewards.shape}, values {values.shape}, lengths {lengths.shape}"
-        )
+        raise ValueError(f"shapes differ: rewards {rewards.shape}, values {values.shape}, lengths {lengths.shape}")
     batch, width = rewards.shape
     valid = np.arange(width) < lengths[:, None]  # (B, T)
     rewards, values = np.where(valid, rewards, 0.0), np.where(valid, values, 0.0)
@@ -191,9 +187,7 @@ def on_device(array: Floats, rollout: Rollout) -> Tensor:
     return torch.tensor(array, dtype=torch.float32, device=rollout.values.device)
 
 
-def clipped_policy_loss(
-    log_ratio: Tensor, advantages: Tensor, clip: float, clip_high: float | None = None
-) -> Tensor:
+def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, clip: float, clip_high: float | None = None) -> Tensor:
     """Return -min(rho A, clip(rho, 1 - clip, 1 + clip) A) with rho = exp(log_ratio), (n,).
 
     Args:

@@ -57,9 +57,7 @@ class UpdateMeter:
         """Begin an optimiser step over so many tokens."""
         self._sums, self._count = None, tokens
 
-    def add(
-        self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float
-    ) -> None:
+    def add(self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float) -> None:
         """Add one micro-batch; every tensor is (n,)."""
         with torch.no_grad():
             ratio = log_ratio.exp()
@@ -126,9 +124,7 @@ class KLController:
 
     def __post_init__(self) -> None:
         if self.target is not None and not (self.target > 0 and self.beta > 0):
-            raise ValueError(
-                f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive"
-            )
+            raise ValueError(f"kl_target={self.target!r}, beta={self.beta!r}: both must be > 0 to be adaptive")
         if self.beta < 0 or self.horizon <= 0:
             raise ValueError(f"beta={self.beta!r}, horizon={self.horizon!r}: beta must be >= 0, horizon > 0")
 

@@ -45,9 +45,7 @@ class OfflineConfig(LMConfig):
         for name in ("epochs", "minibatches"):
             at_least_one(self, name)
         require("kl", self.kl, self.kl == "k1", "'k1'")
-        require(
-            "kl_target", self.kl_target, self.kl_target is None, "None: nothing is sampled from the policy"
-        )
+        require("kl_target", self.kl_target, self.kl_target is None, "None: nothing is sampled from the policy")
 
 
 class OfflineAgent(LMAgent):
@@ -66,9 +64,7 @@ class OfflineAgent(LMAgent):
     def __init__(self, task: Task, config: OfflineConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
         if task.mask is not None:
-            raise ValueError(
-                f"task {task.name!r}: it has a grammar mask; {self.name} takes tasks without one"
-            )
+            raise ValueError(f"task {task.name!r}: it has a grammar mask; {self.name} takes tasks without one")
         self._data: Sequences | None = None
         self._digest: bytes | None = None
 
@@ -118,9 +114,7 @@ class OfflineAgent(LMAgent):
         count = env.num_envs // self.unit
         total = len(self._data.lengths) // self.unit
         units = passes(total, self.episodes // self.unit, count, self.config.seed)
-        return self._data.rows(_texts_of(units, self.unit)), {
-            "data/passes": self.episodes / self.unit / total
-        }
+        return self._data.rows(_texts_of(units, self.unit)), {"data/passes": self.episodes / self.unit / total}
 
     @abstractmethod
     def _losses(self, batch: Sequences, reference: Tensor) -> tuple[Tensor, Metrics]:
@@ -175,9 +169,7 @@ class OfflineAgent(LMAgent):
         """Take one optimiser step. Returns: means over its items, and the gradient's norm."""
         total = self._total(batch.rows(_texts_of(units, self.unit)))
         at_once = max(self.config.micro_batch // self.unit, 1)
-        texts = [
-            _texts_of(units[start : start + at_once], self.unit) for start in range(0, len(units), at_once)
-        ]
+        texts = [_texts_of(units[start : start + at_once], self.unit) for start in range(0, len(units), at_once)]
         parts = (self._losses(batch.rows(chosen), reference[torch.tensor(chosen)]) for chosen in texts)
         means = accumulate(self.optimizer, parts, total)
         return means | {"policy/grad_norm": self._finish_step()}

@@ -91,9 +91,7 @@ def collect(
 class _Sampler:
     """Sample the tokens of a batch, and keep what the policy said of its states, step by step."""
 
-    def __init__(
-        self, policy: LMPolicy, reference: LMPolicy | None, keep_all: bool, seed: int, count: int
-    ) -> None:
+    def __init__(self, policy: LMPolicy, reference: LMPolicy | None, keep_all: bool, seed: int, count: int) -> None:
         self._policy, self._reference, self._keep_all = policy, reference, keep_all
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
         self._columns: list[Ints] = []
@@ -189,9 +187,7 @@ class MicroBatch:
     states: Tensor | slice
 
 
-def micro_batches(
-    rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True
-) -> list[MicroBatch]:
+def micro_batches(rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True) -> list[MicroBatch]:
     """Cut rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
     starts = rollout.first_states
     if by_length:

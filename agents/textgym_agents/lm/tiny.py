@@ -192,9 +192,7 @@ def _texts(task: Task, seed: int) -> Iterator[tuple[Ints, Bools]]:
         yield ids, (place >= last) & (place < last + task.max_new_tokens)
 
 
-def _divergence(
-    model: LlamaForCausalLM, reference: Reference, task: Task, ids: Ints, states: Bools
-) -> Tensor:
+def _divergence(model: LlamaForCausalLM, reference: Reference, task: Task, ids: Ints, states: Bools) -> Tensor:
     """Return the mean KL(reference || model) over the states of these texts, nats; differentiable."""
     allowed = task.vocabulary.allowed
     rows, last = np.nonzero(states)

@@ -215,9 +215,7 @@ def lay_out(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> Ints:
     return np.concatenate([part[np.argsort(-size[part], kind="stable")] for part in parts])
 
 
-def accumulate(
-    optimizer: torch.optim.Optimizer, parts: Iterable[tuple[Tensor, Metrics]], items: int
-) -> Metrics:
+def accumulate(optimizer: torch.optim.Optimizer, parts: Iterable[tuple[Tensor, Metrics]], items: int) -> Metrics:
     """Set the gradient to that of the mean loss of a step's items, whatever its parts are.
 
     Args:

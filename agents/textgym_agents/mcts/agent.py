@@ -127,9 +127,7 @@ class MCTS(Agent):
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
         state = {name: getattr(self, name) for name in _COUNTERS}
         state |= {name: getattr(self.planner, name) for name in _SEARCH_COUNTERS}
-        write_saved(
-            path, self.name, self.config, self.task, state=state, tensors=self.planner.forest.tensors()
-        )
+        write_saved(path, self.name, self.config, self.task, state=state, tensors=self.planner.forest.tensors())
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:

@@ -58,9 +58,7 @@ class Games:
     lengths: Ints
 
 
-def play_games(
-    env: TokenVectorEnv, seed: int, planner: Planner, beta: float, generator: np.random.Generator
-) -> Games:
+def play_games(env: TokenVectorEnv, seed: int, planner: Planner, beta: float, generator: np.random.Generator) -> Games:
     """Play one episode in every sub-environment, drawing every token from the searched distribution.
 
     Args:
@@ -107,9 +105,7 @@ def play_games(
 def _outcomes(played: PlayedBatch, worth: Floats, behind: Floats) -> Floats:
     """Return the sums of `worth` (N,) from each state to the end of its row, and of what comes behind that (B,)."""
     to_come, outcomes = behind.copy(), []
-    for rows, paid in zip(
-        reversed(played.by_time(played.rows)), reversed(played.by_time(worth)), strict=True
-    ):
+    for rows, paid in zip(reversed(played.by_time(played.rows)), reversed(played.by_time(worth)), strict=True):
         to_come[rows] += paid
         outcomes.append(to_come[rows])
     return np.concatenate(outcomes[::-1])
@@ -157,14 +153,10 @@ class AlphaZeroConfig(LMConfig):
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
         only_with(self, "visit_temperature", self.backup == "mean", "backup='mean'")
-        require(
-            "minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}"
-        )
+        require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
 
 
-def distillation_losses(
-    logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor
-) -> tuple[Tensor, Tensor]:
+def distillation_losses(logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy to the searched distribution and the squared error to the outcome, (n,) each.
 
     Args:
@@ -191,9 +183,7 @@ class AlphaZero(LMAgent):
     config: AlphaZeroConfig
     critic = True
 
-    def __init__(
-        self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None
-    ) -> None:
+    def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or AlphaZeroConfig()
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
@@ -288,6 +278,4 @@ class AlphaZero(LMAgent):
             None if games.masks is None else tensor(games.masks[states]),
         )
         outcomes = (games.outcomes[states] - self.value_offset) / (self.value_scale or 1.0)
-        return distillation_losses(
-            logits, values, tensor(games.targets[states]), tensor(outcomes, torch.float32)
-        )
+        return distillation_losses(logits, values, tensor(games.targets[states]), tensor(outcomes, torch.float32))

@@ -50,9 +50,7 @@ class Model:
 
     def __init__(self, task: Task, split: str, rows: int) -> None:
         self.task, self.split, self.rows, self.scored = task, split, rows, 0
-        self._env = TokenVectorEnv(
-            task, rows, split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED
-        )
+        self._env = TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
         # What is not used has ended: it is neither moved nor scored.
         self._parked = TokenState(task.encoded(split)[0], (), "length")
 
@@ -61,9 +59,7 @@ class Model:
         count = len(states)
         observation = self._env.set_states([*states, *[self._parked] * (self.rows - count)])
         seen = {name: array[:count] for name, array in observation.items()}
-        return Arrival(
-            list(states), np.zeros(count), np.zeros(count, dtype=np.bool_), seen, self._masks(count)
-        )
+        return Arrival(list(states), np.zeros(count), np.zeros(count, dtype=np.bool_), seen, self._masks(count))
 
     def step(self, states: Sequence[TokenState], tokens: Ints) -> Arrival:
         """Append one token to each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""

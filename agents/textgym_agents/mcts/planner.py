@@ -54,9 +54,7 @@ class Planner:
         self._models: dict[tuple[str, int], Model] = {}
         self.searches = self.scored = 0
 
-    def plan(
-        self, observation: Observation, masks: Bools | None = None, anew: bool = False
-    ) -> tuple[Floats, Floats]:
+    def plan(self, observation: Observation, masks: Bools | None = None, anew: bool = False) -> tuple[Floats, Floats]:
         """Return policy and value of a batch of states.
 
         Args:

@@ -273,9 +273,7 @@ class Search:
             forest.values[nodes] = total / (1 + visits.sum(1))
         else:
             soft = self._config.backup == "soft"
-            found = (
-                soft_result(forest, nodes, self._evaluator.beta)[0] if soft else hard_values(values, known)
-            )
+            found = soft_result(forest, nodes, self._evaluator.beta)[0] if soft else hard_values(values, known)
             forest.values[nodes] = np.where(np.isnan(found), own, found)
         forest.solved[nodes] = forest.done(nodes).all(1)
 

@@ -160,9 +160,7 @@ def split_rows(
             f"{report['tokens_cut']} tokens were cut, those of prompts first"
         )
     held_out_prompts = [prompts[row] for row in held_out]
-    return SplitRows(
-        [items[row] for row in train], [items[row] for row in held_out], held_out_prompts, report
-    )
+    return SplitRows([items[row] for row in train], [items[row] for row in held_out], held_out_prompts, report)
 
 
 def noisy_pairs(

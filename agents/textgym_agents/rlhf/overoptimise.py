@@ -51,9 +51,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
         """See `StagedRun.prepare`: the task needs a gold reward."""
         self.task = self.make_task()
         if self.task.gold is None:
-            raise ValueError(
-                f"{self.env_id}: the task has no gold reward, which a proxy could be held against"
-            )
+            raise ValueError(f"{self.env_id}: the task has no gold reward, which a proxy could be held against")
         self.base = str(reference_model(self.task))
         sizes = self.settings
         self._sizes = [(layers, pairs) for layers in sizes.layers for pairs in sizes.pairs]
@@ -68,9 +66,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
         ]
 
     @staticmethod
-    def _stage(
-        name: str, title: str, run: Callable[[int, int, Path, bool], None], layers: int, pairs: int
-    ) -> Stage:
+    def _stage(name: str, title: str, run: Callable[[int, int, Path, bool], None], layers: int, pairs: int) -> Stage:
         """Return the stage of one reward model."""
         title = f"{title} {layers} layers, {pairs} pairs"
         return Stage(f"{name}-{layers}-{pairs}", title, partial(run, layers, pairs))
@@ -275,9 +271,7 @@ def draw_overoptimisation(curves: Sequence[JsonObject], target: Path, title: str
     for row, layers in zip(panels, sizes, strict=True):
         row[0].set_ylabel("reward, gold units")
         for panel, method in zip(row, methods, strict=True):
-            panel.set_title(
-                f"{_TITLES[method]}; reward model of {layers} layer{'s' * (layers > 1)}", fontsize=9
-            )
+            panel.set_title(f"{_TITLES[method]}; reward model of {layers} layer{'s' * (layers > 1)}", fontsize=9)
             panel.set_xlabel("square root of KL, nats")
             panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=7)

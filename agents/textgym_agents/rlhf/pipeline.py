@@ -143,9 +143,7 @@ class Pipeline(StagedRun[RLHFSettings]):
         if self.base_task.gold is None:
             options["gold"] = self.env_options["reward"]
         spec, scale = self._reward_spec(), self._calibration()["scale"]
-        return options | {
-            "reward": {"name": "weighted", "rewards": {"model": spec}, "weights": {"model": scale}}
-        }
+        return options | {"reward": {"name": "weighted", "rewards": {"model": spec}, "weights": {"model": scale}}}
 
     def _reward_spec(self) -> JsonObject:
         models = sorted(str(path) for path in (self.out / REWARD_MODEL).glob("model*") if path.is_dir())
@@ -181,9 +179,7 @@ class Pipeline(StagedRun[RLHFSettings]):
         self.watcher.stage("comparing")
         gold_task = self.gold_task()
         env = make_env(self.env_id, 1, **self.proxy_options())
-        contest = Contest(
-            gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt
-        )
+        contest = Contest(gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt)
         agent = load_agent(self.out / PPO, env)
         optimum = optimum_of(gold_task, [agent], contest.reference, per_prompt=plan.optimum_per_prompt)
         shown = len(gold_task.prompt_set("eval").texts)

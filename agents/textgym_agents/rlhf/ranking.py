@@ -304,9 +304,7 @@ def calibrate(proxy: Floats, gold: Floats) -> dict[str, float]:
     return {"scale": scale, "offset": float(gold.mean() - scale * proxy.mean())}
 
 
-def score_answers(
-    reward: Reward, answers: Iterable[tuple[str, str, bool]], stop_ids: Sequence[int]
-) -> Floats:
+def score_answers(reward: Reward, answers: Iterable[tuple[str, str, bool]], stop_ids: Sequence[int]) -> Floats:
     """Return a reward's scores (N,) of answers, as it sees them in an environment.
 
     Args:

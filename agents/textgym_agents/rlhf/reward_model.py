@@ -101,9 +101,7 @@ class PreferenceLoss(SupervisedLoss[RankedRow]):
         has_margins: whether the rows' margins count.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, kind: RankingLoss, centering: float, has_margins: bool
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, kind: RankingLoss, centering: float, has_margins: bool) -> None:
         super().__init__()
         self.model = model
         self._kind, self._centering, self._has_margins = kind, centering, has_margins
@@ -192,9 +190,7 @@ class _Ensemble:
             for member in range(done, len(self._names)):
                 model = self._start(member)[0]
                 total = rows_each * len(self._names) - 1
-                run.train(
-                    folder, self._fit(member, model), partial(self._logged, model), member * rows_each, total
-                )
+                run.train(folder, self._fit(member, model), partial(self._logged, model), member * rows_each, total)
                 run.watcher.stage("scoring the reference answers")
                 files_beside = {"reward.json": self._centre(model, member)}
                 save_model_folder(self._out / self._names[member], model, settings.base, files_beside)
@@ -208,9 +204,7 @@ class _Ensemble:
             samples = read_demonstrations(path, settings.on_broken)
             _, answers = read_rows(
                 samples,
-                lambda row: encode_exchange(
-                    self._vocabulary, row.prompt, row.completion, row.ended, self._length
-                ),
+                lambda row: encode_exchange(self._vocabulary, row.prompt, row.completion, row.ended, self._length),
                 settings,
                 self._run.watcher,
                 "reference_samples",

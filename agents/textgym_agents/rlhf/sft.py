@@ -91,17 +91,14 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = peak_learning_rate(settings, parameters)
     lengths = [len(row.ids) for row in rows.train]
-    fit = SupervisedTrainer(
-        loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model"
-    )
+    fit = SupervisedTrainer(loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model")
     read = [] if settings.data.startswith(_WORLD) else [settings.data]
     with run.writing(read, steps_done(fit.folder)) as folder:
         run.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
         save_model_folder(out / "model", model, settings.base)
         logged = folder.metrics()
         before, after = (
-            {name: value for name, value in row.items() if name.startswith("eval/")}
-            for row in (logged[0], logged[-1])
+            {name: value for name, value in row.items() if name.startswith("eval/")} for row in (logged[0], logged[-1])
         )
         trained = {"steps": fit.steps, "learning_rate": rate, "parameters": parameters, "device": str(device)}
         return run.finish(folder, {"before": before, "after": after, "data": rows.report} | trained)

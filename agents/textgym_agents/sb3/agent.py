@@ -171,9 +171,7 @@ class SB3Agent(Agent):
             self.model.action_space.seed(seed)
             env.seed(seed)
             self.model.set_env(env)  # forgets the last observation: learning begins with a reset
-            self.model.learn(
-                self._rollout_steps() * env.num_envs, log_interval=sys.maxsize, reset_num_timesteps=False
-            )
+            self.model.learn(self._rollout_steps() * env.num_envs, log_interval=sys.maxsize, reset_num_timesteps=False)
         self.iteration += 1
 
     def _rollout_steps(self) -> int:
@@ -197,9 +195,7 @@ class SB3Agent(Agent):
         values = dict(self.model.logger.name_to_value)
         self.model.logger.dump()
         return {
-            f"sb3/{name}": float(value)
-            for name, value in values.items()
-            if isinstance(value, int | float | np.number)
+            f"sb3/{name}": float(value) for name, value in values.items() if isinstance(value, int | float | np.number)
         }
 
     # Acting

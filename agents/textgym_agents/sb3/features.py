@@ -38,9 +38,7 @@ class TokenFeatures(BaseFeaturesExtractor):
             "input_ids",
             "attention_mask",
         }:
-            raise ValueError(
-                f"observation_space={observation_space!r:.80}: allowed is Dict(input_ids, attention_mask)"
-            )
+            raise ValueError(f"observation_space={observation_space!r:.80}: allowed is Dict(input_ids, attention_mask)")
         if kind == "transformer" and width % heads:
             raise ValueError(f"heads={heads!r}: allowed is a divisor of width={width}")
         super().__init__(observation_space, features_dim=width)
@@ -52,12 +50,8 @@ class TokenFeatures(BaseFeaturesExtractor):
         if kind == "gru":
             self.gru = nn.GRU(width, width, layers, batch_first=True)
         elif kind == "transformer":
-            layer = nn.TransformerEncoderLayer(
-                width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
-            )
-            self.encoder = nn.TransformerEncoder(
-                layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
-            )
+            layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+            self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         """Return features (B, width) of ids (B, L) and masks (B, L), of any number type."""

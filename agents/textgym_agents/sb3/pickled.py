@@ -40,9 +40,7 @@ class ZipAgent(Agent):
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Raise ValueError."""
-        raise ValueError(
-            f"{self._path}: a model of a .zip can act, not learn; Stable-Baselines3 can train it"
-        )
+        raise ValueError(f"{self._path}: a model of a .zip can act, not learn; Stable-Baselines3 can train it")
 
     def save(self, path: str | Path) -> None:
         """Raise ValueError."""
@@ -60,9 +58,7 @@ _DANGER = (
 )
 
 
-def load_zip(
-    path: str | Path, env: TokenVectorEnv, kind: type[Agent] | None, trust_pickle: bool = False
-) -> ZipAgent:
+def load_zip(path: str | Path, env: TokenVectorEnv, kind: type[Agent] | None, trust_pickle: bool = False) -> ZipAgent:
     """Read a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, this runs whatever code it holds.
 
     The model must observe what the environment gives, and its actions are all tokens by id, or those that
@@ -87,9 +83,7 @@ def load_zip(
         model = kind.model_type.load(file, device="cpu")
     except Exception as error:  # the file decides what goes wrong
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        message = (
-            f"{where}: cannot be read as a model of {kind.model_type.__name__} ({reason}); is it of another?"
-        )
+        message = f"{where}: cannot be read as a model of {kind.model_type.__name__} ({reason}); is it of another?"
         raise ValueError(message) from error
     task = env.unwrapped.task
     return ZipAgent(kind.around(task, model, _table(model, task, where)), file)
@@ -111,15 +105,11 @@ def _table(model: BaseAlgorithm, task: Task, where: str) -> Table:
     """Return the tokens that the model's actions are. Raises: ValueError if it was trained in another task."""
     allowed, expected = task.vocabulary.allowed, observation_space(task)
     if model.observation_space != expected:
-        raise ValueError(
-            f"{where}: the model observes {model.observation_space}, task {task.name!r} gives {expected}"
-        )
+        raise ValueError(f"{where}: the model observes {model.observation_space}, task {task.name!r} gives {expected}")
     tables: dict[int, Table] = {len(allowed): _EveryToken(allowed)}
     tables.setdefault(int(np.count_nonzero(allowed)), AllowedTokens(allowed))
     space = model.action_space
     if not isinstance(space, spaces.Discrete) or space.start or int(space.n) not in tables:
         counts = " or ".join(f"Discrete({count})" for count in sorted(tables))
-        raise ValueError(
-            f"{where}: the model's actions are {space}, those of task {task.name!r} are {counts}"
-        )
+        raise ValueError(f"{where}: the model's actions are {space}, those of task {task.name!r} are {counts}")
     return tables[int(space.n)]

@@ -240,9 +240,7 @@ class TabularAgent(Agent):
 
     # Values and policies
 
-    def _state_values(
-        self, states: Ints, reference: Floats, legal: Bools | None, otherwise: Floats | float
-    ) -> Floats:
+    def _state_values(self, states: Ints, reference: Floats, legal: Bools | None, otherwise: Floats | float) -> Floats:
         """Return V by the table (n,); `otherwise` where nothing is known."""
         values, known = self._values(states, legal)
         if self.config.backup == "soft":
@@ -313,9 +311,7 @@ class TabularAgent(Agent):
         agent = cls(task, cls.config_type(**saved.config))
         had, actions = saved.state["actions"], len(agent.actions)
         if had != actions:
-            raise ValueError(
-                f"path={str(saved.folder)!r}: its table has {had!r:.80} actions, the task has {actions}"
-            )
+            raise ValueError(f"path={str(saved.folder)!r}: its table has {had!r:.80} actions, the task has {actions}")
         agent.table.restore(saved.arrays())
         for name in _COUNTERS:
             setattr(agent, name, count(saved.state, name))

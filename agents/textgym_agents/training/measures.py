@@ -51,9 +51,7 @@ class LearningMeter:
 
     def stop(self, metrics: Mapping[str, float] | None = None) -> None:
         """End an iteration. Args: metrics: those that the agent reports of it."""
-        scored, seconds, cpu_seconds = (
-            now - then for now, then in zip(self._now(), self._before, strict=True)
-        )
+        scored, seconds, cpu_seconds = (now - then for now, then in zip(self._now(), self._before, strict=True))
         tokens = int(scored) or int((metrics or {}).get("tokens", 0))
         for name, amount in zip(self._sums, (tokens, seconds, cpu_seconds), strict=True):
             self._sums[name] += amount

@@ -61,10 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in (flags.suite, *(flags.agents or ())):
         if ":" in name:
             import_user_module(name.partition(":")[0])
-    out = (
-        flags.out
-        or Path("runs") / f"bench-{flags.suite.rpartition(':')[2]}{'-tune' * (flags.split == 'tune')}"
-    )
+    out = flags.out or Path("runs") / f"bench-{flags.suite.rpartition(':')[2]}{'-tune' * (flags.split == 'tune')}"
     results = run_suite(
         flags.suite,
         out,
@@ -157,15 +154,11 @@ def _report_trouble(results: Sequence[Result]) -> None:
         note(f"the cells were run from different sources of textgym: {', '.join(sorted(sources))}")
     missing = [result for result in results if result.status == "missing"]
     if missing:
-        note(
-            f"{len(missing)} of {len(results)} cells are still at work in another process: run this again later"
-        )
+        note(f"{len(missing)} of {len(results)} cells are still at work in another process: run this again later")
     failed = [result for result in results if result.status == "failed"]
     if failed:
         named = [f"{result.cell.key} ({(result.error or {})['type']})" for result in failed[:_NAMED]]
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        note(
-            f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again"
-        )
+        note(f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again")
     if failed or missing:
         raise SystemExit(EXIT_FAILED)

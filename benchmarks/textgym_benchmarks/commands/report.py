@@ -32,8 +32,6 @@ def main(arguments: list[str]) -> None:
     if sources.repeated:
         note(f"{len(sources.repeated)} cells are in several of the runs; the first finished one is shown")
     fates = [result.status for result in sources.results]
-    counts = ", ".join(
-        f"{fates.count(fate)} {fate}" for fate in ("done", "failed", "missing") if fate in fates
-    )
+    counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in ("done", "failed", "missing") if fate in fates)
     output().print(untrusted(f"cells: {counts}"))
     output().print(untrusted(f"report: {out / 'index.html'}"), soft_wrap=True)

@@ -71,9 +71,7 @@ class Ray:
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         environment = {"env_vars": ONE_THREAD}
         if self._address is None:
-            ray.init(
-                "local", num_cpus=self.workers, include_dashboard=False, runtime_env=environment, **quiet
-            )
+            ray.init("local", num_cpus=self.workers, include_dashboard=False, runtime_env=environment, **quiet)
         else:
             ray.init(self._address, runtime_env=environment, **quiet)
             self.workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)

@@ -125,9 +125,7 @@ def expected(log_probs: Floats, values: Floats) -> float:
     return float(probabilities[taken] @ values[taken])
 
 
-def view_of(
-    agent: Agent, reference: Reference, observation: Observation, mask: Bools | None, step: int
-) -> View:
+def view_of(agent: Agent, reference: Reference, observation: Observation, mask: Bools | None, step: int) -> View:
     """Return what agent and reference say in one state.
 
     Args:

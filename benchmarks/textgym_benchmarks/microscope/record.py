@@ -51,9 +51,7 @@ def given_tokens(task: Task, text: str) -> list[int]:
         raise ValueError(f"completion {text!r:.80}: {str(error).removeprefix('prompt: ')}") from error
     early = next((place for place, token in enumerate(ids) if token in vocabulary.stop_ids), None)
     if early is not None:
-        raise ValueError(
-            f"completion {text!r:.80}: its token {early} is a stop token, allowed at its end only"
-        )
+        raise ValueError(f"completion {text!r:.80}: its token {early} is a stop token, allowed at its end only")
     if name is not None:
         ids.append(stops[name])
     elif vocabulary.stop_ids and len(ids) < budget:
@@ -97,9 +95,7 @@ class Request:
         if self.beta is not None and not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta={self.beta!r}: allowed is a finite number >= 0 (reward units per nat)")
         if self.prompt is not None and self.prompt_index is not None:
-            raise ValueError(
-                "prompt, prompt_index: both choose the prompt; allowed is one of them, or none to draw it"
-            )
+            raise ValueError("prompt, prompt_index: both choose the prompt; allowed is one of them, or none to draw it")
         if self.deterministic and self.completion is not None:
             raise ValueError(
                 "deterministic, completion: both choose the tokens; allowed is one of them, or none to sample"
@@ -199,8 +195,7 @@ def _play(
     tokens, rewards = played.actions.tolist(), played.rewards.tolist()
     after = [*(state.potential for state, _, _ in seen[1:]), env.get_states()[0].potential]
     moments = [
-        _Moment(state, view, tokens[t], rewards[t], after[t], value)
-        for t, (state, view, value) in enumerate(seen)
+        _Moment(state, view, tokens[t], rewards[t], after[t], value) for t, (state, view, value) in enumerate(seen)
     ]
     return moments, played.final
 
@@ -259,9 +254,7 @@ def _unknown(
     reasons: dict[str, str] = {}
     if moments[0].view.log_probs is None:
         silent = "the agent gives no probabilities"
-        reasons |= dict.fromkeys(
-            ("log_prob", "log_ratio", "rank", "entropy", "kl", "regret", "state_regret"), silent
-        )
+        reasons |= dict.fromkeys(("log_prob", "log_ratio", "rank", "entropy", "kl", "regret", "state_regret"), silent)
     if critic.ask is None:
         reasons |= dict.fromkeys(("value", "advantage"), critic.meaning)
     if why_not:

@@ -104,9 +104,7 @@ def _head(trace: Trace) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     chosen = {"sampled": "sampled", "likeliest": "the likeliest ones", "given": "given"}[trace.chosen]
-    table.add_row(
-        "task", Text(f"{escaped(trace.id)}, {trace.split} split, beta {trace.beta:g}, gamma {trace.gamma:g}")
-    )
+    table.add_row("task", Text(f"{escaped(trace.id)}, {trace.split} split, beta {trace.beta:g}, gamma {trace.gamma:g}"))
     table.add_row("agent", Text(f"{escaped(trace.agent)} against {escaped(trace.reference)}"))
     table.add_row("tokens", f"{chosen}, seed {trace.seed}")
     table.add_row("prompt", Text(escaped(trace.prompt)))
@@ -116,9 +114,7 @@ def _head(trace: Trace) -> Table:
     table.add_row("return", Text(f"{number(trace.total_return)}{terms}"))
     if trace.gold is not None:
         table.add_row("gold", number(trace.gold))
-    table.add_row(
-        "objective", f"{number(trace.objective)} = return - {trace.beta:g} x KL {number(trace.kl)} nats"
-    )
+    table.add_row("objective", f"{number(trace.objective)} = return - {trace.beta:g} x KL {number(trace.kl)} nats")
     if trace.known is not None:
         known = trace.known
         table.add_row(

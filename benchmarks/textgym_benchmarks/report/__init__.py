@@ -223,10 +223,7 @@ def _cell_table(
                     Value(entry.agent, agent=agents[entry.agent]),
                     Value(str(run.seed), sort=run.seed),
                     Value(run.status, tone={"failed": "bad", "missing": "soft"}.get(run.status, "")),
-                    *(
-                        estimate(interval_of(measures["after"].get(name)))
-                        for name in ("optimality", "reward", "kl")
-                    ),
+                    *(estimate(interval_of(measures["after"].get(name))) for name in ("optimality", "reward", "kl")),
                     figure(measures.get("tokens"), 0),
                     figure((result.timing or {}).get("seconds"), 1),
                     figure(None) if address is None else Value("folder", href=address),

@@ -46,9 +46,7 @@ _MEASURES = {
 _POINT = {"optimality": "Optimality", "reward": "Reward", "gold": "Gold", "kl": "KL", "objective": "J"}
 
 
-def cell_page(
-    templates: Environment, result: Result, task: str, style: AgentStyle, folder: Path, samples: int
-) -> str:
+def cell_page(templates: Environment, result: Result, task: str, style: AgentStyle, folder: Path, samples: int) -> str:
     """Return the page of one cell.
 
     Args:

@@ -180,9 +180,7 @@ def _curve_value(curve: Curve, episode: float) -> Value:
 def _profile_table(summary: Summary) -> ReportTable:
     rows = [
         (figure(threshold, 1), *(figure(share, 2) for share in shares))
-        for threshold, *shares in zip(
-            summary.thresholds, *(line.share for line in summary.profiles), strict=True
-        )
+        for threshold, *shares in zip(summary.thresholds, *(line.share for line in summary.profiles), strict=True)
         if round(100 * threshold) % 10 == 0
     ]
     return ReportTable((Column("Above"), *(Column(line.agent) for line in summary.profiles)), tuple(rows))
@@ -209,6 +207,4 @@ def _radar_table(summary: Summary) -> ReportTable:
         (Value(f"{capability} ({task})"), *(figure(score, 2) for score in scores))
         for task, capability, *scores in zip(radar.tasks, radar.capabilities, *radar.values, strict=True)
     ]
-    return ReportTable(
-        (Column("Capability", numeric=False), *(Column(name) for name in radar.agents)), tuple(rows)
-    )
+    return ReportTable((Column("Capability", numeric=False), *(Column(name) for name in radar.agents)), tuple(rows))

@@ -90,9 +90,7 @@ def figure(value: float | None, digits: int = 3) -> Value:
     return Value(number(value, digits), sort=value, tone="soft" if value is None else "")
 
 
-def figures(
-    label: str, attribute: str, digits: int = 3, title: str = "", descending: bool = True
-) -> ColumnOf[object]:
+def figures(label: str, attribute: str, digits: int = 3, title: str = "", descending: bool = True) -> ColumnOf[object]:
     """Return a column of numbers, each an attribute of the row, such as "mean.value"."""
     value = attrgetter(attribute)
     return Column(label, title, descending=descending), lambda row: figure(value(row), digits)

@@ -118,9 +118,7 @@ _OPTIMUM = _record(
     }
 )
 _CROSSING = _record(dict.fromkeys(("episodes", "tokens"), _number_or_null))
-_ANSWER = _record(
-    {"completion": _text, "reward": _number_or_null}, {"gold": _number_or_null, "terms": _NUMBERS}
-)
+_ANSWER = _record({"completion": _text, "reward": _number_or_null}, {"gold": _number_or_null, "terms": _NUMBERS})
 _SAMPLE = _record({"prompt": _text, **dict.fromkeys(("before", "after"), _or_null(_ANSWER))})
 _MEASURES = _record(
     {

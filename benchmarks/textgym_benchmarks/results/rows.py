@@ -39,9 +39,7 @@ def snapshot(row: Row) -> JsonObject:
     result |= {name: row.get(f"eval/{name}") for name in (*NUMBERS, "answer_tokens")}
     for kind in ("terms", "failures"):
         prefix = f"eval/{kind}/"
-        result[kind] = {
-            name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
-        }
+        result[kind] = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
     return result
 
 
@@ -114,10 +112,7 @@ def side_by_side(before: Sequence[Row], after: Sequence[Row]) -> list[JsonObject
     """Return the answers to the same prompts. Args: rows of samples of two evaluations, in the same order."""
     return [
         {"prompt": first["prompt"]}
-        | {
-            side: {name: row.get(name) for name in _ANSWER}
-            for side, row in (("before", first), ("after", last))
-        }
+        | {side: {name: row.get(name) for name in _ANSWER} for side, row in (("before", first), ("after", last))}
         for first, last in zip(before, after, strict=True)
     ]
 
@@ -183,12 +178,7 @@ def _samples(rows: Sequence[Row]) -> list[JsonObject]:
     """Return the answers of the first and the last evaluation to the same prompts, side by side."""
     latest = max((row["iteration"] for row in rows), default=0)
     first, last = (
-        {row["prompt"]: row for row in reversed(rows) if row["iteration"] == iteration}
-        for iteration in (0, latest)
+        {row["prompt"]: row for row in reversed(rows) if row["iteration"] == iteration} for iteration in (0, latest)
     )
-    both = [
-        prompt
-        for prompt in dict.fromkeys(row["prompt"] for row in rows)
-        if prompt in first and prompt in last
-    ]
+    both = [prompt for prompt in dict.fromkeys(row["prompt"] for row in rows) if prompt in first and prompt in last]
     return side_by_side([first[prompt] for prompt in both], [last[prompt] for prompt in both])

@@ -76,9 +76,7 @@ def load_results(path: str | Path) -> list[Result]:
             return [_checked(place, read_run(place), place)]
         if (place / "result.json").exists():
             return [_checked(place / "result.json", read_json(place / "result.json"), place)]
-        raise ValueError(
-            f"{path}: a folder without suite.json, config.json or result.json; allowed is {ALLOWED}"
-        )
+        raise ValueError(f"{path}: a folder without suite.json, config.json or result.json; allowed is {ALLOWED}")
     if not place.exists():
         raise ValueError(f"{path}: there is nothing; allowed is {ALLOWED}")
     data = read_json(place)
@@ -132,9 +130,7 @@ def suite_summary(path: str | Path) -> JsonObject:
     return {name: value for name, value in found.items() if name != "cells"}
 
 
-def export_results(
-    results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None
-) -> None:
+def export_results(results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None) -> None:
     """Write results to one file, numbers to 6 significant digits, one result a line, without tracebacks.
 
     Args:

@@ -65,8 +65,7 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
     summary = summarise(measured)
     entries = [task_entry(name) for name in task_names()]
     families = {
-        family: (title, [entry for entry in entries if entry.family == family])
-        for family, title in TITLES.items()
+        family: (title, [entry for entry in entries if entry.family == family]) for family, title in TITLES.items()
     }
     page = partial(
         markdown("textgym_benchmarks.results", "family.md").render,
@@ -80,8 +79,7 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
     )
     index = markdown("textgym_benchmarks.results", "tasks.md").render(families=families)
     return {"README.md": index} | {
-        f"{family}.md": page(family=family, title=title, tasks=tasks)
-        for family, (title, tasks) in families.items()
+        f"{family}.md": page(family=family, title=title, tasks=tasks) for family, (title, tasks) in families.items()
     }
 
 

@@ -243,9 +243,7 @@ def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
     env = make_env(entry.id, 1)
     task = env.unwrapped.task
     if entry.family == "text" or solvable(task, settings.split):
-        raise ValueError(
-            f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled"
-        )
+        raise ValueError(f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled")
     of_suite = [] if settings.suite is None else load_results(settings.suite)
     own = [each for each in of_suite if each.cell.id == entry.id and not each.cell.options]
     folders = [*settings.proposals, *map(_run, _best(own))][: settings.most]

@@ -93,9 +93,7 @@ class Progress:
         now = time.monotonic() if now is None else now
         pace = self._seconds / self._planned
         waiting = [pace * cost(self.cells[key]) for key, status in self.status.items() if status == "waiting"]
-        running = [
-            max(pace * cost(self.cells[key]) - (now - begun), 0.0) for key, begun in self._begun.items()
-        ]
+        running = [max(pace * cost(self.cells[key]) - (now - begun), 0.0) for key, begun in self._begun.items()]
         return max((sum(waiting) + sum(running)) / self.workers, *running, *waiting, 0.0)
 
 

@@ -119,9 +119,7 @@ def busy_share(folder: str | Path) -> float | None:
     return None if busy is None else float(busy)
 
 
-def _unfinished(
-    folder: Path, cells: Sequence[Cell], retry_failed: bool, progress: Progress
-) -> Iterator[Cell]:
+def _unfinished(folder: Path, cells: Sequence[Cell], retry_failed: bool, progress: Progress) -> Iterator[Cell]:
     """Yield the cells to run, the longest first: then all cores are busy to the end."""
     for cell in sorted(cells, key=cost, reverse=True):
         path = cell_folder(folder, cell)

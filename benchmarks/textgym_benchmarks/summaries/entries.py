@@ -199,6 +199,4 @@ def _entry(agent: str, problem: int, label: str, results: Sequence[Result], seed
 
 def best_first(entries: Iterable[Entry]) -> list[Entry]:
     """Return entries of one problem by their optimality, those without one last."""
-    return sorted(
-        entries, key=lambda entry: (entry.optimality.value is None, -(entry.optimality.value or 0.0))
-    )
+    return sorted(entries, key=lambda entry: (entry.optimality.value is None, -(entry.optimality.value or 0.0)))

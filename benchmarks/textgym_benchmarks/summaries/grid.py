@@ -107,9 +107,7 @@ def spread(results: Sequence[Result], measure: str, generator: np.random.Generat
         only = final(result, measure)
         if only is not None:
             least, most = (finite(at(result.measures, "after", measure, end)) for end in ("low", "high"))
-            return Spread(
-                only, least, most, 1, len(results), "none" if least is None or most is None else "run"
-            )
+            return Spread(only, least, most, 1, len(results), "none" if least is None or most is None else "run")
     return Spread(None, None, None, 0, len(results), "none")
 
 
@@ -166,9 +164,7 @@ class Grid:
             found[problem.family].append(problem)
         return found
 
-    def strata(
-        self, agent: str, problems: Iterable[Problem] | None = None, failed: float | None = None
-    ) -> Strata:
+    def strata(self, agent: str, problems: Iterable[Problem] | None = None, failed: float | None = None) -> Strata:
         """Return the final optimality of the agent's runs, clipped at `FLOOR`, by problem (all of them by default).
 
         Args:
@@ -196,9 +192,7 @@ def make_grid(results: Sequence[Result]) -> Grid:
         key = result.cell.key
         if key in seen:
             folders = f"{seen[key].folder} and {result.folder}"
-            raise ValueError(
-                f"results: cell {key!r} is there twice ({folders}); allowed is once: leave one out"
-            )
+            raise ValueError(f"results: cell {key!r} is there twice ({folders}); allowed is once: leave one out")
         seen[key] = result
     problems, names = _problems(results), _agent_names(results)
     runs: dict[tuple[str, int], list[Result]] = defaultdict(list)

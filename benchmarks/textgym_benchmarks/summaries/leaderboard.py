@@ -127,10 +127,7 @@ class AgentRow(Costs):
 def leaderboard(grid: Grid, seed: int) -> list[AgentRow]:
     """Return ranked agents by rank, then the others by their own interquartile mean, those without a score last."""
     compared = comparison(grid)
-    rows = [
-        _row(grid, agent, seed, compared.problems if agent in compared.agents else None)
-        for agent in grid.agents
-    ]
+    rows = [_row(grid, agent, seed, compared.problems if agent in compared.agents else None) for agent in grid.agents]
     rows.sort(key=_place)
     best = None if _score(rows[0]) is None else rows[0].agent
     return [

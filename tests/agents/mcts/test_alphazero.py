@@ -31,9 +31,7 @@ def test_the_losses_by_hand():
 
 def test_the_gradient_vanishes_where_the_policy_is_what_the_search_came_to():
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    distillation_losses(logits, torch.zeros(3), torch.softmax(logits.detach(), -1), torch.zeros(3))[
-        0
-    ].sum().backward()
+    distillation_losses(logits, torch.zeros(3), torch.softmax(logits.detach(), -1), torch.zeros(3))[0].sum().backward()
     assert float(logits.grad.abs().max()) < 1e-6
 
 
@@ -98,9 +96,7 @@ def test_masked_tokens_are_neither_played_nor_learned():
         return masks
 
     task = small_task(mask=no_repeats)
-    games = play_games(
-        batch_env(task), 0, Planner(task, MCTSConfig(simulations=4), 0.4), 0.4, np.random.default_rng(0)
-    )
+    games = play_games(batch_env(task), 0, Planner(task, MCTSConfig(simulations=4), 0.4), 0.4, np.random.default_rng(0))
     last = games.input_ids[games.rows, games.columns]
     assert (games.targets[np.arange(len(last)), last] == 0).all()
     agent = AlphaZero(task, AlphaZeroConfig(batch=16, simulations=4, device="cpu"), model=tiny_llama(4))

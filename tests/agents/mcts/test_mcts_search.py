@@ -30,9 +30,7 @@ def no_repeats(states):
 
 def smooth(seed):
     """A bigram reference that takes every token now and then: PUCT goes by the prior, so rare ones take long."""
-    table = np.exp(
-        bigram(seed).log_probs({"input_ids": np.arange(4)[:, None], "attention_mask": np.ones((4, 1))})
-    )
+    table = np.exp(bigram(seed).log_probs({"input_ids": np.arange(4)[:, None], "attention_mask": np.ones((4, 1))}))
     return NGramReference(0.5 * table + 0.125)
 
 
@@ -115,9 +113,7 @@ def test_the_first_simulations_by_hand():
         search.run(1)
         assert forest.visits[0].tolist() == visits.tolist()
     assert forest.children[0, STOP] == ENDED
-    assert (
-        sorted(forest.children[0, :3].tolist()) == np.flatnonzero(forest.parents[: len(forest)] == 0).tolist()
-    )
+    assert sorted(forest.children[0, :3].tolist()) == np.flatnonzero(forest.parents[: len(forest)] == 0).tolist()
 
 
 @pytest.mark.parametrize("backup", ["soft", "max", "mean"])
@@ -193,9 +189,7 @@ def test_a_guides_values_and_prior_are_asked_for():
 
 
 @pytest.mark.parametrize("mask", [None, odd_grammar], ids=["free", "grammar"])
-@pytest.mark.parametrize(
-    ("kl", "backup"), [("exact", "soft"), ("k2", "soft"), ("k1", "soft"), ("exact", "mean")]
-)
+@pytest.mark.parametrize(("kl", "backup"), [("exact", "soft"), ("k2", "soft"), ("k1", "soft"), ("exact", "mean")])
 def test_leaves_valued_by_an_lm_agent_are_charged_what_its_head_leaves_out(kl, backup, mask):
     task = replace(tiny_task(gamma=0.9), mask=mask)
     guide = tiny_agent(task, kl=kl)
@@ -209,12 +203,9 @@ def test_leaves_valued_by_an_lm_agent_are_charged_what_its_head_leaves_out(kl, b
     evaluator = Evaluator(task, MCTSConfig(backup=backup, leaf="values"), BETA, guide)
     found = evaluator.evaluate(model, arrival, np.random.default_rng(0)).values
     own, reference = (
-        restricted(each.log_probs(arrival.observation), arrival.masks)
-        for each in (guide, guide.own_reference())
+        restricted(each.log_probs(arrival.observation), arrival.masks) for each in (guide, guide.own_reference())
     )
-    divergence = np.where(
-        np.isfinite(own), np.exp(own) * (own - np.where(np.isfinite(own), reference, 0)), 0
-    ).sum(1)
+    divergence = np.where(np.isfinite(own), np.exp(own) * (own - np.where(np.isfinite(own), reference, 0)), 0).sum(1)
     assert (divergence > 1e-3).all()
     charged = BETA * divergence if kl != "k1" and backup == "soft" else 0.0
     want = guide.values(arrival.observation) - charged
@@ -226,9 +217,7 @@ def test_a_guide_that_nothing_asks_for_is_refused(given):
     task = small_task()
     with pytest.raises(ValueError, match="allowed with a guide is prior='guide', leaf='values', or both"):
         MCTS(task, MCTSConfig(**given), guide=bigram())
-    with pytest.raises(
-        ValueError, match="guide='run': allowed is None without prior='guide' or leaf='values'"
-    ):
+    with pytest.raises(ValueError, match="guide='run': allowed is None without prior='guide' or leaf='values'"):
         MCTSConfig(guide="run", **given)
     MCTS(task, MCTSConfig(prior="guide"), guide=bigram())
 

@@ -72,8 +72,7 @@ def test_log_probs_are_those_of_the_agent_and_of_its_reference(agent, dataset):
 
 def test_the_seed_decides_and_tokens_are_drawn_from_the_policy(agent):
     first, again, other = (
-        [episode.actions.tolist() for episode in play_episodes(agent, agent.task, 600, seed=seed)]
-        for seed in (1, 1, 2)
+        [episode.actions.tolist() for episode in play_episodes(agent, agent.task, 600, seed=seed)] for seed in (1, 1, 2)
     )
     assert first == again != other
     solution = solve(tiny_task())
@@ -108,9 +107,7 @@ def test_what_a_policy_does_not_know_is_nan():
 def test_noise_can_be_played_again():
     env = TokenEnv("Noisy")
     for episode in play_episodes(make_agent("random", env), env.task, 5):
-        env.set_state(
-            TokenState(env.task.prompt(episode.prompt, "train"), (), episode_seed=episode.episode_seed)
-        )
+        env.set_state(TokenState(env.task.prompt(episode.prompt, "train"), (), episode_seed=episode.episode_seed))
         rewards = [env.step(action)[1] for action in episode.actions]
         assert rewards == episode.rewards.tolist()
 
@@ -162,9 +159,7 @@ def test_plain_minari_reads_it_by_its_id_and_recovers_the_environment(tmp_path):
     )
     assert recorded.returncode == 0, recorded.stderr
     assert json.loads(recorded.stdout)["dataset"] == "lab/stop-random-v3"
-    read = subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False
-    )
+    read = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
     assert read.stdout == "True\n", read.stderr
 
 

@@ -102,9 +102,7 @@ def test_all_measures_together():
     card = measure_rankings([[3.0, 1.0, 2.0], [0.0, 5.0]], [[5, 6, 1], [9, 2]], bins=5)
     assert (card["rankings"], card["pairs"], card["accuracy"]) == (2, 4, 0.5)
     assert card["accuracy_low"] <= 0.5 <= card["accuracy_high"]
-    assert card["log_loss"] == pytest.approx(
-        -np.mean([math.log(sigmoid(margin)) for margin in (2, 1, -1, -5)])
-    )
+    assert card["log_loss"] == pytest.approx(-np.mean([math.log(sigmoid(margin)) for margin in (2, 1, -1, -5)]))
     assert card["longer_accuracy"] == 3 / 4  # 5 < 6 is wrong; 5 > 1, 6 > 1 and 9 > 2 are right
     assert len(card["reliability"]) == 5
     assert card == json.loads(json.dumps(card))

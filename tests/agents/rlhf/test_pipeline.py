@@ -87,10 +87,7 @@ def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / PREFERENCES / "result.json").unlink()
     text = (tmp_path / "run" / PREFERENCES / "preferences.jsonl").read_text()
-    assert (
-        Pipeline(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()["rows"]
-        == result["rows"]
-    )
+    assert Pipeline(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()["rows"] == result["rows"]
     assert (tmp_path / "run" / PREFERENCES / "preferences.jsonl").read_text() == text
 
 
@@ -106,9 +103,7 @@ def test_settings_out_of_range_are_named():
         RLHFSettings(episodes=0)
     with pytest.raises(ValueError, match=r"betas=\(\)"):
         OveroptimiseSettings(betas=())
-    with pytest.raises(
-        ValueError, match=r"epochs=\(1,\): allowed is .* for each of pairs=\(100, 1000, 10000\)"
-    ):
+    with pytest.raises(ValueError, match=r"epochs=\(1,\): allowed is .* for each of pairs=\(100, 1000, 10000\)"):
         OveroptimiseSettings(reward_model_epochs=(1,))
 
 

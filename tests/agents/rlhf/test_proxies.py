@@ -42,9 +42,7 @@ def test_pair_accuracy_by_hand():
 
 def test_best_of_n_by_a_perfect_and_by_a_perverse_proxy():
     gold = np.random.default_rng(0).normal(size=(3, 8))
-    samples = ReferenceAnswers(
-        ("a", "b", "c"), np.full((3, 8), "", object), gold > 0, gold, np.full(3, 1 / 3)
-    )
+    samples = ReferenceAnswers(("a", "b", "c"), np.full((3, 8), "", object), gold > 0, gold, np.full(3, 1 / 3))
     perfect, perverse = best_of_n_curve(gold, samples), best_of_n_curve(-gold, samples)
     assert [point["n"] for point in perfect["points"]] == [1, 2]  # 8 samples say nothing of the KL beyond
     # The best of every pair out of 8 has rank k with probability (k - 1) / 28.

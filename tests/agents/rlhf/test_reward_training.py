@@ -187,9 +187,7 @@ def test_reference_samples_that_do_not_do_are_named(tmp_path):
 
 
 def test_the_seeds_of_all_members_are_seeds(tmp_path, monkeypatch):
-    plan = RewardModelSettings(
-        pair_file(tmp_path / "pairs.jsonl", 10), seed=2**32 - 1, members=2, device="cpu"
-    )
+    plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 10), seed=2**32 - 1, members=2, device="cpu")
     seeds = []
     monkeypatch.setattr(SupervisedRun, "train", lambda self, folder, fit, *rest: seeds.append(fit.seed))
     monkeypatch.setattr(SupervisedRun, "finish", lambda self, folder, result: dict(result))
@@ -202,9 +200,7 @@ def test_reference_samples_centre_the_scores(tmp_path):
     good = {"prompt": "What is 1?", "completion": "It is small."}
     rows = [good, {"prompt": "", "completion": "It cannot be encoded."}, {"prompt": "broken"}]
     samples, watcher = write_rows(tmp_path / "samples.jsonl", rows), Stops(-1)
-    plan = RewardModelSettings(
-        pair_file(tmp_path / "pairs.jsonl"), reference_samples=samples, **{**QUICK, "epochs": 1}
-    )
+    plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl"), reference_samples=samples, **{**QUICK, "epochs": 1})
     result = train_reward_model(plan, tmp_path / "run", watcher)
     assert (result["data"]["broken_rows"], result["data"]["broken_reference_samples"]) == (0, 2)
     assert [note.partition(": ")[2].partition(": ")[0] for note in watcher.notes] == [
@@ -214,7 +210,5 @@ def test_reference_samples_centre_the_scores(tmp_path):
     model, vocabulary = load_reward_model(tmp_path / "run/model")
     centre = json.loads((tmp_path / "run/model/reward.json").read_text())
     ids = [*vocabulary.encode_prompt("What is 1?"), *vocabulary.codec.encode("It is small.")]
-    assert centre["offset"] == pytest.approx(
-        alone(model, Encoded([*ids, vocabulary.stop_ids[0]], 1, 0)), abs=1e-5
-    )
+    assert centre["offset"] == pytest.approx(alone(model, Encoded([*ids, vocabulary.stop_ids[0]], 1, 0)), abs=1e-5)
     assert (centre["samples"], centre["std"]) == (1, 0.0)

@@ -220,9 +220,7 @@ def test_an_end_token_that_pads_as_well_is_learned_as_an_end(tmp_path):
     for name, pad in (("apart", "<|pad|>"), ("end", "<|end|>")):
         base = shutil.copytree(MODEL_PATH, tmp_path / f"base-{name}")
         file = base / "tokenizer_config.json"
-        file.write_text(
-            json.dumps({**json.loads(file.read_text()), "eos_token": "<|end|>", "pad_token": pad})
-        )
+        file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "<|end|>", "pad_token": pad}))
         train_sft(SFTSettings(data, base=str(base), **{**QUICK, "epochs": 1}), tmp_path / name)
     apart, end = weights(tmp_path / "apart" / "model"), weights(tmp_path / "end" / "model")
     assert apart == end
@@ -242,9 +240,7 @@ def test_parts_of_a_step_do_not_change_it(tmp_path):
 @pytest.mark.slow
 def test_after_an_interruption_the_result_is_the_same(tmp_path):
     # Dropout draws from a generator whose state has to come back too.
-    plan = SFTSettings(
-        pair_file(tmp_path / "pairs.jsonl"), base=dropout_base(tmp_path / "base"), eval_every=2, **QUICK
-    )
+    plan = SFTSettings(pair_file(tmp_path / "pairs.jsonl"), base=dropout_base(tmp_path / "base"), eval_every=2, **QUICK)
     train_sft(plan, tmp_path / "whole")
     for number, stop in enumerate((0, 2, 5, 9)):
         run = tmp_path / f"cut-{number}"

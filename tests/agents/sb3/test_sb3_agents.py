@@ -253,9 +253,7 @@ def test_without_psutil_linux_says_what_is_free(monkeypatch: pytest.MonkeyPatch)
 def test_available_memory_by_hand(tmp_path: Path) -> None:
     table = tmp_path / "meminfo"
     assert memory.available_bytes(table) is None
-    table.write_text(
-        "MemTotal:  9 kB\nMemFree:  2 kB\nMemAvailable:     3 kB\nBuffers: 4 kB\n", encoding="ascii"
-    )
+    table.write_text("MemTotal:  9 kB\nMemFree:  2 kB\nMemAvailable:     3 kB\nBuffers: 4 kB\n", encoding="ascii")
     assert memory.available_bytes(table) == 3 * 1024
     table.write_text("MemTotal:  9 kB\n", encoding="ascii")
     assert memory.available_bytes(table) is None

@@ -16,9 +16,7 @@ WITH_ENTROPY = ("sb3-a2c", "sb3-ppo", "sb3-maskable-ppo", "sb3-recurrent-ppo")
 WITHOUT = ("sb3-dqn", "sb3-qrdqn", "sb3-trpo", "sb3-ddpg", "sb3-td3")
 
 
-def trained(
-    name: str, env_id: str, episodes: int, options: dict[str, Any] | None = None, **settings: Any
-) -> Any:
+def trained(name: str, env_id: str, episodes: int, options: dict[str, Any] | None = None, **settings: Any) -> Any:
     config = make_config(agent_class(name), settings)
     env = make_env(env_id, config.batch, **(options or {}))
     agent = make_agent(name, env, config)

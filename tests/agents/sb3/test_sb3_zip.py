@@ -29,9 +29,7 @@ def files(tmp_path_factory):
     library, contrib = stable_baselines3, sb3_contrib
     models = {
         "sb3-ppo": library.PPO("MultiInputPolicy", TokenEnv("Stop"), **SHORT),
-        "sb3-maskable-ppo": contrib.MaskablePPO(
-            "MultiInputPolicy", AllowedActions(TokenEnv("Stop")), **SHORT
-        ),
+        "sb3-maskable-ppo": contrib.MaskablePPO("MultiInputPolicy", AllowedActions(TokenEnv("Stop")), **SHORT),
         "sb3-dqn": library.DQN(
             "MultiInputPolicy",
             SB3VecEnv(make_env(ID, 2)),
@@ -116,9 +114,7 @@ def test_what_cannot_be_used_is_said(files, env, tmp_path):
 def test_it_acts_and_does_not_learn(files, env, tmp_path):
     agent = load_agent(files[0] / "sb3-ppo.zip", env, "sb3-ppo", trust_pickle=True)
     observation, _ = env.reset(seed=0)
-    assert (
-        agent.act(observation, deterministic=True).tolist() == agent.log_probs(observation).argmax(1).tolist()
-    )
+    assert agent.act(observation, deterministic=True).tolist() == agent.log_probs(observation).argmax(1).tolist()
     with pytest.raises(ValueError, match="can act, not learn"):
         agent.learn(env, 1)
     with pytest.raises(ValueError, match="saved by Stable-Baselines3 alone"):

@@ -64,9 +64,7 @@ def test_it_serves_an_unmodified_policy(kind: Kind) -> None:
         "features_extractor_class": TokenFeatures,
         "features_extractor_kwargs": {"kind": kind, "width": 8},
     }
-    model = PPO(
-        "MultiInputPolicy", TokenEnv(word_task()), n_steps=8, batch_size=8, policy_kwargs=kwargs, device="cpu"
-    )
+    model = PPO("MultiInputPolicy", TokenEnv(word_task()), n_steps=8, batch_size=8, policy_kwargs=kwargs, device="cpu")
     model.learn(16)
     observation, _ = model.get_env().envs[0].reset(seed=0)  # type: ignore[union-attr]
     action, _ = model.predict(observation)

@@ -251,9 +251,7 @@ def test_an_environment_that_resets_by_itself_is_refused():
 
 def test_an_episode_that_was_cut_goes_on_by_the_table():
     task = small_task()
-    agent = make_agent(
-        "q-learning", batch_env(task), learning_rate=1.0, exploration="epsilon-greedy", epsilon=1.0
-    )
+    agent = make_agent("q-learning", batch_env(task), learning_rate=1.0, exploration="epsilon-greedy", epsilon=1.0)
     agent.learn(batch_env(task), 8_000)
     before = agent.table.values[: len(agent.table)].copy()
     agent.learn(CutOff(task, 256), 256)

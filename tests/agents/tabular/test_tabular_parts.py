@@ -97,9 +97,7 @@ def test_a_state_is_its_tokens_and_never_its_padding():
     one = state_keys({"input_ids": np.array([[1, 2, 0], [1, 2, 0], [1, 2, 9]]), "attention_mask": mask})
     assert one[0] == one[2] != one[1]
     wider = np.array([[1, 2, 0, 0]])
-    assert (
-        state_keys({"input_ids": wider, "attention_mask": np.array([[1, 1, 0, 0]], dtype=np.int8)}) == one[:1]
-    )
+    assert state_keys({"input_ids": wider, "attention_mask": np.array([[1, 1, 0, 0]], dtype=np.int8)}) == one[:1]
 
 
 def test_the_table_grows_and_refuses_when_it_is_full():

@@ -52,9 +52,7 @@ def read_difficulty(difficulty: int, low: int, high: int, meaning: str) -> int:
     return int(difficulty)
 
 
-def word_vocabulary(
-    actions: Sequence[str], asked: Sequence[str] = (), stop: str | Sequence[str] = ()
-) -> Vocabulary:
+def word_vocabulary(actions: Sequence[str], asked: Sequence[str] = (), stop: str | Sequence[str] = ()) -> Vocabulary:
     """Return a vocabulary of words.
 
     Args:
@@ -103,9 +101,7 @@ def diagnostic(
     )
 
 
-def with_answers(
-    pairs: Sequence[tuple[str, str]], at_most: int, held_out: float = 0.25
-) -> dict[str, PromptSet]:
+def with_answers(pairs: Sequence[tuple[str, str]], at_most: int, held_out: float = 0.25) -> dict[str, PromptSet]:
     """Return splits with the column `answer`; "train" and "eval" have no prompt in common.
 
     "tune" has as many prompts as "eval", of those that are left over; where these are too few, it has those of "eval",

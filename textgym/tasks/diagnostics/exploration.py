@@ -94,9 +94,7 @@ class EverySixteenth(NamedReward):
 
 
 @documented(SHARED, prompt="w1", L="2", T="one token")
-def big_vocab_task(
-    difficulty: int = 3, *, beta: float = BETA, reference: str | Reference = "uniform"
-) -> Task:
+def big_vocab_task(difficulty: int = 3, *, beta: float = BETA, reference: str | Reference = "uniform") -> Task:
     """Make the task BigVocab.
 
     ### Description
@@ -114,9 +112,7 @@ def big_vocab_task(
     """
     size = SIZES[read_difficulty(difficulty, 0, len(SIZES) - 1, f"vocabularies of {SIZES} words")]
     vocabulary = _numbered_words(size)
-    return diagnostic(
-        "BigVocab", vocabulary, "w1", reward=EverySixteenth(), words=1, beta=beta, reference=reference
-    )
+    return diagnostic("BigVocab", vocabulary, "w1", reward=EverySixteenth(), words=1, beta=beta, reference=reference)
 
 
 @cache
@@ -140,9 +136,7 @@ class Trap(TextReward):
 
 
 @documented(SHARED, prompt="walk", L="difficulty + 1", T="`difficulty` tokens")
-def deceptive_task(
-    difficulty: int = 8, *, beta: float = 0.05, reference: str | Reference = "uniform"
-) -> Task:
+def deceptive_task(difficulty: int = 8, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
     """Make the task Deceptive.
 
     ### Description
@@ -178,9 +172,7 @@ class Treasure(TextReward):
 
 
 @documented(SHARED, prompt="dive", L="difficulty + 1", T="`difficulty` tokens")
-def deep_sea_task(
-    difficulty: int = 10, *, beta: float = 0.05, reference: str | Reference = "uniform"
-) -> Task:
+def deep_sea_task(difficulty: int = 10, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
     """Make the task DeepSea.
 
     ### Description
@@ -241,9 +233,7 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
         reference = _pairs()
     reward = SameWord(MODES[:2], length)
     vocabulary = word_vocabulary(MODES, asked=["choose"])
-    return diagnostic(
-        "TwoModes", vocabulary, "choose", reward=reward, words=length, beta=beta, reference=reference
-    )
+    return diagnostic("TwoModes", vocabulary, "choose", reward=reward, words=length, beta=beta, reference=reference)
 
 
 def _pairs() -> NGramReference:

@@ -91,15 +91,11 @@ def _repeating(name: str, difficulty: int, step: int, beta: float, reference: st
     chosen = sequences(WORDS, length, at_most)
     pairs = [(f"{verb} {' '.join(words)} :", " ".join(words[::step])) for words in chosen]
     vocabulary, prompts = word_vocabulary(WORDS, asked=[verb, ":"]), with_answers(pairs, at_most)
-    return diagnostic(
-        name, vocabulary, prompts, reward=RightWords(), words=length, beta=beta, reference=reference
-    )
+    return diagnostic(name, vocabulary, prompts, reward=RightWords(), words=length, beta=beta, reference=reference)
 
 
 @documented(SHARED, L="difficulty + 2", T="one token")
-def distractor_task(
-    difficulty: int = 8, *, beta: float = BETA, reference: str | Reference = "uniform"
-) -> Task:
+def distractor_task(difficulty: int = 8, *, beta: float = BETA, reference: str | Reference = "uniform") -> Task:
     """Make the task Distractor.
 
     ### Description
@@ -122,9 +118,7 @@ def distractor_task(
     chosen = sequences(WORDS[:4], tail + 1, PROMPTS)
     pairs = [(" ".join(words), words[0]) for words in chosen]
     vocabulary, prompts = word_vocabulary(WORDS[:4]), with_answers(pairs, PROMPTS, held_out=0.2)
-    return diagnostic(
-        "Distractor", vocabulary, prompts, reward=RightWords(), words=1, beta=beta, reference=reference
-    )
+    return diagnostic("Distractor", vocabulary, prompts, reward=RightWords(), words=1, beta=beta, reference=reference)
 
 
 @documented(SHARED, L="2 * difficulty + 4", T="one token")
@@ -151,9 +145,7 @@ def recall_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Ref
     pairs = read_difficulty(difficulty, 1, len(WORDS), "pairs in the prompt")
     vocabulary = word_vocabulary(VALUES, asked=["recall", ":", *WORDS])
     prompts = with_answers(_questions(pairs), QUESTIONS, held_out=0.2)
-    return diagnostic(
-        "Recall", vocabulary, prompts, reward=RightWords(), words=1, beta=beta, reference=reference
-    )
+    return diagnostic("Recall", vocabulary, prompts, reward=RightWords(), words=1, beta=beta, reference=reference)
 
 
 def _questions(pairs: int) -> list[tuple[str, str]]:
@@ -232,6 +224,4 @@ def stop_task(difficulty: int = 4, *, beta: float = BETA, reference: str | Refer
     vocabulary = word_vocabulary(["word", *STOPS], asked=[str(count) for count in counts], stop=STOPS)
     prompts = prompt_set([str(count) for count in counts], {"count": counts})
     reward = WordCount(most, vocabulary.stop_ids)
-    return diagnostic(
-        "Stop", vocabulary, prompts, reward=reward, words=most + 2, beta=beta, reference=reference
-    )
+    return diagnostic("Stop", vocabulary, prompts, reward=reward, words=most + 2, beta=beta, reference=reference)

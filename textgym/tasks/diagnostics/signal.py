@@ -61,9 +61,7 @@ def delayed_task(difficulty: int = 8, *, beta: float = BETA, reference: str | Re
     length = read_difficulty(difficulty, 1, 12, "words until it is paid")
     vocabulary = word_vocabulary(LETTERS[:3], asked=["go"])
     reward = FirstWord(LETTERS[0])
-    return diagnostic(
-        "Delayed", vocabulary, "go", reward=reward, words=length, beta=beta, reference=reference
-    )
+    return diagnostic("Delayed", vocabulary, "go", reward=reward, words=length, beta=beta, reference=reference)
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,7 @@ class Spelling(TextReward):
 
 
 @documented(SHARED, prompt="spell", L="4", T="three tokens")
-def beta_sweep_task(
-    difficulty: int = 3, *, beta: float | None = None, reference: str | Reference = "uniform"
-) -> Task:
+def beta_sweep_task(difficulty: int = 3, *, beta: float | None = None, reference: str | Reference = "uniform") -> Task:
     """Make the task BetaSweep.
 
     ### Description
@@ -129,9 +125,7 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
 
 
 @documented(SHARED, prompt="spell", L="4", T="three tokens")
-def scale_task(
-    difficulty: int = 3, *, beta: float | None = None, reference: str | Reference = "uniform"
-) -> Task:
+def scale_task(difficulty: int = 3, *, beta: float | None = None, reference: str | Reference = "uniform") -> Task:
     """Make the task Scale.
 
     ### Description
@@ -157,6 +151,4 @@ def _spelling(
 ) -> Task:
     words = len(TARGET)
     vocabulary = word_vocabulary(LETTERS, asked=["spell"])
-    return diagnostic(
-        name, vocabulary, "spell", reward=reward, words=words, beta=beta, reference=reference, gold=gold
-    )
+    return diagnostic(name, vocabulary, "spell", reward=reward, words=words, beta=beta, reference=reference, gold=gold)
