@@ -187,7 +187,7 @@ class Conversation:
 
     @cached_property
     def ending(self) -> str | None:
-        """What the template writes after a completion; None if it takes no completion, or writes it twice."""
+        """Text that the template writes after a completion; None if it takes no completion, or writes it twice."""
         try:
             return around(self.template("a", MASK))[1]
         except ValueError:

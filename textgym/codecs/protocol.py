@@ -1,4 +1,4 @@
-"""What a codec is: texts to ids and back, and the bytes behind byte-level tokens."""
+"""The protocol of codecs (texts to ids and back), and the bytes behind byte-level tokens."""
 
 from __future__ import annotations
 

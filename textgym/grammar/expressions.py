@@ -118,7 +118,7 @@ _SAYS_NOTHING: Final[Schema] = {
     "dependentRequired": {},
     "dependentSchemas": {},
 }
-"""What llguidance refuses even where it is as good as not written."""
+"""Keywords that llguidance refuses even where they change nothing."""
 _MOST_DIGITS: Final = 15
 """Before the decimal point, and behind it: what a float keeps of a decimal number."""
 

@@ -94,7 +94,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Reading(Generic[Row]):
-    """What a file holds: every line that is not blank is a row or a problem.
+    """The content of a file: every line that is not blank is a row or a problem.
 
     Args:
         rows: in the file's order.

@@ -1,4 +1,4 @@
-"""What a reward is: its call signature, named terms, scores and errors; its data columns and optional packages."""
+"""The protocol of rewards: call signature, named terms, scores and errors; data columns and optional packages."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What B completions earned.
+    """Scores of B completions.
 
     Attributes:
         total: float64 (B,), finite, reward units.

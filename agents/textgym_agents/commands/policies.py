@@ -83,7 +83,7 @@ class PolicyFlags:
     trust_pickle: bool = False
     """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
     guide: int = 0
-    """Let the agent's own critic choose among its so many likeliest tokens (value-guided decoding); 0: not."""
+    """Let the agent's own critic choose among this many of its likeliest tokens (value-guided decoding); 0: do not."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
     seed: int = 0

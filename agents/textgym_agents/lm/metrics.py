@@ -1,4 +1,4 @@
-"""What an iteration measures, of its rollout and of its optimiser steps, and beta, which follows the KL measured."""
+"""Metrics of an iteration, of its rollout and of its optimiser steps, and beta, which follows the measured KL."""
 
 from __future__ import annotations
 

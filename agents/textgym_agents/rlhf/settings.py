@@ -30,7 +30,7 @@ class FitSettings(FitConfig):
     eval_every: int = 0
     """Steps between measurements on the held-out prompts; 0: before and after only."""
     on_broken: Literal["stop", "skip"] = "skip"
-    """What happens to a row that cannot be used: it is left out and named, or nothing is done."""
+    """skip: leave out a row that cannot be used, and name it; stop: do nothing."""
     gradient_checkpointing: bool = False
     """Keep only the input of every layer and run the layers again for the gradient: less memory, a third more time."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

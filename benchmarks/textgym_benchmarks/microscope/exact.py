@@ -51,7 +51,7 @@ class Critic:
 
     @property
     def meaning(self) -> str:
-        """What is shown as V, in words."""
+        """Describe in words what is shown as V."""
         return "the agent has no learned values" if self.ask is None else _WORDS[self.counts]
 
     def value(self, observation: Observation, kl: float | None, beta: float) -> float | None:

@@ -99,7 +99,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Known:
-    """What the solver says of the prompt, reward units.
+    """Exact values of the prompt by the solver, reward units.
 
     Attributes:
         states: of the prompt's prefix tree.

@@ -115,7 +115,7 @@ def seed_of(cell: Cell, settings: Evaluation) -> int:
 
 
 def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
-    """Return the run to go on with; None for a new one, after clearing away what cannot be gone on with.
+    """Return the run to resume; None for a new one, after removing a run that cannot be resumed.
 
     That is a run of other settings or versions, and one of an agent that is not known to go on as if it had never been
     interrupted, so that a result never depends on where a worker died. A run holds no result: nothing is lost but time.
