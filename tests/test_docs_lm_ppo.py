@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
+
+import pytest
+from house_tools import HOUSE
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "lm_ppo.md"
@@ -43,15 +45,6 @@ def test_every_line_that_is_named_is_the_code_that_is_quoted() -> None:
         assert [int(quote["said"])] == [int(quote["line"])] == lines_of(quote), said
 
 
-def house() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("house", ROOT / ".ci" / "house.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_files_that_are_named_are_those_that_run_from_learn_to_the_step(monkeypatch) -> None:
     import torch
     from agents.enumerated import tiny_agent, tiny_task
@@ -75,13 +68,12 @@ def test_the_files_that_are_named_are_those_that_run_from_learn_to_the_step(monk
 
     sys.setprofile(watch)
     try:
-        agent.learn(env, 16)
-    except Stepped:
-        pass
+        with pytest.raises(Stepped):
+            agent.learn(env, 16)
     finally:
         sys.setprofile(None)
     ours = {name for name in ran if name.startswith("textgym_agents.")}
-    assert ours - {"textgym_agents.lm.metrics"} == set(house().PPO)
+    assert ours - {"textgym_agents.lm.metrics"} == set(HOUSE.PPO)
     files = {quote["path"] for quote in quotes()}
     assert {path.removeprefix("../agents/").removesuffix(".py").replace("/", ".") for path in files} <= ours
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from cli_tools import environment
+from house_tools import HOUSE
 
-HOUSE_FILE = Path(__file__).parents[1] / ".ci" / "house.py"
-
-
-def load_house() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("house", HOUSE_FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-HOUSE = load_house()
 PATHS: dict[str, Path] = HOUSE.modules()
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
 IMPORTS: dict[str, set[str]] = {

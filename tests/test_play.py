@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from core_tools import word_task
 from gymnasium.vector import AutoresetMode, VectorWrapper
+from house_tools import HOUSE
 
 from textgym.play import Turn, check_env, play_batch, reset_groups
 from textgym.rewards import RewardError, RunningNorm
@@ -19,7 +18,6 @@ from textgym.sampling import play
 from textgym.task import make_reference
 from textgym.vector import TokenVectorEnv, batch_env
 
-ROOT = Path(__file__).parents[1]
 A, STOP = 0, 4  # of the six words
 
 
@@ -29,15 +27,10 @@ def script(*rows: list[int]) -> Any:
 
 
 def test_nothing_else_steps_an_environment_to_the_end_of_its_episodes() -> None:
-    spec = importlib.util.spec_from_file_location("house", ROOT / ".ci" / "house.py")
-    assert spec is not None
-    assert spec.loader is not None
-    house = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(house)
     found = {
         name
-        for name, path in house.modules().items()
-        if house.players(house.ast.parse(path.read_text(encoding="utf-8")))
+        for name, path in HOUSE.modules().items()
+        if HOUSE.players(HOUSE.ast.parse(path.read_text(encoding="utf-8")))
     }
     assert found == {"textgym.play", "textgym_benchmarks.speed"}  # the latter times bare steps
 

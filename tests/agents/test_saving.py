@@ -70,7 +70,7 @@ def test_an_agent_that_is_nothing_but_settings_serves_any_task(name: str, tmp_pa
     saved(name, tmp_path / "agent")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_agent(tmp_path / "agent", make_env(BANDIT, 2))
+        assert load_agent(tmp_path / "agent", make_env(BANDIT, 2)).name == name
 
 
 def test_the_state_of_a_reward_goes_along_where_task_and_reward_are_the_same(tmp_path: Path) -> None:
