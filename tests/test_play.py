@@ -145,3 +145,20 @@ def test_a_scorer_is_restored_however_its_block_is_left() -> None:
     with pytest.raises(RewardError):  # a reward that fails while a policy is looked at
         play(make_reference(task), task, per_prompt=64)
     assert task.scorer.state_dict() == before
+
+
+def test_whoever_chooses_is_told_who_wrote_what_although_the_environment_does_not_show_it() -> None:
+    env = TokenVectorEnv(word_task(), 2, autoreset_mode=AutoresetMode.DISABLED)
+    observation, _ = env.reset(seed=0)
+    start = observation["attention_mask"].sum(1)
+    seen = []
+
+    def choose(turn: Turn) -> Any:
+        seen.append(turn.seen()["segment_ids"])
+        return np.array([[A, A], [STOP, A], [-1, STOP]][turn.time])[turn.rows]
+
+    played = play_batch(env, observation, choose)
+    assert [list(part.sum(1)) for part in seen] == [[0, 0], [1, 1], [2]]
+    assert [int(part[-1].argmax()) for part in seen[1:]] == [start[1]] * 2
+    assert "segment_ids" not in played.observation
+    assert observation.keys() == env.observation_space.keys()

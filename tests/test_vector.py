@@ -22,7 +22,7 @@ from textgym.env import TokenEnv
 from textgym.optimum import optimum_of
 from textgym.rewards import RewardError
 from textgym.solver import UnsolvableError, solve
-from textgym.vector import TokenVectorEnv, scoring_together, settle_rest, showing_segments
+from textgym.vector import TokenVectorEnv, scoring_together, settle_rest
 
 MODES = list(AutoresetMode)
 A, STOP = 0, 4  # of the six words
@@ -476,13 +476,3 @@ def test_a_reward_that_compares_completions_sees_whole_batches_or_is_refused() -
     with pytest.raises(UnsolvableError, match="no function of one text"):
         solve(task)
     assert optimum_of(task).unknown == "the reward compares completions, so that no text has a value of its own"
-
-
-def test_segments_are_shown_within_the_block_alone() -> None:
-    env = TokenVectorEnv(word_task(), 2, autoreset_mode=AutoresetMode.DISABLED)
-    with contextlib.suppress(ZeroDivisionError), showing_segments(env):
-        assert "segment_ids" in env.reset(seed=0)[0]
-        raise ZeroDivisionError
-    observation = env.reset(seed=0)[0]
-    assert observation in env.observation_space
-    assert "segment_ids" not in observation

@@ -26,7 +26,7 @@ class Turn(NamedTuple):
     Attributes:
         time: tokens that each of them has written since the batch began.
         running: (N,) bool. rows: (n,) int64, the places of True in it.
-        observation: of all rows, arrays (N, L).
+        observation: of all rows, arrays (N, L), with `segment_ids` whatever the environment shows.
         masks: (n, V) bool, the tokens that the task's grammar allows; None where it allows all.
     """
 
@@ -37,7 +37,7 @@ class Turn(NamedTuple):
     masks: Bools | None
 
     def seen(self) -> Observation:
-        """Return the observations of the running rows, arrays (n, L)."""
+        """Return the observations of the running rows, arrays (n, L), `segment_ids` among them."""
         if len(self.rows) == len(self.running):
             return self.observation
         return {name: array[self.rows] for name, array in self.observation.items()}
@@ -186,6 +186,8 @@ def play_batch(
 def _turn(env: TokenVectorEnv, time: int, running: Bools, observation: Observation) -> Turn:
     rows, inner = np.flatnonzero(running), env.unwrapped
     masks = inner.action_masks()[rows] if inner.task.mask is not None else None
+    if "segment_ids" not in observation:
+        observation = {**observation, "segment_ids": inner.segment_ids()}
     return Turn(time, running, rows, observation, masks)
 
 

@@ -162,6 +162,10 @@ class TokenStore:
         self._stop_code[list(stop_ids)] = _STOP
         self._slot_code = np.zeros((rows, self.width), dtype=np.int8)  # _LENGTH where the budget ends
         self._cursor = np.arange(rows) * self.width  # where the next token goes, in the flat arrays
+        # The L values from L - i on are a row that changes at i: one write fills it.
+        self._masks = np.repeat(np.array([1, 0], np.int8), self.width)
+        self._authors = np.repeat(np.array([PROMPT, POLICY], np.int8), self.width)
+        self._slot_codes = np.where(np.arange(2 * self.width) == self.width, _LENGTH, RUNNING).astype(np.int8)
         self._make_views()
 
     def load(self, row: int, prompt: Prompt, episode_seed: int | None = None) -> None:
@@ -189,18 +193,22 @@ class TokenStore:
 
     def observation(self, row: int) -> Observation:
         """Return a copy of one sequence: input_ids int64 (L,), attention_mask and segment_ids int8 (L,)."""
-        ids, mask = self._row_views[row]
+        ids, mask, authors, _ = self._row_views[row]
         observation: Observation = {"input_ids": ids.copy(), "attention_mask": mask.copy()}
         if self.segments:
-            observation["segment_ids"] = self.authors[row] * mask
+            observation["segment_ids"] = authors * mask
         return observation
 
     def observations(self) -> Observation:
         """Return a copy of all sequences: input_ids int64 (N, L), attention_mask and segment_ids int8 (N, L)."""
         observation: Observation = {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}
         if self.segments:
-            observation["segment_ids"] = self.authors * self.mask
+            observation["segment_ids"] = self.segment_ids()
         return observation
+
+    def segment_ids(self) -> npt.NDArray[np.int8]:
+        """Return who wrote each token of all sequences, int8 (N, L), PROMPT in the padding."""
+        return self.authors * self.mask
 
     def completion(self, row: int) -> list[int]:
         """Return the ids generated so far in `row`."""
@@ -247,7 +255,7 @@ class TokenStore:
         """Make views into the arrays; indexing with one number is several times faster than with two."""
         self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
         self._flat_slot_code = self._slot_code.reshape(-1)
-        self._row_views = list(zip(self.ids, self.mask, strict=True))
+        self._row_views = list(zip(self.ids, self.mask, self.authors, self._slot_code, strict=True))
 
     def _write(
         self,
@@ -258,18 +266,17 @@ class TokenStore:
     ) -> None:
         start = len(prompt.ids)
         length = start + len(completion)
-        ids, mask = self._row_views[row]
+        ids, mask, authors, slot_code = self._row_views[row]
         self.prompts[row], self.environment[row] = prompt, environment
         self._cursor[row] = row * self.width + length
         ids[:length] = prompt.ids + completion
         ids[length:] = self.pad_id
-        mask[:length] = 1
-        mask[length:] = 0
-        self.authors[row, :start], self.authors[row, start:] = PROMPT, POLICY
+        width, last = self.width, start + self.max_new_tokens - 1
+        mask[:] = self._masks[width - length : 2 * width - length]
+        authors[:] = self._authors[width - start : 2 * width - start]
         for place in environment:
-            self.authors[row, start + place] = ENVIRONMENT
-        self._slot_code[row] = RUNNING
-        self._slot_code[row, start + self.max_new_tokens - 1] = _LENGTH
+            authors[start + place] = ENVIRONMENT
+        slot_code[:] = self._slot_codes[width - last : 2 * width - last]
 
     def _check(self, state: TokenState) -> None:
         prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)

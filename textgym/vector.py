@@ -197,6 +197,10 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """
         return self._episodes.masks(range(self.num_envs))
 
+    def segment_ids(self) -> npt.NDArray[np.int8]:
+        """Return who wrote each token of the sequences, int8 (N, L), as observations say it with `segments=True`."""
+        return self._store.segment_ids()
+
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
         """Return the states of these sub-environments (None: all). Raises: ResetNeeded for one never reset."""
         rows = range(self.num_envs) if rows is None else rows
@@ -337,24 +341,6 @@ def scoring_together(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[No
     add what `step` pays to rows that have ended, and what `settle_rest` returns, to the last actions of these rows.
     """
     return env.scoring_together() if type(env) is TokenVectorEnv else nullcontext()
-
-
-@contextmanager
-def showing_segments(env: VectorEnv[Any, Any, Any]) -> Iterator[None]:
-    """Show `segment_ids` in observations within this block, if `env` is a `TokenVectorEnv`, wrapped or not.
-
-    For agents that have to know where the prompt ends, whatever environment they were given.
-    """
-    inner = env.unwrapped
-    if not isinstance(inner, TokenVectorEnv):
-        yield
-        return
-    store = inner._store
-    before, store.segments = store.segments, True
-    try:
-        yield
-    finally:
-        store.segments = before
 
 
 def settle_rest(env: VectorEnv[Any, Any, Any]) -> tuple[Floats, Infos]:

@@ -123,9 +123,9 @@ class _Rows:
     """Make the arrays (N,) that hold values in some rows only, and the mask that says in which."""
 
     def __init__(self, num_envs: int, rows: Sequence[int]) -> None:
-        self.num_envs, self.rows = num_envs, np.array(rows)
+        self.num_envs, self.rows, self.at = num_envs, rows, np.array(rows)
         self.mask = np.zeros(num_envs, dtype=np.bool_)
-        self.mask[self.rows] = True
+        self.mask[self.at] = True
 
     def objects(self, values: Sequence[object]) -> npt.NDArray[np.object_]:
         array = np.empty(self.num_envs, dtype=object)  # numpy fills it with None
@@ -135,7 +135,7 @@ class _Rows:
 
     def numbers(self, values: Sequence[int] | Floats, dtype: type) -> npt.NDArray[np.generic]:
         array: npt.NDArray[np.generic] = np.zeros(self.num_envs, dtype=dtype)
-        array[self.rows] = values
+        array[self.at] = values
         return array
 
     def with_masks(self, arrays: Infos) -> Infos:

@@ -13,7 +13,6 @@ from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.play import Turn, check_env, play_batch
 from textgym.task import Task
-from textgym.vector import showing_segments
 from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
@@ -78,11 +77,10 @@ class MCTS(Agent):
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes
-        with showing_segments(env):
-            while self.episodes < goal:
-                metrics = self._iterate(env)
-                if callback is not None and callback(metrics):
-                    return
+        while self.episodes < goal:
+            metrics = self._iterate(env)
+            if callback is not None and callback(metrics):
+                return
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])

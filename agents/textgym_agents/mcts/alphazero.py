@@ -15,7 +15,7 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
 from textgym.task import Task, make_reference
-from textgym.vector import TokenVectorEnv, showing_segments
+from textgym.vector import TokenVectorEnv
 from textgym_agents.config import (
     KL,
     LMConfig,
@@ -84,9 +84,8 @@ def play_games(env: TokenVectorEnv, seed: int, planner: Planner, beta: float, ge
     def at_limit(turn: Turn) -> None:
         behind[turn.rows] = planner.plan(turn.seen(), turn.masks)[1]
 
-    with showing_segments(env):
-        observation, _ = env.reset(seed=seed)
-        played = play_batch(env, observation, choose, at_limit=at_limit)
+    observation, _ = env.reset(seed=seed)
+    played = play_batch(env, observation, choose, at_limit=at_limit)
     columns, targets, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
     rewards = played.discounted(gamma)
     return Games(

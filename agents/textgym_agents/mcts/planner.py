@@ -57,6 +57,8 @@ class Planner:
     def plan(self, observation: Observation, masks: Bools | None = None, anew: bool = False) -> tuple[Floats, Floats]:
         """Return policy and value of a batch of states.
 
+        Where an episode has ended nothing is searched: the policy is uniform and the value 0.
+
         Args:
             observation: of B states. masks: (B, V) tokens that the grammar allows; None: all.
             anew: search also where there is an answer.
@@ -64,9 +66,9 @@ class Planner:
         """
         rows = [*zip(prompt_lengths(observation).tolist(), token_rows(observation), strict=True)]
         first = {key: row for row, key in reversed(list(enumerate(rows)))}
-        distinct = sorted(first.values())
-        log_policy = np.empty((len(rows), self._task.vocabulary.size))
-        values = np.empty(len(rows))
+        distinct = sorted(row for key, row in first.items() if not self._has_ended(key))
+        log_policy = np.full((len(rows), self._task.vocabulary.size), -np.log(self._task.vocabulary.size))
+        values = np.zeros(len(rows))
         size = max(1, min(_ROOTS_AT_ONCE, self.forest.most // (self._config.simulations + 1)))
         with scorers_restored(self._task.scorer, self._task.gold_scorer):
             for start in range(0, len(distinct), size):
@@ -85,6 +87,11 @@ class Planner:
     def forget_answers(self) -> None:
         """Search again for the next questions, from the tree as it is."""
         self.forest.answers[:] = np.nan
+
+    def _has_ended(self, state: Key) -> bool:
+        start, tokens = state
+        written = len(tokens) - start
+        return written > 0 and (written >= self._task.max_new_tokens or tokens[-1] in self._task.vocabulary.stop_ids)
 
     def _searched(self, states: list[Key], observation: Observation, anew: bool) -> Ints:
         """Return the nodes of distinct states, with answers."""

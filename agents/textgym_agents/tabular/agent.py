@@ -15,7 +15,7 @@ from textgym.lm.reference import restricted
 from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
 from textgym.task import Task, make_reference
-from textgym.vector import TokenVectorEnv, showing_segments
+from textgym.vector import TokenVectorEnv
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.config import TabularConfig
@@ -118,11 +118,10 @@ class TabularAgent(Agent):
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         goal = self.episodes + episodes
         self.budget = self.budget or goal
-        with showing_segments(env):
-            while self.episodes < goal:
-                metrics = self._iterate(env)
-                if callback is not None and callback(metrics):
-                    return
+        while self.episodes < goal:
+            metrics = self._iterate(env)
+            if callback is not None and callback(metrics):
+                return
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         generator = np.random.default_rng([self.config.seed, self.iteration, 0])

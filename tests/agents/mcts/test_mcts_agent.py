@@ -177,3 +177,20 @@ def test_soft_backups_need_beta():
     with pytest.raises(ValueError, match="backup='soft' needs a number > 0"):
         make_agent("mcts", env)
     make_agent("mcts", env, backup="max", simulations=2)
+
+
+def test_ended_episodes_are_not_searched():
+    task = small_task(reference=bigram())
+    agent = make_agent("mcts", batch_env(task), simulations=10)
+    tree = prefix_tree(task)
+    level = tree.levels[-1]
+    ended = tree.observations(len(tree.levels) - 1, np.flatnonzero(level.finished))
+    agent.planner.plan(ended)
+    assert (len(agent.planner.forest), agent.planner.scored) == (0, 0)
+
+
+def test_leaves_valued_exactly_serve_texts_that_end_early():
+    env = make_env("textgym/Stop-v0", 8)
+    agent = make_agent("mcts", env, simulations=4, leaf="exact")
+    episodes = play(agent, env.unwrapped.task, per_prompt=4)
+    assert len(set(episodes.lengths.ravel())) > 1
