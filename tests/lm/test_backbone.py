@@ -42,7 +42,7 @@ def test_states_equal_the_model_on_each_row_alone(pair):
     ids, lengths = ragged(np.random.default_rng(0))
     rows = torch.repeat_interleave(torch.arange(6), lengths)
     columns = torch.cat([torch.arange(n) for n in lengths.tolist()])
-    logits, hidden = backbone.states(ids, rows, columns)
+    logits, hidden = backbone.read_out(backbone.features(ids, rows, columns))
     for row, length in enumerate(lengths.tolist()):
         want_logits, want_hidden = expected(model, ids[row, :length])
         torch.testing.assert_close(logits[rows == row], want_logits, atol=2e-5, rtol=1e-4)
@@ -53,9 +53,9 @@ def test_states_do_not_depend_on_what_follows_a_row(pair):
     _, backbone = pair
     ids, lengths = ragged(np.random.default_rng(1))
     rows, columns = torch.arange(6), lengths - 1
-    before, _ = backbone.states(ids, rows, columns)
+    before, _ = backbone.read_out(backbone.features(ids, rows, columns))
     scrambled = torch.where(torch.arange(9) < lengths[:, None], ids, (ids + 5) % 11)
-    after, _ = backbone.states(torch.cat([scrambled, scrambled], 1), rows, columns)
+    after, _ = backbone.read_out(backbone.features(torch.cat([scrambled, scrambled], 1), rows, columns))
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_lean_llama_has_the_gradients_of_the_model():
     gradients = []
     for backbone in (LlamaBackbone(model), HuggingFaceBackbone(model)):
         model.zero_grad()
-        logits, hidden = backbone.states(ids, rows, columns)
+        logits, hidden = backbone.read_out(backbone.features(ids, rows, columns))
         (logits.log_softmax(-1)[:, 3].sum() + hidden.square().sum()).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
@@ -83,7 +83,7 @@ def test_decoder_equals_reading_afresh_while_rows_finish_and_restart(pair):
     done = np.zeros(batch, dtype=bool)
     for step in range(14):
         mask = (np.arange(width) < lengths[:, None]).astype(np.int8)
-        logits, hidden = decoder.advance({"input_ids": ids.copy(), "attention_mask": mask})
+        logits, hidden = torch.no_grad()(backbone.read_out)(decoder.advance({"input_ids": ids.copy(), "attention_mask": mask}))
         for row in range(batch):
             want, state = expected(model, torch.tensor(ids[row, : lengths[row]]))
             torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
@@ -104,7 +104,7 @@ def test_a_row_that_paused_inside_the_cache_can_grow_again(pair):
         lengths = lengths + 1
         lengths[5] -= paused
         observation = {"input_ids": ids, "attention_mask": np.arange(16) < lengths[:, None]}
-        logits, _ = decoder.advance(observation)
+        logits, _ = torch.no_grad()(backbone.read_out)(decoder.advance(observation))
         for row in range(8):
             want, _ = expected(model, torch.tensor(ids[row, : lengths[row]]))
             torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)

@@ -57,14 +57,16 @@ def largest_error(model, seed=0):
     for lengths in steps:
         observation = {"input_ids": ids, "attention_mask": np.arange(WIDTH) < lengths[:, None]}
         grown = lengths > before
-        decoded = decoder.advance(observation, grown)[0].log_softmax(-1)
+        decoded = torch.no_grad()(backbone.read_out)(decoder.advance(observation, grown))[0].log_softmax(-1)
         referred = torch.tensor(reference.log_probs(observation))
         for row in np.flatnonzero(grown):
             errors += [(got[row] - want[row][lengths[row] - 1]).abs().max() for got in (decoded, referred)]
         before = lengths
     rows, columns = np.nonzero(np.arange(WIDTH) < final[:, None])
     with torch.no_grad():
-        scored = backbone.states(*map(torch.tensor, (ids[:, : final.max()], rows, columns)))[0].log_softmax(-1)
+        scored = backbone.read_out(backbone.features(*map(torch.tensor, (ids[:, : final.max()], rows, columns))))[
+            0
+        ].log_softmax(-1)
     errors.append((scored - torch.cat(want)).abs().max())
     prefix = alone(model, ids[0], 9)  # and a row does not know its own future
     errors.append((prefix - want[0][:9]).abs().max())

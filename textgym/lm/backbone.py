@@ -24,28 +24,32 @@ _KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this st
 class Backbone(Protocol):
     """A causal LM as the rest of the library sees it. Rows are right-padded; positions count real tokens.
 
-    A cache holds the rows that a backbone has read; only the backbone that opened it can use it.
+    A state is kept as its features (F,), of which `read_out` makes logits: F is about H, and V may be a thousand times
+    as much. A cache holds the rows that a backbone has read; only the backbone that opened it can use it.
     """
 
     hidden_size: int
     vocab_size: int
 
-    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, V) and last hidden states (N, H) at the positions (rows[i], columns[i]); differentiable.
+    def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the features (N, F) of the states at the positions (rows[i], columns[i]); differentiable.
 
         Args:
             input_ids: (B, T) int64, right-padded; a causal model never reads the padding after a position.
             rows, columns: (N,) int64.
         """
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
+    def read_out(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, V) and last hidden states (N, H) from features (N, F); differentiable."""
+
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """Read right-padded prompts (B, P) with `lengths` (B,) tokens each.
 
-        Returns: a cache with room for `slots` more tokens a row, logits (B, V), hidden (B, H) after the last token.
+        Returns: a cache with room for `slots` more tokens a row, and the features (B, F) after the last token.
         """
 
-    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one token (B,) to every row of the cache; return logits (B, V) and hidden (B, H)."""
+    def extend(self, cache: object, tokens: Tensor) -> Tensor:
+        """Append one token (B,) to every row of the cache; return the features (B, F) after it."""
 
     def select(self, cache: object, rows: Tensor) -> object:
         """Return the cache of a subset of its rows (n,) int64, in that order."""
@@ -72,44 +76,63 @@ class HuggingFaceBackbone:
 
     Args:
         model: a Hugging Face causal LM.
+        whole: run the whole model, and keep its logits behind the hidden states as features; else run what is below its
+            output embeddings, which are then asked for logits where they are needed.
     Raises: ValueError if it has no output embeddings, from which the number of logits is read.
     """
 
     _masks_new_tokens = True
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, whole: bool = False) -> None:
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"model: {type(model).__name__} has no output embeddings")
-        self.model = model
+        # PEFT puts its adapter into the base model, whose forward names all arguments.
+        inner = model.get_base_model() if is_peft(model) else model
+        self.model, self._head, self._whole = model, head, whole
+        self._runs = inner if whole else inner.base_model
+        self._config = inner.config.get_text_config()
         self.vocab_size: int = head.weight.shape[0]
         self.hidden_size: int = head.weight.shape[1]
-        # PEFT's own forward passes on arguments that it does not name.
-        forward = model.get_base_model().forward if is_peft(model) else model.forward  # type: ignore[operator]
-        parameters = inspect.signature(forward).parameters
+        parameters = inspect.signature(self._runs.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
         # Its name depends on the architecture and on the version of transformers.
         self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), _CACHE_NAMES[0])
 
-    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Backbone.states`."""
+    def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        if not self._whole:
+            hidden: Tensor = self._runs(input_ids=input_ids, use_cache=False).last_hidden_state
+            return hidden[rows, columns]
         first = int(columns.min()) if self._takes_keep else 0
         span = torch.arange(first, int(columns.max()) + 1, device=input_ids.device)
         keep = {"logits_to_keep": span} if self._takes_keep else {}
-        output = self.model(input_ids=input_ids, use_cache=False, output_hidden_states=True, **keep)
-        return output.logits[rows, columns - first], last_hidden(output.hidden_states)[rows, columns]
+        output = self._runs(input_ids=input_ids, use_cache=False, output_hidden_states=True, **keep)
+        return torch.cat([last_hidden(output.hidden_states)[rows, columns], output.logits[rows, columns - first]], -1)
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
+    def read_out(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone.read_out`."""
+        if self._whole:
+            hidden, logits = features.split([features.shape[-1] - self.vocab_size, self.vocab_size], -1)
+            return logits, hidden
+        logits = self._head(features)
+        # Scales and caps that models put behind their output embeddings: Cohere, Granite, Gemma.
+        logits = logits * (getattr(self._config, "logit_scale", None) or 1.0)
+        logits = logits / (getattr(self._config, "logits_scaling", None) or 1.0)
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        return (logits if cap is None else torch.tanh(logits / cap) * cap), features
+
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """See `Backbone.open`. The rows are moved to the right, so that new tokens stand side by side."""
         del slots
         width = input_ids.shape[1]
         shift = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
         positions = shift.clamp(min=0)
         past = _Past(None, (shift >= 0).long(), lengths.clone())
-        return past, *self._forward(past, input_ids.gather(1, positions), positions)
+        return past, self._forward(past, input_ids.gather(1, positions), positions)
 
-    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, cache: object, tokens: Tensor) -> Tensor:
         """See `Backbone.extend`."""
         assert isinstance(cache, _Past)
         cache.mask = torch.cat([cache.mask, cache.mask.new_ones((len(tokens), 1))], 1)
@@ -125,18 +148,22 @@ class HuggingFaceBackbone:
         cache.cache.reorder_cache(rows)  # type: ignore[arg-type]
         return _Past(cache.cache, cache.mask[rows], cache.lengths[rows])
 
-    def _forward(self, past: _Past, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, past: _Past, ids: Tensor, positions: Tensor) -> Tensor:
         extra: dict[str, object] = {"logits_to_keep": 1} if self._takes_keep else {}
+        if self._whole:
+            extra["output_hidden_states"] = True
         if self._takes_positions:
             extra["position_ids"] = positions
         if past.cache is None or self._masks_new_tokens:
             extra["attention_mask"] = past.mask
         extra[self._cache_name] = past.cache
-        output = self.model(input_ids=ids, use_cache=True, output_hidden_states=True, **extra)
+        output = self._runs(input_ids=ids, use_cache=True, **extra)
         past.cache = output.get(self._cache_name)
         if past.cache is None:
             raise ValueError("its forward returns no cache")
-        return output.logits[:, -1], last_hidden(output.hidden_states)[:, -1]
+        if not self._whole:
+            return torch.as_tensor(output.last_hidden_state[:, -1])
+        return torch.cat([last_hidden(output.hidden_states)[:, -1], output.logits[:, -1]], -1)
 
 
 class StateSpaceBackbone(HuggingFaceBackbone):
@@ -156,12 +183,12 @@ class _Texts:
 class RereadingBackbone(HuggingFaceBackbone):
     """`Backbone` over a causal LM without a usable cache: it reads the whole row again for every new token."""
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """See `Backbone.open`."""
         texts = _Texts(torch.nn.functional.pad(input_ids, (0, slots)), lengths.clone())
-        return texts, *self._read(texts)
+        return texts, self._read(texts)
 
-    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, cache: object, tokens: Tensor) -> Tensor:
         """See `Backbone.extend`."""
         assert isinstance(cache, _Texts)
         cache.ids.scatter_(1, cache.lengths[:, None], tokens[:, None])
@@ -173,9 +200,9 @@ class RereadingBackbone(HuggingFaceBackbone):
         assert isinstance(cache, _Texts)
         return _Texts(cache.ids[rows], cache.lengths[rows])
 
-    def _read(self, texts: _Texts) -> tuple[Tensor, Tensor]:
+    def _read(self, texts: _Texts) -> Tensor:
         rows = torch.arange(len(texts.lengths), device=texts.lengths.device)
-        return self.states(texts.ids[:, : int(texts.lengths.max())], rows, texts.lengths - 1)
+        return self.features(texts.ids[:, : int(texts.lengths.max())], rows, texts.lengths - 1)
 
 
 def is_peft(model: torch.nn.Module) -> bool:
@@ -208,7 +235,7 @@ def max_tokens(model: PreTrainedModel) -> int | None:
 
 
 class Decoder:
-    """Next-token logits for a batch of observations, with a key-value cache that follows the batch.
+    """The features of a batch of observations, with a key-value cache that follows the batch.
 
     A row that is one token longer than when it was last seen is extended, an unchanged row costs nothing, anything
     else (a new prompt, another batch size) is read afresh. So calling it after every `step` costs as much as
@@ -224,8 +251,7 @@ class Decoder:
         self._rows: Ints = np.zeros(0, dtype=np.int64)  # batch row of each cache row
         self._extendable: Bools = np.zeros(0, dtype=np.bool_)
         self._slots = 0
-        self._logits = torch.zeros(0)
-        self._hidden = torch.zeros(0)
+        self._features = torch.zeros(0)
 
     def reset(self) -> None:
         """Forget every row; needed after the model's parameters change."""
@@ -233,23 +259,23 @@ class Decoder:
         self._cache = None
 
     @torch.inference_mode()
-    def advance(self, observation: Observation, active: Bools | None = None) -> tuple[Tensor, Tensor]:
-        """Return logits (B, V) and last hidden states (B, H) after each row's last token, not to be written to.
+    def advance(self, observation: Observation, active: Bools | None = None) -> Tensor:
+        """Return the features (B, F) after each row's last token, not to be written to.
 
         Args:
             observation: `input_ids` (B, L) int64 and `attention_mask` (B, L), right-padded.
-            active: (B,) bool; rows that are False are not computed (their outputs are stale). None means all.
+            active: (B,) bool; rows that are False are not computed (their features are stale). None means all.
         """
         ids = np.asarray(observation["input_ids"], dtype=np.int64)
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         wanted = np.ones(len(ids), dtype=np.bool_) if active is None else active
         if not self._continues(ids, lengths, wanted):
             self._open(ids, lengths)
-            return self._logits, self._hidden
+            return self._features
         longer = wanted & (lengths == self._lengths + 1)
         if longer.any():
             self._extend(ids, lengths, longer)
-        return self._logits, self._hidden
+        return self._features
 
     def _continues(self, ids: Ints, lengths: Ints, wanted: Bools) -> bool:
         if self._cache is None or ids.shape != self._ids.shape:
@@ -265,7 +291,7 @@ class Decoder:
     def _open(self, ids: Ints, lengths: Ints) -> None:
         width = int(lengths.max())
         self._slots = ids.shape[1] - width
-        self._cache, self._logits, self._hidden = self._backbone.open(
+        self._cache, self._features = self._backbone.open(
             self._tensor(ids[:, :width]), self._tensor(lengths), self._slots
         )
         self._rows = np.arange(len(ids))
@@ -282,14 +308,13 @@ class Decoder:
         self._extendable &= longer
         last = lengths[self._rows] - 1
         tokens = ids[self._rows, last]
-        logits, hidden = self._backbone.extend(self._cache, self._tensor(tokens))
+        features = self._backbone.extend(self._cache, self._tensor(tokens))
         self._slots -= 1
         if len(self._rows) == len(ids) and alive.all():
-            self._logits, self._hidden = logits, hidden
+            self._features = features
         else:
             rows, fresh = self._tensor(self._rows[alive]), self._tensor(np.flatnonzero(alive))
-            self._logits = self._logits.index_copy(0, rows, logits[fresh])
-            self._hidden = self._hidden.index_copy(0, rows, hidden[fresh])
+            self._features = self._features.index_copy(0, rows, features[fresh])
         self._ids[self._rows[alive], last[alive]] = tokens[alive]
         self._lengths = np.where(longer, lengths, self._lengths)
 

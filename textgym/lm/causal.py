@@ -192,10 +192,10 @@ class CausalLM:
         self.model = model.to(where).eval()  # type: ignore[arg-type]
         self.temperature = temperature
         self._allowed, self._device, self._tokens = allowed, where, tokens
-        backbone = choose_backbone(self.model, tokens=tokens)
-        self.hidden_size = backbone.hidden_size
-        self._bias = logit_bias(allowed, backbone.vocab_size, where)
-        self._decoder = Decoder(backbone, where)
+        self._backbone = choose_backbone(self.model, tokens=tokens)
+        self.hidden_size = self._backbone.hidden_size
+        self._bias = logit_bias(allowed, self._backbone.vocab_size, where)
+        self._decoder = Decoder(self._backbone, where)
 
     def copy(self) -> CausalLM:
         """Return the same model with a key-value cache of its own."""
@@ -204,13 +204,14 @@ class CausalLM:
     @torch.inference_mode()
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `Reference.log_probs`; (B, V) float32."""
-        logits, _ = self._decoder.advance(observation)
+        logits, _ = self._backbone.read_out(self._decoder.advance(observation))
         scaled = logits / self.temperature + self._bias
         result: NDArray[np.float32] = torch.log_softmax(scaled.float(), -1).cpu().numpy()
         return result
 
+    @torch.inference_mode()
     def features(self, observation: Observation) -> NDArray[np.float32]:
         """Return the last hidden states (B, H) float32 at each row's end; shares the forward with `log_probs`."""
-        _, hidden = self._decoder.advance(observation)
+        _, hidden = self._backbone.read_out(self._decoder.advance(observation))
         result: NDArray[np.float32] = hidden.float().cpu().numpy().copy()
         return result

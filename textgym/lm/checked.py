@@ -6,6 +6,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -47,8 +48,11 @@ _TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, to
 _WAYS: dict[str, Way] = {
     "by the hand-written Llama": llama.LlamaBackbone,
     "with a cache": HuggingFaceBackbone,
+    "whole, with a cache": partial(HuggingFaceBackbone, whole=True),
     "with a state": StateSpaceBackbone,
+    "whole, with a state": partial(StateSpaceBackbone, whole=True),
     "without a cache": RereadingBackbone,
+    "whole, without a cache": partial(RereadingBackbone, whole=True),
 }
 
 _chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, Way]] = WeakKeyDictionary()
@@ -102,7 +106,7 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     if key not in known:
         with undisturbed(model):
             way, faults = _find_way(model, lean, device, thresholds)
-        if way is RereadingBackbone:
+        if getattr(way, "func", way) is RereadingBackbone:
             warnings.warn(
                 f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
                 TextGymWarning,
@@ -235,8 +239,8 @@ def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
     """Read all states at once, as a trainer does."""
     place = np.arange(rows.ids.shape[1])
     where = np.nonzero((place >= min(1, place[-1])) & (place < rows.lengths[:, None]))
-    states = backbone.states(*(_tensor(part, rows) for part in (rows.ids, *where)))
-    return _Answer(*states, *where)
+    features = backbone.features(*(_tensor(part, rows) for part in (rows.ids, *where)))
+    return _Answer(*backbone.read_out(features), *where)
 
 
 def _decoded(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
@@ -245,8 +249,8 @@ def _decoded(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
     for step in range(int((rows.lengths - rows.prompts).max()) + 1):
         now = np.minimum(rows.prompts + step, rows.lengths)
         mask = (np.arange(rows.ids.shape[1]) < now[:, None]).astype(np.int8)
-        logits, hidden = decoder.advance({"input_ids": rows.ids, "attention_mask": mask})
-        yield _Answer(logits, hidden, np.arange(len(now)), now - 1)
+        features = decoder.advance({"input_ids": rows.ids, "attention_mask": mask})
+        yield _Answer(*backbone.read_out(features), np.arange(len(now)), now - 1)
 
 
 def _branched(backbone: Backbone, rows: _Rows) -> _Answer:
@@ -255,7 +259,8 @@ def _branched(backbone: Backbone, rows: _Rows) -> _Answer:
     columns = rows.prompts[chosen]
     cache = backbone.open(_tensor(rows.ids[:, : rows.prompts.max()], rows), _tensor(rows.prompts, rows), 1)[0]
     branches = backbone.select(cache, _tensor(chosen, rows))
-    return _Answer(*backbone.extend(branches, _tensor(rows.ids[chosen, columns], rows)), chosen, columns)
+    features = backbone.extend(branches, _tensor(rows.ids[chosen, columns], rows))
+    return _Answer(*backbone.read_out(features), chosen, columns)
 
 
 def _tensor(array: Ints, rows: _Rows) -> Tensor:

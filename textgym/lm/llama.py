@@ -189,7 +189,6 @@ class LlamaCache:
     """
 
     layers: list[Layer]
-    head: Tensor
     keys: list[Tensor]
     values: list[Tensor]
     bias: Tensor
@@ -222,7 +221,7 @@ def supports(model: PreTrainedModel) -> bool:
 class LlamaBackbone:
     """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own.
 
-    A classifier's label scores take the place of the logits.
+    Features are the last hidden states before the weights of their norm, which are folded into the head. A classifier's label scores take the place of the logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -237,9 +236,9 @@ class LlamaBackbone:
         self._eps: float = config.rms_norm_eps
         self._theta = cast("dict[str, float]", config.rope_parameters)["rope_theta"]
 
-    def states(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Backbone.states`."""
-        layers, head = self._weights()
+    def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        layers = self._layers()
         batch, width = input_ids.shape
         phases = self._phases(width).unsqueeze(1)  # (T, 1, D / 2)
         x = self.model.model.embed_tokens(input_ids.reshape(-1))  # (B T, H)
@@ -251,12 +250,16 @@ class LlamaBackbone:
         flat = rows * width + columns
         mixed, x = mixed.index_select(0, flat), x.index_select(0, flat)
         x = self._feed_forward(layers[-1], torch.addmm(x, mixed, layers[-1].output.t()))
-        hidden = rms_norm(x, self._eps)
-        return F.linear(hidden, head), hidden * self.model.model.norm.weight
+        return rms_norm(x, self._eps)
 
-    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor, Tensor]:
+    def read_out(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone.read_out`."""
+        weight = self.model.model.norm.weight
+        return F.linear(features, self._read_out_layer.weight * weight), features * weight
+
+    def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """See `Backbone.open`."""
-        layers, head = self._weights()
+        layers = self._layers()
         batch, width = input_ids.shape
         size = _round_up(width + slots)
         rope = self._phases(size)
@@ -271,10 +274,9 @@ class LlamaBackbone:
         last = x.index_select(0, torch.arange(batch, device=x.device) * width + lengths - 1)
         bias = x.new_full((batch, 1, size), float("-inf"))
         bias[:, 0, :width].masked_fill_(torch.arange(width, device=x.device) < lengths[:, None], 0.0)
-        cache = LlamaCache(layers, head, keys, values, bias, lengths.clone(), width, rope)
-        return cache, *self._read_out(cache, last)
+        return LlamaCache(layers, keys, values, bias, lengths.clone(), width, rope), rms_norm(last, self._eps)
 
-    def extend(self, cache: object, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, cache: object, tokens: Tensor) -> Tensor:
         """See `Backbone.extend`."""
         assert isinstance(cache, LlamaCache)
         slot, batch = cache.used, tokens.shape[0]
@@ -292,7 +294,7 @@ class LlamaBackbone:
             x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
         cache.used += 1
         cache.lengths += 1
-        return self._read_out(cache, x)
+        return rms_norm(x, self._eps)
 
     def select(self, cache: object, rows: Tensor) -> object:
         """See `Backbone.select`."""
@@ -331,20 +333,14 @@ class LlamaBackbone:
         h = rms_norm(x, self._eps)
         return torch.addmm(x, swiglu(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down.t())
 
-    def _read_out(self, cache: LlamaCache, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = rms_norm(x, self._eps)
-        return F.linear(hidden, cache.head), hidden * self.model.model.norm.weight
-
     def _phases(self, width: int) -> Tensor:
         device = self._read_out_layer.weight.device
         steps = torch.arange(0, self._width, 2, device=device, dtype=torch.float32) / self._width
         angles = torch.arange(width, device=device, dtype=torch.float32)[:, None] / self._theta**steps
         return torch.polar(torch.ones_like(angles), angles)
 
-    def _weights(self) -> tuple[list[Layer], Tensor]:
-        model = self.model.model
-        head = self._read_out_layer.weight * model.norm.weight
-        return [self._fold(layer) for layer in model.layers], head
+    def _layers(self) -> list[Layer]:
+        return [self._fold(layer) for layer in self.model.model.layers]
 
     def _fold(self, layer: LlamaDecoderLayer) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp

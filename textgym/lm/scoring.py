@@ -214,7 +214,8 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) 
     last = lengths - 1
     rows = torch.arange(len(last), device=input_ids.device)
     if supports(model) and not torch.is_autocast_enabled(input_ids.device.type):
-        return LlamaBackbone(model).states(input_ids, rows, last)[0][:, 0]
+        backbone = LlamaBackbone(model)
+        return backbone.read_out(backbone.features(input_ids, rows, last))[0][:, 0]
     mask = (torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]).long()
     if not reads_last_token(model):
         return torch.as_tensor(model(input_ids=input_ids, attention_mask=mask).logits[:, 0]).float()

@@ -106,8 +106,8 @@ def branch(
     ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=policy.device)
     with policy.precision():
         cache = policy.backbone.open(ids, torch.tensor(lengths, device=policy.device), 1)[0]
-        logits, hidden = policy.backbone.extend(policy.backbone.select(cache, rows), tokens)
-    return policy.heads(logits, hidden, masks)
+        features = policy.backbone.extend(policy.backbone.select(cache, rows), tokens)
+    return policy.heads(features, masks)
 
 
 def _from_parents(observation: Observation, device: torch.device) -> tuple[Observation, Tensor, Tensor]:

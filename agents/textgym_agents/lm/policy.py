@@ -65,17 +65,29 @@ class LMPolicy(nn.Module):
         self.register_buffer("_bias", bias, persistent=False)
         self._decoder = Decoder(self.backbone, self.device)
 
-    def states(
-        self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return masked, tempered logits (N, V) and values (N,) at (rows, columns) of right-padded ids; differentiable.
+    def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return what `heads` needs of the states at (rows, columns) of right-padded ids, (N, F); differentiable."""
+        with self.precision():
+            return self.backbone.features(input_ids, rows, columns)
+
+    def heads(self, features: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return masked, tempered logits (N, V) and values (N,) from features (N, F); differentiable.
 
         Args:
             masks: (N, V) bool, the tokens that the task's grammar allows; None: all.
         """
         with self.precision():
-            logits, hidden = self.backbone.states(input_ids, rows, columns)
-        return self.heads(logits, hidden, masks)
+            logits, hidden = self.backbone.read_out(features)
+        scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
+        biased = scaled + self._bias
+        shaped = biased if masks is None else biased.masked_fill(~masks, FORBIDDEN)
+        return shaped, self.value_head(hidden.float()).squeeze(-1)
+
+    def states(
+        self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (N, V) and values (N,), as `heads` does, at (rows, columns) of right-padded ids."""
+        return self.heads(self.features(input_ids, rows, columns), masks)
 
     @torch.no_grad()
     def advance(
@@ -86,13 +98,17 @@ class LMPolicy(nn.Module):
         Args:
             masks: (n, V) bool, the tokens that the task's grammar allows; None: all.
         """
-        with self.precision():
-            logits, hidden = self._decoder.advance(dict(observation), active)
-        if active is not None and not active.all():
-            rows = torch.tensor(np.flatnonzero(active), device=self.device)
-            logits, hidden = logits[rows], hidden[rows]
-        logits, values = self.heads(logits, hidden, masks)
+        logits, values = self.heads(self.read(observation, active), masks)
         return torch.log_softmax(logits, -1), values
+
+    @torch.no_grad()
+    def read(self, observation: Observation, active: Bools | None = None) -> Tensor:
+        """Return the features (n, F) of the active rows of an observation, by the key-value cache."""
+        with self.precision():
+            features = self._decoder.advance(dict(observation), active)
+        if active is None or active.all():
+            return features
+        return features[torch.tensor(np.flatnonzero(active), device=self.device)]
 
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `textgym.lm.reference.Reference.log_probs`."""
@@ -101,13 +117,6 @@ class LMPolicy(nn.Module):
     def forget(self) -> None:
         """Empty the key-value cache: the parameters have changed."""
         self._decoder.reset()
-
-    def heads(self, logits: Tensor, hidden: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return logits (N, V) as `states` does, and values (N,), from those of the model and its hidden states."""
-        scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
-        biased = scaled + self._bias
-        shaped = biased if masks is None else biased.masked_fill(~masks, FORBIDDEN)
-        return shaped, self.value_head(hidden.float()).squeeze(-1)
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
