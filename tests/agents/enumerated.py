@@ -100,7 +100,7 @@ def full_rollout(agent):
     every = trajectories(agent.task)
     width = max(len(t.prompt) + len(t.completion) for t in every)
     ids = torch.zeros((len(every), width), dtype=torch.long)
-    parts = {name: [] for name in ("rows", "columns", "steps", "rewards", "log_probs", "everything")}
+    parts = {name: [] for name in ("rows", "columns", "steps", "rewards", "log_probs", "features")}
     probabilities = []
     for row, trajectory in enumerate(every):
         tokens = trajectory.prompt + trajectory.completion
@@ -115,7 +115,9 @@ def full_rollout(agent):
         parts["steps"] += range(count)
         parts["rewards"] += [0.0] * (count - 1) + [trajectory.score]
         parts["log_probs"].append(taken)
-        parts["everything"].append(own)
+        columns = torch.arange(len(trajectory.prompt) - 1, len(tokens) - 1)
+        with torch.no_grad():
+            parts["features"].append(agent.policy.features(ids[row : row + 1], torch.zeros_like(columns), columns))
     rollout = Rollout(
         input_ids=ids,
         rows=np.array(parts["rows"]),
@@ -124,7 +126,7 @@ def full_rollout(agent):
         actions=torch.tensor([a for t in every for a in t.completion]),
         log_probs=torch.cat(parts["log_probs"]),
         values=torch.zeros(len(parts["rows"])),
-        all_log_probs=torch.cat(parts["everything"]),
+        features=torch.cat(parts["features"]),
         rewards=np.array(parts["rewards"]),
         lengths=np.array([len(t.completion) for t in every]),
         bootstrap=np.zeros(len(every)),

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from agents.enumerated import exact_objective, full_rollout, tiny_agent, tiny_task
 from lm.tiny_models import tiny_llama
-from textgym_agents.lm.maths import token_kl
 from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.rollout import micro_batches, score_reference
+from textgym_agents.lm.rollout import micro_batches, score_reference, token_kl
 
 
 def small_agent(kind, task=None, **config):
@@ -37,7 +36,7 @@ def take(rollout, rows):
         actions=rollout.actions[states],
         log_probs=rollout.log_probs[states],
         values=rollout.values[states],
-        all_log_probs=rollout.all_log_probs[states],
+        features=rollout.features[states],
         rewards=rollout.rewards[states],
         lengths=lengths,
         bootstrap=rollout.bootstrap[rows],
@@ -60,10 +59,11 @@ def expected_gradient(agent, rollout, weights, make_targets=None):
     """The gradient of the agent's own loss, summed over the tokens of weighted rows."""
     kind = agent.config.kl
     reference = score_reference(agent.reference, rollout, 4096, kind == "exact")
-    kl = token_kl(rollout, reference, kind)
+    kl = token_kl(rollout, agent.policy, agent.reference, reference, kind)
     targets = (make_targets or agent._targets)(rollout, kl)
     (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), len(rollout.lengths))
-    loss = agent._loss(part, rollout, targets, reference, UpdateMeter())
+    features = agent.policy.features(part.input_ids, part.rows, part.columns)
+    loss = agent._loss(features, part.states, rollout, targets, reference, UpdateMeter())
     factors = torch.tensor(weights[rollout.rows], dtype=torch.float32)[part.states]
     agent.policy.zero_grad()
     (loss * factors).sum().backward()

@@ -38,17 +38,17 @@ class DividesByOwnLength(RLOO):
 class HiddenEntropy(Reinforce):
     """An entropy bonus that no setting holds."""
 
-    def _loss(self, part: Any, rollout: Any, *rest: Any) -> Any:
-        logits, _ = self.policy.states(part.input_ids, part.rows, part.columns)
-        entropy = statistics(logits, rollout.actions[part.states])[2]
-        return super()._loss(part, rollout, *rest) - 0.1 * entropy
+    def _loss(self, features: Any, chosen: Any, rollout: Any, *rest: Any) -> Any:
+        logits, _ = self.policy.heads(features)
+        entropy = statistics(logits, rollout.actions[chosen])[2]
+        return super()._loss(features, chosen, rollout, *rest) - 0.1 * entropy
 
 
 class MaskOnlyWhenSampling(RLOO):
     """Scores its actions as if the grammar allowed everything."""
 
-    def _loss(self, part: Any, rollout: Any, targets: Any, reference: Any, meter: Any) -> Any:
-        return super()._loss(part, replace(rollout, masks=None), targets, reference, meter)
+    def _loss(self, features: Any, chosen: Any, rollout: Any, *rest: Any) -> Any:
+        return super()._loss(features, chosen, replace(rollout, masks=None), *rest)
 
 
 class IgnoresGamma(RLOO):
@@ -80,8 +80,8 @@ class MeanOverPadding(RLOO):
         for part in parts:
             longest = np.bincount(part.rows.numpy()).max()
             count = int(part.rows.max()) + 1
-            loss = self._loss(part, rollout, targets, reference, meter)
-            (loss.sum() / (count * longest) / len(parts)).backward()
+            total = float(count * longest * len(parts))
+            self._add_gradient(part, rollout, targets, reference, meter, total)
         meter.finish(self._finish_step())
 
 

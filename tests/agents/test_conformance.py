@@ -124,10 +124,10 @@ def test_lm_ppo_learns_and_nothing_is_left_unasked():
 class NoStopGradient(LMPPO):
     """Leaves the last action of every row out of its loss where it is a stop token."""
 
-    def _loss(self, part, rollout, targets, reference, meter):
-        loss = super()._loss(part, rollout, targets, reference, meter)
+    def _loss(self, features, chosen, rollout, *rest):
+        loss = super()._loss(features, chosen, rollout, *rest)
         stop = self.task.vocabulary.stop_ids[0]
-        return loss * (rollout.actions[part.states] != stop)
+        return loss * (rollout.actions[chosen] != stop)
 
 
 def test_the_hooks_of_lm_ppo_see_the_loss_that_the_agent_computes():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from agents.enumerated import BETA, exact_objective, full_rollout, state_log_probs, tiny_agent, trajectories
-from textgym_agents.lm.maths import make_targets, token_kl
+from textgym_agents.lm.maths import make_targets
 from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.rollout import micro_batches, score_reference
+from textgym_agents.lm.rollout import micro_batches, score_reference, token_kl
 
 
 def expected_loss_gradient(agent, values=0.0):
@@ -15,11 +15,12 @@ def expected_loss_gradient(agent, values=0.0):
     rollout.values.fill_(values)
     kind = agent.config.kl
     reference = score_reference(agent.reference, rollout, 1000, kind == "exact")
-    kl = token_kl(rollout, reference, kind)
+    kl = token_kl(rollout, agent.policy, agent.reference, reference, kind)
     targets = make_targets(rollout, kl, kind, BETA, 1.0, agent.config.lam, False, 1.0)
     (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), 1000)
     meter = UpdateMeter()
-    loss = agent._loss(part, rollout, targets, reference, meter)
+    features = agent.policy.features(part.input_ids, part.rows, part.columns)
+    loss = agent._loss(features, part.states, rollout, targets, reference, meter)
     weights = torch.tensor(probabilities[rollout.rows], dtype=torch.float32)[part.states]
     agent.policy.zero_grad()
     (loss * weights).sum().backward()
@@ -82,10 +83,11 @@ def test_leaving_out_the_kl_of_later_states_would_be_noticed():
     want = objective_gradient(agent)
     rollout, probabilities = full_rollout(agent)
     reference = score_reference(agent.reference, rollout, 1000, True)
-    kl = token_kl(rollout, reference, "exact")
+    kl = token_kl(rollout, agent.policy, agent.reference, reference, "exact")
     targets = make_targets(rollout, np.zeros_like(kl), "exact", BETA, 1.0, 1.0, False, 1.0)
     (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), 1000)
-    loss = agent._loss(part, rollout, targets, reference, UpdateMeter())
+    features = agent.policy.features(part.input_ids, part.rows, part.columns)
+    loss = agent._loss(features, part.states, rollout, targets, reference, UpdateMeter())
     agent.policy.zero_grad()
     (loss * torch.tensor(probabilities[rollout.rows], dtype=torch.float32)[part.states]).sum().backward()
     assert (flat_gradient(agent) + want).norm() > 0.02 * want.norm()

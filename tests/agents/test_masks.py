@@ -7,8 +7,7 @@ import pytest
 import torch
 from agents.enumerated import STOP, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
-from textgym_agents.lm.maths import token_kl
-from textgym_agents.lm.rollout import collect, score_reference
+from textgym_agents.lm.rollout import collect, score_reference, token_kl
 
 from textgym import TokenVectorEnv
 from textgym.estimates import draw_samples
@@ -47,12 +46,14 @@ def legal(rollout):
 
 def test_a_rollout_takes_and_scores_only_what_the_grammar_allows(masked):
     agent = tiny_agent(masked)
-    rollout = collect(batch_env(masked), agent.policy, 0, (STOP,), keep_all=True)
+    rollout = collect(batch_env(masked), agent.policy, 0, (STOP,), keep_features=True)
     allowed = legal(rollout)
     assert np.array_equal(rollout.masks.numpy(), allowed)
     assert allowed[np.arange(len(allowed)), rollout.actions.numpy()].all()
-    reference = score_reference(agent.reference, rollout, 64, True)
-    for log_probs in (rollout.all_log_probs, reference):
+    scored = score_reference(agent.reference, rollout, 64, True)
+    own = agent.policy.distribution(rollout.features, rollout.masks)
+    reference = agent.reference.distribution(scored, rollout.masks)
+    for log_probs in (own, reference):
         probabilities = log_probs.exp().numpy()
         np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-5)
         assert (probabilities[~allowed] == 0).all()
@@ -60,7 +61,7 @@ def test_a_rollout_takes_and_scores_only_what_the_grammar_allows(masked):
     logits, _ = agent.reference.states(rollout.input_ids, torch.tensor(rollout.rows), torch.tensor(rollout.columns))
     expected = restricted(torch.log_softmax(logits, -1).numpy(), allowed)
     np.testing.assert_allclose(reference.numpy()[allowed], expected[allowed], atol=1e-5)
-    assert (token_kl(rollout, reference, "exact") >= -1e-6).all()
+    assert (token_kl(rollout, agent.policy, agent.reference, scored, "exact") >= -1e-6).all()
 
 
 def test_the_first_ratio_is_one_and_training_improves_the_objective(masked):

@@ -14,9 +14,9 @@ from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import check
 from textgym_agents.lm.critic_free import action_returns
-from textgym_agents.lm.maths import make_targets, penalties, scores, token_kl
+from textgym_agents.lm.maths import make_targets, penalties, scores
 from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.rollout import Rollout, collect, micro_batches, score_reference
+from textgym_agents.lm.rollout import Rollout, collect, micro_batches, score_reference, token_kl
 
 from textgym import TokenVectorEnv, make_task
 from textgym.lm.categorical import statistics
@@ -25,9 +25,9 @@ from textgym.solver import policy_values, prefix_tree
 
 def batch_of(agent, env, seed=0):
     kind = agent.config.kl
-    rollout = collect(env, agent.policy, seed, agent.task.vocabulary.stop_ids, keep_all=kind == "exact")
+    rollout = collect(env, agent.policy, seed, agent.task.vocabulary.stop_ids, keep_features=kind == "exact")
     reference = score_reference(agent.reference, rollout, 64, kind == "exact")
-    kl = token_kl(rollout, reference, kind)
+    kl = token_kl(rollout, agent.policy, agent.reference, reference, kind)
     config = agent.config
     targets = make_targets(rollout, kl, kind, agent.controller.beta, 1.0, config.lam, config.whiten, 1.0)
     return rollout, reference, targets
@@ -37,7 +37,7 @@ def gradient_of(agent, rollout, reference, targets, size):
     agent.policy.zero_grad()
     rows = np.arange(len(rollout.lengths))
     for part in micro_batches(rollout, rows, size):
-        (agent._loss(part, rollout, targets, reference, UpdateMeter()).sum() / len(rollout.rows)).backward()
+        agent._add_gradient(part, rollout, targets, reference, UpdateMeter(), len(rollout.rows))
     return torch.cat([p.grad.flatten().clone() for p in agent.policy.parameters()])
 
 
@@ -54,11 +54,11 @@ def test_2_masked_tokens_are_never_sampled_and_get_no_probability():
     task = tiny_task(vocab_size=7)  # three padding rows in the embedding
     agent = LMPPO(task, LMPPOConfig(batch=64, minibatches=1, device="cpu"), model=tiny_llama(7))
     env = TokenVectorEnv(task, 64, autoreset_mode=AutoresetMode.DISABLED)
-    rollout = collect(env, agent.policy, 0, task.vocabulary.stop_ids, keep_all=True)
+    rollout = collect(env, agent.policy, 0, task.vocabulary.stop_ids, keep_features=True)
     assert int(rollout.actions.max()) < 4
-    assert float(rollout.all_log_probs.exp()[:, 4:].max()) == 0.0
+    assert float(agent.policy.distribution(rollout.features).exp()[:, 4:].max()) == 0.0
     reference = score_reference(agent.reference, rollout, 64, True)
-    assert float(reference.exp()[:, 4:].max()) == 0.0
+    assert float(agent.reference.distribution(reference).exp()[:, 4:].max()) == 0.0
 
 
 def test_3_policy_equals_reference_at_the_start_and_the_reference_never_moves(env, task):
@@ -232,8 +232,9 @@ def test_17_and_19_the_logged_kl_is_the_penalised_kl_per_sequence(env, task):
     agent = tiny_agent(task, shift=0.3)
     rollout, reference, targets = batch_of(agent, env)
     by_hand = 0.0
+    own, base = agent.policy.distribution(rollout.features), agent.reference.distribution(reference)
     for state in range(len(rollout.rows)):
-        p, q = rollout.all_log_probs[state].double(), reference[state].double()
+        p, q = own[state].double(), base[state].double()
         by_hand += float((p.exp() * (p - q)).sum())
     metrics = first_metrics(tiny_agent(task, shift=0.3), env)
     assert targets.kl.sum() == pytest.approx(by_hand, rel=1e-5)
@@ -344,7 +345,7 @@ def by_hand():
         actions=torch.zeros(4, dtype=torch.long),
         log_probs=torch.zeros(4),
         values=torch.tensor([0.5, 0.25, 0.5, 0.25]),
-        all_log_probs=None,
+        features=None,
         rewards=np.array([1.0, 2.0, 0.0, 4.0]),
         lengths=np.array([2, 2]),
         bootstrap=np.array([0.0, 1.0]),
@@ -419,7 +420,8 @@ def test_33_an_exact_critic_gives_exact_advantages_on_truncated_rows(kind, lam, 
             taken = solved.log_policy[step + 1][following] - solved.log_reference[step + 1][following]
             deltas[n] += BETA * (kl_of(step + 1, edge) - taken)
     exact = replace(rollout, values=torch.tensor(values, dtype=torch.float32), bootstrap=bootstrap)
-    kl = token_kl(exact, score_reference(agent.reference, exact, 64, kind == "exact"), kind)
+    scored = score_reference(agent.reference, exact, 64, kind == "exact")
+    kl = token_kl(exact, agent.policy, agent.reference, scored, kind)
     got = make_targets(exact, kl, kind, BETA, 0.6, lam, False, 1.0).advantages.numpy()
     want = [
         sum(lam ** (m - n) * deltas[m] for m in range(n, len(deltas)) if rollout.rows[m] == rollout.rows[n])

@@ -21,9 +21,9 @@ from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.exact.estimators import enumerate_trajectories, estimator_table
 from textgym_agents.exact.objective import policy_gradient
 from textgym_agents.lm.critic_free import action_returns, sequence_weights
-from textgym_agents.lm.maths import clipped_policy_loss, loss_total, token_kl
+from textgym_agents.lm.maths import clipped_policy_loss, loss_total
 from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.rollout import score_reference
+from textgym_agents.lm.rollout import score_reference, token_kl
 
 from textgym import TokenVectorEnv
 
@@ -174,7 +174,7 @@ def test_whitening_divides_advantages_and_the_kl_alike_and_subtracts_nothing(kin
     plain, white = small_agent(kind), small_agent(kind, whiten=True)
     rollout, _ = full_rollout(plain)
     reference = score_reference(plain.reference, rollout, 1000, True)
-    kl = token_kl(rollout, reference, "exact")
+    kl = token_kl(rollout, plain.policy, plain.reference, reference, "exact")
     one, other = plain._targets(rollout, kl), white._targets(rollout, kl)
     spread = float(one.advantages.double().std(correction=0))
     torch.testing.assert_close(other.advantages, one.advantages / spread)
@@ -194,7 +194,7 @@ def test_a_step_sums_its_losses_as_it_says(aggregation, monkeypatch):
     agent = small_agent(GRPO, aggregation=aggregation, group=2, micro_batch=3, kl="k3")
     rollout = take(full_rollout(agent)[0], np.array([0, 7, 13, 39]))
     reference = score_reference(agent.reference, rollout, 64, False)
-    targets = agent._targets(rollout, token_kl(rollout, reference, "k3"))
+    targets = agent._targets(rollout, token_kl(rollout, agent.policy, agent.reference, reference, "k3"))
     monkeypatch.setattr(agent, "_finish_step", lambda: 0.0)
     rows = np.array([0, 1, 3])
     agent._step(rollout, targets, reference, rows, UpdateMeter())

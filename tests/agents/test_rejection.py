@@ -6,8 +6,7 @@ import torch
 from agents.enumerated import full_rollout
 from agents.groups import expected_gradient, flat_gradient, small_agent, take
 from textgym_agents.algorithms.rejection import Rejection, RejectionConfig, best_rows
-from textgym_agents.lm.maths import token_kl
-from textgym_agents.lm.rollout import score_reference
+from textgym_agents.lm.rollout import score_reference, token_kl
 
 
 def test_the_best_of_each_group_by_hand():
@@ -22,7 +21,7 @@ def test_completions_are_chosen_by_reward_less_beta_times_the_log_ratio():
     agent = small_agent(Rejection, group=4)
     rollout = take(full_rollout(agent)[0], np.array([0, 5, 20, 39, 41, 50, 60, 79]))
     reference = score_reference(agent.reference, rollout, 64, False)
-    kl = token_kl(rollout, reference, "k1")
+    kl = token_kl(rollout, agent.policy, agent.reference, reference, "k1")
     per_row = np.bincount(rollout.rows, rollout.rewards - agent.controller.beta * kl)
     want = [int(np.argmax(per_row[:4])), 4 + int(np.argmax(per_row[4:]))]
     assert agent._targets(rollout, kl).rows.tolist() == want

@@ -83,7 +83,8 @@ def test_decoder_equals_reading_afresh_while_rows_finish_and_restart(pair):
     done = np.zeros(batch, dtype=bool)
     for step in range(14):
         mask = (np.arange(width) < lengths[:, None]).astype(np.int8)
-        logits, hidden = torch.no_grad()(backbone.read_out)(decoder.advance({"input_ids": ids.copy(), "attention_mask": mask}))
+        features = decoder.advance({"input_ids": ids.copy(), "attention_mask": mask})
+        logits, hidden = torch.no_grad()(backbone.read_out)(features)
         for row in range(batch):
             want, state = expected(model, torch.tensor(ids[row, : lengths[row]]))
             torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)

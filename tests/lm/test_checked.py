@@ -120,7 +120,8 @@ def test_rows_beyond_what_a_setting_says_are_right_or_the_model_is_refused(kind,
     for step in range(12):
         lengths = np.array([8, 2]) + step
         mask = np.arange(20) < lengths[:, None]
-        got = torch.no_grad()(backbone.read_out)(decoder.advance({"input_ids": ids, "attention_mask": mask}))[0].log_softmax(-1)
+        features = decoder.advance({"input_ids": ids, "attention_mask": mask})
+        got = torch.no_grad()(backbone.read_out)(features)[0].log_softmax(-1)
         for row, length in enumerate(lengths):
             torch.testing.assert_close(got[row], want[row][length - 1], atol=1e-4, rtol=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from textgym.checks import Bools, Ints
 from textgym.lm.reference import Observation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import Cache, PreTrainedModel
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -88,9 +90,10 @@ class HuggingFaceBackbone:
         if head is None:
             raise ValueError(f"model: {type(model).__name__} has no output embeddings")
         # PEFT puts its adapter into the base model, whose forward names all arguments.
-        inner = model.get_base_model() if is_peft(model) else model
-        self.model, self._head, self._whole = model, head, whole
-        self._runs = inner if whole else inner.base_model
+        inner = model.get_base_model() if is_peft(model) else model  # type: ignore[operator]
+        self.model, self._whole = model, whole
+        self._head = cast("Callable[[Tensor], Tensor]", head)
+        self._runs = cast("PreTrainedModel", inner if whole else inner.base_model)
         self._config = inner.config.get_text_config()
         self.vocab_size: int = head.weight.shape[0]
         self.hidden_size: int = head.weight.shape[1]
@@ -114,8 +117,7 @@ class HuggingFaceBackbone:
     def read_out(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.read_out`."""
         if self._whole:
-            hidden, logits = features.split([features.shape[-1] - self.vocab_size, self.vocab_size], -1)
-            return logits, hidden
+            return features[:, -self.vocab_size :], features[:, : -self.vocab_size]
         logits = self._head(features)
         # Scales and caps that models put behind their output embeddings: Cohere, Granite, Gemma.
         logits = logits * (getattr(self._config, "logit_scale", None) or 1.0)

@@ -221,7 +221,8 @@ def supports(model: PreTrainedModel) -> bool:
 class LlamaBackbone:
     """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own.
 
-    Features are the last hidden states before the weights of their norm, which are folded into the head. A classifier's label scores take the place of the logits.
+    Features are the last hidden states before the weights of their norm, which are folded into the head. A classifier's
+    label scores take the place of the logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -24,7 +24,16 @@ from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
-from textgym_agents.lm.rollout import MicroBatch, Rollout, collect, micro_batches, score_reference
+from textgym_agents.lm.rollout import (
+    MicroBatch,
+    Rollout,
+    States,
+    chunks,
+    collect,
+    micro_batches,
+    score_reference,
+    token_kl,
+)
 from textgym_agents.protocol import Metrics
 
 
@@ -45,11 +54,11 @@ class OnPolicyAgent(LMAgent):
         stop_ids = self.task.vocabulary.stop_ids
         behind = self.reference if self.critic else None
         rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
-        reference = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, V) or (N,)
-        kl = maths.token_kl(rollout, reference, config.kl)  # (N,)
+        scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
+        kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         targets = self._targets(rollout, kl)
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
-        metrics |= self._update(rollout, targets, reference)
+        metrics |= self._update(rollout, targets, scored)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
         return metrics
 
@@ -57,7 +66,7 @@ class OnPolicyAgent(LMAgent):
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         """Return what the losses aim at, from a rollout and the penalised KL (N,) of its states, nats."""
 
-    def _update(self, rollout: Rollout, targets: Targets, reference: Tensor) -> Metrics:
+    def _update(self, rollout: Rollout, targets: Targets, scored: Tensor) -> Metrics:
         """Step on every mini-batch of every epoch, until the policy is too far from the one that sampled."""
         config, meter = self.config, UpdateMeter()
         generator = np.random.default_rng([self._seed(1)])
@@ -65,31 +74,50 @@ class OnPolicyAgent(LMAgent):
         for _ in range(config.epochs if len(trained) else 0):
             shuffled = generator.permutation(trained)
             for rows in np.array_split(shuffled, min(config.minibatches, len(trained))):
-                self._step(rollout, targets, reference, rows, meter)
+                self._step(rollout, targets, scored, rows, meter)
                 if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
                     return meter.means()
         return meter.means()
 
-    def _step(self, rollout: Rollout, targets: Targets, reference: Tensor, rows: Ints, meter: UpdateMeter) -> None:
+    def _step(self, rollout: Rollout, targets: Targets, scored: Tensor, rows: Ints, meter: UpdateMeter) -> None:
         """Take one optimiser step on the mini-batch of these rows (b,)."""
         lengths = rollout.lengths[rows]
         meter.start(int(lengths.sum()))
         total = maths.loss_total(self.aggregation, lengths, self.task.max_new_tokens)
         self.optimizer.zero_grad(set_to_none=True)
         for part in micro_batches(rollout, rows, self.config.micro_batch):
-            # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
-            loss = self._loss(part, rollout, targets, reference, meter).sum() / total
-            loss.backward()
+            self._add_gradient(part, rollout, targets, scored, meter, total)
         meter.finish(self._finish_step())
 
+    def _add_gradient(
+        self, part: MicroBatch, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter, total: float
+    ) -> None:
+        """Add the gradient of the loss of a micro-batch's m states, over `total`.
+
+        The heads run on a few states at a time and go backward at once: logits of all of them (m, V) never exist.
+        """
+        features = self.policy.features(part.input_ids, part.rows, part.columns)  # (m, F)
+        gradients = []
+        for at in chunks(features, self.policy):
+            leaf = features[at].detach().requires_grad_()  # (n, F)
+            # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
+            loss = self._loss(leaf, part.at(at), rollout, targets, scored, meter).sum() / total
+            loss.backward()
+            assert leaf.grad is not None
+            gradients.append(leaf.grad)
+        if features.requires_grad:  # not where the heads alone are trained
+            features.backward(torch.cat(gradients))
+
     def _loss(
-        self, part: MicroBatch, rollout: Rollout, targets: Targets, reference: Tensor, meter: UpdateMeter
+        self, features: Tensor, chosen: States, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter
     ) -> Tensor:
-        """Return the loss of every state of a micro-batch (n,)."""
-        config, chosen, exact = self.config, part.states, self.config.kl == "exact"
-        masks = None if rollout.masks is None else rollout.masks[chosen]  # (n, V)
-        logits, values = self.policy.states(part.input_ids, part.rows, part.columns, masks)  # (n, V), (n,)
-        base, old = reference[chosen], rollout.log_probs[chosen]  # (n, V) or (n,), (n,)
+        """Return the loss of some states (n,), from the policy's features of them (n, F)."""
+        config, exact = self.config, self.config.kl == "exact"
+        masks = rollout.masks_of(chosen)  # (n, V)
+        logits, values = self.policy.heads(features, masks)  # (n, V), (n,)
+        base, old = scored[chosen], rollout.log_probs[chosen]  # (n, F) or (n,), (n,)
+        if exact:
+            base = self.reference.distribution(base, masks)  # (n, V)
         taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
         policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
         value_loss = self._value_loss(values, targets, chosen)  # (n,)
@@ -105,7 +133,7 @@ class OnPolicyAgent(LMAgent):
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """Return the loss of every action (n,), from its log-probability now and when it was sampled."""
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: States) -> Tensor:
         """Return the value loss of every state (n,); 0 without a critic."""
         return torch.zeros_like(values)
 
@@ -125,7 +153,7 @@ class ActorCriticAgent(OnPolicyAgent):
         scale, offset = self._centre_values(maths.scores(rollout, gamma))
         return maths.make_targets(rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset)
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: States) -> Tensor:
         assert targets.returns is not None
         assert targets.old_values is not None
         old, returns = targets.old_values[chosen], targets.returns[chosen]

@@ -205,7 +205,7 @@ def _array(tensor: Tensor) -> Floats:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """The arguments and the results of one call of `policy.states`."""
+    """What one call of `policy.heads` made of states (n,), and where these are in the ids."""
 
     input_ids: Tensor
     rows: Tensor
@@ -219,19 +219,35 @@ def _watch_outputs(agent: LMAgent) -> list[_Outputs]:
 
     Returns: the list that they are appended to.
     """
-    states = agent.policy.states
+    features, heads = agent.policy.features, agent.policy.heads
+    last: list[Tensor] = []
     outputs: list[_Outputs] = []
 
-    def watched(input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        logits, values = states(input_ids, rows, columns, masks)
+    def watched_features(input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        last[:] = input_ids, rows, columns, features(input_ids, rows, columns)
+        return last[3]
+
+    def watched_heads(found: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits, values = heads(found, masks)
         if logits.requires_grad:
             logits.retain_grad()
             values.retain_grad()
-            outputs.append(_Outputs(input_ids, rows, columns, logits, values))
+            at = _place(found, last[3])
+            outputs.append(_Outputs(last[0], last[1][at], last[2][at], logits, values))
         return logits, values
 
-    setattr(agent.policy, "states", watched)  # noqa: B010  (an attribute of this one copy)
+    # Attributes of this one copy.
+    setattr(agent.policy, "features", watched_features)  # noqa: B010
+    setattr(agent.policy, "heads", watched_heads)  # noqa: B010
     return outputs
+
+
+def _place(part: Tensor, whole: Tensor) -> slice:
+    """Return which rows of `whole` a view of some of them is. Raises: RuntimeError if it is none."""
+    if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        raise RuntimeError("policy.heads: allowed are what policy.features returned last, and slices of it")
+    start = (part.storage_offset() - whole.storage_offset()) // max(whole.stride(0), 1)
+    return slice(start, start + len(part))
 
 
 def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, reference: Tensor) -> Floats:
@@ -242,7 +258,7 @@ def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, r
     rows = np.arange(len(rollout.lengths))
     (part,) = micro_batches(rollout, rows, len(rows), by_length=False)
     with torch.enable_grad():
-        shadow._loss(part, rollout, without_kl, reference, UpdateMeter()).sum().backward()
+        shadow._add_gradient(part, rollout, without_kl, reference, UpdateMeter(), 1.0)
     return _gradients([output.logits for output in outputs])
 
 
@@ -255,7 +271,7 @@ def record_gradient(
 ) -> LossGradient:
     """Return the gradient of the first step of an iteration, from the loss that the agent itself computes.
 
-    A copy of the agent plays and goes back to the outputs of `policy.states`, whatever its `_iterate` makes of them, up
+    A copy of the agent plays and goes back to the outputs of `policy.heads`, whatever its `_iterate` makes of them, up
     to `_finish_step`.
 
     Args:
@@ -276,7 +292,7 @@ def record_gradient(
         shadow._iterate(env)
     used = [output for output in outputs if output.logits.grad is not None]
     if not used:
-        raise RuntimeError(f"agent {agent.name!r}: its iteration differentiated no output of policy.states")
+        raise RuntimeError(f"agent {agent.name!r}: its iteration differentiated no output of policy.heads")
     width = max(output.input_ids.shape[1] for output in used)
     ids = [torch.nn.functional.pad(o.input_ids, (0, width - o.input_ids.shape[1])) for o in used]
     offsets = np.cumsum([0, *(len(part) for part in ids)]).tolist()

@@ -22,21 +22,6 @@ Aggregation = Literal["token", "sequence", "constant"]
 """Every token alike; every sequence alike, by the mean over its tokens; the sum over a sequence, over a constant."""
 
 
-def token_kl(rollout: Rollout, reference: Tensor, kind: KL) -> Floats:
-    """Return the penalised KL of each state under the sampling policy (N,), nats.
-
-    Args:
-        reference: what `score_reference` gave: (N, V) for "exact", else (N,).
-    """
-    if kind == "exact":
-        assert rollout.all_log_probs is not None
-        old = rollout.all_log_probs
-        kl = torch.linalg.vecdot(old.exp(), old - reference)
-    else:
-        kl = rollout.log_probs - reference
-    return np.asarray(kl.cpu().double().numpy())
-
-
 def penalties(kl: Floats, rollout: Rollout, kind: KL) -> Floats:
     """Return the KL that is charged to the return of each action (N,), nats.
 
@@ -153,7 +138,7 @@ def make_targets(
     V(s_T) - beta KL(s_T): the exact KL for both, being the mean of the log-ratio that "k2" would have charged there.
 
     Args:
-        kl: (N,) from `token_kl`.
+        kl: (N,) from `textgym_agents.lm.rollout.token_kl`.
         beta: reward units per nat. gamma: discount of the rewards, per token.
         value_scale: reward units per unit of the value head.
         value_offset: reward units; V = value_offset + value_scale * head.

@@ -83,6 +83,11 @@ class LMPolicy(nn.Module):
         shaped = biased if masks is None else biased.masked_fill(~masks, FORBIDDEN)
         return shaped, self.value_head(hidden.float()).squeeze(-1)
 
+    @torch.no_grad()
+    def distribution(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Return log-probabilities (N, V) from features (N, F), without a gradient."""
+        return torch.log_softmax(self.heads(features, masks)[0], -1)
+
     def states(
         self, input_ids: Tensor, rows: Tensor, columns: Tensor, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.checks import Bools, Ints
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.categorical import sample
 from textgym.play import PlayedBatch, Turn, play_batch, reset_groups
 from textgym.vector import TokenVectorEnv
+from textgym_agents.config import KL
 from textgym_agents.lm.policy import LMPolicy
+
+States = Tensor | slice
+"""Places among the N states of a rollout: int64 (n,), or a slice, which copies nothing."""
+_LOGITS = {True: 2**23, False: 2**26}
+"""Most logits at once, on the CPU and elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Rollout:
         steps: (N,) int64, t of each state in its episode.
         actions: (N,) int64.
         log_probs, values: (N,) float32, of the sampling policy.
-        all_log_probs: (N, V) float32 of the sampling policy, or None if it was not asked for.
+        features: (N, F), of which the sampling policy makes its distributions, or None if they were not asked for.
         rewards: (N,) float64, the environment's.
         lengths: (B,) int64, actions per row.
         bootstrap: (B,) float64, the value head at s_T of truncated rows, 0 of ended ones.
@@ -44,7 +50,7 @@ class Rollout:
     actions: Tensor
     log_probs: Tensor
     values: Tensor
-    all_log_probs: Tensor | None
+    features: Tensor | None
     rewards: NDArray[np.float64]
     lengths: NDArray[np.int64]
     bootstrap: NDArray[np.float64]
@@ -58,6 +64,10 @@ class Rollout:
         """The place of every row's first state among the N, (B,)."""
         return np.asarray(np.cumsum(self.lengths) - self.lengths)
 
+    def masks_of(self, states: States) -> Tensor | None:
+        """Return the masks of some of the N states (n, V); None where the grammar allows all."""
+        return None if self.masks is None else self.masks[states]
+
 
 @torch.no_grad()
 def collect(
@@ -65,7 +75,7 @@ def collect(
     policy: LMPolicy,
     seed: int,
     stop_ids: tuple[int, ...],
-    keep_all: bool = False,
+    keep_features: bool = False,
     group: int = 1,
     reference: LMPolicy | None = None,
 ) -> Rollout:
@@ -76,13 +86,13 @@ def collect(
         policy: acts by sampling.
         seed: seeds the prompts and the sampling; the same seed gives the same rollout.
         stop_ids: the ids that end an episode.
-        keep_all: keep the whole log-probabilities of every state (N, V).
+        keep_features: keep the features of every state (N, F).
         group: consecutive sub-environments that answer the same prompt; divides B.
         reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
     """
     policy.forget()
     observation, _ = reset_groups(env, seed, group)
-    sampler = _Sampler(policy, reference, keep_all, seed, env.num_envs)
+    sampler = _Sampler(policy, reference, keep_features, seed, env.num_envs)
     played = play_batch(env, observation, sampler.choose, at_limit=sampler.bootstrap_from)
     policy.forget()
     return sampler.rollout(played, stop_ids)
@@ -91,12 +101,14 @@ def collect(
 class _Sampler:
     """Sample the tokens of a batch, and keep what the policy said of its states, step by step."""
 
-    def __init__(self, policy: LMPolicy, reference: LMPolicy | None, keep_all: bool, seed: int, count: int) -> None:
-        self._policy, self._reference, self._keep_all = policy, reference, keep_all
+    def __init__(
+        self, policy: LMPolicy, reference: LMPolicy | None, keep_features: bool, seed: int, count: int
+    ) -> None:
+        self._policy, self._reference, self._keep_features = policy, reference, keep_features
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
         self._columns: list[Ints] = []
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, their log-probabilities, values
-        self._all_log_probs: list[Tensor] = []
+        self._features: list[Tensor] = []
         self._masks: list[Tensor] = []
         self._bootstrap = np.zeros(count)
         self._bootstrap_kl = None if reference is None else np.zeros(count)
@@ -104,14 +116,16 @@ class _Sampler:
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens (n,) of the running rows."""
         masks = self._tensor(turn.masks)
-        log_probs, values = self._policy.advance(turn.observation, turn.running, masks)
+        features = self._policy.read(turn.observation, turn.running)
+        logits, values = self._policy.heads(features, masks)
+        log_probs = torch.log_softmax(logits, -1)
         # Every row has its own number each step, so that no row depends on when others end.
         uniforms = self._generator.random(len(turn.running), dtype=np.float32)[turn.rows]
         tokens = sample(log_probs, torch.tensor(uniforms, device=self._policy.device))
         self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
         self._kept.append((tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values))
-        if self._keep_all:
-            self._all_log_probs.append(log_probs)
+        if self._keep_features:
+            self._features.append(features)
         if masks is not None:
             self._masks.append(masks)
         return np.asarray(tokens.cpu().numpy())
@@ -142,7 +156,7 @@ class _Sampler:
             actions=actions,
             log_probs=log_probs,
             values=values,
-            all_log_probs=torch.cat(self._all_log_probs)[index] if self._all_log_probs else None,
+            features=torch.cat(self._features)[index] if self._features else None,
             rewards=played.rewards[order],
             lengths=played.lengths,
             bootstrap=self._bootstrap,
@@ -158,16 +172,50 @@ class _Sampler:
 
 @torch.no_grad()
 def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, everything: bool) -> Tensor:
-    """Return the reference's log-probabilities in every state: (N, V) if `everything`, else (N,) of the actions."""
+    """Return what the reference says of every state: its features (N, F) if `everything`, else log ref(a) (N,)."""
     parts = []
-    for chunk in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
-        masks = None if rollout.masks is None else rollout.masks[chunk.states]
-        logits, _ = reference.states(chunk.input_ids, chunk.rows, chunk.columns, masks)
-        log_probs = torch.log_softmax(logits, -1)
+    for part in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
+        features = reference.features(part.input_ids, part.rows, part.columns)
         if not everything:
-            log_probs = log_probs.gather(1, rollout.actions[chunk.states][:, None]).squeeze(1)
-        parts.append(log_probs)
+            features = torch.cat(
+                [_taken(reference, features[at], rollout, part.at(at)) for at in chunks(features, reference)]
+            )
+        parts.append(features)
     return torch.cat(parts)
+
+
+def _taken(policy: LMPolicy, features: Tensor, rollout: Rollout, states: States) -> Tensor:
+    """Return log pi(a) in some states (n,), from their features (n, F)."""
+    log_probs = policy.distribution(features, rollout.masks_of(states))
+    return log_probs.gather(1, rollout.actions[states][:, None]).squeeze(1)
+
+
+@torch.no_grad()
+def token_kl(rollout: Rollout, policy: LMPolicy, reference: LMPolicy, scored: Tensor, kind: KL) -> Floats:
+    """Return the penalised KL of each state under the sampling policy (N,), nats.
+
+    Args:
+        policy: the one that has sampled, unchanged since. reference: the frozen one.
+        scored: what `score_reference` gave: (N, F) for "exact", else (N,).
+    """
+    if kind != "exact":
+        return np.asarray((rollout.log_probs - scored).cpu().double().numpy())
+    assert rollout.features is not None
+    parts = []
+    for at in chunks(scored, policy):
+        masks = rollout.masks_of(at)
+        old, base = (
+            policy.distribution(rollout.features[at], masks),
+            reference.distribution(scored[at], masks),
+        )  # (n, V)
+        parts.append(torch.linalg.vecdot(old.exp(), old - base))
+    return np.asarray(torch.cat(parts).cpu().double().numpy())
+
+
+def chunks(states: Tensor, policy: LMPolicy) -> list[slice]:
+    """Cut N states into parts whose logits (n, V) take little memory beside everything else."""
+    size = max(1, _LOGITS[policy.device.type == "cpu"] // policy.backbone.vocab_size)
+    return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
 
 @dataclass(frozen=True)
@@ -184,7 +232,11 @@ class MicroBatch:
     input_ids: Tensor
     rows: Tensor
     columns: Tensor
-    states: Tensor | slice
+    states: States
+
+    def at(self, part: slice) -> States:
+        """Return the indices of some of its states among the rollout's N."""
+        return part if isinstance(self.states, slice) else self.states[part]
 
 
 def micro_batches(rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True) -> list[MicroBatch]:

@@ -142,7 +142,7 @@ def test_a_leaf_costs_one_forward_of_the_network(monkeypatch):
     agent = learned(task)
     planner, asked = agent._planner(), []
     backbone = agent.policy.backbone
-    for name in ("open", "extend", "states"):
+    for name in ("open", "extend", "features"):
         method = getattr(backbone, name)
         monkeypatch.setattr(backbone, name, lambda *given, do=method: asked.append(0) or do(*given))
     observation, _ = batch_env(task, 1).reset(seed=0)
