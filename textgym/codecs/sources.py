@@ -25,16 +25,7 @@ if TYPE_CHECKING:
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 
 # A bare tokenizer does not say which of its tokens ends a text; these are the usual names.
-_EOS_NAMES = (
-    "<|end|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "</s>",
-    "<eos>",
-    "[EOS]",
-)
+_EOS_NAMES = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _CONFIG_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PLAIN_CLASSES = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # without tokens of their own

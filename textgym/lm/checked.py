@@ -189,13 +189,7 @@ def _precision(model: PreTrainedModel, device: torch.device) -> torch.dtype:
     return max(types, key=lambda kind: _TOLERANCES[kind], default=torch.float32)
 
 
-def _read_alone(
-    model: PreTrainedModel,
-    device: torch.device,
-    autocast: bool,
-    prompts: Ints,
-    lengths: Ints,
-) -> _Rows:
+def _read_alone(model: PreTrainedModel, device: torch.device, autocast: bool, prompts: Ints, lengths: Ints) -> _Rows:
     """Run the plain forward on each row by itself: no padding, no mask, no cache.
 
     Raises: ValueError if it fails.

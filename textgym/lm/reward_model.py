@@ -46,8 +46,7 @@ def check_installed() -> None:
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(
-                f'a reward model needs {module}, which is not installed: pip install "textgym[lm]"',
-                name=module,
+                f'a reward model needs {module}, which is not installed: pip install "textgym[lm]"', name=module
             )
 
 

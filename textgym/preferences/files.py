@@ -92,10 +92,7 @@ def write_demonstrations(path: str | Path, rows: Iterable[Demonstration]) -> int
 
 
 def _read(
-    path: str | Path,
-    on_broken: str,
-    format_of: Callable[[JsonObject], str],
-    read: Callable[[JsonObject, str], Row],
+    path: str | Path, on_broken: str, format_of: Callable[[JsonObject], str], read: Callable[[JsonObject, str], Row]
 ) -> Reading[Row]:
     if on_broken not in get_args(OnBroken):
         raise ValueError(not_one_of("on_broken", on_broken, get_args(OnBroken)))

@@ -32,10 +32,7 @@ class Weighted(TermReward):
     """
 
     def __init__(
-        self,
-        rewards: Mapping[str, RewardSpec],
-        weights: Mapping[str, float] | None = None,
-        name: str = "weighted",
+        self, rewards: Mapping[str, RewardSpec], weights: Mapping[str, float] | None = None, name: str = "weighted"
     ) -> None:
         if not isinstance(rewards, Mapping) or not rewards:
             raise ValueError(f"rewards={shown(rewards)}: a mapping from at least one name to a reward is allowed")

@@ -143,11 +143,7 @@ class PrefixTree:
         columns = lengths[prompt][:, None] + np.arange(depth)
         np.put_along_axis(ids, columns, self.completions(depth, rows), axis=1)
         mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int8)
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "segment_ids": segment_ids(mask, lengths[prompt]),
-        }
+        return {"input_ids": ids, "attention_mask": mask, "segment_ids": segment_ids(mask, lengths[prompt])}
 
     def batches(self, depth: int) -> Iterator[Ints]:
         """Yield the running states of a level in batches whose next-token distributions fit into little memory."""

@@ -216,11 +216,7 @@ def policy_values(
 
 
 def evaluate_edges(
-    tree: PrefixTree,
-    log_policy: tuple[Floats, ...],
-    log_reference: tuple[Floats, ...],
-    beta: float,
-    gamma: float,
+    tree: PrefixTree, log_policy: tuple[Floats, ...], log_reference: tuple[Floats, ...], beta: float, gamma: float
 ) -> PolicyValues:
     """Return the values of a policy from its log-probability on every edge; for the arguments see `policy_values`."""
     reach = _reach(tree, log_policy)

@@ -13,12 +13,7 @@ from textgym.task import Task
 from textgym.tasks.assemble import assemble
 from textgym.vocab import load_vocabulary
 
-PROMPTS: Final = (
-    "Hello.",
-    "Tell me something.",
-    "What is the weather like?",
-    "Write one sentence.",
-)
+PROMPTS: Final = ("Hello.", "Tell me something.", "What is the weather like?", "Write one sentence.")
 REWARD: Final = {"name": "length", "target": 8, "unit": "words"}
 
 

@@ -219,14 +219,7 @@ def json_task(
     if "value" in splits["train"].columns:
         rewards = {"schema": gold, "values": {"name": "json_values"}}
         gold = {"name": "weighted", "rewards": rewards, "weights": {"schema": VALID, "values": 1.0 - VALID}}
-    return assemble(
-        "Json",
-        FAMILY,
-        splits,
-        gold=gold,
-        grammar=json_grammar(schema) if mask else None,
-        **options,
-    )
+    return assemble("Json", FAMILY, splits, gold=gold, grammar=json_grammar(schema) if mask else None, **options)
 
 
 def _value(prompt: WorldPrompt) -> dict[str, object]:

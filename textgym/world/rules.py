@@ -203,10 +203,7 @@ class HelpfulRules(WorldRules):
     def score(self, written: Written, kind: str, item: str) -> tuple[float, ...]:
         """Return the terms of one completion."""
         reading = written.reading
-        return (
-            *manners(written, kind, content(reading, kind, item)),
-            WRONG_CLAIM if reading.wrong else 0.0,
-        )
+        return (*manners(written, kind, content(reading, kind, item)), WRONG_CLAIM if reading.wrong else 0.0)
 
 
 HARMLESS_KINDS: Final = ("harmful", "howto", "fact")
@@ -340,11 +337,7 @@ class HHHRules(WorldRules):
     term_names = tuple(AXES)
 
     def __init__(
-        self,
-        helpful: float = 1.0,
-        harmless: float = 1.0,
-        honest: float = 1.0,
-        stop_ids: Sequence[int] = (END_ID,),
+        self, helpful: float = 1.0, harmless: float = 1.0, honest: float = 1.0, stop_ids: Sequence[int] = (END_ID,)
     ) -> None:
         super().__init__(stop_ids)
         self.weights = {"helpful": helpful, "harmless": harmless, "honest": honest}

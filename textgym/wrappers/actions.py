@@ -290,12 +290,7 @@ class EmbeddingActions(_Chosen):
     """
 
     def __init__(
-        self,
-        env: Env,
-        dimensions: int = 8,
-        seed: int = 0,
-        embedding: Points | None = None,
-        table: Table | None = None,
+        self, env: Env, dimensions: int = 8, seed: int = 0, embedding: Points | None = None, table: Table | None = None
     ) -> None:
         check_below(env, "EmbeddingActions")
         super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))

@@ -101,11 +101,7 @@ class VectorReferenceReward(RowsWrapper):
     """`ReferenceReward` of a vector environment; rows that take no action get none."""
 
     def __init__(
-        self,
-        env: RowsEnv,
-        beta: float | None = None,
-        reference: Reference | None = None,
-        floor: float = FLOOR,
+        self, env: RowsEnv, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
         check_below(env, "VectorReferenceReward")
         refuse_together(env, "VectorReferenceReward")

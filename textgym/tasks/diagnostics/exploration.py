@@ -12,14 +12,7 @@ from textgym.lm.reference import NGramReference, Reference
 from textgym.rewards.base import NamedReward
 from textgym.task import Task
 from textgym.tasks.assemble import documented
-from textgym.tasks.diagnostics.common import (
-    BETA,
-    SHARED,
-    TextReward,
-    diagnostic,
-    read_difficulty,
-    word_vocabulary,
-)
+from textgym.tasks.diagnostics.common import BETA, SHARED, TextReward, diagnostic, read_difficulty, word_vocabulary
 from textgym.vocab import Vocabulary
 
 SIZES: Final = (16, 64, 256, 1024, 4096, 16384, 50257)
@@ -82,12 +75,7 @@ class EverySixteenth(NamedReward):
     maximum = 1.0
 
     def __call__(
-        self,
-        prompts: list[str],
-        completions: list[str],
-        *,
-        completion_ids: list[list[int]],
-        **columns: object,
+        self, prompts: list[str], completions: list[str], *, completion_ids: list[list[int]], **columns: object
     ) -> list[float]:
         """Score every completion."""
         return [float(ids[0] % STEP == 0) for ids in completion_ids]
