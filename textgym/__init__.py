@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.envs.registration import register, registry
+import gymnasium as gym
 
 from textgym.registry import TASKS, Factory, TaskEntry
 
@@ -67,15 +67,14 @@ def register_task(
 
 def _register(entry: TaskEntry) -> None:
     """Register the environments of a task with Gymnasium, once."""
-    if entry.id in registry:
-        return
-    register(
-        id=entry.id,
-        entry_point="textgym.env:TokenEnv",
-        vector_entry_point="textgym.vector:TokenVectorEnv",
-        order_enforce=False,  # TokenEnv raises ResetNeeded itself
-        kwargs={"task": entry.name},
-    )
+    if entry.id not in gym.registry:
+        gym.register(
+            id=entry.id,
+            entry_point="textgym.env:TokenEnv",
+            vector_entry_point="textgym.vector:TokenVectorEnv",
+            order_enforce=False,  # TokenEnv raises ResetNeeded itself
+            kwargs={"task": entry.name},
+        )
 
 
 for _name in TASKS:  # those that come with the package, and those of installed plug-ins

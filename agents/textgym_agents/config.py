@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from textgym.checks import MOST_ROWS, not_one_of, shown
+from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
-from textgym.rewards.calling import is_finite
 from textgym.sources import source_digest, source_folder
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools
+from textgym.checks import Bools, check_count
 from textgym.codecs.protocol import ByteDecoder
 from textgym.grammar.expressions import Schema, as_rewarded, has_one_of, narrowed, spelled_out
 from textgym.rewards.base import import_extra
@@ -212,9 +212,7 @@ class GrammarMask:
     def __init__(self, vocabulary: Vocabulary, grammar: str, places: int = 4096) -> None:
         if not vocabulary.stop_ids:
             raise ValueError("vocabulary: a grammar mask needs a stop token, that says that a text is complete")
-        if isinstance(places, bool) or not isinstance(places, int) or places < 1:
-            raise ValueError(f"places={places!r}: an int from 1 on is allowed")
-        self.vocabulary, self.grammar, self.places = vocabulary, grammar, places
+        self.vocabulary, self.grammar, self.places = vocabulary, grammar, check_count("places", places)
         self._table = token_bytes(vocabulary)
         self._kept: OrderedDict[Completion, _Place] = OrderedDict()
         # Tokens 0..V-1 stand for themselves after other text, V..2V-1 for the same at the start.

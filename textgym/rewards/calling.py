@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,16 +25,6 @@ from textgym.rewards.base import (
 from textgym.rewards.registry import RewardSpec, make_reward
 
 Faults = dict[int, RewardError]
-
-
-def is_finite(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def read_values(result: object, count: int, name: str, faults: Faults | None = None) -> Values:

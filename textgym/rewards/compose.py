@@ -8,9 +8,9 @@ from typing import Literal, cast
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, JsonObject, check_flag, not_one_of, shown
+from textgym.checks import Bools, Floats, JsonObject, check_flag, check_number, is_finite, not_one_of, shown
 from textgym.rewards.base import Column, NamedReward, Reward, TermReward, Values, reward_term_names
-from textgym.rewards.calling import Inner, is_finite
+from textgym.rewards.calling import Inner
 from textgym.rewards.registry import RewardSpec
 
 NOISE = "noise"
@@ -77,12 +77,10 @@ def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[s
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
         raise ValueError(f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed")
-    for key, weight in weights.items():
+    for key in weights:
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))
-        if not is_finite(weight):
-            raise ValueError(f"weights[{key!r}]={shown(weight)}: a finite number is allowed")
-    return {key: float(weight) for key, weight in weights.items()}
+    return {key: check_number(f"weights[{key!r}]", weight) for key, weight in weights.items()}
 
 
 class _Wrapper(NamedReward):
@@ -233,10 +231,8 @@ class Shaped(_EveryPrefix):
     pay: Literal["difference"] = "difference"
 
     def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
-        if not is_finite(gamma) or not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma={gamma!r:.80}: a number from 0 to 1 is allowed")
         super().__init__(reward, "shaped")
-        self.gamma = float(gamma)
+        self.gamma = check_number("gamma", gamma, 0, 1)
 
 
 def potential_difference(
@@ -282,14 +278,12 @@ class Blurred(_Wrapper, TermReward):
     noisy = True
 
     def __init__(self, reward: RewardSpec, deviation: float) -> None:
-        if not is_finite(deviation) or deviation < 0:
-            raise ValueError(f"deviation={shown(deviation)}: a finite number >= 0 is allowed (reward units)")
         super().__init__(reward, "blurred")
         if NOISE in self.inner.term_names:
             raise ValueError(f"reward {self.inner.name!r} has a term {NOISE!r} already; allowed is one without")
         self.name = "blurred"
         self.expected: Reward = self.inner.reward
-        self.deviation = self.normal_noise = float(deviation)
+        self.deviation = self.normal_noise = check_number("deviation", deviation, 0, unit="reward units")
         self.term_names = (*self.inner.term_names, NOISE)
         self.maximum = self.inner.maximum
 

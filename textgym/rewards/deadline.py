@@ -15,9 +15,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, cast
 
-from textgym.checks import shown
+from textgym.checks import is_finite, shown
 from textgym.rewards.base import Reward, RewardError, reward_name
-from textgym.rewards.calling import awaited, is_finite
+from textgym.rewards.calling import awaited
 
 _SAFE = "PYTHONSAFEPATH"
 """Keeps a new interpreter from taking modules from the current folder, where a `random.py` may lie."""

@@ -12,7 +12,7 @@ from functools import cache, cached_property, lru_cache
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from textgym.checks import shown
+from textgym.checks import check_number, shown
 from textgym.files import refuse_constant, unique_keys
 from textgym.rewards.base import (
     Column,
@@ -24,7 +24,6 @@ from textgym.rewards.base import (
     import_extra,
     read_column,
 )
-from textgym.rewards.calling import is_finite
 from textgym.rewards.patterns import Regex
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -261,8 +260,7 @@ class JsonSchema(Rebuilt, TermReward):
 
     def __post_init__(self) -> None:
         check_column(self.column)
-        if not is_finite(self.parses) or not 0 <= self.parses <= 1:
-            raise ValueError(f"parses={shown(self.parses)}: a number in 0..1 is allowed")
+        check_number("parses", self.parses, 0, 1)
         if self.schema is not None:
             assert self._validator is not None  # a bad schema is refused now, not when it is first used
 

@@ -9,17 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from textgym.checks import check_flag, not_one_of, shown
-from textgym.rewards.base import (
-    Column,
-    NamedReward,
-    Rebuilt,
-    Values,
-    check_column,
-    check_count,
-    import_extra,
-    read_column,
-)
+from textgym.checks import check_count, check_flag, not_one_of, shown
+from textgym.rewards.base import Column, NamedReward, Rebuilt, Values, check_column, import_extra, read_column
 from textgym.rewards.words import composed, is_unspaced, warn_once, words
 
 Variant = Literal["rouge1", "rouge2", "rougeL"]
@@ -115,8 +106,8 @@ class Chrf(_Overlap):
     name = "chrf"
 
     def _overlap(self) -> Overlap:
-        check_count("word_order", self.word_order)
-        check_count("beta", self.beta, 1)
+        check_count("word_order", self.word_order, 0)
+        check_count("beta", self.beta)
         return _sacrebleu("CHRF", word_order=self.word_order, beta=self.beta)
 
 

@@ -5,9 +5,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from textgym.checks import shown
+from textgym.checks import check_number
 from textgym.rewards.base import TermReward, Values
-from textgym.rewards.calling import is_finite
 from textgym.rewards.words import check_stop_ids
 from textgym.world.corpus import END_ID
 from textgym.world.facts import APOLOGY, HARMFUL
@@ -313,8 +312,7 @@ def covered(weights: Mapping[str, float]) -> tuple[str, ...]:
 def check_weights(weights: Mapping[str, float]) -> None:
     """Raise ValueError unless every weight is finite and at least 0, and one of them is above 0."""
     for axis, weight in weights.items():
-        if not is_finite(weight) or weight < 0:
-            raise ValueError(f"{axis}={shown(weight)}: allowed is a finite number from 0 on (weight of the axis)")
+        check_number(axis, weight, 0, unit="weight of the axis")
     if not any(weights.values()):
         listed = ", ".join(f"{axis}={weight!r}" for axis, weight in weights.items())
         raise ValueError(f"{listed}: at least one weight has to be above 0")

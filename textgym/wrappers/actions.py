@@ -10,7 +10,7 @@ from gymnasium.error import InvalidAction
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.lm.reference import Observation, Reference
 from textgym.state import TokenSpace
 from textgym.task import Task, has_language_model, reference_model
@@ -42,8 +42,7 @@ def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
     Returns: (V, D) float64.
     Raises: ValueError for D out of range.
     """
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1:
-        raise ValueError(f"dimensions={dimensions!r}: allowed is an int from 1 on")
+    check_count("dimensions", dimensions)
     if has_language_model(task):
         from textgym.lm.causal import load_causal_lm
 
@@ -113,10 +112,8 @@ class TopKTokens:
     """
 
     def __init__(self, reference: Reference, allowed: Bools, k: int) -> None:
-        most = int(np.count_nonzero(allowed))
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= most:
-            raise ValueError(f"k={k!r}: allowed is an int in 1..{most}, the number of allowed tokens")
-        self.reference, self.size, self._allowed = reference, int(k), allowed
+        self.reference, self._allowed = reference, allowed
+        self.size = check_count("k", k, 1, int(np.count_nonzero(allowed)), "ranks among the allowed tokens")
 
     def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
         """See `Table.tokens`; True at the first appearance of a token in its row."""

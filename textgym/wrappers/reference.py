@@ -1,4 +1,4 @@
-"""What a reference model adds to an environment: its log-probabilities to what is paid, its hidden states for tokens."""
+"""What a reference model adds to an environment: its log-probabilities to the pay, its hidden states in view."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats
+from textgym.checks import Bools, Floats, check_number
 from textgym.lm.reference import Reference, restricted
 from textgym.state import Observation, TokenState
+from textgym.task import BETA
 from textgym.vector import refuse_together
 from textgym.vector_io import Infos
 from textgym.wrappers.base import (
@@ -46,11 +47,9 @@ class Bonus:
     """
 
     def __init__(self, reference: Reference, beta: float, floor: float) -> None:
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta={beta!r}: allowed is a finite number from 0 on (reward units per nat)")
         if not -float("inf") < floor < 0:
             raise ValueError(f"floor={floor!r}: allowed is a finite number below 0 (nats)")
-        self.reference, self.beta, self.floor = reference, beta, floor
+        self.reference, self.beta, self.floor = reference, check_number("beta", beta, 0, unit=BETA), floor
 
     def of(self, observation: Observation, actions: Actions, masks: Masks) -> Floats:
         """Return the bonus (B,) of B actions in B states, reward units."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from textgym.rewards.calling import is_finite
+from textgym.checks import is_finite
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.statistics import Interval, Strata, mean_of_runs, strata_of
 from textgym_benchmarks.suite import Cell, canonical

@@ -8,11 +8,12 @@ from typing import Final
 
 import numpy as np
 
+from textgym.checks import check_count
 from textgym.lm.reference import NGramReference, Reference
 from textgym.rewards.base import NamedReward
 from textgym.task import Task
 from textgym.tasks.assemble import documented
-from textgym.tasks.diagnostics.common import BETA, SHARED, TextReward, diagnostic, read_difficulty, word_vocabulary
+from textgym.tasks.diagnostics.common import BETA, SHARED, TextReward, diagnostic, word_vocabulary
 from textgym.vocab import Vocabulary
 
 SIZES: Final = (16, 64, 256, 1024, 4096, 16384, 50257)
@@ -61,7 +62,7 @@ def bandit_task(difficulty: int = 5, *, beta: float = BETA, reference: str | Ref
     ### Arguments
         difficulty: 1..12, for 2 ** difficulty arms.
     """
-    arms = 2 ** read_difficulty(difficulty, 1, 12, "2 ** difficulty arms")
+    arms = 2 ** check_count("difficulty", difficulty, 1, 12, "2 ** difficulty arms")
     names = [f"arm{i}" for i in range(arms)]
     vocabulary = word_vocabulary(names, asked=["pull"])
     return diagnostic("Bandit", vocabulary, "pull", reward=Arm(arms), words=1, beta=beta, reference=reference)
@@ -98,7 +99,7 @@ def big_vocab_task(difficulty: int = 3, *, beta: float = BETA, reference: str | 
     ### Arguments
         difficulty: 0..6, for a V of 16, 64, 256, 1024, 4096, 16384 and 50257.
     """
-    size = SIZES[read_difficulty(difficulty, 0, len(SIZES) - 1, f"vocabularies of {SIZES} words")]
+    size = SIZES[check_count("difficulty", difficulty, 0, len(SIZES) - 1, f"vocabularies of {SIZES} words")]
     vocabulary = _numbered_words(size)
     return diagnostic("BigVocab", vocabulary, "w1", reward=EverySixteenth(), words=1, beta=beta, reference=reference)
 
@@ -140,7 +141,7 @@ def deceptive_task(difficulty: int = 8, *, beta: float = 0.05, reference: str | 
     ### Arguments
         difficulty: 2..16, length of the string.
     """
-    length = read_difficulty(difficulty, 2, 16, "words of an answer")
+    length = check_count("difficulty", difficulty, 2, 16, "words of an answer")
     vocabulary = word_vocabulary(DISTANCES, asked=["walk"])
     return diagnostic(
         "Deceptive", vocabulary, "walk", reward=Trap(length), words=length, beta=beta, reference=reference
@@ -176,7 +177,7 @@ def deep_sea_task(difficulty: int = 10, *, beta: float = 0.05, reference: str | 
     ### Arguments
         difficulty: 1..18, length of the string.
     """
-    depth = read_difficulty(difficulty, 1, 18, "words to get right")
+    depth = check_count("difficulty", difficulty, 1, 18, "words to get right")
     vocabulary = word_vocabulary(DIRECTIONS, asked=["dive"])
     return diagnostic(
         "DeepSea", vocabulary, "dive", reward=Treasure(depth), words=depth, beta=beta, reference=reference
@@ -216,7 +217,7 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
         reference: "pairs" for the table, "uniform", a model's folder, or an object with
             `log_probs(observation)`.
     """
-    length = read_difficulty(difficulty, 1, 10, "words of an answer")
+    length = check_count("difficulty", difficulty, 1, 10, "words of an answer")
     if isinstance(reference, str) and reference == "pairs":
         reference = _pairs()
     reward = SameWord(MODES[:2], length)

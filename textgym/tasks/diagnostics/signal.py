@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from textgym.checks import check_count
 from textgym.lm.reference import Reference
 from textgym.rewards import RewardSpec
 from textgym.rewards.compose import Blurred
@@ -15,7 +16,6 @@ from textgym.tasks.diagnostics.common import (
     SHARED,
     TextReward,
     diagnostic,
-    read_difficulty,
     share_right,
     word_vocabulary,
 )
@@ -58,7 +58,7 @@ def delayed_task(difficulty: int = 8, *, beta: float = BETA, reference: str | Re
     ### Arguments
         difficulty: 1..12, tokens of an episode.
     """
-    length = read_difficulty(difficulty, 1, 12, "words until it is paid")
+    length = check_count("difficulty", difficulty, 1, 12, "words until it is paid")
     vocabulary = word_vocabulary(LETTERS[:3], asked=["go"])
     reward = FirstWord(LETTERS[0])
     return diagnostic("Delayed", vocabulary, "go", reward=reward, words=length, beta=beta, reference=reference)
@@ -96,7 +96,7 @@ def beta_sweep_task(difficulty: int = 3, *, beta: float | None = None, reference
         difficulty: 0..6, for beta 0.01, 0.03, 0.1, 0.3, 1, 3 and 10.
         beta: reward units per nat of KL to the reference; None: by difficulty.
     """
-    chosen = BETAS[read_difficulty(difficulty, 0, len(BETAS) - 1, f"betas {BETAS}")]
+    chosen = BETAS[check_count("difficulty", difficulty, 0, len(BETAS) - 1, f"betas {BETAS}")]
     return _spelling("BetaSweep", Spelling(), chosen if beta is None else beta, reference)
 
 
@@ -119,7 +119,7 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
     ### Arguments
         difficulty: 0..20, for noise of standard deviation difficulty / 2.
     """
-    deviation = 0.5 * read_difficulty(difficulty, 0, 20, "noise, in halves of the greatest reward")
+    deviation = 0.5 * check_count("difficulty", difficulty, 0, 20, "noise, in halves of the greatest reward")
     expected = Spelling()
     return _spelling("Noisy", Blurred(expected, deviation), beta, reference, gold=expected)
 
@@ -142,7 +142,7 @@ def scale_task(difficulty: int = 3, *, beta: float | None = None, reference: str
         difficulty: 0..4, for the scales 1, 10, 0.1, 100 and 0.01.
         beta: reward units per nat of KL to the reference; None: 0.1 times the scale.
     """
-    scale = SCALES[read_difficulty(difficulty, 0, len(SCALES) - 1, f"scales {SCALES}")]
+    scale = SCALES[check_count("difficulty", difficulty, 0, len(SCALES) - 1, f"scales {SCALES}")]
     return _spelling("Scale", Spelling(scale), BETA * scale if beta is None else beta, reference)
 
 
