@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 from textgym.checks import check_number
 from textgym.rewards.base import TermReward, Values
 from textgym.rewards.words import check_stop_ids
+from textgym.world.answers import Reading, Step, read
 from textgym.world.corpus import END_ID
 from textgym.world.facts import APOLOGY, HARMFUL
 from textgym.world.prompts import KINDS, find_item, items
-from textgym.world.reading import Reading, Step, read
 
 WORD_BUDGET: Final = {"fact": 16, "howto": 22, "sum": 12, "greeting": 10, "harmful": 12, "unanswerable": 12}
 """Kind -> words of the longest answer that is still concise: opener, content and closer."""
