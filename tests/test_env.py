@@ -438,7 +438,7 @@ def test_bad_tasks_and_arguments() -> None:
     with pytest.raises(ValueError, match="render_mode='ascii': not one of None, ansi, human, rgb_array"):
         TokenEnv(word_task(), render_mode="ascii")
     for limit in (0, -1, 2.0, True):
-        with pytest.raises(ValueError, match=r"max_new_tokens=.*: allowed is an int in 1\.\.1048576"):
+        with pytest.raises(ValueError, match=r"max_new_tokens=.*: allowed is an integer in 1\.\.1048576"):
             word_task(max_new_tokens=limit)
     for name in ("beta", "gamma", "penalty"):
         for value in ("x", None, True, [1.0]):

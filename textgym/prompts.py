@@ -68,7 +68,6 @@ def prompt_set(
         columns: name -> one value per text; none of the names in RESERVED_COLUMNS.
         weights: one per text, finite, not negative, not all 0; they need not sum to 1. None: all equal.
         argument: the name of `texts`, for messages.
-
     Raises: TypeError or ValueError, naming the argument.
     """
     if not _is_list(texts) or not all(isinstance(text, str) for text in texts):

@@ -65,7 +65,6 @@ class Task:
             every token of `vocabulary.allowed` always is.
         noisy: every episode draws a seed from the environment's generator; rewards get them as
             `episode_seeds`. A reward with the attribute `noisy` makes its task so.
-
     Raises: ValueError for limits out of range, or a potential-based reward with another discount.
     """
 

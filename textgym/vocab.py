@@ -116,7 +116,6 @@ def load_vocabulary(
             its own, and refused after 5 seconds of CPU time.
         model: folder or hub id of the model whose generation config names the stop tokens; None: the folder that the
             tokenizer is from.
-
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
     Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
         only derived from a model's config.

@@ -29,7 +29,6 @@ class FastCodec(Codec):
     Args:
         tokenizer: any tokenizer that can be written as JSON.
         special: names of control tokens beyond those that the tokenizer itself marks as special.
-
     Raises: ValueError as `Codec`, or if it cannot be written as JSON (a part of it is a Python object).
     """
 
@@ -153,7 +152,6 @@ class SlowCodec(Codec):
 
     Args:
         tokenizer: a Hugging Face tokenizer object without a Rust backend.
-
     Raises: ValueError as `Codec`.
     """
 
@@ -205,7 +203,6 @@ class WordCodec(Codec):
 
     Args:
         words: at least one, all different, none empty or with white space inside.
-
     Raises: ValueError otherwise.
     """
 

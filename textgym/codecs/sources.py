@@ -58,7 +58,6 @@ def find_source(tokenizer: object) -> Source:
 
     Args:
         tokenizer: None, a path, a list or tuple of words, a `tokenizers.Tokenizer`, or a Hugging Face tokenizer.
-
     Raises: ValueError, FileNotFoundError or TypeError, naming what is allowed.
     """
     if tokenizer is None:
@@ -253,7 +252,6 @@ def generation_stops(model: str | Path) -> tuple[list[int], bool]:
 
     Args:
         model: a folder in Hugging Face layout, or a hub id.
-
     Raises: ValueError for an eos_token_id that is neither null nor a whole number nor a list of them.
     """
     file = _generation_config(model)

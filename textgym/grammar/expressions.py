@@ -34,7 +34,6 @@ def spelled_out(pattern: str, argument: str = "pattern", *, quoted: bool = False
         argument: what it is called in messages.
         quoted: leave U+0000 out of classes without `"` or `\`. A mask writes such strings as JSON, and llguidance
             quotes a set of all control characters as if it had these two in it.
-
     Raises: ValueError for a pattern that re2 does not take, or that cannot be spelled out.
     """
     Regex(pattern, argument=argument)

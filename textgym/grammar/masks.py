@@ -108,7 +108,6 @@ def json_grammar(schema: Schema) -> str:
 
     Args:
         schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2.
-
     Raises: ValueError for a schema that the reward refuses, or that cannot be made a grammar.
     """
     if not isinstance(schema, Mapping):
@@ -203,7 +202,6 @@ class GrammarMask:
         vocabulary: with at least one stop token.
         grammar: of `json_grammar` or `regex_grammar`.
         places: how many completions are kept, 1 or more.
-
     Raises: ValueError without a stop token, for a decoder that no grammar can follow, or for a grammar that is too
         complex for llguidance, as far as walks to try it out show (others raise it when they are called);
         ModuleNotFoundError without llguidance.

@@ -91,8 +91,7 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
         tokens: the longest row that will be read; None: not known, taken for 512.
     Raises: ValueError if no backbone does, or the model's forward changes its own parameters; it names the model
         and the difference.
-    Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be
-        compared.
+    Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be compared.
     """
     known = _chosen.setdefault(model, {})
     thresholds = _thresholds(model, _SHORT if tokens is None else tokens)

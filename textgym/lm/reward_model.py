@@ -132,10 +132,8 @@ class RewardModel(NamedReward):
             tokens of longer texts are left out.
         device: "auto" or a torch device.
         centre: subtract the offset of every member.
-
     Attributes:
         cut: how many texts were too long and lost tokens; the first one warns.
-
     Raises: ValueError for a bad argument or a folder without a reward model; ModuleNotFoundError without torch
         and transformers.
     Source: Coste et al. (2023), arXiv:2310.02743 (which subtracts k variances, not deviations).

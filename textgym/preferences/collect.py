@@ -32,7 +32,6 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
         scores: float64 (N, K), reward units, finite.
         temperature: T, reward units, finite and >= 0. At 0 there are no mistakes, and a fair coin breaks ties.
         generator: draws the same count of numbers at every temperature.
-
     Returns: int64 (N, K), places in `scores`, best first.
     Raises: ValueError for scores of another shape or not finite, or a temperature that is not allowed.
     """
@@ -109,7 +108,6 @@ def collect(
         split: which prompts. seed: the same one gives the same rankings, where the policy gives log-probabilities.
         reward: what ranks; None: the task's gold reward, or its return where it has no gold.
         keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
-
     Raises: ValueError for a value that is not allowed.
     """
     check_count("n", n, 1, MOST_ROWS)

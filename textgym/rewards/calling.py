@@ -98,7 +98,6 @@ class Caller:
         method: "terms" where the reward has them, else "__call__".
         term_names: the keys of what `terms` returns.
         maximum: the most that the reward can pay, reward units; None where it does not say.
-
     Raises: ValueError where the reward does not take every column, or names its terms badly.
     """
 
@@ -130,7 +129,6 @@ class Caller:
             prompts, completions: B texts, or what else the reward takes, as lists of messages.
             columns: name -> B values.
             faults: where given, single values that are no numbers are noted here instead of raised.
-
         Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
         """
         function = self.reward.terms if self.has_terms else self.reward
@@ -171,7 +169,6 @@ class Inner(Caller):
     Args:
         spec: see `make_reward`.
         outer: the name of the reward that holds it, for messages.
-
     Raises: ValueError if the reward says itself when it is paid (`pay`): such a reward has to be outermost.
     """
 

@@ -27,7 +27,6 @@ class Weighted(TermReward):
         rewards: name -> reward, or the spec of one.
         weights: name -> finite weight; 1 where it names none.
         name: what it is logged under.
-
     Raises: ValueError for no reward, or a weight that is not finite or belongs to no reward.
     """
 
@@ -130,20 +129,17 @@ class Clipped(_Wrapper):
 class RunningNorm(_Wrapper):
     """Another reward, less its running mean and divided by its running standard deviation.
 
-    The statistics are those of all finite values so far, the batch at hand included, so such a reward is no
-    fixed function of the text. None abstains and is not counted; NaN and infinities pass, for they are
-    failures.
+    The statistics are those of all finite values so far, the batch at hand included, so such a reward is no fixed
+    function of the text. None abstains and is not counted; NaN and infinities pass, for they are failures.
 
     Args:
         reward: a reward, or the spec of one.
         center: subtract the mean; False only scales.
         frozen: use the statistics without adding to them (evaluation).
-
     Attributes:
         count: how many values were seen.
         mean: their mean, reward units.
         squares: the sum of their squared differences from the mean.
-
     Source: Welford (1962) as merged by Chan, Golub and LeVeque (1979), eq. 2.1.
     """
 
@@ -250,7 +246,6 @@ def potential_difference(
         after: potential of the state it leads to.
         ended: whether the episode ended with this token; bool or bool (B,).
         gamma: the discount, in [0, 1].
-
     Returns: float64, a number or (B,), reward units.
     Source: Ng, Harada and Russell (1999), theorem 1.
     """
@@ -266,12 +261,10 @@ class Blurred(_Wrapper, TermReward):
     Args:
         reward: a reward, or the spec of one; where it abstains, so does this.
         deviation: standard deviation of the noise, reward units, finite and >= 0.
-
     Attributes:
         expected: the reward without the noise.
         normal_noise: `deviation`.
         maximum: that of the mean, which J* is of.
-
     Raises: ValueError for another deviation, or a reward that has a term `noise` already.
     """
 
@@ -308,7 +301,6 @@ def as_text(message: object, role: str) -> str:
         message: a text; or a list of messages {"role": ..., "content": a text or a list of parts with "text"}.
         role: "user": the last message of that role (a prompt is what is answered); "assistant": all of them,
             one a line (a completion may be interrupted by tools).
-
     Raises: ValueError for anything else.
     """
     if isinstance(message, str):

@@ -34,7 +34,6 @@ class Deadline:
     Args:
         reward: picklable, so defined at the top level of a module.
         seconds: limit of one call, whatever the size of its batch; above 0, at most a million.
-
     Raises: ValueError for a bad limit or a reward that cannot be pickled.
     """
 

@@ -95,7 +95,6 @@ def make_validator(schema: object, argument: str) -> Validator:
         schema: JSON values, of Draft 2020-12. `pattern` runs on re2; numbers are exact decimals, as `parse_json`
             reads them.
         argument: what it is called in messages.
-
     Raises: ValueError where it is no valid schema, is nested too deeply, refers to what it does not contain, or
         to itself without end; ModuleNotFoundError without jsonschema, or without google-re2 where it has a pattern.
     """
@@ -247,7 +246,6 @@ class JsonSchema(Rebuilt, TermReward):
             ever fetched: a reference that leads out of the schema is refused.
         column: data column with a schema (or its JSON text) for every prompt; None there abstains.
         parses: pay for the first term, in [0, 1].
-
     Raises: ValueError for a schema that is none, or not self-contained; ModuleNotFoundError without jsonschema.
     """
 

@@ -64,7 +64,6 @@ class Bleu(_Overlap):
     Args:
         column: data column with a reference text or a list of them; None abstains.
         lowercase: ignore case.
-
     Warns: TextGymWarning, once, of a reference in a script without spaces.
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
     Source: Papineni et al. (2002); Post (2018), arXiv:1804.08771.
@@ -95,7 +94,6 @@ class Chrf(_Overlap):
         column: data column with a reference text or a list of them (the best counts); None abstains.
         word_order: 0: chrF; 2: chrF++, with word n-grams up to 2.
         beta: how much more recall weighs than precision, 1 or more.
-
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
     Source: Popović (2015), W15-3049.
     """
@@ -124,7 +122,6 @@ class Rouge(_Overlap):
         stem: strip English suffixes first (Porter's).
         column: data column with a reference text or a list of them (the one with the best F-measure counts);
             None abstains.
-
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package rouge_score.
     Source: Lin (2004), W04-1013.
     """

@@ -205,7 +205,6 @@ class Keywords(NamedReward):
         column: data column with a list of words for every prompt; None there abstains.
         mode: "share": the share of the words that is used; "all": 1 for all of them, else 0.
         ignore_case: whether "cat" is in "Cat".
-
     Raises: ValueError unless exactly one of `words` and `column` is given, or for what is no list of words.
     """
 

@@ -43,7 +43,6 @@ class Scorer:
         penalty: finite, reward units.
         timeout: seconds that one batch may take, above 0; the reward then runs in a child process and has to
             be picklable. None: no limit, no process.
-
     Attributes:
         failures: kind -> completions that could not be scored because of it.
         scored: completions seen, failed ones included.
@@ -55,7 +54,6 @@ class Scorer:
             `Dense` and `Shaped`.
         pays_at_end: whether every text is scored once, finished.
         gamma: discount of the potential, where `pay` is "difference".
-
     Raises: ValueError or TypeError for a bad argument.
     """
 
@@ -96,7 +94,6 @@ class Scorer:
             prompts: B texts.
             completions: B texts.
             columns: name -> B values; `completion_ids` among them where the reward needs it.
-
         Raises: RewardError where the reward fails and `on_error` is "raise"; ValueError where completions or
             a column do not have B values.
         """

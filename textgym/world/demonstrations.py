@@ -49,7 +49,6 @@ def demonstrations(
         count: how many, at least 0; with the same seed a longer list begins with the shorter one.
         seed: equal seeds give equal demonstrations.
         mistakes: share written by careless labellers, in [0, 1].
-
     Returns: prompt, completion, and whether the completion was written to its end (all are), for each.
     Raises: ValueError for an unknown kind, a share that is not positive, or numbers out of range.
     """

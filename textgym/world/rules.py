@@ -59,7 +59,6 @@ class WorldRules(TermReward):
 
     Args:
         stop_ids: ids that end a completion; the built-in tokenizer's by default.
-
     Attributes:
         kinds: the kinds of prompts that are scored.
     """
@@ -328,7 +327,6 @@ class HHHRules(WorldRules):
     Args:
         helpful, harmless, honest: weights, at least 0, not all of them 0.
         stop_ids: ids that end a completion; the built-in tokenizer's by default.
-
     Raises: ValueError for weights that are not allowed.
     """
 
