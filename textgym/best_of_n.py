@@ -69,6 +69,7 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
         tree: of the problem; its rewards are expected ones. log_reference: per edge, nats.
         n: samples, >= 1. gamma: in [0, 1]; what is paid after t tokens counts gamma^(t - 1), its noise too.
     Returns: one array per level, aligned with `tree.levels[t + 1]`, nats; -inf where the reference never goes.
+
     Raises:
         ValueError: n is no integer >= 1; completions have probabilities under the reference that do not sum to 1.
         UnsolvableError: see `noise_deviation`; or the noise is too small to be integrated.

@@ -128,6 +128,7 @@ class TokenStore:
         stop_ids: the ids that end an episode.
         pad_id: what fills a row to the right of its sequence.
         segments: whether observations have `segment_ids`.
+
     Attributes:
         ids: int64 (N, L); mask: int8 (N, L), 1 on the sequence.
         authors: int8 (N, L): PROMPT on the prompt, then POLICY or ENVIRONMENT, beyond the sequence too.

@@ -25,6 +25,7 @@ class Codec(ABC):
         special_ids: the tokens that are no text: a policy may take them only as stop tokens.
         control_ids: those of them that never come out of a prompt's text; not the token for unknown words.
         added_ids: the tokens that are found in a text before it is split, special or not; without white space.
+
     Args:
         vocabulary: token -> id.
     Raises: ValueError without any token, or for an id that is not below `MOST_TOKENS`.

@@ -132,6 +132,7 @@ class RewardModel(NamedReward):
             tokens of longer texts are left out.
         device: "auto" or a torch device.
         centre: subtract the offset of every member.
+
     Attributes:
         cut: how many texts were too long and lost tokens; the first one warns.
     Raises: ValueError for a bad argument or a folder without a reward model; ModuleNotFoundError without torch

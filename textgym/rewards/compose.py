@@ -136,6 +136,7 @@ class RunningNorm(_Wrapper):
         reward: a reward, or the spec of one.
         center: subtract the mean; False only scales.
         frozen: use the statistics without adding to them (evaluation).
+
     Attributes:
         count: how many values were seen.
         mean: their mean, reward units.
@@ -261,6 +262,7 @@ class Blurred(_Wrapper, TermReward):
     Args:
         reward: a reward, or the spec of one; where it abstains, so does this.
         deviation: standard deviation of the noise, reward units, finite and >= 0.
+
     Attributes:
         expected: the reward without the noise.
         normal_noise: `deviation`.

@@ -43,6 +43,7 @@ class Scorer:
         penalty: finite, reward units.
         timeout: seconds that one batch may take, above 0; the reward then runs in a child process and has to
             be picklable. None: no limit, no process.
+
     Attributes:
         failures: kind -> completions that could not be scored because of it.
         scored: completions seen, failed ones included.

@@ -47,6 +47,7 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
         problem: a `Task`, or an environment of one; a `PrefixTree` is returned as it is.
         split: "train", "eval" or "tune"; None takes the environment's, "train" for a task.
         max_states: states; a larger tree is refused before memory is spent on it.
+
     Raises:
         UnsolvableError: the tree is too large; the reward is noisy without an average pay
             (`expected`), or changes while it scores.

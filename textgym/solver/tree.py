@@ -212,6 +212,7 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
         argument: its name in messages.
     Returns: one array per level, aligned with `tree.levels[t + 1]`, nats; -inf throughout a state where the policy
         gives no legal action any probability.
+
     Raises:
         TypeError: it has no log-probabilities.
         ValueError: they have the wrong shape, or are NaN or +inf.

@@ -59,6 +59,7 @@ class WorldRules(TermReward):
 
     Args:
         stop_ids: ids that end a completion; the built-in tokenizer's by default.
+
     Attributes:
         kinds: the kinds of prompts that are scored.
     """
