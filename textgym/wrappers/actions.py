@@ -14,19 +14,7 @@ from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.lm.reference import Observation, Reference
 from textgym.state import TokenSpace
 from textgym.task import Task, has_language_model, reference_model
-from textgym.wrappers.base import (
-    Actions,
-    Env,
-    Masks,
-    RowsEnv,
-    RowsStep,
-    RowsWrapper,
-    SingleWrapper,
-    Step,
-    check_below,
-    reference_of,
-    task_of,
-)
+from textgym.wrappers.base import Actions, Env, Masks, RowsEnv, RowsStep, RowsWrapper, SingleWrapper, Step, reference_of
 
 ActionSpace: TypeAlias = spaces.Space[Any]
 Points: TypeAlias = NDArray[np.floating[Any]]
@@ -84,11 +72,7 @@ class Table(Protocol):
 
 
 class AllowedTokens:
-    """All tokens of `vocabulary.allowed`, by id.
-
-    Args:
-        allowed: (V,) bool.
-    """
+    """All tokens of `vocabulary.allowed`, bool (V,), by id."""
 
     def __init__(self, allowed: Bools) -> None:
         self._ids = np.flatnonzero(allowed).astype(np.int64)
@@ -197,10 +181,10 @@ class Nearest:
 class _Chosen(SingleWrapper):
     """One environment whose actions go through a `Choice`."""
 
-    def __init__(self, env: Env, choice: Choice) -> None:
-        super().__init__(env)
-        self.choice = choice
-        self.action_space = choice.space
+    choice: Choice
+
+    def _choose_by(self, choice: Choice) -> None:
+        self.choice, self.action_space = choice, choice.space
 
     def step(self, action: int | Actions) -> Step:
         """See `TokenEnv.step`; the action stands for a token."""
@@ -215,10 +199,10 @@ class _Chosen(SingleWrapper):
 class _ChosenRows(RowsWrapper):
     """N environments whose actions go through a `Choice`."""
 
-    def __init__(self, env: RowsEnv, choice: Choice) -> None:
-        super().__init__(env)
-        self.choice = choice
-        self.single_action_space = choice.space
+    choice: Choice
+
+    def _choose_by(self, choice: Choice) -> None:
+        self.choice, self.single_action_space = choice, choice.space
         self.action_space = batch_space(choice.space, self.num_envs)
 
     def step(self, actions: Actions) -> RowsStep:
@@ -240,34 +224,34 @@ class TopKActions(_Chosen):
     """
 
     def __init__(self, env: Env, k: int, reference: Reference | None = None) -> None:
-        check_below(env, "TopKActions")
+        super().__init__(env)
         self.reference = reference_of(env, reference)
-        super().__init__(env, Numbered(TopKTokens(self.reference, task_of(env).vocabulary.allowed, k)))
+        self._choose_by(Numbered(TopKTokens(self.reference, self.task.vocabulary.allowed, k)))
 
 
 class VectorTopKActions(_ChosenRows):
     """`TopKActions` of a vector environment: one batch through the reference a step."""
 
     def __init__(self, env: RowsEnv, k: int, reference: Reference | None = None) -> None:
-        check_below(env, "VectorTopKActions")
+        super().__init__(env)
         self.reference = reference_of(env, reference)
-        super().__init__(env, Numbered(TopKTokens(self.reference, task_of(env).vocabulary.allowed, k)))
+        self._choose_by(Numbered(TopKTokens(self.reference, self.task.vocabulary.allowed, k)))
 
 
 class AllowedActions(_Chosen):
     """Take action i as the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken."""
 
     def __init__(self, env: Env) -> None:
-        check_below(env, "AllowedActions")
-        super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
+        super().__init__(env)
+        self._choose_by(Numbered(AllowedTokens(self.task.vocabulary.allowed)))
 
 
 class VectorAllowedActions(_ChosenRows):
     """`AllowedActions` of a vector environment."""
 
     def __init__(self, env: RowsEnv) -> None:
-        check_below(env, "VectorAllowedActions")
-        super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
+        super().__init__(env)
+        self._choose_by(Numbered(AllowedTokens(self.task.vocabulary.allowed)))
 
 
 def _nearest(task: Task, dimensions: int, seed: int, embedding: Points | None, table: Table | None) -> Nearest:
@@ -289,8 +273,8 @@ class EmbeddingActions(_Chosen):
     def __init__(
         self, env: Env, dimensions: int = 8, seed: int = 0, embedding: Points | None = None, table: Table | None = None
     ) -> None:
-        check_below(env, "EmbeddingActions")
-        super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))
+        super().__init__(env)
+        self._choose_by(_nearest(self.task, dimensions, seed, embedding, table))
 
 
 class VectorEmbeddingActions(_ChosenRows):
@@ -304,5 +288,5 @@ class VectorEmbeddingActions(_ChosenRows):
         embedding: Points | None = None,
         table: Table | None = None,
     ) -> None:
-        check_below(env, "VectorEmbeddingActions")
-        super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))
+        super().__init__(env)
+        self._choose_by(_nearest(self.task, dimensions, seed, embedding, table))

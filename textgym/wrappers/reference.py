@@ -27,7 +27,6 @@ from textgym.wrappers.base import (
     Shown,
     SingleWrapper,
     Step,
-    check_below,
     reference_of,
     task_of,
 )
@@ -77,7 +76,6 @@ class ReferenceReward(SingleWrapper):
     def __init__(
         self, env: Env, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
-        check_below(env, "ReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
         self.beta = self.task.beta if beta is None else beta
@@ -112,7 +110,6 @@ class VectorReferenceReward(RowsWrapper):
     def __init__(
         self, env: RowsEnv, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
-        check_below(env, "VectorReferenceReward")
         refuse_together(env, "VectorReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
@@ -158,8 +155,9 @@ class LMFeatures(SingleWrapper):
     Raises: ValueError if the reference is no language model.
     """
 
+    _takes_tokens = False
+
     def __init__(self, env: Env, reference: Reference | None = None) -> None:
-        check_below(env, "LMFeatures", actions=False)
         super().__init__(env)
         self.reference = _model(env, reference)
         self.observation_space = _space(self.reference)
@@ -179,8 +177,9 @@ class VectorLMFeatures(RowsWrapper):
     In SAME_STEP mode the last observations of ended rows are read in a batch of their own.
     """
 
+    _takes_tokens = False
+
     def __init__(self, env: RowsEnv, reference: Reference | None = None) -> None:
-        check_below(env, "VectorLMFeatures", actions=False)
         super().__init__(env)
         self.reference = _model(env, reference)
         # The ends are read beside the rows that go on, whose cache must not be lost.

@@ -11,14 +11,7 @@ from textgym.rewards import RewardSpec
 from textgym.rewards.compose import Blurred
 from textgym.task import Task
 from textgym.tasks.assemble import documented
-from textgym.tasks.diagnostics.common import (
-    BETA,
-    SHARED,
-    TextReward,
-    diagnostic,
-    share_right,
-    word_vocabulary,
-)
+from textgym.tasks.diagnostics.common import BETA, SHARED, TextReward, diagnostic, share_right, word_vocabulary
 
 BETAS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Difficulty of BetaSweep -> reward units per nat."""
