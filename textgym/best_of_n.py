@@ -325,8 +325,7 @@ def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 
             "(P, N), (P, N) and (P,)"
         )
     count = proxy.shape[1]
-    if not 1 <= n <= count:
-        raise ValueError(f"n={n!r}: allowed is 1..{count}, the number of samples a prompt")
+    check_count("n", n, 1, count, "samples a prompt")
     shares = rank_shares(count, n)
     order = np.argsort(proxy, axis=1, kind="stable")
     ranked = np.stack([np.take_along_axis(rewards, order, 1) for rewards in (proxy, gold)])  # (2, P, N)

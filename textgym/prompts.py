@@ -144,17 +144,14 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     Returns: the texts, and the columns of a .jsonl file.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
     """
+    allowed = "allowed are a list of texts and the path of a .txt or .jsonl file"
     if not isinstance(source, str | Path):
         if not _is_list(source):
-            raise TypeError(
-                f"{argument}={shown(source)}: allowed are a list of texts and the path of a .txt or .jsonl file"
-            )
+            raise TypeError(f"{argument}={shown(source)}: {allowed}")
         return list(source), {}
     path = Path(source)
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(
-            f"{argument}={shown(str(source))}: allowed are a list of texts and the path of a .txt or .jsonl file"
-        )
+        raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
     if not path.exists():
         raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []

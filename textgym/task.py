@@ -200,11 +200,8 @@ def task_entry(name: str) -> TaskEntry:
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """Build a task.
+    """Build the task of a name, one of `task_names()`, with what its builder takes.
 
-    Args:
-        name: one of `task_names()`.
-        options: what the task's builder takes.
     Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that returns no `Task`.
     """
     builder = TASKS.load(name)

@@ -148,10 +148,8 @@ class FastCodec(Codec):
 
 
 class SlowCodec(Codec):
-    """A codec over a tokenizer in Python. It works on a copy: the caller's tokenizer is never changed.
+    """A codec over a Hugging Face tokenizer without a Rust backend. It works on a copy: the caller's is never changed.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer object without a Rust backend.
     Raises: ValueError as `Codec`.
     """
 

@@ -70,8 +70,6 @@ class _Past:
 class HuggingFaceBackbone:
     """`Backbone` over any Hugging Face causal LM, by its own forward and its own cache class.
 
-    Args:
-        model: a Hugging Face causal LM.
     Raises: ValueError if it has no output embeddings, from which the number of logits is read.
     """
 

@@ -322,12 +322,9 @@ def _content(content: object) -> str:
 
 
 class FromMessages(_Wrapper):
-    """A reward of texts, for TRL's conversational data: messages are turned into texts first.
+    """A reward of texts, given or as a spec, for TRL's conversational data: messages are turned into texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
-
-    Args:
-        reward: a reward, or the spec of one.
     """
 
     def __init__(self, reward: RewardSpec) -> None:
@@ -340,11 +337,7 @@ class FromMessages(_Wrapper):
 
 
 class ToMessages(_Wrapper):
-    """A reward of messages, written for TRL's conversational data: texts are wrapped into messages for it.
-
-    Args:
-        reward: a reward of lists of messages, or the spec of one.
-    """
+    """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it."""
 
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "to_messages")

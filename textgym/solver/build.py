@@ -10,17 +10,11 @@ from typing import Any
 import numpy as np
 
 from textgym.checks import Bools, Floats, Ints, check_number
-from textgym.lm.reference import Reference
 from textgym.rewards import Scorer
 from textgym.rewards.compose import potential_difference
 from textgym.solver.tree import Level, PrefixTree, UnsolvableError, check_size, count_states
 from textgym.state import TokenState
-from textgym.task import BETA, GAMMA, Task, make_reference
-
-
-def default_reference(tree: PrefixTree, reference: Reference | None) -> Reference:
-    """Return the reference itself, or the task's for None."""
-    return make_reference(tree.task) if reference is None else reference
+from textgym.task import BETA, GAMMA, Task
 
 
 def check_beta(task: Task, beta: float | None) -> float:

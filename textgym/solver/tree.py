@@ -40,12 +40,7 @@ def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
 
 
 def check_size(states: int, max_states: int, known: str = "") -> None:
-    """Refuse a tree that is too large.
-
-    Args:
-        states: its size. known: "at least " where it has not been counted to the end.
-    Raises: UnsolvableError with the size, the limit, and an alternative.
-    """
+    """Raise UnsolvableError for too many states; `known` is "at least " where they are not counted to the end."""
     if states > max_states:
         raise UnsolvableError(
             f"the prefix tree has {known}{_shown(states)} states, allowed is max_states={max_states:,}; "

@@ -31,11 +31,7 @@ class Written(NamedTuple):
 
 
 def manners(written: Written, kind: str, content: float, polite: bool = False) -> tuple[float, ...]:
-    """Return the terms of `MANNERS` for content in [0, 1], as `HelpfulRules` describes them.
-
-    Args:
-        polite: whether the answer earns courtesy without an opener or a closer.
-    """
+    """Return the terms of `MANNERS` for content in [0, 1], see `HelpfulRules`; `polite` stands for a polite opener."""
     text, reading, ended = written
     rudeness = RUDENESS if reading.rude else 0.0
     if content == 0.0:
@@ -52,16 +48,13 @@ def manners(written: Written, kind: str, content: float, polite: bool = False) -
 
 
 class WorldRules(TermReward):
-    """Score answers about the built-in world, kind by kind. Abstains (None in every term) for other kinds.
+    """Score answers about the built-in world, for the kinds of prompts in `kinds`. Abstains for others, in every term.
 
     Columns read: `completion_ids`, and `item` (see `textgym.world.prompts`); without `item`, the item is found by the
     prompt's text.
 
     Args:
         stop_ids: ids that end a completion; the built-in tokenizer's by default.
-
-    Attributes:
-        kinds: the kinds of prompts that are scored.
     """
 
     name = "rules"
@@ -165,12 +158,8 @@ def content(reading: Reading, kind: str, item: str) -> float:
 def label_content(reading: Reading, credits: dict[str, float]) -> float:
     """Return how good an answer is that should have a fixed meaning, such as a refusal, in [0, 1].
 
-    The credit of the best of its labels, halved for every other sentence and every hedge or ramble. A wrong
-    claim makes it 0.
-
-    Args:
-        reading: the answer's meaning.
-        credits: label of `Reading.labels` -> its credit in [0, 1]; labels left out earn nothing.
+    The credit of the best of its labels (those that `credits` leaves out earn nothing), halved for every other sentence
+    and every hedge or ramble. A wrong claim makes it 0.
     """
     earned = max((credits.get(label, 0.0) for label in reading.labels), default=0.0)
     if reading.wrong or not earned:

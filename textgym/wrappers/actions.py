@@ -54,11 +54,7 @@ def _principal(rows: Floats, dimensions: int, allowed: Bools) -> Floats:
 
 
 class Table(Protocol):
-    """A list of tokens in every state.
-
-    Attributes:
-        size: A, its length.
-    """
+    """A list of tokens in every state, of `size` A."""
 
     size: int
 
@@ -123,11 +119,7 @@ def _greatest(scores: Floats, k: int) -> Ints:
 
 
 class Choice(Protocol):
-    """How an action becomes a token.
-
-    Attributes:
-        table: the tokens to choose from. space: of a single action.
-    """
+    """How an action, of `space`, becomes a token of `table`."""
 
     table: Table
     space: ActionSpace

@@ -22,6 +22,9 @@ FAMILY: Final = "diagnostics"
 BETA: Final = 0.1
 """Reward units per nat: with rewards in [0, 1], a certain choice among four words costs 0.14."""
 SHARED: Final = """
+    ### Action Space
+    `Discrete($V)`: $words; the prompt's word `$prompt` is not allowed.
+
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right;
     L = $L.

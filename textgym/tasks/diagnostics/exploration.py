@@ -124,16 +124,13 @@ class Trap(TextReward):
         return BAIT * text.split().count(DISTANCES[0]) / self.length
 
 
-@documented(SHARED, prompt="walk", L="difficulty + 1", T="`difficulty` tokens")
+@documented(SHARED, prompt="walk", V="3", words="`near`, `far`", L="difficulty + 1", T="`difficulty` tokens")
 def deceptive_task(difficulty: int = 8, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
     """Make the task Deceptive.
 
     ### Description
     A trap: every `near` pays a little, and `far` pays nothing at all until there is nothing else; then it pays twice
     as much as `near` ever does. Following the gradient leads away from the optimum.
-
-    ### Action Space
-    `Discrete(3)`: `near`, `far`; the prompt's word `walk` is not allowed.
 
     ### Rewards
     Paid at the end, in [0, 1]: 1 for `far` throughout, else 0.5 times the share of `near`.
@@ -149,27 +146,25 @@ def deceptive_task(difficulty: int = 8, *, beta: float = 0.05, reference: str | 
 
 
 @dataclass(frozen=True)
-class Treasure(TextReward):
-    """Pay 1 for `depth` times the word "right", else 0."""
+class SameWord(TextReward):
+    """Pay 1 for `length` times the same one of `words`, else 0."""
 
-    depth: int
-    name = "treasure"
+    words: tuple[str, ...]
+    length: int
+    name: str = "same_word"
     maximum = 1.0
 
     def _pay(self, text: str) -> float:
-        return float(text == " ".join([DIRECTIONS[1]] * self.depth))
+        return float(any(text == " ".join([word] * self.length) for word in self.words))
 
 
-@documented(SHARED, prompt="dive", L="difficulty + 1", T="`difficulty` tokens")
+@documented(SHARED, prompt="dive", V="3", words="`left`, `right`", L="difficulty + 1", T="`difficulty` tokens")
 def deep_sea_task(difficulty: int = 10, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
     """Make the task DeepSea.
 
     ### Description
     Exploration: of the 2 ** difficulty strings a single one pays, and nothing leads there. The reference
     finds it once in 2 ** difficulty episodes. After Osband et al. (2019), arXiv:1908.03568.
-
-    ### Action Space
-    `Discrete(3)`: `left`, `right`; the prompt's word `dive` is not allowed.
 
     ### Rewards
     Paid at the end: 1 for `right` all the way, else 0.
@@ -179,25 +174,11 @@ def deep_sea_task(difficulty: int = 10, *, beta: float = 0.05, reference: str | 
     """
     depth = check_count("difficulty", difficulty, 1, 18, "words to get right")
     vocabulary = word_vocabulary(DIRECTIONS, asked=["dive"])
-    return diagnostic(
-        "DeepSea", vocabulary, "dive", reward=Treasure(depth), words=depth, beta=beta, reference=reference
-    )
+    reward = SameWord(DIRECTIONS[1:], depth, "treasure")
+    return diagnostic("DeepSea", vocabulary, "dive", reward=reward, words=depth, beta=beta, reference=reference)
 
 
-@dataclass(frozen=True)
-class SameWord(TextReward):
-    """Pay 1 for `length` times the same one of `words`, else 0."""
-
-    words: tuple[str, ...]
-    length: int
-    name = "same_word"
-    maximum = 1.0
-
-    def _pay(self, text: str) -> float:
-        return float(any(text == " ".join([word] * self.length) for word in self.words))
-
-
-@documented(SHARED, prompt="choose", L="difficulty + 1", T="`difficulty` tokens")
+@documented(SHARED, prompt="choose", V="4", words="`a`, `b`, `c`", L="difficulty + 1", T="`difficulty` tokens")
 def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | Reference = "pairs") -> Task:
     """Make the task TwoModes.
 
@@ -205,9 +186,6 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
     The answers `a a a` and `b b b` pay alike (at the default difficulty). The reference, a table of pairs of
     words, writes the first twice as often as the second; so does the best policy, and a policy that collapses onto one
     of them loses beta times the log of its share, log 1.5 or log 3.
-
-    ### Action Space
-    `Discrete(4)`: `a`, `b`, `c`; the prompt's word `choose` is not allowed.
 
     ### Rewards
     Paid at the end: 1 for `difficulty` times `a` or `difficulty` times `b`, else 0.

@@ -34,16 +34,13 @@ class FirstWord(TextReward):
         return float(text.split()[:1] == [self.word])
 
 
-@documented(SHARED, prompt="go", L="difficulty + 1", T="`difficulty` tokens")
+@documented(SHARED, prompt="go", V="4", words="`a`, `b`, `c`", L="difficulty + 1", T="`difficulty` tokens")
 def delayed_task(difficulty: int = 8, *, beta: float = BETA, reference: str | Reference = "uniform") -> Task:
     """Make the task Delayed.
 
     ### Description
     Credit assignment: the words after the first one change nothing, and the best policy leaves them to the
     reference. An agent that credits them wanders off and pays for it in KL.
-
-    ### Action Space
-    `Discrete(4)`: `a`, `b`, `c`; the prompt's word `go` is not allowed.
 
     ### Rewards
     Paid at the end: 1 where the first word was `a`, else 0.
@@ -71,16 +68,13 @@ class Spelling(TextReward):
         return self.scale * share_right(text, " ".join(TARGET))
 
 
-@documented(SHARED, prompt="spell", L="4", T="three tokens")
+@documented(SHARED, prompt="spell", V="5", words="`a`, `b`, `c`, `d`", L="4", T="three tokens")
 def beta_sweep_task(difficulty: int = 3, *, beta: float | None = None, reference: str | Reference = "uniform") -> Task:
     """Make the task BetaSweep.
 
     ### Description
     A word of three letters is spelt. With a small beta the best policy is all but certain, with a large one it
     stays beside the reference, and an agent has to find the point between.
-
-    ### Action Space
-    `Discrete(5)`: `a`, `b`, `c`, `d`; the prompt's word `spell` is not allowed.
 
     ### Rewards
     Paid at the end, in [0, 1]: the share of letters that are right.
@@ -93,7 +87,7 @@ def beta_sweep_task(difficulty: int = 3, *, beta: float | None = None, reference
     return _spelling("BetaSweep", Spelling(), chosen if beta is None else beta, reference)
 
 
-@documented(SHARED, prompt="spell", L="4", T="three tokens")
+@documented(SHARED, prompt="spell", V="5", words="`a`, `b`, `c`, `d`", L="4", T="three tokens")
 def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Reference = "uniform") -> Task:
     """Make the task Noisy.
 
@@ -101,9 +95,6 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
     The task Scale with noise on its reward: each episode draws a seed from the environment's generator, and
     the noise from that seed. The optimum is that of the mean reward, which is the gold reward and the attribute
     `expected` of the reward.
-
-    ### Action Space
-    `Discrete(5)`: `a`, `b`, `c`, `d`; the prompt's word `spell` is not allowed.
 
     ### Rewards
     Paid at the end: the share of words that are right, in [0, 1], plus normal noise with standard deviation
@@ -117,16 +108,13 @@ def noisy_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Refe
     return _spelling("Noisy", Blurred(expected, deviation), beta, reference, gold=expected)
 
 
-@documented(SHARED, prompt="spell", L="4", T="three tokens")
+@documented(SHARED, prompt="spell", V="5", words="`a`, `b`, `c`, `d`", L="4", T="three tokens")
 def scale_task(difficulty: int = 3, *, beta: float | None = None, reference: str | Reference = "uniform") -> Task:
     """Make the task Scale.
 
     ### Description
     A word of three letters is spelt. Rewards and beta are scaled together, so the best policy is the same at
     every difficulty, and an agent that needs another learning rate for other units fails.
-
-    ### Action Space
-    `Discrete(5)`: `a`, `b`, `c`, `d`; the prompt's word `spell` is not allowed.
 
     ### Rewards
     Paid at the end, in [0, scale]: the share of letters that are right, times the scale.
