@@ -124,14 +124,13 @@ def json_grammar(schema: Schema) -> str:
     return grammar
 
 
-def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
+def regex_grammar(pattern: str) -> str:
     """Return the grammar of the texts that a regular expression of re2 matches as a whole.
 
     Raises: ValueError for a pattern that re2 does not take or that cannot be made a grammar, as one with anchors or
         word boundaries.
     """
     body = spelled_out(pattern).replace("/", r"\/")
-    body = f"(?s:{body})" if dot_all else body
     return _checked(f"{_PATTERN}/{body}/", "pattern", pattern)
 
 
