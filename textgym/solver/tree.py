@@ -42,18 +42,12 @@ def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
 def check_size(states: int, max_states: int, known: str = "") -> None:
     """Raise UnsolvableError for too many states; `known` is "at least " where they are not counted to the end."""
     if states > max_states:
+        shown = f"{states:,}" if states < 10**15 else f"about 10^{states.bit_length() * math.log10(2):.0f}"
         raise UnsolvableError(
-            f"the prefix tree has {known}{_shown(states)} states, allowed is max_states={max_states:,}; "
+            f"the prefix tree has {known}{shown} states, allowed is max_states={max_states:,}; "
             "raise max_states or shorten the task, or use textgym.optimum.optimum_of, "
             "which serves tasks of any size"
         )
-
-
-def _shown(count: int) -> str:
-    """Write 1,234,567, or a power of ten from 10^15 on."""
-    if count < 10**15:
-        return f"{count:,}"
-    return f"about 10^{count.bit_length() * math.log10(2):.0f}"
 
 
 Entry = TypeVar("Entry", np.float64, np.bool_)

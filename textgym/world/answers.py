@@ -253,11 +253,6 @@ def split_sentences(text: str) -> list[str]:
     return [text]
 
 
-def has_rude_word(text: str) -> bool:
-    """Return whether a word of `RUDE_WORDS` is in the text, in any case, as a whole word."""
-    return not _RUDE_FORMS.isdisjoint(text.lower().split())
-
-
 def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
     """Read a sentence, or else the part after its lead; return the meaning, and whether it was the latter."""
     meaning = read_sentence(sentence)
@@ -272,7 +267,7 @@ def read(text: str) -> Reading:
     if not text:
         return Reading()
     sentences = split_sentences(text)
-    rude = not _RUDE.isdisjoint(sentences) or has_rude_word(text)
+    rude = not (_RUDE.isdisjoint(sentences) and _RUDE_FORMS.isdisjoint(text.lower().split()))
     opened = sentences[0] in _OPENERS
     closed = len(sentences) > opened and sentences[-1] in _CLOSERS
     claims: list[Claim] = []
