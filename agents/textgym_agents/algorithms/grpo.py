@@ -58,8 +58,7 @@ class GRPOConfig(OnPolicyConfig):
         check_group(self.group, self.batch)
         check_sequence_kl(self.kl)
         require("aggregation", self.aggregation, self.aggregation in _AGGREGATIONS, str(_AGGREGATIONS))
-        positive(self, "clip_low")
-        positive(self, "clip_high")
+        positive(self, "clip_low", "clip_high")
 
 
 class GRPO(OnPolicyAgent):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -17,7 +16,7 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
 from textgym_agents.algorithms.fixed import NonLearner, reference_of
-from textgym_agents.config import at_least_one, require
+from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.lm.critic import Critic, critic_of
 from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
 from textgym_agents.saving import Saved, read_saved, write_saved
@@ -47,13 +46,7 @@ class ValueGuidedConfig:
     def __post_init__(self) -> None:
         at_least_one(self, "k")
         require("prior", self.prior, self.prior in ("policy", "reference"), "'policy' or 'reference'")
-        temperature = self.temperature
-        require(
-            "temperature",
-            temperature,
-            temperature is None or 0 < temperature < math.inf,
-            "None or a finite number > 0",
-        )
+        positive(self, "temperature")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 

@@ -143,10 +143,8 @@ class AlphaZeroConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("simulations", "candidates", "memory", "epochs", "minibatches"):
-            at_least_one(self, name)
-        for name in ("visit_temperature", "c_init"):
-            positive(self, name)
+        at_least_one(self, "simulations", "candidates", "memory", "epochs", "minibatches")
+        positive(self, "visit_temperature", "c_init")
         not_negative(self, "value_coefficient")
         share(self, "root_noise")
         require("kl", self.kl, self.kl == "k1", "'k1'")

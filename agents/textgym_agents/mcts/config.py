@@ -54,15 +54,11 @@ class MCTSConfig:
     """Seeds prompts, completions and sampling."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "simulations", "candidates", "memory"):
-            at_least_one(self, name)
-        for name in ("temperature", "c_init"):
-            not_negative(self, name)
+        at_least_one(self, "batch", "simulations", "candidates", "memory")
+        not_negative(self, "temperature", "c_init", "beta")
         positive(self, "c_base")
         share(self, "root_noise")
         only_with(self, "temperature", self.backup == "mean", "backup='mean'")
         asked = self.prior == "guide" or self.leaf == "values"
         only_with(self, "guide", asked, "prior='guide' or leaf='values'")
-        beta = self.beta
-        require("beta", beta, beta is None or beta >= 0, "None or a finite number >= 0")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
