@@ -155,7 +155,7 @@ def _task_for(agent: str, kind: type, env: TextEnv) -> Task | None:
 
 
 def _load_file(path: Path, env: TokenVectorEnv, agent: str | None, trust_pickle: bool) -> Agent:
-    from textgym_agents.sb3.pickled import load_zip
+    from textgym_agents.sb3.agent import load_zip
 
     if trust_pickle and agent is None:
         raise ValueError(
