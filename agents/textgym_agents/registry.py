@@ -140,6 +140,11 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
     return found.load(folder, env)
 
 
+def load_guide(path: str | Path, task: Task) -> Agent:
+    """Read the saved agent that guides another one on a task, see `load_agent`."""
+    return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))
+
+
 def _task_for(agent: str, kind: type, env: TextEnv) -> Task | None:
     """Return the task of `env`.
 

@@ -17,6 +17,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Agent, Callback, Observation, as_agent
 from textgym_agents.saving import read_saved, write_saved
+from textgym_agents.tabular.policies import draw
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class NonLearner(Agent):
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_probs = self.log_probs(observation)
-        if deterministic:
-            return np.asarray(log_probs.argmax(1))
-        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-        return np.asarray((log_probs + self._generator.gumbel(size=log_probs.shape)).argmax(1))
+        return np.asarray(log_probs.argmax(1)) if deterministic else draw(log_probs, self._generator)
 
     @abstractmethod
     def log_probs(self, observation: Observation) -> NDArray[np.floating]:

@@ -27,8 +27,8 @@ from textgym_agents.config import (
     share,
 )
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
+from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw, log_ratios
 

@@ -28,9 +28,10 @@ from textgym.wrappers import (
 )
 from textgym.wrappers.actions import AllowedTokens, Choice, Nearest, Numbered, Table, TopKTokens
 from textgym.wrappers.base import Actions, Masks, RowsEnv, RowsStep, RowsWrapper
-from textgym_agents.protocol import Metrics, Observation, StateFinder
+from textgym_agents.protocol import Metrics, Observation
 from textgym_agents.sb3.config import Kind, SB3Config
 from textgym_agents.sb3.vec_env import SB3VecEnv
+from textgym_agents.tabular.policies import Grammar
 
 _TOKENS = ("input_ids", "attention_mask")
 
@@ -162,7 +163,7 @@ class Interface:
         self._embedding = None if dimensions is None else token_embedding(task, dimensions, config.seed)
         table = self._table(self._acting)
         self.choice: Choice = Numbered(table) if self._embedding is None else Nearest(table, self._embedding)
-        self._finder = StateFinder(task)
+        self._grammar = Grammar(task)
 
     def _table(self, reference: Reference | None) -> Table:
         allowed, k = self._task.vocabulary.allowed, self._config.top_k
@@ -198,10 +199,7 @@ class Interface:
 
     def masks(self, observation: Observation) -> Masks:
         """Return the task's grammar in B states, bool (B, V); None where there is none."""
-        if self._task.mask is None:
-            return None
-        states = [state for _, state in self._finder.states(observation)]
-        return np.asarray(self._task.vocabulary.allowed & self._task.mask(states))
+        return self._grammar.legal(observation)
 
     def tokens(self, observation: Observation, actions: Actions) -> Ints:
         """Return the tokens (B,) that B actions stand for."""

@@ -20,18 +20,21 @@ from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
+    UNKNOWN,
     Grammar,
+    StateTable,
     boltzmann,
     draw,
     greedy,
     hard_values,
     log_ratios,
     mixed,
+    rows_in_memory,
     scheduled,
     soft_values,
+    state_keys,
     update_weight,
 )
-from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
 
 _COUNTERS = ("iteration", "episodes", "budget")
 
