@@ -29,24 +29,44 @@ MOST = 2**53
 """Of a count: beyond it, floats and integers part."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """When a run is measured and saved, and on what."""
+
+    eval_every: int = 10
+    """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
+    eval_points: int = 0
+    """Evaluations on the way at even distances over the episodes, each with a checkpoint, in place of eval_every."""
+    eval_per_prompt: int = 2
+    """Completions per held-out prompt of the evaluations on the way."""
+    final_per_prompt: int = 16
+    """Completions per held-out prompt of the first and the last evaluation."""
+    optimum_per_prompt: int = 64
+    """Completions per held-out prompt that the optimum is estimated from."""
+    save_every: int = 10
+    """Iterations between checkpoints; 0: at eval_points and at the end only."""
+    samples: int = 8
+    """Held-out prompts whose completions every evaluation writes down."""
+    split: HeldOut = "eval"
+    """Which held-out prompts: those to report, or those to choose settings on."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_points", "save_every", "samples"):
+            integer(self, name, 0, MOST)
+        for name in ("eval_per_prompt", "final_per_prompt", "optimum_per_prompt"):
+            integer(self, name, 1)
+        check_split(self.split)
+
+
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(MeasureSettings):
     """The settings of a run, which its config.json holds.
 
     Args:
         id: of the environment. env: its options, JSON values.
         agent: a registered name or `module:Class`. config: the agent's settings.
         episodes: the budget.
-        eval_every: iterations between evaluations on held-out prompts; 0 evaluates before and after only.
-        eval_points: evaluations on the way at even distances over the budget of episodes, each with a checkpoint, in
-            place of `eval_every`; 0: as `eval_every` says.
-        eval_per_prompt: completions per prompt of the evaluations on the way.
-        final_per_prompt: completions per prompt of the first and the last evaluation.
-        optimum_per_prompt: completions per prompt that J* is estimated from.
-        save_every: iterations between checkpoints; 0: at `eval_points` and at the end only.
-        samples: prompts whose completions each evaluation writes to samples.jsonl.
-        split: whose prompts are evaluated: "eval", or "tune" to choose settings on.
-    Raises: ValueError for a number out of range, or an unknown split.
+    Raises: ValueError for a number out of range, an unknown split, or a value of another type.
     """
 
     id: str
@@ -54,23 +74,10 @@ class TrainSettings:
     episodes: int
     config: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
-    eval_every: int = 10
-    eval_per_prompt: int = 2
-    final_per_prompt: int = 16
-    optimum_per_prompt: int = 64
-    save_every: int = 10
-    samples: int = 8
-    eval_points: int = 0
-    split: HeldOut = "eval"
 
     def __post_init__(self) -> None:
-        least = {"eval_every": 0, "eval_points": 0, "save_every": 0, "samples": 0}
-        most = dict.fromkeys(("eval_per_prompt", "final_per_prompt", "optimum_per_prompt"), MOST_ROWS)
-        for name in ("episodes", *most, *least):
-            value, lowest, highest = getattr(self, name), least.get(name, 1), most.get(name, MOST)
-            integer = isinstance(value, int) and not isinstance(value, bool)
-            if not integer or not lowest <= value <= highest:
-                raise ValueError(f"{name}={shown(value)}: allowed is an integer in {lowest}..{highest}")
+        integer(self, "episodes", 1, MOST)
+        super().__post_init__()
         for name, kind, allowed in (
             ("id", str, "a text"),
             ("agent", str, "a text"),
@@ -79,7 +86,6 @@ class TrainSettings:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}={getattr(self, name)!r:.80}: allowed is {allowed}")
-        check_split(self.split)
 
 
 def check_split(split: object) -> None:

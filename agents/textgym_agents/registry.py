@@ -43,15 +43,20 @@ def agent_names() -> list[str]:
     return sorted(AGENTS)
 
 
-def agent_class(agent: str) -> type[Agent]:
-    """Return the class of a name, or of `module:Class`.
+def agent_class(agent: str | type) -> type[Agent]:
+    """Return the class of a name, or of `module:Class`; a class itself is checked alone.
 
     Raises: ValueError for an unknown name or a class that lacks a method of `Agent`; ImportError if the module cannot
         be imported.
     """
-    if ":" not in agent and agent not in AGENTS:
+    if isinstance(agent, type):
+        found: object = agent
+    elif ":" in agent:
+        found = load_target(agent, "agent")
+    elif agent in AGENTS:
+        found = AGENTS.load(agent)
+    else:
         raise ValueError(f"{not_one_of('agent', agent, AGENTS)} A class of your own is module:Class")
-    found = load_target(agent, "agent") if ":" in agent else AGENTS.load(agent)
     missing = [method for method in METHODS if not callable(getattr(found, method, None))]
     if not isinstance(found, type) or missing:
         what = f"has no {', '.join(missing)}" if isinstance(found, type) else "is no class"
@@ -90,11 +95,11 @@ def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstanc
     return None if kind is None else cast(Factory, kind)(**settings)
 
 
-def make_agent(agent: str, env: TextEnv, config: object = None, **settings: object) -> Agent:
+def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **settings: object) -> Agent:
     """Make an untrained agent.
 
     Args:
-        agent: a registered name or `module:Class`.
+        agent: a registered name, `module:Class` or a class.
         env: an environment of the task, single or vector.
         config: the agent's config; None makes one of `settings`.
         settings: fields of the agent's config.
@@ -145,7 +150,7 @@ def load_guide(path: str | Path, task: Task) -> Agent:
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))
 
 
-def _task_for(agent: str, kind: type, env: TextEnv) -> Task | None:
+def _task_for(agent: object, kind: type, env: TextEnv) -> Task | None:
     """Return the task of `env`.
 
     Raises: ValueError if the agent's constructor takes one and there is none.

@@ -11,13 +11,7 @@ from textgym.task import Task
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group, check_sequence_kl
 from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.critic_free import (
-    action_returns,
-    centred,
-    critic_free_targets,
-    sequence_weights,
-    standardised,
-)
+from textgym_agents.lm.critic_free import action_returns, centred, critic_free_targets, sequence_weights, standardised
 from textgym_agents.lm.maths import Aggregation, Targets, clipped_policy_loss, on_device
 from textgym_agents.lm.rollout import Rollout
 

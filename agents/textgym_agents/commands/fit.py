@@ -10,13 +10,7 @@ from typing import TypeVar
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse_pair
-from textgym_agents.commands.running import (
-    FitDisplay,
-    before_after,
-    interrupted_run,
-    refuse_change,
-    watched_run,
-)
+from textgym_agents.commands.running import FitDisplay, before_after, interrupted_run, refuse_change, watched_run
 from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Watcher

@@ -18,21 +18,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Unpack
 
 import numpy as np
 
 from textgym.checks import Floats, Ints
-from textgym.solver import MAX_STATES, PolicyValues, policy_values, prefix_tree
+from textgym.solver import PolicyValues
 from textgym_agents.exact.objective import (
-    EnumeratedPolicy,
+    Options,
     Problem,
     Steps,
     edge_jacobian,
     edge_weights,
     kl_terms,
-    readable,
     steps,
     to_go,
+    torch_values,
     unpaid,
 )
 from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
@@ -168,21 +169,14 @@ def compare(
 
 
 def enumerate_trajectories(
-    problem: Problem,
-    policy: object,
-    reference: object = None,
-    beta: float | None = None,
-    gamma: float | None = None,
-    split: str | None = None,
-    max_states: int = MAX_STATES,
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
 ) -> Enumeration:
-    """Return everything the tables are made of, for a torch policy. For the arguments see `policy_gradient`.
+    """Return everything the tables are made of, for a torch policy. Args: see `torch_values`.
 
-    Raises: as `policy_gradient`; ValueError if the Jacobian is too large.
+    Raises: as `torch_values`; ValueError if the Jacobian is too large.
     """
-    tree = prefix_tree(problem, split, max_states)
-    values = policy_values(tree, EnumeratedPolicy(policy), readable(reference), beta, gamma)
-    return Enumeration(values, edge_jacobian(tree, policy), steps(values))
+    own, values = torch_values(problem, policy, reference, **options)
+    return Enumeration(values, edge_jacobian(values.tree, own), steps(values))
 
 
 _TUPLES = 500_000

@@ -16,16 +16,7 @@ from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
-from textgym_agents.config import (
-    KL,
-    LMConfig,
-    at_least_one,
-    not_negative,
-    only_with,
-    positive,
-    require,
-    share,
-)
+from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, only_with, positive, require, share
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
