@@ -129,7 +129,9 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
     """
     folder = Path(path)
     if folder.is_file():
-        return _load_file(folder, env, agent, trust_pickle)
+        from textgym_agents.sb3.agent import load_zip
+
+        return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
     if not (folder / "agent.json").exists():
         recover_folder(folder / "checkpoint")
         folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
@@ -162,16 +164,6 @@ def _task_for(agent: object, kind: type, env: TextEnv) -> Task | None:
             "such as make_env('textgym/Bandit-v0', 16)"
         )
     return task
-
-
-def _load_file(path: Path, env: TokenVectorEnv, agent: str | None, trust_pickle: bool) -> Agent:
-    from textgym_agents.sb3.agent import load_zip
-
-    if trust_pickle and agent is None:
-        raise ValueError(
-            f"path={str(path)!r}: a file does not say what it holds; name the agent, as sb3-ppo (--agent-class)"
-        )
-    return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
 
 
 def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:

@@ -8,19 +8,18 @@ from typing import Literal, Self
 
 import numpy as np
 
-from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
-from textgym_agents.algorithms.fixed import NonLearner, reference_of
+from textgym_agents.algorithms.fixed import Drawing, reference_of
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.lm.critic import Critic, critic_of
 from textgym_agents.mcts.forest import Model
 from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
 from textgym_agents.registry import load_guide
-from textgym_agents.saving import Saved, read_saved, write_saved
+from textgym_agents.saving import Saved, write_saved
 from textgym_agents.tabular.policies import normalised
 
 _ROWS_AT_ONCE = 1024
@@ -52,7 +51,7 @@ class ValueGuidedConfig:
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class ValueGuided(NonLearner):
+class ValueGuided(Drawing):
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
@@ -158,12 +157,6 @@ class ValueGuided(NonLearner):
     def save(self, path: str | Path) -> None:
         """See `Agent.save`. The guide is saved with it."""
         write_saved(path, self.name, self.config, self.task, folders={"guide": self.guide.save})
-
-    @classmethod
-    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`."""
-        task = env.unwrapped.task
-        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere=None)
 
     @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:

@@ -258,9 +258,11 @@ def load_zip(path: str | Path, env: TokenVectorEnv, kind: type[Agent] | None, tr
     file, where = Path(path), f"path={str(path)!r}"
     if not trust_pickle:
         raise ValueError(f"{where}: {_DANGER}")
-    if kind is None or not issubclass(kind, SB3Agent) or not kind.reads_zip:
+    if kind is None:
+        raise ValueError(f"{where}: a file does not say what it holds; name the agent, as sb3-ppo (--agent-class)")
+    if not issubclass(kind, SB3Agent) or not kind.reads_zip:
         raise ValueError(
-            f"{where}: {getattr(kind, 'name', kind)!r} reads no .zip; allowed are sb3-a2c, sb3-dqn, sb3-maskable-ppo, "
+            f"{where}: {kind.name!r} reads no .zip; allowed are sb3-a2c, sb3-dqn, sb3-maskable-ppo, "
             "sb3-ppo, sb3-qrdqn, sb3-recurrent-ppo, sb3-trpo"
         )
     if not zipfile.is_zipfile(file):
