@@ -85,22 +85,6 @@ class Enumeration:
     steps: Steps = field(repr=False)
 
     @property
-    def prompt(self) -> Ints:
-        """The index of the prompt of every trajectory, (N,)."""
-        return self.values.trajectories.prompt
-
-    @property
-    def probability(self) -> Floats:
-        """P(tau) given the prompt, (N,)."""
-        probability: Floats = np.exp(self.values.trajectories.log_probability)
-        return probability
-
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of every trajectory, (N,)."""
-        return self.values.trajectories.length
-
-    @property
     def mass(self) -> Floats:
         """P(tau), the prompt's probability included, (N,)."""
         return self.values.trajectories.probability
@@ -184,11 +168,7 @@ Advantages = Callable[[Floats], Floats]
 
 
 def estimator_table(
-    enumeration: Enumeration,
-    lams: Sequence[float] = (0.0, 0.95),
-    group: int = 2,
-    draws: int = 200_000,
-    seed: int = 0,
+    enumeration: Enumeration, lams: Sequence[float] = (0.0, 0.95), group: int = 2, draws: int = 200_000, seed: int = 0
 ) -> list[Moments]:
     """Return a row per estimator.
 
@@ -210,7 +190,7 @@ def estimator_table(
     ]
     for lam in lams:
         for critic, says in (("V", values), ("critic 0", np.zeros_like(values))):
-            advantages = gae(rewards, says, enumeration.lengths, lam)
+            advantages = gae(rewards, says, enumeration.values.trajectories.length, lam)
             rows.append(enumeration.moments(f"GAE({lam:g}), {critic}", advantages))
     for name, function, mean_over_tokens in (
         ("RLOO", leave_one_out, False),
@@ -232,14 +212,16 @@ def _group_moments(
     seed: int,
 ) -> Moments:
     """Return the moments of g = (1/n) sum_i A_i grad log P(tau_i) over groups of n completions of one prompt."""
+    every = enumeration.values.trajectories
     weights, returns = enumeration.values.tree.weights, enumeration.charged.sum(1)
-    scale = 1 / enumeration.lengths if mean_over_tokens else np.ones(len(returns))
+    probability = np.exp(every.log_probability)  # given the prompt
+    scale = 1 / every.length if mean_over_tokens else np.ones(len(returns))
     mean, second = np.zeros(enumeration.jacobian.shape[1]), 0.0
     scatter, spread = 0.0, 0.0  # variances of the two estimates above, where they are drawn
     generator = np.random.default_rng([seed, 6])
     for prompt in np.flatnonzero(weights > 0):
-        own = np.flatnonzero((enumeration.prompt == prompt) & (enumeration.probability > 0))
-        tuples, mass, drawn = _tuples(enumeration.probability[own], group, draws, generator)
+        own = np.flatnonzero((every.prompt == prompt) & (probability > 0))
+        tuples, mass, drawn = _tuples(probability[own], group, draws, generator)
         amounts = advantages(returns[own][tuples]) * scale[own][tuples] / group
         coefficients = np.bincount(tuples.ravel(), (mass[:, None] * amounts).ravel(), minlength=len(own))
         part = coefficients @ enumeration.scores[own]

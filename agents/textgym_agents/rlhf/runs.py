@@ -242,12 +242,7 @@ class StagedRun(ABC, Generic[Settings]):
     command: ClassVar[str]
 
     def __init__(
-        self,
-        env_id: str,
-        settings: Settings,
-        out: str | Path,
-        watcher: Watcher,
-        env: Mapping[str, Any] | None = None,
+        self, env_id: str, settings: Settings, out: str | Path, watcher: Watcher, env: Mapping[str, Any] | None = None
     ) -> None:
         self.env_id, self.watcher = env_id, watcher
         self.settings: Settings = settings
