@@ -72,7 +72,6 @@ class BestOfN(NonLearner):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
-        config: the settings.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """
 

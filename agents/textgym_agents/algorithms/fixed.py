@@ -84,7 +84,6 @@ class _FixedAgent(Drawing):
 
     Args:
         task: whose policy.
-        config: the settings.
     """
 
     config: FixedConfig

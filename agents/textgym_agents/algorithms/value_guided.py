@@ -67,7 +67,6 @@ class ValueGuided(Drawing):
 
     Args:
         task: supplies prompts, reference and reward.
-        config: the settings.
         guide: an agent with `log_probs` and `values`, in place of the saved one of `config.run`.
     Raises: ValueError without a guide, for one without a critic, or a temperature that is not positive.
     Source: Liu et al. (2023), arXiv:2309.15028 (the critic of PPO when decoding); Mudgal et al. (2023),

@@ -86,12 +86,7 @@ def cell(row: Row, name: str) -> str:
 
 
 class Display:
-    """A `Watcher` for people: a bar, or plain lines where there is no terminal.
-
-    Args:
-        total: of the bar.
-        unit: of `total`.
-    """
+    """A `Watcher` for people: a bar of so many units, or plain lines where there is no terminal."""
 
     def __init__(self, total: int = 1, unit: str = "steps") -> None:
         self._console = output()

@@ -38,7 +38,6 @@ class MCTS(Agent):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference, reward and gamma.
-        config: the settings.
         guide: an agent, in place of the saved one of `config.guide`.
     Raises: ValueError for soft backups at beta = 0, a guide that does not serve, or too little memory for one search.
     Source: Silver et al. (2017), arXiv:1712.01815; soft backups: Xiao et al. (2019), NeurIPS, "Maximum Entropy

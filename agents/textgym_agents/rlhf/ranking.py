@@ -301,7 +301,6 @@ def score_answers(reward: Reward, answers: Iterable[tuple[str, str, bool]], stop
     """Return a reward's scores (N,) of answers, as it sees them in an environment.
 
     Args:
-        reward: a reward function.
         answers: prompt, text, and whether it came to its end: with the first of `stop_ids`, if there is one.
     """
     prompts, texts, ended = (list(column) for column in zip(*answers, strict=True))

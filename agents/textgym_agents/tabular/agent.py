@@ -70,7 +70,6 @@ class TabularAgent(Agent):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
-        config: the settings.
     Raises: ValueError for soft values at beta = 0, and if one state does not fit into the memory.
     Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, chapters 5 and 6; learning backwards from
         episodes: Lin (1992), Machine Learning 8.
