@@ -269,11 +269,8 @@ class TabularAgent(Agent):
         """Return rows of the table, and the reference's log-probabilities and the legal actions, (n, A) each."""
         states = self.table.find(state_keys(observation))
         legal = self._grammar.legal(observation, states != UNKNOWN)
-        return (
-            states,
-            self._log_reference(observation, legal),
-            None if legal is None else legal[:, self.actions],
-        )
+        own = None if legal is None else legal[:, self.actions]
+        return states, self._log_reference(observation, legal), own
 
     def _log_reference(self, observation: Observation, legal: Bools | None) -> Floats:
         logs = restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), legal)
