@@ -78,15 +78,14 @@ class Engine(Protocol):
 
     workers: int
     """Jobs that run at a time, as far as it is known."""
+    cpu_seconds: float
+    """CPU time of the last `run` that has ended, that of its processes included."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """Start the jobs in their order and yield what happens; every job finishes once.
 
         A function that raises fails its job and no other. Closing the iterator stops what runs.
         """
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of the last `run`, that of its processes included, once it has ended."""
 
 
 def search_path() -> list[str]:

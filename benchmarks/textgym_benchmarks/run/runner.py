@@ -179,7 +179,7 @@ def _result_of(cell: Cell, event: Event, suite: Path) -> JsonObject:
 
 
 def _write_timing(folder: Path, name: str, engine: Engine, seconds: float, progress: Progress) -> None:
-    used = engine.cpu_seconds()
+    used = engine.cpu_seconds
     row = {
         "engine": name,
         "workers": engine.workers,
