@@ -42,14 +42,15 @@ def check_folder(folder: Path, kind: str) -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(f"out {str(folder)!r}: it is a file; allowed is a folder")
-    if any(folder.iterdir()) and not _is_of_kind(folder / "index.html", kind):
+    if any(folder.iterdir()) and not is_of_kind(folder / "index.html", kind):
         raise FileExistsError(
             f"out {str(folder)!r}: it holds files and is no {kind}; allowed are a new folder, an empty one, "
             f"or a {kind} (which is built anew)"
         )
 
 
-def _is_of_kind(page: Path, kind: str) -> bool:
+def is_of_kind(page: Path, kind: str) -> bool:
+    """Return whether a page is of a kind. What is no file, as a pipe, is not read: that could wait for ever."""
     if not page.is_file():
         return False
     with page.open("rb") as file:

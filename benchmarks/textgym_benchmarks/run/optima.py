@@ -43,7 +43,7 @@ from textgym.optimum import (
 )
 from textgym.prompts import HeldOut
 from textgym.task import Task, make_reference, task_entry
-from textgym_benchmarks.results.rows import LEVELS, between, crossing, crossings
+from textgym_benchmarks.results.rows import crossings, seconds_to_levels
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.suite import canonical
 from textgym_benchmarks.suite_folder import hold
@@ -103,16 +103,6 @@ def _scored(
     if objective is not None:
         found = optimality_of(objective, objective + _errors(low, high), optimum)
     return (None, None, None) if found is None else (found.mean, found.low, found.high)
-
-
-def seconds_to_levels(seconds: Sequence[float], curve: Sequence[JsonObject]) -> dict[str, float | None]:
-    """Return the seconds of learning after which a curve reaches each level of optimality; None for never.
-
-    Args:
-        seconds: at every point of the curve.
-    """
-    scores = [point["optimality"] for point in curve]
-    return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
 
 
 def _errors(low: float | None, high: float | None) -> Floats:
