@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
-from textgym.commands.console import note, one_line, output, untrusted
+from textgym.commands.console import folded, note, number, one_line, output, table, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.summaries.grid import finals
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -76,8 +78,8 @@ def main(arguments: Sequence[str]) -> None:
         watcher=LiveTable(),
     )
     console = output()
-    for table in summary_tables(results, console.width):
-        console.print(table)
+    for part in summary_tables(results, console.width):
+        console.print(part)
     busy = busy_share(out)
     if busy is not None:
         console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
@@ -90,20 +92,18 @@ def suites_table() -> Table:
     from textgym_benchmarks.run.progress import duration
     from textgym_benchmarks.suites import cost, make_suite
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("suite", "cells", "tasks", "agents", "seeds", "CPU time, about", "what it is"):
-        table.add_column(name, justify="right" if name in ("cells", "tasks", "agents", "seeds") else "left")
+    sizes = map(number, ("cells", "tasks", "agents", "seeds"))
+    found = table("suite", *sizes, "CPU time, about", "what it is")
     for name in SUITES:
         try:
             suite = make_suite(name)
         except Exception as error:  # One broken plug-in must not hide the other suites.
-            table.add_row(name, *"-----", untrusted(one_line(error)))
+            found.add_row(name, *"-----", untrusted(one_line(error)))
             continue
         counts = [len({getattr(cell, kind) for cell in suite.cells}) for kind in ("id", "agent", "seed")]
         seconds = sum(cost(cell) for cell in suite.cells)
-        sizes = [f"{len(suite.cells):,}", *map(str, counts)]
-        table.add_row(name, *sizes, duration(seconds), suite.description)
-    return table
+        found.add_row(name, f"{len(suite.cells):,}", *map(str, counts), duration(seconds), suite.description)
+    return found
 
 
 def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
@@ -121,27 +121,21 @@ def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
     at_once = max((width - max(map(len, tasks))) // _COLUMN, 1)
     tables = []
     for start in range(0, len(agents), at_once):
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="optimality, mean over seeds")
-        table.add_column("task", no_wrap=True)
         shown = agents[start : start + at_once]
-        for agent in shown:
-            table.add_column(untrusted(agent), justify="right", overflow="fold")
+        heads = (folded(untrusted(agent), justify="right") for agent in shown)
+        found = table(Column("task", no_wrap=True), *heads, title="optimality, mean over seeds")
         for task in tasks:
-            table.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
-        tables.append(table)
+            found.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
+        tables.append(found)
     return tables
 
 
 def _summary(results: Sequence[Result]) -> str:
     """Return a cell of the table, as in "0.912", "0.912, 1 failed", "-", and "" where nothing was asked for."""
-    done = [result.measures for result in results if result.measures is not None]
-    scores = [measures["after"]["optimality"] for measures in done]
-    means = [score["mean"] for score in scores if score is not None and score["mean"] is not None]
-    parts = [f"{sum(means) / len(means):.3f}" if means else "-"] if done else []
-    for status in ("failed", "missing"):
-        count = sum(result.status == status for result in results)
-        parts += [f"{count} {status}"] if count else []
-    return ", ".join(parts)
+    scores = finals(results, "optimality")
+    counts = Counter(result.status for result in results)
+    parts = [f"{fmean(scores):.3f}" if scores else "-"] if counts["done"] else []
+    return ", ".join(parts + [f"{counts[status]} {status}" for status in ("failed", "missing") if counts[status]])
 
 
 def _report_trouble(results: Sequence[Result]) -> None:

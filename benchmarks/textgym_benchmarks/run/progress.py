@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from textgym.checks import JsonObject
-from textgym.commands.console import note, output, untrusted
+from textgym.commands.console import folded, note, output, table, untrusted
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suites import cost
+from textgym_benchmarks.summaries.grid import at, finite
 
 Status = Literal["waiting", "running", "done", "failed", "busy"]
 """busy: another process is at work on the cell."""
@@ -58,7 +58,7 @@ class Progress:
             error = result.get("error") or {}
             self.errors[key] = f"{error.get('type')}: {error.get('message')}"
         else:
-            self.optimality[key] = _optimality(result)
+            self.optimality[key] = finite(at(result, "measures", "after", "optimality", "mean"))
 
     def start(self, key: str, now: float | None = None) -> None:
         """Count a cell that begins to run."""
@@ -97,14 +97,6 @@ class Progress:
         return max((sum(waiting) + sum(running)) / self.workers, *running, *waiting, 0.0)
 
 
-def _optimality(result: JsonObject) -> float | None:
-    found = result.get("measures") or {}
-    for name in ("after", "optimality"):
-        found = found.get(name) or {}
-    mean = found.get("mean")
-    return None if mean is None else float(mean)
-
-
 class BenchWatcher:
     """Follows the run of a suite; this one does nothing."""
 
@@ -138,10 +130,7 @@ class LiveTable(BenchWatcher):
             self._say(headline(progress))
             return
         self._live = Live(
-            get_renderable=self._picture,
-            console=self._console,
-            refresh_per_second=2,
-            vertical_overflow="crop",
+            get_renderable=self._picture, console=self._console, refresh_per_second=2, vertical_overflow="crop"
         )
         self._live.start()
 
@@ -150,11 +139,10 @@ class LiveTable(BenchWatcher):
         progress = self._progress
         if self._live is not None or progress.status[key] in ("running", "waiting"):
             return
-        score = progress.optimality.get(key)
-        words = [progress.status[key], key]
-        words += [f"optimality {score:.3f}"] if score is not None else []
-        words += [progress.errors[key]] if key in progress.errors else []
-        self._say(f"{'  '.join(words)}  ({headline(progress)})")
+        score, error = progress.optimality.get(key), progress.errors.get(key)
+        outcome = "" if score is None else f"  optimality {score:.3f}"
+        outcome += "" if error is None else f"  {error}"
+        self._say(f"{progress.status[key]}  {key}{outcome}  ({headline(progress)})")
 
     def note(self, text: str) -> None:
         """See `BenchWatcher.note`."""
@@ -189,13 +177,10 @@ def grid(progress: Progress) -> Table:
     symbols = {(task, agent): Text() for task in tasks for agent in agents}
     for key, cell in progress.cells.items():
         symbols[cell.task, cell.name].append(*_SYMBOLS[progress.status[key]])
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("task", no_wrap=True)
-    for agent in agents:
-        table.add_column(untrusted(agent), overflow="fold")
+    marks = table(Column("task", no_wrap=True), *(folded(untrusted(agent)) for agent in agents))
     for task in tasks:
-        table.add_row(untrusted(task), *(symbols[task, agent] for agent in agents))
-    return table
+        marks.add_row(untrusted(task), *(symbols[task, agent] for agent in agents))
+    return marks
 
 
 def headline(progress: Progress) -> str:
