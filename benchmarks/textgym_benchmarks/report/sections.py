@@ -27,8 +27,8 @@ from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.charts import Band, Curve
-from textgym_benchmarks.summaries.entries import Costs, Entry, best_first
-from textgym_benchmarks.summaries.grid import FLOOR, Problem, make_grid
+from textgym_benchmarks.summaries.entries import AgentScores, Costs, best_first
+from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, make_grid
 from textgym_benchmarks.summaries.leaderboard import AgentRow, comparison, leaderboard
 
 DIGITS = 5  # significant ones, enough for a screen
@@ -124,14 +124,14 @@ def _over_tasks(rows: Sequence[AgentRow], sizes: tuple[int, int], agents: Mappin
     return make_table(rows, columns, sortable=True)
 
 
-def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> ReportTable:
+def _of_task(entries: Sequence[AgentScores], agents: Mapping[str, int]) -> ReportTable:
     scale = bar_scale(entry.optimality for entry in entries)
 
-    def score(entry: Entry) -> Value:
+    def score(entry: AgentScores) -> Value:
         return estimate(entry.optimality, 2, draw_bar(entry.optimality, scale))
 
     gold = figures("Gold", "gold.value", title="The reward that the task is really about")
-    columns: list[ColumnOf[Entry]] = [
+    columns: list[ColumnOf[AgentScores]] = [
         _agent_column(agents, descending=False),
         (Column("Optimality", "Mean over seeds", bar=True, sorted=True), score),
         figures("Reward", "reward.value"),
@@ -146,7 +146,7 @@ def _of_task(entries: Sequence[Entry], agents: Mapping[str, int]) -> ReportTable
     return make_table(best_first(entries), columns, sortable=True)
 
 
-def _agent_column(agents: Mapping[str, int], descending: bool = True) -> ColumnOf[AgentRow | Entry]:
+def _agent_column(agents: Mapping[str, int], descending: bool = True) -> ColumnOf[AgentRow | AgentScores]:
     return Column("Agent", numeric=False, descending=descending), lambda row: Value(row.agent, agent=agents[row.agent])
 
 
@@ -167,17 +167,17 @@ def matrix(summary: Summary) -> ReportTable:
     """Return mean optimality by task and agent."""
     entries = {(entry.problem, entry.agent): entry for entry in summary.entries}
 
-    def score(name: str, problem: Problem) -> Value:
+    def score(name: str, problem: RankedTask) -> Value:
         return _matrix_value(entries.get((problem.index, name)))
 
-    columns: list[ColumnOf[Problem]] = [
+    columns: list[ColumnOf[RankedTask]] = [
         (Column("Task", numeric=False, descending=False), lambda problem: Value(problem.label)),
         *((Column(name), partial(score, name)) for name in summary.agents),
     ]
     return make_table(summary.problems, columns, sortable=True)
 
 
-def _matrix_value(entry: Entry | None) -> Value:
+def _matrix_value(entry: AgentScores | None) -> Value:
     if entry is None:
         return Value("", sort=None)
     counts, score = entry.counts, entry.optimality.value
@@ -261,7 +261,7 @@ class Chart:
 
     id: str
     table: ReportTable
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[RankedTask, ...] = ()
     chosen: int = 0
     drawn: bool = True
     size: Literal["large", "square"] = "large"
@@ -292,21 +292,21 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
     return found
 
 
-def _is_proxy(entry: Entry) -> bool:
+def _is_proxy(entry: AgentScores) -> bool:
     """Return whether runs were paid something else than the gold reward."""
     gold, reward = entry.gold.value, entry.reward.value
     return gold is not None and reward is not None and abs(gold - reward) > SAME
 
 
 def _frontier(
-    name: Literal["frontier", "gold"], summary: Summary, entries: Sequence[Entry], agents: Mapping[str, int]
+    name: Literal["frontier", "gold"], summary: Summary, entries: Sequence[AgentScores], agents: Mapping[str, int]
 ) -> list[Chart]:
     """Return the chart of some entries; none without any."""
     if not entries:
         return []
     many = Counter(entry.problem for entry in entries)
     problems = tuple(problem for problem in summary.problems if problem.index in many)
-    columns: list[ColumnOf[Entry]] = [
+    columns: list[ColumnOf[AgentScores]] = [
         (Column("Task", numeric=False), lambda entry: Value(summary.problems[entry.problem].label)),
         _agent_column(agents),
         (Column("KL"), lambda entry: estimate(entry.kl)),
@@ -317,7 +317,7 @@ def _frontier(
     return [Chart(name, make_table(entries, columns), problems, chosen)]
 
 
-def curve_table(summary: Summary, problem: Problem) -> ReportTable:
+def curve_table(summary: Summary, problem: RankedTask) -> ReportTable:
     """Return the optimality of every agent by episodes, on one problem."""
     curves = [curve for curve in summary.curves if curve.problem == problem.index]
     columns: list[ColumnOf[float]] = [(Column("Episodes"), lambda episode: figure(episode, 0))]
