@@ -17,8 +17,7 @@ Source: Schulman et al. (2017), arXiv:1707.06347; Huang et al. (2022), The 37 Im
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -84,8 +83,7 @@ def tokens(observation: dict[str, np.ndarray], vocabulary: int) -> Tensor:
     return torch.from_numpy(np.where(observation["attention_mask"] == 1, observation["input_ids"], vocabulary))
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """T tokens of N texts. Every tensor is (T, N); `ids` is (T, N, L)."""
 
     ids: Tensor
