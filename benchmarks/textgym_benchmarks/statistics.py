@@ -167,12 +167,7 @@ Statistic = Callable[[Floats, Strata], Floats]
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its interval.
-
-    Attributes:
-        value: None where there is nothing to compute it from.
-        low, high: ends of the interval; both None where the spread is not known.
-    """
+    """A number with the ends of its interval; None where nothing tells it, or its spread."""
 
     value: float | None
     low: float | None

@@ -151,12 +151,9 @@ def put_aside(folder: Path) -> None:
 
 @contextlib.contextmanager
 def hold(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep all other processes from holding a folder. The system releases it when this process dies.
+    """Keep all other processes from holding a folder, made if there is none. The system releases it at our death.
 
-    Args:
-        folder: is made if there is none.
-        wait: for another process to release it.
-    Raises: CellBusyError if another process holds it, and `wait` is false.
+    Raises: CellBusyError if another process holds it; with `wait`, its release is waited for.
     """
     make_folder(folder)
     with open_lock(folder) as lock:

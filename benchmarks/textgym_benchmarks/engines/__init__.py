@@ -85,11 +85,7 @@ class Serial:
 
 
 class Pool:
-    """Runs jobs in processes, each a fresh interpreter with one thread that imports what it needs once.
-
-    Args:
-        workers: processes; None for the cores that this process may use.
-    """
+    """Runs jobs in processes, each a fresh interpreter with one thread that imports what it needs once."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = cores() if workers is None else workers

@@ -8,16 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from textgym_benchmarks.engines.jobs import (
-    ONE_THREAD,
-    RETRIES,
-    Event,
-    Job,
-    cores,
-    died,
-    finished,
-    search_path,
-)
+from textgym_benchmarks.engines.jobs import ONE_THREAD, RETRIES, Event, Job, cores, died, finished, search_path
 
 _NO_NETWORK = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -121,10 +112,9 @@ def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> 
 
 
 def _task(paths: list[str]) -> Callable[[str, str], str]:
-    """Return what Ray runs. A function made here travels as a whole: by name, it would be the one that a worker finds.
+    """Return what Ray runs, with modules from `paths` and, on a machine that lacks those, from the worker's own.
 
-    Args:
-        paths: where modules are found; on a machine that does not have them, the worker's own follow.
+    A function made here travels as a whole: by name, it would be the one that a worker finds.
     """
 
     def run(function: str, arguments: str) -> str:

@@ -29,16 +29,14 @@ from textgym_benchmarks.microscope.exact import (
     solve_prompt,
     view_of,
 )
-from textgym_benchmarks.microscope.trace import Chosen, Known, TokenStep, Trace
+from textgym_benchmarks.microscope.trace import Chosen, TokenStep, Trace
 
 TOP: Final = 8
 
 
 def given_tokens(task: Task, text: str) -> list[int]:
-    """Return the tokens of a completion, and the stop token where there is room for one.
+    """Return the tokens of a completion, and the stop token where there is room for one or its name ends the text.
 
-    Args:
-        text: a stop token's name at its end is that token.
     Raises: ValueError if the text cannot be written in this task from beginning to end.
     """
     vocabulary, budget = task.vocabulary, task.max_new_tokens
@@ -150,6 +148,7 @@ def record(
     )
     steps = _steps(task, critic, moments, exact, beta, request.top)
     unknown = _unknown(critic, moments, steps, why_not, why_no_policy)
+    known = None if exact is None else exact.known()
     log_prob = None if steps[0].log_prob is None else _sum(step.log_prob for step in steps)
     kl = steps[-1].running_kl
     return Trace(
@@ -163,7 +162,7 @@ def record(
         gold=None if task.gold is None else float(final.gold[0]), total_return=steps[-1].running_return, kl=kl,
         log_prob=log_prob, log_reference=_sum(step.log_reference for step in steps),
         objective=None if kl is None else steps[-1].running_return - beta * kl,
-        known=None if exact is None else _known(exact), value_meaning=critic.meaning, unknown=unknown,
+        known=known, value_meaning=critic.meaning, unknown=unknown,
     )  # fmt: skip
 
 
@@ -262,16 +261,6 @@ def _unknown(
         if name not in reasons and any(getattr(step, name) is None for step in steps):
             reasons[name] = "a token that the task does not allow was written"
     return reasons
-
-
-def _known(exact: Exact) -> Known:
-    solution, policy = exact.solution, exact.policy
-    return Known(
-        states=solution.tree.states,
-        optimum=float(solution.prompt_values[0]),
-        reference=float(solution.reference.prompt_objectives[0]),
-        policy=None if policy is None else float(policy.prompt_objectives[0]),
-    )
 
 
 def _label(reference: Reference, task: Task) -> str:

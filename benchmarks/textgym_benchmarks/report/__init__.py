@@ -73,12 +73,7 @@ class Sources:
 
 
 def read_sources(paths: Sequence[Path]) -> Sources:
-    """Read results.
-
-    Args:
-        paths: what `load_results` takes, at least one.
-    Raises: ValueError for no path, no result, or whatever `load_results` raises.
-    """
+    """Read what `load_results` takes. Raises: ValueError for no path, no result, or as that does."""
     if not paths:
         raise ValueError("RUN: nothing given; allowed is at least one folder or file of results")
     kept: dict[str, Result] = {}

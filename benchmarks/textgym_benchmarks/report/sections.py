@@ -65,11 +65,7 @@ class Scope:
 
 
 def scopes(summary: Summary, results: Sequence[Result], agents: Mapping[str, int]) -> list[Scope]:
-    """Return all scopes: over everything, over each family where there are several, of each task.
-
-    Args:
-        agents: name -> index of its style.
-    """
+    """Return all scopes: over everything, over each family where there are several, of each task."""
     rows, sizes = summary.leaderboard, (len(summary.common), len(summary.problems))
     found = [Scope("all", "All tasks", "", _over_tasks(rows, sizes, agents), rows, sizes)]
     for place, family in enumerate(summary.families if len(summary.families) > 1 else ()):

@@ -99,20 +99,18 @@ def between(values: Sequence[float], where: tuple[int, int, float] | None) -> fl
 
 def crossings(points: Sequence[Row]) -> dict[str, dict[str, float | None] | None]:
     """Return episodes and tokens to 0.5 and to 0.9 of optimality; None for never."""
-    values = [point["optimality"] for point in points]
     episodes, tokens = ([float(point[name]) for point in points] for name in ("episode", "tokens"))
-    found: dict[str, dict[str, float | None] | None] = {}
-    for name, level in LEVELS.items():
-        where = crossing(values, level)
-        found[name] = where and {"episodes": between(episodes, where), "tokens": between(tokens, where)}
-    return found
+    places = {name: crossing([point["optimality"] for point in points], level) for name, level in LEVELS.items()}
+    return {
+        name: where and {"episodes": between(episodes, where), "tokens": between(tokens, where)}
+        for name, where in places.items()
+    }
 
 
 def seconds_to_levels(seconds: Sequence[float], points: Sequence[Row]) -> dict[str, float | None]:
     """Return the seconds of learning after which a curve reaches each level of optimality; None for never.
 
-    Args:
-        seconds: at every point of the curve.
+    Args: seconds: at every point of the curve.
     """
     scores = [point["optimality"] for point in points]
     return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}

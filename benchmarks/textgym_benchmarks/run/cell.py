@@ -12,6 +12,7 @@ from pathlib import Path
 
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.conformance.under_test import global_generators
+from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training, TrainResult, Watcher
@@ -167,8 +168,17 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
     }
 
 
-class _NoWatcher(Watcher):
-    """A watcher that does nothing, as the methods of the protocol do."""
+class _NoWatcher:
+    """A watcher that does nothing."""
+
+    def stage(self, text: str) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+    def iteration(self, row: Metrics) -> None:
+        """Do nothing."""
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from textgym_benchmarks.results.rows import crossings, seconds_to_levels
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.suite import canonical
 from textgym_benchmarks.suite_folder import hold
+from textgym_benchmarks.summaries.grid import at
 
 MOST = 4
 """Trained policies that are sampled beside the reference: those with the greatest J."""
@@ -131,12 +132,9 @@ def _unsettled(folder: Path) -> dict[str, list[Result]]:
 
 def _best(results: Iterable[Result]) -> list[Result]:
     """Return the finished cells whose last policy is kept and has a J, the greatest J first."""
-    found = []
-    for result in results:
-        objective = None if result.measures is None else result.measures["after"]["objective"]
-        if objective is not None and (_run(result) / "checkpoint").is_dir():
-            found.append((objective["mean"], result))
-    return [result for _, result in sorted(found, key=lambda pair: -pair[0])]
+    known = ((at(result.measures, "after", "objective", "mean"), result) for result in results)
+    kept = [(mean, each) for mean, each in known if mean is not None and (_run(each) / "checkpoint").is_dir()]
+    return [result for _, result in sorted(kept, key=lambda pair: -pair[0])]
 
 
 def _run(result: Result) -> Path:

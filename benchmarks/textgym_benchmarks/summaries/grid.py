@@ -165,8 +165,7 @@ class Grid:
     def strata(self, agent: str, problems: Iterable[RankedTask] | None = None, failed: float | None = None) -> Strata:
         """Return the final optimality of the agent's runs, clipped at `FLOOR`, by problem (all of them by default).
 
-        Args:
-            failed: the score of a failed run; None: it has none.
+        A failed run scores `failed`; None: it has no score.
         """
         chosen = self.problems if problems is None else problems
         rows = [self.of(agent, problem.index) for problem in chosen]
