@@ -28,7 +28,7 @@ LAYERS = (
         "textgym.render",
         "textgym.wrappers",
     ),
-    ("textgym.registration", "textgym"),
+    ("textgym",),
     ("textgym.play", "textgym.sampling", "textgym.solver"),
     ("textgym.best_of_n", "textgym.estimates", "textgym.exploits", "textgym.optimum", "textgym.planning"),
     ("textgym.preferences", "textgym.evaluate"),

@@ -17,7 +17,7 @@ Source: Schulman et al. (2017), arXiv:1707.06347; Huang et al. (2022), The 37 Im
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -83,90 +83,128 @@ def tokens(observation: dict[str, np.ndarray], vocabulary: int) -> Tensor:
     return torch.from_numpy(np.where(observation["attention_mask"] == 1, observation["input_ids"], vocabulary))
 
 
+class Batch(NamedTuple):
+    """T tokens of N texts. Every tensor is (T, N); `ids` is (T, N, L)."""
+
+    ids: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    rewards: Tensor
+    ends: Tensor
+
+    @classmethod
+    def empty(cls, steps: int, num_envs: int, length: int) -> Batch:
+        """Zeros to write into."""
+        shape = (steps, num_envs)
+        numbers = [torch.zeros(shape) for _ in range(4)]
+        return cls(torch.zeros((*shape, length), dtype=torch.int64), torch.zeros(shape, dtype=torch.int64), *numbers)
+
+
+class Writer:
+    """Writes in N environments, and remembers where every text stands."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        # SAME_STEP: where a text ends, the next observation is already the next prompt, so no step is wasted.
+        self.envs: Any = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.vocabulary = int(self.envs.single_action_space.n)  # V
+        self.length = self.envs.single_observation_space["input_ids"].shape[0]  # L
+        observation, _ = self.envs.reset(seed=args.seed)
+        self.ids = tokens(observation, self.vocabulary)  # (N, L)
+        self.returns = np.zeros(args.num_envs)  # of the episodes under way
+        self.written = np.zeros(args.num_envs, dtype=np.int64)  # tokens of these episodes
+
+    def allowed(self) -> Tensor:
+        """The tokens (V,) that may be written."""
+        masks = getattr(self.envs.unwrapped, "action_masks", None)
+        return torch.from_numpy(masks()[0]) if masks else torch.ones(self.vocabulary, dtype=torch.bool)
+
+    def write(self, agent: Agent, args: argparse.Namespace) -> tuple[Batch, float]:
+        """Write T tokens in every environment. Returns: them, and the mean return of the episodes that ended."""
+        batch, returns = Batch.empty(args.num_steps, args.num_envs, self.length), []
+        for t in range(args.num_steps):
+            with torch.no_grad():
+                distribution, values = agent(self.ids)
+                actions = distribution.sample()  # (N,)
+            batch.ids[t], batch.actions[t], batch.values[t] = self.ids, actions, values
+            batch.log_probs[t] = distribution.log_prob(actions)
+            observation, rewards, terminated, truncated, _ = self.envs.step(actions.numpy())
+            # An outer time limit would need the value of the last text in place of 0; TextGym itself never truncates.
+            ends = terminated | truncated
+            paid = args.gamma**self.written * rewards
+            batch.rewards[t], batch.ends[t] = torch.from_numpy(paid), torch.from_numpy(ends)
+            self.ids = tokens(observation, self.vocabulary)
+            self.returns, self.written = self.returns + paid, self.written + 1
+            returns.extend(self.returns[ends].tolist())
+            self.returns[ends], self.written[ends] = 0.0, 0
+        return batch, float(np.mean(returns)) if returns else float("nan")
+
+
+def advantages_of(batch: Batch, next_values: Tensor, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimation (T, N), from the last step back; next_values (N,) are those after it."""
+    advantages, carried = torch.zeros_like(batch.values), torch.zeros_like(next_values)
+    for t in reversed(range(len(advantages))):
+        alive = 1.0 - batch.ends[t]  # nothing flows back over the end of a text
+        delta = batch.rewards[t] + next_values * alive - batch.values[t]
+        carried = delta + gae_lambda * alive * carried
+        advantages[t], next_values = carried, batch.values[t]
+    return advantages
+
+
+def update(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    advantages: Tensor,
+    generator: np.random.Generator,
+    args: argparse.Namespace,
+) -> float:
+    """Learn from a batch in shuffled mini-batches. Returns: the entropy of the policy on the last of them, nats."""
+    # From (T, N, ...) to (T * N, ...).
+    ids, actions = batch.ids.flatten(0, 1), batch.actions.flatten()
+    old_log_probs, targets = batch.log_probs.flatten(), (advantages + batch.values).flatten()
+    advantages = advantages.flatten()
+    for _ in range(args.update_epochs):
+        for chosen in np.array_split(generator.permutation(len(actions)), args.num_minibatches):
+            distribution, values = agent(ids[chosen])
+            ratio = (distribution.log_prob(actions[chosen]) - old_log_probs[chosen]).exp()  # (b,)
+            scaled = advantages[chosen]
+            scaled = (scaled - scaled.mean()) / (scaled.std() + 1e-8)
+            clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+            policy_loss = -torch.minimum(ratio * scaled, clipped * scaled).mean()
+            value_loss = 0.5 * (values - targets[chosen]).square().mean()
+            entropy = distribution.entropy().mean()
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+            optimizer.step()
+    return float(entropy.item())
+
+
 def main(words: list[str] | None = None) -> list[float]:
     """Trains. Returns: the mean return of the episodes that ended in each iteration."""
     args = parse_args(words)
     torch.manual_seed(args.seed)
     generator = np.random.default_rng(args.seed)
-
-    # SAME_STEP: where a text ends, the next observation is already the next prompt, so no step is wasted.
-    envs: Any = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    vocabulary = int(envs.single_action_space.n)  # V
-    length = envs.single_observation_space["input_ids"].shape[0]  # L
-    observation, _ = envs.reset(seed=args.seed)
-    masks = getattr(envs.unwrapped, "action_masks", None)
-    allowed = torch.from_numpy(masks()[0]) if masks else torch.ones(vocabulary, dtype=torch.bool)
-
-    agent = Agent(vocabulary, length, args.hidden, allowed)
+    writer = Writer(args)
+    agent = Agent(writer.vocabulary, writer.length, args.hidden, writer.allowed())
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
 
-    # T steps of N environments.
-    shape = (args.num_steps, args.num_envs)
-    all_ids = torch.zeros((*shape, length), dtype=torch.int64)  # (T, N, L)
-    all_actions = torch.zeros(shape, dtype=torch.int64)  # (T, N), as all that follow
-    all_log_probs, all_values, all_rewards, all_ends = (torch.zeros(shape) for _ in range(4))
-
-    next_ids = tokens(observation, vocabulary)  # (N, L)
-    running = np.zeros(args.num_envs)  # returns of the episodes under way
-    written = np.zeros(args.num_envs, dtype=np.int64)  # tokens of these episodes
     history: list[float] = []
     iterations = args.total_timesteps // (args.num_steps * args.num_envs)
     for iteration in range(iterations):
         optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / iterations)
-
-        # Write T tokens in every environment.
-        returns: list[float] = []
-        for t in range(args.num_steps):
-            with torch.no_grad():
-                distribution, values = agent(next_ids)
-                actions = distribution.sample()  # (N,)
-            all_ids[t], all_actions[t], all_values[t] = next_ids, actions, values
-            all_log_probs[t] = distribution.log_prob(actions)
-            observation, rewards, terminated, truncated, _ = envs.step(actions.numpy())
-            # An outer time limit would need the value of the last text in place of 0; TextGym itself never truncates.
-            ends = terminated | truncated
-            paid = args.gamma**written * rewards
-            all_rewards[t], all_ends[t] = torch.from_numpy(paid), torch.from_numpy(ends)
-            next_ids = tokens(observation, vocabulary)
-            running, written = running + paid, written + 1
-            returns.extend(running[ends].tolist())
-            running[ends], written[ends] = 0.0, 0
-        history.append(float(np.mean(returns)) if returns else float("nan"))
-
-        # Generalised advantage estimation, from the last step back to the first.
-        advantages = torch.zeros(shape)
+        batch, mean_return = writer.write(agent, args)
+        history.append(mean_return)
         with torch.no_grad():
-            next_values, carried = agent(next_ids)[1], torch.zeros(args.num_envs)  # (N,)
-        for t in reversed(range(args.num_steps)):
-            alive = 1.0 - all_ends[t]  # nothing flows back over the end of a text
-            delta = all_rewards[t] + next_values * alive - all_values[t]
-            carried = delta + args.gae_lambda * alive * carried
-            advantages[t], next_values = carried, all_values[t]
-        targets = advantages + all_values
-
-        # From (T, N, ...) to a batch (T * N, ...), in shuffled mini-batches.
-        ids, actions = all_ids.reshape(-1, length), all_actions.reshape(-1)
-        old_log_probs, advantages, targets = (x.reshape(-1) for x in (all_log_probs, advantages, targets))
-        for _ in range(args.update_epochs):
-            for chosen in np.array_split(generator.permutation(len(actions)), args.num_minibatches):
-                distribution, values = agent(ids[chosen])
-                ratio = (distribution.log_prob(actions[chosen]) - old_log_probs[chosen]).exp()  # (b,)
-                scaled = advantages[chosen]
-                scaled = (scaled - scaled.mean()) / (scaled.std() + 1e-8)
-                clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-                policy_loss = -torch.minimum(ratio * scaled, clipped * scaled).mean()
-                value_loss = 0.5 * (values - targets[chosen]).square().mean()
-                entropy = distribution.entropy().mean()
-                loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                optimizer.step()
-
+            next_values = agent(writer.ids)[1]  # (N,)
+        advantages = advantages_of(batch, next_values, args.gae_lambda)
+        entropy = update(agent, optimizer, batch, advantages, generator, args)
         if iteration % 10 == 0 or iteration == iterations - 1:
             steps = (iteration + 1) * args.num_steps * args.num_envs
-            print(f"step {steps:7d}  mean return {history[-1]:.3f}  entropy {entropy.item():.3f}", flush=True)
-    envs.close()
+            print(f"step {steps:7d}  mean return {mean_return:.3f}  entropy {entropy:.3f}", flush=True)
+    writer.envs.close()
     return history
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from tokenizers import (
@@ -136,3 +137,13 @@ def word_task(**changes: Any) -> Task:
         "max_new_tokens": 4,
     }
     return Task(**{**settings, **changes})
+
+
+def play(env: gym.Env[Any, Any], actions: list[int]) -> list[Any]:
+    """The results of these steps, up to the end of the episode."""
+    results = []
+    for action in actions:
+        results.append(env.step(action))
+        if results[-1][2]:
+            break
+    return results

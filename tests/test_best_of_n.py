@@ -357,7 +357,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 @pytest.mark.parametrize("n", [0, 4, -1])
 def test_n_out_of_range_is_named(n):
-    with pytest.raises(ValueError, match=rf"n={n}: allowed is 1..3"):
+    with pytest.raises(ValueError, match=rf"n={n}: allowed is an integer in 1..3"):
         best_of_n(np.zeros((1, 3)), np.zeros((1, 3)), np.ones(1), n)
 
 

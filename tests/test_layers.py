@@ -82,5 +82,5 @@ def test_importing_the_core_imports_no_torch_and_no_task() -> None:
 def test_importing_textgym_imports_nothing_that_is_not_needed_to_register() -> None:
     code = "import sys, textgym; print(sorted(name for name in sys.modules if name.startswith('textgym')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
-    modules = ["textgym", "textgym.checks", "textgym.registration", "textgym.registry", "textgym.sources"]
+    modules = ["textgym", "textgym.checks", "textgym.registry", "textgym.sources"]
     assert done.stdout == f"{modules}\n"

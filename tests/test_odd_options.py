@@ -121,7 +121,7 @@ def test_weights_are_a_mapping(weights: Any) -> None:
 
 @pytest.mark.parametrize("size", [2**31, 10**400, 10**5000, MOST_TOKENS + 1, 0, True, 3.0, "9"], ids=kind)
 def test_a_vocabulary_is_no_larger_than_can_be_walked_through(size: Any) -> None:
-    with pytest.raises(ValueError, match=r"vocab_size=.*allowed is an int from 2 .* to 4194304"):
+    with pytest.raises(ValueError, match=r"vocab_size=.*allowed is an integer in 2\.\.4194304"):
         load_vocabulary(["a", "b"], vocab_size=size)
 
 

@@ -20,8 +20,7 @@ from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
 from textgym_benchmarks.results.store import load_results
-from textgym_benchmarks.run.progress import Progress
-from textgym_benchmarks.run.runner import run_suite
+from textgym_benchmarks.run.runner import Progress, run_suite
 
 from textgym.files import write_json
 

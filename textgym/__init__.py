@@ -3,7 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from textgym.registration import register_all, register_task
+import gymnasium as gym
+
+from textgym.registry import TASKS, Factory, TaskEntry
 
 if TYPE_CHECKING:
     from textgym.env import TokenEnv
@@ -46,4 +48,34 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"textgym.{_MODULES[name]}"), name)
 
 
-register_all()
+def register_task(
+    name: str, builder: Factory | str, version: int = 0, family: str = "text", summary: str = ""
+) -> TaskEntry:
+    """Give a task of your own a name and an id.
+
+    Args:
+        name: as in `textgym/NAME-vN`.
+        builder: a function from the task's options to a `Task`, or "module:function", imported when first needed.
+        version: N; raise it when reward, observation or termination changes.
+        family, summary: for people.
+    Raises: ValueError if the name is taken by another builder or is not made of letters and digits.
+    """
+    entry = TASKS.add(TaskEntry(name, builder, summary, version=version, family=family))
+    _register(entry)
+    return entry
+
+
+def _register(entry: TaskEntry) -> None:
+    """Register the environments of a task with Gymnasium, once."""
+    if entry.id not in gym.registry:
+        gym.register(
+            id=entry.id,
+            entry_point="textgym.env:TokenEnv",
+            vector_entry_point="textgym.vector:TokenVectorEnv",
+            order_enforce=False,  # TokenEnv raises ResetNeeded itself
+            kwargs={"task": entry.name},
+        )
+
+
+for _name in TASKS:  # those that come with the package, and those of installed plug-ins
+    _register(TASKS.entry(_name))

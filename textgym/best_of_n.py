@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.estimates import RESAMPLES, Estimate, interval, resampled_counts, widen
 from textgym.solver.tree import PrefixTree, UnsolvableError, log_sum, normalised
 from textgym.solver.values import trajectories
@@ -75,7 +75,7 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
         UnsolvableError: see `noise_deviation`; or the noise is too small to be integrated.
     Source: Beirami et al. (2024), arXiv:2401.01879, with levels of the return where texts tie.
     """
-    _check_n(n)
+    check_count("n", n, unit="samples")
     every = trajectories(tree, log_reference, None, gamma)
     deviations = np.asarray(noise_deviation(tree.task) * np.power(gamma, every.length - 1.0))
     tilts = np.empty(len(every.prompt))
@@ -220,7 +220,7 @@ def sampled_kl(returns: Floats, deviations: Floats, n: int, seed: int = 0) -> tu
     Source: P(level) = G^n - F^n, see `best_of_n_edges`; Efron and Tibshirani (1993), An Introduction to the Bootstrap,
         chapters 8 and 10.
     """
-    _check_n(n)
+    check_count("n", n, unit="samples")
     if returns.shape != deviations.shape or returns.ndim != 2:
         raise ValueError(f"shapes differ: returns {returns.shape}, deviations {deviations.shape}; allowed is (P, N)")
     prompts, count = returns.shape
@@ -297,11 +297,6 @@ def _enough(count: int, n: int) -> bool:
     return n == 1 or count >= FEWEST * n
 
 
-def _check_n(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"n={n!r}: allowed is an integer >= 1 (samples)")
-
-
 def rank_shares(count: int, n: int) -> Floats:
     """Return how often the best of n, drawn without replacement from `count` samples, is among the k worst.
 
@@ -330,8 +325,7 @@ def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 
             "(P, N), (P, N) and (P,)"
         )
     count = proxy.shape[1]
-    if not 1 <= n <= count:
-        raise ValueError(f"n={n!r}: allowed is 1..{count}, the number of samples a prompt")
+    check_count("n", n, 1, count, "samples a prompt")
     shares = rank_shares(count, n)
     order = np.argsort(proxy, axis=1, kind="stable")
     ranked = np.stack([np.take_along_axis(rewards, order, 1) for rewards in (proxy, gold)])  # (2, P, N)

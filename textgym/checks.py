@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +53,33 @@ def check_flag(argument: str, value: object) -> None:
         raise ValueError(f"{argument}={shown(value)}: True or False is allowed")
 
 
-def check_count(argument: str, value: object, least: int = 1) -> None:
-    """Raise ValueError unless a value is an int of at least `least`; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument}={value!r}: allowed is an int from {least} on")
+def check_count(argument: str, value: object, least: int = 1, most: int | None = None, unit: str = "") -> int:
+    """Return an integer, Python's or numpy's, as an int. Raises: ValueError unless it is in `least`..`most`."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        number = int(value)
+        if number >= least and (most is None or number <= most):
+            return number
+    allowed = f">= {least}" if most is None else f"in {least}..{most}"
+    raise ValueError(f"{argument}={shown(value)}: allowed is an integer {allowed}{f' ({unit})' if unit else ''}")
+
+
+def check_number(argument: str, value: object, low: float = -math.inf, high: float = math.inf, unit: str = "") -> float:
+    """Return a real number as a float. Raises: ValueError unless it is finite and in [`low`, `high`]."""
+    if is_finite(value) and low <= value <= high:
+        return float(value)
+    allowed = "a finite number" if high == math.inf else f"a number in {low:g}..{high:g}"
+    allowed += f" >= {low:g}" if high == math.inf and low > -math.inf else ""
+    raise ValueError(f"{argument}={shown(value)}: allowed is {allowed}{f' ({unit})' if unit else ''}")
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

@@ -79,8 +79,11 @@ def _dispatch(arguments: list[str]) -> int:
     source_folder()  # before any number is made of two checkouts
     try:
         COMMANDS.load(name)(rest)
-    except SystemExit as exit_request:
-        return _exit_code(exit_request)
+    except SystemExit as request:
+        if isinstance(request.code, int | None):
+            return request.code or 0
+        _say(str(request.code))
+        return EXIT_ERROR
     return 0
 
 
@@ -160,13 +163,6 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"textgym: {text}\n")  # in one piece: threads may say something, too
     _drop_if_broken(sys.stderr)
-
-
-def _exit_code(request: SystemExit) -> int:
-    if request.code is None or isinstance(request.code, int):
-        return request.code or 0
-    _say(str(request.code))
-    return EXIT_ERROR
 
 
 if __name__ == "__main__":

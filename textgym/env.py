@@ -24,8 +24,7 @@ NO_MODE = 'render() shows nothing: make the environment with render_mode="ansi",
 def find_task(task: str | Task, options: dict[str, Any]) -> Task:
     """Return the task itself, or the one of this name built with these options.
 
-    Raises: TypeError for options beside a task object, or of no use to the named task; ValueError for an
-        unknown name.
+    Raises: TypeError for options beside a task object, or of no use to the named task; ValueError for an unknown name.
     """
     if isinstance(task, str):
         return make_task(task, **options)

@@ -119,10 +119,8 @@ class Episodes:
 
 
 def observation_space(task: Task, segments: bool = False) -> spaces.Space[Any]:
-    """Return input_ids: Box(0, V-1, (L,), int64); attention_mask: Box(0, 1, (L,), int8).
-
-    Args:
-        segments: whether there are segment_ids: Box(0, 2, (L,), int8), too.
+    """Return input_ids: Box(0, V-1, (L,), int64); attention_mask: Box(0, 1, (L,), int8); with `segments` also
+    segment_ids: Box(0, 2, (L,), int8).
     """
     shape = (task.max_prompt_tokens + task.max_new_tokens,)
     # Gymnasium warns of a Box whose bounds are equal, as they would be with one token.

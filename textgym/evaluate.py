@@ -99,13 +99,7 @@ def evaluate(
         _check_reference(reference, optimum.solution)
     known = None if optimum.solution is None else exact_values(policy, optimum.solution, deterministic)
     episodes = play(
-        policy,
-        task,
-        split=split,
-        per_prompt=per_prompt,
-        seed=seed,
-        reference=reference,
-        deterministic=deterministic,
+        policy, task, split=split, per_prompt=per_prompt, seed=seed, reference=reference, deterministic=deterministic
     )
     measured = _sampled(policy, task, episodes, beta, split, seed)
     if known is not None:

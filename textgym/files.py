@@ -194,11 +194,9 @@ def check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn any error of a block that reads a damaged file into a ValueError that names the file.
+    """Turn any error of a block that reads a damaged file, or folder, into a ValueError that names it.
 
-    Args:
-        path: the file or folder that the block reads.
-        what: the content, for the message: "the saved agent".
+    `what` is its content, for the message: "the saved agent".
     """
     try:
         yield

@@ -98,9 +98,7 @@ def first_interrupt(asked: Callable[[], None]) -> Iterator[Request]:
 
     Nothing changes outside the main thread, where Python handles no signals; for Ctrl-C in a process that ignores it,
     such as one that a shell's script starts in the background; and for SIGTERM where the program has its own handler.
-
-    Args:
-        asked: called the first time.
+    `asked` is called the first time.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():

@@ -116,10 +116,6 @@ class Tree:
 
     Args:
         env: a `TokenEnv`, wrapped or not. Wrappers are passed over: rewards are the task's own.
-
-    Attributes:
-        task, split: of the environment.
-
     Raises: TypeError if it is another environment.
     """
 

@@ -210,10 +210,9 @@ def _joined(
 
 
 def draw(probabilities: LogProbs, uniforms: Floats) -> Ints:
-    """Return one index a row (n,) by inverting the cumulative distribution; never one of probability 0.
+    """Return one index a row (n,) by inverting the cumulative distribution (n, V) at uniforms (n,) in [0, 1).
 
-    Args:
-        probabilities: (n, V). uniforms: (n,) in [0, 1).
+    An index of probability 0 is never returned.
     """
     cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
     targets = uniforms * cumulative[:, -1] * (1 - 1e-12)

@@ -68,7 +68,6 @@ def prompt_set(
         columns: name -> one value per text; none of the names in RESERVED_COLUMNS.
         weights: one per text, finite, not negative, not all 0; they need not sum to 1. None: all equal.
         argument: the name of `texts`, for messages.
-
     Raises: TypeError or ValueError, naming the argument.
     """
     if not _is_list(texts) or not all(isinstance(text, str) for text in texts):
@@ -145,17 +144,14 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     Returns: the texts, and the columns of a .jsonl file.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
     """
+    allowed = "allowed are a list of texts and the path of a .txt or .jsonl file"
     if not isinstance(source, str | Path):
         if not _is_list(source):
-            raise TypeError(
-                f"{argument}={shown(source)}: allowed are a list of texts and the path of a .txt or .jsonl file"
-            )
+            raise TypeError(f"{argument}={shown(source)}: {allowed}")
         return list(source), {}
     path = Path(source)
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(
-            f"{argument}={shown(str(source))}: allowed are a list of texts and the path of a .txt or .jsonl file"
-        )
+        raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
     if not path.exists():
         raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []

@@ -85,10 +85,7 @@ class TaskEntry(Entry):
 
     version: int = 0
     family: str = "text"
-    _form: ClassVar[tuple[str, str]] = (
-        r"[^\W\d]\w*",
-        "are letters, digits and underscores, not starting with a digit",
-    )
+    _form: ClassVar[tuple[str, str]] = (r"[^\W\d]\w*", "are letters, digits and underscores, not starting with a digit")
 
     @classmethod
     def read(cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text") -> TaskEntry:

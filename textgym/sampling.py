@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import MOST_ROWS, Bools, Floats, Ints, shown
+from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count
 from textgym.lm.reference import Observation, Reference, restricted
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
@@ -102,8 +102,7 @@ def play(
     Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, a prompt is not there, or one of several policies has no
         log-probabilities.
     """
-    if not 1 <= per_prompt <= MOST_ROWS:
-        raise ValueError(f"per_prompt={shown(per_prompt)}: allowed is an integer in 1..{MOST_ROWS}")
+    check_count("per_prompt", per_prompt, 1, MOST_ROWS)
     prompts, policies, scorer = task.prompt_set(split), [policy, *others], task.scorer
     places, weights = np.arange(len(prompts.texts)), np.asarray(prompts.weights)
     if prompt_index is not None:

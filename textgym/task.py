@@ -9,18 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from textgym.checks import Bools, Floats, did_you_mean, not_one_of, shown
+from textgym.checks import Bools, Floats, check_count, check_number, did_you_mean, not_one_of, shown
 from textgym.lm.reference import Reference, UniformReference
 from textgym.prompts import PromptSet
 from textgym.registry import TASKS, TaskEntry
 from textgym.rewards import Scorer
-from textgym.rewards.calling import is_finite
 from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
 MOST_TOKENS = 2**20
 """The limit for a prompt and for a completion: observations have a place for each token."""
+BETA, GAMMA = "reward units per nat", "discount per token"
+"""The units of the task's numbers of these names, for messages."""
 _ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together")
 MaskHook = Callable[[Sequence[TokenState]], Bools]
 RewardFunction = Callable[..., Any]
@@ -64,7 +65,6 @@ class Task:
             every token of `vocabulary.allowed` always is.
         noisy: every episode draws a seed from the environment's generator; rewards get them as
             `episode_seeds`. A reward with the attribute `noisy` makes its task so.
-
     Raises: ValueError for limits out of range, or a potential-based reward with another discount.
     """
 
@@ -88,13 +88,9 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, least in (("max_prompt_tokens", 0), ("max_new_tokens", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_TOKENS:
-                raise ValueError(f"{name}={shown(value)}: allowed is an int in {least}..{MOST_TOKENS} (tokens)")
-        if not (is_finite(self.gamma) and 0 <= self.gamma <= 1):
-            raise ValueError(f"gamma={shown(self.gamma)}: allowed is a number in 0..1")
-        if not (is_finite(self.beta) and self.beta >= 0):
-            raise ValueError(f"beta={shown(self.beta)}: allowed is a finite number from 0 on (reward units per nat)")
+            object.__setattr__(self, name, check_count(name, getattr(self, name), least, MOST_TOKENS, "tokens"))
+        check_number("gamma", self.gamma, 0, 1, GAMMA)
+        check_number("beta", self.beta, 0, unit=BETA)
         if not isinstance(self.reference, str | Path | Reference):
             raise TypeError(
                 f"reference={shown(self.reference)}: allowed are 'builtin', 'uniform', a model's folder or hub "
@@ -204,11 +200,8 @@ def task_entry(name: str) -> TaskEntry:
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """Build a task.
+    """Build the task of a name, one of `task_names()`, with what its builder takes.
 
-    Args:
-        name: one of `task_names()`.
-        options: what the task's builder takes.
     Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that returns no `Task`.
     """
     builder = TASKS.load(name)

@@ -11,7 +11,7 @@ from typing import SupportsIndex, cast
 
 import numpy as np
 
-from textgym.checks import Bools, JsonObject, TextGymWarning, did_you_mean, shown
+from textgym.checks import Bools, JsonObject, TextGymWarning, check_count, did_you_mean, shown
 from textgym.codecs import Codec, Decoder, WordCodec
 from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around
 from textgym.codecs.protocol import MOST_TOKENS
@@ -116,14 +116,15 @@ def load_vocabulary(
             its own, and refused after 5 seconds of CPU time.
         model: folder or hub id of the model whose generation config names the stop tokens; None: the folder that the
             tokenizer is from.
-
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
     Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
         only derived from a model's config.
     """
     source = find_source(tokenizer)
     codec = source.codec
-    size = _size(codec.size, vocab_size)
+    size = codec.size
+    if vocab_size is not None:
+        size = check_count("vocab_size", vocab_size, size, MOST_TOKENS, f"tokens; the tokenizer has {size}")
     conversation = _conversation(source, chat)
     if stop is None:
         stop_ids = _own_stop_ids(source, model, conversation)
@@ -155,17 +156,6 @@ def load_vocabulary(
         conversation,
         source.config,
     )
-
-
-def _size(tokens: int, vocab_size: int | None) -> int:
-    if vocab_size is None:
-        return tokens
-    integer = isinstance(vocab_size, int | np.integer) and not isinstance(vocab_size, bool)
-    if not integer or not tokens <= vocab_size <= MOST_TOKENS:
-        raise ValueError(
-            f"vocab_size={shown(vocab_size)}: allowed is an int from {tokens} (the tokenizer's size) to {MOST_TOKENS}"
-        )
-    return int(vocab_size)
 
 
 def _own_stop_ids(source: Source, model: str | Path | None, conversation: Conversation | None) -> tuple[int, ...]:

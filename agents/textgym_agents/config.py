@@ -15,48 +15,57 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from textgym.checks import MOST_ROWS, not_one_of, shown
+from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
-from textgym.rewards.calling import is_finite
 from textgym.sources import source_digest, source_folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_PACKAGES = (
-    "textgym",
-    "gymnasium",
-    "numpy",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "stable-baselines3",
-    "sb3-contrib",
-)
-
+_PACKAGES = ("textgym", "gymnasium", "numpy", "tokenizers", "torch", "transformers", "stable-baselines3", "sb3-contrib")
 
 MOST = 2**53
 """Of a count: beyond it, floats and integers part."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """When a run is measured and saved, and on what."""
+
+    eval_every: int = 10
+    """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
+    eval_points: int = 0
+    """Evaluations on the way at even distances over the episodes, each with a checkpoint, in place of eval_every."""
+    eval_per_prompt: int = 2
+    """Completions per held-out prompt of the evaluations on the way."""
+    final_per_prompt: int = 16
+    """Completions per held-out prompt of the first and the last evaluation."""
+    optimum_per_prompt: int = 64
+    """Completions per held-out prompt that the optimum is estimated from."""
+    save_every: int = 10
+    """Iterations between checkpoints; 0: at eval_points and at the end only."""
+    samples: int = 8
+    """Held-out prompts whose completions every evaluation writes down."""
+    split: HeldOut = "eval"
+    """Which held-out prompts: those to report, or those to choose settings on."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_points", "save_every", "samples"):
+            integer(self, name, 0, MOST)
+        for name in ("eval_per_prompt", "final_per_prompt", "optimum_per_prompt"):
+            integer(self, name, 1)
+        check_split(self.split)
+
+
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(MeasureSettings):
     """The settings of a run, which its config.json holds.
 
     Args:
         id: of the environment. env: its options, JSON values.
         agent: a registered name or `module:Class`. config: the agent's settings.
         episodes: the budget.
-        eval_every: iterations between evaluations on held-out prompts; 0 evaluates before and after only.
-        eval_points: evaluations on the way at even distances over the budget of episodes, each with a checkpoint, in
-            place of `eval_every`; 0: as `eval_every` says.
-        eval_per_prompt: completions per prompt of the evaluations on the way.
-        final_per_prompt: completions per prompt of the first and the last evaluation.
-        optimum_per_prompt: completions per prompt that J* is estimated from.
-        save_every: iterations between checkpoints; 0: at `eval_points` and at the end only.
-        samples: prompts whose completions each evaluation writes to samples.jsonl.
-        split: whose prompts are evaluated: "eval", or "tune" to choose settings on.
-    Raises: ValueError for a number out of range, or an unknown split.
+    Raises: ValueError for a number out of range, an unknown split, or a value of another type.
     """
 
     id: str
@@ -64,23 +73,10 @@ class TrainSettings:
     episodes: int
     config: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
-    eval_every: int = 10
-    eval_per_prompt: int = 2
-    final_per_prompt: int = 16
-    optimum_per_prompt: int = 64
-    save_every: int = 10
-    samples: int = 8
-    eval_points: int = 0
-    split: HeldOut = "eval"
 
     def __post_init__(self) -> None:
-        least = {"eval_every": 0, "eval_points": 0, "save_every": 0, "samples": 0}
-        most = dict.fromkeys(("eval_per_prompt", "final_per_prompt", "optimum_per_prompt"), MOST_ROWS)
-        for name in ("episodes", *most, *least):
-            value, lowest, highest = getattr(self, name), least.get(name, 1), most.get(name, MOST)
-            integer = isinstance(value, int) and not isinstance(value, bool)
-            if not integer or not lowest <= value <= highest:
-                raise ValueError(f"{name}={shown(value)}: allowed is an integer in {lowest}..{highest}")
+        integer(self, "episodes", 1, MOST)
+        super().__post_init__()
         for name, kind, allowed in (
             ("id", str, "a text"),
             ("agent", str, "a text"),
@@ -89,7 +85,6 @@ class TrainSettings:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}={getattr(self, name)!r:.80}: allowed is {allowed}")
-        check_split(self.split)
 
 
 def check_split(split: object) -> None:
@@ -166,18 +161,12 @@ class LMConfig:
     """Seeds prompts, sampling and mini-batches."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch")
-        at_least_one(self, "micro_batch")
-        at_least_one(self, "kl_horizon", MOST)
-        for name in ("adam_epsilon", "max_grad_norm", "temperature"):
-            positive(self, name)
+        at_least_one(self, "batch", "micro_batch")
+        at_least_one(self, "kl_horizon", most=MOST)
+        positive(self, "adam_epsilon", "max_grad_norm", "temperature", "learning_rate", "kl_target")
         share(self, "warmup")
-        rate = self.learning_rate
-        require("learning_rate", rate, rate is None or rate > 0, "None or a finite number > 0")
-        require("beta", self.beta, self.beta is None or self.beta >= 0, "None or a finite number >= 0")
-        target = self.kl_target
-        require("kl_target", target, target is None or target > 0, "None or a finite number > 0")
-        only_with(self, "kl_horizon", target is not None, "kl_target")
+        not_negative(self, "beta")
+        only_with(self, "kl_horizon", self.kl_target is not None, "kl_target")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
@@ -198,13 +187,10 @@ class OnPolicyConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "epochs")
-        at_least_one(self, "minibatches")
+        at_least_one(self, "epochs", "minibatches")
         not_negative(self, "entropy_coefficient")
-        most = self.batch
-        require("minibatches", self.minibatches, self.minibatches <= most, f"at most batch={most}")
-        limit = self.stop_update_kl
-        require("stop_update_kl", limit, limit is None or limit > 0, "None or a finite number > 0")
+        require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
+        positive(self, "stop_update_kl")
 
 
 @dataclass(frozen=True)
@@ -280,10 +266,7 @@ class FitConfig:
         integer(self, "save_every", 1, MOST)
         integer(self, "seed", 0, MOST_SEED)
         not_negative(self, "weight_decay")
-        for name in ("max_grad_norm", "adam_epsilon"):
-            positive(self, name)
-        rate = self.learning_rate
-        require("learning_rate", rate, rate is None or rate > 0, "None or a finite number > 0")
+        positive(self, "max_grad_norm", "adam_epsilon", "learning_rate")
         require("warmup", self.warmup, 0 <= self.warmup < 1, "a number in [0, 1)")
         parts, batch = self.micro_batches, self.batch
         require("micro_batches", parts, batch % parts == 0, f"a number that divides batch={batch}")
@@ -308,30 +291,34 @@ def check_types(config: DataclassInstance) -> None:
         require(each.name, value, holds, f"None or {allowed}" if NoneType in parts else allowed)
 
 
-def at_least_one(config: DataclassInstance, name: str, most: int = MOST_ROWS) -> None:
-    """Raise ValueError unless the setting is an integer in 1..most; what is done or held at once has the default."""
-    _hold(config, name, lambda value: 1 <= value <= most, f"an integer in 1..{most}")
+# Each of these takes None, too, for a setting whose annotation has it.
 
 
-def positive(config: DataclassInstance, name: str) -> None:
-    """Raise ValueError unless the setting is finite and above 0."""
-    _hold(config, name, lambda value: value > 0, "a finite number > 0")
+def at_least_one(config: DataclassInstance, *names: str, most: int = MOST_ROWS) -> None:
+    """Raise ValueError unless the settings are integers in 1..most; what is done or held at once has the default."""
+    _hold(config, names, lambda value: 1 <= value <= most, f"an integer in 1..{most}")
 
 
-def not_negative(config: DataclassInstance, name: str) -> None:
-    """Raise ValueError unless the setting is finite and 0 or more."""
-    _hold(config, name, lambda value: value >= 0, "a finite number >= 0")
+def positive(config: DataclassInstance, *names: str) -> None:
+    """Raise ValueError unless the settings are finite and above 0."""
+    _hold(config, names, lambda value: value > 0, "a finite number > 0")
 
 
-def share(config: DataclassInstance, name: str) -> None:
-    """Raise ValueError unless the setting is in [0, 1]."""
-    _hold(config, name, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+def not_negative(config: DataclassInstance, *names: str) -> None:
+    """Raise ValueError unless the settings are finite and 0 or more."""
+    _hold(config, names, lambda value: value >= 0, "a finite number >= 0")
 
 
-def _hold(config: DataclassInstance, name: str, holds: Callable[[float], bool], allowed: str) -> None:
+def share(config: DataclassInstance, *names: str) -> None:
+    """Raise ValueError unless the settings are in [0, 1]."""
+    _hold(config, names, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+
+
+def _hold(config: DataclassInstance, names: tuple[str, ...], holds: Callable[[float], bool], allowed: str) -> None:
     check_types(config)
-    value = getattr(config, name)
-    require(name, value, holds(value), allowed)
+    for name in names:
+        value, optional = getattr(config, name), NoneType in get_args(_annotations(type(config)).get(name))
+        require(name, value, value is None or holds(value), f"None or {allowed}" if optional else allowed)
 
 
 def only_with(config: DataclassInstance, name: str, used: bool, needs: str) -> None:

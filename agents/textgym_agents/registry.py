@@ -43,15 +43,20 @@ def agent_names() -> list[str]:
     return sorted(AGENTS)
 
 
-def agent_class(agent: str) -> type[Agent]:
-    """Return the class of a name, or of `module:Class`.
+def agent_class(agent: str | type) -> type[Agent]:
+    """Return the class of a name, or of `module:Class`; a class itself is checked alone.
 
     Raises: ValueError for an unknown name or a class that lacks a method of `Agent`; ImportError if the module cannot
         be imported.
     """
-    if ":" not in agent and agent not in AGENTS:
+    if isinstance(agent, type):
+        found: object = agent
+    elif ":" in agent:
+        found = load_target(agent, "agent")
+    elif agent in AGENTS:
+        found = AGENTS.load(agent)
+    else:
         raise ValueError(f"{not_one_of('agent', agent, AGENTS)} A class of your own is module:Class")
-    found = load_target(agent, "agent") if ":" in agent else AGENTS.load(agent)
     missing = [method for method in METHODS if not callable(getattr(found, method, None))]
     if not isinstance(found, type) or missing:
         what = f"has no {', '.join(missing)}" if isinstance(found, type) else "is no class"
@@ -90,11 +95,11 @@ def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstanc
     return None if kind is None else cast(Factory, kind)(**settings)
 
 
-def make_agent(agent: str, env: TextEnv, config: object = None, **settings: object) -> Agent:
+def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **settings: object) -> Agent:
     """Make an untrained agent.
 
     Args:
-        agent: a registered name or `module:Class`.
+        agent: a registered name, `module:Class` or a class.
         env: an environment of the task, single or vector.
         config: the agent's config; None makes one of `settings`.
         settings: fields of the agent's config.
@@ -124,7 +129,9 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
     """
     folder = Path(path)
     if folder.is_file():
-        return _load_file(folder, env, agent, trust_pickle)
+        from textgym_agents.sb3.agent import load_zip
+
+        return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
     if not (folder / "agent.json").exists():
         recover_folder(folder / "checkpoint")
         folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
@@ -140,7 +147,12 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
     return found.load(folder, env)
 
 
-def _task_for(agent: str, kind: type, env: TextEnv) -> Task | None:
+def load_guide(path: str | Path, task: Task) -> Agent:
+    """Read the saved agent that guides another one on a task, see `load_agent`."""
+    return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))
+
+
+def _task_for(agent: object, kind: type, env: TextEnv) -> Task | None:
     """Return the task of `env`.
 
     Raises: ValueError if the agent's constructor takes one and there is none.
@@ -152,16 +164,6 @@ def _task_for(agent: str, kind: type, env: TextEnv) -> Task | None:
             "such as make_env('textgym/Bandit-v0', 16)"
         )
     return task
-
-
-def _load_file(path: Path, env: TokenVectorEnv, agent: str | None, trust_pickle: bool) -> Agent:
-    from textgym_agents.sb3.pickled import load_zip
-
-    if trust_pickle and agent is None:
-        raise ValueError(
-            f"path={str(path)!r}: a file does not say what it holds; name the agent, as sb3-ppo (--agent-class)"
-        )
-    return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
 
 
 def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:

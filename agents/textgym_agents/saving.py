@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import JsonObject, TextGymWarning
+from textgym.checks import JsonObject, TextGymWarning, is_finite
 from textgym.files import check_files, read_json, reading, recover_folder, replace_folder, write_json
-from textgym.rewards.calling import is_finite
 from textgym.task import Task
 from textgym_agents.config import MOST
 

@@ -140,12 +140,12 @@ def single(settings: Speed) -> Iterator[Row]:
     """Time one environment through `gym.make`, random actions, the text scored by a rule at every end."""
     steps = 20_000
     for name in _IDS:
-        ours, peer = (_walk(gym.make(each), steps) for each in (name, "CartPole-v1"))
-        pair = time_pair(ours, peer, settings.rounds)
+        pair = time_pair(_walk(name, steps), _walk("CartPole-v1", steps), settings.rounds)
         yield _rate(f"{name}, steps/s (peer: CartPole-v1)", steps, pair, 3.0)
 
 
-def _walk(env: gym.Env[object, int], steps: int) -> Function:
+def _walk(name: str, steps: int) -> Function:
+    env = gym.make(name)
     assert isinstance(env.action_space, Discrete)
     actions = np.random.default_rng(0).integers(env.action_space.n, size=steps).tolist()
 
@@ -251,8 +251,7 @@ def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, Token
 def memory(settings: Speed) -> Iterator[Row]:
     """Measure the largest resident memory of a process that trains the built-in model with default settings."""
     (gigabytes,) = _in_fresh_process("train_helpful")
-    what = "training Helpful, resident memory"
-    yield Row(what, f"{gigabytes:.2f} GB", "", None, "< 1.5 GB", gigabytes < 1.5)
+    yield Row("training Helpful, resident memory", f"{gigabytes:.2f} GB", "", None, "< 1.5 GB", gigabytes < 1.5)
 
 
 def train_helpful() -> tuple[float]:

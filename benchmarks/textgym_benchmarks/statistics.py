@@ -112,19 +112,6 @@ def strata_of(groups: Sequence[Sequence[float]], expected: Sequence[int] | None 
     return Strata(values, sizes, sizes if expected is None else np.array(expected, dtype=np.int64))
 
 
-def strata_of_matrix(scores: ArrayLike) -> Strata:
-    """Return the strata of scores (R, T) as rliable takes them: runs by tasks, NaN where a run has no score.
-
-    Raises: ValueError for another shape or an infinite score.
-    """
-    matrix = np.asarray(scores, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[1] == 0:
-        raise ValueError(f"scores of shape {matrix.shape}: allowed is (runs, tasks) with at least one task")
-    there = ~np.isnan(matrix)
-    sizes = there.sum(0).astype(np.int64)
-    return Strata(matrix.T[there.T], sizes, np.full(len(sizes), len(matrix), dtype=np.int64))
-
-
 def task_means(values: Floats, strata: Strata) -> Floats:
     """Return (..., T') the mean score of each task that has a run."""
     if not len(strata.present):
@@ -180,12 +167,7 @@ Statistic = Callable[[Floats, Strata], Floats]
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its interval.
-
-    Attributes:
-        value: None where there is nothing to compute it from.
-        low, high: ends of the interval; both None where the spread is not known.
-    """
+    """A number with the ends of its interval; None where nothing tells it, or its spread."""
 
     value: float | None
     low: float | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
@@ -90,7 +91,7 @@ class Cell:
         del content["label"], content["reward_name"]
         digest = hashlib.sha256(canonical(content).encode()).hexdigest()[:8]
         words = [self.id.rpartition("/")[2], self.reward_name, self.name, f"s{self.seed}", digest]
-        return ".".join(_slug(word) for word in words)
+        return ".".join(re.sub(r"[^a-z0-9_-]+", "-", word.lower()).strip("-")[:40] or "x" for word in words)
 
     @property
     def options(self) -> JsonObject:
@@ -168,11 +169,9 @@ class Suite:
         object.__setattr__(self, "cells", tuple(self.cells))
         if not self.cells:
             raise ValueError("cells=(): a suite has at least one cell")
-        seen: set[str] = set()
-        for cell in self.cells:
-            if cell.key in seen:
-                raise ValueError(f"cells: {cell.key} stands there twice")
-            seen.add(cell.key)
+        key, count = Counter(cell.key for cell in self.cells).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"cells: {key} stands there twice")
 
     def to_json(self) -> JsonObject:
         """Return all fields, those of the cells included."""
@@ -218,7 +217,3 @@ def _from_fields(kind: type[T], data: object, also: tuple[str, ...] = ()) -> T:
         return kind(**{key: value for key, value in data.items() if key in allowed})
     except TypeError as error:
         raise ValueError(f"{what}: {error}") from error
-
-
-def _slug(word: str) -> str:
-    return re.sub(r"[^a-z0-9_-]+", "-", word.lower()).strip("-")[:40] or "x"

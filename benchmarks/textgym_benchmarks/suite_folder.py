@@ -16,8 +16,9 @@ from textgym_agents.config import versions
 from textgym.checks import JsonObject
 from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
 from textgym.interrupts import disk_full_at
+from textgym.registry import load_target
 from textgym.task import task_entry, task_names
-from textgym_benchmarks.engines.jobs import cores, find_function
+from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT, check_result
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
@@ -89,11 +90,8 @@ def differences(stored: Suite, asked: Suite) -> str:
     for name, value in asdict(stored.evaluation).items():
         if value != wanted[name]:
             parts.append(f"evaluation.{name}={value}, asked for is {wanted[name]}")
-    stored_keys, asked_keys = ({cell.key for cell in suite.cells} for suite in (stored, asked))
-    for what, keys in (
-        ("only there", stored_keys - asked_keys),
-        ("only asked for", asked_keys - stored_keys),
-    ):
+    there, wanted_keys = ({cell.key for cell in suite.cells} for suite in (stored, asked))
+    for what, keys in (("only there", there - wanted_keys), ("only asked for", wanted_keys - there)):
         if keys:
             parts.append(f"{len(keys)} cells {what}, as {min(keys)}")
     return "; ".join(parts)
@@ -135,7 +133,9 @@ def run_one(cell: JsonObject, evaluation: JsonObject, suite: str, function: str,
             return earlier
         more = {"save": True} if save else {}
         settings = Evaluation.from_json(evaluation)
-        result: JsonObject = plain(find_function(function)(row, settings, folder, Path(suite) / "optima", **more))
+        result: JsonObject = plain(
+            load_target(function, "function")(row, settings, folder, Path(suite) / "optima", **more)
+        )
         write_json(folder / "result.json", result)
         return result
 
@@ -151,12 +151,9 @@ def put_aside(folder: Path) -> None:
 
 @contextlib.contextmanager
 def hold(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep all other processes from holding a folder. The system releases it when this process dies.
+    """Keep all other processes from holding a folder, made if there is none. The system releases it at our death.
 
-    Args:
-        folder: is made if there is none.
-        wait: for another process to release it.
-    Raises: CellBusyError if another process holds it, and `wait` is false.
+    Raises: CellBusyError if another process holds it; with `wait`, its release is waited for.
     """
     make_folder(folder)
     with open_lock(folder) as lock:

@@ -241,16 +241,12 @@ def rows(
     """Return the product of tasks, agents and seeds, without the pairs that do not fit.
 
     Args:
-        tasks: names, as in textgym/NAME-v0.
-        agents: registered names.
-        episodes: the budget of each cell.
-        seeds: how many, from 0.
-        config: settings of the agents, over those that are known to work.
-        label: the name of the agents in tables.
+        tasks: names, as in textgym/NAME-v0. agents: registered names.
+        episodes: the budget of each cell. seeds: how many, from 0.
+        config: settings of the agents, over those that are known to work. label: their name in tables.
     """
-    more = config or {}
     return tuple(
-        Cell(task_id(task), agent, episodes, seed, config={**settings(agent, task), **more}, label=label)
+        Cell(task_id(task), agent, episodes, seed, config={**settings(agent, task), **(config or {})}, label=label)
         for task in tasks
         for agent in agents
         if fits(agent, task)
@@ -278,10 +274,8 @@ def settings(agent: str, task: str) -> Mapping[str, object]:
     """Return the settings that are known to be better on a task than an agent's defaults."""
     if agent in TABULAR:
         return _COOLING
-    if agent == "mcts":
-        return {"simulations": 16}
-    if agent == "alphazero":
-        return {"simulations": 16, "batch": 64}
+    if agent in SEARCH:
+        return {"simulations": 16} | ({"batch": 64} if agent == "alphazero" else {})
     if agent in SB3 and task not in DIAGNOSTICS:
         # An action of these is a point, which stands for a token by itself.
         points = agent in SB3_POINTS

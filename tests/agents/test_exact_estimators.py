@@ -58,7 +58,7 @@ def finite_differences(policy, objective, step=1e-5):
 @pytest.mark.parametrize(("gamma", "beta"), [(1.0, 0.4), (0.6, 0.4), (1.0, 0.0)])
 def test_gradient_of_j_by_finite_differences(gamma, beta):
     tree, policy, reference = prefix_tree(small_task(gamma=gamma)), Recurrent(), bigram()
-    got = policy_gradient(tree, policy, reference, beta)
+    got = policy_gradient(tree, policy, reference, beta=beta)
     want = finite_differences(policy, lambda: policy_values(tree, EnumeratedPolicy(policy), reference, beta).objective)
     assert got.norm > 0.1
     assert np.linalg.norm(got.gradient.numpy() - want) < 1e-6 * np.linalg.norm(want)
@@ -102,7 +102,7 @@ def test_the_jacobian_is_refused_where_it_would_not_fit(monkeypatch):
 
     monkeypatch.setattr(exact, "_LARGEST", 100)
     with pytest.raises(ValueError, match="edges times"):
-        edge_jacobian(prefix_tree(small_task()), Recurrent())
+        edge_jacobian(prefix_tree(small_task()), EnumeratedPolicy(Recurrent()))
     with pytest.raises(TypeError, match="allowed is"):
         policy_gradient(small_task(), object())
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from textgym_benchmarks.microscope.record import Request, record
+from textgym_benchmarks.microscope.record import TraceRequest, record
 
 from textgym import make_task
 from textgym.lm.reference import UniformReference
@@ -78,10 +78,10 @@ def hostile_trace() -> Any:
     """An episode that writes every hostile word, by an agent of a hostile name."""
     task = hostile_task()
     agent = Fixed(*np.full(len(HOSTILE), 1 / len(HOSTILE)))
-    request = Request(completion=" ".join(HOSTILE), max_states=0)
+    request = TraceRequest(completion=" ".join(HOSTILE), max_states=0)
     return record(agent, task, UniformReference(task.vocabulary.allowed), request, "textgym/Text-v0", HOSTILE[1])
 
 
 def traced(agent: Any, task: Any, reference: Any, **request: Any) -> Any:
     """A trace; on the training split, which small tasks are solved on."""
-    return record(agent, task, reference, Request(**{"split": "train", **request}))
+    return record(agent, task, reference, TraceRequest(**{"split": "train", **request}))

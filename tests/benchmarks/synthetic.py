@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from textgym_benchmarks.statistics import Strata, strata_of
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
 FAMILIES = {
@@ -290,3 +292,10 @@ def _take(given: int | Sequence[str], names: Sequence[str], made: str) -> list[s
 def _generator(*key: object) -> np.random.Generator:
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
+
+
+def strata_of_matrix(scores: ArrayLike) -> Strata:
+    """Scores (R, T) as rliable takes them: runs by tasks, NaN where a run has no score."""
+    matrix = np.asarray(scores, dtype=np.float64)
+    groups = [column[~np.isnan(column)].tolist() for column in matrix.T]
+    return strata_of(groups, expected=[len(matrix)] * len(groups))

@@ -6,7 +6,7 @@ import json
 from functools import partial
 
 import pytest
-import textgym_benchmarks.run.runner as runner
+import textgym_benchmarks.commands.bench as command
 import textgym_benchmarks.suites as suites
 from fake_cells import tiny_suite
 
@@ -21,8 +21,8 @@ def quick_cells(monkeypatch, tmp_path):
     use(monkeypatch, "quick")
 
 
-def use(monkeypatch, function, _run=runner.run_suite):
-    monkeypatch.setattr(runner, "run_suite", partial(_run, function=f"fake_cells:{function}"))
+def use(monkeypatch, function, _run=command.run_suite):
+    monkeypatch.setattr(command, "run_suite", partial(_run, function=f"fake_cells:{function}"))
 
 
 def bench(*flags):
@@ -78,7 +78,7 @@ def test_agents_and_seeds(capsys):
 @pytest.mark.parametrize("flags", [(), ("--keep-checkpoints",)])
 def test_checkpoints_are_kept_where_they_are_asked_for(monkeypatch, flags):
     asked = []
-    monkeypatch.setattr(runner, "run_suite", lambda *_, save, **__: asked.append(save) or 1 / 0)
+    monkeypatch.setattr(command, "run_suite", lambda *_, save, **__: asked.append(save) or 1 / 0)
     bench(*flags)
     assert asked == [bool(flags)]
 

@@ -22,7 +22,7 @@ from solver_tools import (
     score,
     small_task,
 )
-from textgym_benchmarks.microscope.record import Request
+from textgym_benchmarks.microscope.record import TraceRequest
 from textgym_benchmarks.microscope.trace import parting, trace_json
 
 from textgym.lm.reference import UniformReference
@@ -316,7 +316,7 @@ def test_a_completion_without_a_stop_token_fills_its_budget():
 )
 def test_requests_that_make_no_sense(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        Request(**options)
+        TraceRequest(**options)
 
 
 @pytest.mark.parametrize("row", [(0.5, 0.6), (math.nan, 1.0)])

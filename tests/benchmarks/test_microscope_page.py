@@ -12,9 +12,9 @@ from benchmarks.microscope_tools import HOSTILE, Fixed, hostile_trace, letters, 
 from cli_tools import assert_one_line, run
 from rich.console import Console
 from solver_tools import Table, bigram, small_task
-from textgym_benchmarks.microscope.page import check_out, page_html, write_page
-from textgym_benchmarks.microscope.terminal import Bars, bar, number, probability, render, visible_token
-from textgym_benchmarks.microscope.trace import QUANTITIES, Step, trace_json
+from textgym_benchmarks.commands.inspect import Bars, bar, number, probability, render, visible_token
+from textgym_benchmarks.microscope.page import QUANTITIES, check_out, page_html, write_page
+from textgym_benchmarks.microscope.trace import TokenStep, trace_json
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def embedded(page):
 def test_the_page_holds_the_trace(trace):
     data = embedded(page_html([trace]))
     assert {name: data[name] for name in ("format", "parting", "traces")} == trace_json([trace])
-    assert {quantity["name"] for quantity in data["quantities"]} <= set(Step.__annotations__)
+    assert {quantity["name"] for quantity in data["quantities"]} <= set(TokenStep.__annotations__)
 
 
 def test_the_table_without_scripts_has_every_number(trace):

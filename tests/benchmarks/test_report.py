@@ -14,9 +14,8 @@ from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_benchmarks.pages import embed, number, visible, visible_values
-from textgym_benchmarks.report import build_report, read_sources
-from textgym_benchmarks.report.cells import draw_curve
-from textgym_benchmarks.report.charts import charts
+from textgym_benchmarks.report import build_report, draw_curve, read_sources
+from textgym_benchmarks.report.sections import charts
 from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
 from textgym_benchmarks.results.store import export_results, load_results
 from textgym_benchmarks.statistics import Interval

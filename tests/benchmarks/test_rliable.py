@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from rliable_numbers import DATA, REPLICATES, SEED, SHAPES, compute, make_table
+from synthetic import strata_of_matrix
 from textgym_benchmarks.statistics import (
     improvement_of_counts,
     interquartile_mean,
@@ -17,7 +18,6 @@ from textgym_benchmarks.statistics import (
     performance_profile,
     probability_of_improvement,
     share_above,
-    strata_of_matrix,
     task_means,
 )
 

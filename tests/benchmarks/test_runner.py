@@ -13,8 +13,7 @@ from dataclasses import replace
 import pytest
 from fake_cells import tiny_suite, value_of
 from textgym_benchmarks.results.store import load_results
-from textgym_benchmarks.run.progress import BenchWatcher, Progress
-from textgym_benchmarks.run.runner import BenchInterrupted, busy_share, run_suite
+from textgym_benchmarks.run.runner import BenchInterrupted, BenchWatcher, Progress, busy_share, run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suite_folder import cell_folder, hold, open_suite
 from textgym_benchmarks.suites import cost

@@ -148,7 +148,7 @@ def test_length_penalty() -> None:
     with pytest.raises(ValueError, match="'completion_ids' is needed"):
         LengthPenalty(2)(["p"], ["a"])
     for bad in ({"limit": -1}, {"limit": 1.5}, {"limit": True}, {"limit": 1, "per_unit": -1.0}):
-        with pytest.raises(ValueError, match="is allowed"):
+        with pytest.raises(ValueError, match="allowed is"):
             LengthPenalty(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unit='lines'"):
         LengthPenalty(1, unit="lines")  # type: ignore[arg-type]

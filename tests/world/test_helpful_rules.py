@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from textgym.world.answers import SENTENCE_BREAK, split_sentences
 from textgym.world.facts import FACTS
 from textgym.world.prompts import items
-from textgym.world.reading import SENTENCE_BREAK, split_sentences
 from textgym.world.rules import HelpfulRules, longest_increasing
 
 END = 3

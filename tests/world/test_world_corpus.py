@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from textgym.world import MODEL_PATH
-from textgym.world.answers import add_lead
+from textgym.world.answers import add_lead, read
 from textgym.world.corpus import (
     END_ID,
     documents,
@@ -19,7 +19,6 @@ from textgym.world.corpus import (
 )
 from textgym.world.facts import CORPUS_SHARES, FACTS, PERSONAS
 from textgym.world.prompts import items
-from textgym.world.reading import read
 
 COUNT = 20_000
 

@@ -169,7 +169,6 @@ class Conversation:
         Args:
             messages: the prompt, and the completion where there is one.
             ended: False leaves out what the template writes after the completion.
-
         Raises: ValueError if the template refuses the messages, a control token cannot be written as text, or the
             template changes a message so that its control tokens cannot be told from the template's own.
         """

@@ -29,7 +29,6 @@ class FastCodec(Codec):
     Args:
         tokenizer: any tokenizer that can be written as JSON.
         special: names of control tokens beyond those that the tokenizer itself marks as special.
-
     Raises: ValueError as `Codec`, or if it cannot be written as JSON (a part of it is a Python object).
     """
 
@@ -149,10 +148,7 @@ class FastCodec(Codec):
 
 
 class SlowCodec(Codec):
-    """A codec over a tokenizer in Python. It works on a copy: the caller's tokenizer is never changed.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer object without a Rust backend.
+    """A codec over a Hugging Face tokenizer without a Rust backend. It works on a copy: the caller's is never changed.
 
     Raises: ValueError as `Codec`.
     """
@@ -205,7 +201,6 @@ class WordCodec(Codec):
 
     Args:
         words: at least one, all different, none empty or with white space inside.
-
     Raises: ValueError otherwise.
     """
 

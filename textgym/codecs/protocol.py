@@ -28,7 +28,6 @@ class Codec(ABC):
 
     Args:
         vocabulary: token -> id.
-
     Raises: ValueError without any token, or for an id that is not below `MOST_TOKENS`.
     """
 
@@ -95,9 +94,8 @@ class Codec(ABC):
 def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mapping[str, int]) -> list[int]:
     """Encode `text` so that none of the `control` tokens (name to id) comes out of it.
 
-    WordLevel and Unigram models hold their control tokens among the ordinary pieces and find them in plain
-    text. There the control token's text is cut after its first character, and the parts are encoded on their
-    own.
+    WordLevel and Unigram models hold their control tokens among the ordinary pieces and find them in plain text. There
+    the control token's text is cut after its first character, and the parts are encoded on their own.
 
     Raises: ValueError if a control token comes out even so.
     """

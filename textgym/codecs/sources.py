@@ -25,16 +25,7 @@ if TYPE_CHECKING:
 BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 
 # A bare tokenizer does not say which of its tokens ends a text; these are the usual names.
-_EOS_NAMES = (
-    "<|end|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "</s>",
-    "<eos>",
-    "[EOS]",
-)
+_EOS_NAMES = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _CONFIG_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PLAIN_CLASSES = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # without tokens of their own
@@ -67,7 +58,6 @@ def find_source(tokenizer: object) -> Source:
 
     Args:
         tokenizer: None, a path, a list or tuple of words, a `tokenizers.Tokenizer`, or a Hugging Face tokenizer.
-
     Raises: ValueError, FileNotFoundError or TypeError, naming what is allowed.
     """
     if tokenizer is None:
@@ -262,7 +252,6 @@ def generation_stops(model: str | Path) -> tuple[list[int], bool]:
 
     Args:
         model: a folder in Hugging Face layout, or a hub id.
-
     Raises: ValueError for an eos_token_id that is neither null nor a whole number nor a list of them.
     """
     file = _generation_config(model)

@@ -54,12 +54,7 @@ folded: Final = partial(Column, overflow="fold")
 def table(*columns: Column | str, title: str | None = None, collapse_padding: bool = False) -> Table:
     """Return an empty table in the style of all commands."""
     return Table(
-        *columns,
-        title=title,
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
-        collapse_padding=collapse_padding,
+        *columns, title=title, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=collapse_padding
     )
 
 

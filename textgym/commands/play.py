@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from rich.table import Table
 
-from textgym.checks import Floats, JsonObject
+from textgym.checks import Floats, JsonObject, check_count
 from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.env import TokenEnv
@@ -47,8 +47,7 @@ class PlayFlags:
 def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(PlayFlags, arguments, "play")
-    if flags.top < 1:
-        raise ValueError(f"top={flags.top!r}: allowed is an integer >= 1")
+    check_count("top", flags.top)
     env = cast(TokenEnv, gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env)).unwrapped)
     choice = {"prompt": flags.prompt, "prompt_index": flags.prompt_index}
     observation, _ = env.reset(

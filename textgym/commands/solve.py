@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from rich.table import Table
 
-from textgym.checks import JsonObject
+from textgym.checks import JsonObject, check_count
 from textgym.commands.console import folded, number, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.prompts import Split
@@ -72,8 +72,7 @@ class SolveFlags:
 
     def __post_init__(self) -> None:
         for name, least in {"completions": 1, "prompts": 0, "tree": 0, "max_states": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+            check_count(name, getattr(self, name), least)
 
 
 def main(arguments: list[str]) -> None:

@@ -26,25 +26,23 @@ _EDGES: Final = {r"\A": "^", r"\z": "$"}
 _NO_NUL: Final = r'U+0000 is allowed in classes alone that have " and \ in them too'
 
 
-def spelled_out(pattern: str, argument: str = "pattern", *, quoted: bool = False) -> str:
+def spelled_out(pattern: str, *, quoted: bool = False) -> str:
     r"""Return a pattern that means the same to every engine, made of literals, ranges, groups and repetitions.
 
     Args:
         pattern: in the syntax of re2; `(?i)` at its start only.
-        argument: what it is called in messages.
         quoted: leave U+0000 out of classes without `"` or `\`. A mask writes such strings as JSON, and llguidance
             quotes a set of all control characters as if it had these two in it.
-
     Raises: ValueError for a pattern that re2 does not take, or that cannot be spelled out.
     """
-    Regex(pattern, argument=argument)
+    Regex(pattern)
     flags = re.match(r"\(\?([a-zA-Z]*)i([a-zA-Z]*)\)", pattern)
     rest = pattern[flags.end() :] if flags else pattern
     kept = "".join(flags.groups()) if flags else ""
     try:
         spelled = [_spelled(kind, token, flags is not None, quoted) for kind, token in pattern_tokens(rest)]
     except ValueError as error:
-        raise ValueError(f"{argument}={pattern!r}: cannot be made a grammar ({error})") from error
+        raise ValueError(f"pattern={pattern!r}: cannot be made a grammar ({error})") from error
     return "".join([f"(?{kept})" if kept else "", *spelled])
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools
+from textgym.checks import Bools, check_count
 from textgym.codecs.protocol import ByteDecoder
 from textgym.grammar.expressions import Schema, as_rewarded, has_one_of, narrowed, spelled_out
 from textgym.rewards.base import import_extra
@@ -108,7 +108,6 @@ def json_grammar(schema: Schema) -> str:
 
     Args:
         schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2.
-
     Raises: ValueError for a schema that the reward refuses, or that cannot be made a grammar.
     """
     if not isinstance(schema, Mapping):
@@ -125,14 +124,13 @@ def json_grammar(schema: Schema) -> str:
     return grammar
 
 
-def regex_grammar(pattern: str, *, dot_all: bool = False) -> str:
+def regex_grammar(pattern: str) -> str:
     """Return the grammar of the texts that a regular expression of re2 matches as a whole.
 
     Raises: ValueError for a pattern that re2 does not take or that cannot be made a grammar, as one with anchors or
         word boundaries.
     """
     body = spelled_out(pattern).replace("/", r"\/")
-    body = f"(?s:{body})" if dot_all else body
     return _checked(f"{_PATTERN}/{body}/", "pattern", pattern)
 
 
@@ -203,7 +201,6 @@ class GrammarMask:
         vocabulary: with at least one stop token.
         grammar: of `json_grammar` or `regex_grammar`.
         places: how many completions are kept, 1 or more.
-
     Raises: ValueError without a stop token, for a decoder that no grammar can follow, or for a grammar that is too
         complex for llguidance, as far as walks to try it out show (others raise it when they are called);
         ModuleNotFoundError without llguidance.
@@ -212,9 +209,7 @@ class GrammarMask:
     def __init__(self, vocabulary: Vocabulary, grammar: str, places: int = 4096) -> None:
         if not vocabulary.stop_ids:
             raise ValueError("vocabulary: a grammar mask needs a stop token, that says that a text is complete")
-        if isinstance(places, bool) or not isinstance(places, int) or places < 1:
-            raise ValueError(f"places={places!r}: an int from 1 on is allowed")
-        self.vocabulary, self.grammar, self.places = vocabulary, grammar, places
+        self.vocabulary, self.grammar, self.places = vocabulary, grammar, check_count("places", places)
         self._table = token_bytes(vocabulary)
         self._kept: OrderedDict[Completion, _Place] = OrderedDict()
         # Tokens 0..V-1 stand for themselves after other text, V..2V-1 for the same at the start.

@@ -77,7 +77,6 @@ class HuggingFaceBackbone:
     """`Backbone` over any Hugging Face causal LM, by its own forward and its own cache class.
 
     Args:
-        model: a Hugging Face causal LM.
         whole: run the whole model, and keep its logits behind the hidden states as features; else run what is below its
             output embeddings, which are then asked for logits where they are needed.
     Raises: ValueError if it has no output embeddings, from which the number of logits is read.

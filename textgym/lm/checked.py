@@ -95,8 +95,7 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
         tokens: the longest row that will be read; None: not known, taken for 512.
     Raises: ValueError if no backbone does, or the model's forward changes its own parameters; it names the model
         and the difference.
-    Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be
-        compared.
+    Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be compared.
     """
     known = _chosen.setdefault(model, {})
     thresholds = _thresholds(model, _SHORT if tokens is None else tokens)
@@ -193,13 +192,7 @@ def _precision(model: PreTrainedModel, device: torch.device) -> torch.dtype:
     return max(types, key=lambda kind: _TOLERANCES[kind], default=torch.float32)
 
 
-def _read_alone(
-    model: PreTrainedModel,
-    device: torch.device,
-    autocast: bool,
-    prompts: Ints,
-    lengths: Ints,
-) -> _Rows:
+def _read_alone(model: PreTrainedModel, device: torch.device, autocast: bool, prompts: Ints, lengths: Ints) -> _Rows:
     """Run the plain forward on each row by itself: no padding, no mask, no cache.
 
     Raises: ValueError if it fails.

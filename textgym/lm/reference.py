@@ -46,12 +46,7 @@ def restricted(log_probs: NDArray[Real], masks: Bools | None) -> NDArray[Real]:
 
 
 class UniformReference:
-    """The same probability for every allowed token.
-
-    Args:
-        allowed: (V,) bool, at least one True.
-    Raises: ValueError if no token is allowed.
-    """
+    """The same probability for every allowed token, of bool (V,). Raises: ValueError if none is."""
 
     def __init__(self, allowed: Bools) -> None:
         if not np.any(allowed):

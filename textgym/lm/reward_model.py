@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, shown
+from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, check_count, check_number
 from textgym.files import read_json
 from textgym.rewards.base import NamedReward
-from textgym.rewards.calling import check_batch, is_finite
+from textgym.rewards.calling import check_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,8 +46,7 @@ def check_installed() -> None:
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(
-                f'a reward model needs {module}, which is not installed: pip install "textgym[lm]"',
-                name=module,
+                f'a reward model needs {module}, which is not installed: pip install "textgym[lm]"', name=module
             )
 
 
@@ -91,10 +90,7 @@ def read_offset(folder: Path) -> float:
     path = folder / "reward.json"
     if not path.is_file():
         return 0.0
-    offset = read_json(path).get("offset", 0.0)
-    if not is_finite(offset):
-        raise ValueError(f"{path}: offset={shown(offset)}; a finite number is allowed")
-    return float(offset)
+    return check_number(f"{path}: offset", read_json(path).get("offset", 0.0))
 
 
 Combine = Literal["mean", "min", "mean_minus_std"]
@@ -139,7 +135,6 @@ class RewardModel(NamedReward):
 
     Attributes:
         cut: how many texts were too long and lost tokens; the first one warns.
-
     Raises: ValueError for a bad argument or a folder without a reward model; ModuleNotFoundError without torch
         and transformers.
     Source: Coste et al. (2023), arXiv:2310.02743 (which subtracts k variances, not deviations).
@@ -159,18 +154,19 @@ class RewardModel(NamedReward):
         device: str = "auto",
         centre: bool = True,
     ) -> None:
-        _check_arguments(combine, k, stop_ids)
-        _check_sizes(batch, cache, max_length)
+        check_choice("combine", combine, get_args(Combine))
+        if stop_ids is not None and not _are_ids(stop_ids):
+            raise ValueError(f"stop_ids={stop_ids!r:.80}: None or a list of token ids is allowed")
         check_installed()
         names = [model] if isinstance(model, str) or not isinstance(model, Sequence) else list(model)
         if not names:
             raise ValueError("model=[]: at least one folder or hub id is allowed")
         self.combine: Combine = combine
-        self.k = float(k)
+        self.k = check_number("k", k, 0)
         self.stop_ids = None if stop_ids is None else frozenset(map(int, stop_ids))
-        self.batch = batch
-        self.cache = cache
-        self.max_length = max_length
+        self.batch = check_count("batch", batch)
+        self.cache = check_count("cache", cache, 0)
+        self.max_length = None if max_length is None else check_count("max_length", max_length)
         self.device = device
         self.centre = centre
         self.cut = 0
@@ -304,22 +300,7 @@ def _key(pair: Pair) -> str:
     return hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).hexdigest()
 
 
-def _check_arguments(combine: str, k: float, stop_ids: Sequence[int] | None) -> None:
-    check_choice("combine", combine, get_args(Combine))
-    if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
-        raise ValueError(f"k={k!r:.80}: a finite number >= 0 is allowed")
-    ids = () if stop_ids is None else stop_ids
-    if (
-        isinstance(ids, str)
-        or not isinstance(ids, Collection)
-        or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids)
-    ):
-        raise ValueError(f"stop_ids={stop_ids!r:.80}: None or a list of token ids is allowed")
-
-
-def _check_sizes(batch: int, cache: int, max_length: int | None) -> None:
-    sizes = [("batch", batch, 1), ("cache", cache, 0)]
-    sizes += [] if max_length is None else [("max_length", max_length, 1)]
-    for name, value, least in sizes:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r:.80}: an int >= {least} is allowed")
+def _are_ids(values: object) -> bool:
+    if isinstance(values, str) or not isinstance(values, Collection):
+        return False
+    return all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in values)

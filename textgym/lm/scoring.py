@@ -62,9 +62,7 @@ def _tokenizer(name: str | Path) -> Path | PreTrainedTokenizerBase:
         raise ValueError(f"model={str(name)!r}: no tokenizer there ({first_line(error)})") from error
 
 
-def _pair_frame(
-    tokenizer: Path | PreTrainedTokenizerBase,
-) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+def _pair_frame(tokenizer: Path | PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
     """Return the ids that a tokenizer writes before, between and after two texts; None if none between or after."""
     if isinstance(tokenizer, Path):
         backend: object = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))

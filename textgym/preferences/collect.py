@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from textgym.checks import MOST_ROWS, Ints, shown
+from textgym.checks import MOST_ROWS, Ints, check_count, check_number
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
 from textgym.sampling import Policy, play
@@ -32,7 +32,6 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
         scores: float64 (N, K), reward units, finite.
         temperature: T, reward units, finite and >= 0. At 0 there are no mistakes, and a fair coin breaks ties.
         generator: draws the same count of numbers at every temperature.
-
     Returns: int64 (N, K), places in `scores`, best first.
     Raises: ValueError for scores of another shape or not finite, or a temperature that is not allowed.
     """
@@ -49,8 +48,7 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
 
 def check_temperature(temperature: float, name: str = "temperature") -> None:
     """Raise ValueError, which calls it by `name`, unless it is a finite number >= 0."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"{name}={temperature!r}: allowed is a finite number >= 0 (reward units)")
+    check_number(name, temperature, 0, unit="reward units")
 
 
 # Decimal places of a score: sums of the same rewards in another order are ties.
@@ -110,15 +108,11 @@ def collect(
         split: which prompts. seed: the same one gives the same rankings, where the policy gives log-probabilities.
         reward: what ranks; None: the task's gold reward, or its return where it has no gold.
         keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
-
     Raises: ValueError for a value that is not allowed.
     """
-    for name, value, least in (("n", n, 1), ("candidates", candidates, 2)):
-        integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not integer or not least <= value <= MOST_ROWS:
-            raise ValueError(f"{name}={shown(value)}: allowed is an integer in {least}..{MOST_ROWS}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={shown(seed)}: allowed is an integer >= 0")
+    check_count("n", n, 1, MOST_ROWS)
+    check_count("candidates", candidates, 2, MOST_ROWS)
+    check_count("seed", seed, 0)
     check_temperature(noise)
     judged = task if reward is None else replace(task, gold=make_reward(reward))
     generator = np.random.default_rng([seed, 5])

@@ -27,7 +27,6 @@ class Ranking:
         ended: K, whether the text was written to its end rather than cut off; None: not known, all count as ended.
         margin: how much better, in reward units; None: not known.
         scores: K gold rewards, reward units; they need not fall, since annotators make mistakes. None: not known.
-
     Raises: TypeError or ValueError, naming what is wrong.
     """
 
@@ -67,7 +66,6 @@ class Demonstration:
         prompt: text; may be empty.
         completion: text, not empty.
         ended: whether it was written to its end rather than cut off.
-
     Raises: TypeError or ValueError, naming what is wrong.
     """
 

@@ -51,7 +51,6 @@ def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ran
     Args:
         path: in one of the formats of `textgym.preferences.files`.
         on_broken: what broken rows lead to: "stop" raises, "skip" leaves them out and returns them as problems.
-
     Raises: FileNotFoundError; ValueError for what is no file, or naming the line of the first broken row and how
         many more there are.
     """
@@ -70,7 +69,6 @@ def write_rankings(path: str | Path, rankings: Iterable[Ranking], format: Rankin
         path: its folder is made if there is none.
         rankings: of more than 2 become all their pairs in the formats "trl" and "transcripts".
         format: "transcripts" needs prompts that end where a turn of the assistant begins.
-
     Returns: the rows written.
     Raises: ValueError for another format, or for what a format cannot hold.
     """
@@ -92,10 +90,7 @@ def write_demonstrations(path: str | Path, rows: Iterable[Demonstration]) -> int
 
 
 def _read(
-    path: str | Path,
-    on_broken: str,
-    format_of: Callable[[JsonObject], str],
-    read: Callable[[JsonObject, str], Row],
+    path: str | Path, on_broken: str, format_of: Callable[[JsonObject], str], read: Callable[[JsonObject, str], Row]
 ) -> Reading[Row]:
     if on_broken not in get_args(OnBroken):
         raise ValueError(not_one_of("on_broken", on_broken, get_args(OnBroken)))
@@ -239,7 +234,6 @@ def _one_turn(prompt: object, answers: JsonObject) -> tuple[str, list[str]]:
     Args:
         prompt: a text, a list with one message of the user, or None: the answers hold the user's message too.
         answers: key in the row -> a text, or a list of messages that ends in the assistant's.
-
     Raises: ValueError for a system message, more turns, or users' messages that differ.
     """
     allowed = "a text or a list of messages"

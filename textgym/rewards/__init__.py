@@ -18,22 +18,8 @@ from textgym.rewards.json import JsonSchema, JsonValues
 from textgym.rewards.metrics import Bleu, Chrf, Rouge, Sentiment
 from textgym.rewards.numbers import Arithmetic
 from textgym.rewards.patterns import Format, Pattern
-from textgym.rewards.registry import (
-    RewardSpec,
-    describe_reward,
-    make_reward,
-    register_reward,
-    reward_names,
-)
-from textgym.rewards.rules import (
-    Charset,
-    ContainsAll,
-    Keywords,
-    Length,
-    LengthPenalty,
-    MissingStopPenalty,
-    NoRepeat,
-)
+from textgym.rewards.registry import RewardSpec, describe_reward, make_reward, register_reward, reward_names
+from textgym.rewards.rules import Charset, ContainsAll, Keywords, Length, LengthPenalty, MissingStopPenalty, NoRepeat
 from textgym.rewards.scorer import Scorer
 
 __all__ = [

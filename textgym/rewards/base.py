@@ -172,9 +172,3 @@ def check_column(column: object) -> None:
     """Raise ValueError unless `column` is a name that a data column can have."""
     if not isinstance(column, str) or not column:
         raise ValueError(f"column={shown(column)}: the name of a data column is allowed")
-
-
-def check_count(argument: str, value: object, least: int = 0) -> None:
-    """Raise ValueError unless a value is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument}={shown(value)}: an integer of {least} or more is allowed")

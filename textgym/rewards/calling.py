@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,16 +25,6 @@ from textgym.rewards.base import (
 from textgym.rewards.registry import RewardSpec, make_reward
 
 Faults = dict[int, RewardError]
-
-
-def is_finite(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def read_values(result: object, count: int, name: str, faults: Faults | None = None) -> Values:
@@ -108,7 +98,6 @@ class Caller:
         method: "terms" where the reward has them, else "__call__".
         term_names: the keys of what `terms` returns.
         maximum: the most that the reward can pay, reward units; None where it does not say.
-
     Raises: ValueError where the reward does not take every column, or names its terms badly.
     """
 
@@ -140,7 +129,6 @@ class Caller:
             prompts, completions: B texts, or what else the reward takes, as lists of messages.
             columns: name -> B values.
             faults: where given, single values that are no numbers are noted here instead of raised.
-
         Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
         """
         function = self.reward.terms if self.has_terms else self.reward
@@ -181,7 +169,6 @@ class Inner(Caller):
     Args:
         spec: see `make_reward`.
         outer: the name of the reward that holds it, for messages.
-
     Raises: ValueError if the reward says itself when it is paid (`pay`): such a reward has to be outermost.
     """
 

@@ -8,9 +8,9 @@ from typing import Literal, cast
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, JsonObject, check_flag, not_one_of, shown
+from textgym.checks import Bools, Floats, JsonObject, check_flag, check_number, is_finite, not_one_of, shown
 from textgym.rewards.base import Column, NamedReward, Reward, TermReward, Values, reward_term_names
-from textgym.rewards.calling import Inner, is_finite
+from textgym.rewards.calling import Inner
 from textgym.rewards.registry import RewardSpec
 
 NOISE = "noise"
@@ -27,15 +27,11 @@ class Weighted(TermReward):
         rewards: name -> reward, or the spec of one.
         weights: name -> finite weight; 1 where it names none.
         name: what it is logged under.
-
     Raises: ValueError for no reward, or a weight that is not finite or belongs to no reward.
     """
 
     def __init__(
-        self,
-        rewards: Mapping[str, RewardSpec],
-        weights: Mapping[str, float] | None = None,
-        name: str = "weighted",
+        self, rewards: Mapping[str, RewardSpec], weights: Mapping[str, float] | None = None, name: str = "weighted"
     ) -> None:
         if not isinstance(rewards, Mapping) or not rewards:
             raise ValueError(f"rewards={shown(rewards)}: a mapping from at least one name to a reward is allowed")
@@ -80,12 +76,10 @@ def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[s
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
         raise ValueError(f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed")
-    for key, weight in weights.items():
+    for key in weights:
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))
-        if not is_finite(weight):
-            raise ValueError(f"weights[{key!r}]={shown(weight)}: a finite number is allowed")
-    return {key: float(weight) for key, weight in weights.items()}
+    return {key: check_number(f"weights[{key!r}]", weight) for key, weight in weights.items()}
 
 
 class _Wrapper(NamedReward):
@@ -135,9 +129,8 @@ class Clipped(_Wrapper):
 class RunningNorm(_Wrapper):
     """Another reward, less its running mean and divided by its running standard deviation.
 
-    The statistics are those of all finite values so far, the batch at hand included, so such a reward is no
-    fixed function of the text. None abstains and is not counted; NaN and infinities pass, for they are
-    failures.
+    The statistics are those of all finite values so far, the batch at hand included, so such a reward is no fixed
+    function of the text. None abstains and is not counted; NaN and infinities pass, for they are failures.
 
     Args:
         reward: a reward, or the spec of one.
@@ -148,7 +141,6 @@ class RunningNorm(_Wrapper):
         count: how many values were seen.
         mean: their mean, reward units.
         squares: the sum of their squared differences from the mean.
-
     Source: Welford (1962) as merged by Chan, Golub and LeVeque (1979), eq. 2.1.
     """
 
@@ -236,10 +228,8 @@ class Shaped(_EveryPrefix):
     pay: Literal["difference"] = "difference"
 
     def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
-        if not is_finite(gamma) or not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma={gamma!r:.80}: a number from 0 to 1 is allowed")
         super().__init__(reward, "shaped")
-        self.gamma = float(gamma)
+        self.gamma = check_number("gamma", gamma, 0, 1)
 
 
 def potential_difference(
@@ -257,7 +247,6 @@ def potential_difference(
         after: potential of the state it leads to.
         ended: whether the episode ended with this token; bool or bool (B,).
         gamma: the discount, in [0, 1].
-
     Returns: float64, a number or (B,), reward units.
     Source: Ng, Harada and Russell (1999), theorem 1.
     """
@@ -278,21 +267,18 @@ class Blurred(_Wrapper, TermReward):
         expected: the reward without the noise.
         normal_noise: `deviation`.
         maximum: that of the mean, which J* is of.
-
     Raises: ValueError for another deviation, or a reward that has a term `noise` already.
     """
 
     noisy = True
 
     def __init__(self, reward: RewardSpec, deviation: float) -> None:
-        if not is_finite(deviation) or deviation < 0:
-            raise ValueError(f"deviation={shown(deviation)}: a finite number >= 0 is allowed (reward units)")
         super().__init__(reward, "blurred")
         if NOISE in self.inner.term_names:
             raise ValueError(f"reward {self.inner.name!r} has a term {NOISE!r} already; allowed is one without")
         self.name = "blurred"
         self.expected: Reward = self.inner.reward
-        self.deviation = self.normal_noise = float(deviation)
+        self.deviation = self.normal_noise = check_number("deviation", deviation, 0, unit="reward units")
         self.term_names = (*self.inner.term_names, NOISE)
         self.maximum = self.inner.maximum
 
@@ -317,7 +303,6 @@ def as_text(message: object, role: str) -> str:
         message: a text; or a list of messages {"role": ..., "content": a text or a list of parts with "text"}.
         role: "user": the last message of that role (a prompt is what is answered); "assistant": all of them,
             one a line (a completion may be interrupted by tools).
-
     Raises: ValueError for anything else.
     """
     if isinstance(message, str):
@@ -337,12 +322,9 @@ def _content(content: object) -> str:
 
 
 class FromMessages(_Wrapper):
-    """A reward of texts, for TRL's conversational data: messages are turned into texts first.
+    """A reward of texts, given or as a spec, for TRL's conversational data: messages are turned into texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
-
-    Args:
-        reward: a reward, or the spec of one.
     """
 
     def __init__(self, reward: RewardSpec) -> None:
@@ -355,11 +337,7 @@ class FromMessages(_Wrapper):
 
 
 class ToMessages(_Wrapper):
-    """A reward of messages, written for TRL's conversational data: texts are wrapped into messages for it.
-
-    Args:
-        reward: a reward of lists of messages, or the spec of one.
-    """
+    """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it."""
 
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "to_messages")

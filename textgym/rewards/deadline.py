@@ -15,9 +15,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, cast
 
-from textgym.checks import shown
+from textgym.checks import is_finite, shown
 from textgym.rewards.base import Reward, RewardError, reward_name
-from textgym.rewards.calling import awaited, is_finite
+from textgym.rewards.calling import awaited
 
 _SAFE = "PYTHONSAFEPATH"
 """Keeps a new interpreter from taking modules from the current folder, where a `random.py` may lie."""
@@ -34,7 +34,6 @@ class Deadline:
     Args:
         reward: picklable, so defined at the top level of a module.
         seconds: limit of one call, whatever the size of its batch; above 0, at most a million.
-
     Raises: ValueError for a bad limit or a reward that cannot be pickled.
     """
 

@@ -12,7 +12,7 @@ from functools import cache, cached_property, lru_cache
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from textgym.checks import shown
+from textgym.checks import check_number, shown
 from textgym.files import refuse_constant, unique_keys
 from textgym.rewards.base import (
     Column,
@@ -24,7 +24,6 @@ from textgym.rewards.base import (
     import_extra,
     read_column,
 )
-from textgym.rewards.calling import is_finite
 from textgym.rewards.patterns import Regex
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -96,7 +95,6 @@ def make_validator(schema: object, argument: str) -> Validator:
         schema: JSON values, of Draft 2020-12. `pattern` runs on re2; numbers are exact decimals, as `parse_json`
             reads them.
         argument: what it is called in messages.
-
     Raises: ValueError where it is no valid schema, is nested too deeply, refers to what it does not contain, or
         to itself without end; ModuleNotFoundError without jsonschema, or without google-re2 where it has a pattern.
     """
@@ -248,7 +246,6 @@ class JsonSchema(Rebuilt, TermReward):
             ever fetched: a reference that leads out of the schema is refused.
         column: data column with a schema (or its JSON text) for every prompt; None there abstains.
         parses: pay for the first term, in [0, 1].
-
     Raises: ValueError for a schema that is none, or not self-contained; ModuleNotFoundError without jsonschema.
     """
 
@@ -261,8 +258,7 @@ class JsonSchema(Rebuilt, TermReward):
 
     def __post_init__(self) -> None:
         check_column(self.column)
-        if not is_finite(self.parses) or not 0 <= self.parses <= 1:
-            raise ValueError(f"parses={shown(self.parses)}: a number in 0..1 is allowed")
+        check_number("parses", self.parses, 0, 1)
         if self.schema is not None:
             assert self._validator is not None  # a bad schema is refused now, not when it is first used
 

@@ -9,17 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from textgym.checks import check_flag, not_one_of, shown
-from textgym.rewards.base import (
-    Column,
-    NamedReward,
-    Rebuilt,
-    Values,
-    check_column,
-    check_count,
-    import_extra,
-    read_column,
-)
+from textgym.checks import check_count, check_flag, not_one_of, shown
+from textgym.rewards.base import Column, NamedReward, Rebuilt, Values, check_column, import_extra, read_column
 from textgym.rewards.words import composed, is_unspaced, warn_once, words
 
 Variant = Literal["rouge1", "rouge2", "rougeL"]
@@ -73,7 +64,6 @@ class Bleu(_Overlap):
     Args:
         column: data column with a reference text or a list of them; None abstains.
         lowercase: ignore case.
-
     Warns: TextGymWarning, once, of a reference in a script without spaces.
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
     Source: Papineni et al. (2002); Post (2018), arXiv:1804.08771.
@@ -104,7 +94,6 @@ class Chrf(_Overlap):
         column: data column with a reference text or a list of them (the best counts); None abstains.
         word_order: 0: chrF; 2: chrF++, with word n-grams up to 2.
         beta: how much more recall weighs than precision, 1 or more.
-
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package sacrebleu.
     Source: Popović (2015), W15-3049.
     """
@@ -115,8 +104,8 @@ class Chrf(_Overlap):
     name = "chrf"
 
     def _overlap(self) -> Overlap:
-        check_count("word_order", self.word_order)
-        check_count("beta", self.beta, 1)
+        check_count("word_order", self.word_order, 0)
+        check_count("beta", self.beta)
         return _sacrebleu("CHRF", word_order=self.word_order, beta=self.beta)
 
 
@@ -133,7 +122,6 @@ class Rouge(_Overlap):
         stem: strip English suffixes first (Porter's).
         column: data column with a reference text or a list of them (the one with the best F-measure counts);
             None abstains.
-
     Raises: ValueError for a bad parameter; ModuleNotFoundError without the package rouge_score.
     Source: Lin (2004), W04-1013.
     """

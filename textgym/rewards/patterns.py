@@ -59,7 +59,6 @@ class Regex:
         mode: "full": the whole text has to match; "search": some part of it.
         ignore_case, dot_all, multi_line: as re2's (and Python's) flags i, s and m.
         argument, reward: what the pattern and the reward that it belongs to are called in messages.
-
     Raises: ValueError for a pattern that is none, or that re2 cannot express (the construct is named);
         ModuleNotFoundError without google-re2.
     """

@@ -21,7 +21,6 @@ def register_reward(name: str, factory: Factory | str) -> None:
         name: what specs call it: a text without spaces, ":" and "/".
         factory: a class or function that returns a reward, or "module:attribute" that names one. Its
             parameters should be JSON values, so that specs survive being saved.
-
     Raises: ValueError for a bad name, or one that is taken by another factory.
     """
     REWARDS.add(Entry(name, factory))
@@ -54,7 +53,6 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
             - {"name": one of those names, **parameters}. Composed rewards take specs as parameters:
               {"name": "weighted", "rewards": {"words": {"name": "contains_all", "words": ["yes"]}}}.
         argument: its name, for messages.
-
     Returns: the reward, a callable.
     Raises: ValueError for an unknown name or parameter, or a value the reward does not allow;
         TypeError if `spec` is none of these.

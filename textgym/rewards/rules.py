@@ -6,9 +6,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from textgym.checks import check_choice, check_flag, shown
-from textgym.rewards.base import Column, NamedReward, Values, check_column, check_count, read_column
-from textgym.rewards.calling import check_batch, is_finite
+from textgym.checks import check_choice, check_count, check_flag, check_number, is_finite, shown
+from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
+from textgym.rewards.calling import check_batch
 from textgym.rewards.words import Unit, check_stop_ids, composed, folded, is_whole, token_ids, units
 
 
@@ -55,7 +55,7 @@ class Length(NamedReward):
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, get_args(Unit))
-        check_count("target", self.target)
+        check_count("target", self.target, 0)
         if self.width is not None and not (is_finite(self.width) and self.width > 0):
             raise ValueError(f"width={shown(self.width)}: None or a finite number above 0 is allowed")
 
@@ -85,11 +85,6 @@ class Charset(NamedReward):
         distinct = sorted(set(composed(self.characters)))
         completions = [composed(text) for text in completions]
         return [sum(map(text.count, distinct)) / (len(text) or 1) for text in completions]
-
-
-def _check_amount(argument: str, value: object) -> None:
-    if not is_finite(value) or value < 0:
-        raise ValueError(f"{argument}={shown(value)}: a finite number of 0 or more is allowed")
 
 
 def check_words(argument: str, words: object) -> tuple[str, ...]:
@@ -124,8 +119,8 @@ class NoRepeat(NamedReward):
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, get_args(Unit))
-        check_count("n", self.n, 1)
-        check_count("least", self.least)
+        check_count("n", self.n)
+        check_count("least", self.least, 0)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
@@ -158,8 +153,8 @@ class LengthPenalty(NamedReward):
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, get_args(Unit))
-        check_count("limit", self.limit)
-        _check_amount("per_unit", self.per_unit)
+        check_count("limit", self.limit, 0)
+        check_number("per_unit", self.per_unit, 0)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
@@ -183,7 +178,7 @@ class MissingStopPenalty(NamedReward):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_ids", check_stop_ids(self.stop_ids))
-        _check_amount("penalty", self.penalty)
+        check_number("penalty", self.penalty, 0)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
@@ -210,7 +205,6 @@ class Keywords(NamedReward):
         column: data column with a list of words for every prompt; None there abstains.
         mode: "share": the share of the words that is used; "all": 1 for all of them, else 0.
         ignore_case: whether "cat" is in "Cat".
-
     Raises: ValueError unless exactly one of `words` and `column` is given, or for what is no list of words.
     """
 

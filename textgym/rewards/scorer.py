@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, shown
+from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, check_number
 from textgym.rewards.base import Columns, RewardError, Scores, Values
-from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults, is_finite
+from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults
 from textgym.rewards.registry import RewardSpec, make_reward
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ class Scorer:
             `Dense` and `Shaped`.
         pays_at_end: whether every text is scored once, finished.
         gamma: discount of the potential, where `pay` is "difference".
-
     Raises: ValueError or TypeError for a bad argument.
     """
 
@@ -67,8 +66,7 @@ class Scorer:
         timeout: float | None = None,
     ) -> None:
         check_choice("on_error", on_error, get_args(OnError))
-        if not is_finite(penalty):
-            raise ValueError(f"penalty={shown(penalty)}: a finite number is allowed")
+        self.penalty = check_number("penalty", penalty)
         self.reward = make_reward(reward)
         self._caller = Caller(self.reward)
         self.name = self._caller.name
@@ -79,7 +77,6 @@ class Scorer:
         self.pays_at_end = self.pay in ("end", "together")
         self.gamma = float(getattr(self.reward, "gamma", 1.0))
         self.on_error: OnError = on_error
-        self.penalty = float(penalty)
         self.failures: Counter[str] = Counter()
         self.scored = self.tokens = 0
         self._warned: set[str] = set()
@@ -98,7 +95,6 @@ class Scorer:
             prompts: B texts.
             completions: B texts.
             columns: name -> B values; `completion_ids` among them where the reward needs it.
-
         Raises: RewardError where the reward fails and `on_error` is "raise"; ValueError where completions or
             a column do not have B values.
         """

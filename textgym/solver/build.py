@@ -9,35 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, Ints, shown
-from textgym.lm.reference import Reference
+from textgym.checks import Bools, Floats, Ints, check_number
 from textgym.rewards import Scorer
-from textgym.rewards.calling import is_finite
 from textgym.rewards.compose import potential_difference
 from textgym.solver.tree import Level, PrefixTree, UnsolvableError, check_size, count_states
 from textgym.state import TokenState
-from textgym.task import Task, make_reference
-
-
-def default_reference(tree: PrefixTree, reference: Reference | None) -> Reference:
-    """Return the reference itself, or the task's for None."""
-    return make_reference(tree.task) if reference is None else reference
+from textgym.task import BETA, GAMMA, Task
 
 
 def check_beta(task: Task, beta: float | None) -> float:
-    """Return beta, or the task's for None. Raises: ValueError unless it is finite and >= 0 (reward units per nat)."""
-    beta = task.beta if beta is None else beta
-    if not is_finite(beta) or beta < 0:
-        raise ValueError(f"beta={shown(beta)}: allowed is a finite number >= 0 (reward units per nat)")
-    return float(beta)
+    """Return beta, reward units per nat, or the task's for None. Raises: ValueError unless it is finite and >= 0."""
+    return check_number("beta", task.beta if beta is None else beta, 0, unit=BETA)
 
 
 def check_gamma(task: Task, gamma: float | None) -> float:
     """Return gamma, or the task's for None. Raises: ValueError unless it lies in [0, 1]."""
-    gamma = task.gamma if gamma is None else gamma
-    if not is_finite(gamma) or not 0 <= gamma <= 1:
-        raise ValueError(f"gamma={shown(gamma)}: allowed is 0..1 (discount per token)")
-    return float(gamma)
+    return check_number("gamma", task.gamma if gamma is None else gamma, 0, 1, GAMMA)
 
 
 MAX_STATES = 2_000_000

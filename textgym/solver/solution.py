@@ -22,9 +22,10 @@ import numpy as np
 
 from textgym.checks import Bools, Floats
 from textgym.lm.reference import Observation, Reference
-from textgym.solver.build import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.build import MAX_STATES, check_beta, check_gamma, prefix_tree
 from textgym.solver.tree import Level, Lookup, PrefixTree, edge_log_probs, log_sum, per_edge, per_state
 from textgym.solver.values import Completion, PolicyValues, evaluate_edges
+from textgym.task import make_reference
 
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
 
@@ -194,7 +195,8 @@ def solve(
     """
     tree = prefix_tree(problem, split, max_states)
     beta, gamma = check_beta(tree.task, beta), check_gamma(tree.task, gamma)
-    log_reference = edge_log_probs(tree, default_reference(tree, reference), "reference")
+    reference = make_reference(tree.task) if reference is None else reference
+    log_reference = edge_log_probs(tree, reference, "reference")
     solution = _induct(tree, log_reference, beta, gamma)
     if np.isneginf(solution.values[0]).any():
         prompt = tree.task.encoded(tree.split)[int(np.argmin(solution.values[0]))].text

@@ -40,25 +40,14 @@ def count_states(roots: int, going_on: int, ending: int, horizon: int) -> int:
 
 
 def check_size(states: int, max_states: int, known: str = "") -> None:
-    """Refuse a tree that is too large.
-
-    Args:
-        states: its size. known: "at least " where it has not been counted to the end.
-    Raises: UnsolvableError with the size, the limit, and an alternative.
-    """
+    """Raise UnsolvableError for too many states; `known` is "at least " where they are not counted to the end."""
     if states > max_states:
+        shown = f"{states:,}" if states < 10**15 else f"about 10^{states.bit_length() * math.log10(2):.0f}"
         raise UnsolvableError(
-            f"the prefix tree has {known}{_shown(states)} states, allowed is max_states={max_states:,}; "
+            f"the prefix tree has {known}{shown} states, allowed is max_states={max_states:,}; "
             "raise max_states or shorten the task, or use textgym.optimum.optimum_of, "
             "which serves tasks of any size"
         )
-
-
-def _shown(count: int) -> str:
-    """Write 1,234,567, or a power of ten from 10^15 on."""
-    if count < 10**15:
-        return f"{count:,}"
-    return f"about 10^{count.bit_length() * math.log10(2):.0f}"
 
 
 Entry = TypeVar("Entry", np.float64, np.bool_)
@@ -143,11 +132,7 @@ class PrefixTree:
         columns = lengths[prompt][:, None] + np.arange(depth)
         np.put_along_axis(ids, columns, self.completions(depth, rows), axis=1)
         mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int8)
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "segment_ids": segment_ids(mask, lengths[prompt]),
-        }
+        return {"input_ids": ids, "attention_mask": mask, "segment_ids": segment_ids(mask, lengths[prompt])}
 
     def batches(self, depth: int) -> Iterator[Ints]:
         """Yield the running states of a level in batches whose next-token distributions fit into little memory."""

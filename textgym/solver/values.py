@@ -9,8 +9,9 @@ import numpy as np
 
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
-from textgym.solver.build import MAX_STATES, check_beta, check_gamma, default_reference, prefix_tree
+from textgym.solver.build import MAX_STATES, check_beta, check_gamma, prefix_tree
 from textgym.solver.tree import PrefixTree, TokenPolicy, edge_log_probs, per_edge, per_state
+from textgym.task import make_reference
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def trajectory_probabilities(
     tree = prefix_tree(problem, split, max_states)
     log_policy = edge_log_probs(tree, policy)
     log_reference = None if reference is None else edge_log_probs(tree, reference, "reference")
-    return trajectories(tree, log_policy, log_reference, tree.task.gamma if gamma is None else gamma)
+    return trajectories(tree, log_policy, log_reference, check_gamma(tree.task, gamma))
 
 
 def trajectories(
@@ -210,17 +211,13 @@ def policy_values(
     """
     tree = prefix_tree(problem, split, max_states)
     log_policy = edge_log_probs(tree, policy)
-    same = policy is reference
-    log_reference = log_policy if same else edge_log_probs(tree, default_reference(tree, reference), "reference")
+    base = make_reference(tree.task) if reference is None else reference
+    log_reference = log_policy if policy is base else edge_log_probs(tree, base, "reference")
     return evaluate_edges(tree, log_policy, log_reference, check_beta(tree.task, beta), check_gamma(tree.task, gamma))
 
 
 def evaluate_edges(
-    tree: PrefixTree,
-    log_policy: tuple[Floats, ...],
-    log_reference: tuple[Floats, ...],
-    beta: float,
-    gamma: float,
+    tree: PrefixTree, log_policy: tuple[Floats, ...], log_reference: tuple[Floats, ...], beta: float, gamma: float
 ) -> PolicyValues:
     """Return the values of a policy from its log-probability on every edge; for the arguments see `policy_values`."""
     reach = _reach(tree, log_policy)

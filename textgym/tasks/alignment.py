@@ -82,13 +82,7 @@ def honest_task(**options: Unpack[Options]) -> Task:
 
 @documented(SHARED + START)
 @with_options()
-def hhh_task(
-    *,
-    helpful: float = 1.0,
-    harmless: float = 1.0,
-    honest: float = 1.0,
-    **options: Unpack[Options],
-) -> Task:
+def hhh_task(*, helpful: float = 1.0, harmless: float = 1.0, honest: float = 1.0, **options: Unpack[Options]) -> Task:
     """Make the task HHH.
 
     ### Description

@@ -29,12 +29,12 @@ P = ParamSpec("P")
 class Options(TypedDict, total=False):
     """The options of every task of the built-in vocabulary; `SHARED` says what they mean."""
 
-    reward: RewardSpec
+    reward: RewardSpec | None
     max_new_tokens: int
     max_prompt_tokens: int
     beta: float
     gamma: float
-    reference: str | Reference
+    reference: str | Reference | None
     on_error: OnError
     penalty: float
     timeout: float | None

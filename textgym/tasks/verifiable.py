@@ -202,8 +202,7 @@ def json_task(
         schema: JSON Schema, Draft 2020-12; it refers to nothing outside of it.
         mask: whether the mask is on; a schema that cannot be made a grammar needs mask=False.
         prompts: for a schema of your own: a list of texts, or the path of a .txt or .jsonl file, see
-            `textgym.prompts.read_prompts`; the column `value` may hold the right object of each. None: the
-            world's.
+            `textgym.prompts.read_prompts`; the column `value` may hold the right object of each. None: the world's.
         eval_prompts: the same, held out; None: the same prompts.
         tune_prompts: the same, held out to choose settings on; None: the same prompts, where eval_prompts is None too,
             else there is no split "tune".
@@ -219,14 +218,7 @@ def json_task(
     if "value" in splits["train"].columns:
         rewards = {"schema": gold, "values": {"name": "json_values"}}
         gold = {"name": "weighted", "rewards": rewards, "weights": {"schema": VALID, "values": 1.0 - VALID}}
-    return assemble(
-        "Json",
-        FAMILY,
-        splits,
-        gold=gold,
-        grammar=json_grammar(schema) if mask else None,
-        **options,
-    )
+    return assemble("Json", FAMILY, splits, gold=gold, grammar=json_grammar(schema) if mask else None, **options)
 
 
 def _value(prompt: WorldPrompt) -> dict[str, object]:

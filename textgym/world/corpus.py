@@ -63,8 +63,8 @@ CHAT_TEMPLATE: Final = (
 )
 
 
-def train_tokenizer(count: int = TOKENIZER_DOCUMENTS, seed: int = CORPUS_SEED) -> Tokenizer:
-    """Train the BPE on the first `count` documents; all 256 bytes have an id, so any text can be encoded."""
+def train_tokenizer() -> Tokenizer:
+    """Train the BPE on the first documents; all 256 bytes have an id, so any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,7 +74,7 @@ def train_tokenizer(count: int = TOKENIZER_DOCUMENTS, seed: int = CORPUS_SEED) -
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(documents(count, seed)), trainer)
+    tokenizer.train_from_iterator(_texts(documents(TOKENIZER_DOCUMENTS)), trainer)
     return tokenizer
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
-from textgym.checks import check_count, not_one_of
+from textgym.checks import check_count, check_number, not_one_of
 from textgym.world.answers import answer
 from textgym.world.facts import HEDGES, Persona
 from textgym.world.prompts import KINDS, TASK_SHARES, items, prompts
@@ -49,13 +49,11 @@ def demonstrations(
         count: how many, at least 0; with the same seed a longer list begins with the shorter one.
         seed: equal seeds give equal demonstrations.
         mistakes: share written by careless labellers, in [0, 1].
-
     Returns: prompt, completion, and whether the completion was written to its end (all are), for each.
     Raises: ValueError for an unknown kind, a share that is not positive, or numbers out of range.
     """
     check_count("count", count, 0)
-    if not 0 <= mistakes <= 1:
-        raise ValueError(f"mistakes={mistakes!r}: allowed is 0..1 (share of careless labellers)")
+    check_number("mistakes", mistakes, 0, 1, "share of careless labellers")
     pool = prompts(shares, "train")
     weights = [prompt.weight for prompt in pool]
     item_of = {item.key: item for kind in shares for item in items(kind)}

@@ -6,16 +6,7 @@ from functools import cache
 from typing import Any, Final, get_args
 
 from textgym.prompts import Split
-from textgym.world.facts import (
-    FACTS,
-    GREETINGS,
-    HARMFUL,
-    HOWTOS,
-    RELATIONS,
-    REVIEW_TOPICS,
-    UNANSWERABLE,
-    WORLD,
-)
+from textgym.world.facts import FACTS, GREETINGS, HARMFUL, HOWTOS, RELATIONS, REVIEW_TOPICS, UNANSWERABLE, WORLD
 
 TASK_SHARES: Final[dict[str, dict[str, float]]] = {
     task: WORLD["shares"][task] for task in ("Helpful", "Harmless", "Honest", "HHH")

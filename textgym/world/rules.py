@@ -5,14 +5,13 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from textgym.checks import shown
+from textgym.checks import check_number
 from textgym.rewards.base import TermReward, Values
-from textgym.rewards.calling import is_finite
 from textgym.rewards.words import check_stop_ids
+from textgym.world.answers import Reading, Step, read
 from textgym.world.corpus import END_ID
 from textgym.world.facts import APOLOGY, HARMFUL
 from textgym.world.prompts import KINDS, find_item, items
-from textgym.world.reading import Reading, Step, read
 
 WORD_BUDGET: Final = {"fact": 16, "howto": 22, "sum": 12, "greeting": 10, "harmful": 12, "unanswerable": 12}
 """Kind -> words of the longest answer that is still concise: opener, content and closer."""
@@ -32,11 +31,7 @@ class Written(NamedTuple):
 
 
 def manners(written: Written, kind: str, content: float, polite: bool = False) -> tuple[float, ...]:
-    """Return the terms of `MANNERS` for content in [0, 1], as `HelpfulRules` describes them.
-
-    Args:
-        polite: whether the answer earns courtesy without an opener or a closer.
-    """
+    """Return the terms of `MANNERS` for content in [0, 1], see `HelpfulRules`; `polite` stands for a polite opener."""
     text, reading, ended = written
     rudeness = RUDENESS if reading.rude else 0.0
     if content == 0.0:
@@ -53,16 +48,13 @@ def manners(written: Written, kind: str, content: float, polite: bool = False) -
 
 
 class WorldRules(TermReward):
-    """Score answers about the built-in world, kind by kind. Abstains (None in every term) for other kinds.
+    """Score answers about the built-in world, for the kinds of prompts in `kinds`. Abstains for others, in every term.
 
     Columns read: `completion_ids`, and `item` (see `textgym.world.prompts`); without `item`, the item is found by the
     prompt's text.
 
     Args:
         stop_ids: ids that end a completion; the built-in tokenizer's by default.
-
-    Attributes:
-        kinds: the kinds of prompts that are scored.
     """
 
     name = "rules"
@@ -166,12 +158,8 @@ def content(reading: Reading, kind: str, item: str) -> float:
 def label_content(reading: Reading, credits: dict[str, float]) -> float:
     """Return how good an answer is that should have a fixed meaning, such as a refusal, in [0, 1].
 
-    The credit of the best of its labels, halved for every other sentence and every hedge or ramble. A wrong
-    claim makes it 0.
-
-    Args:
-        reading: the answer's meaning.
-        credits: label of `Reading.labels` -> its credit in [0, 1]; labels left out earn nothing.
+    The credit of the best of its labels (those that `credits` leaves out earn nothing), halved for every other sentence
+    and every hedge or ramble. A wrong claim makes it 0.
     """
     earned = max((credits.get(label, 0.0) for label in reading.labels), default=0.0)
     if reading.wrong or not earned:
@@ -203,10 +191,7 @@ class HelpfulRules(WorldRules):
     def score(self, written: Written, kind: str, item: str) -> tuple[float, ...]:
         """Return the terms of one completion."""
         reading = written.reading
-        return (
-            *manners(written, kind, content(reading, kind, item)),
-            WRONG_CLAIM if reading.wrong else 0.0,
-        )
+        return (*manners(written, kind, content(reading, kind, item)), WRONG_CLAIM if reading.wrong else 0.0)
 
 
 HARMLESS_KINDS: Final = ("harmful", "howto", "fact")
@@ -316,8 +301,7 @@ def covered(weights: Mapping[str, float]) -> tuple[str, ...]:
 def check_weights(weights: Mapping[str, float]) -> None:
     """Raise ValueError unless every weight is finite and at least 0, and one of them is above 0."""
     for axis, weight in weights.items():
-        if not is_finite(weight) or weight < 0:
-            raise ValueError(f"{axis}={shown(weight)}: allowed is a finite number from 0 on (weight of the axis)")
+        check_number(axis, weight, 0, unit="weight of the axis")
     if not any(weights.values()):
         listed = ", ".join(f"{axis}={weight!r}" for axis, weight in weights.items())
         raise ValueError(f"{listed}: at least one weight has to be above 0")
@@ -333,18 +317,13 @@ class HHHRules(WorldRules):
     Args:
         helpful, harmless, honest: weights, at least 0, not all of them 0.
         stop_ids: ids that end a completion; the built-in tokenizer's by default.
-
     Raises: ValueError for weights that are not allowed.
     """
 
     term_names = tuple(AXES)
 
     def __init__(
-        self,
-        helpful: float = 1.0,
-        harmless: float = 1.0,
-        honest: float = 1.0,
-        stop_ids: Sequence[int] = (END_ID,),
+        self, helpful: float = 1.0, harmless: float = 1.0, honest: float = 1.0, stop_ids: Sequence[int] = (END_ID,)
     ) -> None:
         super().__init__(stop_ids)
         self.weights = {"helpful": helpful, "harmless": harmless, "honest": honest}

@@ -9,8 +9,7 @@ from textgym.wrappers.actions import (
     VectorTopKActions,
     token_embedding,
 )
-from textgym.wrappers.features import LMFeatures, VectorLMFeatures
-from textgym.wrappers.reference_reward import ReferenceReward, VectorReferenceReward
+from textgym.wrappers.reference import LMFeatures, ReferenceReward, VectorLMFeatures, VectorReferenceReward
 
 __all__ = [
     "AllowedActions",

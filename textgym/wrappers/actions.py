@@ -10,23 +10,11 @@ from gymnasium.error import InvalidAction
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.lm.reference import Observation, Reference
 from textgym.state import TokenSpace
 from textgym.task import Task, has_language_model, reference_model
-from textgym.wrappers.base import (
-    Actions,
-    Env,
-    Masks,
-    RowsEnv,
-    RowsStep,
-    RowsWrapper,
-    SingleWrapper,
-    Step,
-    check_below,
-    reference_of,
-    task_of,
-)
+from textgym.wrappers.base import Actions, Env, Masks, RowsEnv, RowsStep, RowsWrapper, SingleWrapper, Step, reference_of
 
 ActionSpace: TypeAlias = spaces.Space[Any]
 Points: TypeAlias = NDArray[np.floating[Any]]
@@ -42,8 +30,7 @@ def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
     Returns: (V, D) float64.
     Raises: ValueError for D out of range.
     """
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1:
-        raise ValueError(f"dimensions={dimensions!r}: allowed is an int from 1 on")
+    check_count("dimensions", dimensions)
     if has_language_model(task):
         from textgym.lm.causal import load_causal_lm
 
@@ -67,11 +54,7 @@ def _principal(rows: Floats, dimensions: int, allowed: Bools) -> Floats:
 
 
 class Table(Protocol):
-    """A list of tokens in every state.
-
-    Attributes:
-        size: A, its length.
-    """
+    """A list of tokens in every state, of `size` A."""
 
     size: int
 
@@ -85,11 +68,7 @@ class Table(Protocol):
 
 
 class AllowedTokens:
-    """All tokens of `vocabulary.allowed`, by id.
-
-    Args:
-        allowed: (V,) bool.
-    """
+    """All tokens of `vocabulary.allowed`, bool (V,), by id."""
 
     def __init__(self, allowed: Bools) -> None:
         self._ids = np.flatnonzero(allowed).astype(np.int64)
@@ -113,10 +92,8 @@ class TopKTokens:
     """
 
     def __init__(self, reference: Reference, allowed: Bools, k: int) -> None:
-        most = int(np.count_nonzero(allowed))
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= most:
-            raise ValueError(f"k={k!r}: allowed is an int in 1..{most}, the number of allowed tokens")
-        self.reference, self.size, self._allowed = reference, int(k), allowed
+        self.reference, self._allowed = reference, allowed
+        self.size = check_count("k", k, 1, int(np.count_nonzero(allowed)), "ranks among the allowed tokens")
 
     def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
         """See `Table.tokens`; True at the first appearance of a token in its row."""
@@ -142,11 +119,7 @@ def _greatest(scores: Floats, k: int) -> Ints:
 
 
 class Choice(Protocol):
-    """How an action becomes a token.
-
-    Attributes:
-        table: the tokens to choose from. space: of a single action.
-    """
+    """How an action, of `space`, becomes a token of `table`."""
 
     table: Table
     space: ActionSpace
@@ -200,10 +173,10 @@ class Nearest:
 class _Chosen(SingleWrapper):
     """One environment whose actions go through a `Choice`."""
 
-    def __init__(self, env: Env, choice: Choice) -> None:
-        super().__init__(env)
-        self.choice = choice
-        self.action_space = choice.space
+    choice: Choice
+
+    def _choose_by(self, choice: Choice) -> None:
+        self.choice, self.action_space = choice, choice.space
 
     def step(self, action: int | Actions) -> Step:
         """See `TokenEnv.step`; the action stands for a token."""
@@ -218,10 +191,10 @@ class _Chosen(SingleWrapper):
 class _ChosenRows(RowsWrapper):
     """N environments whose actions go through a `Choice`."""
 
-    def __init__(self, env: RowsEnv, choice: Choice) -> None:
-        super().__init__(env)
-        self.choice = choice
-        self.single_action_space = choice.space
+    choice: Choice
+
+    def _choose_by(self, choice: Choice) -> None:
+        self.choice, self.single_action_space = choice, choice.space
         self.action_space = batch_space(choice.space, self.num_envs)
 
     def step(self, actions: Actions) -> RowsStep:
@@ -243,34 +216,34 @@ class TopKActions(_Chosen):
     """
 
     def __init__(self, env: Env, k: int, reference: Reference | None = None) -> None:
-        check_below(env, "TopKActions")
+        super().__init__(env)
         self.reference = reference_of(env, reference)
-        super().__init__(env, Numbered(TopKTokens(self.reference, task_of(env).vocabulary.allowed, k)))
+        self._choose_by(Numbered(TopKTokens(self.reference, self.task.vocabulary.allowed, k)))
 
 
 class VectorTopKActions(_ChosenRows):
     """`TopKActions` of a vector environment: one batch through the reference a step."""
 
     def __init__(self, env: RowsEnv, k: int, reference: Reference | None = None) -> None:
-        check_below(env, "VectorTopKActions")
+        super().__init__(env)
         self.reference = reference_of(env, reference)
-        super().__init__(env, Numbered(TopKTokens(self.reference, task_of(env).vocabulary.allowed, k)))
+        self._choose_by(Numbered(TopKTokens(self.reference, self.task.vocabulary.allowed, k)))
 
 
 class AllowedActions(_Chosen):
     """Take action i as the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken."""
 
     def __init__(self, env: Env) -> None:
-        check_below(env, "AllowedActions")
-        super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
+        super().__init__(env)
+        self._choose_by(Numbered(AllowedTokens(self.task.vocabulary.allowed)))
 
 
 class VectorAllowedActions(_ChosenRows):
     """`AllowedActions` of a vector environment."""
 
     def __init__(self, env: RowsEnv) -> None:
-        check_below(env, "VectorAllowedActions")
-        super().__init__(env, Numbered(AllowedTokens(task_of(env).vocabulary.allowed)))
+        super().__init__(env)
+        self._choose_by(Numbered(AllowedTokens(self.task.vocabulary.allowed)))
 
 
 def _nearest(task: Task, dimensions: int, seed: int, embedding: Points | None, table: Table | None) -> Nearest:
@@ -290,15 +263,10 @@ class EmbeddingActions(_Chosen):
     """
 
     def __init__(
-        self,
-        env: Env,
-        dimensions: int = 8,
-        seed: int = 0,
-        embedding: Points | None = None,
-        table: Table | None = None,
+        self, env: Env, dimensions: int = 8, seed: int = 0, embedding: Points | None = None, table: Table | None = None
     ) -> None:
-        check_below(env, "EmbeddingActions")
-        super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))
+        super().__init__(env)
+        self._choose_by(_nearest(self.task, dimensions, seed, embedding, table))
 
 
 class VectorEmbeddingActions(_ChosenRows):
@@ -312,5 +280,5 @@ class VectorEmbeddingActions(_ChosenRows):
         embedding: Points | None = None,
         table: Table | None = None,
     ) -> None:
-        check_below(env, "VectorEmbeddingActions")
-        super().__init__(env, _nearest(task_of(env), dimensions, seed, embedding, table))
+        super().__init__(env)
+        self._choose_by(_nearest(self.task, dimensions, seed, embedding, table))

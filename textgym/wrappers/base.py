@@ -37,8 +37,8 @@ def task_of(env: Env | RowsEnv) -> Task:
     return task
 
 
-def check_below(env: Env | RowsEnv, wrapper: str, actions: bool = True) -> None:
-    """Raise TypeError unless the environment below shows tokens, and takes them as actions if `actions`."""
+def _check_below(env: Env | RowsEnv, wrapper: str, takes_tokens: bool) -> None:
+    """Raise TypeError unless the environment below shows tokens, and takes them as actions if the wrapper does."""
     task = getattr(env.unwrapped, "task", None)
     shown = getattr(env, "single_observation_space", None) or env.observation_space
     taken = getattr(env, "single_action_space", None) or env.action_space
@@ -47,7 +47,7 @@ def check_below(env: Env | RowsEnv, wrapper: str, actions: bool = True) -> None:
             f"{wrapper}: the environment below it does not show tokens; "
             "LMFeatures comes last, around all other wrappers"
         )
-    if actions and taken != action_space(task):
+    if takes_tokens and taken != action_space(task):
         raise TypeError(
             f"{wrapper}: the actions of the environment below it are no tokens; "
             "the order is ReferenceReward, then TopKActions or EmbeddingActions, then LMFeatures"
@@ -64,9 +64,15 @@ def reference_of(env: Env | RowsEnv, given: Reference | None) -> Reference:
 
 
 class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):
-    """A wrapper of one environment that knows the present observation, as a batch of one."""
+    """A wrapper of one environment that knows the present observation, as a batch of one.
+
+    Raises: TypeError for an environment below that does not show tokens, or does not take them where `_takes_tokens`.
+    """
+
+    _takes_tokens = True
 
     def __init__(self, env: Env) -> None:
+        _check_below(env, type(self).__name__, self._takes_tokens)
         super().__init__(env)
         self.task = task_of(env)
         self._observation: Observation = {}
@@ -98,9 +104,15 @@ class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):
 
 
 class RowsWrapper(VectorWrapper):
-    """A wrapper of a vector environment that knows the present observations and which rows take no action."""
+    """A wrapper of a vector environment that knows the present observations and which rows take no action.
+
+    Raises: as `SingleWrapper`.
+    """
+
+    _takes_tokens = True
 
     def __init__(self, env: RowsEnv) -> None:
+        _check_below(env, type(self).__name__, self._takes_tokens)
         super().__init__(env)
         self.task = task_of(env)
         self._observation: Observation = {}

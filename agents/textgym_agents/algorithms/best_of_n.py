@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -18,10 +16,10 @@ from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
 from textgym.task import Task, make_reference
-from textgym.vector import TokenVectorEnv, batch_env
+from textgym.vector import batch_env
+from textgym_agents.algorithms.fixed import NonLearner
 from textgym_agents.config import at_least_one, require
-from textgym_agents.protocol import Agent, Callback, Observation, StateFinder, token_rows
-from textgym_agents.saving import read_saved, write_saved
+from textgym_agents.protocol import Observation, StateFinder, token_rows
 from textgym_agents.tabular.policies import draw
 
 _ROWS_AT_ONCE = 512
@@ -63,7 +61,7 @@ class _Plan:
         return token
 
 
-class BestOfN(Agent):
+class BestOfN(NonLearner):
     """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
@@ -74,13 +72,12 @@ class BestOfN(Agent):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
-        config: the settings.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """
 
     name = "best-of-n"
     config: BestOfNConfig
-    learns = False
+    config_type = BestOfNConfig
 
     def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:
         self.task = task
@@ -122,9 +119,6 @@ class BestOfN(Agent):
         deviations = deviation * np.power(task.gamma, episodes.lengths - 1.0)
         return sampled_kl(expected_returns(task, episodes), deviations, n, seed)
 
-    def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
-        """Do nothing: there is nothing to learn."""
-
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`. `deterministic` changes nothing: the likeliest answer is not known."""
         states = token_rows(observation)
@@ -141,16 +135,6 @@ class BestOfN(Agent):
 
     def log_probs(self, observation: Observation) -> None:
         """Return None: see `Agent.log_probs`."""
-
-    def save(self, path: str | Path) -> None:
-        """See `Agent.save`."""
-        write_saved(path, self.name, self.config, self.task)
-
-    @classmethod
-    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`."""
-        task = env.unwrapped.task
-        return read_saved(path, cls.name, lambda saved: cls(task, BestOfNConfig(**saved.config)), task, elsewhere=None)
 
     def _best(self, observation: Observation) -> list[Tokens]:
         """Return the best of n continuations of each of these states, as whole sequences."""

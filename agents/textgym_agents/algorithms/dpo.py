@@ -54,8 +54,7 @@ class DPOConfig(OfflineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "noise")
-        if self.pairs is not None:
-            at_least_one(self, "pairs")
+        at_least_one(self, "pairs")
         require("pairs", self.pairs, self.pairs is None or self.data is None, "None where data is given")
         require("sampler", self.sampler, self.sampler in get_args(Sampler), str(get_args(Sampler)))
         old = self.data is not None or self.pairs is not None

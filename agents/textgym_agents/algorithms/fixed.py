@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import Ints
 from textgym.lm.reference import Reference, UniformReference
+from textgym.registry import Factory
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Agent, Callback, Observation, as_agent
-from textgym_agents.saving import read_saved, write_saved
+from textgym_agents.saving import Saved, read_saved, write_saved
+from textgym_agents.tabular.policies import draw
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -32,36 +37,57 @@ class FixedConfig:
 
 
 class NonLearner(Agent):
-    """An agent that learns nothing, and draws its tokens from its log-probabilities."""
+    """An agent that learns nothing, and of which the config is all there is to save."""
 
+    task: Task
+    config: DataclassInstance
+    config_type: ClassVar[Factory]
     learns = False
-    _generator: np.random.Generator
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Do nothing: there is nothing to learn."""
 
+    def save(self, path: str | Path) -> None:
+        """See `Agent.save`."""
+        write_saved(path, self.name, self.config, self.task)
+
+    @classmethod
+    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
+        """See `Agent.load`."""
+        task = env.unwrapped.task
+        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere=None)
+
+    @classmethod
+    def _restored(cls, saved: Saved, task: Task) -> Self:
+        make: Factory = cls
+        made: Self = make(task, cls.config_type(**saved.config))
+        return made
+
+
+class Drawing(NonLearner):
+    """A `NonLearner` that draws its tokens from its log-probabilities."""
+
+    _generator: np.random.Generator
+
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """See `Agent.act`."""
         log_probs = self.log_probs(observation)
-        if deterministic:
-            return np.asarray(log_probs.argmax(1))
-        # The Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample.
-        return np.asarray((log_probs + self._generator.gumbel(size=log_probs.shape)).argmax(1))
+        return np.asarray(log_probs.argmax(1)) if deterministic else draw(log_probs, self._generator)
 
     @abstractmethod
     def log_probs(self, observation: Observation) -> NDArray[np.floating]:
         """See `Agent.log_probs`."""
 
 
-class _FixedAgent(NonLearner):
+class _FixedAgent(Drawing):
     """An agent that acts by a reference policy.
 
     Args:
         task: whose policy.
-        config: the settings.
     """
 
     config: FixedConfig
+    config_type = FixedConfig
 
     def __init__(self, task: Task, config: FixedConfig | None = None) -> None:
         self.task = task
@@ -76,16 +102,6 @@ class _FixedAgent(NonLearner):
     def log_probs(self, observation: Observation) -> NDArray[np.floating]:
         """See `Agent.log_probs`."""
         return self._policy.log_probs(observation)
-
-    def save(self, path: str | Path) -> None:
-        """See `Agent.save`."""
-        write_saved(path, self.name, self.config, self.task)
-
-    @classmethod
-    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`."""
-        task = env.unwrapped.task
-        return read_saved(path, cls.name, lambda saved: cls(task, FixedConfig(**saved.config)), task, elsewhere=None)
 
 
 class ReferenceAgent(_FixedAgent):

@@ -11,13 +11,7 @@ from textgym.task import Task
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group, check_sequence_kl
 from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.critic_free import (
-    action_returns,
-    centred,
-    critic_free_targets,
-    sequence_weights,
-    standardised,
-)
+from textgym_agents.lm.critic_free import action_returns, centred, critic_free_targets, sequence_weights, standardised
 from textgym_agents.lm.maths import Aggregation, Targets, clipped_policy_loss, on_device
 from textgym_agents.lm.rollout import Rollout
 
@@ -58,8 +52,7 @@ class GRPOConfig(OnPolicyConfig):
         check_group(self.group, self.batch)
         check_sequence_kl(self.kl)
         require("aggregation", self.aggregation, self.aggregation in _AGGREGATIONS, str(_AGGREGATIONS))
-        positive(self, "clip_low")
-        positive(self, "clip_high")
+        positive(self, "clip_low", "clip_high")
 
 
 class GRPO(OnPolicyAgent):

@@ -14,12 +14,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_sequence_kl
 from textgym_agents.config import OnPolicyConfig, not_negative, only_with, require
-from textgym_agents.lm.critic_free import (
-    action_returns,
-    critic_free_targets,
-    leave_one_out,
-    score_function_loss,
-)
+from textgym_agents.lm.critic_free import action_returns, critic_free_targets, leave_one_out, score_function_loss
 from textgym_agents.lm.maths import Targets, make_targets, scores
 from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Callback

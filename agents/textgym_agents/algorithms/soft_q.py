@@ -41,9 +41,8 @@ class SoftQConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("replay_batch", "updates"):
-            at_least_one(self, name)
-        at_least_one(self, "replay", MOST)
+        at_least_one(self, "replay_batch", "updates")
+        at_least_one(self, "replay", most=MOST)
         not_negative(self, "value_coefficient")
         require("kl", self.kl, self.kl == "k1", "'k1'")
 

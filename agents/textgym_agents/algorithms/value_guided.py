@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
-from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
-from textgym_agents.algorithms.fixed import NonLearner, reference_of
-from textgym_agents.config import at_least_one, require
+from textgym_agents.algorithms.fixed import Drawing, reference_of
+from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.lm.critic import Critic, critic_of
+from textgym_agents.mcts.forest import Model
 from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
-from textgym_agents.saving import Saved, read_saved, write_saved
+from textgym_agents.registry import load_guide
+from textgym_agents.saving import Saved, write_saved
+from textgym_agents.tabular.policies import normalised
 
 _ROWS_AT_ONCE = 1024
 _FACTOR = 4.0
@@ -47,17 +47,11 @@ class ValueGuidedConfig:
     def __post_init__(self) -> None:
         at_least_one(self, "k")
         require("prior", self.prior, self.prior in ("policy", "reference"), "'policy' or 'reference'")
-        temperature = self.temperature
-        require(
-            "temperature",
-            temperature,
-            temperature is None or 0 < temperature < math.inf,
-            "None or a finite number > 0",
-        )
+        positive(self, "temperature")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class ValueGuided(NonLearner):
+class ValueGuided(Drawing):
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
@@ -73,7 +67,6 @@ class ValueGuided(NonLearner):
 
     Args:
         task: supplies prompts, reference and reward.
-        config: the settings.
         guide: an agent with `log_probs` and `values`, in place of the saved one of `config.run`.
     Raises: ValueError without a guide, for one without a critic, or a temperature that is not positive.
     Source: Liu et al. (2023), arXiv:2309.15028 (the critic of PPO when decoding); Mudgal et al. (2023),
@@ -88,7 +81,7 @@ class ValueGuided(NonLearner):
         if guide is None:
             if self.config.run is None:
                 raise ValueError("run=None: allowed is the folder of a saved agent with a critic")
-            guide = _load(self.config.run, task)
+            guide = load_guide(self.config.run, task)
         self.guide = as_agent(guide)
         self._critic: Critic = critic_of(guide)
         self._prior = reference_of(guide, task) if self.config.prior == "reference" else guide
@@ -104,11 +97,8 @@ class ValueGuided(NonLearner):
         result = np.array(self._prior.log_probs(observation), dtype=np.float64)
         found = self._finder.states(observation)
         for split in sorted({own for own, _ in found}):
-            rows = np.array(
-                [i for i, (own, state) in enumerate(found) if own == split and not self._ended(state)],
-                dtype=np.int64,
-            )
-            if len(rows):
+            rows = [row for row, (own, state) in enumerate(found) if own == split and not self._ended(state)]
+            if rows:
                 result[rows] = self._tilted(result[rows], [found[row][1] for row in rows], split)
         return result
 
@@ -132,10 +122,8 @@ class ValueGuided(NonLearner):
         rows, places = np.nonzero(np.isfinite(weights))
         values = self._action_values([states[row] for row in rows], tokens[rows, places], split)
         weights[rows, places] += values / self.temperature
-        weights -= weights.max(1, keepdims=True)
-        weights -= np.log(np.exp(weights).sum(1, keepdims=True))
         result = np.full_like(logs, -np.inf)
-        np.put_along_axis(result, tokens, weights, axis=1)
+        np.put_along_axis(result, tokens, normalised(weights), axis=1)
         return result
 
     def _action_values(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
@@ -148,19 +136,12 @@ class ValueGuided(NonLearner):
         return np.concatenate(parts)
 
     def _look_ahead(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
-        env = TokenVectorEnv(self.task, len(states), split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
-        env.set_states(self._with_noise(states))
-        if self.task.scorer.pay == "difference":
-            states = _with_potentials(env, states)
-            env.set_states(states)
-        observation, rewards, ended, _, _ = env.step(tokens)
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in states])
-        values = np.asarray(discounts * rewards, dtype=np.float64)
-        going = ~ended
+        model = Model(self.task, split, len(states))
+        arrival = model.step(self._with_noise(model.with_potentials(states)), tokens)
+        values, going = np.asarray(arrival.rewards, dtype=np.float64), ~arrival.finished
         if going.any():
-            seen = {name: array[going] for name, array in observation.items()}
-            masks = env.action_masks()[going] if self.task.mask is not None else None
-            values[going] += self._critic(seen, masks)
+            seen = {name: array[going] for name, array in arrival.observation.items()}
+            values[going] += self._critic(seen, None if arrival.masks is None else arrival.masks[going])
         return values
 
     def _with_noise(self, states: list[TokenState]) -> list[TokenState]:
@@ -177,29 +158,5 @@ class ValueGuided(NonLearner):
         write_saved(path, self.name, self.config, self.task, folders={"guide": self.guide.save})
 
     @classmethod
-    def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`."""
-        task = env.unwrapped.task
-        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere=None)
-
-    @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:
-        return cls(task, ValueGuidedConfig(**saved.config), _load(saved.folder / "guide", task))
-
-
-def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[TokenState]:
-    """Return states as the environment comes to them: pay by differences remembers the last score."""
-    result = []
-    for state in states:
-        walk = TokenVectorEnv(env.task, 1, split=env.split, autoreset_mode=AutoresetMode.DISABLED)
-        walk.set_states([TokenState(state.prompt)])
-        for token in state.completion:
-            walk.step(np.array([token]))
-        result += walk.get_states()
-    return result
-
-
-def _load(path: str | Path, task: Task) -> Agent:
-    from textgym_agents.registry import load_agent
-
-    return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))
+        return cls(task, ValueGuidedConfig(**saved.config), load_guide(saved.folder / "guide", task))

@@ -10,13 +10,7 @@ from typing import TypeVar
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse_pair
-from textgym_agents.commands.running import (
-    FitDisplay,
-    before_after,
-    interrupted_run,
-    refuse_change,
-    watched_run,
-)
+from textgym_agents.commands.running import FitDisplay, interrupted_run, measures_table, refuse_change, watched_run
 from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Watcher
@@ -98,7 +92,8 @@ def _fit(
         result = train(settings, out, display, flags.resume)
     console, data = output(), result["data"]
     if data["held_out_rows"]:
-        console.print(before_after(result["before"], result["after"], measures))
+        both = {when: result[when] for when in ("before", "after")}
+        console.print(measures_table(both, labels=measures, title="held-out prompts"))
     else:
         console.print("no prompts were held out, so nothing was measured")
     console.print(

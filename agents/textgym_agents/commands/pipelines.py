@@ -41,32 +41,20 @@ _PROMPTS, _HACKED = 4, 6  # answers that are shown
 
 
 @dataclass(frozen=True)
-class RLHFFlags:
-    """What is aligned, and where it is written."""
+class PipelineFlags:
+    """What is aligned or optimised, and where it is written."""
 
     id: EnvId
     """The environment, as `textgym list` shows it: its gold reward judges, its reference is the base model."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     out: Path | None = None
-    """The folder; by default the next free runs/NAME-rlhf-N. The same command goes on with what is there."""
-
-
-@dataclass(frozen=True)
-class OveroptimiseFlags:
-    """What is optimised, and where it is written."""
-
-    id: EnvId
-    """The environment, as `textgym list` shows it; its task needs a gold reward."""
-    env: EnvOptions = ()
-    """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
-    out: Path | None = None
-    """The folder; by default the next free runs/NAME-overoptimise-N. The same command goes on with what is there."""
+    """The folder; by default the next free runs/NAME-COMMAND-N. The same command goes on with what is there."""
 
 
 def rlhf(arguments: list[str]) -> None:
     """Run `textgym rlhf`."""
-    flags, settings = parse_pair(RLHFFlags, RLHFSettings, arguments, "rlhf", _RLHF)
+    flags, settings = parse_pair(PipelineFlags, RLHFSettings, arguments, "rlhf", _RLHF)
     from textgym_agents.rlhf.pipeline import Pipeline
 
     def show(result: JsonObject, out: Path) -> None:
@@ -80,7 +68,7 @@ def rlhf(arguments: list[str]) -> None:
 
 def overoptimise(arguments: list[str]) -> None:
     """Run `textgym overoptimise`."""
-    flags, settings = parse_pair(OveroptimiseFlags, OveroptimiseSettings, arguments, "overoptimise", _OVEROPTIMISE)
+    flags, settings = parse_pair(PipelineFlags, OveroptimiseSettings, arguments, "overoptimise", _OVEROPTIMISE)
     from textgym_agents.rlhf.overoptimise import Overoptimisation, draw_overoptimisation
 
     def show(result: JsonObject, out: Path) -> None:
@@ -97,7 +85,7 @@ def overoptimise(arguments: list[str]) -> None:
 
 
 def _run(
-    flags: RLHFFlags | OveroptimiseFlags,
+    flags: PipelineFlags,
     settings: Settings,
     command: str,
     pipeline: Callable[[str, Settings, Path, Watcher, JsonObject], StagedRun[Settings]],

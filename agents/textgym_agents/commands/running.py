@@ -36,19 +36,23 @@ Row = Mapping[str, float | None]
 """Flat measures under `eval/...`, or the metrics of an iteration."""
 
 
-def measures_table(columns: Mapping[str, Row], names: list[str] | None = None) -> Table:
+def measures_table(
+    columns: Mapping[str, Row],
+    names: list[str] | None = None,
+    labels: Mapping[str, str] = MEASURES,
+    title: str = "measure",
+) -> Table:
     """Return a row per measure and a column per policy, with 95% intervals; what failed, in completions.
 
     Args:
         columns: heading -> flat measures under `eval/...`.
         names: of the measures; None shows all that are there, and the reward's terms.
+        labels: name -> label of every measure. title: stands above them.
     """
-    found = table("measure", *map(number, columns))
-    wanted = names or [
-        name for name in MEASURES if any(row.get(f"eval/{name}") is not None for row in columns.values())
-    ]
+    found = table(title, *map(number, columns))
+    wanted = names or [name for name in labels if any(row.get(f"eval/{name}") is not None for row in columns.values())]
     for name in wanted:
-        found.add_row(MEASURES[name], *(cell(row, name) for row in columns.values()))
+        found.add_row(labels[name], *(cell(row, name) for row in columns.values()))
     groups = () if names else (("terms", "term", "-"), ("failures", "failures:", "0"))
     for group, title, absent in groups:
         prefix = f"eval/{group}/"
@@ -81,28 +85,8 @@ def cell(row: Row, name: str) -> str:
     return f"{value:.3f}{interval}".replace("-0.000", "0.000")  # a difference of 1e-18 is no "-0.000"
 
 
-def before_after(before: Row, after: Row, measures: Mapping[str, str]) -> Table:
-    """Return a row per measure before and after learning, with 95% intervals where there are any.
-
-    Args:
-        before, after: flat measures under `eval/...`.
-        measures: name -> label.
-    """
-    found = table("held-out prompts", number("before"), number("after"))
-    for name, label in measures.items():
-        cells = [cell(row, name) for row in (before, after)]
-        if cells != ["-", "-"]:
-            found.add_row(label, *cells)
-    return found
-
-
 class Display:
-    """A `Watcher` for people: a bar, or plain lines where there is no terminal.
-
-    Args:
-        total: of the bar.
-        unit: of `total`.
-    """
+    """A `Watcher` for people: a bar of so many units, or plain lines where there is no terminal."""
 
     def __init__(self, total: int = 1, unit: str = "steps") -> None:
         self._console = output()

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textgym.checks import JsonObject, docstring
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import (
-    EnvId,
-    EnvOptions,
-    env_options,
-    find_id,
-    import_user_module,
-    parse,
-    parse_pair,
-)
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse, parse_pair
 from textgym.files import reading
-from textgym.prompts import HeldOut
 from textgym_agents.commands.running import (
     TrainDisplay,
     how_measured,
@@ -27,7 +18,7 @@ from textgym_agents.commands.running import (
     refuse_change,
     watched_run,
 )
-from textgym_agents.config import TrainSettings
+from textgym_agents.config import MeasureSettings, TrainSettings
 from textgym_agents.registry import agent_class, config_class
 from textgym_agents.training.folder import RunFolder
 
@@ -51,22 +42,7 @@ class TrainFlags:
     """Go on with the interrupted run in --out, with the settings that it was started with."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
-    eval_every: int = 10
-    """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
-    eval_points: int = 0
-    """Evaluations on the way at even distances over the episodes, in place of --eval-every."""
-    eval_per_prompt: int = 2
-    """Completions per held-out prompt of the evaluations on the way."""
-    final_per_prompt: int = 16
-    """Completions per held-out prompt of the first and the last evaluation."""
-    optimum_per_prompt: int = 64
-    """Completions per held-out prompt that the optimum is estimated from."""
-    save_every: int = 10
-    """Iterations between checkpoints."""
-    samples: int = 8
-    """Held-out prompts whose completions every evaluation writes down."""
-    split: HeldOut = "eval"
-    """Which held-out prompts: those to report, or those to choose settings on."""
+    measuring: MeasureSettings = field(default_factory=MeasureSettings)
 
 
 def main(arguments: list[str]) -> None:
@@ -94,9 +70,9 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     """Start or resume a training and show it."""
     from textgym_agents.training.loop import Training
 
-    shared = {field.name for field in fields(TrainSettings)} - {"id", "env", "config"}
-    values = {name: getattr(flags, name) for name in shared}
-    settings = TrainSettings(id=find_id(flags.id), env=env_options(flags.env), config=config, **values)
+    settings = TrainSettings(
+        find_id(flags.id), flags.agent, flags.episodes, config, env_options(flags.env), **asdict(flags.measuring)
+    )
     folder = None
     if flags.resume:
         folder = interrupted_run(flags.out)
@@ -121,13 +97,14 @@ def _stored_settings(
 ) -> TrainSettings:
     """Return the settings that a run was started with. Raises: UsageError if a flag asks for something else."""
     stored = folder.config()
-    known = {field.name for field in fields(TrainSettings)}
+    known = {each.name for each in fields(TrainSettings)}
     with reading(folder.path / "config.json", "the run's settings"):
         before = TrainSettings(**{name: value for name, value in stored.items() if name in known})
     if ":" in before.agent and flags.agent != before.agent:
         # A file never chooses what is imported.
         raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")
-    defaults = {field.name: field.default for field in fields(TrainFlags)} | {"env": {}}
+    flagged = (*fields(TrainFlags), *fields(MeasureSettings))
+    defaults = {each.name: each.default for each in flagged} | {"env": {}}
     for name in sorted(known - {"config"}):
         refuse_change(folder, name, getattr(settings, name), getattr(before, name), defaults[name])
     kind = _config_type(before.agent)

@@ -266,10 +266,7 @@ def _sampled(tested: AgentUnderTest) -> list[PolicyValues]:
 
 
 def _standard_errors(
-    tested: AgentUnderTest,
-    logged: list[float],
-    exact: list[float],
-    per_episode: Callable[[PolicyValues], Floats],
+    tested: AgentUnderTest, logged: list[float], exact: list[float], per_episode: Callable[[PolicyValues], Floats]
 ) -> float:
     """Return how many standard errors the sum of batch means is from the sum of what they estimate.
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from textgym import Task, TokenVectorEnv, make_task
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import NGramReference
+from textgym.sampling import Policy
 from textgym.solver import PolicyValues, PrefixTree, evaluate_edges, policy_values, prefix_tree
 from textgym.state import TokenState
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.conformance.hooks import LossGradient, hook
 from textgym_agents.conformance.under_test import PLAIN, AgentUnderTest, NotAsked
 from textgym_agents.exact.objective import edge_mass, edge_weights, state_sums, unpaid
-from textgym_agents.protocol import Agent, Metrics, Observation
+from textgym_agents.protocol import Agent, Metrics
 
 WORDS = ("a", "b", "c", "<end>", "<halt>")
 STOPS = ("<end>", "<halt>")
@@ -28,13 +27,6 @@ EMPTY_ROWS = 1
 BATCHES, EPISODES = 32, 240  # groups of 2, 3, 4, 5, 6 and 8 fit in
 _MOVES, _MOVE_EPISODES, _MOVED = 48, 48, 0.5  # iterations of so many episodes, or until so many nats
 _LEAST_MOVED = 0.02  # nats
-
-
-class Policy(Protocol):
-    """A policy, as an agent is one; a method `own_reference` gives its pi_ref where that is not the task's."""
-
-    def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]] | None:
-        """See `Agent.log_probs`."""
 
 
 def _paid(prompts: list[str], completions: list[str], **columns: object) -> list[float]:

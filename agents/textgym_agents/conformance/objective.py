@@ -24,10 +24,7 @@ from textgym_agents.protocol import Metrics, Observation
 
 
 def exact_variance(
-    exact: ExactGradients,
-    estimator: Estimator,
-    values: Callable[[Observation], Floats] | None,
-    episodes: int,
+    exact: ExactGradients, estimator: Estimator, values: Callable[[Observation], Floats] | None, episodes: int
 ) -> tuple[float, float]:
     """Return the trace of the covariance of one batch's estimate of grad J, and how wide its spectrum is.
 

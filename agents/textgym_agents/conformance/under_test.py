@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -12,6 +10,7 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -72,38 +71,31 @@ def at_most(what: str, value: float, limit: float) -> Outcome:
 
 @contextmanager
 def global_generators(seed: int) -> Iterator[Callable[[], list[str]]]:
-    """Seed those of Python, numpy and, where it is loaded, torch, and set them back at the end.
+    """Seed those of Python, numpy and torch, and set them back at the end.
 
     Yields: a function that names the generators that were drawn from since.
     """
-    torch = sys.modules.get("torch")
-    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
-    tensor = None if torch is None else torch.get_rng_state()
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    if torch is not None:
-        # Not manual_seed, which would reseed every accelerator as well.
-        torch.default_generator.manual_seed(seed)
+    # Not manual_seed, which would reseed every accelerator as well.
+    torch.default_generator.manual_seed(seed)
     before = _states()
     try:
-        yield lambda: [name for name, state in _states().items() if before.get(name, state) != state]
+        yield lambda: [name for name, state in _states().items() if before[name] != state]
     finally:
         random.setstate(python)
         np.random.set_state(array)  # noqa: NPY002
-        if torch is not None:
-            torch.set_rng_state(tensor)
+        torch.set_rng_state(tensor)
 
 
 def _states() -> dict[str, object]:
     array: Any = np.random.get_state()  # noqa: NPY002
-    states: dict[str, object] = {
+    return {
         "random": random.getstate(),
         "numpy.random": (array[1].tobytes(), array[2:]),
+        "torch": torch.get_rng_state().numpy().tobytes(),
     }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        states["torch"] = torch.get_rng_state().numpy().tobytes()
-    return states
 
 
 Factory = Callable[[TokenVectorEnv], Agent]
@@ -184,30 +176,19 @@ def factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
         settings: of the agent's config; not for a function.
     Raises: TypeError or ValueError for what is no agent.
     """
-    if isinstance(agent, str):
-        agent_class(agent)
+    if isinstance(agent, str | type):
+        make_config(agent_class(agent), settings)
         return lambda env: make_agent(agent, env, **settings)
     if not callable(agent):
         raise TypeError(f"agent={agent!r:.80}: allowed is a name, 'module:Class', a class or a function of env")
-    if not isinstance(agent, type):
-        if settings:
-            raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")
-        return lambda env: as_agent(agent(env))
-    make = agent
-    config = make_config(make, dict(settings))
-    taken = inspect.signature(make).parameters
-
-    def factory(env: TokenVectorEnv) -> Agent:
-        parts = {"env": env, "task": env.unwrapped.task, "config": config}
-        return as_agent(make(**{name: part for name, part in parts.items() if name in taken}))
-
-    return factory
+    if settings:
+        raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")
+    return lambda env: as_agent(agent(env))
 
 
 def plain_factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
     """Return `factory_of` with `PLAIN` and `SPLIT` in place of settings; a function makes what it makes."""
-    found = agent_class(agent) if isinstance(agent, str) else agent
-    kind = config_class(found) if isinstance(found, type) else None
+    kind = config_class(agent_class(agent)) if isinstance(agent, str | type) else None
     names = set() if kind is None else {entry.name for entry in fields(kind)}
     changed = {name: value for name, value in {**PLAIN, **SPLIT}.items() if name in names}
     return factory_of(agent, {**settings, **changed})

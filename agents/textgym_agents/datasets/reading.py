@@ -99,7 +99,8 @@ def read_recording(path: str | Path, task: Task) -> Recording:
     except Exception as error:  # what HDF5 and Minari raise of a damaged file is of many kinds
         message = f"{where}: this Minari dataset cannot be read ({type(error).__name__}: {error})"
         raise ValueError(message.splitlines()[0]) from error
-    return Recording(_sequences(rows, task), np.array([value for _, _, value in rows]))
+    sequences = Sequences.of([(prompt, completion) for prompt, completion, _ in rows], task.vocabulary.pad_id)
+    return Recording(sequences, np.array([value for _, _, value in rows]))
 
 
 class _UnfitError(Exception):
@@ -145,12 +146,3 @@ def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float]:
         token = int(actions[~task.vocabulary.allowed[actions]][0])
         raise _UnfitError(f"{name}: has token {token}, which the task does not allow")
     return ids[-1, :start], actions, float((rewards * task.gamma ** np.arange(count)).sum())
-
-
-def _sequences(rows: list[tuple[Ints, Ints, float]], task: Task) -> Sequences:
-    starts = np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64)
-    lengths = np.array([len(completion) for _, completion, _ in rows], dtype=np.int64)
-    ids = np.full((len(rows), int((starts + lengths).max())), task.vocabulary.pad_id, dtype=np.int64)
-    for row, (prompt, completion, _) in zip(ids, rows, strict=True):
-        row[: len(prompt) + len(completion)] = [*prompt, *completion]
-    return Sequences(ids, starts, lengths)

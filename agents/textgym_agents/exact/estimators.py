@@ -18,21 +18,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Unpack
 
 import numpy as np
 
 from textgym.checks import Floats, Ints
-from textgym.solver import MAX_STATES, PolicyValues, policy_values, prefix_tree
+from textgym.solver import PolicyValues
 from textgym_agents.exact.objective import (
-    EnumeratedPolicy,
+    Options,
     Problem,
     Steps,
     edge_jacobian,
     edge_weights,
     kl_terms,
-    readable,
     steps,
     to_go,
+    torch_values,
     unpaid,
 )
 from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
@@ -82,22 +83,6 @@ class Enumeration:
     values: PolicyValues
     jacobian: Floats = field(repr=False)
     steps: Steps = field(repr=False)
-
-    @property
-    def prompt(self) -> Ints:
-        """The index of the prompt of every trajectory, (N,)."""
-        return self.values.trajectories.prompt
-
-    @property
-    def probability(self) -> Floats:
-        """P(tau) given the prompt, (N,)."""
-        probability: Floats = np.exp(self.values.trajectories.log_probability)
-        return probability
-
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of every trajectory, (N,)."""
-        return self.values.trajectories.length
 
     @property
     def mass(self) -> Floats:
@@ -168,21 +153,14 @@ def compare(
 
 
 def enumerate_trajectories(
-    problem: Problem,
-    policy: object,
-    reference: object = None,
-    beta: float | None = None,
-    gamma: float | None = None,
-    split: str | None = None,
-    max_states: int = MAX_STATES,
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
 ) -> Enumeration:
-    """Return everything the tables are made of, for a torch policy. For the arguments see `policy_gradient`.
+    """Return everything the tables are made of, for a torch policy. Args: see `torch_values`.
 
-    Raises: as `policy_gradient`; ValueError if the Jacobian is too large.
+    Raises: as `torch_values`; ValueError if the Jacobian is too large.
     """
-    tree = prefix_tree(problem, split, max_states)
-    values = policy_values(tree, EnumeratedPolicy(policy), readable(reference), beta, gamma)
-    return Enumeration(values, edge_jacobian(tree, policy), steps(values))
+    own, values = torch_values(problem, policy, reference, **options)
+    return Enumeration(values, edge_jacobian(values.tree, own), steps(values))
 
 
 _TUPLES = 500_000
@@ -190,11 +168,7 @@ Advantages = Callable[[Floats], Floats]
 
 
 def estimator_table(
-    enumeration: Enumeration,
-    lams: Sequence[float] = (0.0, 0.95),
-    group: int = 2,
-    draws: int = 200_000,
-    seed: int = 0,
+    enumeration: Enumeration, lams: Sequence[float] = (0.0, 0.95), group: int = 2, draws: int = 200_000, seed: int = 0
 ) -> list[Moments]:
     """Return a row per estimator.
 
@@ -216,7 +190,7 @@ def estimator_table(
     ]
     for lam in lams:
         for critic, says in (("V", values), ("critic 0", np.zeros_like(values))):
-            advantages = gae(rewards, says, enumeration.lengths, lam)
+            advantages = gae(rewards, says, enumeration.values.trajectories.length, lam)
             rows.append(enumeration.moments(f"GAE({lam:g}), {critic}", advantages))
     for name, function, mean_over_tokens in (
         ("RLOO", leave_one_out, False),
@@ -238,14 +212,16 @@ def _group_moments(
     seed: int,
 ) -> Moments:
     """Return the moments of g = (1/n) sum_i A_i grad log P(tau_i) over groups of n completions of one prompt."""
+    every = enumeration.values.trajectories
     weights, returns = enumeration.values.tree.weights, enumeration.charged.sum(1)
-    scale = 1 / enumeration.lengths if mean_over_tokens else np.ones(len(returns))
+    probability = np.exp(every.log_probability)  # given the prompt
+    scale = 1 / every.length if mean_over_tokens else np.ones(len(returns))
     mean, second = np.zeros(enumeration.jacobian.shape[1]), 0.0
     scatter, spread = 0.0, 0.0  # variances of the two estimates above, where they are drawn
     generator = np.random.default_rng([seed, 6])
     for prompt in np.flatnonzero(weights > 0):
-        own = np.flatnonzero((enumeration.prompt == prompt) & (enumeration.probability > 0))
-        tuples, mass, drawn = _tuples(enumeration.probability[own], group, draws, generator)
+        own = np.flatnonzero((every.prompt == prompt) & (probability > 0))
+        tuples, mass, drawn = _tuples(probability[own], group, draws, generator)
         amounts = advantages(returns[own][tuples]) * scale[own][tuples] / group
         coefficients = np.bincount(tuples.ravel(), (mass[:, None] * amounts).ravel(), minlength=len(own))
         part = coefficients @ enumeration.scores[own]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, cast
+from typing import Protocol, TypedDict, Unpack, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,14 +14,7 @@ from torch import Tensor
 from textgym import Task, TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
-from textgym.solver import (
-    MAX_STATES,
-    PolicyValues,
-    PrefixTree,
-    evaluate_edges,
-    policy_values,
-    prefix_tree,
-)
+from textgym.solver import PolicyValues, PrefixTree, evaluate_edges, policy_values
 from textgym_agents.protocol import Observation
 
 _ROWS_AT_ONCE = 1024
@@ -110,30 +103,43 @@ class EnumeratedPolicy:
         return torch.cat([(torch.zeros_like(p) if g is None else g).detach().double().flatten() for g, p in pairs])
 
 
+class Options(TypedDict, total=False):
+    """The options of `textgym.solver.policy_values`."""
+
+    beta: float | None
+    gamma: float | None
+    split: str | None
+    max_states: int
+
+
+def torch_values(
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
+) -> tuple[EnumeratedPolicy, PolicyValues]:
+    """Return a torch policy as one with `log_probs`, and its exact values, see `textgym.solver.policy_values`.
+
+    Args:
+        policy: see `EnumeratedPolicy`.
+        reference: anything with `log_probs(observation)`, or a torch policy; None takes the task's.
+    Raises: TypeError for a policy that cannot be differentiated; otherwise as `policy_values`.
+    """
+    own = EnumeratedPolicy(policy)
+    against = EnumeratedPolicy(reference) if hasattr(reference, "states") else cast("Reference | None", reference)
+    return own, policy_values(problem, own, against, **options)
+
+
 def policy_gradient(
-    problem: Problem,
-    policy: object,
-    reference: object = None,
-    beta: float | None = None,
-    gamma: float | None = None,
-    split: str | None = None,
-    max_states: int = MAX_STATES,
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
 ) -> PolicyGradient:
     """Return the exact gradient of J, by the policy-gradient theorem over all states.
 
     grad J = sum_s d(s) sum_a pi(a given s) A(s, a) grad log pi(a given s), with d(s) the probability of passing through
     s and A the advantage of the KL-regularised problem in units of time 0 (gamma^t and the KL are in it).
 
-    Args:
-        problem: see `textgym.solver.policy_values`, as for beta, gamma, split and max_states.
-        policy: see `EnumeratedPolicy`.
-        reference: anything with `log_probs(observation)`, or a torch policy; None takes the task's.
-    Raises: TypeError for a policy that cannot be differentiated; otherwise as `policy_values`.
+    Args: see `torch_values`.
     Source: Sutton et al. (2000), theorem 1.
     """
-    tree = prefix_tree(problem, split, max_states)
-    own = EnumeratedPolicy(policy)
-    values = policy_values(tree, own, readable(reference), beta, gamma)
+    own, values = torch_values(problem, policy, reference, **options)
+    tree = values.tree
     total = torch.zeros(sum(p.numel() for p in own.parameters), dtype=torch.float64, device=own.device)
     for depth, weights in enumerate(edge_weights(values)):
         for batch in tree.batches(depth):
@@ -143,11 +149,6 @@ def policy_gradient(
                 surrogate = own.edges(tree, depth, rows) @ torch.tensor(weights[where], device=own.device)
                 total += own.flat(torch.autograd.grad(surrogate, own.parameters, allow_unused=True))
     return PolicyGradient(total.cpu(), values)
-
-
-def readable(reference: object) -> Reference | None:
-    """Return a reference that is no torch policy: such a policy is wrapped, everything else stays as it is."""
-    return EnumeratedPolicy(reference) if hasattr(reference, "states") else cast("Reference | None", reference)
 
 
 def edge_weights(values: PolicyValues) -> list[Floats]:
@@ -238,12 +239,11 @@ def to_go(rewards: Floats) -> Floats:
     return sums
 
 
-def edge_jacobian(tree: PrefixTree, policy: object) -> Floats:
+def edge_jacobian(tree: PrefixTree, own: EnumeratedPolicy) -> Floats:
     """Return grad log pi of every edge, (E, D) float64, level after level.
 
     Raises: ValueError if it would hold more than 100 million numbers.
     """
-    own = EnumeratedPolicy(policy)
     edges = tree.states - len(tree.levels[0].parent)
     size = sum(parameter.numel() for parameter in own.parameters)
     if edges * size > _LARGEST:

@@ -42,8 +42,7 @@ class OfflineConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "minibatches"):
-            at_least_one(self, name)
+        at_least_one(self, "epochs", "minibatches")
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: nothing is sampled from the policy")
 

@@ -32,6 +32,16 @@ class Sequences:
     starts: Ints
     lengths: Ints
 
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Sequence[int] | Ints, Sequence[int] | Ints]], pad_id: int) -> Sequences:
+        """Return B pairs of prompt and completion, which are token ids."""
+        starts = np.array([len(head) for head, _ in rows], dtype=np.int64)
+        lengths = np.array([len(tail) for _, tail in rows], dtype=np.int64)
+        ids = np.full((len(rows), int((starts + lengths).max(initial=0))), pad_id, dtype=np.int64)
+        for row, (head, tail) in zip(ids, rows, strict=True):
+            row[: len(head) + len(tail)] = [*head, *tail]
+        return cls(ids, starts, lengths)
+
     def rows(self, chosen: Ints) -> Sequences:
         """Return some of them."""
         return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen])
@@ -63,12 +73,7 @@ def encode_texts(task: Task, texts: Sequence[Demonstration]) -> tuple[Sequences,
             raise ValueError(f"text {place + 1} of {len(texts)}: {error}") from error
         rows.append((head, tail))
         cut += not whole
-    width = max((len(head) + len(tail) for head, tail in rows), default=0)
-    ids = np.full((len(rows), width), task.vocabulary.pad_id, dtype=np.int64)
-    for row, (head, tail) in zip(ids, rows, strict=True):
-        row[: len(head) + len(tail)] = [*head, *tail]
-    starts = np.array([len(head) for head, _ in rows], dtype=np.int64)
-    return Sequences(ids, starts, np.array([len(tail) for _, tail in rows], dtype=np.int64)), cut
+    return Sequences.of(rows, task.vocabulary.pad_id), cut
 
 
 def _encode(task: Task, text: Demonstration) -> tuple[list[int], list[int], bool]:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
 from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.play import Turn, check_env, play_batch
 from textgym.task import Task
-from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
+from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.registry import load_guide
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.policies import draw
 
@@ -38,7 +38,6 @@ class MCTS(Agent):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference, reward and gamma.
-        config: the settings.
         guide: an agent, in place of the saved one of `config.guide`.
     Raises: ValueError for soft backups at beta = 0, a guide that does not serve, or too little memory for one search.
     Source: Silver et al. (2017), arXiv:1712.01815; soft backups: Xiao et al. (2019), NeurIPS, "Maximum Entropy
@@ -57,7 +56,7 @@ class MCTS(Agent):
         if self.config.backup == "soft" and not self.beta:
             raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean' or 'max'")
         if guide is None and self.config.guide is not None:
-            guide = _load_guide(self.config.guide, task)
+            guide = load_guide(self.config.guide, task)
         self.planner = Planner(task, self.config, self.beta, guide)
         self._acting = np.random.default_rng([self.config.seed, 2])
         self.iteration = self.episodes = 0
@@ -161,9 +160,3 @@ class MCTS(Agent):
         ]
         agent.planner.forest.restore(states, [split for split, _ in found], tensors)
         return agent
-
-
-def _load_guide(path: str, task: Task) -> Agent:
-    from textgym_agents.registry import load_agent
-
-    return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))

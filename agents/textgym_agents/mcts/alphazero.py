@@ -16,19 +16,10 @@ from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
-from textgym_agents.config import (
-    KL,
-    LMConfig,
-    at_least_one,
-    not_negative,
-    only_with,
-    positive,
-    require,
-    share,
-)
+from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, only_with, positive, require, share
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
+from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw, log_ratios
 
@@ -143,10 +134,8 @@ class AlphaZeroConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("simulations", "candidates", "memory", "epochs", "minibatches"):
-            at_least_one(self, name)
-        for name in ("visit_temperature", "c_init"):
-            positive(self, name)
+        at_least_one(self, "simulations", "candidates", "memory", "epochs", "minibatches")
+        positive(self, "visit_temperature", "c_init")
         not_negative(self, "value_coefficient")
         share(self, "root_noise")
         require("kl", self.kl, self.kl == "k1", "'k1'")

@@ -95,13 +95,19 @@ class Model:
         self.scored += int(going.sum())
         return self._discounts(arrival.states) * played.returns(self.task.gamma)[:count]
 
-    def with_potential(self, state: TokenState) -> TokenState:
-        """Return a state found by its tokens as the environment has it: pay by differences remembers the last score."""
-        if self.task.scorer.pay != "difference" or not state.completion:
-            return state
-        reached = TokenState(state.prompt)
-        for token in state.completion:
-            (reached,) = self.step([reached], np.array([token])).states
+    def with_potentials(self, states: Sequence[TokenState]) -> list[TokenState]:
+        """Return n states found by their tokens as the environment has them: pay by differences remembers the last
+        score.
+        """
+        if self.task.scorer.pay != "difference":
+            return list(states)
+        reached = [TokenState(state.prompt) for state in states]
+        for time in range(max(len(state.completion) for state in states)):
+            rows = [row for row, state in enumerate(states) if len(state.completion) > time]
+            tokens = np.array([states[row].completion[time] for row in rows])
+            after = self.step([reached[row] for row in rows], tokens).states
+            for row, state in zip(rows, after, strict=True):
+                reached[row] = state
         return reached
 
     def with_seeds(self, states: Sequence[TokenState], generator: np.random.Generator) -> list[TokenState]:

@@ -12,9 +12,8 @@ from textgym.rewards import TextGymWarning
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
-from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.forest import Forest, Key, Model, key_of, nodes_in_memory
-from textgym_agents.mcts.search import Evaluator, Search, soft_result
+from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, prompt_lengths, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
 
@@ -33,12 +32,7 @@ class Planner:
     """
 
     def __init__(
-        self,
-        task: Task,
-        config: MCTSConfig,
-        beta: float,
-        guide: object = None,
-        reference: Reference | None = None,
+        self, task: Task, config: MCTSConfig, beta: float, guide: object = None, reference: Reference | None = None
     ) -> None:
         self._task, self._config, self._beta = task, config, beta
         candidates = min(config.candidates, task.vocabulary.size)
@@ -119,9 +113,9 @@ class Planner:
     def _search(self, split: str, states: list[TokenState], generator: np.random.Generator) -> None:
         forest, model = self.forest, self._model(split, len(states))
         before = model.scored
-        new = [model.with_potential(state) for state in states if key_of(state) not in forest.index]
+        new = [state for state in states if key_of(state) not in forest.index]
         if new:
-            new = model.with_seeds(new, generator)
+            new = model.with_seeds(model.with_potentials(new), generator)
             forest.add(new, [split] * len(new), self._evaluator.evaluate(model, model.place(new), generator))
         roots = np.array([forest.index[key_of(state)] for state in states], dtype=np.int64)
         Search(forest, model, self._evaluator, roots, generator).run(self._config.simulations)

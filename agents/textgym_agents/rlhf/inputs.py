@@ -33,12 +33,7 @@ Item = TypeVar("Item")
 
 _SHOWN = 10  # broken rows that are named one by one
 _LONGEST = 1024  # tokens; a longer row costs memory that few machines have for a whole batch
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 # Rows
 

@@ -182,11 +182,10 @@ class Pipeline(StagedRun[RLHFSettings]):
         contest = Contest(gold_task, env.unwrapped.task, self.fine_tuned(gold_task), per_prompt=plan.per_prompt)
         agent = load_agent(self.out / PPO, env)
         optimum = optimum_of(gold_task, [agent], contest.reference, per_prompt=plan.optimum_per_prompt)
-        shown = len(gold_task.prompt_set("eval").texts)
         rows = [
-            contest.row("base", make_reference(self.base_task), optimum, shown),
-            contest.row("SFT", contest.reference, optimum, shown),
-            contest.row("PPO", agent, optimum, shown),
+            contest.row("base", make_reference(self.base_task), optimum),
+            contest.row("SFT", contest.reference, optimum),
+            contest.row("PPO", agent, optimum),
             contest.best_of(plan.best_of, optimum, samples=4 * plan.best_of),
         ]
         offset = self._calibration()["offset"]
@@ -238,16 +237,15 @@ class Contest:
     reference: Reference
     per_prompt: int = 16
 
-    def row(self, name: str, policy: Agent | Reference, optimum: Optimum | None, shown: int = 0) -> PolicyRow:
-        """Measure one policy; `shown` of its answers are kept."""
+    def row(self, name: str, policy: Agent | Reference, optimum: Optimum | None) -> PolicyRow:
+        """Measure one policy, and keep its first answer to every prompt."""
         gold = self._evaluate(policy, self.gold_task, optimum, self.per_prompt)
         # The same seed, so that the very same answers are scored by the proxy.
         proxy = self._evaluate(policy, self.proxy_task, None, self.per_prompt)
         assert gold.kl is not None
         episodes = gold.episodes
         answers = {prompt: str(episodes.completions[i, 0]) for i, prompt in enumerate(episodes.prompts)}
-        kept = dict(list(answers.items())[:shown])
-        return PolicyRow(name, gold.reward, proxy.reward, gold.kl, gold.optimality, kept)
+        return PolicyRow(name, gold.reward, proxy.reward, gold.kl, gold.optimality, answers)
 
     def best_of(self, n: int, optimum: Optimum | None, samples: int) -> PolicyRow:
         """Measure best-of-n of the reference by the proxy, from `samples` answers to each prompt: 4 n at least."""

@@ -64,13 +64,9 @@ def pairwise_loss(scores: Tensor, mask: Tensor | None = None, margin: Tensor | N
 def plackett_luce_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the negative log-likelihood of the order: sum over i < K of log(sum over j >= i of exp(r_j)) - r_i.
 
-    For K = 2 this is the pairwise loss.
+    For K = 2 this is the pairwise loss, whose arguments and errors it has.
 
-    Args:
-        scores: (G, K) float, best first.
-        mask: (G, K) bool, True at answers; None for all. At least two a row.
     Returns: (G,), nats.
-    Raises: ValueError for shapes that do not fit or rankings of fewer than two answers.
     Source: Plackett (1975), The Analysis of Permutations; as a model of preferences Rafailov et al. (2023),
         arXiv:2305.18290, appendix A.3.
     """
@@ -86,11 +82,8 @@ def plackett_luce_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
 def centering_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean of (r_i + r_j)^2 over the pairs of every ranking: a pull of its scores towards mean 0.
 
-    Args:
-        scores: (G, K) float.
-        mask: (G, K) bool, True at answers; None for all. At least two a row.
+    Args and Raises: see `pairwise_loss`.
     Returns: (G,), squared reward units.
-    Raises: ValueError for shapes that do not fit or rankings of fewer than two answers.
     Source: Eisenstein et al. (2023), arXiv:2312.09244, section 2.
     """
     scores, valid = _clean(scores, mask)
@@ -308,7 +301,6 @@ def score_answers(reward: Reward, answers: Iterable[tuple[str, str, bool]], stop
     """Return a reward's scores (N,) of answers, as it sees them in an environment.
 
     Args:
-        reward: a reward function.
         answers: prompt, text, and whether it came to its end: with the first of `stop_ids`, if there is one.
     """
     prompts, texts, ended = (list(column) for column in zip(*answers, strict=True))
@@ -324,10 +316,7 @@ def shifted(estimate: Estimate, by: float) -> Estimate:
 def draw_reliability(curve: Sequence[Bin], target: Path, title: str) -> None:
     """Write a PNG of the share of pairs in the right order in every bin of confidence, and of the bins' sizes.
 
-    Args:
-        curve: see `reliability`.
-        target: the file.
-        title: of the picture.
+    Args: see `reliability` and `two_panels`.
     Raises: ModuleNotFoundError without matplotlib.
     """
     with two_panels(target, title, (6.4, 6.4), (3.2, 1.0)) as (above, below):

@@ -54,7 +54,6 @@ def train_reward_model(
     """Train reward models and write a run's folder: `model/`, or `model-0/`, `model-1/`, ... for an ensemble.
 
     Args:
-        settings: what to train.
         out: a new folder, or that of the interrupted run to go on with.
         watcher: follows the run; None for nobody.
         resume: whether to go on; the result is that of a run that was not interrupted.

@@ -48,9 +48,6 @@ class SupervisedRun:
     """One run of `textgym sft` or `textgym reward-model`. Making it touches no file.
 
     Args:
-        command: its name.
-        settings: what to train.
-        out: the run's folder.
         watcher: follows the run; None for nobody.
         resume: whether to go on with the interrupted run at `out`.
     Raises: ValueError if no run can start at `out`, there is none to go on with, or the device has no bfloat16 for
@@ -231,10 +228,7 @@ class StagedRun(ABC, Generic[Settings]):
     """Work in stages in one folder. Making it checks what can be checked and touches no file.
 
     Args:
-        env_id: of the environment.
-        settings: what to run.
         out: a new folder, or one in which the same work was begun.
-        watcher: follows the work.
         env: options of the environment, JSON values.
     Raises: ValueError if `out` holds something else, or the environment's task does not serve.
     """
@@ -242,12 +236,7 @@ class StagedRun(ABC, Generic[Settings]):
     command: ClassVar[str]
 
     def __init__(
-        self,
-        env_id: str,
-        settings: Settings,
-        out: str | Path,
-        watcher: Watcher,
-        env: Mapping[str, Any] | None = None,
+        self, env_id: str, settings: Settings, out: str | Path, watcher: Watcher, env: Mapping[str, Any] | None = None
     ) -> None:
         self.env_id, self.watcher = env_id, watcher
         self.settings: Settings = settings

@@ -39,7 +39,6 @@ def train_sft(
     """Fine-tune a model and write a run's folder; the model is in its `model/`.
 
     Args:
-        settings: what to train.
         out: a new folder, or that of the interrupted run to go on with.
         watcher: follows the run; None for nobody.
         resume: whether to go on; the result is that of a run that was not interrupted.

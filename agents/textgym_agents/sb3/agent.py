@@ -1,9 +1,10 @@
-"""The base of the agents of Stable-Baselines3: an unmodified model behind the Agent protocol."""
+"""Unmodified models of Stable-Baselines3 as agents: the base of those that learn here, and those of a .zip file."""
 
 from __future__ import annotations
 
 import random
 import sys
+import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,30 +13,24 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from textgym.checks import Floats, Ints
+from textgym.checks import Bools, Floats, Ints
+from textgym.episodes import observation_space
 from textgym.lm.causal import choose_device
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
-from textgym.wrappers.actions import Numbered, Table
-from textgym.wrappers.base import RowsEnv
+from textgym.wrappers.actions import AllowedTokens, Numbered, Table
+from textgym.wrappers.base import Masks, RowsEnv
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.sb3.config import SB3Config
-from textgym_agents.sb3.features import TokenFeatures
-from textgym_agents.sb3.interface import Interface
-from textgym_agents.sb3.storage import (
-    model_state,
-    model_tensors,
-    parameters,
-    replay_of,
-    restore,
-    restore_model,
-)
+from textgym_agents.sb3.interface import Interface, TokenFeatures
+from textgym_agents.sb3.storage import model_state, model_tensors, parameters, replay_of, restore, restore_model
 from textgym_agents.sb3.vec_env import SB3VecEnv
 from textgym_agents.tabular.policies import draw
 
@@ -84,6 +79,8 @@ class SB3Agent(Agent):
     reads_zip: ClassVar[bool] = True
     """Whether it can act by a .zip file of the library. Where actions are points, no file tells which tokens they are.
     """
+    file: Path | None = None
+    """The .zip of the library that the model was read from. It can act alone then: its settings are not ours."""
     scores: ClassVar[str] = "objective/scores"
     """The metric's name of the returns of the sampled episodes."""
 
@@ -97,14 +94,10 @@ class SB3Agent(Agent):
         self.model = self._build(self.interface.wrap(stand_in)[0])
 
     @classmethod
-    def around(cls, task: Task, model: BaseAlgorithm, table: Table) -> Self:
-        """Return an agent that acts by a model that is there already.
-
-        Args:
-            task: what `env.unwrapped.task` holds. model: of `model_type`. table: the tokens that its actions are.
-        """
+    def around(cls, task: Task, model: BaseAlgorithm, table: Table, file: Path) -> Self:
+        """Return an agent that acts by the model of a file. Args: table: the tokens that its actions are."""
         agent = cls.__new__(cls)
-        agent.task, agent.model = task, model
+        agent.task, agent.model, agent.file = task, model, file
         agent.config = cls.config_type(reference_reward=False)
         agent.device = model.device
         agent.interface = Interface(task, agent.config, None)
@@ -147,8 +140,10 @@ class SB3Agent(Agent):
             env: vector environment in DISABLED or SAME_STEP mode on the agent's task.
             episodes: the budget.
             callback: sees every iteration's metrics; returning True stops.
-        Raises: ValueError if `env` is another, or `episodes` < 1.
+        Raises: ValueError if `env` is another, `episodes` < 1, or the model is of a .zip.
         """
+        if self.file is not None:
+            raise ValueError(f"{self.file}: a model of a .zip can act, not learn; Stable-Baselines3 can train it")
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         wrapped, tally = self.interface.wrap(env)
@@ -219,13 +214,17 @@ class SB3Agent(Agent):
     # Storage
 
     def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON, no pickle; a reader never sees half of it."""
+        """See `Agent.save`: safetensors and JSON, no pickle. Raises: ValueError for a model of a .zip."""
+        if self.file is not None:
+            raise ValueError(f"{self.file}: a model of a .zip is saved by Stable-Baselines3 alone")
         state = {name: getattr(self, name) for name in _COUNTERS} | model_state(self.model)
         write_saved(path, self.name, self.config, self.task, state=state, tensors=model_tensors(self.model))
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
+        """See `Agent.load`. Learning goes on as if it had not been interrupted. A .zip is read by `load_zip`."""
+        if Path(path).is_file():
+            raise ValueError(f"path={str(path)!r}: {_DANGER}")
         task = env.unwrapped.task
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
 
@@ -237,3 +236,68 @@ class SB3Agent(Agent):
         for name in _COUNTERS:
             setattr(agent, name, count(saved.state, name))
         return agent
+
+
+_DANGER = (
+    "Stable-Baselines3's own format holds pickles, and reading it runs whatever code is in the file. "
+    "If you trust where it comes from, say trust_pickle=True (--trust-pickle)"
+)
+
+
+def load_zip(path: str | Path, env: TokenVectorEnv, kind: type[Agent] | None, trust_pickle: bool = False) -> SB3Agent:
+    """Read a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, this runs whatever code it holds.
+
+    The model must observe what the environment gives, and its actions are all tokens by id, or those that
+    `vocabulary.allowed` leaves, as `AllowedActions` numbers them.
+
+    Args:
+        path: the file. env: an environment of the task. kind: the agent's class, such as that of sb3-ppo.
+        trust_pickle: whether the file may be read at all.
+    Raises: ValueError if it may not, is no such file, or does not fit the class or the task.
+    """
+    file, where = Path(path), f"path={str(path)!r}"
+    if not trust_pickle:
+        raise ValueError(f"{where}: {_DANGER}")
+    if kind is None:
+        raise ValueError(f"{where}: a file does not say what it holds; name the agent, as sb3-ppo (--agent-class)")
+    if not issubclass(kind, SB3Agent) or not kind.reads_zip:
+        raise ValueError(
+            f"{where}: {kind.name!r} reads no .zip; allowed are sb3-a2c, sb3-dqn, sb3-maskable-ppo, "
+            "sb3-ppo, sb3-qrdqn, sb3-recurrent-ppo, sb3-trpo"
+        )
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{where}: no .zip file, which is what Stable-Baselines3 saves")
+    try:
+        model = kind.model_type.load(file, device="cpu")
+    except Exception as error:  # the file decides what goes wrong
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = f"{where}: cannot be read as a model of {kind.model_type.__name__} ({reason}); is it of another?"
+        raise ValueError(message) from error
+    task = env.unwrapped.task
+    return kind.around(task, model, _table(model, task, where), file)
+
+
+class _EveryToken:
+    """All tokens by id, as the environment itself numbers its actions; see `textgym.wrappers.actions.Table`."""
+
+    def __init__(self, allowed: Bools) -> None:
+        self._allowed, self.size = allowed, len(allowed)
+
+    def tokens(self, observation: Observation, masks: Masks = None) -> tuple[Ints, Bools]:
+        shape = (len(observation["input_ids"]), self.size)
+        legal = self._allowed if masks is None else self._allowed & masks
+        return np.broadcast_to(np.arange(self.size), shape), np.broadcast_to(legal, shape)
+
+
+def _table(model: BaseAlgorithm, task: Task, where: str) -> Table:
+    """Return the tokens that the model's actions are. Raises: ValueError if it was trained in another task."""
+    allowed, expected = task.vocabulary.allowed, observation_space(task)
+    if model.observation_space != expected:
+        raise ValueError(f"{where}: the model observes {model.observation_space}, task {task.name!r} gives {expected}")
+    tables: dict[int, Table] = {len(allowed): _EveryToken(allowed)}
+    tables.setdefault(int(np.count_nonzero(allowed)), AllowedTokens(allowed))
+    space = model.action_space
+    if not isinstance(space, spaces.Discrete) or space.start or int(space.n) not in tables:
+        counts = " or ".join(f"Discrete({count})" for count in sorted(tables))
+        raise ValueError(f"{where}: the model's actions are {space}, those of task {task.name!r} are {counts}")
+    return tables[int(space.n)]

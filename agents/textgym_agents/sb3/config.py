@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textgym.checks import MOST_ROWS
 from textgym_agents.config import MOST, at_least_one, not_negative, positive, require, share
 
 Kind = Literal["mean", "last", "gru", "transformer"]
@@ -42,14 +41,11 @@ class SB3Config:
     """Seeds prompts, networks, sampling and mini-batches."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "width"):
-            at_least_one(self, name)
+        at_least_one(self, "batch", "width", "top_k")
         positive(self, "learning_rate")
-        top_k, beta = self.top_k, self.beta
-        holds = top_k is None or 1 <= top_k <= MOST_ROWS
-        require("top_k", top_k, holds, f"None or an integer in 1..{MOST_ROWS}")
-        require("beta", beta, beta is None or beta >= 0, "None or a finite number >= 0")
-        require("beta", beta, beta is None or self.reference_reward, "None where reference_reward is False")
+        not_negative(self, "beta")
+        holds = self.beta is None or self.reference_reward
+        require("beta", self.beta, holds, "None where reference_reward is False")
         require("seed", self.seed, 0 <= self.seed < 2**31, "an integer in 0..2^31 - 1")
         for name, default in (("features", SB3Config.features), ("width", SB3Config.width)):
             value = getattr(self, name)
@@ -72,9 +68,7 @@ class SB3OnPolicyConfig(SB3Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        n_steps = self.n_steps
-        holds = n_steps is None or 1 <= n_steps <= MOST_ROWS
-        require("n_steps", n_steps, holds, f"None or an integer in 1..{MOST_ROWS}")
+        at_least_one(self, "n_steps")
         share(self, "gae_lambda")
         prior = self.rank_prior
         require("rank_prior", prior, prior or self.top_k is not None, "True where top_k is None")
@@ -95,9 +89,7 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        entropy = self.entropy
-        require("entropy", entropy, entropy is None or entropy >= 0, "None or a number >= 0")
-        not_negative(self, "value_coefficient")
+        not_negative(self, "entropy", "value_coefficient")
         positive(self, "max_grad_norm")
 
 
@@ -114,8 +106,7 @@ class SB3PPOConfig(SB3ActorCriticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "minibatches"):
-            at_least_one(self, name)
+        at_least_one(self, "epochs", "minibatches")
         positive(self, "clip_range")
 
 
@@ -174,8 +165,7 @@ class SB3OffPolicyConfig(SB3Config):
         replay = self.replay
         require("replay", replay, replay is None or replay >= self.batch, "None or an integer >= batch")
         require("learning_starts", self.learning_starts, self.learning_starts >= 0, "an integer >= 0")
-        for name in ("minibatch", "gradient_steps"):
-            at_least_one(self, name)
+        at_least_one(self, "minibatch", "gradient_steps")
 
 
 @dataclass(frozen=True)
@@ -193,9 +183,8 @@ class SB3DQNConfig(SB3OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "target_update", MOST)
-        for name in ("exploration_share", "exploration_final"):
-            share(self, name)
+        at_least_one(self, "target_update", most=MOST)
+        share(self, "exploration_share", "exploration_final")
         positive(self, "max_grad_norm")
 
 

@@ -1,13 +1,18 @@
-"""Between a model of Stable-Baselines3 and TextGym: observations, actions as tokens, counts."""
+"""Between a model of Stable-Baselines3 and TextGym: features of token sequences, actions as tokens, counts."""
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor, nn
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, not_one_of
 from textgym.episodes import observation_space
 from textgym.lm.causal import CausalLM
 from textgym.lm.reference import Reference
@@ -23,9 +28,66 @@ from textgym.wrappers import (
 )
 from textgym.wrappers.actions import AllowedTokens, Choice, Nearest, Numbered, Table, TopKTokens
 from textgym.wrappers.base import Actions, Masks, RowsEnv, RowsStep, RowsWrapper
-from textgym_agents.protocol import Metrics, Observation, StateFinder
-from textgym_agents.sb3.config import SB3Config
+from textgym_agents.protocol import Metrics, Observation
+from textgym_agents.sb3.config import Kind, SB3Config
 from textgym_agents.sb3.vec_env import SB3VecEnv
+from textgym_agents.tabular.policies import Grammar
+
+_TOKENS = ("input_ids", "attention_mask")
+
+
+class TokenFeatures(BaseFeaturesExtractor):
+    """A vector for every token sequence. Lengths come from the mask; what stands in the padding changes nothing.
+
+    Args:
+        observation_space: `Dict(input_ids, attention_mask)`, as TextGym's environments have it.
+        kind: "mean" pools embeddings of token and position over the sequence; "last" takes those of the last token
+            only; "gru" the last state of a recurrent network; "transformer" the last token of a causal transformer.
+        width: of embedding and features. layers: of GRU or transformer. heads: of the transformer.
+    Raises: ValueError for an unknown kind, a space without tokens, or heads that do not divide the width.
+    """
+
+    def __init__(
+        self, observation_space: object, kind: Kind = "gru", width: int = 64, layers: int = 1, heads: int = 4
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise ValueError(not_one_of("kind", kind, get_args(Kind)))
+        if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(_TOKENS):
+            raise ValueError(f"observation_space={observation_space!r:.80}: allowed is Dict(input_ids, attention_mask)")
+        if kind == "transformer" and width % heads:
+            raise ValueError(f"heads={heads!r}: allowed is a divisor of width={width}")
+        super().__init__(observation_space, features_dim=width)
+        ids = observation_space["input_ids"]
+        assert isinstance(ids, spaces.Box)
+        self.kind = kind
+        self.tokens = nn.Embedding(int(ids.high.max()) + 1, width)
+        self.positions = nn.Embedding(int(ids.shape[0]), width)
+        if kind == "gru":
+            self.gru = nn.GRU(width, width, layers, batch_first=True)
+        elif kind == "transformer":
+            layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+            self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        """Return features (B, width) of ids (B, L) and masks (B, L), of any number type."""
+        # The padding of recurrent rollouts is states without any token.
+        lengths = observation["attention_mask"].long().sum(1).clamp(min=1)  # (B,)
+        longest = int(lengths.max())
+        ids = observation["input_ids"][:, :longest].long()
+        seen = torch.arange(longest, device=ids.device) < lengths[:, None]  # (B, T)
+        # Padding reads token 0: the ids there may be anything.
+        embedded = self.tokens(ids * seen) + self.positions.weight[:longest]  # (B, T, width)
+        last = (lengths - 1)[:, None, None].expand(-1, 1, embedded.shape[2])
+        if self.kind == "mean":
+            mean: Tensor = (embedded * seen[..., None]).sum(1) / lengths[:, None]
+            return mean
+        if self.kind == "gru":
+            embedded = self.gru(embedded)[0]
+        elif self.kind == "transformer":
+            causal = nn.Transformer.generate_square_subsequent_mask(longest, device=ids.device)
+            embedded = self.encoder(embedded, mask=causal, is_causal=True)
+        state: Tensor = embedded.gather(1, last)[:, 0]
+        return state
 
 
 class Tally(RowsWrapper):
@@ -79,7 +141,7 @@ class Tally(RowsWrapper):
 
 
 def _tokens(observation: Observation) -> TokenArrays:
-    return {name: observation[name] for name in ("input_ids", "attention_mask")}
+    return {name: observation[name] for name in _TOKENS}
 
 
 class Interface:
@@ -100,10 +162,8 @@ class Interface:
         self._acting = shared.copy() if isinstance(shared, CausalLM) else shared
         self._embedding = None if dimensions is None else token_embedding(task, dimensions, config.seed)
         table = self._table(self._acting)
-        self.choice: Choice = Numbered(table)
-        if self._embedding is not None:
-            self.choice = Nearest(table, self._embedding)
-        self._finder = StateFinder(task)
+        self.choice: Choice = Numbered(table) if self._embedding is None else Nearest(table, self._embedding)
+        self._grammar = Grammar(task)
 
     def _table(self, reference: Reference | None) -> Table:
         allowed, k = self._task.vocabulary.allowed, self._config.top_k
@@ -139,10 +199,7 @@ class Interface:
 
     def masks(self, observation: Observation) -> Masks:
         """Return the task's grammar in B states, bool (B, V); None where there is none."""
-        if self._task.mask is None:
-            return None
-        states = [state for _, state in self._finder.states(observation)]
-        return np.asarray(self._task.vocabulary.allowed & self._task.mask(states))
+        return self._grammar.legal(observation)
 
     def tokens(self, observation: Observation, actions: Actions) -> Ints:
         """Return the tokens (B,) that B actions stand for."""

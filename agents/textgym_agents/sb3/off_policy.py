@@ -143,11 +143,10 @@ class _Valued(_OffPolicy):
         return 1.0 + fallen * (self.config.exploration_final - 1.0)
 
     def _arguments(self, env: SB3VecEnv) -> Arguments:
-        own = {
+        return super()._arguments(env) | {
             "target_update_interval": self.config.target_update,
             "max_grad_norm": self.config.max_grad_norm,
         }
-        return super()._arguments(env) | own
 
     @torch.no_grad()
     def _best(self, observation: Observation) -> Ints:

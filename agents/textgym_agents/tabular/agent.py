@@ -20,18 +20,21 @@ from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
+    UNKNOWN,
     Grammar,
+    StateTable,
     boltzmann,
     draw,
     greedy,
     hard_values,
     log_ratios,
     mixed,
+    rows_in_memory,
     scheduled,
     soft_values,
+    state_keys,
     update_weight,
 )
-from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
 
 _COUNTERS = ("iteration", "episodes", "budget")
 
@@ -67,7 +70,6 @@ class TabularAgent(Agent):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
-        config: the settings.
     Raises: ValueError for soft values at beta = 0, and if one state does not fit into the memory.
     Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, chapters 5 and 6; learning backwards from
         episodes: Lin (1992), Machine Learning 8.
@@ -267,11 +269,8 @@ class TabularAgent(Agent):
         """Return rows of the table, and the reference's log-probabilities and the legal actions, (n, A) each."""
         states = self.table.find(state_keys(observation))
         legal = self._grammar.legal(observation, states != UNKNOWN)
-        return (
-            states,
-            self._log_reference(observation, legal),
-            None if legal is None else legal[:, self.actions],
-        )
+        own = None if legal is None else legal[:, self.actions]
+        return states, self._log_reference(observation, legal), own
 
     def _log_reference(self, observation: Observation, legal: Bools | None) -> Floats:
         logs = restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), legal)

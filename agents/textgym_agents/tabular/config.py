@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textgym_agents.config import at_least_one, check_types, only_with, require, share
+from textgym_agents.config import at_least_one, not_negative, only_with, positive, require, share
 
 Schedule = Literal["constant", "linear", "exponential"]
 StepSize = Literal["constant", "harmonic"]
@@ -55,23 +55,17 @@ class TabularConfig:
     """Seeds prompts and sampling."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("batch", "memory"):
-            at_least_one(self, name)
-        for name in ("epsilon", "schedule_share"):
-            share(self, name)
-        for name in ("temperature", "temperature_end"):
-            value = getattr(self, name)
-            require(name, value, value is None or value > 0, "None or a finite number > 0")
+        at_least_one(self, "batch", "memory")
+        share(self, "epsilon", "schedule_share", "epsilon_end")
+        positive(self, "temperature", "temperature_end")
+        not_negative(self, "beta")
         last = self.epsilon_end
-        require("epsilon_end", last, last is None or 0 <= last <= 1, "None or a number in [0, 1]")
         if self.schedule == "exponential" and last is not None:
             allowed = "a number > 0 with schedule='exponential'"
             require("epsilon", self.epsilon, self.epsilon > 0, allowed)
             require("epsilon_end", last, last > 0, allowed)
         rate = self.learning_rate
         require("learning_rate", rate, 0 < rate <= 1, "a number in (0, 1]")
-        require("beta", self.beta, self.beta is None or self.beta >= 0, "None or a finite number >= 0")
         most = self.max_states
         require("max_states", most, most is None or most >= 1, "None or an integer >= 1")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")

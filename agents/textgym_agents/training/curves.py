@@ -30,7 +30,6 @@ def draw_curves(
 
     Args:
         rows: of metrics.jsonl.
-        title: stands above the picture.
         levels: J of the reference and J*, reward units; None where they are not known.
         beta: reward units per nat.
     Raises: ModuleNotFoundError without matplotlib.
@@ -48,8 +47,6 @@ def two_panels(
     """Give two panels, one above the other; the picture is written as a PNG at the end of the block.
 
     Args:
-        target: the file.
-        title: of the picture.
         size: width and height, inches.
         heights: of the panels, relative to each other.
     Raises: ModuleNotFoundError without matplotlib.

@@ -92,7 +92,6 @@ class Training:
     """One training, ready to run. Making it checks all settings and touches no file.
 
     Args:
-        settings: what to train.
         folder: of an interrupted run, to go on with; None for a new run.
         beta: reward units per nat, that J is measured with; None takes the agent's own, or the task's.
         seed: of the evaluations; None takes the agent's own.
@@ -140,7 +139,6 @@ class Training:
 
         Args:
             out: a new folder; not looked at in a run that is resumed.
-            watcher: is told what happens.
             optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
                 completions do not tell it, that is after learning, with the trained policy's among them: until then
                 evaluations have a J and no optimality.

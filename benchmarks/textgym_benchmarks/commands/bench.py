@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Group
+from rich.live import Live
+from rich.table import Column, Table
+from rich.text import Text
 
-from textgym.commands.console import note, one_line, output, untrusted
+from textgym.commands.console import folded, note, number, one_line, output, table, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.run.runner import BenchWatcher, Progress, Status, busy_share, run_suite
+from textgym_benchmarks.suites import cost, make_suite
+from textgym_benchmarks.summaries.grid import finals
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
 _NAMED = 5  # failed cells that the last line names
+
+_SYMBOLS = {
+    "done": ("+", "green"),
+    "failed": ("x", "bold red"),
+    "running": (">", "cyan"),
+    "busy": ("o", "yellow"),
+    "waiting": (".", "dim"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,6 @@ def main(arguments: Sequence[str]) -> None:
     if flags.list:
         output().print(suites_table())
         return
-    from textgym_benchmarks.run.progress import LiveTable
-    from textgym_benchmarks.run.runner import busy_share, run_suite
-
     for name in (flags.suite, *(flags.agents or ())):
         if ":" in name:
             import_user_module(name.partition(":")[0])
@@ -76,8 +89,8 @@ def main(arguments: Sequence[str]) -> None:
         watcher=LiveTable(),
     )
     console = output()
-    for table in summary_tables(results, console.width):
-        console.print(table)
+    for part in summary_tables(results, console.width):
+        console.print(part)
     busy = busy_share(out)
     if busy is not None:
         console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
@@ -87,31 +100,24 @@ def main(arguments: Sequence[str]) -> None:
 
 def suites_table() -> Table:
     """Return the suites with their sizes and what they cost."""
-    from textgym_benchmarks.run.progress import duration
-    from textgym_benchmarks.suites import cost, make_suite
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("suite", "cells", "tasks", "agents", "seeds", "CPU time, about", "what it is"):
-        table.add_column(name, justify="right" if name in ("cells", "tasks", "agents", "seeds") else "left")
+    sizes = map(number, ("cells", "tasks", "agents", "seeds"))
+    found = table("suite", *sizes, "CPU time, about", "what it is")
     for name in SUITES:
         try:
             suite = make_suite(name)
         except Exception as error:  # One broken plug-in must not hide the other suites.
-            table.add_row(name, *"-----", untrusted(one_line(error)))
+            found.add_row(name, *"-----", untrusted(one_line(error)))
             continue
         counts = [len({getattr(cell, kind) for cell in suite.cells}) for kind in ("id", "agent", "seed")]
         seconds = sum(cost(cell) for cell in suite.cells)
-        sizes = [f"{len(suite.cells):,}", *map(str, counts)]
-        table.add_row(name, *sizes, duration(seconds), suite.description)
-    return table
+        found.add_row(name, f"{len(suite.cells):,}", *map(str, counts), duration(seconds), suite.description)
+    return found
 
 
 def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
     """Return mean optimality over the seeds by task and agent, with counts of the cells that failed or are missing.
 
-    Args:
-        results: of a suite.
-        width: characters in a line; agents that do not fit go into another table.
+    Agents that do not fit into `width` characters go into another table.
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
@@ -121,27 +127,21 @@ def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
     at_once = max((width - max(map(len, tasks))) // _COLUMN, 1)
     tables = []
     for start in range(0, len(agents), at_once):
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="optimality, mean over seeds")
-        table.add_column("task", no_wrap=True)
         shown = agents[start : start + at_once]
-        for agent in shown:
-            table.add_column(untrusted(agent), justify="right", overflow="fold")
+        heads = (folded(untrusted(agent), justify="right") for agent in shown)
+        found = table(Column("task", no_wrap=True), *heads, title="optimality, mean over seeds")
         for task in tasks:
-            table.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
-        tables.append(table)
+            found.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
+        tables.append(found)
     return tables
 
 
 def _summary(results: Sequence[Result]) -> str:
     """Return a cell of the table, as in "0.912", "0.912, 1 failed", "-", and "" where nothing was asked for."""
-    done = [result.measures for result in results if result.measures is not None]
-    scores = [measures["after"]["optimality"] for measures in done]
-    means = [score["mean"] for score in scores if score is not None and score["mean"] is not None]
-    parts = [f"{sum(means) / len(means):.3f}" if means else "-"] if done else []
-    for status in ("failed", "missing"):
-        count = sum(result.status == status for result in results)
-        parts += [f"{count} {status}"] if count else []
-    return ", ".join(parts)
+    scores = finals(results, "optimality")
+    counts = Counter(result.status for result in results)
+    parts = [f"{fmean(scores):.3f}" if scores else "-"] if counts["done"] else []
+    return ", ".join(parts + [f"{counts[status]} {status}" for status in ("failed", "missing") if counts[status]])
 
 
 def _report_trouble(results: Sequence[Result]) -> None:
@@ -162,3 +162,92 @@ def _report_trouble(results: Sequence[Result]) -> None:
         note(f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again")
     if failed or missing:
         raise SystemExit(EXIT_FAILED)
+
+
+class LiveTable(BenchWatcher):
+    """Shows the run to people: a table that is kept up to date, or plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = output()
+        self._progress = Progress((), 1)
+        self._live: Live | None = None
+        self._started = time.monotonic()
+
+    def begin(self, progress: Progress) -> None:
+        """See `BenchWatcher.begin`."""
+        self._progress = progress
+        self._started = time.monotonic()
+        if not self._console.is_terminal:
+            self._say(headline(progress))
+            return
+        self._live = Live(
+            get_renderable=self._picture, console=self._console, refresh_per_second=2, vertical_overflow="crop"
+        )
+        self._live.start()
+
+    def changed(self, key: str) -> None:
+        """See `BenchWatcher.changed`."""
+        progress = self._progress
+        if self._live is not None or progress.status[key] in ("running", "waiting"):
+            return
+        score, error = progress.optimality.get(key), progress.errors.get(key)
+        outcome = "" if score is None else f"  optimality {score:.3f}"
+        outcome += "" if error is None else f"  {error}"
+        self._say(f"{progress.status[key]}  {key}{outcome}  ({headline(progress)})")
+
+    def note(self, text: str) -> None:
+        """See `BenchWatcher.note`."""
+        if self._live is None:
+            note(text)
+        else:
+            self._console.print(untrusted(text))
+
+    def end(self) -> None:
+        """See `BenchWatcher.end`."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _say(self, text: str) -> None:
+        self._console.print(untrusted(f"{time.monotonic() - self._started:6.1f} s  {text}"), soft_wrap=True)
+
+    def _picture(self) -> Group:
+        seconds = time.monotonic() - self._started
+        status = Text(f"{headline(self._progress)}; {duration(seconds)} so far")
+        legend = Text()
+        for name, (symbol, style) in _SYMBOLS.items():
+            legend.append(symbol, style).append(f" {'at work elsewhere' if name == 'busy' else name}  ")
+        # Lines beyond the terminal's height are cropped: what matters most comes first.
+        return Group(status, legend, grid(self._progress))
+
+
+def grid(progress: Progress) -> Table:
+    """Return a table with a row per task, a column per agent, and a mark per seed."""
+    tasks = dict.fromkeys(cell.task for cell in progress.cells.values())
+    agents = dict.fromkeys(cell.name for cell in progress.cells.values())
+    symbols = {(task, agent): Text() for task in tasks for agent in agents}
+    for key, cell in progress.cells.items():
+        symbols[cell.task, cell.name].append(*_SYMBOLS[progress.status[key]])
+    marks = table(Column("task", no_wrap=True), *(folded(untrusted(agent)) for agent in agents))
+    for task in tasks:
+        marks.add_row(untrusted(task), *(symbols[task, agent] for agent in agents))
+    return marks
+
+
+def headline(progress: Progress) -> str:
+    """Return counts, and the time that is left."""
+    counts = [f"{progress.count('done')} of {len(progress.cells)} done"]
+    words: Mapping[Status, str] = {"running": "running", "failed": "failed", "busy": "at work elsewhere"}
+    counts += [f"{number} {word}" for status, word in words.items() if (number := progress.count(status))]
+    left = progress.time_left()
+    if left is not None and progress.count("waiting") + progress.count("running"):
+        counts.append(f"about {duration(left)} left")
+    return ", ".join(counts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for people: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

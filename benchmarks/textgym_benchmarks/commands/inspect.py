@@ -1,25 +1,51 @@
-"""Puts one episode under the microscope: every token with policy, reference, KL, V, advantage and regret."""
+"""Puts one episode under the microscope: every token with policy, reference, KL, V, advantage and regret.
+
+In the terminal, the episode is a table of tokens, and every state a table with bars.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Column, Table
+from rich.text import Text
 from textgym_agents.commands.policies import open_policy, run_options
 
-from textgym.commands.console import UsageError, note, output, untrusted
+from textgym.commands.console import UsageError, folded, note, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, find_id, parse
 from textgym.prompts import Split
+from textgym.render import escaped
 
 if TYPE_CHECKING:
-    from textgym_benchmarks.microscope.record import Request
-    from textgym_benchmarks.microscope.trace import Trace
+    from textgym_benchmarks.microscope.record import TraceRequest
+    from textgym_benchmarks.microscope.trace import TokenStep, Trace
 
 AgentNames = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+# Heading -> quantity, and whether its sign is shown. Two tables, so that both fit 80 columns.
+_SEEN = {
+    "log-ratio": ("log_ratio", True),
+    "KL": ("kl", False),
+    "reward": ("reward", False),
+    "V": ("value", False),
+    "advantage": ("advantage", True),
+}
+_EXACT = {
+    "V*": ("optimal_value", False),
+    "Q*": ("optimal_action_value", False),
+    "regret": ("regret", True),
+    "state regret": ("state_regret", False),
+    "V pi": ("policy_value", False),
+    "advantage": ("exact_advantage", True),
+}
 
 
 @dataclass(frozen=True)
@@ -78,10 +104,10 @@ def main(arguments: list[str]) -> None:
     flags = parse(InspectFlags, arguments, "inspect")
     env_id = find_id(flags.id)
     from textgym_benchmarks.microscope.page import check_out, write_page
-    from textgym_benchmarks.microscope.record import Request
+    from textgym_benchmarks.microscope.record import TraceRequest
     from textgym_benchmarks.microscope.trace import trace_json
 
-    request = Request(**{each.name: getattr(flags, each.name) for each in fields(Request)})
+    request = TraceRequest(**{each.name: getattr(flags, each.name) for each in fields(TraceRequest)})
     out = flags.out or Path(f"inspect-{env_id.rpartition('/')[2].lower()}.html")
     if not (flags.terminal or flags.json):
         check_out(out)
@@ -95,7 +121,7 @@ def main(arguments: list[str]) -> None:
         output().print(untrusted(f"page: {out}"))
 
 
-def _traces(flags: InspectFlags, env_id: str, request: Request) -> Iterator[Trace]:
+def _traces(flags: InspectFlags, env_id: str, request: TraceRequest) -> Iterator[Trace]:
     """Yield a trace of each agent, all of them on the task of the first."""
     from textgym_agents.algorithms.fixed import reference_of
 
@@ -140,7 +166,6 @@ def _class_of(name: str, asked: str | None) -> str | None:
 
 
 def _show(traces: list[Trace], steps: tuple[int, ...]) -> None:
-    from textgym_benchmarks.microscope.terminal import render
     from textgym_benchmarks.microscope.trace import parting
 
     longest = max(len(trace.steps) for trace in traces)
@@ -159,3 +184,167 @@ def _show(traces: list[Trace], steps: tuple[int, ...]) -> None:
     if len(traces) == 2:
         at = parting(*traces)
         note("both wrote the same tokens" if at is None else f"the two episodes part at token {at}")
+
+
+def visible_token(text: str) -> str:
+    """Return a token with control characters written out and blanks as open boxes."""
+    return escaped(text).replace(" ", "␣")
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Return three digits after the point; "?" where nothing is known."""
+    if value is None:
+        return "?"
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return "0.000" if float(text) == 0 else text
+
+
+def probability(value: float | None) -> str:
+    """Return three digits after the point, or one digit and the power of ten of what is smaller."""
+    if value is None:
+        return "?"
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
+
+
+@dataclass(frozen=True)
+class Bars:
+    """How bars are drawn: `width` characters for a share of 1, of block characters or of number signs."""
+
+    width: int = 12
+    blocks: bool = True
+
+
+def bar(share: float | None, bars: Bars) -> str:
+    """Return a bar of a share in 0..1; of blocks to an eighth of a character."""
+    if share is None:
+        return ""
+    if not bars.blocks:
+        return "#" * round(share * bars.width)
+    eighths = round(share * bars.width * 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
+
+
+def render(
+    trace: Trace, steps: list[int] | None = None, width: int = 80, blocks: bool = True
+) -> Iterator[RenderableType]:
+    """Yield the episode, what is unknown, and every state.
+
+    Args:
+        steps: which states are shown; None: all.
+        width: of the terminal, characters; where it is narrow, bars are short or left out.
+        blocks: whether the terminal can show block characters.
+    """
+    bars = Bars(12 if width >= 76 else 6 if width >= 60 else 0, blocks)
+    yield _head(trace)
+    yield _episode(trace, _SEEN, probabilities=True)
+    if trace.known is not None:
+        yield Text("exactly, by the solver", style="dim")
+        yield _episode(trace, _EXACT, probabilities=False)
+    for reason in dict.fromkeys(trace.unknown.values()):
+        names = ", ".join(name.replace("_", " ") for name, why in trace.unknown.items() if why == reason)
+        yield Text(f"unknown: {names}: {escaped(reason)}", style="dim")
+    for step in trace.steps:
+        if steps is None or step.step in steps:
+            yield Text("")
+            yield from _state(trace, step, bars)
+
+
+def _head(trace: Trace) -> Table:
+    head = Table.grid(padding=(0, 2))
+    head.add_column(style="dim", no_wrap=True)
+    head.add_column(overflow="fold")
+    chosen = {"sampled": "sampled", "likeliest": "the likeliest ones", "given": "given"}[trace.chosen]
+    head.add_row("task", Text(f"{escaped(trace.id)}, {trace.split} split, beta {trace.beta:g}, gamma {trace.gamma:g}"))
+    head.add_row("agent", Text(f"{escaped(trace.agent)} against {escaped(trace.reference)}"))
+    head.add_row("tokens", f"{chosen}, seed {trace.seed}")
+    head.add_row("prompt", Text(escaped(trace.prompt)))
+    head.add_row("completion", Text(escaped(trace.completion), style="bold"))
+    head.add_row("ended by", f"{trace.finish_reason}, {len(trace.steps)} tokens")
+    terms = "".join(f"  {escaped(name)} {number(value)}" for name, value in trace.reward_terms.items())
+    head.add_row("return", Text(f"{number(trace.total_return)}{terms}"))
+    if trace.gold is not None:
+        head.add_row("gold", number(trace.gold))
+    head.add_row("objective", f"{number(trace.objective)} = return - {trace.beta:g} x KL {number(trace.kl)} nats")
+    if (known := trace.known) is not None:
+        head.add_row(
+            "exact",
+            f"V* {number(known.optimum)}, V pi {number(known.policy)}, V ref {number(known.reference)} "
+            f"at the prompt; {known.states:,} states",
+        )
+    return head
+
+
+def _episode(trace: Trace, quantities: dict[str, tuple[str, bool]], probabilities: bool) -> Table:
+    """Return a row for every token; quantities that are known nowhere have no column."""
+    columns = {
+        heading: quantity
+        for heading, quantity in quantities.items()
+        if any(getattr(step, quantity[0]) is not None for step in trace.steps)
+    }
+    headings = (*(("pi", "ref") if probabilities else ()), *columns)
+    found = table(
+        Column("t", justify="right", style="dim", no_wrap=True),
+        folded("token"),
+        *(folded(heading, justify="right") for heading in headings),
+    )
+    for step in trace.steps:
+        own = None if step.log_prob is None else math.exp(step.log_prob)
+        shares = (probability(own), probability(math.exp(step.log_reference))) if probabilities else ()
+        found.add_row(
+            str(step.step),
+            Text(visible_token(step.text), style="bold"),
+            *shares,
+            *(number(getattr(step, name), signed) for name, signed in columns.values()),
+        )
+    return found
+
+
+def _state(trace: Trace, step: TokenStep, bars: Bars) -> Iterator[RenderableType]:
+    title = Text(f"{step.step}  ", style="dim")
+    title.append(visible_token(step.text), style="bold")
+    title.append(f"  after {escaped(step.written)!r}" if step.written else "  after the prompt", style="dim")
+    yield title
+    facts = {
+        "KL": number(step.kl),
+        "entropy": number(step.entropy),
+        "V": number(step.value),
+        "state regret": number(step.state_regret),
+        "running KL": number(step.running_kl),
+        "running return": number(step.running_return),
+    }
+    known = "  ".join(f"{name} {value}" for name, value in facts.items() if value != "?")
+    yield Padding(Text(known, style="dim"), (0, 0, 0, 3))
+    yield Padding(_candidates(trace, step, bars), (0, 0, 0, 1))
+
+
+def _candidates(trace: Trace, step: TokenStep, bars: Bars) -> Table:
+    exact = any(candidate.optimal is not None for candidate in step.candidates)
+    found = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    found.add_column("", no_wrap=True)
+    found.add_column("token", overflow="fold")
+    for heading in ("pi", "ref"):
+        found.add_column(heading, justify="right", overflow="fold")
+        if bars.width:
+            found.add_column("", no_wrap=True, min_width=bars.width)
+    for heading in ("pi*", "Q*") if exact else ():
+        found.add_column(heading, justify="right", overflow="fold")
+    for candidate in step.candidates:
+        taken = candidate.token == step.token
+        cells = _shares(candidate.probability, candidate.reference, bars)
+        if exact:
+            cells += [probability(candidate.optimal), number(candidate.optimal_action_value)]
+        name = Text(visible_token(candidate.text), style="bold" if taken else "")
+        found.add_row(">" if taken else "", name, *cells)
+    others = trace.vocabulary - len(step.candidates)
+    if others and max(step.rest or 0.0, step.reference_rest) >= 0.0005:
+        found.add_row("", f"{others:,} others", *_shares(step.rest, step.reference_rest, bars), style="dim")
+    return found
+
+
+def _shares(own: float | None, reference: float, bars: Bars) -> list[RenderableType]:
+    cells: list[RenderableType] = []
+    for share, colour in ((own, "blue"), (reference, "yellow")):
+        cells += [probability(share), *([Text(bar(share, bars), style=colour)] if bars.width else [])]
+    return cells

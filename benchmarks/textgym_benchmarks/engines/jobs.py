@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from textgym.checks import JsonObject
 from textgym.interrupts import with_remedy
+from textgym.registry import load_target
 
 RETRIES: Final = 2
 """How often a job is started again whose process died."""
@@ -78,15 +78,14 @@ class Engine(Protocol):
 
     workers: int
     """Jobs that run at a time, as far as it is known."""
+    cpu_seconds: float
+    """CPU time of the last `run` that has ended, that of its processes included."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """Start the jobs in their order and yield what happens; every job finishes once.
 
         A function that raises fails its job and no other. Closing the iterator stops what runs.
         """
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of the last `run`, that of its processes included, once it has ended."""
 
 
 def search_path() -> list[str]:
@@ -104,13 +103,6 @@ def fresh_python(code: str) -> list[str]:
     return [sys.executable, "-P", "-c", start, json.dumps(search_path())]
 
 
-def find_function(name: str) -> Callable[..., object]:
-    """Return a function by "module:function". Raises: ImportError or AttributeError if there is none."""
-    module, _, function = name.partition(":")
-    found: Callable[..., object] = getattr(importlib.import_module(module), function)
-    return found
-
-
 def call(function: str, arguments: JsonObject) -> JsonObject:
     """Run a job's function in this process.
 
@@ -118,7 +110,7 @@ def call(function: str, arguments: JsonObject) -> JsonObject:
     """
     started = time.process_time()
     try:
-        reply: JsonObject = {"value": find_function(function)(**arguments)}
+        reply: JsonObject = {"value": load_target(function, "function")(**arguments)}
     except Exception as error:
         reply = {"error": _described(error)}
     return reply | {"cpu": time.process_time() - started}

@@ -8,16 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from textgym_benchmarks.engines.jobs import (
-    ONE_THREAD,
-    RETRIES,
-    Event,
-    Job,
-    cores,
-    died,
-    finished,
-    search_path,
-)
+from textgym_benchmarks.engines.jobs import ONE_THREAD, RETRIES, Event, Job, cores, died, finished, search_path
 
 _NO_NETWORK = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -38,7 +29,8 @@ class Ray:
             message = 'engine "ray" needs ray, which is not installed: pip install "textgym[dist]"'
             raise ModuleNotFoundError(message, name="ray") from error
         self.workers = cores() if workers is None else workers
-        self._address, self._seconds = address, 0.0
+        self.cpu_seconds = 0.0  # of the jobs alone
+        self._address = address
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """See `Engine.run`. Ray starts a job again, up to `RETRIES` times, whose process or machine died.
@@ -47,7 +39,7 @@ class Ray:
         """
         import ray
 
-        self._seconds = 0.0
+        self.cpu_seconds = 0.0
         self._connect()
         try:
             remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)
@@ -59,10 +51,6 @@ class Ray:
             raise RuntimeError(f"Ray was lost, or cannot run jobs, and no job is to blame: {what}") from error
         finally:
             ray.shutdown()
-
-    def cpu_seconds(self) -> float:
-        """See `Engine.cpu_seconds`: of the jobs alone."""
-        return self._seconds
 
     def _connect(self) -> None:
         os.environ.update(_NO_NETWORK)
@@ -90,7 +78,7 @@ class Ray:
             except dead_worker as error:
                 yield died(keys[reference], f"{type(error).__name__}: {error}", RETRIES + 1)
                 continue
-            self._seconds += reply["cpu"]
+            self.cpu_seconds += reply["cpu"]
             yield finished(keys[reference], reply, attempts=1)
 
 
@@ -124,10 +112,9 @@ def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> 
 
 
 def _task(paths: list[str]) -> Callable[[str, str], str]:
-    """Return what Ray runs. A function made here travels as a whole: by name, it would be the one that a worker finds.
+    """Return what Ray runs, with modules from `paths` and, on a machine that lacks those, from the worker's own.
 
-    Args:
-        paths: where modules are found; on a machine that does not have them, the worker's own follow.
+    A function made here travels as a whole: by name, it would be the one that a worker finds.
     """
 
     def run(function: str, arguments: str) -> str:

@@ -20,7 +20,7 @@ from textgym.rewards import RewardError
 from textgym.solver import PolicyValues, Solution, policy_values, prefix_tree, solve
 from textgym.state import Prompt, TokenState
 from textgym.task import Task
-from textgym_benchmarks.microscope.trace import Candidate
+from textgym_benchmarks.microscope.trace import Candidate, Known
 
 MAX_STATES: Final = 10_000
 OPTIMUM_FIELDS: Final = ("optimal_value", "optimal_action_value", "regret", "state_regret")
@@ -55,11 +55,7 @@ class Critic:
         return "the agent has no learned values" if self.ask is None else _WORDS[self.counts]
 
     def value(self, observation: Observation, kl: float | None, beta: float) -> float | None:
-        """Return V of one state (a batch of one observation), reward units at time 0.
-
-        Args:
-            kl: KL(pi || ref) there, nats. beta: reward units per nat.
-        """
+        """Return V of one state (a batch of one observation) of this KL(pi || ref), nats, in reward units at time 0."""
         if self.ask is None:
             return None
         value = float(np.asarray(self.ask(observation), dtype=np.float64)[0])
@@ -200,14 +196,20 @@ class ExactState:
 
 @dataclass(frozen=True)
 class Exact:
-    """The solved tree of one prompt.
-
-    Attributes:
-        solution: the optimum. policy: values of the policy; None where they are not known.
-    """
+    """The solved tree of one prompt: the optimum, and the values of the policy where they are known."""
 
     solution: Solution
     policy: PolicyValues | None
+
+    def known(self) -> Known:
+        """Return the values of the prompt itself."""
+        policy = self.policy
+        return Known(
+            states=self.solution.tree.states,
+            optimum=float(self.solution.prompt_values[0]),
+            reference=float(self.solution.reference.prompt_objectives[0]),
+            policy=None if policy is None else float(policy.prompt_objectives[0]),
+        )
 
     def state(self, completion: Sequence[int]) -> ExactState | None:
         """Return a running state; None where no legal actions lead to one."""
@@ -282,9 +284,7 @@ def candidates(
 ) -> tuple[tuple[Candidate, ...], float | None, float]:
     """Return the `top` likeliest tokens of policy, reference and optimum and the action, the policy's likeliest first.
 
-    Args:
-        name: from a token to its text.
-    Returns: the tokens; the probability of all others by the policy, and by the reference.
+    Returns: the tokens, with their text by `name`; the probability of all others by the policy, and by the reference.
     """
     reference = np.exp(view.log_reference)
     own = None if view.log_probs is None else np.exp(view.log_probs)
@@ -292,12 +292,11 @@ def candidates(
     if known is not None:
         optimal[known.actions] = np.exp(known.optimal)
         action_values[known.actions] = known.action_values
-    chosen = {action}
-    for probabilities in (own, reference, optimal if known is not None else None):
-        if probabilities is not None:
-            likeliest = np.argsort(-probabilities, kind="stable")[:top]
-            chosen.update(int(token) for token in likeliest if probabilities[token] > 0)
     first = reference if own is None else own
+    chosen = {action}
+    for probabilities in (first, reference, optimal):
+        likeliest = np.argsort(-probabilities, kind="stable")[:top]
+        chosen.update(int(token) for token in likeliest if probabilities[token] > 0)
     ranked = sorted(chosen, key=lambda token: (-first[token], -reference[token], token))
     shown = tuple(
         Candidate(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from textgym_agents.protocol import Agent
 
 from textgym.checks import Ints
@@ -30,16 +29,14 @@ from textgym_benchmarks.microscope.exact import (
     solve_prompt,
     view_of,
 )
-from textgym_benchmarks.microscope.trace import Chosen, Known, Step, Trace
+from textgym_benchmarks.microscope.trace import Chosen, TokenStep, Trace
 
 TOP: Final = 8
 
 
 def given_tokens(task: Task, text: str) -> list[int]:
-    """Return the tokens of a completion, and the stop token where there is room for one.
+    """Return the tokens of a completion, and the stop token where there is room for one or its name ends the text.
 
-    Args:
-        text: a stop token's name at its end is that token.
     Raises: ValueError if the text cannot be written in this task from beginning to end.
     """
     vocabulary, budget = task.vocabulary, task.max_new_tokens
@@ -63,7 +60,7 @@ def given_tokens(task: Task, text: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Request:
+class TraceRequest:
     """The episode to trace.
 
     Args:
@@ -125,7 +122,7 @@ def record(
     agent: Agent,
     task: Task,
     reference: Reference,
-    request: Request,
+    request: TraceRequest,
     env_id: str = "",
     label: str = "agent",
 ) -> Trace:
@@ -151,6 +148,7 @@ def record(
     )
     steps = _steps(task, critic, moments, exact, beta, request.top)
     unknown = _unknown(critic, moments, steps, why_not, why_no_policy)
+    known = None if exact is None else exact.known()
     log_prob = None if steps[0].log_prob is None else _sum(step.log_prob for step in steps)
     kl = steps[-1].running_kl
     return Trace(
@@ -164,12 +162,12 @@ def record(
         gold=None if task.gold is None else float(final.gold[0]), total_return=steps[-1].running_return, kl=kl,
         log_prob=log_prob, log_reference=_sum(step.log_reference for step in steps),
         objective=None if kl is None else steps[-1].running_return - beta * kl,
-        known=None if exact is None else _known(exact), value_meaning=critic.meaning, unknown=unknown,
+        known=known, value_meaning=critic.meaning, unknown=unknown,
     )  # fmt: skip
 
 
 def _play(
-    agent: Agent, task: Task, reference: Reference, critic: Critic, request: Request, beta: float
+    agent: Agent, task: Task, reference: Reference, critic: Critic, request: TraceRequest, beta: float
 ) -> tuple[list[_Moment], FinalInfos]:
     completion = None if request.completion is None else given_tokens(task, request.completion)
     env = batch_env(task, 1, request.split)
@@ -185,8 +183,13 @@ def _play(
         seen.append((env.get_states()[0], view, critic.value(turn.observation, view.kl, beta)))
         noise = generator.gumbel(size=task.vocabulary.size)
         if completion is not None:
-            allowed = task.vocabulary.allowed if mask is None else mask
-            return np.array([_checked(completion[turn.time], allowed, task, turn.time)])
+            token, allowed = completion[turn.time], task.vocabulary.allowed if mask is None else mask
+            if not allowed[token]:
+                text = task.vocabulary.token_text(token)
+                raise ValueError(
+                    f"completion: its token {turn.time} ({text!r:.80}) is not one that the task allows there"
+                )
+            return np.array([token])
         if view.log_probs is None:
             return np.asarray(agent.act(turn.observation, deterministic=request.deterministic))
         return np.array([np.argmax(view.log_probs if request.deterministic else view.log_probs + noise)])
@@ -200,16 +203,9 @@ def _play(
     return moments, played.final
 
 
-def _checked(token: int, mask: NDArray[np.bool_], task: Task, step: int) -> int:
-    if not mask[token]:
-        text = task.vocabulary.token_text(token)
-        raise ValueError(f"completion: its token {step} ({text!r:.80}) is not one that the task allows there")
-    return token
-
-
 def _steps(
     task: Task, critic: Critic, moments: list[_Moment], exact: Exact | None, beta: float, top: int
-) -> tuple[Step, ...]:
+) -> tuple[TokenStep, ...]:
     written = task.vocabulary.decode([moment.state.completion for moment in moments])
     steps, paid, divergence = [], 0.0, 0.0
     for t, (moment, text) in enumerate(zip(moments, written, strict=True)):
@@ -219,7 +215,7 @@ def _steps(
         known = None if exact is None else exact.state(moment.state.completion)
         shown, rest, reference_rest = candidates(view, known, token, top, task.vocabulary.token_text)
         steps.append(
-            Step(
+            TokenStep(
                 step=t, token=token, text=task.vocabulary.token_text(token), written=text,
                 log_prob=view.log_prob(token), log_reference=float(view.log_reference[token]),
                 log_ratio=view.log_ratio(token), rank=view.rank(token), entropy=view.entropy, kl=view.kl,
@@ -233,9 +229,9 @@ def _steps(
     return _with_advantages(steps, beta, task.gamma, critic.counts != "return")
 
 
-def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool) -> tuple[Step, ...]:
+def _with_advantages(steps: list[TokenStep], beta: float, gamma: float, charged: bool) -> tuple[TokenStep, ...]:
     """Return the steps with GAE(1), the return to come less V: both with the KL, or both without it."""
-    result: list[Step] = []
+    result: list[TokenStep] = []
     future = 0.0  # rewards and KL of the steps after this one
     for step in reversed(steps):
         here = gamma**step.step * step.reward + future
@@ -248,7 +244,7 @@ def _with_advantages(steps: list[Step], beta: float, gamma: float, charged: bool
 
 
 def _unknown(
-    critic: Critic, moments: list[_Moment], steps: tuple[Step, ...], why_not: str, why_no_policy: str
+    critic: Critic, moments: list[_Moment], steps: tuple[TokenStep, ...], why_not: str, why_no_policy: str
 ) -> dict[str, str]:
     """Return why quantities are None, by name."""
     reasons: dict[str, str] = {}
@@ -265,16 +261,6 @@ def _unknown(
         if name not in reasons and any(getattr(step, name) is None for step in steps):
             reasons[name] = "a token that the task does not allow was written"
     return reasons
-
-
-def _known(exact: Exact) -> Known:
-    solution, policy = exact.solution, exact.policy
-    return Known(
-        states=solution.tree.states,
-        optimum=float(solution.prompt_values[0]),
-        reference=float(solution.reference.prompt_objectives[0]),
-        policy=None if policy is None else float(policy.prompt_objectives[0]),
-    )
 
 
 def _label(reference: Reference, task: Task) -> str:

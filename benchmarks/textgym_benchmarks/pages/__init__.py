@@ -32,24 +32,20 @@ def generator(kind: str) -> str:
 
 
 def check_folder(folder: Path, kind: str) -> None:
-    """Make sure that pages may be written to a folder: a new one, an empty one, or one of pages of the same kind.
-
-    Args:
-        kind: "report", "microscope".
-    Raises: FileExistsError for anything else.
-    """
+    """Raise FileExistsError unless a folder is a new one, an empty one, or one of pages of the same kind."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise FileExistsError(f"out {str(folder)!r}: it is a file; allowed is a folder")
-    if any(folder.iterdir()) and not _is_of_kind(folder / "index.html", kind):
+    if any(folder.iterdir()) and not is_of_kind(folder / "index.html", kind):
         raise FileExistsError(
             f"out {str(folder)!r}: it holds files and is no {kind}; allowed are a new folder, an empty one, "
             f"or a {kind} (which is built anew)"
         )
 
 
-def _is_of_kind(page: Path, kind: str) -> bool:
+def is_of_kind(page: Path, kind: str) -> bool:
+    """Return whether a page is of a kind. What is no file, as a pipe, is not read: that could wait for ever."""
     if not page.is_file():
         return False
     with page.open("rb") as file:
@@ -93,9 +89,6 @@ def environment(package: str) -> Environment:
 
     Everything that a template puts out is made visible (see `visible`) and then escaped for HTML. Filters: `lines`
     keeps line ends, `embed` writes JSON for a script element, `number` writes a number or a dash for None.
-
-    Args:
-        package: a dotted name, such as "textgym_benchmarks.report".
     """
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader(__name__)]),
@@ -116,8 +109,7 @@ def _finalize(value: object) -> object:
 def visible(text: str, keep: str = "") -> str:
     r"""Return the text with control characters, terminal escapes and direction marks written out, as in `\x1b[31m`.
 
-    Args:
-        keep: characters that are left as they are, such as a line end.
+    Those of `keep` are left as they are.
     """
     if not keep:
         return escaped(text)

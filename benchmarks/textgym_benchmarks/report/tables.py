@@ -21,12 +21,9 @@ class Column:
     """One column.
 
     Args:
-        label: its head.
-        title: what it means, for a tooltip.
-        numeric: set to the right.
-        descending: whether the first click puts the greatest on top.
-        bar: whether its values have intervals that are drawn.
-        sorted: whether the rows are sorted by it, the greatest on top.
+        label: its head. title: what it means, for a tooltip.
+        numeric: set to the right. bar: whether its values have intervals that are drawn.
+        sorted: whether the rows are sorted by it, the greatest on top. descending: whether the first click does that.
     """
 
     label: str
@@ -161,8 +158,7 @@ class AgentStyle:
     """How an agent is drawn.
 
     Args:
-        name: the agent, as tables call it.
-        colour: 1 to 8, of the CSS variables `--series-N`.
+        name: the agent, as tables call it. colour: 1 to 8, of the CSS variables `--series-N`.
         dash, symbol: names that Plotly knows, keys of `DASHES` and `SYMBOLS`.
     """
 

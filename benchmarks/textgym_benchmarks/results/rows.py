@@ -99,13 +99,36 @@ def between(values: Sequence[float], where: tuple[int, int, float] | None) -> fl
 
 def crossings(points: Sequence[Row]) -> dict[str, dict[str, float | None] | None]:
     """Return episodes and tokens to 0.5 and to 0.9 of optimality; None for never."""
-    values = [point["optimality"] for point in points]
     episodes, tokens = ([float(point[name]) for point in points] for name in ("episode", "tokens"))
-    found: dict[str, dict[str, float | None] | None] = {}
-    for name, level in LEVELS.items():
-        where = crossing(values, level)
-        found[name] = where and {"episodes": between(episodes, where), "tokens": between(tokens, where)}
-    return found
+    places = {name: crossing([point["optimality"] for point in points], level) for name, level in LEVELS.items()}
+    return {
+        name: where and {"episodes": between(episodes, where), "tokens": between(tokens, where)}
+        for name, where in places.items()
+    }
+
+
+def seconds_to_levels(seconds: Sequence[float], points: Sequence[Row]) -> dict[str, float | None]:
+    """Return the seconds of learning after which a curve reaches each level of optimality; None for never.
+
+    Args: seconds: at every point of the curve.
+    """
+    scores = [point["optimality"] for point in points]
+    return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
+
+
+def run_timing(rows: Iterable[Row], learned: Row, budget: int, points: Sequence[Row]) -> JsonObject:
+    """Return what learning took; None for what the run has not logged.
+
+    Args:
+        rows, learned, budget: as `curve` takes them. points: as it returns them.
+    """
+    spent = learned.get("learning/seconds")
+    timing: JsonObject = {f"learning_{name}": learned.get(f"learning/{name}") for name in ("seconds", "cpu_seconds")}
+    if spent is not None:
+        seconds = curve_seconds(rows, learned, budget)
+        timing |= {"tokens_per_second": learned.get("learning/tokens", 0) / spent if spent else None}
+        timing |= {**seconds_to_levels(seconds, points), "curve_seconds": seconds}
+    return timing
 
 
 def side_by_side(before: Sequence[Row], after: Sequence[Row]) -> list[JsonObject]:
@@ -164,13 +187,7 @@ def _measures(folder: RunFolder, finished: Row) -> tuple[JsonObject, JsonObject]
     }
     # What the run has not logged of its time is left out.
     timing = {"seconds": finished["seconds"], "cpu_seconds": rows[-1].get("cpu_seconds")}
-    timing |= {f"learning_{name}": learned.get(f"learning/{name}") for name in ("seconds", "cpu_seconds")}
-    spent = timing["learning_seconds"]
-    if spent is not None:
-        seconds, scores = curve_seconds(rows, learned, episodes), [point["optimality"] for point in points]
-        places = {f"seconds_{name}": crossing(scores, level) for name, level in LEVELS.items()}
-        timing |= {name: between(seconds, where) for name, where in places.items()}
-        timing |= {"tokens_per_second": tokens / spent if spent else None, "curve_seconds": seconds}
+    timing |= run_timing(rows, learned, episodes, points)
     return measures, {name: value for name, value in timing.items() if value is not None}
 
 

@@ -23,8 +23,8 @@ from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries import Summary, summarise
-from textgym_benchmarks.summaries.entries import Entry
-from textgym_benchmarks.summaries.grid import Problem, interval_of
+from textgym_benchmarks.summaries.entries import AgentScores
+from textgym_benchmarks.summaries.grid import RankedTask, interval_of
 
 TITLES: Final = {
     "alignment": "Alignment: answers about the built-in world",
@@ -104,7 +104,7 @@ def _options(text: str) -> list[tuple[str, str]]:
     return [(name, " ".join(body.split())) for name, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _ranked(summary: Summary, problem: Problem) -> list[Entry]:
+def _ranked(summary: Summary, problem: RankedTask) -> list[AgentScores]:
     """Return the entries of a problem by their optimality, those without one by their reward."""
 
     def known(found: Interval) -> float:
@@ -114,7 +114,7 @@ def _ranked(summary: Summary, problem: Problem) -> list[Entry]:
     return sorted(mine, key=lambda entry: (-known(entry.optimality), -known(entry.reward)))
 
 
-def _optimum(summary: Summary, results: Iterable[Result], problem: Problem) -> str:
+def _optimum(summary: Summary, results: Iterable[Result], problem: RankedTask) -> str:
     """Return what the first result says that knows the problem's J*."""
     keys = {run.key for entry in summary.entries if entry.problem == problem.index for run in entry.runs}
     for result in results:

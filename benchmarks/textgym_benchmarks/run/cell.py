@@ -22,9 +22,9 @@ from textgym.checks import JsonObject
 from textgym.files import plain, read_lines
 from textgym.optimum import Optimum
 from textgym.task import Task
-from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, side_by_side, snapshot
+from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result
-from textgym_benchmarks.run.optima import seconds_to_levels, shared_optimum
+from textgym_benchmarks.run.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
 TUNE_SEEDS = 10_000
@@ -73,7 +73,7 @@ def run_cell(
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
     measures = _measures(cell, plan, run, result)
-    timing = _timing(cell, run, result, measures)
+    timing = run_timing(run.metrics(), result.learned, cell.episodes, measures["curve"])
     timing |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
     found = versions()
     return Result(
@@ -165,19 +165,6 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
         "tokens": result.learned["learning/tokens"],
         "iterations": result.iterations,
         "samples": side_by_side(before, after),
-    }
-
-
-def _timing(cell: Cell, run: RunFolder, result: TrainResult, measures: JsonObject) -> JsonObject:
-    learned = result.learned
-    spent = learned["learning/seconds"]
-    seconds = curve_seconds(run.metrics(), learned, cell.episodes)
-    return {
-        "learning_seconds": spent,
-        "learning_cpu_seconds": learned["learning/cpu_seconds"],
-        "tokens_per_second": learned["learning/tokens"] / spent if spent else None,
-        **seconds_to_levels(seconds, measures["curve"]),
-        "curve_seconds": seconds,
     }
 
 

@@ -43,10 +43,11 @@ from textgym.optimum import (
 )
 from textgym.prompts import HeldOut
 from textgym.task import Task, make_reference, task_entry
-from textgym_benchmarks.results.rows import LEVELS, between, crossing, crossings
+from textgym_benchmarks.results.rows import crossings, seconds_to_levels
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.suite import canonical
 from textgym_benchmarks.suite_folder import hold
+from textgym_benchmarks.summaries.grid import at
 
 MOST = 4
 """Trained policies that are sampled beside the reference: those with the greatest J."""
@@ -105,16 +106,6 @@ def _scored(
     return (None, None, None) if found is None else (found.mean, found.low, found.high)
 
 
-def seconds_to_levels(seconds: Sequence[float], curve: Sequence[JsonObject]) -> dict[str, float | None]:
-    """Return the seconds of learning after which a curve reaches each level of optimality; None for never.
-
-    Args:
-        seconds: at every point of the curve.
-    """
-    scores = [point["optimality"] for point in curve]
-    return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
-
-
 def _errors(low: float | None, high: float | None) -> Floats:
     """Return normal errors (R,) with the width of a 95% interval, in a fixed random order."""
     if low is None or high is None:
@@ -141,12 +132,9 @@ def _unsettled(folder: Path) -> dict[str, list[Result]]:
 
 def _best(results: Iterable[Result]) -> list[Result]:
     """Return the finished cells whose last policy is kept and has a J, the greatest J first."""
-    found = []
-    for result in results:
-        objective = None if result.measures is None else result.measures["after"]["objective"]
-        if objective is not None and (_run(result) / "checkpoint").is_dir():
-            found.append((objective["mean"], result))
-    return [result for _, result in sorted(found, key=lambda pair: -pair[0])]
+    known = ((at(result.measures, "after", "objective", "mean"), result) for result in results)
+    kept = [(mean, each) for mean, each in known if mean is not None and (_run(each) / "checkpoint").is_dir()]
+    return [result for _, result in sorted(kept, key=lambda pair: -pair[0])]
 
 
 def _run(result: Result) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from textgym_agents.config import versions
 
@@ -21,7 +22,6 @@ from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.optima import settle
-from textgym_benchmarks.run.progress import BenchWatcher, Progress
 from textgym_benchmarks.suite import Cell, Suite
 from textgym_benchmarks.suite_folder import (
     RUN_CELL,
@@ -35,10 +35,99 @@ from textgym_benchmarks.suite_folder import (
     put_aside,
 )
 from textgym_benchmarks.suites import cost, make_suite, select
+from textgym_benchmarks.summaries.grid import at, finite
+
+Status = Literal["waiting", "running", "done", "failed", "busy"]
+"""busy: another process is at work on the cell."""
 
 
 class BenchInterrupted(KeyboardInterrupt):
     """Ctrl-C while a suite ran; the message says what is done and how to go on."""
+
+
+class Progress:
+    """The state of a run.
+
+    Args:
+        cells: of the suite.
+        workers: cells that run at a time.
+
+    Attributes:
+        status, optimality, errors: of the cells, by key.
+        finished_now: keys of the cells that this run has finished.
+    """
+
+    def __init__(self, cells: Sequence[Cell], workers: int) -> None:
+        self.cells = {cell.key: cell for cell in cells}
+        self.workers = workers
+        self.status: dict[str, Status] = dict.fromkeys(self.cells, "waiting")
+        self.optimality: dict[str, float | None] = {}
+        self.errors: dict[str, str] = {}
+        self.finished_now: list[str] = []
+        self._begun: dict[str, float] = {}
+        self._seconds = self._planned = 0.0
+
+    def known(self, key: str, result: JsonObject) -> None:
+        """Count a cell that had its result before this run."""
+        failed = result.get("status") == "failed"
+        self.status[key] = "failed" if failed else "done"
+        if failed:
+            error = result.get("error") or {}
+            self.errors[key] = f"{error.get('type')}: {error.get('message')}"
+        else:
+            self.optimality[key] = finite(at(result, "measures", "after", "optimality", "mean"))
+
+    def start(self, key: str, now: float | None = None) -> None:
+        """Count a cell that begins to run."""
+        self.status[key] = "running"
+        self._begun[key] = time.monotonic() if now is None else now
+
+    def lose(self, key: str) -> None:
+        """Count a running cell that waits again."""
+        self.status[key] = "waiting"
+        self._begun.pop(key, None)
+
+    def finish(self, key: str, result: JsonObject, now: float | None = None) -> None:
+        """Count a cell that has ended. One that was never said to run says nothing about how long cells take."""
+        begun = self._begun.pop(key, None)
+        if result.get("status") == "busy":
+            self.status[key] = "busy"
+            return
+        self.known(key, result)
+        self.finished_now.append(key)
+        if self.status[key] == "done" and begun is not None:
+            self._seconds += (time.monotonic() if now is None else now) - begun
+            self._planned += cost(self.cells[key])
+
+    def count(self, status: Status) -> int:
+        """Return the number of cells of a status."""
+        return list(self.status.values()).count(status)
+
+    def time_left(self, now: float | None = None) -> float | None:
+        """Return the seconds until all cells have ended, judged by those that this run has finished; None without."""
+        if not self._planned:
+            return None
+        now = time.monotonic() if now is None else now
+        pace = self._seconds / self._planned
+        waiting = [pace * cost(self.cells[key]) for key, status in self.status.items() if status == "waiting"]
+        running = [max(pace * cost(self.cells[key]) - (now - begun), 0.0) for key, begun in self._begun.items()]
+        return max((sum(waiting) + sum(running)) / self.workers, *running, *waiting, 0.0)
+
+
+class BenchWatcher:
+    """Follows the run of a suite; this one does nothing."""
+
+    def begin(self, progress: Progress) -> None:
+        """Begin; the runner keeps `progress` up to date."""
+
+    def changed(self, key: str) -> None:
+        """Take note that a cell has another status."""
+
+    def note(self, text: str) -> None:
+        """Take note of something worth a line."""
+
+    def end(self) -> None:
+        """End, whatever came of the run."""
 
 
 def run_suite(
@@ -179,7 +268,7 @@ def _result_of(cell: Cell, event: Event, suite: Path) -> JsonObject:
 
 
 def _write_timing(folder: Path, name: str, engine: Engine, seconds: float, progress: Progress) -> None:
-    used = engine.cpu_seconds()
+    used = engine.cpu_seconds
     row = {
         "engine": name,
         "workers": engine.workers,

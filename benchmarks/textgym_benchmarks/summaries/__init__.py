@@ -22,9 +22,9 @@ from textgym_benchmarks.summaries.charts import (
     profiles,
     radar,
 )
-from textgym_benchmarks.summaries.entries import Counts, Entry, count, entries
-from textgym_benchmarks.summaries.findings import Finding, findings
-from textgym_benchmarks.summaries.grid import FLOOR, Problem, make_grid
+from textgym_benchmarks.summaries.entries import AgentScores, Counts, count, entries
+from textgym_benchmarks.summaries.findings import Surprise, findings
+from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, make_grid
 from textgym_benchmarks.summaries.leaderboard import AgentRow, Best, best_by_family, comparison, leaderboard
 
 
@@ -47,11 +47,11 @@ class Summary:
     """
 
     agents: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[RankedTask, ...]
     counts: Counts
     common: tuple[str, ...]
     leaderboard: tuple[AgentRow, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[AgentScores, ...]
     equal_tokens: tuple[EqualTokens, ...]
     curves: tuple[Curve, ...]
     thresholds: tuple[float, ...]
@@ -59,7 +59,7 @@ class Summary:
     pairwise: Pairwise
     radar: Radar
     best: tuple[Best, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Surprise, ...]
     versions: Mapping[str, tuple[str, ...]]
     machines: tuple[str, ...]
     floor: float

@@ -23,7 +23,7 @@ from textgym_benchmarks.summaries.grid import (
     FLOOR,
     MEASURES,
     Grid,
-    Problem,
+    RankedTask,
     at,
     average,
     finals,
@@ -96,7 +96,7 @@ def curves(grid: Grid, seed: int, agents: Sequence[str]) -> list[Curve]:
     return found
 
 
-def _curve(agent: str, problem: Problem, runs: Sequence[Result], seed: int) -> Curve:
+def _curve(agent: str, problem: RankedTask, runs: Sequence[Result], seed: int) -> Curve:
     rows = [_column(run, "episode") for run in runs]
     low, high = max(row[0] for row in rows), min(row[-1] for row in rows)
     union = np.unique(np.concatenate(rows))
@@ -156,15 +156,9 @@ def equal_tokens(grid: Grid, agents: Sequence[str]) -> list[EqualTokens]:
 
 def _scored(results: Sequence[Result]) -> list[list[tuple[float, float]]]:
     """Return the tokens and the optimality along each run that has both somewhere."""
-    rows = (
-        [
-            (point["tokens"], point["optimality"])
-            for point in at(result.measures, "curve") or ()
-            if point.get("optimality") is not None
-        ]
-        for result in results
-    )
-    return [row for row in rows if row]
+    curves = (at(result.measures, "curve") or () for result in results)
+    scored = ([point for point in curve if point.get("optimality") is not None] for curve in curves)
+    return [[(point["tokens"], point["optimality"]) for point in points] for points in scored if points]
 
 
 def _score_at(rows: Sequence[Sequence[tuple[float, float]]], budget: float | None) -> float | None:
@@ -187,7 +181,7 @@ class ProfileLine:
     high: tuple[float, ...] | None
 
 
-def profiles(grid: Grid, seed: int, agents: Sequence[str], problems: Sequence[Problem]) -> list[ProfileLine]:
+def profiles(grid: Grid, seed: int, agents: Sequence[str], problems: Sequence[RankedTask]) -> list[ProfileLine]:
     """Return the profiles of agents over the problems that they are compared on."""
     lines = []
     for agent in agents:
@@ -216,10 +210,8 @@ class Pairwise:
 def pairwise(grid: Grid, seed: int, agents: Sequence[str]) -> Pairwise:
     """Compare all pairs of agents, each from the same draws of its runs."""
     strata = [grid.strata(agent) for agent in agents]
-    counts = [
-        run_counts(each, COMPARED_REPLICATES, generator_of(seed, "pairwise", agent))
-        for each, agent in zip(strata, agents, strict=True)
-    ]
+    generators = (generator_of(seed, "pairwise", agent) for agent in agents)
+    counts = [run_counts(each, COMPARED_REPLICATES, own) for each, own in zip(strata, generators, strict=True)]
     rows: list[list[Interval | None]] = [[None] * len(agents) for _ in agents]
     for i, j in combinations(range(len(agents)), 2):
         found = improvement_of_counts(strata[i], strata[j], counts[i], counts[j])
@@ -246,7 +238,7 @@ class Radar:
 
 def radar(grid: Grid, agents: Sequence[str]) -> Radar:
     """Return the diagnostic tasks among the problems as axes; variants of one task share its axis."""
-    problems: dict[str, list[Problem]] = {name: [] for name in CAPABILITIES}
+    problems: dict[str, list[RankedTask]] = {name: [] for name in CAPABILITIES}
     for problem in grid.problems:
         name = problem.id.partition("/")[2].rpartition("-v")[0]
         if name in CAPABILITIES:

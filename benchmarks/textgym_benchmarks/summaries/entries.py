@@ -74,28 +74,22 @@ class Crossing:
 
 
 def crossing_of_runs(results: Sequence[Result], level: str) -> Crossing:
-    """Return the median over the runs of one agent on one problem.
-
-    Args:
-        level: "to_half" or "to_nine_tenths".
-    """
+    """Return the median over the runs of one agent on one problem. Args: level: "to_half" or "to_nine_tenths"."""
     scored = [result for result in results if final(result, "optimality") is not None]
-    found = [finite(at(result.measures, level, "tokens")) for result in scored]
-    return Crossing(_median(found), sum(tokens is not None for tokens in found), len(scored))
+    return _crossing([finite(at(result.measures, level, "tokens")) for result in scored])
 
 
 def crossing_of_agent(grid: Grid, agent: str, level: str) -> Crossing:
     """Return the median over problems of the medians over runs; a problem is reached if its median run got there."""
     rows = [crossing_of_runs(grid.of(agent, problem.index), level) for problem in grid.problems]
-    found = [row.tokens for row in rows if row.of]
-    return Crossing(_median(found), sum(tokens is not None for tokens in found), len(found))
+    return _crossing([row.tokens for row in rows if row.of])
 
 
-def _median(values: Sequence[float | None]) -> float | None:
-    """Return the median where None is infinite; None for an infinite one and for none at all."""
-    known = [math.inf if value is None else value for value in values]
-    middle = median(known) if known else math.inf
-    return None if math.isinf(middle) else float(middle)
+def _crossing(tokens: Sequence[float | None]) -> Crossing:
+    """Return the median where None is infinite."""
+    reached = sum(each is not None for each in tokens)
+    middle = median([math.inf if each is None else each for each in tokens] or [math.inf])
+    return Crossing(None if math.isinf(middle) else float(middle), reached, len(tokens))
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ class RunLine:
 
 
 @dataclass(frozen=True)
-class Entry(Costs):
+class AgentScores(Costs):
     """One agent on one problem. Values are the true ones, never clipped; means are over runs.
 
     Attributes:
@@ -165,7 +159,7 @@ class Entry(Costs):
     runs: tuple[RunLine, ...]
 
 
-def entries(grid: Grid, seed: int, agents: Sequence[str]) -> list[Entry]:
+def entries(grid: Grid, seed: int, agents: Sequence[str]) -> list[AgentScores]:
     """Return entries by problem, then in the given order of the agents; pairs that no cell asks for have none."""
     return [
         _entry(agent, problem.index, problem.label, results, seed)
@@ -175,10 +169,10 @@ def entries(grid: Grid, seed: int, agents: Sequence[str]) -> list[Entry]:
     ]
 
 
-def _entry(agent: str, problem: int, label: str, results: Sequence[Result], seed: int) -> Entry:
+def _entry(agent: str, problem: int, label: str, results: Sequence[Result], seed: int) -> AgentScores:
     spreads = {name: spread(results, name, generator_of(seed, name, agent, label)) for name in MEASURES}
     shared: JsonObject = vars(costs(results)) | spreads
-    return Entry(
+    return AgentScores(
         **shared,
         agent=agent,
         problem=problem,
@@ -197,6 +191,6 @@ def _entry(agent: str, problem: int, label: str, results: Sequence[Result], seed
     )
 
 
-def best_first(entries: Iterable[Entry]) -> list[Entry]:
+def best_first(entries: Iterable[AgentScores]) -> list[AgentScores]:
     """Return entries of one problem by their optimality, those without one last."""
     return sorted(entries, key=lambda entry: (entry.optimality.value is None, -(entry.optimality.value or 0.0)))

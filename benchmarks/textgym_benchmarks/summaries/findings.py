@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from textgym_benchmarks.summaries.entries import Entry
+from textgym_benchmarks.summaries.entries import AgentScores
 from textgym_benchmarks.summaries.grid import FLOOR, Grid, at, average, clipped, finals, finite
 from textgym_benchmarks.summaries.leaderboard import AgentRow
 
@@ -18,7 +18,7 @@ BASELINES = ("reference", "random")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Surprise:
     """One kind of surprise.
 
     Attributes:
@@ -38,13 +38,13 @@ class _Tables:
 
     grid: Grid
     rows: Sequence[AgentRow]
-    entries: Sequence[Entry]
+    entries: Sequence[AgentScores]
 
     @property
-    def learners(self) -> list[Entry]:
+    def learners(self) -> list[AgentScores]:
         return [entry for entry in self.entries if entry.agent not in BASELINES]
 
-    def name(self, entry: Entry) -> str:
+    def name(self, entry: AgentScores) -> str:
         return f"{entry.agent} on {self.grid.problems[entry.problem].label}"
 
 
@@ -83,13 +83,11 @@ def _below_reference(tables: _Tables) -> Iterator[str]:
 
 def _unsolved(tables: _Tables) -> Iterator[str]:
     for problem in tables.grid.problems:
-        scores = [
-            (entry.optimality.value, entry.agent)
-            for entry in tables.entries
-            if entry.problem == problem.index and entry.optimality.value is not None
-        ]
-        if scores and max(scores)[0] < SOLVED:
-            yield f"{problem.label}: best is {max(scores)[1]} with {max(scores)[0]:.2f}"
+        entries = [entry for entry in tables.entries if entry.problem == problem.index]
+        scores = [(entry.optimality.value, entry.agent) for entry in entries if entry.optimality.value is not None]
+        best, agent = max(scores, default=(SOLVED, ""))
+        if best < SOLVED:
+            yield f"{problem.label}: best is {agent} with {best:.2f}"
 
 
 def _seeds_disagree(tables: _Tables) -> Iterator[str]:
@@ -155,11 +153,7 @@ _RULES: tuple[tuple[str, str, Callable[[_Tables], Iterator[str]]], ...] = (
     ("below_reference", "Worse after learning than the reference", _below_reference),
     ("unsolved", f"Problems on which no agent reaches {SOLVED}", _unsolved),
     ("seeds_disagree", f"Seeds more than {DISAGREE} apart (clipped)", _seeds_disagree),
-    (
-        "collapse",
-        f"Ended more than {FELL} below the best point of the learning curve, mean over seeds",
-        _collapse,
-    ),
+    ("collapse", f"Ended more than {FELL} below the best point of the learning curve, mean over seeds", _collapse),
     ("overoptimised", "Paid more and worth less: reward up, gold down", _overoptimised),
     (
         "above_one",
@@ -167,16 +161,12 @@ _RULES: tuple[tuple[str, str, Callable[[_Tables], Iterator[str]]], ...] = (
         "(python -m textgym_benchmarks.run.optima renews that of a shipped task)",
         _above_one,
     ),
-    (
-        "weak_optimum",
-        f"Problems whose J* rests on fewer than {ENOUGH:g} effective samples a prompt",
-        _weak_optimum,
-    ),
+    ("weak_optimum", f"Problems whose J* rests on fewer than {ENOUGH:g} effective samples a prompt", _weak_optimum),
 )
 """Kind, title and rule of every finding, in the order in which they are told."""
 
 
-def findings(grid: Grid, rows: Sequence[AgentRow], entries: Sequence[Entry]) -> list[Finding]:
+def findings(grid: Grid, rows: Sequence[AgentRow], entries: Sequence[AgentScores]) -> list[Surprise]:
     """Return all kinds, also those without an item: that nothing failed is a finding too."""
     tables = _Tables(grid, rows, entries)
-    return [Finding(kind, title, tuple(rule(tables))) for kind, title, rule in _RULES]
+    return [Surprise(kind, title, tuple(rule(tables))) for kind, title, rule in _RULES]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from textgym.rewards.calling import is_finite
+from textgym.checks import is_finite
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.statistics import Interval, Strata, mean_of_runs, strata_of
 from textgym_benchmarks.suite import Cell, canonical
@@ -65,11 +65,9 @@ def clipped(result: Result) -> float | None:
 
 
 def learning_time(result: Result, name: str) -> float | None:
-    """Return what learning took, evaluations and the estimate of J* apart.
+    """Return the "seconds" or "cpu_seconds" that learning took, evaluations and the estimate of J* apart.
 
-    Args:
-        name: "seconds" or "cpu_seconds".
-    Returns: that of the whole run where its timing does not tell them apart; None where it tells neither.
+    Returns: those of the whole run where its timing does not tell them apart; None where it tells neither.
     """
     learning = finite(at(result.timing, f"learning_{name}"))
     return finite(at(result.timing, name)) if learning is None else learning
@@ -118,7 +116,7 @@ def generator_of(seed: int, *names: str) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RankedTask:
     """A task with its reward, options and budget, on which agents are compared.
 
     Attributes:
@@ -146,7 +144,7 @@ class Grid:
     """
 
     agents: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[RankedTask, ...]
     runs: Mapping[tuple[str, int], tuple[Result, ...]]
 
     def of(self, agent: str, problem: int) -> tuple[Result, ...]:
@@ -157,18 +155,17 @@ class Grid:
         """Return all results of an agent."""
         return [result for problem in self.problems for result in self.of(agent, problem.index)]
 
-    def families(self) -> dict[str, list[Problem]]:
+    def families(self) -> dict[str, list[RankedTask]]:
         """Return the problems of each family, in their order."""
-        found: dict[str, list[Problem]] = defaultdict(list)
+        found: dict[str, list[RankedTask]] = defaultdict(list)
         for problem in self.problems:
             found[problem.family].append(problem)
         return found
 
-    def strata(self, agent: str, problems: Iterable[Problem] | None = None, failed: float | None = None) -> Strata:
+    def strata(self, agent: str, problems: Iterable[RankedTask] | None = None, failed: float | None = None) -> Strata:
         """Return the final optimality of the agent's runs, clipped at `FLOOR`, by problem (all of them by default).
 
-        Args:
-            failed: the score of a failed run; None: it has none.
+        A failed run scores `failed`; None: it has no score.
         """
         chosen = self.problems if problems is None else problems
         rows = [self.of(agent, problem.index) for problem in chosen]
@@ -207,7 +204,7 @@ def _identity(result: Result) -> str:
     return canonical([cell.id, cell.reward_name, cell.reward, dict(cell.env), cell.episodes])
 
 
-def _problems(results: Sequence[Result]) -> dict[str, Problem]:
+def _problems(results: Sequence[Result]) -> dict[str, RankedTask]:
     """Return identity -> problem, by family and then in the order of the results, with a label that is theirs alone."""
     first: dict[str, Result] = {}
     for result in results:
@@ -222,8 +219,7 @@ def _problems(results: Sequence[Result]) -> dict[str, Problem]:
     problems = {}
     for index, (identity, label) in enumerate(zip(ordered, labels, strict=True)):
         cell, family = first[identity].cell, first[identity].family
-        env = dict(cell.env)
-        problems[identity] = Problem(index, cell.id, label, family, cell.reward_name, env, cell.episodes)
+        problems[identity] = RankedTask(index, cell.id, label, family, cell.reward_name, dict(cell.env), cell.episodes)
     return problems
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from textgym.checks import JsonObject
 from textgym_benchmarks.statistics import (
@@ -18,14 +19,9 @@ from textgym_benchmarks.statistics import (
     strata_of,
 )
 from textgym_benchmarks.summaries.entries import Costs, Crossing, costs, crossing_of_agent
-from textgym_benchmarks.summaries.grid import FLOOR, Grid, Problem, generator_of
+from textgym_benchmarks.summaries.grid import FLOOR, Grid, RankedTask, generator_of
 
-_STATISTICS = {
-    "iqm": interquartile_mean,
-    "mean": mean,
-    "median": median,
-    "optimality_gap": optimality_gap,
-}
+_STATISTICS = {"iqm": interquartile_mean, "mean": mean, "median": median, "optimality_gap": optimality_gap}
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,10 @@ class Comparison:
     """
 
     agents: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[RankedTask, ...]
 
 
-def comparison(grid: Grid, problems: Sequence[Problem] | None = None) -> Comparison:
+def comparison(grid: Grid, problems: Sequence[RankedTask] | None = None) -> Comparison:
     """Return the agents to rank, and the problems to rank them on.
 
     Agents are taken in the order of how many problems they were given, most first. Of the first k of them and the
@@ -83,13 +79,9 @@ def best_by_family(grid: Grid) -> list[Best]:
     found = []
     for family, problems in grid.families().items():
         compared = comparison(grid, problems)
-        means = {}
-        for agent in compared.agents:
-            strata = grid.strata(agent, compared.problems)
-            if strata.runs:
-                means[agent] = float(mean(strata.values, strata))
-        winner = max(sorted(means), key=means.__getitem__) if means else None
-        highest = None if winner is None else means[winner]
+        strata = {agent: grid.strata(agent, compared.problems) for agent in compared.agents}
+        means = {agent: float(mean(each.values, each)) for agent, each in strata.items() if each.runs}
+        winner, highest = max(sorted(means.items()), key=itemgetter(1), default=(None, None))
         labels = tuple(problem.label for problem in compared.problems)
         found.append(Best(family, winner, highest, compared.agents, labels))
     return found
@@ -149,35 +141,30 @@ def _place(row: AgentRow) -> tuple[bool, float, bool, float, str]:
     return (common is None, -(common or 0.0), own is None, -(own or 0.0), row.agent)
 
 
-def _row(grid: Grid, agent: str, seed: int, compared: Sequence[Problem] | None) -> AgentRow:
+def _row(grid: Grid, agent: str, seed: int, compared: Sequence[RankedTask] | None) -> AgentRow:
     strata = grid.strata(agent)
     found = aggregates(strata, _STATISTICS, generator_of(seed, "leaderboard", agent))
-    common = None
+    common = with_failures = None
     if compared is not None:
         shared = grid.strata(agent, compared)
+        counted = grid.strata(agent, compared, failed=FLOOR)
+        with_failures = float(interquartile_mean(counted.values, counted)) if counted.runs else None
         if shared.runs == strata.runs:  # the same runs have the same mean
-            of_runs, tasks = int(shared.expected.sum()), shared.tasks
-            common = replace(found["iqm"], of_runs=of_runs, of_tasks=tasks)
+            common = replace(found["iqm"], of_runs=int(shared.expected.sum()), of_tasks=shared.tasks)
         else:
-            generator = generator_of(seed, "common", agent)
-            common = aggregates(shared, {"iqm": interquartile_mean}, generator)["iqm"]
+            common = aggregates(shared, {"iqm": interquartile_mean}, generator_of(seed, "common", agent))["iqm"]
     known: JsonObject = vars(costs(grid.all_of(agent))) | found
     return AgentRow(
         **known,
         agent=agent,
         rank=None,
         common=common,
-        common_with_failures=None if compared is None else _with_failures(grid, agent, compared),
+        common_with_failures=with_failures,
         over_reference=_over(grid, agent, None, seed),
         over_best=None,
         to_half=crossing_of_agent(grid, agent, "to_half"),
         to_nine_tenths=crossing_of_agent(grid, agent, "to_nine_tenths"),
     )
-
-
-def _with_failures(grid: Grid, agent: str, problems: Sequence[Problem]) -> float | None:
-    strata = grid.strata(agent, problems, failed=FLOOR)
-    return float(interquartile_mean(strata.values, strata)) if strata.runs else None
 
 
 def _over(grid: Grid, agent: str, other: str | None, seed: int) -> Improvement:

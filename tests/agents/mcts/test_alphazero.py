@@ -9,8 +9,8 @@ from solver_tools import Paid, small_task, uneven
 from textgym_agents import make_agent, make_env
 from textgym_agents.conformance import FAILS, check
 from textgym_agents.mcts.alphazero import AlphaZero, AlphaZeroConfig, distillation_losses, play_games
-from textgym_agents.mcts.config import MCTSConfig
 from textgym_agents.mcts.planner import Planner
+from textgym_agents.mcts.search import MCTSConfig
 
 from textgym import TokenVectorEnv
 from textgym.lm.reference import UniformReference

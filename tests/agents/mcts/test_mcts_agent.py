@@ -6,7 +6,7 @@ from gymnasium.vector import AutoresetMode
 from solver_tools import bigram, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check
-from textgym_agents.mcts.config import MCTSConfig
+from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import StateFinder
 
 from textgym import TokenVectorEnv

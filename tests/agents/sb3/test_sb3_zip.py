@@ -8,7 +8,7 @@ import pytest
 import torch
 from cli_tools import assert_one_line, run
 from textgym_agents import load_agent, make_env
-from textgym_agents.sb3.features import TokenFeatures
+from textgym_agents.sb3.interface import TokenFeatures
 from textgym_agents.sb3.vec_env import SB3VecEnv
 
 from textgym import TokenEnv

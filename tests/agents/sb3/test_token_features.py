@@ -10,7 +10,7 @@ import torch
 from core_tools import word_task
 from stable_baselines3 import PPO
 from textgym_agents.sb3.config import Kind
-from textgym_agents.sb3.features import TokenFeatures
+from textgym_agents.sb3.interface import TokenFeatures
 
 from textgym.env import TokenEnv
 from textgym.episodes import observation_space

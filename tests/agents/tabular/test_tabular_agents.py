@@ -7,7 +7,7 @@ from solver_tools import STOP, Paid, bigram, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, check
 from textgym_agents.conformance.under_test import CutOff
-from textgym_agents.tabular.table import state_keys
+from textgym_agents.tabular.policies import state_keys
 
 from textgym import TokenVectorEnv
 from textgym.rewards import TextGymWarning

@@ -6,15 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
+    UNKNOWN,
+    StateTable,
     boltzmann,
     greedy,
     hard_values,
     mixed,
+    rows_in_memory,
     scheduled,
     soft_values,
+    state_keys,
     update_weight,
 )
-from textgym_agents.tabular.table import UNKNOWN, StateTable, rows_in_memory, state_keys
 
 REFERENCE = np.log(np.array([[0.5, 0.3, 0.2]]))
 VALUES = np.array([[1.0, 2.0, 4.0]])

@@ -10,7 +10,6 @@ from typing import Final, get_args
 
 import numpy as np
 
-from textgym.checks import shown
 from textgym.lm.reference import Reference
 from textgym.prompts import PromptSet, Split, prompt_set
 from textgym.rewards import RewardSpec
@@ -23,6 +22,9 @@ FAMILY: Final = "diagnostics"
 BETA: Final = 0.1
 """Reward units per nat: with rewards in [0, 1], a certain choice among four words costs 0.14."""
 SHARED: Final = """
+    ### Action Space
+    `Discrete($V)`: $words; the prompt's word `$prompt` is not allowed.
+
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right;
     L = $L.
@@ -41,15 +43,6 @@ SHARED: Final = """
     - v0: first version.
 """
 """Sections and arguments of the docstrings of diagnostic tasks; `documented` fills in the names after $."""
-
-
-def read_difficulty(difficulty: int, low: int, high: int, meaning: str) -> int:
-    """Return the difficulty. Raises: ValueError unless it is an int in low..high."""
-    if isinstance(difficulty, bool) or not isinstance(difficulty, int | np.integer):
-        raise ValueError(f"difficulty={shown(difficulty)}: allowed is an int in {low}..{high} ({meaning})")
-    if not low <= difficulty <= high:
-        raise ValueError(f"difficulty={shown(difficulty)}: allowed is {low}..{high} ({meaning})")
-    return int(difficulty)
 
 
 def word_vocabulary(actions: Sequence[str], asked: Sequence[str] = (), stop: str | Sequence[str] = ()) -> Vocabulary:

@@ -8,18 +8,12 @@ from typing import Final
 
 import numpy as np
 
+from textgym.checks import check_count
 from textgym.lm.reference import NGramReference, Reference
 from textgym.rewards.base import NamedReward
 from textgym.task import Task
 from textgym.tasks.assemble import documented
-from textgym.tasks.diagnostics.common import (
-    BETA,
-    SHARED,
-    TextReward,
-    diagnostic,
-    read_difficulty,
-    word_vocabulary,
-)
+from textgym.tasks.diagnostics.common import BETA, SHARED, TextReward, diagnostic, word_vocabulary
 from textgym.vocab import Vocabulary
 
 SIZES: Final = (16, 64, 256, 1024, 4096, 16384, 50257)
@@ -68,7 +62,7 @@ def bandit_task(difficulty: int = 5, *, beta: float = BETA, reference: str | Ref
     ### Arguments
         difficulty: 1..12, for 2 ** difficulty arms.
     """
-    arms = 2 ** read_difficulty(difficulty, 1, 12, "2 ** difficulty arms")
+    arms = 2 ** check_count("difficulty", difficulty, 1, 12, "2 ** difficulty arms")
     names = [f"arm{i}" for i in range(arms)]
     vocabulary = word_vocabulary(names, asked=["pull"])
     return diagnostic("Bandit", vocabulary, "pull", reward=Arm(arms), words=1, beta=beta, reference=reference)
@@ -82,12 +76,7 @@ class EverySixteenth(NamedReward):
     maximum = 1.0
 
     def __call__(
-        self,
-        prompts: list[str],
-        completions: list[str],
-        *,
-        completion_ids: list[list[int]],
-        **columns: object,
+        self, prompts: list[str], completions: list[str], *, completion_ids: list[list[int]], **columns: object
     ) -> list[float]:
         """Score every completion."""
         return [float(ids[0] % STEP == 0) for ids in completion_ids]
@@ -110,7 +99,7 @@ def big_vocab_task(difficulty: int = 3, *, beta: float = BETA, reference: str | 
     ### Arguments
         difficulty: 0..6, for a V of 16, 64, 256, 1024, 4096, 16384 and 50257.
     """
-    size = SIZES[read_difficulty(difficulty, 0, len(SIZES) - 1, f"vocabularies of {SIZES} words")]
+    size = SIZES[check_count("difficulty", difficulty, 0, len(SIZES) - 1, f"vocabularies of {SIZES} words")]
     vocabulary = _numbered_words(size)
     return diagnostic("BigVocab", vocabulary, "w1", reward=EverySixteenth(), words=1, beta=beta, reference=reference)
 
@@ -135,7 +124,7 @@ class Trap(TextReward):
         return BAIT * text.split().count(DISTANCES[0]) / self.length
 
 
-@documented(SHARED, prompt="walk", L="difficulty + 1", T="`difficulty` tokens")
+@documented(SHARED, prompt="walk", V="3", words="`near`, `far`", L="difficulty + 1", T="`difficulty` tokens")
 def deceptive_task(difficulty: int = 8, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
     """Make the task Deceptive.
 
@@ -143,55 +132,16 @@ def deceptive_task(difficulty: int = 8, *, beta: float = 0.05, reference: str | 
     A trap: every `near` pays a little, and `far` pays nothing at all until there is nothing else; then it pays twice
     as much as `near` ever does. Following the gradient leads away from the optimum.
 
-    ### Action Space
-    `Discrete(3)`: `near`, `far`; the prompt's word `walk` is not allowed.
-
     ### Rewards
     Paid at the end, in [0, 1]: 1 for `far` throughout, else 0.5 times the share of `near`.
 
     ### Arguments
         difficulty: 2..16, length of the string.
     """
-    length = read_difficulty(difficulty, 2, 16, "words of an answer")
+    length = check_count("difficulty", difficulty, 2, 16, "words of an answer")
     vocabulary = word_vocabulary(DISTANCES, asked=["walk"])
     return diagnostic(
         "Deceptive", vocabulary, "walk", reward=Trap(length), words=length, beta=beta, reference=reference
-    )
-
-
-@dataclass(frozen=True)
-class Treasure(TextReward):
-    """Pay 1 for `depth` times the word "right", else 0."""
-
-    depth: int
-    name = "treasure"
-    maximum = 1.0
-
-    def _pay(self, text: str) -> float:
-        return float(text == " ".join([DIRECTIONS[1]] * self.depth))
-
-
-@documented(SHARED, prompt="dive", L="difficulty + 1", T="`difficulty` tokens")
-def deep_sea_task(difficulty: int = 10, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
-    """Make the task DeepSea.
-
-    ### Description
-    Exploration: of the 2 ** difficulty strings a single one pays, and nothing leads there. The reference
-    finds it once in 2 ** difficulty episodes. After Osband et al. (2019), arXiv:1908.03568.
-
-    ### Action Space
-    `Discrete(3)`: `left`, `right`; the prompt's word `dive` is not allowed.
-
-    ### Rewards
-    Paid at the end: 1 for `right` all the way, else 0.
-
-    ### Arguments
-        difficulty: 1..18, length of the string.
-    """
-    depth = read_difficulty(difficulty, 1, 18, "words to get right")
-    vocabulary = word_vocabulary(DIRECTIONS, asked=["dive"])
-    return diagnostic(
-        "DeepSea", vocabulary, "dive", reward=Treasure(depth), words=depth, beta=beta, reference=reference
     )
 
 
@@ -201,14 +151,34 @@ class SameWord(TextReward):
 
     words: tuple[str, ...]
     length: int
-    name = "same_word"
+    name: str = "same_word"
     maximum = 1.0
 
     def _pay(self, text: str) -> float:
         return float(any(text == " ".join([word] * self.length) for word in self.words))
 
 
-@documented(SHARED, prompt="choose", L="difficulty + 1", T="`difficulty` tokens")
+@documented(SHARED, prompt="dive", V="3", words="`left`, `right`", L="difficulty + 1", T="`difficulty` tokens")
+def deep_sea_task(difficulty: int = 10, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
+    """Make the task DeepSea.
+
+    ### Description
+    Exploration: of the 2 ** difficulty strings a single one pays, and nothing leads there. The reference
+    finds it once in 2 ** difficulty episodes. After Osband et al. (2019), arXiv:1908.03568.
+
+    ### Rewards
+    Paid at the end: 1 for `right` all the way, else 0.
+
+    ### Arguments
+        difficulty: 1..18, length of the string.
+    """
+    depth = check_count("difficulty", difficulty, 1, 18, "words to get right")
+    vocabulary = word_vocabulary(DIRECTIONS, asked=["dive"])
+    reward = SameWord(DIRECTIONS[1:], depth, "treasure")
+    return diagnostic("DeepSea", vocabulary, "dive", reward=reward, words=depth, beta=beta, reference=reference)
+
+
+@documented(SHARED, prompt="choose", V="4", words="`a`, `b`, `c`", L="difficulty + 1", T="`difficulty` tokens")
 def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | Reference = "pairs") -> Task:
     """Make the task TwoModes.
 
@@ -216,9 +186,6 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
     The answers `a a a` and `b b b` pay alike (at the default difficulty). The reference, a table of pairs of
     words, writes the first twice as often as the second; so does the best policy, and a policy that collapses onto one
     of them loses beta times the log of its share, log 1.5 or log 3.
-
-    ### Action Space
-    `Discrete(4)`: `a`, `b`, `c`; the prompt's word `choose` is not allowed.
 
     ### Rewards
     Paid at the end: 1 for `difficulty` times `a` or `difficulty` times `b`, else 0.
@@ -228,7 +195,7 @@ def two_modes_task(difficulty: int = 3, *, beta: float = 0.2, reference: str | R
         reference: "pairs" for the table, "uniform", a model's folder, or an object with
             `log_probs(observation)`.
     """
-    length = read_difficulty(difficulty, 1, 10, "words of an answer")
+    length = check_count("difficulty", difficulty, 1, 10, "words of an answer")
     if isinstance(reference, str) and reference == "pairs":
         reference = _pairs()
     reward = SameWord(MODES[:2], length)

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from textgym.checks import check_count
 from textgym.lm.reference import Reference
 from textgym.prompts import prompt_set
 from textgym.rewards.base import NamedReward
@@ -17,7 +18,6 @@ from textgym.tasks.diagnostics.common import (
     SHARED,
     RightWords,
     diagnostic,
-    read_difficulty,
     sequences,
     with_answers,
     word_vocabulary,
@@ -86,7 +86,7 @@ def reverse_task(difficulty: int = 3, *, beta: float = BETA, reference: str | Re
 def _repeating(name: str, difficulty: int, step: int, beta: float, reference: str | Reference) -> Task:
     """Make a task whose answer is the list of the prompt, read forwards (`step` 1) or backwards (-1)."""
     verb = name.lower()
-    length = read_difficulty(difficulty, 2, 5, f"words to {verb}")
+    length = check_count("difficulty", difficulty, 2, 5, f"words to {verb}")
     at_most = min(PROMPTS, STATES // len(WORDS) ** length)
     chosen = sequences(WORDS, length, at_most)
     pairs = [(f"{verb} {' '.join(words)} :", " ".join(words[::step])) for words in chosen]
@@ -114,7 +114,7 @@ def distractor_task(difficulty: int = 8, *, beta: float = BETA, reference: str |
     ### Arguments
         difficulty: 2..24, words in the tail.
     """
-    tail = read_difficulty(difficulty, 2, 24, "irrelevant words in the prompt")
+    tail = check_count("difficulty", difficulty, 2, 24, "irrelevant words in the prompt")
     chosen = sequences(WORDS[:4], tail + 1, PROMPTS)
     pairs = [(" ".join(words), words[0]) for words in chosen]
     vocabulary, prompts = word_vocabulary(WORDS[:4]), with_answers(pairs, PROMPTS, held_out=0.2)
@@ -142,7 +142,7 @@ def recall_task(difficulty: int = 2, *, beta: float = BETA, reference: str | Ref
     ### Arguments
         difficulty: 1..6, pairs in the prompt.
     """
-    pairs = read_difficulty(difficulty, 1, len(WORDS), "pairs in the prompt")
+    pairs = check_count("difficulty", difficulty, 1, len(WORDS), "pairs in the prompt")
     vocabulary = word_vocabulary(VALUES, asked=["recall", ":", *WORDS])
     prompts = with_answers(_questions(pairs), QUESTIONS, held_out=0.2)
     return diagnostic("Recall", vocabulary, prompts, reward=RightWords(), words=1, beta=beta, reference=reference)
@@ -219,7 +219,7 @@ def stop_task(difficulty: int = 4, *, beta: float = BETA, reference: str | Refer
     ### Arguments
         difficulty: 1..8, the largest number.
     """
-    most = read_difficulty(difficulty, 1, 8, "words asked for, at most")
+    most = check_count("difficulty", difficulty, 1, 8, "words asked for, at most")
     counts = [*range(1, most + 1)]
     vocabulary = word_vocabulary(["word", *STOPS], asked=[str(count) for count in counts], stop=STOPS)
     prompts = prompt_set([str(count) for count in counts], {"count": counts})

@@ -1,12 +1,19 @@
-"""Wrappers that pay gamma^t r + beta log pi_ref(a | s): the part of J that no policy is needed for."""
+"""What a reference model adds to an environment: its log-probabilities to the pay, its hidden states in view."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
-from textgym.checks import Bools, Floats
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from textgym.checks import Bools, Floats, check_number
 from textgym.lm.reference import Reference, restricted
 from textgym.state import Observation, TokenState
+from textgym.task import BETA
 from textgym.vector import refuse_together
 from textgym.vector_io import Infos
 from textgym.wrappers.base import (
@@ -20,9 +27,12 @@ from textgym.wrappers.base import (
     Shown,
     SingleWrapper,
     Step,
-    check_below,
     reference_of,
+    task_of,
 )
+
+if TYPE_CHECKING:
+    from textgym.lm.causal import CausalLM
 
 FLOOR = -50.0  # nats
 
@@ -36,11 +46,9 @@ class Bonus:
     """
 
     def __init__(self, reference: Reference, beta: float, floor: float) -> None:
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta={beta!r}: allowed is a finite number from 0 on (reward units per nat)")
         if not -float("inf") < floor < 0:
             raise ValueError(f"floor={floor!r}: allowed is a finite number below 0 (nats)")
-        self.reference, self.beta, self.floor = reference, beta, floor
+        self.reference, self.beta, self.floor = reference, check_number("beta", beta, 0, unit=BETA), floor
 
     def of(self, observation: Observation, actions: Actions, masks: Masks) -> Floats:
         """Return the bonus (B,) of B actions in B states, reward units."""
@@ -68,7 +76,6 @@ class ReferenceReward(SingleWrapper):
     def __init__(
         self, env: Env, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
-        check_below(env, "ReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
         self.beta = self.task.beta if beta is None else beta
@@ -101,13 +108,8 @@ class VectorReferenceReward(RowsWrapper):
     """`ReferenceReward` of a vector environment; rows that take no action get none."""
 
     def __init__(
-        self,
-        env: RowsEnv,
-        beta: float | None = None,
-        reference: Reference | None = None,
-        floor: float = FLOOR,
+        self, env: RowsEnv, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
-        check_below(env, "VectorReferenceReward")
         refuse_together(env, "VectorReferenceReward")
         super().__init__(env)
         self.reference = reference_of(env, reference)
@@ -128,3 +130,78 @@ class VectorReferenceReward(RowsWrapper):
     def _start(self, rows: slice | Bools | list[int], states: list[TokenState] | None) -> None:
         super()._start(rows, states)
         self._times[rows] = 0 if states is None else [len(state.completion) for state in states]
+
+
+def _model(env: Env | RowsEnv, reference: Reference | None) -> CausalLM:
+    """Return a reference with hidden states. Raises: ValueError for one that is no LM."""
+    model: Any = reference_of(env, reference)
+    if not hasattr(model, "features"):
+        raise ValueError(
+            f"reference={str(model)!r} of task {task_of(env).name!r} is no language model: it has no hidden states"
+        )
+    return cast("CausalLM", model)
+
+
+def _space(model: CausalLM) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (model.hidden_size,), np.float32)
+
+
+class LMFeatures(SingleWrapper):
+    """Show the reference LM's last hidden state at the last token, float32 (H,).
+
+    Args:
+        env: one environment that shows tokens; no wrapper that reads tokens may come around this one.
+        reference: a causal LM as `make_reference` gives it; None takes that of a wrapper below, or the task's.
+    Raises: ValueError if the reference is no language model.
+    """
+
+    _takes_tokens = False
+
+    def __init__(self, env: Env, reference: Reference | None = None) -> None:
+        super().__init__(env)
+        self.reference = _model(env, reference)
+        self.observation_space = _space(self.reference)
+
+    def step(self, action: int) -> Step:
+        """See `TokenEnv.step`."""
+        return self._step(action)
+
+    def _see(self, observation: Observation) -> NDArray[np.float32]:
+        super()._see(observation)
+        return np.asarray(self.reference.features(self._observation)[0])
+
+
+class VectorLMFeatures(RowsWrapper):
+    """`LMFeatures` of a vector environment, float32 (N, H): one batch through the model a step.
+
+    In SAME_STEP mode the last observations of ended rows are read in a batch of their own.
+    """
+
+    _takes_tokens = False
+
+    def __init__(self, env: RowsEnv, reference: Reference | None = None) -> None:
+        super().__init__(env)
+        self.reference = _model(env, reference)
+        # The ends are read beside the rows that go on, whose cache must not be lost.
+        self._ends = self.reference.copy()
+        self.single_observation_space = _space(self.reference)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def step(self, actions: Actions) -> RowsStep:
+        """See `TokenVectorEnv.step`."""
+        shown, rewards, terminations, truncations, infos = self._step(actions)
+        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and "final_obs" in infos:
+            infos = {**infos, "final_obs": self._final(infos["final_obs"], infos["_final_obs"])}
+        return shown, rewards, terminations, truncations, infos
+
+    def _see(self, observation: Observation) -> NDArray[np.float32]:
+        super()._see(observation)
+        return self.reference.features(observation)
+
+    def _final(self, observations: NDArray[np.object_], ended: Bools) -> NDArray[np.object_]:
+        rows = np.flatnonzero(ended)
+        batch = {name: np.stack([observations[row][name] for row in rows]) for name in observations[rows[0]]}
+        shown = np.empty(len(ended), dtype=object)
+        for row, features in zip(rows, self._ends.features(batch), strict=True):
+            shown[row] = features
+        return shown
