@@ -185,8 +185,10 @@ def _fault(model: PreTrainedModel, way: Way, rows: _Rows, autocast: bool) -> str
 
 
 def _precision(model: PreTrainedModel, device: torch.device) -> torch.dtype:
-    """Return the coarsest type that the model computes in."""
+    """Return the coarsest type that the model computes in; TF32, where torch may use it, has float16's mantissa."""
     types = {parameter.dtype for parameter in model.parameters()} & set(_TOLERANCES)
+    if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        types.add(torch.float16)
     if torch.is_autocast_enabled(device.type):
         types.add(torch.get_autocast_dtype(device.type))
     return max(types, key=lambda kind: _TOLERANCES[kind], default=torch.float32)
