@@ -42,7 +42,7 @@ class Agent(ABC):
     config: object = None
     """Its settings, a dataclass; None for an agent without any."""
     iteration: int | None = None
-    """Iterations learned so far, for an agent that counts and saves them: a run that is resumed goes on from there."""
+    """Iterations learned so far, for an agent that counts and saves them: a resumed run continues from there."""
     learns: ClassVar[bool] = True
     """Whether `learn` changes the policy. One that never does is evaluated once."""
     plans: ClassVar[bool] = False

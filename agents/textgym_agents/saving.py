@@ -74,7 +74,7 @@ def write_saved(
         name: of the agent.
         config: its settings.
         task: that it belongs to; the state of the task's reward is saved too.
-        state: JSON values that it goes on from.
+        state: JSON values that it resumes from.
         tensors: by name, all of numpy or all of torch.
         folders: name -> writes a folder inside this one.
     """

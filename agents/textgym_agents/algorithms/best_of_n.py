@@ -65,7 +65,7 @@ class BestOfN(NonLearner):
     """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
-    It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
+    It has no next-token probabilities. A row of observations that follows its plan is answered from its plan; any
     other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
     What it does as a whole is known all the same: exactly on a solvable task (`edge_log_probs`), from samples of the
     reference elsewhere (`sequence_kl`).

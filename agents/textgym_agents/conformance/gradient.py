@@ -132,7 +132,7 @@ class ExactGradients:
         return result
 
     def per_state(self, values: Sequence[Floats]) -> Floats:
-        """Return those of the running states (S,) from arrays per state, one for each depth."""
+        """Return the entries of the running states (S,) from arrays per state, one for each depth."""
         levels = self.tree.levels[:-1]
         return np.concatenate([own[level.running] for own, level in zip(values, levels, strict=False)])
 

@@ -52,7 +52,7 @@ class PolicyGradient:
 
 
 class EnumeratedPolicy:
-    """A torch policy as one with `log_probs(observation)`, in float64 and without a cache.
+    """Give a torch policy `log_probs(observation)`, in float64 and without a cache.
 
     Args:
         policy: a `TorchPolicy`, or an agent whose attribute `policy` is one.

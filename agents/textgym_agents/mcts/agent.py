@@ -128,7 +128,7 @@ class MCTS(Agent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Searching goes on from the tree that was saved; a guide given as an object is not in it."""
+        """See `Agent.load`. Searching continues from the saved tree, which does not hold a guide given as an object."""
         task = env.unwrapped.task
         elsewhere = "this tree is of task {had}; on {now} search starts anew"
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere)

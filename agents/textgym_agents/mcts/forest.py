@@ -246,7 +246,7 @@ class Forest:
         return self.rewards[nodes] + below, self.visits[nodes] > 0
 
     def done(self, nodes: Ints) -> Bools:
-        """Return which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
+        """Return which candidates (m, k) need no search: they end the episode, are solved, or are padding."""
         children = self.children[nodes]
         solved = (children >= 0) & self.solved[np.maximum(children, 0)]
         return np.asarray((children == ENDED) | solved | np.isneginf(self.log_prior[nodes]))

@@ -222,7 +222,7 @@ class SB3Agent(Agent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted. A .zip is read by `load_zip`."""
+        """See `Agent.load`. Learning continues as if it had not been interrupted. A .zip is read by `load_zip`."""
         if Path(path).is_file():
             raise ValueError(f"path={str(path)!r}: {_DANGER}")
         task = env.unwrapped.task

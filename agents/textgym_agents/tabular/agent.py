@@ -300,7 +300,7 @@ class TabularAgent(Agent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
+        """See `Agent.load`. Learning continues as if it had not been interrupted."""
         task = env.unwrapped.task
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
 

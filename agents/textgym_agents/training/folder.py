@@ -49,7 +49,7 @@ _NOT_TO_RESUME = {
 
 
 class RunFolder:
-    """The files of one run. `create` starts a run, `reopen` goes on with an interrupted one.
+    """The files of one run. `create` starts a run, `reopen` resumes an interrupted one.
 
     A run is finished when its result.json exists; then nothing in the folder is written again.
     """
@@ -169,7 +169,7 @@ class RunFolder:
         """Hold the folder while it is written: no other process may. Yields: whether TensorBoard events are kept.
 
         Args:
-            rewind_to: the iteration that the run goes on from; what was logged after it is dropped.
+            rewind_to: the iteration that the run resumes from; what was logged after it is dropped.
             events: whether TensorBoard events are written, where it is installed.
         Raises: ValueError if another process is at work in the folder.
         """
@@ -215,7 +215,7 @@ class RunFolder:
         except ImportError:
             return None
         logged = self.metrics()
-        # TensorBoard drops what an interrupted run had logged beyond the point that it goes on from.
+        # TensorBoard drops what an interrupted run had logged beyond the point that it resumes from.
         purge = _step(logged[-1]) + 1 if logged else None
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
 

@@ -167,7 +167,7 @@ class Training:
             raise TrainingInterrupted(f"{done}; {advice}") from interrupt
 
     def _command(self, folder: RunFolder) -> str:
-        """Return the command line that goes on with this run."""
+        """Return the command line that resumes this run."""
         plan = self._settings
         # What --agent can be told, and by which defaults, depends on it.
         agent = [] if plan.agent == "lm-ppo" else ["--agent", plan.agent]

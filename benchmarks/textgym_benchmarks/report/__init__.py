@@ -101,7 +101,7 @@ def build_report(paths: Sequence[str | Path], out: str | Path) -> Sources:
     Args:
         paths: what `load_results` takes: folders of suites, of cells or of runs, files of results.
         out: the folder; a new or empty one, or a report, which is built anew.
-    Returns: what it was made of.
+    Returns: the results that it shows.
     Raises: FileExistsError if `out` holds anything else; ValueError for results that cannot be read.
     """
     folder = Path(out)
