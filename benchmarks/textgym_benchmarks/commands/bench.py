@@ -1,4 +1,4 @@
-"""Run a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster, and resume where it was stopped."""
+"""Run a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster; resume where it stopped."""
 
 from __future__ import annotations
 
