@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2
+"""Of saved agents, and of the folders of runs and suites: their config.json and suite.json hold it."""
 HEAD, TENSORS = "agent.json", "tensors.safetensors"
 Built = TypeVar("Built")
 Arrays = Mapping[str, NDArray[Any]]
@@ -130,6 +131,15 @@ def read_saved(
         if task is not None and had == now:
             task.scorer.load_state_dict(head["scorer"])
         return built
+
+
+def check_format(place: object, held: Mapping[str, object], what: str) -> None:
+    """Raise ValueError unless what a folder's JSON file holds is of this format. Args: what: "run" or "suite"."""
+    if held.get("format") != FORMAT:
+        raise ValueError(
+            f"{place}: holds a {what} in format {held.get('format')!r:.40}; allowed is format {FORMAT}: "
+            "start anew in another folder, or use the textgym that wrote it"
+        )
 
 
 def _fingerprint(task: Task) -> JsonObject:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from textgym_agents.config import versions
+from textgym_agents.saving import FORMAT, check_format
 
 from textgym.checks import JsonObject
 from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
 from textgym.interrupts import disk_full_at
 from textgym.task import task_entry, task_names
 from textgym_benchmarks.engines.jobs import cores, find_function
-from textgym_benchmarks.results.format import FORMAT, check_result
+from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
 RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
@@ -69,11 +70,10 @@ def _processor() -> str:
 
 
 def read_suite(folder: str | Path) -> Suite:
-    """Return the suite that a folder holds. Raises: ValueError naming the file."""
+    """Return the suite that a folder holds. Raises: ValueError naming the file, for another format too."""
     path = Path(folder) / "suite.json"
     data = read_json(path)
-    if data.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path}: format={data['format']!r}: allowed is {FORMAT}")
+    check_format(folder, data, "suite")
     try:
         return Suite.from_json(data)
     except ValueError as error:

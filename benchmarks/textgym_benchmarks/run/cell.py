@@ -14,12 +14,13 @@ from textgym_agents.config import TrainSettings, versions
 from textgym_agents.conformance.under_test import global_generators
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
+from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training, TrainResult, Watcher
 from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
 
 from textgym.checks import JsonObject
-from textgym.files import plain, read_lines
+from textgym.files import plain, read_json, read_lines
 from textgym.optimum import Optimum
 from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, side_by_side, snapshot
@@ -124,8 +125,8 @@ def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
         return None
     run = RunFolder(path)
     if run.state() != "none" and goes_on(plan.agent):
-        started_with = json.loads(json.dumps(plain(asdict(plan) | {"versions": versions()})))
-        if run.config() == started_with:
+        started_with = plain({"format": FORMAT} | asdict(plan) | {"versions": versions()})
+        if read_json(path / "config.json") == json.loads(json.dumps(started_with)):
             # A run may have ended just before its result was handed over.
             (path / "result.json").unlink(missing_ok=True)
             return RunFolder.reopen(path)
