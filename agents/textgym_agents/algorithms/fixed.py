@@ -35,6 +35,7 @@ class NonLearner(Agent):
     """An agent that learns nothing, and draws its tokens from its log-probabilities."""
 
     learns = False
+    resumes = True
     _generator: np.random.Generator
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:

@@ -50,6 +50,7 @@ class MCTS(Agent):
     iteration: int
     config_type: ClassVar[type[MCTSConfig]] = MCTSConfig
     plans = True
+    resumes = True
 
     def __init__(self, task: Task, config: MCTSConfig | None = None, guide: object = None) -> None:
         self.task, self.config = task, config or self.config_type()

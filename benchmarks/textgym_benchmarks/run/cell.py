@@ -118,13 +118,13 @@ def seed_of(cell: Cell, settings: Evaluation) -> int:
 def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
     """Return the run to resume; None for a new one, after removing a run that cannot be resumed.
 
-    That is a run of other settings or versions, and one of an agent that is not known to go on as if it had never been
-    interrupted, so that a result never depends on where a worker died. A run holds no result: nothing is lost but time.
+    That is a run of other settings or versions, and one of an agent that does not say that it `resumes`, so that a
+    result never depends on where a worker died. A run holds no result: nothing is lost but time.
     """
     if not path.exists():
         return None
     run = RunFolder(path)
-    if run.state() != "none" and goes_on(plan.agent):
+    if run.state() != "none" and agent_class(plan.agent).resumes:
         started_with = plain({"format": FORMAT} | asdict(plan) | {"versions": versions()})
         if read_json(path / "config.json") == json.loads(json.dumps(started_with)):
             # A run may have ended just before its result was handed over.
@@ -132,12 +132,6 @@ def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
             return RunFolder.reopen(path)
     shutil.rmtree(path)
     return None
-
-
-def goes_on(agent: str) -> bool:
-    """Return whether a saved and loaded agent learns on bit for bit, as this package's do; others say `resumes`."""
-    kind = agent_class(agent)
-    return kind.__module__.startswith("textgym_agents.") or kind.resumes
 
 
 def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum:
