@@ -194,12 +194,12 @@ class Task:
 
 
 def task_names() -> list[str]:
-    """Return the names of all tasks, sorted."""
-    return sorted(TASKS)
+    """Return the names of all tasks, sorted, without versions."""
+    return sorted({TASKS.entry(key).name for key in TASKS})
 
 
 def task_entry(name: str) -> TaskEntry:
-    """Return version, family and summary of a task. Raises: ValueError for an unknown name."""
+    """Return version, family and summary of a task, see `make_task`. Raises: ValueError for an unknown name."""
     return TASKS.entry(name)
 
 
@@ -207,7 +207,7 @@ def make_task(name: str, **options: Any) -> Task:
     """Build a task.
 
     Args:
-        name: one of `task_names()`.
+        name: one of `task_names()`, which means its newest version, or with a version, as in "Copy-v0".
         options: what the task's builder takes.
     Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that returns no `Task`.
     """

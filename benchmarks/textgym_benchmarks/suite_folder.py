@@ -17,7 +17,7 @@ from textgym_agents.saving import FORMAT, check_format
 from textgym.checks import JsonObject
 from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
 from textgym.interrupts import disk_full_at
-from textgym.task import task_entry, task_names
+from textgym.registry import TASKS
 from textgym_benchmarks.engines.jobs import cores, find_function
 from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
@@ -172,5 +172,5 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 def family_of(env_id: str) -> str:
     """Return the family of a task; "text" for one that is not in the catalogue."""
-    entries = map(task_entry, task_names())
-    return next((entry.family for entry in entries if entry.id == env_id), "text")
+    key = env_id.removeprefix("textgym/")
+    return TASKS.entry(key).family if key in TASKS else "text"
