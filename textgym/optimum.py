@@ -253,9 +253,11 @@ def _mask(task: Task) -> str | None:
 
 
 def _reference(task: Task) -> str:
-    """Return the digest of the reference's weights, or its name where it has none."""
+    """Return the digest of the reference's weights; else its name, or its class's where it has none."""
     if not has_language_model(task):
-        return str(task.reference)
+        kind = type(task.reference)
+        unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+        return kind.__qualname__ if unnamed else str(task.reference)
     weights = sorted(Path(reference_model(task)).glob("*.safetensors"))
     return _digest_of_files(tuple(weights)) if weights else str(task.reference)
 

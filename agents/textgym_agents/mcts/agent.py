@@ -132,7 +132,7 @@ class MCTS(Agent):
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Searching goes on from the tree that was saved; a guide given as an object is not in it."""
         task = env.unwrapped.task
-        elsewhere = "this tree is of task {had}; on {now} search starts anew"
+        elsewhere = "this tree is of task {had}; on task {now} search starts anew"
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere)
 
     @classmethod
