@@ -19,6 +19,7 @@ from textgym.task import Task
 from textgym_agents.algorithms.fixed import NonLearner, reference_of
 from textgym_agents.config import at_least_one, require
 from textgym_agents.lm.critic import Critic, critic_of
+from textgym_agents.mcts.forest import Model
 from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
 from textgym_agents.saving import Saved, read_saved, write_saved
 
@@ -148,19 +149,13 @@ class ValueGuided(NonLearner):
         return np.concatenate(parts)
 
     def _look_ahead(self, states: list[TokenState], tokens: Ints, split: str) -> Floats:
-        env = TokenVectorEnv(self.task, len(states), split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
-        env.set_states(self._with_noise(states))
-        if self.task.scorer.pay == "difference":
-            states = _with_potentials(env, states)
-            env.set_states(states)
-        observation, rewards, ended, _, _ = env.step(tokens)
-        discounts = self.task.gamma ** np.array([len(state.completion) for state in states])
-        values = np.asarray(discounts * rewards, dtype=np.float64)
-        going = ~ended
+        model = Model(self.task, split, len(states))
+        arrival = model.step(self._with_noise(model.with_potentials(states)), tokens)
+        values = np.asarray(arrival.rewards, dtype=np.float64)
+        going = ~arrival.finished
         if going.any():
-            seen = {name: array[going] for name, array in observation.items()}
-            masks = env.action_masks()[going] if self.task.mask is not None else None
-            values[going] += self._critic(seen, masks)
+            seen = {name: array[going] for name, array in arrival.observation.items()}
+            values[going] += self._critic(seen, None if arrival.masks is None else arrival.masks[going])
         return values
 
     def _with_noise(self, states: list[TokenState]) -> list[TokenState]:
@@ -185,18 +180,6 @@ class ValueGuided(NonLearner):
     @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:
         return cls(task, ValueGuidedConfig(**saved.config), _load(saved.folder / "guide", task))
-
-
-def _with_potentials(env: TokenVectorEnv, states: list[TokenState]) -> list[TokenState]:
-    """Return states as the environment comes to them: pay by differences remembers the last score."""
-    result = []
-    for state in states:
-        walk = TokenVectorEnv(env.task, 1, split=env.split, autoreset_mode=AutoresetMode.DISABLED)
-        walk.set_states([TokenState(state.prompt)])
-        for token in state.completion:
-            walk.step(np.array([token]))
-        result += walk.get_states()
-    return result
 
 
 def _load(path: str | Path, task: Task) -> Agent:

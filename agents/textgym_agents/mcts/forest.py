@@ -95,13 +95,17 @@ class Model:
         self.scored += int(going.sum())
         return self._discounts(arrival.states) * played.returns(self.task.gamma)[:count]
 
-    def with_potential(self, state: TokenState) -> TokenState:
-        """Return a state found by its tokens as the environment has it: pay by differences remembers the last score."""
-        if self.task.scorer.pay != "difference" or not state.completion:
-            return state
-        reached = TokenState(state.prompt)
-        for token in state.completion:
-            (reached,) = self.step([reached], np.array([token])).states
+    def with_potentials(self, states: Sequence[TokenState]) -> list[TokenState]:
+        """Return states found by their tokens as the environment has them: pay by differences knows the last score."""
+        if self.task.scorer.pay != "difference":
+            return list(states)
+        reached = [TokenState(state.prompt) if state.completion else state for state in states]
+        for place in range(max((len(state.completion) for state in states), default=0)):
+            rows = [row for row, state in enumerate(states) if place < len(state.completion)]
+            tokens = np.array([states[row].completion[place] for row in rows])
+            moved = self.step([reached[row] for row in rows], tokens).states
+            for row, state in zip(rows, moved, strict=True):
+                reached[row] = state
         return reached
 
     def with_seeds(self, states: Sequence[TokenState], generator: np.random.Generator) -> list[TokenState]:

@@ -119,7 +119,7 @@ class Planner:
     def _search(self, split: str, states: list[TokenState], generator: np.random.Generator) -> None:
         forest, model = self.forest, self._model(split, len(states))
         before = model.scored
-        new = [model.with_potential(state) for state in states if key_of(state) not in forest.index]
+        new = model.with_potentials([state for state in states if key_of(state) not in forest.index])
         if new:
             new = model.with_seeds(new, generator)
             forest.add(new, [split] * len(new), self._evaluator.evaluate(model, model.place(new), generator))

@@ -26,22 +26,9 @@ from textgym_agents.registry import make_env
 from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHFSettings
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Watcher
+from textgym_agents.training.loop import SilentWatcher, Watcher
 
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
-
-
-class SilentWatcher:
-    """A `Watcher` that says nothing."""
-
-    def stage(self, text: str) -> None:
-        """See `Watcher.stage`."""
-
-    def note(self, text: str) -> None:
-        """See `Watcher.note`."""
-
-    def iteration(self, row: Metrics) -> None:
-        """See `Watcher.iteration`."""
 
 
 class SupervisedRun:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.conformance.under_test import global_generators
-from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training, TrainResult, Watcher
+from textgym_agents.training.loop import SilentWatcher, Training, TrainResult, Watcher
 from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
 
 from textgym.checks import JsonObject
@@ -69,7 +68,7 @@ def run_cell(
             cpu_started -= float(earlier.get("cpu_seconds", 0.0))
         training = Training(plan, run, beta=task.beta, seed=seed, pictures=False)
         optimum = _optimum(cell, plan, training, optima)
-        result = training.run(folder / "run", watcher or _NoWatcher(), optimum)
+        result = training.run(folder / "run", watcher or SilentWatcher(), optimum)
     run = RunFolder(folder / "run")
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
@@ -174,19 +173,6 @@ def _timing(cell: Cell, run: RunFolder, result: TrainResult, measures: JsonObjec
         **seconds_to_levels(seconds, measures["curve"]),
         "curve_seconds": seconds,
     }
-
-
-class _NoWatcher:
-    """A watcher that does nothing."""
-
-    def stage(self, text: str) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def iteration(self, row: Metrics) -> None:
-        """Do nothing."""
 
 
 @contextmanager
