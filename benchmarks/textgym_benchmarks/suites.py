@@ -160,6 +160,27 @@ def sb3() -> Suite:
     )
 
 
+def guided() -> Suite:
+    """Return the suite behind the table of value-guided decoding in docs/algorithms.md, which makes its runs."""
+    reference = {"prior": "reference"}
+    settings: Mapping[str, Mapping[str, object]] = {
+        "default": {},
+        "k=16": {"k": 16},
+        "beta": {"temperature": 0.05},
+        "reference, four times beta": {**reference, "temperature": 0.2},
+        "reference, beta": reference,
+    }
+    cells = [rows(["Helpful"], ["value-guided"], 2_560, 3, config, label) for label, config in settings.items()]
+    return Suite(
+        "guided",
+        tuple(
+            replace(cell, config={**cell.config, "run": f"runs/ppo-{cell.seed}"}) for cell in chain.from_iterable(cells)
+        ),
+        "Value-guided decoding of the runs runs/ppo-0, -1 and -2: tokens, prior and temperature.",
+        Evaluation(final_per_prompt=16),
+    )
+
+
 def diagnostics() -> Suite:
     """Return the suite of single capabilities; the tasks of memory have many prompts and take longer."""
     agents = (*FIXED, *ON_POLICY[:-1], "soft-q", *TABULAR, "sb3-ppo", "sb3-dqn")
