@@ -264,7 +264,12 @@ def _reference(task: Task) -> str:
 
 @lru_cache(maxsize=8)
 def _digest_of_files(paths: tuple[Path, ...]) -> str:
-    return _digest(b"".join(path.read_bytes() for path in paths))
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):  # a model may be larger than the memory
+                digest.update(part)
+    return digest.hexdigest()[:32]
 
 
 def _digest(data: bytes) -> str:
