@@ -72,6 +72,7 @@ class SB3Agent(Agent):
     iteration: int
     model: BaseAlgorithm
     config_type: ClassVar[type[SB3Config]]
+    resumes = True
     model_type: ClassVar[type[BaseAlgorithm]]
     """The library's class."""
     policies: ClassVar[tuple[str, str]] = ("MlpPolicy", "MultiInputPolicy")

@@ -78,6 +78,7 @@ class TabularAgent(Agent):
     config: TabularConfig
     iteration: int
     config_type: ClassVar[type[TabularConfig]] = TabularConfig
+    resumes = True
 
     def __init__(self, task: Task, config: TabularConfig | None = None) -> None:
         self.task, self.config = task, config or self.config_type()
