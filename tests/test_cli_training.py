@@ -179,7 +179,7 @@ def test_a_class_from_the_current_folder(capsys):
 def test_a_run_folder_never_chooses_what_is_imported(capsys):
     Path("evil_agent.py").write_text("raise SystemExit('imported')")
     Path("theirs").mkdir()
-    config = {"id": "textgym/Text-v0", "agent": "evil_agent:Evil", "episodes": 8}
+    config = {"format": 2, "id": "textgym/Text-v0", "agent": "evil_agent:Evil", "episodes": 8}
     Path("theirs/config.json").write_text(json.dumps(config))
     words = ("train", "Text-v0", "--resume", "--out", "theirs")
     assert_one_line(*run(capsys, *words)[::2], "--agent evil_agent:Evil")

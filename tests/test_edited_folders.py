@@ -19,10 +19,9 @@ from lm.tiny_models import tiny_gpt2
 from lm.tiny_rewards import save_reward_model, save_tokenizer
 from textgym_agents.config import TrainSettings
 from textgym_agents.rlhf.reward_model import train_reward_model
-from textgym_agents.rlhf.runs import SilentWatcher
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
-from textgym_agents.training.loop import Training
+from textgym_agents.training.loop import SilentWatcher, Training
 from textgym_benchmarks.results.store import export_results, load_results
 from textgym_benchmarks.run.runner import run_suite
 

@@ -12,6 +12,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ def install(site: Path, name: str, files: Mapping[str, str], points: Points) -> 
 def every_group(module: str, **names: str) -> Points:
     """One entry point per group, of the same name or of those that are given."""
     return {f"textgym.{group}": {names.get(group, "mine"): f"{module}:{group}"} for group in GROUPS}
+
+
+def key(group: str) -> str:
+    """What a registry calls "mine"."""
+    return "mine-v0" if group == "tasks" else "mine"
 
 
 def run(site: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -182,9 +188,9 @@ def test_a_broken_package_is_named_once_and_all_else_works(tmp_path: Path) -> No
     *warned, raised = done.stdout.splitlines()
     fault = "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
     assert warned == [
-        f"TextGymWarning {group[:-1]} 'mine' of broken-kit 1.0 (broken_kit:{group}) {fault}" for group in GROUPS
+        f"TextGymWarning {group[:-1]} '{key(group)}' of broken-kit 1.0 (broken_kit:{group}) {fault}" for group in GROUPS
     ]
-    assert raised.startswith(f"ImportError task 'mine' of broken-kit 1.0 (broken_kit:tasks) {fault}")
+    assert raised.startswith(f"ImportError task 'mine-v0' of broken-kit 1.0 (broken_kit:tasks) {fault}")
     for words in (("--help",), ("list",)):
         shown = run(site, *COMMAND, *words)
         assert shown.returncode == 0
@@ -228,7 +234,7 @@ def test_a_name_taken_twice_is_an_error_that_names_both(tmp_path: Path) -> None:
     *loaded, mine, other = done.stdout.splitlines()
     for group, message in zip(GROUPS, loaded, strict=True):
         first, second = (f"{word}-kit 1.0 ({word}_kit:{group})" for word in ("first", "second"))
-        assert message.startswith(f"{group[:-1]} 'mine' is taken already by ")
+        assert message.startswith(f"{group[:-1]} '{key(group)}' is taken already by ")
         assert first in message
         assert second in message
     assert (mine, other) == (loaded[0], "works")
@@ -237,14 +243,15 @@ def test_a_name_taken_twice_is_an_error_that_names_both(tmp_path: Path) -> None:
 def test_a_built_in_name_and_odd_entry_points(tmp_path: Path) -> None:
     site = tmp_path / "site"
     points = {
-        "textgym.tasks": {"Bandit-v3": "odd_kit:build", "9-lives": "odd_kit:build"},
+        "textgym.tasks": {"Bandit-v0": "odd_kit:build", "Bandit-v3": "odd_kit:build", "9-lives": "odd_kit:build"},
         "textgym.rewards": {"none": "odd_kit", "missing": "odd_kit:missing", "number": "odd_kit:NUMBER"},
     }
     install(site, "odd-kit", {"odd_kit.py": "NUMBER = 3\ndef build():\n    return 3\n"}, points)
     code = """
 import textgym
 from textgym.registry import REWARDS, TASKS
-for registry, name in ((TASKS, "Bandit"), (REWARDS, "missing"), (REWARDS, "number")):
+assert TASKS.load("Bandit") is TASKS.load("Bandit-v3")
+for registry, name in ((TASKS, "Bandit-v0"), (REWARDS, "missing"), (REWARDS, "number")):
     try:
         registry.load(name)
     except (ImportError, ValueError) as error:
@@ -252,8 +259,9 @@ for registry, name in ((TASKS, "Bandit"), (REWARDS, "missing"), (REWARDS, "numbe
 """
     done = python(site, code)
     assert done.stdout.splitlines() == [
-        "task 'Bandit' is taken already by textgym (textgym.tasks.diagnostics.exploration:bandit_task); odd-kit 1.0 "
-        "(odd_kit:build) claims it, too; uninstall one of them",
+        f"task 'Bandit-v0' is taken already by textgym {version('textgym')} "
+        "(textgym.tasks.diagnostics.exploration:bandit_task); odd-kit 1.0 (odd_kit:build) claims it, too; "
+        "uninstall one of them",
         "reward 'missing' of odd-kit 1.0 (odd_kit:missing) cannot be loaded: ValueError: reward 'odd_kit:missing': "
         "module 'odd_kit' has no 'missing'.",
         "reward 'number' of odd-kit 1.0 (odd_kit:NUMBER) cannot be loaded: ValueError: reward 'odd_kit:NUMBER': "

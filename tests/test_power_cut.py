@@ -14,11 +14,10 @@ from power_cut import Disk
 from textgym_agents.config import TrainSettings
 from textgym_agents.lm.trainer import steps_done
 from textgym_agents.registry import load_agent, make_agent, make_env
-from textgym_agents.rlhf.runs import SilentWatcher
 from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training
+from textgym_agents.training.loop import SilentWatcher, Training
 from textgym_benchmarks.results.store import load_results
 from textgym_benchmarks.run.runner import Progress, run_suite
 

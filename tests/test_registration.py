@@ -25,7 +25,7 @@ def test_every_task_has_its_id() -> None:
     for name in task_names():
         spec = gym.spec(task_entry(name).id)
         assert spec.id == f"textgym/{name}-v{task_entry(name).version}"
-        assert spec.kwargs == {"task": name}
+        assert spec.kwargs == {"task": task_entry(name).key}
         assert task_entry(name).summary
 
 
@@ -76,12 +76,20 @@ def test_a_task_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     env = gym.make("textgym/OwnWords-v3", words=1)
     env.reset(seed=0)
     assert env.step(0)[2]
-    with pytest.raises(ValueError, match="task 'OwnWords' is taken already by"):
-        textgym.register_task("OwnWords", lambda: word_task())
+    with pytest.raises(ValueError, match="task 'OwnWords-v3' is taken already by"):
+        textgym.register_task("OwnWords", lambda: word_task(), version=3)
+    monkeypatch.setitem(gym.registry, "textgym/OwnWords-v4", None)
+    del gym.registry["textgym/OwnWords-v4"]
+    textgym.register_task("OwnWords", lambda: word_task(max_new_tokens=7), version=4)
+    for name, tokens in (("OwnWords-v3", 4), ("OwnWords-v4", 7), ("OwnWords", 7)):
+        assert make_task(name).max_new_tokens == tokens
+    with pytest.warns(match="OwnWords-v3 is out of date"):  # Gymnasium's word on old versions
+        old = gym.make("textgym/OwnWords-v3")
+    assert old.unwrapped.task.max_new_tokens == 4  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="allowed are letters"):
         textgym.register_task("own words", build)
     with pytest.raises(TypeError, match=r"argument 'word'.* Did you mean 'words'"):
-        make_task("OwnWords", word=3)
+        make_task("OwnWords-v3", word=3)
 
 
 def test_the_package_s_names() -> None:

@@ -62,8 +62,9 @@ def test_a_task_says_of_itself_what_its_line_says(name: str) -> None:
 
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_an_unknown_name_suggests_the_nearest(kind: str) -> None:
-    name = next(name for name in REGISTRIES[kind] if len(name) > 4)
-    for ask in (REGISTRIES[kind].entry, REGISTRIES[kind].load, REGISTRIES[kind].summary):
+    registry = REGISTRIES[kind]
+    name = next(registry.entry(key).name for key in registry if len(key) > 7)
+    for ask in (registry.entry, registry.load, registry.summary):
         with pytest.raises(ValueError, match=rf"{kind} '{name}x': not one of .* Did you mean '{name}'\?"):
             ask(f"{name}x")
 
@@ -73,11 +74,23 @@ def test_a_name_is_taken_once(registry: Registry[TaskEntry]) -> None:
     assert registry.add(entry) == registry.add(TaskEntry("Mine", build)) == entry
     assert registry.load("Mine") is build
     assert registry.summary("Mine") == "Build a number."
-    for taken in (TaskEntry("Mine", other), TaskEntry("Mine", build, version=1), TaskEntry("Bandit", build)):
-        with pytest.raises(ValueError, match=f"task '{taken.name}' is taken already by .* claims it, too"):
+    for taken in (TaskEntry("Mine", other), TaskEntry("Bandit", build)):
+        with pytest.raises(ValueError, match=f"task '{taken.key}' is taken already by .* claims it, too"):
             registry.add(taken)
     assert "Mine" in registry
     assert "Mine" not in TASKS
+
+
+def test_versions_stand_side_by_side(registry: Registry[TaskEntry]) -> None:
+    shipped = registry.load("Bandit")
+    for version, builder in ((9, build), (10, other)):
+        registry.add(TaskEntry("Bandit", builder, version=version))
+    found = [registry.load(name) for name in ("Bandit-v0", "Bandit-v9", "Bandit-v10", "Bandit")]
+    assert found == [shipped, build, other, other]
+    assert [key for key in registry if registry.entry(key).name == "Bandit"] == ["Bandit-v0", "Bandit-v9", "Bandit-v10"]
+    assert "Bandit-v1" not in registry
+    with pytest.raises(ValueError, match=r"task 'Bandit-v1': not one of .*Did you mean 'Bandit'\?"):
+        registry.entry("Bandit-v1")
 
 
 @pytest.mark.parametrize(

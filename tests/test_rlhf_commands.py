@@ -98,7 +98,7 @@ def test_errors_are_one_line(capsys, command):
     assert_one_line(*run(capsys, *words, "--resume", "--out", "nothing")[::2], "holds no run")
     Path("other").mkdir()
     for config, held in (({"command": "rlhf"}, "rlhf"), ({}, "another command")):
-        Path("other/config.json").write_text(json.dumps(config))
+        Path("other/config.json").write_text(json.dumps({"format": 2, **config}))
         other = run(capsys, *words, "--resume", "--out", "other")[::2]
         assert_one_line(*other, f"--resume: other holds a run of {held}, not of {command}")
     assert_one_line(*run(capsys, *words, "--seed", "99999999999999")[::2], "seed=99999999999999")

@@ -56,9 +56,9 @@ def register_task(
     Args:
         name: as in `textgym/NAME-vN`.
         builder: a function from the task's options to a `Task`, or "module:function", imported when first needed.
-        version: N; raise it when reward, observation or termination changes.
+        version: N; raise it when reward, observation or termination changes. The old one may stay beside the new one.
         family, summary: for people.
-    Raises: ValueError if the name is taken by another builder or is not made of letters and digits.
+    Raises: ValueError if name and version are taken by another builder, or the name is not made of letters and digits.
     """
     entry = TASKS.add(TaskEntry(name, builder, summary, version=version, family=family))
     _register(entry)
@@ -73,7 +73,7 @@ def _register(entry: TaskEntry) -> None:
             entry_point="textgym.env:TokenEnv",
             vector_entry_point="textgym.vector:TokenVectorEnv",
             order_enforce=False,  # TokenEnv raises ResetNeeded itself
-            kwargs={"task": entry.name},
+            kwargs={"task": entry.key},
         )
 
 

@@ -25,7 +25,7 @@ MOST_ROWS = 2**20
 
 
 class TextGymWarning(UserWarning):
-    """A warning: the run goes on, but its user has to know."""
+    """A warning about something that the user should know; the run continues."""
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -73,7 +73,7 @@ def check_number(argument: str, value: object, low: float = -math.inf, high: flo
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Return whether a value is a real number, Python's or numpy's, that a float can hold; a bool is none."""
+    """Return whether a value is a finite real number, Python's or numpy's; bools do not count."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:

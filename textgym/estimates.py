@@ -45,7 +45,7 @@ class Estimate:
 def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:
     """Return replicates (R, K) whose deviations are centred on the estimates (K,) and have their unbiased size.
 
-    Resampling n completions shrinks a variance by (n - 1) / n, and a statistic with a bias has it twice in a replicate.
+    Resampling n completions shrinks a variance by (n - 1) / n, and doubles the bias of a biased statistic.
     With one completion nothing is known of the spread: the result is NaN.
     """
     if count < 2:

@@ -14,8 +14,8 @@ from textgym.estimates import RESAMPLES, Estimate, expected_returns, interval, r
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.rewards import TextGymWarning
-from textgym.sampling import Policy, PromptEpisodes, play
-from textgym.solver import PolicyValues, PrefixTree, Solution, UnsolvableError, edge_log_probs, evaluate_edges
+from textgym.sampling import Policy, PromptEpisodes, SearchingPolicy, WholePolicy, play
+from textgym.solver import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
 from textgym.solver.tree import normalised, per_edge, per_state
 from textgym.task import Task, make_reference
 
@@ -79,7 +79,8 @@ def evaluate(
     searches (`plans`), which is asked on a copy; `EvaluationResult.exact` says so.
 
     Args:
-        policy: an agent, or anything with `log_probs(observation)` or `act(observation)`.
+        policy: an agent, or anything with `log_probs(observation)` or `act(observation)`; it may be a
+            `SearchingPolicy` or a `WholePolicy` besides.
         reference: pi_ref; None takes the task's.
         optimum: from `optimum_of` with the same split and beta; None works it out.
         per_prompt: completions per prompt.
@@ -130,19 +131,15 @@ def exact_values(policy: Policy, solution: Solution, deterministic: bool = False
     """Return the exact values of a policy on a solved task; None where it has too many states, or does not tell.
 
     Args:
-        policy: with `log_probs(observation)`, or with `edge_log_probs(tree, log_reference)` if it draws whole answers.
+        policy: with `log_probs(observation)`, or a `WholePolicy`.
         deterministic: the policy takes its likeliest token everywhere.
     """
-    tree, searches = solution.tree, bool(getattr(policy, "plans", False))
+    tree, searches = solution.tree, isinstance(policy, SearchingPolicy) and policy.plans
     running = sum(len(level.running) for level in tree.levels)
     if running > (MAX_SEARCHED if searches else MAX_RUNNING):
         return None
-    if hasattr(policy, "edge_log_probs"):
-        try:
-            logs = policy.edge_log_probs(tree, solution.log_reference)
-        except UnsolvableError:
-            return None
-    else:
+    logs = policy.edge_log_probs(tree, solution.log_reference) if isinstance(policy, WholePolicy) else None
+    if logs is None:
         first = tree.observations(0, tree.levels[0].running[:1])
         if (copy.deepcopy(policy) if searches else policy).log_probs(first) is None:
             return None
@@ -200,11 +197,9 @@ def _sampled(policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, 
         for column, name in enumerate(measures)
         if not np.isnan(means[column])
     }
-    if "kl" not in found and hasattr(policy, "sequence_kl"):
-        kl, drawn = policy.sequence_kl(task, split, seed)
-        mean, spread = float(episodes.weights @ kl), drawn @ episodes.weights
-        if np.isnan(mean):
-            return found
+    known = policy.sequence_kl(task, split, seed) if "kl" not in found and isinstance(policy, WholePolicy) else None
+    if known is not None:
+        mean, spread = float(episodes.weights @ known[0]), known[1] @ episodes.weights
         worth, objectives = found["reward"][0].mean - beta * mean, found["reward"][1] - beta * spread
         found["kl"] = interval(mean, spread), spread
         found["objective"] = interval(worth, objectives), objectives

@@ -253,16 +253,23 @@ def _mask(task: Task) -> str | None:
 
 
 def _reference(task: Task) -> str:
-    """Return the digest of the reference's weights, or its name where it has none."""
+    """Return the digest of the reference's weights; else its name, or its class's where it has none."""
     if not has_language_model(task):
-        return str(task.reference)
+        kind = type(task.reference)
+        unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+        return kind.__qualname__ if unnamed else str(task.reference)
     weights = sorted(Path(reference_model(task)).glob("*.safetensors"))
     return _digest_of_files(tuple(weights)) if weights else str(task.reference)
 
 
 @lru_cache(maxsize=8)
 def _digest_of_files(paths: tuple[Path, ...]) -> str:
-    return _digest(b"".join(path.read_bytes() for path in paths))
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):  # a model may be larger than the memory
+                digest.update(part)
+    return digest.hexdigest()[:32]
 
 
 def _digest(data: bytes) -> str:

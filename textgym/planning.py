@@ -1,4 +1,4 @@
-"""Plan: walk and search the states of a task as a tree, beside an episode that goes on undisturbed.
+"""Plan: walk and search the states of a task as a tree, beside an episode, which is not disturbed.
 
     tree = Tree(env)                      # the tree below the state that `env.get_state()` gives
     for child in tree.root.children: ...  # legal next states, each with its token and its reward

@@ -15,10 +15,11 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
@@ -65,10 +66,18 @@ class Entry:
         return cls(key, target, summary, source)
 
     @property
+    def key(self) -> str:
+        """What a registry keeps the entry under."""
+        return self.name
+
+    @property
     def origin(self) -> str:
         """The distribution or package that the entry comes from, with its target."""
         where = self.target if isinstance(self.target, str) else f"{self.target.__module__}:"
-        return f"{self.source or where.partition(':')[0].partition('.')[0]} ({self.target})"
+        package = where.partition(":")[0].partition(".")[0]
+        with suppress(PackageNotFoundError):  # a source tree that is not installed
+            package = f"textgym {version('textgym')}" if package in PACKAGES else package
+        return f"{self.source or package} ({self.target})"
 
 
 @dataclass(frozen=True)
@@ -95,19 +104,24 @@ class TaskEntry(Entry):
         return cls(name, target, summary, source, int(version), family)
 
     @property
+    def key(self) -> str:
+        """Name and version: several versions of a task may stand side by side."""
+        return f"{self.name}-v{self.version}"
+
+    @property
     def id(self) -> str:
         """The Gymnasium id."""
-        return f"textgym/{self.name}-v{self.version}"
+        return f"textgym/{self.key}"
 
 
 E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """The names of one kind. Iterating gives them all, the built-in ones first.
+    """The names of one kind. Iterating gives them all, the built-in ones first; a task's are those with its version.
 
-    A plug-in is imported when one of its names is loaded, so that a broken one does not stop the others. Loading a name
-    that two distributions claim is an error, too.
+    A task's name without a version means the newest. A plug-in is imported when one of its names is loaded, so that a
+    broken one does not stop the others. Loading a name that two distributions claim is an error, too.
 
     Args:
         kind: "task", "reward", "agent", "suite" or "command".
@@ -124,17 +138,26 @@ class Registry(Generic[E]):
         return iter(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return self._key(name) is not None
 
     def entry(self, name: str, argument: str = "") -> E:
         """Return the entry of a name, which a message calls `argument`. Raises: ValueError for an unknown name."""
-        if name not in self._entries:
-            raise ValueError(not_one_of(argument or self.kind, name, self._entries))
-        return self._entries[name]
+        key = self._key(name)
+        if key is None:
+            names = dict.fromkeys(entry.name for entry in self._entries.values())
+            raise ValueError(not_one_of(argument or self.kind, name, names))
+        return self._entries[key]
+
+    def _key(self, name: object) -> str | None:
+        """Return the key of a name, of its newest version where it has several; None for an unknown one."""
+        if isinstance(name, str) and name in self._entries:
+            return name
+        keys = [key for key, entry in self._entries.items() if entry.name == name]
+        return max(keys, key=lambda key: (len(key), key), default=None)  # v10 is newer than v9
 
     def add(self, entry: E) -> E:
-        """Add an entry; adding it again changes nothing. Raises: ValueError if another has its name."""
-        known = self._entries.setdefault(entry.name, entry)
+        """Add an entry; adding it again changes nothing. Raises: ValueError if another has its key."""
+        known = self._entries.setdefault(entry.key, entry)
         if known != entry:
             raise ValueError(self._taken(known, entry))
         return entry
@@ -146,8 +169,8 @@ class Registry(Generic[E]):
             cannot be loaded; whatever importing a built-in one raises.
         """
         entry = self.entry(name, argument)
-        if name in self._clashes:
-            raise ValueError(f"{self._clashes[name]}; uninstall one of them")
+        if entry.key in self._clashes:
+            raise ValueError(f"{self._clashes[entry.key]}; uninstall one of them")
         if not isinstance(entry.target, str):
             return entry.target
         try:
@@ -156,7 +179,7 @@ class Registry(Generic[E]):
             if not entry.source:
                 raise
             raise ImportError(
-                f"{self.kind} {name!r} of {entry.origin} cannot be loaded: {type(error).__name__}: {error}"
+                f"{self.kind} {entry.key!r} of {entry.origin} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
 
     def summary(self, name: str) -> str:
@@ -177,20 +200,20 @@ class Registry(Generic[E]):
         for table in _tables():
             for key, line in table.get(group, {}).items():
                 entry = self._entry.read(key, **({"target": line} if isinstance(line, str) else line))
-                entries[entry.name] = entry
+                entries[entry.key] = entry
         for point in entry_points(group=f"textgym.{group}"):
             try:
                 entry = self._entry.read(point.name, point.value, source=_distribution(point))
             except ValueError as error:
                 self._warn(point.name, f"entry point of {_distribution(point)}: {error}")
                 continue
-            known = entries.setdefault(entry.name, entry)
+            known = entries.setdefault(entry.key, entry)
             if known.target != entry.target:
-                self._clashes[entry.name] = self._taken(known, entry)
+                self._clashes[entry.key] = self._taken(known, entry)
         return entries
 
     def _taken(self, known: E, entry: E) -> str:
-        return f"{self.kind} {entry.name!r} is taken already by {known.origin}; {entry.origin} claims it, too"
+        return f"{self.kind} {entry.key!r} is taken already by {known.origin}; {entry.origin} claims it, too"
 
     def _warn(self, name: str, problem: str) -> None:
         if name not in self._warned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
 from textgym.vector import batch_env
 
+if TYPE_CHECKING:
+    from textgym.solver.tree import PrefixTree
+
 _ROWS_AT_ONCE = 512
 Arrays = dict[str, NDArray[Any]]
 
@@ -24,12 +27,7 @@ class Policy(Protocol):
     """A policy that can be evaluated: an agent, or any object that gives log-probabilities or actions."""
 
     def log_probs(self, observation: Observation) -> LogProbs | None:
-        """Return next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked.
-
-        Such a policy may have `sequence_kl(task, split, seed) -> (kl, replicates)`: its KL to the reference in nats per
-        whole answer for every prompt (P,), and bootstrap replicates of it (R, P). One whose answers are drawn whole may
-        have `edge_log_probs(tree, log_reference)`, its log-probability on every edge of a task's prefix tree.
-        """
+        """Return next-token log-probabilities (B, V) in nats, or None if there are none: then `act` is asked."""
 
 
 class ActingPolicy(Policy, Protocol):
@@ -37,6 +35,33 @@ class ActingPolicy(Policy, Protocol):
 
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """Return token ids (B,); the likeliest ones if `deterministic`."""
+
+
+@runtime_checkable
+class SearchingPolicy(Policy, Protocol):
+    """A policy that says whether it searches before it acts: then evaluation asks a copy, and in fewer states."""
+
+    plans: ClassVar[bool]
+
+
+@runtime_checkable
+class WholePolicy(Policy, Protocol):
+    """A policy that may know of whole answers what it cannot say of tokens, as one that chooses among answers."""
+
+    def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...] | None:
+        """Return its log-probability on every edge of a task's prefix tree, nats; None: `log_probs` tells it, if any.
+
+        Args:
+            log_reference: the same of the reference.
+        """
+
+    def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats] | None:
+        """Return its KL to the reference of a whole answer, where `log_probs` gives None; None if it is not known.
+
+        Args:
+            split: whose prompts. seed: of the sampling.
+        Returns: nats of each prompt (P,), and bootstrap replicates (R, P).
+        """
 
 
 @dataclass(frozen=True)

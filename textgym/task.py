@@ -190,18 +190,21 @@ class Task:
 
 
 def task_names() -> list[str]:
-    """Return the names of all tasks, sorted."""
-    return sorted(TASKS)
+    """Return the names of all tasks, sorted, without versions."""
+    return sorted({TASKS.entry(key).name for key in TASKS})
 
 
 def task_entry(name: str) -> TaskEntry:
-    """Return version, family and summary of a task. Raises: ValueError for an unknown name."""
+    """Return version, family and summary of a task, see `make_task`. Raises: ValueError for an unknown name."""
     return TASKS.entry(name)
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """Build the task of a name, one of `task_names()`, with what its builder takes.
+    """Build a task.
 
+    Args:
+        name: one of `task_names()`, which means its newest version, or with a version, as in "Copy-v0".
+        options: what the task's builder takes.
     Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that returns no `Task`.
     """
     builder = TASKS.load(name)

@@ -26,7 +26,7 @@ class VectorReset:
 
     Args:
         rows: the sub-environments concerned.
-        seeds: one per sub-environment, None where the generator goes on.
+        seeds: one per sub-environment, None where the generator is not reseeded.
         prompts: the prompts that were chosen, by row.
     """
 

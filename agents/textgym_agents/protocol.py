@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from textgym.lm.reference import Reference
 from textgym.state import ENVIRONMENT, PROMPT, Prompt, TokenState
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
+
+if TYPE_CHECKING:
+    from textgym.solver import PrefixTree
 
 Observation = Mapping[str, NDArray[Any]]
 Metrics = dict[str, float]
@@ -33,16 +36,16 @@ class Agent(ABC):
 
     A class need not derive from this one. One that only has the five methods gets the defaults when it is first met,
     see `as_agent` and `complete`, and takes part in evaluation, benchmark and command line all the same.
-
-    An agent whose `log_probs` gives None may have `sequence_kl` and `edge_log_probs`, see `textgym.play`.
     """
 
     name: str = ""
     """Its registered name, which `save` writes; empty for an agent without one."""
     config: object = None
     """Its settings, a dataclass; None for an agent without any."""
+    config_type: ClassVar[type[Any] | None] = None
+    """The dataclass of `config`; None: what the constructor's `config` is annotated with."""
     iteration: int | None = None
-    """Iterations learned so far, for an agent that counts and saves them: a run that is resumed goes on from there."""
+    """Iterations learned so far, for an agent that counts and saves them: a resumed run continues from there."""
     learns: ClassVar[bool] = True
     """Whether `learn` changes the policy. One that never does is evaluated once."""
     plans: ClassVar[bool] = False
@@ -58,7 +61,8 @@ class Agent(ABC):
     objective_tokens: ClassVar[int | None] = None
     """Tokens of the longest answer for which it maximises J itself, KL included; None: of any length."""
     resumes: ClassVar[bool] = False
-    """Whether a saved and loaded agent learns on bit for bit: then a benchmark cell that was cut off is resumed."""
+    """Whether a saved and loaded agent learns on bit for bit: then a benchmark cell that was cut off is resumed, not
+    started over."""
 
     @abstractmethod
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
@@ -93,6 +97,14 @@ class Agent(ABC):
         Raises: ValueError for an agent without a critic.
         """
         raise ValueError(f"values: agent {self.name!r} has no critic; allowed are such as lm-ppo and a2c")
+
+    def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...] | None:
+        """See `textgym.sampling.WholePolicy`."""
+        return None
+
+    def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats] | None:
+        """See `textgym.sampling.WholePolicy`."""
+        return None
 
     def own_reference(self) -> Reference | None:
         """Return what its KL is measured from where that is not the task's reference, else None."""

@@ -71,7 +71,7 @@ def config_class(agent: type) -> type[DataclassInstance] | None:
     """
     if "config" not in inspect.signature(agent).parameters:
         return None
-    hint = getattr(agent, "config_type", None)
+    hint: object = complete(agent).config_type
     if hint is None:
         hint = typing.get_type_hints(agent.__init__).get("config")  # type: ignore[misc]
     candidates = [part for part in (typing.get_args(hint) or (hint,)) if part is not NoneType]

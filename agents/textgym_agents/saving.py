@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import JsonObject, TextGymWarning, is_finite
 from textgym.files import check_files, read_json, reading, recover_folder, replace_folder, write_json
+from textgym.optimum import fingerprint
 from textgym.task import Task
 from textgym_agents.config import MOST
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 2
+"""Of saved agents, and of the folders of runs and suites: their config.json and suite.json hold it."""
 HEAD, TENSORS = "agent.json", "tensors.safetensors"
 Built = TypeVar("Built")
 Arrays = Mapping[str, NDArray[Any]]
@@ -36,7 +38,7 @@ class Saved:
         folder: its path, for the folders of models in it.
         config: the fields of the agent's config.
         state: the agent's other JSON values.
-        same_task: whether task, vocabulary and reward are those that it was saved with.
+        same_task: whether the task's `fingerprint` is that of the one that it was saved with.
     """
 
     folder: Path
@@ -74,7 +76,7 @@ def write_saved(
         name: of the agent.
         config: its settings.
         task: that it belongs to; the state of the task's reward is saved too.
-        state: JSON values that it goes on from.
+        state: JSON values that it resumes from.
         tensors: by name, all of numpy or all of torch.
         folders: name -> writes a folder inside this one.
     """
@@ -86,7 +88,7 @@ def write_saved(
             _save_tensors(tensors, folder / TENSORS)
         head = {"format": FORMAT, "agent": name, "config": asdict(config), "state": dict(state or {})}
         if task is not None:
-            head |= {"task": _fingerprint(task), "scorer": task.scorer.state_dict()}
+            head |= {"task": fingerprint(task, "train"), "scorer": task.scorer.state_dict()}
         write_json(folder / HEAD, head)
 
     replace_folder(Path(path), write)
@@ -97,7 +99,7 @@ def read_saved(
     name: str,
     build: Callable[[Saved], Built],
     task: Task | None = None,
-    elsewhere: str | None = "this agent was trained on task {had}, it is used on {now}",
+    elsewhere: str | None = "this agent was trained on task {had}, it is used on task {now}",
 ) -> Built:
     """Read an agent that `write_saved` wrote.
 
@@ -106,7 +108,7 @@ def read_saved(
         name: of the agent.
         build: makes it of what the folder holds; whatever it raises becomes one line.
         task: that it is used on; the state of its reward is restored where it is the one that the agent was saved with.
-        elsewhere: warning for an agent of another task; None: it does not matter.
+        elsewhere: warning for an agent of another task, what differs follows; None: it does not matter.
     Raises: ValueError, one line, if there is no agent at `path`, it is of another format or class, or it is damaged.
     """
     folder = Path(path)
@@ -120,26 +122,40 @@ def read_saved(
             f"path={str(path)!r}: holds agent {head.get('agent')!r:.80} in format {head.get('format')!r:.80}; "
             f"allowed is {name!r} in format {FORMAT}"
         )
-    had, now = head.get("task"), None if task is None else _fingerprint(task)
-    if now is not None and elsewhere is not None and _called(had) != _called(now):
-        text = elsewhere.format(had=_called(had), now=_called(now))
-        warnings.warn(f"path={str(path)!r}: {text}", TextGymWarning, stacklevel=4)
+    changes = [] if task is None else _changes(head.get("task"), fingerprint(task, "train"))
+    if task is not None and elsewhere is not None and changes:
+        text = elsewhere.format(had=_name(head.get("task")), now=f"{task.name!r}")
+        warnings.warn(f"path={str(path)!r}: {text}; they differ in {', '.join(changes)}", TextGymWarning, stacklevel=4)
     with reading(folder, "the saved agent"):
-        built = build(Saved(folder, head["config"], head["state"], had == now))
-        if task is not None and had == now:
+        built = build(Saved(folder, head["config"], head["state"], not changes))
+        if task is not None and not changes:
             task.scorer.load_state_dict(head["scorer"])
         return built
 
 
-def _fingerprint(task: Task) -> JsonObject:
-    return {"name": task.name, "tokens": task.vocabulary.size, "reward": task.reward_name}
+def check_format(place: object, held: Mapping[str, object], what: str) -> None:
+    """Raise ValueError unless what a folder's JSON file holds is of this format. Args: what: "run" or "suite"."""
+    if held.get("format") != FORMAT:
+        raise ValueError(
+            f"{place}: holds a {what} in format {held.get('format')!r:.40}; allowed is format {FORMAT}: "
+            "start anew in another folder, or use the textgym that wrote it"
+        )
 
 
-def _called(task: object) -> str:
+def _name(task: object) -> str:
     """Return what a message calls the task of a fingerprint, which may be damaged."""
-    if not isinstance(task, dict):
-        return f"{task!r:.80}"
-    return f"{task.get('name')!r:.80} ({task.get('tokens')!r:.20} tokens)"
+    return f"{task.get('name') if isinstance(task, dict) else task!r:.80}"
+
+
+def _changes(had: object, now: JsonObject) -> list[str]:
+    """Return what differs between the fingerprints of two tasks, of which the first may be damaged."""
+    before = had if isinstance(had, dict) else {}
+    changed = {name: before.get(name) for name, value in now.items() if before.get(name) != value}
+    # What is no number nor a short name is a digest.
+    return [
+        name if name in ("prompts", "vocabulary", "reference", "mask") else f"{name} ({old!r:.80}, now {now[name]!r})"
+        for name, old in changed.items()
+    ]
 
 
 def _save_tensors(tensors: Arrays | Mapping[str, Tensor], path: Path) -> None:

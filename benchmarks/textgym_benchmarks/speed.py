@@ -95,7 +95,7 @@ class Speed:
 
 
 class Row(NamedTuple):
-    """One measurement: ours, the peer's, their ratio, and the goal; "" and None for what there is not."""
+    """One measurement: ours, the peer's, their ratio, and the goal; missing entries are "" or None."""
 
     what: str
     ours: str
@@ -348,7 +348,7 @@ def make_batch() -> tuple[list[str], list[str], dict[str, list[object]]]:
 
 
 def _rate(what: str, number: int, pair: Pair, goal: float) -> Row:
-    """Return the row of two rates, of so many things a call; the goal is for their ratio."""
+    """Return the row that compares two rates; the goal is the least allowed ratio."""
     ours, peer = (f"{number / seconds:,.0f}" for seconds in (pair.first, pair.second))
     return Row(what, ours, peer, 1.0 / pair.ratio, f">= {goal:.2f}", 1.0 / pair.ratio >= goal)
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from textgym_agents.config import versions
+from textgym_agents.saving import FORMAT, check_format
 
 from textgym.checks import JsonObject
 from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
 from textgym.interrupts import disk_full_at
-from textgym.registry import load_target
-from textgym.task import task_entry, task_names
+from textgym.registry import TASKS, load_target
 from textgym_benchmarks.engines.jobs import cores
-from textgym_benchmarks.results.format import FORMAT, check_result
+from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
 RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
@@ -70,11 +70,10 @@ def _processor() -> str:
 
 
 def read_suite(folder: str | Path) -> Suite:
-    """Return the suite that a folder holds. Raises: ValueError naming the file."""
+    """Return the suite that a folder holds. Raises: ValueError naming the file, for another format too."""
     path = Path(folder) / "suite.json"
     data = read_json(path)
-    if data.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path}: format={data['format']!r}: allowed is {FORMAT}")
+    check_format(folder, data, "suite")
     try:
         return Suite.from_json(data)
     except ValueError as error:
@@ -169,5 +168,5 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 def family_of(env_id: str) -> str:
     """Return the family of a task; "text" for one that is not in the catalogue."""
-    entries = map(task_entry, task_names())
-    return next((entry.family for entry in entries if entry.id == env_id), "text")
+    key = env_id.removeprefix("textgym/")
+    return TASKS.entry(key).family if key in TASKS else "text"

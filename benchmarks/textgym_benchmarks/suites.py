@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from typing import Final
 
@@ -12,8 +13,8 @@ from textgym_agents.registry import agent_class, agent_names
 
 from textgym.checks import not_one_of, shown
 from textgym.registry import SUITES, load_target
+from textgym.task import has_language_model, make_task
 from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer
-from textgym_benchmarks.suite_folder import family_of
 
 EXPLORATION: Final = ("Bandit", "DeepSea", "Deceptive", "BigVocab")
 CREDIT: Final = ("Delayed", "Stop", "Distractor")
@@ -159,6 +160,27 @@ def sb3() -> Suite:
     )
 
 
+def guided() -> Suite:
+    """Return the suite behind the table of value-guided decoding in docs/algorithms.md, which makes its runs."""
+    reference = {"prior": "reference"}
+    settings: Mapping[str, Mapping[str, object]] = {
+        "default": {},
+        "k=16": {"k": 16},
+        "beta": {"temperature": 0.05},
+        "reference, four times beta": {**reference, "temperature": 0.2},
+        "reference, beta": reference,
+    }
+    cells = [rows(["Helpful"], ["value-guided"], 2_560, 3, config, label) for label, config in settings.items()]
+    return Suite(
+        "guided",
+        tuple(
+            replace(cell, config={**cell.config, "run": f"runs/ppo-{cell.seed}"}) for cell in chain.from_iterable(cells)
+        ),
+        "Value-guided decoding of the runs runs/ppo-0, -1 and -2: tokens, prior and temperature.",
+        Evaluation(final_per_prompt=16),
+    )
+
+
 def diagnostics() -> Suite:
     """Return the suite of single capabilities; the tasks of memory have many prompts and take longer."""
     agents = (*FIXED, *ON_POLICY[:-1], "soft-q", *TABULAR, "sb3-ppo", "sb3-dqn")
@@ -284,8 +306,8 @@ def settings(agent: str, task: str) -> Mapping[str, object]:
 
 
 # CPU seconds on one core of a Xeon: of a cell's evaluations, and of 1,000 episodes.
-_EVALUATIONS: Final = {"diagnostics": 2.0, **dict.fromkeys(map(task_id, MEMORY), 6.0)}
-_EVALUATIONS_REAL: Final = 22.0
+_EVALUATIONS: Final = dict.fromkeys(map(task_id, MEMORY), 6.0)
+_EVALUATIONS_SMALL, _EVALUATIONS_REAL = 2.0, 22.0
 _BEST_OF: Final = 4.0
 """How much longer the evaluations of best-of-n are, which writes many completions for each that is evaluated."""
 _EPISODES: Final = {
@@ -298,13 +320,20 @@ _EPISODES_LM, _EPISODES_REAL = 0.9, 7.0
 
 def cost(cell: Cell) -> float:
     """Return the CPU seconds that a cell takes, within a factor of about three."""
-    family = family_of(cell.id)
-    evaluations = _EVALUATIONS.get(cell.id, _EVALUATIONS.get(family, _EVALUATIONS_REAL))
+    real = _has_language_model(cell.id)
+    evaluations = _EVALUATIONS_REAL if real else _EVALUATIONS.get(cell.id, _EVALUATIONS_SMALL)
     if cell.agent in (*FIXED, "reference"):
         return evaluations * (_BEST_OF if cell.agent == "best-of-n" else 1.0)
-    small = family == "diagnostics"
-    per_thousand = _EPISODES.get(cell.agent, _EPISODES_LM) if small else _EPISODES_REAL
+    per_thousand = _EPISODES_REAL if real else _EPISODES.get(cell.agent, _EPISODES_LM)
     return evaluations + per_thousand * cell.episodes / 1000
+
+
+@cache
+def _has_language_model(env_id: str) -> bool:
+    try:
+        return has_language_model(make_task(env_id.removeprefix("textgym/")))
+    except Exception:  # Its cells will say what is wrong with it.
+        return True
 
 
 def select(suite: Suite, agents: Sequence[str] | None = None, seeds: int | None = None) -> Suite:

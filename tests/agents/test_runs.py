@@ -62,11 +62,11 @@ def test_a_run_is_none_then_interrupted_then_finished(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         RunFolder.reopen(path)
     folder = RunFolder.create(path, {"id": "x"})
-    assert folder.config() == {"id": "x"}
+    assert folder.config() == {"format": 2, "id": "x"}
     assert folder.state() == "interrupted"
     with pytest.raises(ValueError, match="resume it"):
         RunFolder.create(path, {})
-    assert RunFolder.reopen(path).config() == {"id": "x"}
+    assert RunFolder.reopen(path).config() == {"format": 2, "id": "x"}
     folder.finish({"after": 1})
     for start in (lambda: RunFolder.create(path, {}), lambda: RunFolder.reopen(path)):
         with pytest.raises(ValueError, match="finished run"):
@@ -116,7 +116,7 @@ def test_of_several_that_start_in_one_folder_one_has_it(monkeypatch, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         outcomes = list(threads.map(start, range(8)))
     (winner,) = (outcome for outcome in outcomes if isinstance(outcome, int))
-    assert RunFolder(tmp_path / "run").config() == {"number": winner}
+    assert RunFolder(tmp_path / "run").config()["number"] == winner
     assert all("run" in outcome for outcome in outcomes if outcome != winner)
 
 
@@ -200,6 +200,15 @@ def test_the_events_hold_the_metrics(tmp_path):
     events = accumulator.EventAccumulator(str(folder.path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("objective/kl")] == [(8, 0.25), (16, 0.5)]
     assert [(event.step, event.value) for event in events.Scalars("eval/optimality")] == [(16, 0.75)]
+
+
+@pytest.mark.parametrize("held", [{}, {"format": 1}])
+def test_a_run_of_another_format_is_refused_with_what_to_do(tmp_path, held):
+    path = RunFolder.create(tmp_path / "run", {}).path
+    (path / "config.json").write_text(json.dumps(held))
+    for look in (RunFolder.reopen, lambda path: RunFolder(path).config()):
+        with pytest.raises(ValueError, match=rf"run: holds a run in format {held.get('format')}; .*start anew in ano"):
+            look(path)
 
 
 def test_the_next_free_number(tmp_path):

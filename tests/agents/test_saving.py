@@ -14,9 +14,10 @@ import pytest
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.saving import read_saved, write_saved
 
+from textgym import make_task
 from textgym.checks import TextGymWarning
+from textgym.optimum import fingerprint
 
-STOPS = "'Stop' (7 tokens)"
 STOP, BANDIT = "textgym/Stop-v0", "textgym/Bandit-v0"
 LEARNED: dict[str, dict[str, Any]] = {
     "lm-ppo": {"device": "cpu"},
@@ -43,7 +44,7 @@ def saved(name: str, folder: Path, task: str = STOP) -> dict[str, Any]:
 def test_an_old_format_and_another_class_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     head = saved(name, tmp_path / "agent")
     assert head.keys() == {"format", "agent", "config", "state", "task", "scorer"}
-    assert head["task"] == {"name": "Stop", "tokens": 7, "reward": head["task"]["reward"]}
+    assert head["task"] == fingerprint(make_task("Stop"), "train")
     env = make_env(STOP, 2)
     for change, held in (
         ({"format": 1}, f"{name!r} in format 1"),
@@ -62,7 +63,21 @@ def test_an_agent_of_another_task_says_so(name: str, tmp_path: Path) -> None:
         with contextlib.suppress(ValueError):  # what does not fit at all is refused after it
             load_agent(tmp_path / "agent", make_env(BANDIT, 2))
     texts = [str(warning.message) for warning in found if warning.category is TextGymWarning]
-    assert any(f"of task {STOPS}" in text or f"on task {STOPS}" in text for text in texts)
+    changed = "name ('Stop', now 'Bandit'), max_new_tokens"
+    assert any(
+        re.search(f"(of|on) task 'Stop'.* on task 'Bandit'.*; they differ in {re.escape(changed)}", t) for t in texts
+    )
+
+
+@pytest.mark.parametrize("name", ["q-learning", "mcts"])
+def test_a_table_of_another_difficulty_says_what_is_other(name: str, tmp_path: Path) -> None:
+    make_agent(name, make_env("textgym/Copy-v0", 2, difficulty=2), **AGENTS[name]).save(tmp_path / "agent")
+    other = r"they differ in max_prompt_tokens \(4, now 5\), max_new_tokens \(2, now 3\), prompts$"
+    with pytest.warns(TextGymWarning, match=other):
+        load_agent(tmp_path / "agent", make_env("textgym/Copy-v0", 2, difficulty=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_agent(tmp_path / "agent", make_env("textgym/Copy-v0", 2, difficulty=2))
 
 
 @pytest.mark.parametrize("name", SETTINGS_ALONE)

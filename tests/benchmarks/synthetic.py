@@ -121,7 +121,7 @@ def write_suite_folder(path: str | Path, results: Sequence[dict[str, Any]], name
     folder.mkdir(parents=True, exist_ok=True)
     cells = tuple(Cell.from_json(result["cell"]) for result in results)
     suite = Suite(name, cells, "Made up by tests/benchmarks/synthetic.py.", Evaluation(points=POINTS)).to_json()
-    suite |= {"versions": VERSIONS, "machine": MACHINE, "started": "2026-11-21"}
+    suite |= {"format": 2, "versions": VERSIONS, "machine": MACHINE, "started": "2026-11-21"}
     (folder / "suite.json").write_text(json.dumps(suite, indent=1))
     for result in results:
         cell = folder / "cells" / result["cell"]["key"]

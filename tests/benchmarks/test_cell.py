@@ -14,7 +14,7 @@ from textgym_agents.training.folder import RunFolder
 from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.run import cell as cells
 from textgym_benchmarks.run import optima
-from textgym_benchmarks.run.cell import goes_on, plan_of, reopened, run_cell
+from textgym_benchmarks.run.cell import plan_of, reopened, run_cell
 from textgym_benchmarks.run.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
 
@@ -89,7 +89,7 @@ def test_every_agent_goes_on_bit_for_bit(name, tmp_path):
     rows = {"batch": 16} if name not in ("reference", "random", "best-of-n") else {}
     episodes = 64 if rows else 16
     whole, broken = whole_and_broken(Cell("textgym/Bandit-v0", name, episodes, 1, config=rows), tmp_path)
-    assert goes_on(name)
+    assert agent_class(name).resumes
     assert whole["measures"] == broken["measures"]
 
 
@@ -116,8 +116,7 @@ def test_a_run_of_other_settings_or_of_an_unknown_agent_starts_over(tmp_path):
     (run / "half").mkdir(parents=True)  # a run that died before it had a config
     assert reopened(run, plan_of(cell, SMALL, task)) is None
     assert not run.exists()
-    assert not goes_on("benchmarks.quiet_agent:QuietAgent")
-    assert goes_on("lm-ppo")
+    assert not agent_class("benchmarks.quiet_agent:QuietAgent").resumes
 
 
 def test_a_run_that_ended_before_its_result_was_handed_over_is_not_learned_again(tmp_path):

@@ -84,7 +84,7 @@ def test_cells_that_were_run_again_replace_theirs(folder, tmp_path, monkeypatch)
 def test_a_run_of_textgym_train(tmp_path):
     run = tmp_path / "demo-1"
     run.mkdir()
-    config = {"id": "textgym/Bandit-v0", "agent": "lm-ppo", "episodes": 512, "env": {"difficulty": 1}}
+    config = {"format": 2, "id": "textgym/Bandit-v0", "agent": "lm-ppo", "episodes": 512, "env": {"difficulty": 1}}
     config |= {"config": {"seed": 7, "clip": 0.1}, "versions": {"python": "3", "machine": "2 cores"}}
     (run / "config.json").write_text(json.dumps(config))
     [missing] = load_results(run)
@@ -129,7 +129,7 @@ def test_a_run_of_textgym_train(tmp_path):
 def test_a_run_with_wrong_logs_is_refused_by_name(tmp_path, rows, message):
     run = tmp_path / "demo-2"
     run.mkdir()
-    config = {"id": "textgym/Bandit-v0", "agent": "lm-ppo", "episodes": 512, "env": {}, "config": {}}
+    config = {"format": 2, "id": "textgym/Bandit-v0", "agent": "lm-ppo", "episodes": 512, "env": {}, "config": {}}
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     finished = {"before": {}, "after": {}, "optimum": None, "iterations": 0, "episodes": 0, "seconds": 3.0}

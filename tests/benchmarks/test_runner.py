@@ -125,6 +125,15 @@ def test_a_folder_of_another_suite_is_refused_with_what_differs(tmp_path):
     run(tmp_path, suite=replace(SUITE, description="told otherwise"))
 
 
+def test_a_suite_of_another_format_is_refused_with_what_to_do(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "suite.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    for read in (run, load_results):
+        with pytest.raises(ValueError, match="holds a suite in format 1; allowed is format 2: start anew in another"):
+            read(tmp_path)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ValueError, match=r"holds 'mine\.txt' but no suite"):

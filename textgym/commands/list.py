@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _names() -> list[str]:
-    from textgym.task import task_names
+    from textgym.registry import TASKS
 
-    return task_names()
+    return sorted(TASKS)
 
 
 def _describe(name: str) -> JsonObject:

@@ -83,7 +83,7 @@ def matched_ranges(token: str) -> tuple[tuple[int, int], ...]:
     re2 = import_extra("re2", "reward 'pattern'")
     text = _every_character()
     return tuple(
-        # What is cut in two at the edge of a window is passed over.
+        # Skip whatever the edge of a window cuts in two.
         (
             ord(text[found.start() : found.start() + 4].decode(errors="ignore")[0]),
             ord(text[found.end() - 4 if found.end() > 4 else 0 : found.end()].decode(errors="ignore")[-1]),
@@ -139,7 +139,7 @@ def narrowed(schema: Schema) -> JsonObject:
 
 
 def as_rewarded(schema: Schema) -> JsonObject:
-    """Return the schema as the reward reads it: patterns spelled out, formats passed over, objects left open."""
+    """Return the schema as the reward reads it: patterns spelled out, formats ignored, objects left open."""
     return _part(schema, None)
 
 

@@ -190,7 +190,7 @@ class GrammarMask:
 
     A token is allowed where the text with it is the beginning of a legal one; any way to cut a text into
     tokens is allowed. Stop tokens are allowed where the text is legal as it is. Tokens that leave nothing in
-    a text (control tokens, unused ids) never are; where a completion has them anyway, they are passed over.
+    a text (control tokens, unused ids) never are; a completion that has them anyway is read without them.
     Only stop tokens are allowed where the text cannot become legal any more, which no sampling under the mask
     leads to as long as every byte that the grammar asks for is a token.
 

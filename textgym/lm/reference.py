@@ -17,7 +17,7 @@ Real = TypeVar("Real", bound=np.floating)
 
 @runtime_checkable
 class Reference(Protocol):
-    """pi_ref of a task. Stateless towards its caller: the answer depends on the observation alone."""
+    """pi_ref of a task. The answer depends on the observation alone."""
 
     def log_probs(self, observation: Observation) -> LogProbs:
         """Return next-token log-probabilities.

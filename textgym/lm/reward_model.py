@@ -197,7 +197,7 @@ class RewardModel(NamedReward):
     def state_dict(self) -> JsonObject:
         """Return the cache and the count, as JSON values.
 
-        A score's last bits depend on the batch it was computed in, so a run that goes on needs the very scores.
+        A score's last bits depend on the batch it was computed in, so a resumed run needs exactly these scores.
         """
         return {"cut": self.cut, "scores": list(map(list, self._scores.items()))}
 

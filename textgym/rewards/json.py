@@ -156,7 +156,7 @@ def _resource(schema: object) -> Any:
 
 
 def _check_part(part: object, resolver: Any) -> None:
-    """Raise ValueError for what may not stand in a schema, at any depth."""
+    """Raise ValueError for anything that a schema may not hold, at any depth."""
     if isinstance(part, dict):
         if isinstance(part.get("$id"), str):
             resolver = resolver.in_subresource(_resource(part))

@@ -16,7 +16,7 @@ from textgym.rewards.words import composed, is_unspaced, warn_once, words
 Variant = Literal["rouge1", "rouge2", "rougeL"]
 Measure = Literal["precision", "recall", "fmeasure"]
 Overlap = Callable[[str, list[str]], float]
-"""How much of some references is in a text, in [0, 1]."""
+"""Pay the overlap of a text with its references, in [0, 1]."""
 
 
 class _Overlap(Rebuilt, NamedReward, ABC):

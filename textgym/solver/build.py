@@ -151,7 +151,7 @@ def _level(parent: Ints, action: Ints, finished: Bools, children: Ints | Floats)
 
 
 class _Payer:
-    """Ask the task's reward for the states of a tree, in batches, and leaves the task's own scorer alone."""
+    """Ask the task's reward for the states of a tree, in batches, without changing the task's own scorer."""
 
     def __init__(self, task: Task, split: str) -> None:
         reward: Any = task.reward

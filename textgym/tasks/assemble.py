@@ -1,4 +1,4 @@
-"""How the built-in tasks are made: one assembler, the prompts of the built-in world, and shared documentation."""
+"""Make the built-in tasks: one assembler, the prompts of the built-in world, and shared documentation."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Claim(NamedTuple):
     right: bool
 
 
-class Reading(NamedTuple):
+class ReadAnswer(NamedTuple):
     """The meaning of an answer.
 
     Attributes:
@@ -228,7 +228,7 @@ _WHOLE: Final[dict[str, Step | str]] = {**_steps(), **_labels()}
 
 
 def read_sentence(sentence: str) -> Claim | Step | str | None:
-    """Read one sentence: a claim, a step, 'greeting', a label of `Reading.labels`, or None if not understood."""
+    """Read one sentence: a claim, a step, 'greeting', a label of `ReadAnswer.labels`, or None if not understood."""
     start, _, last = sentence.rpartition(" ")
     frame = _FRAMES.get(start)
     if frame is not None:
@@ -262,10 +262,10 @@ def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
     return meaning, False
 
 
-def read(text: str) -> Reading:
+def read(text: str) -> ReadAnswer:
     """Read a text. Never raises; no text is too odd to be read as strays."""
     if not text:
-        return Reading()
+        return ReadAnswer()
     sentences = split_sentences(text)
     rude = not (_RUDE.isdisjoint(sentences) and _RUDE_FORMS.isdisjoint(text.lower().split()))
     opened = sentences[0] in _OPENERS
@@ -292,4 +292,4 @@ def read(text: str) -> Reading:
             labels.append(meaning)
             bold += meaning == "made_up" and not sentence.startswith(_HEDGES)
     said = tuple(claims), tuple(steps), wrong, bold, greetings, tuple(labels), strays, leads
-    return Reading(*said, polite=opened or closed, rude=rude)
+    return ReadAnswer(*said, polite=opened or closed, rude=rude)

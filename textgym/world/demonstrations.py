@@ -36,7 +36,7 @@ CARELESS: Final = (
     _labeller("evasive", 0.3, opener=0.2, closer=0.1, dodge=1.0),
     _labeller("curt", 0.1, opener=0.0, closer=0.0, rude=1.0),
 )
-"""Labellers who do not: one guesses, often with a hedge, and complies; one says nothing; one is rude, if right."""
+"""Labellers who break the rules: one guesses, often with a hedge, and complies; one says nothing; one is rude."""
 
 
 def demonstrations(

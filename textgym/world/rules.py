@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from textgym.checks import check_number
 from textgym.rewards.base import TermReward, Values
 from textgym.rewards.words import check_stop_ids
-from textgym.world.answers import Reading, Step, read
+from textgym.world.answers import ReadAnswer, Step, read
 from textgym.world.corpus import END_ID
 from textgym.world.facts import APOLOGY, HARMFUL
 from textgym.world.prompts import KINDS, find_item, items
@@ -26,7 +26,7 @@ class Written(NamedTuple):
     """A completion: its text, its meaning, and whether it ended by a stop id."""
 
     text: str
-    reading: Reading
+    reading: ReadAnswer
     ended: bool
 
 
@@ -132,7 +132,7 @@ def howto_content(steps: Sequence[Step], howto: str, count: int) -> tuple[float,
     return min(0.5, STEP_CREDIT * longest_increasing(numbers)), strays
 
 
-def content(reading: Reading, kind: str, item: str) -> float:
+def content(reading: ReadAnswer, kind: str, item: str) -> float:
     """Return how good the content of an answer to one of `HELPFUL_KINDS` is, in [0, 1].
 
     Facts and sums: 1 if the right claim is made, else 0. How-tos: 1 if all steps are there in order, else
@@ -155,7 +155,7 @@ def content(reading: Reading, kind: str, item: str) -> float:
     return earned * STRAY_FACTOR**strays if earned else 0.0
 
 
-def label_content(reading: Reading, credits: dict[str, float]) -> float:
+def label_content(reading: ReadAnswer, credits: dict[str, float]) -> float:
     """Return how good an answer is that should have a fixed meaning, such as a refusal, in [0, 1].
 
     The credit of the best of its labels (those that `credits` leaves out earn nothing), halved for every other sentence
@@ -201,7 +201,7 @@ REFUSAL_CREDITS: Final = {"refusal": 1.0, "dodge": DODGE_CREDIT, "unknown": DODG
 _INSTRUCTIONS: Final = {f"harmful:{task}": how.rstrip(".").lower() for task, how in HARMFUL.items()}
 
 
-def complies(text: str, reading: Reading, item: str) -> bool:
+def complies(text: str, reading: ReadAnswer, item: str) -> bool:
     """Return whether a text tells how to do harm: a complying sentence, or the words of the one for `item` anywhere."""
     return "comply" in reading.labels or _INSTRUCTIONS[item] in text.lower()
 
@@ -247,7 +247,7 @@ IGNORANCE_CREDITS: Final = {"unknown": 0.1}
 """Label -> its credit for a question that has an answer."""
 
 
-def untruth(reading: Reading) -> float:
+def untruth(reading: ReadAnswer) -> float:
     """Return the pay for wrong claims and made-up answers: -0.8, or -0.2 if each begins with a hedge, or 0."""
     if reading.bold:
         return UNTRUE
@@ -282,7 +282,7 @@ class HonestRules(WorldRules):
         return *manners(written, kind, 0.0 if untrue else _content(reading, kind, item)), untrue
 
 
-def _content(reading: Reading, kind: str, item: str) -> float:
+def _content(reading: ReadAnswer, kind: str, item: str) -> float:
     if kind == "unanswerable":
         return label_content(reading, ADMISSION_CREDITS)
     return content(reading, kind, item) or label_content(reading, IGNORANCE_CREDITS)

@@ -21,7 +21,7 @@ Points: TypeAlias = NDArray[np.floating[Any]]
 
 
 def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
-    """Return a point in [-1, 1]^D for every token: alike tokens are near each other where the reference is an LM.
+    """Return a point in [-1, 1]^D for every token: similar tokens are close to each other if the reference is an LM.
 
     Args:
         task: supplies vocabulary and reference.
@@ -119,7 +119,7 @@ def _greatest(scores: Floats, k: int) -> Ints:
 
 
 class Choice(Protocol):
-    """How an action, of `space`, becomes a token of `table`."""
+    """The mapping from an action of `space` to a token of `table`."""
 
     table: Table
     space: ActionSpace

@@ -54,13 +54,13 @@ def _check_below(env: Env | RowsEnv, wrapper: str, takes_tokens: bool) -> None:
         )
 
 
-def reference_of(env: Env | RowsEnv, given: Reference | None) -> Reference:
+def reference_of(env: Env | RowsEnv, reference: Reference | None) -> Reference:
     """Return the given reference, that of a wrapper below (so that one forward serves both), or the task's."""
     layer: object = env
-    while given is None and layer is not None:
-        given = vars(layer).get("reference")
+    while reference is None and layer is not None:
+        reference = vars(layer).get("reference")
         layer = vars(layer).get("env")
-    return make_reference(task_of(env)) if given is None else given
+    return make_reference(task_of(env)) if reference is None else reference
 
 
 class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):

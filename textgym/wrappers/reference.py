@@ -1,4 +1,4 @@
-"""What a reference model adds to an environment: its log-probabilities to the pay, its hidden states in view."""
+"""Wrappers that add a reference model's log-probabilities to the rewards, or its hidden states to the observations."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class BehaviourCloningConfig(OfflineConfig):
     """File of demonstrations, or of preferences, whose best completions are taken, or folder of a Minari dataset; None:
     the built-in world's demonstrations, where the task is of it."""
     demonstrations: int = 5000
-    """How many of the built-in world's, without data."""
+    """Number of demonstrations taken from the built-in world when there is no `data`."""
     best_share: float = 1.0
     """Share of a Minari dataset's episodes that are imitated: those of the greatest return."""
 

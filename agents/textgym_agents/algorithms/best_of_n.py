@@ -8,7 +8,7 @@ import numpy as np
 
 from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
 from textgym.checks import Floats, Ints
-from textgym.estimates import RESAMPLES, expected_returns
+from textgym.estimates import expected_returns
 from textgym.lm.reference import restricted
 from textgym.play import Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
@@ -65,7 +65,7 @@ class BestOfN(NonLearner):
     """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
     scores them in an environment of its own, and then writes the best one token by token.
 
-    It has no next-token probabilities. A row of observations that goes on as planned is answered from its plan; any
+    It has no next-token probabilities. A row of observations that follows its plan is answered from its plan; any
     other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
     What it does as a whole is known all the same: exactly on a solvable task (`edge_log_probs`), from samples of the
     reference elsewhere (`sequence_kl`).
@@ -87,30 +87,33 @@ class BestOfN(NonLearner):
         self._plans: list[_Plan] = []
         self._finder = StateFinder(task)
 
-    def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...]:
+    def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...] | None:
         """Return the exact log-probability of every edge of a solvable task, see `best_of_n_edges`.
 
         Args:
             log_reference: per edge, nats: of the reference that this agent samples.
-        Raises: UnsolvableError for a noisy reward that declares no density of its noise.
+        Returns: nats; None for a noisy reward that declares no density of its noise.
         """
-        return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
+        try:
+            return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
+        except UnsolvableError:
+            return None
 
-    def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats]:
+    def sequence_kl(self, task: Task, split: str, seed: int) -> tuple[Floats, Floats] | None:
         """Return the KL to the reference of a whole answer, estimated from samples of the reference, see `sampled_kl`.
 
         Samples are 8 n to each prompt, and 4,096 in all at least, 1,024 where the reward is noisy.
 
         Args:
             task: whose prompts and reward; split: of its prompts; seed: of the sampling.
-        Returns: nats of each prompt (P,), and bootstrap replicates (R, P); NaN where the reward is noisy and declares
+        Returns: nats of each prompt (P,), and bootstrap replicates (R, P); None where the reward is noisy and declares
             no density of its noise.
         """
         n, prompts = self.config.n, len(task.prompt_set(split).texts)
         try:
             deviation = noise_deviation(task)
         except UnsolvableError:
-            return np.full(prompts, np.nan), np.full((RESAMPLES, prompts), np.nan)
+            return None
         in_all = _NOISY_IN_ALL if deviation else _KL_SAMPLES_IN_ALL
         count = max(_KL_SAMPLES * n, -(-in_all // prompts))
         # Not the samples that J* may have been estimated from.

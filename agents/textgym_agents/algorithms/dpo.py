@@ -106,7 +106,7 @@ class DPO(OfflineAgent):
         return recording.sequences.rows(np.take_along_axis(pairs, best_first, axis=1).ravel())
 
     def _annotate(self, returns: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-        """Which of each pair (n, 2) is preferred and which is not, by returns (n, 2)."""
+        """Return the order of each pair, preferred first (n, 2), from its returns (n, 2)."""
         return annotate(returns, self.config.noise, np.random.default_rng([seed, 7]))
 
     def _batch(self, env: TokenVectorEnv) -> tuple[Sequences, Metrics]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,9 @@ class NonLearner(Agent):
 
     task: Task
     config: DataclassInstance
-    config_type: ClassVar[Factory]
+    config_type: ClassVar[type[Any]]
     learns = False
+    resumes = True
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Do nothing: there is nothing to learn."""

@@ -47,7 +47,7 @@ class OnPolicyAgent(LMAgent):
     value_coefficient: float = 0.0
     """Weight of the value loss."""
     aggregation: Aggregation = "token"
-    """What the losses of a mini-batch are summed over: see `textgym_agents.lm.maths.Aggregation`."""
+    """The unit that the losses of a mini-batch are averaged over: see `textgym_agents.lm.maths.Aggregation`."""
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"

@@ -44,7 +44,7 @@ class Rejection(OnPolicyAgent):
     """An LM policy trained on the best of its own completions, round after round. Args: see `LMAgent`.
 
     Completions are compared by R - beta log(pi / ref). At the optimum of J all completions of a prompt have the same:
-    then nothing is left to choose by, whereas choosing by R alone goes on until one completion is left.
+    then nothing is left to choose by, whereas choosing by R alone continues until one completion is left.
 
     Source: Dong et al. (2023), arXiv:2304.06767, algorithm 1 (RAFT); Gulcehre et al. (2023), arXiv:2308.08998 (ReST).
     """

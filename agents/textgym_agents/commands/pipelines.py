@@ -26,13 +26,13 @@ _RLHF = """RLHF in four stages, each in a folder of its own: supervised fine-tun
 between answers of the fine-tuned model, a reward model of these preferences, and PPO against it with a KL penalty to
 the fine-tuned model. Ends with base, SFT, PPO and best-of-n side by side, under the gold reward and its proxy.
 
-The same command with the same --out goes on where it was interrupted."""
+The same command with the same --out resumes where it was interrupted."""
 _OVEROPTIMISE = """\
 Over-optimisation of reward models: several are trained, on few and on many preferences, small and large;
 each is optimised by best-of-n and by PPO with a falling KL penalty, and the gold reward says what that is worth.
 
 Writes result.json and a picture, and lists answers that the weakest proxy overrates. The same command with the same
---out goes on where it was interrupted."""
+--out resumes where it was interrupted."""
 _LEGEND = (
     "Held-out prompts, 95% intervals. KL in nats per answer to the fine-tuned model; optimality of gold reward - beta "
     "KL: 0 is the fine-tuned model, 1 the best that any policy can do."
@@ -42,14 +42,14 @@ _PROMPTS, _HACKED = 4, 6  # answers that are shown
 
 @dataclass(frozen=True)
 class PipelineFlags:
-    """What is aligned or optimised, and where it is written."""
+    """The task to align on, and the folder to write to."""
 
     id: EnvId
     """The environment, as `textgym list` shows it: its gold reward judges, its reference is the base model."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     out: Path | None = None
-    """The folder; by default the next free runs/NAME-COMMAND-N. The same command goes on with what is there."""
+    """The folder; by default the next free runs/NAME-COMMAND-N. The same command continues a run that is there."""
 
 
 def rlhf(arguments: list[str]) -> None:

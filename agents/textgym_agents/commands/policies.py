@@ -71,7 +71,7 @@ def run_options(folder: Path) -> JsonObject | None:
 
 @dataclass(frozen=True)
 class PolicyFlags:
-    """The policy, and what is drawn from it."""
+    """The policy, and the samples drawn from it."""
 
     id: EnvId
     """The environment, as `textgym list` shows it."""

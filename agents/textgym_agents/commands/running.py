@@ -226,7 +226,7 @@ class FitDisplay(Display):
 
 
 def interrupted_run(out: Path | None) -> RunFolder:
-    """Return the run that --resume goes on with. Raises: UsageError without --out; see `RunFolder.reopen`."""
+    """Return the run that --resume continues. Raises: UsageError without --out; see `RunFolder.reopen`."""
     if out is None:
         raise UsageError("--resume: --out must name the folder of the interrupted run")
     return RunFolder.reopen(out)

@@ -132,7 +132,7 @@ class ExactGradients:
         return result
 
     def per_state(self, values: Sequence[Floats]) -> Floats:
-        """Return those of the running states (S,) from arrays per state, one for each depth."""
+        """Return the entries of the running states (S,) from arrays per state, one for each depth."""
         levels = self.tree.levels[:-1]
         return np.concatenate([own[level.running] for own, level in zip(values, levels, strict=False)])
 
@@ -167,7 +167,7 @@ def exact_gradients(task: Task, agent: Policy) -> ExactGradients:
 
 
 @dataclass(frozen=True)
-class Recording:
+class UpdateRecord:
     """Updates of one agent that stood still, and what they should have been.
 
     Attributes:
@@ -189,7 +189,7 @@ class Recording:
     first: LossGradient
 
 
-def recording(tested: AgentUnderTest, name: str) -> Recording:
+def recording(tested: AgentUnderTest, name: str) -> UpdateRecord:
     """Return the recorded updates on one of `TASKS`, which are recorded once.
 
     Raises: NotAsked if the agent offers no hook "gradient", is set up so that its update is another one, refuses the
@@ -203,7 +203,7 @@ def recording(tested: AgentUnderTest, name: str) -> Recording:
     found = tested.recordings[name]
     if isinstance(found, NotAsked):
         raise found
-    assert isinstance(found, Recording)
+    assert isinstance(found, UpdateRecord)
     return found
 
 
@@ -222,7 +222,7 @@ def plain_agent(tested: AgentUnderTest, env: TokenVectorEnv, masked: bool) -> Ag
     return agent
 
 
-def _record(tested: AgentUnderTest, task: Task) -> Recording:
+def _record(tested: AgentUnderTest, task: Task) -> UpdateRecord:
     env = probe_env(task, EPISODES)
     agent = plain_agent(tested, env, task.mask is not None)
     play = hook(agent, "gradient")
@@ -250,7 +250,7 @@ def _record(tested: AgentUnderTest, task: Task) -> Recording:
         if batch.values is not None:
             np.add.at(values[number], states[known], batch.values[known])
     critic = values if batches[0].values is not None else None
-    return Recording(agent, exact, updates, critic, task.scorer.tokens - before, used, foreign, batches[0])
+    return UpdateRecord(agent, exact, updates, critic, task.scorer.tokens - before, used, foreign, batches[0])
 
 
 def _move(agent: Agent, task: Task, tree: PrefixTree) -> None:

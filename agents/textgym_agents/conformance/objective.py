@@ -12,7 +12,7 @@ from textgym_agents.conformance.gradient import (
     EPISODES,
     TASKS,
     ExactGradients,
-    Recording,
+    UpdateRecord,
     plain_agent,
     probe_env,
     recording,
@@ -173,7 +173,7 @@ def common_rest(rests: Floats) -> tuple[float, float]:
     return product / max(error, 1e-300), float(np.sqrt(max(product, 0.0)))
 
 
-def fit(found: Recording) -> Fit:
+def fit(found: UpdateRecord) -> Fit:
     """Return the least-squares fit of every batch's update."""
     parts = found.exact.parts
     coefficients = found.updates @ np.linalg.pinv(parts).T

@@ -195,7 +195,7 @@ def plain_factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Fact
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedAgent:
     """An agent after some iterations on the probe task.
 
     Attributes:
@@ -250,7 +250,7 @@ class AgentUnderTest:
         return TokenVectorEnv(self.task, self.envs, autoreset_mode=AutoresetMode.DISABLED)
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> TrainedAgent:
         """The agent after a probe training."""
         env = self.env()
         agent = self.make(env)
@@ -267,7 +267,7 @@ class AgentUnderTest:
 
         note()
         agent.learn(env, self.episodes, callback)
-        return Training(agent, rows, sampled[: len(rows)] if len(sampled) == len(rows) + 1 else None)
+        return TrainedAgent(agent, rows, sampled[: len(rows)] if len(sampled) == len(rows) + 1 else None)
 
     def log_probs(self, agent: Agent, observation: Observation | None = None) -> Floats:
         """Return log-probabilities (B, V), by default of all states. Raises: NotAsked for an agent that has none."""

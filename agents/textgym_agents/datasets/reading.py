@@ -22,7 +22,7 @@ _METADATA = "metadata.json"
 
 @dataclass(frozen=True)
 class Recording:
-    """B episodes.
+    """B recorded episodes.
 
     Attributes:
         sequences: their prompts and completions.

@@ -25,8 +25,8 @@ import numpy as np
 from textgym.checks import Floats, Ints
 from textgym.solver import PolicyValues
 from textgym_agents.exact.objective import (
-    Options,
     Problem,
+    ProblemOptions,
     Steps,
     edge_jacobian,
     edge_weights,
@@ -153,7 +153,7 @@ def compare(
 
 
 def enumerate_trajectories(
-    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[ProblemOptions]
 ) -> Enumeration:
     """Return everything the tables are made of, for a torch policy. Args: see `torch_values`.
 

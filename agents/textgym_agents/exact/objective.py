@@ -52,7 +52,7 @@ class PolicyGradient:
 
 
 class EnumeratedPolicy:
-    """A torch policy as one with `log_probs(observation)`, in float64 and without a cache.
+    """Give a torch policy `log_probs(observation)`, in float64 and without a cache.
 
     Args:
         policy: a `TorchPolicy`, or an agent whose attribute `policy` is one.
@@ -103,7 +103,7 @@ class EnumeratedPolicy:
         return torch.cat([(torch.zeros_like(p) if g is None else g).detach().double().flatten() for g, p in pairs])
 
 
-class Options(TypedDict, total=False):
+class ProblemOptions(TypedDict, total=False):
     """The options of `textgym.solver.policy_values`."""
 
     beta: float | None
@@ -113,7 +113,7 @@ class Options(TypedDict, total=False):
 
 
 def torch_values(
-    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[ProblemOptions]
 ) -> tuple[EnumeratedPolicy, PolicyValues]:
     """Return a torch policy as one with `log_probs`, and its exact values, see `textgym.solver.policy_values`.
 
@@ -128,7 +128,7 @@ def torch_values(
 
 
 def policy_gradient(
-    problem: Problem, policy: object, reference: object = None, **options: Unpack[Options]
+    problem: Problem, policy: object, reference: object = None, **options: Unpack[ProblemOptions]
 ) -> PolicyGradient:
     """Return the exact gradient of J, by the policy-gradient theorem over all states.
 

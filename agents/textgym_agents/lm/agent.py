@@ -43,6 +43,7 @@ class LMAgent(SavedLM, Agent):
     config: LMConfig
     config_type: ClassVar[type[LMConfig]]
     critic = False
+    resumes = True
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task = task

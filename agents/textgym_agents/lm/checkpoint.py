@@ -50,7 +50,7 @@ class SavedLM(ABC):
     def __init__(self, task: Task, config: LMConfig, model: PreTrainedModel | None = None) -> None: ...
 
     def memory(self) -> dict[str, Tensor]:
-        """Return what learning goes on from beside parameters and counters, such as a replay."""
+        """Return what learning needs to resume beside parameters and counters, such as a replay."""
         return {}
 
     def restore_memory(self, tensors: dict[str, Tensor]) -> None:
@@ -94,7 +94,7 @@ class SavedLM(ABC):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
+        """See `Agent.load`. Learning continues as if it had not been interrupted."""
         task = env.unwrapped.task
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
 

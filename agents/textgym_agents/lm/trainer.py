@@ -53,8 +53,8 @@ class SupervisedLoss(nn.Module, ABC, Generic[Row]):
 class SupervisedTrainer(Generic[Row]):
     """One supervised training.
 
-    Every step sees the mean loss of its items. Which rows it has, its learning rate and its dropout depend on the seed
-    and its number alone, so that a training which goes on from a checkpoint ends with the same weights, bit for bit.
+    Every step sees the mean loss of its items. The rows of a step, its learning rate and its dropout depend on the seed
+    and its number alone, so that a training resumed from a checkpoint ends with the same weights, bit for bit.
 
     Args:
         loss: what is trained, on its device; parameters that need no gradient stay as they are.

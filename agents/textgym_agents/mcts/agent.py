@@ -49,6 +49,7 @@ class MCTS(Agent):
     iteration: int
     config_type: ClassVar[type[MCTSConfig]] = MCTSConfig
     plans = True
+    resumes = True
 
     def __init__(self, task: Task, config: MCTSConfig | None = None, guide: object = None) -> None:
         self.task, self.config = task, config or self.config_type()
@@ -128,9 +129,9 @@ class MCTS(Agent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Searching goes on from the tree that was saved; a guide given as an object is not in it."""
+        """See `Agent.load`. Searching continues from the saved tree, which does not hold a guide given as an object."""
         task = env.unwrapped.task
-        elsewhere = "this tree is of task {had}; on {now} search starts anew"
+        elsewhere = "this tree is of task {had}; on task {now} search starts anew"
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task, elsewhere)
 
     @classmethod

@@ -96,17 +96,15 @@ class Model:
         return self._discounts(arrival.states) * played.returns(self.task.gamma)[:count]
 
     def with_potentials(self, states: Sequence[TokenState]) -> list[TokenState]:
-        """Return n states found by their tokens as the environment has them: pay by differences remembers the last
-        score.
-        """
+        """Return states found by their tokens as the environment has them: pay by differences knows the last score."""
         if self.task.scorer.pay != "difference":
             return list(states)
-        reached = [TokenState(state.prompt) for state in states]
-        for time in range(max(len(state.completion) for state in states)):
-            rows = [row for row, state in enumerate(states) if len(state.completion) > time]
-            tokens = np.array([states[row].completion[time] for row in rows])
-            after = self.step([reached[row] for row in rows], tokens).states
-            for row, state in zip(rows, after, strict=True):
+        reached = [TokenState(state.prompt) if state.completion else state for state in states]
+        for place in range(max((len(state.completion) for state in states), default=0)):
+            rows = [row for row, state in enumerate(states) if place < len(state.completion)]
+            tokens = np.array([states[row].completion[place] for row in rows])
+            moved = self.step([reached[row] for row in rows], tokens).states
+            for row, state in zip(rows, moved, strict=True):
                 reached[row] = state
         return reached
 
@@ -246,7 +244,7 @@ class Forest:
         return self.rewards[nodes] + below, self.visits[nodes] > 0
 
     def done(self, nodes: Ints) -> Bools:
-        """Return which candidates (m, k) have nothing new to show: they end, lead to what is solved, or are none."""
+        """Return which candidates (m, k) need no search: they end the episode, are solved, or are padding."""
         children = self.children[nodes]
         solved = (children >= 0) & self.solved[np.maximum(children, 0)]
         return np.asarray((children == ENDED) | solved | np.isneginf(self.log_prior[nodes]))

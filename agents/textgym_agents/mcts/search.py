@@ -263,7 +263,7 @@ class Search:
     def _noisy_prior(self) -> Floats:
         """Return the prior (B, k) at the roots, mixed with noise so that simulations try unlikely tokens, too.
 
-        Source: Silver et al. (2017), arXiv:1712.01815, "Search"; the concentration goes with the number of moves there.
+        Source: Silver et al. (2017), arXiv:1712.01815, "Search", with a concentration by the number of moves.
         """
         logs, share = self._forest.log_prior[self._roots], self._config.root_noise
         prior: Floats = np.exp(logs)

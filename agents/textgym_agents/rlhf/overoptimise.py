@@ -113,7 +113,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
         write_json(folder / "result.json", curves)
 
     def _optimise(self, layers: int, pairs: int, folder: Path, resume: bool) -> None:
-        """Run PPO with one penalty after the other; the policy goes on from where the last one left it."""
+        """Run PPO with one penalty after the other; each one starts from the policy of the one before."""
         del resume
         make_folder(folder)
         plan, calibration = self.settings, self._calibration(layers, pairs)

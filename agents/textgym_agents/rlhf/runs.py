@@ -26,22 +26,9 @@ from textgym_agents.registry import make_env
 from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHFSettings
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Watcher
+from textgym_agents.training.loop import SilentWatcher, Watcher
 
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
-
-
-class SilentWatcher:
-    """A `Watcher` that says nothing."""
-
-    def stage(self, text: str) -> None:
-        """See `Watcher.stage`."""
-
-    def note(self, text: str) -> None:
-        """See `Watcher.note`."""
-
-    def iteration(self, row: Metrics) -> None:
-        """See `Watcher.iteration`."""
 
 
 class SupervisedRun:
@@ -94,8 +81,7 @@ class SupervisedRun:
         Raises: ValueError if the interrupted run had other settings or other data.
         """
         digests = {file: digest(file) for file in read}
-        about = {"command": self._command, "format": FORMAT}
-        config = plain(about | asdict(self._settings) | {"read": digests})
+        config = plain({"command": self._command} | asdict(self._settings) | {"read": digests})
         resumed = self._folder is not None
         if self._folder is None:
             with disk_full_at(self._out):
@@ -176,10 +162,7 @@ def digest(path: str | Path) -> str:
 
 def check_same(out: Path, config: Mapping[str, object]) -> None:
     """Raise ValueError unless the run in a folder is of this format, and was started with these settings and data."""
-    before = read_json(out / "config.json")
-    if before.get("format") != FORMAT:
-        held = f"{before.get('format')!r:.40}"
-        raise ValueError(f"{out}: holds a run in format {held}; allowed is format {FORMAT}")
+    before = RunFolder(out).config()
     for name, asked in config.items():
         had = before.get(name)
         if asked == had:

@@ -108,7 +108,7 @@ class RLHFSettings:
     demonstrations: str | None = None
     """A file of prompts and completions to fine-tune on; None: those of the built-in world."""
     demonstration_count: int = 500
-    """How many of the built-in world's."""
+    """Number of demonstrations taken from the built-in world."""
     sft_epochs: int = 3
     """Passes over the demonstrations."""
     preferences: int = 4000

@@ -72,6 +72,7 @@ class SB3Agent(Agent):
     iteration: int
     model: BaseAlgorithm
     config_type: ClassVar[type[SB3Config]]
+    resumes = True
     model_type: ClassVar[type[BaseAlgorithm]]
     """The library's class."""
     policies: ClassVar[tuple[str, str]] = ("MlpPolicy", "MultiInputPolicy")
@@ -222,7 +223,7 @@ class SB3Agent(Agent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted. A .zip is read by `load_zip`."""
+        """See `Agent.load`. Learning continues as if it had not been interrupted. A .zip is read by `load_zip`."""
         if Path(path).is_file():
             raise ValueError(f"path={str(path)!r}: {_DANGER}")
         task = env.unwrapped.task

@@ -78,6 +78,7 @@ class TabularAgent(Agent):
     config: TabularConfig
     iteration: int
     config_type: ClassVar[type[TabularConfig]] = TabularConfig
+    resumes = True
 
     def __init__(self, task: Task, config: TabularConfig | None = None) -> None:
         self.task, self.config = task, config or self.config_type()
@@ -300,7 +301,7 @@ class TabularAgent(Agent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning goes on as if it had not been interrupted."""
+        """See `Agent.load`. Learning continues as if it had not been interrupted."""
         task = env.unwrapped.task
         return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
 

@@ -207,7 +207,7 @@ class StateTable:
         return np.array(rows, dtype=np.int64)
 
     def update(self, flat: Ints, values: Floats, repeats: Ints) -> None:
-        """Sets entries (m,), by their places row * A + column, and counts their updates."""
+        """Set entries (m,), given by their places row * A + column, and counts their updates."""
         self.values.reshape(-1)[flat] = values
         self.counts.reshape(-1)[flat] += repeats
 

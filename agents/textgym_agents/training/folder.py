@@ -24,7 +24,7 @@ from textgym.files import (
     write_json,
     write_text,
 )
-from textgym_agents.saving import count, number
+from textgym_agents.saving import FORMAT, check_format, count, number
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -49,7 +49,7 @@ _NOT_TO_RESUME = {
 
 
 class RunFolder:
-    """The files of one run. `create` starts a run, `reopen` goes on with an interrupted one.
+    """The files of one run. `create` starts a run, `reopen` resumes an interrupted one.
 
     A run is finished when its result.json exists; then nothing in the folder is written again.
     """
@@ -63,14 +63,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: Row) -> RunFolder:
-        """Make a new folder with its config.json. Raises: ValueError if there are files at `path` already."""
+        """Make a new folder whose config.json holds the format too.
+
+        Raises: ValueError if there are files at `path` already.
+        """
         cls.check_free(path)
         folder = cls(Path(path))
         make_folder(folder.path)
         # Of several that start at once, one finds the folder free.
         with folder._held():
             cls.check_free(path, held=True)
-            write_json(folder.path / "config.json", config)
+            write_json(folder.path / "config.json", {"format": FORMAT, **config})
         return folder
 
     @staticmethod
@@ -89,11 +92,15 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | Path) -> RunFolder:
-        """Return the folder of an interrupted run. Raises: ValueError if there is none, or it is finished."""
+        """Return the folder of an interrupted run.
+
+        Raises: ValueError if there is none, it is finished, or it is of another format.
+        """
         folder = cls(Path(path))
         state = folder.state()
         if state != "interrupted":
             raise ValueError(f"{path}: {_NOT_TO_RESUME[state]}")
+        folder.config()
         return folder
 
     def state(self, held: bool = False) -> State:
@@ -109,8 +116,10 @@ class RunFolder:
         return "running" if not held and _is_held(self.path / _LOCK) else "interrupted"
 
     def config(self) -> JsonObject:
-        """Return the settings that the run was started with."""
-        return read_json(self.path / "config.json")
+        """Return the format and the settings of the run. Raises: ValueError for another format."""
+        config = read_json(self.path / "config.json")
+        check_format(self.path, config, "run")
+        return config
 
     def metrics(self) -> list[JsonObject]:
         """Return the rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""
@@ -169,7 +178,7 @@ class RunFolder:
         """Hold the folder while it is written: no other process may. Yields: whether TensorBoard events are kept.
 
         Args:
-            rewind_to: the iteration that the run goes on from; what was logged after it is dropped.
+            rewind_to: the iteration that the run resumes from; what was logged after it is dropped.
             events: whether TensorBoard events are written, where it is installed.
         Raises: ValueError if another process is at work in the folder.
         """
@@ -215,7 +224,7 @@ class RunFolder:
         except ImportError:
             return None
         logged = self.metrics()
-        # TensorBoard drops what an interrupted run had logged beyond the point that it goes on from.
+        # TensorBoard drops what an interrupted run had logged beyond the point that it resumes from.
         purge = _step(logged[-1]) + 1 if logged else None
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
 

@@ -47,6 +47,19 @@ class Watcher(Protocol):
         """Take the metrics of an iteration, those of an evaluation included."""
 
 
+class SilentWatcher:
+    """A `Watcher` that says nothing."""
+
+    def stage(self, text: str) -> None:
+        """See `Watcher.stage`."""
+
+    def note(self, text: str) -> None:
+        """See `Watcher.note`."""
+
+    def iteration(self, row: Metrics) -> None:
+        """See `Watcher.iteration`."""
+
+
 class _OutputWatcher:
     """A watcher whose full output is told apart from a full folder. Args: advice: see `disk_full_at`."""
 
@@ -167,7 +180,7 @@ class Training:
             raise TrainingInterrupted(f"{done}; {advice}") from interrupt
 
     def _command(self, folder: RunFolder) -> str:
-        """Return the command line that goes on with this run."""
+        """Return the command line that resumes this run."""
         plan = self._settings
         # What --agent can be told, and by which defaults, depends on it.
         agent = [] if plan.agent == "lm-ppo" else ["--agent", plan.agent]

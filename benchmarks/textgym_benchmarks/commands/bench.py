@@ -1,4 +1,4 @@
-"""Runs a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster; goes on where it broke off."""
+"""Run a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster; resume where it stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class BenchFlags:
-    """Run the cells of a suite that have no result yet. The same command again goes on with what is left."""
+    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left."""
 
     suite: str = "quick"
     """Name of the suite, --list shows all; or module:function, which returns one of your own."""

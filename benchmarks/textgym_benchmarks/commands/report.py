@@ -16,7 +16,7 @@ class ReportFlags:
     """Make a report of results: one folder of pages that opens offline, in any browser."""
 
     run: tyro.conf.Positional[tuple[Path, ...]]
-    """What `textgym bench` or `textgym train` wrote, or files of exported results; of several, all in one report."""
+    """Folders of `textgym bench` or `textgym train`, or files of exported results; all of them go into one report."""
     out: Path | None = None
     """The folder; by default `report` in the first RUN, or beside it where that is a file. A report there is built
     anew, nothing else is ever replaced."""

@@ -101,7 +101,7 @@ def build_report(paths: Sequence[str | Path], out: str | Path) -> Sources:
     Args:
         paths: what `load_results` takes: folders of suites, of cells or of runs, files of results.
         out: the folder; a new or empty one, or a report, which is built anew.
-    Returns: what it was made of.
+    Returns: the results that it shows.
     Raises: FileExistsError if `out` holds anything else; ValueError for results that cannot be read.
     """
     folder = Path(out)
@@ -342,7 +342,7 @@ def _curve_table(curve: Sequence[JsonObject]) -> ReportTable:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class CurveDrawing:
     """A curve in pixels of a drawing of 640 by 240.
 
     Attributes:
@@ -358,7 +358,7 @@ class Drawing:
     ticks: tuple[tuple[float, str, str], ...]
 
 
-def draw_curve(curve: Sequence[JsonObject]) -> Drawing | None:
+def draw_curve(curve: Sequence[JsonObject]) -> CurveDrawing | None:
     """Draw optimality over episodes; None where fewer than two points have an optimality."""
     points = [point for point in curve if point.get("optimality") is not None]
     if len(points) < 2 or points[-1]["episode"] <= points[0]["episode"]:
@@ -379,7 +379,7 @@ def draw_curve(curve: Sequence[JsonObject]) -> Drawing | None:
     if all(point.get("optimality_low") is not None for point in points):
         band = "M" + "L".join([*places("optimality_high"), *reversed(places("optimality_low"))]) + "Z"
     levels = sorted({0.0, 1.0, *([round(least, 2)] if least < -0.05 else []), *([0.5] if least > -1 else [])})
-    return Drawing(
+    return CurveDrawing(
         path="M" + "L".join(middle),
         band=band,
         dots="".join(f"M{place}h0" for place in middle),

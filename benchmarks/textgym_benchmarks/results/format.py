@@ -169,5 +169,5 @@ def check_result(data: object) -> None:
 
 
 def check_suite(data: object) -> None:
-    """Raise ValueError unless `data` is what can be said of all results of a file: name, description, settings."""
+    """Raise ValueError unless `data` describes a results file: name, description, settings."""
     _SUITE("suite", data)

@@ -143,9 +143,9 @@ def side_by_side(before: Sequence[Row], after: Sequence[Row]) -> list[JsonObject
 def read_run(path: Path) -> JsonObject:
     """Return a run's folder as the values of a result.json; "missing" if the run is not finished.
 
-    Raises: ValueError naming the file and what is wrong with it.
+    Raises: ValueError naming the file and what is wrong with it, or for a run of another format.
     """
-    config = read_json(path / "config.json")
+    config = RunFolder(path).config()
     with reading(path / "config.json", "the run's settings"):
         env, settings = dict(config["env"]), dict(config["config"])
         cell = Cell(

@@ -18,7 +18,6 @@ import tyro
 
 from textgym.files import make_folder, write_text
 from textgym.registry import TASKS, TaskEntry
-from textgym.task import task_entry, task_names
 from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.statistics import Interval
@@ -50,7 +49,7 @@ class TaskPages:
 
 def sections(entry: TaskEntry) -> dict[str, str]:
     """Return the sections of a task's docstring, title -> text, in their order."""
-    text = inspect.getdoc(TASKS.load(entry.name)) or ""
+    text = inspect.getdoc(TASKS.load(entry.key)) or ""
     parts = _SECTION.split(text)[1:]
     return {title: body.strip("\n") for title, body in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -63,7 +62,7 @@ def task_pages(results: Iterable[Result]) -> dict[str, str]:
     """
     measured = list(results)
     summary = summarise(measured)
-    entries = [task_entry(name) for name in task_names()]
+    entries = [TASKS.entry(key) for key in sorted(TASKS)]
     families = {
         family: (title, [entry for entry in entries if entry.family == family]) for family, title in TITLES.items()
     }

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.conformance.under_test import global_generators
-from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_env
+from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training, TrainResult, Watcher
+from textgym_agents.training.loop import SilentWatcher, Training, TrainResult, Watcher
 from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
 
 from textgym.checks import JsonObject
-from textgym.files import plain, read_lines
+from textgym.files import plain, read_json, read_lines
 from textgym.optimum import Optimum
 from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
@@ -68,7 +68,7 @@ def run_cell(
             cpu_started -= float(earlier.get("cpu_seconds", 0.0))
         training = Training(plan, run, beta=task.beta, seed=seed, pictures=False)
         optimum = _optimum(cell, plan, training, optima)
-        result = training.run(folder / "run", watcher or _NoWatcher(), optimum)
+        result = training.run(folder / "run", watcher or SilentWatcher(), optimum)
     run = RunFolder(folder / "run")
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
@@ -117,26 +117,20 @@ def seed_of(cell: Cell, settings: Evaluation) -> int:
 def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
     """Return the run to resume; None for a new one, after removing a run that cannot be resumed.
 
-    That is a run of other settings or versions, and one of an agent that is not known to go on as if it had never been
-    interrupted, so that a result never depends on where a worker died. A run holds no result: nothing is lost but time.
+    That is a run of other settings or versions, and one of an agent that does not say that it `resumes`, so that a
+    result never depends on where a worker died. A run holds no result: nothing is lost but time.
     """
     if not path.exists():
         return None
     run = RunFolder(path)
-    if run.state() != "none" and goes_on(plan.agent):
-        started_with = json.loads(json.dumps(plain(asdict(plan) | {"versions": versions()})))
-        if run.config() == started_with:
+    if run.state() != "none" and agent_class(plan.agent).resumes:
+        started_with = plain({"format": FORMAT} | asdict(plan) | {"versions": versions()})
+        if read_json(path / "config.json") == json.loads(json.dumps(started_with)):
             # A run may have ended just before its result was handed over.
             (path / "result.json").unlink(missing_ok=True)
             return RunFolder.reopen(path)
     shutil.rmtree(path)
     return None
-
-
-def goes_on(agent: str) -> bool:
-    """Return whether a saved and loaded agent learns on bit for bit, as this package's do; others say `resumes`."""
-    kind = agent_class(agent)
-    return kind.__module__.startswith("textgym_agents.") or kind.resumes
 
 
 def _optimum(cell: Cell, plan: TrainSettings, training: Training, folder: Path) -> Optimum:
@@ -166,19 +160,6 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
         "iterations": result.iterations,
         "samples": side_by_side(before, after),
     }
-
-
-class _NoWatcher:
-    """A watcher that does nothing."""
-
-    def stage(self, text: str) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def iteration(self, row: Metrics) -> None:
-        """Do nothing."""
 
 
 @contextmanager

@@ -225,13 +225,13 @@ class Commit:
 def commit(settings: Commit, name: str) -> tuple[Samples, Optimum]:
     """Sample one task's reference and proposals, and write the samples; return them and J* at the task's own beta.
 
-    Raises: ValueError for a task without prompts or a reward of its own, or one that is solved.
+    Raises: ValueError for a task without a gold reward, as one for the caller's own rewards, or one that is solved.
     """
     entry = task_entry(name)
     env = make_env(entry.id, 1)
     task = env.unwrapped.task
-    if entry.family == "text" or solvable(task, settings.split):
-        raise ValueError(f"tasks: {name!r} is the caller's own or solved; allowed are shipped tasks that are sampled")
+    if task.gold is None or solvable(task, settings.split):
+        raise ValueError(f"tasks: {name!r} has no gold reward, or is solved; allowed are sampled tasks with one")
     of_suite = [] if settings.suite is None else load_results(settings.suite)
     own = [each for each in of_suite if each.cell.id == entry.id and not each.cell.options]
     folders = [*settings.proposals, *map(_run, _best(own))][: settings.most]

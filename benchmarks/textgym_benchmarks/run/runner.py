@@ -149,7 +149,7 @@ def run_suite(
 
     Args:
         suite: a suite, or the name of one, see `make_suite`.
-        out: its folder. A new one is made; in one that holds the same suite, the run goes on.
+        out: its folder. A new one is made; in one that holds the same suite, the run is continued.
         agents: registered names or "module:Class", see `select`; None for the suite's own.
         engine: "serial", "pool" or "ray".
         workers: processes; None for the cores that there are.

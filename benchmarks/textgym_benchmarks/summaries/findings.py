@@ -19,7 +19,7 @@ BASELINES = ("reference", "random")
 
 @dataclass(frozen=True)
 class Surprise:
-    """One kind of surprise.
+    """One kind of unexpected result.
 
     Attributes:
         kind: a word for programs. title: a sentence about all items.

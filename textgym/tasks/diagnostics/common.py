@@ -1,4 +1,4 @@
-"""How the diagnostic tasks are made: word vocabularies, held-out prompts, pay for the right words, documentation."""
+"""Make the diagnostic tasks: word vocabularies, held-out prompts, pay for the right words, documentation."""
 
 from __future__ import annotations
 
