@@ -25,17 +25,14 @@ if TYPE_CHECKING:
 _LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
-def load_weights(
-    loader: Loader, name: str | Path, what: str, dtype: torch.dtype = torch.float32, **options: object
-) -> tuple[PreTrainedModel, set[str]]:
-    """Load a model from safetensors only. Says nothing on the standard error.
+def load_weights(loader: Loader, name: str | Path, what: str, **options: object) -> tuple[PreTrainedModel, set[str]]:
+    """Load a model from safetensors only, in float32. Says nothing on the standard error.
 
     Args:
         loader: a class of transformers, such as AutoModelForCausalLM.
         name: a folder in Hugging Face layout, or a hub id.
         what: the beginning of an error's message, such as "model='m': no causal LM".
-        dtype: of its weights.
-        options: for `from_pretrained`.
+        options: for `from_pretrained`; "dtype" asks for another precision.
     Returns: the model, and the names of the weights that its files lack.
     Raises: ValueError if no such model can be loaded: it gives the cause.
     """
@@ -50,9 +47,8 @@ def load_weights(
             str(name),
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=dtype,
             output_loading_info=True,
-            **options,
+            **{"dtype": torch.float32, **options},
         )
     except ImportError:
         raise
@@ -96,7 +92,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreT
     """
     from transformers import AutoModelForCausalLM
 
-    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM", dtype)
+    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM", dtype=dtype)
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost")
@@ -123,7 +119,7 @@ _shared: WeakValueDictionary[tuple[object, ...], PreTrainedModel] = WeakValueDic
 def shared_causal_lm(name: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return the causal LM of a name on a device: one object for all who ask for it, as long as one of them holds it.
 
-    So nobody may change it. A folder whose files have changed since is loaded again. Args, Raises: see `load_causal_lm`.
+    So nobody may change it. A folder whose files have changed is loaded again. Args, Raises: see `load_causal_lm`.
     """
     folder, files = Path(name), []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

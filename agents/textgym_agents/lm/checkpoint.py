@@ -71,7 +71,7 @@ class SavedLM(ABC):
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
             "base": self._base,
-            "start": fingerprint(self.policy if self.config.lora_rank else self.reference),
+            "start": fingerprint((self.policy if self.config.lora_rank else self.reference).model),
         }
         tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
@@ -144,14 +144,14 @@ class SavedLM(ABC):
         if config.lora_rank is not None and base is not None:
             agent = cls(task, replace(config, model=base))
             agent.config = replace(agent.config, model=config.model)
-            if fingerprint(agent.policy) != state["start"]:
+            if fingerprint(agent.policy.model) != state["start"]:
                 raise ValueError(f"model={base!r}: its weights are not those that the adapter was trained on")
             return agent
         if config.lora_rank is not None:
             return cls(task, config, model=load_causal_lm(saved.folder / "base"))
         if saved.same_task and not state["own_reference"] and has_language_model(task):
             agent = cls(task, config)
-            if fingerprint(agent.reference) == state.get("start"):
+            if fingerprint(agent.reference.model) == state.get("start"):
                 return agent
         return cls(task, config, model=_load_model(saved.folder, "reference"))
 
@@ -176,10 +176,11 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's parameters and buffers by name; tied ones once, under their first name."""
+    """Return a module's trained parameters and its buffers by name; tied ones once, under their first name."""
+    frozen = {id(parameter) for parameter in module.parameters() if not parameter.requires_grad}
     found = {id(tensor): name for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
     tensors = module.state_dict()
-    return {name: tensors[name] for name in found.values()}
+    return {name: tensors[name] for key, name in found.items() if key not in frozen}
 
 
 def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -66,6 +66,11 @@ def _has_matrix(module: nn.Module) -> bool:
     return weight is not None and weight.ndim == 2
 
 
+def trained_parameters(model: nn.Module) -> int:
+    """Return how many parameters of a model are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def merged(model: nn.Module) -> PreTrainedModel:
     """Return the plain model in which an adapter's change is part of the weights; the model given is used up."""
     return cast("PreTrainedModel", model.merge_and_unload())  # type: ignore[operator]

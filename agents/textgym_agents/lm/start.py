@@ -182,7 +182,7 @@ def _frozen_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.devic
     kept = {id(each): each for each in model.parameters() if alike and not each.requires_grad}
     found = copy.deepcopy(model, kept)
     found.requires_grad_(False)
-    return _cast(cast("PreTrainedModel", nn.Module.to(found, device)), dtype)
+    return _cast(nn.Module.to(found, device), dtype)
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -193,10 +193,10 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def fingerprint(policy: LMPolicy) -> str:
-    """Return a digest of the parameters of a policy's model that are not trained: names, shapes and bits."""
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters."""
     known = hashlib.sha256()
-    for name, parameter in sorted(policy.model.named_parameters()):
+    for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad:
             bits = int(parameter.detach().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64))
             known.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}\n".encode())
