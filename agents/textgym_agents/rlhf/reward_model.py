@@ -163,11 +163,8 @@ class _Ensemble:
         model, vocabulary = self._start(0)
         self._vocabulary, self._length = vocabulary, longest_row(model, settings.max_length)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        if settings.lora_rank is None:
-            learned = self._parameters
-        else:
-            learned = trained_parameters(self._prepared(model, 0)[0])
-        self._rate = peak_learning_rate(settings, learned)
+        fitted = model if settings.lora_rank is None else self._prepared(model, 0)[0]
+        self._rate = peak_learning_rate(settings, trained_parameters(fitted))
         self._rows = split_rows(
             reading,
             lambda row: encode_ranking(row, vocabulary, self._length, settings.margin),
