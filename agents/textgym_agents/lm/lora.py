@@ -46,7 +46,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
         task_type="CAUSAL_LM" if head is None else None,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an older name
+        warnings.simplefilter("ignore")  # older names of transformers, and which side of a product GPT-2 has weights on
         torch.default_generator.manual_seed(seed)
         try:
             adapted = cast(nn.Module, get_peft_model(model, config))
@@ -72,7 +72,10 @@ def trained_parameters(model: nn.Module) -> int:
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
-    """Return the plain model in which an adapter's change is part of the weights; the model given is used up."""
+    """Return the plain model in which an adapter's change is part of the weights.
+
+    The model given is used up, and so are weights that it shares with others: it is not for an agent's policy.
+    """
     return cast("PreTrainedModel", model.merge_and_unload())  # type: ignore[operator]
 
 
