@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from weakref import WeakValueDictionary
@@ -109,7 +110,10 @@ def load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype = torch.
     """Load a PEFT adapter, which can be trained, over the causal LM at `base`, which cannot; in evaluation mode."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(load_causal_lm(base, dtype), str(name), is_trainable=True)
+    model = load_causal_lm(base, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an older name
+        adapted = PeftModel.from_pretrained(model, str(name), is_trainable=True)
     return cast("PreTrainedModel", adapted.eval())
 
 

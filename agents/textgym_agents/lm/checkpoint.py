@@ -70,9 +70,8 @@ class SavedLM(ABC):
             "learning_rate": self.learning_rate,
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
-            "base": self._base,
-            "start": fingerprint((self.policy if self.config.lora_rank else self.reference).model),
         }
+        state |= self._origin()
         tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors |= with_prefix("memory.", self.memory())
@@ -85,6 +84,14 @@ class SavedLM(ABC):
             tensors=tensors,
             folders=self._folders(Path(path).absolute()),
         )
+
+    def _origin(self) -> dict[str, object]:
+        """Return where the start is to be found, and its digest; {} where it is saved here and nothing can share it."""
+        if self._base is not None:
+            return {"base": self._base, "start": fingerprint(self.policy.model)}
+        if self.config.lora_rank is None and not self.has_own_reference and has_language_model(self.task):
+            return {"start": fingerprint(self.reference.model)}
+        return {}
 
     @property
     def _base(self) -> str | None:

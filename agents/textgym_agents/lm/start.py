@@ -32,7 +32,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Start(NamedTuple):
-    """An untrained policy, its reference, and whether that says anything else than the model it was loaded from."""
+    """An untrained policy, its reference, and whether that is another module than `make_reference` would give."""
 
     policy: LMPolicy
     reference: LMPolicy
@@ -58,8 +58,13 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         start = cast("PreTrainedModel", model)
     elif named:
         start = shared_causal_lm(named, device, dtype)
-    else:
+    elif config.lora_rank is None:
         start = start_model(task, seed=config.seed)
+    else:
+        raise ValueError(
+            f"lora_rank={config.lora_rank!r}: the reference of task {task.name!r} is no language model, and the tiny one "
+            "that stands for it has nothing to adapt; allowed is None, or give model=FOLDER_OR_HUB_ID"
+        )
     check_adapter(start)
     tokens = task.max_prompt_tokens + task.max_new_tokens
     check_positions(start, tokens)
@@ -79,10 +84,11 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
     shared = start if model is None and named else None
     if config.lora_rank is not None:
         policy = policy_of(_adapted(start, shared is not None, config, dtype))
-        without = AdapterOff(policy, task.vocabulary.allowed, shared, tokens)
-        if shared is not None and not is_peft(shared):
+        plain = None if is_peft(start) else shared  # an adapter that was merged leaves nothing to share
+        without = AdapterOff(policy, task.vocabulary.allowed, plain, tokens)
+        if plain is not None:
             without.base = str(Path(named).resolve()) if Path(named).is_dir() else str(named)
-        return Start(policy, without, dtype != torch.float32)
+        return Start(policy, without, dtype != torch.float32 or is_peft(start))
     policy = policy_of(copy.deepcopy(start))
     where = choose_device(config.reference_device or str(device))
     precision = torch.bfloat16 if config.reference_precision == "bfloat16" else torch.float32
