@@ -49,92 +49,101 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         model: a causal LM, of which a copy is taken; None: `config.model`, the task's reference, or a tiny model.
     Raises: ValueError if the model does not serve, or cannot read the longest state of the task.
     """
-    device, named = choose_device(config.device), config.model or ""
-    if not named and model is None and has_language_model(task):
-        named = str(reference_model(task))
-    bf16 = config.precision == "bfloat16"
-    dtype = torch.bfloat16 if bf16 and config.lora_rank is not None else torch.float32
-    if model is not None:
-        start = cast("PreTrainedModel", model)
-    elif named:
-        start = shared_causal_lm(named, device, dtype)
-    elif config.lora_rank is None:
-        start = start_model(task, seed=config.seed)
-    else:
-        raise ValueError(
-            f"lora_rank={config.lora_rank!r}: the reference of task {task.name!r} is no language model, and the tiny one "
-            "that stands for it has nothing to adapt; allowed is None, or give model=FOLDER_OR_HUB_ID"
-        )
+    device, name = choose_device(config.device), None if model is not None else config.model
+    if model is None and name is None and has_language_model(task):
+        name = str(reference_model(task))
+    start = _model(task, config, name, device) if model is None else cast("PreTrainedModel", model)
     check_adapter(start)
-    tokens = task.max_prompt_tokens + task.max_new_tokens
-    check_positions(start, tokens)
-    recompute = config.gradient_checkpointing or recomputes(start)
-
-    def policy_of(own: nn.Module) -> LMPolicy:
-        return LMPolicy(
-            cast("PreTrainedModel", own),
-            allowed=task.vocabulary.allowed,
-            temperature=config.temperature,
-            device=device,
-            bf16=bf16,
-            recompute=recompute,
-            tokens=tokens,
-        )
-
-    shared = start if model is None and named else None
+    check_positions(start, _tokens(task))
     if config.lora_rank is not None:
-        policy = policy_of(_adapted(start, shared is not None, config, dtype))
-        plain = None if is_peft(start) else shared  # an adapter that was merged leaves nothing to share
-        without = AdapterOff(policy, task.vocabulary.allowed, plain, tokens)
-        if plain is not None:
-            without.base = str(Path(named).resolve()) if Path(named).is_dir() else str(named)
-        return Start(policy, without, dtype != torch.float32 or is_peft(start))
-    policy = policy_of(copy.deepcopy(start))
+        return _with_adapter(task, config, start, name, device)
+    policy = _policy(LMPolicy, task, config, copy.deepcopy(start), device, recomputes(start))
     where = choose_device(config.reference_device or str(device))
-    precision = torch.bfloat16 if config.reference_precision == "bfloat16" else torch.float32
-    alike = where == device and precision == torch.float32
-    if model is not None or not named:
-        frozen = _frozen_copy(policy.model, precision, where)
-    else:
-        frozen = start if alike else shared_causal_lm(named, where, precision)
-    return Start(policy, FrozenLM(policy, task.vocabulary.allowed, frozen, where, tokens), not alike)
+    precision = getattr(torch, config.reference_precision)
+    own = _frozen_copy(policy.model, precision, where) if name is None else shared_causal_lm(name, where, precision)
+    reference = _policy(LMPolicy if where == device else Elsewhere, task, config, own, where)
+    reference.value_head.requires_grad_(False)
+    if isinstance(reference, Elsewhere):
+        reference.home = device
+    if type(reference.backbone) is not type(policy.backbone):  # run the same way they say the same bits: a KL of 0
+        with reference.precision():
+            reference.backbone = choose_backbone(own, lean=False, tokens=_tokens(task))
+        reference._decoder = Decoder(reference.backbone, where)
+    return Start(policy, reference, where != device or precision != torch.float32)
 
 
-class FrozenLM(LMPolicy):
-    """A reference: a policy over a model that nobody changes, on a device and in a precision of its own.
+def _with_adapter(
+    task: Task, config: LMConfig, start: PreTrainedModel, name: str | None, device: torch.device
+) -> Start:
+    """Return a policy with a new adapter over `start`, and the reference that is the same without it."""
+    shared = start if name is not None and not is_peft(start) else None
+    policy = _policy(LMPolicy, task, config, _adapted(start, shared is not None, config), device, recomputes(start))
+    reference = AdapterOff(policy, task.vocabulary.allowed, shared, _tokens(task))
+    if shared is not None:
+        reference.base = str(Path(str(name)).resolve()) if Path(str(name)).is_dir() else name
+    return Start(policy, reference, is_peft(start) or _frozen_precision(config) != torch.float32)
 
-    What it is asked with may be on the policy's device, and what it answers is.
 
-    Args:
-        policy: which begins as this reference: temperature and autocast are the policy's.
-        allowed, device, tokens: see `LMPolicy`.
-        model: may be in use elsewhere.
-    """
+def _model(task: Task, config: LMConfig, name: str | None, device: torch.device) -> PreTrainedModel:
+    """Return the model of a name, which others may have too, or a tiny one."""
+    if name is not None:
+        return shared_causal_lm(name, device, _frozen_precision(config))
+    if config.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank={config.lora_rank!r}: the reference of task {task.name!r} is no language model, and the tiny "
+            "one that stands for it has nothing to adapt; allowed is None, or give model=FOLDER_OR_HUB_ID"
+        )
+    return start_model(task, seed=config.seed)
 
-    def __init__(
-        self, policy: LMPolicy, allowed: Bools, model: PreTrainedModel, device: torch.device, tokens: int
-    ) -> None:
-        super().__init__(model, allowed, policy.temperature, device, policy._bf16, tokens=tokens)
-        self._home = policy.device
-        if type(self.backbone) is not type(policy.backbone):  # the same model gives the same bits, and a KL of 0
-            with self.precision():
-                self.backbone = choose_backbone(self.model, lean=False, tokens=tokens)
-            self._decoder = Decoder(self.backbone, device)
-        self.value_head.requires_grad_(False)
+
+def _policy(
+    kind: type[LMPolicy],
+    task: Task,
+    config: LMConfig,
+    model: nn.Module,
+    device: torch.device,
+    recompute: bool | None = None,
+) -> LMPolicy:
+    """Return a policy over a model; its layers run again for the gradient if `recompute`, or if the settings ask."""
+    return kind(
+        cast("PreTrainedModel", model),
+        allowed=task.vocabulary.allowed,
+        temperature=config.temperature,
+        device=device,
+        bf16=config.precision == "bfloat16",
+        recompute=recompute is not None and (recompute or config.gradient_checkpointing),
+        tokens=_tokens(task),
+    )
+
+
+def _tokens(task: Task) -> int:
+    return task.max_prompt_tokens + task.max_new_tokens
+
+
+def _frozen_precision(config: LMConfig) -> torch.dtype:
+    """Return the precision of a model that is loaded: float32, unless it lies frozen under an adapter."""
+    return torch.float32 if config.lora_rank is None else getattr(torch, config.precision)
+
+
+class Elsewhere(LMPolicy):
+    """A reference on a device of its own: what it is asked with may be on the policy's device, what it answers is."""
+
+    home = torch.device("cpu")
+    """The policy's device."""
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """See `LMPolicy.features`."""
         ids, rows, columns = (part.to(self.device) for part in (input_ids, rows, columns))
-        return super().features(ids, rows, columns).to(self._home)
+        return super().features(ids, rows, columns).to(self.home)
 
     def heads(self, features: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `LMPolicy.heads`."""
         logits, values = super().heads(features.to(self.device), None if masks is None else masks.to(self.device))
-        return logits.to(self._home), values.to(self._home)
+        return logits.to(self.home), values.to(self.home)
 
     def read(self, observation: Observation, active: Bools | None = None) -> Tensor:
         """See `LMPolicy.read`."""
-        return super().read(observation, active).to(self._home)
+        return super().read(observation, active).to(self.home)
 
 
 class AdapterOff(LMPolicy):
@@ -168,10 +177,10 @@ class AdapterOff(LMPolicy):
             yield
 
 
-def _adapted(start: PreTrainedModel, shared: bool, config: LMConfig, dtype: torch.dtype) -> nn.Module:
+def _adapted(start: PreTrainedModel, shared: bool, config: LMConfig) -> nn.Module:
     """Return a model with a new adapter, over `start` with the adapter that it has already merged into it.
 
-    Args: shared: whether its weights may be used, and not only read. dtype: of the weights under the adapter.
+    Args: shared: whether its weights may be used, and not only read.
     """
     if is_peft(start):
         own = merged(copy.deepcopy(start))
@@ -179,7 +188,7 @@ def _adapted(start: PreTrainedModel, shared: bool, config: LMConfig, dtype: torc
         own = copy.deepcopy(start, {id(each): nn.Parameter(each.detach(), False) for each in start.parameters()})
     else:
         own = copy.deepcopy(start)
-    return add_lora(_cast(own, dtype), config, config.seed)
+    return add_lora(_cast(own, _frozen_precision(config)), config, config.seed)
 
 
 def _frozen_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
