@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from textgym.checks import check_count, check_number, shown
+from textgym.checks import MOST_ROWS, check_count, check_number, shown
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -29,7 +29,7 @@ class LoRASettings:
             allowed = "'all-linear' or names with commas between, as 'q_proj,v_proj'"
             raise ValueError(f"lora_targets={shown(self.lora_targets)}: allowed is {allowed}")
         if self.lora_rank is not None:
-            check_count("lora_rank", self.lora_rank)
+            check_count("lora_rank", self.lora_rank, most=MOST_ROWS)
             if importlib.util.find_spec("peft") is None:
                 raise ModuleNotFoundError(
                     f'lora_rank={self.lora_rank!r} needs peft, which is not installed: pip install "textgym[lora]"',

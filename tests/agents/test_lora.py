@@ -133,7 +133,7 @@ def test_bfloat16_keeps_the_frozen_weights_in_it_and_trains_in_float32(tmp_path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora_rank": 0}, "lora_rank=0: allowed is an integer >= 1"),
+        ({"lora_rank": 0}, "lora_rank=0: allowed is an integer in 1"),
         ({"lora_rank": 2, "lora_alpha": -1.0}, "lora_alpha=-1.0"),
         ({"lora_targets": "q_proj"}, "lora_targets='q_proj': allowed is 'all-linear' without lora_rank"),
         ({"lora_rank": 2, "lora_targets": "q_proj,,"}, "lora_targets='q_proj,,'"),

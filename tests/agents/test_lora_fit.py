@@ -14,7 +14,9 @@ from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 
 from textgym.interrupts import TrainingInterrupted
+from textgym.lm.causal import load_causal_lm
 from textgym.task import make_reference
+from textgym.world import MODEL_PATH
 
 peft = pytest.importorskip("peft")
 
@@ -72,3 +74,5 @@ def test_a_reward_model_with_lora_learns_and_loads_as_any_other(capsys, tmp_path
     model, _ = load_reward_model(out / "model")
     assert not [name for name in model.state_dict() if "lora" in name]
     assert model.score.weight.abs().max() > 0
+    base = load_causal_lm(MODEL_PATH).model.layers[0].self_attn.q_proj.weight
+    assert (model.model.layers[0].self_attn.q_proj.weight - base).abs().max() > 1e-5  # the head is not all that learned

@@ -30,7 +30,9 @@ def test_a_reference_in_bfloat16_is_half_as_large_and_stays(task, env):
 
 
 DEVICES = [
-    pytest.param("cpu", "cpu:0"),  # torch takes them for two, so what has to be moved is moved
+    pytest.param(
+        "cpu", "cpu:0"
+    ),  # torch takes them for two, so the way of two devices is gone; only CUDA tells what stays behind
     pytest.param("cuda", "cpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
 ]
 
