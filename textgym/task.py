@@ -261,10 +261,10 @@ def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -
 
 
 def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """Return a causal LM as reference over the task's allowed tokens."""
-    from textgym.lm.causal import CausalLM, check_positions, load_causal_lm
+    """Return a causal LM as reference over the task's allowed tokens; its weights are there once, whoever asks."""
+    from textgym.lm.causal import CausalLM, check_positions, choose_device, shared_causal_lm
 
-    model = load_causal_lm(name)
+    model = shared_causal_lm(name, choose_device(device))
     tokens = task.max_prompt_tokens + task.max_new_tokens
     check_positions(model, tokens)
     return CausalLM(model, task.vocabulary.allowed, temperature, device, tokens)

@@ -18,6 +18,7 @@ import numpy as np
 from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
 from textgym.sources import source_digest, source_folder
+from textgym_agents.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -116,7 +117,7 @@ KL = Literal["exact", "k1", "k2", "k3"]
 
 
 @dataclass(frozen=True)
-class LMConfig:
+class LMConfig(ModelSettings):
     """Settings that every agent on a causal LM has.
 
     Raises: ValueError that names the setting, its value and what is allowed.
@@ -153,7 +154,8 @@ class LMConfig:
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the models under autocast; parameters stay float32."""
+    """bfloat16 runs the models under autocast. What is trained stays float32, what lies frozen under a LoRA adapter is
+    kept in bfloat16."""
     gradient_checkpointing: bool = False
     """Keeps the input of every layer alone and runs the layers again for the gradient: less memory, a third more time.
     A model on which it is enabled has it too."""
@@ -168,6 +170,7 @@ class LMConfig:
         not_negative(self, "beta")
         only_with(self, "kl_horizon", self.kl_target is not None, "kl_target")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
+        self.check_model()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ UNSTABLE = {
     "minari_version",
     "rewards/accuracies",
     "source",
+    "start",
     "started",
     "transformers_version",
     "versions",

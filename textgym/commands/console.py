@@ -69,6 +69,7 @@ _EXTRAS = {
     "rewards": ("re2", "jsonschema", "llguidance", "rouge_score", "sacrebleu", "vaderSentiment"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "data": ("minari", "h5py"),
+    "lora": ("peft",),
     "dist": ("ray",),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -25,13 +27,13 @@ _LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
 def load_weights(loader: Loader, name: str | Path, what: str, **options: object) -> tuple[PreTrainedModel, set[str]]:
-    """Load a model in float32 from safetensors only. Says nothing on the standard error.
+    """Load a model from safetensors only, in float32. Says nothing on the standard error.
 
     Args:
         loader: a class of transformers, such as AutoModelForCausalLM.
         name: a folder in Hugging Face layout, or a hub id.
         what: the beginning of an error's message, such as "model='m': no causal LM".
-        options: for `from_pretrained`.
+        options: for `from_pretrained`; "dtype" asks for another precision.
     Returns: the model, and the names of the weights that its files lack.
     Raises: ValueError if no such model can be loaded: it gives the cause.
     """
@@ -46,9 +48,8 @@ def load_weights(loader: Loader, name: str | Path, what: str, **options: object)
             str(name),
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32,
             output_loading_info=True,
-            **options,
+            **{"dtype": torch.float32, **options},
         )
     except ImportError:
         raise
@@ -81,35 +82,60 @@ def _check_folder(folder: Path) -> None:
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
 
 
-def load_causal_lm(name: str | Path) -> PreTrainedModel:
-    """Load a causal LM in float32, in evaluation mode.
+def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal LM, in evaluation mode.
 
     Args:
         name: a folder in Hugging Face layout, or a hub id; that of a PEFT adapter gives its base with the adapter, and
             the adapter alone can be trained.
+        dtype: of its weights, but for those of an adapter.
     Raises: ValueError if no such model can be loaded: it names the argument and the cause.
     """
     from transformers import AutoModelForCausalLM
 
-    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM")
+    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM", dtype=dtype)
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost")
     adapters = getattr(model, "peft_config", None)
     if adapters:  # transformers has frozen them
-        return load_adapter(name, next(iter(adapters.values())).base_model_name_or_path)
+        return load_adapter(name, next(iter(adapters.values())).base_model_name_or_path, dtype)
     if missing:
         raise ValueError(f"model={str(name)!r}: its weights lack {min(missing)!r:.80}")
     model.eval()
     return model
 
 
-def load_adapter(name: str | Path, base: str | Path) -> PreTrainedModel:
+def load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a PEFT adapter, which can be trained, over the causal LM at `base`, which cannot; in evaluation mode."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(load_causal_lm(base), str(name), is_trainable=True)
+    model = load_causal_lm(base, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an older name
+        adapted = PeftModel.from_pretrained(model, str(name), is_trainable=True)
     return cast("PreTrainedModel", adapted.eval())
+
+
+_shared: WeakValueDictionary[tuple[object, ...], PreTrainedModel] = WeakValueDictionary()
+
+
+def shared_causal_lm(name: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return the causal LM of a name on a device: one object for all who ask for it, as long as one of them holds it.
+
+    So nobody may change it. A folder whose files have changed is loaded again. Args, Raises: see `load_causal_lm`.
+    """
+    folder, files = Path(name), []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in (".safetensors", ".json"):
+            about = path.stat()
+            files.append((path.name, about.st_ino, about.st_size, about.st_mtime_ns))
+    key = (str(folder.resolve() if files else name), device, dtype, *files)
+    model = _shared.get(key)
+    if model is None:
+        model = load_causal_lm(name, dtype).to(device)  # type: ignore[arg-type]
+        _shared[key] = model
+    return model
 
 
 def check_adapter(model: PreTrainedModel) -> None:

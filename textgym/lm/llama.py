@@ -198,7 +198,7 @@ class LlamaCache:
 
 
 def supports(model: PreTrainedModel) -> bool:
-    """Return whether a model is a small float32 Llama of plain shape, without gradient checkpointing.
+    """Return whether a model is a small float32 Llama of plain shape, without adapters and gradient checkpointing.
 
     Plain: default rotary embedding, no biases, no dropout.
     """
@@ -215,6 +215,7 @@ def supports(model: PreTrainedModel) -> bool:
         and all(parameter.dtype == torch.float32 for parameter in model.parameters())
         and sum(parameter.numel() for parameter in model.parameters()) <= _MAX_PARAMETERS
         and not recomputes(model)
+        and not any("base_layer" in module._modules for module in model.modules())  # PEFT's
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from dataclasses import replace
@@ -23,7 +22,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.metrics import KLController
-from textgym_agents.lm.tiny import start_policy
+from textgym_agents.lm.start import start_policies
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 
 LEARNING_RATE = 5e-4
@@ -47,8 +46,7 @@ class LMAgent(SavedLM, Agent):
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task = task
-        self.policy = start_policy(task, config, model)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.policy, self.reference, apart = start_policies(task, config, model)
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
@@ -57,7 +55,7 @@ class LMAgent(SavedLM, Agent):
         )
         beta = task.beta if config.beta is None else config.beta
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
-        self.has_own_reference = model is not None or config.model is not None or config.temperature != 1.0
+        self.has_own_reference = apart or model is not None or config.model is not None or config.temperature != 1.0
         self.iteration: int = 0
         self.episodes = 0
         self.budget = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
-from textgym.task import Task
+from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
+from textgym_agents.lm.lora import read_adapter, save_base, save_model
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.start import AdapterOff, fingerprint
 from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class SavedLM(ABC):
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
         }
+        state |= self._origin()
         tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors |= with_prefix("memory.", self.memory())
@@ -78,19 +82,36 @@ class SavedLM(ABC):
             self.task,
             state=state,
             tensors=tensors,
-            folders={"model": self._save_policy, "reference": self.reference.model.save_pretrained}
-            | ({"base": self._save_base} if is_peft(self.policy.model) else {}),
+            folders=self._folders(Path(path).absolute()),
         )
 
-    def _save_policy(self, folder: Path) -> None:
-        self.policy.model.save_pretrained(folder)
-        self.task.vocabulary.save(folder)
+    def _origin(self) -> dict[str, object]:
+        """Return where the start is to be found, and its digest; {} where it is saved here and nothing can share it."""
+        if self._base is not None:
+            return {"base": self._base, "start": fingerprint(self.policy.model)}
+        if self.config.lora_rank is None and not self.has_own_reference and has_language_model(self.task):
+            return {"start": fingerprint(self.reference.model)}
+        return {}
 
-    def _save_base(self, folder: Path) -> None:
-        """Write the model that an adapter belongs to: the other folders hold adapters alone."""
-        model = copy.deepcopy(self.reference.model)
-        has_unload = hasattr(model.base_model, "unload")
-        (model.unload() if has_unload else model.get_base_model()).save_pretrained(folder)
+    @property
+    def _base(self) -> str | None:
+        """Where the model under a new adapter is; None where it is in no other place than here."""
+        return self.reference.base if isinstance(self.reference, AdapterOff) else None
+
+    def _folders(self, path: Path) -> dict[str, Callable[[Path], object]]:
+        """Return what writes the models: policy, reference, and the model under an adapter unless it has a name."""
+        base = self._base
+
+        def write_policy(folder: Path) -> None:
+            save_model(self.policy.model, folder, base or str(path / "base"))
+            self.task.vocabulary.save(folder)
+
+        writers: dict[str, Callable[[Path], object]] = {"model": write_policy}
+        if self.config.lora_rank is None:
+            writers["reference"] = lambda folder: save_model(self.reference.model, folder, str(path / "base"))
+        if is_peft(self.policy.model) and base is None:
+            writers["base"] = lambda folder: save_base(self.policy.model, folder)
+        return writers
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
@@ -101,8 +122,11 @@ class SavedLM(ABC):
     @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:
         state, tensors = saved.state, saved.tensors()
-        agent = cls(task, cls.config_type(**saved.config), model=_load_model(saved.folder, "reference"))
-        agent.policy.model.load_state_dict(copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
+        agent = cls._begun(saved, task)
+        if agent.config.lora_rank is not None:
+            read_adapter(agent.policy.model, saved.folder / "model")
+        else:
+            agent.policy.model.load_state_dict(copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
         frozen = set(state["frozen"])
         for name, parameter in agent.policy.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -118,6 +142,25 @@ class SavedLM(ABC):
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference")
         return agent
+
+    @classmethod
+    def _begun(cls, saved: Saved, task: Task) -> Self:
+        """Return the agent as it was before it learned; what the task's own reference says is shared with that."""
+        config, state = cls.config_type(**saved.config), saved.state
+        base = state.get("base")
+        if config.lora_rank is not None and base is not None:
+            agent = cls(task, replace(config, model=base))
+            agent.config = replace(agent.config, model=config.model)
+            if fingerprint(agent.policy.model) != state["start"]:
+                raise ValueError(f"model={base!r}: its weights are not those that the adapter was trained on")
+            return agent
+        if config.lora_rank is not None:
+            return cls(task, config, model=load_causal_lm(saved.folder / "base"))
+        if saved.same_task and not state["own_reference"] and has_language_model(task):
+            agent = cls(task, config)
+            if fingerprint(agent.reference.model) == state.get("start"):
+                return agent
+        return cls(task, config, model=_load_model(saved.folder, "reference"))
 
 
 def _load_model(folder: Path, name: str) -> PreTrainedModel:
@@ -140,10 +183,11 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's parameters and buffers by name; tied ones once, under their first name."""
+    """Return a module's trained parameters and its buffers by name; tied ones once, under their first name."""
+    frozen = {id(parameter) for parameter in module.parameters() if not parameter.requires_grad}
     found = {id(tensor): name for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
     tensors = module.state_dict()
-    return {name: tensors[name] for name in found.values()}
+    return {name: tensors[name] for key, name in found.items() if key not in frozen}
 
 
 def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -106,7 +106,9 @@ def branch(
     ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=policy.device)
     with policy.precision():
         cache = policy.backbone.open(ids, torch.tensor(lengths, device=policy.device), 1)[0]
-        features = policy.backbone.extend(policy.backbone.select(cache, rows), tokens)
+        features = policy.backbone.extend(
+            policy.backbone.select(cache, rows.to(policy.device)), tokens.to(policy.device)
+        )
     return policy.heads(features, masks)
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from textgym.checks import Bools, Ints
-from textgym.lm.causal import check_adapter, check_positions, choose_device, load_causal_lm, logit_bias
-from textgym.lm.llama import recomputes
+from textgym.lm.causal import load_causal_lm, logit_bias
 from textgym.lm.reference import NGramReference, Reference, UniformReference
 from textgym.task import Task, has_language_model, make_reference, reference_model
-from textgym_agents.config import LMConfig
-from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.protocol import Observation
 
 if TYPE_CHECKING:
@@ -34,28 +30,6 @@ _ROWS = 64
 _STEPS = 2000
 _CHECK_EVERY = 50
 _RATE = 1e-2
-
-
-def start_policy(task: Task, config: LMConfig, model: nn.Module | None = None) -> LMPolicy:
-    """Return the untrained policy of an agent.
-
-    Args:
-        model: a causal LM, of which a copy is taken; None: see `start_model`.
-    Raises: ValueError if the model does not serve, or cannot read the longest state of the task.
-    """
-    start = start_model(task, config.model, config.seed) if model is None else cast("PreTrainedModel", model)
-    check_adapter(start)
-    tokens = task.max_prompt_tokens + task.max_new_tokens
-    check_positions(start, tokens)
-    return LMPolicy(
-        copy.deepcopy(start),
-        allowed=task.vocabulary.allowed,
-        temperature=config.temperature,
-        device=choose_device(config.device),
-        bf16=config.precision == "bfloat16",
-        recompute=config.gradient_checkpointing or recomputes(start),
-        tokens=tokens,
-    )
 
 
 def start_model(task: Task, name: str | None = None, seed: int = 0) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from textgym_agents.lm.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from textgym_agents.lm.start import fingerprint
 from textgym_agents.protocol import Metrics
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 
@@ -156,10 +157,13 @@ class SupervisedTrainer(Generic[Row]):
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         tensors = with_prefix("model.", module_tensors(self.loss))
         tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer))
-        write_saved(self.folder, _NAME, self.settings, state={"step": step}, tensors=tensors)
+        state = {"step": step, "frozen": fingerprint(self.loss)}
+        write_saved(self.folder, _NAME, self.settings, state=state, tensors=tensors)
 
     def _restore(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         count(saved.state, "step", most=self.steps)
+        if saved.state.get("frozen") != fingerprint(self.loss):
+            raise ValueError("the weights that are not trained are not those that the training was begun with")
         tensors = saved.tensors()
         restore_module(self.loss, without_prefix("model.", tensors))
         restore_optimizer(optimizer, without_prefix("optimizer.", tensors))

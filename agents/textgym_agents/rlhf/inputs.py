@@ -6,22 +6,25 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from textgym.checks import JsonObject
 from textgym.files import numbered_lines, replace_folder, write_json
 from textgym.lm.backbone import max_tokens
 from textgym.lm.causal import load_causal_lm, load_weights
 from textgym.lm.checked import choose_backbone
+from textgym.lm.llama import recompute_layers
 from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, Reading, collect
 from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
+from textgym_agents.lm.lora import add_lora, save_model
 from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.training.loop import Watcher
 
@@ -200,6 +203,20 @@ def load_base_lm(base: str) -> tuple[PreTrainedModel, Vocabulary]:
     return model, load_vocabulary(tokenizer, vocab_size=model.config.get_text_config().vocab_size, model=name)
 
 
+def prepared(
+    model: PreTrainedModel, settings: FitSettings, seed: int, head: nn.Module | None = None
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """Return a model ready to be trained, with an adapter and layers that run again where the settings ask for them.
+
+    Args: seed, head: see `add_lora`.
+    Returns: the model, and PEFT's around it; None without an adapter.
+    """
+    adapter = None if settings.lora_rank is None else add_lora(model, settings, seed, head)
+    if settings.gradient_checkpointing:
+        recompute_layers(model)
+    return model, cast("PreTrainedModel | None", adapter)
+
+
 def resize_model(base: str, layers: int, folder: Path, seed: int = 0) -> None:
     """Write a base model with another number of layers: its first ones, or all of them with new ones on top.
 
@@ -270,8 +287,8 @@ def save_model_folder(
     """
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
         name = Path(base_name(base))
+        save_model(model, folder, str(name.resolve()) if name.is_dir() else str(name))
         if name.is_dir():
             for file in _TOKENIZER_FILES:
                 if (name / file).is_file():

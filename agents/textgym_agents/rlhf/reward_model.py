@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from textgym.checks import Floats, JsonObject
 from textgym.files import read_json
 from textgym.lm.causal import choose_device
-from textgym.lm.llama import recompute_layers
 from textgym.lm.scoring import (
     Encoded,
     encode_exchange,
@@ -26,12 +25,14 @@ from textgym.lm.scoring import (
 from textgym.preferences import Ranking, read_demonstrations, read_rankings
 from textgym.vocab import Vocabulary
 from textgym_agents.config import MOST_SEED
+from textgym_agents.lm.lora import merged, trained_parameters
 from textgym_agents.lm.trainer import Batch, SupervisedLoss, SupervisedTrainer, steps_done, steps_of
 from textgym_agents.protocol import Metrics
 from textgym_agents.rlhf.inputs import (
     base_name,
     freeze_first_layers,
     longest_row,
+    prepared,
     read_rows,
     save_model_folder,
     split_rows,
@@ -162,7 +163,8 @@ class _Ensemble:
         model, vocabulary = self._start(0)
         self._vocabulary, self._length = vocabulary, longest_row(model, settings.max_length)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._rate = peak_learning_rate(settings, self._parameters)
+        fitted = model if settings.lora_rank is None else self._prepared(model, 0)[0]
+        self._rate = peak_learning_rate(settings, trained_parameters(fitted))
         self._rows = split_rows(
             reading,
             lambda row: encode_ranking(row, vocabulary, self._length, settings.margin),
@@ -187,10 +189,11 @@ class _Ensemble:
         files = [settings.data, *([settings.reference_samples] if settings.reference_samples else [])]
         with run.writing(files, done * rows_each + (-1 if at is None else at)) as folder:
             for member in range(done, len(self._names)):
-                model = self._start(member)[0]
+                model, adapter = self._prepared(self._start(member)[0], member)
                 total = rows_each * len(self._names) - 1
                 run.train(folder, self._fit(member, model), partial(self._logged, model), member * rows_each, total)
                 run.watcher.stage("scoring the reference answers")
+                model = model if adapter is None else merged(adapter)
                 files_beside = {"reward.json": self._centre(model, member)}
                 save_model_folder(self._out / self._names[member], model, settings.base, files_beside)
             return run.finish(folder, self._result())
@@ -220,10 +223,13 @@ class _Ensemble:
         # A head of zeros would start all members of an ensemble alike; a single model starts without an opinion.
         seed = self._seed(member) if self._settings.members > 1 else None
         model, vocabulary = start_reward_model(base_name(self._settings.base), seed)
-        freeze_first_layers(model, self._settings.freeze)
-        if self._settings.gradient_checkpointing:
-            recompute_layers(model)
         return nn.Module.to(model, self._device), vocabulary
+
+    def _prepared(self, model: PreTrainedModel, member: int) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+        """Return a model ready to be trained, and PEFT's around it: see `prepared`. Its head is trained whole."""
+        freeze_first_layers(model, self._settings.freeze)
+        head = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1][-1]
+        return prepared(model, self._settings, self._seed(member), head)
 
     def _fit(self, member: int, model: PreTrainedModel) -> SupervisedTrainer[RankedRow]:
         settings, rows = self._settings, self._rows.train

@@ -8,12 +8,13 @@ from typing import Literal
 
 from textgym.preferences import check_temperature
 from textgym_agents.config import MOST, MOST_SEED, FitConfig, LMPPOConfig, integer, not_negative, require
+from textgym_agents.model_settings import LoRASettings
 
 RankingLoss = Literal["pairwise", "plackett_luce"]
 
 
 @dataclass(frozen=True)
-class FitSettings(FitConfig):
+class FitSettings(FitConfig, LoRASettings):
     """The part that every supervised training has.
 
     Raises: ValueError for a setting out of range.
@@ -38,6 +39,7 @@ class FitSettings(FitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_lora()
         require("data", self.data, bool(self.data), "the path of a file of rows")
         integer(self, "eval_every", 0, MOST)
         require("held_out", self.held_out, 0 <= self.held_out < 1, "a number in [0, 1)")
@@ -83,6 +85,7 @@ class RewardModelSettings(FitSettings):
         super().__post_init__()
         integer(self, "members", 1)
         integer(self, "freeze", 0, MOST)
+        require("freeze", self.freeze, self.freeze == 0 or self.lora_rank is None, "0 with lora_rank")
         not_negative(self, "centering")
         allowed = "None where loss is 'plackett_luce'"
         require("margin", self.margin, self.margin is None or self.loss == "pairwise", allowed)

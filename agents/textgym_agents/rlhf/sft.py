@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from textgym.checks import Floats, JsonObject
+from textgym.lm.backbone import is_peft
 from textgym.lm.causal import choose_device
-from textgym.lm.llama import recompute_layers
 from textgym.lm.scoring import Encoded, encode_pair, end_id, pad_right
 from textgym.preferences import Demonstration, Reading, read_demonstrations
 from textgym.vocab import Vocabulary
 from textgym.world.demonstrations import task_demonstrations
+from textgym_agents.lm.lora import merged, trained_parameters
 from textgym_agents.lm.trainer import Batch, SupervisedLoss, SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics
-from textgym_agents.rlhf.inputs import SplitRows, load_base_lm, longest_row, save_model_folder, split_rows
+from textgym_agents.rlhf.inputs import SplitRows, load_base_lm, longest_row, prepared, save_model_folder, split_rows
 from textgym_agents.rlhf.runs import SupervisedRun
 from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
 from textgym_agents.training.loop import Watcher
@@ -36,7 +37,7 @@ IGNORED = -100  # the label of tokens that are not to be learnt: prompts and pad
 def train_sft(
     settings: SFTSettings, out: str | Path, watcher: Watcher | None = None, resume: bool = False
 ) -> JsonObject:
-    """Fine-tune a model and write a run's folder; the model is in its `model/`.
+    """Fine-tune a model and write a run's folder; the model is in its `model/`, and a LoRA adapter in `adapter/`, too.
 
     Args:
         out: a new folder, or that of the interrupted run to go on with.
@@ -74,8 +75,10 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     run.watcher.stage("reading the data")
     reading = read_data(settings)
     model, vocabulary = load_base_lm(settings.base)
-    if settings.gradient_checkpointing:
-        recompute_layers(model)
+    has_base = not is_peft(model)
+    if settings.lora_rank is not None and is_peft(model):
+        model = merged(model)
+    model, adapter = prepared(model, settings, settings.seed)
     length = longest_row(model, settings.max_length)
     rows = split_rows(
         reading,
@@ -88,12 +91,16 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     device = choose_device(settings.device)
     loss = CompletionLoss(model).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rate = peak_learning_rate(settings, parameters)
+    rate = peak_learning_rate(settings, trained_parameters(model) if adapter else parameters)
     lengths = [len(row.ids) for row in rows.train]
     fit = SupervisedTrainer(loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model")
     read = [] if settings.data.startswith(_WORLD) else [settings.data]
     with run.writing(read, steps_done(fit.folder)) as folder:
         run.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
+        if adapter is not None:
+            if has_base:
+                save_model_folder(out / "adapter", adapter, settings.base)
+            model = merged(adapter)
         save_model_folder(out / "model", model, settings.base)
         logged = folder.metrics()
         before, after = (

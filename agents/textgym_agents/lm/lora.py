@@ -1,0 +1,137 @@
+"""LoRA adapters by PEFT: added to a model, switched off for a while, merged, read back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from textgym.checks import shown
+from textgym.lm.backbone import is_peft
+from textgym_agents.model_settings import LoRASettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn.Module | None = None) -> nn.Module:
+    """Put a LoRA adapter into a model, in place, and freeze everything else; what the model says stays the same.
+
+    Dropout is 0: a policy that drops parts of its adapter where it acts and scores would be several policies.
+
+    Args:
+        model: without an adapter. settings: rank, alpha and targets.
+        seed: of the adapter's first matrices, the second are 0; no global random state is touched.
+        head: a layer that is trained whole beside the adapter, such as that of a reward model; without an adapter.
+    Returns: PEFT's model around it. The adapter's parameters are float32.
+    Raises: ValueError if the model has no such layers.
+    Source: Hu et al. (2021), arXiv:2106.09685.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = settings.target_names()
+    left_out = [name for name, module in model.named_modules() if module is head]
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        exclude_modules=left_out or None,
+        task_type="CAUSAL_LM" if head is None else None,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older names of transformers, and which side of a product GPT-2 has weights on
+        torch.default_generator.manual_seed(seed)
+        try:
+            adapted = cast(nn.Module, get_peft_model(model, config))
+        except ValueError as error:
+            linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _has_matrix(part)})
+            raise ValueError(
+                f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} has no such layers; allowed are "
+                f"'all-linear' and names such as {', '.join(linear)}"
+            ) from error
+    if head is not None:
+        head.requires_grad_(True)
+    return adapted
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 2
+
+
+def trained_parameters(model: nn.Module) -> int:
+    """Return how many parameters of a model are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def merged(model: nn.Module) -> PreTrainedModel:
+    """Return the plain model in which an adapter's change is part of the weights.
+
+    The model given is used up, and so are weights that it shares with others: it is not for an agent's policy.
+    """
+    return cast("PreTrainedModel", model.merge_and_unload())  # type: ignore[operator]
+
+
+def switches(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model that hold an adapter."""
+    return [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+
+
+@contextlib.contextmanager
+def switched_off(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Run a block without the adapters of some layers.
+
+    PEFT's own switch freezes and thaws the adapters as well, which would be seen by a backward pass around it.
+    """
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # type: ignore[assignment]
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+def save_model(model: PreTrainedModel, folder: Path, base: str | None = None) -> None:
+    """Write a model as Hugging Face reads it; of one with an adapter, the adapter alone, as PEFT reads it.
+
+    Args:
+        base: the folder or hub id of the model under the adapter, for PEFT.
+    """
+    if not is_peft(model):
+        model.save_pretrained(folder)
+        return
+    config = model.peft_config["default"]
+    before = config.base_model_name_or_path
+    config.base_model_name_or_path = base or before
+    try:
+        # What is in doubt with "auto", PEFT asks the hub.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    finally:
+        config.base_model_name_or_path = before
+
+
+def save_base(model: PreTrainedModel, folder: Path) -> None:
+    """Write the plain model under an adapter, which stays as it is."""
+    shell = copy.deepcopy(model, {id(each): each for each in model.parameters()})
+    has_unload = hasattr(shell.base_model, "unload")
+    (shell.unload() if has_unload else shell.get_base_model()).save_pretrained(folder)  # type: ignore[operator]
+
+
+def read_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Put the weights of a saved adapter into a model with one of the same shape. Raises: ValueError otherwise."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    weights = load_peft_weights(str(folder), device="cpu")
+    wanted = sum("lora_" in name for name, _ in model.named_parameters())
+    if len(weights) != wanted:
+        raise ValueError(f"{folder}: it holds {len(weights)} tensors; the adapter has {wanted}")
+    set_peft_model_state_dict(model, weights)

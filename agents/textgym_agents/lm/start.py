@@ -1,0 +1,218 @@
+"""What an agent starts from: its policy, and the frozen reference, which shares whatever neither of them changes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from textgym.checks import Bools
+from textgym.lm.backbone import Decoder, is_peft
+from textgym.lm.causal import check_adapter, check_positions, choose_device, shared_causal_lm
+from textgym.lm.checked import choose_backbone
+from textgym.lm.llama import recomputes
+from textgym.task import Task, has_language_model, reference_model
+from textgym_agents.config import LMConfig
+from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
+from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.tiny import start_model
+from textgym_agents.protocol import Observation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Start(NamedTuple):
+    """An untrained policy, its reference, and whether that is another module than `make_reference` would give."""
+
+    policy: LMPolicy
+    reference: LMPolicy
+    apart: bool
+
+
+def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None) -> Start:
+    """Return what an agent starts from.
+
+    Weights of a model with a name are there once: the reference is the module that `make_reference` gives. With an
+    adapter (`lora_rank`) the reference is the policy without it, and the weights under it are those of that module.
+
+    Args:
+        model: a causal LM, of which a copy is taken; None: `config.model`, the task's reference, or a tiny model.
+    Raises: ValueError if the model does not serve, or cannot read the longest state of the task.
+    """
+    device, name = choose_device(config.device), None if model is not None else config.model
+    if model is None and name is None and has_language_model(task):
+        name = str(reference_model(task))
+    start = _model(task, config, name, device) if model is None else cast("PreTrainedModel", model)
+    check_adapter(start)
+    check_positions(start, _tokens(task))
+    if config.lora_rank is not None:
+        return _with_adapter(task, config, start, name, device)
+    policy = _policy(LMPolicy, task, config, copy.deepcopy(start), device, recomputes(start))
+    where = choose_device(config.reference_device or str(device))
+    precision = getattr(torch, config.reference_precision)
+    own = _frozen_copy(policy.model, precision, where) if name is None else shared_causal_lm(name, where, precision)
+    reference = _policy(LMPolicy if where == device else Elsewhere, task, config, own, where)
+    reference.value_head.requires_grad_(False)
+    if isinstance(reference, Elsewhere):
+        reference.home = device
+    if type(reference.backbone) is not type(policy.backbone):  # run the same way they say the same bits: a KL of 0
+        with reference.precision():
+            reference.backbone = choose_backbone(own, lean=False, tokens=_tokens(task))
+        reference._decoder = Decoder(reference.backbone, where)
+    return Start(policy, reference, where != device or precision != torch.float32)
+
+
+def _with_adapter(
+    task: Task, config: LMConfig, start: PreTrainedModel, name: str | None, device: torch.device
+) -> Start:
+    """Return a policy with a new adapter over `start`, and the reference that is the same without it."""
+    shared = start if name is not None and not is_peft(start) else None
+    policy = _policy(LMPolicy, task, config, _adapted(start, shared is not None, config), device, recomputes(start))
+    reference = AdapterOff(policy, task.vocabulary.allowed, shared, _tokens(task))
+    if shared is not None:
+        reference.base = str(Path(str(name)).resolve()) if Path(str(name)).is_dir() else name
+    return Start(policy, reference, is_peft(start) or _frozen_precision(config) != torch.float32)
+
+
+def _model(task: Task, config: LMConfig, name: str | None, device: torch.device) -> PreTrainedModel:
+    """Return the model of a name, which others may have too, or a tiny one."""
+    if name is not None:
+        return shared_causal_lm(name, device, _frozen_precision(config))
+    if config.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank={config.lora_rank!r}: the reference of task {task.name!r} is no language model, and the tiny "
+            "one that stands for it has nothing to adapt; allowed is None, or give model=FOLDER_OR_HUB_ID"
+        )
+    return start_model(task, seed=config.seed)
+
+
+def _policy(
+    kind: type[LMPolicy],
+    task: Task,
+    config: LMConfig,
+    model: nn.Module,
+    device: torch.device,
+    recompute: bool | None = None,
+) -> LMPolicy:
+    """Return a policy over a model; its layers run again for the gradient if `recompute`, or if the settings ask."""
+    return kind(
+        cast("PreTrainedModel", model),
+        allowed=task.vocabulary.allowed,
+        temperature=config.temperature,
+        device=device,
+        bf16=config.precision == "bfloat16",
+        recompute=recompute is not None and (recompute or config.gradient_checkpointing),
+        tokens=_tokens(task),
+    )
+
+
+def _tokens(task: Task) -> int:
+    return task.max_prompt_tokens + task.max_new_tokens
+
+
+def _frozen_precision(config: LMConfig) -> torch.dtype:
+    """Return the precision of a model that is loaded: float32, unless it lies frozen under an adapter."""
+    return torch.float32 if config.lora_rank is None else getattr(torch, config.precision)
+
+
+class Elsewhere(LMPolicy):
+    """A reference on a device of its own: what it is asked with may be on the policy's device, what it answers is."""
+
+    home = torch.device("cpu")
+    """The policy's device."""
+
+    def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """See `LMPolicy.features`."""
+        ids, rows, columns = (part.to(self.device) for part in (input_ids, rows, columns))
+        return super().features(ids, rows, columns).to(self.home)
+
+    def heads(self, features: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `LMPolicy.heads`."""
+        logits, values = super().heads(features.to(self.device), None if masks is None else masks.to(self.device))
+        return logits.to(self.home), values.to(self.home)
+
+    def read(self, observation: Observation, active: Bools | None = None) -> Tensor:
+        """See `LMPolicy.read`."""
+        return super().read(observation, active).to(self.home)
+
+
+class AdapterOff(LMPolicy):
+    """A reference that is a policy without its adapter: the same module, with a key-value cache of its own.
+
+    Args:
+        policy: with an adapter, trained or not. allowed, tokens: see `LMPolicy`.
+        start: the module of the same weights that others may ask for, which is kept for them; None: there is none.
+
+    Attributes:
+        base: absolute folder or hub id of the model under the adapter; None where it is in no such place.
+    """
+
+    base: str | None = None
+
+    def __init__(self, policy: LMPolicy, allowed: Bools, start: PreTrainedModel | None, tokens: int) -> None:
+        super().__init__(policy.model, allowed, policy.temperature, policy.device, policy._bf16, tokens=tokens)
+        # Held and not owned: parameters() are the reference's own, and nothing that is trained.
+        del self._modules["model"]
+        self.__dict__ |= {"model": policy.model, "_start": start}
+        self.value_head.requires_grad_(False)
+
+    @cached_property
+    def _switches(self) -> list[nn.Module]:
+        return switches(self.model)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Run the model without its adapter, in the precision that was asked for."""
+        with super().precision(), switched_off(self._switches):
+            yield
+
+
+def _adapted(start: PreTrainedModel, shared: bool, config: LMConfig) -> nn.Module:
+    """Return a model with a new adapter, over `start` with the adapter that it has already merged into it.
+
+    Args: shared: whether its weights may be used, and not only read.
+    """
+    if is_peft(start):
+        own = merged(copy.deepcopy(start))
+    elif shared:
+        own = copy.deepcopy(start, {id(each): nn.Parameter(each.detach(), False) for each in start.parameters()})
+    else:
+        own = copy.deepcopy(start)
+    return add_lora(_cast(own, _frozen_precision(config)), config, config.seed)
+
+
+def _frozen_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Return a copy that shares the parameters which are frozen already and stay as they are."""
+    alike = model.device == device and model.dtype == dtype
+    kept = {id(each): each for each in model.parameters() if alike and not each.requires_grad}
+    found = copy.deepcopy(model, kept)
+    found.requires_grad_(False)
+    return _cast(nn.Module.to(found, device), dtype)
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Give a model's parameters a precision; buffers, such as the angles of rotary embeddings, keep theirs."""
+    for parameter in model.parameters():
+        if dtype != torch.float32 and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters."""
+    known = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            bits = int(parameter.detach().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64))
+            known.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}\n".encode())
+    return known.hexdigest()

@@ -1,0 +1,154 @@
+"""References: one module in memory for task and agent, another precision or device, and what is held in all."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import numpy as np
+import pytest
+import torch
+from agents.lora_tools import helpful_env, lora_config
+from lm.tiny_models import tiny_llama
+from textgym_agents import load_agent, make_agent
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.lm.critic import critic_of
+
+from textgym import TokenVectorEnv, make_task
+from textgym.evaluate import evaluate
+from textgym.task import make_reference
+
+
+def test_a_reference_in_bfloat16_is_half_as_large_and_stays(task, env):
+    agent = LMPPO(task, lora_config(lora_rank=None, reference_precision="bfloat16"), model=tiny_llama(4))
+    assert {p.dtype for p in agent.reference.model.parameters()} == {torch.bfloat16}
+    before = [p.clone() for p in agent.reference.model.parameters()]
+    rows = []
+    agent.learn(env, 16, rows.append)
+    assert 0 < abs(rows[0]["objective/kl"]) < 0.02
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.reference.model.parameters(), strict=True))
+
+
+DEVICES = [
+    pytest.param(
+        "cpu", "cpu:0"
+    ),  # torch takes them for two, so the way of two devices is gone; only CUDA tells what stays behind
+    pytest.param("cuda", "cpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
+]
+
+
+@pytest.mark.parametrize("kl", ["exact", "k1"])
+@pytest.mark.parametrize(("device", "other"), DEVICES)
+def test_a_reference_on_another_device_says_the_same(task, env, device, other, kl):
+    found = []
+    for place in (None, other):
+        config = lora_config(lora_rank=None, device=device, reference_device=place, kl=kl)
+        agent = LMPPO(task, config, model=tiny_llama(4))
+        assert next(agent.reference.model.parameters()).device.type == torch.device(place or device).type
+        rows = []
+        agent.learn(env, 32, rows.append)
+        observation, _ = env.reset(seed=0)
+        branched = critic_of(agent)(observation, None)
+        found.append([rows[1]["objective/kl"], *agent.reference.log_probs(observation).ravel(), *branched])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-2, atol=1e-4)
+
+
+def test_a_named_reference_on_another_device_is_not_the_task_s(tmp_path):
+    env = helpful_env()
+    settings = {"lora_rank": None, "batch": 8, "reference_device": "cpu:0", "reference_precision": "bfloat16"}
+    agent = make_agent("lm-ppo", env, lora_config(**settings))
+    assert agent.own_reference() is agent.reference
+    agent.learn(env, 8)
+    agent.save(tmp_path / "agent")
+    resumed = load_agent(tmp_path / "agent", env)
+    for mine, theirs in zip(resumed.reference.model.parameters(), agent.reference.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.dtype == torch.bfloat16
+
+
+def test_the_task_and_the_agent_have_one_reference(tmp_path):
+    env = helpful_env()
+    task = env.unwrapped.task
+    agent = make_agent("lm-ppo", env, lora_config(batch=8, lora_rank=None))
+    assert make_reference(task, device="cpu").model is agent.reference.model
+    assert agent.policy.model is not agent.reference.model
+    agent.learn(env, 8)
+    agent.save(tmp_path / "agent")
+    assert load_agent(tmp_path / "agent", env).reference.model is agent.reference.model
+    adapted = make_agent("lm-ppo", env, lora_config(batch=8))
+    places = {p.data_ptr() for p in make_reference(task, device="cpu").model.parameters()}
+    frozen = [p for p in adapted.policy.model.parameters() if not p.requires_grad]
+    assert {p.data_ptr() for p in frozen} == places
+
+
+def test_a_folder_that_has_changed_is_loaded_again(tmp_path):
+    from textgym.lm.causal import shared_causal_lm
+
+    tiny_llama(4).save_pretrained(tmp_path)
+    first = shared_causal_lm(tmp_path, torch.device("cpu"))
+    assert shared_causal_lm(str(tmp_path), torch.device("cpu")) is first
+    time.sleep(0.01)
+    tiny_llama(4, seed=1).save_pretrained(tmp_path)
+    second = shared_causal_lm(tmp_path, torch.device("cpu"))
+    assert torch.equal(second.lm_head.weight, tiny_llama(4, seed=1).lm_head.weight)
+    assert torch.equal(first.lm_head.weight, tiny_llama(4).lm_head.weight)
+
+
+def test_frozen_parameters_of_a_given_model_are_shared_with_the_reference(task):
+    model = tiny_llama(4)
+    model.model.embed_tokens.requires_grad_(False)
+    agent = LMPPO(task, lora_config(lora_rank=None), model=model)
+    own, base = agent.policy.model.model, agent.reference.model.model
+    assert own.embed_tokens.weight is base.embed_tokens.weight
+    assert own.embed_tokens.weight is not model.model.embed_tokens.weight
+    assert own.norm.weight is not base.norm.weight
+
+
+def qwen_folder(path):
+    """A random model of Qwen2's shape, 21 million parameters, whose output layer is its embedding."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=256,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(config)
+    model.save_pretrained(path)
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def alive_bytes():
+    """Bytes of all tensors that anything holds, gradients among them, each storage once."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
+    storages = [each.untyped_storage() for each in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [({}, 5.1), ({"reference_precision": "bfloat16"}, 4.6), ({"lora_rank": 8}, 1.1)],
+)
+def test_the_weights_that_are_held(tmp_path, settings, most):
+    size = qwen_folder(tmp_path)
+    options = {"prompts": ["a b"], "tokenizer": [f"w{n}" for n in range(254)] + ["a", "b"], "max_new_tokens": 3}
+    task = make_task("Text", reward="length", reference=str(tmp_path), beta=0.1, **options)
+    env = TokenVectorEnv(task, 2, autoreset_mode="Disabled")
+    before = alive_bytes()
+    agent = make_agent("lm-ppo", env, batch=2, minibatches=1, epochs=1, device="cpu", **settings)
+    agent.learn(env, 2)
+    reference = agent.own_reference() or make_reference(task, device="cpu")
+    evaluate(agent, task, reference, per_prompt=1)
+    assert agent.policy.value_head.weight.grad is not None
+    share = (alive_bytes() - before) / size
+    print(f"{settings}: {share:.3f} times the model's {size / 2**20:.0f} MiB")
+    assert 1 <= share <= most
