@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ON_CPU, ELSEWHERE = 2**23, 2**26
+"""Most logits at once, by device."""
+
 
 def statistics(logits: Tensor, actions: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return log pi(a), KL(pi || reference) and the entropy of pi, (N,) each, in nats; differentiable in `logits`.
@@ -50,6 +53,17 @@ class _Statistics(torch.autograd.Function):
         result = weight.mul_(probs)
         result.scatter_add_(1, actions[:, None], for_taken)
         return result, None, None
+
+
+def states_at_once(device: str, vocab_size: int) -> int:
+    """Return of how many states logits are made at once: what they take is little beside everything else there is."""
+    return max(1, (ON_CPU if device == "cpu" else ELSEWHERE) // vocab_size)
+
+
+def chunks(states: Tensor, vocab_size: int) -> list[slice]:
+    """Cut N states into parts of which logits (n, V) are made at once."""
+    size = states_at_once(states.device.type, vocab_size)
+    return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
 
 def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
