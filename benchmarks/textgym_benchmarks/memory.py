@@ -1,7 +1,7 @@
 """Memory of LM PPO as estimated and as measured, and streamed against plain: `python -m textgym_benchmarks.memory`.
 
-Each setting runs in a process of its own, from an agent made to the end of one iteration on random weights. On a CPU the
-peak is that of the process's resident memory, on CUDA that of what torch has allocated.
+Each setting runs in a process of its own, from an agent made to the end of one iteration on random weights. On a CPU
+the peak is that of the process's resident memory, on CUDA that of what torch has allocated.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import tyro
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm.memory import GIB, SHAPES, Plan, estimate
 
 from textgym import make_task
 from textgym.lm import categorical
 from textgym.vector import TokenVectorEnv
-from textgym_agents.algorithms.ppo import LMPPO
-from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm.memory import GIB, SHAPES, Plan, estimate, model_config
 from textgym_benchmarks.engines.jobs import fresh_python
 
 if TYPE_CHECKING:
@@ -37,24 +37,23 @@ if TYPE_CHECKING:
 
 _QWEN: Final = SHAPES["Qwen2.5-0.5B"]
 _ISSUE: Final = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-_SMALL: Final = {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8} | {
-    "num_attention_heads": 8
+_SMALL: Final = {"vocab_size": 16000, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6} | {
+    "num_attention_heads": 6
 }
 _PLAN: Final = Plan(batch=16, prompt_tokens=64, new_tokens=64, micro_batch=16, device="cpu")
+_LONG: Final = replace(_PLAN, prompt_tokens=112, new_tokens=16)
 SETTINGS: Final[Mapping[str, tuple[Mapping[str, Any], Plan]]] = {
     "V = 151,936, exact KL, 64 x 64": (_ISSUE, replace(_PLAN, batch=64, micro_batch=64)),
     "the same, k1, micro-batch 8": (_ISSUE, replace(_PLAN, batch=64, micro_batch=8, exact=False)),
     "V = 32,000, exact KL, 64 x 64": (_ISSUE | {"vocab_size": 32000}, replace(_PLAN, batch=64, micro_batch=64)),
-    "50M, 16 x 64": (_SMALL, _PLAN),
-    "50M, checkpointing": (_SMALL, replace(_PLAN, gradient_checkpointing=True)),
-    "50M, bfloat16": (_SMALL, replace(_PLAN, precision="bfloat16")),
-    "50M, LoRA 8": (_SMALL, replace(_PLAN, lora_rank=8)),
-    "50M, LoRA 8, bfloat16, checkpointing": (
-        _SMALL,
-        replace(_PLAN, lora_rank=8, precision="bfloat16", gradient_checkpointing=True),
-    ),
-    "50M, micro-batch 4": (_SMALL, replace(_PLAN, micro_batch=4)),
-    "50M, prompts of 256": (_SMALL, replace(_PLAN, prompt_tokens=256, new_tokens=16)),
+    "20M, 16 x (112 + 16)": (_SMALL, _LONG),
+    "20M, checkpointing": (_SMALL, replace(_LONG, gradient_checkpointing=True)),
+    "20M, bfloat16": (_SMALL, replace(_LONG, precision="bfloat16")),
+    "20M, LoRA 8": (_SMALL, replace(_LONG, lora_rank=8)),
+    "20M, LoRA 8, bfloat16": (_SMALL, replace(_LONG, lora_rank=8, precision="bfloat16")),
+    "20M, micro-batch 4": (_SMALL, replace(_LONG, micro_batch=4)),
+    "20M, batch of 64": (_SMALL, replace(_LONG, batch=64)),
+    "20M, prompts of 384": (_SMALL, replace(_LONG, prompt_tokens=384, new_tokens=16, micro_batch=4)),
     "0.5B, LoRA 8, bfloat16, 16 x 64": ({}, replace(_PLAN, lora_rank=8, precision="bfloat16", micro_batch=4)),
 }
 
@@ -81,11 +80,10 @@ def shape(changes: Mapping[str, Any]) -> PretrainedConfig:
 def make_agent(changes: Mapping[str, Any], plan: Plan, **settings: Any) -> tuple[LMPPO, TokenVectorEnv]:
     """Return an agent on random weights, and its environment, whose episodes fill the plan's tokens."""
     config = shape(changes)
-    word = " the soup was good"
     task = make_task(
         "Text",
         vocab_size=config.vocab_size,
-        prompts=[word * plan.prompt_tokens],
+        prompts=[" the" * (plan.prompt_tokens - 3)],
         max_prompt_tokens=plan.prompt_tokens,
         stop=(),
         max_new_tokens=plan.new_tokens,
@@ -98,7 +96,7 @@ def make_agent(changes: Mapping[str, Any], plan: Plan, **settings: Any) -> tuple
         device=plan.device,
         precision=plan.precision,
         gradient_checkpointing=plan.gradient_checkpointing,
-        **settings,
+        **{"epochs": 1, "minibatches": 4} | settings,
     )
     env = TokenVectorEnv(task, plan.batch, autoreset_mode=AutoresetMode.DISABLED)
     return LMPPO(task, agent_config, model=_random_model(config, plan)), env
