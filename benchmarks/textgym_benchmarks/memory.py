@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 import tyro
@@ -41,7 +42,7 @@ _SMALL: Final = {"vocab_size": 16000, "hidden_size": 384, "intermediate_size": 1
     "num_attention_heads": 6
 }
 _PLAN: Final = Plan(batch=16, prompt_tokens=64, new_tokens=64, micro_batch=16, device="cpu")
-_LONG: Final = replace(_PLAN, prompt_tokens=112, new_tokens=16)
+_LONG: Final = replace(_PLAN, prompt_tokens=112, new_tokens=16, minibatches=2, micro_batch=8)
 SETTINGS: Final[Mapping[str, tuple[Mapping[str, Any], Plan]]] = {
     "V = 151,936, exact KL, 64 x 64": (_ISSUE, replace(_PLAN, batch=64, micro_batch=64)),
     "the same, k1, micro-batch 8": (_ISSUE, replace(_PLAN, batch=64, micro_batch=8, exact=False)),
@@ -64,8 +65,8 @@ class Flags:
 
     only: str = ""
     """A part of the names of the settings to run; by default all."""
-    device: str = "cpu"
-    """cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to measure."""
     as_json: bool = False
     """Print JSON."""
 
@@ -77,7 +78,7 @@ def shape(changes: Mapping[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(**{**_QWEN, **changes})
 
 
-def make_agent(changes: Mapping[str, Any], plan: Plan, **settings: Any) -> tuple[LMPPO, TokenVectorEnv]:
+def make_agent(changes: Mapping[str, Any], plan: Plan) -> tuple[LMPPO, TokenVectorEnv]:
     """Return an agent on random weights, and its environment, whose episodes fill the plan's tokens."""
     config = shape(changes)
     task = make_task(
@@ -96,7 +97,8 @@ def make_agent(changes: Mapping[str, Any], plan: Plan, **settings: Any) -> tuple
         device=plan.device,
         precision=plan.precision,
         gradient_checkpointing=plan.gradient_checkpointing,
-        **{"epochs": 1, "minibatches": 4} | settings,
+        minibatches=plan.minibatches,
+        epochs=1,
     )
     env = TokenVectorEnv(task, plan.batch, autoreset_mode=AutoresetMode.DISABLED)
     return LMPPO(task, agent_config, model=_random_model(config, plan)), env
@@ -121,6 +123,9 @@ def run(changes: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, float]
     """Return the peak of one iteration above what stands once the agent is made, and in all, GiB, and its seconds."""
     given = Plan(**plan)
     torch.set_num_threads(2)
+    small = replace(given, batch=2, minibatches=1, prompt_tokens=8, new_tokens=2)
+    agent, env = make_agent(_ISSUE | {"vocab_size": 2000}, small)
+    agent.learn(env, 2)  # the libraries load what they need
     agent, env = make_agent(changes, given)
     gc.collect()
     before = _reset_peak(given.device)
@@ -156,18 +161,18 @@ def compare(pairs: int) -> dict[str, float]:
         gradient's norm, and of a loss.
     """
     torch.set_num_threads(2)
-    plan = replace(_PLAN, prompt_tokens=32, new_tokens=32)
+    plan = replace(_PLAN, prompt_tokens=32, new_tokens=32, minibatches=1)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     gradients: dict[bool, torch.Tensor] = {}
     losses: dict[bool, float] = {}
     streamed = categorical.ON_CPU
     for _ in range(pairs):
         for plain in (False, True):
-            agent, env = make_agent(_ISSUE, plan, minibatches=1, epochs=1)
+            agent, env = make_agent(_ISSUE, plan)
             categorical.ON_CPU = 2**62 if plain else streamed
             started = time.perf_counter()
             said: list[Mapping[str, float]] = []
-            agent.learn(env, plan.batch, said.append)  # type: ignore[arg-type]
+            agent.learn(env, plan.batch, said.append)
             seconds[plain].append(time.perf_counter() - started)
             losses[plain] = said[0]["loss/policy"]
             parts = [each.grad.ravel() for each in agent.policy.parameters() if each.grad is not None]
@@ -180,10 +185,18 @@ def compare(pairs: int) -> dict[str, float]:
     }
 
 
-def call(function: str, *arguments: Any) -> dict[str, float]:
-    """Return what a function of this module gives in a process of its own."""
+def call(function: str, *arguments: Any, tidy: bool = True) -> dict[str, float]:
+    """Return what a function of this module gives in a process of its own.
+
+    Args:
+        tidy: give blocks of 64 KiB and more back to the system as soon as they are free. The C library keeps those
+            below 32 MiB for later, which of small models is as much again as what they hold.
+    """
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if tidy else {})
     code = f"from textgym_benchmarks import memory\nprint(json.dumps(memory.{function}(*json.loads(sys.argv[2]))))"
-    done = subprocess.run([*fresh_python(code), json.dumps(arguments)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [*fresh_python(code), json.dumps(arguments)], stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -218,7 +231,11 @@ def main() -> None:
         )
     Console().print(table)
     if not flags.only and flags.device == "cpu":
-        print(call("compare", 3))
+        first = call(
+            "run", *(lambda changes, plan: (changes, asdict(plan)))(*next(iter(SETTINGS.values()))), tidy=False
+        )
+        print(f"the first setting, as the C library allocates: {first['above']:.2f} GiB; allowed is 1.5")
+        print("streamed against plain:", call("compare", 3))
 
 
 if __name__ == "__main__":

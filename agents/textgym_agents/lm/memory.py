@@ -29,6 +29,8 @@ from textgym.lm.llama import LlamaBackbone, recompute_layers, supports
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from textgym_agents.config import OnPolicyConfig
+
 GIB = 2**30
 LIBRARIES = GIB // 2
 """Bytes of Python and its libraries, or of a CUDA context: about half a GiB either way."""
@@ -71,6 +73,7 @@ class Plan:
     prompt_tokens: int = 512
     new_tokens: int = 512
     micro_batch: int = 64
+    minibatches: int = 4
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     exact: bool = True
@@ -80,7 +83,7 @@ class Plan:
     device: Literal["cpu", "cuda"] = "cuda"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt_tokens", "new_tokens", "micro_batch"):
+        for name in ("batch", "prompt_tokens", "new_tokens", "micro_batch", "minibatches"):
             check_count(name, getattr(self, name))
         if self.lora_rank is not None:
             check_count("lora_rank", self.lora_rank)
@@ -115,6 +118,14 @@ class Estimate:
         return max(self.phases.values())
 
 
+def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, **options: Any) -> Plan:
+    """Return the plan of an agent's settings. Args: options: more of `Plan`."""
+    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings |= {"exact": config.kl == "exact", "device": "cpu" if config.device == "cpu" else "cuda"}
+    return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, **settings, **options)
+
+
 def model_config(name: str | Path) -> PretrainedConfig:
     """Return the config of a shape in `SHAPES`, of a model's folder, or of a hub id.
 
@@ -125,7 +136,7 @@ def model_config(name: str | Path) -> PretrainedConfig:
     if str(name) in SHAPES:
         return AutoConfig.for_model(**SHAPES[str(name)])
     try:
-        return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(str(name), trust_remote_code=False))
     except Exception as error:  # a damaged file can lead to any type
         raise ValueError(
             f"model={str(name)!r}: no folder or hub id with a config, and none of {', '.join(SHAPES)} "
@@ -247,7 +258,7 @@ class _Run:
     def scoring(self) -> int:
         """Return the bytes of reading a micro-batch without a gradient."""
         with torch.no_grad(), self._live() as live:
-            self._features(self.plan.micro_batch)
+            self._features(min(self.plan.micro_batch, self.plan.batch))
         return live.peak
 
     def update(self) -> tuple[int, int]:
@@ -255,7 +266,7 @@ class _Run:
         with self._live() as live:
             for each in (*self._model.parameters(), *self._value.parameters()):  # of the micro-batches before
                 each.grad = torch.zeros_like(each) if each.requires_grad else None
-            features = self._features(min(self.plan.micro_batch, self.plan.batch))
+            features = self._features(min(self.plan.micro_batch, -(-self.plan.batch // self.plan.minibatches)))
             gradients = torch.zeros_like(features)  # of the chunks before
             before, highest, live.peak = live.now, live.peak, live.now
             for _ in range(2):
@@ -344,7 +355,8 @@ class _Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See `nn.Linear.forward`."""
         result: Tensor = self.base(x)
-        return (result + self.lora_b(self.lora_a(x.float())) * 2.0).to(result.dtype)
+        added: Tensor = self.lora_b(self.lora_a(x.float())) * 2.0
+        return (result + added).to(result.dtype)
 
 
 class _Live(TorchDispatchMode):
