@@ -23,11 +23,8 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.metrics import KLController
-from textgym_agents.lm.tiny import start_policy
+from textgym_agents.lm.tiny import peak_rate, start_policy
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
-
-LEARNING_RATE = 5e-4
-TINY_LEARNING_RATE = 3e-3
 
 
 class LMAgent(SavedLM, Agent):
@@ -50,7 +47,7 @@ class LMAgent(SavedLM, Agent):
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
-        self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
+        self.learning_rate = config.learning_rate or peak_rate(self.policy.model, tiny)
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )

@@ -263,10 +263,12 @@ class _Run:
 
     def update(self) -> tuple[int, int]:
         """Return the bytes of a chunk of logits, and of a micro-batch to its end, the gradients included."""
+        rows = -(-self.plan.batch // self.plan.minibatches)  # of a mini-batch
         with self._live() as live:
-            for each in (*self._model.parameters(), *self._value.parameters()):  # of the micro-batches before
-                each.grad = torch.zeros_like(each) if each.requires_grad else None
-            features = self._features(min(self.plan.micro_batch, -(-self.plan.batch // self.plan.minibatches)))
+            for each in (*self._model.parameters(), *self._value.parameters()):
+                if each.requires_grad and rows > self.plan.micro_batch:  # the gradients of those before
+                    each.grad = torch.zeros_like(each)
+            features = self._features(min(self.plan.micro_batch, rows))
             gradients = torch.zeros_like(features)  # of the chunks before
             before, highest, live.peak = live.now, live.peak, live.now
             for _ in range(2):
@@ -363,7 +365,7 @@ class _Live(TorchDispatchMode):
     """Add up the storages that operations make, as long as they live. Args: known: tensors that do not count."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._sizes = dict.fromkeys((each.untyped_storage()._cdata for each in known), 0)
 
