@@ -130,7 +130,8 @@ class LMConfig(ModelSettings):
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
     learning_rate: float | None = None
-    """Adam's step size at its peak; None takes 5e-4, or 3e-3 where the start is a tiny model made for the task."""
+    """Adam's step size at its peak; None takes 5e-4 up to 4 million parameters, 2000 / parameters beyond and 3e-6
+    at least; ten times that for an adapter, 5e-4 at most; and 3e-3 where the start is made for the task."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls over the budget; linear and cosine end at a tenth of the peak."""
     warmup: float = 0.0

@@ -1,5 +1,7 @@
 """Soft Q-learning: consistency at the optimum on every path, the replay, and what a checkpoint must hold."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -62,16 +64,17 @@ def test_sums_to_go_by_hand():
 
 
 class OptimalPolicy:
-    """Logits log ref + Q* / beta, from the solver."""
+    """Logits log ref + Q* / beta, from the solver; its features are its logits."""
 
     device = torch.device("cpu")
+    backbone = SimpleNamespace(vocab_size=4)
 
     def __init__(self, task):
         self.solution = solve(task)
         self.index = {prompt.ids: prompt.index for prompt in task.encoded("train")}
         self.shift = torch.zeros(4)
 
-    def states(self, ids, rows, columns):
+    def features(self, ids, rows, columns):
         result = []
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             tokens = tuple(ids[row, : column + 1].tolist())
@@ -80,7 +83,10 @@ class OptimalPolicy:
             first = self.solution.tree.levels[depth].first
             q = self.solution.action_values[depth][first[place] : first[place + 1]]
             result.append(torch.tensor(q) / BETA - np.log(4) + self.shift)
-        return torch.stack(result).float(), torch.zeros(len(result))
+        return torch.stack(result).float()
+
+    def heads(self, features):
+        return features, torch.zeros(len(features))
 
 
 def every_path(task):

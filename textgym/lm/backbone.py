@@ -163,7 +163,8 @@ class HuggingFaceBackbone:
         if past.cache is None:
             raise ValueError("its forward returns no cache")
         if not self._whole:
-            return torch.as_tensor(output.last_hidden_state[:, -1])
+            # A view would keep the hidden states of whole prompts (B, P, H) as long as it is kept.
+            return torch.as_tensor(output.last_hidden_state[:, -1]).contiguous()
         return torch.cat([last_hidden(output.hidden_states)[:, -1], output.logits[:, -1]], -1)
 
 

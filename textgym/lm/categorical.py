@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+ON_CPU, ELSEWHERE = 2**23, 2**26
+"""Most logits at once, by device."""
 
 
 def statistics(logits: Tensor, actions: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +55,39 @@ class _Statistics(torch.autograd.Function):
         result = weight.mul_(probs)
         result.scatter_add_(1, actions[:, None], for_taken)
         return result, None, None
+
+
+def states_at_once(device: str, vocab_size: int) -> int:
+    """Return of how many states logits are made at once: what they take is little beside everything else there is."""
+    return max(1, (ON_CPU if device == "cpu" else ELSEWHERE) // vocab_size)
+
+
+def chunks(states: Tensor, vocab_size: int) -> list[slice]:
+    """Cut N states into parts of which logits (n, V) are made at once."""
+    size = states_at_once(states.device.type, vocab_size)
+    return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
+
+
+def streamed(
+    function: Callable[..., tuple[Tensor, ...]], features: Tensor, vocab_size: int, *columns: Tensor
+) -> tuple[Tensor, ...]:
+    """Return function(features, *columns), made of a few states at a time: what is as large as logits never exists.
+
+    Differentiable; for the gradient every part runs again.
+
+    Args:
+        function: makes one number of every state (n,), or several, from its features (n, F) and its entries of columns.
+        features: (N, F). columns: (N,) each.
+    """
+    parts = chunks(features, vocab_size)
+    if len(parts) <= 1:
+        return function(features, *columns)
+    found = []
+    for at in parts:
+        inputs = [each[at] for each in (features, *columns)]
+        again = torch.is_grad_enabled()
+        found.append(checkpoint(function, *inputs, use_reentrant=False) if again else function(*inputs))
+    return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 
 def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:

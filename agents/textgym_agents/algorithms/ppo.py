@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textgym.checks import Floats, Ints
-from textgym.lm.categorical import statistics
+from textgym.lm.categorical import chunks, statistics
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
@@ -28,7 +28,6 @@ from textgym_agents.lm.rollout import (
     MicroBatch,
     Rollout,
     States,
-    chunks,
     collect,
     micro_batches,
     score_reference,
@@ -98,7 +97,7 @@ class OnPolicyAgent(LMAgent):
         """
         features = self.policy.features(part.input_ids, part.rows, part.columns)  # (m, F)
         gradients = []
-        for at in chunks(features, self.policy):
+        for at in chunks(features, self.policy.backbone.vocab_size):
             leaf = features[at].detach().requires_grad_()  # (n, F)
             # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
             loss = self._loss(leaf, part.at(at), rollout, targets, scored, meter).sum() / total

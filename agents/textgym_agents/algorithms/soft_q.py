@@ -17,6 +17,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.maths import scores
 from textgym_agents.lm.metrics import rollout_metrics
 from textgym_agents.lm.rollout import Rollout, collect, micro_batches
+from textgym_agents.lm.sequences import taken_log_probs
 from textgym_agents.protocol import Metrics
 
 
@@ -191,10 +192,10 @@ class SoftQ(LMAgent):
         taken, normalisers = [], []
         rows = np.arange(len(rollout.lengths))
         for part in micro_batches(rollout, rows, self.config.micro_batch, by_length=False):
-            logits, _ = self.reference.states(part.input_ids, part.rows, part.columns)
-            normalisers.append(torch.logsumexp(logits, -1))
-            actions = rollout.actions[part.states][:, None]
-            taken.append(logits.gather(1, actions).squeeze(1) - normalisers[-1])
+            features = self.reference.features(part.input_ids, part.rows, part.columns)
+            logs, sums = taken_log_probs(self.reference, features, rollout.actions[part.states])
+            taken.append(logs)
+            normalisers.append(sums)
         return torch.cat(taken), torch.cat(normalisers)
 
     def _paths(self, rollout: Rollout, taken: Tensor, normalisers: Tensor) -> StoredEpisodes:
@@ -238,9 +239,8 @@ class SoftQ(LMAgent):
         ids = torch.tensor(paths.input_ids[:, :width], dtype=torch.long, device=device)
         places = torch.tensor(rows, device=device), torch.tensor(steps, device=device)
         columns = torch.tensor(paths.starts[rows] + steps - 1, dtype=torch.long, device=device)
-        logits, _ = self.policy.states(ids, places[0], columns)
-        normalisers = torch.logsumexp(logits, -1)  # (N,)
-        taken = logits.gather(1, ids[places[0], columns + 1][:, None]).squeeze(1) - normalisers
+        features = self.policy.features(ids, places[0], columns)
+        taken, normalisers = taken_log_probs(self.policy, features, ids[places[0], columns + 1])  # (N,) each
         ratios = taken - torch.tensor(paths.reference[rows, steps], device=device)
         values = beta * (normalisers - torch.tensor(paths.normalisers[rows, steps], device=device))
         share = self.config.value_coefficient

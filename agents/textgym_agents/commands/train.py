@@ -18,8 +18,8 @@ from textgym_agents.commands.running import (
     refuse_change,
     watched_run,
 )
-from textgym_agents.config import MeasureSettings, TrainSettings
-from textgym_agents.registry import agent_class, config_class
+from textgym_agents.config import MeasureSettings, OnPolicyConfig, TrainSettings
+from textgym_agents.registry import agent_class, config_class, make_config, make_env
 from textgym_agents.training.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class TrainFlags:
     """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
     resume: bool = False
     """Go on with the interrupted run in --out, with the settings that it was started with."""
+    dry_run: bool = False
+    """Learn nothing; say what the run will need in memory, of agents with a policy gradient on an LM."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     measuring: MeasureSettings = field(default_factory=MeasureSettings)
@@ -70,6 +72,9 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     """Start or resume a training and show it."""
     from textgym_agents.training.loop import Training
 
+    if flags.dry_run:
+        show_memory(flags, config)
+        return
     settings = TrainSettings(
         find_id(flags.id), flags.agent, flags.episodes, config, env_options(flags.env), **asdict(flags.measuring)
     )
@@ -90,6 +95,20 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     console.print(how_measured(result.last, result.optimum), markup=False)
     console.print(str(result.optimum), markup=False)
     console.print(untrusted(f"run folder: {out}"))
+
+
+def show_memory(flags: TrainFlags, config: JsonObject) -> None:
+    """Print what a run will need in memory. Raises: UsageError if it is not a policy gradient on a causal LM."""
+    from textgym.task import has_language_model, reference_model
+    from textgym_agents.commands.memory import show
+
+    kind = agent_class(flags.agent)
+    settings = make_config(kind, config)
+    task = make_env(find_id(flags.id), 1, **env_options(flags.env)).unwrapped.task
+    model = config.get("model") or (str(reference_model(task)) if has_language_model(task) else None)
+    if model is None or not isinstance(settings, OnPolicyConfig):
+        raise UsageError(f"--dry-run: {flags.agent} on {flags.id} is no policy gradient on a language model")
+    show(model, settings, task.max_prompt_tokens, task.max_new_tokens)
 
 
 def _stored_settings(

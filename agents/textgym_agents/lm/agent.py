@@ -22,11 +22,8 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.metrics import KLController
-from textgym_agents.lm.start import start_policies
+from textgym_agents.lm.start import peak_rate, start_policies
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
-
-LEARNING_RATE = 5e-4
-TINY_LEARNING_RATE = 3e-3
 
 
 class LMAgent(SavedLM, Agent):
@@ -49,7 +46,7 @@ class LMAgent(SavedLM, Agent):
         self.policy, self.reference, apart = start_policies(task, config, model)
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
-        self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
+        self.learning_rate = config.learning_rate or peak_rate(self.policy.model, tiny)
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )

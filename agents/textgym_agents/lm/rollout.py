@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.categorical import sample
+from textgym.lm.categorical import chunks, sample
 from textgym.play import PlayedBatch, Turn, play_batch, reset_groups
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL
@@ -18,8 +18,6 @@ from textgym_agents.lm.policy import LMPolicy
 
 States = Tensor | slice
 """Places among the N states of a rollout: int64 (n,), or a slice, which copies nothing."""
-_LOGITS = {True: 2**23, False: 2**26}
-"""Most logits at once, on the CPU and elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,10 @@ def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, ev
         features = reference.features(part.input_ids, part.rows, part.columns)
         if not everything:
             features = torch.cat(
-                [_taken(reference, features[at], rollout, part.at(at)) for at in chunks(features, reference)]
+                [
+                    _taken(reference, features[at], rollout, part.at(at))
+                    for at in chunks(features, reference.backbone.vocab_size)
+                ]
             )
         parts.append(features)
     return torch.cat(parts)
@@ -202,7 +203,7 @@ def token_kl(rollout: Rollout, policy: LMPolicy, reference: LMPolicy, scored: Te
         return np.asarray((rollout.log_probs - scored).cpu().double().numpy())
     assert rollout.features is not None
     parts = []
-    for at in chunks(scored, policy):
+    for at in chunks(scored, policy.backbone.vocab_size):
         masks = rollout.masks_of(at)
         old, base = (
             policy.distribution(rollout.features[at], masks),
@@ -210,12 +211,6 @@ def token_kl(rollout: Rollout, policy: LMPolicy, reference: LMPolicy, scored: Te
         )  # (n, V)
         parts.append(torch.linalg.vecdot(old.exp(), old - base))
     return np.asarray(torch.cat(parts).cpu().double().numpy())
-
-
-def chunks(states: Tensor, policy: LMPolicy) -> list[slice]:
-    """Cut N states into parts whose logits (n, V) take little memory beside everything else."""
-    size = max(1, _LOGITS[policy.device.type == "cpu"] // policy.backbone.vocab_size)
-    return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
 
 
 @dataclass(frozen=True)

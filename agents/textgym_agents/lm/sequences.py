@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textgym.checks import Ints
+from textgym.lm.categorical import streamed
 from textgym.lm.scoring import encode_pair, end_id
 from textgym.preferences import Demonstration
 from textgym.task import Task
@@ -106,9 +107,24 @@ def token_log_probs(policy: LMPolicy, sequences: Sequences) -> tuple[Tensor, Ten
     width = int((sequences.starts + lengths).max())
     ids = torch.tensor(sequences.input_ids[:, :width], device=policy.device)
     places = torch.tensor(rows, device=policy.device), torch.tensor(columns, device=policy.device)
-    logits, _ = policy.states(ids, *places)
-    tokens = ids[places[0], places[1] + 1]
-    return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none"), places[0]
+    logs, _ = taken_log_probs(policy, policy.features(ids, *places), ids[places[0], places[1] + 1])
+    return logs, places[0]
+
+
+def taken_log_probs(policy: LMPolicy, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log pi of the tokens taken in some states, and log-sum-exp of the states' logits, (N,); differentiable.
+
+    Args:
+        features: (N, F), of the states. tokens: (N,) int64.
+    """
+
+    def of_some(features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits, _ = policy.heads(features)  # (n, V)
+        normalisers = torch.logsumexp(logits, -1)
+        return logits.gather(1, tokens[:, None]).squeeze(1) - normalisers, normalisers
+
+    logs, normalisers = streamed(of_some, features, policy.backbone.vocab_size, tokens)
+    return logs, normalisers
 
 
 def sequence_log_probs(policy: LMPolicy, sequences: Sequences) -> Tensor:

@@ -125,6 +125,22 @@ def _frozen_precision(config: LMConfig) -> torch.dtype:
     return torch.float32 if config.lora_rank is None else getattr(torch, config.precision)
 
 
+def peak_rate(model: nn.Module, tiny: bool) -> float:
+    """Return the learning rate at its peak where none is set.
+
+    It is 5e-4 up to 4 million parameters, 2000 / parameters beyond, and 3e-6 at least: 1.6e-5 for GPT-2's 124 million,
+    4e-6 for half a billion. An adapter takes ten times as much, 5e-4 at most. 3e-3 for a model made by `tiny_model`.
+
+    Source: 3e-6 at 1 to 7 billion parameters: Huang et al. (2024), arXiv:2403.17031. Ten times as much for LoRA:
+        Schulman and Thinking Machines Lab (2025), LoRA Without Regret. 5e-4 is what the small models of the tests learn
+        best with, and between the two the rate falls as 1 / parameters.
+    """
+    if tiny:
+        return 3e-3
+    rate = max(5e-4 * min(1.0, 4e6 / sum(each.numel() for each in model.parameters())), 3e-6)
+    return min(10 * rate, 5e-4) if is_peft(model) else rate
+
+
 class Elsewhere(LMPolicy):
     """A reference on a device of its own: what it is asked with may be on the policy's device, what it answers is."""
 

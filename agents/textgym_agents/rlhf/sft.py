@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from textgym.checks import Floats, JsonObject
 from textgym.lm.backbone import is_peft
+from textgym.lm.categorical import streamed
 from textgym.lm.causal import choose_device
+from textgym.lm.checked import choose_backbone
 from textgym.lm.scoring import Encoded, encode_pair, end_id, pad_right
 from textgym.preferences import Demonstration, Reading, read_demonstrations
 from textgym.vocab import Vocabulary
@@ -120,6 +122,7 @@ class CompletionLoss(SupervisedLoss[Encoded]):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self._backbone = choose_backbone(model, lean=False)
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Return the sum over the tokens with a label.
@@ -128,15 +131,20 @@ class CompletionLoss(SupervisedLoss[Encoded]):
             batch: input_ids (B, T) int64, padded on the right; attention_mask (B, T), 1 at real tokens; labels (B, T)
                 int64, the ids of completion tokens, `IGNORED` elsewhere.
         """
-        logits, targets = self.predictions(batch)
-        return functional.cross_entropy(logits, targets, reduction="sum")
+        return self.by_token(batch)[0].sum()
 
-    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return logits (N, V) float32 and targets (N,) of the N tokens with a label."""
-        ids, labels = batch["input_ids"], batch["labels"]
-        outputs = self.model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False)
-        wanted = labels[:, 1:] != IGNORED  # position t predicts token t + 1
-        return outputs.logits[:, :-1][wanted].float(), labels[:, 1:][wanted]
+    def by_token(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the losses of the N tokens with a label, nats, and whether each is the likeliest one, (N,)."""
+        labels = batch["labels"]
+        rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)  # position t predicts token t + 1
+        features = self._backbone.features(batch["input_ids"], rows, columns)
+
+        def of_some(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._backbone.read_out(features)[0].float()  # (n, V)
+            return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+        losses, hits = streamed(of_some, features, self._backbone.vocab_size, labels[rows, columns + 1])
+        return losses, hits
 
     def count(self, batch: Batch) -> int:
         """Return the number of tokens to be learnt."""
@@ -183,9 +191,8 @@ def token_sums(loss: CompletionLoss, rows: Sequence[Encoded], batch: int) -> Flo
         chosen = order[start : start + batch]
         inputs = loss.collate([rows[row] for row in chosen])
         counts = (inputs["labels"] >= 0).sum(1)
-        logits, targets = loss.predictions({name: value.to(device) for name, value in inputs.items()})
-        losses = functional.cross_entropy(logits, targets, reduction="none").double().cpu()
-        hits = (logits.argmax(-1) == targets).double().cpu()
+        found = loss.by_token({name: value.to(device) for name, value in inputs.items()})
+        losses, hits = (column.double().cpu() for column in found)
         owners = torch.repeat_interleave(torch.arange(len(chosen)), counts)
         for column, values in ((0, losses), (1, hits), (2, torch.ones_like(hits))):
             sums[chosen, column] = torch.zeros(len(chosen)).double().index_add(0, owners, values).numpy()

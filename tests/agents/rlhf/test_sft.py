@@ -69,15 +69,15 @@ def test_prompts_and_padding_carry_no_gradient():
     loss = CompletionLoss(tiny_llama())
     batch = loss.collate(ROWS)
     kept = []
-    forward = loss.model.forward
+    forward = loss.model.model.forward
 
     def keep(**inputs):
         outputs = forward(**inputs)
-        outputs.logits.retain_grad()
-        kept.append(outputs.logits)
+        outputs.last_hidden_state.retain_grad()
+        kept.append(outputs.last_hidden_state)
         return outputs
 
-    loss.model.forward = keep
+    loss.model.model.forward = keep
     loss(**batch).backward()
     moved = kept[0].grad.abs().sum(-1) > 0  # (B, T): the positions whose prediction counts
     # Completion token t is predicted at t - 1; a token 0 (here also the padding id) counts where it is real.

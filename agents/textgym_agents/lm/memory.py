@@ -1,0 +1,390 @@
+"""What a run of a policy gradient on a causal LM needs in memory, part by part, from the model's config alone.
+
+Weights are counted. What a phase holds beside them is found by running its operations on tensors without data, which
+know their shapes, and adding up the storages that live at once: so it holds for any architecture and any precision.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.pytorch_utils import Conv1D
+
+from textgym.checks import check_count, first_line, not_one_of
+from textgym.lm.backbone import Backbone, HuggingFaceBackbone
+from textgym.lm.categorical import sample, states_at_once, statistics
+from textgym.lm.llama import LlamaBackbone, recompute_layers, supports
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from textgym_agents.config import OnPolicyConfig
+
+GIB = 2**30
+LIBRARIES = GIB // 2
+"""Bytes of Python and its libraries, or of a CUDA context: about half a GiB either way."""
+_MEASURES = ("cache", "read", "writing", "scoring", "chunk", "update")
+_DEPTHS = (3, 5)  # layers of the models that a deeper one is reckoned from
+_BYTES = {"float32": 4, "bfloat16": 2}
+_QWEN = {"model_type": "qwen2", "num_key_value_heads": 2, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": _QWEN
+    | {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+    | {"num_attention_heads": 14, "tie_word_embeddings": True},
+    "Qwen2.5-1.5B": _QWEN
+    | {"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+    | {"num_attention_heads": 12, "tie_word_embeddings": True},
+    "Qwen2.5-7B": _QWEN
+    | {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    | {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
+    "Llama-3-70B": {"model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672}
+    | {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": False}
+    | {"max_position_embeddings": 8192},
+}
+"""Configs of published models, by name: those in their folders on the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, as far as its memory depends on it; named as the settings of agents are.
+
+    Args:
+        prompt_tokens, new_tokens: of the longest prompt and answer.
+        exact: whether the KL is over the whole vocabulary, for which the reference's features are kept.
+        lora_rank: of an adapter on all linear layers but the output layer; the reference is then the model without it.
+        reference_precision: of the reference's copy of the weights.
+        kept_tokens: whether the tokens that a cut such as top-p has kept are held, a bit each.
+        device: cpu or cuda: how many logits are made at once.
+    Raises: ValueError for a number out of range or an unknown name.
+    """
+
+    batch: int = 256
+    prompt_tokens: int = 512
+    new_tokens: int = 512
+    micro_batch: int = 64
+    minibatches: int = 4
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    exact: bool = True
+    lora_rank: int | None = None
+    reference_precision: Literal["float32", "bfloat16"] = "float32"
+    kept_tokens: bool = False
+    device: Literal["cpu", "cuda"] = "cuda"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "prompt_tokens", "new_tokens", "micro_batch", "minibatches"):
+            check_count(name, getattr(self, name))
+        if self.lora_rank is not None:
+            check_count("lora_rank", self.lora_rank)
+        for name, allowed in (
+            ("precision", ("float32", "bfloat16")),
+            ("reference_precision", ("float32", "bfloat16")),
+            ("device", ("cpu", "cuda")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(not_one_of(name, getattr(self, name), allowed))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a run.
+
+    Attributes:
+        parameters: of the model; a number, no bytes.
+        weights: of policy and reference, which are there once the agent is made.
+        parts: of everything that is held at one time or another, by name.
+        phases: at the peak of each phase, all that is held then included.
+    """
+
+    parameters: int
+    weights: int
+    parts: dict[str, int]
+    phases: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The peak of the whole run, bytes."""
+        return max(self.phases.values())
+
+
+def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, **options: Any) -> Plan:
+    """Return the plan of an agent's settings. Args: options: more of `Plan`."""
+    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings |= {"exact": config.kl == "exact", "device": "cpu" if config.device == "cpu" else "cuda"}
+    return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, **settings, **options)
+
+
+def model_config(name: str | Path) -> PretrainedConfig:
+    """Return the config of a shape in `SHAPES`, of a model's folder, or of a hub id.
+
+    Raises: ValueError if there is none.
+    """
+    from transformers import AutoConfig
+
+    if str(name) in SHAPES:
+        return AutoConfig.for_model(**SHAPES[str(name)])
+    try:
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(str(name), trust_remote_code=False))
+    except Exception as error:  # a damaged file can lead to any type
+        raise ValueError(
+            f"model={str(name)!r}: no folder or hub id with a config, and none of {', '.join(SHAPES)} "
+            f"({first_line(error):.120})"
+        ) from error
+
+
+def estimate(config: PretrainedConfig, plan: Plan) -> Estimate:
+    """Return what a run of an on-policy agent needs; no weights are loaded or made.
+
+    Args:
+        config: of a causal LM; it is not changed.
+    Raises: ValueError for a model that cannot be run so, or has no layers to run again where that is asked for.
+    """
+    with FakeTensorMode():
+        run = _Run(config, plan)
+        measures = _measures(config, plan)
+        try:
+            turned = replace(plan, gradient_checkpointing=not plan.gradient_checkpointing)
+            other = _measures(config, turned, update_alone=True)["update"]
+        except ValueError:  # no layers that can run again
+            other = None
+    cache, read, writing, scoring, chunk, update = (measures[name] for name in _MEASURES)
+    policy, copied = run.policy, 0 if plan.lora_rank else run.parameters * _BYTES[plan.reference_precision]
+    trained = run.trained * 4
+    states = plan.batch * plan.new_tokens
+    features = states * run.feature_bytes if plan.exact else 0
+    scored = features if plan.exact else 4 * states
+    kept = states * -(-run.size // 8) if plan.kept_tokens else 0
+    names = ("micro-batch, every layer's values kept", "micro-batch, with gradient checkpointing")
+    parts = {
+        "weights of the policy": policy,
+        "weights of the reference": copied,
+        "gradients": trained,
+        "Adam's moments": 2 * trained,
+        "Adam's step": trained,
+        "prompts of a batch, as they are read": read,
+        "key-value cache": cache,
+        "logits of a token of a batch": writing,
+        "features of a batch, policy and reference": features + scored,
+        "kept tokens of a batch, as bits": kept,
+        "chunk of logits": chunk,
+        names[plan.gradient_checkpointing]: update - trained,
+        names[not plan.gradient_checkpointing]: 0 if other is None else other - trained,
+    }
+    held = policy + copied + 2 * trained
+    phases = {
+        "sampling": held + trained + kept + max(read, cache + writing + features, 3 * features),
+        "scoring": held + trained + kept + features + scored + max(scoring, chunk),
+        "update": held + kept + features + scored + max(update, 2 * trained),
+    }
+    return Estimate(run.parameters, policy + copied, {name: size for name, size in parts.items() if size}, phases)
+
+
+def _measures(config: PretrainedConfig, plan: Plan, update_alone: bool = False) -> dict[str, int]:
+    """Return what `_Run` measures, by name; of a deep model from two shallow ones, since every layer adds the same."""
+    depth = config.get_text_config().num_hidden_layers
+    shapes = (config,) if depth <= sum(_DEPTHS) else tuple(_shallow(config, layers) for layers in _DEPTHS)
+    found = [_Run(each, plan).measures(update_alone) for each in shapes]
+    if len(found) == 1:
+        return found[0]
+    less, more = found
+    steps = (depth - _DEPTHS[1]) / (_DEPTHS[1] - _DEPTHS[0])
+    return {name: round(more[name] + steps * (more[name] - less[name])) for name in more}
+
+
+def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """Return a config with its first layers alone."""
+    result = copy.deepcopy(config)
+    text = result.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return result
+
+
+class _Run:
+    """A policy whose tensors hold no data, and the bytes that its operations hold at their peak, weights apart."""
+
+    def __init__(self, config: PretrainedConfig, plan: Plan) -> None:
+        self.plan = plan
+        model = _made(config, plan)
+        everything = list(model.parameters())
+        self.policy = sum(each.numel() * each.element_size() for each in everything)
+        self.trained = sum(each.numel() for each in everything if each.requires_grad)
+        self.parameters = sum(each.numel() for name, each in model.named_parameters() if "lora_" not in name)
+        lean = plan.precision == "float32" and supports(model)
+        self._backbone: Backbone = LlamaBackbone(model) if lean else HuggingFaceBackbone(model)
+        self._model, self.size = model, self._backbone.vocab_size
+        self._bias, self._value = torch.zeros(self.size), nn.Linear(self._backbone.hidden_size, 1)
+        with torch.no_grad(), self._precision():
+            place = torch.zeros(1, dtype=torch.long)
+            features = self._backbone.features(place[None], place, place)
+        self.feature_bytes = features.shape[1] * features.element_size()
+
+    def measures(self, update_alone: bool = False) -> dict[str, int]:
+        """Return the bytes of each of `_MEASURES` at its peak."""
+        found = () if update_alone else (*self.sampling(), self.scoring())
+        return dict(zip(_MEASURES[-2 - len(found) :], (*found, *self.update()), strict=True))
+
+    def sampling(self) -> tuple[int, int, int]:
+        """Return the bytes of reading prompts, of the full cache, and of making and drawing from a batch's logits."""
+        plan = self.plan
+        with torch.no_grad(), self._live() as live:
+            self._open(plan.prompt_tokens)
+        read = live.peak
+        with torch.no_grad(), self._live() as live:
+            cache, features = self._open(plan.prompt_tokens + plan.new_tokens - 1)
+            held = live.now
+            live.peak = live.now
+            tokens = torch.zeros(plan.batch, dtype=torch.long)
+            with self._precision():
+                features = self._backbone.extend(cache, tokens)
+            live.peak = max(live.now, live.peak)
+            log_probs = torch.log_softmax(self._heads(features)[0], -1)
+            sample(log_probs, torch.zeros(plan.batch))
+        return held, read, live.peak - held
+
+    def scoring(self) -> int:
+        """Return the bytes of reading a micro-batch without a gradient."""
+        with torch.no_grad(), self._live() as live:
+            self._features(min(self.plan.micro_batch, self.plan.batch))
+        return live.peak
+
+    def update(self) -> tuple[int, int]:
+        """Return the bytes of a chunk of logits, and of a micro-batch to its end, the gradients included."""
+        rows = -(-self.plan.batch // self.plan.minibatches)  # of a mini-batch
+        with self._live() as live:
+            for each in (*self._model.parameters(), *self._value.parameters()):
+                if each.requires_grad and rows > self.plan.micro_batch:  # the gradients of those before
+                    each.grad = torch.zeros_like(each)
+            features = self._features(min(self.plan.micro_batch, rows))
+            gradients = torch.zeros_like(features)  # of the chunks before
+            before, highest, live.peak = live.now, live.peak, live.now
+            for _ in range(2):
+                self._add_chunk(features)
+            chunk, live.peak = live.peak - before, max(live.peak, highest)
+            if features.requires_grad:
+                features.backward(gradients.clone())
+        return chunk, live.peak
+
+    def _open(self, tokens: int) -> tuple[object, Tensor]:
+        ids = torch.zeros((self.plan.batch, tokens), dtype=torch.long)
+        with self._precision():
+            return self._backbone.open(ids, torch.full((self.plan.batch,), tokens), 1)
+
+    def _features(self, rows: int) -> Tensor:
+        plan = self.plan
+        ids = torch.zeros((rows, plan.prompt_tokens + plan.new_tokens - 1), dtype=torch.long)
+        places = torch.zeros(rows * plan.new_tokens, dtype=torch.long)
+        with self._precision():
+            return self._backbone.features(ids, places, places)
+
+    def _add_chunk(self, features: Tensor) -> None:
+        """Go forward and backward through the heads and the loss of as many states as are taken at once."""
+        at = slice(0, states_at_once(self.plan.device, self.size))
+        leaf = features[at].detach().requires_grad_()
+        logits, values = self._heads(leaf)
+        with torch.no_grad():
+            base = torch.log_softmax(self._heads(leaf.detach())[0], -1) if self.plan.exact else None
+        actions = torch.zeros(len(leaf), dtype=torch.long)
+        taken, divergence, entropy = statistics(logits, actions, base)
+        (taken + divergence + entropy + values).sum().backward()
+
+    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and values, as `LMPolicy.heads` does."""
+        with self._precision():
+            logits, hidden = self._backbone.read_out(features)
+        return logits.float() + self._bias, self._value(hidden.float()).squeeze(-1)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.plan.precision == "bfloat16")
+
+    @contextmanager
+    def _live(self) -> Iterator[_Live]:
+        """Count what a block makes; what it leaves behind is forgotten."""
+        live = _Live([*self._model.parameters(), *self._model.buffers(), *self._value.parameters(), self._bias])
+        with live:
+            yield live
+        self._model.zero_grad(set_to_none=True)
+        self._value.zero_grad(set_to_none=True)
+
+
+def _made(config: PretrainedConfig, plan: Plan) -> PreTrainedModel:
+    """Return the policy of a plan, as an agent makes it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    frozen = plan.lora_rank is not None and plan.precision == "bfloat16"
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if frozen else torch.float32)
+    model.tie_weights()
+    if plan.lora_rank is not None:
+        _add_adapters(model, plan.lora_rank)
+    if plan.gradient_checkpointing:
+        recompute_layers(model)
+    return cast("PreTrainedModel", model.eval())
+
+
+def _add_adapters(model: PreTrainedModel, rank: int) -> None:
+    """Put an adapter on every linear layer but the output layer, and freeze everything else, as PEFT does."""
+    model.requires_grad_(False)
+    linear = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | Conv1D)}
+    for name, layer in linear.items():
+        if layer is not model.get_output_embeddings():
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, _Adapted(layer, rank))
+
+
+class _Adapted(nn.Module):
+    """A linear layer with a LoRA adapter. Source: Hu et al. (2022), arXiv:2106.09685."""
+
+    def __init__(self, base: nn.Linear | Conv1D, rank: int) -> None:
+        super().__init__()
+        rows, columns = base.weight.shape[::-1] if isinstance(base, nn.Linear) else base.weight.shape
+        self.base, self.lora_a, self.lora_b = base, nn.Linear(rows, rank, False), nn.Linear(rank, columns, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `nn.Linear.forward`."""
+        result: Tensor = self.base(x)
+        added: Tensor = self.lora_b(self.lora_a(x.float())) * 2.0
+        return (result + added).to(result.dtype)
+
+
+class _Live(TorchDispatchMode):
+    """Add up the storages that operations make, as long as they live. Args: known: tensors that do not count."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._sizes = dict.fromkeys((each.untyped_storage()._cdata for each in known), 0)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and take note of what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, place: int) -> None:
+        self.now -= self._sizes.pop(place)

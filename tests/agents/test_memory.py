@@ -1,0 +1,95 @@
+"""The estimate of a run's memory: counted by hand where it can be, and against what tensors hold."""
+
+import json
+
+import pytest
+from lm.tiny_models import tiny_llama
+from textgym_agents.commands.memory import main
+from textgym_agents.lm.memory import SHAPES, Plan, _Run, _shallow, estimate, model_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from textgym.commands.console import UsageError
+
+TWO = _shallow(model_config("Qwen2.5-0.5B"), 2)
+"""Qwen2.5-0.5B with two of its layers."""
+SMALL = Plan(batch=8, prompt_tokens=6, new_tokens=4, micro_batch=4, minibatches=2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # The numbers of parameters that the model cards give, embeddings counted once where they are tied.
+    [("Qwen2.5-0.5B", 0.49e9), ("Qwen2.5-1.5B", 1.54e9), ("Qwen2.5-7B", 7.61e9), ("Llama-3-70B", 70.6e9)],
+)
+def test_the_built_in_shapes_are_those_of_their_cards(name, parameters):
+    with FakeTensorMode():
+        assert _Run(model_config(name), SMALL).parameters == pytest.approx(parameters, rel=0.01)
+
+
+def test_weights_are_counted():
+    model = tiny_llama(11)
+    count = sum(each.numel() for each in model.parameters())
+    found = estimate(model.config, SMALL)
+    assert found.parameters == count
+    assert found.weights == 2 * 4 * count
+    parts = found.parts
+    assert (parts["weights of the policy"], parts["gradients"], parts["Adam's moments"]) == (
+        4 * count,
+        4 * count,
+        8 * count,
+    )
+    # 8 rows of 4 states, 16 floats each, of policy and reference
+    assert parts["features of a batch, policy and reference"] == 2 * 8 * 4 * 16 * 4
+    bits = estimate(model.config, Plan(**{**vars(SMALL), "kept_tokens": True}))
+    assert bits.parts["kept tokens of a batch, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
+
+
+def test_the_cache_holds_keys_and_values_of_all_tokens():
+    found = estimate(TWO, SMALL)
+    # 2 layers, keys and values, 2 heads of 64 floats, 10 tokens but the last, of 8 rows
+    cache = 2 * 2 * 2 * 64 * 4 * 9 * 8
+    assert found.parts["key-value cache"] == pytest.approx(cache, rel=0.05)
+
+
+def test_an_adapter_needs_no_reference_and_little_else():
+    full = estimate(TWO, SMALL)
+    adapter = estimate(TWO, Plan(**{**vars(SMALL), "lora_rank": 8, "precision": "bfloat16"}))
+    assert "weights of the reference" not in adapter.parts
+    # Rank 8 on all linear layers: 8 (in + out) of q, k, v, o, gate, up and down, 2 layers, float32
+    each = 8 * ((896 + 896) * 2 + (896 + 128) * 2 + (896 + 4864) * 3)
+    assert adapter.parts["gradients"] == 4 * 2 * each
+    assert adapter.parts["weights of the policy"] == pytest.approx(2 * full.parameters + 4 * 2 * each, rel=1e-3)
+
+
+def test_checkpointing_is_estimated_beside_the_plan():
+    plain = estimate(TWO, SMALL).parts
+    other = estimate(TWO, Plan(**{**vars(SMALL), "gradient_checkpointing": True})).parts
+    names = ("micro-batch, every layer's values kept", "micro-batch, with gradient checkpointing")
+    assert [plain[name] for name in names] == [other[name] for name in names]
+    assert plain[names[1]] < plain[names[0]]
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("precision", "int8"), ("lora_rank", 0), ("device", "tpu")])
+def test_a_plan_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Plan(**{name: value})
+
+
+def test_the_command_prints_parts_and_what_fits(capsys, tmp_path):
+    sizes = ["--batch", "8", "--prompt-tokens", "6", "--new-tokens", "4", "--micro-batch", "2", "--device", "cpu"]
+    TWO.save_pretrained(tmp_path)
+    main([str(tmp_path), *sizes])
+    said = capsys.readouterr().out
+    for text in ("165,909,120 parameters", "weights of the policy", "key-value cache", "24 GB: fits", "80 GB: fits"):
+        assert text in said
+    main([str(tmp_path), *sizes, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["peak"] == max(found["phases"].values())
+    assert found["parts"]["weights of the policy"] == 4 * 165909120
+
+
+def test_what_cannot_be_estimated_is_refused():
+    with pytest.raises(UsageError, match="--agent dpo"):
+        main(["Qwen2.5-0.5B", "--agent", "dpo"])
+    with pytest.raises(ValueError, match=r"model='no/such'.*Qwen2\.5-0\.5B"):
+        model_config("no/such")
+    assert set(SHAPES) == {"Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Llama-3-70B"}
