@@ -22,6 +22,7 @@ from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
+from textgym_agents.lm.devices import join
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.tiny import start_policy
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
@@ -45,7 +46,8 @@ class LMAgent(SavedLM, Agent):
     critic = False
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
-        self.task = task
+        self.task, self.devices = task, join()
+        self.devices.check_task(task)
         self.policy = start_policy(task, config, model)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
@@ -65,7 +67,7 @@ class LMAgent(SavedLM, Agent):
         self._acting = np.random.default_rng([config.seed, 2])
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
-        """Learn from at least `episodes` more episodes, one in each sub-environment per iteration.
+        """Learn from at least `episodes` more episodes, one in each sub-environment (of every device) per iteration.
 
         Args:
             env: vector environment in DISABLED mode on the agent's task; may be wrapped.
@@ -84,7 +86,7 @@ class LMAgent(SavedLM, Agent):
             rate = self._set_learning_rate()
             metrics = self._iterate(env)
             self.iteration += 1
-            self.episodes += env.num_envs
+            self.episodes += env.num_envs * self.devices.world
             metrics |= {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
             if callback is not None and callback(metrics):
                 return
@@ -119,7 +121,8 @@ class LMAgent(SavedLM, Agent):
         return self.value_scale, self.value_offset
 
     def _finish_step(self) -> float:
-        """Apply the gradient, scaled down to `max_grad_norm`; return its norm before."""
+        """Apply the gradient of all devices, scaled down to `max_grad_norm`; return its norm before."""
+        self.devices.add_gradients(list(self.policy.parameters()))
         return apply_gradient(self.optimizer, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:

@@ -25,6 +25,7 @@ from textgym_agents.lm.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.protocol import Metrics
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 
@@ -215,19 +216,28 @@ def lay_out(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> Ints:
     return np.concatenate([part[np.argsort(-size[part], kind="stable")] for part in parts])
 
 
-def accumulate(optimizer: torch.optim.Optimizer, parts: Iterable[tuple[Tensor, Metrics]], items: int) -> Metrics:
+def accumulate(
+    optimizer: torch.optim.Optimizer,
+    parts: Iterable[tuple[Tensor, Metrics]],
+    items: int,
+    devices: Devices = ALONE,
+    weight: float = 1.0,
+) -> Metrics:
     """Set the gradient to that of the mean loss of a step's items, whatever its parts are.
 
     Args:
         optimizer: of the parameters; older gradients are dropped.
         parts: the losses of some of the items, summed where there are several (a tensor of any shape), and what is
             reported of them, summed over the same items. A part is computed when it is asked for.
-        items: in all parts together.
+        items: in all parts of all devices together.
+        devices: which have parts of their own; their gradients are added up by `Devices.add_gradients` afterwards.
+        weight: of this device's parts; 0 for those that it has borrowed, see `Devices.deal`.
     Returns: the means over all items of what the parts report.
     """
     sums: Metrics = {}
     optimizer.zero_grad(set_to_none=True)
     for losses, reported in parts:
-        (losses.sum() / items).backward()
+        (weight * losses.sum() / items).backward()
         sums = {name: sums.get(name, 0.0) + value for name, value in reported.items()}
-    return {name: value / items for name, value in sums.items()}
+    whole = devices.sums(weight * value for value in sums.values())
+    return {name: value / items for name, value in zip(sums, whole, strict=True)}
