@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from textgym.checks import JsonObject
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
+from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
@@ -34,6 +36,7 @@ class SavedLM(ABC):
     config_type: ClassVar[type[LMConfig]]
     task: Task
     config: LMConfig
+    devices: Devices
     policy: LMPolicy
     reference: LMPolicy
     has_own_reference: bool
@@ -45,6 +48,8 @@ class SavedLM(ABC):
     iteration: int
     episodes: int
     budget: int
+    scorers: Sequence[JsonObject] = ()
+    """The states of the reward that each device has left, where this agent was loaded."""
 
     @abstractmethod
     def __init__(self, task: Task, config: LMConfig, model: PreTrainedModel | None = None) -> None: ...
@@ -59,8 +64,15 @@ class SavedLM(ABC):
             raise KeyError(next(iter(tensors)))
 
     def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        state = {name: getattr(self, name) for name in _COUNTERS} | {
+        """See `Agent.save`: safetensors and JSON; a reader never sees half of it.
+
+        Of several devices all call this, and the one that leads writes.
+        """
+        scorers = self.devices.gather_json(self.task.scorer.state_dict()) if self.devices.world > 1 else []
+        if not self.devices.leads:
+            return
+        state: dict[str, object] = {"scorers": scorers} if scorers else {}
+        state |= {name: getattr(self, name) for name in _COUNTERS} | {
             "beta": self.controller.beta,
             "value_scale": self.value_scale,
             "value_offset": self.value_offset,
@@ -96,7 +108,10 @@ class SavedLM(ABC):
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning goes on as if it had not been interrupted."""
         task = env.unwrapped.task
-        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+        agent = read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+        if len(agent.scorers) == agent.devices.world:
+            task.scorer.load_state_dict(agent.scorers[agent.devices.rank])
+        return agent
 
     @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:
@@ -117,6 +132,7 @@ class SavedLM(ABC):
         agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference")
+        agent.scorers = state.get("scorers", []) if saved.same_task else []
         return agent
 
 

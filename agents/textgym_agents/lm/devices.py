@@ -7,6 +7,7 @@ that was started alone everything here gives back what it was given. A rank is t
 from __future__ import annotations
 
 import atexit
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.checks import Ints
+from textgym.checks import Ints, JsonObject
 from textgym.task import Task
 
 _BUCKET = 2**24
@@ -77,6 +78,13 @@ class Devices:
         """Return the arrays (n, ...) of all ranks, one after the other."""
         return part if self.world == 1 else self.gather(torch.from_numpy(np.ascontiguousarray(part))).numpy()
 
+    def gather_json(self, part: JsonObject) -> list[JsonObject]:
+        """Return the JSON objects of all ranks."""
+        text = json.dumps(part).encode()
+        ends = np.cumsum(self.gather_array(np.array([len(text)])))
+        whole = self.gather_array(np.frombuffer(text, dtype=np.uint8).copy()).tobytes()
+        return [json.loads(whole[end - size : end]) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
+
     def add_up(self, numbers: Tensor) -> Tensor:
         """Return the sums of a tensor's entries over all ranks."""
         if self.world == 1:
@@ -112,13 +120,6 @@ class Devices:
             dist.all_reduce(flat)
             for parameter, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
                 parameter.grad = part.view_as(parameter)
-
-    def share(self, name: str, count: int, unit: int = 1) -> int:
-        """Return how many of `count` rows this rank has. Raises: ValueError unless all have as many whole units."""
-        if count % (self.world * unit):
-            units = f", in whole groups of {unit}" if unit > 1 else ""
-            raise ValueError(f"{name}={count!r}: allowed is a multiple of the {self.world} devices{units}")
-        return count // self.world
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError for a reward that needs to see the completions of a whole batch, or of all before it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -54,7 +54,8 @@ def whole_rollout(devices: Devices, rollout: Rollout) -> Rollout:
     width = int(max(devices.gather_array(np.array([rollout.input_ids.shape[1]]))))
     ids = rollout.input_ids.new_zeros((len(rollout.lengths), width))
     ids[:, : rollout.input_ids.shape[1]] = rollout.input_ids
-    arrays = {name: devices.gather_array(getattr(rollout, name)) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: devices.gather_array(getattr(rollout, name)) for name in _ARRAYS}
+    tensors: dict[str, Any] = {name: devices.gather(getattr(rollout, name)) for name in _TENSORS}
     behind = rollout.bootstrap_kl
     return replace(
         rollout,
@@ -63,7 +64,7 @@ def whole_rollout(devices: Devices, rollout: Rollout) -> Rollout:
         features=None,
         bootstrap_kl=None if behind is None else np.asarray(devices.gather_array(behind), dtype=np.float64),
         **arrays,
-        **{name: devices.gather(getattr(rollout, name)) for name in _TENSORS},
+        **tensors,
     )
 
 

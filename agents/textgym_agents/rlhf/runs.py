@@ -27,6 +27,7 @@ from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHF
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Watcher
+from textgym_agents.training.ranks import refuse_ranks
 
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
 
@@ -238,6 +239,7 @@ class StagedRun(ABC, Generic[Settings]):
     def __init__(
         self, env_id: str, settings: Settings, out: str | Path, watcher: Watcher, env: Mapping[str, Any] | None = None
     ) -> None:
+        refuse_ranks(f"textgym {self.command}")
         self.env_id, self.watcher = env_id, watcher
         self.settings: Settings = settings
         self.out, self.env_options = Path(out).resolve(), dict(env or {})
