@@ -11,6 +11,7 @@ from golden.agent_records import stop_env
 from safetensors.torch import save_file
 from textgym_agents import make_agent
 from textgym_agents.lm.devices import world_size
+from textgym_agents.lm.sharding import release, whole_tensors
 
 BATCH = 24
 
@@ -23,8 +24,8 @@ def learn(folder: Path, agent: str, settings: str, episodes: str = "72") -> None
     found = make_agent(agent, env, batch=BATCH, micro_batch=5, device="cpu", **options)
     rows: list[dict[str, float]] = []
     found.learn(env, int(episodes), lambda row: rows.append(dict(row)))
+    release(found.policy)
+    parameters = whole_tensors(dict(found.policy.named_parameters()), keep=True)
     if found.devices.leads:
-        save_file(
-            {n: p.detach().contiguous().clone() for n, p in found.policy.named_parameters()}, folder / "p.safetensors"
-        )
+        save_file({name: each.clone() for name, each in parameters.items()}, folder / "parameters.safetensors")
         (folder / "metrics.json").write_text(json.dumps(rows))

@@ -24,6 +24,7 @@ from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.devices import join
 from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.sharding import Passes, whole
 from textgym_agents.lm.tiny import start_policy
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 
@@ -50,6 +51,8 @@ class LMAgent(SavedLM, Agent):
         self.devices.check_task(task)
         self.policy = start_policy(task, config, model)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        if self.devices.world > 1 and config.parallel == "fsdp":
+            Passes(self.devices, (self.policy, self.reference))
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or (TINY_LEARNING_RATE if tiny else LEARNING_RATE)
@@ -122,7 +125,7 @@ class LMAgent(SavedLM, Agent):
 
     def _finish_step(self) -> float:
         """Apply the gradient of all devices, scaled down to `max_grad_norm`; return its norm before."""
-        self.devices.add_gradients(list(self.policy.parameters()))
+        self.devices.add_gradients([each for group in self.optimizer.param_groups for each in group["params"]])
         return apply_gradient(self.optimizer, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:
@@ -165,7 +168,7 @@ def apply_gradient(optimizer: torch.optim.Optimizer, max_grad_norm: float, when:
     Raises: FloatingPointError if it is not finite; the parameters are as before then.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"{when}: the gradient is not finite; lower learning_rate={optimizer.param_groups[0]['lr']!r} "

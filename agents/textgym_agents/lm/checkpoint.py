@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -20,6 +21,7 @@ from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.sharding import is_sharded, load_whole, part_like, release, whole_tensors
 from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
 
 if TYPE_CHECKING:
@@ -69,7 +71,13 @@ class SavedLM(ABC):
         Of several devices all call this, and the one that leads writes.
         """
         scorers = self.devices.gather_json(self.task.scorer.state_dict()) if self.devices.world > 1 else []
-        if not self.devices.leads:
+        leads = self.devices.leads
+        release(self.policy, self.reference)
+        tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
+        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
+        tensors = whole_tensors(tensors | with_prefix("memory.", self.memory()), leads)
+        models = [model_tensors(policy.model, leads) for policy in (self.policy, self.reference)]
+        if not leads:
             return
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
         state |= {name: getattr(self, name) for name in _COUNTERS} | {
@@ -80,9 +88,6 @@ class SavedLM(ABC):
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
         }
-        tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
-        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
-        tensors |= with_prefix("memory.", self.memory())
         write_saved(
             path,
             self.name,
@@ -90,12 +95,15 @@ class SavedLM(ABC):
             self.task,
             state=state,
             tensors=tensors,
-            folders={"model": self._save_policy, "reference": self.reference.model.save_pretrained}
+            folders={
+                "model": partial(self._save_policy, tensors=models[0]),
+                "reference": partial(self.reference.model.save_pretrained, state_dict=models[1]),
+            }
             | ({"base": self._save_base} if is_peft(self.policy.model) else {}),
         )
 
-    def _save_policy(self, folder: Path) -> None:
-        self.policy.model.save_pretrained(folder)
+    def _save_policy(self, folder: Path, tensors: dict[str, Tensor] | None) -> None:
+        self.policy.model.save_pretrained(folder, state_dict=tensors)
         self.task.vocabulary.save(folder)
 
     def _save_base(self, folder: Path) -> None:
@@ -117,11 +125,11 @@ class SavedLM(ABC):
     def _restored(cls, saved: Saved, task: Task) -> Self:
         state, tensors = saved.state, saved.tensors()
         agent = cls(task, cls.config_type(**saved.config), model=_load_model(saved.folder, "reference"))
-        agent.policy.model.load_state_dict(copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
+        load_whole(agent.policy.model, copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
         frozen = set(state["frozen"])
         for name, parameter in agent.policy.named_parameters():
             parameter.requires_grad_(name not in frozen)
-        agent.policy.value_head.load_state_dict(without_prefix("value_head.", tensors))
+        load_whole(agent.policy.value_head, without_prefix("value_head.", tensors))
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
         memory = without_prefix("memory.", tensors)
         if memory:
@@ -140,6 +148,11 @@ def _load_model(folder: Path, name: str) -> PreTrainedModel:
     base = folder / "base"
     model: PreTrainedModel = load_adapter(folder / name, base) if base.is_dir() else load_causal_lm(folder / name)
     return model
+
+
+def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, Tensor] | None:
+    """Return the whole tensors of a sharded model, to be saved; None for one that is no shard. All ranks call this."""
+    return whole_tensors(model.state_dict(), keep) if is_sharded(model) else None
 
 
 # Tensors of modules and optimisers by name
@@ -188,7 +201,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
-    check_moments([each for group in optimizer.param_groups for each in group["params"]], state)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    check_moments(parameters, state)
+    for place, entries in state.items():
+        entries.update({key: part_like(tensor, parameters[place]) for key, tensor in entries.items()})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -110,6 +110,7 @@ class Devices:
         """
         if self.world == 1:
             return
+        self.before()
         whole = [each for each in parameters if each.requires_grad and not hasattr(each, "placements")]
         if not whole:
             return

@@ -18,6 +18,7 @@ from textgym.lm.llama import recomputes
 from textgym.lm.reference import NGramReference, Reference, UniformReference
 from textgym.task import Task, has_language_model, make_reference, reference_model
 from textgym_agents.config import LMConfig
+from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.protocol import Observation
 
@@ -54,6 +55,7 @@ def start_policy(task: Task, config: LMConfig, model: nn.Module | None = None) -
         device=choose_device(config.device),
         bf16=config.precision == "bfloat16",
         recompute=config.gradient_checkpointing or recomputes(start),
+        lean=config.parallel == "ddp" or world_size() == 1,
         tokens=tokens,
     )
 
