@@ -215,6 +215,7 @@ def supports(model: PreTrainedModel) -> bool:
         and all(parameter.dtype == torch.float32 for parameter in model.parameters())
         and sum(parameter.numel() for parameter in model.parameters()) <= _MAX_PARAMETERS
         and not recomputes(model)
+        and not any(hasattr(parameter, "placements") for parameter in model.parameters())  # one of several shards
     )
 
 

@@ -21,7 +21,7 @@ from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.sharding import is_sharded, load_whole, part_like, release, whole_tensors
+from textgym_agents.lm.sharding import load_whole, model_tensors, part_like, release, whole_tensors
 from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
 
 if TYPE_CHECKING:
@@ -150,11 +150,6 @@ def _load_model(folder: Path, name: str) -> PreTrainedModel:
     return model
 
 
-def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, Tensor] | None:
-    """Return the whole tensors of a sharded model, to be saved; None for one that is no shard. All ranks call this."""
-    return whole_tensors(model.state_dict(), keep) if is_sharded(model) else None
-
-
 # Tensors of modules and optimisers by name
 
 
@@ -181,7 +176,7 @@ def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if tensors.keys() != wanted.keys():
         odd = sorted(tensors.keys() ^ wanted.keys())[0]
         raise ValueError(f"the tensor {odd!r} is missing, or is none of the model's")
-    module.load_state_dict(tensors, strict=False)
+    module.load_state_dict({name: part_like(tensor, wanted[name]) for name, tensor in tensors.items()}, strict=False)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

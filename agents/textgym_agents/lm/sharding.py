@@ -22,22 +22,28 @@ from textgym.lm.backbone import is_peft
 from textgym_agents.lm.devices import Devices
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from textgym_agents.lm.policy import LMPolicy
 
 
-def shard(devices: Devices, module: nn.Module, device: torch.device, bf16: bool, methods: Sequence[str]) -> None:
-    """Leave a part of every parameter of a module on each rank.
+def shard(
+    devices: Devices, roots: Sequence[nn.Module], device: torch.device, bf16: bool, methods: Sequence[str] = ()
+) -> None:
+    """Leave a part of every parameter of some modules on each rank.
 
     What is not in a layer (embeddings, output layer, value head) stays gathered behind a forward pass, so that the
     output layer can be asked for a few states at a time. Gradients are summed, never averaged, on every backend.
 
     Args:
+        roots: modules that are called one after the other, and have all parameters between them.
         bf16: gather weights in bfloat16; the parts that the optimiser changes, and gradients, are float32.
-        methods: names of the methods that run the layers, beside `forward`.
+        methods: names of the roots' methods that run the layers, beside `forward`.
     Raises: ValueError for a model without layers.
     """
-    layers = [each for each in module.modules() if isinstance(each, GradientCheckpointingLayer)]
-    if not layers or any(map(is_peft, module.modules())):
+    inside = [each for root in roots for each in root.modules()]
+    layers = [each for each in inside if isinstance(each, GradientCheckpointingLayer)]
+    if not layers or any(map(is_peft, inside)):
         what = "an adapter" if layers else "no layers that could be sharded"
         raise ValueError(f"parallel='fsdp': the model has {what}; allowed is 'ddp'")
     options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (devices.world,))}
@@ -45,13 +51,14 @@ def shard(devices: Devices, module: nn.Module, device: torch.device, bf16: bool,
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers:
         fully_shard(layer, **options)
-    fully_shard(module, reshard_after_forward=False, **options)
-    for part in module.modules():
+    for root in roots:
+        fully_shard(root, reshard_after_forward=False, **options)
+        for name in methods:
+            register_fsdp_forward_method(root, name)
+    for part in inside:
         if isinstance(part, FSDPModule):
             part.set_force_sum_reduction_for_comms(True)
             part.set_gradient_divide_factor(1.0)
-    for name in methods:
-        register_fsdp_forward_method(module, name)
 
 
 class Passes:
@@ -60,7 +67,7 @@ class Passes:
     def __init__(self, devices: Devices, policies: Sequence[LMPolicy]) -> None:
         self._policies, self._answering, self._layers_run = policies, False, 0
         for place, policy in enumerate(policies):
-            shard(devices, policy, policy.device, policy.bf16, ("features", "read"))
+            shard(devices, [policy], policy.device, policy.bf16, ("features", "read"))
             layer = next(each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer))
             layer.register_forward_pre_hook(self._count)
             with torch.no_grad():  # what FSDP makes in its first pass must be usable outside of inference mode
@@ -134,8 +141,9 @@ def _touched(features: Tensor, policy: LMPolicy) -> Tensor:
 def release(*modules: nn.Module) -> None:
     """Let go of the weights that are gathered still, so that a module's tensors are this rank's parts."""
     for module in modules:
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -154,6 +162,12 @@ def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
         if keep:
             found[name] = full
     return found
+
+
+def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, Tensor] | None:
+    """Return the whole tensors of a sharded model, to be saved; None for one that is not. All ranks call this."""
+    release(model)
+    return whole_tensors(model.state_dict(), keep) if is_sharded(model) else None
 
 
 def is_sharded(module: nn.Module) -> bool:

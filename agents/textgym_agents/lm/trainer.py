@@ -26,6 +26,7 @@ from textgym_agents.lm.checkpoint import (
     without_prefix,
 )
 from textgym_agents.lm.devices import ALONE, Devices
+from textgym_agents.lm.sharding import release, shard, whole_tensors
 from textgym_agents.protocol import Metrics
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 
@@ -44,6 +45,10 @@ class SupervisedLoss(nn.Module, ABC, Generic[Row]):
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """Return the number of items in a batch."""
+
+    def roots(self) -> list[nn.Module]:
+        """Return the modules that are called one after the other, and have all parameters between them."""
+        return [self]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> Batch:
@@ -65,6 +70,7 @@ class SupervisedTrainer(Generic[Row]):
         learning_rate: its peak.
         seed: of the order of rows and of dropout.
         folder: of the checkpoint.
+        devices: that share the rows of every part of a step. Each draws its own dropout.
     """
 
     loss: SupervisedLoss[Row]
@@ -74,6 +80,12 @@ class SupervisedTrainer(Generic[Row]):
     learning_rate: float
     seed: int
     folder: Path
+    devices: Devices = ALONE
+
+    def __post_init__(self) -> None:
+        if self.devices.world > 1 and self.settings.parallel == "fsdp":
+            device = next(self.loss.parameters()).device
+            shard(self.devices, self.loss.roots(), device, self.settings.bf16)
 
     @property
     def steps(self) -> int:
@@ -106,7 +118,7 @@ class SupervisedTrainer(Generic[Row]):
             for step in range(done or 0, self.steps):
                 chosen = order[step * settings.batch : (step + 1) * settings.batch]
                 after_step(step + 1, self._step(step, chosen, optimizer))
-                stopping = interrupted()
+                stopping = self.devices.any(interrupted())
                 if stopping or (step + 1) % settings.save_every == 0 or step + 1 == self.steps:
                     before_save()
                     self._save(step + 1, optimizer)
@@ -116,6 +128,7 @@ class SupervisedTrainer(Generic[Row]):
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW, whose weight decay is for matrices only."""
+        release(self.loss)  # which may have been measured
         learned = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         groups = [
             {
@@ -132,14 +145,15 @@ class SupervisedTrainer(Generic[Row]):
         rate = self.learning_rate * rate_factor(settings.schedule, step, self.steps, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, 3, step]).generate_state(1)[0]))
+        rank = self.devices.rank
+        words = [self.seed, 3, step, *([rank] if rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
         size = settings.batch // settings.micro_batches
-        batches = [
-            self.loss.collate([self.rows[row] for row in chosen[start : start + size]])
-            for start in range(0, len(chosen), size)
-        ]
-        items = sum(self.loss.count(batch) for batch in batches)
-        metrics = accumulate(optimizer, self._parts(batches), items)
+        dealt = [self.devices.deal(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        batches = [(self.loss.collate([self.rows[row] for row in own]), weight) for own, weight in dealt]
+        items = int(self.devices.sums([sum(weight * self.loss.count(batch) for batch, weight in batches)])[0])
+        metrics = accumulate(optimizer, self._parts(batches), items, self.devices)
+        self.devices.add_gradients([each for group in optimizer.param_groups for each in group["params"]])
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
                 f"the loss of step {step + 1} is {metrics['loss']}; a lower learning_rate may help"
@@ -147,17 +161,20 @@ class SupervisedTrainer(Generic[Row]):
         norm = apply_gradient(optimizer, settings.max_grad_norm, f"step {step + 1}")
         return metrics | {"gradient_norm": norm, "lr": rate}
 
-    def _parts(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Metrics]]:
+    def _parts(self, batches: Sequence[tuple[Batch, float]]) -> Iterator[tuple[Tensor, Metrics]]:
         device = next(self.loss.parameters()).device
-        for batch in batches:
+        for batch, weight in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
                 loss = self.loss(**{name: tensor.to(device) for name, tensor in batch.items()})
-            yield loss.float(), {"loss": float(loss.detach())}
+            yield weight * loss.float(), {"loss": weight * float(loss.detach())}
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        release(self.loss)
         tensors = with_prefix("model.", module_tensors(self.loss))
         tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer))
-        write_saved(self.folder, _NAME, self.settings, state={"step": step}, tensors=tensors)
+        tensors = whole_tensors(tensors, self.devices.leads)
+        if self.devices.leads:
+            write_saved(self.folder, _NAME, self.settings, state={"step": step}, tensors=tensors)
 
     def _restore(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         count(saved.state, "step", most=self.steps)

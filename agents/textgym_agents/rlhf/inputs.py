@@ -22,6 +22,8 @@ from textgym.preferences import Demonstration, Ranking, Reading, collect
 from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
+from textgym_agents.lm.devices import join
+from textgym_agents.lm.sharding import model_tensors
 from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.training.loop import Watcher
 
@@ -267,10 +269,15 @@ def save_model_folder(
 
     Args:
         files: more files of the folder: name -> content.
+    Of several processes all call this, and the one that leads writes.
     """
+    leads = join().leads
+    tensors = model_tensors(model, leads)
+    if not leads:
+        return
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=tensors)
         name = Path(base_name(base))
         if name.is_dir():
             for file in _TOKENIZER_FILES:

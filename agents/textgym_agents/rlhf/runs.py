@@ -20,29 +20,17 @@ from textgym.files import make_folder, plain, read_json, write_json
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
 from textgym.task import Task
 from textgym_agents.config import versions
+from textgym_agents.lm.devices import join
 from textgym_agents.lm.trainer import SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import make_env
 from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHFSettings
 from textgym_agents.saving import FORMAT
-from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Watcher
+from textgym_agents.training.folder import RunFolder, Unwritten
+from textgym_agents.training.loop import SilentWatcher, Watcher
 from textgym_agents.training.ranks import refuse_ranks
 
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
-
-
-class SilentWatcher:
-    """A `Watcher` that says nothing."""
-
-    def stage(self, text: str) -> None:
-        """See `Watcher.stage`."""
-
-    def note(self, text: str) -> None:
-        """See `Watcher.note`."""
-
-    def iteration(self, row: Metrics) -> None:
-        """See `Watcher.iteration`."""
 
 
 class SupervisedRun:
@@ -68,6 +56,7 @@ class SupervisedRun:
                 f"bf16=True: device={settings.device!r} is no device with bfloat16 here; allowed are bf16=False "
                 "and device='cpu'"
             )
+        self.devices = join()  # once every process has looked at the folder, which the first one makes
         self.checkpoints = self._out / "checkpoints"
         self._started = time.monotonic()
         self._step = 0
@@ -94,6 +83,9 @@ class SupervisedRun:
             last: the last iteration whose metrics stay; None drops them all.
         Raises: ValueError if the interrupted run had other settings or other data.
         """
+        if not self.devices.leads:
+            yield Unwritten(self._out)
+            return
         digests = {file: digest(file) for file in read}
         about = {"command": self._command, "format": FORMAT}
         config = plain(about | asdict(self._settings) | {"read": digests})

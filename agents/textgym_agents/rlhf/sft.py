@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from textgym.checks import Floats, JsonObject
@@ -90,11 +90,15 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = peak_learning_rate(settings, parameters)
     lengths = [len(row.ids) for row in rows.train]
-    fit = SupervisedTrainer(loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model")
+    fit = SupervisedTrainer(
+        loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model", run.devices
+    )
     read = [] if settings.data.startswith(_WORLD) else [settings.data]
     with run.writing(read, steps_done(fit.folder)) as folder:
         run.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
         save_model_folder(out / "model", model, settings.base)
+        if not run.devices.leads:
+            return {}
         logged = folder.metrics()
         before, after = (
             {name: value for name, value in row.items() if name.startswith("eval/")} for row in (logged[0], logged[-1])
@@ -123,6 +127,10 @@ class CompletionLoss(SupervisedLoss[Encoded]):
         """
         logits, targets = self.predictions(batch)
         return functional.cross_entropy(logits, targets, reduction="sum")
+
+    def roots(self) -> list[nn.Module]:
+        """See `SupervisedLoss.roots`."""
+        return [self.model]
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits (N, V) float32 and targets (N,) of the N tokens with a label."""

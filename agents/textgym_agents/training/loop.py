@@ -48,6 +48,19 @@ class Watcher(Protocol):
         """Take the metrics of an iteration, those of an evaluation included."""
 
 
+class SilentWatcher:
+    """A `Watcher` that says nothing."""
+
+    def stage(self, text: str) -> None:
+        """See `Watcher.stage`."""
+
+    def note(self, text: str) -> None:
+        """See `Watcher.note`."""
+
+    def iteration(self, row: Metrics) -> None:
+        """See `Watcher.iteration`."""
+
+
 class _OutputWatcher:
     """A watcher whose full output is told apart from a full folder. Args: advice: see `disk_full_at`."""
 

@@ -20,6 +20,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def leads() -> bool:
+    """Return whether this process is the first, or the only one."""
+    return world() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def share(name: str, count: int, unit: int = 1) -> int:
     """Return how many of `count` rows each process has.
 
