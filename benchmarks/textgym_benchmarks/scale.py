@@ -40,11 +40,11 @@ class Scale:
     """Processes that share the work."""
     hidden: int = 256
     """Width of a random Llama with the vocabulary of the built-in world."""
-    layers: int = 8
+    layers: int = 6
     """Its layers."""
     batch: int = 32
     """Episodes per iteration, of all ranks together."""
-    iterations: int = 2
+    iterations: int = 3
     """Iterations that are timed, after one that is not."""
     as_json: bool = False
     """Print JSON instead of a table."""
@@ -124,7 +124,7 @@ def run_rank(folder: str, how: Parallel) -> None:
 
     torch.set_num_threads(1)
     settings, devices = Scale(**json.loads(Path(folder, "settings.json").read_text())), join()
-    env = make_env("textgym/Helpful-v0", settings.batch // devices.world)
+    env = make_env("textgym/Sentiment-v0", settings.batch // devices.world)
     task = env.unwrapped.task
     config = LMPPOConfig(batch=settings.batch, micro_batch=8, device=_CPU, parallel=how, epochs=1)
     agent = LMPPO(task, config, _model(settings, task.vocabulary.size))
