@@ -256,7 +256,8 @@ def recover_folder(path: Path) -> None:
     """Bring back the folder that a crashed `replace_folder` had moved aside."""
     old = _siblings(path)[1]
     if old.exists() and not path.exists():
-        old.rename(path)
+        with contextlib.suppress(FileNotFoundError):  # another process of the same training did it
+            old.rename(path)
         sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

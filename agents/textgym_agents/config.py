@@ -113,6 +113,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+Parallel = Literal["ddp", "fsdp"]
 KL = Literal["exact", "k1", "k2", "k3"]
 
 
@@ -160,6 +161,9 @@ class LMConfig(ModelSettings):
     gradient_checkpointing: bool = False
     """Keeps the input of every layer alone and runs the layers again for the gradient: less memory, a third more time.
     A model on which it is enabled has it too."""
+    parallel: Parallel = "ddp"
+    """What several processes hold, where a launcher such as torchrun has started them. ddp: all weights each. fsdp: a
+    part of all weights, gradients and moments each; layers are gathered when they are needed."""
     seed: int = 0
     """Seeds prompts, sampling and mini-batches."""
 
@@ -261,6 +265,9 @@ class FitConfig:
     """Steps between checkpoints."""
     bf16: bool = False
     """Compute in bfloat16, with the weights in float32."""
+    parallel: Parallel = "ddp"
+    """What several processes hold, where a launcher such as torchrun has started them. ddp: all weights each. fsdp: a
+    part of all weights, gradients and moments each; layers are gathered when they are needed."""
     seed: int = 0
     """Of the split, the order of the rows and dropout."""
 

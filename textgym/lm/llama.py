@@ -216,6 +216,7 @@ def supports(model: PreTrainedModel) -> bool:
         and sum(parameter.numel() for parameter in model.parameters()) <= _MAX_PARAMETERS
         and not recomputes(model)
         and not any("base_layer" in module._modules for module in model.modules())  # PEFT's
+        and not any(hasattr(parameter, "placements") for parameter in model.parameters())  # one of several shards
     )
 
 

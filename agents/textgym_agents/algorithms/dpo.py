@@ -16,6 +16,7 @@ from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
+from textgym_agents.lm.gathered import whole_rollout
 from textgym_agents.lm.maths import scores
 from textgym_agents.lm.offline import OfflineAgent, OfflineConfig
 from textgym_agents.lm.rollout import collect
@@ -113,11 +114,14 @@ class DPO(OfflineAgent):
         if self._has_data():
             return super()._batch(env)
         # Round by round the same pairs come again: they depend on the round's seed and the frozen reference alone.
-        rounds = None if self.config.pairs is None else -(-self.config.pairs // (env.num_envs // 2))
+        rounds = (
+            None if self.config.pairs is None else -(-self.config.pairs // (self.devices.world * env.num_envs // 2))
+        )
         place = self.iteration if rounds is None else self.iteration % rounds
         seed = int(np.random.SeedSequence([self.config.seed, place, 0]).generate_state(1)[0])
         author = self.policy if self.config.sampler == "policy" else self.reference
-        rollout = collect(env, author, seed, self.task.vocabulary.stop_ids, group=2)
+        part = collect(env, author, seed, self.task.vocabulary.stop_ids, group=2, devices=self.devices)
+        rollout = whole_rollout(self.devices, part)
         returns = scores(rollout, self.task.gamma).reshape(-1, 2)
         best_first = self._annotate(returns, seed)
         order = (best_first + 2 * np.arange(len(best_first))[:, None]).ravel()

@@ -22,6 +22,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
 from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
 from textgym_agents.lm.rollout import (
@@ -52,9 +53,10 @@ class OnPolicyAgent(LMAgent):
         config, exact = self.config, self.config.kl == "exact"
         stop_ids = self.task.vocabulary.stop_ids
         behind = self.reference if self.critic else None
-        rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
+        rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
+        rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
         targets = self._targets(rollout, kl)
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
         metrics |= self._update(rollout, targets, scored)
@@ -67,7 +69,7 @@ class OnPolicyAgent(LMAgent):
 
     def _update(self, rollout: Rollout, targets: Targets, scored: Tensor) -> Metrics:
         """Step on every mini-batch of every epoch, until the policy is too far from the one that sampled."""
-        config, meter = self.config, UpdateMeter()
+        config, meter = self.config, UpdateMeter(self.devices)
         generator = np.random.default_rng([self._seed(1)])
         trained = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows  # (b,)
         for _ in range(config.epochs if len(trained) else 0):
@@ -84,7 +86,7 @@ class OnPolicyAgent(LMAgent):
         meter.start(int(lengths.sum()))
         total = maths.loss_total(self.aggregation, lengths, self.task.max_new_tokens)
         self.optimizer.zero_grad(set_to_none=True)
-        for part in micro_batches(rollout, rows, self.config.micro_batch):
+        for part in micro_batches(rollout, self.devices.own(rows, len(rollout.lengths)), self.config.micro_batch):
             self._add_gradient(part, rollout, targets, scored, meter, total)
         meter.finish(self._finish_step())
 

@@ -14,6 +14,7 @@ from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, MOST, LMConfig, at_least_one, not_negative, require
 from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.gathered import whole_rollout
 from textgym_agents.lm.maths import scores
 from textgym_agents.lm.metrics import rollout_metrics
 from textgym_agents.lm.rollout import Rollout, collect, micro_batches
@@ -166,8 +167,9 @@ class SoftQ(LMAgent):
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, beta = self.config, self.controller.beta
-        rollout = collect(env, self.policy, self._seed(0), self.task.vocabulary.stop_ids)
-        taken, normalisers = self._score_reference(rollout)
+        part = collect(env, self.policy, self._seed(0), self.task.vocabulary.stop_ids, devices=self.devices)
+        taken, normalisers = map(self.devices.gather, self._score_reference(part))
+        rollout = whole_rollout(self.devices, part)
         kl = (rollout.log_probs - taken).cpu().double().numpy()
         self._centre_values(scores(rollout, self.task.gamma))
         paths = self._paths(rollout, taken, normalisers)
@@ -223,12 +225,13 @@ class SoftQ(LMAgent):
         """Take an optimiser step on remembered episodes. Returns: the mean loss of a state, the gradient's norm."""
         self.optimizer.zero_grad(set_to_none=True)
         total, count = 0.0, int(paths.lengths.sum())
-        for start in range(0, len(paths.lengths), self.config.micro_batch):
-            rows = np.arange(start, min(start + self.config.micro_batch, len(paths.lengths)))
-            loss = self._loss(paths.rows(rows)).sum() / count
+        own, weight = self.devices.deal(np.arange(len(paths.lengths)))
+        for start in range(0, len(own), self.config.micro_batch):
+            rows = own[start : start + self.config.micro_batch]
+            loss = weight * self._loss(paths.rows(rows)).sum() / count
             loss.backward()
             total += float(loss.detach())
-        return total, self._finish_step()
+        return self.devices.sums([total])[0], self._finish_step()
 
     def _loss(self, paths: StoredEpisodes) -> Tensor:
         """Return half the squared residual of every state (N,), in units of the first batch's reward spread."""

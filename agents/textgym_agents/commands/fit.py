@@ -13,7 +13,8 @@ from textgym.commands.flags import parse_pair
 from textgym_agents.commands.running import FitDisplay, interrupted_run, measures_table, refuse_change, watched_run
 from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Watcher
+from textgym_agents.training.loop import SilentWatcher, Watcher
+from textgym_agents.training.ranks import leads
 
 Settings = TypeVar("Settings", bound=FitSettings)
 _SFT = """Supervised fine-tuning on demonstrations: loss on the completions' tokens only.
@@ -87,6 +88,9 @@ def _fit(
     settings, flags = parse_pair(kind, OutFlags, arguments, command, text)
     if flags.resume:
         settings = _stored(settings, interrupted_run(flags.out), command)
+    if not leads():
+        train(settings, flags.out or Path("runs", command), SilentWatcher(), flags.resume)
+        raise SystemExit(0)
     display = FitDisplay()
     with watched_run(flags.out, command, display) as out:
         result = train(settings, out, display, flags.resume)

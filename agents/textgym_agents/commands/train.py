@@ -86,6 +86,9 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     if folder is None and flags.out is not None:
         RunFolder.check_free(flags.out)
     training = Training(settings, folder)
+    if not training.leads:
+        training.follow()
+        return
     name = f"{settings.id.rpartition('/')[2].lower()}-{settings.agent.replace(':', '.')}"
     display = TrainDisplay(settings.episodes)
     with watched_run(flags.out, name, display) as out:

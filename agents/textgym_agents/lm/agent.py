@@ -21,7 +21,9 @@ from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
+from textgym_agents.lm.devices import join
 from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.sharding import Passes, whole
 from textgym_agents.lm.start import peak_rate, start_policies
 from textgym_agents.protocol import Agent, Callback, Metrics, Observation
 
@@ -42,8 +44,11 @@ class LMAgent(SavedLM, Agent):
     resumes = True
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
-        self.task = task
+        self.task, self.devices = task, join()
+        self.devices.check_task(task)
         self.policy, self.reference, apart = start_policies(task, config, model)
+        if self.devices.world > 1 and config.parallel == "fsdp":
+            Passes(self.devices, (self.policy, self.reference))
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
         self.learning_rate = config.learning_rate or peak_rate(self.policy.model, tiny)
@@ -61,7 +66,7 @@ class LMAgent(SavedLM, Agent):
         self._acting = np.random.default_rng([config.seed, 2])
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
-        """Learn from at least `episodes` more episodes, one in each sub-environment per iteration.
+        """Learn from at least `episodes` more episodes, one in each sub-environment (of every device) per iteration.
 
         Args:
             env: vector environment in DISABLED mode on the agent's task; may be wrapped.
@@ -80,7 +85,7 @@ class LMAgent(SavedLM, Agent):
             rate = self._set_learning_rate()
             metrics = self._iterate(env)
             self.iteration += 1
-            self.episodes += env.num_envs
+            self.episodes += env.num_envs * self.devices.world
             metrics |= {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
             if callback is not None and callback(metrics):
                 return
@@ -115,7 +120,8 @@ class LMAgent(SavedLM, Agent):
         return self.value_scale, self.value_offset
 
     def _finish_step(self) -> float:
-        """Apply the gradient, scaled down to `max_grad_norm`; return its norm before."""
+        """Apply the gradient of all devices, scaled down to `max_grad_norm`; return its norm before."""
+        self.devices.add_gradients([each for group in self.optimizer.param_groups for each in group["params"]])
         return apply_gradient(self.optimizer, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:
@@ -158,7 +164,7 @@ def apply_gradient(optimizer: torch.optim.Optimizer, max_grad_norm: float, when:
     Raises: FloatingPointError if it is not finite; the parameters are as before then.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"{when}: the gradient is not finite; lower learning_rate={optimizer.param_groups[0]['lr']!r} "

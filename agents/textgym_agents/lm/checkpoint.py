@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from textgym.checks import JsonObject
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
 from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
+from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.lora import read_adapter, save_base, save_model
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.sharding import is_sharded, load_whole, model_tensors, part_like, release, whole_tensors
 from textgym_agents.lm.start import AdapterOff, fingerprint
 from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
 
@@ -37,6 +40,7 @@ class SavedLM(ABC):
     config_type: ClassVar[type[LMConfig]]
     task: Task
     config: LMConfig
+    devices: Devices
     policy: LMPolicy
     reference: LMPolicy
     has_own_reference: bool
@@ -48,6 +52,8 @@ class SavedLM(ABC):
     iteration: int
     episodes: int
     budget: int
+    scorers: Sequence[JsonObject] = ()
+    """The states of the reward that each device has left, where this agent was loaded."""
 
     @abstractmethod
     def __init__(self, task: Task, config: LMConfig, model: PreTrainedModel | None = None) -> None: ...
@@ -62,8 +68,21 @@ class SavedLM(ABC):
             raise KeyError(next(iter(tensors)))
 
     def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        state = {name: getattr(self, name) for name in _COUNTERS} | {
+        """See `Agent.save`: safetensors and JSON; a reader never sees half of it.
+
+        Of several devices all call this, and the one that leads writes.
+        """
+        scorers = self.devices.gather_json(self.task.scorer.state_dict()) if self.devices.world > 1 else []
+        leads = self.devices.leads
+        release(self.policy, self.reference)
+        tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
+        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
+        tensors = whole_tensors(tensors | with_prefix("memory.", self.memory()), leads)
+        models = [model_tensors(policy.model, leads) for policy in (self.policy, self.reference)]
+        if not leads:
+            return
+        state: dict[str, object] = {"scorers": scorers} if scorers else {}
+        state |= {name: getattr(self, name) for name in _COUNTERS} | {
             "beta": self.controller.beta,
             "value_scale": self.value_scale,
             "value_offset": self.value_offset,
@@ -72,9 +91,6 @@ class SavedLM(ABC):
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
         }
         state |= self._origin()
-        tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
-        tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
-        tensors |= with_prefix("memory.", self.memory())
         write_saved(
             path,
             self.name,
@@ -82,14 +98,15 @@ class SavedLM(ABC):
             self.task,
             state=state,
             tensors=tensors,
-            folders=self._folders(Path(path).absolute()),
+            folders=self._folders(Path(path).absolute(), models),
         )
 
     def _origin(self) -> dict[str, object]:
         """Return where the start is to be found, and its digest; {} where it is saved here and nothing can share it."""
         if self._base is not None:
             return {"base": self._base, "start": fingerprint(self.policy.model)}
-        if self.config.lora_rank is None and not self.has_own_reference and has_language_model(self.task):
+        shares = self.config.lora_rank is None and not self.has_own_reference and has_language_model(self.task)
+        if shares and not is_sharded(self.reference.model):
             return {"start": fingerprint(self.reference.model)}
         return {}
 
@@ -98,17 +115,23 @@ class SavedLM(ABC):
         """Where the model under a new adapter is; None where it is in no other place than here."""
         return self.reference.base if isinstance(self.reference, AdapterOff) else None
 
-    def _folders(self, path: Path) -> dict[str, Callable[[Path], object]]:
-        """Return what writes the models: policy, reference, and the model under an adapter unless it has a name."""
+    def _folders(self, path: Path, tensors: Sequence[dict[str, Tensor] | None]) -> dict[str, Callable[[Path], object]]:
+        """Return what writes the models: policy, reference, and the model under an adapter unless it has a name.
+
+        Args:
+            tensors: of policy and reference, whole, where this rank holds a part of them only.
+        """
         base = self._base
 
         def write_policy(folder: Path) -> None:
-            save_model(self.policy.model, folder, base or str(path / "base"))
+            save_model(self.policy.model, folder, base or str(path / "base"), tensors[0])
             self.task.vocabulary.save(folder)
 
         writers: dict[str, Callable[[Path], object]] = {"model": write_policy}
         if self.config.lora_rank is None:
-            writers["reference"] = lambda folder: save_model(self.reference.model, folder, str(path / "base"))
+            writers["reference"] = lambda folder: save_model(
+                self.reference.model, folder, str(path / "base"), tensors[1]
+            )
         if is_peft(self.policy.model) and base is None:
             writers["base"] = lambda folder: save_base(self.policy.model, folder)
         return writers
@@ -117,7 +140,10 @@ class SavedLM(ABC):
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
         """See `Agent.load`. Learning continues as if it had not been interrupted."""
         task = env.unwrapped.task
-        return read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+        agent = read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
+        if len(agent.scorers) == agent.devices.world:
+            task.scorer.load_state_dict(agent.scorers[agent.devices.rank])
+        return agent
 
     @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:
@@ -126,11 +152,11 @@ class SavedLM(ABC):
         if agent.config.lora_rank is not None:
             read_adapter(agent.policy.model, saved.folder / "model")
         else:
-            agent.policy.model.load_state_dict(copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
+            load_whole(agent.policy.model, copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
         frozen = set(state["frozen"])
         for name, parameter in agent.policy.named_parameters():
             parameter.requires_grad_(name not in frozen)
-        agent.policy.value_head.load_state_dict(without_prefix("value_head.", tensors))
+        load_whole(agent.policy.value_head, without_prefix("value_head.", tensors))
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
         memory = without_prefix("memory.", tensors)
         if memory:
@@ -141,6 +167,7 @@ class SavedLM(ABC):
         agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference")
+        agent.scorers = state.get("scorers", []) if saved.same_task else []
         return agent
 
     @classmethod
@@ -158,7 +185,8 @@ class SavedLM(ABC):
             return cls(task, config, model=load_causal_lm(saved.folder / "base"))
         if saved.same_task and not state["own_reference"] and has_language_model(task):
             agent = cls(task, config)
-            if fingerprint(agent.reference.model) == state.get("start"):
+            model = agent.reference.model
+            if not is_sharded(model) and fingerprint(model) == state.get("start"):
                 return agent
         return cls(task, config, model=_load_model(saved.folder, "reference"))
 
@@ -196,7 +224,7 @@ def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if tensors.keys() != wanted.keys():
         odd = sorted(tensors.keys() ^ wanted.keys())[0]
         raise ValueError(f"the tensor {odd!r} is missing, or is none of the model's")
-    module.load_state_dict(tensors, strict=False)
+    module.load_state_dict({name: part_like(tensor, wanted[name]) for name, tensor in tensors.items()}, strict=False)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -216,7 +244,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
-    check_moments([each for group in optimizer.param_groups for each in group["params"]], state)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    check_moments(parameters, state)
+    for place, entries in state.items():
+        entries.update({key: part_like(tensor, parameters[place]) for key, tensor in entries.items()})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -100,14 +100,17 @@ def switched_off(layers: Sequence[nn.Module]) -> Iterator[None]:
             layer._disable_adapters = value
 
 
-def save_model(model: PreTrainedModel, folder: Path, base: str | None = None) -> None:
+def save_model(
+    model: PreTrainedModel, folder: Path, base: str | None = None, tensors: dict[str, torch.Tensor] | None = None
+) -> None:
     """Write a model as Hugging Face reads it; of one with an adapter, the adapter alone, as PEFT reads it.
 
     Args:
         base: the folder or hub id of the model under the adapter, for PEFT.
+        tensors: of a model without an adapter; None: its own.
     """
     if not is_peft(model):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=tensors)
         return
     config = model.peft_config["default"]
     before = config.base_model_name_or_path

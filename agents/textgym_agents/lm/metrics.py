@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from textgym.checks import Floats
+from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.maths import scores
 from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Metrics
@@ -44,9 +45,10 @@ def rollout_metrics(rollout: Rollout, kl: Floats, beta: float, gamma: float) -> 
 
 
 class UpdateMeter:
-    """Token-weighted means over the optimiser steps of one update."""
+    """Token-weighted means over the optimiser steps of one update. Args: devices: see `Devices`."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Devices = ALONE) -> None:
+        self._devices = devices
         self._rows: list[Metrics] = []
         self._sums: Tensor | None = None
         self._count = 0
@@ -54,7 +56,7 @@ class UpdateMeter:
         """Half the mean squared log-ratio of the last step's tokens, nats: how far the policy is from the sampler."""
 
     def start(self, tokens: int) -> None:
-        """Begin an optimiser step over so many tokens."""
+        """Begin an optimiser step over so many tokens, on all devices."""
         self._sums, self._count = None, tokens
 
     def add(self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float) -> None:
@@ -76,8 +78,9 @@ class UpdateMeter:
 
     def finish(self, grad_norm: float) -> None:
         """End an optimiser step."""
-        assert self._sums is not None
-        kl, clipped, ratio, square, policy, value, entropy = (self._sums / self._count).tolist()
+        # A device that had no part of this step has nothing to add.
+        sums = self._devices.add_up(torch.zeros(7) if self._sums is None else self._sums.cpu())
+        kl, clipped, ratio, square, policy, value, entropy = (sums / self._count).tolist()
         self.last_kl = kl
         self._rows.append(
             {

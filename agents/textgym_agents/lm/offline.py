@@ -110,7 +110,7 @@ class OfflineAgent(LMAgent):
     def _batch(self, env: TokenVectorEnv) -> tuple[Sequences, Metrics]:
         """Return the texts of this iteration, and metrics of them."""
         assert self._data is not None
-        count = env.num_envs // self.unit
+        count = self.devices.world * env.num_envs // self.unit
         total = len(self._data.lengths) // self.unit
         units = passes(total, self.episodes // self.unit, count, self.config.seed)
         return self._data.rows(_texts_of(units, self.unit)), {"data/passes": self.episodes / self.unit / total}
@@ -167,10 +167,11 @@ class OfflineAgent(LMAgent):
     def _step(self, batch: Sequences, reference: Tensor, units: NDArray[np.int64]) -> Metrics:
         """Take one optimiser step. Returns: means over its items, and the gradient's norm."""
         total = self._total(batch.rows(_texts_of(units, self.unit)))
+        own, weight = self.devices.deal(units)
         at_once = max(self.config.micro_batch // self.unit, 1)
-        texts = [_texts_of(units[start : start + at_once], self.unit) for start in range(0, len(units), at_once)]
+        texts = [_texts_of(own[start : start + at_once], self.unit) for start in range(0, len(own), at_once)]
         parts = (self._losses(batch.rows(chosen), reference[torch.tensor(chosen)]) for chosen in texts)
-        means = accumulate(self.optimizer, parts, total)
+        means = accumulate(self.optimizer, parts, total, self.devices, weight)
         return means | {"policy/grad_norm": self._finish_step()}
 
     # Storage

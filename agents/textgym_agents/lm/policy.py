@@ -32,6 +32,7 @@ class LMPolicy(nn.Module):
         device: where the parameters live.
         bf16: run the model under bfloat16 autocast.
         recompute: keep the inputs of layers alone and run them again in the backward pass.
+        lean: whether the hand-written Llama may be chosen, which takes weights past their modules.
         tokens: the longest row that the model will read, see `choose_backbone`.
     Raises: ValueError if `recompute` is asked for and the model has no layers that can.
     """
@@ -44,6 +45,7 @@ class LMPolicy(nn.Module):
         device: torch.device | None = None,
         bf16: bool = False,
         recompute: bool = False,
+        lean: bool = True,
         tokens: int | None = None,
     ) -> None:
         super().__init__()
@@ -51,11 +53,11 @@ class LMPolicy(nn.Module):
         # Evaluation mode for good: dropout would make acting and scoring two different policies.
         self.model = model.to(self.device).eval()  # type: ignore[arg-type]
         self.temperature = temperature
-        self._bf16 = bf16
+        self.bf16 = bf16
         if recompute:
             recompute_layers(self.model)
         with self.precision():
-            self.backbone = choose_backbone(self.model, lean=not bf16, tokens=tokens)
+            self.backbone = choose_backbone(self.model, lean=lean and not bf16, tokens=tokens)
         # Without nn.Linear's own initialisation, which draws from the global generator.
         self.value_head = nn.utils.skip_init(nn.Linear, self.backbone.hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)
@@ -81,7 +83,9 @@ class LMPolicy(nn.Module):
         scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
         biased = scaled + self._bias
         shaped = biased if masks is None else biased.masked_fill(~masks, FORBIDDEN)
-        return shaped, self.value_head(hidden.float()).squeeze(-1)
+        # In float32, whatever type sharded weights are gathered in.
+        weight, bias = self.value_head.weight.float(), self.value_head.bias.float()
+        return shaped, nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
 
     @torch.no_grad()
     def distribution(self, features: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -126,5 +130,5 @@ class LMPolicy(nn.Module):
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
         """Run the model in the precision that was asked for."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             yield

@@ -14,6 +14,7 @@ from textgym.lm.categorical import chunks, sample
 from textgym.play import PlayedBatch, Turn, play_batch, reset_groups
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL
+from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.policy import LMPolicy
 
 States = Tensor | slice
@@ -76,6 +77,7 @@ def collect(
     keep_features: bool = False,
     group: int = 1,
     reference: LMPolicy | None = None,
+    devices: Devices = ALONE,
 ) -> Rollout:
     """Play one episode in every sub-environment.
 
@@ -87,10 +89,11 @@ def collect(
         keep_features: keep the features of every state (N, F).
         group: consecutive sub-environments that answer the same prompt; divides B.
         reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
+        devices: whose ranks each play a part of the batch; a row is the same whichever plays it.
     """
     policy.forget()
-    observation, _ = reset_groups(env, seed, group)
-    sampler = _Sampler(policy, reference, keep_features, seed, env.num_envs)
+    observation, _ = reset_groups(env, seed + devices.rank * env.num_envs, group)
+    sampler = _Sampler(policy, reference, keep_features, seed, env.num_envs, devices)
     played = play_batch(env, observation, sampler.choose, at_limit=sampler.bootstrap_from)
     policy.forget()
     return sampler.rollout(played, stop_ids)
@@ -100,8 +103,15 @@ class _Sampler:
     """Sample the tokens of a batch, and keep what the policy said of its states, step by step."""
 
     def __init__(
-        self, policy: LMPolicy, reference: LMPolicy | None, keep_features: bool, seed: int, count: int
+        self,
+        policy: LMPolicy,
+        reference: LMPolicy | None,
+        keep_features: bool,
+        seed: int,
+        count: int,
+        devices: Devices,
     ) -> None:
+        self._devices = devices
         self._policy, self._reference, self._keep_features = policy, reference, keep_features
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
         self._columns: list[Ints] = []
@@ -118,7 +128,8 @@ class _Sampler:
         logits, values = self._policy.heads(features, masks)
         log_probs = torch.log_softmax(logits, -1)
         # Every row has its own number each step, so that no row depends on when others end.
-        uniforms = self._generator.random(len(turn.running), dtype=np.float32)[turn.rows]
+        everywhere = self._generator.random(len(turn.running) * self._devices.world, dtype=np.float32)
+        uniforms = everywhere[turn.rows + len(turn.running) * self._devices.rank]
         tokens = sample(log_probs, torch.tensor(uniforms, device=self._policy.device))
         self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
         self._kept.append((tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values))

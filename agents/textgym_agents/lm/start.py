@@ -20,6 +20,7 @@ from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import recomputes
 from textgym.task import Task, has_language_model, reference_model
 from textgym_agents.config import LMConfig
+from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.tiny import start_model
@@ -60,7 +61,9 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
     policy = _policy(LMPolicy, task, config, copy.deepcopy(start), device, recomputes(start))
     where = choose_device(config.reference_device or str(device))
     precision = getattr(torch, config.reference_precision)
-    own = _frozen_copy(policy.model, precision, where) if name is None else shared_causal_lm(name, where, precision)
+    # Sharding changes a module in place, so then it has to be the agent's own.
+    alone = name is None or _sharded(config)
+    own = _frozen_copy(policy.model, precision, where) if alone else shared_causal_lm(str(name), where, precision)
     reference = _policy(LMPolicy if where == device else Elsewhere, task, config, own, where)
     reference.value_head.requires_grad_(False)
     if isinstance(reference, Elsewhere):
@@ -112,8 +115,13 @@ def _policy(
         device=device,
         bf16=config.precision == "bfloat16",
         recompute=recompute is not None and (recompute or config.gradient_checkpointing),
+        lean=not _sharded(config),
         tokens=_tokens(task),
     )
+
+
+def _sharded(config: LMConfig) -> bool:
+    return config.parallel == "fsdp" and world_size() > 1
 
 
 def _tokens(task: Task) -> int:
@@ -176,7 +184,7 @@ class AdapterOff(LMPolicy):
     base: str | None = None
 
     def __init__(self, policy: LMPolicy, allowed: Bools, start: PreTrainedModel | None, tokens: int) -> None:
-        super().__init__(policy.model, allowed, policy.temperature, policy.device, policy._bf16, tokens=tokens)
+        super().__init__(policy.model, allowed, policy.temperature, policy.device, policy.bf16, tokens=tokens)
         # Held and not owned: parameters() are the reference's own, and nothing that is trained.
         del self._modules["model"]
         self.__dict__ |= {"model": policy.model, "_start": start}

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from textgym_agents.lm.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from textgym_agents.lm.devices import ALONE, Devices
+from textgym_agents.lm.sharding import release, shard, whole_tensors
 from textgym_agents.lm.start import fingerprint
 from textgym_agents.protocol import Metrics
 from textgym_agents.saving import Saved, count, read_saved, write_saved
@@ -37,6 +39,9 @@ _NAME = "supervised training"  # of the checkpoints
 class SupervisedLoss(nn.Module, ABC, Generic[Row]):
     """A model with the loss that it is trained on."""
 
+    methods: ClassVar[Sequence[str]] = ()
+    """Names of the methods of `roots` that run the model, beside `forward`."""
+
     @abstractmethod
     def forward(self, **batch: Tensor) -> Tensor:
         """Return the sum of the losses of a batch's items, a scalar."""
@@ -44,6 +49,10 @@ class SupervisedLoss(nn.Module, ABC, Generic[Row]):
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """Return the number of items in a batch."""
+
+    def roots(self) -> list[nn.Module]:
+        """Return the modules that are called one after the other, and have all parameters between them."""
+        return [self]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row]) -> Batch:
@@ -65,6 +74,7 @@ class SupervisedTrainer(Generic[Row]):
         learning_rate: its peak.
         seed: of the order of rows and of dropout.
         folder: of the checkpoint.
+        devices: that share the rows of every part of a step. Each draws its own dropout.
     """
 
     loss: SupervisedLoss[Row]
@@ -74,6 +84,12 @@ class SupervisedTrainer(Generic[Row]):
     learning_rate: float
     seed: int
     folder: Path
+    devices: Devices = ALONE
+
+    def __post_init__(self) -> None:
+        if self.devices.world > 1 and self.settings.parallel == "fsdp":
+            device = next(self.loss.parameters()).device
+            shard(self.devices, self.loss.roots(), device, self.settings.bf16, self.loss.methods)
 
     @property
     def steps(self) -> int:
@@ -106,7 +122,7 @@ class SupervisedTrainer(Generic[Row]):
             for step in range(done or 0, self.steps):
                 chosen = order[step * settings.batch : (step + 1) * settings.batch]
                 after_step(step + 1, self._step(step, chosen, optimizer))
-                stopping = interrupted()
+                stopping = self.devices.any(interrupted())
                 if stopping or (step + 1) % settings.save_every == 0 or step + 1 == self.steps:
                     before_save()
                     self._save(step + 1, optimizer)
@@ -116,6 +132,7 @@ class SupervisedTrainer(Generic[Row]):
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW, whose weight decay is for matrices only."""
+        release(self.loss)  # which may have been measured
         learned = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         groups = [
             {
@@ -132,14 +149,15 @@ class SupervisedTrainer(Generic[Row]):
         rate = self.learning_rate * rate_factor(settings.schedule, step, self.steps, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, 3, step]).generate_state(1)[0]))
+        rank = self.devices.rank
+        words = [self.seed, 3, step, *([rank] if rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
         size = settings.batch // settings.micro_batches
-        batches = [
-            self.loss.collate([self.rows[row] for row in chosen[start : start + size]])
-            for start in range(0, len(chosen), size)
-        ]
-        items = sum(self.loss.count(batch) for batch in batches)
-        metrics = accumulate(optimizer, self._parts(batches), items)
+        dealt = [self.devices.deal(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        batches = [(self.loss.collate([self.rows[row] for row in own]), weight) for own, weight in dealt]
+        items = int(self.devices.sums([sum(weight * self.loss.count(batch) for batch, weight in batches)])[0])
+        metrics = accumulate(optimizer, self._parts(batches), items, self.devices)
+        self.devices.add_gradients([each for group in optimizer.param_groups for each in group["params"]])
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
                 f"the loss of step {step + 1} is {metrics['loss']}; a lower learning_rate may help"
@@ -147,18 +165,21 @@ class SupervisedTrainer(Generic[Row]):
         norm = apply_gradient(optimizer, settings.max_grad_norm, f"step {step + 1}")
         return metrics | {"gradient_norm": norm, "lr": rate}
 
-    def _parts(self, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Metrics]]:
+    def _parts(self, batches: Sequence[tuple[Batch, float]]) -> Iterator[tuple[Tensor, Metrics]]:
         device = next(self.loss.parameters()).device
-        for batch in batches:
+        for batch, weight in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
                 loss = self.loss(**{name: tensor.to(device) for name, tensor in batch.items()})
-            yield loss.float(), {"loss": float(loss.detach())}
+            yield weight * loss.float(), {"loss": weight * float(loss.detach())}
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        release(self.loss)
         tensors = with_prefix("model.", module_tensors(self.loss))
         tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer))
         state = {"step": step, "frozen": fingerprint(self.loss)}
-        write_saved(self.folder, _NAME, self.settings, state=state, tensors=tensors)
+        tensors = whole_tensors(tensors, self.devices.leads)
+        if self.devices.leads:
+            write_saved(self.folder, _NAME, self.settings, state=state, tensors=tensors)
 
     def _restore(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         count(saved.state, "step", most=self.steps)
@@ -219,19 +240,28 @@ def lay_out(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> Ints:
     return np.concatenate([part[np.argsort(-size[part], kind="stable")] for part in parts])
 
 
-def accumulate(optimizer: torch.optim.Optimizer, parts: Iterable[tuple[Tensor, Metrics]], items: int) -> Metrics:
+def accumulate(
+    optimizer: torch.optim.Optimizer,
+    parts: Iterable[tuple[Tensor, Metrics]],
+    items: int,
+    devices: Devices = ALONE,
+    weight: float = 1.0,
+) -> Metrics:
     """Set the gradient to that of the mean loss of a step's items, whatever its parts are.
 
     Args:
         optimizer: of the parameters; older gradients are dropped.
         parts: the losses of some of the items, summed where there are several (a tensor of any shape), and what is
             reported of them, summed over the same items. A part is computed when it is asked for.
-        items: in all parts together.
+        items: in all parts of all devices together.
+        devices: which have parts of their own; their gradients are added up by `Devices.add_gradients` afterwards.
+        weight: of this device's parts; 0 for those that it has borrowed, see `Devices.deal`.
     Returns: the means over all items of what the parts report.
     """
     sums: Metrics = {}
     optimizer.zero_grad(set_to_none=True)
     for losses, reported in parts:
-        (losses.sum() / items).backward()
+        (weight * losses.sum() / items).backward()
         sums = {name: sums.get(name, 0.0) + value for name, value in reported.items()}
-    return {name: value / items for name, value in sums.items()}
+    whole = devices.sums(weight * value for value in sums.values())
+    return {name: value / items for name, value in zip(sums, whole, strict=True)}

@@ -22,6 +22,7 @@ from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw, log_ratios
+from textgym_agents.training.ranks import refuse_ranks
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ class AlphaZero(LMAgent):
 
     def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or AlphaZeroConfig()
+        refuse_ranks("agent 'alphazero'")  # its searches draw row after row from one generator
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
             raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean'")

@@ -24,7 +24,9 @@ from textgym.preferences import Demonstration, Ranking, Reading, collect
 from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
+from textgym_agents.lm.devices import join
 from textgym_agents.lm.lora import add_lora, save_model
+from textgym_agents.lm.sharding import model_tensors
 from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.training.loop import Watcher
 
@@ -284,11 +286,16 @@ def save_model_folder(
 
     Args:
         files: more files of the folder: name -> content.
+    Of several processes all call this, and the one that leads writes.
     """
+    leads = join().leads
+    tensors = model_tensors(model, leads)
+    if not leads:
+        return
 
     def write(folder: Path) -> None:
         name = Path(base_name(base))
-        save_model(model, folder, str(name.resolve()) if name.is_dir() else str(name))
+        save_model(model, folder, str(name.resolve()) if name.is_dir() else str(name), tensors)
         if name.is_dir():
             for file in _TOKENIZER_FILES:
                 if (name / file).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from textgym.lm.scoring import (
     encode_exchange,
     load_reward_model,
     pad_right,
+    reads_last_token,
     sequence_scores,
     start_reward_model,
 )
@@ -119,6 +120,11 @@ class PreferenceLoss(SupervisedLoss[RankedRow]):
         asked = batch["margins"] if self._has_margins else None
         return ranking_loss(scores, mask, asked, self._kind, self._centering).sum()
 
+    def roots(self) -> list[nn.Module]:
+        """See `SupervisedLoss.roots`. Scores are read by the two parts of a model, not by the whole."""
+        model = self.model
+        return [model.base_model, cast(nn.Module, model.score)] if reads_last_token(model) else [model]
+
     def count(self, batch: Batch) -> int:
         """Return the number of rankings."""
         return len(batch["mask"])
@@ -196,7 +202,7 @@ class _Ensemble:
                 model = model if adapter is None else merged(adapter)
                 files_beside = {"reward.json": self._centre(model, member)}
                 save_model_folder(self._out / self._names[member], model, settings.base, files_beside)
-            return run.finish(folder, self._result())
+            return run.finish(folder, self._result()) if run.devices.leads else {}
 
     def _reference_answers(self) -> list[Encoded]:
         """Return the answers whose mean score becomes 0."""
@@ -236,7 +242,9 @@ class _Ensemble:
         loss = PreferenceLoss(model, settings.loss, settings.centering, self._has_margins)
         lengths = [max(len(answer.ids) for answer in row.answers) for row in rows]
         folder = self._run.checkpoints / self._names[member]
-        return SupervisedTrainer(loss, rows, lengths, settings, self._rate, self._seed(member), folder)
+        return SupervisedTrainer(
+            loss, rows, lengths, settings, self._rate, self._seed(member), folder, self._run.devices
+        )
 
     def _logged(self, model: PreTrainedModel) -> Metrics:
         """Return measures of one model on the held-out rows, as they are logged."""

@@ -20,13 +20,15 @@ from textgym.files import make_folder, plain, read_json, write_json
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
 from textgym.task import Task
 from textgym_agents.config import versions
+from textgym_agents.lm.devices import join
 from textgym_agents.lm.trainer import SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import make_env
 from textgym_agents.rlhf.settings import FitSettings, OveroptimiseSettings, RLHFSettings
 from textgym_agents.saving import FORMAT
-from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.folder import RunFolder, Unwritten
 from textgym_agents.training.loop import SilentWatcher, Watcher
+from textgym_agents.training.ranks import refuse_ranks
 
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
 
@@ -54,6 +56,7 @@ class SupervisedRun:
                 f"bf16=True: device={settings.device!r} is no device with bfloat16 here; allowed are bf16=False "
                 "and device='cpu'"
             )
+        self.devices = join()  # once every process has looked at the folder, which the first one makes
         self.checkpoints = self._out / "checkpoints"
         self._started = time.monotonic()
         self._step = 0
@@ -80,6 +83,9 @@ class SupervisedRun:
             last: the last iteration whose metrics stay; None drops them all.
         Raises: ValueError if the interrupted run had other settings or other data.
         """
+        if not self.devices.leads:
+            yield Unwritten(self._out)
+            return
         digests = {file: digest(file) for file in read}
         config = plain({"command": self._command} | asdict(self._settings) | {"read": digests})
         resumed = self._folder is not None
@@ -221,6 +227,7 @@ class StagedRun(ABC, Generic[Settings]):
     def __init__(
         self, env_id: str, settings: Settings, out: str | Path, watcher: Watcher, env: Mapping[str, Any] | None = None
     ) -> None:
+        refuse_ranks(f"textgym {self.command}")
         self.env_id, self.watcher = env_id, watcher
         self.settings: Settings = settings
         self.out, self.env_options = Path(out).resolve(), dict(env or {})

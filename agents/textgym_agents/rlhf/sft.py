@@ -95,7 +95,9 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = peak_learning_rate(settings, trained_parameters(model) if adapter else parameters)
     lengths = [len(row.ids) for row in rows.train]
-    fit = SupervisedTrainer(loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model")
+    fit = SupervisedTrainer(
+        loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model", run.devices
+    )
     read = [] if settings.data.startswith(_WORLD) else [settings.data]
     with run.writing(read, steps_done(fit.folder)) as folder:
         run.train(folder, fit, lambda: measure(loss, rows, settings.batch), 0, fit.steps)
@@ -104,6 +106,8 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
                 save_model_folder(out / "adapter", adapter, settings.base)
             model = merged(adapter)
         save_model_folder(out / "model", model, settings.base)
+        if not run.devices.leads:
+            return {}
         logged = folder.metrics()
         before, after = (
             {name: value for name, value in row.items() if name.startswith("eval/")} for row in (logged[0], logged[-1])
@@ -119,6 +123,8 @@ class CompletionLoss(SupervisedLoss[Encoded]):
         model: a causal LM.
     """
 
+    methods = ("by_token",)
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
@@ -131,7 +137,7 @@ class CompletionLoss(SupervisedLoss[Encoded]):
             batch: input_ids (B, T) int64, padded on the right; attention_mask (B, T), 1 at real tokens; labels (B, T)
                 int64, the ids of completion tokens, `IGNORED` elsewhere.
         """
-        return self.by_token(batch)[0].sum()
+        return type(self).by_token(self, batch)[0].sum()
 
     def by_token(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the losses of the N tokens with a label, nats, and whether each is the likeliest one, (N,)."""

@@ -234,6 +234,16 @@ class RunFolder:
             file.flush()
 
 
+class Unwritten(RunFolder):
+    """A run's folder for a process that does not lead, and writes nothing."""
+
+    def log(self, row: Row) -> None:
+        """See `RunFolder.log`."""
+
+    def sync_logs(self) -> None:
+        """See `RunFolder.sync_logs`."""
+
+
 @contextlib.contextmanager
 def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iterator[Path]:
     """Yield the folder of a new run: `out`, or else `parent/name-1` or the next number that nobody has taken.

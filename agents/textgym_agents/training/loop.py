@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +32,7 @@ from textgym_agents.training.measures import (
     to_evaluate,
     unsettled,
 )
+from textgym_agents.training.ranks import Ranks, refuse_ranks, share
 
 
 class Watcher(Protocol):
@@ -127,7 +128,8 @@ class Training:
         self._settings, self._folder, self._pictures = settings, folder, pictures
         config = make_config(agent_class(settings.agent), settings.config)
         self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
-        self._env = make_env(settings.id, int(getattr(config, "batch", 64)), **settings.env)
+        rows = share("batch", int(getattr(config, "batch", 64)), int(getattr(config, "group", 1)))
+        self._env = make_env(settings.id, rows, **settings.env)
         self.task = self._env.unwrapped.task
         self.task.prompt_set(settings.split)
         own_beta = getattr(config, "beta", None) if beta is None else beta
@@ -141,7 +143,9 @@ class Training:
         self.has_own_reference = self._agent.own_reference() is not None
         self._optimum: Optimum | None = None
         self._unsettled = False
-        self._meter = LearningMeter(self._env)
+        self._ranks = Ranks(self._agent)
+        self._failures: Mapping[str, int] = self.task.scorer.failures
+        self._meter = LearningMeter(self._env, self._ranks)
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._first: EvaluationResult | None = None
         self._last: EvaluationResult | None = None
@@ -158,6 +162,8 @@ class Training:
         Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C or SIGTERM;
             DiskFullError where nothing more can be written.
         """
+        if not self.leads:
+            refuse_ranks("Training.run")
         resumed = self._folder is not None
         config = asdict(self._settings) | {"versions": versions()}
         with disk_full_at(out):
@@ -178,6 +184,18 @@ class Training:
         except KeyboardInterrupt as interrupt:
             done = f"after {self._episodes} of {self._settings.episodes} episodes"
             raise TrainingInterrupted(f"{done}; {advice}") from interrupt
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is to `run`; one of several that does not lead is to `follow`."""
+        return self._ranks.leads
+
+    def follow(self) -> None:
+        """Learn beside the process that runs this training, which alone evaluates, prints and writes."""
+        self._iterations, self._episodes = self._agent.iteration or 0, int(getattr(self._agent, "episodes", 0))
+        if self._episodes < self._settings.episodes:
+            self._learn(None, None)
+        self._ranks.part()
 
     def _command(self, folder: RunFolder) -> str:
         """Return the command line that resumes this run."""
@@ -206,11 +224,13 @@ class Training:
             self._last = self._first  # what cannot learn is the same after it as before
         if self._last is None:
             self._last = self._evaluate_last(folder, watcher)
+        self._ranks.part()
         return self._finish(folder, watcher, self._last)
 
-    def _learn(self, folder: RunFolder, watcher: Watcher) -> None:
+    def _learn(self, folder: RunFolder | None, watcher: Watcher | None) -> None:
+        """Learn, and write to a folder; a process that follows has neither folder nor watcher."""
         settings = self._settings
-        offset = self._iterations
+        offset, stopped = self._iterations, False
 
         def after_iteration(metrics: Metrics) -> bool:
             self._meter.stop(metrics)
@@ -218,30 +238,41 @@ class Training:
             self._iterations += 1
             self._episodes = int(metrics.get("episode", self._iterations * self._env.num_envs))
             row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
-            done = self._episodes >= settings.episodes
-            evaluation = None
-            if done:
-                self._last = evaluation = self._evaluate_last(folder, watcher)
-            elif self._is_due(before):
-                evaluation = self._evaluate(settings.eval_per_prompt)
-            self._record(folder, watcher, row, evaluation)
-            at_point = evaluation is not None and settings.eval_points > 0
-            if done or at_point or interrupted() or self._every(settings.save_every):
+            done, due = self._episodes >= settings.episodes, self._is_due(before)
+            self._failures = self._ranks.counts(self.task.scorer.failures)
+            if folder is not None and watcher is not None:
+                self._measure(folder, watcher, row, done, due)
+            nonlocal stopped
+            stopped = self._ranks.any(interrupted())
+            at_point = (done or due) and settings.eval_points > 0
+            if done or at_point or stopped or self._every(settings.save_every):
                 self._save(folder)
             self._meter.start()
-            return interrupted()
+            return stopped
 
-        with first_interrupt(
-            lambda: watcher.note("stopping after this iteration; Ctrl-C again stops at once")
-        ) as interrupted:
+        def said() -> None:
+            if watcher is not None:
+                watcher.note("stopping after this iteration; Ctrl-C again stops at once")
+
+        with first_interrupt(said) as interrupted:
             self._meter.start()
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
-            if interrupted() and self._episodes < settings.episodes:
-                self._draw(folder, watcher)
+            if stopped and self._episodes < settings.episodes:
+                if folder is not None and watcher is not None:
+                    self._draw(folder, watcher)
                 raise interrupted.error()
         if self._iterations == offset:
             self._meter.stop()
             self._save(folder)
+
+    def _measure(self, folder: RunFolder, watcher: Watcher, row: Metrics, done: bool, due: bool) -> None:
+        """Write down an iteration, with an evaluation where learning is done or one is due."""
+        evaluation = None
+        if done:
+            self._last = evaluation = self._evaluate_last(folder, watcher)
+        elif due:
+            evaluation = self._evaluate(self._settings.eval_per_prompt)
+        self._record(folder, watcher, row, evaluation)
 
     def _is_due(self, before: int) -> bool:
         """Return whether an evaluation follows this iteration. Args: before: episodes before it."""
@@ -315,8 +346,7 @@ class Training:
         self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: EvaluationResult | None
     ) -> None:
         # Of all episodes so far; those of evaluations are counted apart.
-        failures = self.task.scorer.failures
-        row = {**metrics, **{f"reward/failures/{kind}": count for kind, count in failures.items()}}
+        row = {**metrics, **{f"reward/failures/{kind}": count for kind, count in self._failures.items()}}
         if evaluation is not None:
             row |= evaluation_row(evaluation)
             rows = sample_rows(evaluation, self._settings.samples)
@@ -327,7 +357,10 @@ class Training:
         folder.log(row)
         watcher.iteration(row)
 
-    def _save(self, folder: RunFolder) -> None:
+    def _save(self, folder: RunFolder | None) -> None:
+        if folder is None:  # of one that follows nothing is written, but it may hold a part of the weights
+            self._agent.save("")
+            return
         folder.sync_logs()
         self._agent.save(folder.checkpoint)
         folder.mark(self._iterations)

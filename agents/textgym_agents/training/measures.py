@@ -22,6 +22,7 @@ from textgym.optimum import WELL_KNOWN, Optimum, belongs, estimated, fingerprint
 from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
+from textgym_agents.training.ranks import Ranks
 
 
 class LearningMeter:
@@ -33,10 +34,11 @@ class LearningMeter:
     reports as `tokens`.
 
     Args:
-        env: that the agent learns in.
+        env: that the agent learns in. ranks: the processes that learn together, whose tokens are added up.
     """
 
-    def __init__(self, env: TokenVectorEnv) -> None:
+    def __init__(self, env: TokenVectorEnv, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._scorer = env.unwrapped.task.scorer
         self._sums: Metrics = {
             "learning/tokens": 0,
@@ -52,7 +54,7 @@ class LearningMeter:
     def stop(self, metrics: Mapping[str, float] | None = None) -> None:
         """End an iteration. Args: metrics: those that the agent reports of it."""
         scored, seconds, cpu_seconds = (now - then for now, then in zip(self._now(), self._before, strict=True))
-        tokens = int(scored) or int((metrics or {}).get("tokens", 0))
+        tokens = int(self._ranks.sum(scored)) or int((metrics or {}).get("tokens", 0))
         for name, amount in zip(self._sums, (tokens, seconds, cpu_seconds), strict=True):
             self._sums[name] += amount
         self.start()

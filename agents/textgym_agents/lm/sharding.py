@@ -1,0 +1,198 @@
+"""Weights of which every rank holds a part: FSDP2 over the layers of a model, and the passes that ranks take together.
+
+A pass through a sharded model gathers the weights of one layer after the other from all ranks, so all have to take
+it. Ranks have episodes of different lengths and mini-batches of different sizes; one that has nothing to do takes part
+in the passes of the others with a token of its own, whose gradient is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from textgym.lm.backbone import is_peft
+from textgym_agents.lm.devices import Devices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from textgym_agents.lm.policy import LMPolicy
+
+
+def shard(
+    devices: Devices, roots: Sequence[nn.Module], device: torch.device, bf16: bool, methods: Sequence[str] = ()
+) -> None:
+    """Leave a part of every parameter of some modules on each rank.
+
+    What is not in a layer (embeddings, output layer, value head) stays gathered behind a forward pass, so that the
+    output layer can be asked for a few states at a time. Gradients are summed, never averaged, on every backend.
+
+    Args:
+        roots: modules that are called one after the other, and have all parameters between them.
+        bf16: gather weights in bfloat16; the parts that the optimiser changes, and gradients, are float32.
+        methods: names of the roots' methods that run the layers, beside `forward`.
+    Raises: ValueError for a model without layers.
+    """
+    inside = [each for root in roots for each in root.modules()]
+    layers = [each for each in inside if isinstance(each, GradientCheckpointingLayer)]
+    if not layers or any(map(is_peft, inside)):
+        what = "an adapter" if layers else "no layers that could be sharded"
+        raise ValueError(f"parallel='fsdp': the model has {what}; allowed is 'ddp'")
+    options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (devices.world,))}
+    if bf16:
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in layers:
+        fully_shard(layer, **options)
+    for root in roots:
+        fully_shard(root, reshard_after_forward=False, **options)
+        for name in methods:
+            register_fsdp_forward_method(root, name)
+    for part in inside:
+        if isinstance(part, FSDPModule):
+            part.set_force_sum_reduction_for_comms(True)
+            part.set_gradient_divide_factor(1.0)
+
+
+class Passes:
+    """The passes of some sharded policies, which all ranks take in one order. Args: policies: the same on all ranks."""
+
+    def __init__(self, devices: Devices, policies: Sequence[LMPolicy]) -> None:
+        self._policies, self._answering, self._layers_run = policies, False, 0
+        for place, policy in enumerate(policies):
+            shard(devices, [policy], policy.device, policy.bf16, ("features", "read"))
+            layer = next(each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer))
+            layer.register_forward_pre_hook(self._count)
+            with torch.no_grad():  # what FSDP makes in its first pass must be usable outside of inference mode
+                self._nothing(policy)
+            release(policy)
+            for name in ("features", "read"):
+                setattr(policy, name, self._announced(getattr(policy, name), policy, place))
+        devices.before = self.rest
+
+    def rest(self) -> None:
+        """Take part in the passes of the other ranks until none has any left to take."""
+        self._agree(0)
+
+    def _count(self, *_: object) -> None:
+        self._layers_run += 1
+
+    def _announced(self, method: Callable[..., Tensor], policy: LMPolicy, place: int) -> Callable[..., Tensor]:
+        """Return a method that takes a pass when it is that pass's turn on all ranks."""
+
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            if self._answering:
+                return method(*args, **kwargs)
+            self._agree(1 + 2 * place + torch.is_grad_enabled())
+            before = self._layers_run
+            found = method(*args, **kwargs)
+            if self._layers_run == before:  # all of it was known
+                self._nothing(policy)
+            return _touched(found, policy)
+
+        return call
+
+    def _agree(self, wanted: int) -> None:
+        """Take passes with the others until it is the turn of `wanted`; 0: until all want 0."""
+        while True:
+            turn = torch.tensor([wanted])
+            dist.all_reduce(turn, dist.ReduceOp.MAX)
+            chosen = int(turn)
+            if chosen == wanted:
+                return
+            self._answer(self._policies[(chosen - 1) // 2], with_gradient=chosen % 2 == 0)
+
+    def _answer(self, policy: LMPolicy, with_gradient: bool) -> None:
+        with torch.inference_mode(False), torch.set_grad_enabled(with_gradient):
+            features = self._nothing(policy)
+            if with_gradient:
+                logits, values = policy.heads(features)
+                (0.0 * (logits.sum() + values.sum())).backward()
+
+    def _nothing(self, policy: LMPolicy) -> Tensor:
+        """Take a pass over a single token."""
+        before, self._answering = self._answering, True
+        try:
+            place = torch.zeros(1, dtype=torch.long, device=policy.device)
+            return _touched(policy.features(place[None], place, place), policy)
+        finally:
+            self._answering = before
+
+
+def _touched(features: Tensor, policy: LMPolicy) -> Tensor:
+    """Return features whose gradient reaches the value head too, as 0: all ranks reduce the same parameters."""
+    if not features.requires_grad:
+        return features
+    head = policy.value_head
+    reached: Tensor = features + 0.0 * (head.weight.sum() + head.bias.sum())
+    return reached
+
+
+# Tensors of sharded modules, whole
+
+
+def release(*modules: nn.Module) -> None:
+    """Let go of the weights that are gathered still, so that a module's tensors are this rank's parts."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor of which this rank may hold a part. All ranks call this."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()
+    return full.cpu()
+
+
+def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Return tensors whole, one after the other; {} on a rank that does not keep them. All ranks call this."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full
+    return found
+
+
+def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, Tensor] | None:
+    """Return the whole tensors of a sharded model, to be saved; None for one that is not. All ranks call this."""
+    release(model)
+    return whole_tensors(model.state_dict(), keep) if is_sharded(model) else None
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether every rank holds only a part of a module's parameters."""
+    return any(isinstance(each, DTensor) for each in module.parameters())
+
+
+def part_like(full: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's part of a whole tensor that all ranks hold, where `like` is sharded; else the tensor."""
+    if not isinstance(like, DTensor) or full.shape != like.shape:
+        return full
+    placed: Tensor = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return placed
+
+
+@torch.no_grad()
+def load_whole(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a module's whole state, of which each rank may keep a part. Raises: RuntimeError for what does not fit."""
+    if not is_sharded(module):
+        module.load_state_dict(tensors)
+        return
+    own = cast("Mapping[str, Tensor]", module.state_dict(keep_vars=True))
+    if own.keys() != tensors.keys():
+        raise RuntimeError(
+            f"the tensor {sorted(own.keys() ^ tensors.keys())[0]!r} is missing, or is none of the model's"
+        )
+    for name, target in own.items():
+        target.copy_(part_like(tensors[name], target))

@@ -1,0 +1,188 @@
+"""One process beside several that share the work: `python -m textgym_benchmarks.scale`.
+
+The same LM PPO is run by one rank and by several on this machine, one thread each, which hold all weights (ddp) or a
+part of them (fsdp). On the same rollout the gradient has to be the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from textgym_agents.config import LMPPOConfig, Parallel
+
+from textgym_benchmarks.engines.jobs import fresh_python
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM
+
+_RANK = "import sys; from textgym_benchmarks.scale import run_rank; run_rank(sys.argv[2], sys.argv[3])"
+_CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Compare one process with several."""
+
+    ranks: int = 2
+    """Processes that share the work."""
+    hidden: int = 256
+    """Width of a random Llama with the vocabulary of the built-in world."""
+    layers: int = 6
+    """Its layers."""
+    batch: int = 32
+    """Episodes per iteration, of all ranks together."""
+    iterations: int = 3
+    """Iterations that are timed, after one that is not."""
+    as_json: bool = False
+    """Print JSON instead of a table."""
+
+
+class Row(NamedTuple):
+    """One way to run the same iterations.
+
+    `seconds` is wall time per iteration, `memory` the greatest peak RSS of a rank in MiB, `difference` the largest
+    difference of an entry of the gradient from that of one rank, over its largest entry.
+    """
+
+    how: str
+    ranks: int
+    tokens_per_second: float
+    seconds: float
+    memory: float
+    difference: float
+
+
+def measure(settings: Scale) -> list[Row]:
+    """Return a row for one rank, and for several with each way to hold the weights."""
+    from safetensors.torch import load_file
+
+    rows: list[Row] = []
+    first: dict[str, Tensor] = {}
+    for how, ranks in (("ddp", 1), ("ddp", settings.ranks), ("fsdp", settings.ranks)):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "settings.json").write_text(json.dumps(asdict(settings)))
+            _run(folder, how, ranks)
+            found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+            gradient = load_file(folder / "gradient.safetensors")
+        first = first or gradient
+        largest = max(float(each.abs().max()) for each in first.values())
+        difference = max(float((gradient[name] - each).abs().max()) for name, each in first.items()) / largest
+        seconds, memory = found[0]["seconds"], max(each["memory"] for each in found)
+        rows.append(
+            Row(how if ranks > 1 else "alone", ranks, found[0]["tokens"] / seconds, seconds, memory, difference)
+        )
+    return rows
+
+
+def _run(folder: Path, how: str, ranks: int) -> None:
+    """Run the ranks to their end. Raises: RuntimeError with what one printed if it fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [*fresh_python(_RANK), str(folder), how]
+    started = [
+        subprocess.Popen(
+            words,
+            env={**shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    for process in started:
+        text = process.communicate()[0]
+        if process.returncode:
+            for other in started:
+                other.kill()
+            raise RuntimeError(f"a rank failed: {text[-2000:]}")
+
+
+def run_rank(folder: str, how: Parallel) -> None:
+    """Be one rank: run the iterations, and write what they took and the gradient of the first step."""
+    import torch
+    from safetensors.torch import save_file
+    from textgym_agents.algorithms.ppo import LMPPO
+    from textgym_agents.lm.devices import join
+    from textgym_agents.lm.sharding import release, whole
+    from textgym_agents.registry import make_env
+
+    torch.set_num_threads(1)
+    settings, devices = Scale(**json.loads(Path(folder, "settings.json").read_text())), join()
+    env = make_env("textgym/Sentiment-v0", settings.batch // devices.world)
+    task = env.unwrapped.task
+    config = LMPPOConfig(batch=settings.batch, micro_batch=8, device=_CPU, parallel=how, epochs=1)
+    agent = LMPPO(task, config, _model(settings, task.vocabulary.size))
+    gradient: dict[str, Tensor] = {}
+
+    def keep(*_: object) -> None:
+        if not gradient:
+            named = agent.policy.named_parameters()
+            found = {name: whole(each.grad) for name, each in named if each.grad is not None}
+            gradient.update({name: each.clone() for name, each in found.items()})
+
+    agent.optimizer.register_step_pre_hook(keep)
+    agent.learn(env, settings.batch)
+    started, tokens = time.monotonic(), []
+    agent.learn(env, settings.batch * settings.iterations, lambda row: tokens.append(row["tokens"]))
+    seconds = (time.monotonic() - started) / settings.iterations
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row = {"seconds": seconds, "tokens": sum(tokens) / settings.iterations, "memory": memory}
+    Path(folder, f"{devices.rank}.json").write_text(json.dumps(row))
+    release(agent.policy)
+    if devices.leads:
+        save_file(gradient, Path(folder, "gradient.safetensors"))
+
+
+def _model(settings: Scale, size: int) -> LlamaForCausalLM:
+    """Return a Llama of random weights, the same in every process."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=settings.hidden,
+        intermediate_size=3 * settings.hidden,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=8,
+        max_position_embeddings=512,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+def main() -> None:
+    """Measure and print."""
+    settings = tyro.cli(Scale, description=__doc__)
+    rows = measure(settings)
+    if settings.as_json:
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+        return
+    table = Table("", "ranks", "tokens/s", "s/iteration", "peak RSS per rank, MiB", "gradient's difference")
+    for row in rows:
+        numbers = f"{row.tokens_per_second:.0f}", f"{row.seconds:.1f}", f"{row.memory:.0f}", f"{row.difference:.1e}"
+        table.add_row(row.how, str(row.ranks), *numbers)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

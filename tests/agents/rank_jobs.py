@@ -1,0 +1,116 @@
+"""What one rank does in the tests of several devices; alone, the same functions are what it is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from golden.agent_records import TEXTS, stop_env
+from safetensors.torch import save_file
+from textgym_agents import make_agent
+from textgym_agents.algorithms import ppo
+from textgym_agents.config import FitConfig
+from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.devices import Devices, join, world_size
+from textgym_agents.lm.sharding import release, whole, whole_tensors
+from textgym_agents.lm.tiny import start_model
+from textgym_agents.lm.trainer import SupervisedLoss, SupervisedTrainer
+from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow
+from textgym_agents.rlhf.sft import CompletionLoss
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from textgym.lm.scoring import Encoded
+
+BATCH, EPISODES = 24, 72
+_LOUD = {"batch": BATCH, "micro_batch": 5, "device": "cpu", "max_grad_norm": 1e9}
+CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "lm-ppo": ("lm-ppo", {}),
+    "lm-ppo, grammar": ("lm-ppo", {"masked": True, "minibatches": 8}),  # of 3 rows: a rank may have none of them
+    "lm-ppo, k1, adaptive beta": ("lm-ppo", {"kl": "k1", "kl_target": 0.02, "kl_horizon": 50}),
+    "grpo": ("grpo", {"group": 4, "divide_by_std": True}),
+    "rloo": ("rloo", {"group": 4}),
+    "reinforce": ("reinforce", {"baseline": "batch"}),
+    "soft-q": ("soft-q", {"replay_batch": 9}),
+    "dpo": ("dpo", {}),
+    "behaviour-cloning": ("behaviour-cloning", {"data": "texts.jsonl"}),
+}
+
+
+def learn(folder: Path, parallel: str, *names: str) -> None:
+    """Train agents; of each write metrics, completions, the gradient of every step, and what the parameters are."""
+    torch.set_num_threads(1)
+    for name in names:
+        agent, options = CASES[name]
+        options = {**_LOUD, **options, "parallel": parallel}
+        env = stop_env(BATCH // world_size(), bool(options.pop("masked", False)))
+        if "data" in options:
+            options["data"] = str(folder / f"{join().rank}.jsonl")
+            Path(options["data"]).write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+        found = make_agent(agent, env, **options)
+        assert isinstance(found, LMAgent)
+        tensors, rows = _recorded(found), []
+        found.learn(env, EPISODES, lambda row, rows=rows: rows.append(dict(row)))
+        release(found.policy)
+        sharded = all(isinstance(each, DTensor) for each in found.policy.parameters())
+        if found.devices.leads:
+            save_file(tensors, folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps({"metrics": rows, "sharded": sharded}))
+
+
+def _recorded(agent: LMAgent) -> dict[str, Tensor]:
+    """Return what is filled while an agent learns: its completions by iteration, and its gradients by step."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, tensor: Tensor) -> None:
+        found[f"{name} {sum(key.startswith(name) for key in found)}"] = tensor.clone()
+
+    def before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        keep("gradient", torch.cat([whole(each).reshape(-1) for each in grads]))
+
+    gathered = ppo.gathered
+
+    def watched(devices: Devices, *parts: Any) -> Any:
+        result = gathered(devices, *parts)
+        keep("completions", result[0].actions)
+        return result
+
+    agent.optimizer.register_step_pre_hook(before_step)
+    agent._iterate.__globals__["gathered"] = watched  # of the module that it is written in
+    return found
+
+
+def fit(folder: Path, parallel: str) -> None:
+    """Fine-tune a tiny model and train a tiny reward model; write their parameters, and whether they were sharded."""
+    torch.set_num_threads(1)
+    model = start_model(stop_env(1).unwrapped.task)
+    texts = [Encoded([2 + row % 3, *[0] * (1 + row % 4), 1], 1, 0) for row in range(19)]
+    _fit(folder / "sft", parallel, CompletionLoss(model), texts, [len(text.ids) for text in texts])
+    config = LlamaConfig(
+        vocab_size=6, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = LlamaForSequenceClassification(config)
+    rows = [RankedRow((texts[place], texts[place + 1])) for place in range(18)]
+    loss = PreferenceLoss(classifier, "pairwise", 0.1, False)
+    _fit(folder / "reward", parallel, loss, rows, [len(row.answers[0].ids) for row in rows])
+
+
+def _fit(folder: Path, parallel: Any, loss: SupervisedLoss[Any], rows: list[Any], lengths: list[int]) -> None:
+    devices = join()
+    settings = FitConfig(batch=8, micro_batches=2, epochs=2, save_every=100, parallel=parallel)
+    trainer = SupervisedTrainer(loss, rows, lengths, settings, 0.01, 0, folder / "checkpoint", devices)
+    metrics: list[dict[str, float]] = []
+    assert trainer.run(lambda _, row: metrics.append(dict(row)), lambda: False)
+    release(loss)
+    sharded = all(isinstance(each, DTensor) for each in loss.parameters())
+    tensors = whole_tensors(dict(loss.named_parameters()), devices.leads)
+    if devices.leads:
+        save_file({name: each.clone() for name, each in tensors.items()}, folder / "parameters.safetensors")
+        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "sharded": sharded}))
