@@ -24,6 +24,7 @@ from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
+from textgym_agents.lm.processors import Processors, make_cut
 from textgym_agents.lm.rollout import (
     MicroBatch,
     Rollout,
@@ -48,6 +49,10 @@ class OnPolicyAgent(LMAgent):
     """Weight of the value loss."""
     aggregation: Aggregation = "token"
     """What the losses of a mini-batch are summed over: see `textgym_agents.lm.maths.Aggregation`."""
+
+    def __init__(self, task: Task, config: OnPolicyConfig, model: nn.Module | None = None) -> None:
+        super().__init__(task, config, model)
+        self.policy.cut = make_cut(task, Processors(config.top_p, config.top_k, config.min_p))
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
@@ -113,11 +118,10 @@ class OnPolicyAgent(LMAgent):
     ) -> Tensor:
         """Return the loss of some states (n,), from the policy's features of them (n, F)."""
         config, exact = self.config, self.config.kl == "exact"
-        masks = rollout.masks_of(chosen)  # (n, V)
-        logits, values = self.policy.heads(features, masks)  # (n, V), (n,)
+        logits, values = self.policy.heads(features, rollout.kept_of(chosen))  # (n, V), (n,)
         base, old = scored[chosen], rollout.log_probs[chosen]  # (n, F) or (n,), (n,)
         if exact:
-            base = self.reference.distribution(base, masks)  # (n, V)
+            base = self.reference.distribution(base, rollout.masks_of(chosen))  # (n, V)
         taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
         policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
         value_loss = self._value_loss(values, targets, chosen)  # (n,)
