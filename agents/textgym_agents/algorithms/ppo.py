@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
 from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.http_sampler import by_server
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
 from textgym_agents.lm.processors import Processors, make_cut
@@ -52,13 +54,17 @@ class OnPolicyAgent(LMAgent):
 
     def __init__(self, task: Task, config: OnPolicyConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
-        self.policy.cut = make_cut(task, Processors(config.top_p, config.top_k, config.min_p))
+        processors = Processors(config.top_p, config.top_k, config.min_p)
+        self.policy.cut = make_cut(task, processors)
+        self._play: Callable[..., Rollout] = collect
+        if config.sampler is not None:
+            self._play = by_server(task, config, self.policy, processors)
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
         stop_ids = self.task.vocabulary.stop_ids
         behind = self.reference if self.critic else None
-        rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
+        rollout = self._play(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         targets = self._targets(rollout, kl)
@@ -123,11 +129,12 @@ class OnPolicyAgent(LMAgent):
         if exact:
             base = self.reference.distribution(base, rollout.masks_of(chosen))  # (n, V)
         taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
-        policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
+        weights = 1.0 if rollout.importance is None else rollout.importance[chosen]  # (n,)
+        policy_loss = weights * self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
         value_loss = self._value_loss(values, targets, chosen)  # (n,)
         loss = policy_loss + self.value_coefficient * value_loss
         if targets.kl_weight:
-            loss = loss + targets.kl_weight * (kl if exact else maths.kl_estimate(taken - base, config.kl))
+            loss = loss + targets.kl_weight * (kl if exact else weights * maths.kl_estimate(taken - base, config.kl))
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * entropy
         meter.add(taken - old, policy_loss, value_loss, entropy, self.clip)

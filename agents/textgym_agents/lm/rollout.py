@@ -139,13 +139,17 @@ class Recorder:
         # Every row has its own number each step, so that no row depends on when others end.
         uniforms = self._generator.random(len(turn.running), dtype=np.float32)[turn.rows]
         tokens = sample(log_probs, torch.tensor(uniforms, device=self._policy.device))
-        self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
-        self._kept.append((tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values))
+        self.keep(turn, tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values)
         if self._keep_features:
             self._features.append(features)
-        if masks is not None:
-            self._masks.append(PackedMasks.pack(masks))
         return np.asarray(tokens.cpu().numpy())
+
+    def keep(self, turn: Turn, tokens: Tensor, log_probs: Tensor, values: Tensor) -> None:
+        """Keep what was taken in the states of a turn, (n,) each."""
+        self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
+        self._kept.append((tokens, log_probs, values))
+        if turn.masks is not None:
+            self._masks.append(PackedMasks.pack(torch.tensor(turn.masks, device=self._policy.device)))
 
     def bootstrap_from(self, turn: Turn) -> None:
         """Keep V, and the KL to the reference, of the states in which an outer limit stopped the rows of a turn."""
