@@ -66,7 +66,8 @@ class HTTPSampler:
             raise ValueError(f"sampler={address!r}: allowed is an address such as 'http://localhost:8000'")
         self.address = address.rstrip("/")
         self._processors, self._least, self._size = processors or Processors(), min_new_tokens, vocab_size
-        self._timeout, self._retries, self._pause = timeout, retries, pause
+        self.timeout = timeout
+        self._retries, self._pause = retries, pause
         self._adapter: str | None = None
         self._version = 0
         self._folder: Path | None = None
@@ -156,7 +157,7 @@ class HTTPSampler:
                 status, text = self._request(call, values)
                 break
             except TimeoutError:
-                raise self._error(call, f"no answer in {self._timeout:g} s") from None
+                raise self._error(call, f"no answer in {self.timeout:g} s") from None
             except (OSError, HTTPException) as error:
                 if attempt == self._retries:
                     raise self._error(call, f"no connection in {attempt + 1} attempts ({error})") from error
@@ -173,7 +174,7 @@ class HTTPSampler:
     def _request(self, call: str, values: JsonValues) -> tuple[int, str]:
         parts = urlsplit(self.address)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        connection = kind(str(parts.hostname), parts.port, timeout=self._timeout)
+        connection = kind(str(parts.hostname), parts.port, timeout=self.timeout)
         try:
             headers = {"Content-Type": "application/json"}
             connection.request("POST", f"{parts.path}/v1/{call}", json.dumps(values).encode(), headers)
