@@ -35,23 +35,24 @@ def base():
     return tiny_llama(SIZE)
 
 
-def adapted(shift=0.0):
+def adapted():
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = peft.get_peft_model(base(), config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.add_(shift * torch.randn(parameter.shape, generator=generator))
-    return model
+        return peft.get_peft_model(base(), config)
 
 
-def adapted_agent(task=None, kind=LMPPO, shift=0.3, **config):
+def adapted_agent(task=None, kind=LMPPO, **config):
+    """An agent whose adapter has moved away from its reference, so that every KL is positive."""
     settings = {"device": "cpu", "batch": 16, "minibatches": 2, "learning_rate": 0.02, **config}
     made = (GRPOConfig if kind is GRPO else LMPPOConfig)(**settings)
-    return kind(task or tiny_task(), made, model=adapted(shift))
+    agent = kind(task or tiny_task(), made, model=adapted())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in agent.policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return agent
 
 
 @pytest.fixture
@@ -154,6 +155,7 @@ def test_replayed_completions_are_the_rollout_of_the_own_decoder(server, client,
         measured.append(rollout_metrics(rollout, kl, 0.3, 1.0))
     for name, value in measured[0].items():
         assert measured[1][name] == pytest.approx(value, abs=1e-4), name
+    assert measured[1]["objective/kl"] > 0.01
     assert measured[1]["sampler/mismatch_max"] < 1e-4
     if kind is Staggered:
         assert found.truncated.any()
@@ -179,7 +181,7 @@ def test_an_agent_learns_by_a_server_as_by_the_own_decoder(server, kind):
         for name, value in want.items():
             assert found[name] == pytest.approx(value, abs=2e-3, rel=2e-3), name
     moved = agents[0].policy.model.state_dict()
-    start = adapted(0.3).state_dict()
+    start = adapted_agent().policy.model.state_dict()
     assert max(float((moved[name] - start[name]).abs().max()) for name in start) > 0.02
     assert len(server.adapters) == 1
     (name,) = server.adapters
@@ -248,11 +250,26 @@ def test_importance_weights_are_truncated_ratios_and_weigh_the_policy_loss_alone
     assert metrics["sampler/mismatch_k3"] == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("kl", ["k1", "k2"])
-def test_weights_make_the_expected_gradient_of_a_first_token_the_policys(kl):
+@pytest.mark.parametrize("kl", ["exact", "k2"])
+def test_what_depends_on_the_action_is_weighed_and_the_kl_of_a_state_is_not(kl):
+    agent = adapted_agent(kl=kl, value_coefficient=0.0)
+    play = SampledRollouts(agent.task, Wrong([0.4, 0.3, 0.2, 0.1]))
+    rollout = play(batch_env(agent.task, 16), agent.policy, 0, (STOP,), True)
+    scored = score_reference(agent.reference, rollout, 64, kl == "exact")
+    states = token_kl(rollout, agent.policy, agent.reference, scored, kl)
+    targets = agent._targets(rollout, states)
+    features = agent.policy.features(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
+    found = agent._loss(features, slice(None), rollout, targets, scored, UpdateMeter()).detach()
+    # The ratio is 1, so that PPO's loss is -A; half the square of log(pi / ref) is k2.
+    kl_loss = targets.kl_weight * torch.tensor(states if kl == "exact" else 0.5 * states**2)
+    want = -rollout.importance * targets.advantages + (1.0 if kl == "exact" else rollout.importance) * kl_loss
+    torch.testing.assert_close(found.double(), want.double(), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_make_the_expected_gradient_of_a_first_token_the_policys():
     # One token a completion: E over the sampler of weight * A * grad log pi is E over the policy of A * grad log pi.
     task = tiny_task(max_new_tokens=1)
-    agent = adapted_agent(task, kl=kl, beta=2.0, whiten=False, value_coefficient=0.0, lam=1.0)
+    agent = adapted_agent(task, kl="k1", whiten=False, value_coefficient=0.0, lam=1.0)
     agent.value_scale = 1.0
     env = batch_env(task, 4096)
     play = SampledRollouts(task, Wrong([0.4, 0.3, 0.2, 0.1]), cap=1e9)
@@ -260,7 +277,7 @@ def test_weights_make_the_expected_gradient_of_a_first_token_the_policys(kl):
     for how in (collect, play):
         rollout = how(env, agent.policy, 1, (STOP,))
         scored = score_reference(agent.reference, rollout, 4096, False)
-        targets = agent._targets(rollout, token_kl(rollout, agent.policy, agent.reference, scored, kl))
+        targets = agent._targets(rollout, token_kl(rollout, agent.policy, agent.reference, scored, "k1"))
         features = agent.policy.features(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
         agent.policy.zero_grad()
         agent._loss(features, slice(None), rollout, targets, scored, UpdateMeter()).mean().backward()
