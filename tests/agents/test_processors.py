@@ -56,7 +56,7 @@ def test_packed_masks_are_one_bit_a_token(size):
     assert np.array_equal(packed.bits.numpy(), np.packbits(masks.numpy(), axis=1, bitorder="little"))
     assert torch.equal(packed[:], masks)
     assert torch.equal(packed[torch.tensor([4, 0])], masks[[4, 0]])
-    assert torch.equal(PackedMasks.join([packed, packed.rows(torch.tensor([2]))])[4:], masks[[4, 2]])
+    assert torch.equal(PackedMasks.join([packed, packed], torch.tensor([9, 2]))[:], masks[[4, 2]])
 
 
 @pytest.mark.parametrize(

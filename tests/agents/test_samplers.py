@@ -167,7 +167,7 @@ def test_an_agent_learns_by_a_server_as_by_the_own_decoder(server, kind):
     group = {"group": 4} if kind is GRPO else {}
     agents = [adapted_agent(kind=kind, sampler=where, top_p=0.95, **group) for where in (server.address, None)]
     own = agents[1]
-    own._play = SampledRollouts(own.task, DecoderSampler(own.policy, Processors(top_p=0.95)))
+    own._collect = SampledRollouts(own.task, DecoderSampler(own.policy, Processors(top_p=0.95)))
     metrics = []
     for agent in agents:
         rows = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -23,20 +22,10 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
 from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.http_sampler import by_server
+from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
-from textgym_agents.lm.processors import Processors, make_cut
-from textgym_agents.lm.rollout import (
-    MicroBatch,
-    Rollout,
-    States,
-    chunks,
-    collect,
-    micro_batches,
-    score_reference,
-    token_kl,
-)
+from textgym_agents.lm.rollout import MicroBatch, Rollout, States, chunks, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
 
@@ -54,17 +43,13 @@ class OnPolicyAgent(LMAgent):
 
     def __init__(self, task: Task, config: OnPolicyConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
-        processors = Processors(config.top_p, config.top_k, config.min_p)
-        self.policy.cut = make_cut(task, processors)
-        self._play: Callable[..., Rollout] = collect
-        if config.sampler is not None:
-            self._play = by_server(task, config, self.policy, processors)
+        self._collect = sampling(task, config, self.policy)
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
         stop_ids = self.task.vocabulary.stop_ids
         behind = self.reference if self.critic else None
-        rollout = self._play(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
+        rollout = self._collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         targets = self._targets(rollout, kl)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -23,7 +23,8 @@ from textgym.lm.backbone import is_peft
 from textgym.task import Task
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.processors import Processors
+from textgym_agents.lm.processors import Processors, make_cut
+from textgym_agents.lm.rollout import Rollout, collect
 from textgym_agents.lm.sampler import Completion, SampledRollouts
 
 JsonValues = Mapping[str, Any]
@@ -187,14 +188,17 @@ class HTTPSampler:
         return SamplerError(f"sampler={self.address!r}, {call}: {what}")
 
 
-def by_server(task: Task, config: OnPolicyConfig, policy: LMPolicy, processors: Processors) -> SampledRollouts:
-    """Return what plays an agent's batches by the server at `config.sampler`, which is not asked yet.
+def sampling(task: Task, config: OnPolicyConfig, policy: LMPolicy) -> Callable[..., Rollout]:
+    """Give a policy its cut, and return what plays its batches: `collect`, or the same by the server `config.sampler`.
 
-    Raises: ValueError for a policy without an adapter, and for a task with a mask.
+    The server is not asked yet. Raises: ValueError for a server's policy without an adapter, or task with a mask.
     """
-    address = str(config.sampler)
-    check_adapted(policy, address)
-    sampler = HTTPSampler(address, policy.backbone.vocab_size, processors, task.min_new_tokens)
+    processors = Processors(config.top_p, config.top_k, config.min_p)
+    policy.cut = make_cut(task, processors)
+    if config.sampler is None:
+        return collect
+    check_adapted(policy, config.sampler)
+    sampler = HTTPSampler(config.sampler, policy.backbone.vocab_size, processors, task.min_new_tokens)
     return SampledRollouts(task, sampler, config.importance_cap, config.micro_batch)
 
 

@@ -107,13 +107,9 @@ class PackedMasks:
         return cls((padded << _places(masks.device)).sum(-1, dtype=torch.uint8), size)
 
     @classmethod
-    def join(cls, parts: Sequence[PackedMasks]) -> PackedMasks | None:
-        """Return the masks of several batches of states one after the other; None of no batches."""
-        return cls(torch.cat([part.bits for part in parts]), parts[0].size) if parts else None
-
-    def rows(self, states: Tensor) -> PackedMasks:
-        """Return the masks of some states (n,), packed."""
-        return PackedMasks(self.bits[states], self.size)
+    def join(cls, parts: Sequence[PackedMasks], order: Tensor | slice = slice(None)) -> PackedMasks:
+        """Return the masks of several batches of states together, in an order (N,)."""
+        return cls(torch.cat([part.bits for part in parts])[order], parts[0].size)
 
     def __getitem__(self, states: Tensor | slice) -> Tensor:
         """Return the masks of some states, (n, V) bool."""

@@ -183,18 +183,13 @@ class Recorder:
             bootstrap=self._bootstrap,
             truncated=played.truncated,
             stopped=np.isin(played.actions[order][last], stop_ids),
-            masks=_ordered(self._masks, index),
+            masks=PackedMasks.join(self._masks, index) if self._masks else None,
             bootstrap_kl=self._bootstrap_kl,
-            kept=_ordered(self._cuts, index),
+            kept=PackedMasks.join(self._cuts, index) if self._cuts else None,
         )
 
     def _tensor(self, masks: Bools | None) -> Tensor | None:
         return None if masks is None else torch.tensor(masks, device=self._policy.device)
-
-
-def _ordered(parts: list[PackedMasks], index: Tensor) -> PackedMasks | None:
-    masks = PackedMasks.join(parts)
-    return None if masks is None else masks.rows(index)
 
 
 @torch.no_grad()

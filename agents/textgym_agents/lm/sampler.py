@@ -259,7 +259,7 @@ def scored(policy: LMPolicy, replayed: Rollout, rows_at_once: int, keep_features
         log_probs=log_probs,
         values=values,
         features=torch.cat(features) if keep_features else None,
-        kept=PackedMasks.join(cuts),
+        kept=PackedMasks.join(cuts) if cuts else None,
         sampler_log_probs=replayed.log_probs,
         importance=(log_probs - replayed.log_probs).exp().clamp(max=cap),
     )
