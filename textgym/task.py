@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from textgym.checks import Bools, Floats, check_count, check_number, did_you_mean, not_one_of, shown
 from textgym.lm.reference import Reference, UniformReference
 from textgym.prompts import PromptSet
@@ -26,6 +28,36 @@ _ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autor
 MaskHook = Callable[[Sequence[TokenState]], Bools]
 RewardFunction = Callable[..., Any]
 """Called as `reward(prompts, completions, **columns)`, see `textgym.rewards.Reward`."""
+
+
+@dataclass(frozen=True, eq=False)
+class MinNewTokens:
+    """A task's `mask` that forbids stop ids until a completion has so many tokens.
+
+    Where nothing else is allowed, as behind the end of a grammar's text, a stop id still is.
+
+    Args:
+        least: tokens. vocabulary: of the task. mask: what forbids more, or None.
+    """
+
+    least: int
+    vocabulary: Vocabulary
+    mask: MaskHook | None = None
+
+    @property
+    def grammar(self) -> str:
+        """What tells it from other masks."""
+        return f"min_new_tokens={self.least} {getattr(self.mask, 'grammar', type(self.mask).__qualname__)}"
+
+    def __call__(self, states: Sequence[TokenState]) -> Bools:
+        """Return the tokens that may come next, bool (B, V), for B states that run."""
+        allowed = np.repeat(self.vocabulary.allowed[None], len(states), axis=0)
+        if self.mask is not None:
+            allowed &= self.mask(states)
+        early = np.array([len(state.completion) < self.least for state in states])
+        longer = allowed.copy()
+        longer[:, list(self.vocabulary.stop_ids)] = False
+        return np.where((early & longer.any(1))[:, None], longer, allowed)
 
 
 class Judgement(NamedTuple):
@@ -63,6 +95,8 @@ class Task:
         on_error, penalty, timeout: what a failing reward leads to, see `textgym.rewards.Scorer`.
         mask: from B states to bool (B, V), True where the task's grammar allows the token next; None where
             every token of `vocabulary.allowed` always is.
+        min_new_tokens: tokens of a completion before which no stop id is allowed: where it is not 0, `mask` becomes a
+            `MinNewTokens` over what was given.
         noisy: every episode draws a seed from the environment's generator; rewards get them as
             `episode_seeds`. A reward with the attribute `noisy` makes its task so.
     Raises: ValueError for limits out of range, or a potential-based reward with another discount.
@@ -85,10 +119,14 @@ class Task:
     timeout: float | None = None
     mask: MaskHook | None = field(default=None, repr=False)
     noisy: bool = False
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("max_prompt_tokens", 0), ("max_new_tokens", 1)):
             object.__setattr__(self, name, check_count(name, getattr(self, name), least, MOST_TOKENS, "tokens"))
+        least = check_count("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens, "tokens")
+        mask = self.mask.mask if isinstance(self.mask, MinNewTokens) else self.mask
+        object.__setattr__(self, "mask", MinNewTokens(least, self.vocabulary, mask) if least else mask)
         check_number("gamma", self.gamma, 0, 1, GAMMA)
         check_number("beta", self.beta, 0, unit=BETA)
         if not isinstance(self.reference, str | Path | Reference):

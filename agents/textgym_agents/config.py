@@ -192,12 +192,29 @@ class OnPolicyConfig(LMConfig):
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
     stop_update_kl: float | None = None
     """An update ends early when the policy is this far (nats per token) from the one that sampled."""
+    top_p: float = 1.0
+    """The policy takes one of the fewest tokens that have this probability together; 1: of all. As top_k and min_p, it
+    cuts the policy and not the reference, for sampling and scoring alike."""
+    top_k: int | None = None
+    """The policy takes one of the so many likeliest tokens; None: of all."""
+    min_p: float = 0.0
+    """The policy takes a token at least this share as likely as the likeliest; 0: any."""
+    sampler: str | None = None
+    """Address of a server with vLLM's API that writes the completions, such as http://localhost:8000; it gets the
+    policy's weights as a LoRA adapter. None: the policy writes them itself."""
+    importance_cap: float = 2.0
+    """Most that an action of the server weighs, pi(a) over the server's probability of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "epochs", "minibatches")
         not_negative(self, "entropy_coefficient")
         require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
+        positive(self, "importance_cap")
+        only_with(self, "importance_cap", self.sampler is not None, "sampler")
+        at_least_one(self, "top_k")
+        share(self, "min_p", "top_p")
+        require("top_p", self.top_p, self.top_p > 0, "a number in (0, 1]")
         positive(self, "stop_update_kl")
 
 

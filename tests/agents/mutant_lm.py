@@ -196,4 +196,4 @@ class HandWritten(LMAgent):
         return {"objective/scores": scores.mean(), "objective/kl": kl.sum() / count}
 
     def _masks(self, batch: Any, rows: Any) -> Any:
-        return batch.masks if batch.masks is None or len(rows) == len(batch.rows) else None
+        return batch.masks_of(slice(None)) if len(rows) == len(batch.rows) else None

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
 
     reward: RewardSpec | None
     max_new_tokens: int
+    min_new_tokens: int
     max_prompt_tokens: int
     beta: float
     gamma: float
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
 DEFAULTS: Final = Options(
     reward="rules",
     max_new_tokens=40,
+    min_new_tokens=0,
     max_prompt_tokens=0,
     beta=0.05,
     gamma=1.0,
@@ -70,6 +72,7 @@ SHARED: Final = """
         reward: "rules" (the gold reward), "model" (the built-in reward model; the gold reward stays the rules), or
             any reward: a callable, a registered name, or {"name": ..., parameters}.
         max_new_tokens: tokens of an answer, at least 1.
+        min_new_tokens: tokens of an answer before which the stop token is not allowed.
         max_prompt_tokens: tokens; 0: as long as the longest prompt. More leaves room for prompts of your own.
         beta: reward units per nat of KL to the reference.
         gamma: discount per token, in [0, 1].

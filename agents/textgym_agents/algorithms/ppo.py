@@ -23,17 +23,10 @@ from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
 from textgym_agents.lm import maths
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
+from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
-from textgym_agents.lm.rollout import (
-    MicroBatch,
-    Rollout,
-    States,
-    collect,
-    micro_batches,
-    score_reference,
-    token_kl,
-)
+from textgym_agents.lm.rollout import MicroBatch, Rollout, States, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
 
@@ -49,11 +42,15 @@ class OnPolicyAgent(LMAgent):
     aggregation: Aggregation = "token"
     """The unit that the losses of a mini-batch are averaged over: see `textgym_agents.lm.maths.Aggregation`."""
 
+    def __init__(self, task: Task, config: OnPolicyConfig, model: nn.Module | None = None) -> None:
+        super().__init__(task, config, model)
+        self._collect = sampling(task, config, self.policy)
+
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
         stop_ids = self.task.vocabulary.stop_ids
         behind = self.reference if self.critic else None
-        rollout = collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind, self.devices)
+        rollout = self._collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
@@ -114,17 +111,17 @@ class OnPolicyAgent(LMAgent):
     ) -> Tensor:
         """Return the loss of some states (n,), from the policy's features of them (n, F)."""
         config, exact = self.config, self.config.kl == "exact"
-        masks = rollout.masks_of(chosen)  # (n, V)
-        logits, values = self.policy.heads(features, masks)  # (n, V), (n,)
+        logits, values = self.policy.heads(features, rollout.kept_of(chosen))  # (n, V), (n,)
         base, old = scored[chosen], rollout.log_probs[chosen]  # (n, F) or (n,), (n,)
         if exact:
-            base = self.reference.distribution(base, masks)  # (n, V)
+            base = self.reference.distribution(base, rollout.masks_of(chosen))  # (n, V)
         taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
-        policy_loss = self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
+        weights = 1.0 if rollout.importance is None else rollout.importance[chosen]  # (n,)
+        policy_loss = weights * self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
         value_loss = self._value_loss(values, targets, chosen)  # (n,)
         loss = policy_loss + self.value_coefficient * value_loss
         if targets.kl_weight:
-            loss = loss + targets.kl_weight * (kl if exact else maths.kl_estimate(taken - base, config.kl))
+            loss = loss + targets.kl_weight * (kl if exact else weights * maths.kl_estimate(taken - base, config.kl))
         if config.entropy_coefficient:
             loss = loss - config.entropy_coefficient * entropy
         meter.add(taken - old, policy_loss, value_loss, entropy, self.clip)

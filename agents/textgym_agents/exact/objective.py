@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypedDict, Unpack, cast
 
@@ -54,6 +54,8 @@ class PolicyGradient:
 class EnumeratedPolicy:
     """Give a torch policy `log_probs(observation)`, in float64 and without a cache.
 
+    What its cut keeps in a state (`LMPolicy.cut`), where it has one, is held fixed in gradients.
+
     Args:
         policy: a `TorchPolicy`, or an agent whose attribute `policy` is one.
     Raises: TypeError if it is neither.
@@ -67,6 +69,7 @@ class EnumeratedPolicy:
                 "LMPolicy is, or an agent that has one under the name policy"
             )
         self.policy: TorchPolicy = inner
+        self._cut: Callable[..., Tensor] | None = getattr(inner, "cut", None)
         self.parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
         self.device = next(iter(inner.parameters())).device
 
@@ -84,7 +87,8 @@ class EnumeratedPolicy:
         parts: list[Floats] = []
         for start in range(0, len(observation["input_ids"]), _ROWS_AT_ONCE):
             part = {name: array[start : start + _ROWS_AT_ONCE] for name, array in observation.items()}
-            parts.append(torch.log_softmax(self.logits(part), -1).cpu().numpy())
+            logits = self.logits(part) if self._cut is None else self._cut(self.logits(part), part)
+            parts.append(torch.log_softmax(logits, -1).cpu().numpy())
         return np.concatenate(parts)
 
     def edges(self, tree: PrefixTree, depth: int, rows: Ints) -> Tensor:
@@ -95,6 +99,8 @@ class EnumeratedPolicy:
         legal = torch.zeros(logits.shape, dtype=torch.bool)
         legal[place, action] = True
         masked = logits.masked_fill(~legal.to(self.device), -torch.inf)
+        if self._cut is not None:
+            masked = self._cut(masked)
         return torch.log_softmax(masked, -1)[place, action]
 
     def flat(self, gradients: Sequence[Tensor | None]) -> Tensor:

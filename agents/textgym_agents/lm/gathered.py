@@ -10,6 +10,7 @@ from torch import Tensor
 
 from textgym.checks import Floats
 from textgym_agents.lm.devices import Devices
+from textgym_agents.lm.processors import PackedMasks
 from textgym_agents.lm.rollout import Rollout, States
 
 _ARRAYS = ("columns", "steps", "rewards", "lengths", "bootstrap", "truncated", "stopped")
@@ -19,11 +20,13 @@ _TENSORS = ("actions", "log_probs", "values")
 class OwnStates:
     """Entries of the states that this rank has played, asked for by their places among the N of the whole batch.
 
+    It stands for a tensor, or masks, of which nothing is asked but the entries of some states.
+
     Args:
         part: (n, ...) the entries. first: the place of the first of these states; the others follow it.
     """
 
-    def __init__(self, part: Tensor, first: int) -> None:
+    def __init__(self, part: Tensor | PackedMasks, first: int) -> None:
         self._part, self._first = part, first
 
     def __getitem__(self, states: States) -> Tensor:
@@ -41,9 +44,11 @@ def gathered(devices: Devices, rollout: Rollout, scored: Tensor, kl: Floats) -> 
         return rollout, scored, kl
     whole = whole_rollout(devices, rollout)
     first = int(np.count_nonzero(whole.rows < devices.rank * len(rollout.lengths)))
-    if whole.masks is not None:
-        whole = replace(whole, masks=_own(whole.masks, first))
-    everywhere = devices.gather(scored) if scored.dim() == 1 else _own(scored, first)
+    own = {
+        name: OwnStates(getattr(whole, name), first) for name in ("masks", "kept") if getattr(whole, name) is not None
+    }
+    whole = replace(whole, **cast("dict[str, Any]", own))
+    everywhere = devices.gather(scored) if scored.dim() == 1 else cast("Tensor", OwnStates(scored, first))
     return whole, everywhere, np.asarray(devices.gather_array(kl), dtype=np.float64)
 
 
@@ -66,8 +71,3 @@ def whole_rollout(devices: Devices, rollout: Rollout) -> Rollout:
         **arrays,
         **tensors,
     )
-
-
-def _own(part: Tensor, first: int) -> Tensor:
-    """Return `OwnStates`. It stands for a tensor of which nothing is asked but the entries of some states."""
-    return cast("Tensor", OwnStates(part, first))

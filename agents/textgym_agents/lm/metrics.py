@@ -41,6 +41,23 @@ def rollout_metrics(rollout: Rollout, kl: Floats, beta: float, gamma: float) -> 
         "val/num_eos_tokens": float(rollout.stopped.sum()),
         "completion_length": float(np.mean(rollout.lengths)),
         "tokens": float(len(rollout.rows)),
+        **_mismatch(rollout),
+    }
+
+
+def _mismatch(rollout: Rollout) -> Metrics:
+    """Return how far the sampler's log-probabilities of its actions are from the policy's own, nats a token.
+
+    The last but one is k3 of KL(sampler || policy); nothing where the policy has sampled.
+    """
+    if rollout.sampler_log_probs is None or rollout.importance is None:
+        return {}
+    log_ratio = (rollout.log_probs - rollout.sampler_log_probs).cpu().double()
+    return {
+        "sampler/mismatch_mean": float(log_ratio.abs().mean()),
+        "sampler/mismatch_max": float(log_ratio.abs().max()),
+        "sampler/mismatch_k3": float((log_ratio.expm1() - log_ratio).mean()),
+        "sampler/importance": float(rollout.importance.cpu().double().mean()),
     }
 
 

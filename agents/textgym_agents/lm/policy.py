@@ -16,6 +16,7 @@ from textgym.lm.backbone import Decoder
 from textgym.lm.causal import FORBIDDEN, logit_bias
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import recompute_layers
+from textgym_agents.lm.processors import Cut
 from textgym_agents.protocol import Observation
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class LMPolicy(nn.Module):
         bias = logit_bias(allowed, self.backbone.vocab_size, self.device)
         self.register_buffer("_bias", bias, persistent=False)
         self._decoder = Decoder(self.backbone, self.device)
+        self.cut: Cut | None = None  # what it leaves out when it acts
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Return what `heads` needs of the states at (rows, columns) of right-padded ids, (N, F); differentiable."""
@@ -108,6 +110,8 @@ class LMPolicy(nn.Module):
             masks: (n, V) bool, the tokens that the task's grammar allows; None: all.
         """
         logits, values = self.heads(self.read(observation, active), masks)
+        if self.cut is not None:
+            logits = self.cut(logits, observation if active is None and masks is None else None)
         return torch.log_softmax(logits, -1), values
 
     @torch.no_grad()

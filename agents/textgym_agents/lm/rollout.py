@@ -11,11 +11,13 @@ from torch import Tensor
 
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.categorical import chunks, sample
+from textgym.lm.causal import FORBIDDEN
 from textgym.play import PlayedBatch, Turn, play_batch, reset_groups
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL
 from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.processors import PackedMasks
 
 States = Tensor | slice
 """Places among the N states of a rollout: int64 (n,), or a slice, which copies nothing."""
@@ -37,9 +39,12 @@ class Rollout:
         bootstrap: (B,) float64, the value head at s_T of truncated rows, 0 of ended ones.
         truncated: (B,) bool.
         stopped: (B,) bool, ended by a stop id.
-        masks: (N, V) bool, the tokens that the task's grammar allows; None where it allows all.
+        masks: the tokens that the task's grammar allows; None where it allows all.
         bootstrap_kl: (B,) float64, KL(policy || reference) at s_T of truncated rows, nats, 0 of ended ones; None if no
             reference was given.
+        kept: the tokens that the sampling policy's cut kept, of those in `masks`; None where it has none.
+        sampler_log_probs: (N,) float32, of another sampler that wrote the actions; None where the policy did.
+        importance: (N,) float32, what weighs its actions as the policy's; None where the policy wrote them.
     """
 
     input_ids: Tensor
@@ -55,8 +60,11 @@ class Rollout:
     bootstrap: NDArray[np.float64]
     truncated: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
-    masks: Tensor | None = None
+    masks: PackedMasks | None = None
     bootstrap_kl: NDArray[np.float64] | None = None
+    kept: PackedMasks | None = None
+    sampler_log_probs: Tensor | None = None
+    importance: Tensor | None = None
 
     @property
     def first_states(self) -> NDArray[np.int64]:
@@ -66,6 +74,10 @@ class Rollout:
     def masks_of(self, states: States) -> Tensor | None:
         """Return the masks of some of the N states (n, V); None where the grammar allows all."""
         return None if self.masks is None else self.masks[states]
+
+    def kept_of(self, states: States) -> Tensor | None:
+        """Return what the policy may take in some of the N states (n, V); None where that is everything."""
+        return self.masks_of(states) if self.kept is None else self.kept[states]
 
 
 @torch.no_grad()
@@ -93,13 +105,13 @@ def collect(
     """
     policy.forget()
     observation, _ = reset_groups(env, seed + devices.rank * env.num_envs, group)
-    sampler = _Sampler(policy, reference, keep_features, seed, env.num_envs, devices)
+    sampler = Recorder(policy, reference, keep_features, seed, env.num_envs, devices)
     played = play_batch(env, observation, sampler.choose, at_limit=sampler.bootstrap_from)
     policy.forget()
     return sampler.rollout(played, stop_ids)
 
 
-class _Sampler:
+class Recorder:
     """Sample the tokens of a batch, and keep what the policy said of its states, step by step."""
 
     def __init__(
@@ -117,7 +129,8 @@ class _Sampler:
         self._columns: list[Ints] = []
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, their log-probabilities, values
         self._features: list[Tensor] = []
-        self._masks: list[Tensor] = []
+        self._masks: list[PackedMasks] = []
+        self._cuts: list[PackedMasks] = []
         self._bootstrap = np.zeros(count)
         self._bootstrap_kl = None if reference is None else np.zeros(count)
 
@@ -126,18 +139,26 @@ class _Sampler:
         masks = self._tensor(turn.masks)
         features = self._policy.read(turn.observation, turn.running)
         logits, values = self._policy.heads(features, masks)
+        if self._policy.cut is not None:
+            kept = self._policy.cut.kept(logits)
+            logits = logits.masked_fill(~kept, FORBIDDEN)
+            self._cuts.append(PackedMasks.pack(kept))
         log_probs = torch.log_softmax(logits, -1)
         # Every row has its own number each step, so that no row depends on when others end.
         everywhere = self._generator.random(len(turn.running) * self._devices.world, dtype=np.float32)
         uniforms = everywhere[turn.rows + len(turn.running) * self._devices.rank]
         tokens = sample(log_probs, torch.tensor(uniforms, device=self._policy.device))
-        self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
-        self._kept.append((tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values))
+        self.keep(turn, tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), values)
         if self._keep_features:
             self._features.append(features)
-        if masks is not None:
-            self._masks.append(masks)
         return np.asarray(tokens.cpu().numpy())
+
+    def keep(self, turn: Turn, tokens: Tensor, log_probs: Tensor, values: Tensor) -> None:
+        """Keep what was taken in the states of a turn, (n,) each."""
+        self._columns.append(np.count_nonzero(turn.observation["attention_mask"][turn.rows], axis=1) - 1)
+        self._kept.append((tokens, log_probs, values))
+        if turn.masks is not None:
+            self._masks.append(PackedMasks.pack(torch.tensor(turn.masks, device=self._policy.device)))
 
     def bootstrap_from(self, turn: Turn) -> None:
         """Keep V, and the KL to the reference, of the states in which an outer limit stopped the rows of a turn."""
@@ -171,8 +192,9 @@ class _Sampler:
             bootstrap=self._bootstrap,
             truncated=played.truncated,
             stopped=np.isin(played.actions[order][last], stop_ids),
-            masks=torch.cat(self._masks)[index] if self._masks else None,
+            masks=PackedMasks.join(self._masks, index) if self._masks else None,
             bootstrap_kl=self._bootstrap_kl,
+            kept=PackedMasks.join(self._cuts, index) if self._cuts else None,
         )
 
     def _tensor(self, masks: Bools | None) -> Tensor | None:
@@ -215,11 +237,8 @@ def token_kl(rollout: Rollout, policy: LMPolicy, reference: LMPolicy, scored: Te
     assert rollout.features is not None
     parts = []
     for at in chunks(scored, policy.backbone.vocab_size):
-        masks = rollout.masks_of(at)
-        old, base = (
-            policy.distribution(rollout.features[at], masks),
-            reference.distribution(scored[at], masks),
-        )  # (n, V)
+        old = policy.distribution(rollout.features[at], rollout.kept_of(at))  # (n, V)
+        base = reference.distribution(scored[at], rollout.masks_of(at))
         parts.append(torch.linalg.vecdot(old.exp(), old - base))
     return np.asarray(torch.cat(parts).cpu().double().numpy())
 
