@@ -39,7 +39,7 @@ def test_ranks_own_what_they_have_played_and_are_dealt_the_rest() -> None:
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     two = Devices(1, 2)
     two.check_task(make_task("Helpful", reward="model"))  # it remembers scores, which changes none
-    with pytest.raises(ValueError, match="reward 'running_norm': it changes as it scores, of which each of 2 devices"):
+    with pytest.raises(ValueError, match="it changes as it scores, of which each of 2 devices"):
         two.check_task(make_task("Helpful", reward={"name": "running_norm", "reward": {"name": "length", "target": 8}}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert share("batch", 12, 3) == 6
