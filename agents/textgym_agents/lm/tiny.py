@@ -25,6 +25,8 @@ from textgym_agents.protocol import Observation
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
 
+LEARNING_RATE = 5e-4
+TINY_LEARNING_RATE = 3e-3
 HIDDEN = 32
 LAYERS = 2
 HEADS = 4
@@ -70,9 +72,9 @@ def peak_rate(model: nn.Module, tiny: bool) -> float:
         best with, and between the two the rate falls as 1 / parameters.
     """
     if tiny:
-        return 3e-3
-    rate = max(5e-4 * min(1.0, 4e6 / sum(each.numel() for each in model.parameters())), 3e-6)
-    return min(10 * rate, 5e-4) if is_peft(model) else rate
+        return TINY_LEARNING_RATE
+    rate = max(LEARNING_RATE * min(1.0, 4e6 / sum(each.numel() for each in model.parameters())), 3e-6)
+    return min(10 * rate, LEARNING_RATE) if is_peft(model) else rate
 
 
 def start_model(task: Task, name: str | None = None, seed: int = 0) -> PreTrainedModel:
