@@ -47,7 +47,8 @@ def test_the_cache_holds_keys_and_values_of_all_tokens():
     found = estimate(TWO, SMALL)
     # 2 layers, keys and values, 2 heads of 64 floats, 10 tokens but the last, of 8 rows
     cache = 2 * 2 * 2 * 64 * 4 * 9 * 8
-    assert found.parts["key-value cache"] == pytest.approx(cache, rel=0.05)
+    # and the features, mask and lengths that stand beside it
+    assert found.parts["key-value cache"] == cache + 8 * 896 * 4 + 8 * 9 * 8 + 8 * 8
 
 
 def test_an_adapter_needs_no_reference_and_little_else():
@@ -61,11 +62,12 @@ def test_an_adapter_needs_no_reference_and_little_else():
 
 
 def test_checkpointing_is_estimated_beside_the_plan():
-    plain = estimate(TWO, SMALL).parts
-    other = estimate(TWO, Plan(**{**vars(SMALL), "gradient_checkpointing": True})).parts
+    many = {**vars(SMALL), "prompt_tokens": 2000}
+    plain = estimate(TWO, Plan(**many)).parts
+    other = estimate(TWO, Plan(**{**many, "gradient_checkpointing": True})).parts
     names = ("micro-batch, every layer's values kept", "micro-batch, with gradient checkpointing")
     assert [plain[name] for name in names] == [other[name] for name in names]
-    assert plain[names[1]] < plain[names[0]]
+    assert plain[names[1]] < plain[names[0]]  # of many tokens: few need less than the gradient of the output layer
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch", 0), ("precision", "int8"), ("lora_rank", 0), ("device", "tpu")])
@@ -79,17 +81,17 @@ def test_the_command_prints_parts_and_what_fits(capsys, tmp_path):
     TWO.save_pretrained(tmp_path)
     main([str(tmp_path), *sizes])
     said = capsys.readouterr().out
-    for text in ("165,909,120 parameters", "weights of the policy", "key-value cache", "24 GB: fits", "80 GB: fits"):
+    for text in ("165,960,320", "weights of the policy", "key-value cache", "24 GB: fits", "80 GB: fits"):
         assert text in said
     main([str(tmp_path), *sizes, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["peak"] == max(found["phases"].values())
-    assert found["parts"]["weights of the policy"] == 4 * 165909120
+    assert found["parts"]["weights of the policy"] == 4 * 165960320
 
 
 def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(UsageError, match="--agent dpo"):
         main(["Qwen2.5-0.5B", "--agent", "dpo"])
-    with pytest.raises(ValueError, match=r"model='no/such'.*Qwen2\.5-0\.5B"):
-        model_config("no/such")
+    with pytest.raises(ValueError, match=r"model='./none'.*Qwen2\.5-0\.5B"):
+        model_config("./none")
     assert set(SHAPES) == {"Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Llama-3-70B"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -17,6 +19,7 @@ from rich.table import Table
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
 from textgym.evaluate import EvaluationResult
 from textgym.optimum import Optimum
+from textgym_agents.config import OnPolicyConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.training.folder import RunFolder, run_folder
 
@@ -32,6 +35,7 @@ MEASURES: Final = {
     "distinct_1": "distinct words",
     "distinct_2": "distinct word pairs",
 }
+_CARDS: Final = (24, 80)  # GB of the memory of common accelerators
 Row = Mapping[str, float | None]
 """Flat measures under `eval/...`, or the metrics of an iteration."""
 
@@ -249,3 +253,30 @@ def watched_run(out: Path | None, name: str, display: Display) -> Iterator[Path]
     use_all_cores()
     with run_folder(out, name) as folder, display:
         yield folder
+
+
+def show_estimate(
+    model: str, config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, as_json: bool = False
+) -> None:
+    """Print what a run needs in memory."""
+    from textgym_agents.lm.memory import GIB, LIBRARIES, estimate, model_config, plan_of
+
+    plan = plan_of(config, prompt_tokens, new_tokens)
+    found = estimate(model_config(model), plan)
+    if as_json:
+        print(json.dumps(asdict(found) | {"peak": found.peak, "libraries": LIBRARIES}, indent=2))
+        return
+    rows = table("part", number("GiB"))
+    for name, size in found.parts.items():
+        rows.add_row(name, f"{size / GIB:.2f}")
+    rows.add_section()
+    for name, size in found.phases.items():
+        rows.add_row(f"peak of {name}", f"{size / GIB:.2f}")
+    console = output()
+    console.print(untrusted(f"{model}: {found.parameters:,} parameters"))
+    console.print(rows)
+    whole = found.peak + LIBRARIES
+    console.print(f"in all, with {LIBRARIES / GIB:.1f} GiB of libraries: {whole / GIB:.2f} GiB ({whole / 1e9:.1f} GB)")
+    for card in _CARDS:
+        room = card * 10**9 - whole
+        console.print(f"{card} GB: " + ("fits" if room >= 0 else f"{-room / 1e9:.1f} GB too little"))

@@ -16,6 +16,7 @@ from textgym_agents.commands.running import (
     interrupted_run,
     measures_table,
     refuse_change,
+    show_estimate,
     watched_run,
 )
 from textgym_agents.config import MeasureSettings, OnPolicyConfig, TrainSettings
@@ -103,7 +104,6 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
 def show_memory(flags: TrainFlags, config: JsonObject) -> None:
     """Print what a run will need in memory. Raises: UsageError if it is not a policy gradient on a causal LM."""
     from textgym.task import has_language_model, reference_model
-    from textgym_agents.commands.memory import show
 
     kind = agent_class(flags.agent)
     settings = make_config(kind, config)
@@ -111,7 +111,7 @@ def show_memory(flags: TrainFlags, config: JsonObject) -> None:
     model = config.get("model") or (str(reference_model(task)) if has_language_model(task) else None)
     if model is None or not isinstance(settings, OnPolicyConfig):
         raise UsageError(f"--dry-run: {flags.agent} on {flags.id} is no policy gradient on a language model")
-    show(model, settings, task.max_prompt_tokens, task.max_new_tokens)
+    show_estimate(model, settings, task.max_prompt_tokens, task.max_new_tokens)
 
 
 def _stored_settings(

@@ -118,12 +118,13 @@ class Estimate:
         return max(self.phases.values())
 
 
-def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, **options: Any) -> Plan:
-    """Return the plan of an agent's settings. Args: options: more of `Plan`."""
-    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
-    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan:
+    """Return the plan of an agent's settings."""
+    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing", "lora_rank")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, "reference_precision")}
     settings |= {"exact": config.kl == "exact", "device": "cpu" if config.device == "cpu" else "cuda"}
-    return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, **settings, **options)
+    cut = config.top_p < 1 or config.top_k is not None or config.min_p > 0
+    return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, kept_tokens=cut, **settings)
 
 
 def model_config(name: str | Path) -> PretrainedConfig:

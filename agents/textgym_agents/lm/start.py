@@ -29,6 +29,8 @@ from textgym_agents.protocol import Observation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LEARNING_RATE = 5e-4
+TINY_LEARNING_RATE = 3e-3
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -144,9 +146,9 @@ def peak_rate(model: nn.Module, tiny: bool) -> float:
         best with, and between the two the rate falls as 1 / parameters.
     """
     if tiny:
-        return 3e-3
-    rate = max(5e-4 * min(1.0, 4e6 / sum(each.numel() for each in model.parameters())), 3e-6)
-    return min(10 * rate, 5e-4) if is_peft(model) else rate
+        return TINY_LEARNING_RATE
+    rate = max(LEARNING_RATE * min(1.0, 4e6 / sum(each.numel() for each in model.parameters())), 3e-6)
+    return min(10 * rate, LEARNING_RATE) if is_peft(model) else rate
 
 
 class Elsewhere(LMPolicy):
