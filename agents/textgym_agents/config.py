@@ -162,8 +162,7 @@ class LMConfig(ModelSettings):
     """Keeps the input of every layer alone and runs the layers again for the gradient: less memory, a third more time.
     A model on which it is enabled has it too."""
     parallel: Parallel = "ddp"
-    """What several processes hold, where a launcher such as torchrun has started them. ddp: all weights each. fsdp: a
-    part of all weights, gradients and moments each; layers are gathered when they are needed."""
+    """What each of several processes holds, as started by torchrun. ddp: all weights. fsdp: a part of all of them."""
     seed: int = 0
     """Seeds prompts, sampling and mini-batches."""
 
@@ -283,8 +282,7 @@ class FitConfig:
     bf16: bool = False
     """Compute in bfloat16, with the weights in float32."""
     parallel: Parallel = "ddp"
-    """What several processes hold, where a launcher such as torchrun has started them. ddp: all weights each. fsdp: a
-    part of all weights, gradients and moments each; layers are gathered when they are needed."""
+    """What each of several processes holds, as started by torchrun. ddp: all weights. fsdp: a part of all of them."""
     seed: int = 0
     """Of the split, the order of the rows and dropout."""
 

@@ -18,7 +18,7 @@ from cli_tools import assert_one_line, environment, run
 from lm.tiny_models import tiny_llama
 from textgym_agents import load_agent, make_agent
 from textgym_agents.algorithms.ppo import LMPPO
-from textgym_agents.lm.export import export_model
+from textgym_agents.lm.checkpoint import export_model
 from textgym_agents.lm.start import fingerprint
 
 peft = pytest.importorskip("peft")

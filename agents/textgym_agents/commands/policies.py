@@ -247,7 +247,7 @@ def export_command(arguments: list[str]) -> None:
     flags = parse(ExportFlags, arguments, "export-model")
     if flags.out is None:
         raise UsageError("--out: the new folder is missing, as in --out models/helpful")
-    from textgym_agents.lm.export import export_model
+    from textgym_agents.lm.checkpoint import export_model
 
     with disk_full_at(flags.out):
         report = export_model(flags.folder, flags.out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from textgym.checks import JsonObject
+from textgym.files import read_json, reading, recover_folder, replace_folder
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
 from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import Devices
-from textgym_agents.lm.lora import read_adapter, save_base, save_model
+from textgym_agents.lm.lora import merged, read_adapter, save_base, save_model
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.sharding import is_sharded, load_whole, model_tensors, part_like, release, whole_tensors
 from textgym_agents.lm.start import AdapterOff, fingerprint
-from textgym_agents.saving import Saved, count, flag, number, read_saved, write_saved
+from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved, write_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -195,6 +198,59 @@ def _load_model(folder: Path, name: str) -> PreTrainedModel:
     base = folder / "base"
     model: PreTrainedModel = load_adapter(folder / name, base) if base.is_dir() else load_causal_lm(folder / name)
     return model
+
+
+def export_model(path: str | Path, out: str | Path) -> JsonObject:
+    """Write the model of a saved LM agent with its tokenizer, for `AutoModelForCausalLM` and `AutoTokenizer`.
+
+    A temperature and the tokens that a task forbids are the agent's and not the model's.
+
+    Args:
+        path: the agent's folder, or that of its run.
+        out: a new folder.
+    Returns: the agent's name, `temperature`, `adapter` (whether there was one) and `parameters`.
+    Raises: ValueError if there is no such agent, `out` exists, or the model under its adapter has changed.
+    """
+    folder, out = Path(path), Path(out)
+    folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    if os.path.lexists(out):
+        raise ValueError(f"out={str(out)!r}: it exists; allowed is a new folder")
+    recover_folder(folder)
+    if not (folder / HEAD).is_file():
+        raise ValueError(f"path={str(path)!r}: no saved agent there")
+    head = read_json(folder / HEAD)
+    if not (folder / "model").is_dir():
+        raise ValueError(f"path={str(path)!r}: agent {head.get('agent')!r:.80} has no language model")
+    with reading(folder, "the saved agent"):
+        model = _plain_model(folder, head)
+
+    def write(place: Path) -> None:
+        model.save_pretrained(place)
+        for file in (folder / "model").iterdir():
+            if file.name.startswith("tokenizer") or file.suffix == ".jinja" or file.name == "special_tokens_map.json":
+                shutil.copyfile(file, place / file.name)
+
+    replace_folder(out, write)
+    return {
+        "agent": head["agent"],
+        "temperature": head["config"].get("temperature", 1.0),
+        "adapter": (folder / "model" / "adapter_config.json").is_file(),
+        "parameters": model.num_parameters(),
+    }
+
+
+def _plain_model(folder: Path, head: JsonObject) -> PreTrainedModel:
+    """Return the policy's model in float32. Raises: ValueError if the model under an adapter is another one now."""
+    config, state = head["config"], head["state"]
+    base = state.get("base") or folder / "base"
+    if not (folder / "model" / "adapter_config.json").is_file():
+        return load_causal_lm(folder / "model")
+    has_bf16 = config.get("lora_rank") is not None and config.get("precision") == "bfloat16"
+    adapted = load_adapter(folder / "model", base, torch.bfloat16 if has_bf16 else torch.float32)
+    if state.get("base") and fingerprint(adapted) != state["start"]:
+        raise ValueError(f"base={base!r}: its weights are not those that the adapter was trained on")
+    # Merged in float32: what an adapter adds is often below the rounding of bfloat16.
+    return merged(adapted.float())
 
 
 # Tensors of modules and optimisers by name
