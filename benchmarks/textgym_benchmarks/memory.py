@@ -174,7 +174,7 @@ def compare(pairs: int) -> dict[str, float]:
             said: list[Mapping[str, float]] = []
             agent.learn(env, plan.batch, said.append)
             seconds[plain].append(time.perf_counter() - started)
-            losses[plain] = said[0]["loss/policy"]
+            losses[plain] = said[0]["loss/policy_avg"]
             parts = [each.grad.ravel() for each in agent.policy.parameters() if each.grad is not None]
             gradients[plain] = torch.cat(parts)
     off = (gradients[True] - gradients[False]).norm() / gradients[True].norm()
