@@ -147,7 +147,7 @@ def test_the_guide_s_package_is_used_by_name(vowels: Path) -> None:
     ("words", "said"),
     [
         (("vowels", "--text", "Hello"), "0.40\n"),
-        (("--help",), "  vowels        Print the share of vowels among the letters of a text."),
+        (("--help",), "Print the share of vowels among the letters of a text."),
         (("vowels", "--help"), "What to score."),
         (("list", "--json"), '"id": "textgym/Vowels-v0"'),
         (("bench", "--list"), "Vowels by cross-entropy."),

@@ -50,7 +50,7 @@ class Scale:
     """Print JSON instead of a table."""
 
 
-class Row(NamedTuple):
+class ScaleRow(NamedTuple):
     """One way to run the same iterations.
 
     `seconds` is wall time per iteration, `memory` the greatest peak RSS of a rank in MiB, `difference` the largest
@@ -65,11 +65,11 @@ class Row(NamedTuple):
     difference: float
 
 
-def measure(settings: Scale) -> list[Row]:
+def measure(settings: Scale) -> list[ScaleRow]:
     """Return a row for one rank, and for several with each way to hold the weights."""
     from safetensors.torch import load_file
 
-    rows: list[Row] = []
+    rows: list[ScaleRow] = []
     first: dict[str, Tensor] = {}
     for how, ranks in (("ddp", 1), ("ddp", settings.ranks), ("fsdp", settings.ranks)):
         with tempfile.TemporaryDirectory() as name:
@@ -83,7 +83,7 @@ def measure(settings: Scale) -> list[Row]:
         difference = max(float((gradient[name] - each).abs().max()) for name, each in first.items()) / largest
         seconds, memory = found[0]["seconds"], max(each["memory"] for each in found)
         rows.append(
-            Row(how if ranks > 1 else "alone", ranks, found[0]["tokens"] / seconds, seconds, memory, difference)
+            ScaleRow(how if ranks > 1 else "alone", ranks, found[0]["tokens"] / seconds, seconds, memory, difference)
         )
     return rows
 

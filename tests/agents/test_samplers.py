@@ -21,7 +21,7 @@ from textgym_agents.lm.http_sampler import HTTPSampler, SamplerError
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
 from textgym_agents.lm.processors import Processors
 from textgym_agents.lm.rollout import collect, score_reference, token_kl
-from textgym_agents.lm.sampler import Completion, DecoderSampler, SampledRollouts
+from textgym_agents.lm.sampler import DecoderSampler, SampledCompletion, SampledRollouts
 
 from textgym import TokenVectorEnv
 
@@ -231,7 +231,7 @@ class Wrong:
         found = []
         for budget, seed in zip(budgets, seeds, strict=True):
             ids = np.random.default_rng(seed).choice(SIZE, budget, p=self.probabilities)
-            found.append(Completion(ids, np.log(self.probabilities)[ids], 1))
+            found.append(SampledCompletion(ids, np.log(self.probabilities)[ids], 1))
         return found
 
 
@@ -421,7 +421,7 @@ def test_a_server_that_is_too_slow_is_named(server):
 def test_completions_that_do_not_fit_the_episode_are_refused(ids, message):
     class Fixed(Wrong):
         def sample(self, prefixes, *_):
-            return [Completion(np.array(ids, dtype=np.int64), np.zeros(len(ids)), 1) for _ in prefixes]
+            return [SampledCompletion(np.array(ids, dtype=np.int64), np.zeros(len(ids)), 1) for _ in prefixes]
 
     agent = adapted_agent()
     play = SampledRollouts(agent.task, Fixed([0.25] * 4))

@@ -25,7 +25,7 @@ from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import Processors, make_cut
 from textgym_agents.lm.rollout import Rollout, collect
-from textgym_agents.lm.sampler import Completion, SampledRollouts
+from textgym_agents.lm.sampler import SampledCompletion, SampledRollouts
 
 JsonValues = Mapping[str, Any]
 _AT_ONCE = 64
@@ -99,7 +99,7 @@ class HTTPSampler:
         temperature: float,
         allowed_ids: Sequence[int] | None,
         seeds: Sequence[int],
-    ) -> list[Completion]:
+    ) -> list[SampledCompletion]:
         """See `Sampler.sample`; a request for each prefix, so that each has its own seed. Raises: `SamplerError`."""
         if self._adapter is None:
             raise ValueError("sampler: it has no weights yet; `update` brings them in")
@@ -134,7 +134,7 @@ class HTTPSampler:
             **_allowed(allowed_ids, self._size),
         }
 
-    def _complete(self, request: JsonValues) -> Completion:
+    def _complete(self, request: JsonValues) -> SampledCompletion:
         answer = self._post("completions", request)
         try:
             choice = answer["choices"][0]
@@ -149,7 +149,7 @@ class HTTPSampler:
         read = choice.get("prompt_token_ids")
         if read is not None and list(read) != request["prompt"]:
             raise self._error("completions", f"it read {len(read)} other tokens than the {len(request['prompt'])} sent")
-        return Completion(np.array(ids, dtype=np.int64), np.array(log_probs, dtype=np.float64), self._version)
+        return SampledCompletion(np.array(ids, dtype=np.int64), np.array(log_probs, dtype=np.float64), self._version)
 
     def _post(self, call: str, values: JsonValues) -> Any:
         """Return the JSON, or text, that the server answers; where there is no connection, try again."""

@@ -97,7 +97,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes of a run.
 
     Attributes:
@@ -145,7 +145,7 @@ def model_config(name: str | Path) -> PretrainedConfig:
         ) from error
 
 
-def estimate(config: PretrainedConfig, plan: Plan) -> Estimate:
+def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
     """Return what a run of an on-policy agent needs; no weights are loaded or made.
 
     Args:
@@ -189,7 +189,7 @@ def estimate(config: PretrainedConfig, plan: Plan) -> Estimate:
         "scoring": held + trained + kept + features + scored + max(scoring, chunk),
         "update": held + kept + features + scored + max(update, 2 * trained),
     }
-    return Estimate(run.parameters, policy + copied, {name: size for name, size in parts.items() if size}, phases)
+    return MemoryEstimate(run.parameters, policy + copied, {name: size for name, size in parts.items() if size}, phases)
 
 
 def _measures(config: PretrainedConfig, plan: Plan, update_alone: bool = False) -> dict[str, int]:

@@ -27,7 +27,7 @@ from textgym_agents.lm.rollout import Recorder, Rollout, micro_batches
 from textgym_agents.protocol import token_rows
 
 
-class Completion(NamedTuple):
+class SampledCompletion(NamedTuple):
     """What a sampler wrote behind one prefix.
 
     Attributes:
@@ -52,7 +52,7 @@ class Sampler(Protocol):
         temperature: float,
         allowed_ids: Sequence[int] | None,
         seeds: Sequence[int],
-    ) -> list[Completion]:
+    ) -> list[SampledCompletion]:
         """Return a completion of each of B prefixes.
 
         Args:
@@ -94,7 +94,7 @@ class DecoderSampler:
         temperature: float,
         allowed_ids: Sequence[int] | None,
         seeds: Sequence[int],
-    ) -> list[Completion]:
+    ) -> list[SampledCompletion]:
         """See `Sampler.sample`."""
         self._policy.forget()
         starts, most = np.array([len(prefix) for prefix in prefixes]), np.array(budgets)
@@ -118,7 +118,7 @@ class DecoderSampler:
             running[rows] = (lengths < most)[rows] & ~np.isin(tokens.cpu().numpy(), stop_ids)
         self._policy.forget()
         written = zip(ids, log_probs, starts, lengths, strict=True)
-        return [Completion(row[s : s + n], logs[:n], self._version) for row, logs, s, n in written]
+        return [SampledCompletion(row[s : s + n], logs[:n], self._version) for row, logs, s, n in written]
 
     def _log_probs(
         self, features: Tensor, temperature: float, allowed_ids: Sequence[int] | None, forbidden: Sequence[int]
@@ -211,7 +211,7 @@ class _Replayed(Recorder):
     """Writes what completions say; `values` of its rollout are 0, `log_probs` those of the sampler."""
 
     def __init__(
-        self, completions: Sequence[Completion], policy: LMPolicy, reference: LMPolicy | None, seed: int
+        self, completions: Sequence[SampledCompletion], policy: LMPolicy, reference: LMPolicy | None, seed: int
     ) -> None:
         super().__init__(policy, reference, False, seed, len(completions), ALONE)
         self._completions = completions

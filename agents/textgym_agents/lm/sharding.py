@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from textgym.lm.backbone import is_peft
 from textgym_agents.lm.devices import Devices
@@ -42,7 +41,7 @@ def shard(
     Raises: ValueError for a model without layers.
     """
     inside = [each for root in roots for each in root.modules()]
-    layers = [each for each in inside if isinstance(each, GradientCheckpointingLayer)]
+    layers = [each for each in inside if _is_layer(each)]
     if not layers or any(map(is_peft, inside)):
         what = "an adapter" if layers else "no layers that could be sharded"
         raise ValueError(f"parallel='fsdp': the model has {what}; allowed is 'ddp'")
@@ -61,6 +60,12 @@ def shard(
             part.set_gradient_divide_factor(1.0)
 
 
+def _is_layer(module: nn.Module) -> bool:
+    from transformers.modeling_layers import GradientCheckpointingLayer  # slow to import
+
+    return isinstance(module, GradientCheckpointingLayer)
+
+
 class Passes:
     """The passes of some sharded policies, which all ranks take in one order. Args: policies: the same on all ranks."""
 
@@ -68,7 +73,7 @@ class Passes:
         self._policies, self._answering, self._layers_run = policies, False, 0
         for place, policy in enumerate(policies):
             shard(devices, [policy], policy.device, policy.bf16, ("features", "read"))
-            layer = next(each for each in policy.modules() if isinstance(each, GradientCheckpointingLayer))
+            layer = next(filter(_is_layer, policy.modules()))
             layer.register_forward_pre_hook(self._count)
             with torch.no_grad():  # what FSDP makes in its first pass must be usable outside of inference mode
                 self._nothing(policy)

@@ -144,7 +144,7 @@ class Training:
         self._optimum: Optimum | None = None
         self._unsettled = False
         self._ranks = Ranks(self._agent)
-        self._failures: Mapping[str, int] = self.task.scorer.failures
+        self._failures: Mapping[str, int] = dict(self.task.scorer.failures)
         self._meter = LearningMeter(self._env, self._ranks)
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._first: EvaluationResult | None = None

@@ -71,7 +71,7 @@ class Ranks:
     def counts(self, counts: Mapping[str, int]) -> Mapping[str, int]:
         """Return the sums of some counts over the processes, which need not have the same names."""
         if self._devices is None or self._devices.world == 1:
-            return counts
+            return dict(counts)
         found: dict[str, int] = {}
         for part in self._devices.gather_json(dict(counts)):
             found.update({name: found.get(name, 0) + count for name, count in part.items()})
