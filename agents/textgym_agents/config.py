@@ -212,8 +212,8 @@ class OnPolicyConfig(LMConfig):
         positive(self, "importance_cap")
         only_with(self, "importance_cap", self.sampler is not None, "sampler")
         at_least_one(self, "top_k")
-        share(self, "min_p", "top_p")
-        require("top_p", self.top_p, self.top_p > 0, "a number in (0, 1]")
+        share(self, "min_p")
+        require("top_p", self.top_p, is_finite(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]")
         positive(self, "stop_update_kl")
 
 

@@ -16,7 +16,7 @@ from transformers import BertModel, GPT2LMHeadModel
 
 from textgym.lm.backbone import Decoder, HuggingFaceBackbone, RereadingBackbone, max_tokens
 from textgym.lm.causal import CausalLM, check_positions
-from textgym.lm.checked import choose_backbone
+from textgym.lm.checked import _precision, choose_backbone
 from textgym.lm.llama import LlamaBackbone
 from textgym.lm.scoring import check_scores, load_reward_model, sequence_scores, start_reward_model
 from textgym.rewards import TextGymWarning
@@ -278,3 +278,14 @@ def _without_mask(forward):
         return forward(self, *arguments, **{**options, "attention_mask": None})
 
     return unmasked
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("highest", torch.float32), ("high", torch.float16)])
+def test_tf32_on_a_gpu_has_the_tolerance_of_its_mantissa(precision, kind):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert _precision(tiny_gpt2(), torch.device("cuda")) == kind
+        assert _precision(tiny_gpt2(), torch.device("cpu")) == torch.float32
+    finally:
+        torch.set_float32_matmul_precision(before)
