@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
+from textgym.play import draw
 from textgym.state import ENVIRONMENT, PROMPT, Prompt, TokenState
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
@@ -113,6 +115,22 @@ class Agent(ABC):
     def conformance_hooks(self) -> Mapping[str, Callable[..., Any]]:
         """Return functions that let `textgym check` see its training, see `textgym_agents.conformance.hooks`."""
         return {}
+
+
+class DrawingAgent(Agent):
+    """An agent that draws its tokens from its own log-probabilities, by a generator that its config's `seed` seeds."""
+
+    @cached_property
+    def _acting(self) -> np.random.Generator:
+        return np.random.default_rng([int(getattr(self.config, "seed", 0)), 2])
+
+    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
+        """See `Agent.act`."""
+        log_probs = self.log_probs(observation)
+        assert log_probs is not None
+        if deterministic:
+            return np.asarray(log_probs.argmax(1))
+        return draw(np.exp(log_probs), self._acting.random(len(log_probs)))
 
 
 METHODS = tuple(name for name in vars(Agent) if name in Agent.__abstractmethods__)

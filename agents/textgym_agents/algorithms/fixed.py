@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Ints
 from textgym.lm.reference import Reference, UniformReference
 from textgym.registry import Factory
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
-from textgym_agents.protocol import Agent, Callback, Observation, as_agent
+from textgym_agents.protocol import Agent, Callback, DrawingAgent, Observation, as_agent
 from textgym_agents.saving import Saved, read_saved, write_saved
-from textgym_agents.tabular.policies import draw
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,22 +63,7 @@ class NonLearner(Agent):
         return made
 
 
-class Drawing(NonLearner):
-    """A `NonLearner` that draws its tokens from its log-probabilities."""
-
-    _generator: np.random.Generator
-
-    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """See `Agent.act`."""
-        log_probs = self.log_probs(observation)
-        return np.asarray(log_probs.argmax(1)) if deterministic else draw(log_probs, self._generator)
-
-    @abstractmethod
-    def log_probs(self, observation: Observation) -> NDArray[np.floating]:
-        """See `Agent.log_probs`."""
-
-
-class _FixedAgent(Drawing):
+class _FixedAgent(NonLearner, DrawingAgent):
     """An agent that acts by a reference policy.
 
     Args:
@@ -94,7 +77,6 @@ class _FixedAgent(Drawing):
         self.task = task
         self.config = config or FixedConfig()
         self._policy = self._make_policy(task)
-        self._generator = np.random.default_rng([self.config.seed, 2])
 
     @abstractmethod
     def _make_policy(self, task: Task) -> Reference:

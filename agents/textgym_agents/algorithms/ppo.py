@@ -26,7 +26,7 @@ from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
-from textgym_agents.lm.rollout import MicroBatch, Rollout, States, micro_batches, score_reference, token_kl
+from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
 
@@ -48,8 +48,7 @@ class OnPolicyAgent(LMAgent):
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
-        stop_ids = self.task.vocabulary.stop_ids
-        behind = self.reference if self.critic else None
+        stop_ids, behind = self.task.vocabulary.stop_ids, self.reference if self.critic else None
         rollout = self._collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
@@ -99,7 +98,7 @@ class OnPolicyAgent(LMAgent):
         for at in chunks(features, self.policy.backbone.vocab_size):
             leaf = features[at].detach().requires_grad_()  # (n, F)
             # Sums over what the whole mini-batch counts: the split into parts cannot change the gradient.
-            loss = self._loss(leaf, part.at(at), rollout, targets, scored, meter).sum() / total
+            loss = self._loss(leaf, part.states[at], rollout, targets, scored, meter).sum() / total
             loss.backward()
             assert leaf.grad is not None
             gradients.append(leaf.grad)
@@ -107,7 +106,7 @@ class OnPolicyAgent(LMAgent):
             features.backward(torch.cat(gradients))
 
     def _loss(
-        self, features: Tensor, chosen: States, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter
+        self, features: Tensor, chosen: Tensor, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter
     ) -> Tensor:
         """Return the loss of some states (n,), from the policy's features of them (n, F)."""
         config, exact = self.config, self.config.kl == "exact"
@@ -131,7 +130,7 @@ class OnPolicyAgent(LMAgent):
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """Return the loss of every action (n,), from its log-probability now and when it was sampled."""
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: States) -> Tensor:
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor) -> Tensor:
         """Return the value loss of every state (n,); 0 without a critic."""
         return torch.zeros_like(values)
 
@@ -151,11 +150,10 @@ class ActorCriticAgent(OnPolicyAgent):
         scale, offset = self._centre_values(maths.scores(rollout, gamma))
         return maths.make_targets(rollout, kl, config.kl, beta, gamma, config.lam, config.whiten, scale, offset)
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: States) -> Tensor:
-        assert targets.returns is not None
-        assert targets.old_values is not None
-        old, returns = targets.old_values[chosen], targets.returns[chosen]
-        return maths.clipped_value_loss(values, old, returns, self.config.value_clip)
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor) -> Tensor:
+        old, returns = targets.old_values, targets.returns
+        assert old is not None and returns is not None  # noqa: PT018
+        return maths.clipped_value_loss(values, old[chosen], returns[chosen], self.config.value_clip)
 
 
 class LMPPO(ActorCriticAgent):

@@ -96,7 +96,7 @@ class Reinforce(OnPolicyAgent):
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return score_function_loss(log_probs, advantages)
 
-    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor | slice) -> Tensor:
+    def _value_loss(self, values: Tensor, targets: Targets, chosen: Tensor) -> Tensor:
         if targets.returns is None:
             return super()._value_loss(values, targets, chosen)
         return 0.5 * (values - targets.returns[chosen]).square()

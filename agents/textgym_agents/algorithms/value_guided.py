@@ -13,11 +13,11 @@ from textgym.lm.reference import Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
 from textgym.task import Task
-from textgym_agents.algorithms.fixed import Drawing, reference_of
+from textgym_agents.algorithms.fixed import NonLearner, reference_of
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.lm.critic import Critic, critic_of
 from textgym_agents.mcts.forest import Model
-from textgym_agents.protocol import Agent, Observation, StateFinder, as_agent
+from textgym_agents.protocol import Agent, DrawingAgent, Observation, StateFinder, as_agent
 from textgym_agents.registry import load_guide
 from textgym_agents.saving import Saved, write_saved
 from textgym_agents.tabular.policies import normalised
@@ -51,7 +51,7 @@ class ValueGuidedConfig:
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
-class ValueGuided(Drawing):
+class ValueGuided(NonLearner, DrawingAgent):
     """A policy made of another one and of its critic; learns nothing.
 
     In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
@@ -90,7 +90,6 @@ class ValueGuided(Drawing):
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r}: that of the task, allowed is a number > 0")
         self._finder = StateFinder(task)
-        self._generator = np.random.default_rng([self.config.seed, 2])
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`; (B, V) float64. In a state that has ended, the prior's."""

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from textgym.checks import Floats, Ints
-from textgym.lm.categorical import sample
+from textgym.checks import Floats
 from textgym.lm.llama import recomputes
 from textgym.lm.reference import Reference
 from textgym.play import check_env
@@ -21,14 +20,14 @@ from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
-from textgym_agents.lm.devices import join
+from textgym_agents.lm.devices import Devices, join
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.sharding import Passes, whole
 from textgym_agents.lm.start import peak_rate, start_policies
-from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
 
 
-class LMAgent(SavedLM, Agent):
+class LMAgent(SavedLM, DrawingAgent):
     """An LM policy with a value head and its frozen start; acts, scores and is saved. Algorithms say how it learns.
 
     Args:
@@ -59,11 +58,9 @@ class LMAgent(SavedLM, Agent):
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
         self.has_own_reference = apart or model is not None or config.model is not None or config.temperature != 1.0
         self.iteration: int = 0
-        self.episodes = 0
-        self.budget = 0
+        self.episodes = self.budget = 0
         self.value_scale: float | None = None
         self.value_offset = 0.0
-        self._acting = np.random.default_rng([config.seed, 2])
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Learn from at least `episodes` more episodes, one in each sub-environment (of every device) per iteration.
@@ -95,15 +92,11 @@ class LMAgent(SavedLM, Agent):
         """Learn from one episode in each sub-environment. Returns: what it found, by name; `learn` counts."""
 
     def _set_learning_rate(self) -> float:
-        config = self.config
-        progress = min(self.episodes / self.budget, 1.0)
-        factor = 1.0
+        config, progress = self.config, min(self.episodes / self.budget, 1.0)
+        cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+        factor = {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
         if progress < config.warmup:
             factor = (progress + 1.0 / self.budget) / config.warmup
-        elif config.schedule == "linear":
-            factor = 1.0 - 0.9 * progress
-        elif config.schedule == "cosine":
-            factor = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
         return self.learning_rate * factor
@@ -121,22 +114,11 @@ class LMAgent(SavedLM, Agent):
 
     def _finish_step(self) -> float:
         """Apply the gradient of all devices, scaled down to `max_grad_norm`; return its norm before."""
-        self.devices.add_gradients([each for group in self.optimizer.param_groups for each in group["params"]])
-        return apply_gradient(self.optimizer, self.config.max_grad_norm, f"iteration {self.iteration}")
+        return apply_gradient(self.optimizer, self.devices, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:
         sequence = np.random.SeedSequence([self.config.seed, self.iteration, purpose])
         return int(sequence.generate_state(1)[0])
-
-    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """See `Agent.act`."""
-        log_probs, _ = self.policy.advance(observation)
-        if deterministic:
-            tokens = log_probs.argmax(-1)
-        else:
-            uniforms = self._acting.random(len(log_probs), dtype=np.float32)
-            tokens = sample(log_probs, torch.tensor(uniforms, device=self.policy.device))
-        return np.asarray(tokens.cpu().numpy())
 
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `Agent.log_probs`."""
@@ -154,8 +136,8 @@ class LMAgent(SavedLM, Agent):
         return self.reference if self.has_own_reference else None
 
 
-def apply_gradient(optimizer: torch.optim.Optimizer, max_grad_norm: float, when: str) -> float:
-    """Scale the gradient down to a norm, and take the optimiser's step.
+def apply_gradient(optimizer: torch.optim.Optimizer, devices: Devices, max_grad_norm: float, when: str) -> float:
+    """Add up the gradients of all devices, scale the sum down to a norm, and take the optimiser's step.
 
     Args:
         max_grad_norm: a longer gradient has this norm afterwards.
@@ -164,6 +146,7 @@ def apply_gradient(optimizer: torch.optim.Optimizer, max_grad_norm: float, when:
     Raises: FloatingPointError if it is not finite; the parameters are as before then.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    devices.add_gradients(parameters)
     norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     if not math.isfinite(norm):
         raise FloatingPointError(

@@ -35,16 +35,8 @@ def critic_free_targets(
         whiten: divide them, and beta in the loss, by their standard deviation over the batch. Nothing is subtracted: a
             baseline is the algorithm's own business.
     """
-    scale = 1.0
-    if whiten:
-        advantages, scale = standardise(advantages, centre=False)
-    return Targets(
-        advantages=on_device(advantages, rollout),
-        returns=None,
-        old_values=None,
-        kl_weight=0.0 if kind == "k1" else beta / scale,
-        kl=kl,
-    )
+    advantages, scale = standardise(advantages, centre=False) if whiten else (advantages, 1.0)
+    return Targets(on_device(advantages, rollout), None, None, 0.0 if kind == "k1" else beta / scale, kl)
 
 
 def leave_one_out(returns: Floats) -> Floats:

@@ -11,7 +11,7 @@ from torch import Tensor
 from textgym.checks import Floats
 from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.processors import PackedMasks
-from textgym_agents.lm.rollout import Rollout, States
+from textgym_agents.lm.rollout import Rollout
 
 _ARRAYS = ("columns", "steps", "rewards", "lengths", "bootstrap", "truncated", "stopped")
 _TENSORS = ("actions", "log_probs", "values")
@@ -29,8 +29,7 @@ class OwnStates:
     def __init__(self, part: Tensor | PackedMasks, first: int) -> None:
         self._part, self._first = part, first
 
-    def __getitem__(self, states: States) -> Tensor:
-        assert isinstance(states, Tensor), "a slice is of the states of a batch that one rank has played alone"
+    def __getitem__(self, states: Tensor) -> Tensor:
         return self._part[states - self._first]
 
 

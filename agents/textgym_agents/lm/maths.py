@@ -100,24 +100,15 @@ def standardise(values: Floats, centre: bool = True) -> tuple[Floats, float]:
 
 @dataclass(frozen=True)
 class Targets:
-    """Per-state training targets of a rollout, float32 (N,).
+    """Per-state training targets of a rollout."""
 
-    Attributes:
-        advantages: standardised if asked for.
-        returns, old_values: advantages + values, and values, in units of `value_scale`; None without a critic.
-        kl_weight: factor of the KL in the loss, in units of the advantages; 0 where the KL is in the reward alone.
-        kl: penalised KL of each state, nats.
-        weights: factors (N,) of the states' losses; None: all 1.
-        rows: (b,) the episodes that are trained on; None: all.
-    """
-
-    advantages: Tensor
-    returns: Tensor | None
-    old_values: Tensor | None
-    kl_weight: float
-    kl: Floats
-    weights: Tensor | None = None
-    rows: Ints | None = None
+    advantages: Tensor  # (N,) float32, standardised if asked for
+    returns: Tensor | None  # (N,) float32, advantages + values, in units of `value_scale`; None without a critic
+    old_values: Tensor | None  # (N,) float32, in the same units
+    kl_weight: float  # factor of the KL in the loss, in units of the advantages; 0 where it is in the reward alone
+    kl: Floats  # (N,) float64, penalised KL of each state, nats
+    weights: Tensor | None = None  # (N,) float32, factors of the states' losses; None: all 1
+    rows: Ints | None = None  # (b,) the episodes that are trained on; None: all
 
 
 def make_targets(
@@ -154,17 +145,9 @@ def make_targets(
     bootstrap = np.where(rollout.truncated, behind, 0.0)
     advantages = gae(rewards, values, rollout.lengths, lam, bootstrap)[rollout.rows, rollout.steps]  # (N,)
     returns = advantages / value_scale + old
-    scale = 1.0
-    if whiten:
-        advantages, scale = standardise(advantages, centre)
+    advantages, scale = standardise(advantages, centre) if whiten else (advantages, 1.0)
     kl_weight = 0.0 if kind == "k1" else beta / scale
-    return Targets(
-        advantages=on_device(advantages, rollout),
-        returns=on_device(returns, rollout),
-        old_values=rollout.values,
-        kl_weight=kl_weight,
-        kl=kl,
-    )
+    return Targets(on_device(advantages, rollout), on_device(returns, rollout), rollout.values, kl_weight, kl)
 
 
 def on_device(array: Floats, rollout: Rollout) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,8 +63,7 @@ class LMPolicy(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._bias: Tensor
-        bias = logit_bias(allowed, self.backbone.vocab_size, self.device)
-        self.register_buffer("_bias", bias, persistent=False)
+        self.register_buffer("_bias", logit_bias(allowed, self.backbone.vocab_size, self.device), persistent=False)
         self._decoder = Decoder(self.backbone, self.device)
         self.cut: Cut | None = None  # what it leaves out when it acts
 
@@ -85,8 +83,7 @@ class LMPolicy(nn.Module):
         scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
         biased = scaled + self._bias
         shaped = biased if masks is None else biased.masked_fill(~masks, FORBIDDEN)
-        # In float32, whatever type sharded weights are gathered in.
-        weight, bias = self.value_head.weight.float(), self.value_head.bias.float()
+        weight, bias = (each.float() for each in self.value_head.parameters())  # sharded, they may be gathered in bf16
         return shaped, nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
 
     @torch.no_grad()
@@ -131,8 +128,6 @@ class LMPolicy(nn.Module):
         """Empty the key-value cache: the parameters have changed."""
         self._decoder.reset()
 
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self) -> AbstractContextManager[None]:
         """Run the model in the precision that was asked for."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            yield
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.checks import Bools, Floats, Ints
@@ -19,63 +18,43 @@ from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import PackedMasks
 
-States = Tensor | slice
-"""Places among the N states of a rollout: int64 (n,), or a slice, which copies nothing."""
-
 
 @dataclass(frozen=True)
 class Rollout:
     """B finished episodes and the N states in which the policy acted, row by row and in order.
 
-    Attributes:
-        input_ids: (B, L) int64, right-padded prompts and completions.
-        rows, columns: (N,) int64; state n is input_ids[rows[n], : columns[n] + 1].
-        steps: (N,) int64, t of each state in its episode.
-        actions: (N,) int64.
-        log_probs, values: (N,) float32, of the sampling policy.
-        features: (N, F), of which the sampling policy makes its distributions, or None if they were not asked for.
-        rewards: (N,) float64, the environment's.
-        lengths: (B,) int64, actions per row.
-        bootstrap: (B,) float64, the value head at s_T of truncated rows, 0 of ended ones.
-        truncated: (B,) bool.
-        stopped: (B,) bool, ended by a stop id.
-        masks: the tokens that the task's grammar allows; None where it allows all.
-        bootstrap_kl: (B,) float64, KL(policy || reference) at s_T of truncated rows, nats, 0 of ended ones; None if no
-            reference was given.
-        kept: the tokens that the sampling policy's cut kept, of those in `masks`; None where it has none.
-        sampler_log_probs: (N,) float32, of another sampler that wrote the actions; None where the policy did.
-        importance: (N,) float32, what weighs its actions as the policy's; None where the policy wrote them.
+    State n is input_ids[rows[n], : columns[n] + 1]; what stands None was not asked for, or there is nothing of it.
     """
 
-    input_ids: Tensor
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    steps: NDArray[np.int64]
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor
-    features: Tensor | None
-    rewards: NDArray[np.float64]
-    lengths: NDArray[np.int64]
-    bootstrap: NDArray[np.float64]
-    truncated: NDArray[np.bool_]
-    stopped: NDArray[np.bool_]
-    masks: PackedMasks | None = None
-    bootstrap_kl: NDArray[np.float64] | None = None
-    kept: PackedMasks | None = None
-    sampler_log_probs: Tensor | None = None
-    importance: Tensor | None = None
+    input_ids: Tensor  # (B, L) int64, right-padded prompts and completions
+    rows: Ints  # (N,) int64
+    columns: Ints  # (N,) int64
+    steps: Ints  # (N,) int64, t of each state in its episode
+    actions: Tensor  # (N,) int64
+    log_probs: Tensor  # (N,) float32, nats, of the policy that sampled
+    values: Tensor  # (N,) float32, of its value head
+    features: Tensor | None  # (N, F), of which it makes its distributions
+    rewards: Floats  # (N,) float64, the environment's
+    lengths: Ints  # (B,) int64, actions per row
+    bootstrap: Floats  # (B,) float64, the value head at s_T of truncated rows, 0 of ended ones
+    truncated: Bools  # (B,) bool
+    stopped: Bools  # (B,) bool, ended by a stop id
+    masks: PackedMasks | None = None  # the tokens that the task's grammar allows
+    bootstrap_kl: Floats | None = None  # (B,) float64, KL(policy || reference) at s_T of truncated rows, nats, else 0
+    kept: PackedMasks | None = None  # of those in `masks`, the tokens that the policy's cut kept
+    sampler_log_probs: Tensor | None = None  # (N,) float32, nats, of another sampler that wrote the actions
+    importance: Tensor | None = None  # (N,) float32, what then weighs them as the policy's
 
     @property
-    def first_states(self) -> NDArray[np.int64]:
+    def first_states(self) -> Ints:
         """The place of every row's first state among the N, (B,)."""
         return np.asarray(np.cumsum(self.lengths) - self.lengths)
 
-    def masks_of(self, states: States) -> Tensor | None:
+    def masks_of(self, states: Tensor | slice) -> Tensor | None:
         """Return the masks of some of the N states (n, V); None where the grammar allows all."""
         return None if self.masks is None else self.masks[states]
 
-    def kept_of(self, states: States) -> Tensor | None:
+    def kept_of(self, states: Tensor | slice) -> Tensor | None:
         """Return what the policy may take in some of the N states (n, V); None where that is everything."""
         return self.masks_of(states) if self.kept is None else self.kept[states]
 
@@ -115,16 +94,10 @@ class Recorder:
     """Sample the tokens of a batch, and keep what the policy said of its states, step by step."""
 
     def __init__(
-        self,
-        policy: LMPolicy,
-        reference: LMPolicy | None,
-        keep_features: bool,
-        seed: int,
-        count: int,
-        devices: Devices,
+        self, policy: LMPolicy, reference: LMPolicy | None, keep: bool, seed: int, count: int, devices: Devices
     ) -> None:
-        self._devices = devices
-        self._policy, self._reference, self._keep_features = policy, reference, keep_features
+        self._devices, self._keep_features = devices, keep
+        self._policy, self._reference = policy, reference
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
         self._columns: list[Ints] = []
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, their log-probabilities, values
@@ -207,21 +180,14 @@ def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, ev
     parts = []
     for part in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
         features = reference.features(part.input_ids, part.rows, part.columns)
-        if not everything:
-            features = torch.cat(
-                [
-                    _taken(reference, features[at], rollout, part.at(at))
-                    for at in chunks(features, reference.backbone.vocab_size)
-                ]
-            )
-        parts.append(features)
+        if everything:
+            parts.append(features)
+            continue
+        for at in chunks(features, reference.backbone.vocab_size):
+            states = part.states[at]
+            log_probs = reference.distribution(features[at], rollout.masks_of(states))
+            parts.append(log_probs.gather(1, rollout.actions[states][:, None]).squeeze(1))
     return torch.cat(parts)
-
-
-def _taken(policy: LMPolicy, features: Tensor, rollout: Rollout, states: States) -> Tensor:
-    """Return log pi(a) in some states (n,), from their features (n, F)."""
-    log_probs = policy.distribution(features, rollout.masks_of(states))
-    return log_probs.gather(1, rollout.actions[states][:, None]).squeeze(1)
 
 
 @torch.no_grad()
@@ -245,45 +211,25 @@ def token_kl(rollout: Rollout, policy: LMPolicy, reference: LMPolicy, scored: Te
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of a rollout, trimmed to their longest.
+    """Some rows of a rollout, trimmed to their longest."""
 
-    Attributes:
-        input_ids: (b, T) int64.
-        rows, columns: (n,) int64, positions of their states in `input_ids`.
-        states: (n,) int64, their indices among the rollout's N states; a slice where they are all of them in order,
-            which spares copying what belongs to them.
-    """
-
-    input_ids: Tensor
-    rows: Tensor
-    columns: Tensor
-    states: States
-
-    def at(self, part: slice) -> States:
-        """Return the indices of some of its states among the rollout's N."""
-        return part if isinstance(self.states, slice) else self.states[part]
+    input_ids: Tensor  # (b, T) int64
+    rows: Tensor  # (n,) int64, of their states in `input_ids`
+    columns: Tensor  # (n,) int64
+    states: Tensor  # (n,) int64, their places among the rollout's N states
 
 
-def micro_batches(rollout: Rollout, rows: NDArray[np.int64], size: int, by_length: bool = True) -> list[MicroBatch]:
+def micro_batches(rollout: Rollout, rows: Ints, size: int, by_length: bool = True) -> list[MicroBatch]:
     """Cut rows of a rollout into groups of at most `size`; sorted by length first, little of a group is padding."""
-    starts = rollout.first_states
+    starts, device = rollout.first_states, rollout.input_ids.device
     if by_length:
         rows = np.sort(rows)
         rows = rows[np.argsort(rollout.columns[starts[rows] + rollout.lengths[rows] - 1], kind="stable")]
     result = []
-    for first in range(0, len(rows), size):
-        chosen = rows[first : first + size]
+    for chosen in (rows[first : first + size] for first in range(0, len(rows), size)):
         local = np.repeat(np.arange(len(chosen)), rollout.lengths[chosen])  # (n,)
         states = np.concatenate([starts[row] + np.arange(rollout.lengths[row]) for row in chosen])  # (n,)
         columns = rollout.columns[states]
-        everything = len(states) == len(rollout.rows) and bool((np.diff(states) == 1).all())
-        device = rollout.input_ids.device
-        result.append(
-            MicroBatch(
-                rollout.input_ids[torch.tensor(chosen, device=device), : int(columns.max()) + 1],
-                torch.tensor(local, device=device),
-                torch.tensor(columns, device=device),
-                slice(None) if everything else torch.tensor(states, device=device),
-            )
-        )
+        own, *places = (torch.tensor(each, device=device) for each in (chosen, local, columns, states))
+        result.append(MicroBatch(rollout.input_ids[own, : int(columns.max()) + 1], *places))
     return result

@@ -251,7 +251,7 @@ def scored(policy: LMPolicy, replayed: Rollout, rows_at_once: int, keep_features
         read = policy.features(part.input_ids, part.rows, part.columns)
         features += [read] if keep_features else []
         for at in chunks(read, policy.backbone.vocab_size):
-            states = part.at(at)
+            states = part.states[at]
             actions = replayed.actions[states][:, None]
             logits, values = policy.heads(read[at], replayed.masks_of(states))
             _check_actions(logits, actions)

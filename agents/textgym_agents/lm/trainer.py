@@ -157,12 +157,11 @@ class SupervisedTrainer(Generic[Row]):
         batches = [(self.loss.collate([self.rows[row] for row in own]), weight) for own, weight in dealt]
         items = int(self.devices.sums([sum(weight * self.loss.count(batch) for batch, weight in batches)])[0])
         metrics = accumulate(optimizer, self._parts(batches), items, self.devices)
-        self.devices.add_gradients([each for group in optimizer.param_groups for each in group["params"]])
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
                 f"the loss of step {step + 1} is {metrics['loss']}; a lower learning_rate may help"
             )
-        norm = apply_gradient(optimizer, settings.max_grad_norm, f"step {step + 1}")
+        norm = apply_gradient(optimizer, self.devices, settings.max_grad_norm, f"step {step + 1}")
         return metrics | {"gradient_norm": norm, "lr": rate}
 
     def _parts(self, batches: Sequence[tuple[Batch, float]]) -> Iterator[tuple[Tensor, Metrics]]:

@@ -14,7 +14,7 @@ from textgym.play import Turn, check_env, play_batch
 from textgym.task import Task
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
-from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
 from textgym_agents.registry import load_guide
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.policies import draw
@@ -23,7 +23,7 @@ _COUNTERS = ("iteration", "episodes")
 _SEARCH_COUNTERS = ("searches", "scored")
 
 
-class MCTS(Agent):
+class MCTS(DrawingAgent):
     """Monte-Carlo tree search with PUCT over the true model.
 
     In a state that it has not been asked about it runs `simulations` simulations and keeps what they found, by tokens:
@@ -59,7 +59,6 @@ class MCTS(Agent):
         if guide is None and self.config.guide is not None:
             guide = load_guide(self.config.guide, task)
         self.planner = Planner(task, self.config, self.beta, guide)
-        self._acting = np.random.default_rng([self.config.seed, 2])
         self.iteration = self.episodes = 0
 
     # Learning
@@ -105,11 +104,6 @@ class MCTS(Agent):
         }
 
     # Acting
-
-    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """See `Agent.act`."""
-        log_policy = self.log_probs(observation)
-        return np.asarray(log_policy.argmax(1)) if deterministic else draw(log_policy, self._acting)
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`: the policy after searching."""

@@ -26,13 +26,12 @@ from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers.actions import AllowedTokens, Numbered, Table
 from textgym.wrappers.base import Masks, RowsEnv
-from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.protocol import Agent, Callback, DrawingAgent, Metrics, Observation
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.sb3.config import SB3Config
 from textgym_agents.sb3.interface import Interface, TokenFeatures
 from textgym_agents.sb3.storage import model_state, model_tensors, parameters, replay_of, restore, restore_model
 from textgym_agents.sb3.vec_env import SB3VecEnv
-from textgym_agents.tabular.policies import draw
 
 Arguments = dict[str, Any]
 """Keyword arguments of a model or a policy of Stable-Baselines3."""
@@ -56,7 +55,7 @@ def own_generators(seed: int) -> Iterator[None]:
             np.random.set_state(array)  # noqa: NPY002
 
 
-class SB3Agent(Agent):
+class SB3Agent(DrawingAgent):
     """A model of Stable-Baselines3 or sb3-contrib as an agent. Subclasses name the model, and say how it acts.
 
     Every iteration starts all rows afresh from a seed of its own, so that a training that was saved and loaded goes on
@@ -90,7 +89,6 @@ class SB3Agent(Agent):
         self.device = choose_device(self.config.device)
         self.interface = Interface(task, self.config, getattr(self.config, "dimensions", None))
         self.iteration = self.episodes = self.budget = 0
-        self._acting = np.random.default_rng([self.config.seed, 2])
         stand_in = TokenVectorEnv(task, rows or self.config.batch, autoreset_mode=AutoresetMode.DISABLED)
         self.model = self._build(self.interface.wrap(stand_in)[0])
 
@@ -103,7 +101,6 @@ class SB3Agent(Agent):
         agent.device = model.device
         agent.interface = Interface(task, agent.config, None)
         agent.interface.choice = Numbered(table)
-        agent._acting = np.random.default_rng([agent.config.seed, 2])
         return agent
 
     def _build(self, env: SB3VecEnv) -> BaseAlgorithm:
@@ -195,14 +192,6 @@ class SB3Agent(Agent):
         }
 
     # Acting
-
-    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """See `Agent.act`."""
-        logs = self.log_probs(observation)
-        assert logs is not None
-        if deterministic:
-            return np.asarray(logs.argmax(1))
-        return draw(logs, self._acting)
 
     @abstractmethod
     def log_probs(self, observation: Observation) -> Floats | None:

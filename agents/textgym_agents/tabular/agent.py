@@ -16,7 +16,7 @@ from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
 from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
-from textgym_agents.protocol import Agent, Callback, Metrics, Observation
+from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
 from textgym_agents.saving import Saved, count, read_saved, write_saved
 from textgym_agents.tabular.config import TabularConfig
 from textgym_agents.tabular.policies import (
@@ -61,7 +61,7 @@ class Decision:
     surprise: Floats
 
 
-class TabularAgent(Agent):
+class TabularAgent(DrawingAgent):
     """Action values for every state that was met, learned from whole episodes. Subclasses value what follows a token.
 
     Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
@@ -102,7 +102,6 @@ class TabularAgent(Agent):
         self.table = StateTable(len(self.actions), wanted or fitting, self.config.initial or 0.0)
         self.iteration = self.episodes = self.budget = 0
         self._reference, self._grammar = make_reference(task), Grammar(task)
-        self._acting = np.random.default_rng([self.config.seed, 2])
 
     # Learning
 
@@ -278,12 +277,6 @@ class TabularAgent(Agent):
         return np.asarray(logs[:, self.actions])
 
     # Acting
-
-    def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """See `Agent.act`."""
-        log_policy = self._policy(*self._find(observation))
-        columns = log_policy.argmax(1) if deterministic else draw(log_policy, self._acting)
-        return np.asarray(self.actions[columns])
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`: without exploration; the reference in states that were never met."""
