@@ -14,6 +14,7 @@ import torch
 from textgym_agents.config import Decay, FitConfig
 from textgym_agents.lm.agent import apply_gradient
 from textgym_agents.lm.checkpoint import module_tensors, restore_module
+from textgym_agents.lm.devices import ALONE
 from textgym_agents.lm.trainer import (
     Batch,
     SupervisedLoss,
@@ -81,7 +82,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
         batches = [loss.collate(part) for part in parts]
         computed = ((loss(**batch), {"items": float(loss.count(batch))}) for batch in batches)
         assert accumulate(optimizer, computed, 9) == {"items": 1.0}
-        norm = apply_gradient(optimizer, 0.5, "step 1")
+        norm = apply_gradient(optimizer, ALONE, 0.5, "step 1")
         found.append([norm, *(float(p.detach()) for p in loss.parameters())])
     assert found[0] == pytest.approx(found[1])
     whole = Squares()
@@ -98,7 +99,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     optimizer = torch.optim.SGD(loss.parameters(), 0.1)
     accumulate(optimizer, [(loss(x=torch.tensor([math.inf])), {})], 1)
     with pytest.raises(FloatingPointError, match=r"step 7: the gradient is not finite; lower learning_rate=0\.1"):
-        apply_gradient(optimizer, 1.0, "step 7")
+        apply_gradient(optimizer, ALONE, 1.0, "step 7")
     assert [float(p.detach()) for p in loss.parameters()] == pytest.approx([0.3, -0.2])
 
 
