@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from golden.agent_records import TEXTS, stop_env
+from lm.tiny_models import tiny_llama
 from safetensors.torch import save_file
 from textgym_agents import make_agent
 from textgym_agents.algorithms import ppo
 from textgym_agents.config import FitConfig
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.devices import Devices, join, world_size
+from textgym_agents.lm.lora import add_lora, save_model
 from textgym_agents.lm.sharding import release, whole, whole_tensors
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.lm.trainer import SupervisedLoss, SupervisedTrainer
+from textgym_agents.model_settings import LoRASettings
 from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.sft import CompletionLoss
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
+from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import Encoded
 
 BATCH, EPISODES = 24, 72
@@ -38,6 +42,10 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "soft-q": ("soft-q", {"replay_batch": 9}),
     "dpo": ("dpo", {}),
     "behaviour-cloning": ("behaviour-cloning", {"data": "texts.jsonl"}),
+    "lora": ("lm-ppo", {"model": "base", "lora_rank": 2, "learning_rate": 0.01}),
+    "lora, grpo": ("grpo", {"model": "base", "lora_rank": 2, "group": 4, "gradient_checkpointing": True}),
+    "lora, bfloat16": ("lm-ppo", {"model": "base", "lora_rank": 2, "precision": "bfloat16"}),
+    "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
 
 
@@ -51,15 +59,28 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
         if "data" in options:
             options["data"] = str(folder / f"{join().rank}.jsonl")
             Path(options["data"]).write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+        if "model" in options:
+            options["model"] = str(folder / options["model"])
         found = make_agent(agent, env, **options)
         assert isinstance(found, LMAgent)
         tensors, rows = _recorded(found), []
         found.learn(env, EPISODES, lambda row, rows=rows: rows.append(dict(row)))
+        found.save(folder / name)
         release(found.policy)
         sharded = all(isinstance(each, DTensor) for each in found.policy.parameters())
         if found.devices.leads:
             save_file(tensors, folder / f"{name}.safetensors")
             (folder / f"{name}.json").write_text(json.dumps({"metrics": rows, "sharded": sharded}))
+
+
+def write_models(folder: Path) -> None:
+    """Write a random model, `base`, and an adapter that changes what it says, `adapter`."""
+    tiny_llama(6).save_pretrained(folder / "base")
+    adapted = add_lora(load_causal_lm(folder / "base"), LoRASettings(lora_rank=3), seed=5)
+    with torch.no_grad():
+        for place, parameter in enumerate(each for each in adapted.parameters() if each.requires_grad):
+            parameter.copy_(torch.linspace(-0.1, 0.1 + place / 100, parameter.numel()).view_as(parameter))
+    save_model(cast("PreTrainedModel", adapted), folder / "adapter", str(folder / "base"))
 
 
 def _recorded(agent: LMAgent) -> dict[str, Tensor]:

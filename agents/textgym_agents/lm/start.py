@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from textgym.checks import Bools
@@ -23,6 +24,7 @@ from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.sharding import is_sharded, own_part
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Observation
 
@@ -83,7 +85,8 @@ def _with_adapter(
     """Return a policy with a new adapter over `start`, and the reference that is the same without it."""
     shared = start if name is not None and not is_peft(start) else None
     policy = _policy(LMPolicy, task, config, _adapted(start, shared is not None, config), device, recomputes(start))
-    reference = AdapterOff(policy, task.vocabulary.allowed, shared, _tokens(task))
+    # Sharding takes the policy's own part of the shared weights, and nothing is left to be shared.
+    reference = AdapterOff(policy, task.vocabulary.allowed, None if _sharded(config) else shared, _tokens(task))
     if shared is not None:
         reference.base = str(Path(str(name)).resolve()) if Path(str(name)).is_dir() else name
     return Start(policy, reference, is_peft(start) or _frozen_precision(config) != torch.float32)
@@ -235,10 +238,16 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters."""
+    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters.
+
+    Of a sharded model it is that of the whole. All ranks call this.
+    """
     known = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
-            bits = int(parameter.detach().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64))
-            known.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}\n".encode())
+    frozen = [(name, each.detach()) for name, each in sorted(model.named_parameters()) if not each.requires_grad]
+    sums = [own_part(each).view(_BITS[each.element_size()]).sum(dtype=torch.int64) for _, each in frozen]
+    bits = torch.tensor([int(each) for each in sums], dtype=torch.int64)
+    if is_sharded(model):
+        dist.all_reduce(bits)
+    for (name, each), total in zip(frozen, bits.tolist(), strict=True):
+        known.update(f"{name} {tuple(each.shape)} {each.dtype} {total}\n".encode())
     return known.hexdigest()
