@@ -16,14 +16,14 @@ from textgym_agents.algorithms import ppo
 from textgym_agents.config import FitConfig
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.devices import Devices, join, world_size
-from textgym_agents.lm.lora import add_lora, save_model
+from textgym_agents.lm.lora import add_lora, merged, save_model
 from textgym_agents.lm.sharding import release, whole, whole_tensors
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.lm.trainer import SupervisedLoss, SupervisedTrainer
 from textgym_agents.model_settings import LoRASettings
 from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.sft import CompletionLoss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
@@ -73,9 +73,9 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
             (folder / f"{name}.json").write_text(json.dumps({"metrics": rows, "sharded": sharded}))
 
 
-def write_models(folder: Path) -> None:
-    """Write a random model, `base`, and an adapter that changes what it says, `adapter`."""
-    tiny_llama(6).save_pretrained(folder / "base")
+def write_models(folder: Path, size: int = 6) -> None:
+    """Write a random model of so many tokens, `base`, and an adapter that changes what it says, `adapter`."""
+    tiny_llama(size).save_pretrained(folder / "base")
     adapted = add_lora(load_causal_lm(folder / "base"), LoRASettings(lora_rank=3), seed=5)
     with torch.no_grad():
         for place, parameter in enumerate(each for each in adapted.parameters() if each.requires_grad):
@@ -109,9 +109,13 @@ def _recorded(agent: LMAgent) -> dict[str, Tensor]:
 def fit(folder: Path, parallel: str) -> None:
     """Fine-tune a tiny model and train a tiny reward model; write their parameters, and whether they were sharded."""
     torch.set_num_threads(1)
-    model = start_model(stop_env(1).unwrapped.task)
+    task = stop_env(1).unwrapped.task
     texts = [Encoded([2 + row % 3, *[0] * (1 + row % 4), 1], 1, 0) for row in range(19)]
-    _fit(folder / "sft", parallel, CompletionLoss(model), texts, [len(text.ids) for text in texts])
+    lengths = [len(text.ids) for text in texts]
+    _fit(folder / "sft", parallel, CompletionLoss(start_model(task)), texts, lengths)
+    model = tiny_llama(6)
+    adapter = add_lora(model, LoRASettings(lora_rank=2), seed=0)
+    _fit(folder / "lora", parallel, CompletionLoss(model), texts, lengths, adapter)
     config = LlamaConfig(
         vocab_size=6, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1
     )
@@ -123,14 +127,26 @@ def fit(folder: Path, parallel: str) -> None:
     _fit(folder / "reward", parallel, loss, rows, [len(row.answers[0].ids) for row in rows])
 
 
-def _fit(folder: Path, parallel: Any, loss: SupervisedLoss[Any], rows: list[Any], lengths: list[int]) -> None:
+def _fit(
+    folder: Path,
+    parallel: Any,
+    loss: SupervisedLoss[Any],
+    rows: list[Any],
+    lengths: list[int],
+    adapter: nn.Module | None = None,
+) -> None:
     devices = join()
-    settings = FitConfig(batch=8, micro_batches=2, epochs=2, save_every=100, parallel=parallel)
+    # Adam makes steps of gradients that are rounding alone, unless they are small beside its epsilon.
+    settings = FitConfig(
+        batch=8, micro_batches=2, epochs=2, save_every=100, parallel=parallel, adam_epsilon=1e-3 if adapter else 1e-8
+    )
     trainer = SupervisedTrainer(loss, rows, lengths, settings, 0.01, 0, folder / "checkpoint", devices)
     metrics: list[dict[str, float]] = []
     assert trainer.run(lambda _, row: metrics.append(dict(row)), lambda: False)
     release(loss)
     sharded = all(isinstance(each, DTensor) for each in loss.parameters())
+    if adapter is not None:
+        merged(adapter)
     tensors = whole_tensors(dict(loss.named_parameters()), devices.leads)
     if devices.leads:
         save_file({name: each.clone() for name, each in tensors.items()}, folder / "parameters.safetensors")
