@@ -178,7 +178,7 @@ class SavedLM(ABC):
             setattr(agent, name, count(state, name))
         agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
-        agent.has_own_reference = flag(state, "own_reference")
+        agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
         agent.scorers = state.get("scorers", []) if saved.same_task else []
         return agent
 

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 
 def shard(
-    devices: Devices, roots: Sequence[nn.Module], device: torch.device, bf16: bool, methods: Sequence[str] = ()
+    devices: Devices,
+    roots: Sequence[nn.Module],
+    device: torch.device,
+    bf16: bool,
+    methods: Sequence[str] = (),
+    held: torch.dtype | None = None,
 ) -> None:
-    """Leave a part of every parameter of some modules on each rank.
+    """Leave a part of every parameter of some modules on each rank, one layer after the other.
 
     What is not in a layer (embeddings, output layer, value head) stays gathered behind a forward pass, so that the
     output layer can be asked for a few states at a time. Gradients are summed, never averaged, on every backend.
@@ -35,6 +40,7 @@ def shard(
         roots: modules that are called one after the other, and have all parameters between them.
         bf16: gather weights in bfloat16; the parts that the optimiser changes, and gradients, are float32.
         methods: names of the roots' methods that run the layers, beside `forward`.
+        held: the precision of the parts, but of float32 ones that are trained; None: as they are.
     Raises: ValueError for a model without layers.
     """
     inside = [each for root in roots for each in root.modules()]
@@ -45,8 +51,10 @@ def shard(
     if bf16:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers:
+        cast_parameters(layer, held)
         fully_shard(layer, **options)
     for root in roots:
+        cast_parameters(root, held)
         fully_shard(root, reshard_after_forward=False, **options)
         for name in methods:
             register_fsdp_forward_method(root, name)
@@ -54,6 +62,14 @@ def shard(
         if isinstance(part, FSDPModule):
             part.set_force_sum_reduction_for_comms(True)
             part.set_gradient_divide_factor(1.0)
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Give parameters a precision, those that are trained float32 at least; buffers, such as angles, keep theirs."""
+    for parameter in module.parameters():
+        wanted = torch.float32 if parameter.requires_grad else dtype
+        if dtype is not None and parameter.dtype != wanted and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(wanted)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -74,7 +90,7 @@ class Passes:
         for place, policy in enumerate(policies):
             owner = next(each for each in policies if each.model is policy.model)
             if owner is policy:
-                shard(devices, [policy], policy.device, policy.bf16, ("features", "read"))
+                shard(devices, [policy], policy.device, policy.bf16, ("features", "read"), policy.held)
                 layer = next(filter(_is_layer, policy.modules()))
                 layer.register_forward_pre_hook(self._count)
                 with torch.no_grad():  # what FSDP makes in its first pass must be usable outside of inference mode
