@@ -45,6 +45,7 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lm-ppo", {"model": "base", "lora_rank": 2, "learning_rate": 0.01}),
     "lora, grpo": ("grpo", {"model": "base", "lora_rank": 2, "group": 4, "gradient_checkpointing": True}),
     "lora, bfloat16": ("lm-ppo", {"model": "base", "lora_rank": 2, "precision": "bfloat16"}),
+    "stored in bfloat16": ("lm-ppo", {"model": "halves", "learning_rate": 0.01}),
     "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
 
@@ -74,8 +75,9 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
 
 
 def write_models(folder: Path, size: int = 6) -> None:
-    """Write a random model of so many tokens, `base`, and an adapter that changes what it says, `adapter`."""
+    """Write a random model, `base`, the same in bfloat16, `halves`, and an adapter that changes it, `adapter`."""
     tiny_llama(size).save_pretrained(folder / "base")
+    tiny_llama(size).bfloat16().save_pretrained(folder / "halves")
     adapted = add_lora(load_causal_lm(folder / "base"), LoRASettings(lora_rank=3), seed=5)
     with torch.no_grad():
         for place, parameter in enumerate(each for each in adapted.parameters() if each.requires_grad):

@@ -17,14 +17,16 @@ from golden.agent_records import stop_env
 from safetensors.torch import load_file
 from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.devices import ALONE, Devices
+from textgym_agents.lm.start import start_policies
 from textgym_agents.training.ranks import Ranks, share
 
 from agents import rank_jobs
 from textgym import make_task
 
 ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
-SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", *ADAPTED)
+SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
 
 
@@ -50,6 +52,26 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Ranks(make_agent("q-learning", stop_env(2)))
     with pytest.raises(ValueError, match="agent 'alphazero' runs in one process"):
         make_agent("alphazero", stop_env(2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"lora_rank": 2, "precision": "bfloat16"}])
+@pytest.mark.parametrize("name", ["base", "halves"])
+def test_a_start_that_will_be_sharded_is_pages_of_its_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    rank_jobs.write_models(tmp_path)
+    file = tmp_path / name / "model.safetensors"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = LMPPOConfig(device="cpu", parallel="fsdp", model=str(file.parent), **settings)
+    start = start_policies(stop_env(2).unwrapped.task, config)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+    mapped = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    for policy in (start.policy, start.reference):
+        for key, each in policy.model.named_parameters():
+            assert "lora_" in key or any(low <= each.data_ptr() < high for low, high in mapped), key
+            assert each.dtype == (torch.float32 if "lora_" in key or name == "base" else torch.bfloat16)
+    assert start.policy.held == getattr(torch, config.precision)
+    assert start.apart
 
 
 @pytest.fixture(scope="module")
