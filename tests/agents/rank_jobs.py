@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from golden.agent_records import TEXTS, stop_env
+from lm.tiny_models import tiny_llama
 from safetensors.torch import save_file
 from textgym_agents import make_agent
 from textgym_agents.algorithms import ppo
 from textgym_agents.config import FitConfig
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.devices import Devices, join, world_size
+from textgym_agents.lm.lora import add_lora, merged, save_model
 from textgym_agents.lm.sharding import release, whole, whole_tensors
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.lm.trainer import SupervisedLoss, SupervisedTrainer
+from textgym_agents.model_settings import LoRASettings
 from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow
 from textgym_agents.rlhf.sft import CompletionLoss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
+from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import Encoded
 
 BATCH, EPISODES = 24, 72
@@ -38,6 +42,11 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "soft-q": ("soft-q", {"replay_batch": 9}),
     "dpo": ("dpo", {}),
     "behaviour-cloning": ("behaviour-cloning", {"data": "texts.jsonl"}),
+    "lora": ("lm-ppo", {"model": "base", "lora_rank": 2, "learning_rate": 0.01}),
+    "lora, grpo": ("grpo", {"model": "base", "lora_rank": 2, "group": 4, "gradient_checkpointing": True}),
+    "lora, bfloat16": ("lm-ppo", {"model": "base", "lora_rank": 2, "precision": "bfloat16"}),
+    "stored in bfloat16": ("lm-ppo", {"model": "halves", "learning_rate": 0.01}),
+    "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
 
 
@@ -51,15 +60,29 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
         if "data" in options:
             options["data"] = str(folder / f"{join().rank}.jsonl")
             Path(options["data"]).write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+        if "model" in options:
+            options["model"] = str(folder / options["model"])
         found = make_agent(agent, env, **options)
         assert isinstance(found, LMAgent)
         tensors, rows = _recorded(found), []
         found.learn(env, EPISODES, lambda row, rows=rows: rows.append(dict(row)))
+        found.save(folder / name)
         release(found.policy)
         sharded = all(isinstance(each, DTensor) for each in found.policy.parameters())
         if found.devices.leads:
             save_file(tensors, folder / f"{name}.safetensors")
             (folder / f"{name}.json").write_text(json.dumps({"metrics": rows, "sharded": sharded}))
+
+
+def write_models(folder: Path, size: int = 6) -> None:
+    """Write a random model, `base`, the same in bfloat16, `halves`, and an adapter that changes it, `adapter`."""
+    tiny_llama(size).save_pretrained(folder / "base")
+    tiny_llama(size).bfloat16().save_pretrained(folder / "halves")
+    adapted = add_lora(load_causal_lm(folder / "base"), LoRASettings(lora_rank=3), seed=5)
+    with torch.no_grad():
+        for place, parameter in enumerate(each for each in adapted.parameters() if each.requires_grad):
+            parameter.copy_(torch.linspace(-0.1, 0.1 + place / 100, parameter.numel()).view_as(parameter))
+    save_model(cast("PreTrainedModel", adapted), folder / "adapter", str(folder / "base"))
 
 
 def _recorded(agent: LMAgent) -> dict[str, Tensor]:
@@ -88,9 +111,13 @@ def _recorded(agent: LMAgent) -> dict[str, Tensor]:
 def fit(folder: Path, parallel: str) -> None:
     """Fine-tune a tiny model and train a tiny reward model; write their parameters, and whether they were sharded."""
     torch.set_num_threads(1)
-    model = start_model(stop_env(1).unwrapped.task)
+    task = stop_env(1).unwrapped.task
     texts = [Encoded([2 + row % 3, *[0] * (1 + row % 4), 1], 1, 0) for row in range(19)]
-    _fit(folder / "sft", parallel, CompletionLoss(model), texts, [len(text.ids) for text in texts])
+    lengths = [len(text.ids) for text in texts]
+    _fit(folder / "sft", parallel, CompletionLoss(start_model(task)), texts, lengths)
+    model = tiny_llama(6)
+    adapter = add_lora(model, LoRASettings(lora_rank=2), seed=0)
+    _fit(folder / "lora", parallel, CompletionLoss(model), texts, lengths, adapter)
     config = LlamaConfig(
         vocab_size=6, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1
     )
@@ -102,14 +129,26 @@ def fit(folder: Path, parallel: str) -> None:
     _fit(folder / "reward", parallel, loss, rows, [len(row.answers[0].ids) for row in rows])
 
 
-def _fit(folder: Path, parallel: Any, loss: SupervisedLoss[Any], rows: list[Any], lengths: list[int]) -> None:
+def _fit(
+    folder: Path,
+    parallel: Any,
+    loss: SupervisedLoss[Any],
+    rows: list[Any],
+    lengths: list[int],
+    adapter: nn.Module | None = None,
+) -> None:
     devices = join()
-    settings = FitConfig(batch=8, micro_batches=2, epochs=2, save_every=100, parallel=parallel)
+    # Adam makes steps of gradients that are rounding alone, unless they are small beside its epsilon.
+    settings = FitConfig(
+        batch=8, micro_batches=2, epochs=2, save_every=100, parallel=parallel, adam_epsilon=1e-3 if adapter else 1e-8
+    )
     trainer = SupervisedTrainer(loss, rows, lengths, settings, 0.01, 0, folder / "checkpoint", devices)
     metrics: list[dict[str, float]] = []
     assert trainer.run(lambda _, row: metrics.append(dict(row)), lambda: False)
     release(loss)
     sharded = all(isinstance(each, DTensor) for each in loss.parameters())
+    if adapter is not None:
+        merged(adapter)
     tensors = whole_tensors(dict(loss.named_parameters()), devices.leads)
     if devices.leads:
         save_file({name: each.clone() for name, each in tensors.items()}, folder / "parameters.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -104,6 +105,18 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreT
         raise ValueError(f"model={str(name)!r}: its weights lack {min(missing)!r:.80}")
     model.eval()
     return model
+
+
+def stored_precision(folder: str | Path) -> torch.dtype:
+    """Return the precision, float32 or bfloat16, in which weights are loaded from a folder without being copied."""
+    from safetensors import SafetensorError, safe_open
+
+    found: set[str] = set()
+    for path in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "numpy") as file:
+            names = file.keys()
+            found |= {file.get_slice(name).get_dtype() for name in names}
+    return torch.bfloat16 if found == {"BF16"} else torch.float32
 
 
 def load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

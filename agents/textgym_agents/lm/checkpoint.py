@@ -22,10 +22,10 @@ from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import Devices
-from textgym_agents.lm.lora import merged, read_adapter, save_base, save_model
+from textgym_agents.lm.lora import base_tensors, merged, model_tensors, read_adapter, save_model
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.sharding import is_sharded, load_whole, model_tensors, part_like, release, whole_tensors
+from textgym_agents.lm.sharding import is_sharded, load_whole, part_like, release, whole_tensors
 from textgym_agents.lm.start import AdapterOff, fingerprint
 from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved, write_saved
 
@@ -81,7 +81,7 @@ class SavedLM(ABC):
         tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors = whole_tensors(tensors | with_prefix("memory.", self.memory()), leads)
-        models = [model_tensors(policy.model, leads) for policy in (self.policy, self.reference)]
+        models, origin = self._models(), self._origin()
         if not leads:
             return
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
@@ -93,7 +93,7 @@ class SavedLM(ABC):
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
         }
-        state |= self._origin()
+        state |= origin
         write_saved(
             path,
             self.name,
@@ -103,6 +103,16 @@ class SavedLM(ABC):
             tensors=tensors,
             folders=self._folders(Path(path).absolute(), models),
         )
+
+    def _models(self) -> dict[str, dict[str, Tensor] | None]:
+        """Return the tensors of the folders that are written, by name; None: those that the models hold themselves."""
+        leads, model = self.devices.leads, self.policy.model
+        found = {"model": model_tensors(model, leads)}
+        if self.config.lora_rank is None:
+            found["reference"] = model_tensors(self.reference.model, leads)
+        if is_peft(model) and self._base is None:
+            found["base"] = base_tensors(model, leads)
+        return found
 
     def _origin(self) -> dict[str, object]:
         """Return where the start is to be found, and its digest; {} where it is saved here and nothing can share it."""
@@ -118,26 +128,25 @@ class SavedLM(ABC):
         """Where the model under a new adapter is; None where it is in no other place than here."""
         return self.reference.base if isinstance(self.reference, AdapterOff) else None
 
-    def _folders(self, path: Path, tensors: Sequence[dict[str, Tensor] | None]) -> dict[str, Callable[[Path], object]]:
+    def _folders(
+        self, path: Path, tensors: Mapping[str, dict[str, Tensor] | None]
+    ) -> dict[str, Callable[[Path], object]]:
         """Return what writes the models: policy, reference, and the model under an adapter unless it has a name.
 
-        Args:
-            tensors: of policy and reference, whole, where this rank holds a part of them only.
+        Args: path: of the whole. tensors: see `_models`.
         """
-        base = self._base
+        model, base = self.policy.model, self._base or str(path / "base")
 
         def write_policy(folder: Path) -> None:
-            save_model(self.policy.model, folder, base or str(path / "base"), tensors[0])
+            save_model(model, folder, base, tensors["model"])
             self.task.vocabulary.save(folder)
 
-        writers: dict[str, Callable[[Path], object]] = {"model": write_policy}
-        if self.config.lora_rank is None:
-            writers["reference"] = lambda folder: save_model(
-                self.reference.model, folder, str(path / "base"), tensors[1]
-            )
-        if is_peft(self.policy.model) and base is None:
-            writers["base"] = lambda folder: save_base(self.policy.model, folder)
-        return writers
+        writers: dict[str, Callable[[Path], object]] = {
+            "model": write_policy,
+            "reference": lambda folder: save_model(self.reference.model, folder, base, tensors["reference"]),
+            "base": lambda folder: model.get_base_model().save_pretrained(folder, state_dict=tensors["base"]),
+        }
+        return {name: writers[name] for name in tensors}
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
@@ -169,7 +178,7 @@ class SavedLM(ABC):
             setattr(agent, name, count(state, name))
         agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
-        agent.has_own_reference = flag(state, "own_reference")
+        agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
         agent.scorers = state.get("scorers", []) if saved.same_task else []
         return agent
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from textgym.checks import shown
 from textgym.lm.backbone import is_peft
+from textgym_agents.lm.sharding import is_sharded, part_like, release, whole_tensors
 from textgym_agents.model_settings import LoRASettings
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def save_model(
 
     Args:
         base: the folder or hub id of the model under the adapter, for PEFT.
-        tensors: of a model without an adapter; None: its own.
+        tensors: see `model_tensors`.
     """
     if not is_peft(model):
         model.save_pretrained(folder, state_dict=tensors)
@@ -117,24 +117,52 @@ def save_model(
     config.base_model_name_or_path = base or before
     try:
         # What is in doubt with "auto", PEFT asks the hub.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=tensors)
     finally:
         config.base_model_name_or_path = before
 
 
-def save_base(model: PreTrainedModel, folder: Path) -> None:
-    """Write the plain model under an adapter, which stays as it is."""
-    shell = copy.deepcopy(model, {id(each): each for each in model.parameters()})
-    has_unload = hasattr(shell.base_model, "unload")
-    (shell.unload() if has_unload else shell.get_base_model()).save_pretrained(folder)  # type: ignore[operator]
+def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, torch.Tensor] | None:
+    """Return the whole tensors of a sharded model, of one with an adapter those of the adapter, to be saved.
+
+    All ranks call this. Returns: None for a model that is not sharded; {} on a rank that does not keep them.
+    """
+    release(model)
+    if not is_sharded(model):
+        return None
+    return whole_tensors(_apart(model)[0] if is_peft(model) else model.state_dict(), keep)
+
+
+def base_tensors(model: PreTrainedModel, keep: bool) -> dict[str, torch.Tensor]:
+    """Return the whole tensors of the plain model under an adapter, by its own names. All ranks call this."""
+    release(model)
+    return whole_tensors(_apart(model)[1], keep)
+
+
+def _apart(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the tensors of an adapter by their names in PEFT's model, and the others by those in the plain one."""
+    from peft import get_peft_model_state_dict
+
+    tensors = model.state_dict()
+    found = get_peft_model_state_dict(model, tensors, save_embedding_layers=False)
+    adapter = {id(tensor) for tensor in found.values()}
+    base = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        for name, tensor in tensors.items()
+        if id(tensor) not in adapter
+    }
+    return {name: tensor for name, tensor in tensors.items() if id(tensor) in adapter}, base
 
 
 def read_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the weights of a saved adapter into a model with one of the same shape. Raises: ValueError otherwise."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import load_peft_weights
 
     weights = load_peft_weights(str(folder), device="cpu")
-    wanted = sum("lora_" in name for name, _ in model.named_parameters())
-    if len(weights) != wanted:
-        raise ValueError(f"{folder}: it holds {len(weights)} tensors; the adapter has {wanted}")
-    set_peft_model_state_dict(model, weights)
+    wanted = {name.replace(".default", ""): each for name, each in model.named_parameters() if "lora_" in name}
+    shapes = [{name: tuple(each.shape) for name, each in tensors.items()} for tensors in (weights, wanted)]
+    for name, shape in shapes[0].items() ^ shapes[1].items():
+        raise ValueError(f"{folder}: {name[:80]!r} of shape {shape} is missing, or is none of the adapter's")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(part_like(weights[name], parameter))

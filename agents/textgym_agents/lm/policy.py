@@ -32,7 +32,8 @@ class LMPolicy(nn.Module):
         device: where the parameters live.
         bf16: run the model under bfloat16 autocast.
         recompute: keep the inputs of layers alone and run them again in the backward pass.
-        lean: whether the hand-written Llama may be chosen, which takes weights past their modules.
+        sharded: the weights are about to be sharded, and stay where they are until then. Not run by the hand-written
+            Llama, which takes weights past their modules.
         tokens: the longest row that the model will read, see `choose_backbone`.
     Raises: ValueError if `recompute` is asked for and the model has no layers that can.
     """
@@ -45,19 +46,20 @@ class LMPolicy(nn.Module):
         device: torch.device | None = None,
         bf16: bool = False,
         recompute: bool = False,
-        lean: bool = True,
+        sharded: bool = False,
         tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
         # Evaluation mode for good: dropout would make acting and scoring two different policies.
-        self.model = model.to(self.device).eval()  # type: ignore[arg-type]
+        self.model = model.eval() if sharded else model.to(self.device).eval()  # type: ignore[arg-type]
+        self.held: torch.dtype | None = None  # of sharded weights, see `shard`
         self.temperature = temperature
         self.bf16 = bf16
         if recompute:
             recompute_layers(self.model)
         with self.precision():
-            self.backbone = choose_backbone(self.model, lean=lean and not bf16, tokens=tokens)
+            self.backbone = choose_backbone(self.model, lean=not (sharded or bf16), tokens=tokens)
         # Without nn.Linear's own initialisation, which draws from the global generator.
         self.value_head = nn.utils.skip_init(nn.Linear, self.backbone.hidden_size, 1, device=self.device)
         nn.init.zeros_(self.value_head.weight)

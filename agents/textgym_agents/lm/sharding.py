@@ -17,19 +17,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from textgym.lm.backbone import is_peft
 from textgym_agents.lm.devices import Devices
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from textgym_agents.lm.policy import LMPolicy
 
 
 def shard(
-    devices: Devices, roots: Sequence[nn.Module], device: torch.device, bf16: bool, methods: Sequence[str] = ()
+    devices: Devices,
+    roots: Sequence[nn.Module],
+    device: torch.device,
+    bf16: bool,
+    methods: Sequence[str] = (),
+    held: torch.dtype | None = None,
 ) -> None:
-    """Leave a part of every parameter of some modules on each rank.
+    """Leave a part of every parameter of some modules on each rank, one layer after the other.
 
     What is not in a layer (embeddings, output layer, value head) stays gathered behind a forward pass, so that the
     output layer can be asked for a few states at a time. Gradients are summed, never averaged, on every backend.
@@ -38,19 +40,21 @@ def shard(
         roots: modules that are called one after the other, and have all parameters between them.
         bf16: gather weights in bfloat16; the parts that the optimiser changes, and gradients, are float32.
         methods: names of the roots' methods that run the layers, beside `forward`.
+        held: the precision of the parts, but of float32 ones that are trained; None: as they are.
     Raises: ValueError for a model without layers.
     """
     inside = [each for root in roots for each in root.modules()]
     layers = [each for each in inside if _is_layer(each)]
-    if not layers or any(map(is_peft, inside)):
-        what = "an adapter" if layers else "no layers that could be sharded"
-        raise ValueError(f"parallel='fsdp': the model has {what}; allowed is 'ddp'")
+    if not layers:
+        raise ValueError("parallel='fsdp': the model has no layers that could be sharded; allowed is 'ddp'")
     options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (devices.world,))}
     if bf16:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers:
+        cast_parameters(layer, held)
         fully_shard(layer, **options)
     for root in roots:
+        cast_parameters(root, held)
         fully_shard(root, reshard_after_forward=False, **options)
         for name in methods:
             register_fsdp_forward_method(root, name)
@@ -60,6 +64,14 @@ def shard(
             part.set_gradient_divide_factor(1.0)
 
 
+def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Give parameters a precision, those that are trained float32 at least; buffers, such as angles, keep theirs."""
+    for parameter in module.parameters():
+        wanted = torch.float32 if parameter.requires_grad else dtype
+        if dtype is not None and parameter.dtype != wanted and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(wanted)
+
+
 def _is_layer(module: nn.Module) -> bool:
     from transformers.modeling_layers import GradientCheckpointingLayer  # slow to import
 
@@ -67,18 +79,28 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 class Passes:
-    """The passes of some sharded policies, which all ranks take in one order. Args: policies: the same on all ranks."""
+    """The passes of some policies, which all ranks take in one order. Making them shards the weights.
+
+    Args:
+        policies: the same on all ranks; one may share the model of another that stands before it.
+    """
 
     def __init__(self, devices: Devices, policies: Sequence[LMPolicy]) -> None:
         self._policies, self._answering, self._layers_run = policies, False, 0
         for place, policy in enumerate(policies):
-            shard(devices, [policy], policy.device, policy.bf16, ("features", "read"))
-            layer = next(filter(_is_layer, policy.modules()))
-            layer.register_forward_pre_hook(self._count)
-            with torch.no_grad():  # what FSDP makes in its first pass must be usable outside of inference mode
-                self._nothing(policy)
-            release(policy)
+            owner = next(each for each in policies if each.model is policy.model)
+            if owner is policy:
+                shard(devices, [policy], policy.device, policy.bf16, ("features", "read"), policy.held)
+                layer = next(filter(_is_layer, policy.modules()))
+                layer.register_forward_pre_hook(self._count)
+                with torch.no_grad():  # what FSDP makes in its first pass must be usable outside of inference mode
+                    self._nothing(policy)
+                release(policy)
             for name in ("features", "read"):
+                if owner is not policy:  # the same weights without their adapter, which one root gathers for both
+                    setattr(owner, f"{name}_of_{place}", getattr(policy, name))
+                    register_fsdp_forward_method(owner, f"{name}_of_{place}")
+                    setattr(policy, name, getattr(owner, f"{name}_of_{place}"))
                 setattr(policy, name, self._announced(getattr(policy, name), policy, place))
         devices.before = self.rest
 
@@ -169,15 +191,14 @@ def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
     return found
 
 
-def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, Tensor] | None:
-    """Return the whole tensors of a sharded model, to be saved; None for one that is not. All ranks call this."""
-    release(model)
-    return whole_tensors(model.state_dict(), keep) if is_sharded(model) else None
-
-
 def is_sharded(module: nn.Module) -> bool:
     """Return whether every rank holds only a part of a module's parameters."""
     return any(isinstance(each, DTensor) for each in module.parameters())
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(full: Tensor, like: Tensor) -> Tensor:

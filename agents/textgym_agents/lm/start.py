@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from textgym.checks import Bools
 from textgym.lm.backbone import Decoder, is_peft
-from textgym.lm.causal import check_adapter, check_positions, choose_device, shared_causal_lm
+from textgym.lm.causal import (
+    check_adapter,
+    check_positions,
+    choose_device,
+    load_causal_lm,
+    shared_causal_lm,
+    stored_precision,
+)
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import recomputes
 from textgym.task import Task, has_language_model, reference_model
@@ -23,6 +31,7 @@ from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.sharding import is_sharded, own_part
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Observation
 
@@ -60,12 +69,18 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
     check_positions(start, _tokens(task))
     if config.lora_rank is not None:
         return _with_adapter(task, config, start, name, device)
-    policy = _policy(LMPolicy, task, config, copy.deepcopy(start), device, recomputes(start))
+    sharded = _sharded(config)
+    model = _sharing(start) if sharded else copy.deepcopy(start)
+    policy = _policy(LMPolicy, task, config, model, device, recomputes(start))
     where = choose_device(config.reference_device or str(device))
     precision = getattr(torch, config.reference_precision)
     # Sharding changes a module in place, so then it has to be the agent's own.
-    alone = name is None or _sharded(config)
-    own = _frozen_copy(policy.model, precision, where) if alone else shared_causal_lm(str(name), where, precision)
+    if sharded:
+        own = _sharing(policy.model).requires_grad_(False)
+    elif name is None:
+        own = _frozen_copy(policy.model, precision, where)
+    else:
+        own = shared_causal_lm(name, where, precision)
     reference = _policy(LMPolicy if where == device else Elsewhere, task, config, own, where)
     reference.value_head.requires_grad_(False)
     if isinstance(reference, Elsewhere):
@@ -74,23 +89,29 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         with reference.precision():
             reference.backbone = choose_backbone(own, lean=False, tokens=_tokens(task))
         reference._decoder = Decoder(reference.backbone, where)
-    return Start(policy, reference, where != device or precision != torch.float32)
+    policy.held, reference.held = _held(torch.float32, name), _held(precision, name)
+    return Start(policy, reference, where != device or precision != torch.float32 or sharded)
 
 
 def _with_adapter(
     task: Task, config: LMConfig, start: PreTrainedModel, name: str | None, device: torch.device
 ) -> Start:
     """Return a policy with a new adapter over `start`, and the reference that is the same without it."""
-    shared = start if name is not None and not is_peft(start) else None
+    shared, sharded = start if name is not None and not is_peft(start) else None, _sharded(config)
     policy = _policy(LMPolicy, task, config, _adapted(start, shared is not None, config), device, recomputes(start))
-    reference = AdapterOff(policy, task.vocabulary.allowed, shared, _tokens(task))
+    policy.held = _held(_frozen_precision(config), name)
+    # Sharding takes the policy's own part of the shared weights, and nothing is left to be shared.
+    kept = None if sharded else shared
+    reference = AdapterOff(policy, task.vocabulary.allowed, kept, _tokens(task), sharded)
     if shared is not None:
         reference.base = str(Path(str(name)).resolve()) if Path(str(name)).is_dir() else name
-    return Start(policy, reference, is_peft(start) or _frozen_precision(config) != torch.float32)
+    return Start(policy, reference, is_peft(start) or _frozen_precision(config) != torch.float32 or sharded)
 
 
 def _model(task: Task, config: LMConfig, name: str | None, device: torch.device) -> PreTrainedModel:
     """Return the model of a name, which others may have too, or a tiny one."""
+    if name is not None and _sharded(config):
+        return load_causal_lm(name, stored_precision(name))
     if name is not None:
         return shared_causal_lm(name, device, _frozen_precision(config))
     if config.lora_rank is not None:
@@ -117,13 +138,18 @@ def _policy(
         device=device,
         bf16=config.precision == "bfloat16",
         recompute=recompute is not None and (recompute or config.gradient_checkpointing),
-        lean=not _sharded(config),
+        sharded=_sharded(config),
         tokens=_tokens(task),
     )
 
 
 def _sharded(config: LMConfig) -> bool:
     return config.parallel == "fsdp" and world_size() > 1
+
+
+def _held(precision: torch.dtype, name: str | None) -> torch.dtype | None:
+    """Return what sharded weights are turned into: float32 only those of a model that is loaded."""
+    return precision if name is not None or precision != torch.float32 else None
 
 
 def _tokens(task: Task) -> int:
@@ -176,7 +202,7 @@ class AdapterOff(LMPolicy):
     """A reference that is a policy without its adapter: the same module, with a key-value cache of its own.
 
     Args:
-        policy: with an adapter, trained or not. allowed, tokens: see `LMPolicy`.
+        policy: with an adapter, trained or not. allowed, tokens, sharded: see `LMPolicy`.
         start: the module of the same weights that others may ask for, which is kept for them; None: there is none.
 
     Attributes:
@@ -185,8 +211,10 @@ class AdapterOff(LMPolicy):
 
     base: str | None = None
 
-    def __init__(self, policy: LMPolicy, allowed: Bools, start: PreTrainedModel | None, tokens: int) -> None:
-        super().__init__(policy.model, allowed, policy.temperature, policy.device, policy.bf16, tokens=tokens)
+    def __init__(
+        self, policy: LMPolicy, allowed: Bools, start: PreTrainedModel | None, tokens: int, sharded: bool = False
+    ) -> None:
+        super().__init__(policy.model, allowed, policy.temperature, policy.device, policy.bf16, False, sharded, tokens)
         # Held and not owned: parameters() are the reference's own, and nothing that is trained.
         del self._modules["model"]
         self.__dict__ |= {"model": policy.model, "_start": start}
@@ -210,11 +238,16 @@ def _adapted(start: PreTrainedModel, shared: bool, config: LMConfig) -> nn.Modul
     """
     if is_peft(start):
         own = merged(copy.deepcopy(start))
-    elif shared:
-        own = copy.deepcopy(start, {id(each): nn.Parameter(each.detach(), False) for each in start.parameters()})
+    elif shared or _sharded(config):
+        own = _sharing(start)
     else:
         own = copy.deepcopy(start)
-    return add_lora(_cast(own, _frozen_precision(config)), config, config.seed)
+    return add_lora(own if _sharded(config) else _cast(own, _frozen_precision(config)), config, config.seed)
+
+
+def _sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of its own over the same weights, which stay as they are."""
+    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()})
 
 
 def _frozen_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -235,10 +268,16 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters."""
+    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters.
+
+    Of a sharded model it is that of the whole. All ranks call this.
+    """
     known = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
-            bits = int(parameter.detach().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64))
-            known.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {bits}\n".encode())
+    frozen = [(name, each.detach()) for name, each in sorted(model.named_parameters()) if not each.requires_grad]
+    sums = [own_part(each).view(_BITS[each.element_size()]).sum(dtype=torch.int64) for _, each in frozen]
+    bits = torch.tensor([int(each) for each in sums], dtype=torch.int64)
+    if is_sharded(model):
+        dist.all_reduce(bits)
+    for (name, each), total in zip(frozen, bits.tolist(), strict=True):
+        known.update(f"{name} {tuple(each.shape)} {each.dtype} {total}\n".encode())
     return known.hexdigest()

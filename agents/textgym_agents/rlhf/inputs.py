@@ -25,8 +25,7 @@ from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
 from textgym_agents.lm.devices import join
-from textgym_agents.lm.lora import add_lora, save_model
-from textgym_agents.lm.sharding import model_tensors
+from textgym_agents.lm.lora import add_lora, model_tensors, save_model
 from textgym_agents.rlhf.settings import FitSettings
 from textgym_agents.training.loop import Watcher
 
