@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.checks import Bools, Ints
+from textgym.checks import Bools, Ints, equal_parts
 from textgym.lm.reference import Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
+READ_AT_ONCE = 2**28
+"""Most numbers that a layer makes of prompts at once: 1 GiB in float32."""
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 _KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this still get tokens.
 
@@ -62,6 +64,43 @@ def last_hidden(hidden_states: tuple[Tensor, ...]) -> Tensor:
     hidden = hidden_states[-1]
     # Gemma 3n has several streams (S, B, T, H) and corrects all of them from the first.
     return hidden[0] if hidden.dim() == 4 else hidden
+
+
+def row_parts(config: PretrainedConfig, rows: int, width: int, logits: int = 0) -> list[slice]:
+    """Cut rows of a width into equal parts that are read one after the other.
+
+    What a layer makes of a part, about 4 (H + I) numbers a token, stays within `READ_AT_ONCE`; so do attention's scores
+    where they are written down. That follows from the sizes of the model and of the rows alone: another process, or a
+    run that is resumed, does the same.
+
+    Args:
+        config: of a causal LM. logits: numbers a token that are made besides.
+    """
+    inner = getattr(config, "intermediate_size", None)
+    inner = max(inner) if isinstance(inner, list | tuple) else inner or 4 * config.hidden_size
+    numbers = 4 * (config.hidden_size + inner) + logits
+    if getattr(config, "_attn_implementation", None) == "eager":
+        numbers += 3 * (getattr(config, "num_attention_heads", None) or 1) * width
+    return equal_parts(rows, READ_AT_ONCE // (numbers * width))
+
+
+def _can_join(cache: Cache | None) -> bool:
+    """Return whether a cache holds nothing but keys and values, whose rows can be put below those of another one."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+def _join(caches: Sequence[Cache]) -> Cache:
+    """Return one cache of the rows of several, which are emptied layer by layer."""
+    for first, *others in zip(*(cache.layers for cache in caches), strict=True):
+        if first.is_initialized:  # some layers read what another one keeps
+            for name in ("keys", "values"):
+                setattr(first, name, torch.cat([getattr(each, name) for each in (first, *others)]))
+                for each in others:
+                    setattr(each, name, None)
+    return caches[0]
 
 
 @dataclass
@@ -130,8 +169,9 @@ class HuggingFaceBackbone:
         width = input_ids.shape[1]
         shift = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
         positions = shift.clamp(min=0)
-        past = _Past(None, (shift >= 0).long(), lengths.clone())
-        return past, self._forward(past, input_ids.gather(1, positions), positions)
+        ids, past = input_ids.gather(1, positions), _Past(None, (shift >= 0).long(), lengths.clone())
+        features = self._forward_parts(past, ids, positions)
+        return past, self._forward(past, ids, positions) if features is None else features
 
     def extend(self, cache: object, tokens: Tensor) -> Tensor:
         """See `Backbone.extend`."""
@@ -148,6 +188,26 @@ class HuggingFaceBackbone:
         # Layers of every kind can be reordered, those of state-space models too, and an order may leave rows out.
         cache.cache.reorder_cache(rows)  # type: ignore[arg-type]
         return _Past(cache.cache, cache.mask[rows], cache.lengths[rows])
+
+    def _parts(self, rows: int, width: int) -> list[slice]:
+        """Cut rows into parts; of weights that several ranks share every rank has to take the same passes, so one."""
+        parts = row_parts(self._config, rows, width, self.vocab_size if self._whole and not self._takes_keep else 0)
+        shared = len(parts) > 1 and any(hasattr(each, "placements") for each in self.model.parameters())
+        return [slice(0, rows)] if shared else parts
+
+    def _forward_parts(self, past: _Past, ids: Tensor, positions: Tensor) -> Tensor | None:
+        """Read prompts part by part, as `_forward` does; None where one part holds them all, or caches do not join."""
+        features, caches, parts = [], [], self._parts(*ids.shape)
+        for at in parts if len(parts) > 1 else ():
+            part = _Past(None, past.mask[at], past.lengths[at])
+            features.append(self._forward(part, ids[at], positions[at]))
+            if not _can_join(part.cache):
+                return None
+            caches.append(cast("Cache", part.cache))
+        if not caches:
+            return None
+        past.cache = _join(caches)
+        return torch.cat(features)
 
     def _forward(self, past: _Past, ids: Tensor, positions: Tensor) -> Tensor:
         extra: dict[str, object] = {"logits_to_keep": 1} if self._takes_keep else {}
@@ -203,8 +263,10 @@ class RereadingBackbone(HuggingFaceBackbone):
         return _Texts(cache.ids[rows], cache.lengths[rows])
 
     def _read(self, texts: _Texts) -> Tensor:
-        rows = torch.arange(len(texts.lengths), device=texts.lengths.device)
-        return self.features(texts.ids[:, : int(texts.lengths.max())], rows, texts.lengths - 1)
+        ids, last = texts.ids[:, : int(texts.lengths.max())], texts.lengths - 1
+        rows = torch.arange(len(ids), device=ids.device)
+        parts = self._parts(*ids.shape)
+        return torch.cat([self.features(ids[at], rows[: at.stop - at.start], last[at]) for at in parts])
 
 
 def is_peft(model: torch.nn.Module) -> bool:
@@ -292,7 +354,7 @@ class Decoder:
 
     def _open(self, ids: Ints, lengths: Ints) -> None:
         width = int(lengths.max())
-        self._slots = ids.shape[1] - width
+        self._slots, self._cache = ids.shape[1] - width, None  # the old cache goes before there is a new one
         self._cache, self._features = self._backbone.open(
             self._tensor(ids[:, :width]), self._tensor(lengths), self._slots
         )
