@@ -42,8 +42,7 @@ class MeasureSettings:
     final_per_prompt: int = 16
     """Completions per held-out prompt of the first and the last evaluation."""
     optimum_per_prompt: int = 64
-    """Completions per held-out prompt that the optimum is estimated from, where it is neither solved nor committed; 0:
-    it is not, and evaluations have J and no optimality."""
+    """Completions per held-out prompt that the optimum is estimated from; with 0 it is not: J, and no optimality."""
     save_every: int = 10
     """Iterations between checkpoints; 0: at eval_points and at the end only."""
     samples: int = 8

@@ -121,7 +121,7 @@ class EvalFlags(PolicyFlags):
     per_prompt: int = 16
     """Completions per prompt."""
     optimum_per_prompt: int = 128
-    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed; 0: it is
+    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed. With 0 it is
     not, and there is J and no optimality."""
     beta: float | None = None
     """Reward units per nat of KL; by default the task's."""
