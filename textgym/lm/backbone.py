@@ -17,7 +17,7 @@ from textgym.lm.reference import Observation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from transformers import Cache, PretrainedConfig, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 READ_AT_ONCE = 2**28
 """Most numbers that a layer makes of prompts at once: 1 GiB in float32."""
@@ -66,22 +66,25 @@ def last_hidden(hidden_states: tuple[Tensor, ...]) -> Tensor:
     return hidden[0] if hidden.dim() == 4 else hidden
 
 
-def row_parts(config: PretrainedConfig, rows: int, width: int, logits: int = 0) -> list[slice]:
+def row_parts(model: PreTrainedModel, rows: int, width: int, logits: int = 0) -> list[slice]:
     """Cut rows of a width into equal parts that are read one after the other.
 
     What a layer makes of a part, about 4 (H + I) numbers a token, stays within `READ_AT_ONCE`; so do attention's scores
-    where they are written down. That follows from the sizes of the model and of the rows alone: another process, or a
-    run that is resumed, does the same.
+    where they are written down. That follows from sizes alone, so that a run that is resumed does the same. Of a
+    sharded model all ranks have to take the same passes: one part.
 
     Args:
-        config: of a causal LM. logits: numbers a token that are made besides.
+        logits: numbers a token that are made besides.
     """
+    config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None)
     inner = max(inner) if isinstance(inner, list | tuple) else inner or 4 * config.hidden_size
     numbers = 4 * (config.hidden_size + inner) + logits
     if getattr(config, "_attn_implementation", None) == "eager":
         numbers += 3 * (getattr(config, "num_attention_heads", None) or 1) * width
-    return equal_parts(rows, READ_AT_ONCE // (numbers * width))
+    parts = equal_parts(rows, READ_AT_ONCE // (numbers * width))
+    shared = len(parts) > 1 and any(hasattr(each, "placements") for each in model.parameters())
+    return [slice(0, rows)] if shared else parts
 
 
 def _can_join(cache: Cache | None) -> bool:
@@ -138,6 +141,7 @@ class HuggingFaceBackbone:
         parameters = inspect.signature(self._runs.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
+        self._logits = self.vocab_size if whole and not self._takes_keep else 0  # of every token
         # Its name depends on the architecture and on the version of transformers.
         self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), _CACHE_NAMES[0])
 
@@ -170,8 +174,15 @@ class HuggingFaceBackbone:
         shift = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
         positions = shift.clamp(min=0)
         ids, past = input_ids.gather(1, positions), _Past(None, (shift >= 0).long(), lengths.clone())
-        features = self._forward_parts(past, ids, positions)
-        return past, self._forward(past, ids, positions) if features is None else features
+        features, caches, parts = [], [], row_parts(self.model, len(ids), width, self._logits)
+        for at in parts:
+            part = _Past(None, past.mask[at], past.lengths[at])
+            features.append(self._forward(part, ids[at], positions[at]))
+            if len(parts) > 1 and not _can_join(part.cache):
+                return past, self._forward(past, ids, positions)
+            caches.append(cast("Cache", part.cache))
+        past.cache = _join(caches) if len(parts) > 1 else caches[0]
+        return past, torch.cat(features)
 
     def extend(self, cache: object, tokens: Tensor) -> Tensor:
         """See `Backbone.extend`."""
@@ -188,26 +199,6 @@ class HuggingFaceBackbone:
         # Layers of every kind can be reordered, those of state-space models too, and an order may leave rows out.
         cache.cache.reorder_cache(rows)  # type: ignore[arg-type]
         return _Past(cache.cache, cache.mask[rows], cache.lengths[rows])
-
-    def _parts(self, rows: int, width: int) -> list[slice]:
-        """Cut rows into parts; of weights that several ranks share every rank has to take the same passes, so one."""
-        parts = row_parts(self._config, rows, width, self.vocab_size if self._whole and not self._takes_keep else 0)
-        shared = len(parts) > 1 and any(hasattr(each, "placements") for each in self.model.parameters())
-        return [slice(0, rows)] if shared else parts
-
-    def _forward_parts(self, past: _Past, ids: Tensor, positions: Tensor) -> Tensor | None:
-        """Read prompts part by part, as `_forward` does; None where one part holds them all, or caches do not join."""
-        features, caches, parts = [], [], self._parts(*ids.shape)
-        for at in parts if len(parts) > 1 else ():
-            part = _Past(None, past.mask[at], past.lengths[at])
-            features.append(self._forward(part, ids[at], positions[at]))
-            if not _can_join(part.cache):
-                return None
-            caches.append(cast("Cache", part.cache))
-        if not caches:
-            return None
-        past.cache = _join(caches)
-        return torch.cat(features)
 
     def _forward(self, past: _Past, ids: Tensor, positions: Tensor) -> Tensor:
         extra: dict[str, object] = {"logits_to_keep": 1} if self._takes_keep else {}
@@ -265,7 +256,7 @@ class RereadingBackbone(HuggingFaceBackbone):
     def _read(self, texts: _Texts) -> Tensor:
         ids, last = texts.ids[:, : int(texts.lengths.max())], texts.lengths - 1
         rows = torch.arange(len(ids), device=ids.device)
-        parts = self._parts(*ids.shape)
+        parts = row_parts(self.model, len(ids), ids.shape[1], self._logits)
         return torch.cat([self.features(ids[at], rows[: at.stop - at.start], last[at]) for at in parts])
 
 

@@ -274,7 +274,7 @@ class LlamaBackbone:
 
     def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """See `Backbone.open`."""
-        layers, parts = self._layers(), row_parts(self.model.config, *input_ids.shape)
+        layers, parts = self._layers(), row_parts(self.model, *input_ids.shape)
         read = [self._open(layers, input_ids[at], lengths[at], slots) for at in parts]
         if len(read) == 1:
             return read[0]
