@@ -11,6 +11,7 @@ from core_tools import word_task
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from house_tools import HOUSE
 
+from textgym import sampling
 from textgym.play import Turn, check_env, play_batch, reset_groups
 from textgym.rewards import RewardError, RunningNorm
 from textgym.rewards.scorer import scorers_restored
@@ -145,6 +146,78 @@ def test_a_scorer_is_restored_however_its_block_is_left() -> None:
     with pytest.raises(RewardError):  # a reward that fails while a policy is looked at
         play(make_reference(task), task, per_prompt=64)
     assert task.scorer.state_dict() == before
+
+
+class Held:
+    """The task's reference, of which so many rows can be held; remembers how many it was asked for."""
+
+    def __init__(self, task: Any, most: int) -> None:
+        self._reference, self._most = make_reference(task), most
+        self.rows: set[int] = set()
+        self.asked: list[int] = []
+        self.forgot = 0
+
+    def log_probs(self, observation: Any) -> Any:
+        self.rows.add(len(observation["input_ids"]))
+        return self._reference.log_probs(observation)
+
+    def rows_at_once(self, tokens: int) -> int:
+        self.asked.append(tokens)
+        return self._most
+
+    def forget(self) -> None:
+        self.forgot += 1
+
+
+def same_episodes(one: Any, other: Any) -> bool:
+    def same(a: Any, b: Any) -> bool:
+        return bool(np.array_equal(a, b) or np.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+    return all(
+        same(getattr(one, name), getattr(other, name))
+        for name in ("returns", "kl", "entropy", "lengths", "stopped", "completions", "tokens", "log_probs")
+    )
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_parts_of_a_block_draw_what_the_whole_draws(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = word_task()
+    reference = make_reference(task)
+    monkeypatch.setattr(sampling, "_BLOCK", 40)
+
+    def played(policy: Any) -> Any:
+        others = (reference,) if several else ()
+        return play(policy, task, per_prompt=48, seed=5, reference=reference, others=others)
+
+    whole = played(reference)
+    assert len(set(whole.lengths.ravel().tolist())) > 2  # so parts take different numbers of steps
+    few = Held(task, 7)
+    assert same_episodes(played(few), whole)
+    # Blocks of 40 rows are six parts of 7 rows or fewer; what is left of 48 or 96 a prompt is no smaller.
+    assert max(few.rows) == 7
+    assert set(few.asked) == {task.max_prompt_tokens + task.max_new_tokens}
+    assert few.forgot == 1
+    monkeypatch.setattr(sampling, "_AT_ONCE", 5 * task.vocabulary.size * (2 if several else 1))
+    fewer = Held(task, 7)
+    assert same_episodes(played(fewer), whole)
+    assert max(fewer.rows) == 5
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_reward_that_needs_a_whole_block_gets_it(learns: bool) -> None:
+    sizes = []
+
+    def pays(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        sizes.append(len(prompts))
+        return [float(len(text)) for text in completions]
+
+    if not learns:
+        pays.pay = "together"  # type: ignore[attr-defined]
+    task = word_task(reward=RunningNorm(pays) if learns else pays)
+    assert not task.scorer.one_by_one
+    policy = Held(task, 2)
+    play(policy, task, per_prompt=8)
+    assert policy.rows == set(sizes) == {8 * len(task.prompt_set("eval").texts)}
 
 
 def test_whoever_chooses_is_told_who_wrote_what_although_the_environment_does_not_show_it() -> None:

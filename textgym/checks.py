@@ -24,6 +24,12 @@ MOST_ROWS = 2**20
 """The most rows, such as sub-environments, at once: more would keep a machine busy before anything is seen."""
 
 
+def equal_parts(rows: int, most: int) -> list[slice]:
+    """Cut rows into as few parts as hold at most so many, and one at least, all of about the same size."""
+    size = -(-rows // -(-rows // max(most, 1)))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
 class TextGymWarning(UserWarning):
     """A warning about something that the user should know; the run continues."""
 

@@ -96,11 +96,12 @@ def optimum_of(
             writes. They change how sure J* is, not what it is.
         reference: pi_ref; None takes the task's.
         beta: >= 0, reward units per nat; None takes the task's.
-        per_prompt: completions that the reference and each proposal write to a prompt, where J* is estimated.
+        per_prompt: completions that the reference and each proposal write to a prompt, where J* is estimated; with 0
+            it is not.
         seed: of the sampling.
-    Returns: J* is "not known" (`value` None) at beta = 0 without a solution, below 10 effective samples a prompt, and
-        where no completion of some prompts was paid more than the others: if the reward declares no `maximum`, or they
-        weigh more than a tenth.
+    Returns: J* is "not known" (`value` None) at beta = 0 without a solution, without samples, below 10 effective
+        samples a prompt, and where no completion of some prompts was paid more than the others: if the reward declares
+        no `maximum`, or they weigh more than a tenth.
     Raises: ValueError for a beta out of range or a proposal without log-probabilities.
     """
     beta = check_beta(task, beta)
@@ -116,6 +117,8 @@ def optimum_of(
         if not beta:
             reason = "at beta = 0 it is the greatest reward, which samples cannot tell, and this task is not solved"
             return Optimum(None, None, beta, split, unknown=reason)
+    if per_prompt == 0:
+        return Optimum(None, None, beta, split, unknown="0 completions a prompt were asked for to estimate it")
     policy = make_reference(task) if reference is None else reference
     drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed)
     return estimated(drawn, beta, split, seed)

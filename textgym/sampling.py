@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkab
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count
+from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
 from textgym.lm.reference import Observation, Reference, restricted
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
@@ -19,7 +19,8 @@ from textgym.vector import batch_env
 if TYPE_CHECKING:
     from textgym.solver.tree import PrefixTree
 
-_ROWS_AT_ONCE = 512
+_BLOCK = 512  # rows that draw from one stream
+_AT_ONCE = 2**24  # log-probabilities of the rows that are played at once; about nine arrays of them are
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -35,6 +36,17 @@ class ActingPolicy(Policy, Protocol):
 
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
         """Return token ids (B,); the likeliest ones if `deterministic`."""
+
+
+@runtime_checkable
+class CachedPolicy(Protocol):
+    """A policy or a reference that keeps what it has read, and says how much it can."""
+
+    def rows_at_once(self, tokens: int) -> int:
+        """Return how many rows of so many tokens it can hold at once; what is below 1 counts as 1."""
+
+    def forget(self) -> None:
+        """Let go of the rows."""
 
 
 @runtime_checkable
@@ -116,6 +128,11 @@ def play(
     Where the task's grammar leaves only some tokens in a state, policy and reference are renormalised over them. A
     reward that learns is put back to where it was.
 
+    Rows are played in blocks of 512, whose uniforms come from one stream, and where a whole block would not fit in
+    parts: of at most 16 million log-probabilities, and of no more rows than a `CachedPolicy` can hold. Parts change
+    what is drawn by rounding alone, and where a policy has no log-probabilities. A reward that compares completions, or
+    learns, gets whole blocks.
+
     Args:
         policy: see `Policy`; tokens are drawn here, from its log-probabilities, so that `seed` decides.
         prompt_index: (P,) integers, P >= 1, places in the split in any order, with repetitions; each prompt of the list
@@ -137,12 +154,18 @@ def play(
     numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
     writers = _Writers(policies, reference, deterministic, np.random.default_rng([seed, 3]))
     before, tokens = scorer.failures.copy(), scorer.tokens
-    parts = []
+    readers: list[object] = [*policies, reference]
+    cached = [each for each in readers if isinstance(each, CachedPolicy)]
+    most, parts = _rows_at_once(task, len(policies), cached), []
     with scorers_restored(scorer):
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            parts.append(_play_part(writers, task, split, rows[part], numbers[part]))
+        for start in range(0, len(rows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            writers.start(numbers[block])
+            for part in equal_parts(len(rows[block]), most):
+                parts.append(_play_part(writers, task, split, rows[block][part], part))
         failures = dict(scorer.failures - before)
+    for each in cached:
+        each.forget()
     arrays, terms = (_concatenated(column, len(places)) for column in zip(*parts, strict=True))
     return PromptEpisodes(
         **arrays,
@@ -165,9 +188,18 @@ def _places(prompt_index: Ints, count: int) -> Ints:
     return prompt_index
 
 
+def _rows_at_once(task: Task, policies: int, cached: Sequence[CachedPolicy]) -> int:
+    """Return how many rows of a block are played at once."""
+    if not task.scorer.one_by_one:
+        return _BLOCK
+    tokens = task.max_prompt_tokens + task.max_new_tokens
+    most = [_AT_ONCE // (task.vocabulary.size * policies), *(each.rows_at_once(tokens) for each in cached)]
+    return max(1, min(_BLOCK, *most))
+
+
 @dataclass
 class _Writers:
-    """Choose tokens by the policies of a batch's rows, and add up KL, entropy and log-probabilities by row."""
+    """Choose tokens by the policies of a block's rows, and add up KL, entropy and log-probabilities by row."""
 
     policies: Sequence[Policy]
     reference: Reference | None
@@ -175,9 +207,15 @@ class _Writers:
     generator: np.random.Generator
 
     def start(self, numbers: Ints) -> None:
-        """Begin a batch; each row is written by the policy of that number."""
-        count, several = len(numbers), len(self.policies) > 1
-        self._numbers, self.entropy = numbers, np.zeros(count)
+        """Begin a block; each row is written by the policy of that number."""
+        self._block, self._uniforms = numbers, list[Floats]()
+        self.seed = int(self.generator.integers(2**31))
+
+    def start_part(self, part: slice) -> None:
+        """Begin some rows of the block."""
+        self._part, self._numbers = part, self._block[part]
+        count, several = len(self._numbers), len(self.policies) > 1
+        self.entropy = np.zeros(count)
         self.kl = np.full(count, np.nan if self.reference is None else 0.0)
         self.log_probs = np.zeros((count, len(self.policies) if several else 0))
 
@@ -185,7 +223,9 @@ class _Writers:
         """Return the next tokens of the running rows."""
         asked = [policy.log_probs(turn.observation) for policy in self.policies]
         tables = [logs for logs in asked if logs is not None]
-        uniforms = self.generator.random(len(turn.running))
+        if turn.time == len(self._uniforms):  # of all rows of the block, so that parts draw what the whole would
+            self._uniforms.append(self.generator.random(len(self._block)))
+        uniforms = self._uniforms[turn.time][self._part]
         if not tables and len(asked) == 1:
             return self._act(turn)
         if len(tables) < len(asked):
@@ -219,12 +259,11 @@ class _Writers:
         return np.asarray(policy.act(turn.observation, deterministic=self.deterministic))[turn.rows]
 
 
-def _play_part(writers: _Writers, task: Task, split: str, places: Ints, numbers: Ints) -> tuple[Arrays, Arrays]:
-    """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of one batch (B,)."""
+def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: slice) -> tuple[Arrays, Arrays]:
+    """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of a part (B,) of a block."""
     env = batch_env(task, len(places), split)
-    seed = int(writers.generator.integers(2**31))
-    observation, _ = env.reset(seed=seed, options={"prompt_index": places})
-    writers.start(numbers)
+    observation, _ = env.reset(seed=writers.seed + part.start, options={"prompt_index": places})
+    writers.start_part(part)
     played = play_batch(env, observation, writers.choose)
     env.close()
     tokens = np.full((len(places), task.max_new_tokens), -1, dtype=np.int64)

@@ -42,7 +42,7 @@ class MeasureSettings:
     final_per_prompt: int = 16
     """Completions per held-out prompt of the first and the last evaluation."""
     optimum_per_prompt: int = 64
-    """Completions per held-out prompt that the optimum is estimated from."""
+    """Completions per held-out prompt that the optimum is estimated from; with 0 it is not: J, and no optimality."""
     save_every: int = 10
     """Iterations between checkpoints; 0: at eval_points and at the end only."""
     samples: int = 8
@@ -53,8 +53,8 @@ class MeasureSettings:
     def __post_init__(self) -> None:
         for name in ("eval_every", "eval_points", "save_every", "samples"):
             integer(self, name, 0, MOST)
-        for name in ("eval_per_prompt", "final_per_prompt", "optimum_per_prompt"):
-            integer(self, name, 1)
+        for name, least in (("eval_per_prompt", 1), ("final_per_prompt", 1), ("optimum_per_prompt", 0)):
+            integer(self, name, least)
         check_split(self.split)
 
 

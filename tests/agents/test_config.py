@@ -74,9 +74,11 @@ def test_a_group_is_no_greater_than_the_batch():
         config_class(agent_class("rloo"))(group=10**9)
 
 
-@pytest.mark.parametrize("name", ["eval_per_prompt", "final_per_prompt", "optimum_per_prompt"])
-def test_an_evaluation_has_no_more_completions_of_a_prompt_than_a_batch_may_have(name):
-    with pytest.raises(ValueError, match=rf"^{name}=1048577: allowed is an integer in 1\.\.1048576$"):
+@pytest.mark.parametrize(
+    ("name", "least"), [("eval_per_prompt", 1), ("final_per_prompt", 1), ("optimum_per_prompt", 0)]
+)
+def test_an_evaluation_has_no_more_completions_of_a_prompt_than_a_batch_may_have(name, least):
+    with pytest.raises(ValueError, match=rf"^{name}=1048577: allowed is an integer in {least}\.\.1048576$"):
         TrainSettings("textgym/Bandit-v0", "reinforce", 8, **{name: MOST_ROWS + 1})
 
 

@@ -9,6 +9,7 @@ from textgym_agents.lm.memory import SHAPES, Plan, _Run, _shallow, estimate, mod
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from textgym.commands.console import UsageError
+from textgym.lm import backbone
 
 TWO = _shallow(model_config("Qwen2.5-0.5B"), 2)
 """Qwen2.5-0.5B with two of its layers."""
@@ -49,6 +50,19 @@ def test_the_cache_holds_keys_and_values_of_all_tokens():
     cache = 2 * 2 * 2 * 64 * 4 * 9 * 8
     # and the features, mask and lengths that stand beside it
     assert found.parts["key-value cache"] == cache + 8 * 896 * 4 + 8 * 9 * 8 + 8 * 8
+
+
+def test_prompts_take_what_those_of_a_part_take(monkeypatch):
+    def read(rows):
+        """Bytes of reading prompts of 512 tokens, beside the cache: 2 layers, keys and values, 2 heads of 64 floats."""
+        with FakeTensorMode():
+            plan = Plan(**{**vars(SMALL), "batch": rows, "prompt_tokens": 512})
+            return _Run(TWO, plan).sampling()[1] - rows * 512 * 2 * 2 * 2 * 64 * 4
+
+    two, eight = read(2), read(8)
+    assert eight == pytest.approx(4 * two, rel=0.05)
+    monkeypatch.setattr(backbone, "READ_AT_ONCE", 4 * (896 + 4864) * 512 * 2)
+    assert read(8) == pytest.approx(two, rel=0.15)  # and the keys of a layer, which are joined
 
 
 def test_an_adapter_needs_no_reference_and_little_else():

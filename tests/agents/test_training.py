@@ -16,6 +16,7 @@ from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import evaluation_row, kept_optimum, spread
 
+from textgym import optimum as optimum_module
 from textgym.estimates import Estimate
 from textgym.files import read_json, read_lines
 from textgym.interrupts import TrainingInterrupted, first_interrupt
@@ -198,6 +199,24 @@ def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     # A reward of the same name that pays something else.
     other = env | {"reward": {"name": "contains_all", "words": ["w4q"]}}
     assert kept_optimum(folder.path, make_env("textgym/Text-v0", 1, **other).unwrapped.task, "eval", 0.05) is None
+
+
+def test_j_star_is_not_estimated_where_nobody_asks(tmp_path):
+    """Evaluations have J and no optimality, and the run goes on as it began."""
+    words = ["a", *(f"w{i}q" for i in range(40))]
+    env = {"prompts": ["a"], "tokenizer": words, "max_new_tokens": 5, "beta": 0.05}
+    env |= {"reward": {"name": "contains_all", "words": ["w1q", "w2q", "w3q"]}}
+    plan = settings(env=env, agent="rloo", config={"batch": 4}, episodes=16, optimum_per_prompt=0)
+    with pytest.raises(TrainingInterrupted):
+        Training(plan).run(tmp_path / "run", Watcher(interrupt_at=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimum_module, "draw_samples", lambda *given, **named: pytest.fail("it is estimated"))
+        result = Training(plan, RunFolder.reopen(tmp_path / "run")).run(tmp_path / "run", Watcher())
+    assert str(result.optimum) == "J* not known (0 completions a prompt were asked for to estimate it)"
+    rows = [row for row in RunFolder(tmp_path / "run").metrics() if "eval/objective" in row]
+    assert [row["iteration"] for row in rows] == [0, 2, 4]
+    assert not any(name.startswith("eval/optimality") for row in rows for name in row)
+    assert not (tmp_path / "run" / "optimum.safetensors").exists()
 
 
 def test_bad_settings_touch_no_file(tmp_path):

@@ -5,8 +5,10 @@ import pytest
 import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
 
+from textgym.checks import equal_parts
+from textgym.lm import backbone as module
 from textgym.lm.backbone import Decoder, HuggingFaceBackbone
-from textgym.lm.causal import CausalLM, choose_device, load_causal_lm
+from textgym.lm.causal import CausalLM, choose_device, load_causal_lm, rows_at_once
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import LlamaBackbone
 
@@ -109,6 +111,44 @@ def test_a_row_that_paused_inside_the_cache_can_grow_again(pair):
         for row in range(8):
             want, _ = expected(model, torch.tensor(ids[row, : lengths[row]]))
             torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
+
+
+def test_prompts_are_read_in_parts_and_their_caches_joined(pair, monkeypatch):
+    model, way = pair
+    ids, lengths = ragged(np.random.default_rng(5))
+    with torch.no_grad():
+        whole, before = way.open(ids, lengths, 2)
+    name = "_open" if isinstance(way, LlamaBackbone) else "_forward"
+    read, sizes = getattr(way, name), []
+    monkeypatch.setattr(way, name, lambda *given: (sizes.append(len(given[1])), read(*given))[1])
+    # 4 (16 + I) numbers a token, I = 4 x 16 by default: room for four rows of nine tokens, so two parts of three.
+    inner = getattr(model.config, "intermediate_size", None) or 64
+    monkeypatch.setattr(module, "READ_AT_ONCE", 4 * (16 + inner) * 9 * 4)
+    with torch.no_grad():
+        parts, features = way.open(ids, lengths, 2)
+        assert sizes == [3, 3]
+        torch.testing.assert_close(features, before, atol=1e-6, rtol=1e-5)
+        for rows in (torch.arange(6), torch.tensor([5, 0, 3])):
+            parts, whole = way.select(parts, rows), way.select(whole, rows)
+            got, want = way.extend(parts, rows), way.extend(whole, rows)
+            torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_parts_are_as_few_and_as_equal_as_can_be():
+    cut = {most: [(part.start, part.stop) for part in equal_parts(10, most)] for most in (0, 3, 4, 9, 10, 11)}
+    assert len(cut[0]) == 10
+    assert cut[3] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert cut[4] == [(0, 4), (4, 8), (8, 10)]
+    assert cut[9] == [(0, 5), (5, 10)]
+    assert cut[10] == cut[11] == [(0, 10)]
+
+
+def test_keys_and_values_of_a_batch_have_a_limit():
+    # 2 layers, keys and values, 2 heads of 4 floats: 128 bytes a token
+    model = tiny_llama()
+    assert rows_at_once(model, torch.device("cpu"), 2**10) == 2**30 // (128 * 2**10)
+    assert rows_at_once(model.to(torch.bfloat16), torch.device("cpu"), 2**10) == 2**30 // (64 * 2**10)
+    assert CausalLM(tiny_llama(), np.ones(11, dtype=bool), device="cpu").rows_at_once(100) == 2**30 // 12800
 
 
 def test_decoder_computes_only_what_is_new(monkeypatch):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm.zoo import VOCAB, ZOO, zoo_model
 
+from textgym.lm import backbone
 from textgym.lm.backbone import Decoder, HuggingFaceBackbone, RereadingBackbone, StateSpaceBackbone
 from textgym.lm.causal import CausalLM
 from textgym.lm.checked import choose_backbone
@@ -49,24 +50,24 @@ def largest_error(model, seed=0):
     ids, steps = play(seed)
     final = steps[-1]
     want = [alone(model, row, length) for row, length in zip(ids, final, strict=True)]
-    backbone = choose_backbone(model)
-    decoder = Decoder(backbone, CPU)
+    way = choose_backbone(model)
+    decoder = Decoder(way, CPU)
     reference = CausalLM(model, np.ones(VOCAB, dtype=bool), device="cpu")
     errors = []
     before = np.zeros(BATCH)
     for lengths in steps:
         observation = {"input_ids": ids, "attention_mask": np.arange(WIDTH) < lengths[:, None]}
         grown = lengths > before
-        decoded = torch.no_grad()(backbone.read_out)(decoder.advance(observation, grown))[0].log_softmax(-1)
+        decoded = torch.no_grad()(way.read_out)(decoder.advance(observation, grown))[0].log_softmax(-1)
         referred = torch.tensor(reference.log_probs(observation))
         for row in np.flatnonzero(grown):
             errors += [(got[row] - want[row][lengths[row] - 1]).abs().max() for got in (decoded, referred)]
         before = lengths
     rows, columns = np.nonzero(np.arange(WIDTH) < final[:, None])
     with torch.no_grad():
-        scored = backbone.read_out(backbone.features(*map(torch.tensor, (ids[:, : final.max()], rows, columns))))[
-            0
-        ].log_softmax(-1)
+        scored = way.read_out(way.features(*map(torch.tensor, (ids[:, : final.max()], rows, columns))))[0].log_softmax(
+            -1
+        )
     errors.append((scored - torch.cat(want)).abs().max())
     prefix = alone(model, ids[0], 9)  # and a row does not know its own future
     errors.append((prefix - want[0][:9]).abs().max())
@@ -88,6 +89,15 @@ def check(kind, seed=0):
 
 @pytest.mark.parametrize("kind", FEW)
 def test_a_model_equals_its_plain_forward_or_is_refused(kind):
+    check(kind)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bart", "bloom", "deepseek_v3", "gemma2", "gemma3n_text", "gpt2", "llama", "qwen3_next"]
+)
+def test_prompts_that_are_read_one_by_one_are_read_as_well(kind, monkeypatch):
+    """Whatever the cache holds: keys and values of all tokens or of a window, those of other layers, a state."""
+    monkeypatch.setattr(backbone, "READ_AT_ONCE", 1)
     check(kind)
 
 

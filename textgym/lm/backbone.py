@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.checks import Bools, Ints
+from textgym.checks import Bools, Ints, equal_parts
 from textgym.lm.reference import Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from transformers import Cache, PreTrainedModel
 
+READ_AT_ONCE = 2**28
+"""Most numbers that a layer makes of prompts at once: 1 GiB in float32."""
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 _KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this still get tokens.
 
@@ -64,6 +66,46 @@ def last_hidden(hidden_states: tuple[Tensor, ...]) -> Tensor:
     return hidden[0] if hidden.dim() == 4 else hidden
 
 
+def row_parts(model: PreTrainedModel, rows: int, width: int, logits: int = 0) -> list[slice]:
+    """Cut rows of a width into equal parts that are read one after the other.
+
+    What a layer makes of a part, about 4 (H + I) numbers a token, stays within `READ_AT_ONCE`; so do attention's scores
+    where they are written down. That follows from sizes alone, so that a run that is resumed does the same. Of a
+    sharded model all ranks have to take the same passes: one part.
+
+    Args:
+        logits: numbers a token that are made besides.
+    """
+    config = model.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None)
+    inner = max(inner) if isinstance(inner, list | tuple) else inner or 4 * config.hidden_size
+    numbers = 4 * (config.hidden_size + inner) + logits
+    if getattr(config, "_attn_implementation", None) == "eager":
+        numbers += 3 * (getattr(config, "num_attention_heads", None) or 1) * width
+    parts = equal_parts(rows, READ_AT_ONCE // (numbers * width))
+    shared = len(parts) > 1 and any(hasattr(each, "placements") for each in model.parameters())
+    return [slice(0, rows)] if shared else parts
+
+
+def _can_join(cache: Cache | None) -> bool:
+    """Return whether a cache holds nothing but keys and values, whose rows can be put below those of another one."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+def _join(caches: Sequence[Cache]) -> Cache:
+    """Return one cache of the rows of several, which are emptied layer by layer."""
+    for first, *others in zip(*(cache.layers for cache in caches), strict=True):
+        if first.is_initialized:  # some layers read what another one keeps
+            for name in ("keys", "values"):
+                setattr(first, name, torch.cat([getattr(each, name) for each in (first, *others)]))
+                for each in others:
+                    setattr(each, name, None)
+    return caches[0]
+
+
 @dataclass
 class _Past:
     """The rows that a `HuggingFaceBackbone` has read: its model's own cache, mask (B, T), lengths (B,)."""
@@ -99,6 +141,7 @@ class HuggingFaceBackbone:
         parameters = inspect.signature(self._runs.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_keep = "logits_to_keep" in parameters
+        self._logits = self.vocab_size if whole and not self._takes_keep else 0  # of every token
         # Its name depends on the architecture and on the version of transformers.
         self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), _CACHE_NAMES[0])
 
@@ -130,8 +173,16 @@ class HuggingFaceBackbone:
         width = input_ids.shape[1]
         shift = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
         positions = shift.clamp(min=0)
-        past = _Past(None, (shift >= 0).long(), lengths.clone())
-        return past, self._forward(past, input_ids.gather(1, positions), positions)
+        ids, past = input_ids.gather(1, positions), _Past(None, (shift >= 0).long(), lengths.clone())
+        features, caches, parts = [], [], row_parts(self.model, len(ids), width, self._logits)
+        for at in parts:
+            part = _Past(None, past.mask[at], past.lengths[at])
+            features.append(self._forward(part, ids[at], positions[at]))
+            if len(parts) > 1 and not _can_join(part.cache):
+                return past, self._forward(past, ids, positions)
+            caches.append(cast("Cache", part.cache))
+        past.cache = _join(caches) if len(parts) > 1 else caches[0]
+        return past, torch.cat(features)
 
     def extend(self, cache: object, tokens: Tensor) -> Tensor:
         """See `Backbone.extend`."""
@@ -203,8 +254,10 @@ class RereadingBackbone(HuggingFaceBackbone):
         return _Texts(cache.ids[rows], cache.lengths[rows])
 
     def _read(self, texts: _Texts) -> Tensor:
-        rows = torch.arange(len(texts.lengths), device=texts.lengths.device)
-        return self.features(texts.ids[:, : int(texts.lengths.max())], rows, texts.lengths - 1)
+        ids, last = texts.ids[:, : int(texts.lengths.max())], texts.lengths - 1
+        rows = torch.arange(len(ids), device=ids.device)
+        parts = row_parts(self.model, len(ids), ids.shape[1], self._logits)
+        return torch.cat([self.features(ids[at], rows[: at.stop - at.start], last[at]) for at in parts])
 
 
 def is_peft(model: torch.nn.Module) -> bool:
@@ -292,7 +345,7 @@ class Decoder:
 
     def _open(self, ids: Ints, lengths: Ints) -> None:
         width = int(lengths.max())
-        self._slots = ids.shape[1] - width
+        self._slots, self._cache = ids.shape[1] - width, None  # the old cache goes before there is a new one
         self._cache, self._features = self._backbone.open(
             self._tensor(ids[:, :width]), self._tensor(lengths), self._slots
         )

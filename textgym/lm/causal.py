@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Loader = type[AutoModelForCausalLM | AutoModelForSequenceClassification]
 
+_ON_CPU = 2**30  # bytes of keys and values
 _LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
@@ -206,6 +207,20 @@ def logit_bias(allowed: Bools, vocab_size: int, device: torch.device) -> Tensor:
     return torch.where(torch.tensor(allowed), 0.0, FORBIDDEN).to(device)
 
 
+def rows_at_once(model: PreTrainedModel, device: torch.device, tokens: int) -> int:
+    """Return of how many rows of so many tokens keys and values fit what they may take on a device.
+
+    That is an eighth of the memory that a GPU has, free or not, and 1 GiB elsewhere. Plain attention is assumed.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    numbers = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * size
+    row = tokens * numbers * model.get_input_embeddings().get_parameter("weight").element_size()
+    room = torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else _ON_CPU
+    return int(room // row)
+
+
 class CausalLM:
     """`Reference` over a causal LM; consecutive observations share a key-value cache.
 
@@ -239,6 +254,14 @@ class CausalLM:
     def copy(self) -> CausalLM:
         """Return the same model with a key-value cache of its own."""
         return CausalLM(self.model, self._allowed, self.temperature, str(self._device), self._tokens)
+
+    def rows_at_once(self, tokens: int) -> int:
+        """See the function."""
+        return rows_at_once(self.model, self._device, tokens)
+
+    def forget(self) -> None:
+        """Empty the key-value cache."""
+        self._decoder.reset()
 
     @torch.inference_mode()
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ functions run without autograd's bookkeeping.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
+
+from textgym.lm.backbone import row_parts
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -197,6 +199,16 @@ class LlamaCache:
     rope: Tensor = field(repr=False)
 
 
+def _joined(caches: Sequence[LlamaCache]) -> LlamaCache:
+    """Return one cache of the rows of several, which are emptied."""
+    keys, values = (
+        [torch.cat([column.pop(0) for column in columns]) for _ in caches[0].layers]
+        for columns in ([each.keys for each in caches], [each.values for each in caches])
+    )
+    bias, lengths = torch.cat([each.bias for each in caches]), torch.cat([each.lengths for each in caches])
+    return replace(caches[0], keys=keys, values=values, bias=bias, lengths=lengths)
+
+
 def supports(model: PreTrainedModel) -> bool:
     """Return whether a model is a small float32 Llama of plain shape, without adapters and gradient checkpointing.
 
@@ -262,7 +274,13 @@ class LlamaBackbone:
 
     def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """See `Backbone.open`."""
-        layers = self._layers()
+        layers, parts = self._layers(), row_parts(self.model, *input_ids.shape)
+        read = [self._open(layers, input_ids[at], lengths[at], slots) for at in parts]
+        if len(read) == 1:
+            return read[0]
+        return _joined([cache for cache, _ in read]), torch.cat([features for _, features in read])
+
+    def _open(self, layers: list[Layer], input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[LlamaCache, Tensor]:
         batch, width = input_ids.shape
         size = _round_up(width + slots)
         rope = self._phases(size)

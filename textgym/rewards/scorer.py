@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from textgym.rewards.deadline import Deadline
 
 OnError = Literal["raise", "skip", "penalty"]
+_MEMORY = {"cut", "scores"}
 Pay = Literal["end", "together", "every", "difference"]
 
 
@@ -124,6 +125,11 @@ class Scorer:
         self.failures = Counter(state["failures"])
         self._caller.load_state_dict(state["reward"])
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a completion gets the same score whatever is scored with it, and was before it."""
+        return self.pay != "together" and not _has_state(self.state_dict()["reward"])
+
     def close(self) -> None:
         """End the child process, where there is one; it is started again when needed."""
         if self._deadline is not None:
@@ -208,6 +214,13 @@ class Scorer:
                     TextGymWarning,
                     stacklevel=4,
                 )
+
+
+def _has_state(state: object) -> bool:
+    """Return whether there is more in a reward's state than the scores that a learned one remembers."""
+    if isinstance(state, dict):
+        return not state.keys() >= _MEMORY and any(map(_has_state, state.values()))
+    return state is not None
 
 
 @contextmanager

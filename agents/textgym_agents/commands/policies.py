@@ -121,14 +121,15 @@ class EvalFlags(PolicyFlags):
     per_prompt: int = 16
     """Completions per prompt."""
     optimum_per_prompt: int = 128
-    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed."""
+    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed. With 0 it is
+    not, and there is J and no optimality."""
     beta: float | None = None
     """Reward units per nat of KL; by default the task's."""
 
     def __post_init__(self) -> None:
-        for name in ("per_prompt", "optimum_per_prompt"):
-            if not 1 <= getattr(self, name) <= MOST_ROWS:
-                raise UsageError(f"{name}={shown(getattr(self, name))}: allowed is an integer in 1..{MOST_ROWS}")
+        for name, least in (("per_prompt", 1), ("optimum_per_prompt", 0)):
+            if not least <= getattr(self, name) <= MOST_ROWS:
+                raise UsageError(f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{MOST_ROWS}")
         if self.beta is not None and not 0 <= self.beta < float("inf"):
             raise UsageError(f"beta={self.beta!r}: allowed is a finite number >= 0")
 

@@ -23,7 +23,6 @@ from textgym.task import Task
 
 _BUCKET = 2**24
 """Numbers that are added up in one message, 64 MiB of float32."""
-_MEMORY = {"cut", "scores"}
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for another, which may be evaluating; a dead one is noticed at once."""
 
@@ -127,7 +126,7 @@ class Devices:
         if self.world == 1:
             return
         scorer = task.scorer
-        if scorer.pay == "together" or _has_state(scorer.state_dict()["reward"]):
+        if not scorer.one_by_one:
             what = "compares the completions of a batch" if scorer.pay == "together" else "changes as it scores"
             raise ValueError(
                 f"reward {scorer.name!r}: it {what}, of which each of {self.world} devices sees its own part; "
@@ -146,13 +145,6 @@ def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(each)
     if bucket:
         yield bucket
-
-
-def _has_state(state: object) -> bool:
-    """Return whether there is more in a reward's state than the scores that a learned one remembers."""
-    if isinstance(state, dict):
-        return not state.keys() >= _MEMORY and any(map(_has_state, state.values()))
-    return state is not None
 
 
 ALONE = Devices()

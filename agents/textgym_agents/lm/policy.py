@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from textgym.checks import Bools
 from textgym.lm.backbone import Decoder
-from textgym.lm.causal import FORBIDDEN, logit_bias
+from textgym.lm.causal import FORBIDDEN, logit_bias, rows_at_once
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import recompute_layers
 from textgym_agents.lm.processors import Cut
@@ -125,6 +125,10 @@ class LMPolicy(nn.Module):
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `textgym.lm.reference.Reference.log_probs`."""
         return np.asarray(self.advance(observation)[0].cpu().numpy())
+
+    def rows_at_once(self, tokens: int) -> int:
+        """See `textgym.lm.causal.rows_at_once`."""
+        return rows_at_once(self.model, self.device, tokens)
 
     def forget(self) -> None:
         """Empty the key-value cache: the parameters have changed."""
