@@ -23,18 +23,18 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
-from textgym_agents.algorithms.grpo import GRPO, GRPOConfig
 from textgym_agents.algorithms.ppo import LMPPO, OnPolicyAgent
 from textgym_agents.config import versions
 from textgym_agents.lm.memory import GIB, SHAPES, Plan, estimate
 from textgym_agents.protocol import Callback
+from textgym_agents.registry import agent_class
 
 from textgym import make_task
 from textgym.checks import check_choice, check_count
@@ -69,7 +69,7 @@ SETTINGS: Final[Mapping[str, tuple[Mapping[str, Any], Plan]]] = {
     "0.5B, LoRA 8, bfloat16, 16 x 64": ({}, replace(_PLAN, lora_rank=8, precision="bfloat16", micro_batch=4)),
 }
 _MODELS: Final[Mapping[str, Mapping[str, Any]]] = {"two-layer": _ISSUE, "20M": _SMALL, **SHAPES}
-_KINDS: Final = {"lm-ppo": LMPPO, "grpo": GRPO}
+_GROUP: Final = 8  # completions of a prompt, as GRPO has them
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def compare(pairs: int) -> dict[str, float]:
     }
 
 
-def race(name: str, changes: Mapping[str, Any], plan: Mapping[str, Any], iterations: int) -> dict[str, float]:
+def race(name: str, changes: Mapping[str, object], plan: Mapping[str, Any], iterations: int) -> dict[str, float]:
     """Return how fast lm-ppo, grpo or trl is and what it holds, on random weights.
 
     Returns: completion tokens a second, "median", "least" and "most" of the iterations after the first; on a CPU a
@@ -239,12 +239,12 @@ def race(name: str, changes: Mapping[str, Any], plan: Mapping[str, Any], iterati
     return speed | {"above": (peak - before) / GIB, "all": peak / GIB}
 
 
-def _own(name: str, changes: Mapping[str, Any], plan: Plan) -> Callable[[int, Callback], None]:
-    agent, env = make_agent(changes, plan, _KINDS[name])
+def _own(name: str, changes: Mapping[str, object], plan: Plan) -> Callable[[int, Callback], None]:
+    agent, env = make_agent(changes, plan, cast("type[OnPolicyAgent]", agent_class(name)))
     return partial(agent.learn, env)
 
 
-def _trl(folder: str, changes: Mapping[str, Any], plan: Plan) -> Callable[[int, Callback], None]:
+def _trl(folder: str, changes: Mapping[str, object], plan: Plan) -> Callable[[int, Callback], None]:
     """Return what learns by TRL's GRPO: weights, prompts, reward, steps and beta are those of `_own`, all else TRL's.
 
     Args: folder: takes the weights, which are loaded twice: policy and reference.
@@ -268,7 +268,7 @@ def _trl(folder: str, changes: Mapping[str, Any], plan: Plan) -> Callable[[int, 
         per_device_train_batch_size=plan.micro_batch,
         steps_per_generation=plan.batch // plan.micro_batch,
         gradient_accumulation_steps=plan.batch // plan.minibatches // plan.micro_batch,
-        num_generations=GRPOConfig.group,
+        num_generations=_GROUP,
         max_completion_length=plan.new_tokens,
         generation_kwargs={"min_new_tokens": plan.new_tokens},
         beta=task.beta,
@@ -346,8 +346,8 @@ def compete(flags: Flags) -> list[dict[str, Any]]:
     plan, name = flags.plan, flags.shape or ("two-layer" if flags.plan.device == "cpu" else "Qwen2.5-0.5B")
     check_choice("shape", name, tuple(_MODELS))
     check_count("iterations", flags.iterations)
-    if plan.batch % GRPOConfig.group or plan.batch % (plan.minibatches * plan.micro_batch):
-        allowed = f"a multiple of {GRPOConfig.group}, and of minibatches * micro_batch"
+    if plan.batch % _GROUP or plan.batch % (plan.minibatches * plan.micro_batch):
+        allowed = f"a multiple of {_GROUP}, and of minibatches * micro_batch"
         raise ValueError(f"batch={plan.batch}: allowed is {allowed}={plan.minibatches * plan.micro_batch}")
     try:
         known = versions() | {"trl": version("trl")}
@@ -356,7 +356,7 @@ def compete(flags: Flags) -> list[dict[str, Any]]:
     shown = {"versions": ", ".join(f"{each} {known[each]}" for each in ("torch", "transformers", "trl"))}
     return [
         {"name": each, **call("race", each, _MODELS[name], asdict(plan), flags.iterations, tidy=False), **shown}
-        for each in (*_KINDS, "trl")
+        for each in ("lm-ppo", "grpo", "trl")
     ]
 
 

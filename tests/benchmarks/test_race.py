@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from textgym_agents.registry import agent_class
 from textgym_benchmarks import memory
 from textgym_benchmarks.memory import _RACE, Flags, compete, race
 
@@ -49,8 +50,9 @@ def test_the_speed_by_hand(monkeypatch):
 def test_agents_run_on_the_plan(name):
     plan = replace(_RACE, batch=8, micro_batch=4, minibatches=2, prompt_tokens=6, new_tokens=2)
     changes = memory._ISSUE | {"vocab_size": 1500}
-    agent, env = memory.make_agent(changes, plan, memory._KINDS[name])
+    agent, env = memory.make_agent(changes, plan, agent_class(name))
     assert agent.name == name
+    assert getattr(agent.config, "group", 8) == memory._GROUP
     observation, _ = env.reset(seed=0)
     assert observation["attention_mask"].sum(1).tolist() == [6] * 8
     found = race(name, changes, vars(plan), 2)
