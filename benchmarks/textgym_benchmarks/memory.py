@@ -363,7 +363,10 @@ def compete(flags: Flags) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     flags = tyro.cli(Flags, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    rows = compete(flags) if flags.against else measure(flags)
+    try:
+        rows = compete(flags) if flags.against else measure(flags)
+    except (ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {error}")
     if flags.as_json:
         print(json.dumps(rows, indent=1))
         return
