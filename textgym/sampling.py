@@ -40,7 +40,7 @@ class ActingPolicy(Policy, Protocol):
 
 @runtime_checkable
 class CachedPolicy(Protocol):
-    """A policy or a reference that keeps what it has read, and says how much it can."""
+    """A policy or a reference, or the `policy` of an agent, that keeps what it has read, and says how much it can."""
 
     def rows_at_once(self, tokens: int) -> int:
         """Return how many rows of so many tokens it can hold at once; what is below 1 counts as 1."""
@@ -154,7 +154,7 @@ def play(
     numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
     writers = _Writers(policies, reference, deterministic, np.random.default_rng([seed, 3]))
     before, tokens = scorer.failures.copy(), scorer.tokens
-    readers: list[object] = [*policies, reference]
+    readers: list[object] = [getattr(each, "policy", each) for each in (*policies, reference)]
     cached = [each for each in readers if isinstance(each, CachedPolicy)]
     most, parts = _rows_at_once(task, len(policies), cached), []
     with scorers_restored(scorer):

@@ -37,8 +37,7 @@ class OnPolicyAgent(LMAgent):
     config_type: ClassVar[type[OnPolicyConfig]]
     clip: float = math.inf
     """Range of the probability ratio outside which an action counts as clipped."""
-    value_coefficient: float = 0.0
-    """Weight of the value loss."""
+    value_coefficient: float = 0.0  # of the value loss
     aggregation: Aggregation = "token"
     """The unit that the losses of a mini-batch are averaged over: see `textgym_agents.lm.maths.Aggregation`."""
 

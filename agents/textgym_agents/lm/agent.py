@@ -124,14 +124,6 @@ class LMAgent(SavedLM, DrawingAgent):
         """See `Agent.log_probs`."""
         return self.policy.log_probs(observation)
 
-    def rows_at_once(self, tokens: int) -> int:
-        """See `textgym.lm.causal.rows_at_once`."""
-        return self.policy.rows_at_once(tokens)
-
-    def forget(self) -> None:
-        """Empty the policy's key-value cache."""
-        self.policy.forget()
-
     def values(self, observation: Observation) -> Floats:
         """See `Agent.values`; `textgym_agents.lm.critic` says what it counts."""
         if not self.critic:

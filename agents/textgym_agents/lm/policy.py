@@ -32,8 +32,7 @@ class LMPolicy(nn.Module):
         device: where the parameters live.
         bf16: run the model under bfloat16 autocast.
         recompute: keep the inputs of layers alone and run them again in the backward pass.
-        sharded: the weights are about to be sharded, and stay where they are until then. Not run by the hand-written
-            Llama, which takes weights past their modules.
+        sharded: the weights will be: they stay where they are, and the own Llama, which takes them itself, is not used.
         tokens: the longest row that the model will read, see `choose_backbone`.
     Raises: ValueError if `recompute` is asked for and the model has no layers that can.
     """
@@ -103,11 +102,7 @@ class LMPolicy(nn.Module):
     def advance(
         self, observation: Observation, active: Bools | None = None, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities (n, V) and values (n,) of the active rows of an observation, by the key-value cache.
-
-        Args:
-            masks: (n, V) bool, the tokens that the task's grammar allows; None: all.
-        """
+        """Return log-probabilities (n, V) and values (n,) of the active rows of an observation, by the cache; see `heads`."""
         logits, values = self.heads(self.read(observation, active), masks)
         if self.cut is not None:
             logits = self.cut(logits, observation if active is None and masks is None else None)

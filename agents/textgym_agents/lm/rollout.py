@@ -74,7 +74,6 @@ def collect(
 
     Args:
         env: vector environment in DISABLED mode, B sub-environments.
-        policy: acts by sampling.
         seed: seeds the prompts and the sampling; the same seed gives the same rollout.
         stop_ids: the ids that end an episode.
         keep_features: keep the features of every state (N, F).
