@@ -337,7 +337,7 @@ def test_names_are_told_apart_where_they_clash_and_only_there():
             del each["cell"]["key"]
             each["cell"]["config"] = {"batch": 8} if each["cell"]["agent"] == "rloo" else {}
     agents = set(summarise(results_of(data + more)).agents)
-    assert agents == {"rloo", "lm-ppo lm-ppo {}", 'lm-ppo lm-ppo {"beta":0.3}'}
+    assert agents == {"rloo", "lm-ppo {}", 'lm-ppo {"beta":0.3}'}
     longer = copy.deepcopy([each for each in data if "Stop" in each["cell"]["id"]])
     for each in longer:
         each["cell"] = {k: v for k, v in each["cell"].items() if k != "key"} | {"episodes": 77}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 NAMES: Final = (HOST, "localhost")
 """Of this machine, in a request: a page of another site that has its name resolved to it sends its own."""
+STATES: Final = ("done", "failed", "running", "interrupted", "missing")
 PORTS: Final = 100
 """Tried, from the one that was asked for."""
 SHARE: Final = 20
@@ -63,8 +64,8 @@ def main(arguments: list[str]) -> None:
     sources = build_report(flags.run, out)
     if sources.repeated:
         note(f"{len(sources.repeated)} cells are in several of the runs; the first finished one is shown")
-    fates = [result.status for result in sources.results]
-    counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in ("done", "failed", "missing") if fate in fates)
+    fates = [result.state for result in sources.results]
+    counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in STATES if fate in fates)
     output().print(untrusted(f"cells: {counts}"))
     output().print(untrusted(f"report: {out / 'index.html'}"), soft_wrap=True)
 

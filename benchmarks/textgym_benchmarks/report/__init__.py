@@ -51,7 +51,15 @@ _MEASURES = {
     "distinct_1": "Distinct tokens, share",
     "distinct_2": "Distinct pairs, share",
 }
-_POINT = {"optimality": "Optimality", "reward": "Reward", "gold": "Gold", "kl": "KL", "objective": "J"}
+_POINT = {
+    "optimality": "Optimality",
+    "objective": "J",
+    "reward": "Reward",
+    "gold": "Gold",
+    "kl": "KL",
+    "entropy": "Entropy",
+    "length": "Length",
+}
 
 
 def build_report(paths: Sequence[str | Path], out: str | Path) -> Sources:
@@ -193,14 +201,14 @@ def _cell_table(
                 *(estimate(interval_of(measures["after"].get(name))) for name in ("optimality", "reward", "kl")),
                 figure(measures.get("tokens"), 0),
                 figure((result.timing or {}).get("seconds"), 1),
-                Value("folder", href=relative_address(path, folder)) if folder and path else figure(None),
+                *([Value("folder", href=relative_address(path, folder)) if path else figure(None)] if folder else []),
             )
             rows.append(row)
     columns = (
         *(Column(name, numeric=name == "Seed", descending=False) for name in ("Task", "Agent", "Seed", "Status")),
         *(Column(name) for name in ("Optimality", "Reward", "KL", "Tokens scored")),
         Column("Seconds", "Of the whole cell, evaluations included"),
-        Column("Run", numeric=False),
+        *([Column("Run", numeric=False)] if folder else []),
     )
     return ReportTable(columns, tuple(rows), sortable=True)
 
@@ -228,20 +236,19 @@ def _progress_table(
         seconds = (result.so_far or {}).get("seconds_left")
         return figure(None) if seconds is None else Value(f"about {duration(seconds)}" if seconds else "finishing")
 
-    names = [name for name in CURVE_TITLES if any(name in result.known.get("after", ()) for _, result in shown)]
     columns: list[ColumnOf[tuple[AgentScores, Result]]] = [
         (Column("Run", numeric=False), lambda pair: label(*pair)),
         (Column("State", numeric=False), lambda pair: Value(pair[1].state)),
         (Column("Episodes"), lambda pair: learned(pair[1])),
         (Column("Learning left"), lambda pair: left(pair[1])),
-        *((Column(CURVE_TITLES[name]), partial(lambda name, pair: _now(pair[1], name), name)) for name in names),
+        *((Column(_POINT[name], CURVE_TITLES[name]), partial(_now, name)) for name in measures_of_curves(summary)),
     ]
     return make_table(shown, columns)
 
 
-def _now(result: Result, name: str) -> Value:
+def _now(name: str, pair: tuple[AgentScores, Result]) -> Value:
     """Return a measure of the latest evaluation."""
-    return estimate(interval_of(result.known.get("after", {}).get(name)))
+    return estimate(interval_of(pair[1].known.get("after", {}).get(name)))
 
 
 def _samples(summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int]) -> list[JsonObject]:
