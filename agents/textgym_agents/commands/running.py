@@ -6,12 +6,11 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import PIPE, STDOUT
+from subprocess import PIPE
 from types import TracebackType
 from typing import Final, Self
 
@@ -40,7 +39,6 @@ MEASURES: Final = {
     "distinct_2": "distinct word pairs",
 }
 _CARDS: Final = (24, 80)  # GB of the memory of common accelerators
-_PATIENCE: Final = 10.0  # seconds that a live report has to show the last state of a run
 Row = Mapping[str, float | None]
 """Flat measures under `eval/...`, or the metrics of an iteration."""
 
@@ -264,30 +262,14 @@ def watched_run(out: Path | None, name: str, display: Display) -> Iterator[Path]
 def live_report(folder: Path, display: Display) -> Iterator[None]:
     """Serve the live report of a run within the block, by a process of its own, which ends when we do, however we do.
 
-    What it prints, its address among that, becomes notes of the display. Ctrl-C is left to the training.
+    Ctrl-C is left to the training.
     """
     command = [sys.executable, "-P", "-m", "textgym", "report", str(folder), "--live", "--until-eof"]
-    process = subprocess.Popen(
-        command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, text=True, errors="replace", start_new_session=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    lines = process.stdout
-
-    def pass_on() -> None:
-        for line in lines:
-            display.note(line.rstrip("\n"))
-
-    reader = threading.Thread(target=pass_on, daemon=True)
-    reader.start()
-    try:
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline()
+        display.note(address.rstrip() or "there is no live report of this run; it goes on without")
         yield
-    finally:
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
-        process.kill()
-        reader.join()
 
 
 def show_estimate(

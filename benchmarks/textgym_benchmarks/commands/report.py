@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import tyro
 
@@ -22,16 +23,16 @@ from textgym.commands.flags import parse
 if TYPE_CHECKING:
     from textgym_benchmarks.report import Report
 
-HOST: Final = "127.0.0.1"
-NAMES: Final = (HOST, "localhost")
-"""Of this machine, in a request: a page of another site that has its name resolved to it sends its own."""
 STATES: Final = ("done", "failed", "running", "interrupted", "missing")
+NAMES: Final = ("127.0.0.1", "localhost")
+"""Of this machine, in a request. A page of another site whose name leads to this machine sends its own."""
 PORTS: Final = 100
 """Tried, from the one that was asked for."""
 SHARE: Final = 20
-"""Results are read anew after so many times as long as that took, one second at least."""
-_WATCHED = 5.0  # seconds; a page that has not asked for longer is closed
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+"""Results are read again after so many times as long as that took, one second at least."""
+WATCHED: Final = 5.0
+"""Seconds; a page that is open asks more often."""
+_KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
 @dataclass(frozen=True)
@@ -63,133 +64,15 @@ def main(arguments: list[str]) -> None:
     out = default_folder(flags.run) if flags.out is None else flags.out
     sources = build_report(flags.run, out)
     if sources.repeated:
-        note(f"{len(sources.repeated)} cells are in several of the runs; the first finished one is shown")
+        note(_repeated(sources.repeated))
     fates = [result.state for result in sources.results]
     counts = ", ".join(f"{fates.count(fate)} {fate}" for fate in STATES if fate in fates)
     output().print(untrusted(f"cells: {counts}"))
     output().print(untrusted(f"report: {out / 'index.html'}"), soft_wrap=True)
 
 
-class LivePages:
-    """The pages of a report that is made anew as its runs go on, and the files that they need.
-
-    Args: runs: what `read_sources` takes; they need not be there yet.
-    """
-
-    def __init__(self, runs: tuple[Path, ...]) -> None:
-        from textgym_benchmarks.report import report_assets
-
-        self._runs, self._files = runs, report_assets()
-        self._lock = threading.Lock()
-        self._report: Report | None = None
-        self._notes: tuple[str, ...] = ()
-        self.asked = -_WATCHED
-        """When a page was last asked for, and when results are read anew, on the monotonic clock."""
-        self.due = 0.0
-
-    def content(self, path: str) -> bytes | None:
-        """Return a page or file by its path from the index, "" for the index itself; None where there is none."""
-        if path in self._files:
-            return self._files[path]
-        key = path.removeprefix("cells/").removesuffix(".html")
-        with self._lock:
-            self.asked = time.monotonic()
-            if self.asked >= self.due:
-                self._read()
-                now = time.monotonic()
-                self.due = now + max(1.0, SHARE * (now - self.asked))
-            if path in ("", "index.html"):
-                return (self._waiting() if self._report is None else self._report.index()).encode()
-            if self._report is not None and path == f"cells/{key}.html" and key in self._report.results:
-                return self._report.cell(key).encode()
-        return None
-
-    def _read(self) -> None:
-        from textgym_benchmarks.report import Report
-        from textgym_benchmarks.results.store import read_sources
-
-        found = read_sources(self._runs, patient=True)
-        again = f"{len(found.repeated)} cells are in several of the runs; the first finished one is shown"
-        self._notes = (*found.unread, *([again] if found.repeated else []))
-        self._report = Report(found.results, found.suite, None, self._notes, live=True) if found.results else None
-
-    def _waiting(self) -> str:
-        from textgym_benchmarks.report import report_templates
-
-        return report_templates(live=True).get_template("waiting.html").render(notes=self._notes)
-
-
-class LiveServer(ThreadingHTTPServer):
-    """Serves live pages on 127.0.0.1. Args: port: the first to try. Raises: UsageError if none is free."""
-
-    allow_reuse_address = os.name == "posix"  # elsewhere two programs could then have the same port
-
-    def __init__(self, pages: LivePages, port: int) -> None:
-        self.pages = pages
-        for each in range(port, min(port + PORTS, 65_536)):
-            with contextlib.suppress(OSError):
-                super().__init__((HOST, each), _Handler)
-                return
-        raise UsageError(
-            f"--port {port}: neither it nor the next {PORTS - 1} are free; name another, as in --port 9000"
-        )
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """See `BaseServer.handle_error`; a browser that has closed a connection is no error."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
-    @property
-    def address(self) -> str:
-        """The address of the index."""
-        return f"http://{HOST}:{self.server_port}/"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD, where the request names this machine."""
-
-    server: LiveServer
-    server_version, sys_version, timeout = "textgym", "", 10
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing: a page asks every second."""
-
-    def _answer(self) -> None:
-        try:
-            named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        except ValueError:
-            named = None
-        if named not in NAMES:
-            self.send_error(403, f"Allowed as Host: {' and '.join(NAMES)}")
-            return
-        path = unquote(urlsplit(self.path).path).removeprefix("/")
-        content = self.server.pages.content(path)
-        if content is None:
-            self.send_error(404)
-            return
-        tag = f'"{sha256(content).hexdigest()[:32]}"'
-        same = self.headers.get("If-None-Match") == tag
-        self.send_response(304 if same else 200)
-        self.send_header("Content-Type", f"{_KINDS.get(Path(path or 'index.html').suffix)}; charset=utf-8")
-        for name, value in (
-            ("ETag", tag),
-            ("Cache-Control", "no-cache"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("X-Frame-Options", "DENY"),
-            ("Cross-Origin-Resource-Policy", "same-origin"),
-        ):
-            self.send_header(name, value)
-        if not same:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET" and not same:
-            self.wfile.write(content)
+def _repeated(keys: tuple[str, ...]) -> str:
+    return f"{len(keys)} cells are in several of the runs; the first finished one is shown"
 
 
 def serve(flags: ReportFlags) -> None:
@@ -203,19 +86,110 @@ def serve(flags: ReportFlags) -> None:
         raise UsageError(f"--out {flags.out}: --live writes nothing; leave one of the two out")
     if not 1 <= flags.port < 65_536:
         raise UsageError(f"--port {flags.port}: allowed is 1 to 65535")
-    pages = LivePages(flags.run)
-    with LiveServer(pages, flags.port) as server, contextlib.suppress(KeyboardInterrupt):
-        output().print(untrusted(f"live report: {server.address}"), soft_wrap=True)
+    with LiveServer(flags.run, flags.port) as server, contextlib.suppress(KeyboardInterrupt):
+        output().print(untrusted(f"live report: http://{NAMES[0]}:{server.server_port}/"), soft_wrap=True)
         sys.stdout.flush()
         if flags.until_eof:
-            threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
+            threading.Thread(target=server.end_with_input, daemon=True).start()
         server.serve_forever()
 
 
-def _end_with_input(server: LiveServer) -> None:
-    """Stop a server once the standard input has ended, and a page that is open has fetched the last state."""
-    sys.stdin.read()
-    ended, server.pages.due = time.monotonic(), 0.0
-    while ended - server.pages.asked < _WATCHED and time.monotonic() < ended + _WATCHED / 2:
-        time.sleep(0.1)
-    server.shutdown()
+class LiveServer(ThreadingHTTPServer):
+    """Serves, on 127.0.0.1, the pages of a report that is made anew as its runs go on, and the files that they need.
+
+    Args:
+        runs: what `read_sources` takes; they need not be there yet. port: the first to try.
+    Raises: UsageError if no port is free.
+    """
+
+    allow_reuse_address = os.name == "posix"  # elsewhere two programs could then have the same port
+
+    def __init__(self, runs: tuple[Path, ...], port: int) -> None:
+        from textgym_benchmarks.report import report_assets
+
+        self._runs, self._files = runs, report_assets()
+        self._lock = threading.Lock()
+        self._report: Report | None = None
+        self._notes: tuple[str, ...] = ()
+        self._asked, self._due = -WATCHED, 0.0  # monotonic: when somebody asked for a page, and when to read anew
+        for each in range(port, min(port + PORTS, 65_536)):
+            with contextlib.suppress(OSError):
+                super().__init__((NAMES[0], each), _Handler)
+                return
+        raise UsageError(f"--port {port}: neither it nor the next {PORTS - 1} are free; name another: --port 9000")
+
+    def content(self, path: str) -> bytes | None:
+        """Return a page or file by its path from the index, "" for the index itself; None where there is none."""
+        if path in self._files:
+            return self._files[path]
+        key = path.removeprefix("cells/").removesuffix(".html")
+        with self._lock:
+            self._asked = time.monotonic()
+            if self._asked >= self._due:
+                self._read()
+                now = time.monotonic()
+                self._due = now + max(1.0, SHARE * (now - self._asked))
+            if path in ("", "index.html"):
+                return self._index().encode()
+            if self._report is not None and path == f"cells/{key}.html" and key in self._report.results:
+                return self._report.cell(key).encode()
+        return None
+
+    def _read(self) -> None:
+        from textgym_benchmarks.report import Report
+        from textgym_benchmarks.results.store import read_sources
+
+        found = read_sources(self._runs, patient=True)
+        self._notes = (*found.unread, *([_repeated(found.repeated)] if found.repeated else []))
+        self._report = Report(found.results, found.suite, None, self._notes, live=True) if found.results else None
+
+    def _index(self) -> str:
+        from textgym_benchmarks.report import report_templates
+
+        if self._report is not None:
+            return self._report.index()
+        return report_templates(live=True).get_template("waiting.html").render(notes=self._notes)
+
+    def end_with_input(self) -> None:
+        """Stop once the standard input has ended, and a page that is open has fetched the last state."""
+        sys.stdin.read()
+        ended, self._due = time.monotonic(), 0.0
+        while ended - self._asked < WATCHED and time.monotonic() < ended + WATCHED / 2:
+            time.sleep(0.1)
+        self.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD where the request names this machine."""
+
+    server: LiveServer
+    server_version, sys_version, timeout = "textgym", "", 10
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0]).removeprefix("/")
+        if re.sub(r":\d+$", "", self.headers.get("Host", "")) not in NAMES:
+            self.send_error(403, f"Allowed as Host: {' and '.join(NAMES)}")
+        elif (content := self.server.content(path)) is None:
+            self.send_error(404)
+        else:
+            with contextlib.suppress(ConnectionError):  # a browser that has gone
+                self._send(content, _KINDS[Path(path or "index.html").suffix])
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _send(self, content: bytes, kind: str) -> None:
+        tag = f'"{sha256(content).hexdigest()[:32]}"'
+        same = self.headers.get("If-None-Match") == tag
+        self.send_response(304 if same else 200)
+        self.send_header("ETag", tag)
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.end_headers()
+        if self.command == "GET" and not same:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a page asks every second."""

@@ -144,7 +144,7 @@ class Report:
         """Return the page that leads to all others."""
         summary, results, suite = self._summary, self.results, self._suite
         agents = {style.name: index for index, style in enumerate(self._styles)}
-        found = scopes(summary, list(results.values()), agents)
+        found, runs = scopes(summary, list(results.values()), agents), _runs(summary, results)
         data = {
             "agents": [asdict(style) for style in self._styles],
             "order": [agents[name] for name in summary.agents],
@@ -162,7 +162,7 @@ class Report:
             agents=len(agents),
             seeds=len({run.seed for entry in summary.entries for run in entry.runs}),
             provenance=" · ".join(part for part in made_with if part),
-            progress=_progress_table(summary, results, agents, self._live),
+            progress=_progress_table(runs, summary, agents, self._live),
             # Where runs are under way and none is finished there is nothing to rank.
             ranked=summary.counts.done or not any(result.so_far for result in results.values()),
             states=Counter(result.state for result in results.values()),
@@ -174,7 +174,7 @@ class Report:
             curve_charts=curve_charts(summary),
             measures={name: CURVE_TITLES[name] for name in measures_of_curves(summary)},
             charts=charts(summary, agents),
-            cells=_cell_table(summary, results, agents, self._folder),
+            cells=_cell_table(runs, summary, agents, self._folder),
             data=data,
         )
 
@@ -184,71 +184,68 @@ def _address(key: str) -> str:
     return f"cells/{key}.html"
 
 
-def _cell_table(
-    summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int], folder: Path | None
-) -> ReportTable:
-    """Return every cell with its numbers, its page and its run folder, seen from the folder of the report."""
-    rows = []
-    for entry in summary.entries:
-        for run in entry.runs:
-            result = results[run.key]
-            measures, path = result.measures or {"after": {}}, folder and run_folder(result)
-            row = (
-                Value(summary.problems[entry.problem].label, href=_address(run.key)),
-                Value(entry.agent, agent=agents[entry.agent]),
-                Value(str(run.seed), sort=run.seed),
-                Value(result.state, tone={"failed": "bad", "missing": "soft"}.get(result.state, "")),
-                *(estimate(interval_of(measures["after"].get(name))) for name in ("optimality", "reward", "kl")),
-                figure(measures.get("tokens"), 0),
-                figure((result.timing or {}).get("seconds"), 1),
-                *([Value("folder", href=relative_address(path, folder)) if path else figure(None)] if folder else []),
-            )
-            rows.append(row)
-    columns = (
-        *(Column(name, numeric=name == "Seed", descending=False) for name in ("Task", "Agent", "Seed", "Status")),
-        *(Column(name) for name in ("Optimality", "Reward", "KL", "Tokens scored")),
-        Column("Seconds", "Of the whole cell, evaluations included"),
-        *([Column("Run", numeric=False)] if folder else []),
-    )
-    return ReportTable(columns, tuple(rows), sortable=True)
+Run = tuple[AgentScores, Result]
 
 
-def _progress_table(
-    summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int], finished: bool
-) -> ReportTable:
+def _runs(summary: Summary, results: Mapping[str, Result]) -> list[Run]:
+    return [(entry, results[run.key]) for entry in summary.entries for run in entry.runs]
+
+
+def _progress_table(runs: Sequence[Run], summary: Summary, agents: Mapping[str, int], finished: bool) -> ReportTable:
     """Return how far runs are and what they are worth now, the unfinished ones first.
 
     Args: finished: those that are finished are shown, too.
     """
-    runs = [(entry, results[run.key]) for entry in summary.entries for run in entry.runs]
-    begun = [pair for pair in runs if pair[1].so_far]
-    shown = begun + [pair for pair in runs if pair[1].measures and finished]
 
-    def label(entry: AgentScores, result: Result) -> Value:
-        text = f"{summary.problems[entry.problem].label}, {entry.agent}, seed {result.cell.seed}"
-        return Value(text, href=_address(result.cell.key), agent=agents[entry.agent])
+    def learned(run: Run) -> Value:
+        episodes = (run[1].so_far or run[1].known)["episodes"]
+        return Value(f"{number(episodes, 0)} of {number(run[1].cell.episodes, 0)}")
 
-    def learned(result: Result) -> Value:
-        so_far = result.so_far or result.known
-        return Value(f"{number(so_far['episodes'], 0)} of {number(result.cell.episodes, 0)}")
-
-    def left(result: Result) -> Value:
-        seconds = (result.so_far or {}).get("seconds_left")
+    def left(run: Run) -> Value:
+        seconds = (run[1].so_far or {}).get("seconds_left")
         return figure(None) if seconds is None else Value(f"about {duration(seconds)}" if seconds else "finishing")
 
-    columns: list[ColumnOf[tuple[AgentScores, Result]]] = [
-        (Column("Run", numeric=False), lambda pair: label(*pair)),
-        (Column("State", numeric=False), lambda pair: Value(pair[1].state)),
-        (Column("Episodes"), lambda pair: learned(pair[1])),
-        (Column("Learning left"), lambda pair: left(pair[1])),
-        *((Column(_POINT[name], CURVE_TITLES[name]), partial(_now, name)) for name in measures_of_curves(summary)),
+    shown = [run for run in runs if run[1].so_far] + [run for run in runs if run[1].measures and finished]
+    own = [(Column("Episodes"), learned), (Column("Learning left"), left)]
+    return make_table(shown, [*_run_columns(summary, agents), *own, *map(_measure_column, measures_of_curves(summary))])
+
+
+def _cell_table(runs: Sequence[Run], summary: Summary, agents: Mapping[str, int], folder: Path | None) -> ReportTable:
+    """Return every cell with its numbers, its page and its run folder, seen from the folder of the report."""
+
+    def link(run: Run) -> Value:
+        path = run_folder(run[1])
+        return Value("folder", href=relative_address(path, folder)) if folder and path else figure(None)
+
+    columns: list[ColumnOf[Run]] = [
+        *_run_columns(summary, agents),
+        *map(_measure_column, ("optimality", "reward", "kl")),
+        (Column("Tokens scored"), lambda run: figure(run[1].known.get("tokens"), 0)),
+        (
+            Column("Seconds", "Of the whole cell, evaluations included"),
+            lambda run: figure((run[1].timing or {}).get("seconds"), 1),
+        ),
+        *([(Column("Run", numeric=False), link)] if folder else []),
     ]
-    return make_table(shown, columns)
+    return make_table(runs, columns, sortable=True)
 
 
-def _now(name: str, pair: tuple[AgentScores, Result]) -> Value:
-    """Return a measure of the latest evaluation."""
-    return estimate(interval_of(pair[1].known.get("after", {}).get(name)))
+def _run_columns(summary: Summary, agents: Mapping[str, int]) -> list[ColumnOf[Run]]:
+    """Return what a run is of, with a link to its page, and its state."""
+    tones = {"failed": "bad", "missing": "soft"}
+    heads = [Column(name, numeric=name == "Seed", descending=False) for name in ("Task", "Agent", "Seed", "Status")]
+    return [
+        (heads[0], lambda run: Value(summary.problems[run[0].problem].label, href=_address(run[1].cell.key))),
+        (heads[1], lambda run: Value(run[0].agent, agent=agents[run[0].agent])),
+        (heads[2], lambda run: Value(str(run[1].cell.seed), sort=run[1].cell.seed)),
+        (heads[3], lambda run: Value(run[1].state, tone=tones.get(run[1].state, ""))),
+    ]
+
+
+def _measure_column(name: str) -> ColumnOf[Run]:
+    """Return a measure after learning, or at the latest evaluation."""
+    head = Column(_POINT[name], CURVE_TITLES[name])
+    return head, lambda run: estimate(interval_of(run[1].known.get("after", {}).get(name)))
 
 
 def _samples(summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int]) -> list[JsonObject]:

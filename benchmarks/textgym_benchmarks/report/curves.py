@@ -30,12 +30,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 628.0, 24.0, 208.0
 
 def curve_data(curve: Curve, agent: int) -> JsonObject:
     """Return what figures.js draws a curve from. Args: agent: its index."""
-    data: JsonObject = {
-        "agent": agent,
-        "run": curve.run,
-        "episodes": rounded(curve.episodes),
-        "tokens": rounded(curve.tokens),
-    }
+    x = {"episodes": rounded(curve.episodes), "tokens": rounded(curve.tokens)}
+    data: JsonObject = {"agent": agent, "run": curve.run, **x}
     for name in CURVE_TITLES:
         band: Band = getattr(curve, name)
         if known(band):
@@ -48,30 +44,18 @@ def rounded(values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]
 
 
-@dataclass(frozen=True)
-class CurveChart:
-    """A figure of learning curves.
+def curve_charts(summary: Summary) -> list[tuple[RankedTask, str, str, ReportTable]]:
+    """Return the figures of learning curves: problem, measure, title and numbers of each.
 
-    Args:
-        problem: that they are on. title: of the figure. table: its numbers.
-        measure: that they show; "": the one that a reader chooses, and the table has optimality.
+    There is one for each problem that has a curve, its measure "": that which a reader chooses, and the numbers are
+    those of optimality. Where there is but one problem, there is one for each measure.
     """
-
-    problem: RankedTask
-    title: str
-    table: ReportTable
-    measure: str = ""
-
-
-def curve_charts(summary: Summary) -> list[CurveChart]:
-    """Return a figure for each problem that has a curve; where there is but one, for each measure."""
-    if len(summary.problems) == 1:
-        (problem,) = summary.problems
-        shown = measures_of_curves(summary)
-        return [CurveChart(problem, CURVE_TITLES[name], _curve_table(summary, problem, name), name) for name in shown]
     drawn = {curve.problem for curve in summary.curves}
-    problems = [problem for problem in summary.problems if problem.index in drawn]
-    return [CurveChart(each, each.label, _curve_table(summary, each, "optimality")) for each in problems]
+    if len(summary.problems) > 1:
+        shown = [(each, "", each.label) for each in summary.problems if each.index in drawn]
+    else:
+        shown = [(summary.problems[0], name, CURVE_TITLES[name]) for name in measures_of_curves(summary)]
+    return [(*each, _curve_table(summary, each[0], each[1] or "optimality")) for each in shown]
 
 
 def measures_of_curves(summary: Summary) -> list[str]:

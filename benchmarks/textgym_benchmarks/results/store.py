@@ -19,6 +19,7 @@ from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import cell_folder, cell_result, family_of, read_suite
 
 ALLOWED = "a suite's folder, a cell's, a run's of `textgym train`, or a file of results"
+_BEGUN = ("suite.json", "config.json", "result.json")
 _ATTRIBUTES = ("family", "status", "error", "measures", "timing", "versions", "machine")
 
 
@@ -179,7 +180,8 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
         except (ValueError, OSError) as error:
             if not patient:
                 raise
-            unread.append(str(error) if path.is_file() or _begun(path) else f"{path}: no run there yet")
+            begun = path.is_file() or any((path / name).exists() for name in _BEGUN)
+            unread.append(str(error) if begun else f"{path}: no run there yet")
             continue
         suites += [suite] if suite else []
         for result in results:
@@ -190,18 +192,11 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
                 kept[key] = result
     if not (kept or patient):
         raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")
-    suite = suites[0] if suites else {"name": _joined(path.resolve().name for path in paths)}
+    suite = suites[0] if suites else {"name": " and ".join(dict.fromkeys(path.resolve().name for path in paths))}
     if len(suites) > 1:
-        suite |= {"name": _joined(str(each.get("name")) for each in suites), "description": ""}
+        name = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
+        suite |= {"name": name, "description": ""}
     return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)), tuple(unread))
-
-
-def _begun(path: Path) -> bool:
-    return any((path / name).exists() for name in ("suite.json", "config.json", "result.json"))
-
-
-def _joined(names: Iterable[str]) -> str:
-    return " and ".join(dict.fromkeys(names))
 
 
 def export_results(results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None) -> None:
