@@ -80,6 +80,7 @@ def test_the_page_waits_for_a_run_and_outlives_it(visit, tmp_path):
         assert opened.page.locator("h1").text_content() == "Waiting for a run"
         learn(begin(tmp_path / "run"), 0, 0.0)
         opened.page.locator("h1:text-is('run')").wait_for()
+        opened.wait(SETTLED)
         opened.check()
     opened.wait("document.getElementById('live').textContent === 'Ended: this is the last state'")
     assert opened.page.locator("#progress td", has_text="0 of 400").count() == 1

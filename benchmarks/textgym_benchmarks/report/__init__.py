@@ -364,9 +364,7 @@ def _told(data: JsonObject) -> str:
 
 def _curve_table(curve: Sequence[JsonObject]) -> ReportTable:
     def value(name: str, point: JsonObject) -> Value:
-        if name != "optimality":
-            return figure(point.get(name))
-        return estimate(Interval(point.get(name), point.get("optimality_low"), point.get("optimality_high")))
+        return estimate(Interval(*(point.get(f"{name}{end}") for end in ("", "_low", "_high"))))
 
     shown = [name for name in _POINT if any(point.get(name) is not None for point in curve)]
     return make_table(
