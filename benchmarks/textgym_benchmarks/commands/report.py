@@ -107,7 +107,7 @@ class LiveServer(ThreadingHTTPServer):
     def __init__(self, runs: tuple[Path, ...], port: int) -> None:
         from textgym_benchmarks.report import report_assets
 
-        self._runs, self._files = runs, report_assets()
+        self._runs, self._files = runs, report_assets(live=True)
         self._lock = threading.Lock()
         self._report: Report | None = None
         self._notes: tuple[str, ...] = ()

@@ -92,10 +92,11 @@ def report_files(results: Sequence[Result], suite: JsonObject, folder: Path) -> 
     return {**report_assets(), **pages, "index.html": report.index()}
 
 
-def report_assets() -> dict[str, bytes]:
-    """Return the files that are the same in every report: styles and scripts."""
+def report_assets(live: bool = False) -> dict[str, bytes]:
+    """Return the files that are the same in every report: styles and scripts. Args: see `report_templates`."""
     script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
-    return {**shared_assets(), **assets(__name__), "plotly.min.js": script}
+    found = {**shared_assets(), **assets(__name__), "plotly.min.js": script}
+    return {name: content for name, content in found.items() if live or name != "live.js"}
 
 
 def report_templates(live: bool = False) -> Environment:

@@ -18,7 +18,11 @@ from textgym_benchmarks.suite_folder import family_of
 
 Row = Mapping[str, Any]
 LEVELS = {"to_half": 0.5, "to_nine_tenths": 0.9}
-_POINT = tuple(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))
+_POINT = (
+    *("optimality", "optimality_low", "optimality_high", "reward", "gold", "kl"),
+    *("objective", "objective_low", "objective_high"),
+)
+_WHERE_KNOWN = tuple(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))
 _ANSWER = ("completion", "reward", "terms", "gold")
 
 
@@ -51,7 +55,8 @@ def curve(rows: Iterable[Row], after: Row, learned: Row, budget: int) -> list[Js
 
     def point(row: Row, episode: int, spent: Row) -> JsonObject:
         place = {"episode": episode, "tokens": spent.get("learning/tokens", 0)}
-        return place | {name: row.get(f"eval/{name}") for name in _POINT}
+        place |= {name: row.get(f"eval/{name}") for name in _POINT}
+        return place | {name: value for name in _WHERE_KNOWN if (value := row.get(f"eval/{name}")) is not None}
 
     points = [point(row, row["episode"], row) for row in rows if row.get("eval/reward") is not None]
     if not points or points[-1]["episode"] < budget:
