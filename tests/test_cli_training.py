@@ -7,10 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
-from cli_tools import assert_one_line, environment, run
+from cli_tools import COMMAND, assert_one_line, environment, run
 
 TINY = ("--batch", "16", "--optimum-per-prompt", "4", "--final-per-prompt", "1", "--eval-per-prompt", "1")
 ALL = (
@@ -202,3 +206,33 @@ def test_a_random_policy_needs_no_torch(capsys):
     assert code == 0
     assert report["kl"]["mean"] == pytest.approx(0, abs=1e-9)
     assert report["optimality"]["low"] <= 0 <= report["optimality"]["high"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_training_serves_its_report_until_it_ends(number, code):
+    words = ("train", "Bandit-v0", "--agent", "q-learning", "--episodes", "100000000", "--out", "run", "--live")
+    with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, env=environment(), text=True) as process:
+        said = next(line for line in process.stderr if "live report" in line)
+        address = said.rpartition(" ")[2].strip()
+        until(lambda: "of 100,000,000" in urlopen(address).read().decode())
+        process.send_signal(number)
+        assert process.wait(60) == code
+    until(lambda: refused(address))
+
+
+def refused(address: str) -> bool:
+    try:
+        urlopen(address).close()
+    except URLError as error:
+        return isinstance(error.reason, ConnectionRefusedError)
+    except ConnectionError:  # it ended at this moment
+        return False
+    return False
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)

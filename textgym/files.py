@@ -288,15 +288,16 @@ def read_lines(path: Path) -> list[JsonObject]:
     check_file(path)
     rows: list[JsonObject] = []
     try:
-        lines = list(numbered_lines(path))
-        whole = path.read_bytes().endswith(b"\n")
+        content = path.read_bytes()  # once: another process may be writing it
     except OSError as error:
         raise ValueError(f"{path}: no text can be read there ({error.strerror})") from error
-    for number, line in lines:
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json_object(line_text(line, number)))
+            if line.strip():
+                rows.append(json_object(line_text(line.removesuffix(b"\r"), number)))
         except ValueError as error:
-            if number == lines[-1][0] and not whole:
+            if number == len(lines):  # what follows the last line break
                 break
             raise ValueError(f"{path}, line {number}: {error}") from error
     return rows

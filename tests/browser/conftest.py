@@ -32,12 +32,13 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    own: tuple[str, ...] = ("file:", "data:", "blob:")
 
     def check(self) -> None:
-        """No error, no dialog, and nothing asked for but files and what the page itself made."""
+        """No error, no dialog, and nothing asked for but files of its own place and what the page itself made."""
         assert self.errors == []
         assert self.dialogs == []
-        assert [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert [url for url in self.requests if not url.startswith(self.own)] == []
 
     def sideways(self) -> int:
         """How far the page can be scrolled sideways, in pixels."""
@@ -75,10 +76,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Open]:
-    """Opens a page of a folder: visit(path, width=1280, dark=False)."""
+    """Opens a page of a folder, or of a server by its address: visit(path, width=1280, dark=False)."""
     contexts = []
 
-    def open_page(path: Path, width: int = 1280, dark: bool = False, **options: Any) -> Visit:
+    def open_page(path: Path | str, width: int = 1280, dark: bool = False, **options: Any) -> Visit:
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", **options
         )
@@ -94,7 +95,9 @@ def visit(browser: Any) -> Iterator[Open]:
             dialog.dismiss()
 
         page.on("dialog", dismiss)
-        page.goto(path.resolve().as_uri())
+        if isinstance(path, str):
+            visited.own = (path, "data:", "blob:")
+        page.goto(path if isinstance(path, str) else path.resolve().as_uri())
         return visited
 
     yield open_page

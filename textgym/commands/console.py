@@ -58,6 +58,14 @@ def table(*columns: Column | str, title: str | None = None, collapse_padding: bo
     )
 
 
+def duration(seconds: float) -> str:
+    """Return seconds for people: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def note(text: str) -> None:
     """Print a line that is no error to the standard error."""
     print(f"textgym: {escaped(text)}", file=sys.stderr, flush=True)

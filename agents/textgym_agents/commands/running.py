@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from subprocess import PIPE
 from types import TracebackType
 from typing import Final, Self
 
@@ -253,6 +256,20 @@ def watched_run(out: Path | None, name: str, display: Display) -> Iterator[Path]
     use_all_cores()
     with run_folder(out, name) as folder, display:
         yield folder
+
+
+@contextlib.contextmanager
+def live_report(folder: Path, display: Display) -> Iterator[None]:
+    """Serve the live report of a run within the block, by a process of its own, which ends when we do, however we do.
+
+    Ctrl-C is left to the training.
+    """
+    command = [sys.executable, "-P", "-m", "textgym", "report", str(folder), "--live", "--until-eof"]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline()
+        display.note(address.rstrip() or "there is no live report of this run; it goes on without")
+        yield
 
 
 def show_estimate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from textgym_agents.commands.running import (
     TrainDisplay,
     how_measured,
     interrupted_run,
+    live_report,
     measures_table,
     refuse_change,
     show_estimate,
@@ -43,6 +45,8 @@ class TrainFlags:
     """Go on with the interrupted run in --out, with the settings that it was started with."""
     dry_run: bool = False
     """Learn nothing; say what the run will need in memory, of agents with a policy gradient on an LM."""
+    live: bool = False
+    """Show the run in a browser while it learns, as `textgym report RUN --live` does; ends with the training."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     measuring: MeasureSettings = field(default_factory=MeasureSettings)
@@ -92,7 +96,7 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
         return
     name = f"{settings.id.rpartition('/')[2].lower()}-{settings.agent.replace(':', '.')}"
     display = TrainDisplay(settings.episodes)
-    with watched_run(flags.out, name, display) as out:
+    with watched_run(flags.out, name, display) as out, live_report(out, display) if flags.live else nullcontext():
         result = training.run(out, display)
     console = output()
     console.print(measures_table({"before": result.before, "after": result.after}))

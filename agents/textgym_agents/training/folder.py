@@ -57,7 +57,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint"
-        recover_folder(self.checkpoint)
+        if not _is_held(path / _LOCK):  # who is at work on it may be replacing it at this moment
+            recover_folder(self.checkpoint)
         self.curve = path / "curve.png"
         self._events: SummaryWriter | None = None
 

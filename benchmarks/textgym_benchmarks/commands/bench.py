@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from textgym.commands.console import folded, note, number, one_line, output, table, untrusted
+from textgym.commands.console import duration, folded, note, number, one_line, output, table, untrusted
 from textgym.commands.flags import import_user_module, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
@@ -243,11 +243,3 @@ def headline(progress: Progress) -> str:
     if left is not None and progress.count("waiting") + progress.count("running"):
         counts.append(f"about {duration(left)} left")
     return ", ".join(counts)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds for people: 45 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

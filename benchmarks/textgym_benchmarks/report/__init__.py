@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +15,16 @@ from urllib.parse import quote
 from jinja2 import Environment
 
 from textgym.checks import JsonObject
+from textgym.commands.console import duration
 from textgym_benchmarks.pages import assets, check_folder, environment, number, shared_assets, write_folder
-from textgym_benchmarks.report.sections import chart_data, charts, curve_table, groups, matrix, scopes
+from textgym_benchmarks.report.curves import CURVE_TITLES, curve_charts, draw_curve, measures_of_curves
+from textgym_benchmarks.report.sections import chart_data, charts, groups, matrix, scopes
 from textgym_benchmarks.report.tables import (
     DASHES,
     SYMBOLS,
     AgentStyle,
     Column,
+    ColumnOf,
     ReportTable,
     Value,
     agent_styles,
@@ -28,10 +32,10 @@ from textgym_benchmarks.report.tables import (
     figure,
     make_table,
 )
-from textgym_benchmarks.results.store import Result, load_results, suite_summary
+from textgym_benchmarks.results.store import Result, Sources, read_sources
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries import Summary, summarise
-from textgym_benchmarks.summaries.entries import costs
+from textgym_benchmarks.summaries.entries import AgentScores, costs
 from textgym_benchmarks.summaries.grid import interval_of, learning_time
 
 KIND = "report"
@@ -40,59 +44,22 @@ SAMPLES, LONGEST = 3, 1500  # of a cell on the index; characters of one text the
 NAMED = ("textgym", "python", "torch", "gymnasium")  # packages in the headline
 
 FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "curve.png", "tensorboard", "checkpoint")
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 628.0, 24.0, 208.0
-"""Edges of the curve in pixels of its drawing."""
+
 _MEASURES = {
-    "reward": "Reward",
-    "gold": "Gold reward",
-    "kl": "KL to the reference, nats",
-    "objective": "Objective J",
-    "optimality": "Optimality",
-    "entropy": "Entropy, nats an answer",
-    "length": "Length, tokens",
+    **CURVE_TITLES,
     "stop_rate": "Share that stop",
     "distinct_1": "Distinct tokens, share",
     "distinct_2": "Distinct pairs, share",
 }
-_POINT = {"optimality": "Optimality", "reward": "Reward", "gold": "Gold", "kl": "KL", "objective": "J"}
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Results and their origin.
-
-    Args:
-        results: of all places, each cell once.
-        suite: name, description, date and settings of the first place that has them.
-        repeated: keys of cells that several places hold; the first result that is done is kept.
-    """
-
-    results: tuple[Result, ...]
-    suite: JsonObject
-    repeated: tuple[str, ...]
-
-
-def read_sources(paths: Sequence[Path]) -> Sources:
-    """Read what `load_results` takes. Raises: ValueError for no path, no result, or as that does."""
-    if not paths:
-        raise ValueError("RUN: nothing given; allowed is at least one folder or file of results")
-    kept: dict[str, Result] = {}
-    repeated = []
-    for path in paths:
-        for result in load_results(path):
-            key = result.cell.key
-            if key in kept:
-                repeated.append(key)
-            if key not in kept or (kept[key].status != "done" and result.status == "done"):
-                kept[key] = result
-    if not kept:
-        raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")
-    suites = [suite for path in paths if (suite := suite_summary(path))]
-    suite = suites[0] if suites else {"name": paths[0].resolve().name}
-    if len(suites) > 1:
-        name = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
-        suite |= {"name": name, "description": ""}
-    return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)))
+_POINT = {
+    "optimality": "Optimality",
+    "objective": "J",
+    "reward": "Reward",
+    "gold": "Gold",
+    "kl": "KL",
+    "entropy": "Entropy",
+    "length": "Length",
+}
 
 
 def build_report(paths: Sequence[str | Path], out: str | Path) -> Sources:
@@ -119,66 +86,98 @@ def default_folder(paths: Sequence[Path]) -> Path:
 
 
 def report_files(results: Sequence[Result], suite: JsonObject, folder: Path) -> dict[str, str | bytes]:
-    """Return the files of a report by their path in it.
+    """Return the files of a report by their path in it. Args: see `Report`."""
+    report = Report(results, suite, folder)
+    pages: dict[str, str | bytes] = {_address(result.cell.key): report.cell(result.cell.key) for result in results}
+    return {**report_assets(), **pages, "index.html": report.index()}
+
+
+def report_assets(live: bool = False) -> dict[str, bytes]:
+    """Return the files that are the same in every report: styles and scripts. Args: see `report_templates`."""
+    script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    found = {**shared_assets(), **assets(__name__), "plotly.min.js": script}
+    return {name: content for name, content in found.items() if live or name != "live.js"}
+
+
+def report_templates(live: bool = False) -> Environment:
+    """Return the templates of the report's pages. Args: live: the pages look for newer ones of themselves."""
+    templates = environment(__name__)
+    templates.globals |= {"dashes": DASHES, "symbols": SYMBOLS, "live": live}
+    return templates
+
+
+class Report:
+    """The pages of a report, each written when it is asked for.
 
     Args:
         results: failed and missing ones included, each cell once.
         suite: name, description, started, settings; all may be missing.
-        folder: where the report will lie; links to runs start there.
+        folder: where the report will lie; links to runs start there. None: there are no such links.
+        notes: lines at the top of the index. live: see `report_templates`.
     """
-    summary = summarise(results)
-    templates = environment(__name__)
-    templates.globals |= {"dashes": DASHES, "symbols": SYMBOLS}
-    by_key = {result.cell.key: result for result in results}
-    places = {run.key: entry for entry in summary.entries for run in entry.runs}
-    # The order of the suite, not of success: an agent keeps its colour when scores change.
-    styles = agent_styles(list(dict.fromkeys(places[key].agent for key in by_key)))
-    by_name = {style.name: style for style in styles}
-    script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
-    found: dict[str, str | bytes] = {**shared_assets(), **assets(__name__), "plotly.min.js": script}
-    samples = max(2, SAMPLES_IN_ALL // len(results))
-    for key, result in by_key.items():
-        label, style = summary.problems[places[key].problem].label, by_name[places[key].agent]
-        found[_address(key)] = cell_page(templates, result, label, style, folder / "cells", samples)
-    found["index.html"] = _index(templates, summary, by_key, suite, styles, folder)
-    return found
 
+    def __init__(
+        self,
+        results: Sequence[Result],
+        suite: JsonObject,
+        folder: Path | None,
+        notes: Sequence[str] = (),
+        live: bool = False,
+    ) -> None:
+        self.results = {result.cell.key: result for result in results}
+        self._suite, self._folder, self._notes, self._live = suite, folder, notes, live
+        self._summary = summarise(results)
+        self._templates = report_templates(live)
+        self._places = {run.key: entry for entry in self._summary.entries for run in entry.runs}
+        # The order of the suite, not of success: an agent keeps its colour when scores change.
+        self._styles = agent_styles(list(dict.fromkeys(self._places[key].agent for key in self.results)))
 
-def _index(
-    templates: Environment,
-    summary: Summary,
-    results: Mapping[str, Result],
-    suite: JsonObject,
-    styles: Sequence[AgentStyle],
-    folder: Path,
-) -> str:
-    agents = {style.name: index for index, style in enumerate(styles)}
-    found = scopes(summary, list(results.values()), agents)
-    data = {
-        "agents": [asdict(style) for style in styles],
-        "order": [agents[name] for name in summary.agents],
-        "problems": _problems(summary, results),
-        "samples": _samples(summary, results, agents),
-        **chart_data(summary, agents),
-    }
-    versions = [f"{name} {', '.join(summary.versions[name])}" for name in NAMED if name in summary.versions]
-    made_with = (str(suite.get("started") or "")[:10], *summary.machines, *versions)
-    return templates.get_template("report.html").render(
-        name=suite.get("name") or "Results",
-        suite=suite,
-        summary=summary,
-        agents=len(styles),
-        seeds=len({run.seed for entry in summary.entries for run in entry.runs}),
-        provenance=" · ".join(part for part in made_with if part),
-        scopes=found,
-        scope_groups=groups(found),
-        styles=styles,
-        matrix=matrix(summary),
-        curve_tables=[curve_table(summary, problem) for problem in summary.problems],
-        charts=charts(summary, agents),
-        cells=_cell_table(summary, results, agents, folder),
-        data=data,
-    )
+    def cell(self, key: str) -> str:
+        """Return the page of a cell. Raises: KeyError without one."""
+        result, place = self.results[key], self._places[key]
+        style = next(style for style in self._styles if style.name == place.agent)
+        samples = max(2, SAMPLES_IN_ALL // len(self.results))
+        folder = self._folder and self._folder / "cells"
+        label = self._summary.problems[place.problem].label
+        return cell_page(self._templates, result, label, style, folder, samples)
+
+    def index(self) -> str:
+        """Return the page that leads to all others."""
+        summary, results, suite = self._summary, self.results, self._suite
+        agents = {style.name: index for index, style in enumerate(self._styles)}
+        found, runs = scopes(summary, list(results.values()), agents), _runs(summary, results)
+        data = {
+            "agents": [asdict(style) for style in self._styles],
+            "order": [agents[name] for name in summary.agents],
+            "problems": _problems(summary, results),
+            "samples": _samples(summary, results, agents),
+            **chart_data(summary, agents),
+        }
+        versions = [f"{name} {', '.join(summary.versions[name])}" for name in NAMED if name in summary.versions]
+        made_with = (str(suite.get("started") or "")[:10], *summary.machines, *versions)
+        return self._templates.get_template("report.html").render(
+            name=suite.get("name") or "Results",
+            suite=suite,
+            notes=self._notes,
+            summary=summary,
+            agents=len(agents),
+            seeds=len({run.seed for entry in summary.entries for run in entry.runs}),
+            provenance=" · ".join(part for part in made_with if part),
+            progress=_progress_table(runs, summary, agents, self._live),
+            # Where runs are under way and none is finished there is nothing to rank.
+            ranked=summary.counts.done or not any(result.so_far for result in results.values()),
+            states=Counter(result.state for result in results.values()),
+            waiting={key for key, result in results.items() if result.state == "missing"},
+            scopes=found,
+            scope_groups=groups(found),
+            styles=self._styles,
+            matrix=matrix(summary),
+            curve_charts=curve_charts(summary),
+            measures={name: CURVE_TITLES[name] for name in measures_of_curves(summary)},
+            charts=charts(summary, agents),
+            cells=_cell_table(runs, summary, agents, self._folder),
+            data=data,
+        )
 
 
 def _address(key: str) -> str:
@@ -186,43 +185,79 @@ def _address(key: str) -> str:
     return f"cells/{key}.html"
 
 
-def _cell_table(
-    summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int], folder: Path
-) -> ReportTable:
+Run = tuple[AgentScores, Result]
+
+
+def _runs(summary: Summary, results: Mapping[str, Result]) -> list[Run]:
+    return [(entry, results[run.key]) for entry in summary.entries for run in entry.runs]
+
+
+def _progress_table(runs: Sequence[Run], summary: Summary, agents: Mapping[str, int], finished: bool) -> ReportTable:
+    """Return how far runs are and what they are worth now, the unfinished ones first.
+
+    Args: finished: those that are finished are shown, too.
+    """
+
+    def learned(run: Run) -> Value:
+        episodes = (run[1].so_far or run[1].known)["episodes"]
+        return Value(f"{number(episodes, 0)} of {number(run[1].cell.episodes, 0)}")
+
+    def left(run: Run) -> Value:
+        seconds = (run[1].so_far or {}).get("seconds_left")
+        return figure(None) if seconds is None else Value(f"about {duration(seconds)}" if seconds else "finishing")
+
+    shown = [run for run in runs if run[1].so_far] + [run for run in runs if run[1].measures and finished]
+    own = [(Column("Episodes"), learned), (Column("Learning left"), left)]
+    return make_table(shown, [*_run_columns(summary, agents), *own, *map(_measure_column, measures_of_curves(summary))])
+
+
+def _cell_table(runs: Sequence[Run], summary: Summary, agents: Mapping[str, int], folder: Path | None) -> ReportTable:
     """Return every cell with its numbers, its page and its run folder, seen from the folder of the report."""
-    rows = []
-    for entry in summary.entries:
-        for run in entry.runs:
-            result = results[run.key]
-            measures, path = result.measures or {"after": {}}, run_folder(result)
-            row = (
-                Value(summary.problems[entry.problem].label, href=_address(run.key)),
-                Value(entry.agent, agent=agents[entry.agent]),
-                Value(str(run.seed), sort=run.seed),
-                Value(run.status, tone={"failed": "bad", "missing": "soft"}.get(run.status, "")),
-                *(estimate(interval_of(measures["after"].get(name))) for name in ("optimality", "reward", "kl")),
-                figure(measures.get("tokens"), 0),
-                figure((result.timing or {}).get("seconds"), 1),
-                figure(None) if path is None else Value("folder", href=relative_address(path, folder)),
-            )
-            rows.append(row)
-    columns = (
-        *(Column(name, numeric=name == "Seed", descending=False) for name in ("Task", "Agent", "Seed", "Status")),
-        *(Column(name) for name in ("Optimality", "Reward", "KL", "Tokens scored")),
-        Column("Seconds", "Of the whole cell, evaluations included"),
-        Column("Run", numeric=False),
-    )
-    return ReportTable(columns, tuple(rows), sortable=True)
+
+    def link(run: Run) -> Value:
+        path = run_folder(run[1])
+        return Value("folder", href=relative_address(path, folder)) if folder and path else figure(None)
+
+    columns: list[ColumnOf[Run]] = [
+        *_run_columns(summary, agents),
+        *map(_measure_column, ("optimality", "reward", "kl")),
+        (Column("Tokens scored"), lambda run: figure(run[1].known.get("tokens"), 0)),
+        (
+            Column("Seconds", "Of the whole cell, evaluations included"),
+            lambda run: figure((run[1].timing or {}).get("seconds"), 1),
+        ),
+        *([(Column("Run", numeric=False), link)] if folder else []),
+    ]
+    return make_table(runs, columns, sortable=True)
+
+
+def _run_columns(summary: Summary, agents: Mapping[str, int]) -> list[ColumnOf[Run]]:
+    """Return what a run is of, with a link to its page, and its state."""
+    tones = {"failed": "bad", "missing": "soft"}
+    heads = [Column(name, numeric=name == "Seed", descending=False) for name in ("Task", "Agent", "Seed", "Status")]
+    return [
+        (heads[0], lambda run: Value(summary.problems[run[0].problem].label, href=_address(run[1].cell.key))),
+        (heads[1], lambda run: Value(run[0].agent, agent=agents[run[0].agent])),
+        (heads[2], lambda run: Value(str(run[1].cell.seed), sort=run[1].cell.seed)),
+        (heads[3], lambda run: Value(run[1].state, tone=tones.get(run[1].state, ""))),
+    ]
+
+
+def _measure_column(name: str) -> ColumnOf[Run]:
+    """Return a measure after learning, or at the latest evaluation."""
+    head = Column(_POINT[name], CURVE_TITLES[name])
+    return head, lambda run: estimate(interval_of(run[1].known.get("after", {}).get(name)))
 
 
 def _samples(summary: Summary, results: Mapping[str, Result], agents: Mapping[str, int]) -> list[JsonObject]:
     """Return samples of the first seed of each agent and task that has some."""
     found = []
     for entry in summary.entries:
-        answered = ((run.key, (results[run.key].measures or {}).get("samples")) for run in entry.runs)
+        answered = ((run.key, results[run.key].known.get("samples")) for run in entry.runs)
         key, samples = next((pair for pair in answered if pair[1]), ("", ()))
         if samples:
             place = {"problem": entry.problem, "agent": agents[entry.agent], "href": _address(key)}
+            place["now"] = results[key].measures is None
             found.append({**place, "samples": [_shortened(sample) for sample in samples[:SAMPLES]]})
     return found
 
@@ -247,15 +282,17 @@ def _problems(summary: Summary, results: Mapping[str, Result]) -> list[JsonObjec
     return found
 
 
-def cell_page(templates: Environment, result: Result, task: str, style: AgentStyle, folder: Path, samples: int) -> str:
+def cell_page(
+    templates: Environment, result: Result, task: str, style: AgentStyle, folder: Path | None, samples: int
+) -> str:
     """Return the page of one cell.
 
     Args:
         task: its label. style: of its agent.
-        folder: where the page will lie; files of the run are linked from there.
+        folder: where the page will lie; files of the run are linked from there. None: they are not.
         samples: at most so many are shown.
     """
-    measures = result.measures or {}
+    measures = result.known
     shown = measures.get("samples") or []
     curve = measures.get("curve") or []
     return templates.get_template("cell.html").render(
@@ -263,14 +300,16 @@ def cell_page(templates: Environment, result: Result, task: str, style: AgentSty
         task=task,
         style=style,
         measures=measures,
-        measures_table=_measures_table(measures["before"], measures["after"]) if measures else None,
+        measures_table=_measures_table(measures["before"], measures["after"], "After" if result.measures else "Now")
+        if measures
+        else None,
         curve_table=_curve_table(curve) if curve else None,
         drawing=draw_curve(curve),
         samples=shown[:samples],
         left_out=max(len(shown) - samples, 0),
         learning=[learning_time(result, name) for name in ("seconds", "cpu_seconds")],
         speed=costs([result]).tokens_per_cpu_second,
-        links=_run_links(result, folder),
+        links=_run_links(result, folder) if folder else [],
         told=_told,
         json=partial(json.dumps, ensure_ascii=False),
     )
@@ -301,8 +340,8 @@ def _run_links(result: Result, folder: Path) -> list[tuple[str, str]]:
     return [(name, relative_address(path, folder)) for name, path in places.items() if path.exists()]
 
 
-def _measures_table(before: JsonObject, after: JsonObject) -> ReportTable:
-    """Return what was measured before and after learning."""
+def _measures_table(before: JsonObject, after: JsonObject, title: str) -> ReportTable:
+    """Return what was measured before and after learning. Args: title: of the latter."""
 
     def measure(side: JsonObject, name: str) -> Value:
         found = side.get(name)
@@ -313,7 +352,7 @@ def _measures_table(before: JsonObject, after: JsonObject) -> ReportTable:
         [
             (Column("", numeric=False), lambda name: Value(_MEASURES[name])),
             (Column("Before"), partial(measure, before)),
-            (Column("After"), partial(measure, after)),
+            (Column(title), partial(measure, after)),
         ],
     )
 
@@ -326,9 +365,7 @@ def _told(data: JsonObject) -> str:
 
 def _curve_table(curve: Sequence[JsonObject]) -> ReportTable:
     def value(name: str, point: JsonObject) -> Value:
-        if name != "optimality":
-            return figure(point.get(name))
-        return estimate(Interval(point.get(name), point.get("optimality_low"), point.get("optimality_high")))
+        return estimate(Interval(*(point.get(f"{name}{end}") for end in ("", "_low", "_high"))))
 
     shown = [name for name in _POINT if any(point.get(name) is not None for point in curve)]
     return make_table(
@@ -338,55 +375,4 @@ def _curve_table(curve: Sequence[JsonObject]) -> ReportTable:
             (Column("Tokens"), lambda point: figure(point["tokens"], 0)),
             *((Column(_POINT[name]), partial(value, name)) for name in shown),
         ],
-    )
-
-
-@dataclass(frozen=True)
-class CurveDrawing:
-    """A curve in pixels of a drawing of 640 by 240.
-
-    Attributes:
-        path, band, dots: SVG paths; no band where a point has no interval.
-        lines: of the grid: y and the text beside it.
-        ticks: labels under the drawing: x, text, and "start", "middle" or "end".
-    """
-
-    path: str
-    band: str
-    dots: str
-    lines: tuple[tuple[float, str], ...]
-    ticks: tuple[tuple[float, str, str], ...]
-
-
-def draw_curve(curve: Sequence[JsonObject]) -> CurveDrawing | None:
-    """Draw optimality over episodes; None where fewer than two points have an optimality."""
-    points = [point for point in curve if point.get("optimality") is not None]
-    if len(points) < 2 or points[-1]["episode"] <= points[0]["episode"]:
-        return None
-    names = ("optimality", "optimality_low", "optimality_high")
-    ends = [value for point in points for name in names if (value := point.get(name)) is not None]
-    least, most = min(0.0, *ends), max(1.0, *ends)
-    last = points[-1]["episode"]
-
-    def y(score: float) -> float:
-        return float(round(BOTTOM - (BOTTOM - TOP) * (score - least) / (most - least), 1))
-
-    def places(name: str) -> list[str]:
-        across = [round(LEFT + (RIGHT - LEFT) * point["episode"] / last, 1) for point in points]
-        return [f"{x:g},{y(point[name]):g}" for x, point in zip(across, points, strict=True)]
-
-    middle, band = places("optimality"), ""
-    if all(point.get("optimality_low") is not None for point in points):
-        band = "M" + "L".join([*places("optimality_high"), *reversed(places("optimality_low"))]) + "Z"
-    levels = sorted({0.0, 1.0, *([round(least, 2)] if least < -0.05 else []), *([0.5] if least > -1 else [])})
-    return CurveDrawing(
-        path="M" + "L".join(middle),
-        band=band,
-        dots="".join(f"M{place}h0" for place in middle),
-        lines=tuple((y(level), f"{level:g}".replace("-", "\u2212")) for level in levels),
-        ticks=(
-            (LEFT, "0", "start"),
-            ((LEFT + RIGHT) / 2, number(last / 2, 0), "middle"),
-            (RIGHT, number(last, 0), "end"),
-        ),
     )

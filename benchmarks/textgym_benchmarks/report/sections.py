@@ -10,6 +10,7 @@ from typing import Literal
 
 from textgym.checks import JsonObject
 from textgym_benchmarks.pages import number
+from textgym_benchmarks.report.curves import curve_data, rounded
 from textgym_benchmarks.report.tables import (
     Column,
     ColumnOf,
@@ -24,15 +25,11 @@ from textgym_benchmarks.report.tables import (
     tinted,
 )
 from textgym_benchmarks.results.store import Result
-from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries import Summary
-from textgym_benchmarks.summaries.charts import Band, Curve
 from textgym_benchmarks.summaries.entries import AgentScores, Costs, best_first
 from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, make_grid
 from textgym_benchmarks.summaries.leaderboard import AgentRow, comparison, leaderboard
 
-DIGITS = 5  # significant ones, enough for a screen
-MEASURES = ("optimality", "reward", "gold", "kl")
 SAME = 1e-6
 """Reward units: a gold reward closer than this to the reward is the same one."""
 _FLOOR = number(FLOOR, 0)
@@ -190,7 +187,7 @@ def chart_data(summary: Summary, agents: Mapping[str, int]) -> JsonObject:
     """Return what figures.js draws from; agents and problems are named by index."""
     curves: list[list[JsonObject]] = [[] for _ in summary.problems]
     for curve in summary.curves:
-        curves[curve.problem].append(_curve_data(curve, agents[curve.agent]))
+        curves[curve.problem].append(curve_data(curve, agents[curve.agent]))
     return {
         "floor": summary.floor,
         "curves": curves,
@@ -198,25 +195,25 @@ def chart_data(summary: Summary, agents: Mapping[str, int]) -> JsonObject:
             {
                 "agent": agents[line.agent],
                 "thresholds": list(summary.thresholds),
-                "share": _rounded(line.share),
-                "low": line.low and _rounded(line.low),
-                "high": line.high and _rounded(line.high),
+                "share": rounded(line.share),
+                "low": line.low and rounded(line.low),
+                "high": line.high and rounded(line.high),
             }
             for line in summary.profiles
         ],
         "radar": {
             "axes": list(summary.radar.capabilities),
             "agents": [
-                {"agent": agents[name], "values": _rounded(values)}
+                {"agent": agents[name], "values": rounded(values)}
                 for name, values in zip(summary.radar.agents, summary.radar.values, strict=True)
             ],
         },
         "throughput": [
             {
                 "agent": agents[row.agent],
-                "total": _round(row.tokens_per_cpu_second),
+                "total": rounded([row.tokens_per_cpu_second])[0],
                 "problems": [
-                    {"problem": entry.problem, "value": _round(entry.tokens_per_cpu_second)}
+                    {"problem": entry.problem, "value": rounded([entry.tokens_per_cpu_second])[0]}
                     for entry in summary.entries
                     if entry.agent == row.agent and entry.tokens_per_cpu_second
                 ],
@@ -225,23 +222,6 @@ def chart_data(summary: Summary, agents: Mapping[str, int]) -> JsonObject:
             if row.tokens_per_cpu_second
         ],
     }
-
-
-def _curve_data(curve: Curve, agent: int) -> JsonObject:
-    data = {"agent": agent, "episodes": _rounded(curve.episodes), "tokens": _rounded(curve.tokens)}
-    for name in MEASURES:
-        band: Band = getattr(curve, name)
-        if any(value is not None for value in band.mean):
-            data[name] = {part: _rounded(values) for part, values in vars(band).items()}
-    return data
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{DIGITS}g}")
-
-
-def _rounded(values: Sequence[float | None]) -> list[float | None]:
-    return [_round(value) for value in values]
 
 
 @dataclass(frozen=True)
@@ -311,21 +291,6 @@ def _frontier(
     ]
     chosen = max(problems, key=lambda problem: many[problem.index]).index
     return [Chart(name, make_table(entries, columns), problems, chosen)]
-
-
-def curve_table(summary: Summary, problem: RankedTask) -> ReportTable:
-    """Return the optimality of every agent by episodes, on one problem."""
-    curves = [curve for curve in summary.curves if curve.problem == problem.index]
-    columns: list[ColumnOf[float]] = [(Column("Episodes"), lambda episode: figure(episode, 0))]
-    columns += [(Column(curve.agent), partial(_curve_value, curve)) for curve in curves]
-    return make_table(sorted({episode for curve in curves for episode in curve.episodes}), columns)
-
-
-def _curve_value(curve: Curve, episode: float) -> Value:
-    if episode not in curve.episodes:
-        return figure(None)
-    place, band = curve.episodes.index(episode), curve.optimality
-    return estimate(Interval(band.mean[place], band.low[place], band.high[place]), 2)
 
 
 def _profile_table(summary: Summary) -> ReportTable:

@@ -131,6 +131,7 @@ _MEASURES = _record(
     },
     prefix=False,
 )
+_SO_FAR = _record({"state": _text, "episodes": _number, "seconds_left": _number_or_null}, prefix=False)
 _TIMING = _record({}, {"curve_seconds": _list_of(_number_or_null)}, others=_number_or_null)
 _ERROR = _record({**dict.fromkeys(("type", "message", "traceback"), _text), "attempts": _number})
 _SUITE = _record(
@@ -163,6 +164,10 @@ def check_result(data: object) -> None:
         _TIMING("timing", data["timing"])
     if status == "failed":
         _ERROR("error", data["error"])
+    if data.get("so_far") is not None:
+        _SO_FAR("so_far", data["so_far"])
+        if "after" in data["so_far"]:
+            _MEASURES("so_far", data["so_far"])
     for name, owner in (("measures", "done"), ("error", "failed")):
         if status != owner and data[name] is not None:
             raise _wrong(name, data[name], f"null, as its status is {status!r}")

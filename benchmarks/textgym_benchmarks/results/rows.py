@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _POINT = (
     *("optimality", "optimality_low", "optimality_high", "reward", "gold", "kl"),
     *("objective", "objective_low", "objective_high"),
 )
+_WHERE_KNOWN = tuple(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high"))
 _ANSWER = ("completion", "reward", "terms", "gold")
 
 
@@ -53,7 +55,8 @@ def curve(rows: Iterable[Row], after: Row, learned: Row, budget: int) -> list[Js
 
     def point(row: Row, episode: int, spent: Row) -> JsonObject:
         place = {"episode": episode, "tokens": spent.get("learning/tokens", 0)}
-        return place | {name: row.get(f"eval/{name}") for name in _POINT}
+        place |= {name: row.get(f"eval/{name}") for name in _POINT}
+        return place | {name: value for name in _WHERE_KNOWN if (value := row.get(f"eval/{name}")) is not None}
 
     points = [point(row, row["episode"], row) for row in rows if row.get("eval/reward") is not None]
     if not points or points[-1]["episode"] < budget:
@@ -141,7 +144,7 @@ def side_by_side(before: Sequence[Row], after: Sequence[Row]) -> list[JsonObject
 
 
 def read_run(path: Path) -> JsonObject:
-    """Return a run's folder as the values of a result.json; "missing" if the run is not finished.
+    """Return a run's folder as the values of a result.json; "missing", with `so_far`, if the run is not finished.
 
     Raises: ValueError naming the file and what is wrong with it, or for a run of another format.
     """
@@ -164,13 +167,40 @@ def read_run(path: Path) -> JsonObject:
     if (path / "result.json").exists():
         finished = read_json(path / "result.json")
         with reading(path, "the run of `textgym train`"):
-            measures, timing = _measures(RunFolder(path), finished)
+            folder = RunFolder(path)
+            measures, timing = _measures(folder, folder.metrics(), finished)
         data |= {"status": "done", "measures": measures, "timing": timing}
+    else:
+        data["so_far"] = so_far(path)
     return data
 
 
-def _measures(folder: RunFolder, finished: Row) -> tuple[JsonObject, JsonObject]:
-    rows = folder.metrics()
+def so_far(path: Path) -> JsonObject:
+    """Return what a run that is not finished has come to, by its folder.
+
+    Returns: its "state", "running" or "interrupted"; the "episodes" that it has learned from; "seconds_left", of
+        learning at its mean speed so far, None where nothing tells. From the first evaluation on also what
+        `measures` of a result hold; their `after` is the latest evaluation.
+    Raises: ValueError naming the file and what is wrong with it.
+    """
+    folder = RunFolder(path)
+    state, budget, rows = folder.state(), folder.config()["episodes"], folder.metrics()
+    found: JsonObject = {"state": state, "episodes": 0, "seconds_left": None}
+    with reading(path, "the run of `textgym train`"):
+        evaluated = [row for row in rows if row.get("eval/reward") is not None]
+        if evaluated:
+            first, last, end = rows[0], evaluated[-1], rows[-1]
+            row = {"before": first, "after": last, "optimum": None, "episodes": last["episode"]}
+            found |= _measures(folder, rows, row | {"iterations": end["iteration"], "seconds": end["seconds"]})[0]
+            found["episodes"], learned = end["episode"], end["episode"] - first["episode"]
+            if state == "running" and learned > 0:
+                speed = (end["seconds"] - first["seconds"]) / learned
+                idle = max(time.time() - (path / "metrics.jsonl").stat().st_mtime, 0.0)
+                found["seconds_left"] = max(speed * (budget - end["episode"]) - idle, 0.0)
+    return found
+
+
+def _measures(folder: RunFolder, rows: Sequence[Row], finished: Row) -> tuple[JsonObject, JsonObject]:
     learned = {name: value for name, value in rows[-1].items() if name.startswith("learning/")}
     tokens, episodes = learned.get("learning/tokens", 0), finished["episodes"]
     points = curve(rows, finished["after"], learned, episodes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import tyro
 from textgym.checks import JsonObject
 from textgym.files import make_folder, plain, read_json, write_text
 from textgym_benchmarks.results.format import FORMAT, check_result, check_suite
-from textgym_benchmarks.results.rows import read_run
+from textgym_benchmarks.results.rows import read_run, so_far
 from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.suite_folder import cell_folder, cell_result, family_of, read_suite
 
 ALLOWED = "a suite's folder, a cell's, a run's of `textgym train`, or a file of results"
+_BEGUN = ("suite.json", "config.json", "result.json")
 _ATTRIBUTES = ("family", "status", "error", "measures", "timing", "versions", "machine")
 
 
@@ -34,6 +35,7 @@ class Result:
         measures, timing: of a done cell, else None.
         versions, machine: where it ran.
         folder: the cell's; None where the result is from a file of many.
+        so_far: of a missing one that has begun, what `textgym_benchmarks.results.rows.so_far` tells; it is not saved.
     """
 
     cell: Cell
@@ -45,6 +47,17 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
     machine: str = ""
     folder: Path | None = None
+    so_far: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """What is measured: at the end, or so far; {} where nothing is."""
+        return self.measures or (self.so_far if self.so_far and "after" in self.so_far else {})
+
+    @property
+    def state(self) -> str:
+        """The status, or "running" or "interrupted" in place of "missing" where the run has begun."""
+        return str(self.so_far["state"]) if self.so_far else self.status
 
     def to_json(self) -> JsonObject:
         """Return what result.json holds."""
@@ -56,7 +69,7 @@ class Result:
         """Return the result that result.json holds. Raises: ValueError with the entry that is wrong."""
         check_result(data)
         values = {name: data[name] for name in _ATTRIBUTES if name in data}
-        return cls(Cell.from_json(data["cell"]), **values, folder=folder)
+        return cls(Cell.from_json(data["cell"]), **values, folder=folder, so_far=data.get("so_far"))
 
 
 def load_results(path: str | Path) -> list[Result]:
@@ -91,7 +104,10 @@ def _cell_result(suite: Path, cell: Cell) -> Result:
     folder = cell_folder(suite, cell)
     data = cell_result(folder)
     if data is None:
-        return Result(cell, family_of(cell.id), "missing", folder=folder)
+        begun = None
+        with contextlib.suppress(ValueError, OSError):  # `bench` may be starting it anew at this moment
+            begun = so_far(folder / "run") if (folder / "run" / "config.json").exists() else None
+        return Result(cell, family_of(cell.id), "missing", folder=folder, so_far=begun)
     result = _checked(folder / "result.json", data, folder)
     if result.cell != cell:
         raise ValueError(f"{folder / 'result.json'}: is of another cell ({result.cell.key}) than its folder")
@@ -103,7 +119,7 @@ def _checked(where: object, data: JsonObject, folder: Path | None) -> Result:
         return Result.from_json(data, folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _named(where: object) -> Iterator[None]:
     """Put a place before the message of a ValueError."""
     try:
@@ -128,6 +144,59 @@ def suite_summary(path: str | Path) -> JsonObject:
     with _named(file):
         check_suite(found)
     return {name: value for name, value in found.items() if name != "cells"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Results and their origin.
+
+    Args:
+        results: of all places, each cell once.
+        suite: name, description, date and settings of the first place that has them.
+        repeated: keys of cells that several places hold; the first result that is done is kept.
+        unread: why a place is not read, where that is allowed.
+    """
+
+    results: tuple[Result, ...]
+    suite: JsonObject
+    repeated: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+
+
+def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
+    """Read what `load_results` takes.
+
+    Args:
+        patient: a place that cannot be read is left out: a run may be about to start there.
+    Raises: ValueError for no path; unless `patient`, also for no result, or as `load_results` does.
+    """
+    if not paths:
+        raise ValueError("RUN: nothing given; allowed is at least one folder or file of results")
+    kept: dict[str, Result] = {}
+    repeated, unread, suites = [], [], []
+    for path in paths:
+        try:
+            results, suite = load_results(path), suite_summary(path)
+        except (ValueError, OSError) as error:
+            if not patient:
+                raise
+            begun = path.is_file() or any((path / name).exists() for name in _BEGUN)
+            unread.append(str(error) if begun else f"{path}: no run there yet")
+            continue
+        suites += [suite] if suite else []
+        for result in results:
+            key = result.cell.key
+            if key in kept:
+                repeated.append(key)
+            if key not in kept or (kept[key].status != "done" and result.status == "done"):
+                kept[key] = result
+    if not (kept or patient):
+        raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")
+    suite = suites[0] if suites else {"name": " and ".join(dict.fromkeys(path.resolve().name for path in paths))}
+    if len(suites) > 1:
+        name = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
+        suite |= {"name": name, "description": ""}
+    return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)), tuple(unread))
 
 
 def export_results(results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None) -> None:

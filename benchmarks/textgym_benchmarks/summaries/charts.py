@@ -51,11 +51,16 @@ CAPABILITIES = {
     "BetaSweep": "any price of KL",
 }
 """Diagnostic task -> what it tests; the order in which radars show them."""
+CURVES = (*MEASURES, "entropy", "length")
+"""Measures that curves show."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over runs at every point of a curve, and its 95% interval (None: fewer than two runs)."""
+    """A mean over runs at every point of a curve, and its 95% interval.
+
+    That of a single run is of the completions that it was evaluated on; None where the run does not tell it.
+    """
 
     mean: Numbers
     low: Numbers
@@ -66,12 +71,15 @@ class Band:
 class Curve:
     """How one agent learned on one problem, over the episodes that all its runs reach.
 
-    A run that was evaluated at other episodes is read off by linear interpolation.
+    A run that was evaluated at other episodes is read off by linear interpolation. A run that is not finished has a
+    curve of its own: a mean that it is in would end where it stands.
 
     Attributes:
         problem: index into the summary's problems.
         episodes: the grid. tokens: means over runs.
-        optimality, reward, gold, kl, objective: bands; every entry of `mean` is None where no run has the measure.
+        optimality, reward, gold, kl, objective, entropy, length: bands; every entry of `mean` is None where no run has
+            the measure.
+        run: the run that it is of, as in "seed 0, running"; "" for the finished ones.
     """
 
     agent: str
@@ -83,6 +91,14 @@ class Curve:
     gold: Band
     kl: Band
     objective: Band
+    entropy: Band
+    length: Band
+    run: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the agent, and of the run where it is of one that is not finished."""
+        return f"{self.agent}, {self.run}" if self.run else self.agent
 
 
 def curves(grid: Grid, seed: int, agents: Sequence[str]) -> list[Curve]:
@@ -90,19 +106,24 @@ def curves(grid: Grid, seed: int, agents: Sequence[str]) -> list[Curve]:
     found = []
     for problem in grid.problems:
         for agent in agents:
-            runs = [run for run in grid.of(agent, problem.index) if at(run.measures, "curve")]
-            if runs:
-                found.append(_curve(agent, problem, runs, seed))
+            runs = [run for run in grid.of(agent, problem.index) if run.known.get("curve")]
+            done = [run for run in runs if run.measures]
+            if done:
+                found.append(_curve(agent, problem, done, seed))
+            begun = (run for run in runs if not run.measures)
+            found += [_curve(agent, problem, [run], seed, f"seed {run.cell.seed}, {run.state}") for run in begun]
     return found
 
 
-def _curve(agent: str, problem: RankedTask, runs: Sequence[Result], seed: int) -> Curve:
+def _curve(agent: str, problem: RankedTask, runs: Sequence[Result], seed: int, name: str = "") -> Curve:
     rows = [_column(run, "episode") for run in runs]
     low, high = max(row[0] for row in rows), min(row[-1] for row in rows)
     union = np.unique(np.concatenate(rows))
     episodes = union[(union >= low) & (union <= high)]
 
     def band(name: str) -> Band:
+        if len(runs) == 1:
+            return Band(*(_numbers(_column(runs[0], f"{name}{end}")) for end in ("", "_low", "_high")))
         values = [np.interp(episodes, x, _column(run, name)) for run, x in zip(runs, rows, strict=True)]
         generator = generator_of(seed, "curve", name, agent, problem.label)
         mean, low, high = map(_numbers, mean_of_runs(np.stack(values), generator))
@@ -113,13 +134,14 @@ def _curve(agent: str, problem: RankedTask, runs: Sequence[Result], seed: int) -
         problem=problem.index,
         episodes=tuple(episodes.tolist()),
         tokens=band("tokens").mean,
-        **{name: band(name) for name in MEASURES},
+        **{name: band(name) for name in CURVES},
+        run=name,
     )
 
 
 def _column(result: Result, name: str) -> Floats:
     """Return (K,) a column of the run's curve; NaN for null."""
-    return np.array([finite(row.get(name)) for row in at(result.measures, "curve")], dtype=np.float64)
+    return np.array([finite(row.get(name)) for row in result.known["curve"]], dtype=np.float64)
 
 
 def _numbers(values: Floats) -> Numbers:

@@ -239,15 +239,21 @@ def _labels(cells: Iterable[Cell]) -> list[str]:
 
 
 def _agent_names(results: Sequence[Result]) -> dict[str, str]:
-    """Return key of a cell -> name of its agent, with its settings where a name stands for several agents.
+    """Return key of a cell -> name of its agent; where a name stands for several, with the settings that differ.
 
     A name may stand for other settings on other problems: only two cells with the same problem and seed are a clash.
     """
     cells = Counter((result.cell.name, _identity(result), result.cell.seed) for result in results)
     clashing = {name for (name, _, _), count in cells.items() if count > 1}
-    return {
-        result.cell.key: f"{result.cell.name} {result.cell.agent} {canonical(dict(result.cell.config))}"
-        if result.cell.name in clashing
-        else result.cell.name
-        for result in results
-    }
+    settings: dict[str, list[set[str]]] = defaultdict(list)
+    for result in results:
+        settings[result.cell.name].append({canonical(pair) for pair in result.cell.config.items()})
+    shared = {name: set.intersection(*settings[name]) for name in clashing}
+
+    def name(cell: Cell) -> str:
+        if cell.name not in clashing:
+            return cell.name
+        own = {name: value for name, value in cell.config.items() if canonical([name, value]) not in shared[cell.name]}
+        return " ".join(dict.fromkeys((cell.name, cell.agent, canonical(own))))
+
+    return {result.cell.key: name(result.cell) for result in results}

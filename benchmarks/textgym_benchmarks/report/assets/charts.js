@@ -4,12 +4,15 @@
 (() => {
   const { data, figures } = window.textgym;
   const root = document.documentElement;
-  const charts = [...document.querySelectorAll(".chart")];
-  const stale = new Set(charts);
+  let charts = [];
+  const stale = new Set();
   const drawn = new Set();
+  const hidden = new Set(); // names of agents
   const config = { displayModeBar: false, displaylogo: false, responsive: true, scrollZoom: false, doubleClick: "reset" };
   const MANY = 12, FIRST = 8; // of many agents only the first of the leaderboard are drawn at the start
-  const settings = { shown: new Set(data.order.length > MANY ? data.order.slice(0, FIRST) : data.order), measure: "optimality", unit: "episodes", problem: {} };
+  const settings = { shown: new Set(), measure: "", unit: "episodes", problem: {} };
+  const nameOf = (agent) => data.agents[agent].name;
+  if (data.order.length > MANY) data.order.slice(FIRST).forEach((agent) => hidden.add(nameOf(agent)));
 
   function colour(name) {
     // A probe resolves light-dark() to what is shown.
@@ -28,7 +31,7 @@
     return found;
   }
 
-  let colours = palette();
+  let colours;
 
   function draw(chart) {
     if (!stale.has(chart) || !chart.offsetParent) return;
@@ -59,10 +62,11 @@
     const chips = [...document.querySelectorAll(".chip")];
     function show(wanted) {
       settings.shown = new Set(data.order.filter(wanted));
+      data.order.forEach((agent) => (settings.shown.has(agent) ? hidden.delete(nameOf(agent)) : hidden.add(nameOf(agent))));
       chips.forEach((chip) => chip.setAttribute("aria-pressed", settings.shown.has(+chip.dataset.agent)));
       refresh();
     }
-    show((agent) => settings.shown.has(agent));
+    show((agent) => !hidden.has(nameOf(agent)));
     chips.forEach((chip) =>
       chip.addEventListener("click", () => {
         const pressed = +chip.dataset.agent;
@@ -75,12 +79,14 @@
 
   function controls() {
     for (const name of ["measure", "unit"]) {
-      document.getElementById(`curve-${name}`).addEventListener("change", (event) => {
+      const select = document.getElementById(`curve-${name}`);
+      settings[name] = select?.value ?? "";
+      select?.addEventListener("change", (event) => {
         settings[name] = event.target.value;
         refresh(of("curve"));
       });
     }
-    document.getElementById("curve-family").addEventListener("change", (event) => {
+    document.getElementById("curve-family")?.addEventListener("change", (event) => {
       document.querySelectorAll("figure[data-family]").forEach((figure) => {
         figure.hidden = event.target.value !== "" && figure.dataset.family !== event.target.value;
       });
@@ -97,10 +103,18 @@
     });
   }
 
-  root.dataset.charts = `0/${charts.length}`;
-  legend();
-  controls();
-  refresh();
+  function start() {
+    observer.disconnect();
+    [stale, drawn].forEach((set) => set.clear());
+    charts = [...document.querySelectorAll(".chart")];
+    root.dataset.charts = `0/${charts.length}`;
+    colours = palette();
+    controls();
+    legend();
+  }
+
+  start();
+  window.textgym.starts.push(start);
   document.addEventListener("themechange", () => {
     colours = palette();
     refresh();

@@ -77,17 +77,18 @@
   }
 
   function curve(chart, settings, colours) {
-    const entries = shownOf(data.curves[+chart.dataset.problem], settings).map((entry) => ({ ...entry, ...entry[settings.measure] }));
+    const measure = chart.dataset.measure || settings.measure;
+    const entries = shownOf(data.curves[+chart.dataset.problem], settings).map((entry) => ({ ...entry, ...entry[measure] }));
     const traces = entries.filter((entry) => known(entry.mean ?? []).length).flatMap((entry) => {
       const x = entry[settings.unit];
-      const name = safe(data.agents[entry.agent].name);
+      const name = safe(data.agents[entry.agent].name + (entry.run && `, ${entry.run}`));
       const text = entry.mean.map((mean, i) => {
         const ends = entry.low[i] === null ? "" : ` [${figure(entry.low[i])}, ${figure(entry.high[i])}]`;
         return `${name}<br>${figure(mean)}${ends}<br>${figure(x[i])} ${settings.unit}`;
       });
       return [band(entry.agent, colours, x, entry.low, entry.high), line(entry.agent, colours, { x, y: entry.mean, text, marker: { color: colours.series[entry.agent], symbol: data.agents[entry.agent].symbol, size: 5 }, line: { color: colours.series[entry.agent], dash: data.agents[entry.agent].dash, width: 1.7 } })];
     });
-    const range = settings.measure === "optimality" ? { range: optimalityRange(entries) } : {};
+    const range = measure === "optimality" ? { range: optimalityRange(entries) } : {};
     return {
       data: traces,
       layout: layout(colours, { margin: { l: 40, r: 8, t: 8, b: 26 }, xaxis: axis(colours, "", { nticks: 5, rangemode: "tozero" }), yaxis: axis(colours, "", { nticks: 5, ...range }) }),

@@ -1,7 +1,7 @@
 // The page's tables, filters and samples. Everything from the data goes in as text, never as HTML.
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = {};
   const byId = (id) => document.getElementById(id);
 
   // Sorting: a button in each head, so that keys work as clicks do. Rows without a value stay last.
@@ -41,7 +41,7 @@
 
   function leaderboards() {
     const scopes = [...document.querySelectorAll(".scope")];
-    byId("scope").addEventListener("change", (event) => {
+    byId("scope")?.addEventListener("change", (event) => {
       scopes.forEach((scope) => (scope.hidden = scope.dataset.scope !== event.target.value));
     });
   }
@@ -105,7 +105,7 @@
             "article",
             "sample",
             element("p", "prompt", sample.prompt),
-            element("div", "pair", answer("Before", sample.before), answer("After", sample.after)),
+            element("div", "pair", answer("Before", sample.before), answer(entry.now ? "Now" : "After", sample.after)),
           ),
         ),
       );
@@ -125,9 +125,15 @@
     agents();
   }
 
-  document.querySelectorAll("table[data-sortable]").forEach(sortable);
-  leaderboards();
-  cells();
-  samples();
-  window.textgym = { data };
+  // Once for every state of the page: live.js puts a newer one in its place.
+  function start() {
+    Object.assign(data, JSON.parse(byId("data").textContent));
+    document.querySelectorAll("table[data-sortable]").forEach(sortable);
+    leaderboards();
+    cells();
+    samples();
+  }
+
+  start();
+  window.textgym = { data, starts: [start] };
 })();
