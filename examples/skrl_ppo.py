@@ -1,10 +1,10 @@
-"""skrl's PPO on a TextGym environment: its own loop, memory and wrapper; no glue but one-hot tokens.
+"""skrl's PPO on TextGym's vector environment: skrl's own wrapper, memory and trainer.
 
-    python -m venv .venv-skrl && .venv-skrl/bin/python -m pip install "textgym" "skrl[torch]"
+    python -m venv .venv-skrl && .venv-skrl/bin/python -m pip install textgym "skrl[torch]==2.1.1"
     .venv-skrl/bin/python examples/skrl_ppo.py --env-id textgym:textgym/Copy-v0 --timesteps 2000
 
-SAME_STEP: a text's last step is marked `terminated`, and the next observation is the next prompt; in NEXT_STEP mode skrl
-would learn from the steps on which nothing but a reset happens.
+SAME_STEP: a text's last step is marked `terminated`, and the next observation is the next prompt; in NEXT_STEP mode
+skrl would learn from the steps on which nothing but a reset happens.
 
 Source: https://skrl.readthedocs.io; Schulman et al. (2017), arXiv:1707.06347.
 """

@@ -4,7 +4,7 @@
     .venv-tianshou/bin/python examples/tianshou_dqn.py --env-id textgym:textgym/Copy-v0 --epochs 4
 
 `NoInfo`: Tianshou stores infos beside the steps, where texts that come with the last step only would leave arrays of
-objects full of holes, which its check for NaN refuses. `OneHotTokens`: its default network takes numbers for quantities.
+objects full of holes, which its check for NaN refuses. `OneHotTokens`: its default network takes ids for quantities.
 
 Source: https://tianshou.org; Mnih et al. (2015), doi:10.1038/nature14236.
 """

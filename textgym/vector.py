@@ -251,7 +251,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """Return an attribute of every row. Raises: AttributeError if there is none."""
         return call_rows(self, name)
 
-    def set_attr(self, name: str, values: Any) -> None:
+    def set_attr(self, name: str, values: object) -> None:
         """Set an attribute of every row: `np_random`, or one of your own, which `get_attr` returns.
 
         Args:
@@ -264,9 +264,10 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
                 f"values: {len(rows)} values, allowed is one, or a list of one for each of {self.num_envs}"
             )
         if name == "np_random":
-            if not all(isinstance(each, np.random.Generator) for each in rows):
+            generators = [each for each in rows if isinstance(each, np.random.Generator)]
+            if len(generators) < self.num_envs:
                 raise ValueError(f"np_random={shown(values)}: allowed are numpy's Generators")
-            self._generators = [*rows]
+            self._generators[:] = generators
         elif hasattr(self, name):
             raise ValueError(f"name={name!r}: is set when the environment is made; allowed are np_random and new names")
         else:

@@ -239,7 +239,7 @@ def row_of(observation: Shown, row: int) -> Shown:
     return np.array(observation[row])
 
 
-def row_values(env: RowsEnv, name: str, rows: Sequence[int]) -> list[Any]:
+def row_values(env: RowsEnv, name: str, rows: Sequence[int]) -> list[object]:
     """Return an attribute of the single environments in these rows. Raises: AttributeError if there is none."""
     if name in ROW_METHODS:
         return [row_method(env, name, row) for row in rows]

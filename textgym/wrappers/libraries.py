@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from textgym.state import Observation
 from textgym.task import Task
-from textgym.vector_io import Infos, RowsEnv, found
-from textgym.wrappers.base import Env, Options, PassingWrapper, ShowingRows, ShowingWrapper
+from textgym.vector_io import Infos, RowsEnv, Seeds, found
+from textgym.wrappers.base import Env, Options, PassingWrapper, ShowingRows, ShowingWrapper, task_of
 
 
 class _Told:
@@ -23,7 +23,7 @@ class _Told:
     def _told(self, info: Infos) -> Infos:
         raise NotImplementedError
 
-    def reset(self, *, seed: Any = None, options: Options = None) -> tuple[Any, Infos]:
+    def reset(self, *, seed: Seeds = None, options: Options = None) -> tuple[Any, Infos]:
         """See `TokenEnv.reset` and `TokenVectorEnv.reset`."""
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, self._told(info)
@@ -63,12 +63,11 @@ class ActionMaskInfo(_Told, gym.Wrapper[Any, Any, Any, Any]):
 
     Args:
         env: an environment of TextGym; with `TopKActions` or `AllowedActions` below, A counts their actions.
-    Raises: TypeError for an environment without `action_masks`.
+    Raises: TypeError for an environment that is not TextGym's.
     """
 
     def __init__(self, env: Env) -> None:
-        if not env.has_wrapper_attr("action_masks"):
-            raise TypeError(f"env={env!r:.80}: has no action_masks(); allowed are environments of TextGym")
+        task_of(env)
         super().__init__(env)
 
     def _told(self, info: Infos) -> Infos:
@@ -78,17 +77,12 @@ class ActionMaskInfo(_Told, gym.Wrapper[Any, Any, Any, Any]):
 class VectorActionMaskInfo(_Told, PassingWrapper):
     """`ActionMaskInfo` of a vector environment, int8 (N, A), of all rows at every step.
 
-    In SAME_STEP mode a row that has ended shows the mask of its new episode; `final_info` has none.
+    In SAME_STEP mode a row that has ended shows the mask of its new episode; `final_info` has none. Around each of the
+    environments of a `SyncVectorEnv` goes `ActionMaskInfo`.
     """
 
     def __init__(self, env: RowsEnv) -> None:
-        try:
-            found(env, "action_masks")
-        except AttributeError as error:
-            raise TypeError(
-                f"env={env!r:.80}: has no action_masks(); allowed are vector environments of TextGym, and "
-                "ActionMaskInfo around every environment of another one"
-            ) from error
+        task_of(env)
         super().__init__(env)
 
     def _told(self, info: Infos) -> Infos:
