@@ -1,7 +1,7 @@
 """Tianshou's DQN on a TextGym environment, in Tianshou's own vector environment and collector.
 
     python -m venv .venv-tianshou && .venv-tianshou/bin/python -m pip install textgym "tianshou==2.0.1"
-    .venv-tianshou/bin/python examples/tianshou_dqn.py --env-id textgym:textgym/Copy-v0 --epochs 4
+    .venv-tianshou/bin/python examples/tianshou_dqn.py --env-id textgym:textgym/Copy-v0 --epochs 3
 
 `NoInfo`: Tianshou stores infos beside the steps, where texts that come with the last step only would leave arrays of
 objects full of holes, which its check for NaN refuses. `OneHotTokens`: its default network takes ids for quantities.
@@ -34,7 +34,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--env-id", default="textgym:textgym/Copy-v0", help="module:id of the environment")
     parser.add_argument("--seed", type=int, default=1, help="of prompts, weights and sampling")
-    parser.add_argument("--epochs", type=int, default=4, help="of 3,000 tokens each")
+    parser.add_argument("--epochs", type=int, default=3, help="of 3,000 tokens each")
     parser.add_argument("--num-envs", type=int, default=16, help="texts written side by side")
     return parser.parse_args(words)
 
@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> list[float]:
             max_epochs=args.epochs,
             epoch_num_steps=3000,
             collection_step_num_env_steps=96,
-            update_step_num_gradient_steps_per_sample=0.25,
+            update_step_num_gradient_steps_per_sample=0.2,
             batch_size=128,
             show_progress=False,
             verbose=False,

@@ -89,9 +89,8 @@ def test_the_page_has_one_file_its_commands_and_one_line():
 
 def test_the_page_shows_what_libraries_read(capsys):
     text = (DOCS / "custom_algorithm.md").read_text(encoding="utf-8")
-    source, shown = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)[-1]
-    exec(compile(source, "custom_algorithm.md", "exec"), {})
-    assert capsys.readouterr().out == shown
+    exec(compile(blocks()[-1][1], "custom_algorithm.md", "exec"), {})
+    assert capsys.readouterr().out == text.rpartition("```text\n")[2].partition("```")[0]
 
 
 def test_the_page_has_every_default_of_an_agent():

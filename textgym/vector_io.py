@@ -262,6 +262,6 @@ def call_rows(env: RowsEnv, name: str, *args: object, **kwargs: object) -> tuple
         every = found(env, name)()
         return (None,) * env.num_envs if every is None else tuple(every)
     values = row_values(env, name, range(env.num_envs))
-    if inspect.ismethod(values[0]):
-        raise AttributeError(f"{not_one_of('method', name, ROW_METHODS)} Others are called once, for all rows")
+    if inspect.ismethod(values[0]):  # of the vector environment as a whole: one call is for all rows
+        raise AttributeError(not_one_of("method", name, ROW_METHODS))
     return tuple(value(*args, **kwargs) if callable(value) else value for value in values)
