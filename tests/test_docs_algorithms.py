@@ -83,8 +83,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_page_has_one_file_its_commands_and_one_line():
-    assert [language for language, _ in blocks()] == ["python", "sh", "python"]
+    assert [language for language, _ in blocks()] == ["python", "sh", "python", "python"]
     assert len(blocks()[0][1].splitlines()) <= 45
+
+
+def test_the_page_shows_what_libraries_read(capsys):
+    text = (DOCS / "custom_algorithm.md").read_text(encoding="utf-8")
+    exec(compile(blocks()[-1][1], "custom_algorithm.md", "exec"), {})
+    assert capsys.readouterr().out == text.rpartition("```text\n")[2].partition("```")[0]
 
 
 def test_the_page_has_every_default_of_an_agent():

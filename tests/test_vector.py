@@ -291,6 +291,52 @@ def test_gymnasium_s_vector_wrappers() -> None:
     assert len(listed.reset(seed=0)[1]) == 2
 
 
+def test_rows_are_called_as_in_the_sync_vector_env() -> None:
+    ours, theirs = pair(3, AutoresetMode.NEXT_STEP, word_task(mask=odd_after_even), render_mode="ansi")
+    for env in (ours, theirs):
+        env.reset(seed=5)
+        env.step(np.array([0, 1, 2]))
+    for name in ("action_masks", "get_state", "render"):
+        assert data_equivalence(ours.call(name), theirs.call(name), exact=True), name
+    for name in ("observation_space", "action_space", "split", "segments", "render_mode", "np_random_seed", "task"):
+        assert ours.get_attr(name) == theirs.get_attr(name), name
+    draws = [[generator.random() for generator in env.get_attr("np_random")] for env in (ours, theirs)]
+    assert draws[0] == draws[1]
+    state = ours.call("get_state")[1]
+    left, right = ours.call("set_state", state), theirs.call("set_state", state)
+    assert data_equivalence(left, right, exact=True)
+    assert ours.get_states() == [state] * 3
+
+
+def test_attributes_of_rows_are_set_as_in_the_sync_vector_env() -> None:
+    ours, theirs = pair(2, AutoresetMode.NEXT_STEP, word_task())
+    for env in (ours, theirs):
+        env.set_attr("note", [1, 2])
+        env.set_attr("both", "x")
+        env.set_attr("np_random", [np.random.default_rng(seed) for seed in (7, 8)])
+        assert (env.get_attr("note"), env.get_attr("both")) == ((1, 2), ("x", "x"))
+    same(ours.reset(), theirs.reset())
+    with pytest.raises(ValueError, match="values: 3 values, allowed is one, or a list of one for each of 2"):
+        ours.set_attr("note", [1, 2, 3])
+    with pytest.raises(ValueError, match="name='task': is set when the environment is made"):
+        ours.set_attr("task", None)
+    with pytest.raises(ValueError, match="np_random=3: allowed are numpy's Generators"):
+        ours.set_attr("np_random", 3)
+    with pytest.raises(AttributeError, match="have no attribute 'nothing'"):
+        ours.get_attr("nothing")
+    with pytest.raises(AttributeError, match="method 'step': not one of action_masks"):
+        ours.call("step", 0)
+
+
+def test_a_time_limit_is_refused_with_what_works() -> None:
+    with pytest.raises(TypeError, match=r"max_episode_steps=2: .*vectorization_mode='sync' beside it"):
+        gym.make_vec("textgym/Copy-v0", 2, max_episode_steps=2)
+    env = gym.make_vec("textgym/Copy-v0", 2, max_episode_steps=2, vectorization_mode="sync")
+    env.reset(seed=0)
+    env.step(np.array([0, 0]))
+    assert env.step(np.array([0, 0]))[3].tolist() == [True, True]
+
+
 def test_bad_arguments() -> None:
     for number in (0, -1, 2.0, True, 2**20 + 1, 2**31, 10**400, 10**5000, "2", None):
         with pytest.raises(ValueError, match=r"num_envs=.*allowed is an int in 1\.\.1048576"):

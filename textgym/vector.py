@@ -14,7 +14,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, shown
 from textgym.env import NO_MODE, TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
@@ -24,11 +24,13 @@ from textgym.vector_io import (
     Infos,
     Seeds,
     VectorReset,
+    call_rows,
     check_together,
     final_infos,
     read_mode,
     read_num_envs,
     read_reset,
+    refuse_time_limit,
     reset_infos,
     same_step_infos,
 )
@@ -89,6 +91,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         **task_options: Any,
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
+        refuse_time_limit(task_options)
         num_envs = read_num_envs(num_envs)
         self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -105,6 +108,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self._all_rows = np.arange(num_envs)
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
+        self.row_attributes: dict[str, tuple[object, ...]] = {}
         self._last_rewards = np.zeros(num_envs)
         self._waiting = np.zeros(num_envs, dtype=np.bool_)
 
@@ -234,6 +238,40 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             print_frame("\n".join(frames) + "\n", "")
             return None
         return tuple(frames) if self.render_mode == "ansi" else tuple(map(frame_image, frames))
+
+    def call(self, name: str, *args: object, **kwargs: object) -> tuple[Any, ...]:
+        """Return what a method of `TokenEnv` gives in every row, or its attribute, as `SyncVectorEnv.call` does.
+
+        Raises: AttributeError for another name than those of attributes, `action_masks`, `get_state`, `set_state` and
+            `render`.
+        """
+        return call_rows(self, name, *args, **kwargs)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every row. Raises: AttributeError if there is none."""
+        return call_rows(self, name)
+
+    def set_attr(self, name: str, values: object) -> None:
+        """Set an attribute of every row: `np_random`, or one of your own, which `get_attr` returns.
+
+        Args:
+            name: of the attribute. values: a list or tuple of N values, or one value for all rows.
+        Raises: ValueError for another number of values, or an attribute that the environment has had from its start.
+        """
+        rows = tuple(values) if isinstance(values, list | tuple) else (values,) * self.num_envs
+        if len(rows) != self.num_envs:
+            raise ValueError(
+                f"values: {len(rows)} values, allowed is one, or a list of one for each of {self.num_envs}"
+            )
+        if name == "np_random":
+            generators = [each for each in rows if isinstance(each, np.random.Generator)]
+            if len(generators) < self.num_envs:
+                raise ValueError(f"np_random={shown(values)}: allowed are numpy's Generators")
+            self._generators[:] = generators
+        elif hasattr(self, name):
+            raise ValueError(f"name={name!r}: is set when the environment is made; allowed are np_random and new names")
+        else:
+            self.row_attributes[name] = rows
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]

@@ -1,23 +1,29 @@
-"""Arguments of the vector environment, checked, and its infos."""
+"""Arguments of the vector environment, checked, its infos, and its rows as single environments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from textgym.checks import MOST_ROWS, Floats, not_one_of, shown
+from textgym.checks import MOST_ROWS, Bools, Floats, not_one_of, shown
 from textgym.env import RESET_OPTIONS, as_index, check_options, chosen_prompt
 from textgym.episodes import Ending
-from textgym.state import Observation, Prompt, TokenStore
+from textgym.state import Observation, Prompt, TokenState, TokenStore
 from textgym.task import Task
 
 Infos = dict[str, Any]
 Seeds = int | Sequence[int | None] | None
+Shown = Observation | npt.NDArray[np.float32]
+"""Tokens, or features of them."""
+RowsEnv = VectorEnv[Any, Any, Any]
+"""A `TokenVectorEnv`, wrapped or not."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,15 @@ def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
         return AutoresetMode(mode)
     except ValueError as error:
         raise ValueError(not_one_of("autoreset_mode", mode, [each.value for each in AutoresetMode])) from error
+
+
+def refuse_time_limit(options: Infos) -> None:
+    """Raise TypeError if Gymnasium hands over a time limit: `gym.make_vec` leaves it to the vector environment."""
+    if (limit := options.get("max_episode_steps")) is not None:
+        raise TypeError(
+            f"max_episode_steps={shown(limit)}: TokenVectorEnv cuts nothing off; allowed are vectorization_mode='sync' "
+            "beside it, which does, or the task's own option of length (such as max_new_tokens), which ends texts"
+        )
 
 
 def check_together(score_together: bool, mode: AutoresetMode, task: Task) -> bool:
@@ -168,3 +183,85 @@ def same_step_infos(num_envs: int, rows: list[int], observations: Sequence[Obser
     """Return the infos of episodes that ended in rows which have been reset in the same step."""
     of = _Rows(num_envs, rows)
     return of.with_masks({"final_obs": of.objects(observations), "final_info": final})
+
+
+def chain(env: object) -> Iterator[object]:
+    """Yield the environment and everything that it wraps, from the outside in."""
+    while env is not None:
+        yield env
+        env = vars(env).get("env")
+
+
+def found(env: RowsEnv, name: str) -> Any:
+    """Return the attribute of the outermost layer that has it. Raises: AttributeError if none has."""
+    for layer in chain(env):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise AttributeError(f"{type(env.unwrapped).__name__} and its wrappers have no attribute {name!r}")
+
+
+def _mask(env: RowsEnv, row: int) -> Bools:
+    return np.asarray(found(env, "action_masks")()[row])
+
+
+def _state(env: RowsEnv, row: int) -> TokenState:
+    states: list[TokenState] = found(env, "get_states")([row])
+    return states[0]
+
+
+def _restore(env: RowsEnv, row: int, state: TokenState) -> Shown:
+    return row_of(found(env, "set_states")([state], [row]), row)
+
+
+def _frame(env: RowsEnv, row: int) -> object:
+    frames = env.render()
+    return None if frames is None else frames[row]
+
+
+_ROW_METHODS: dict[str, Callable[..., object]] = {
+    "action_masks": _mask,
+    "get_state": _state,
+    "set_state": _restore,
+    "render": _frame,
+}
+ROW_METHODS = tuple(_ROW_METHODS)
+
+
+def row_method(env: RowsEnv, name: str, row: int) -> Callable[..., object]:
+    """Return a method of the single environment, for one row: one of `ROW_METHODS`."""
+    return partial(_ROW_METHODS[name], env, row)
+
+
+def row_of(observation: Shown, row: int) -> Shown:
+    """Return a copy of one row of N observations, each a dict of arrays or one array."""
+    if isinstance(observation, dict):
+        return {name: values[row].copy() for name, values in observation.items()}
+    return np.array(observation[row])
+
+
+def row_values(env: RowsEnv, name: str, rows: Sequence[int]) -> list[object]:
+    """Return an attribute of the single environments in these rows. Raises: AttributeError if there is none."""
+    if name in ROW_METHODS:
+        return [row_method(env, name, row) for row in rows]
+    if name in ("observation_space", "action_space"):
+        return [getattr(env, f"single_{name}")] * len(rows)
+    own: dict[str, Sequence[object]] = getattr(env.unwrapped, "row_attributes", {})
+    value = own[name] if name in own else found(env, name)
+    return [value[row] for row in rows] if name in own or name in _BY_ROW else [value] * len(rows)
+
+
+_BY_ROW = ("np_random", "np_random_seed")
+
+
+def call_rows(env: RowsEnv, name: str, *args: object, **kwargs: object) -> tuple[Any, ...]:
+    """Return what a method of the single environments gives in every row, or their attribute, as `SyncVectorEnv.call`.
+
+    Raises: AttributeError for what there is not, and for methods of the vector environment as a whole.
+    """
+    if name in ("action_masks", "render") and not (args or kwargs):  # once for all rows
+        every = found(env, name)()
+        return (None,) * env.num_envs if every is None else tuple(every)
+    values = row_values(env, name, range(env.num_envs))
+    if inspect.ismethod(values[0]):  # of the vector environment as a whole: one call is for all rows
+        raise AttributeError(not_one_of("method", name, ROW_METHODS))
+    return tuple(value(*args, **kwargs) if callable(value) else value for value in values)

@@ -1,4 +1,4 @@
-"""Wrappers that make value-based and small-network agents strong on real vocabularies, single and vector."""
+"""Wrappers, single and vector: for value-based agents, small networks on real vocabularies, and other libraries."""
 
 from textgym.wrappers.actions import (
     AllowedActions,
@@ -9,17 +9,31 @@ from textgym.wrappers.actions import (
     VectorTopKActions,
     token_embedding,
 )
+from textgym.wrappers.libraries import (
+    ActionMaskInfo,
+    NoInfo,
+    OneHotTokens,
+    VectorActionMaskInfo,
+    VectorNoInfo,
+    VectorOneHotTokens,
+)
 from textgym.wrappers.reference import LMFeatures, ReferenceReward, VectorLMFeatures, VectorReferenceReward
 
 __all__ = [
+    "ActionMaskInfo",
     "AllowedActions",
     "EmbeddingActions",
     "LMFeatures",
+    "NoInfo",
+    "OneHotTokens",
     "ReferenceReward",
     "TopKActions",
+    "VectorActionMaskInfo",
     "VectorAllowedActions",
     "VectorEmbeddingActions",
     "VectorLMFeatures",
+    "VectorNoInfo",
+    "VectorOneHotTokens",
     "VectorReferenceReward",
     "VectorTopKActions",
     "token_embedding",

@@ -6,7 +6,9 @@ from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorWrapper
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats
@@ -14,16 +16,14 @@ from textgym.episodes import action_space, observation_space
 from textgym.lm.reference import Reference
 from textgym.state import Observation, TokenState
 from textgym.task import Task, make_reference
-from textgym.vector_io import Infos, Seeds
+from textgym.vector_io import Infos, Seeds, call_rows
+from textgym.vector_io import RowsEnv as RowsEnv
+from textgym.vector_io import Shown as Shown
 
 Env: TypeAlias = gym.Env[Any, Any]
 """A `TokenEnv`, wrapped or not."""
-RowsEnv: TypeAlias = VectorEnv[Any, Any, Any]
-"""A `TokenVectorEnv`, wrapped or not."""
 Options: TypeAlias = dict[str, Any] | None
 Actions: TypeAlias = NDArray[Any]
-Shown: TypeAlias = Observation | NDArray[np.float32]
-"""Tokens, or features of them."""
 Step: TypeAlias = tuple[Shown, float, bool, bool, Infos]
 RowsStep: TypeAlias = tuple[Shown, Floats, Bools, Bools, Infos]
 Masks: TypeAlias = Bools | None
@@ -103,7 +103,24 @@ class SingleWrapper(gym.Wrapper[Any, Any, Observation, Any]):
         return np.asarray(self.env.get_wrapper_attr("action_masks")())[None]
 
 
-class RowsWrapper(VectorWrapper):
+class PassingWrapper(VectorWrapper):
+    """A vector wrapper that has the attributes of what it wraps, as `gymnasium.Wrapper.get_wrapper_attr` finds them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def call(self, name: str, *args: object, **kwargs: object) -> tuple[Any, ...]:
+        """See `TokenVectorEnv.call`."""
+        return call_rows(self, name, *args, **kwargs)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """See `TokenVectorEnv.get_attr`."""
+        return call_rows(self, name)
+
+
+class RowsWrapper(PassingWrapper):
     """A wrapper of a vector environment that knows the present observations and which rows take no action.
 
     Raises: as `SingleWrapper`.
@@ -117,12 +134,6 @@ class RowsWrapper(VectorWrapper):
         self.task = task_of(env)
         self._observation: Observation = {}
         self._idle = np.zeros(self.num_envs, dtype=np.bool_)
-
-    def __getattr__(self, name: str) -> Any:
-        # As gymnasium.Wrapper.get_wrapper_attr does for single environments.
-        if name.startswith("_") or name == "env":
-            raise AttributeError(name)
-        return getattr(self.env, name)
 
     def reset(self, *, seed: Seeds = None, options: Options = None) -> tuple[Shown, Infos]:
         """See `TokenVectorEnv.reset`."""
@@ -156,3 +167,55 @@ class RowsWrapper(VectorWrapper):
     def _masks(self) -> Masks:
         """Return the task's grammar in every row, bool (N, V); None where every allowed token always is."""
         return None if self.task.mask is None else np.asarray(self.env.action_masks())  # type: ignore[attr-defined]
+
+
+class ShowingWrapper(SingleWrapper):
+    """A wrapper of one environment that shows an array instead of tokens: `_show` makes it of a batch of them."""
+
+    _takes_tokens = False
+
+    def step(self, action: int) -> Step:
+        """See `TokenEnv.step`."""
+        return self._step(action)
+
+    def _see(self, observation: Observation) -> Shown:
+        super()._see(observation)
+        return np.asarray(self._show(self._observation)[0])
+
+    def _show(self, observation: Observation) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+
+class ShowingRows(RowsWrapper):
+    """`ShowingWrapper` of a vector environment; `_show_ends` is for the last observations of SAME_STEP mode."""
+
+    _takes_tokens = False
+
+    def _show_as(self, space: spaces.Box) -> None:
+        self.single_observation_space = space
+        self.observation_space = batch_space(space, self.num_envs)
+
+    def step(self, actions: Actions) -> RowsStep:
+        """See `TokenVectorEnv.step`."""
+        shown, rewards, terminations, truncations, infos = self._step(actions)
+        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and "final_obs" in infos:
+            infos = {**infos, "final_obs": self._final(infos["final_obs"], infos["_final_obs"])}
+        return shown, rewards, terminations, truncations, infos
+
+    def _see(self, observation: Observation) -> Shown:
+        super()._see(observation)
+        return self._show(observation)
+
+    def _final(self, observations: NDArray[np.object_], ended: Bools) -> NDArray[np.object_]:
+        rows = np.flatnonzero(ended)
+        batch = {name: np.stack([observations[row][name] for row in rows]) for name in observations[rows[0]]}
+        shown = np.empty(len(ended), dtype=object)
+        for row, array in zip(rows, self._show_ends(batch), strict=True):
+            shown[row] = array
+        return shown
+
+    def _show(self, observation: Observation) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def _show_ends(self, observation: Observation) -> NDArray[np.float32]:
+        return self._show(observation)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, check_number
@@ -24,6 +22,8 @@ from textgym.wrappers.base import (
     RowsEnv,
     RowsStep,
     RowsWrapper,
+    ShowingRows,
+    ShowingWrapper,
     Shown,
     SingleWrapper,
     Step,
@@ -146,7 +146,7 @@ def _space(model: CausalLM) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (model.hidden_size,), np.float32)
 
 
-class LMFeatures(SingleWrapper):
+class LMFeatures(ShowingWrapper):
     """Show the reference LM's last hidden state at the last token, float32 (H,).
 
     Args:
@@ -155,53 +155,30 @@ class LMFeatures(SingleWrapper):
     Raises: ValueError if the reference is no language model.
     """
 
-    _takes_tokens = False
-
     def __init__(self, env: Env, reference: Reference | None = None) -> None:
         super().__init__(env)
         self.reference = _model(env, reference)
         self.observation_space = _space(self.reference)
 
-    def step(self, action: int) -> Step:
-        """See `TokenEnv.step`."""
-        return self._step(action)
-
-    def _see(self, observation: Observation) -> NDArray[np.float32]:
-        super()._see(observation)
-        return np.asarray(self.reference.features(self._observation)[0])
+    def _show(self, observation: Observation) -> NDArray[np.float32]:
+        return self.reference.features(observation)
 
 
-class VectorLMFeatures(RowsWrapper):
+class VectorLMFeatures(ShowingRows):
     """`LMFeatures` of a vector environment, float32 (N, H): one batch through the model a step.
 
     In SAME_STEP mode the last observations of ended rows are read in a batch of their own.
     """
-
-    _takes_tokens = False
 
     def __init__(self, env: RowsEnv, reference: Reference | None = None) -> None:
         super().__init__(env)
         self.reference = _model(env, reference)
         # The ends are read beside the rows that go on, whose cache must not be lost.
         self._ends = self.reference.copy()
-        self.single_observation_space = _space(self.reference)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._show_as(_space(self.reference))
 
-    def step(self, actions: Actions) -> RowsStep:
-        """See `TokenVectorEnv.step`."""
-        shown, rewards, terminations, truncations, infos = self._step(actions)
-        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and "final_obs" in infos:
-            infos = {**infos, "final_obs": self._final(infos["final_obs"], infos["_final_obs"])}
-        return shown, rewards, terminations, truncations, infos
-
-    def _see(self, observation: Observation) -> NDArray[np.float32]:
-        super()._see(observation)
+    def _show(self, observation: Observation) -> NDArray[np.float32]:
         return self.reference.features(observation)
 
-    def _final(self, observations: NDArray[np.object_], ended: Bools) -> NDArray[np.object_]:
-        rows = np.flatnonzero(ended)
-        batch = {name: np.stack([observations[row][name] for row in rows]) for name in observations[rows[0]]}
-        shown = np.empty(len(ended), dtype=object)
-        for row, features in zip(rows, self._ends.features(batch), strict=True):
-            shown[row] = features
-        return shown
+    def _show_ends(self, observation: Observation) -> NDArray[np.float32]:
+        return self._ends.features(observation)

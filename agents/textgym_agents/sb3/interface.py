@@ -18,16 +18,10 @@ from textgym.lm.causal import CausalLM
 from textgym.lm.reference import Reference
 from textgym.state import Observation as TokenArrays
 from textgym.task import Task, make_reference
-from textgym.wrappers import (
-    VectorAllowedActions,
-    VectorEmbeddingActions,
-    VectorLMFeatures,
-    VectorReferenceReward,
-    VectorTopKActions,
-    token_embedding,
-)
+from textgym.wrappers import VectorAllowedActions, VectorEmbeddingActions, VectorTopKActions, token_embedding
 from textgym.wrappers.actions import AllowedTokens, Choice, Nearest, Numbered, Table, TopKTokens
 from textgym.wrappers.base import Actions, Masks, RowsEnv, RowsStep, RowsWrapper
+from textgym.wrappers.reference import VectorLMFeatures, VectorReferenceReward
 from textgym_agents.protocol import Metrics, Observation
 from textgym_agents.sb3.config import Kind, SB3Config
 from textgym_agents.sb3.vec_env import SB3VecEnv

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,64 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from textgym.checks import Bools, Ints, not_one_of
-from textgym.state import TokenState
 from textgym.vector import refuse_together
-from textgym.vector_io import Infos
+from textgym.vector_io import ROW_METHODS, Infos, chain, found, row_method, row_of, row_values
 from textgym.wrappers.base import Actions, RowsEnv, Shown
-
-
-def chain(env: object) -> Iterator[object]:
-    """Yield the environment and everything that it wraps, from the outside in."""
-    while env is not None:
-        yield env
-        env = vars(env).get("env")
-
-
-def found(env: RowsEnv, name: str) -> Any:
-    """Return the attribute of the outermost layer that has it. Raises: AttributeError if none has."""
-    for layer in chain(env):
-        if hasattr(layer, name):
-            return getattr(layer, name)
-    raise AttributeError(f"{type(env.unwrapped).__name__} and its wrappers have no attribute {name!r}")
-
-
-def _mask(env: RowsEnv, row: int) -> Bools:
-    return np.asarray(found(env, "action_masks")()[row])
-
-
-def _state(env: RowsEnv, row: int) -> TokenState:
-    states: list[TokenState] = found(env, "get_states")([row])
-    return states[0]
-
-
-def _restore(env: RowsEnv, row: int, state: TokenState) -> Shown:
-    return row_of(found(env, "set_states")([state], [row]), row)
-
-
-def _frame(env: RowsEnv, row: int) -> object:
-    frames = env.render()
-    return None if frames is None else frames[row]
-
-
-_ROW_METHODS: dict[str, Callable[..., object]] = {
-    "action_masks": _mask,
-    "get_state": _state,
-    "set_state": _restore,
-    "render": _frame,
-}
-ROW_METHODS = tuple(_ROW_METHODS)
-
-
-def row_method(env: RowsEnv, name: str, row: int) -> Callable[..., object]:
-    """Return a method of the single environment, for one row: one of `ROW_METHODS`."""
-    return partial(_ROW_METHODS[name], env, row)
-
-
-def row_of(observation: Shown, row: int) -> Shown:
-    """Return a copy of one row of N observations, each a dict of arrays or one array."""
-    if isinstance(observation, dict):
-        return {name: values[row].copy() for name, values in observation.items()}
-    return np.array(observation[row])
 
 
 def rows_of(infos: Infos, num_envs: int) -> list[Infos]:
@@ -171,15 +115,7 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
         """Return an attribute of rows. Raises: AttributeError if the vector environment does not have it."""
-        rows = list(self._get_indices(indices))
-        if attr_name in ROW_METHODS:
-            return [row_method(self.venv, attr_name, row) for row in rows]
-        if attr_name in ("observation_space", "action_space"):
-            return [getattr(self.venv, f"single_{attr_name}")] * len(rows)
-        value = found(self.venv, attr_name)
-        if attr_name in ("np_random", "np_random_seed"):
-            return [value[row] for row in rows]
-        return [value] * len(rows)
+        return row_values(self.venv, attr_name, list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Set an attribute, which all rows share. Raises: ValueError for some of the rows only."""
