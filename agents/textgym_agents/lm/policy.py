@@ -102,7 +102,7 @@ class LMPolicy(nn.Module):
     def advance(
         self, observation: Observation, active: Bools | None = None, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities (n, V) and values (n,) of active rows of an observation, by the cache; see `heads`."""
+        """Return log-probabilities (n, V) and values (n,) of active rows of an observation, by cache; see `heads`."""
         logits, values = self.heads(self.read(observation, active), masks)
         if self.cut is not None:
             logits = self.cut(logits, observation if active is None and masks is None else None)
