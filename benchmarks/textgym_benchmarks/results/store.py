@@ -50,9 +50,9 @@ class Result:
     so_far: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
-    def known(self) -> Mapping[str, Any]:
+    def known(self) -> JsonObject:
         """What is measured: at the end, or so far; {} where nothing is."""
-        return self.measures or (self.so_far if self.so_far and "after" in self.so_far else {})
+        return dict(self.measures or (self.so_far if self.so_far and "after" in self.so_far else {}))
 
     @property
     def state(self) -> str:
