@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
@@ -19,6 +20,7 @@ from textgym.vector import batch_env
 if TYPE_CHECKING:
     from textgym.solver.tree import PrefixTree
 
+_LOG = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 512
 Arrays = dict[str, NDArray[Any]]
 
@@ -140,6 +142,7 @@ def play(
     parts = []
     with scorers_restored(scorer):
         for start in range(0, len(rows), _ROWS_AT_ONCE):
+            _LOG.info("sampling answers, %d of %d", start, len(rows))
             part = slice(start, start + _ROWS_AT_ONCE)
             parts.append(_play_part(writers, task, split, rows[part], numbers[part]))
         failures = dict(scorer.failures - before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from textgym_agents.config import OnPolicyConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.training.folder import RunFolder, run_folder
 
+_LOG = logging.getLogger(__name__)
 MEASURES: Final = {
     "reward": "reward",
     "gold": "gold reward",
@@ -120,6 +122,7 @@ class Display:
 
     def stage(self, text: str) -> None:
         """See `Watcher.stage`."""
+        _LOG.info(text)
         self._progress.update(self._task, description=text)
         if self._live is None:
             self._say(text)
