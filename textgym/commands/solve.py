@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ class SolveFlags:
     def __post_init__(self) -> None:
         for name, least in {"completions": 1, "prompts": 0, "tree": 0, "max_states": 1}.items():
             check_count(name, getattr(self, name), least)
-        for name, most, unit in (("beta", None, BETA), ("gamma", 1, GAMMA)):
+        for name, most, unit in (("beta", math.inf, BETA), ("gamma", 1.0, GAMMA)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 0, most, unit)
 

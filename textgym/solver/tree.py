@@ -17,7 +17,6 @@ from textgym.lm.reference import LogProbs, Observation
 from textgym.state import segment_ids
 from textgym.task import Task
 
-
 _LOG = logging.getLogger(__name__)
 
 

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.play import check_env
-from textgym.preferences import Demonstration
+from textgym.preferences import Demonstration, Ranking, Reading
 from textgym.rewards import TextGymWarning
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
@@ -26,6 +26,8 @@ from textgym_agents.lm.sequences import Sequences, encode_texts
 from textgym_agents.lm.trainer import accumulate
 from textgym_agents.protocol import Callback, Metrics
 
+Row = TypeVar("Row", Demonstration, Ranking)
+
 
 @dataclass(frozen=True)
 class OfflineConfig(LMConfig):
@@ -33,6 +35,9 @@ class OfflineConfig(LMConfig):
 
     data: str | None = None
     """File of the texts to learn from, in any format of textgym.preferences, or folder of a Minari dataset."""
+    on_broken: Literal["stop", "skip"] = "stop"
+    """What rows of the file that cannot be used lead to. stop: nothing is learned; skip: they are left out and named.
+    """
     epochs: int = 1
     """Passes over the texts of one iteration, before the next ones are taken."""
     minibatches: int = 4
@@ -72,6 +77,11 @@ class OfflineAgent(LMAgent):
 
         Raises: also ValueError if the texts cannot be used or are others than learning began with.
         """
+        self.check_learning(env)
+        super().learn(env, episodes, callback)
+
+    def check_learning(self, env: TokenVectorEnv) -> None:
+        """See `Agent.check_learning`: the texts are read here."""
         check_env(env)
         if env.num_envs % self.unit:
             raise ValueError(
@@ -83,7 +93,15 @@ class OfflineAgent(LMAgent):
             if self._digest not in (None, digest):
                 raise ValueError(f"data={self.config.data!r}: other texts than learning began with")
             self._digest = digest
-        super().learn(env, episodes, callback)
+
+    def _usable(self, reading: Reading[Row]) -> list[Row]:
+        """Return the rows of a file. Warns: TextGymWarning of those that are left out."""
+        broken = reading.problems
+        if broken:
+            total = len(broken) + len(reading.rows)
+            text = f"{len(broken)} of {total} rows are left out, first {broken[0]}"
+            warnings.warn(f"data={self.config.data!r}: {text}", TextGymWarning, stacklevel=4)
+        return reading.rows
 
     @abstractmethod
     def _has_data(self) -> bool:

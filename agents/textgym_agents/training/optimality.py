@@ -1,0 +1,112 @@
+"""J, KL and optimality inside the trainers of transformers and TRL, by a callback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from textgym.checks import check_count
+from textgym.evaluate import evaluate
+from textgym.lm.causal import CausalLM
+from textgym.optimum import Optimum, optimum_of
+from textgym.task import Task, make_reference
+from textgym_agents.protocol import Metrics
+from textgym_agents.training.measures import ESTIMATES, evaluation_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Optimality(TrainerCallback):
+    """Logs J, KL to the task's reference and optimality of the model that a trainer trains, as TRL's GRPO and RLOO do.
+
+    The model is measured as it is, at temperature 1, before the first step, every `every` steps and after the last
+    one. The measures have the names of `textgym train`, `eval/objective` and so on, with the ends of their 95%
+    intervals; they stand in the trainer's row of that step, and in `trainer.state.log_history`. Learning is not touched.
+
+        trainer = GRPOTrainer(model, reward, args=config, train_dataset=prompts, callbacks=[Optimality(task)])
+
+    Reporters, such as TensorBoard's, stand before the callbacks that a trainer is given. To reach them, it has to stand
+    first: `trainer.callback_handler.callbacks.insert(0, Optimality(task))`.
+
+    Args:
+        task: with the model's tokenizer; its reward and beta are those of J, whatever the trainer rewards.
+        every: steps between measures; 0: before and after only.
+        per_prompt: completions per prompt.
+        split: whose prompts.
+        seed: of the sampling.
+        optimum: J* at the task's beta; None works it out before the first step.
+    Raises: ValueError for a number out of range or an unknown split; at the start of training, for a model whose
+        logits are not the task's actions.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        every: int = 0,
+        per_prompt: int = 4,
+        split: str = "eval",
+        seed: int = 0,
+        optimum: Optimum | None = None,
+    ) -> None:
+        self._every = check_count("every", every, 0)
+        self._per_prompt = check_count("per_prompt", per_prompt)
+        task.prompt_set(split)
+        self.task, self.optimum = task, optimum
+        self._split, self._seed = split, seed
+        self._row: Metrics = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: object
+    ) -> None:
+        """Work out J* and measure the model before its first step; a training that goes on was measured then."""
+        if not state.is_world_process_zero:
+            return
+        if self.optimum is None:
+            self.optimum = optimum_of(self.task, split=self._split, seed=self._seed)
+        if not state.global_step:
+            state.log_history.append({**self._measure(parts["model"]), "step": 0})
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: object
+    ) -> None:
+        """Measure the model where it is due, and ask for a row of the log."""
+        due = self._every > 0 and state.global_step % self._every == 0
+        if due or state.global_step >= state.max_steps or control.should_training_stop:
+            control.should_log = True
+            if state.is_world_process_zero:
+                self._row = self._measure(parts["model"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **parts: object,
+    ) -> None:
+        """Add the measures of this step to its row, for the callbacks that follow and for the history."""
+        if logs is not None:
+            logs |= self._row
+        state.log_history[-1] |= self._row
+        self._row = {}
+
+    def _measure(self, model: object) -> Metrics:
+        assert isinstance(model, nn.Module)
+        policy = model  # TRL hands over the bare model, PEFT's with its adapter
+        training = policy.training
+        try:
+            found = evaluate(
+                CausalLM(policy, self.task.vocabulary.allowed, device=str(policy.device)),
+                self.task,
+                make_reference(self.task, device=str(policy.device)),
+                self.optimum,
+                split=self._split,
+                per_prompt=self._per_prompt,
+                seed=self._seed,
+            )
+        finally:
+            policy.train(training)
+        names = {f"eval/{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")}
+        return {name: value for name, value in evaluation_row(found).items() if name in names}
