@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from textgym.checks import check_count
 from textgym.evaluate import evaluate
-from textgym.lm.causal import CausalLM
+from textgym.lm.causal import CausalLM, check_positions
 from textgym.optimum import Optimum, optimum_of
 from textgym.task import Task, make_reference
 from textgym_agents.protocol import Metrics
@@ -23,7 +23,7 @@ class Optimality(TrainerCallback):
 
     The model is measured as it is, at temperature 1, before the first step, every `every` steps and after the last
     one. The measures have the names of `textgym train`, `eval/objective` and so on, with the ends of their 95%
-    intervals; they stand in the trainer's row of that step, and in `trainer.state.log_history`. Learning is not touched.
+    intervals; they stand in the trainer's row of that step in `trainer.state.log_history`. Learning is not touched.
 
         trainer = GRPOTrainer(model, reward, args=config, train_dataset=prompts, callbacks=[Optimality(task)])
 
@@ -58,19 +58,18 @@ class Optimality(TrainerCallback):
         self._row: Metrics = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
         """Work out J* and measure the model before its first step; a training that goes on was measured then."""
         if not state.is_world_process_zero:
             return
         if self.optimum is None:
+            check_positions(parts["model"], self.task.max_prompt_tokens + self.task.max_new_tokens)
             self.optimum = optimum_of(self.task, split=self._split, seed=self._seed)
         if not state.global_step:
             state.log_history.append({**self._measure(parts["model"]), "step": 0})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         """Measure the model where it is due, and ask for a row of the log."""
         due = self._every > 0 and state.global_step % self._every == 0
         if due or state.global_step >= state.max_steps or control.should_training_stop:
@@ -92,21 +91,19 @@ class Optimality(TrainerCallback):
         state.log_history[-1] |= self._row
         self._row = {}
 
-    def _measure(self, model: object) -> Metrics:
-        assert isinstance(model, nn.Module)
-        policy = model  # TRL hands over the bare model, PEFT's with its adapter
-        training = policy.training
+    def _measure(self, model: PreTrainedModel) -> Metrics:
+        task, device, training = self.task, str(model.device), model.training
         try:
             found = evaluate(
-                CausalLM(policy, self.task.vocabulary.allowed, device=str(policy.device)),
-                self.task,
-                make_reference(self.task, device=str(policy.device)),
+                CausalLM(model, task.vocabulary.allowed, device=device),
+                task,
+                make_reference(task, device=device),
                 self.optimum,
                 split=self._split,
                 per_prompt=self._per_prompt,
                 seed=self._seed,
             )
         finally:
-            policy.train(training)
+            model.train(training)
         names = {f"eval/{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")}
         return {name: value for name, value in evaluation_row(found).items() if name in names}
