@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Ints
+from textgym.checks import Ints, first_line
 from textgym.files import read_json
 from textgym.lm.reference import Reference, UniformReference
 from textgym.registry import Factory
@@ -153,26 +153,14 @@ def pretrained(name: str) -> type[Pretrained]:
 def _check_tokenizer(model: str, task: Task) -> None:
     """Raise ValueError if a model comes with a tokenizer whose ids mean other tokens than the task's.
 
-    A PEFT adapter without one has its base's. Of a model without any, the number of logits alone is compared, later.
+    Of a model without any, the number of logits alone is compared, later.
     """
     from textgym.codecs.sources import find_source
 
-    folder = Path(model)
-    adapter = folder / "adapter_config.json"
-    if (folder / "tokenizer.json").is_file():
-        source: object = folder
-    elif adapter.is_file():
-        return _check_tokenizer(str(read_json(adapter).get("base_model_name_or_path")), task)
-    elif folder.exists():
-        return None
-    else:
-        from transformers import AutoTokenizer
-
-        try:
-            source = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except (OSError, ValueError):  # loading the model itself says what is wrong
-            return None
-    theirs, own = find_source(source).codec, task.vocabulary.codec
+    tokenizer = _tokenizer_of(model)
+    if tokenizer is None:
+        return
+    theirs, own = find_source(tokenizer).codec, task.vocabulary.codec
     differing = [i for i in range(max(theirs.size, own.size)) if theirs.token(i) != own.token(i)]
     if differing:
         place = differing[0]
@@ -181,7 +169,31 @@ def _check_tokenizer(model: str, task: Task) -> None:
             f"differ, first {place}: {theirs.token(place)!r}, in the task {own.token(place)!r}; allowed is a model "
             f"with the task's tokenizer, or a task with the model's (Text-v0 --env tokenizer={model})"
         )
-    return None
+
+
+def _tokenizer_of(model: str) -> object:
+    """Return what `find_source` reads a model's tokenizer from, that of an adapter's base where it has none itself.
+
+    Returns: None for a folder without a tokenizer.
+    Raises: ValueError for what is neither a folder nor at hand, nor on the hub.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
+    folder = Path(model)
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        return _tokenizer_of(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
+    if folder.exists() and not [*folder.glob("*vocab*"), *folder.glob("*.model")]:
+        return None
+    try:
+        cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"agent 'hf:{model}': no folder, and no model with a tokenizer ({first_line(error)})"
+        ) from error
 
 
 def reference_of(agent: object, task: Task) -> Reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -70,14 +71,18 @@ def measures_table(
 
 
 def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
-    """Return which measures of an evaluation are exact and which were sampled, in a sentence."""
+    """Return which measures of an evaluation are exact and which were sampled, and why a KL is infinite."""
     if evaluation.exact:
-        return (
+        text = (
             "Exact, over all answers: reward, KL, J, entropy, length and how many ended by themselves. "
             "Sampled: terms and distinct words."
         )
-    sampled = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
-    return f"{sampled} J* is exact." if optimum.exact else sampled
+    else:
+        text = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
+        text += " J* is exact." if optimum.exact else ""
+    if evaluation.kl is not None and math.isinf(evaluation.kl.mean):
+        text += " KL is infinite: the policy writes tokens to which the reference gives the probability 0."
+    return text
 
 
 def cell(row: Row, name: str) -> str:
