@@ -96,12 +96,13 @@ class OfflineAgent(LMAgent):
 
     def _usable(self, reading: Reading[Row]) -> list[Row]:
         """Return the rows of a file. Warns: TextGymWarning of those that are left out."""
-        broken = reading.problems
-        if broken:
-            total = len(broken) + len(reading.rows)
-            text = f"{len(broken)} of {total} rows are left out, first {broken[0]}"
-            warnings.warn(f"data={self.config.data!r}: {text}", TextGymWarning, stacklevel=4)
+        self._leave_out(reading.problems, len(reading.rows))
         return reading.rows
+
+    def _leave_out(self, problems: Sequence[object], kept: int) -> None:
+        if problems:
+            text = f"{len(problems)} of {kept + len(problems)} rows are left out, first {problems[0]}"
+            warnings.warn(f"data={self.config.data!r}: {text}", TextGymWarning, stacklevel=5)
 
     @abstractmethod
     def _has_data(self) -> bool:
@@ -150,6 +151,8 @@ class OfflineAgent(LMAgent):
         return len(batch.lengths) // self.unit
 
     def _encode(self, texts: Sequence[Demonstration]) -> Sequences:
+        if self.config.on_broken == "skip":
+            texts = self._encodable(texts)
         sequences, cut = encode_texts(self.task, texts)
         if not len(sequences.lengths):
             raise ValueError(f"data={self.config.data!r}: there is nothing in it")
@@ -161,6 +164,18 @@ class OfflineAgent(LMAgent):
                 stacklevel=3,
             )
         return sequences
+
+    def _encodable(self, texts: Sequence[Demonstration]) -> list[Demonstration]:
+        """Return the texts that the task can write, those of a unit together."""
+        kept, problems = list[Demonstration](), list[ValueError]()
+        for start in range(0, len(texts), self.unit):
+            try:
+                encode_texts(self.task, texts[start : start + self.unit])
+                kept += texts[start : start + self.unit]
+            except ValueError as error:
+                problems.append(error)
+        self._leave_out(problems, len(kept) // self.unit)
+        return kept
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         batch, metrics = self._batch(env)
