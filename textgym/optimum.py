@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,7 +21,6 @@ from textgym.solver import MAX_STATES, Solution, UnsolvableError, prefix_tree, s
 from textgym.solver.build import check_beta
 from textgym.task import Task, has_language_model, make_reference, reference_model
 
-_LOG = logging.getLogger(__name__)
 FOLDER: Final = Path(__file__).parent / "tasks" / "optima"
 """The folder of `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
 ENOUGH = 10
@@ -106,7 +104,6 @@ def optimum_of(
     Raises: ValueError for a beta out of range or a proposal without log-probabilities.
     """
     beta = check_beta(task, beta)
-    _LOG.info("working out J*")
     samples = None if reference is not None or not beta else committed_samples(task, split)
     if samples is not None:
         return replace(estimated(samples, beta, split), committed=True)

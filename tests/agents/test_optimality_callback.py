@@ -64,6 +64,7 @@ def train(out: Path, callbacks: list[TrainerCallback], steps: int = 3) -> Traine
 def test_the_rows_are_what_evaluate_says(task: Any, tmp_path: Path) -> None:
     behind = Reporter()
     trainer = train(tmp_path, [Optimality(task, every=2, per_prompt=2), behind])
+    assert trainer.model.training  # type: ignore[union-attr]
     rows = [row for row in trainer.state.log_history if "eval/objective" in row]
     assert [row["step"] for row in rows] == [0, 2, 3]
     # The model began as the task's reference.
@@ -77,7 +78,6 @@ def test_the_rows_are_what_evaluate_says(task: Any, tmp_path: Path) -> None:
     assert rows[-1]["eval/kl"] == pytest.approx(exact.kl, abs=1e-6)
     assert rows[-1]["eval/optimality"] == pytest.approx(solution.optimality(exact.objective), abs=1e-6)
     assert [row for row in behind.rows if "eval/kl" in row][-1]["eval/kl"] == rows[-1]["eval/kl"]
-    assert trainer.model.training  # type: ignore[union-attr]
 
 
 def test_learning_is_not_touched(task: Any, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ def note(text: str) -> None:
 class Status(logging.Handler):
     """Says on the standard error what a command is at, wherever it has written nothing for a second or two.
 
-    That is the last message, of level INFO, that a logger of this project got; after an empty one, as while a person is
-    asked, nothing is said. On a terminal it is one line, which the next output replaces. Elsewhere it is a line each
-    time, ever more seldom while the message stays the same. It is off where the variable TEXTGYM_STATUS is "off", and
-    in all but the first of several processes that torchrun started.
+    That is the last message of level INFO from a command, and behind it the last one since then from what it uses, as
+    loggers of this project got them; after an empty one, as while a person is asked, nothing is said. On a terminal it
+    is one line, which the next output replaces. Elsewhere it is a line each time, ever more seldom while the message
+    stays the same. It is off where the variable TEXTGYM_STATUS is "off", and in all but the first process of torchrun.
 
     Args:
         command: its name.
@@ -89,8 +89,9 @@ class Status(logging.Handler):
         super().__init__(logging.INFO)
         self._out, self._error = sys.stdout, sys.stderr
         self._live = self._error.isatty()
-        self._patience = 1.0 if self._live else 1.5  # seconds
-        self._text, self._shown = f"{command} is starting", False
+        self._patience = 1.2  # seconds
+        self._stage = self._text = f"{command} is starting"
+        self._shown = False
         self._started = self._since = self._last = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -122,8 +123,13 @@ class Status(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`."""
-        if record.getMessage() != self._text:
-            self._text, self._since = record.getMessage(), time.monotonic()
+        text = record.getMessage()
+        if record.name.startswith("textgym.") and text:
+            text = f"{self._stage}: {text}"
+        else:
+            self._stage = text
+        if text != self._text:
+            self._text, self._since = text, time.monotonic()
 
     def heard(self) -> None:
         """Make room for other output, and wait again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
 from textgym_agents.training.folder import RunFolder
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_policy(
@@ -151,6 +154,7 @@ def eval_command(arguments: list[str]) -> None:
     if caveat := agent.caveat(task, flags.split):
         note(caveat)
     beta = task.beta if flags.beta is None else flags.beta
+    _LOG.info("working out J*")
     optimum = optimum_for(
         agent,
         task,
@@ -161,6 +165,7 @@ def eval_command(arguments: list[str]) -> None:
         per_prompt=flags.optimum_per_prompt,
         seed=flags.seed,
     )
+    _LOG.info("evaluating")
     evaluation = evaluate(
         agent,
         task,

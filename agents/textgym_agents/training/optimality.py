@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from textgym.checks import check_count
 from textgym.evaluate import evaluate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(eq=False)
 class Optimality(TrainerCallback):
     """Logs J, KL to the task's reference and optimality of the model that a trainer trains, as TRL's GRPO and RLOO do.
 
@@ -41,49 +43,39 @@ class Optimality(TrainerCallback):
         logits are not the task's actions.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        every: int = 0,
-        per_prompt: int = 4,
-        split: str = "eval",
-        seed: int = 0,
-        optimum: Optimum | None = None,
-    ) -> None:
-        self._every = check_count("every", every, 0)
-        self._per_prompt = check_count("per_prompt", per_prompt)
-        task.prompt_set(split)
-        self.task, self.optimum = task, optimum
-        self._split, self._seed = split, seed
+    task: Task
+    every: int = 0
+    per_prompt: int = 4
+    split: str = "eval"
+    seed: int = 0
+    optimum: Optimum | None = None
+
+    def __post_init__(self) -> None:
+        check_count("every", self.every, 0)
+        check_count("per_prompt", self.per_prompt)
+        self.task.prompt_set(self.split)
         self._row: Metrics = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         """Work out J* and measure the model before its first step; a training that goes on was measured then."""
         if not state.is_world_process_zero:
             return
         if self.optimum is None:
             check_positions(parts["model"], self.task.max_prompt_tokens + self.task.max_new_tokens)
-            self.optimum = optimum_of(self.task, split=self._split, seed=self._seed)
+            self.optimum = optimum_of(self.task, split=self.split, seed=self.seed)
         if not state.global_step:
             state.log_history.append({**self._measure(parts["model"]), "step": 0})
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         """Measure the model where it is due, and ask for a row of the log."""
-        due = self._every > 0 and state.global_step % self._every == 0
+        due = self.every > 0 and state.global_step % self.every == 0
         if due or state.global_step >= state.max_steps or control.should_training_stop:
             control.should_log = True
             if state.is_world_process_zero:
                 self._row = self._measure(parts["model"])
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **parts: object,
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Metrics | None = None, **_: Any
     ) -> None:
         """Add the measures of this step to its row, for the callbacks that follow and for the history."""
         if logs is not None:
@@ -99,9 +91,9 @@ class Optimality(TrainerCallback):
                 task,
                 make_reference(task, device=device),
                 self.optimum,
-                split=self._split,
-                per_prompt=self._per_prompt,
-                seed=self._seed,
+                split=self.split,
+                per_prompt=self.per_prompt,
+                seed=self.seed,
             )
         finally:
             model.train(training)
