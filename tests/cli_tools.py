@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Blocker())
 def environment() -> dict[str, str]:
     """The variables of a child process that finds the source."""
     path = os.pathsep.join(str(ROOT / folder) for folder in (".", "agents", "benchmarks"))
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": path, "TEXTGYM_STATUS": "off"}
 
 
 def child(*words: str, before: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:

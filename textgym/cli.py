@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from textgym.checks import not_one_of
-from textgym.commands.console import UsageError, one_line
+from textgym.commands.console import Status, UsageError, one_line
 from textgym.interrupts import DiskFullError, disk_full, is_termination, sigterm_raises
 from textgym.registry import COMMANDS
 from textgym.sources import source_digest, source_folder
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: without the program's name; None takes `sys.argv`. `--debug` may stand anywhere in them.
+        arguments: without the program's name; None takes `sys.argv`, and says what it is at while it is silent.
+            `--debug` may stand anywhere in them.
     Returns: the exit code: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with (
             warnings.catch_warnings(),
             sigterm_raises(),
+            Status(next(iter(rest), "help")) if arguments is None else contextlib.nullcontext(),
             _thread_errors(traceback.print_exception if debug else _show_warning),
         ):
             if not debug:

@@ -70,7 +70,8 @@ def resampled_means(columns: Floats, seed: int) -> Floats:
     """
     generator, count = np.random.default_rng([seed, 4]), columns.shape[2]
     # With counts every mean is one matrix product.
-    means = [resampled_counts(generator, count) @ own.T / count for own in columns.swapaxes(0, 1)]
+    with np.errstate(invalid="ignore"):  # an infinite KL has no interval
+        means = [resampled_counts(generator, count) @ own.T / count for own in columns.swapaxes(0, 1)]
     return np.stack(means, axis=2)
 
 

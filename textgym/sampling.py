@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 512  # rows that draw from one stream
 _AT_ONCE = 2**24  # log-probabilities of the rows that are played at once; about nine arrays of them are
+_LOG = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -162,6 +164,7 @@ def play(
             block = slice(start, start + _BLOCK)
             writers.start(numbers[block])
             for part in equal_parts(len(rows[block]), most):
+                _LOG.info("sampling answers, %d of %d", start + part.start, len(rows))
                 parts.append(_play_part(writers, task, split, rows[block][part], part))
         failures = dict(scorer.failures - before)
     for each in cached:

@@ -108,6 +108,14 @@ class Agent(ABC):
         """See `textgym.sampling.WholePolicy`."""
         return None
 
+    def check_learning(self, env: TokenVectorEnv) -> None:
+        """Raise what would stop `learn` on `env` at once, as data that are missing: it is asked before any work."""
+        del env  # nothing would
+
+    def caveat(self, task: Task, split: str) -> str:
+        """Return what has to be known of its measures on a split's prompts, a sentence; "" for nothing."""
+        return ""
+
     def own_reference(self) -> Reference | None:
         """Return what its KL is measured from where that is not the task's reference, else None."""
         return None

@@ -1,4 +1,4 @@
-"""Agents by name or by `module:Class`, and the environments that they learn in."""
+"""Agents by name, by `module:Class` or by `hf:MODEL`, and the environments that they learn in."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from textgym_agents.protocol import METHODS, Agent, complete
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+HF = "hf:"
+"""What the name of a causal LM or PEFT adapter as an agent begins with; its folder or hub id follows."""
 TextEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 """An environment of TextGym, single or vector, which may be wrapped."""
 
@@ -44,19 +46,23 @@ def agent_names() -> list[str]:
 
 
 def agent_class(agent: str | type) -> type[Agent]:
-    """Return the class of a name, or of `module:Class`; a class itself is checked alone.
+    """Return the class of a name, of `module:Class`, or of `hf:FOLDER_OR_ID`; a class itself is checked alone.
 
     Raises: ValueError for an unknown name or a class that lacks a method of `Agent`; ImportError if the module cannot
         be imported.
     """
     if isinstance(agent, type):
         found: object = agent
+    elif agent.startswith(HF):
+        from textgym_agents.algorithms.fixed import pretrained
+
+        found = pretrained(agent)
     elif ":" in agent:
         found = load_target(agent, "agent")
     elif agent in AGENTS:
         found = AGENTS.load(agent)
     else:
-        raise ValueError(f"{not_one_of('agent', agent, AGENTS)} A class of your own is module:Class")
+        raise ValueError(f"{not_one_of('agent', agent, AGENTS)} A class of your own is module:Class, a model hf:FOLDER")
     missing = [method for method in METHODS if not callable(getattr(found, method, None))]
     if not isinstance(found, type) or missing:
         what = f"has no {', '.join(missing)}" if isinstance(found, type) else "is no class"
@@ -99,7 +105,7 @@ def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **
     """Make an untrained agent.
 
     Args:
-        agent: a registered name, `module:Class` or a class.
+        agent: a registered name, `module:Class`, `hf:FOLDER_OR_ID` or a class.
         env: an environment of the task, single or vector.
         config: the agent's config; None makes one of `settings`.
         settings: fields of the agent's config.
@@ -138,9 +144,9 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
     if agent is None:
         if not (folder / "agent.json").exists():
             raise ValueError(f"path={str(path)!r}: no saved agent there")
-        # A file never chooses what is imported: only registered names are followed.
+        # A file never chooses what is imported: only registered names are followed, and models, which are data.
         agent = str(read_json(folder / "agent.json").get("agent"))
-        if agent not in AGENTS:
+        if agent not in AGENTS and not agent.startswith(HF):
             raise ValueError(f"path={str(path)!r}: {not_one_of('agent', agent, AGENTS)} Name its class")
     found = agent_class(agent)
     _task_for(agent, found, env)

@@ -310,3 +310,22 @@ def test_with_its_own_pairs_it_is_asked_to_learn_and_does(name):
     (finding,) = check("dpo", [name], settings=CPU)
     assert finding.status == NOT_ASKED
     assert "others wrote" in finding.found
+
+
+def test_broken_rows_are_left_out_where_that_is_asked_for(tmp_path):
+    env, file = make_env("textgym/Stop-v0", 4), tmp_path / "pairs.jsonl"
+    prompt = env.unwrapped.task.prompt_set("train").texts[0]
+    rows = [Ranking(prompt, ("word", "word word"), (True, True)), Ranking(prompt, ("word", "other"), (True, True))]
+    write_rankings(file, rows, "trl")
+    file.write_text(file.read_text() + '{"prompt": "no answers"}\n')
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 3"):
+        make_agent("dpo", env, data=str(file), **CPU).check_learning(env)
+    agent = make_agent("dpo", env, data=str(file), on_broken="skip", **CPU)
+    with pytest.warns(TextGymWarning) as said:
+        agent.check_learning(env)
+    messages = [str(warning.message) for warning in said]
+    assert "1 of 3 rows are left out, first " in messages[0]
+    assert "pairs.jsonl, line 3" in messages[0]
+    assert "1 of 2 rows are left out, first text 2 of 2: prompt: 'other' is not a word" in messages[1]
+    agent.learn(env, 4)
+    assert agent.episodes == 4

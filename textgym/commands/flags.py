@@ -163,6 +163,13 @@ def find_id(name: str) -> str:
     raise UsageError(f"ID {name!r}: there is no such environment (textgym list shows all).{near}")
 
 
+def import_module_of(target: str) -> None:
+    """Import the module of a `module:Class` as `import_user_module` does; nothing of a plain name, or of hf:MODEL."""
+    module, colon, _ = target.partition(":")
+    if colon and module != "hf":
+        import_user_module(module)
+
+
 def import_user_module(name: str) -> ModuleType:
     """Import a module of the user's, from the current folder or installed. Raises: UsageError if there is none."""
     if str(Path.cwd()) not in sys.path:

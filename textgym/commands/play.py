@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from typing import cast
@@ -18,6 +19,7 @@ from textgym.lm.reference import Reference, UniformReference
 from textgym.state import Observation
 from textgym.task import Task, make_reference
 
+_LOG = logging.getLogger(__name__)
 _HELP = (
     "A number takes that token; a text is written as it is (=TEXT writes a number or an empty start); "
     "an empty line ends the answer; :quit leaves."
@@ -118,6 +120,7 @@ class _Game:
         left = self._task.max_new_tokens - len(self._env.get_state().completion)
         if sys.stdin.isatty():
             self._console.print(untrusted(f"{left} tokens left > ", "dim"), end="")
+        _LOG.info("")  # whoever thinks is not waiting
         line = sys.stdin.readline()
         return line.rstrip("\r\n") if line else None
 

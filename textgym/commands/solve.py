@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,12 +11,13 @@ import gymnasium as gym
 import numpy as np
 from rich.table import Table
 
-from textgym.checks import JsonObject, check_count
+from textgym.checks import JsonObject, check_count, check_number
 from textgym.commands.console import folded, number, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.prompts import Split
 from textgym.render import escaped
 from textgym.solver import Solution, solve
+from textgym.task import BETA, GAMMA
 
 
 def draw_tree(solution: Solution) -> str:
@@ -73,6 +75,9 @@ class SolveFlags:
     def __post_init__(self) -> None:
         for name, least in {"completions": 1, "prompts": 0, "tree": 0, "max_states": 1}.items():
             check_count(name, getattr(self, name), least)
+        for name, most, unit in (("beta", math.inf, BETA), ("gamma", 1.0, GAMMA)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0, most, unit)
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Loader = type[AutoModelForCausalLM | AutoModelForSequenceClassification]
 
 _ON_CPU = 2**30  # bytes of keys and values
+_LOG = logging.getLogger(__name__)
 _LAYERS = ("layer", "layers")  # how the names of settings that count layers end
 
 
@@ -39,11 +41,12 @@ def load_weights(loader: Loader, name: str | Path, what: str, **options: object)
     Returns: the model, and the names of the weights that its files lack.
     Raises: ValueError if no such model can be loaded: it gives the cause.
     """
-    from transformers.utils import logging
+    _LOG.info("loading a model from %s", name)
+    from transformers.utils import logging as library
 
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the report of missing weights is for the caller to give
+    library.disable_progress_bar()
+    verbosity = library.get_verbosity()
+    library.set_verbosity_error()  # the report of missing weights is for the caller to give
     try:
         _check_folder(Path(name))
         loaded = loader.from_pretrained(
@@ -59,7 +62,7 @@ def load_weights(loader: Loader, name: str | Path, what: str, **options: object)
         cause = first_line(error) or type(error).__name__
         raise ValueError(f"{what} with safetensors weights there ({cause})") from error
     finally:
-        logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
     model, report = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
     return model, set(report["missing_keys"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ def check_gamma(task: Task, gamma: float | None) -> float:
     return check_number("gamma", task.gamma if gamma is None else gamma, 0, 1, GAMMA)
 
 
+_LOG = logging.getLogger(__name__)
 MAX_STATES = 2_000_000
 _TEXTS_AT_ONCE = 50_000
 _MASKS_AT_ONCE = 4096
@@ -55,6 +57,7 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
     bare = _masked_levels(task, split, max_states) if task.mask else _free_levels(task, split, max_states)
     unpaid = PrefixTree(task, split, tuple(bare))
     with _Payer(task, split) as payer:
+        _LOG.info("paying %d states", unpaid.states)
         paid = [replace(level, reward=payer.pay(unpaid, depth)) for depth, level in enumerate(bare) if depth]
     return PrefixTree(task, split, (bare[0], *paid))
 
@@ -99,6 +102,7 @@ def _masked_levels(task: Task, split: str, max_states: int) -> list[Level]:
         running = np.flatnonzero(~finished)
         if not len(running):
             break
+        _LOG.info("growing the tree of answers, %d states", total)
         so_far = PrefixTree(task, split, (*levels, _level(parent, action, finished, np.zeros(0))))
         rows, actions = [], []
         for batch, mask in _masks(so_far, depth - 1, running):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import LogProbs, Observation
 from textgym.state import segment_ids
 from textgym.task import Task
+
+_LOG = logging.getLogger(__name__)
 
 
 class UnsolvableError(ValueError):
@@ -211,6 +214,7 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
         level = tree.levels[depth]
         logs = np.empty(len(tree.levels[depth + 1].parent))
         for rows in tree.batches(depth):
+            _LOG.info("asking the %s at depth %d for %d of %d states", argument, depth, len(rows), len(level.running))
             table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
             where, place = tree.edges(depth, rows)
             logs[where] = table[place, tree.levels[depth + 1].action[where]]

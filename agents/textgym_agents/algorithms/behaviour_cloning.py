@@ -72,7 +72,7 @@ class BehaviourCloning(OfflineAgent):
         if self.config.data is not None:
             share = self.config.best_share
             require("best_share", share, share == 1, "1.0 where data is no Minari dataset: texts have no return")
-            return read_demonstrations(self.config.data).rows
+            return self._usable(read_demonstrations(self.config.data, self.config.on_broken))
         count, seed = self.config.demonstrations, self.config.seed
         return [Demonstration(*row) for row in task_demonstrations(self.task.name, count, seed)]
 

@@ -94,7 +94,8 @@ class DPO(OfflineAgent):
 
     def _read(self) -> list[Demonstration]:
         assert self.config.data is not None
-        rows = [pair for ranking in read_rankings(self.config.data).rows for pair in pairs(ranking)]
+        rankings = self._usable(read_rankings(self.config.data, self.config.on_broken))
+        rows = [pair for ranking in rankings for pair in pairs(ranking)]
         return [
             Demonstration(row.prompt, completion, ended)
             for row in rows

@@ -1,18 +1,21 @@
-"""Agents that do not learn: a task's reference policy and a uniformly random one."""
+"""Agents that do not learn: a task's reference policy, a uniformly random one, and any causal LM."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textgym.checks import first_line
+from textgym.files import read_json
 from textgym.lm.reference import Reference, UniformReference
 from textgym.registry import Factory
-from textgym.task import Task, make_reference
+from textgym.task import Task, load_reference, make_reference
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import check_types, require
 from textgym_agents.protocol import Agent, Callback, DrawingAgent, Observation, as_agent
@@ -103,6 +106,77 @@ class RandomAgent(_FixedAgent):
 
     def _make_policy(self, task: Task) -> Reference:
         return UniformReference(task.vocabulary.allowed)
+
+
+class Pretrained(_FixedAgent):
+    """A causal LM or PEFT adapter as it is, measured against the task's reference.
+
+    Raises: ValueError if the model cannot be loaded, or has another tokenizer than the task.
+    """
+
+    model: ClassVar[str]
+    """Its folder or hub id."""
+
+    def _make_policy(self, task: Task) -> Reference:
+        _check_tokenizer(self.model, task)
+        return load_reference(self.model, task)
+
+
+@cache
+def pretrained(name: str) -> type[Pretrained]:
+    """Return the class of agents `hf:FOLDER_OR_ID`. Raises: ValueError without a folder or id."""
+    model = name.removeprefix("hf:")
+    if not model:
+        raise ValueError(f"agent {name!r}: the model is missing, as in hf:models/mine or hf:gpt2")
+    if model.startswith("~/"):
+        model = str(Path(model).expanduser())
+    return type("Pretrained", (Pretrained,), {"name": name, "model": model, "__module__": __name__})
+
+
+def _check_tokenizer(model: str, task: Task) -> None:
+    """Raise ValueError if a model comes with a tokenizer whose ids mean other tokens than the task's.
+
+    Of a model without any, the number of logits alone is compared, later.
+    """
+    from textgym.codecs.sources import find_source
+
+    tokenizer = _tokenizer_of(model)
+    if tokenizer is None:
+        return
+    theirs, own = find_source(tokenizer).codec, task.vocabulary.codec
+    differing = [i for i in range(max(theirs.size, own.size)) if theirs.token(i) != own.token(i)]
+    if differing:
+        place = differing[0]
+        raise ValueError(
+            f"agent 'hf:{model}': its tokenizer is another than that of task {task.name!r}: {len(differing)} ids "
+            f"differ, first {place}: {theirs.token(place)!r}, in the task {own.token(place)!r}; allowed is a model "
+            f"with the task's tokenizer, or a task with the model's (Text-v0 --env tokenizer={model})"
+        )
+
+
+def _tokenizer_of(model: str) -> object:
+    """Return what `find_source` reads a model's tokenizer from, that of an adapter's base where it has none itself.
+
+    Returns: None for a folder without a tokenizer.
+    Raises: ValueError for what is neither a folder nor at hand, nor on the hub.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
+    folder = Path(model)
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        return _tokenizer_of(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
+    if folder.exists() and not [*folder.glob("*vocab*"), *folder.glob("*.model")]:
+        return None
+    try:
+        cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"agent 'hf:{model}': no folder, and no model with a tokenizer ({first_line(error)})"
+        ) from error
 
 
 def reference_of(agent: object, task: Task) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import Annotated
 import tyro
 
 from textgym import TokenVectorEnv
-from textgym.checks import MOST_ROWS, JsonObject, shown
-from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.checks import MOST_ROWS, JsonObject, check_count, check_number
+from textgym.commands.console import UsageError, note, output, untrusted, use_all_cores
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_module_of, parse
 from textgym.evaluate import evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
 from textgym.prompts import Split
+from textgym.task import BETA
 from textgym_agents.commands.running import how_measured, measures_table
+from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
 from textgym_agents.training.folder import RunFolder
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_policy(
@@ -31,32 +36,34 @@ def open_policy(
     agent_class: str | None = None,
     flag: str = "--agent",
     trust_pickle: bool = False,
+    split: str = "train",
 ) -> tuple[TokenVectorEnv, Agent]:
     """Return an environment and an agent on it.
 
     Args:
-        policy: a checkpoint or run folder, a .zip of Stable-Baselines3, a registered agent, or module:Class.
+        policy: a checkpoint or run folder, a .zip of Stable-Baselines3, a registered agent, module:Class, or
+            hf:FOLDER_OR_ID.
         options: NAME=VALUE words; without any, those of the run, where `policy` is one.
         agent_class: module:Class of the agent in the folder, where it is no registered one, or the agent of a .zip.
         flag: what the policy was given as, for errors.
         trust_pickle: whether a .zip may be read, which runs the code in it.
-    Raises: UsageError if `policy` is none of these.
+        split: whose prompts it is asked for.
+    Raises: UsageError if `policy` is none of these; ValueError, before anything is loaded, for a split that the task
+        does not have.
     """
-    for target in (policy if ":" in policy else "", agent_class or ""):
-        if ":" in target:
-            import_user_module(target.partition(":")[0])
+    for target in (policy, agent_class or ""):
+        import_module_of(target)
     folder = Path(policy)
     values = env_options(options) or run_options(folder) or {}
     if policy != "random":  # which needs no torch
         use_all_cores()
-    if folder.is_dir() or folder.is_file():
-        env = make_env(env_id, 1, **values)
-        return env, load_agent(folder, env, agent_class, trust_pickle)
-    if policy not in agent_names() and ":" not in policy:
+    saved = folder.is_dir() or folder.is_file()
+    if not saved and policy not in agent_names() and ":" not in policy:
         names = ", ".join(agent_names())
-        raise UsageError(f"{flag} {policy!r}: neither a folder nor one of {names} nor module:Class")
+        raise UsageError(f"{flag} {policy!r}: neither a folder nor one of {names} nor module:Class nor hf:MODEL")
     env = make_env(env_id, 1, **values)
-    return env, make_agent(policy, env)
+    env.unwrapped.task.prompt_set(split)
+    return env, load_agent(folder, env, agent_class, trust_pickle) if saved else make_agent(policy, env)
 
 
 def run_options(folder: Path) -> JsonObject | None:
@@ -80,7 +87,7 @@ class PolicyFlags:
     """The environment, as `textgym list` shows it."""
     agent: str = "reference"
     """A checkpoint or run folder, a .zip of Stable-Baselines3, or an agent that needs no learning: reference, random,
-    or module:Class."""
+    module:Class, or hf:FOLDER_OR_ID, a causal LM or PEFT adapter with the task's tokenizer."""
     agent_class: str | None = None
     """module:Class of the agent in the folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
     trust_pickle: bool = False
@@ -91,20 +98,28 @@ class PolicyFlags:
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
     seed: int = 0
     """Seeds everything that is drawn."""
+    split: Split = "eval"
+    """Which prompts: held-out ones, those of training, or those to choose settings on."""
+    per_prompt: int = 16
+    """Completions per prompt."""
     deterministic: bool = False
     """Take the likeliest token instead of drawing."""
     json: bool = False
     """Print JSON."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("guide", 0), ("seed", 0), ("per_prompt", 1)):
+            check_count(name, getattr(self, name), least, MOST if name == "seed" else MOST_ROWS)
+
     def open(self) -> tuple[str, TokenVectorEnv, Agent]:
         """Return the id, the environment and the agent, tilted by its own critic if `guide` is not 0.
 
-        Raises: as `open_policy`; UsageError for `guide` < 0; ValueError for an agent without a critic.
+        Raises: as `open_policy`; ValueError for an agent without a critic.
         """
         env_id = find_id(self.id)
-        env, agent = open_policy(env_id, self.agent, self.env, self.agent_class, trust_pickle=self.trust_pickle)
-        if self.guide < 0:
-            raise UsageError(f"--guide {self.guide}: allowed is an integer >= 0")
+        env, agent = open_policy(
+            env_id, self.agent, self.env, self.agent_class, trust_pickle=self.trust_pickle, split=self.split
+        )
         if self.guide:
             from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
 
@@ -116,10 +131,6 @@ class PolicyFlags:
 class EvalFlags(PolicyFlags):
     """Evaluate a policy on an environment: reward, gold, KL, objective J, optimality, length, diversity."""
 
-    split: Split = "eval"
-    """Which prompts: held-out ones, those of training, or those to choose settings on."""
-    per_prompt: int = 16
-    """Completions per prompt."""
     optimum_per_prompt: int = 128
     """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed. With 0 it is
     not, and there is J and no optimality."""
@@ -127,11 +138,10 @@ class EvalFlags(PolicyFlags):
     """Reward units per nat of KL; by default the task's."""
 
     def __post_init__(self) -> None:
-        for name, least in (("per_prompt", 1), ("optimum_per_prompt", 0)):
-            if not least <= getattr(self, name) <= MOST_ROWS:
-                raise UsageError(f"{name}={shown(getattr(self, name))}: allowed is an integer in {least}..{MOST_ROWS}")
-        if self.beta is not None and not 0 <= self.beta < float("inf"):
-            raise UsageError(f"beta={self.beta!r}: allowed is a finite number >= 0")
+        super().__post_init__()
+        check_count("optimum_per_prompt", self.optimum_per_prompt, 0, MOST_ROWS)
+        if self.beta is not None:
+            check_number("beta", self.beta, 0, unit=BETA)
 
 
 def eval_command(arguments: list[str]) -> None:
@@ -142,7 +152,10 @@ def eval_command(arguments: list[str]) -> None:
     from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
 
     task = env.unwrapped.task
+    if caveat := agent.caveat(task, flags.split):
+        note(caveat)
     beta = task.beta if flags.beta is None else flags.beta
+    _LOG.info("working out J*")
     optimum = optimum_for(
         agent,
         task,
@@ -153,6 +166,7 @@ def eval_command(arguments: list[str]) -> None:
         per_prompt=flags.optimum_per_prompt,
         seed=flags.seed,
     )
+    _LOG.info("evaluating")
     evaluation = evaluate(
         agent,
         task,
@@ -191,15 +205,26 @@ class RecordFlags(PolicyFlags):
     split: Split = "train"
     """Which prompts: those of training, held-out ones, or those to choose settings on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is None:
+            raise UsageError("--out: the dataset's folder is missing, as in --out recordings/helpful-v0")
+        check_count("episodes", self.episodes, most=MOST)
+        if self.episodes % self.per_prompt:
+            raise ValueError(f"episodes={self.episodes}: allowed are multiples of per_prompt={self.per_prompt}")
+
 
 def record_command(arguments: list[str]) -> None:
     """Run `textgym record`."""
     flags = parse(RecordFlags, arguments, "record")
-    if flags.out is None:
-        raise UsageError("--out: the dataset's folder is missing, as in --out recordings/helpful-v0")
-    env_id, env, agent = flags.open()
     from textgym_agents.datasets import record
+    from textgym_agents.datasets.recording import dataset_id
 
+    assert flags.out is not None
+    dataset_id(flags.out)
+    if flags.out.exists():
+        raise UsageError(f"--out {str(flags.out)!r}: is there already and is not overwritten")
+    env_id, env, agent = flags.open()
     with disk_full_at(flags.out):
         dataset = record(
             agent,

@@ -184,7 +184,9 @@ def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Collected, JsonObjec
     assert flags.out is not None
     # Before the work: where no folder can be made, it would be lost.
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    env, policy = open_policy(env_id, flags.policy, flags.env, flags.agent_class, "--policy", flags.trust_pickle)
+    env, policy = open_policy(
+        env_id, flags.policy, flags.env, flags.agent_class, "--policy", flags.trust_pickle, flags.split
+    )
     collected = collect(
         env.unwrapped.task,
         policy,

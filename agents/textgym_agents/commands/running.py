@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from textgym_agents.config import OnPolicyConfig
 from textgym_agents.protocol import Metrics
 from textgym_agents.training.folder import RunFolder, run_folder
 
+_LOG = logging.getLogger(__name__)
 MEASURES: Final = {
     "reward": "reward",
     "gold": "gold reward",
@@ -71,14 +74,18 @@ def measures_table(
 
 
 def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
-    """Return which measures of an evaluation are exact and which were sampled, in a sentence."""
+    """Return which measures of an evaluation are exact and which were sampled, and why a KL is infinite."""
     if evaluation.exact:
-        return (
+        text = (
             "Exact, over all answers: reward, KL, J, entropy, length and how many ended by themselves. "
             "Sampled: terms and distinct words."
         )
-    sampled = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
-    return f"{sampled} J* is exact." if optimum.exact else sampled
+    else:
+        text = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
+        text += " J* is exact." if optimum.exact else ""
+    if evaluation.kl is not None and math.isinf(evaluation.kl.mean):
+        text += " KL is infinite: the policy writes tokens to which the reference gives the probability 0."
+    return text
 
 
 def cell(row: Row, name: str) -> str:
@@ -123,6 +130,7 @@ class Display:
 
     def stage(self, text: str) -> None:
         """See `Watcher.stage`."""
+        _LOG.info(text)
         self._progress.update(self._task, description=text)
         if self._live is None:
             self._say(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from textgym_agents.conformance.under_test import (
     factory_of,
     plain_factory_of,
 )
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,10 @@ def check(
         iterations,
         plain_factory_of(agent, settings or {}),
     )
-    findings = []
+    findings: list[Finding] = []
     for entry in CHECKS:
         if entry.name in names:
+            _LOG.info("%s, %d of %d", entry.name, len(findings) + 1, len(names))
             findings.append(_ask(entry, tested))
             if progress is not None:
                 progress(findings[-1])

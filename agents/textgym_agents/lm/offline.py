@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.play import check_env
-from textgym.preferences import Demonstration
+from textgym.preferences import Demonstration, Ranking, Reading
 from textgym.rewards import TextGymWarning
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
@@ -26,6 +26,8 @@ from textgym_agents.lm.sequences import Sequences, encode_texts
 from textgym_agents.lm.trainer import accumulate
 from textgym_agents.protocol import Callback, Metrics
 
+Row = TypeVar("Row", Demonstration, Ranking)
+
 
 @dataclass(frozen=True)
 class OfflineConfig(LMConfig):
@@ -33,6 +35,9 @@ class OfflineConfig(LMConfig):
 
     data: str | None = None
     """File of the texts to learn from, in any format of textgym.preferences, or folder of a Minari dataset."""
+    on_broken: Literal["stop", "skip"] = "stop"
+    """What rows of the file that cannot be used lead to. stop: nothing is learned; skip: they are left out and named.
+    """
     epochs: int = 1
     """Passes over the texts of one iteration, before the next ones are taken."""
     minibatches: int = 4
@@ -72,6 +77,11 @@ class OfflineAgent(LMAgent):
 
         Raises: also ValueError if the texts cannot be used or are others than learning began with.
         """
+        self.check_learning(env)
+        super().learn(env, episodes, callback)
+
+    def check_learning(self, env: TokenVectorEnv) -> None:
+        """See `Agent.check_learning`: the texts are read here."""
         check_env(env)
         if env.num_envs % self.unit:
             raise ValueError(
@@ -83,7 +93,16 @@ class OfflineAgent(LMAgent):
             if self._digest not in (None, digest):
                 raise ValueError(f"data={self.config.data!r}: other texts than learning began with")
             self._digest = digest
-        super().learn(env, episodes, callback)
+
+    def _usable(self, reading: Reading[Row]) -> list[Row]:
+        """Return the rows of a file. Warns: TextGymWarning of those that are left out."""
+        self._leave_out(reading.problems, len(reading.rows))
+        return reading.rows
+
+    def _leave_out(self, problems: Sequence[object], kept: int) -> None:
+        if problems:
+            text = f"{len(problems)} of {kept + len(problems)} rows are left out, first {problems[0]}"
+            warnings.warn(f"data={self.config.data!r}: {text}", TextGymWarning, stacklevel=5)
 
     @abstractmethod
     def _has_data(self) -> bool:
@@ -132,6 +151,8 @@ class OfflineAgent(LMAgent):
         return len(batch.lengths) // self.unit
 
     def _encode(self, texts: Sequence[Demonstration]) -> Sequences:
+        if self.config.on_broken == "skip":
+            texts = self._encodable(texts)
         sequences, cut = encode_texts(self.task, texts)
         if not len(sequences.lengths):
             raise ValueError(f"data={self.config.data!r}: there is nothing in it")
@@ -143,6 +164,18 @@ class OfflineAgent(LMAgent):
                 stacklevel=3,
             )
         return sequences
+
+    def _encodable(self, texts: Sequence[Demonstration]) -> list[Demonstration]:
+        """Return the texts that the task can write, those of a unit together."""
+        kept, problems = list[Demonstration](), list[ValueError]()
+        for start in range(0, len(texts), self.unit):
+            try:
+                encode_texts(self.task, texts[start : start + self.unit])
+                kept += texts[start : start + self.unit]
+            except ValueError as error:
+                problems.append(error)
+        self._leave_out(problems, len(kept) // self.unit)
+        return kept
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         batch, metrics = self._batch(env)

@@ -201,6 +201,16 @@ class SB3Agent(DrawingAgent):
         self.model.policy.set_training_mode(False)
         return self.interface.inputs(observation, self.device)
 
+    def caveat(self, task: Task, split: str) -> str:
+        """See `Agent.caveat`: a model of a .zip may have learned to write tokens that the task does not allow."""
+        if not isinstance(self.interface.choice.table, _EveryToken) or task.vocabulary.allowed.all():
+            return ""
+        forbidden = int(np.count_nonzero(~task.vocabulary.allowed))
+        return (
+            f"{self.file}: its actions are all tokens by id, {forbidden} of which the task does not allow; it is "
+            "measured without them (textgym.wrappers.AllowedActions leaves them out of learning)"
+        )
+
     # Storage
 
     def save(self, path: str | Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from textgym.checks import Bools, Floats, Ints, not_one_of
 from textgym.episodes import observation_space
 from textgym.lm.causal import CausalLM
-from textgym.lm.reference import Reference
+from textgym.lm.reference import Reference, restricted
 from textgym.state import Observation as TokenArrays
 from textgym.task import Task, make_reference
 from textgym.wrappers import VectorAllowedActions, VectorEmbeddingActions, VectorTopKActions, token_embedding
@@ -206,12 +206,14 @@ class Interface:
     def token_log_probs(self, observation: Observation, logs: Floats) -> Floats:
         """Return log-probabilities of tokens (B, V) from those of numbered actions (B, A); -inf elsewhere.
 
-        A token that several actions stand for has the sum of their probabilities.
+        A token that several actions stand for has the sum of their probabilities. What tokens have that the task does
+        not allow, as in a model that numbers all of them, is shared out among the others.
         """
         tokens, _ = self.choice.table.tokens(observation, self.masks(observation))
         result = np.full((len(logs), self._task.vocabulary.size), -np.inf)
         np.logaddexp.at(result, (np.arange(len(logs))[:, None], tokens), logs)
-        return result
+        allowed = np.broadcast_to(self._task.vocabulary.allowed, result.shape)
+        return restricted(result, allowed) if np.isfinite(result[~allowed]).any() else result
 
     def certain(self, tokens: Ints) -> Floats:
         """Return log-probabilities (B, V) of a policy that takes these tokens for sure."""

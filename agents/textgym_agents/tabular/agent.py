@@ -285,6 +285,14 @@ class TabularAgent(DrawingAgent):
         result[:, self.actions] = log_policy
         return result
 
+    def caveat(self, task: Task, split: str) -> str:
+        """See `Agent.caveat`: a table knows nothing of what it never met."""
+        prompts = task.encoded(split)
+        states = self.table.find([np.array(prompt.ids, dtype=np.int32).tobytes() for prompt in prompts])
+        unmet = int((states == UNKNOWN).sum())
+        text = f"{self.name}: {unmet} of {len(prompts)} {split} prompts were never met in learning"
+        return f"{text}; its table knows nothing of them, and it answers as the reference" if unmet else ""
+
     # Storage
 
     def save(self, path: str | Path) -> None:

@@ -139,6 +139,8 @@ class Training:
             if folder is not None and folder.checkpoint.is_dir()
             else make_agent(settings.agent, self._env, config)
         )
+        if int(getattr(self._agent, "episodes", 0)) < settings.episodes:
+            self._agent.check_learning(self._env)
         self.reference = reference_of(self._agent, self.task)
         self.has_own_reference = self._agent.own_reference() is not None
         self._optimum: Optimum | None = None
@@ -288,6 +290,8 @@ class Training:
         rows = folder.metrics()
         before = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
         after = evaluation_row(last)
+        if caveat := self._agent.caveat(self.task, self._settings.split):
+            watcher.note(caveat)
         assert self._optimum is not None
         seconds = folder.seconds()
         self._draw(folder, watcher)

@@ -191,9 +191,11 @@ def keep_optimum(folder: Path, task: Task, optimum: Optimum) -> None:
 def kept_optimum(folder: Path, task: Task, split: str, beta: float) -> Optimum | None:
     """Return the optimum that a run has kept, at any beta > 0; None where there is none, or it is of another task.
 
+    Args: folder: the run's, or its checkpoint's.
+
     Raises: ValueError naming the file if it is damaged.
     """
-    path = folder / FILE
+    path = (folder.parent if folder.name == "checkpoint" else folder) / FILE
     if not path.is_file() or not beta > 0:
         return None
     samples, key = read_samples(path)

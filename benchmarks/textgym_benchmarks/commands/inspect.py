@@ -55,7 +55,8 @@ class InspectFlags:
     id: EnvId
     """The environment, as `textgym list` shows it."""
     agent: AgentNames = ()
-    """A checkpoint or run folder, a Stable-Baselines3 .zip, reference, random, or module:Class; by default reference.
+    """A checkpoint or run folder, a Stable-Baselines3 .zip, reference, random, hf:MODEL, or module:Class; by default
+    reference.
     Given twice, two agents are shown side by side: same prompt, same random numbers."""
     agent_class: str | None = None
     """module:Class of the agent in a folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
@@ -132,7 +133,7 @@ def _traces(flags: InspectFlags, env_id: str, request: TraceRequest) -> Iterator
     task = None
     for name in names:
         env, agent = open_policy(
-            env_id, name, options, _class_of(name, flags.agent_class), trust_pickle=flags.trust_pickle
+            env_id, name, options, _class_of(name, flags.agent_class), "--agent", flags.trust_pickle, flags.split
         )
         task = env.unwrapped.task if task is None else task
         yield record(agent, task, reference_of(agent, task), request, env_id, name)

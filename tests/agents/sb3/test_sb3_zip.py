@@ -12,6 +12,9 @@ from textgym_agents.sb3.interface import TokenFeatures
 from textgym_agents.sb3.vec_env import SB3VecEnv
 
 from textgym import TokenEnv
+from textgym.evaluate import _sampled
+from textgym.sampling import play
+from textgym.task import make_reference
 from textgym.wrappers import AllowedActions
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
@@ -56,12 +59,15 @@ def test_it_is_the_librarys_policy(files, env):
     observation, _ = env.reset(seed=1)
     tensors = {name: torch.as_tensor(array) for name, array in observation.items()}
     ppo = load_agent(folder / "sb3-ppo.zip", env, "sb3-ppo", trust_pickle=True)
-    expected = models["sb3-ppo"].policy.get_distribution(tensors).distribution.logits.detach()
-    np.testing.assert_allclose(ppo.log_probs(observation), expected, atol=1e-6)
+    logits = models["sb3-ppo"].policy.get_distribution(tensors).distribution.logits.detach()
+    # The library's own policy also takes tokens that the task does not allow; ours shares them out among the others.
+    allowed = env.unwrapped.task.vocabulary.allowed
+    expected = torch.log_softmax(logits[:, allowed], -1)
+    np.testing.assert_allclose(ppo.log_probs(observation)[:, allowed], expected, atol=1e-6)
+    assert np.isneginf(ppo.log_probs(observation)[:, ~allowed]).all()
     dqn = load_agent(folder / "sb3-dqn.zip", env, "sb3-dqn", trust_pickle=True)
     # The library's own prediction may be a token that the task does not allow; ours is the best of the others.
     values = models["sb3-dqn"].q_net(tensors).detach().numpy()
-    allowed = env.unwrapped.task.vocabulary.allowed
     assert dqn.act(observation).tolist() == np.where(allowed, values, -np.inf).argmax(1).tolist()
 
 
@@ -121,6 +127,18 @@ def test_it_acts_and_does_not_learn(files, env, tmp_path):
         agent.save(tmp_path / "agent")
     with pytest.raises(ValueError, match="trust_pickle"):
         type(agent).load(files[0] / "sb3-ppo.zip", env)
+
+
+def test_its_kl_is_finite_and_what_it_is_measured_without_is_said(files, env, recwarn):
+    task = env.unwrapped.task
+    said = "4 of which the task does not allow"
+    for name, caveat in (("sb3-ppo", said), ("sb3-maskable-ppo", ""), ("sb3-dqn", said)):
+        agent = load_agent(files[0] / f"{name}.zip", env, name, trust_pickle=True)
+        found = _sampled(agent, task, play(agent, task, reference=make_reference(task)), 0.1, "eval", 0)
+        assert np.isfinite(found["kl"][0].high), name
+        assert caveat in agent.caveat(task, "eval")
+        assert bool(caveat) == bool(agent.caveat(task, "eval"))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

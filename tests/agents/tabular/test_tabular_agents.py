@@ -281,3 +281,14 @@ def test_an_agent_survives_its_folder(tmp_path):
         pytest.raises(ValueError, match="has 4 actions"),
     ):
         load_agent(tmp_path / "empty", other)
+
+
+def test_a_table_says_what_it_never_met():
+    env = make_env("textgym/Text-v0", 8, prompts=["a", "b"], eval_prompts=["a", "c", "d"], reference="uniform",
+                   tokenizer=[*"abcd"], max_new_tokens=1)  # fmt: skip
+    task = env.unwrapped.task
+    agent = make_agent("q-learning", env)
+    assert agent.caveat(task, "train").startswith("q-learning: 2 of 2 train prompts were never met")
+    agent.learn(env, 64)
+    assert agent.caveat(task, "train") == ""
+    assert agent.caveat(task, "eval").startswith("q-learning: 2 of 3 eval prompts were never met")
