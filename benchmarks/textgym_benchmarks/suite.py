@@ -27,7 +27,7 @@ class Cell:
     """One training to do and to measure: one row of a suite.
 
     Args:
-        id: of the environment, as in "textgym/Copy-v0".
+        id: of the environment, as in "textgym/Copy-v0"; of your own, "module:ID", so that every worker finds it.
         agent: a registered name, or "module:Class".
         episodes: the budget.
         seed: of the agent, 0 to 2^31 - 1.
@@ -79,10 +79,14 @@ class Cell:
         return self.label or self.agent
 
     @property
+    def short_id(self) -> str:
+        """The id without a module and without `textgym/`."""
+        return self.id.rpartition(":")[2].removeprefix("textgym/")
+
+    @property
     def task(self) -> str:
         """The name of the task, with that of a reward that is not its own."""
-        name = self.id.removeprefix("textgym/")
-        return name if self.reward_name == "default" else f"{name} {self.reward_name}"
+        return self.short_id if self.reward_name == "default" else f"{self.short_id} {self.reward_name}"
 
     @property
     def key(self) -> str:

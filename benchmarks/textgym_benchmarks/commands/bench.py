@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,22 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from textgym.commands.console import folded, note, number, one_line, output, table, untrusted
-from textgym.commands.flags import import_user_module, parse
+from textgym.checks import JsonObject, first_line
+from textgym.commands.console import UsageError, folded, note, number, one_line, output, table, untrusted
+from textgym.commands.flags import env_options, import_user_module, parse
+from textgym.files import json_value
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchWatcher, Progress, Status, busy_share, run_suite
-from textgym_benchmarks.suites import cost, make_suite
+from textgym_benchmarks.selection import Product, make_suite, reward_name, select, suite_file
+from textgym_benchmarks.suite import RewardJson, Suite
+from textgym_benchmarks.suites import cost
 from textgym_benchmarks.summaries.grid import finals
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
-_NAMED = 5  # failed cells that the last line names
+_NAMED = 5  # errors of failed cells that the last line names
 
 _SYMBOLS = {
     "done": ("+", "green"),
@@ -39,14 +44,27 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class BenchFlags:
-    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left."""
+    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left, and
+    one with more agents, rewards, tasks or seeds adds theirs.
+    """
 
-    suite: str = "quick"
-    """Name of the suite, --list shows all; or module:function, which returns one of your own."""
+    suite: str | None = None
+    """Name of the suite, by default quick, --list shows all; a file of your own, *.toml (docs/suites.md); or
+    module:function, which returns one."""
+    tasks: tuple[str, ...] | None = None
+    """In place of a suite: these tasks under all --rewards with all --agents. A name, an ID, or module:ID."""
+    rewards: tuple[str, ...] | None = None
+    """With --tasks: "default" is each task's own; else registered names, module:function, or JSON as in
+    '{"name": "length", ...}'. NAME=REWARD gives a name for tables."""
     agents: tuple[str, ...] | None = None
-    """Only these agents of the suite, by default all; module:Class adds your own, with its tasks and budgets."""
+    """With --tasks: all agents. Else only these of the suite, by default all; module:Class adds your own, with the
+    suite's tasks and budgets."""
+    episodes: int | None = None
+    """Budget of each cell; by default the suite's, of --tasks 4,096."""
     seeds: int | None = None
-    """Runs of each row, seeds from 0; by default the suite's."""
+    """Runs of each row, seeds from 0; by default the suite's, of --tasks 3."""
+    set: tuple[str, ...] = ()
+    """Settings of agents, as in rloo.learning_rate=1e-3."""
     engine: Literal["serial", "pool", "ray"] = "pool"
     """Where cells run: in this process, in processes of this machine, or on Ray."""
     workers: int | None = None
@@ -71,17 +89,13 @@ def main(arguments: Sequence[str]) -> None:
     if flags.list:
         output().print(suites_table())
         return
-    for name in (flags.suite, *(flags.agents or ())):
-        if ":" in name:
-            import_user_module(name.partition(":")[0])
-    out = flags.out or Path("runs") / f"bench-{flags.suite.rpartition(':')[2]}{'-tune' * (flags.split == 'tune')}"
+    suite, left_out = chosen_suite(flags)
+    out = flags.out or Path("runs") / f"bench-{suite.name}{'-tune' * (flags.split == 'tune')}"
     results = run_suite(
-        flags.suite,
+        suite,
         out,
-        flags.agents,
-        flags.engine,
-        flags.workers,
-        flags.seeds,
+        engine=flags.engine,
+        workers=flags.workers,
         split=flags.split,
         address=flags.address,
         retry_failed=flags.retry_failed,
@@ -96,6 +110,63 @@ def main(arguments: Sequence[str]) -> None:
         console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
     console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
     _report_trouble(results)
+    if left_out:
+        raise SystemExit(EXIT_FAILED)
+
+
+def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
+    """Return the suite that flags ask for, and whether something was left out that does not exist.
+
+    Raises: UsageError for flags that do not go together; whatever making the suite raises.
+    """
+    name = flags.suite or "quick"
+    asked: JsonObject = {"tasks": flags.tasks, "rewards": _rewards(flags.rewards), "agents": flags.agents}
+    asked |= {"episodes": flags.episodes, "seeds": flags.seeds, "settings": _settings(flags.set)}
+    given: JsonObject = {key: value for key, value in asked.items() if value is not None}
+    from_file = suite_file(name) if name.endswith(".toml") else {}
+    if from_file or flags.tasks is not None:
+        if flags.tasks is not None and flags.suite is not None and not from_file:
+            raise UsageError(f"--tasks: goes with no --suite but a file's; leave out --suite {name} or --tasks")
+        wanted = Product.from_json(from_file | given)
+        output().print(f"looking at {len(wanted.tasks)} tasks under {len(wanted.rewards)} rewards")
+        suite, left_out = wanted.suite()
+        for reason, those in left_out.items():
+            note(f"left out: {'; '.join(those)}: {reason}")
+        return suite, bool(left_out)
+    if flags.rewards is not None:
+        raise UsageError("--rewards: goes with --tasks, as in --tasks Helpful --rewards rules model")
+    for word in (name, *(flags.agents or ())):
+        if ":" in word:
+            import_user_module(word.partition(":")[0])
+    return select(make_suite(name), flags.agents, flags.seeds, flags.episodes, given.get("settings")), False
+
+
+def _rewards(words: Sequence[str] | None) -> dict[str, RewardJson] | None:
+    """Return rewards by name. Raises: UsageError for JSON that is broken, or a name that stands there twice."""
+    found: dict[str, RewardJson] = {}
+    for word in words or ():
+        name, equals, text = word.partition("=") if re.match(r"[\w .-]+=", word) else ("", "", word)
+        try:
+            reward: RewardJson = json_value(text) if text.startswith("{") else text
+        except ValueError as error:
+            raise UsageError(f"--rewards {word!r}: {error}; allowed is JSON, quoted as one word") from error
+        name = name if equals else reward_name(reward)
+        if name in found:
+            raise UsageError(f"--rewards: two are called {name!r}; give one another name, as in mine={text}")
+        found[name] = reward
+    return None if words is None else found
+
+
+def _settings(words: Sequence[str]) -> dict[str, JsonObject] | None:
+    """Return agent -> settings. Raises: UsageError for a word of another form."""
+    found: dict[str, JsonObject] = {}
+    for word in words:
+        place, equals, value = word.partition("=")
+        agent, dot, name = place.rpartition(".")
+        if not (equals and dot and agent):
+            raise UsageError(f"--set {word!r}: allowed is AGENT.SETTING=VALUE, as in rloo.learning_rate=1e-3")
+        found.setdefault(agent, {}).update(env_options([f"{name}={value}"], "--set"))
+    return found or None
 
 
 def suites_table() -> Table:
@@ -157,9 +228,14 @@ def _report_trouble(results: Sequence[Result]) -> None:
         note(f"{len(missing)} of {len(results)} cells are still at work in another process: run this again later")
     failed = [result for result in results if result.status == "failed"]
     if failed:
-        named = [f"{result.cell.key} ({(result.error or {})['type']})" for result in failed[:_NAMED]]
-        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        note(f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again")
+        alike: dict[str, list[str]] = {}
+        for result in failed:
+            error = result.error or {}
+            alike.setdefault(first_line(f"{error['type']}: {error['message']}"), []).append(result.cell.key)
+        named = [f"{keys[0]}{f' and {len(keys) - 1} more' * (len(keys) > 1)} ({why})" for why, keys in alike.items()]
+        more = f" and {len(named) - _NAMED} other errors" if len(named) > _NAMED else ""
+        told = "; ".join(named[:_NAMED])
+        note(f"{len(failed)} of {len(results)} cells failed: {told}{more}; --retry-failed tries them again")
     if failed or missing:
         raise SystemExit(EXIT_FAILED)
 

@@ -22,6 +22,7 @@ from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.optima import settle
+from textgym_benchmarks.selection import make_suite, select
 from textgym_benchmarks.suite import Cell, Suite
 from textgym_benchmarks.suite_folder import (
     RUN_CELL,
@@ -34,7 +35,7 @@ from textgym_benchmarks.suite_folder import (
     open_suite,
     put_aside,
 )
-from textgym_benchmarks.suites import cost, make_suite, select
+from textgym_benchmarks.suites import cost
 from textgym_benchmarks.summaries.grid import at, finite
 
 Status = Literal["waiting", "running", "done", "failed", "busy"]
@@ -149,7 +150,8 @@ def run_suite(
 
     Args:
         suite: a suite, or the name of one, see `make_suite`.
-        out: its folder. A new one is made; in one that holds the same suite, the run is continued.
+        out: its folder. A new one is made; in one that holds the same suite, the run is continued, and cells that it
+            does not hold yet are added.
         agents: registered names or "module:Class", see `select`; None for the suite's own.
         engine: "serial", "pool" or "ray".
         workers: processes; None for the cores that there are.
@@ -160,7 +162,7 @@ def run_suite(
         save: keep the last checkpoint of the cells that run, in `cells/KEY/run/checkpoint/`.
         watcher: is told what happens.
         function: see `run_one`.
-    Returns: a result for each cell, in the suite's order. Failed cells are among them.
+    Returns: a result for each cell that is asked for, in the suite's order. Failed cells are among them.
     Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or
         SIGTERM; DiskFullError where nothing more can be written, which leaves the running cells open.
     """
@@ -196,7 +198,10 @@ def run_suite(
         ) from interrupt
     finally:
         watcher.end()
-    return load_results(folder)
+    asked = {cell.key: place for place, cell in enumerate(chosen.cells)}
+    return sorted(
+        (each for each in load_results(folder) if each.cell.key in asked), key=lambda each: asked[each.cell.key]
+    )
 
 
 def busy_share(folder: str | Path) -> float | None:
