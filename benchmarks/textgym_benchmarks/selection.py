@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -87,6 +88,8 @@ class Product:
         """
         rewards = named_rewards(self.rewards)
         modules = user_modules([*self.agents, *rewards.values()])
+        for module in modules:
+            _registered_by(module)
         check_agents(self.agents)
         check_settings(self.settings, self.agents)
         cells: list[Cell] = []
@@ -170,17 +173,19 @@ def full_id(task: str, modules: Iterable[str] = ()) -> str:
     Raises: UsageError for an unknown one, with the nearest; whatever importing a module raises.
     """
     own, _, name = task.rpartition(":")
-    registered = {module: _registered_by(module) for module in ([own] if own else modules)}
+    if own:
+        import_user_module(own)
     found = find_id(TASKS.entry(name).id if name in TASKS else name)
-    owner = own or next((module for module, ids in registered.items() if found in ids), "")
+    owner = own or next((module for module in modules if found in _registered_by(module)), "")
     return f"{owner}:{found}" if owner else found
 
 
 @cache
 def _registered_by(module: str) -> frozenset[str]:
-    """Return the ids that importing a module of the user's adds."""
+    """Return the ids that importing a module of the user's adds; none of one that fails: who needs it says why."""
     before = set(gym.registry)
-    import_user_module(module)
+    with suppress(Exception):
+        import_user_module(module)
     return frozenset(set(gym.registry) - before)
 
 

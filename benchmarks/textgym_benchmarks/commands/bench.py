@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from textgym.checks import JsonObject, first_line
+from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, folded, note, number, one_line, output, table, untrusted
 from textgym.commands.flags import env_options, import_user_module, parse
 from textgym.files import json_value
@@ -31,7 +31,7 @@ from textgym_benchmarks.summaries.grid import finals
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
-_NAMED = 5  # errors of failed cells that the last line names
+_NAMED, _LONGEST = 5, 300  # errors of failed cells that the last line names, and characters of one
 
 _SYMBOLS = {
     "done": ("+", "green"),
@@ -231,7 +231,7 @@ def _report_trouble(results: Sequence[Result]) -> None:
         alike: dict[str, list[str]] = {}
         for result in failed:
             error = result.error or {}
-            alike.setdefault(first_line(f"{error['type']}: {error['message']}"), []).append(result.cell.key)
+            alike.setdefault(one_line(f"{error['type']}: {error['message']}")[:_LONGEST], []).append(result.cell.key)
         named = [f"{keys[0]}{f' and {len(keys) - 1} more' * (len(keys) > 1)} ({why})" for why, keys in alike.items()]
         more = f" and {len(named) - _NAMED} other errors" if len(named) > _NAMED else ""
         told = "; ".join(named[:_NAMED])

@@ -15,6 +15,7 @@ from jinja2 import Environment
 
 from textgym.checks import JsonObject
 from textgym_benchmarks.pages import assets, check_folder, environment, number, shared_assets, write_folder
+from textgym_benchmarks.report.by_reward import reward_sections
 from textgym_benchmarks.report.sections import chart_data, charts, curve_table, groups, matrix, scopes
 from textgym_benchmarks.report.tables import (
     DASHES,
@@ -176,6 +177,8 @@ def _index(
         matrix=matrix(summary),
         curve_tables=[curve_table(summary, problem) for problem in summary.problems],
         charts=charts(summary, agents),
+        reward_sections=reward_sections(summary, agents),
+        address=_address,
         cells=_cell_table(summary, results, agents, folder),
         data=data,
     )

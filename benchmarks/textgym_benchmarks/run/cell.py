@@ -16,7 +16,7 @@ from textgym_agents.registry import agent_class, config_class, make_env
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training, TrainResult, Watcher
-from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
+from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows, spread
 
 from textgym.checks import JsonObject
 from textgym.files import plain, read_json, read_lines
@@ -148,6 +148,12 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
     points = curve(rows, result.after, result.learned, cell.episodes)
     after = list(sample_rows(result.last, plan.samples))
     before = read_lines(run.path / "samples.jsonl")[: len(after)]
+    samples = side_by_side(before, after)
+    episodes = result.last.episodes
+    for sample, prompt in zip(samples, spread(episodes.weights, plan.samples), strict=True):
+        # Other rewards of the suite score the same tokens, see `score_samples`.
+        tokens = episodes.tokens[prompt, 0]
+        sample["after"]["ids"] = tokens[tokens >= 0].tolist()
     return {
         "before": snapshot(rows[0]),
         "after": snapshot(result.after),
@@ -158,7 +164,7 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
         "episodes": result.episodes or (cell.episodes if result.learned["learning/tokens"] else 0),
         "tokens": result.learned["learning/tokens"],
         "iterations": result.iterations,
-        "samples": side_by_side(before, after),
+        "samples": samples,
     }
 
 

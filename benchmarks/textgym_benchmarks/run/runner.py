@@ -5,25 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 from textgym_agents.config import versions
+from textgym_agents.registry import make_env
 
-from textgym.checks import JsonObject
-from textgym.files import read_json, write_json
+from textgym.checks import Floats, JsonObject
+from textgym.files import plain, read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
+from textgym.rewards import Scorer
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.optima import settle
 from textgym_benchmarks.selection import make_suite, select
-from textgym_benchmarks.suite import Cell, Suite
+from textgym_benchmarks.suite import Cell, Suite, canonical
 from textgym_benchmarks.suite_folder import (
     RUN_CELL,
     RUN_ONE,
@@ -188,6 +191,7 @@ def run_suite(
                 if function == RUN_CELL:
                     for line in settle(folder, chosen.evaluation.split, save):
                         watcher.note(line)
+                    score_samples(folder, chosen.evaluation.split)
             finally:
                 if jobs:
                     _write_timing(folder, engine, runs, time.monotonic() - started, progress)
@@ -202,6 +206,55 @@ def run_suite(
     return sorted(
         (each for each in load_results(folder) if each.cell.key in asked), key=lambda each: asked[each.cell.key]
     )
+
+
+def score_samples(folder: Path, split: HeldOut) -> None:
+    """Score samples of finished cells, as written after learning, under every reward that their task has in a suite.
+
+    What a reward pays for the finished text, without its noise, goes into result.json as `after.rewards`; null where it
+    fails.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in load_results(folder):
+        groups.setdefault(canonical([result.cell.id, dict(result.cell.env)]), []).append(result)
+    for results in groups.values():
+        rewards = {result.cell.reward_name: cache(partial(_judge, result.cell, split)) for result in results}
+        for result in results if len(rewards) > 1 else ():
+            data = plain(result.to_json())
+            rows = [row for row in at(data, "measures", "samples") or () if "ids" in (row["after"] or {})]
+            missing = [name for name in rewards if any(name not in row["after"].get("rewards", {}) for row in rows)]
+            for name in missing:
+                scores = _scores(rewards[name], rows)
+                for row, score in zip(rows, scores, strict=True):
+                    row["after"].setdefault("rewards", {})[name] = score
+            if missing and result.folder is not None:
+                with hold(result.folder, wait=True):
+                    write_json(result.folder / "result.json", data)
+
+
+Judge = Callable[[list[str], list[list[int]]], Floats]
+"""From prompts and the ids of answers to what a reward pays for them, reward units."""
+
+
+def _judge(cell: Cell, split: HeldOut) -> Judge:
+    """Return how a cell's reward scores finished texts, without its noise."""
+    task = make_env(cell.id, 1, **cell.options).unwrapped.task
+    scorer = Scorer(getattr(task.reward, "expected", task.reward), timeout=task.timeout)
+
+    def judge(prompts: list[str], ids: list[list[int]]) -> Floats:
+        encoded = [task.prompt(prompt, split) for prompt in prompts]
+        return task.judge(split, encoded, ids, range(len(ids)), scorer=scorer).total
+
+    return judge
+
+
+def _scores(made: Callable[[], Judge], rows: Sequence[JsonObject]) -> Sequence[float | None]:
+    """Return what a reward pays for samples; None for all where it fails, whatever it raises."""
+    try:
+        scores = made()([row["prompt"] for row in rows], [row["after"]["ids"] for row in rows])
+    except Exception:  # the user's code
+        return [None] * len(rows)
+    return scores.tolist()
 
 
 def busy_share(folder: str | Path) -> float | None:
