@@ -96,9 +96,11 @@ class Product:
         left_out: dict[str, list[str]] = {}
         for task in dict.fromkeys(self.tasks):
             found = _tried(partial(full_id, task, modules), task, left_out)
-            for name, reward in rewards.items() if found else ():
+            if found is None:
+                continue
+            for name, reward in rewards.items():
                 options = {} if reward is None else {"reward": reward}
-                if not _tried(partial(make_env, str(found), 1, **options), f"{task} under {name}", left_out):
+                if not _tried(partial(make_env, found, 1, **options), f"{task} under {name}", left_out):
                     continue
                 for agent in self.agents:
                     if reason := misfit(agent, found, reward):

@@ -24,6 +24,7 @@ from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
 RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
 RUN_CELL: Final = "textgym_benchmarks.run.cell:run_cell"
+PROBE: Final = "textgym_benchmarks.run.cell:probe_cell"
 
 
 class CellBusyError(ValueError):

@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -22,10 +22,12 @@ from textgym.commands.flags import env_options, import_user_module, parse
 from textgym.files import json_value
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
+from textgym_benchmarks.engines import Job, make_engine
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchWatcher, Progress, Status, busy_share, run_suite
 from textgym_benchmarks.selection import Product, make_suite, reward_name, select, suite_file
-from textgym_benchmarks.suite import RewardJson, Suite
+from textgym_benchmarks.suite import Cell, RewardJson, Suite
+from textgym_benchmarks.suite_folder import PROBE, cell_folder, cell_result
 from textgym_benchmarks.suites import cost
 from textgym_benchmarks.summaries.grid import finals
 
@@ -79,6 +81,8 @@ class BenchFlags:
     """Also run cells again that failed."""
     keep_checkpoints: bool = False
     """Keep the last checkpoint of the cells that run now, for eval and inspect."""
+    dry_run: bool = False
+    """Run nothing; measure a short piece of every kind of cell, and say what all will take in time and memory."""
     list: bool = False
     """Show the suites, and run nothing."""
 
@@ -91,6 +95,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     suite, left_out = chosen_suite(flags)
     out = flags.out or Path("runs") / f"bench-{suite.name}{'-tune' * (flags.split == 'tune')}"
+    if flags.dry_run:
+        dry_run(replace(suite, evaluation=replace(suite.evaluation, split=flags.split)), out, flags)
+        return
     results = run_suite(
         suite,
         out,
@@ -112,6 +119,50 @@ def main(arguments: Sequence[str]) -> None:
     _report_trouble(results)
     if left_out:
         raise SystemExit(EXIT_FAILED)
+
+
+def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
+    """Print the cells of a suite by kind, and what those without a result will take, judged by a probe of each kind."""
+    console, engine = output(), make_engine(flags.engine, flags.workers, flags.address)
+    kinds: dict[str, list[Cell]] = {}
+    for cell in suite.cells:
+        if cell_result(cell_folder(out, cell)) is None:
+            kinds.setdefault(replace(cell, seed=0).key, []).append(cell)
+    left = f"{sum(map(len, kinds.values()))} without a result"
+    console.print(f"{len(suite.cells)} cells, {left}; a short piece of each kind is measured", markup=False)
+    evaluation = asdict(suite.evaluation)
+    jobs = [Job(key, PROBE, {"cell": cells[0].to_json(), "evaluation": evaluation}) for key, cells in kinds.items()]
+    rows = table(
+        Column("task", no_wrap=True), folded("agent"), *map(number, ("episodes", "cells", "CPU s a cell", "GiB"))
+    )
+    seconds, peaks = [], []
+    for place, event in enumerate(engine.run(jobs)):
+        cells = kinds[event.key]
+        what = f"{cells[0].task}, {cells[0].name}"
+        if event.kind == "started":
+            console.print(untrusted(f"{place // 2 + 1} of {len(jobs)}: {what}"))
+        if event.kind != "finished":
+            continue
+        shown = ["fails", "-"]
+        if event.failure is None:
+            found: JsonObject = event.value  # type: ignore[assignment]
+            seconds += [found["learning"] + found["measuring"]] * len(cells)
+            peaks += [found["peak"] / 2**30] * len(cells)
+            shown = [f"{seconds[-1]:,.1f}", f"{peaks[-1]:.2f}"]
+        else:
+            note(one_line(f"{what}: {event.failure.type}: {event.failure.message}")[:_LONGEST])
+        names = map(untrusted, (cells[0].task, cells[0].name))
+        rows.add_row(*names, f"{cells[0].episodes:,}", str(len(cells)), *shown)
+    console.print(rows)
+    if seconds:
+        wall = max(sum(seconds) / engine.workers, *seconds)
+        at_once = sum(sorted(peaks)[-engine.workers :])
+        console.print(
+            "An estimate, as if everything went on as it begins, on cores that nobody else uses: "
+            f"{duration(sum(seconds))} of CPU time, {duration(wall)} on {min(engine.workers, len(seconds))} cores; "
+            f"{at_once:.1f} GiB at once. Nothing was written.",
+            soft_wrap=True,
+        )
 
 
 def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:

@@ -254,7 +254,7 @@ def _scores(made: Callable[[], Judge], rows: Sequence[JsonObject]) -> Sequence[f
         scores = made()([row["prompt"] for row in rows], [row["after"]["ids"] for row in rows])
     except Exception:  # the user's code
         return [None] * len(rows)
-    return scores.tolist()
+    return [float(score) for score in scores]
 
 
 def busy_share(folder: str | Path) -> float | None:

@@ -109,8 +109,8 @@ def _across(grid: Grid, problems: Sequence[RankedTask], seed: int) -> AcrossRewa
     turns: list[Turn] = []
     pairs: list[RewardPair] = []
     for first, second in combinations(runs, 2):
-        found, pair = _compare(runs, (first, second), seed)
-        turns += found
+        compared, pair = _compare(runs, (first, second), seed)
+        turns += compared
         pairs += [pair] if pair.of else []
     pool = _pool(grid, problems)
     name = problems[0].id.rpartition(":")[2].removeprefix("textgym/")
@@ -146,7 +146,9 @@ def _compare(
         for reward in rewards
         for agent in agents
     }
-    turns, all_drawn = [], []
+    turns: list[Turn] = []
+    all_drawn: list[Floats] = []
+    ends: Ends = (None, None)
     for pair in combinations(agents, 2):
         over, drawn_over, signs = [], [], []
         for reward in rewards:
@@ -156,11 +158,12 @@ def _compare(
             counts = [drawn[reward, agent] for agent in pair]
             drawn_over.append(np.einsum("br,rs,bs->b", counts[0], won, counts[1]) / won.size)
             signs.append(np.sign(a.mean() - b.mean()))
-        all_drawn.append(_turned(*drawn_over))
+        all_drawn.append(_turned(drawn_over[0], drawn_over[1]))
         several = all(len(runs[reward][agent]) > 1 for reward in rewards for agent in pair)
         ends = _ends(all_drawn[-1]) if several else (None, None)
         turned = bool(signs[0] * signs[1] < 0)
-        turns.append(Turn(float(_turned(*over)), *ends, pair, rewards, (over[0], over[1]), turned))
+        value = float(_turned(np.array(over[0]), np.array(over[1])))
+        turns.append(Turn(value, *ends, pair, rewards, (over[0], over[1]), turned))
     if not turns:
         return [], RewardPair(None, None, None, rewards, 0, 0)
     ends = _ends(np.mean(all_drawn, 0)) if all(turn.low is not None for turn in turns) else (None, None)
@@ -168,11 +171,15 @@ def _compare(
     return turns, RewardPair(mean, *ends, rewards, sum(turn.turned for turn in turns), len(turns))
 
 
-def _turned(p: float | Floats, q: float | Floats) -> float | Floats:
+def _turned(p: Floats, q: Floats) -> Floats:
+    """Return the probability that of two independent events, of probability p and q, one happens and not the other."""
     return p * (1.0 - q) + q * (1.0 - p)
 
 
-def _ends(replicates: Floats) -> tuple[float, float]:
+Ends = tuple[float | None, float | None]
+
+
+def _ends(replicates: Floats) -> Ends:
     low, high = percentile_interval(replicates)
     return float(low), float(high)
 
