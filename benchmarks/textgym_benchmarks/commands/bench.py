@@ -136,11 +136,13 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
         Column("task", no_wrap=True), folded("agent"), *map(number, ("episodes", "cells", "CPU s a cell", "GiB"))
     )
     seconds, peaks = [], []
-    for place, event in enumerate(engine.run(jobs)):
+    begun = 0
+    for event in engine.run(jobs):
         cells = kinds[event.key]
         what = f"{cells[0].task}, {cells[0].name}"
         if event.kind == "started":
-            console.print(untrusted(f"{place // 2 + 1} of {len(jobs)}: {what}"))
+            begun += 1
+            console.print(untrusted(f"{begun} of {len(jobs)}: {what}"))
         if event.kind != "finished":
             continue
         shown = ["fails", "-"]

@@ -116,15 +116,15 @@ def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:
         learning = _pace(agent, env, row.episodes) * row.episodes if agent.learns else 0.0
         started = time.process_time()
         own = agent.own_reference()
-        shared = {"beta": task.beta, "split": plan.split, "seed": seed, "per_prompt": plan.eval_per_prompt}
-        optimum = optimum_of(task, (), own, **shared)
+        each = plan.eval_per_prompt
+        optimum = optimum_of(task, (), own, split=plan.split, per_prompt=each, seed=seed)
         worked_out = time.process_time()
         with to_evaluate(agent, row.agent, env) as copy:
-            evaluate(copy, task, reference_of(agent, task), optimum, **shared)
+            evaluate(copy, task, reference_of(agent, task), optimum, split=plan.split, per_prompt=each, seed=seed)
         once = time.process_time() - worked_out
-    thicker = 1.0 if optimum.exact or optimum.committed else plan.optimum_per_prompt / plan.eval_per_prompt
+    thicker = 1.0 if optimum.exact or optimum.committed else plan.optimum_per_prompt / each
     points = plan.eval_points if agent.learns else 0
-    evaluations = points + (1 + agent.learns) * plan.final_per_prompt / plan.eval_per_prompt
+    evaluations = points + (1 + agent.learns) * plan.final_per_prompt / each
     measuring = (worked_out - started) * thicker + once * evaluations
     return {"learning": learning, "measuring": measuring, "peak": _peak()}
 
