@@ -175,10 +175,11 @@ def full_id(task: str, modules: Iterable[str] = ()) -> str:
     Raises: UsageError for an unknown one, with the nearest; whatever importing a module raises.
     """
     own, _, name = task.rpartition(":")
+    registered = {module: _registered_by(module) for module in modules}
     if own:
         import_user_module(own)
     found = find_id(TASKS.entry(name).id if name in TASKS else name)
-    owner = own or next((module for module in modules if found in _registered_by(module)), "")
+    owner = own or next((module for module, ids in registered.items() if found in ids), "")
     return f"{owner}:{found}" if owner else found
 
 
