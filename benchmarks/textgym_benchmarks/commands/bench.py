@@ -94,7 +94,9 @@ def main(arguments: Sequence[str]) -> None:
         output().print(suites_table())
         return
     suite, left_out = chosen_suite(flags)
-    out = flags.out or Path("runs") / f"bench-{suite.name}{'-tune' * (flags.split == 'tune')}"
+    of_product = flags.tasks is not None or (flags.suite or "").endswith(".toml")
+    stem = suite.name if of_product else (flags.suite or "quick").rpartition(":")[2]
+    out = flags.out or Path("runs") / f"bench-{stem}{'-tune' * (flags.split == 'tune')}"
     if flags.dry_run:
         dry_run(replace(suite, evaluation=replace(suite.evaluation, split=flags.split)), out, flags)
         return
