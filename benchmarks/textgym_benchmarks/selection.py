@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +16,13 @@ from typing import TypeVar
 import gymnasium as gym
 from textgym_agents.registry import agent_class, agent_names, make_config, make_env
 
-from textgym.checks import JsonObject, did_you_mean, not_one_of, shown
+from textgym.checks import JsonObject, not_one_of, shown
 from textgym.commands.console import one_line
 from textgym.commands.flags import find_id, import_user_module
+from textgym.files import json_object
 from textgym.registry import SUITES, TASKS, load_target
 from textgym.rewards.registry import spec_name
-from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer
+from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer, from_fields
 from textgym_benchmarks.suites import misfit, rows
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class Product:
             `rewards` registers.
         agents: registered names, or "module:Class".
         rewards: name in tables -> a registered name, "module:function", or {"name": ..., **parameters}; "default" is
-            the task's own. A list of them takes their own names.
+            the task's own. In a list they keep their own names, or have one as in "NAME=REWARD".
         episodes: the budget of each cell. seeds: how many, from 0.
         settings: agent -> settings over its defaults.
         name: of the suite; "" for one made of the tasks'. description: one line for people.
@@ -45,7 +47,7 @@ class Product:
     Raises: ValueError or TypeError for a value that is not allowed; ImportError for an agent that cannot be imported.
     """
 
-    tasks: Sequence[str]
+    tasks: Sequence[str] = ()
     agents: Sequence[str] = ("lm-ppo", "rloo")
     rewards: Mapping[str, RewardJson] | Sequence[RewardJson] = ("default",)
     episodes: int = 4096
@@ -61,22 +63,11 @@ class Product:
         for name in ("tasks", "agents"):
             words = getattr(self, name)
             if isinstance(words, str) or not words or not all(isinstance(word, str) and word for word in words):
-                raise ValueError(f"{name}={words!r}: allowed is a list of at least one name")
+                raise ValueError(f"{name}={words!r}: allowed is a list of at least one name, as in ['Helpful']")
         if not self.rewards:
             raise ValueError("rewards=(): allowed is at least one; 'default' is the task's own")
         if not isinstance(self.evaluation, Evaluation):
             object.__setattr__(self, "evaluation", Evaluation.from_json(self.evaluation))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Product:
-        """Return the product whose fields a JSON object or a TOML file holds. Raises: ValueError for other keys."""
-        allowed = [each.name for each in fields(cls)]
-        for key in data:
-            if key not in allowed:
-                raise ValueError(f"{key!r}: not one of {', '.join(allowed)}.{did_you_mean(key, allowed)}")
-        if "tasks" not in data:
-            raise ValueError('tasks: nothing given; allowed is a list of at least one id, as in tasks = ["Helpful"]')
-        return cls(**data)  # type: ignore[arg-type]
 
     def suite(self) -> tuple[Suite, dict[str, list[str]]]:
         """Return the suite of what can be made, and the rest: why -> which tasks, rewards and agents are left out.
@@ -89,7 +80,7 @@ class Product:
         rewards = named_rewards(self.rewards)
         modules = user_modules([*self.agents, *rewards.values()])
         for module in modules:
-            _registered_by(module)
+            _registered_by(module)  # first of all: agents are found in the current folder from then on
         check_agents(self.agents)
         check_settings(self.settings, self.agents)
         cells: list[Cell] = []
@@ -142,28 +133,34 @@ def suite_file(path: str | Path) -> JsonObject:
 
 
 def named_rewards(rewards: Mapping[str, RewardJson] | Sequence[RewardJson]) -> dict[str, RewardJson | None]:
-    """Return rewards by the names that tables show, None for the task's own. Raises: ValueError for a name twice."""
-    listed = rewards.items() if isinstance(rewards, Mapping) else [(reward_name(each), each) for each in rewards]
+    """Return rewards by the names that tables show, None for the task's own.
+
+    Raises: ValueError for two of one name, or a word that is broken JSON.
+    """
     found: dict[str, RewardJson | None] = {}
-    for name, reward in listed:
+    for name, reward in rewards.items() if isinstance(rewards, Mapping) else map(_named, rewards):
         if name in found:
             raise ValueError(f"rewards: two are called {name!r}; allowed are names of their own, as in NAME=REWARD")
         found[name] = None if reward == "default" else reward
     return found
 
 
-def reward_name(reward: RewardJson) -> str:
-    """Return the word that tables show of a reward: its registered name, or that of its function."""
-    return spec_name(reward).rpartition(":")[2]
+def _named(reward: RewardJson) -> tuple[str, RewardJson]:
+    """Return the name and the reward of a word such as NAME=REWARD, or of a reward, after its own name."""
+    name = ""
+    if isinstance(reward, str) and (parts := re.fullmatch(r"(?:([\w .-]+)=)?(.*)", reward, re.DOTALL)):
+        name, reward = parts[1] or "", parts[2]
+        if reward.startswith("{"):
+            try:
+                reward = json_object(reward)
+            except ValueError as error:
+                raise ValueError(f"rewards: {reward}: {error}; allowed is JSON, quoted as one word") from error
+    return name or spec_name(reward).rpartition(":")[2], reward
 
 
 def user_modules(named: object) -> list[str]:
-    """Return the modules of every "module:attribute" in nested lists and objects, in their order."""
-    if isinstance(named, str):
-        found = re.fullmatch(r"([^\W\d]\w*(?:\.\w+)*):\w+", named)
-        return [found[1]] if found else []
-    parts = named.values() if isinstance(named, Mapping) else named if isinstance(named, list | tuple) else ()
-    return list(dict.fromkeys(module for part in parts for module in user_modules(part)))
+    """Return the modules of every "module:attribute" in JSON values, in their order."""
+    return list(dict.fromkeys(re.findall(r'"([^\W\d][\w.]*):\w+"', json.dumps(named))))
 
 
 def full_id(task: str, modules: Iterable[str] = ()) -> str:
@@ -202,7 +199,7 @@ def make_suite(name: str) -> Suite:
         the function returns no suite; whatever importing the module raises.
     """
     if name.endswith(".toml"):
-        suite, left_out = Product.from_json(suite_file(name)).suite()
+        suite, left_out = from_fields(Product, suite_file(name)).suite()
         for reason, those in left_out.items():
             raise ValueError(f"{name}: {'; '.join(those)}: {reason}")
         return suite

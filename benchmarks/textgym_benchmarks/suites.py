@@ -249,16 +249,7 @@ def rows(
         rewards: name in tables -> reward, see `Cell`; None: the task's own alone, named "default".
     """
     return tuple(
-        Cell(
-            task_id(task),
-            agent,
-            episodes,
-            seed,
-            reward,
-            name,
-            config={**settings(agent, task), **(config or {})},
-            label=label,
-        )
+        Cell(task_id(task), agent, episodes, seed, reward, name, {}, {**settings(agent, task), **(config or {})}, label)
         for task in tasks
         for name, reward in ({"default": None} if rewards is None else rewards).items()
         for agent in agents

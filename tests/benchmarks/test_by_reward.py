@@ -58,16 +58,14 @@ def test_a_turn_by_hand():
     # Under the rules both runs of a beat both of b: p = 1. Under the model a has 1, 2 and b 2, 3: of four pairs one is
     # a tie and the rest lost, q = 0.5 / 4. p (1 - q) + q (1 - p) = 7 / 8.
     found = across()
-    (turn,) = found.turns
-    assert (turn.agents, turn.over, turn.turned) == (("a", "b"), (1.0, 0.125), True)
-    assert turn.value == pytest.approx(7 / 8)
-    (pair,) = found.pairs
-    assert (pair.turned, pair.of, pair.value) == (1, 1, pytest.approx(7 / 8))
+    for turn in found.turns:  # of all pairs of agents, and of the only one
+        assert (turn.agents, turn.over, turn.turned) == ((("a", "b"),), ((1.0, 0.125),), 1)
+        assert turn.value == pytest.approx(7 / 8)
 
 
 def test_agents_that_no_reward_tells_apart_turn_with_probability_a_half():
-    (turn,) = across(dict.fromkeys(SCORES, (1.0, 2.0))).turns
-    assert (turn.value, turn.turned) == (0.5, False)
+    turn, _ = across(dict.fromkeys(SCORES, (1.0, 2.0))).turns
+    assert (turn.value, turn.turned) == (0.5, 0)
 
 
 def exact_interval(scores):
@@ -87,7 +85,7 @@ def exact_interval(scores):
 
 def test_the_interval_of_a_turn_is_that_of_all_resamples():
     scores = {**SCORES, ("a", "rules"): (1.5, 4.0)}
-    (turn,) = across(scores).turns
+    turn, _ = across(scores).turns
     np.testing.assert_allclose([turn.low, turn.high], exact_interval(scores))
     assert turn.low < turn.value < turn.high
 
@@ -99,8 +97,8 @@ def test_single_runs_have_no_interval_and_agents_without_a_j_no_rank():
             value["measures"]["after"]["objective"] = None
     (found,) = across_rewards(make_grid([Result.from_json(value) for value in results]), 0)
     assert found.ranks == ({"a": 1, "b": 2}, {"a": 1})
-    assert found.turns == found.pairs == ()
-    (turn,) = across_rewards(make_grid([Result.from_json(v) for v in values() if v["cell"]["seed"] == 0]), 0)[0].turns
+    assert found.turns == ()
+    turn, _ = across_rewards(make_grid([Result.from_json(v) for v in values() if v["cell"]["seed"] == 0]), 0)[0].turns
     assert (turn.value, turn.low, turn.high) == (1.0, None, None)
 
 
@@ -139,13 +137,32 @@ def test_the_report_has_a_part_by_reward_where_there_are_several(tmp_path):
     assert 'href="#rewards"' in page.source
     rows = [cells for _, cells in page.rows if cells]
     texts = [[" ".join(cell.split()) for cell in row] for row in rows]
-    assert ["rules / model", "1 of 1", "0.875 [0.500, 1.000]"] in texts
-    assert ["rules / model", "a over b", "1.00", "0.12", "yes", "0.88 [0.50, 1.00]"] in texts
-    ranks = [row for row in texts if len(row) == 3 and row[0] in ("a", "b") and row[1].isdigit()]
-    assert sorted(ranks) == [["a", "1", "2"], ["b", "2", "1"]]
+    assert ["rules / model", "1 of 1", "0.88 [0.50, 1.00]"] in texts
+    assert ["rules / model", "a over b", "1.00", "0.12", "1 of 1", "0.88 [0.50, 1.00]"] in texts
+    ranks = {(row[0], row[1]): row[2] for row in texts if len(row) == 9 and row[0] in ("rules", "model")}
+    assert ranks == {
+        ("rules", "a"): "1 of 2",
+        ("rules", "b"): "2 of 2",
+        ("model", "a"): "2 of 2",
+        ("model", "b"): "1 of 2",
+    }
     assert "say &lt;b&gt;x&lt;/b&gt;" in page.source
     assert "<b>0.000</b> rules (0%)" in page.source
     one = [value for value in copy.deepcopy(values()) if value["cell"]["reward_name"] == "rules"]
     alone = write_suite_folder(tmp_path / "alone", one)
     build_report([alone], alone / "report")
     assert 'id="rewards"' not in (alone / "report" / "index.html").read_text()
+
+
+def test_the_mean_over_pairs_of_agents_and_their_order():
+    # Three agents whose order is turned as a whole: every pair turns for sure.
+    means = {"a": 1.0, "b": 2.0, "c": 3.0}
+    scores = {(agent, "rules"): (mean, mean + 0.1) for agent, mean in means.items()}
+    scores |= {(agent, "model"): (-mean, 0.1 - mean) for agent, mean in means.items()}
+    scores["c", "model"] = scores["c", "rules"]
+    found = across(scores)
+    whole, *single = found.turns
+    assert whole.agents == (("a", "b"), ("a", "c"), ("b", "c"))
+    # Under the model c stays ahead of a and b, which change places: 1, 0 and 0.
+    assert [turn.value for turn in single] == [1.0, 0.0, 0.0]
+    assert (whole.value, whole.turned) == (pytest.approx(1 / 3), 1)

@@ -14,7 +14,7 @@ from fake_cells import tiny_suite, value_of
 from textgym_benchmarks.run.cell import probe_cell
 from textgym_benchmarks.run.runner import run_suite, score_samples
 from textgym_benchmarks.selection import Product, full_id, make_suite, named_rewards, select, suite_file
-from textgym_benchmarks.suite import Cell, Evaluation, Suite
+from textgym_benchmarks.suite import Cell, Evaluation, Suite, from_fields
 from textgym_benchmarks.suite_folder import read_suite
 from textgym_benchmarks.suites import misfit, rows
 
@@ -78,7 +78,7 @@ def own(monkeypatch, tmp_path):
 
 
 def made(**data):
-    return Product.from_json(data).suite()
+    return from_fields(Product, data).suite()
 
 
 def test_a_product_has_a_cell_for_each_combination(own):
@@ -144,7 +144,7 @@ def test_an_unknown_task_and_reward_are_left_out(own):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "tasks: nothing given"),
+        ({}, "tasks=(): allowed is a list of at least one name"),
         ({"tasks": "Helpful"}, "tasks='Helpful': allowed is a list"),
         ({"tasks": ["Helpful"], "reward": ["rules"]}, "Did you mean 'rewards'?"),
         ({"tasks": ["Helpful"], "rewards": []}, "rewards=(): allowed is at least one"),
@@ -244,8 +244,11 @@ def test_the_command_runs_a_product_and_says_what_is_left_out(own, fake_run, cap
     [
         (["--rewards", "rules"], "--rewards: goes with --tasks"),
         (["--suite", "ci", "--tasks", "Copy"], "--tasks: goes with no --suite but a file's"),
-        (["--tasks", "Copy", "--rewards", "{1}"], "allowed is JSON"),
-        (["--tasks", "Copy", "--rewards", "a:f", "b:f"], "two are called 'f'; give one another name, as in mine=b:f"),
+        (["--tasks", "Copy", "--rewards", "{1}"], "rewards: {1}: not JSON"),
+        (
+            ["--tasks", "Copy", "--rewards", "a:f", "b:f"],
+            "two are called 'f'; allowed are names of their own",
+        ),
         (["--tasks", "Copy", "--set", "learning_rate=1"], "allowed is AGENT.SETTING=VALUE"),
         (["--tasks", "Copy", "--agents", "rloo", "--set", "rloo.x=1"], "'x' is not a setting of RLOO"),
         (["--suite", "nowhere.toml"], "nowhere.toml: No such file"),

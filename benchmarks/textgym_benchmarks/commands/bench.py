@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,13 @@ from rich.text import Text
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, folded, note, number, one_line, output, table, untrusted
 from textgym.commands.flags import env_options, import_user_module, parse
-from textgym.files import json_value
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.engines import Job, make_engine
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchWatcher, Progress, Status, busy_share, run_suite
-from textgym_benchmarks.selection import Product, make_suite, reward_name, select, suite_file
-from textgym_benchmarks.suite import Cell, RewardJson, Suite
+from textgym_benchmarks.selection import Product, make_suite, select, suite_file
+from textgym_benchmarks.suite import Cell, Suite, from_fields
 from textgym_benchmarks.suite_folder import PROBE, cell_folder, cell_result
 from textgym_benchmarks.suites import cost
 from textgym_benchmarks.summaries.grid import finals
@@ -175,14 +173,14 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
     Raises: UsageError for flags that do not go together; whatever making the suite raises.
     """
     name = flags.suite or "quick"
-    asked: JsonObject = {"tasks": flags.tasks, "rewards": _rewards(flags.rewards), "agents": flags.agents}
+    asked: JsonObject = {"tasks": flags.tasks, "rewards": flags.rewards, "agents": flags.agents}
     asked |= {"episodes": flags.episodes, "seeds": flags.seeds, "settings": _settings(flags.set)}
     given: JsonObject = {key: value for key, value in asked.items() if value is not None}
     from_file = suite_file(name) if name.endswith(".toml") else {}
     if from_file or flags.tasks is not None:
         if flags.tasks is not None and flags.suite is not None and not from_file:
             raise UsageError(f"--tasks: goes with no --suite but a file's; leave out --suite {name} or --tasks")
-        wanted = Product.from_json(from_file | given)
+        wanted = from_fields(Product, from_file | given)
         output().print(f"looking at {len(wanted.tasks)} tasks under {len(wanted.rewards)} rewards")
         suite, left_out = wanted.suite()
         for reason, those in left_out.items():
@@ -194,22 +192,6 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
         if ":" in word:
             import_user_module(word.partition(":")[0])
     return select(make_suite(name), flags.agents, flags.seeds, flags.episodes, given.get("settings")), False
-
-
-def _rewards(words: Sequence[str] | None) -> dict[str, RewardJson] | None:
-    """Return rewards by name. Raises: UsageError for JSON that is broken, or a name that stands there twice."""
-    found: dict[str, RewardJson] = {}
-    for word in words or ():
-        name, equals, text = word.partition("=") if re.match(r"[\w .-]+=", word) else ("", "", word)
-        try:
-            reward: RewardJson = json_value(text) if text.startswith("{") else text
-        except ValueError as error:
-            raise UsageError(f"--rewards {word!r}: {error}; allowed is JSON, quoted as one word") from error
-        name = name if equals else reward_name(reward)
-        if name in found:
-            raise UsageError(f"--rewards: two are called {name!r}; give one another name, as in mine={text}")
-        found[name] = reward
-    return None if words is None else found
 
 
 def _settings(words: Sequence[str]) -> dict[str, JsonObject] | None:

@@ -267,7 +267,7 @@ class Chart:
 def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
     """Return all charts that there are numbers for, the learning curves left out."""
     with_kl = [entry for entry in summary.entries if entry.kl.value is not None]
-    proxies = {entry.problem for entry in with_kl if _is_proxy(entry)}
+    proxies = {entry.problem for entry in with_kl if is_proxy(entry)}
     found = [
         *_frontier("frontier", summary, with_kl, agents),
         *_frontier("gold", summary, [entry for entry in with_kl if entry.problem in proxies], agents),
@@ -289,7 +289,7 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
     return found
 
 
-def _is_proxy(entry: AgentScores) -> bool:
+def is_proxy(entry: AgentScores) -> bool:
     """Return whether runs were paid something else than the gold reward."""
     gold, reward = entry.gold.value, entry.reward.value
     return gold is not None and reward is not None and abs(gold - reward) > SAME

@@ -147,9 +147,8 @@ def _pace(agent: Agent, env: TokenVectorEnv, budget: int) -> float:
 
 def _peak() -> int:
     """Return the most bytes that this process has held, since it began or since the peak began anew."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    with suppress(OSError):
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from textgym_agents.config import versions
 from textgym_agents.registry import make_env
 
-from textgym.checks import Floats, JsonObject
+from textgym.checks import JsonObject
 from textgym.files import plain, read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
@@ -202,59 +202,47 @@ def run_suite(
         ) from interrupt
     finally:
         watcher.end()
-    asked = {cell.key: place for place, cell in enumerate(chosen.cells)}
-    return sorted(
-        (each for each in load_results(folder) if each.cell.key in asked), key=lambda each: asked[each.cell.key]
-    )
+    found = {result.cell.key: result for result in load_results(folder)}
+    return [found[cell.key] for cell in chosen.cells]
 
 
 def score_samples(folder: Path, split: HeldOut) -> None:
     """Score samples of finished cells, as written after learning, under every reward that their task has in a suite.
 
     What a reward pays for the finished text, without its noise, goes into result.json as `after.rewards`; null where it
-    fails.
+    abstains or fails.
     """
     groups: dict[str, list[Result]] = {}
     for result in load_results(folder):
         groups.setdefault(canonical([result.cell.id, dict(result.cell.env)]), []).append(result)
     for results in groups.values():
-        rewards = {result.cell.reward_name: cache(partial(_judge, result.cell, split)) for result in results}
-        for result in results if len(rewards) > 1 else ():
-            data = plain(result.to_json())
-            rows = [row for row in at(data, "measures", "samples") or () if "ids" in (row["after"] or {})]
-            missing = [name for name in rewards if any(name not in row["after"].get("rewards", {}) for row in rows)]
-            for name in missing:
-                scores = _scores(rewards[name], rows)
-                for row, score in zip(rows, scores, strict=True):
-                    row["after"].setdefault("rewards", {})[name] = score
-            if missing and result.folder is not None:
-                with hold(result.folder, wait=True):
-                    write_json(result.folder / "result.json", data)
+        cells = {result.cell.reward_name: result.cell for result in results}
+        data = [plain(result.to_json()) for result in results if result.measures]
+        rows = [row for each in data for row in each["measures"]["samples"] if "ids" in (row["after"] or {})]
+        due = {name: [row for row in rows if name not in row["after"].get("rewards", {})] for name in cells}
+        if len(cells) == 1 or not any(due.values()):
+            continue
+        for name, missing in due.items():
+            for row, score in zip(missing, _scores(cells[name], split, missing), strict=True):
+                row["after"].setdefault("rewards", {})[name] = score
+        for each in data:
+            place = cell_folder(folder, Cell.from_json(each["cell"]))
+            with hold(place, wait=True):
+                write_json(place / "result.json", each)
 
 
-Judge = Callable[[list[str], list[list[int]]], Floats]
-"""From prompts and the ids of answers to what a reward pays for them, reward units."""
-
-
-def _judge(cell: Cell, split: HeldOut) -> Judge:
-    """Return how a cell's reward scores finished texts, without its noise."""
-    task = make_env(cell.id, 1, **cell.options).unwrapped.task
-    scorer = Scorer(getattr(task.reward, "expected", task.reward), timeout=task.timeout)
-
-    def judge(prompts: list[str], ids: list[list[int]]) -> Floats:
-        encoded = [task.prompt(prompt, split) for prompt in prompts]
-        return task.judge(split, encoded, ids, range(len(ids)), scorer=scorer).total
-
-    return judge
-
-
-def _scores(made: Callable[[], Judge], rows: Sequence[JsonObject]) -> Sequence[float | None]:
-    """Return what a reward pays for samples; None for all where it fails, whatever it raises."""
+def _scores(cell: Cell, split: HeldOut, rows: Sequence[JsonObject]) -> list[float | None]:
+    """Return what a cell's reward pays for samples; None for one where it abstains or fails."""
     try:
-        scores = made()([row["prompt"] for row in rows], [row["after"]["ids"] for row in rows])
+        task = make_env(cell.id, 1, **cell.options).unwrapped.task
+        scorer = Scorer(getattr(task.reward, "expected", task.reward), "skip", timeout=task.timeout)
+        prompts = [task.prompt(row["prompt"], split) for row in rows]
+        ids = [row["after"]["ids"] for row in rows]
+        found = task.judge(split, prompts, ids, range(len(rows)), scorer=scorer)
     except Exception:  # the user's code
         return [None] * len(rows)
-    return [float(score) for score in scores]
+    silent = np.all([np.isnan(values) for values in found.terms.values()], axis=0)
+    return [None if none else float(score) for none, score in zip(silent, found.total, strict=True)]
 
 
 def busy_share(folder: str | Path) -> float | None:

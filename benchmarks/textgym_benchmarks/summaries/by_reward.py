@@ -9,13 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from textgym.checks import Floats
-from textgym_benchmarks.statistics import (
-    COMPARED_REPLICATES,
-    Interval,
-    percentile_interval,
-    run_counts,
-    strata_of,
-)
+from textgym_benchmarks.statistics import COMPARED_REPLICATES, Interval, percentile_interval, run_counts, strata_of
 from textgym_benchmarks.suite import canonical
 from textgym_benchmarks.summaries.grid import Grid, RankedTask, at, finals, finite, generator_of
 
@@ -25,34 +19,22 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Turn(Interval):
-    """How likely one reward orders two agents the other way round than another reward does.
+    """How likely one reward orders agents the other way round than another reward does.
 
     Attributes:
         value: P(the agent with the higher J under one reward has the lower one under the other), each of the four runs
             drawn by itself, ties counted half: p (1 - q) + q (1 - p). Two agents that no reward tells apart have 0.5.
+            Of several pairs of agents, the mean.
         low, high: by bootstrap over the runs; None where an agent has a single run.
-        agents: their names. rewards: indices of the two problems.
-        over: p and q, P(the first agent has the higher J) under each reward.
-        turned: whether the means over runs are in another order.
-    """
-
-    agents: tuple[str, str]
-    rewards: tuple[int, int]
-    over: tuple[float, float]
-    turned: bool
-
-
-@dataclass(frozen=True)
-class RewardPair(Interval):
-    """Two rewards: the mean of `Turn.value` over all pairs of agents, and how many of them are turned.
-
-    Attributes:
-        rewards: indices of the two problems. turned, of: pairs of agents.
+        rewards: indices of the two problems. agents: the pairs.
+        over: of each pair p and q, P(the first agent has the higher J) under each reward.
+        turned: pairs whose means over runs are in another order.
     """
 
     rewards: tuple[int, int]
+    agents: tuple[tuple[str, str], ...]
+    over: tuple[tuple[float, float], ...]
     turned: int
-    of: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +62,7 @@ class AcrossRewards:
     Attributes:
         label: of the task. problems: indices, one for each reward.
         ranks: of each problem, agent -> rank by mean J, from 1; agents without a J have none.
-        turns: of every pair of rewards and pair of agents. pairs: of every pair of rewards.
+        turns: for every pair of rewards, of all pairs of agents that have a J under both, and then of each alone.
         disagreements: the most first. pool: completions that they are chosen from.
     """
 
@@ -88,7 +70,6 @@ class AcrossRewards:
     problems: tuple[int, ...]
     ranks: tuple[Mapping[str, int], ...]
     turns: tuple[Turn, ...]
-    pairs: tuple[RewardPair, ...]
     disagreements: tuple[Disagreement, ...]
     pool: int
 
@@ -102,25 +83,18 @@ def across_rewards(grid: Grid, seed: int) -> list[AcrossRewards]:
 
 
 def _across(grid: Grid, problems: Sequence[RankedTask], seed: int) -> AcrossRewards:
-    runs: dict[int, dict[str, Floats]] = {}
-    for problem in problems:
-        found = {agent: finals(grid.of(agent, problem.index), "objective") for agent in grid.agents}
-        runs[problem.index] = {agent: np.array(values) for agent, values in found.items() if values}
-    turns: list[Turn] = []
-    pairs: list[RewardPair] = []
-    for first, second in combinations(runs, 2):
-        compared, pair = _compare(runs, (first, second), seed)
-        turns += compared
-        pairs += [pair] if pair.of else []
+    runs = [
+        {agent: np.array(found) for agent in grid.agents if (found := finals(grid.of(agent, each.index), "objective"))}
+        for each in problems
+    ]
+    over = {each.index: _over(found, each.index, seed) for each, found in zip(problems, runs, strict=True)}
     pool = _pool(grid, problems)
     name = problems[0].id.rpartition(":")[2].removeprefix("textgym/")
-    options = [f"{option} {canonical(value)}" for option, value in problems[0].env.items()]
     return AcrossRewards(
-        label=", ".join([name, *options]),
-        problems=tuple(runs),
-        ranks=tuple(_ranks(known) for known in runs.values()),
-        turns=tuple(turns),
-        pairs=tuple(pairs),
+        label=", ".join([name, *(f"{option} {canonical(value)}" for option, value in problems[0].env.items())]),
+        problems=tuple(over),
+        ranks=tuple(_ranks(found) for found in runs),
+        turns=tuple(turn for pair in combinations(over, 2) for turn in _turns(over, pair)),
         disagreements=tuple(_most(pool)),
         pool=len(pool),
     )
@@ -132,56 +106,46 @@ def _ranks(runs: Mapping[str, Floats]) -> dict[str, int]:
     return {agent: 1 + sum(other > mean for other in means.values()) for agent, mean in means.items()}
 
 
-def _compare(
-    runs: Mapping[int, Mapping[str, Floats]], rewards: tuple[int, int], seed: int
-) -> tuple[list[Turn], RewardPair]:
-    """Return the turns of all agents that have a J under both rewards, and their mean, from the same draws."""
-    agents = [agent for agent in runs[rewards[0]] if agent in runs[rewards[1]]]
-    drawn = {
-        (reward, agent): run_counts(
-            strata_of([runs[reward][agent].tolist()]),
-            COMPARED_REPLICATES,
-            generator_of(seed, "turn", str(reward), agent),
+Over = Mapping[tuple[str, str], tuple[Floats, float]]
+"""Two agents -> P(a run of the first has the higher J), then its replicates (1 + B,), none of single runs; and the
+difference of their means."""
+
+
+def _over(runs: Mapping[str, Floats], problem: int, seed: int) -> Over:
+    counts = {
+        agent: run_counts(
+            strata_of([found.tolist()]), COMPARED_REPLICATES, generator_of(seed, "turn", str(problem), agent)
         )[0]
-        for reward in rewards
-        for agent in agents
-    }
-    turns: list[Turn] = []
-    all_drawn: list[Floats] = []
-    ends: Ends = (None, None)
-    for pair in combinations(agents, 2):
-        over, drawn_over, signs = [], [], []
-        for reward in rewards:
-            a, b = (runs[reward][agent] for agent in pair)
-            won = (a[:, None] > b) + 0.5 * (a[:, None] == b)  # (R, S)
-            over.append(float(won.mean()))
-            counts = [drawn[reward, agent] for agent in pair]
-            drawn_over.append(np.einsum("br,rs,bs->b", counts[0], won, counts[1]) / won.size)
-            signs.append(np.sign(a.mean() - b.mean()))
-        all_drawn.append(_turned(drawn_over[0], drawn_over[1]))
-        several = all(len(runs[reward][agent]) > 1 for reward in rewards for agent in pair)
-        ends = _ends(all_drawn[-1]) if several else (None, None)
-        turned = bool(signs[0] * signs[1] < 0)
-        value = float(_turned(np.array(over[0]), np.array(over[1])))
-        turns.append(Turn(value, *ends, pair, rewards, (over[0], over[1]), turned))
-    if not turns:
-        return [], RewardPair(None, None, None, rewards, 0, 0)
-    ends = _ends(np.mean(all_drawn, 0)) if all(turn.low is not None for turn in turns) else (None, None)
-    mean = float(np.mean([turn.value for turn in turns]))
-    return turns, RewardPair(mean, *ends, rewards, sum(turn.turned for turn in turns), len(turns))
+        for agent, found in runs.items()
+    }  # (B, R) each
+    over = {}
+    for first, second in combinations(runs, 2):
+        a, b = runs[first], runs[second]
+        won = (a[:, None] > b) + 0.5 * (a[:, None] == b)  # (R, S)
+        drawn = np.einsum("br,rs,bs->b", counts[first], won, counts[second]) / won.size
+        several = len(a) > 1 and len(b) > 1
+        over[first, second] = np.array([won.mean(), *(drawn if several else ())]), float(a.mean() - b.mean())
+    return over
 
 
-def _turned(p: Floats, q: Floats) -> Floats:
-    """Return the probability that of two independent events, of probability p and q, one happens and not the other."""
-    return p * (1.0 - q) + q * (1.0 - p)
+def _turns(over: Mapping[int, Over], rewards: tuple[int, int]) -> list[Turn]:
+    """Return the turn of all pairs of agents that are ordered under both rewards, then that of each."""
+    one, two = (over[reward] for reward in rewards)
+    found = {}
+    for pair in one.keys() & two.keys():
+        (p, gap), (q, other_gap) = one[pair], two[pair]
+        shared = min(len(p), len(q))
+        found[pair] = p[:shared] * (1.0 - q[:shared]) + q[:shared] * (1.0 - p[:shared]), gap * other_gap < 0
 
+    def turn(pairs: Sequence[tuple[str, str]]) -> Turn:
+        shared = min(len(found[pair][0]) for pair in pairs)
+        value, *drawn = np.mean([found[pair][0][:shared] for pair in pairs], axis=0)
+        low, high = map(float, percentile_interval(np.array(drawn))) if drawn else (None, None)
+        both = tuple((float(one[pair][0][0]), float(two[pair][0][0])) for pair in pairs)
+        return Turn(float(value), low, high, rewards, tuple(pairs), both, sum(found[pair][1] for pair in pairs))
 
-Ends = tuple[float | None, float | None]
-
-
-def _ends(replicates: Floats) -> Ends:
-    low, high = percentile_interval(replicates)
-    return float(low), float(high)
+    pairs = [pair for pair in one if pair in found]
+    return [turn(each) for each in ([pairs] if pairs else []) + [[pair] for pair in pairs]]
 
 
 def _pool(grid: Grid, problems: Sequence[RankedTask]) -> list[tuple[str, str, str, dict[str, float]]]:
