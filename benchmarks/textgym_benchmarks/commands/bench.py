@@ -17,7 +17,7 @@ from rich.text import Text
 
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, folded, note, number, one_line, output, table, untrusted
-from textgym.commands.flags import env_options, import_user_module, parse
+from textgym.commands.flags import env_options, import_user_module, merged, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.engines import Job, make_engine
@@ -87,6 +87,8 @@ class BenchFlags:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command. Raises: SystemExit with 1 if a cell failed."""
+    for flag in ("--tasks", "--rewards", "--agents", "--set"):
+        arguments = merged(arguments, flag)
     flags = parse(BenchFlags, [*arguments], "bench")
     if flags.list:
         output().print(suites_table())
@@ -133,9 +135,11 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
     evaluation = asdict(suite.evaluation)
     jobs = [Job(key, PROBE, {"cell": cells[0].to_json(), "evaluation": evaluation}) for key, cells in kinds.items()]
     rows = table(
-        Column("task", no_wrap=True), folded("agent"), *map(number, ("episodes", "cells", "CPU s a cell", "GiB"))
+        Column("task", no_wrap=True),
+        folded("agent"),
+        *map(number, ("episodes", "cells", "CPU s a cell", "J* once", "GiB")),
     )
-    seconds, peaks = [], []
+    seconds, peaks, optima = [], [], {}
     begun = 0
     for event in engine.run(jobs):
         cells = kinds[event.key]
@@ -145,23 +149,25 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
             console.print(untrusted(f"{begun} of {len(jobs)}: {what}"))
         if event.kind != "finished":
             continue
-        shown = ["fails", "-"]
+        shown = ["fails", "-", "-"]
         if event.failure is None:
             found: JsonObject = event.value  # type: ignore[assignment]
             seconds += [found["learning"] + found["measuring"]] * len(cells)
             peaks += [found["peak"] / 2**30] * len(cells)
-            shown = [f"{seconds[-1]:,.1f}", f"{peaks[-1]:.2f}"]
+            optima[cells[0].task] = found["optimum"]
+            shown = [f"{seconds[-1]:,.1f}", f"{found['optimum']:,.1f}", f"{peaks[-1]:.2f}"]
         else:
             note(one_line(f"{what}: {event.failure.type}: {event.failure.message}")[:_LONGEST])
         names = map(untrusted, (cells[0].task, cells[0].name))
         rows.add_row(*names, f"{cells[0].episodes:,}", str(len(cells)), *shown)
     console.print(rows)
     if seconds:
-        wall = max(sum(seconds) / engine.workers, *seconds)
+        whole = sum(seconds) + sum(optima.values())
+        wall = max(whole / engine.workers, *seconds)
         at_once = sum(sorted(peaks)[-engine.workers :])
         console.print(
             "An estimate, as if everything went on as it begins, on cores that nobody else uses: "
-            f"{duration(sum(seconds))} of CPU time, {duration(wall)} on {min(engine.workers, len(seconds))} cores; "
+            f"{duration(whole)} of CPU time, {duration(wall)} on {min(engine.workers, len(seconds))} cores; "
             f"{at_once:.1f} GiB at once. Nothing was written.",
             soft_wrap=True,
         )
@@ -188,6 +194,7 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
         return suite, bool(left_out)
     if flags.rewards is not None:
         raise UsageError("--rewards: goes with --tasks, as in --tasks Helpful --rewards rules model")
+    output().print(untrusted(f"suite {name}"))
     for word in (name, *(flags.agents or ())):
         if ":" in word:
             import_user_module(word.partition(":")[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textgym_benchmarks.report.sections import agent_column, is_proxy
 from textgym_benchmarks.report.tables import Column, ColumnOf, ReportTable, Value, estimate, figure, make_table
 from textgym_benchmarks.summaries import Summary
-from textgym_benchmarks.summaries.by_reward import AcrossRewards, Turn
+from textgym_benchmarks.summaries.by_reward import AcrossRewards, TurnedOrder
 from textgym_benchmarks.summaries.charts import Curve
 from textgym_benchmarks.summaries.entries import AgentScores, best_first
 from textgym_benchmarks.summaries.grid import RankedTask
@@ -53,7 +53,7 @@ def _section(summary: Summary, task: AcrossRewards, agents: Mapping[str, int]) -
     )
 
 
-def _is_first(task: AcrossRewards, turn: Turn) -> bool:
+def _is_first(task: AcrossRewards, turn: TurnedOrder) -> bool:
     """Return whether a turn is the first of its pair of rewards: that of all pairs of agents."""
     return turn is next(each for each in task.turns if each.rewards == turn.rewards)
 
@@ -77,7 +77,7 @@ def _rank(ranks: Mapping[str, int], agent: str) -> Value:
     return Value(f"{ranks[agent]} of {len(ranks)}", sort=ranks[agent]) if agent in ranks else figure(None)
 
 
-def _turn_columns(summary: Summary) -> list[ColumnOf[Turn]]:
+def _turn_columns(summary: Summary) -> list[ColumnOf[TurnedOrder]]:
     return [
         (
             Column("Rewards", numeric=False),
@@ -88,7 +88,7 @@ def _turn_columns(summary: Summary) -> list[ColumnOf[Turn]]:
     ]
 
 
-def _each_columns(summary: Summary) -> list[ColumnOf[Turn]]:
+def _each_columns(summary: Summary) -> list[ColumnOf[TurnedOrder]]:
     rewards, *others = _turn_columns(summary)
     return [
         rewards,

@@ -99,8 +99,8 @@ def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:
 
     Args:
         cell, evaluation: as JSON.
-    Returns: {"learning", "measuring"}: what the whole cell will take, CPU seconds, if all goes on as it begins; and
-        {"peak"}: the most memory that the process held, bytes.
+    Returns: {"learning", "measuring", "optimum"}: what the whole cell will take, CPU seconds, if all goes on as it
+        begins; the optimum once for all cells of a task and reward. {"peak"}: the most that the process held, bytes.
     Raises: whatever task, agent or reward raise.
     """
     row, settings = Cell.from_json(cell), Evaluation.from_json(evaluation)
@@ -125,8 +125,8 @@ def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:
     thicker = 1.0 if optimum.exact or optimum.committed else plan.optimum_per_prompt / each
     points = plan.eval_points if agent.learns else 0
     evaluations = points + (1 + agent.learns) * plan.final_per_prompt / each
-    measuring = (worked_out - started) * thicker + once * evaluations
-    return {"learning": learning, "measuring": measuring, "peak": _peak()}
+    taken = {"learning": learning, "measuring": once * evaluations, "optimum": (worked_out - started) * thicker}
+    return {**taken, "peak": _peak()}
 
 
 def _pace(agent: Agent, env: TokenVectorEnv, budget: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ import numpy as np
 from textgym_agents.config import versions
 from textgym_agents.registry import make_env
 
-from textgym.checks import JsonObject
+from textgym.checks import JsonObject, TextGymWarning
 from textgym.files import plain, read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
@@ -238,7 +239,8 @@ def _scores(cell: Cell, split: HeldOut, rows: Sequence[JsonObject]) -> list[floa
         scorer = Scorer(getattr(task.reward, "expected", task.reward), "skip", timeout=task.timeout)
         prompts = [task.prompt(row["prompt"], split) for row in rows]
         ids = [row["after"]["ids"] for row in rows]
-        found = task.judge(split, prompts, ids, range(len(rows)), scorer=scorer)
+        with warnings.catch_warnings(action="ignore", category=TextGymWarning):
+            found = task.judge(split, prompts, ids, range(len(rows)), scorer=scorer)
     except Exception:  # the user's code
         return [None] * len(rows)
     silent = np.all([np.isnan(values) for values in found.terms.values()], axis=0)

@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Turn(Interval):
+class TurnedOrder(Interval):
     """How likely one reward orders agents the other way round than another reward does.
 
     Attributes:
@@ -69,7 +69,7 @@ class AcrossRewards:
     label: str
     problems: tuple[int, ...]
     ranks: tuple[Mapping[str, int], ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[TurnedOrder, ...]
     disagreements: tuple[Disagreement, ...]
     pool: int
 
@@ -128,7 +128,7 @@ def _over(runs: Mapping[str, Floats], problem: int, seed: int) -> Over:
     return over
 
 
-def _turns(over: Mapping[int, Over], rewards: tuple[int, int]) -> list[Turn]:
+def _turns(over: Mapping[int, Over], rewards: tuple[int, int]) -> list[TurnedOrder]:
     """Return the turn of all pairs of agents that are ordered under both rewards, then that of each."""
     one, two = (over[reward] for reward in rewards)
     found = {}
@@ -137,12 +137,12 @@ def _turns(over: Mapping[int, Over], rewards: tuple[int, int]) -> list[Turn]:
         shared = min(len(p), len(q))
         found[pair] = p[:shared] * (1.0 - q[:shared]) + q[:shared] * (1.0 - p[:shared]), gap * other_gap < 0
 
-    def turn(pairs: Sequence[tuple[str, str]]) -> Turn:
+    def turn(pairs: Sequence[tuple[str, str]]) -> TurnedOrder:
         shared = min(len(found[pair][0]) for pair in pairs)
         value, *drawn = np.mean([found[pair][0][:shared] for pair in pairs], axis=0)
         low, high = map(float, percentile_interval(np.array(drawn))) if drawn else (None, None)
         both = tuple((float(one[pair][0][0]), float(two[pair][0][0])) for pair in pairs)
-        return Turn(float(value), low, high, rewards, tuple(pairs), both, sum(found[pair][1] for pair in pairs))
+        return TurnedOrder(float(value), low, high, rewards, tuple(pairs), both, sum(found[pair][1] for pair in pairs))
 
     pairs = [pair for pair in one if pair in found]
     return [turn(each) for each in ([pairs] if pairs else []) + [[pair] for pair in pairs]]
