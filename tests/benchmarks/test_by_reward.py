@@ -50,8 +50,10 @@ def across(scores=SCORES, samples=()):
 
 def test_ranks_are_by_mean_j_within_a_reward_and_equal_means_share_one():
     assert across().ranks == ({"a": 1, "b": 2}, {"a": 2, "b": 1})
-    level = across({**SCORES, ("b", "rules"): (3.0, 4.0)})
+    level = across({**SCORES, ("b", "rules"): (3.0 + 1e-14, 4.0)})  # equal but for rounding
     assert level.ranks[0] == {"a": 1, "b": 1}
+    assert level.turns[0].turned == 0
+    assert level.turns[0].over == ((0.5, 0.125),)
 
 
 def test_a_turn_by_hand():

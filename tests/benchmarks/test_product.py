@@ -237,7 +237,7 @@ def test_the_command_runs_a_product_and_says_what_is_left_out(own, fake_run, cap
     assert "left out: Helpfull: ID 'Helpfull'" in captured.err
     assert (tmp_path / "runs" / "bench-own" / "suite.json").exists()
     # A flag that is given twice takes both values.
-    assert bench(*words[:2], "--rewards", "rules", *words[5:], "--agents", "random", "--rewards", f"{own}:brief") == 0
+    assert bench(*words[:2], "--rewards", "rules", *words[6:], "--agents", "random", "--rewards", f"{own}:brief") == 0
     assert "4 of 4 done" in capsys.readouterr().out
 
 

@@ -137,7 +137,7 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
     rows = table(
         Column("task", no_wrap=True),
         folded("agent"),
-        *map(number, ("episodes", "cells", "CPU s a cell", "J* once", "GiB")),
+        *map(number, ("episodes", "cells", "CPU s each", "J*, s", "GiB")),
     )
     seconds, peaks, optima = [], [], {}
     begun = 0

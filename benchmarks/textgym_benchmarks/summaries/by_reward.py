@@ -13,6 +13,8 @@ from textgym_benchmarks.statistics import COMPARED_REPLICATES, Interval, percent
 from textgym_benchmarks.suite import canonical
 from textgym_benchmarks.summaries.grid import Grid, RankedTask, at, finals, finite, generator_of
 
+DIGITS = 9
+"""Decimals of J that count: exact values that are equal differ by rounding."""
 SHOWN = 8
 """Completions of a task on which rewards disagree most."""
 
@@ -84,7 +86,11 @@ def across_rewards(grid: Grid, seed: int) -> list[AcrossRewards]:
 
 def _across(grid: Grid, problems: Sequence[RankedTask], seed: int) -> AcrossRewards:
     runs = [
-        {agent: np.array(found) for agent in grid.agents if (found := finals(grid.of(agent, each.index), "objective"))}
+        {
+            agent: np.round(js, DIGITS)
+            for agent in grid.agents
+            if (js := finals(grid.of(agent, each.index), "objective"))
+        }
         for each in problems
     ]
     over = {each.index: _over(found, each.index, seed) for each, found in zip(problems, runs, strict=True)}
@@ -102,7 +108,7 @@ def _across(grid: Grid, problems: Sequence[RankedTask], seed: int) -> AcrossRewa
 
 def _ranks(runs: Mapping[str, Floats]) -> dict[str, int]:
     """Return agent -> 1 + how many have a greater mean: equal means share a rank."""
-    means = {agent: float(values.mean()) for agent, values in runs.items()}
+    means = {agent: round(float(values.mean()), DIGITS) for agent, values in runs.items()}
     return {agent: 1 + sum(other > mean for other in means.values()) for agent, mean in means.items()}
 
 
@@ -124,7 +130,10 @@ def _over(runs: Mapping[str, Floats], problem: int, seed: int) -> Over:
         won = (a[:, None] > b) + 0.5 * (a[:, None] == b)  # (R, S)
         drawn = np.einsum("br,rs,bs->b", counts[first], won, counts[second]) / won.size
         several = len(a) > 1 and len(b) > 1
-        over[first, second] = np.array([won.mean(), *(drawn if several else ())]), float(a.mean() - b.mean())
+        over[first, second] = (
+            np.array([won.mean(), *(drawn if several else ())]),
+            round(float(a.mean() - b.mean()), DIGITS),
+        )
     return over
 
 
