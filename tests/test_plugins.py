@@ -105,7 +105,7 @@ imported = sorted(name for name in sys.modules if name.startswith("textgym_vowel
 from textgym import make_task
 from textgym.rewards import make_reward
 from textgym_agents import load_agent, make_agent, make_env
-from textgym_benchmarks.suites import make_suite
+from textgym_benchmarks.selection import make_suite
 
 env = gym.make("textgym/Vowels-v0", length=2)
 observation, info = env.reset(seed=0)

@@ -133,7 +133,7 @@ def test_targets_that_lead_nowhere() -> None:
 
 
 def test_what_is_added_at_run_time_is_made_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    from textgym_benchmarks.suites import make_suite
+    from textgym_benchmarks.selection import make_suite
 
     for registry in (TASKS, SUITES):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))

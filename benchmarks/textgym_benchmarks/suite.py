@@ -8,14 +8,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from textgym_agents.config import check_split
 
 from textgym.checks import JsonObject, did_you_mean
 from textgym.prompts import HeldOut
 
-T = TypeVar("T", "Cell", "Evaluation")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 RewardJson = str | Mapping[str, object]
 """A reward as JSON: a registered name or {"name": ..., **parameters}."""
 
@@ -27,7 +30,7 @@ class Cell:
     """One training to do and to measure: one row of a suite.
 
     Args:
-        id: of the environment, as in "textgym/Copy-v0".
+        id: of the environment, as in "textgym/Copy-v0"; of your own, "module:ID", so that every worker finds it.
         agent: a registered name, or "module:Class".
         episodes: the budget.
         seed: of the agent, 0 to 2^31 - 1.
@@ -79,10 +82,14 @@ class Cell:
         return self.label or self.agent
 
     @property
+    def short_id(self) -> str:
+        """The id without a module and without `textgym/`."""
+        return self.id.rpartition(":")[2].removeprefix("textgym/")
+
+    @property
     def task(self) -> str:
         """The name of the task, with that of a reward that is not its own."""
-        name = self.id.removeprefix("textgym/")
-        return name if self.reward_name == "default" else f"{name} {self.reward_name}"
+        return self.short_id if self.reward_name == "default" else f"{self.short_id} {self.reward_name}"
 
     @property
     def key(self) -> str:
@@ -105,7 +112,7 @@ class Cell:
     @classmethod
     def from_json(cls, data: object) -> Cell:
         """Return the cell that `to_json` wrote. Raises: ValueError for anything else."""
-        cell = _from_fields(cls, data, also=("key",))
+        cell = from_fields(cls, data, also=("key",))
         assert isinstance(data, Mapping)
         if data.get("key", cell.key) != cell.key:
             raise ValueError(f"cell: its key is {data['key']!r}, but its fields make {cell.key!r}")
@@ -143,7 +150,7 @@ class Evaluation:
     @classmethod
     def from_json(cls, data: object) -> Evaluation:
         """Return the settings from a JSON object of its fields. Raises: ValueError for anything else."""
-        return _from_fields(cls, data)
+        return from_fields(cls, data)
 
 
 @dataclass(frozen=True)
@@ -204,8 +211,11 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
         raise ValueError(f"{name}={value!r}: allowed is {allowed}")
 
 
-def _from_fields(kind: type[T], data: object, also: tuple[str, ...] = ()) -> T:
-    """Return a cell or an evaluation from a JSON object with its fields, and keys of `also`, which are left out."""
+def from_fields(kind: type[T], data: object, also: tuple[str, ...] = ()) -> T:
+    """Return a dataclass of JSON values from an object with its fields, and keys of `also`, which are left out.
+
+    Raises: ValueError for anything else.
+    """
     what = kind.__name__.lower()
     if not isinstance(data, Mapping):
         raise ValueError(f"{what}: holds a {type(data).__name__}, allowed is a JSON object")

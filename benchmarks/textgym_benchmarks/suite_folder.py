@@ -24,6 +24,7 @@ from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
 RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
 RUN_CELL: Final = "textgym_benchmarks.run.cell:run_cell"
+PROBE: Final = "textgym_benchmarks.run.cell:probe_cell"
 
 
 class CellBusyError(ValueError):
@@ -31,9 +32,9 @@ class CellBusyError(ValueError):
 
 
 def open_suite(out: str | Path, suite: Suite) -> Path:
-    """Return the folder of a suite, made if there is none.
+    """Return the folder of a suite, made if there is none. Cells that it does not hold yet are added to it.
 
-    Raises: ValueError if `out` holds another suite, with what differs, or something else.
+    Raises: ValueError if `out` holds a suite of another name or evaluation, with what differs, or something else.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -46,12 +47,18 @@ def open_suite(out: str | Path, suite: Suite) -> Path:
     make_folder(folder)
     with hold(folder, wait=True):
         if (folder / "suite.json").exists():
-            different = differences(read_suite(folder), suite)
+            stored = read_suite(folder)
+            different = differences(stored, suite)
             if different:
                 raise ValueError(
                     f"out={str(out)!r}: holds another suite, which is never overwritten ({different}); "
                     "choose another folder"
                 )
+            known = {cell.key for cell in stored.cells}
+            added = [cell.to_json() for cell in suite.cells if cell.key not in known]
+            if added:
+                data = read_json(folder / "suite.json")
+                write_json(folder / "suite.json", data | {"cells": [*data["cells"], *added]})
         else:
             data = {"format": FORMAT, **suite.to_json(), "versions": versions(), "machine": _processor()}
             data |= {"cores": cores(), "started": datetime.now(UTC).strftime("%Y-%m-%d")}
@@ -81,7 +88,7 @@ def read_suite(folder: str | Path) -> Suite:
 
 
 def differences(stored: Suite, asked: Suite) -> str:
-    """Return what differs between a stored suite and one that is asked for, in words; "" for nothing that matters."""
+    """Return what keeps the cells of two suites from being compared, in words; "" for nothing. Cells may differ."""
     parts = []
     if stored.name != asked.name:
         parts.append(f"name {stored.name!r}, asked for is {asked.name!r}")
@@ -89,10 +96,6 @@ def differences(stored: Suite, asked: Suite) -> str:
     for name, value in asdict(stored.evaluation).items():
         if value != wanted[name]:
             parts.append(f"evaluation.{name}={value}, asked for is {wanted[name]}")
-    there, wanted_keys = ({cell.key for cell in suite.cells} for suite in (stored, asked))
-    for what, keys in (("only there", there - wanted_keys), ("only asked for", wanted_keys - there)):
-        if keys:
-            parts.append(f"{len(keys)} cells {what}, as {min(keys)}")
     return "; ".join(parts)
 
 
@@ -168,5 +171,5 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 def family_of(env_id: str) -> str:
     """Return the family of a task; "text" for one that is not in the catalogue."""
-    key = env_id.removeprefix("textgym/")
+    key = env_id.rpartition(":")[2].removeprefix("textgym/")
     return TASKS.entry(key).family if key in TASKS else "text"

@@ -1,20 +1,18 @@
-"""The suites that come with the package, which of their rows run, and how long a cell takes."""
+"""The suites that come with the package, the rows that they are made of, and how long a cell takes."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
 from typing import Final
 
-from textgym_agents.registry import agent_class, agent_names
+from textgym_agents.registry import make_env
 
-from textgym.checks import not_one_of, shown
-from textgym.registry import SUITES, load_target
-from textgym.task import has_language_model, make_task
-from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer
+from textgym.rewards.registry import spec_name
+from textgym.task import has_language_model
+from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite
 
 EXPLORATION: Final = ("Bandit", "DeepSea", "Deceptive", "BigVocab")
 CREDIT: Final = ("Delayed", "Stop", "Distractor")
@@ -41,21 +39,6 @@ AGENTS: Final = (*FIXED, *ON_POLICY, *OTHER_LM, *TABULAR, *SEARCH, *SB3)
 # and the features are the reference's (docs/sb3.md).
 _NEAR_REFERENCE: Final = {"top_k": 4, "lm_features": True, "reference_reward": False, "learning_rate": 0.003}
 _COOLING: Final = {"temperature": 1.0, "temperature_end": 0.1}
-
-
-def make_suite(name: str) -> Suite:
-    """Return a suite.
-
-    Args:
-        name: one of `textgym.registry.SUITES`, which holds the shipped ones from the shortest to the longest, or the
-            "module:function" that returns a suite.
-    Raises: ValueError for an unknown name, with the nearest; TypeError if the function returns no suite; whatever
-        importing the module raises.
-    """
-    suite = (load_target(name, "suite") if ":" in name else SUITES.load(name))()
-    if not isinstance(suite, Suite):
-        raise TypeError(f"suite {name!r}: its function returned {shown(suite)}; allowed is a Suite")
-    return suite
 
 
 def ci() -> Suite:
@@ -194,27 +177,23 @@ def diagnostics() -> Suite:
 
 def rewards() -> Suite:
     """Return the suite of alignment tasks under other rewards; the rules stay the gold reward."""
+    agents = ("lm-ppo", "rloo", "dpo", "best-of-n")
     return Suite(
         "rewards",
-        tuple(chain.from_iterable(map(_rewarded, ALIGNMENT))),
+        tuple(chain.from_iterable(rows([task], agents, 6_144, 3, rewards=_rewards_of(task)) for task in ALIGNMENT)),
         "The alignment tasks under rules, a learned model, shaped and noisy rules.",
     )
 
 
-def _rewarded(task: str) -> Iterable[Cell]:
+def _rewards_of(task: str) -> Mapping[str, RewardJson]:
     rules = {"name": f"{task.lower()}_rules"}
-    specs: dict[str, RewardJson] = {
+    return {
         "rules": "rules",
         "model": "model",
         "shaped": {"name": "shaped", "reward": rules},
         # The deviation of the noise is about that of the reward itself.
         "noisy": {"name": "blurred", "reward": rules, "deviation": 0.5},
     }
-    for name, reward in specs.items():
-        # DPO and best-of-n rank finished answers: rewards on the way mean nothing to them.
-        agents = ("lm-ppo", "rloo") if name == "shaped" else ("lm-ppo", "rloo", "dpo", "best-of-n")
-        cells = rows([task], agents, 6_144, 3)
-        yield from (replace(cell, reward=reward, reward_name=name) for cell in cells)
 
 
 def scaling() -> Suite:
@@ -259,46 +238,58 @@ def rows(
     seeds: int = 1,
     config: Mapping[str, object] | None = None,
     label: str = "",
+    rewards: Mapping[str, RewardJson | None] | None = None,
 ) -> tuple[Cell, ...]:
-    """Return the product of tasks, agents and seeds, without the pairs that do not fit.
+    """Return the product of tasks, rewards, agents and seeds, without what does not fit (`misfit`).
 
     Args:
-        tasks: names, as in textgym/NAME-v0. agents: registered names.
+        tasks: names, as in textgym/NAME-v0, or whole ids. agents: registered names, or "module:Class".
         episodes: the budget of each cell. seeds: how many, from 0.
         config: settings of the agents, over those that are known to work. label: their name in tables.
+        rewards: name in tables -> reward, see `Cell`; None: the task's own alone, named "default".
     """
     return tuple(
-        Cell(task_id(task), agent, episodes, seed, config={**settings(agent, task), **(config or {})}, label=label)
+        Cell(task_id(task), agent, episodes, seed, reward, name, {}, {**settings(agent, task), **(config or {})}, label)
         for task in tasks
+        for name, reward in ({"default": None} if rewards is None else rewards).items()
         for agent in agents
-        if fits(agent, task)
+        if not misfit(agent, task, reward)
         for seed in range(seeds)
     )
 
 
 def task_id(name: str) -> str:
-    """Return the id of a task's first version."""
-    return f"textgym/{name}-v0"
+    """Return the id of a task's first version; an id itself as it is."""
+    return name if "/" in name else f"textgym/{name}-v0"
 
 
-def fits(agent: str, task: str) -> bool:
-    """Return whether an agent can learn a task: tables need few states, imitation needs answers to imitate."""
-    if agent in TABULAR or agent in SEARCH:
-        return task in DIAGNOSTICS
-    if agent == "behaviour-cloning":
-        return task in ALIGNMENT
-    if agent == "dpo":
-        return task != "Json"  # it has a grammar mask
-    return True
+def _task_name(name: str) -> str:
+    """Return the name of a shipped task from its name or id; of any other, what was given."""
+    return next((known for known in TASKS if name in (known, task_id(known))), name)
+
+
+def misfit(agent: str, task: str, reward: RewardJson | None = None) -> str:
+    """Return why an agent cannot learn a task under a reward; "" where it can, as far as it is known beforehand."""
+    task = _task_name(task)
+    if agent in (*TABULAR, *SEARCH) and task in TASKS and task not in DIAGNOSTICS:
+        return "it keeps its states one by one, and this task has too many"
+    if agent == "behaviour-cloning" and task in TASKS and task not in ALIGNMENT:
+        return "this task has no answers to imitate"
+    if agent == "dpo" and task == "Json":
+        return "this task has a grammar mask"
+    if agent in ("dpo", "best-of-n") and reward is not None and spec_name(reward) in ("shaped", "dense"):
+        return "it ranks finished answers, and this reward pays on the way"
+    return ""
 
 
 def settings(agent: str, task: str) -> Mapping[str, object]:
     """Return the settings that are known to be better on a task than an agent's defaults."""
+    task = _task_name(task)
     if agent in TABULAR:
         return _COOLING
     if agent in SEARCH:
         return {"simulations": 16} | ({"batch": 64} if agent == "alphazero" else {})
-    if agent in SB3 and task not in DIAGNOSTICS:
+    if agent in SB3 and task in TASKS and task not in DIAGNOSTICS:
         # An action of these is a point, which stands for a token by itself.
         points = agent in SB3_POINTS
         return {name: value for name, value in _NEAR_REFERENCE.items() if not (points and name == "top_k")}
@@ -331,55 +322,6 @@ def cost(cell: Cell) -> float:
 @cache
 def _has_language_model(env_id: str) -> bool:
     try:
-        return has_language_model(make_task(env_id.removeprefix("textgym/")))
+        return has_language_model(make_env(env_id, 1).unwrapped.task)
     except Exception:  # Its cells will say what is wrong with it.
         return True
-
-
-def select(suite: Suite, agents: Sequence[str] | None = None, seeds: int | None = None) -> Suite:
-    """Return a suite of the same name and settings with other rows.
-
-    Args:
-        suite: the suite that the rows are taken from.
-        agents: registered names, labels of the suite, or "module:Class"; None for all of the suite. An agent that the
-            suite has no rows for gets those of its main agent, without that agent's settings: the same tasks,
-            budgets and seeds.
-        seeds: how many, from 0; None for the suite's own.
-    Raises: ValueError for an unknown name, a class that is no agent, or a name given twice; ImportError if a class
-        cannot be imported.
-    """
-    cells = suite.cells
-    if agents is not None:
-        _check_agents(suite, agents)
-        cells = tuple(cell for agent in agents for cell in _cells_of(suite, agent))
-    if seeds is not None:
-        check_integer("seeds", seeds, 1)
-        first: dict[str, Cell] = {}
-        for cell in cells:
-            first.setdefault(replace(cell, seed=0).key, cell)
-        cells = tuple(replace(cell, seed=seed) for cell in first.values() for seed in range(seeds))
-    return replace(suite, cells=cells)
-
-
-def _cells_of(suite: Suite, agent: str) -> list[Cell]:
-    own = [cell for cell in suite.cells if agent in (cell.agent, cell.name)]
-    if own:
-        return own
-    # The main agent has the most rows; of several, lm-ppo or the first one.
-    counts = Counter(cell.agent for cell in suite.cells)
-    main = max(counts, key=lambda each: (counts[each], each == "lm-ppo"))
-    made = [replace(cell, agent=agent, label="", config={}) for cell in suite.cells if cell.agent == main]
-    return list({cell.key: cell for cell in made}.values())  # variants of one agent differ in settings alone
-
-
-def _check_agents(suite: Suite, agents: Sequence[str]) -> None:
-    known = {*agent_names(), *(cell.name for cell in suite.cells)}
-    if not agents:
-        raise ValueError("agents=(): allowed is at least one, or None for those of the suite")
-    for agent in agents:
-        if agents.count(agent) > 1:
-            raise ValueError(f"agents: {agent!r} stands there twice")
-        if ":" in agent:
-            agent_class(agent)
-        elif agent not in known:
-            raise ValueError(f"{not_one_of('agent', agent, known)} A class of your own is module:Class")

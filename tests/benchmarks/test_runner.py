@@ -119,7 +119,7 @@ def test_a_folder_of_another_suite_is_refused_with_what_differs(tmp_path):
     other = Suite("other", SUITE.cells[1:], evaluation=Evaluation(points=3, per_prompt=1))
     with pytest.raises(ValueError, match="holds another suite") as caught:
         run(tmp_path, suite=other)
-    for part in ("name 'tiny', asked for is 'other'", "evaluation.points=1", "1 cells only there"):
+    for part in ("name 'tiny', asked for is 'other'", "evaluation.points=1"):
         assert part in str(caught.value)
     assert (tmp_path / "suite.json").read_bytes() == before
     run(tmp_path, suite=replace(SUITE, description="told otherwise"))

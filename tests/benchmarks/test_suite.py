@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents.registry import agent_class, agent_names, make_config
+from textgym_benchmarks.selection import make_suite, select
 from textgym_benchmarks.suite import LARGEST_SEED, Cell, Evaluation, Suite
-from textgym_benchmarks.suites import AGENTS, TASKS, cost, make_suite, rows, select
+from textgym_benchmarks.suites import AGENTS, TASKS, cost, rows
 
 from textgym.registry import SUITES
 

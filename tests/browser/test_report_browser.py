@@ -62,7 +62,7 @@ def test_every_chart_draws(opened):
     page = opened.page
     draw_all(opened)
     kinds = page.eval_on_selector_all(".chart", "all => [...new Set(all.map(e => e.dataset.chart))]")
-    assert kinds == ["curve", "frontier", "gold", "profiles", "radar", "throughput"]
+    assert kinds == ["curve", "frontier", "gold", "profiles", "radar", "throughput", "worth"]
     empty = page.eval_on_selector_all(
         ".chart", "all => all.filter(e => !e.querySelector('.main-svg path')).map(e => e.dataset.chart)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -15,18 +15,23 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from textgym.commands.console import duration, folded, note, number, one_line, output, table, untrusted
-from textgym.commands.flags import import_module_of, parse
+from textgym.checks import JsonObject
+from textgym.commands.console import UsageError, duration, folded, note, number, one_line, output, table, untrusted
+from textgym.commands.flags import env_options, import_module_of, merged, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
+from textgym_benchmarks.engines import Job, make_engine
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchWatcher, Progress, Status, busy_share, run_suite
-from textgym_benchmarks.suites import cost, make_suite
+from textgym_benchmarks.selection import Product, make_suite, select, suite_file
+from textgym_benchmarks.suite import Cell, Suite, from_fields
+from textgym_benchmarks.suite_folder import PROBE, cell_folder, cell_result
+from textgym_benchmarks.suites import cost
 from textgym_benchmarks.summaries.grid import finals
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
-_NAMED = 5  # failed cells that the last line names
+_NAMED, _LONGEST = 5, 300  # errors of failed cells that the last line names, and characters of one
 
 _SYMBOLS = {
     "done": ("+", "green"),
@@ -39,14 +44,27 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class BenchFlags:
-    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left."""
+    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left, and
+    one with more agents, rewards, tasks or seeds adds theirs.
+    """
 
-    suite: str = "quick"
-    """Name of the suite, --list shows all; or module:function, which returns one of your own."""
+    suite: str | None = None
+    """Name of the suite, by default quick, --list shows all; a file of your own, *.toml (docs/suites.md); or
+    module:function, which returns one."""
+    tasks: tuple[str, ...] | None = None
+    """In place of a suite: these tasks under all --rewards with all --agents. A name, an ID, or module:ID."""
+    rewards: tuple[str, ...] | None = None
+    """With --tasks: "default" is each task's own; else registered names, module:function, or JSON as in
+    '{"name": "length", ...}'. NAME=REWARD gives a name for tables."""
     agents: tuple[str, ...] | None = None
-    """Only these agents of the suite, by default all; module:Class adds your own, with its tasks and budgets."""
+    """With --tasks: all agents. Else only these of the suite, by default all; module:Class adds your own, with the
+    suite's tasks and budgets."""
+    episodes: int | None = None
+    """Budget of each cell; by default the suite's, of --tasks 4,096."""
     seeds: int | None = None
-    """Runs of each row, seeds from 0; by default the suite's."""
+    """Runs of each row, seeds from 0; by default the suite's, of --tasks 3."""
+    set: tuple[str, ...] = ()
+    """Settings of agents, as in rloo.learning_rate=1e-3."""
     engine: Literal["serial", "pool", "ray"] = "pool"
     """Where cells run: in this process, in processes of this machine, or on Ray."""
     workers: int | None = None
@@ -61,26 +79,32 @@ class BenchFlags:
     """Also run cells again that failed."""
     keep_checkpoints: bool = False
     """Keep the last checkpoint of the cells that run now, for eval and inspect."""
+    dry_run: bool = False
+    """Run nothing; measure a short piece of every kind of cell, and say what all will take in time and memory."""
     list: bool = False
     """Show the suites, and run nothing."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command. Raises: SystemExit with 1 if a cell failed."""
+    for flag in ("--tasks", "--rewards", "--agents", "--set"):
+        arguments = merged(arguments, flag)
     flags = parse(BenchFlags, [*arguments], "bench")
     if flags.list:
         output().print(suites_table())
         return
-    for name in (flags.suite, *(flags.agents or ())):
-        import_module_of(name)
-    out = flags.out or Path("runs") / f"bench-{flags.suite.rpartition(':')[2]}{'-tune' * (flags.split == 'tune')}"
+    suite, left_out = chosen_suite(flags)
+    of_product = flags.tasks is not None or (flags.suite or "").endswith(".toml")
+    stem = suite.name if of_product else (flags.suite or "quick").rpartition(":")[2]
+    out = flags.out or Path("runs") / f"bench-{stem}{'-tune' * (flags.split == 'tune')}"
+    if flags.dry_run:
+        dry_run(replace(suite, evaluation=replace(suite.evaluation, split=flags.split)), out, flags)
+        return
     results = run_suite(
-        flags.suite,
+        suite,
         out,
-        flags.agents,
-        flags.engine,
-        flags.workers,
-        flags.seeds,
+        engine=flags.engine,
+        workers=flags.workers,
         split=flags.split,
         address=flags.address,
         retry_failed=flags.retry_failed,
@@ -95,6 +119,97 @@ def main(arguments: Sequence[str]) -> None:
         console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
     console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
     _report_trouble(results)
+    if left_out:
+        raise SystemExit(EXIT_FAILED)
+
+
+def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
+    """Print the cells of a suite by kind, and what those without a result will take, judged by a probe of each kind."""
+    console, engine = output(), make_engine(flags.engine, flags.workers, flags.address)
+    kinds: dict[str, list[Cell]] = {}
+    for cell in suite.cells:
+        if cell_result(cell_folder(out, cell)) is None:
+            kinds.setdefault(replace(cell, seed=0).key, []).append(cell)
+    left = f"{sum(map(len, kinds.values()))} without a result"
+    console.print(f"{len(suite.cells)} cells, {left}; a short piece of each kind is measured", markup=False)
+    evaluation = asdict(suite.evaluation)
+    jobs = [Job(key, PROBE, {"cell": cells[0].to_json(), "evaluation": evaluation}) for key, cells in kinds.items()]
+    rows = table(
+        Column("task", no_wrap=True),
+        folded("agent"),
+        *map(number, ("episodes", "cells", "CPU s each", "J*, s", "GiB")),
+    )
+    seconds, peaks, optima = [], [], {}
+    begun = 0
+    for event in engine.run(jobs):
+        cells = kinds[event.key]
+        what = f"{cells[0].task}, {cells[0].name}"
+        if event.kind == "started":
+            begun += 1
+            console.print(untrusted(f"{begun} of {len(jobs)}: {what}"))
+        if event.kind != "finished":
+            continue
+        shown = ["fails", "-", "-"]
+        if event.failure is None:
+            found: JsonObject = event.value  # type: ignore[assignment]
+            seconds += [found["learning"] + found["measuring"]] * len(cells)
+            peaks += [found["peak"] / 2**30] * len(cells)
+            optima[cells[0].task] = found["optimum"]
+            shown = [f"{seconds[-1]:,.1f}", f"{found['optimum']:,.1f}", f"{peaks[-1]:.2f}"]
+        else:
+            note(one_line(f"{what}: {event.failure.type}: {event.failure.message}")[:_LONGEST])
+        names = map(untrusted, (cells[0].task, cells[0].name))
+        rows.add_row(*names, f"{cells[0].episodes:,}", str(len(cells)), *shown)
+    console.print(rows)
+    if seconds:
+        whole = sum(seconds) + sum(optima.values())
+        wall = max(whole / engine.workers, *seconds)
+        at_once = sum(sorted(peaks)[-engine.workers :])
+        console.print(
+            "An estimate, as if everything went on as it begins, on cores that nobody else uses: "
+            f"{duration(whole)} of CPU time, {duration(wall)} on {min(engine.workers, len(seconds))} cores; "
+            f"{at_once:.1f} GiB at once. Nothing was written.",
+            soft_wrap=True,
+        )
+
+
+def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
+    """Return the suite that flags ask for, and whether something was left out that does not exist.
+
+    Raises: UsageError for flags that do not go together; whatever making the suite raises.
+    """
+    name = flags.suite or "quick"
+    asked: JsonObject = {"tasks": flags.tasks, "rewards": flags.rewards, "agents": flags.agents}
+    asked |= {"episodes": flags.episodes, "seeds": flags.seeds, "settings": _settings(flags.set)}
+    given: JsonObject = {key: value for key, value in asked.items() if value is not None}
+    from_file = suite_file(name) if name.endswith(".toml") else {}
+    if from_file or flags.tasks is not None:
+        if flags.tasks is not None and flags.suite is not None and not from_file:
+            raise UsageError(f"--tasks: goes with no --suite but a file's; leave out --suite {name} or --tasks")
+        wanted = from_fields(Product, from_file | given)
+        output().print(f"looking at {len(wanted.tasks)} tasks under {len(wanted.rewards)} rewards")
+        suite, left_out = wanted.suite()
+        for reason, those in left_out.items():
+            note(f"left out: {'; '.join(those)}: {reason}")
+        return suite, bool(left_out)
+    if flags.rewards is not None:
+        raise UsageError("--rewards: goes with --tasks, as in --tasks Helpful --rewards rules model")
+    output().print(untrusted(f"suite {name}"))
+    for word in (name, *(flags.agents or ())):
+        import_module_of(word)
+    return select(make_suite(name), flags.agents, flags.seeds, flags.episodes, given.get("settings")), False
+
+
+def _settings(words: Sequence[str]) -> dict[str, JsonObject] | None:
+    """Return agent -> settings. Raises: UsageError for a word of another form."""
+    found: dict[str, JsonObject] = {}
+    for word in words:
+        place, equals, value = word.partition("=")
+        agent, dot, name = place.rpartition(".")
+        if not (equals and dot and agent):
+            raise UsageError(f"--set {word!r}: allowed is AGENT.SETTING=VALUE, as in rloo.learning_rate=1e-3")
+        found.setdefault(agent, {}).update(env_options([f"{name}={value}"], "--set"))
+    return found or None
 
 
 def suites_table() -> Table:
@@ -156,9 +271,14 @@ def _report_trouble(results: Sequence[Result]) -> None:
         note(f"{len(missing)} of {len(results)} cells are still at work in another process: run this again later")
     failed = [result for result in results if result.status == "failed"]
     if failed:
-        named = [f"{result.cell.key} ({(result.error or {})['type']})" for result in failed[:_NAMED]]
-        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        note(f"{len(failed)} of {len(results)} cells failed: {', '.join(named)}{more}; --retry-failed tries them again")
+        alike: dict[str, list[str]] = {}
+        for result in failed:
+            error = result.error or {}
+            alike.setdefault(one_line(f"{error['type']}: {error['message']}")[:_LONGEST], []).append(result.cell.key)
+        named = [f"{keys[0]}{f' and {len(keys) - 1} more' * (len(keys) > 1)} ({why})" for why, keys in alike.items()]
+        more = f" and {len(named) - _NAMED} other errors" if len(named) > _NAMED else ""
+        told = "; ".join(named[:_NAMED])
+        note(f"{len(failed)} of {len(results)} cells failed: {told}{more}; --retry-failed tries them again")
     if failed or missing:
         raise SystemExit(EXIT_FAILED)
 

@@ -17,6 +17,7 @@ from jinja2 import Environment
 from textgym.checks import JsonObject
 from textgym.commands.console import duration
 from textgym_benchmarks.pages import assets, check_folder, environment, number, shared_assets, write_folder
+from textgym_benchmarks.report.by_reward import reward_sections
 from textgym_benchmarks.report.curves import CURVE_TITLES, curve_charts, draw_curve, measures_of_curves
 from textgym_benchmarks.report.sections import chart_data, charts, groups, matrix, scopes
 from textgym_benchmarks.report.tables import (
@@ -175,6 +176,8 @@ class Report:
             curve_charts=curve_charts(summary),
             measures={name: CURVE_TITLES[name] for name in measures_of_curves(summary)},
             charts=charts(summary, agents),
+            reward_sections=reward_sections(summary, agents),
+            address=_address,
             cells=_cell_table(runs, summary, agents, self._folder),
             data=data,
         )

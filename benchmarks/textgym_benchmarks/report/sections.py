@@ -103,7 +103,7 @@ def _over_tasks(rows: Sequence[AgentRow], sizes: tuple[int, int], agents: Mappin
     failures = figures(f"Failures as {_FLOOR}", "common_with_failures", 2, _FAILURES)
     given_more = any(row.common is None for row in rows) or sizes[0] < sizes[1]
     columns: list[ColumnOf[AgentRow]] = [
-        _agent_column(agents, descending=False),
+        agent_column(agents, descending=False),
         (Column("Optimality", _COMMON, bar=True, sorted=True), score),
         *([failures] * any(row.counts.failed for row in rows)),
         *([(Column("Own tasks", _OWN), own)] * given_more),
@@ -125,7 +125,7 @@ def _of_task(entries: Sequence[AgentScores], agents: Mapping[str, int]) -> Repor
 
     gold = figures("Gold", "gold.value", title="The reward that the task is really about")
     columns: list[ColumnOf[AgentScores]] = [
-        _agent_column(agents, descending=False),
+        agent_column(agents, descending=False),
         (Column("Optimality", "Mean over seeds", bar=True, sorted=True), score),
         figures("Reward", "reward.value"),
         *([gold] * any(entry.gold.value is not None for entry in entries)),
@@ -139,7 +139,8 @@ def _of_task(entries: Sequence[AgentScores], agents: Mapping[str, int]) -> Repor
     return make_table(best_first(entries), columns, sortable=True)
 
 
-def _agent_column(agents: Mapping[str, int], descending: bool = True) -> ColumnOf[AgentRow | AgentScores]:
+def agent_column(agents: Mapping[str, int], descending: bool = True) -> ColumnOf[AgentRow | AgentScores]:
+    """Return the column of agents. Args: agents: name -> index of its style."""
     return Column("Agent", numeric=False, descending=descending), lambda row: Value(row.agent, agent=agents[row.agent])
 
 
@@ -246,7 +247,7 @@ class Chart:
 def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
     """Return all charts that there are numbers for, the learning curves left out."""
     with_kl = [entry for entry in summary.entries if entry.kl.value is not None]
-    proxies = {entry.problem for entry in with_kl if _is_proxy(entry)}
+    proxies = {entry.problem for entry in with_kl if is_proxy(entry)}
     found = [
         *_frontier("frontier", summary, with_kl, agents),
         *_frontier("gold", summary, [entry for entry in with_kl if entry.problem in proxies], agents),
@@ -259,7 +260,7 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
         found.append(Chart("radar", _radar_table(summary), size="square"))
     if any(row.tokens_per_cpu_second for row in summary.leaderboard):
         columns: list[ColumnOf[AgentRow]] = [
-            _agent_column(agents),
+            agent_column(agents),
             figures("Tokens per CPU second", "tokens_per_cpu_second", 0),
             figures("Tokens scored a run", "tokens", 0),
             figures("CPU seconds a run", "cpu_seconds", 1),
@@ -268,7 +269,7 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
     return found
 
 
-def _is_proxy(entry: AgentScores) -> bool:
+def is_proxy(entry: AgentScores) -> bool:
     """Return whether runs were paid something else than the gold reward."""
     gold, reward = entry.gold.value, entry.reward.value
     return gold is not None and reward is not None and abs(gold - reward) > SAME
@@ -284,7 +285,7 @@ def _frontier(
     problems = tuple(problem for problem in summary.problems if problem.index in many)
     columns: list[ColumnOf[AgentScores]] = [
         (Column("Task", numeric=False), lambda entry: Value(summary.problems[entry.problem].label)),
-        _agent_column(agents),
+        agent_column(agents),
         (Column("KL"), lambda entry: estimate(entry.kl)),
         (Column("Reward"), lambda entry: estimate(entry.reward)),
         (Column("Gold"), lambda entry: estimate(entry.gold)),

@@ -1,26 +1,31 @@
-"""Runs one cell of a suite in a folder of its own: learning, evaluations, and the numbers that come out."""
+"""Runs one cell of a suite in a folder of its own, or a short piece of it to tell what the whole will take."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings, versions
 from textgym_agents.conformance.under_test import global_generators
-from textgym_agents.registry import agent_class, config_class, make_env
+from textgym_agents.protocol import Agent
+from textgym_agents.registry import agent_class, config_class, make_agent, make_config, make_env
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training, TrainResult, Watcher
-from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows
+from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows, spread, to_evaluate
 
+from textgym import TokenVectorEnv
 from textgym.checks import JsonObject
+from textgym.evaluate import evaluate
 from textgym.files import plain, read_json, read_lines
-from textgym.optimum import Optimum
+from textgym.optimum import Optimum, optimum_of
 from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result
@@ -29,6 +34,8 @@ from textgym_benchmarks.suite import Cell, Evaluation
 
 TUNE_SEEDS = 10_000
 """Added to a cell's seed where it is measured on the split "tune"."""
+PROBED = 1.0
+"""CPU seconds of learning after which a probe has seen enough."""
 ON_THE_WAY, AT_THE_END, OF_THE_REFERENCE = 256, 1024, 4096
 """The fewest completions of an evaluation on the way, of the first and the last one, and of an estimate of J*."""
 
@@ -85,6 +92,66 @@ def run_cell(
         machine=found.pop("machine"),
         versions=found,
     ).to_json()
+
+
+def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:
+    """Run a piece of a cell: a few batches, one evaluation and a thin J*. Nothing is written.
+
+    Args:
+        cell, evaluation: as JSON.
+    Returns: {"learning", "measuring", "optimum"}: what the whole cell will take, CPU seconds, if all goes on as it
+        begins; the optimum once for all cells of a task and reward. {"peak"}: the most that the process held, bytes.
+    Raises: whatever task, agent or reward raise.
+    """
+    row, settings = Cell.from_json(cell), Evaluation.from_json(evaluation)
+    seed = seed_of(row, settings)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: a worker may have probed another cell
+    with _one_thread(), global_generators(seed):
+        task = make_env(row.id, 1, **row.options).unwrapped.task
+        plan = plan_of(row, settings, task)
+        config = make_config(agent_class(row.agent), plan.config)
+        env = make_env(row.id, int(getattr(config, "batch", 64)), **row.options)
+        agent = make_agent(row.agent, env, config)
+        learning = _pace(agent, env, row.episodes) * row.episodes if agent.learns else 0.0
+        started = time.process_time()
+        own = agent.own_reference()
+        each = plan.eval_per_prompt
+        optimum = optimum_of(task, (), own, split=plan.split, per_prompt=each, seed=seed)
+        worked_out = time.process_time()
+        with to_evaluate(agent, row.agent, env) as copy:
+            evaluate(copy, task, reference_of(agent, task), optimum, split=plan.split, per_prompt=each, seed=seed)
+        once = time.process_time() - worked_out
+    thicker = 1.0 if optimum.exact or optimum.committed else plan.optimum_per_prompt / each
+    points = plan.eval_points if agent.learns else 0
+    evaluations = points + (1 + agent.learns) * plan.final_per_prompt / each
+    taken = {"learning": learning, "measuring": once * evaluations, "optimum": (worked_out - started) * thicker}
+    return {**taken, "peak": _peak()}
+
+
+def _pace(agent: Agent, env: TokenVectorEnv, budget: int) -> float:
+    """Return the CPU seconds of an episode, the first batch left out where there are more: it warms up."""
+    marks = [(time.process_time(), 0)]
+
+    def after(metrics: Mapping[str, float]) -> bool:
+        marks.append((time.process_time(), int(metrics.get("episode", len(marks) * env.num_envs))))
+        return len(marks) > 2 and marks[-1][0] - marks[1][0] > PROBED
+
+    episodes = min(budget, max(4 * env.num_envs, 1024))
+    agent.learn(env, episodes, after)
+    if len(marks) == 1:  # an agent that never reports
+        marks.append((time.process_time(), episodes))
+    (start, before), (end, then) = marks[1 if len(marks) > 2 else 0], marks[-1]
+    return (end - start) / max(then - before, 1)
+
+
+def _peak() -> int:
+    """Return the most bytes that this process has held, since it began or since the peak began anew."""
+    with suppress(OSError):
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
@@ -148,6 +215,12 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
     points = curve(rows, result.after, result.learned, cell.episodes)
     after = list(sample_rows(result.last, plan.samples))
     before = read_lines(run.path / "samples.jsonl")[: len(after)]
+    samples = side_by_side(before, after)
+    episodes = result.last.episodes
+    for sample, prompt in zip(samples, spread(episodes.weights, plan.samples), strict=True):
+        # Other rewards of the suite score the same tokens, see `score_samples`.
+        tokens = episodes.tokens[prompt, 0]
+        sample["after"]["ids"] = tokens[tokens >= 0].tolist()
     return {
         "before": snapshot(rows[0]),
         "after": snapshot(result.after),
@@ -158,7 +231,7 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
         "episodes": result.episodes or (cell.episodes if result.learned["learning/tokens"] else 0),
         "tokens": result.learned["learning/tokens"],
         "iterations": result.iterations,
-        "samples": side_by_side(before, after),
+        "samples": samples,
     }
 
 

@@ -5,24 +5,29 @@ from __future__ import annotations
 import errno
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from textgym_agents.config import versions
+from textgym_agents.registry import make_env
 
-from textgym.checks import JsonObject
-from textgym.files import read_json, write_json
+from textgym.checks import JsonObject, TextGymWarning
+from textgym.files import plain, read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
+from textgym.rewards import Scorer
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.optima import settle
-from textgym_benchmarks.suite import Cell, Suite
+from textgym_benchmarks.selection import make_suite, select
+from textgym_benchmarks.suite import Cell, Suite, canonical
 from textgym_benchmarks.suite_folder import (
     RUN_CELL,
     RUN_ONE,
@@ -34,7 +39,7 @@ from textgym_benchmarks.suite_folder import (
     open_suite,
     put_aside,
 )
-from textgym_benchmarks.suites import cost, make_suite, select
+from textgym_benchmarks.suites import cost
 from textgym_benchmarks.summaries.grid import at, finite
 
 Status = Literal["waiting", "running", "done", "failed", "busy"]
@@ -149,7 +154,8 @@ def run_suite(
 
     Args:
         suite: a suite, or the name of one, see `make_suite`.
-        out: its folder. A new one is made; in one that holds the same suite, the run is continued.
+        out: its folder. A new one is made; in one that holds the same suite, the run is continued, and cells that it
+            does not hold yet are added.
         agents: registered names or "module:Class", see `select`; None for the suite's own.
         engine: "serial", "pool" or "ray".
         workers: processes; None for the cores that there are.
@@ -160,7 +166,7 @@ def run_suite(
         save: keep the last checkpoint of the cells that run, in `cells/KEY/run/checkpoint/`.
         watcher: is told what happens.
         function: see `run_one`.
-    Returns: a result for each cell, in the suite's order. Failed cells are among them.
+    Returns: a result for each cell that is asked for, in the suite's order. Failed cells are among them.
     Raises: ValueError for an unknown name, or a folder that holds something else; BenchInterrupted after Ctrl-C or
         SIGTERM; DiskFullError where nothing more can be written, which leaves the running cells open.
     """
@@ -186,6 +192,7 @@ def run_suite(
                 if function == RUN_CELL:
                     for line in settle(folder, chosen.evaluation.split, save):
                         watcher.note(line)
+                    score_samples(folder, chosen.evaluation.split)
             finally:
                 if jobs:
                     _write_timing(folder, engine, runs, time.monotonic() - started, progress)
@@ -196,7 +203,48 @@ def run_suite(
         ) from interrupt
     finally:
         watcher.end()
-    return load_results(folder)
+    found = {result.cell.key: result for result in load_results(folder)}
+    return [found[cell.key] for cell in chosen.cells]
+
+
+def score_samples(folder: Path, split: HeldOut) -> None:
+    """Score samples of finished cells, as written after learning, under every reward that their task has in a suite.
+
+    What a reward pays for the finished text, without its noise, goes into result.json as `after.rewards`; null where it
+    abstains or fails.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in load_results(folder):
+        groups.setdefault(canonical([result.cell.id, dict(result.cell.env)]), []).append(result)
+    for results in groups.values():
+        cells = {result.cell.reward_name: result.cell for result in results}
+        data = [plain(result.to_json()) for result in results if result.measures]
+        rows = [row for each in data for row in each["measures"]["samples"] if "ids" in (row["after"] or {})]
+        due = {name: [row for row in rows if name not in row["after"].get("rewards", {})] for name in cells}
+        if len(cells) == 1 or not any(due.values()):
+            continue
+        for name, missing in due.items():
+            for row, score in zip(missing, _scores(cells[name], split, missing), strict=True):
+                row["after"].setdefault("rewards", {})[name] = score
+        for each in data:
+            place = cell_folder(folder, Cell.from_json(each["cell"]))
+            with hold(place, wait=True):
+                write_json(place / "result.json", each)
+
+
+def _scores(cell: Cell, split: HeldOut, rows: Sequence[JsonObject]) -> list[float | None]:
+    """Return what a cell's reward pays for samples; None for one where it abstains or fails."""
+    try:
+        task = make_env(cell.id, 1, **cell.options).unwrapped.task
+        scorer = Scorer(getattr(task.reward, "expected", task.reward), "skip", timeout=task.timeout)
+        prompts = [task.prompt(row["prompt"], split) for row in rows]
+        ids = [row["after"]["ids"] for row in rows]
+        with warnings.catch_warnings(action="ignore", category=TextGymWarning):
+            found = task.judge(split, prompts, ids, range(len(rows)), scorer=scorer)
+    except Exception:  # the user's code
+        return [None] * len(rows)
+    silent = np.all([np.isnan(values) for values in found.terms.values()], axis=0)
+    return [None if none else float(score) for none, score in zip(silent, found.total, strict=True)]
 
 
 def busy_share(folder: str | Path) -> float | None:

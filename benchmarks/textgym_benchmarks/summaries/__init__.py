@@ -9,6 +9,7 @@ from textgym.checks import JsonObject
 from textgym.files import plain
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.statistics import CONFIDENCE
+from textgym_benchmarks.summaries.by_reward import AcrossRewards, across_rewards
 from textgym_benchmarks.summaries.charts import (
     THRESHOLDS,
     Curve,
@@ -41,6 +42,7 @@ class Summary:
         equal_tokens: one per problem. curves: of the learning.
         thresholds: of the profiles.
         profiles, pairwise, radar: agents side by side. best: the best agent of every family.
+        across: tasks that agents learned under several rewards.
         findings: failures and surprises.
         versions: package -> its versions in these results. machines: where they were made.
         floor: least optimality in aggregates. confidence, seed: of the intervals.
@@ -59,6 +61,7 @@ class Summary:
     pairwise: Pairwise
     radar: Radar
     best: tuple[Best, ...]
+    across: tuple[AcrossRewards, ...]
     findings: tuple[Surprise, ...]
     versions: Mapping[str, tuple[str, ...]]
     machines: tuple[str, ...]
@@ -110,6 +113,7 @@ def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
         pairwise=pairwise(grid, seed, scored),
         radar=radar(grid, scored),
         best=tuple(best_by_family(grid)),
+        across=tuple(across_rewards(grid, seed)),
         findings=tuple(findings(grid, rows, table)),
         versions={name: tuple(found) for name, found in sorted(versions.items())},
         machines=tuple(dict.fromkeys(result.machine for result in results if result.machine)),

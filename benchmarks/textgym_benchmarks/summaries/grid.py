@@ -229,7 +229,7 @@ def _labels(cells: Iterable[Cell]) -> list[str]:
     for cell in cells:
         options = ", ".join(f"{name} {canonical(value)}" for name, value in cell.env.items())
         reward = "" if cell.reward_name == "default" else cell.reward_name
-        short = ", ".join(part for part in (cell.id.removeprefix("textgym/"), reward, options) if part)
+        short = ", ".join(part for part in (cell.short_id, reward, options) if part)
         parts.append((short, f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}"))
     for length in (1, 2):
         labels = [", ".join(part[:length]) for part in parts]

@@ -155,6 +155,12 @@
     return { data: [...proxies, ...golds], layout: layout(colours, { xaxis: axis(colours, "√KL, nats", { range: ranges[0] }), yaxis: axis(colours, "Reward: gold with marks, proxy dotted", { range: ranges[1] }) }) };
   }
 
+  function worth(chart, settings, colours) {
+    const entries = shownOf(data.curves[+chart.dataset.problem], settings).filter((entry) => known(entry.gold?.mean ?? []).length);
+    const traces = paths(entries, colours, (entry) => entry.reward.mean, "gold", (entry, i) => `reward ${figure(entry.reward.mean[i])}, gold ${figure(entry.gold.mean[i])}<br>${figure(entry.episodes[i])} episodes`);
+    return { data: traces, layout: layout(colours, { margin: { l: 44, r: 10, t: 8, b: 40 }, xaxis: axis(colours, "Own reward", { nticks: 5 }), yaxis: axis(colours, "Gold", { nticks: 5 }) }) };
+  }
+
   function profiles(chart, settings, colours) {
     const traces = shownOf(data.profiles, settings).flatMap((entry) => {
       const text = entry.share.map((share, i) => `${safe(data.agents[entry.agent].name)}<br>${figure(100 * share)}% of runs above ${figure(entry.thresholds[i])}`);
@@ -208,5 +214,5 @@
     };
   }
 
-  window.textgym.figures = { curve, frontier, gold, profiles, radar, throughput };
+  window.textgym.figures = { curve, frontier, gold, worth, profiles, radar, throughput };
 })();
