@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -89,6 +90,7 @@ def serve(flags: ReportFlags) -> None:
     with LiveServer(flags.run, flags.port) as server, contextlib.suppress(KeyboardInterrupt):
         output().print(untrusted(f"live report: http://{NAMES[0]}:{server.server_port}/"), soft_wrap=True)
         sys.stdout.flush()
+        logging.getLogger(__name__).info("")  # waiting is no stage of the work
         if flags.until_eof:
             threading.Thread(target=server.end_with_input, daemon=True).start()
         server.serve_forever()
