@@ -13,7 +13,7 @@ import tyro
 from textgym import TokenVectorEnv
 from textgym.checks import MOST_ROWS, JsonObject, shown
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.evaluate import evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
@@ -42,9 +42,6 @@ def open_policy(
         trust_pickle: whether a .zip may be read, which runs the code in it.
     Raises: UsageError if `policy` is none of these.
     """
-    for target in (policy if ":" in policy else "", agent_class or ""):
-        if ":" in target:
-            import_user_module(target.partition(":")[0])
     folder = Path(policy)
     values = env_options(options) or run_options(folder) or {}
     if policy != "random":  # which needs no torch

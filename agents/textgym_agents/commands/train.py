@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from textgym.checks import JsonObject, docstring
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_user_module, parse, parse_pair
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair
 from textgym.files import reading
 from textgym_agents.commands.running import (
     TrainDisplay,
@@ -137,6 +137,4 @@ def _stored_settings(
 
 
 def _config_type(agent: str) -> type[DataclassInstance] | None:
-    if ":" in agent:
-        import_user_module(agent.partition(":")[0])
     return config_class(agent_class(agent))

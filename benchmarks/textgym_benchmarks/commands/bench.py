@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from textgym.commands.console import folded, note, number, one_line, output, table, untrusted
-from textgym.commands.flags import import_user_module, parse
+from textgym.commands.flags import parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.results.store import Result
@@ -71,9 +71,6 @@ def main(arguments: Sequence[str]) -> None:
     if flags.list:
         output().print(suites_table())
         return
-    for name in (flags.suite, *(flags.agents or ())):
-        if ":" in name:
-            import_user_module(name.partition(":")[0])
     out = flags.out or Path("runs") / f"bench-{flags.suite.rpartition(':')[2]}{'-tune' * (flags.split == 'tune')}"
     results = run_suite(
         flags.suite,
