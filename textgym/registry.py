@@ -87,16 +87,19 @@ class TaskEntry(Entry):
     """The entry of a task, with what its registration with Gymnasium needs.
 
     Args:
-        name: as in `textgym/NAME-vN`.
+        name: as in `textgym/NAME-vN`, or NAMESPACE/NAME for the id `NAMESPACE/NAME-vN`.
         target, summary, source: see `Entry`; the target goes from the task's options to a `Task`.
         version: N; it rises when reward, observation or termination changes.
         family: "alignment", "verifiable", "style", "diagnostics" or "text".
-    Raises: ValueError for a name that is not made of letters, digits and underscores.
+    Raises: ValueError for a name that is not made of letters, digits and underscores, or the namespace "textgym".
     """
 
     version: int = 0
     family: str = "text"
-    _form: ClassVar[tuple[str, str]] = (r"[^\W\d]\w*", "are letters, digits and underscores, not starting with a digit")
+    _form: ClassVar[tuple[str, str]] = (
+        r"(?!textgym/)([\w-]+/)?[^\W\d]\w*",
+        "are letters, digits and underscores, not starting with a digit, after a namespace of your own, as in mine/MyTask",
+    )
 
     @classmethod
     def read(cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text") -> TaskEntry:
@@ -113,7 +116,7 @@ class TaskEntry(Entry):
     @property
     def id(self) -> str:
         """The Gymnasium id."""
-        return f"textgym/{self.key}"
+        return self.key if "/" in self.key else f"textgym/{self.key}"
 
 
 E = TypeVar("E", bound=Entry)
@@ -277,12 +280,12 @@ def _is_part(missing: str | None, name: str) -> bool:
 
 
 def _points_here(group: str) -> list[tuple[str, str, str]]:
-    """Return name, target and file of the entry points in the `pyproject.toml` of the current folder."""
+    """Return name, target and "./pyproject.toml" of the entry points in the `pyproject.toml` of the current folder."""
     path = Path("pyproject.toml")
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
         points = project.get("entry-points", {}).get(group, {})
-        return [(name, target, str(path.absolute())) for name, target in points.items()]
+        return [(name, target, f"./{path}") for name, target in points.items()]
     except (OSError, ValueError, AttributeError):  # no such file, or none that is a project's
         return []
 

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from textgym import Task, TokenVectorEnv
 from textgym.checks import did_you_mean, not_one_of
 from textgym.files import read_json, recover_folder
-from textgym.registry import AGENTS, Entry, Factory, load_target
+from textgym.registry import AGENTS, Entry, Factory, import_user_module, load_target
 from textgym_agents.protocol import METHODS, Agent, complete
 
 if TYPE_CHECKING:
@@ -170,9 +170,11 @@ def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:
     """Make the vector environment that agents learn in: it waits for `reset` when all episodes have ended.
 
     Args:
-        env_id: as for `gymnasium.make_vec`.
+        env_id: as for `gymnasium.make_vec`; the module of `module:ID` may lie in the current folder.
         num_envs: sub-environments.
         options: of the environment and its task.
     """
+    if ":" in env_id:
+        import_user_module(env_id.partition(":")[0])
     made = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
     return cast(TokenVectorEnv, made)
