@@ -14,7 +14,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from textgym import Task, TokenVectorEnv
-from textgym.checks import did_you_mean, not_one_of
+from textgym.checks import did_you_mean, not_one_of, shown
 from textgym.files import read_json, recover_folder
 from textgym.registry import AGENTS, Entry, Factory, import_user_module, load_target
 from textgym_agents.protocol import METHODS, Agent, complete
@@ -68,10 +68,18 @@ def config_class(agent: type) -> type[DataclassInstance] | None:
     """Return the dataclass that an agent's constructor takes as `config`, or None if it takes none.
 
     That is its `config_type`, or else what the parameter is annotated with.
+
+    Raises: ValueError for a `config_type` that is no dataclass, or that the constructor does not take.
     """
-    if "config" not in inspect.signature(agent).parameters:
-        return None
     hint: object = complete(agent).config_type
+    takes = "config" in inspect.signature(agent).parameters
+    if hint is not None and not (takes and isinstance(hint, type) and is_dataclass(hint)):
+        raise ValueError(
+            f"agent {agent.__name__}: config_type={shown(hint)}; allowed is a dataclass, which its constructor takes as "
+            "config, as in __init__(self, task, config)"
+        )
+    if not takes:
+        return None
     if hint is None:
         hint = typing.get_type_hints(agent.__init__).get("config")  # type: ignore[misc]
     candidates = [part for part in (typing.get_args(hint) or (hint,)) if part is not NoneType]

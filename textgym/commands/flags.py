@@ -50,9 +50,15 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
         raise UsageError(_message(errors.getvalue(), command)) from request
 
 
-def parse_pair(first: type[S], second: type[T], arguments: list[str], command: str, text: str) -> tuple[S, T]:
-    """Return instances of two dataclasses whose flags stand side by side; `--help` begins with `text`. See `parse`."""
-    parts = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in (("a", first), ("b", second))]
+def parse_pair(
+    first: type[S], second: type[T], arguments: list[str], command: str, text: str, group: str = ""
+) -> tuple[S, T]:
+    """Return instances of two dataclasses whose flags stand side by side. See `parse`.
+
+    Args:
+        text: what `--help` begins with. group: what its part with the flags of `second`, the last, is headed with.
+    """
+    parts = [(part, Annotated[kind, tyro.conf.arg(name=name)]) for part, kind, name in (("a", first, ""), ("b", second, group))]
     both = make_dataclass(first.__name__, parts, frozen=True)
     both.__doc__ = text
     found: Any = parse(both, arguments, command)
