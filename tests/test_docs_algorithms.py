@@ -83,7 +83,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_page_has_one_file_its_commands_and_one_line():
-    assert [language for language, _ in blocks()] == ["python", "sh", "python"]
+    assert [language for language, _ in blocks()] == ["python", "sh", "python", "python"]
     assert len(blocks()[0][1].splitlines()) <= 45
 
 
@@ -168,6 +168,18 @@ def test_the_line_registers_it(folder):
     exec(compile(blocks()[2][1], "page", "exec"), names)
     assert type(names["agent"]).__name__ == "MyReinforce"
     assert names["agent"].config.learning_rate == 0.01
+
+
+def test_what_memory_returns_is_there_after_an_interruption(folder):
+    (folder / "my_baseline.py").write_text(blocks()[3][1], encoding="utf-8")
+    env = make_env("textgym/Copy-v0", 32)
+    agent = make_agent("my_baseline:MyBaseline", env)
+    agent.learn(env, 64)
+    agent.save(folder / "saved")
+    again = load_agent(folder / "saved", env, "my_baseline:MyBaseline")
+    assert 0 < float(agent.mean) < 1
+    assert float(again.mean) == float(agent.mean)
+    del sys.modules["my_baseline"]
 
 
 def test_it_passes_every_check_that_applies(folder):

@@ -98,7 +98,7 @@ class TaskEntry(Entry):
     family: str = "text"
     _form: ClassVar[tuple[str, str]] = (
         r"(?!textgym/)([\w-]+/)?[^\W\d]\w*",
-        "are letters, digits and underscores, not starting with a digit, after a namespace of your own, as in mine/MyTask",
+        "are letters, digits and underscores, not starting with a digit; before them a namespace, as in mine/Ask",
     )
 
     @classmethod

@@ -75,8 +75,8 @@ def config_class(agent: type) -> type[DataclassInstance] | None:
     takes = "config" in inspect.signature(agent).parameters
     if hint is not None and not (takes and isinstance(hint, type) and is_dataclass(hint)):
         raise ValueError(
-            f"agent {agent.__name__}: config_type={shown(hint)}; allowed is a dataclass, which its constructor takes as "
-            "config, as in __init__(self, task, config)"
+            f"agent {agent.__name__}: config_type={shown(hint)}; allowed is a dataclass that its constructor takes as "
+            "config: __init__(self, task, config)"
         )
     if not takes:
         return None
@@ -152,7 +152,12 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
             raise ValueError(f"path={str(path)!r}: {not_one_of('agent', agent, AGENTS)} Name its class")
     found = agent_class(agent)
     _task_for(agent, found, env)
-    return found.load(folder, env)
+    loaded = found.load(folder, env)
+    if not isinstance(loaded, Agent):
+        raise ValueError(
+            f"agent {agent!r}: its load returned {shown(loaded)}; allowed is an agent, as cls(task) makes it"
+        )
+    return loaded
 
 
 def load_guide(path: str | Path, task: Task) -> Agent:

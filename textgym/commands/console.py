@@ -115,7 +115,9 @@ def _explain(error: Exception | Warning | str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     # Gymnasium appends the whole call to what a constructor says.
-    text = (error.msg if isinstance(error, SyntaxError) else str(error)).partition(" was raised from the environment creator for ")[0]
+    text = (error.msg if isinstance(error, SyntaxError) else str(error)).partition(
+        " was raised from the environment creator for "
+    )[0]
     if isinstance(error, _EXPLAINED) and text:
         return text
     return f"{type(error).__name__}: {text}{_HINT}"

@@ -58,7 +58,10 @@ def parse_pair(
     Args:
         text: what `--help` begins with. group: what its part with the flags of `second`, the last, is headed with.
     """
-    parts = [(part, Annotated[kind, tyro.conf.arg(name=name)]) for part, kind, name in (("a", first, ""), ("b", second, group))]
+    parts = [
+        (part, Annotated[kind, tyro.conf.arg(name=name)])
+        for part, kind, name in (("a", first, ""), ("b", second, group))
+    ]
     both = make_dataclass(first.__name__, parts, frozen=True)
     both.__doc__ = text
     found: Any = parse(both, arguments, command)

@@ -60,8 +60,8 @@ def rewards(arguments: list[str]) -> None:
 
 _NEXT = {
     "agent": "textgym train Helpful-v0 --agent NAME --help shows an agent's settings. One of your own: my_file:MyAgent",
-    "reward": """As in --env reward=length, or with parameters --env 'reward={"name": "length", "target": 5}'. One of """
-    "your own: --env reward=my_file:function",
+    "reward": 'As in --env reward=length, or with parameters --env \'reward={"name": "length", "target": 5}\'. One '
+    "of your own: --env reward=my_file:function",
 }
 
 

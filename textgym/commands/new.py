@@ -14,12 +14,14 @@ from typing import Annotated, Final
 
 import tyro
 
+from textgym.checks import shown
 from textgym.commands.console import UsageError, output
 from textgym.commands.flags import parse
 from textgym.files import replace_folder
 from textgym.registry import AGENTS, COMMANDS, REWARDS, SUITES, TASKS
 
 _TEMPLATE: Final = Path(__file__).with_name("project")
+_LONGEST: Final = 40  # characters of a name
 _SUFFIX: Final = ".in"  # of its files, so that no tool takes them for code of this package
 
 
@@ -68,18 +70,23 @@ def _write(folder: Path, name: str) -> None:
 
 def _check(name: str) -> None:
     """Raise UsageError, with a name that could be meant, unless a package may have this name."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        near = re.sub(r"[^a-z0-9]+", "-", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()).strip("-0123456789")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > _LONGEST:
+        near = re.sub(r"[^a-z0-9]+", "-", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower())
+        near = near.lstrip("-0123456789").rstrip("-")[:_LONGEST]
         meant = f". Did you mean {near!r}?" if near else ""
-        raise UsageError(f"NAME {name!r}: allowed are lower-case letters, digits and dashes, as in my-task{meant}")
+        raise UsageError(
+            f"NAME {shown(name)}: allowed: up to {_LONGEST} lower-case letters, digits and dashes, as in my-task{meant}"
+        )
     if lexists(name):
         raise UsageError(f"NAME {name!r}: is there already and is not overwritten; give another name, or remove it")
     package = _package(name)
-    used = any(re.search(rf"\b{package}\b", text) for _, text in project("my-task") if name != "my-task")
+    used = name != "my-task" and any(re.search(rf"\b{package}\b", text) for _, text in project("my-task"))
     taken = iskeyword(package) or package in sys.stdlib_module_names or find_spec(package) is not None
     names = ((TASKS, _task(name)), (REWARDS, name), (AGENTS, f"{name}-agent"), (SUITES, name), (COMMANDS, name))
     if used or taken or any(own in registry for registry, own in names):
-        raise UsageError(f"NAME {name!r}: is taken by a module, a word of its code, or a name of textgym; as in my-{name}")
+        raise UsageError(
+            f"NAME {name!r}: is taken by a module, a word of its code, or a name of textgym; as in my-{name}"
+        )
 
 
 def _package(name: str) -> str:
