@@ -176,6 +176,18 @@ def test_the_line_registers_it(folder):
     assert names["agent"].config.learning_rate == 0.01
 
 
+def test_what_memory_returns_is_there_after_an_interruption(folder):
+    (folder / "my_baseline.py").write_text(blocks()[3][1], encoding="utf-8")
+    env = make_env("textgym/Copy-v0", 32)
+    agent = make_agent("my_baseline:MyBaseline", env)
+    agent.learn(env, 64)
+    agent.save(folder / "saved")
+    again = load_agent(folder / "saved", env, "my_baseline:MyBaseline")
+    assert 0 < float(agent.mean) < 1
+    assert float(again.mean) == float(agent.mean)
+    del sys.modules["my_baseline"]
+
+
 def test_it_passes_every_check_that_applies(folder):
     findings = check(NAME, [*check_names(slow=False), "gradient of J"], envs=32)
     assert not {f.check: f.found for f in findings if f.status == FAILS}

@@ -54,7 +54,7 @@ def register_task(
     """Give a task of your own a name and an id.
 
     Args:
-        name: as in `textgym/NAME-vN`.
+        name: as in `textgym/NAME-vN`, or NAMESPACE/NAME for the id `NAMESPACE/NAME-vN`.
         builder: a function from the task's options to a `Task`, or "module:function", imported when first needed.
         version: N; raise it when reward, observation or termination changes. The old one may stay beside the new one.
         family, summary: for people.

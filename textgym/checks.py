@@ -5,15 +5,21 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import linecache
 import math
 import sys
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
+
+from textgym.sources import PACKAGES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,6 +51,40 @@ def shown(value: object, most: int = 80) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; '' where it has none."""
     return str(error).strip().partition("\n")[0]
+
+
+def users_line(error: BaseException) -> str:
+    """Return where an error arose in a file of the user's, as " (my_reward.py, line 3: return 1 / 0)"; '' for none.
+
+    A file of the user's is neither TextGym's, nor Python's, nor that of an installed package. Of an error and its
+    causes, the first one to arise counts; of its frames, the innermost.
+    """
+    found = ""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        frames = traceback.walk_tb(cause.__traceback__)
+        places = [(frame.f_code.co_filename, line) for frame, line in frames if not _is_ours(frame.f_globals)]
+        if isinstance(cause, SyntaxError):
+            places.append((cause.filename or "", cause.lineno or 0))
+        users = [(Path(file), line) for file, line in places if _is_users(file)]
+        if users:
+            path, line = users[-1]
+            near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            found = f" ({near}, line {line}: {linecache.getline(str(path), line).strip():.100})"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return found
+
+
+def _is_ours(names: dict[str, object]) -> bool:
+    return str(names.get("__name__")).partition(".")[0] in PACKAGES
+
+
+def _is_users(file: str) -> bool:
+    path, library = Path(file), sysconfig.get_path("stdlib")
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts) or path.is_relative_to(library)
+    return path.is_file() and not installed
 
 
 def check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -5,23 +5,25 @@ A name leads to "module:attribute", or to an object that was added at run time. 
 - `builtin.toml` in each package of this project. It is a file of data, so that reading it imports nothing, and no list
   of entry points, so that a source tree that is not installed has its names, too.
 - The entry points of installed packages, in the groups `textgym.tasks`, `textgym.rewards`, `textgym.agents`,
-  `textgym.suites` and `textgym.commands`.
+  `textgym.suites` and `textgym.commands`; and those in the `pyproject.toml` of the current folder, installed or not.
 - `Registry.add`.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 from textgym.checks import TextGymWarning, did_you_mean, docstring, not_one_of, shown
@@ -85,16 +87,19 @@ class TaskEntry(Entry):
     """The entry of a task, with what its registration with Gymnasium needs.
 
     Args:
-        name: as in `textgym/NAME-vN`.
+        name: as in `textgym/NAME-vN`, or NAMESPACE/NAME for the id `NAMESPACE/NAME-vN`.
         target, summary, source: see `Entry`; the target goes from the task's options to a `Task`.
         version: N; it rises when reward, observation or termination changes.
         family: "alignment", "verifiable", "style", "diagnostics" or "text".
-    Raises: ValueError for a name that is not made of letters, digits and underscores.
+    Raises: ValueError for a name that is not made of letters, digits and underscores, or the namespace "textgym".
     """
 
     version: int = 0
     family: str = "text"
-    _form: ClassVar[tuple[str, str]] = (r"[^\W\d]\w*", "are letters, digits and underscores, not starting with a digit")
+    _form: ClassVar[tuple[str, str]] = (
+        r"(?!textgym/)([\w-]+/)?[^\W\d]\w*",
+        "are letters, digits and underscores, not starting with a digit; before them a namespace, as in mine/Ask",
+    )
 
     @classmethod
     def read(cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text") -> TaskEntry:
@@ -111,7 +116,7 @@ class TaskEntry(Entry):
     @property
     def id(self) -> str:
         """The Gymnasium id."""
-        return f"textgym/{self.key}"
+        return self.key if "/" in self.key else f"textgym/{self.key}"
 
 
 E = TypeVar("E", bound=Entry)
@@ -201,11 +206,12 @@ class Registry(Generic[E]):
             for key, line in table.get(group, {}).items():
                 entry = self._entry.read(key, **({"target": line} if isinstance(line, str) else line))
                 entries[entry.key] = entry
-        for point in entry_points(group=f"textgym.{group}"):
+        points = [(point.name, point.value, _distribution(point)) for point in entry_points(group=f"textgym.{group}")]
+        for name, target, source in (*points, *_points_here(f"textgym.{group}")):
             try:
-                entry = self._entry.read(point.name, point.value, source=_distribution(point))
+                entry = self._entry.read(name, target, source=source)
             except ValueError as error:
-                self._warn(point.name, f"entry point of {_distribution(point)}: {error}")
+                self._warn(name, f"entry point of {source}: {error}")
                 continue
             known = entries.setdefault(entry.key, entry)
             if known.target != entry.target:
@@ -228,12 +234,12 @@ def load_target(target: str, argument: str) -> Factory:
         target: where it is.
         argument: its name, for messages.
     Raises: ValueError for a text of another form, a module without this attribute, or an attribute that is no function
-        or class; whatever importing the module raises.
+        or class; see also `import_user_module`.
     """
     if not _TARGET.fullmatch(target):
         raise ValueError(f"{argument} {shown(target)}: allowed is module:attribute")
     path, _, attribute = target.partition(":")
-    module = import_module(path)
+    module = import_user_module(path)
     if not hasattr(module, attribute):
         near = did_you_mean(attribute, dir(module))
         raise ValueError(f"{argument} {target!r}: module {path!r} has no {attribute!r}.{near}")
@@ -241,6 +247,47 @@ def load_target(target: str, argument: str) -> Factory:
     if not callable(found):
         raise ValueError(f"{argument} {target!r}: it is no class or function")
     return found
+
+
+def import_user_module(name: str) -> ModuleType:
+    """Import a module that is installed, or else lies in the current folder.
+
+    Raises: ModuleNotFoundError if there is none; whatever importing it raises.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = str(Path.cwd())
+        if not _is_part(error.name, name) or here in sys.path:
+            raise _not_found(error, name) from error
+    sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise _not_found(error, name) from error
+
+
+def _not_found(error: ModuleNotFoundError, name: str) -> ModuleNotFoundError:
+    """Return the error to raise for a module: another one where it, or its package, is what was not found."""
+    if not _is_part(error.name, name):
+        return error
+    return ModuleNotFoundError(f"module {name!r}: neither in the current folder nor installed")
+
+
+def _is_part(missing: str | None, name: str) -> bool:
+    return missing is not None and f"{name}.".startswith(f"{missing}.")
+
+
+def _points_here(group: str) -> list[tuple[str, str, str]]:
+    """Return name, target and "./pyproject.toml" of the entry points in the `pyproject.toml` of the current folder."""
+    path = Path("pyproject.toml")
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
+        points = project.get("entry-points", {}).get(group, {})
+        return [(name, target, f"./{path}") for name, target in points.items()]
+    except (OSError, ValueError, AttributeError):  # no such file, or none that is a project's
+        return []
 
 
 @cache

@@ -14,9 +14,9 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from textgym import Task, TokenVectorEnv
-from textgym.checks import did_you_mean, not_one_of
+from textgym.checks import did_you_mean, not_one_of, shown
 from textgym.files import read_json, recover_folder
-from textgym.registry import AGENTS, Entry, Factory, load_target
+from textgym.registry import AGENTS, Entry, Factory, import_user_module, load_target
 from textgym_agents.protocol import METHODS, Agent, complete
 
 if TYPE_CHECKING:
@@ -74,10 +74,18 @@ def config_class(agent: type) -> type[DataclassInstance] | None:
     """Return the dataclass that an agent's constructor takes as `config`, or None if it takes none.
 
     That is its `config_type`, or else what the parameter is annotated with.
+
+    Raises: ValueError for a `config_type` that is no dataclass, or that the constructor does not take.
     """
-    if "config" not in inspect.signature(agent).parameters:
-        return None
     hint: object = complete(agent).config_type
+    takes = "config" in inspect.signature(agent).parameters
+    if hint is not None and not (takes and isinstance(hint, type) and is_dataclass(hint)):
+        raise ValueError(
+            f"agent {agent.__name__}: config_type={shown(hint)}; allowed is a dataclass that its constructor takes as "
+            "config: __init__(self, task, config)"
+        )
+    if not takes:
+        return None
     if hint is None:
         hint = typing.get_type_hints(agent.__init__).get("config")  # type: ignore[misc]
     candidates = [part for part in (typing.get_args(hint) or (hint,)) if part is not NoneType]
@@ -150,7 +158,12 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
             raise ValueError(f"path={str(path)!r}: {not_one_of('agent', agent, AGENTS)} Name its class")
     found = agent_class(agent)
     _task_for(agent, found, env)
-    return found.load(folder, env)
+    loaded = found.load(folder, env)
+    if not isinstance(loaded, Agent):
+        raise ValueError(
+            f"agent {agent!r}: its load returned {shown(loaded)}; allowed is an agent, as cls(task) makes it"
+        )
+    return loaded
 
 
 def load_guide(path: str | Path, task: Task) -> Agent:
@@ -176,9 +189,11 @@ def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:
     """Make the vector environment that agents learn in: it waits for `reset` when all episodes have ended.
 
     Args:
-        env_id: as for `gymnasium.make_vec`.
+        env_id: as for `gymnasium.make_vec`; the module of `module:ID` may lie in the current folder.
         num_envs: sub-environments.
         options: of the environment and its task.
     """
+    if ":" in env_id:
+        import_user_module(env_id.partition(":")[0])
     made = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
     return cast(TokenVectorEnv, made)

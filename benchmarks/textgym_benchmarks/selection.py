@@ -18,9 +18,9 @@ from textgym_agents.registry import agent_class, agent_names, make_config, make_
 
 from textgym.checks import JsonObject, not_one_of, shown
 from textgym.commands.console import one_line
-from textgym.commands.flags import find_id, import_user_module
+from textgym.commands.flags import find_id
 from textgym.files import json_object
-from textgym.registry import SUITES, TASKS, load_target
+from textgym.registry import SUITES, TASKS, import_user_module, load_target
 from textgym.rewards.registry import spec_name
 from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer, from_fields
 from textgym_benchmarks.suites import misfit, rows

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from textgym.checks import users_line
 from textgym.interrupts import with_remedy
 from textgym.render import escaped
 from textgym.sources import PACKAGES
@@ -215,7 +216,15 @@ _EXPLAINED = (
 
 def one_line(error: Exception | Warning | str) -> str:
     """Return what went wrong, without line breaks and without anything that could steer a terminal."""
-    return escaped(" ".join(_explain(error).split()))
+    text = _explain(error)
+    place = "" if isinstance(error, str | Warning | UsageError) else users_line(error)
+    if place and place not in text:
+        said, hint, _ = text.partition(_HINT)
+        text = said + place + hint
+    return escaped(" ".join(text.split()))
+
+
+_HINT: Final = " (--debug shows where)"
 
 
 def _explain(error: Exception | Warning | str) -> str:
@@ -226,10 +235,12 @@ def _explain(error: Exception | Warning | str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     # Gymnasium appends the whole call to what a constructor says.
-    text = str(error).partition(" was raised from the environment creator for ")[0]
+    text = (error.msg if isinstance(error, SyntaxError) else str(error)).partition(
+        " was raised from the environment creator for "
+    )[0]
     if isinstance(error, _EXPLAINED) and text:
         return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+    return f"{type(error).__name__}: {text}{_HINT}"
 
 
 def _explain_missing(module: str) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -19,6 +16,7 @@ import tyro
 from textgym.checks import JsonObject, did_you_mean, docstring
 from textgym.commands.console import UsageError
 from textgym.files import json_value
+from textgym.registry import import_user_module
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -52,9 +50,18 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
         raise UsageError(_message(errors.getvalue(), command)) from request
 
 
-def parse_pair(first: type[S], second: type[T], arguments: list[str], command: str, text: str) -> tuple[S, T]:
-    """Return instances of two dataclasses whose flags stand side by side; `--help` begins with `text`. See `parse`."""
-    parts = [(name, Annotated[kind, tyro.conf.arg(name="")]) for name, kind in (("a", first), ("b", second))]
+def parse_pair(
+    first: type[S], second: type[T], arguments: list[str], command: str, text: str, group: str = ""
+) -> tuple[S, T]:
+    """Return instances of two dataclasses whose flags stand side by side. See `parse`.
+
+    Args:
+        text: what `--help` begins with. group: what its part with the flags of `second`, the last, is headed with.
+    """
+    parts = [
+        (part, Annotated[kind, tyro.conf.arg(name=name)])
+        for part, kind, name in (("a", first, ""), ("b", second, group))
+    ]
     both = make_dataclass(first.__name__, parts, frozen=True)
     both.__doc__ = text
     found: Any = parse(both, arguments, command)
@@ -161,22 +168,3 @@ def find_id(name: str) -> str:
     ours = [known for known in gym.registry if known.startswith("textgym/")]
     near = did_you_mean(identifier, ours) or did_you_mean(f"textgym/{identifier}", [*ours, *gym.registry])
     raise UsageError(f"ID {name!r}: there is no such environment (textgym list shows all).{near}")
-
-
-def import_module_of(target: str) -> None:
-    """Import the module of a `module:Class` as `import_user_module` does; nothing of a plain name, or of hf:MODEL."""
-    module, colon, _ = target.partition(":")
-    if colon and module != "hf":
-        import_user_module(module)
-
-
-def import_user_module(name: str) -> ModuleType:
-    """Import a module of the user's, from the current folder or installed. Raises: UsageError if there is none."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and name.split(".")[0] != error.name.split(".")[0]:
-            raise
-        raise UsageError(f"module {name!r}: neither in the current folder nor installed") from error

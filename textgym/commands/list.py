@@ -1,15 +1,19 @@
-"""List the environments: id, family, reward, vocabulary and horizon."""
+"""List what there is by name: environments (`list`), agents (`agents`) and rewards (`rewards`)."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
 from rich.table import Column
 
 from textgym.checks import JsonObject
 from textgym.commands.console import folded, number, output, table, untrusted
 from textgym.commands.flags import parse
+from textgym.registry import AGENTS, REWARDS, TASKS, Entry, Registry, import_user_module
 
 _WIDE = 100  # Columns from which there is room for the summaries.
 
@@ -18,6 +22,8 @@ _WIDE = 100  # Columns from which there is room for the summaries.
 class ListFlags:
     """List the environments: their ids, families, rewards, sizes of vocabulary and horizons."""
 
+    modules: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE")] = ()
+    """Modules of your own that register tasks, to be listed, too."""
     json: bool = False
     """Print JSON: one object per environment, with everything that is known of it."""
 
@@ -25,6 +31,8 @@ class ListFlags:
 def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(ListFlags, arguments, "list")
+    for module in flags.modules:
+        import_user_module(module)
     rows = [_describe(name) for name in _names()]
     if flags.json:
         print(json.dumps(rows, indent=2))
@@ -32,15 +40,64 @@ def main(arguments: list[str]) -> None:
         _print_table(rows)
 
 
-def _names() -> list[str]:
-    from textgym.registry import TASKS
+@dataclass(frozen=True)
+class NamesFlags:
+    """List what has a name: what comes with TextGym, with installed packages, and with the current folder."""
 
+    json: bool = False
+    """Print JSON."""
+
+
+def agents(arguments: list[str]) -> None:
+    """List the agents that have a name."""
+    _print_names(AGENTS, parse(NamesFlags, arguments, "agents").json)
+
+
+def rewards(arguments: list[str]) -> None:
+    """List the rewards that have a name, with their parameters."""
+    _print_names(REWARDS, parse(NamesFlags, arguments, "rewards").json)
+
+
+_NEXT = {
+    "agent": "textgym train Helpful-v0 --agent NAME --help shows an agent's settings. One of your own: my_file:MyAgent",
+    "reward": 'As in --env reward=length, or with parameters --env \'reward={"name": "length", "target": 5}\'. One '
+    "of your own: --env reward=my_file:function",
+}
+
+
+def _print_names(registry: Registry[Entry], as_json: bool) -> None:
+    kind, rows = registry.kind, []
+    for name in sorted(registry):
+        row = {kind: name} | ({"parameters": _parameters(name)} if registry is REWARDS else {})
+        rows.append(row | {"summary": registry.summary(name), "from": registry.entry(name).origin})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    *columns, _ = rows[0]
+    found = table(Column(kind, no_wrap=True, style="bold"), *map(folded, columns[1:]))
+    for row in rows:
+        found.add_row(*(untrusted(row[heading]) for heading in columns))
+    console = output()
+    console.print(found)
+    console.print(_NEXT[kind], markup=False)
+
+
+def _parameters(name: str) -> str:
+    """Return the parameters of a reward with their defaults, as in "target=8, unit='words'"; "?" where it has none."""
+    try:
+        signature = inspect.signature(REWARDS.load(name))
+    except (ImportError, TypeError, ValueError):
+        return "?"
+    plain = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return ", ".join(str(parameter).replace(" = ", "=") for parameter in plain)
+
+
+def _names() -> list[str]:
     return sorted(TASKS)
 
 
 def _describe(name: str) -> JsonObject:
     """Return what is known of a task; its sizes are left out where it cannot be built with its defaults."""
-    from textgym.registry import TASKS
     from textgym.task import make_task
 
     entry = TASKS.entry(name)

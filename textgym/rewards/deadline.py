@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, cast
 
-from textgym.checks import is_finite, shown
+from textgym.checks import is_finite, shown, users_line
 from textgym.rewards.base import Reward, RewardError, reward_name
 from textgym.rewards.calling import awaited
 
@@ -190,6 +190,6 @@ def _answer(reward: Any, request: bytes) -> bytes:
     except KeyboardInterrupt:
         return pickle.dumps(("interrupted", None, None))
     except BaseException as error:
-        message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}"
+        message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}{users_line(error)}"
         failure = (message, "raises", None, traceback.format_exc())
     return pickle.dumps(("raised", failure, None))

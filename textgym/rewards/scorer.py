@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, check_number
+from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, check_number, users_line
 from textgym.rewards.base import Columns, RewardError, Scores, Values
 from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults
 from textgym.rewards.registry import RewardSpec, make_reward
@@ -147,7 +147,7 @@ class Scorer:
         except (RewardError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            message = f"reward {self.name!r} raised {type(error).__name__}: {error}"
+            message = f"reward {self.name!r} raised {type(error).__name__}: {error}{users_line(error)}"
             raise RewardError(message, "raises") from error
 
     def _after_failure(

@@ -12,7 +12,7 @@ import tyro
 from rich.table import Column, Table
 
 from textgym.commands.console import UsageError, folded, number, output, table, untrusted, use_all_cores
-from textgym.commands.flags import env_options, import_module_of, parse
+from textgym.commands.flags import env_options, parse
 
 if TYPE_CHECKING:
     from textgym_agents.conformance import Finding
@@ -48,7 +48,6 @@ def main(arguments: list[str]) -> None:
     from textgym_agents.conformance.run import REFERENCE
     from textgym_agents.registry import agent_class, agent_names
 
-    import_module_of(flags.agent)
     if ":" not in flags.agent and flags.agent not in agent_names():
         raise UsageError(f"{flags.agent!r}: neither one of {', '.join(agent_names())} nor module:Class")
     agent_class(flags.agent)

@@ -14,7 +14,7 @@ import tyro
 from textgym import TokenVectorEnv
 from textgym.checks import MOST_ROWS, JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, note, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_module_of, parse
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.evaluate import evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
@@ -51,8 +51,6 @@ def open_policy(
     Raises: UsageError if `policy` is none of these; ValueError, before anything is loaded, for a split that the task
         does not have.
     """
-    for target in (policy, agent_class or ""):
-        import_module_of(target)
     folder = Path(policy)
     values = env_options(options) or run_options(folder) or {}
     if policy != "random":  # which needs no torch

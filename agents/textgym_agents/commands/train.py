@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from textgym.checks import JsonObject, docstring
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, import_module_of, parse, parse_pair
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair
 from textgym.files import reading
 from textgym_agents.commands.running import (
     TrainDisplay,
@@ -22,11 +24,14 @@ from textgym_agents.commands.running import (
     watched_run,
 )
 from textgym_agents.config import MeasureSettings, OnPolicyConfig, TrainSettings
-from textgym_agents.registry import agent_class, config_class, make_config, make_env
+from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env
 from textgym_agents.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+_AGENT = f"One of {', '.join(agent_names())} (`textgym agents` says what each is), or my_file:MyAgent."
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,7 @@ class TrainFlags:
 
     id: EnvId
     """The environment, as `textgym list` shows it."""
-    agent: str = "lm-ppo"
-    """A registered agent, or module:Class."""
+    agent: Annotated[str, tyro.conf.arg(help=_AGENT)] = "lm-ppo"
     episodes: int = 10_000
     """Episodes to learn from."""
     out: Path | None = None
@@ -58,7 +62,7 @@ def main(arguments: list[str]) -> None:
     if kind is None:
         run_training(parse(TrainFlags, arguments, "train"), {})
         return
-    flags, config = parse_pair(TrainFlags, kind, arguments, "train", docstring(TrainFlags))
+    flags, config = parse_pair(TrainFlags, kind, arguments, "train", docstring(TrainFlags), named_agent(arguments))
     run_training(flags, asdict(config))
 
 
@@ -141,5 +145,4 @@ def _stored_settings(
 
 
 def _config_type(agent: str) -> type[DataclassInstance] | None:
-    import_module_of(agent)
     return config_class(agent_class(agent))

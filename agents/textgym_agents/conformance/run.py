@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from textgym.checks import docstring, not_one_of
+from textgym.checks import docstring, not_one_of, users_line
 from textgym_agents.conformance import batch, behaviour, objective
 from textgym_agents.conformance.under_test import (
     FAILS,
@@ -150,5 +150,5 @@ def _ask(entry: Check, tested: AgentUnderTest) -> Finding:
     except NotAsked as reason:
         outcome = Outcome(NOT_ASKED, str(reason), "")
     except Exception as error:  # whatever the agent raises is what was found
-        outcome = Outcome(FAILS, f"{type(error).__name__}: {error}", "no error")
+        outcome = Outcome(FAILS, f"{type(error).__name__}: {error}{users_line(error)}", "no error")
     return Finding(entry.name, entry.statement, outcome.status, outcome.found, outcome.expected, entry.asks)

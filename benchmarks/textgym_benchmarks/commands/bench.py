@@ -17,7 +17,7 @@ from rich.text import Text
 
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, duration, folded, note, number, one_line, output, table, untrusted
-from textgym.commands.flags import env_options, import_module_of, merged, parse
+from textgym.commands.flags import env_options, merged, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.engines import Job, make_engine
@@ -195,8 +195,6 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
     if flags.rewards is not None:
         raise UsageError("--rewards: goes with --tasks, as in --tasks Helpful --rewards rules model")
     output().print(untrusted(f"suite {name}"))
-    for word in (name, *(flags.agents or ())):
-        import_module_of(word)
     return select(make_suite(name), flags.agents, flags.seeds, flags.episodes, given.get("settings")), False
 
 

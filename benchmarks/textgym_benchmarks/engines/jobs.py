@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from textgym.checks import JsonObject
+from textgym.checks import JsonObject, users_line
 from textgym.interrupts import with_remedy
 from textgym.registry import load_target
 
@@ -125,8 +125,9 @@ def reply_line(reply: JsonObject) -> str:
 
 
 def _described(error: Exception) -> dict[str, str]:
-    text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": with_remedy(error), "traceback": text}
+    text, message, place = "".join(traceback.format_exception(error)), with_remedy(error), users_line(error)
+    message += "" if place in message else place
+    return {"type": type(error).__name__, "message": message, "traceback": text}
 
 
 def finished(key: str, reply: JsonObject, attempts: int) -> Event:
