@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +53,19 @@ MOST = 4
 """Trained policies that are sampled beside the reference: those with the greatest J."""
 
 
-def settle(folder: Path, split: HeldOut, save: bool) -> list[str]:
+def settle(folder: Path, split: HeldOut, save: bool, say: Callable[[str], object] = str) -> list[str]:
     """Work J* out anew where the reference's own completions do not tell it, and score the finished cells on it.
 
     Args:
         folder: of the suite.
         split: whose prompts its cells are measured on.
         save: keep the checkpoints that were kept for this.
+        say: is told of each task before the work.
     Returns: a line for each task that was settled.
     """
     lines = []
     for key, results in _unsettled(folder).items():
+        say(f"{results[0].cell.task}: working out J*, with what was trained")
         optimum, count = _work_out(_kept(folder, key), results, split)
         for result in results:
             data = result.to_json()

@@ -190,7 +190,7 @@ def run_suite(
                 if jobs:
                     _follow(runs, jobs, cells, folder, progress, watcher)
                 if function == RUN_CELL:
-                    for line in settle(folder, chosen.evaluation.split, save):
+                    for line in settle(folder, chosen.evaluation.split, save, watcher.note):
                         watcher.note(line)
                     score_samples(folder, chosen.evaluation.split)
             finally:
