@@ -121,9 +121,9 @@ def test_prompts_are_read_in_parts_and_their_caches_joined(pair, monkeypatch):
     name = "_open" if isinstance(way, LlamaBackbone) else "_forward"
     read, sizes = getattr(way, name), []
     monkeypatch.setattr(way, name, lambda *given: (sizes.append(len(given[1])), read(*given))[1])
-    # 4 (16 + I) numbers a token, I = 4 x 16 by default: room for four rows of nine tokens, so two parts of three.
+    # 4 (16 + I) + 2 x 9 numbers a token, I = 4 x 16 by default: room for four rows of nine, so two parts of three.
     inner = getattr(model.config, "intermediate_size", None) or 64
-    monkeypatch.setattr(module, "READ_AT_ONCE", 4 * (16 + inner) * 9 * 4)
+    monkeypatch.setattr(module, "READ_AT_ONCE", (4 * (16 + inner) + 18) * 9 * 4)
     with torch.no_grad():
         parts, features = way.open(ids, lengths, 2)
         assert sizes == [3, 3]

@@ -69,9 +69,9 @@ def last_hidden(hidden_states: tuple[Tensor, ...]) -> Tensor:
 def row_parts(model: PreTrainedModel, rows: int, width: int, logits: int = 0) -> list[slice]:
     """Cut rows of a width into equal parts that are read one after the other.
 
-    What a layer makes of a part, about 4 (H + I) numbers a token, stays within `READ_AT_ONCE`; so do attention's scores
-    where they are written down. That follows from sizes alone, so that a run that is resumed does the same. Of a
-    sharded model all ranks have to take the same passes: one part.
+    What a layer makes of a part stays within `READ_AT_ONCE`, taken as 4 (H + I) numbers a token, 2 of a mask for every
+    place in its row, and attention's scores where they are written down. That follows from sizes alone, so that a run
+    that is resumed does the same. Of a sharded model all ranks have to take the same passes: one part.
 
     Args:
         logits: numbers a token that are made besides.
@@ -79,7 +79,7 @@ def row_parts(model: PreTrainedModel, rows: int, width: int, logits: int = 0) ->
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None)
     inner = max(inner) if isinstance(inner, list | tuple) else inner or 4 * config.hidden_size
-    numbers = 4 * (config.hidden_size + inner) + logits
+    numbers = 4 * (config.hidden_size + inner) + 2 * width + logits
     if getattr(config, "_attn_implementation", None) == "eager":
         numbers += 3 * (getattr(config, "num_attention_heads", None) or 1) * width
     parts = equal_parts(rows, READ_AT_ONCE // (numbers * width))
