@@ -284,7 +284,8 @@ def _trl(folder: str, changes: Mapping[str, object], plan: Plan) -> Callable[[in
         report_to="none",
         disable_tqdm=True,
     )
-    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": task.prompts["train"].texts[0]}]] * plan.batch})
+    texts = task.prompts["train"].texts
+    data = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts] * plan.batch})
     trainer = GRPOTrainer(str(place), pay_ids, arguments, data, peft_config=adapter)
     for each in filter(None, (trainer.model, trainer.ref_model)):
         for parameter in each.parameters():

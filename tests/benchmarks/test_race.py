@@ -54,7 +54,7 @@ def test_agents_run_on_the_plan(name):
     assert agent.name == name
     assert getattr(agent.config, "group", 8) == memory._GROUP
     observation, _ = env.reset(seed=0)
-    assert observation["attention_mask"].sum(1).tolist() == [6] * 8
+    assert set(observation["attention_mask"].sum(1).tolist()) == {5, 6}
     found = race(name, changes, vars(plan), 2)
     assert 0 < found["least"] <= found["median"] <= found["most"]
 
