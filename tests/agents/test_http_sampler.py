@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from agents.enumerated import STOP, tiny_task
-from agents.lora_tools import SIZE, adapted_agent, base
+from agents.lora_tools import SIZE, adapted, adapted_agent, base, lora_config
 from agents.test_masks import batch_env
 from agents.test_pitfalls_returns import Staggered
 from gymnasium.vector import AutoresetMode
@@ -154,6 +154,15 @@ def test_full_weights_are_refused(server):
     env = batch_env(tiny_task(), 16)
     with pytest.raises(ValueError, match=rf"sampler='{server.address}': .* LoRA adapter, and this policy trains all"):
         make_agent("lm-ppo", env, sampler=server.address)
+    assert not server.requests
+
+
+def test_a_start_whose_adapter_is_merged_is_refused(server):
+    config = lora_config(sampler=server.address)
+    with pytest.raises(
+        ValueError, match=rf"sampler='{server.address}': the start's adapter is merged before lora_rank=2"
+    ):
+        LMPPO(tiny_task(), config, model=adapted())
     assert not server.requests
 
 

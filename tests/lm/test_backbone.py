@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
+from safetensors.torch import save_file
 
 from textgym.checks import equal_parts
 from textgym.lm import backbone as module
 from textgym.lm.backbone import Decoder, HuggingFaceBackbone
-from textgym.lm.causal import CausalLM, choose_device, load_causal_lm, rows_at_once
+from textgym.lm.causal import CausalLM, choose_device, load_causal_lm, rows_at_once, stored_precision
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import LlamaBackbone
 
@@ -192,3 +193,10 @@ def test_bad_model_and_device_are_named():
         load_causal_lm("/nowhere")
     with pytest.raises(ValueError, match="device='gpu9'"):
         choose_device("gpu9")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("model", torch.bfloat16), ("adapter_model", torch.float32)])
+def test_the_file_of_an_adapter_does_not_say_the_precision_of_the_model_under_it(tmp_path, name, dtype):
+    save_file({"weight": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / f"{name}.safetensors")
+    (tmp_path / name.replace("_model", "_config")).with_suffix(".json").write_text("{}")
+    assert stored_precision(tmp_path) == dtype

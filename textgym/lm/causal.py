@@ -112,7 +112,10 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreT
 
 
 def stored_precision(folder: str | Path) -> torch.dtype:
-    """Return the precision, float32 or bfloat16, in which weights are loaded from a folder without being copied."""
+    """Return the precision, float32 or bfloat16, in which weights are loaded from a folder without being copied.
+
+    An adapter's file does not tell that of the model under it: float32.
+    """
     from safetensors import SafetensorError, safe_open
 
     found: set[str] = set()
@@ -120,7 +123,8 @@ def stored_precision(folder: str | Path) -> torch.dtype:
         with contextlib.suppress(SafetensorError, OSError), safe_open(path, "numpy") as file:
             names = file.keys()
             found |= {file.get_slice(name).get_dtype() for name in names}
-    return torch.bfloat16 if found == {"BF16"} else torch.float32
+    is_adapter = (Path(folder) / "adapter_config.json").is_file()
+    return torch.bfloat16 if found == {"BF16"} and not is_adapter else torch.float32
 
 
 def load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

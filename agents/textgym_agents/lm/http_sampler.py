@@ -84,7 +84,7 @@ class HTTPSampler:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         # The server knows adapters by name: of each version another one, and of each run.
         name, before = f"{self._folder.name}-{version}", self._adapter
-        policy.model.save_pretrained(self._folder / name)
+        policy.model.save_pretrained(self._folder / name, save_embedding_layers=False)  # "auto" may ask the hub
         self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(self._folder / name)})
         self._adapter, self._version = name, version
         if before is not None and before != name:

@@ -97,6 +97,13 @@ def _with_adapter(
     task: Task, config: LMConfig, start: PreTrainedModel, name: str | None, device: torch.device
 ) -> Start:
     """Return a policy with a new adapter over `start`, and the reference that is the same without it."""
+    sampler = getattr(config, "sampler", None)
+    if sampler is not None and is_peft(start):
+        raise ValueError(
+            f"sampler={sampler!r}: the start's adapter is merged before lora_rank={config.lora_rank} adds another one, "
+            "and the server has the model without it; allowed are lora_rank=None, a start without an adapter "
+            "(textgym export-model merges), or sampler=None"
+        )
     shared, sharded = start if name is not None and not is_peft(start) else None, _sharded(config)
     policy = _policy(LMPolicy, task, config, _adapted(start, shared is not None, config), device, recomputes(start))
     policy.held = _held(_frozen_precision(config), name)
