@@ -193,7 +193,6 @@ class Progress:
             return at if at <= self._episodes else float("nan")
         return min(at + self._marks[1] - 2 * self._marks[0], self._episodes)
 
-
     def _bar(self, done: float, now: float) -> str:
         seconds = now - self._started
         if np.isnan(done):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Column
 
 from textgym.checks import JsonObject
-from textgym.commands.console import folded, number, output, table, untrusted
+from textgym.commands.console import folded, number, one_line, output, table, untrusted
 from textgym.commands.flags import parse
 
 _WIDE = 100  # Columns from which there is room for the summaries.
@@ -16,7 +16,10 @@ _WIDE = 100  # Columns from which there is room for the summaries.
 
 @dataclass(frozen=True)
 class ListFlags:
-    """List the environments: their ids, families, rewards, sizes of vocabulary and horizons."""
+    """List the environments: their ids, families, rewards, sizes of vocabulary and horizons.
+
+    Example: textgym list --json
+    """
 
     json: bool = False
     """Print JSON: one object per environment, with everything that is known of it."""
@@ -48,7 +51,7 @@ def _describe(name: str) -> JsonObject:
     try:
         task = make_task(name)
     except Exception as error:  # One broken task must not hide the others.
-        return row | {"error": str(error)}
+        return row | {"error": one_line(error)}
     return row | {
         "reward": task.reward_name,
         "gold": task.gold is not None,
@@ -78,5 +81,8 @@ def _print_table(rows: list[JsonObject]) -> None:
         cells += [str(row.get(name, "-")) for name in ("vocabulary", "horizon")]
         found.add_row(*map(untrusted, [*cells, *([row["summary"]] if wide else [])]))
     console.print(found)
+    for row in rows:
+        if "error" in row:
+            console.print(untrusted(f"{row['id']}: {row['error']}"), soft_wrap=True)
     if not wide:
         console.print("V: tokens in the vocabulary; T: longest answer, tokens", style="dim")

@@ -26,7 +26,10 @@ _HELP = (
 
 @dataclass(frozen=True)
 class PlayFlags:
-    """Be the policy: choose token by token, and see what it earns. Without a terminal, lines are read from stdin."""
+    """Be the policy: choose token by token, and see what it earns. Without a terminal, lines are read from stdin.
+
+    Example: textgym play Helpful-v0 --split train
+    """
 
     id: EnvId
     """The environment, as `textgym list` shows it."""

@@ -22,7 +22,10 @@ _STYLES = {"holds": "green", "FAILS": "bold red", "not asked": "dim"}
 
 @dataclass(frozen=True)
 class CheckFlags:
-    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them."""
+    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them.
+
+    Example: textgym check my_module:MyAgent
+    """
 
     agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")]
     """module:Class, or the name of a registered agent."""

@@ -102,7 +102,10 @@ def _table(report: JsonObject) -> Table:
 
 @dataclass(frozen=True)
 class PreferencesFlags:
-    """Collect preferences: candidates of a policy, ranked by the gold reward through a Bradley-Terry annotator."""
+    """Collect preferences: candidates of a policy, ranked by the gold reward through a Bradley-Terry annotator.
+
+    Example: textgym preferences Helpful-v0 --n 100 --out preferences.jsonl
+    """
 
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = ""
     """The environment, as `textgym list` shows it; left out with --check."""

@@ -20,24 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
-from textgym.evaluate import EvaluationResult
+from textgym.evaluate import MEASURES, EvaluationResult
 from textgym.optimum import Optimum
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.protocol import Metrics, figure, metrics_line
 from textgym_agents.training.folder import RunFolder, run_folder
 
-MEASURES: Final = {
-    "reward": "reward",
-    "gold": "gold reward",
-    "kl": "KL to the reference, nats",
-    "objective": "objective J",
-    "optimality": "optimality",
-    "entropy": "entropy, nats",
-    "length": "length, tokens",
-    "stop_rate": "ended by itself",
-    "distinct_1": "distinct words",
-    "distinct_2": "distinct word pairs",
-}
 _CARDS: Final = (24, 80)  # GB of the memory of common accelerators
 Row = Mapping[str, float | None]
 """Flat measures under `eval/...`, or the metrics of an iteration."""

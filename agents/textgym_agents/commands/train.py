@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Train an agent on an environment; what the agent itself can be told follows below."""
+    """Train an agent on an environment; what the agent itself can be told follows below.
+
+    Example: textgym train Copy-v0 --agent rloo --episodes 2048 --batch 64
+    """
 
     id: EnvId
     """The environment, as `textgym list` shows it."""

@@ -39,7 +39,10 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class BenchFlags:
-    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left."""
+    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left.
+
+    Example: textgym bench --suite quick --agents rloo my_module:MyAgent
+    """
 
     suite: str = "quick"
     """Name of the suite, --list shows all; or module:function, which returns one of your own."""
