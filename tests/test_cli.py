@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,19 @@ def test_version(capsys):
         (("eval", "Helpful-v0", "--agent", "."), ["no saved agent"]),
         (("eval", "Helpful-v0", "--agent", "reference", "--per-prompt", "0"), ["per_prompt=0"]),
         (("demo", "--episodes", "-1"), ["episodes=-1"]),
+        (("report", "nothing"), ["nothing", "allowed is a suite's folder"]),
+        (
+            ("preferences", "--check", "nothing.jsonl"),
+            ["nothing.jsonl", "(textgym preferences --help shows an example)"],
+        ),
     ],
 )
 def test_errors_are_one_line(capsys, words, said):
     code, out, err = run(capsys, *words)
     assert_one_line(code, err, *said)
+    assert re.search(
+        r"textgym \w+|--\w|Did you mean|allowed|not one of|run the command", err.partition("error: ")[2]
+    ), err
     assert not out
     assert not Path("runs").exists()
 

@@ -1,4 +1,4 @@
-"""The example at the head of every command's --help: cheap ones run, the others are read by the command's own parser."""
+"""The example at the head of each command's --help: cheap ones run, the others are read by the command's parser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textgym.registry import COMMANDS
 CHEAP = {"eval", "inspect", "list", "play", "solve"}
 
 
-class Read(Exception):
+class Read(Exception):  # noqa: N818
     """The flags could be read."""
 
 

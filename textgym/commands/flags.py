@@ -172,4 +172,5 @@ def import_user_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and name.split(".")[0] != error.name.split(".")[0]:
             raise
-        raise UsageError(f"module {name!r}: neither in the current folder nor installed") from error
+        advice = f"run the command where {name}.py is, or pip install what holds it"
+        raise UsageError(f"module {name!r}: neither in the current folder nor installed; {advice}") from error

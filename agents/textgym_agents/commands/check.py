@@ -77,7 +77,8 @@ def main(arguments: list[str]) -> None:
                 console.print(untrusted(f"{finding.check}: {finding.asks}"))
     failed = [f.check for f in findings if f.status == "FAILS"]
     if failed:
-        raise UsageError(f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
+        again = f"(once mended, ask again: --only {failed[0]!r})"
+        raise UsageError(f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)} {again}")
 
 
 def _chosen(words: Sequence[str]) -> list[str] | None:

@@ -48,7 +48,9 @@ def check_file(path: Path, as_json: bool) -> None:
             console.print(f"and {len(reading.problems) - _LISTED} more")
     if reading.problems:
         total = len(reading.rows) + len(reading.problems)
-        raise UsageError(f"{path}: {len(reading.problems)} of {total} rows are broken")
+        raise UsageError(
+            f"{path}: {len(reading.problems)} of {total} rows are broken (--on-broken skip trains without them)"
+        )
 
 
 def _report(reading: Reading[Ranking] | Reading[Demonstration]) -> JsonObject:
@@ -156,7 +158,7 @@ class PreferencesFlags:
         if self.check is None and self.out is None:
             raise UsageError("--out: the file to write is missing, as in --out preferences.jsonl")
         if self.out is not None and self.out.exists():
-            raise UsageError(f"--out {str(self.out)!r}: is there already and is not overwritten")
+            raise UsageError(f"--out {str(self.out)!r}: is there already and is not overwritten; choose another name")
 
 
 def main(arguments: list[str]) -> None:
