@@ -189,7 +189,7 @@ def test_play_by_numbers(monkeypatch, capsys):
     # The choices are <end>, a, b in this order: the reference is uniform.
     code, out, err = play(monkeypatch, capsys, "2\n3\n1\n", *WORDS, LENGTH)
     assert (code, err) == (0, "")
-    assert "33.3%" in out
+    assert "0.333" in out
     assert "answer     a b" in out
     assert "stop, 3 tokens" in out
     # Three choices of probability 1/3: 3 log(1/3) = -3.30.

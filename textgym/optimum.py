@@ -168,7 +168,7 @@ def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optim
     effective = float(seen.sum() / np.sum(seen / found.effective_samples)) if seen.any() else 0.0
     reference = interval(float(samples.weights @ found.references), found.replicates[:, 0])
     unseen = float(samples.weights[found.unseen].sum())
-    same = f"all completions of {unseen:.0%} of the prompts earned the same"
+    same = f"all completions of a prompt earned the same (share of the prompts: {unseen:.2f})"
     if unseen and samples.maximum is None:
         reason = f"{same}, and the reward declares no `maximum`"
     elif unseen > UNSEEN:

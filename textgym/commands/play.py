@@ -113,7 +113,7 @@ class _Game:
         choices = [int(token) for token in likeliest if np.isfinite(masked[token])]
         for number, token in enumerate(choices, 1):
             text = untrusted(repr(self._task.vocabulary.token_text(token)), "bold")
-            self._console.print(untrusted(f"{number:4}  {np.exp(log_probs[token]):6.1%}  ") + text)
+            self._console.print(untrusted(f"{number:4}  {np.exp(log_probs[token]):6.3f}  ") + text)
         return choices
 
     def _ask(self) -> str | None:

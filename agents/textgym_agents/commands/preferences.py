@@ -92,8 +92,8 @@ def _table(report: JsonObject) -> Table:
         lengths = f"{values['mean']:.0f} / {values['median']:.0f} / {values['max']:.0f}"
         found.add_row(f"{name}: mean / median / longest, characters", lengths)
     for name, label, form in (
-        ("longer_wins", "the longer one is preferred, of all pairs", ".1%"),
-        ("disagreement", "preferred against its score, of all pairs", ".1%"),
+        ("longer_wins", "the longer one is preferred, of all pairs", ".3f"),
+        ("disagreement", "preferred against its score, of all pairs", ".3f"),
         ("cut_off", "completions marked as cut off", ""),
         ("several_turns", "rows that part before the last turn", ""),
     ):
@@ -239,7 +239,7 @@ def _counts(report: JsonObject) -> Table:
         ("rankings of fewer candidates", report["short"]),
         ("answers cut off", f"{report['cut_off']} of {report['completions']}"),
         ("failures of the gold reward", sum(report["failures"].values())),
-        ("annotator against gold, of all pairs", f"{report['disagreement']:.1%}"),
+        ("annotator against gold, of all pairs", f"{report['disagreement']:.3f}"),
     ):
         found.add_row(name, str(value))
     return found

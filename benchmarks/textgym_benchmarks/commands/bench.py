@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(part)
     busy = busy_share(out)
     if busy is not None:
-        console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
+        console.print(f"share of the cores busy in the last run: {busy:.2f}", markup=False)
     console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
     _report_trouble(results)
 
