@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,19 @@ def test_version(capsys):
         (("eval", "Helpful-v0", "--agent", "."), ["no saved agent"]),
         (("eval", "Helpful-v0", "--agent", "reference", "--per-prompt", "0"), ["per_prompt=0"]),
         (("demo", "--episodes", "-1"), ["episodes=-1"]),
+        (("report", "nothing"), ["nothing", "allowed is a suite's folder"]),
+        (
+            ("preferences", "--check", "nothing.jsonl"),
+            ["nothing.jsonl", "(textgym preferences --help shows an example)"],
+        ),
     ],
 )
 def test_errors_are_one_line(capsys, words, said):
     code, out, err = run(capsys, *words)
     assert_one_line(code, err, *said)
+    assert re.search(
+        r"textgym \w+|--\w|Did you mean|allowed|not one of|run the command", err.partition("error: ")[2]
+    ), err
     assert not out
     assert not Path("runs").exists()
 
@@ -180,7 +189,7 @@ def test_play_by_numbers(monkeypatch, capsys):
     # The choices are <end>, a, b in this order: the reference is uniform.
     code, out, err = play(monkeypatch, capsys, "2\n3\n1\n", *WORDS, LENGTH)
     assert (code, err) == (0, "")
-    assert "33.3%" in out
+    assert "0.333" in out
     assert "answer     a b" in out
     assert "stop, 3 tokens" in out
     # Three choices of probability 1/3: 3 log(1/3) = -3.30.

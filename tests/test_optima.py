@@ -117,7 +117,7 @@ def test_a_reward_that_was_never_seen_is_no_optimum():
     task = make_task("DeepSea", difficulty=18)
     got = sampled(task, each=64)
     assert got.value is None
-    assert "all completions of 100% of the prompts earned the same" in str(got)
+    assert "all completions of a prompt earned the same (share of the prompts: 1.00)" in str(got)
     found = evaluate(make_reference(task), task, None, got, per_prompt=2)
     assert found.optimality is None
     assert found.objective is not None

@@ -150,8 +150,8 @@ def test_a_good_file_is_described(capsys):
     assert cell(out, "best: mean / median / longest, characters") == "4 / 3 / 6"
     assert cell(out, "worst: mean / median / longest, characters") == "3 / 3 / 3"
     # Equally long, shorter, longer: (0.5 + 0 + 1) / 3.
-    assert cell(out, "the longer one is preferred, of all pairs") == "50.0%"
-    assert cell(out, "preferred against its score, of all pairs") == "100.0%"
+    assert cell(out, "the longer one is preferred, of all pairs") == "0.500"
+    assert cell(out, "preferred against its score, of all pairs") == "1.000"
     assert cell(out, "completions marked as cut off") == "1"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import traceback
@@ -18,6 +19,7 @@ from textgym.interrupts import DiskFullError, disk_full, is_termination, sigterm
 from textgym.registry import COMMANDS
 from textgym.sources import source_digest, source_folder
 
+_SAYS_WHAT_TO_TYPE = re.compile(r"\btextgym \w|--\w|pip install|Did you mean|\ballowed\b|\bchoose\b|not one of")
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 2, 130, 141, 143
 
 
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            _say(f"error: {place}{one_line(error)}")
+            _say(f"error: {place}{one_line(error)}{_next_step(error, rest)}")
         return EXIT_ERROR
 
 
@@ -87,6 +89,15 @@ def _dispatch(arguments: list[str]) -> int:
         _say(str(request.code))
         return EXIT_ERROR
     return 0
+
+
+def _next_step(error: Exception, words: Sequence[str]) -> str:
+    """Return where a command shows its example, after a refusal that does not say itself what to type instead."""
+    refused = isinstance(error, UsageError | ValueError | FileNotFoundError | FileExistsError)
+    if not refused or _SAYS_WHAT_TO_TYPE.search(one_line(error)):
+        return ""
+    command = f"{words[0]} " if words and words[0] in COMMANDS else ""
+    return f" (textgym {command}--help shows {'an example' if command else 'the commands'})"
 
 
 def _print_help() -> None:

@@ -39,7 +39,8 @@ class Estimate:
         return self.low == self.mean == self.high
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.exact else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        mean, low, high = (f"{value:z.3f}" for value in (self.mean, self.low, self.high))
+        return mean if self.exact else f"{mean} [{low}, {high}]"
 
 
 def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:

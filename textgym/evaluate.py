@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from textgym.checks import Floats, JsonObject
 from textgym.estimates import RESAMPLES, Estimate, expected_returns, interval, resampled_means, widen
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
+from textgym.render import html_table
 from textgym.rewards import TextGymWarning
 from textgym.sampling import Policy, PromptEpisodes, SearchingPolicy, WholePolicy, play
 from textgym.solver import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
@@ -23,6 +25,21 @@ MAX_RUNNING = 100_000
 """Running states up to which J and KL of a policy are exact where the task can be solved."""
 MAX_SEARCHED = 5_000
 """The same for agents that search before they act."""
+
+
+MEASURES: Final = {
+    "reward": "reward",
+    "gold": "gold reward",
+    "kl": "KL to the reference, nats",
+    "objective": "objective J",
+    "optimality": "optimality",
+    "entropy": "entropy, nats",
+    "length": "length, tokens",
+    "stop_rate": "ended by itself",
+    "distinct_1": "distinct words",
+    "distinct_2": "distinct word pairs",
+}
+"""Measure -> what tables call it; shares are from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,13 @@ class EvaluationResult:
             for name, value in self.__dict__.items()
             if name != "episodes"
         }
+
+    def _repr_html_(self) -> str:
+        found = [(label, getattr(self, name)) for name, label in MEASURES.items()]
+        found += [(f"term {name}", value) for name, value in self.reward_terms.items()]
+        rows = [(label, f"{value:z.3f}" if isinstance(value, float) else value) for label, value in found]
+        failures = [(f"failures: {kind}", many) for kind, many in self.failures.items()]
+        return html_table(*(row for row in rows if row[1] is not None), *failures)
 
 
 def evaluate(

@@ -15,6 +15,7 @@ import numpy as np
 from textgym.checks import Floats, JsonObject
 from textgym.estimates import RESAMPLES, Estimate, Samples, draw_samples, interval, read_samples, tilt
 from textgym.lm.reference import Reference
+from textgym.render import html_table
 from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import Policy
 from textgym.solver import MAX_STATES, Solution, UnsolvableError, prefix_tree, solve
@@ -65,6 +66,16 @@ class Optimum:
     def exact(self) -> bool:
         """Whether it was solved, not estimated."""
         return self.solution is not None
+
+    def _repr_html_(self) -> str:
+        samples = "none: it is exact" if self.exact else f"{self.effective_samples or 0:.0f}"
+        return html_table(
+            ("J*", self.value or f"not known: {self.unknown}"),
+            ("J of the reference", self.reference or "not known"),
+            ("effective samples a prompt", samples),
+            ("beta, reward units per nat", f"{self.beta:g}"),
+            ("prompts", self.split),
+        )
 
     def __str__(self) -> str:
         if self.value is None:
@@ -157,7 +168,7 @@ def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optim
     effective = float(seen.sum() / np.sum(seen / found.effective_samples)) if seen.any() else 0.0
     reference = interval(float(samples.weights @ found.references), found.replicates[:, 0])
     unseen = float(samples.weights[found.unseen].sum())
-    same = f"all completions of {unseen:.0%} of the prompts earned the same"
+    same = f"all completions of a prompt earned the same (share of the prompts: {unseen:.2f})"
     if unseen and samples.maximum is None:
         reason = f"{same}, and the reward declares no `maximum`"
     elif unseen > UNSEEN:

@@ -272,7 +272,8 @@ def _not_found(error: ModuleNotFoundError, name: str) -> ModuleNotFoundError:
     """Return the error to raise for a module: another one where it, or its package, is what was not found."""
     if not _is_part(error.name, name):
         return error
-    return ModuleNotFoundError(f"module {name!r}: neither in the current folder nor installed")
+    advice = f"run the command where {name.partition('.')[0]}.py is, or pip install what holds it"
+    return ModuleNotFoundError(f"module {name!r}: neither in the current folder nor installed; {advice}")
 
 
 def _is_part(missing: str | None, name: str) -> bool:

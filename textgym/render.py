@@ -1,11 +1,12 @@
-"""Show an episode: as text that is safe to print, and as a picture of that text."""
+"""Show an episode as text that is safe to print, and as a picture of that text; and numbers as a table in HTML."""
 
 from __future__ import annotations
 
 import functools
+import html
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,16 @@ def escaped(text: str) -> str:
         else character
         for character in text
     )
+
+
+def html_table(*rows: Sequence[object], heads: Sequence[str] = ()) -> str:
+    """Return rows as a table in HTML, for notebooks, in which every text stays text. Args: heads: of the columns."""
+    cells = [("th", heads)] * bool(heads) + [("td", row) for row in rows]
+    lines = (
+        "".join(f'<{tag} style="text-align: left">{html.escape(escaped(str(cell)))}</{tag}>' for cell in row)
+        for tag, row in cells
+    )
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def frame_text(task: Task, state: TokenState, reward: float | None) -> str:

@@ -240,7 +240,7 @@ def test_the_command_line(tmp_path, capsys):
     code, out, err = run(capsys, *words, "--guide", "4")
     assert code == 0, err
     assert json.loads(out)["kl"] is not None
-    assert_one_line(*run(capsys, *words, "--guide", "-1")[::2], "--guide -1")
+    assert_one_line(*run(capsys, *words, "--guide", "-1")[::2], "guide=-1", "an integer in 0..")
     make_agent("rloo", env, device="cpu").save(tmp_path / "rloo")
     words[3] = str(tmp_path / "rloo")
     assert_one_line(*run(capsys, *words, "--guide", "4")[::2], "'rloo' has no trained critic")

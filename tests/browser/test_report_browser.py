@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import combinations
 
 import pytest
 from benchmarks.synthetic import make_results, write_suite_folder
@@ -72,9 +73,62 @@ def test_every_chart_draws(opened):
     assert page.locator("figure:has(.chart):not(:has(details table))").count() == 0
 
 
-def test_charts_far_away_wait(opened):
-    drawn, _, total = opened.page.evaluate("document.documentElement.dataset.charts").partition("/")
-    assert int(drawn) < int(total)
+def test_every_chart_is_drawn_without_scrolling(opened):
+    assert opened.page.evaluate("scrollY") == 0
+    opened.wait(ALL_DRAWN, seconds=60)
+    assert opened.page.evaluate("scrollY") == 0
+
+
+def overlaps(boxes):
+    """Pairs of boxes [left, top, right, bottom] that cover each other by more than a pixel."""
+    apart = (
+        (a[2] - 1 <= b[0] or b[2] - 1 <= a[0] or a[3] - 1 <= b[1] or b[3] - 1 <= a[1])
+        for a, b in combinations(boxes, 2)
+    )
+    return sum(not each for each in apart)
+
+
+def test_eight_agents_are_named_at_their_lines_and_have_a_radar_each(visit, tmp_path):
+    agents = [f"agent-{number}" for number in range(8)]
+    suite = write_suite_folder(tmp_path / "suite", make_results(agents, TASKS[:4], 2))
+    build_report([suite], suite / "report")
+    for width in (1280, 400):
+        visited = visit(suite / "report" / "index.html", width=width)
+        draw_all(visited)
+        page = visited.page
+        for curve in page.locator(".chart[data-chart=curve]").all():
+            boxes = curve.locator(".annotation").evaluate_all(
+                "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom])"
+            )
+            assert sorted(curve.locator(".annotation").all_text_contents()) == agents
+            assert overlaps(boxes) == 0
+        for kind in ("frontier", "profiles"):
+            names = page.locator(f".chart[data-chart={kind}] .legendtext").all_text_contents()
+            assert sorted(name for name in names if name != "J = J*") == agents
+        assert page.locator(".chart[data-chart=radar] .polarlayer > g").count() == len(agents)
+        assert visited.sideways() == 0
+        visited.check()
+    page.get_by_role("button", name="None").click()
+    for agent in agents[:2]:
+        page.locator(".chip", has_text=agent).click()
+    visited.wait("document.querySelectorAll('.chart[data-chart=radar] .polarlayer > g').length == 1")
+
+
+def test_running_text_has_60_to_75_letters_a_line(opened):
+    lines = """all => all.map(p => {
+      const range = document.createRange(), ends = [];
+      const node = [...p.childNodes].find(child => child.nodeType === 3);
+      for (let i = 0, last = null; node && i < node.length; i++) {
+        range.setStart(node, i); range.setEnd(node, i + 1);
+        const top = range.getBoundingClientRect().top;
+        if (last !== null && top > last + 5) ends.push(i);
+        last = top;
+      }
+      return ends[0];
+    }).filter(Boolean)"""
+    found = opened.page.eval_on_selector_all("section > p", lines)
+    assert len(found) > 3
+    assert all(56 <= letters <= 78 for letters in found), found
 
 
 def test_the_leaderboard_sorts_by_click_and_by_key(opened):

@@ -11,7 +11,7 @@ import tyro
 from rich.table import Column
 
 from textgym.checks import JsonObject
-from textgym.commands.console import folded, number, output, table, untrusted
+from textgym.commands.console import folded, number, one_line, output, table, untrusted
 from textgym.commands.flags import parse
 from textgym.registry import AGENTS, REWARDS, TASKS, Entry, Registry, import_user_module
 
@@ -20,7 +20,10 @@ _WIDE = 100  # Columns from which there is room for the summaries.
 
 @dataclass(frozen=True)
 class ListFlags:
-    """List the environments: their ids, families, rewards, sizes of vocabulary and horizons."""
+    """List the environments: their ids, families, rewards, sizes of vocabulary and horizons.
+
+    Example: textgym list --json
+    """
 
     modules: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE")] = ()
     """Modules of your own that register tasks, to be listed, too."""
@@ -105,7 +108,7 @@ def _describe(name: str) -> JsonObject:
     try:
         task = make_task(name)
     except Exception as error:  # One broken task must not hide the others.
-        return row | {"error": str(error)}
+        return row | {"error": one_line(error)}
     return row | {
         "reward": task.reward_name,
         "gold": task.gold is not None,
@@ -135,5 +138,8 @@ def _print_table(rows: list[JsonObject]) -> None:
         cells += [str(row.get(name, "-")) for name in ("vocabulary", "horizon")]
         found.add_row(*map(untrusted, [*cells, *([row["summary"]] if wide else [])]))
     console.print(found)
+    for row in rows:
+        if "error" in row:
+            console.print(untrusted(f"{row['id']}: {row['error']}"), soft_wrap=True)
     if not wide:
         console.print("V: tokens in the vocabulary; T: longest answer, tokens", style="dim")

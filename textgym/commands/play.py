@@ -28,7 +28,10 @@ _HELP = (
 
 @dataclass(frozen=True)
 class PlayFlags:
-    """Be the policy: choose token by token, and see what it earns. Without a terminal, lines are read from stdin."""
+    """Be the policy: choose token by token, and see what it earns. Without a terminal, lines are read from stdin.
+
+    Example: textgym play Helpful-v0 --split train
+    """
 
     id: EnvId
     """The environment, as `textgym list` shows it."""
@@ -112,7 +115,7 @@ class _Game:
         choices = [int(token) for token in likeliest if np.isfinite(masked[token])]
         for number, token in enumerate(choices, 1):
             text = untrusted(repr(self._task.vocabulary.token_text(token)), "bold")
-            self._console.print(untrusted(f"{number:4}  {np.exp(log_probs[token]):6.1%}  ") + text)
+            self._console.print(untrusted(f"{number:4}  {np.exp(log_probs[token]):6.3f}  ") + text)
         return choices
 
     def _ask(self) -> str | None:

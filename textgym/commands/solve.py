@@ -49,7 +49,10 @@ def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tu
 
 @dataclass(frozen=True)
 class SolveFlags:
-    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the optimum's answers."""
+    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the optimum's answers.
+
+    Example: textgym solve Stop-v0 --beta 0.1 --prompts 2
+    """
 
     id: EnvId
     """The environment, as `textgym list` shows it."""
@@ -134,7 +137,7 @@ def _print(env_id: str, solution: Solution, flags: SolveFlags) -> None:
     console.print(untrusted(f"{env_id}, {tree.split} prompts, {setting}"))
     console.print(
         f"optimum    J* {solution.objective:.4f} = return {optimal.expected_return:.4f} "
-        f"- {solution.beta:g} x KL {optimal.kl:.4f} nats"
+        f"- {solution.beta:g} x KL {optimal.kl:z.4f} nats"
     )
     console.print(f"reference  J  {solution.reference_objective:.4f}")
     console.print(_table(solution, flags))

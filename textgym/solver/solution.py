@@ -22,11 +22,13 @@ import numpy as np
 
 from textgym.checks import Bools, Floats
 from textgym.lm.reference import Observation, Reference
+from textgym.render import html_table
 from textgym.solver.build import MAX_STATES, check_beta, check_gamma, prefix_tree
 from textgym.solver.tree import Level, Lookup, PrefixTree, edge_log_probs, log_sum, per_edge, per_state
 from textgym.solver.values import Completion, PolicyValues, evaluate_edges
 from textgym.task import make_reference
 
+_SHOWN = 5  # prompts in a notebook
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
 
 
@@ -134,6 +136,25 @@ class Solution:
         """Return (J - J_ref) / (J* - J_ref): 0 is the reference, 1 the optimum; NaN where they are the same."""
         room = self.objective - self.reference_objective
         return (objective - self.reference_objective) / room if room > 0 else float("nan")
+
+    def _repr_html_(self) -> str:
+        best, base = self.optimal, self.reference
+        numbers = {
+            "J": (base.objective, best.objective),
+            "reward": (base.expected_return, best.expected_return),
+            "KL, nats": (base.kl, best.kl),
+            "entropy, nats": (base.entropy, best.entropy),
+        }
+        rows = ((name, *(f"{value:z.3f}" for value in pair)) for name, pair in numbers.items())
+        prompts = self.tree.task.encoded(self.tree.split)
+        answers = (
+            (prompt.text, f"{value:z.3f}", found.text, f"{found.probability:.3f}")
+            for index, (prompt, value) in enumerate(zip(prompts[:_SHOWN], self.prompt_values, strict=False))
+            for found in self.likeliest(index, 1)
+        )
+        setting = f"<p>beta = {self.beta:g} reward units per nat, gamma = {self.gamma:g}</p>"
+        heads = ("prompt", "V*", "likeliest answer of the optimum", "its probability")
+        return setting + html_table(*rows, heads=("", "reference", "optimum")) + html_table(*answers, heads=heads)
 
     def likeliest(self, prompt: int, count: int = 5) -> list[Completion]:
         """Return the optimum's most probable completions of a prompt, the most probable first."""

@@ -22,7 +22,10 @@ _STYLES = {"holds": "green", "FAILS": "bold red", "not asked": "dim"}
 
 @dataclass(frozen=True)
 class CheckFlags:
-    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them."""
+    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them.
+
+    Example: textgym check my_module:MyAgent
+    """
 
     agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")]
     """module:Class, or the name of a registered agent."""
@@ -72,7 +75,8 @@ def main(arguments: list[str]) -> None:
                 console.print(untrusted(f"{finding.check}: {finding.asks}"))
     failed = [f.check for f in findings if f.status == "FAILS"]
     if failed:
-        raise UsageError(f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
+        again = f"(once mended, ask again: --only {failed[0]!r})"
+        raise UsageError(f"{flags.agent}: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)} {again}")
 
 
 def _chosen(words: Sequence[str]) -> list[str] | None:

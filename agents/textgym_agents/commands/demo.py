@@ -48,7 +48,9 @@ class DemoSettings:
         return TrainSettings(id=ENV_ID, agent="lm-ppo", **values)
 
 
-_TEXT = "Align the built-in world's language model by PPO, and show what it answers before and after."
+_TEXT = """Align the built-in world's language model by PPO, and show what it answers before and after.
+
+Example: textgym demo --episodes 2048 --out runs/short"""
 _SHOWN = ["reward", "kl", "objective", "optimality", "length", "stop_rate"]
 
 

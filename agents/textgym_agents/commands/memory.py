@@ -22,6 +22,8 @@ class MemoryFlags:
 
     The agent's own settings follow below. MODEL is a folder, a hub id, or one of Qwen2.5-0.5B, Qwen2.5-1.5B,
     Qwen2.5-7B and Llama-3-70B, whose shapes are built in.
+
+    Example: textgym estimate-memory Qwen2.5-0.5B --agent rloo --new-tokens 256
     """
 
     shape: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -26,13 +26,17 @@ _RLHF = """RLHF in four stages, each in a folder of its own: supervised fine-tun
 between answers of the fine-tuned model, a reward model of these preferences, and PPO against it with a KL penalty to
 the fine-tuned model. Ends with base, SFT, PPO and best-of-n side by side, under the gold reward and its proxy.
 
-The same command with the same --out resumes where it was interrupted."""
+The same command with the same --out resumes where it was interrupted.
+
+Example: textgym rlhf Helpful-v0 --out runs/rlhf"""
 _OVEROPTIMISE = """\
 Over-optimisation of reward models: several are trained, on few and on many preferences, small and large;
 each is optimised by best-of-n and by PPO with a falling KL penalty, and the gold reward says what that is worth.
 
 Writes result.json and a picture, and lists answers that the weakest proxy overrates. The same command with the same
---out resumes where it was interrupted."""
+--out resumes where it was interrupted.
+
+Example: textgym overoptimise Helpful-v0 --out runs/hacking"""
 _LEGEND = (
     "Held-out prompts, 95% intervals. KL in nats per answer to the fine-tuned model; optimality of gold reward - beta "
     "KL: 0 is the fine-tuned model, 1 the best that any policy can do."

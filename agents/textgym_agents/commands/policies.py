@@ -127,7 +127,10 @@ class PolicyFlags:
 
 @dataclass(frozen=True)
 class EvalFlags(PolicyFlags):
-    """Evaluate a policy on an environment: reward, gold, KL, objective J, optimality, length, diversity."""
+    """Evaluate a policy on an environment: reward, gold, KL, objective J, optimality, length, diversity.
+
+    Example: textgym eval Copy-v0 --agent random --per-prompt 4
+    """
 
     optimum_per_prompt: int = 128
     """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed. With 0 it is
@@ -192,7 +195,10 @@ def eval_command(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class RecordFlags(PolicyFlags):
-    """Record an agent's episodes as a Minari dataset, which behaviour-cloning and dpo take as --data."""
+    """Record an agent's episodes as a Minari dataset, which behaviour-cloning and dpo take as --data.
+
+    Example: textgym record Copy-v0 --agent reference --episodes 64 --out recordings/copy-v0
+    """
 
     out: Path | None = None
     """The dataset's folder, named like a Minari id: helpful-ppo-v0. What is there is never overwritten."""
@@ -258,7 +264,10 @@ def record_command(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class ExportFlags:
-    """Write an LM agent's policy as a plain Hugging Face folder, its adapter merged into the weights."""
+    """Write an LM agent's policy as a plain Hugging Face folder, its adapter merged into the weights.
+
+    Example: textgym export-model runs/demo-1 --out models/helpful
+    """
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A checkpoint or run folder."""

@@ -48,7 +48,9 @@ def check_file(path: Path, as_json: bool) -> None:
             console.print(f"and {len(reading.problems) - _LISTED} more")
     if reading.problems:
         total = len(reading.rows) + len(reading.problems)
-        raise UsageError(f"{path}: {len(reading.problems)} of {total} rows are broken")
+        raise UsageError(
+            f"{path}: {len(reading.problems)} of {total} rows are broken (--on-broken skip trains without them)"
+        )
 
 
 def _report(reading: Reading[Ranking] | Reading[Demonstration]) -> JsonObject:
@@ -90,8 +92,8 @@ def _table(report: JsonObject) -> Table:
         lengths = f"{values['mean']:.0f} / {values['median']:.0f} / {values['max']:.0f}"
         found.add_row(f"{name}: mean / median / longest, characters", lengths)
     for name, label, form in (
-        ("longer_wins", "the longer one is preferred, of all pairs", ".1%"),
-        ("disagreement", "preferred against its score, of all pairs", ".1%"),
+        ("longer_wins", "the longer one is preferred, of all pairs", ".3f"),
+        ("disagreement", "preferred against its score, of all pairs", ".3f"),
         ("cut_off", "completions marked as cut off", ""),
         ("several_turns", "rows that part before the last turn", ""),
     ):
@@ -102,7 +104,10 @@ def _table(report: JsonObject) -> Table:
 
 @dataclass(frozen=True)
 class PreferencesFlags:
-    """Collect preferences: candidates of a policy, ranked by the gold reward through a Bradley-Terry annotator."""
+    """Collect preferences: candidates of a policy, ranked by the gold reward through a Bradley-Terry annotator.
+
+    Example: textgym preferences Helpful-v0 --n 100 --out preferences.jsonl
+    """
 
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = ""
     """The environment, as `textgym list` shows it; left out with --check."""
@@ -153,7 +158,7 @@ class PreferencesFlags:
         if self.check is None and self.out is None:
             raise UsageError("--out: the file to write is missing, as in --out preferences.jsonl")
         if self.out is not None and self.out.exists():
-            raise UsageError(f"--out {str(self.out)!r}: is there already and is not overwritten")
+            raise UsageError(f"--out {str(self.out)!r}: is there already and is not overwritten; choose another name")
 
 
 def main(arguments: list[str]) -> None:
@@ -236,7 +241,7 @@ def _counts(report: JsonObject) -> Table:
         ("rankings of fewer candidates", report["short"]),
         ("answers cut off", f"{report['cut_off']} of {report['completions']}"),
         ("failures of the gold reward", sum(report["failures"].values())),
-        ("annotator against gold, of all pairs", f"{report['disagreement']:.1%}"),
+        ("annotator against gold, of all pairs", f"{report['disagreement']:.3f}"),
     ):
         found.add_row(name, str(value))
     return found

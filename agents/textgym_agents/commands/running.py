@@ -22,25 +22,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
-from textgym.evaluate import EvaluationResult
+from textgym.evaluate import MEASURES, EvaluationResult
 from textgym.optimum import Optimum
 from textgym_agents.config import OnPolicyConfig
-from textgym_agents.protocol import Metrics
+from textgym_agents.protocol import Metrics, figure, metrics_line
 from textgym_agents.training.folder import RunFolder, run_folder
 
 _LOG = logging.getLogger(__name__)
-MEASURES: Final = {
-    "reward": "reward",
-    "gold": "gold reward",
-    "kl": "KL to the reference, nats",
-    "objective": "objective J",
-    "optimality": "optimality",
-    "entropy": "entropy, nats",
-    "length": "length, tokens",
-    "stop_rate": "ended by itself",
-    "distinct_1": "distinct words",
-    "distinct_2": "distinct word pairs",
-}
 _CARDS: Final = (24, 80)  # GB of the memory of common accelerators
 Row = Mapping[str, float | None]
 """Flat measures under `eval/...`, or the metrics of an iteration."""
@@ -95,8 +83,8 @@ def cell(row: Row, name: str) -> str:
         return "-"
     if isinstance(value, int):
         return str(value)
-    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}{interval}".replace("-0.000", "0.000")  # a difference of 1e-18 is no "-0.000"
+    interval = "" if low is None or high is None else f" [{low:z.3f}, {high:z.3f}]"
+    return f"{value:z.3f}{interval}"
 
 
 class Display:
@@ -149,10 +137,6 @@ class Display:
         print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
 
 
-def _cells(row: Metrics, labels: Mapping[str, str]) -> str:
-    return "  ".join(f"{label} {row[name]:.4g}" for name, label in labels.items() if row.get(name) is not None)
-
-
 _TABLE = {
     "objective/scores": "reward of the batch",
     "objective/kl": "KL to the reference, nats",
@@ -167,15 +151,6 @@ _TABLE = {
     "eval/reward": "reward, held-out prompts",
     "eval/kl": "KL, held-out prompts",
     "eval/optimality": "optimality, held-out prompts",
-}
-_LINE = {
-    "objective/scores": "reward",
-    "objective/kl": "kl",
-    "objective/entropy": "entropy",
-    "completion_length": "length",
-    "eval/reward": "held-out reward",
-    "eval/kl": "held-out kl",
-    "eval/optimality": "optimality",
 }
 
 
@@ -192,7 +167,7 @@ class TrainDisplay(Display):
         self._row |= {name: value for name, value in row.items() if value is not None}
         self._progress.update(self._task, completed=min(row["episode"], self._episodes))
         if self._live is None:
-            self._say(f"episode {row['episode']:.0f}  {_cells(row, _LINE)}")
+            self._say(f"episode {row['episode']:.0f}  {metrics_line(row)}")
 
     def _picture(self) -> Group:
         grid = Table.grid(padding=(0, 3))
@@ -200,7 +175,7 @@ class TrainDisplay(Display):
         grid.add_column(justify="right")
         for name, label in _TABLE.items():
             if name in self._row:
-                grid.add_row(label, f"{self._row[name]:.4g}")
+                grid.add_row(label, figure(name, self._row[name]))
         return Group(grid, self._progress)
 
 
@@ -234,7 +209,7 @@ class FitDisplay(Display):
         else:
             done, total, name, labels = row["iteration"], int(row["iterations"]), "step", _FIT
             every, measured = max(1, total // _LINES), any(key.startswith("eval/") for key in row)
-        cells = _cells(row, labels)
+        cells = metrics_line(row, labels)
         self._progress.update(self._task, completed=done, total=total, description=cells)
         if self._live is None and (measured or row["iteration"] % every == 0 or done == total):
             self._say(f"{name} {done:.0f}/{total}  {cells}")

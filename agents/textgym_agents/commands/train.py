@@ -36,7 +36,10 @@ _AGENT = f"One of {', '.join(agent_names())} (`textgym agents` says what each is
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Train an agent on an environment; what the agent itself can be told follows below."""
+    """Train an agent on an environment; what the agent itself can be told follows below.
+
+    Example: textgym train Copy-v0 --agent rloo --episodes 2048 --batch 64
+    """
 
     id: EnvId
     """The environment, as `textgym list` shows it."""

@@ -203,7 +203,7 @@ def gradient(tested: AgentUnderTest, name: str) -> Outcome:
     return judge(
         bool(worst <= _SIGMAS),
         f"KL {kl[0] - own.beta:.3f} +- {kl[1]:.3f}, entropy {bonus[0] + own.entropy:.3f} +- {bonus[1]:.3f}, "
-        f"rest {size / np.linalg.norm(found.updates.mean(0)):.1%} ({rest:.1f} standard errors), "
+        f"rest {size / np.linalg.norm(found.updates.mean(0)):.3f} ({rest:.1f} standard errors), "
         f"condition {own.condition:.1f}",
         f"KL {-own.beta:g}, entropy {own.entropy:g}, rest 0, within {_SIGMAS:g} standard errors",
     )
@@ -215,8 +215,8 @@ def states_used(tested: AgentUnderTest) -> Outcome:
     share = found.used / max(found.played, 1)
     return judge(
         bool(_LEAST_USED <= share <= 1.0) and not found.foreign,
-        f"{share:.1%} of {found.played} states used, {found.foreign} gradients where nobody acts",
-        f"at least {_LEAST_USED:.0%}, none",
+        f"{share:.3f} of {found.played} states used, {found.foreign} gradients where nobody acts",
+        f"at least {_LEAST_USED:.2f}, none",
     )
 
 
@@ -263,7 +263,7 @@ def value_loss(tested: AgentUnderTest) -> Outcome:
     rest, share, along = min(judged, key=lambda entry: entry[0])
     return judge(
         bool(rest <= _SIGMAS) and along,
-        f"rest {share:.1%} ({rest:.1f} standard errors), {'along' if along else 'not along'} V - return",
+        f"rest {share:.3f} ({rest:.1f} standard errors), {'along' if along else 'not along'} V - return",
         f"rest 0, within {_SIGMAS:g} standard errors",
     )
 

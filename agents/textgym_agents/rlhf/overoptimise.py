@@ -28,6 +28,7 @@ from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RewardModelSettings
+from textgym_agents.training.curves import HUES
 from textgym_agents.training.measures import spread
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def draw_overoptimisation(curves: Sequence[JsonObject], target: Path, title: str
     amounts = sorted({curve["pairs"] for curve in curves})
     figure = Figure(figsize=(5 * len(methods), 3.4 * len(sizes)), layout="constrained")
     panels = figure.subplots(len(sizes), len(methods), squeeze=False, sharey=True)
-    colours = {pairs: f"C{number}" for number, pairs in enumerate(amounts)}
+    colours = {pairs: HUES[number % len(HUES)] for number, pairs in enumerate(amounts)}
     for curve in curves:
         panel = panels[sizes.index(curve["layers"])][methods.index(curve["method"])]
         _draw_curve(panel, curve, colours[curve["pairs"]])

@@ -25,9 +25,7 @@ from textgym.checks import Floats, Ints, JsonObject
 from textgym.estimates import RESAMPLES, Estimate, interval
 from textgym.rewards import Reward
 from textgym_agents.rlhf.settings import RankingLoss
-from textgym_agents.training.curves import FAINT, INK, legend_above, style_axes, two_panels
-
-_BARS = "#2458c5"
+from textgym_agents.training.curves import FAINT, HUES, INK, legend_above, style_axes, two_panels
 
 # Losses
 
@@ -327,12 +325,12 @@ def draw_reliability(curve: Sequence[Bin], target: Path, title: str) -> None:
         for entry in filled:
             width = entry.high - entry.low
             height = (entry.accuracy or 0.0) - low
-            above.bar(entry.low, height, width, low, align="edge", color=_BARS, alpha=0.25)
+            above.bar(entry.low, height, width, low, align="edge", color=HUES[0], alpha=0.25)
             below.bar(entry.low, entry.pairs, width, align="edge", color=FAINT, alpha=0.45)
         points = [(entry.confidence, entry.accuracy) for entry in filled]
         if points:
             label = f"model (expected calibration error {calibration_error(curve):.3f})"
-            above.plot(*zip(*points, strict=True), color=_BARS, marker="o", linewidth=1.8, label=label)
+            above.plot(*zip(*points, strict=True), color=HUES[0], marker="o", linewidth=1.8, label=label)
         label = "perfectly calibrated"
         above.plot([0.5, 1.0], [0.5, 1.0], color=FAINT, linestyle="--", linewidth=1.2, label=label)
         above.set_xlim(0.5, 1.0)

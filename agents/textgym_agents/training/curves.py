@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Rows = Sequence[JsonObject]
 
 INK, FAINT, _GRID = "#1f2430", "#7a8090", "#e6e8ee"
-_OBJECTIVE, _REWARD, _KL, _OPTIMUM = "#2458c5", "#e0852d", "#8a4fbf", "#2e8b57"
+HUES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colours that colour-blind readers tell apart. Source: Okabe and Ito (2008), Color Universal Design."""
+_OBJECTIVE, _REWARD, _OPTIMUM, _KL = HUES[:4]
 
 
 def draw_curves(

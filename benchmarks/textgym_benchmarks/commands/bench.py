@@ -46,6 +46,8 @@ _SYMBOLS = {
 class BenchFlags:
     """Run the cells of a suite that have no result yet. The same command continues with the cells that are left, and
     one with more agents, rewards, tasks or seeds adds theirs.
+
+    Example: textgym bench --suite quick --agents rloo my_module:MyAgent
     """
 
     suite: str | None = None
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(part)
     busy = busy_share(out)
     if busy is not None:
-        console.print(f"cores busy in the last run: {busy:.0%}", markup=False)
+        console.print(f"share of the cores busy in the last run: {busy:.2f}", markup=False)
     console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
     _report_trouble(results)
     if left_out:

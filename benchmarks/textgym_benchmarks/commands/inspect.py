@@ -50,7 +50,10 @@ _EXACT = {
 
 @dataclass(frozen=True)
 class InspectFlags:
-    """Look at one episode as the MDP sees it, token by token: as a page, in the terminal, or as JSON."""
+    """Look at one episode as the MDP sees it, token by token: as a page, in the terminal, or as JSON.
+
+    Example: textgym inspect Copy-v0 --agent reference --terminal
+    """
 
     id: EnvId
     """The environment, as `textgym list` shows it."""

@@ -38,7 +38,10 @@ _KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascri
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Make a report of results: one folder of pages that opens offline, in any browser; or serve it live."""
+    """Make a report of results: one folder of pages that opens offline, in any browser; or serve it live.
+
+    Example: textgym report runs/bench-quick --out report
+    """
 
     run: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of `textgym bench` or `textgym train`, or files of exported results; all of them go into one report."""

@@ -1,4 +1,4 @@
-// The page's charts: drawn when they come near the window, when the page is printed, or on the event "drawall".
+// The page's charts: those near the window are drawn at once, all others in idle time, or when the page is printed.
 // document.documentElement.dataset.charts tells how many of them are drawn, as in "3/12".
 "use strict";
 (() => {
@@ -48,12 +48,20 @@
     (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
     { rootMargin: "300px" },
   );
+  const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
   function refresh(some = charts) {
     some.forEach((chart) => {
       stale.add(chart);
       observer.unobserve(chart);
       observer.observe(chart);
     });
+    if (window.Plotly) idle(drawRest);
+  }
+  function drawRest() {
+    const next = charts.find((chart) => stale.has(chart) && chart.offsetParent);
+    if (!next) return;
+    draw(next);
+    idle(drawRest);
   }
   const of = (kind) => charts.filter((chart) => chart.dataset.chart === kind);
   const drawAll = () => charts.forEach(draw);
@@ -132,5 +140,5 @@
     script.addEventListener("load", () => refresh());
     document.body.append(script);
   }
-  addEventListener("load", () => (window.requestIdleCallback ?? setTimeout)(load));
+  addEventListener("load", () => idle(load));
 })();

@@ -61,11 +61,38 @@
       x: [...kept.map((i) => x[i]), ...kept.map((i) => x[i]).reverse()],
       y: [...kept.map((i) => high[i]), ...kept.map((i) => low[i]).reverse()],
       fill: "toself",
+      showlegend: false,
       fillcolor: faint(colours.series[agent], 0.13),
       line: { width: 0 },
       hoverinfo: "skip",
     };
   }
+
+  // Names beside the right ends of lines, in their colours, moved apart until none covers another; none if there is no
+  // room for all. An end is {agent, name, value}; the chart's margins are those of `beside`.
+  const ROW = 18, WIDTH = 7.2, NAME = 17; // pixels of a name and of its mean letter; most letters
+  const beside = (ends) => ({ l: 40, r: 12 + WIDTH * Math.max(0, ...ends.map((end) => short(end.name, NAME).length)), t: 8, b: 26 });
+  function endNames(chart, ends, colours, range, margin) {
+    const height = chart.clientHeight - margin.t - margin.b;
+    const placed = ends.map((end) => ({ ...end, at: Math.min(Math.max((end.value - range[0]) / (range[1] - range[0]), 0), 1) * height }));
+    if (placed.length * ROW > height + ROW) return [];
+    placed.sort((a, b) => b.at - a.at);
+    placed.forEach((end, i) => (end.at = Math.min(end.at, i ? placed[i - 1].at - ROW : height)));
+    placed.reverse().forEach((end, i) => (end.at = Math.max(end.at, i ? placed[i - 1].at + ROW : 0)));
+    return placed.map((end) => ({
+      xref: "paper", x: 1, xanchor: "left", xshift: 4, yref: "paper", y: end.at / height, yanchor: "middle", showarrow: false,
+      text: safe(short(end.name, NAME)), font: { size: 13, color: colours.series[end.agent] },
+    }));
+  }
+
+  // The names of charts whose lines end anywhere: on the right, best first; below where it is narrow.
+  const legend = () => ({
+    showlegend: true,
+    legend: {
+      itemsizing: "constant", itemclick: false, itemdoubleclick: false, font: { size: small() - 1 }, bgcolor: "rgba(0,0,0,0)",
+      ...(narrow.matches ? { orientation: "h", entrywidth: 0.56, entrywidthmode: "fraction", x: -0.14, y: 0, yref: "container", yanchor: "bottom" } : { x: 1.01, y: 1, xanchor: "left" }),
+    },
+  });
 
   const shownOf = (entries, settings) => entries.filter((entry) => settings.shown.has(entry.agent));
 
@@ -88,10 +115,12 @@
       });
       return [band(entry.agent, colours, x, entry.low, entry.high), line(entry.agent, colours, { x, y: entry.mean, text, marker: { color: colours.series[entry.agent], symbol: data.agents[entry.agent].symbol, size: 5 }, line: { color: colours.series[entry.agent], dash: data.agents[entry.agent].dash, width: 1.7 } })];
     });
-    const range = measure === "optimality" ? { range: optimalityRange(entries) } : {};
+    const range = (measure === "optimality" ? optimalityRange(entries) : padded(entries.flatMap((entry) => [...(entry.mean ?? []), ...(entry.low ?? []), ...(entry.high ?? [])]))) ?? [0, 1];
+    const ends = entries.filter((entry) => known(entry.mean ?? []).length).map((entry) => ({ agent: entry.agent, name: data.agents[entry.agent].name + (entry.run && `, ${entry.run}`), value: known(entry.mean).at(-1) }));
+    const margin = beside(ends);
     return {
       data: traces,
-      layout: layout(colours, { margin: { l: 40, r: 8, t: 8, b: 26 }, xaxis: axis(colours, "", { nticks: 5, rangemode: "tozero" }), yaxis: axis(colours, "", { nticks: 5, ...range }) }),
+      layout: layout(colours, { margin, annotations: endNames(chart, ends, colours, range, margin), xaxis: axis(colours, "", { nticks: 4, rangemode: "tozero" }), yaxis: axis(colours, "", { nticks: 5, range }) }),
     };
   }
 
@@ -134,25 +163,25 @@
     if (optimum && entries.length) {
       traces.unshift({
         type: "scatter", mode: "lines", x: [0, most], y: [optimum.value, optimum.value + optimum.beta * most],
-        line: { color: colours.soft, dash: "dot", width: 1.5 }, hoverinfo: "text", text: ["J = J*", "J = J*"],
+        line: { color: colours.soft, dash: "dot", width: 1.5 }, hoverinfo: "text", text: ["J = J*", "J = J*"], name: "J = J*",
       });
     }
     const ranges = [padded(shown.flatMap((entry) => entry.kl.mean)), padded([...shown.flatMap((entry) => entry.reward.mean), ...(optimum ? [optimum.value, optimum.value + optimum.beta * most] : [])])];
-    return { data: traces, layout: layout(colours, { xaxis: axis(colours, "KL to the reference, nats an answer", { range: ranges[0] }), yaxis: axis(colours, "Reward", { range: ranges[1] }) }) };
+    return { data: traces, layout: layout(colours, { ...legend(), xaxis: axis(colours, "KL to the reference, nats an answer", { range: ranges[0] }), yaxis: axis(colours, "Reward", { range: ranges[1] }) }) };
   }
 
   function gold(chart, settings, colours) {
     const entries = shownOf(data.curves[settings.problem.gold], settings).filter((entry) => known(entry.gold?.mean ?? []).length && known(entry.kl?.mean ?? []).length);
     const root = (entry) => entry.kl.mean.map((value) => (value === null ? null : Math.sqrt(Math.max(value, 0))));
     const proxies = entries.map((entry) => line(entry.agent, colours, {
-      x: root(entry), y: entry.reward.mean, mode: "lines",
+      x: root(entry), y: entry.reward.mean, mode: "lines", showlegend: false,
       line: { color: faint(colours.series[entry.agent], 0.6), dash: "dot", width: 1.5 },
       text: entry.reward.mean.map((value) => `${safe(data.agents[entry.agent].name)}<br>proxy ${figure(value)}`),
     }));
     const golds = paths(entries, colours, root, "gold", (entry, i) => `gold ${figure(entry.gold.mean[i])}, proxy ${figure(entry.reward.mean[i])}<br>KL ${figure(entry.kl.mean[i])}`);
     const shown = near(entries);
     const ranges = [padded(shown.flatMap(root)), padded(shown.flatMap((entry) => [...entry.gold.mean, ...entry.reward.mean]))];
-    return { data: [...proxies, ...golds], layout: layout(colours, { xaxis: axis(colours, "√KL, nats", { range: ranges[0] }), yaxis: axis(colours, "Reward: gold with marks, proxy dotted", { range: ranges[1] }) }) };
+    return { data: [...proxies, ...golds], layout: layout(colours, { ...legend(), xaxis: axis(colours, "√KL, nats", { range: ranges[0] }), yaxis: axis(colours, "Reward: gold with marks, proxy dotted", { range: ranges[1] }) }) };
   }
 
   function worth(chart, settings, colours) {
@@ -163,36 +192,48 @@
 
   function profiles(chart, settings, colours) {
     const traces = shownOf(data.profiles, settings).flatMap((entry) => {
-      const text = entry.share.map((share, i) => `${safe(data.agents[entry.agent].name)}<br>${figure(100 * share)}% of runs above ${figure(entry.thresholds[i])}`);
+      const text = entry.share.map((share, i) => `${safe(data.agents[entry.agent].name)}<br>${figure(share)} of runs above ${figure(entry.thresholds[i])}`);
       const bands = entry.low ? [band(entry.agent, colours, entry.thresholds, entry.low, entry.high)] : [];
       return [...bands, line(entry.agent, colours, { mode: "lines", x: entry.thresholds, y: entry.share, text })];
     });
-    return { data: traces, layout: layout(colours, { xaxis: axis(colours, "Optimality", { range: [LEAST, 1.1] }), yaxis: axis(colours, "Share of runs above", { range: [-0.02, 1.02], tickformat: ".0%" }) }) };
+    return { data: traces, layout: layout(colours, { ...legend(), xaxis: axis(colours, "Optimality", { range: [LEAST, 1.1] }), yaxis: axis(colours, "Share of runs above", { range: [-0.02, 1.02] }) }) };
   }
 
+  // Up to three agents share a radar; of more, each has one of its own, with the mean of all in grey.
+  const TOGETHER = 3, CELL = { width: 380, height: 340, side: 92, top: 62, bottom: 34 }; // pixels
   function radar(chart, settings, colours) {
-    const axes = data.radar.axes.map((axis) => (narrow.matches ? safe(axis).replace(/ (?=\S+$)/, "<br>") : safe(axis)));
-    const traces = shownOf(data.radar.agents, settings).map((entry) => {
-      const values = entry.values.map((value) => (value === null ? null : Math.min(Math.max(value, 0), 1)));
-      return {
-        ...line(entry.agent, colours, {}),
-        type: "scatterpolar",
-        r: [...values, values[0]],
-        theta: [...axes, axes[0]],
-        text: [...entry.values, entry.values[0]].map((value, i) => `${safe(data.agents[entry.agent].name)}<br>${axes[i % axes.length]}: ${figure(value)}`),
-      };
+    const axes = data.radar.axes.map((axis) => safe(axis).replace(/ (?=\S+$)/, "<br>"));
+    const shown = shownOf(data.radar.agents, settings);
+    const apart = shown.length > TOGETHER;
+    const columns = apart ? Math.max(1, Math.floor(chart.clientWidth / CELL.width)) : 1;
+    const rows = apart ? Math.ceil(shown.length / columns) : 1;
+    const width = chart.clientWidth, height = apart ? rows * CELL.height : narrow.matches ? 400 : 560;
+    chart.style.height = `${height}px`;
+    const cut = (value) => (value === null ? null : Math.min(Math.max(value, 0), 1));
+    const closed = (values) => ({ r: [...values, values[0]], theta: [...axes, axes[0]], type: "scatterpolar" });
+    const mean = axes.map((_, i) => {
+      const found = known(shown.map((entry) => cut(entry.values[i])));
+      return found.length ? found.reduce((sum, value) => sum + value, 0) / found.length : null;
     });
-    return {
-      data: traces,
-      layout: layout(colours, {
-        margin: narrow.matches ? { l: 92, r: 92, t: 36, b: 36 } : { l: 90, r: 90, t: 40, b: 40 },
-        polar: {
-          bgcolor: "rgba(0,0,0,0)",
-          radialaxis: { range: [0, 1], tickvals: [0.25, 0.5, 0.75, 1], angle: 90, tickangle: 90, gridcolor: colours.line, linecolor: colours.line, tickfont: { size: small(), color: colours.soft } },
-          angularaxis: { gridcolor: colours.line, linecolor: colours["strong-line"], tickfont: { size: 14, color: colours.ink }, direction: "clockwise" },
-        },
-      }),
-    };
+    const traces = [], polars = {}, annotations = [];
+    shown.forEach((entry, i) => {
+      const place = apart ? i : 0, subplot = place ? `polar${place + 1}` : "polar";
+      const left = (place % columns) / columns, top = 1 - Math.floor(place / columns) / rows;
+      polars[subplot] ??= {
+        domain: apart ? { x: [left + CELL.side / width, left + 1 / columns - CELL.side / width], y: [top - 1 / rows + CELL.bottom / height, top - CELL.top / height] } : {},
+        bgcolor: "rgba(0,0,0,0)",
+        radialaxis: { range: [0, 1], tickvals: apart ? [0.5, 1] : [0.25, 0.5, 0.75, 1], angle: 90, tickangle: 90, gridcolor: colours.line, linecolor: colours.line, tickfont: { size: small(), color: colours.soft } },
+        angularaxis: { gridcolor: colours.line, linecolor: colours["strong-line"], tickfont: { size: small(), color: colours.ink }, direction: "clockwise" },
+      };
+      if (apart) {
+        traces.push({ ...closed(mean), subplot, mode: "lines", line: { color: colours.soft, dash: "dot", width: 1.5 }, hoverinfo: "skip" });
+        annotations.push({ xref: "paper", yref: "paper", x: left + 0.5 / columns, xanchor: "center", y: top, yanchor: "top", showarrow: false, text: `<b>${safe(short(data.agents[entry.agent].name, 36))}</b>`, font: { size: 14, color: colours.series[entry.agent] } });
+      }
+      const text = [...entry.values, entry.values[0]].map((value, i) => `${safe(data.agents[entry.agent].name)}<br>${axes[i % axes.length]}: ${figure(value)}`);
+      traces.push({ ...line(entry.agent, colours, {}), ...closed(entry.values.map(cut)), subplot, text, ...(apart && { fill: "toself", fillcolor: faint(colours.series[entry.agent], 0.18) }) });
+    });
+    const around = apart ? { l: 0, r: 0, t: 0, b: 0 } : { l: 92, r: 92, t: 40, b: 40 };
+    return { data: traces, layout: layout(colours, { ...(!apart && legend()), margin: around, height, annotations, ...polars }) };
   }
 
   function throughput(chart, settings, colours) {
