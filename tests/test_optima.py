@@ -144,7 +144,7 @@ def test_prompts_that_pay_nothing_widen_j_star_up_to_the_declared_maximum(others
     got = sampled(task, each=400)
     if not known:  # a quarter of the prompts
         assert got.value is None
-        assert "25% of the prompts" in got.unknown
+        assert "share of the prompts: 0.25" in got.unknown
         return
     seen = 0.5 * np.log(1 + (math.e**2 - 1) / len(words[:-others]) * 0)  # nothing is paid: 0
     top = 0.95 * 0.5 * np.log((math.e**2 + (len(words) - 1)) / len(words)) + 0.05 * seen

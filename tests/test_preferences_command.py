@@ -50,7 +50,7 @@ def test_it_writes_what_it_prints(capsys):
     assert int(cell(out, "without two different")[-3:]) + int(cell(out, "all answers tied in gold")) == 60 - len(rows)
     wrong = sum(row.scores[0] < row.scores[1] for row in rows)
     assert 0 < wrong < len(rows) / 2
-    assert cell(out, "annotator against gold, of all pairs") == f"{wrong / len(rows):.1%}"
+    assert cell(out, "annotator against gold, of all pairs") == f"{wrong / len(rows):.3f}"
     cut = sum(not ended for row in rows for ended in row.ended)
     assert cell(out, "answers cut off") == f"{cut} of {2 * len(rows)}"
     assert out.count("prompt   ") == 2

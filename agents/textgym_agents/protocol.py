@@ -165,8 +165,8 @@ def metrics_line(row: Metrics, labels: Mapping[str, str] = LINE) -> str:
     return "  ".join(f"{label} {figure(name, value)}" for label, name, value in cells if value is not None)
 
 
-class Progress:
-    """A callback for `Agent.learn` that shows how far learning has come: `agent.learn(env, 4096, Progress(4096))`.
+class ProgressBar:
+    """A callback for `Agent.learn` that shows how far learning has come: `agent.learn(env, 4096, ProgressBar(4096))`.
 
     In a terminal and in Jupyter it is one line with a bar, the time left and the latest metrics, which is written
     over; where the output goes to a file, a line for each tenth of the budget.

@@ -1,4 +1,4 @@
-"""`Progress`: the line that a callback of `learn` writes, and metrics as text."""
+"""`ProgressBar`: the line that a callback of `learn` writes, and metrics as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from textgym_agents import Progress, make_agent, make_env
+from textgym_agents import ProgressBar, make_agent, make_env
 from textgym_agents.protocol import figure, metrics_line
 
 
@@ -35,7 +35,7 @@ def test_metrics_without_a_label_are_left_out():
 
 
 def test_a_file_gets_a_line_for_each_tenth_of_the_budget(capsys):
-    bar = Progress(1000)
+    bar = ProgressBar(1000)
     for episode in range(10, 1001, 10):
         bar({"episode": float(episode), "objective/scores": 0.25})
     lines = capsys.readouterr().out.splitlines()
@@ -45,7 +45,7 @@ def test_a_file_gets_a_line_for_each_tenth_of_the_budget(capsys):
 
 
 def test_an_agent_that_has_learned_before_starts_at_0(capsys):
-    bar = Progress(40)
+    bar = ProgressBar(40)
     for episode in (5010.0, 5020.0, 5030.0, 5040.0):
         bar({"episode": episode})
     assert re.findall(r"(\d+)/40", capsys.readouterr().out) == ["20", "30", "40"]
@@ -58,7 +58,7 @@ def test_a_terminal_and_a_notebook_get_one_line_written_over(monkeypatch, where)
     if where == "notebook":
         monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.setenv("COLUMNS", "60")
-    bar = Progress(2)
+    bar = ProgressBar(2)
     bar({"episode": 1.0, "objective/scores": 0.123456})
     bar({"episode": 2.0})
     first, second = stream.getvalue().removesuffix("\n").split("\r")[1:]
@@ -72,17 +72,17 @@ def test_the_callback_behind_it_is_called_and_can_stop(capsys):
     rows = []
     env = make_env("textgym/Copy-v0", num_envs=8)
     agent = make_agent("q-learning", env)
-    agent.learn(env, 64, Progress(64, lambda row: rows.append(row) or len(rows) == 2))
+    agent.learn(env, 64, ProgressBar(64, lambda row: rows.append(row) or len(rows) == 2))
     assert len(rows) == 2
     assert f"{rows[-1]['episode']:.0f}/64" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_an_agent_that_does_not_count_episodes_has_a_line_without_a_bar(capsys):
-    Progress(64)({"objective/scores": 0.5})
+    ProgressBar(64)({"objective/scores": 0.5})
     assert capsys.readouterr().out == "0 s  reward 0.5\n"
 
 
 @pytest.mark.parametrize("episodes", [0, -3])
 def test_a_budget_of_nothing_is_refused(episodes):
     with pytest.raises(ValueError, match=rf"episodes={episodes}: allowed is an integer >= 1"):
-        Progress(episodes)
+        ProgressBar(episodes)

@@ -115,7 +115,7 @@ def comparison_table(rows: list[JsonObject]) -> Table:
     found = table(Column("policy", no_wrap=True), *map(number, headings), collapse_padding=True)
     for row in rows:
         gold, proxy, optimality = (_cell(row[name]) for name in ("gold", "proxy", "optimality"))
-        found.add_row(row["policy"], gold, proxy, f"{row['kl']['mean']:.2f}", optimality)
+        found.add_row(row["policy"], gold, proxy, f"{row['kl']['mean']:z.2f}", optimality)
     return found
 
 

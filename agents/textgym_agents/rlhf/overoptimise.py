@@ -140,7 +140,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
             proxy = shifted(found.reward, calibration["offset"])
             measured = {"kl": found.kl, "gold": found.gold, "proxy": proxy}
             points.append({"beta": beta} | {name: asdict(value) for name, value in measured.items()})
-            self.watcher.note(f"  KL {found.kl.mean:.2f}  proxy {proxy.mean:.3f}  gold {found.gold.mean:.3f}")
+            self.watcher.note(f"  KL {found.kl.mean:z.2f}  proxy {proxy.mean:.3f}  gold {found.gold.mean:.3f}")
         hacked = overrated(found.episodes, calibration["offset"])
         write_json(folder / "result.json", {"points": points, "hacked": hacked})
 
