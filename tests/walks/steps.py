@@ -20,13 +20,17 @@ from typing import Any
 # As on the path of a user whose environment is active.
 VARIABLES = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
 
+# In the background of a script Ctrl-C is ignored, and what is started there would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def begin(title: str) -> None:
     """Say whose walk it is; end unless the folder is empty and TextGym is installed outside this checkout."""
     print(f"# {title}", flush=True)
     sees("the folder is empty", not list(Path().iterdir()))
     place = run("python -c 'import textgym; print(textgym.__file__)'").strip()
-    sees("TextGym is that of a wheel", "site-packages" in place and not place.startswith(str(Path(__file__).parents[2])))
+    checkout = str(Path(__file__).parents[2])
+    sees("TextGym is that of a wheel", "site-packages" in place and not place.startswith(checkout))
 
 
 def sees(claim: str, holds: object, found: object = "") -> None:
@@ -71,9 +75,10 @@ def run(line: str, code: int = 0, stop: Callable[[], bool] | None = None) -> str
             time.sleep(0.1)
         out, err = process.communicate(timeout=900)
     said = out + "".join(line for line in err.splitlines(True) if not re.match(r"textgym: .* \(\d+ s\)$", line))
-    print(said.rstrip(), flush=True)
+    shown = said.rstrip().splitlines()
+    print("\n".join([*shown[:60], f"... {len(shown) - 60} more lines"] if len(shown) > 60 else shown), flush=True)
     sees(f"exit status {code}, {time.monotonic() - start:.0f} s", process.returncode == code, process.returncode)
-    sees("no traceback", "Traceback" not in said)
+    sees("no traceback, no warning of a library", "Traceback" not in said and "[transformers]" not in said)
     return said
 
 
@@ -90,6 +95,7 @@ def lines(path: str) -> list[Any]:
 def offline(path: str, *words: str) -> None:
     """Check that a page asks for nothing from the network, and that it holds some words."""
     page = Path(path).read_text(encoding="utf-8")
-    sees(f"{path} loads nothing from elsewhere", not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=.?https?:", page))
+    elsewhere = re.search(r"<(?:script|link|img)[^>]*(?:src|href)=.?https?:", page)
+    sees(f"{path} loads nothing from elsewhere", not elsewhere)
     for word in words:
         sees(f"{path} shows {word!r}", word in page)

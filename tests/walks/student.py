@@ -15,7 +15,8 @@ sees("8 iterations of 256 episodes", [row["episode"] for row in metrics][-1] == 
 sees("the start is the reference: KL 0", before["eval/kl"] == 0)
 gain = after["eval/objective"] - before["eval/objective"]
 sees("J rises by more than 0.2", gain > 0.2, round(gain, 3))
-sees("optimality lies between its ends, below 1", 0.3 < after["eval/optimality_low"] < after["eval/optimality_high"] < 1)
+low, high = after["eval/optimality_low"], after["eval/optimality_high"]
+sees("optimality is well above 0 and below 1", 0.3 < low < high < 1, f"{low:.3f} to {high:.3f}")
 sees("J = reward - 0.05 KL", isclose(after["eval/objective"], after["eval/reward"] - 0.05 * after["eval/kl"]))
 
 said = run("textgym eval Helpful-v0 --agent runs/demo-1 --per-prompt 2")
@@ -26,6 +27,8 @@ offline("inspect-helpful-v0.html", "runs/demo-1", "reference")
 trace = json.loads(run("textgym inspect Helpful-v0 --agent runs/demo-1 --seed 3 --json"))["traces"][0]
 total = sum(step["kl"] for step in trace["steps"])
 sees("the KL of the states adds up", isclose(total, trace["steps"][-1]["running_kl"], rel_tol=1e-9), round(total, 4))
+episode = trace["total_return"] - 0.05 * total
+sees("its J is its reward - 0.05 KL", isclose(trace["objective"], episode), round(episode, 4))
 ratios = [step["log_prob"] - step["log_reference"] - step["log_ratio"] for step in trace["steps"]]
 sees("log-ratios are those of the two policies", max(map(abs, ratios)) < 1e-9)
 
@@ -42,7 +45,8 @@ def polite(prompts, completions, **columns):
     return [0.5 * ("please" in text) + 0.5 * ("salt" in text) for text in completions]
 """,
 )
-options = """--env reward=salt:polite max_new_tokens=2 stop=stop 'prompts=["ask"]' 'tokenizer=["ask","salt","please","stop"]'"""
+tokens = """'tokenizer=["ask","salt","please","stop"]' stop=stop"""
+options = f"""--env reward=salt:polite 'prompts=["ask"]' {tokens} max_new_tokens=2"""
 texts = [" ".join(words).partition("stop")[0] for words in product(("ask", "salt", "please", "stop"), repeat=2)]
 paid = [0.5 * ("please" in text) + 0.5 * ("salt" in text) for text in texts]
 best = 0.05 * log(sum(exp(reward / 0.05) for reward in paid) / 16)
