@@ -1,5 +1,7 @@
 """Both backbones against the model's own forward, and the decoder against reading every state afresh."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,23 @@ MODELS = {
 def pair(request):
     model, lean = MODELS[request.param]()
     return model, choose_backbone(model, lean=lean)
+
+
+def test_a_model_that_pads_with_its_stop_token_is_read_without_a_warning():
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    library = logging.getLogger("transformers.modeling_utils")
+    library.addHandler(handler)
+    model = tiny_gpt2()
+    model.config.pad_token_id = model.config.eos_token_id = 0
+    try:
+        rows = torch.tensor([[3, 4, 0], [5, 6, 7]])
+        choose_backbone(model).features(rows, torch.tensor([0, 1]), torch.tensor([1, 2]))
+        library.warning("another one")
+    finally:
+        library.removeHandler(handler)
+    assert [record.getMessage() for record in records] == ["another one"]
 
 
 def ragged(rng, batch=6, longest=9):

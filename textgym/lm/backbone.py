@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -23,6 +24,8 @@ READ_AT_ONCE = 2**28
 """Most numbers that a layer makes of prompts at once: 1 GiB in float32."""
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 _KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this still get tokens.
+# Rows are read without a mask where all padding stands to the right; GPT-2 and its kin would warn about that.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "may be padded" not in record.getMessage())
 
 
 class Backbone(Protocol):
