@@ -12,7 +12,7 @@ from cli_tools import run
 
 from textgym.registry import COMMANDS
 
-CHEAP = {"eval", "inspect", "list", "play", "solve"}
+CHEAP = {"agents", "eval", "inspect", "list", "new", "play", "rewards", "solve"}
 
 
 class Read(Exception):  # noqa: N818

@@ -45,20 +45,36 @@ def main(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class NamesFlags:
-    """List what has a name: what comes with TextGym, with installed packages, and with the current folder."""
+    """How names are listed."""
 
     json: bool = False
     """Print JSON."""
 
 
+@dataclass(frozen=True)
+class AgentsFlags(NamesFlags):
+    """List the agents that have a name: those of TextGym, of installed packages, and of the current folder.
+
+    Example: textgym agents
+    """
+
+
 def agents(arguments: list[str]) -> None:
     """List the agents that have a name."""
-    _print_names(AGENTS, parse(NamesFlags, arguments, "agents").json)
+    _print_names(AGENTS, parse(AgentsFlags, arguments, "agents").json)
+
+
+@dataclass(frozen=True)
+class RewardsFlags(NamesFlags):
+    """List the rewards that have a name, and their parameters: TextGym's, and those of packages and the current folder.
+
+    Example: textgym rewards --json
+    """
 
 
 def rewards(arguments: list[str]) -> None:
     """List the rewards that have a name, with their parameters."""
-    _print_names(REWARDS, parse(NamesFlags, arguments, "rewards").json)
+    _print_names(REWARDS, parse(RewardsFlags, arguments, "rewards").json)
 
 
 _NEXT = {

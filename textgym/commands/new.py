@@ -27,7 +27,10 @@ _SUFFIX: Final = ".in"  # of its files, so that no tool takes them for code of t
 
 @dataclass(frozen=True)
 class NewFlags:
-    """Write a package of your own into a new folder; its names work there at once, and everywhere once installed."""
+    """Write a package of your own into a new folder; its names work there at once, and everywhere once installed.
+
+    Example: textgym new my-task
+    """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Of the folder and all that is in it, as my-task: lower-case letters, digits and dashes."""
