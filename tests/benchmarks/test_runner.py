@@ -86,6 +86,20 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(tmp_path):
     assert calls(tmp_path) == [1, 1, 1, 1]
 
 
+def test_ctrl_c_counts_what_a_worker_has_written_before_it_was_heard_of(tmp_path, monkeypatch):
+    heard = Progress.finish
+
+    def finish(progress, key, result):
+        if progress.count("done"):
+            raise KeyboardInterrupt
+        heard(progress, key, result)
+
+    monkeypatch.setattr(Progress, "finish", finish)
+    with pytest.raises(BenchInterrupted, match="2 of 4 cells are done"):
+        run(tmp_path)
+    assert [result.status for result in load_results(tmp_path)] == ["done", "done", "missing", "missing"]
+
+
 def test_ctrl_c_ends_the_processes_of_the_pool(tmp_path):
     suite = tiny_suite(("lm-ppo",), 1)
     pid_file = cell_folder(tmp_path, suite.cells[0]) / "pid"

@@ -197,9 +197,10 @@ def run_suite(
                 if jobs:
                     _write_timing(folder, engine, runs, time.monotonic() - started, progress)
     except KeyboardInterrupt as interrupt:
+        # A worker may have written its result a moment before it was told to stop.
+        done = sum(result.status == "done" for result in load_results(folder) if result.cell in chosen.cells)
         raise BenchInterrupted(
-            f"{progress.count('done')} of {len(chosen.cells)} cells are done; the same command with the same folder "
-            f"({folder}) goes on"
+            f"{done} of {len(chosen.cells)} cells are done; the same command with the same folder ({folder}) goes on"
         ) from interrupt
     finally:
         watcher.end()
