@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
         RunFolder.check_free(flags.out)
     threads = use_all_cores()
     console, display = output(), TrainDisplay(settings.episodes)
-    console.print(f"Learning {ENV_ID} by PPO, {settings.episodes} episodes on {threads} threads", markup=False)
+    console.print(f"Learning {ENV_ID} by PPO, {settings.episodes} episodes, threads: {threads}", markup=False)
     with watched_run(flags.out, "demo", display) as out:
         result = Training(settings.plan()).run(out, display)
     assert result.first is not None

@@ -189,7 +189,7 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
         if flags.tasks is not None and flags.suite is not None and not from_file:
             raise UsageError(f"--tasks: goes with no --suite but a file's; leave out --suite {name} or --tasks")
         wanted = from_fields(Product, from_file | given)
-        output().print(f"looking at {len(wanted.tasks)} tasks under {len(wanted.rewards)} rewards")
+        output().print(f"tasks: {len(wanted.tasks)}, rewards: {len(wanted.rewards)}; looking at which go together")
         suite, left_out = wanted.suite()
         for reason, those in left_out.items():
             note(f"left out: {'; '.join(those)}: {reason}")
