@@ -231,7 +231,7 @@ def test_the_command_runs_a_product_and_says_what_is_left_out(own, fake_run, cap
     words += ["--seeds", "1"]
     assert bench(*words) == 1
     captured = capsys.readouterr()
-    assert captured.out.startswith("looking at 2 tasks under 2 rewards\n")
+    assert captured.out.startswith("tasks: 2, rewards: 2; looking at which go together\n")
     assert "2 of 2 done" in captured.out
     assert captured.err.count("left out") == 1
     assert "left out: Helpfull: ID 'Helpfull'" in captured.err
