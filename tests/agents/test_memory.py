@@ -7,6 +7,7 @@ from lm.tiny_models import tiny_llama
 from textgym_agents.commands.memory import main
 from textgym_agents.lm.memory import SHAPES, Plan, _Run, _shallow, estimate, model_config
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import MambaConfig
 
 from textgym.commands.console import UsageError
 from textgym.lm import backbone
@@ -73,6 +74,21 @@ def test_an_adapter_needs_no_reference_and_little_else():
     each = 8 * ((896 + 896) * 2 + (896 + 128) * 2 + (896 + 4864) * 3)
     assert adapter.parts["gradients"] == 4 * 2 * each
     assert adapter.parts["weights of the policy"] == pytest.approx(2 * full.parameters + 4 * 2 * each, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_adapter_of_a_small_llama_or_of_mamba_is_estimated(precision):
+    adapter = {**vars(SMALL), "lora_rank": 2, "precision": precision}
+    found = estimate(tiny_llama(11).config, Plan(**adapter))
+    # Rank 2 on q, k, v, o (hidden 16, two of four heads for keys) and gate, up, down (24 wide), 2 layers
+    assert found.parts["gradients"] == 4 * 2 * 2 * ((16 + 16) * 2 + (16 + 8) * 2 + (16 + 24) * 3)
+    one = estimate(tiny_llama(11).config, Plan(**{**adapter, "lora_targets": "q_proj"}))
+    assert one.parts["gradients"] == 4 * 2 * 2 * (16 + 16)
+    mamba = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    found = estimate(mamba, Plan(**{**adapter, "lora_targets": "in_proj"}))
+    assert found.parts["gradients"] == 4 * 2 * 2 * (16 + 64)  # twice the inner size of 32
+    with pytest.raises(ValueError, match=r"lora_targets='all-linear'.*out_proj' is incompatible"):  # as in learning
+        estimate(mamba, Plan(**adapter))
 
 
 def test_checkpointing_is_estimated_beside_the_plan():

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.pytorch_utils import Conv1D
 
-from textgym.checks import check_count, first_line, not_one_of
+from textgym.checks import check_choice, check_count, first_line
 from textgym.lm.backbone import Backbone, HuggingFaceBackbone
 from textgym.lm.categorical import sample, states_at_once, statistics
 from textgym.lm.llama import LlamaBackbone, recompute_layers, supports
+from textgym_agents.lm.lora import add_lora
+from textgym_agents.model_settings import LoRASettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -62,7 +63,7 @@ class Plan:
     Args:
         prompt_tokens, new_tokens: of the longest prompt and answer.
         exact: whether the KL is over the whole vocabulary, for which the reference's features are kept.
-        lora_rank: of an adapter on all linear layers but the output layer; the reference is then the model without it.
+        lora_rank, lora_targets: of an adapter; the reference is then the model without it.
         reference_precision: of the reference's copy of the weights.
         kept_tokens: whether the tokens that a cut such as top-p has kept are held, a bit each.
         device: cpu or cuda: how many logits are made at once.
@@ -78,6 +79,7 @@ class Plan:
     gradient_checkpointing: bool = False
     exact: bool = True
     lora_rank: int | None = None
+    lora_targets: str = "all-linear"
     reference_precision: Literal["float32", "bfloat16"] = "float32"
     kept_tokens: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
@@ -85,15 +87,15 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "micro_batch", "minibatches"):
             check_count(name, getattr(self, name))
-        if self.lora_rank is not None:
-            check_count("lora_rank", self.lora_rank)
-        for name, allowed in (
-            ("precision", ("float32", "bfloat16")),
-            ("reference_precision", ("float32", "bfloat16")),
-            ("device", ("cpu", "cuda")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(not_one_of(name, getattr(self, name), allowed))
+        self.lora.check_lora()
+        for name in ("precision", "reference_precision"):
+            check_choice(name, getattr(self, name), ("float32", "bfloat16"))
+        check_choice("device", self.device, ("cpu", "cuda"))
+
+    @property
+    def lora(self) -> LoRASettings:
+        """The settings of the adapter."""
+        return LoRASettings(lora_rank=self.lora_rank, lora_targets=self.lora_targets)
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ class MemoryEstimate:
 
 def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan:
     """Return the plan of an agent's settings."""
-    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing", "lora_rank")
-    settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, "reference_precision")}
+    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
+    names += ("lora_rank", "lora_targets", "reference_precision")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     settings |= {"exact": config.kl == "exact", "device": "cpu" if config.device == "cpu" else "cuda"}
     cut = config.top_p < 1 or config.top_k is not None or config.min_p > 0
     return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, kept_tokens=cut, **settings)
@@ -327,39 +330,20 @@ def _made(config: PretrainedConfig, plan: Plan) -> PreTrainedModel:
     from transformers.initialization import no_init_weights
 
     frozen = plan.lora_rank is not None and plan.precision == "bfloat16"
-    with no_init_weights():
+    # PEFT moves what it adds, which fakes refuse and a device without data does not.
+    with unset_fake_temporarily(), torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if frozen else torch.float32)
-    model.tie_weights()
-    if plan.lora_rank is not None:
-        _add_adapters(model, plan.lora_rank)
+        model.tie_weights()
+        if plan.lora_rank is not None:
+            model = cast("PreTrainedModel", add_lora(model, plan.lora, seed=0))
+    made = {each: torch.empty(each.shape, dtype=each.dtype) for each in (*model.buffers(), *model.parameters())}
+    made |= {each: nn.Parameter(made[each], each.requires_grad) for each in model.parameters()}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: made[each] for name, each in tensors.items() if each is not None})
     if plan.gradient_checkpointing:
         recompute_layers(model)
-    return cast("PreTrainedModel", model.eval())
-
-
-def _add_adapters(model: PreTrainedModel, rank: int) -> None:
-    """Put an adapter on every linear layer but the output layer, and freeze everything else, as PEFT does."""
-    model.requires_grad_(False)
-    linear = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | Conv1D)}
-    for name, layer in linear.items():
-        if layer is not model.get_output_embeddings():
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, _Adapted(layer, rank))
-
-
-class _Adapted(nn.Module):
-    """A linear layer with a LoRA adapter. Source: Hu et al. (2022), arXiv:2106.09685."""
-
-    def __init__(self, base: nn.Linear | Conv1D, rank: int) -> None:
-        super().__init__()
-        rows, columns = base.weight.shape[::-1] if isinstance(base, nn.Linear) else base.weight.shape
-        self.base, self.lora_a, self.lora_b = base, nn.Linear(rows, rank, False), nn.Linear(rank, columns, False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See `nn.Linear.forward`."""
-        result: Tensor = self.base(x)
-        added: Tensor = self.lora_b(self.lora_a(x.float())) * 2.0
-        return (result + added).to(result.dtype)
+    return model.eval()
 
 
 class _Live(TorchDispatchMode):
