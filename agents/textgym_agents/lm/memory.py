@@ -7,6 +7,7 @@ know their shapes, and adding up the storages that live at once: so it holds for
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -154,7 +155,8 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
     """
     other: dict[str, int] = {}
     # The grouped product of experts takes fakes in bfloat16 alone; the one in its place makes as much.
-    with FakeTensorMode(), patch(_GROUPED, return_value=False, create=True):
+    quiet = patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)  # the error says it all
+    with quiet, FakeTensorMode(), patch(_GROUPED, return_value=False, create=True):
         try:
             run = _Run(config, plan)
             measures = _measures(config, plan)
