@@ -32,7 +32,8 @@ from rich.console import Console
 from rich.table import Table
 from textgym_agents.algorithms.ppo import LMPPO, OnPolicyAgent
 from textgym_agents.config import versions
-from textgym_agents.lm.memory import GIB, SHAPES, Plan, estimate
+from textgym_agents.lm.memory import GIB, Plan, estimate
+from textgym_agents.lm.shapes import SHAPES
 from textgym_agents.protocol import Callback
 from textgym_agents.registry import agent_class
 

@@ -1,18 +1,34 @@
 """The estimate of a run's memory: counted by hand where it can be, and against what tensors hold."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from lm.tiny_models import tiny_llama
 from textgym_agents.commands.memory import main
-from textgym_agents.lm.memory import SHAPES, Plan, _Run, _shallow, estimate, model_config
+from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm import memory
+from textgym_agents.lm.memory import Plan, _Run, _shallow, estimate, plan_of
+from textgym_agents.lm.shapes import SHAPES, model_config
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import MambaConfig, Qwen3MoeConfig
 
 from textgym.commands.console import UsageError
 from textgym.lm import backbone
 
 TWO = _shallow(model_config("Qwen2.5-0.5B"), 2)
 """Qwen2.5-0.5B with two of its layers."""
+EXPERTS = Qwen3MoeConfig(
+    vocab_size=100,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    moe_intermediate_size=8,
+    num_experts=4,
+    num_experts_per_tok=2,
+)
 SMALL = Plan(batch=8, prompt_tokens=6, new_tokens=4, micro_batch=4, minibatches=2, device="cpu")
 
 
@@ -38,10 +54,10 @@ def test_weights_are_counted():
         4 * count,
         8 * count,
     )
-    # 8 rows of 4 states, 16 floats each, of policy and reference
-    assert parts["features of a batch, policy and reference"] == 2 * 8 * 4 * 16 * 4
+    for who in ("policy", "reference"):  # 8 rows of 4 states, 16 floats each
+        assert parts[f"features of a batch, of the {who}"] == 8 * 4 * 16 * 4
     bits = estimate(model.config, Plan(**{**vars(SMALL), "kept_tokens": True}))
-    assert bits.parts["kept tokens of a batch, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
+    assert bits.parts["kept tokens, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
 
 
 def test_the_cache_holds_keys_and_values_of_all_tokens():
@@ -73,6 +89,85 @@ def test_an_adapter_needs_no_reference_and_little_else():
     each = 8 * ((896 + 896) * 2 + (896 + 128) * 2 + (896 + 4864) * 3)
     assert adapter.parts["gradients"] == 4 * 2 * each
     assert adapter.parts["weights of the policy"] == pytest.approx(2 * full.parameters + 4 * 2 * each, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_adapter_of_a_small_llama_or_of_mamba_is_estimated(precision):
+    adapter = {**vars(SMALL), "lora_rank": 2, "precision": precision}
+    found = estimate(tiny_llama(11).config, Plan(**adapter))
+    # Rank 2 on q, k, v, o (hidden 16, two of four heads for keys) and gate, up, down (24 wide), 2 layers
+    assert found.parts["gradients"] == 4 * 2 * 2 * ((16 + 16) * 2 + (16 + 8) * 2 + (16 + 24) * 3)
+    one = estimate(tiny_llama(11).config, Plan(**{**adapter, "lora_targets": "q_proj"}))
+    assert one.parts["gradients"] == 4 * 2 * 2 * (16 + 16)
+    mamba = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    found = estimate(mamba, Plan(**{**adapter, "lora_targets": "in_proj"}))
+    assert found.parts["gradients"] == 4 * 2 * 2 * (16 + 64)  # twice the inner size of 32
+    with pytest.raises(ValueError, match=r"lora_targets='all-linear'.*out_proj' is incompatible"):  # as in learning
+        estimate(mamba, Plan(**adapter))
+
+
+def test_a_saved_adapter_stands_for_its_base(tmp_path):
+    tiny_llama(11).save_pretrained(tmp_path / "base")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "base_model_name_or_path": str(tmp_path / "base")})
+    )
+    assert model_config(tmp_path / "own", lora_rank=2).vocab_size == 11
+    with pytest.raises(ValueError, match=r"lora_rank=None.*own, an adapter"):
+        model_config(tmp_path / "own", lora_rank=None)
+
+
+def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
+    """Of a mini-batch in one pass, where a shallow model peaks in its loss and a deep one at its last gradient."""
+    deep = _shallow(model_config("Qwen2.5-0.5B"), 12)
+    plan = Plan(batch=16, prompt_tokens=64, new_tokens=64, micro_batch=4, gradient_checkpointing=True)
+    found = estimate(deep, plan)
+    monkeypatch.setattr(memory, "_DEPTHS", (12, 13))
+    whole = estimate(deep, plan)
+    assert found.parts == pytest.approx(whole.parts, rel=0.01)
+    assert found.phases == pytest.approx(whole.phases, rel=0.01)
+    names = ["weights of the policy", "weights of the reference", "gradients", "Adam's moments"]
+    names += [f"features of a batch, of the {who}" for who in ("policy", "reference")]
+    held = sum(whole.parts[name] for name in names)
+    last = max(whole.parts[name] for name in ("Adam's step", "micro-batch, with gradient checkpointing"))
+    assert whole.phases["update"] == held + last
+    assert min(found.parts.values()) > 0
+
+
+def test_a_reference_elsewhere_is_in_no_sum():
+    config = LMPPOConfig(batch=8, micro_batch=4, minibatches=2, device="cuda")
+    here = estimate(TWO, plan_of(config, 6, 4))
+    assert here.elsewhere == {}
+    there = estimate(TWO, plan_of(replace(config, reference_device="cpu"), 6, 4))
+    assert there.elsewhere == {"cpu": 4 * here.parameters}
+    assert there.weights == here.weights - 4 * here.parameters
+    assert there.phases["update"] == here.phases["update"] - 4 * here.parameters
+    assert plan_of(replace(config, reference_device="cuda:0"), 6, 4) == plan_of(config, 6, 4)
+    with pytest.raises(ValueError, match="reference_device='moon': allowed"):
+        plan_of(replace(config, reference_device="moon"), 6, 4)
+
+
+def test_all_settings_that_memory_depends_on_are_taken_or_refused():
+    config = LMPPOConfig(lora_rank=2, lora_targets="q_proj")
+    assert plan_of(config, 6, 4).lora_targets == "q_proj"
+    with pytest.raises(ValueError, match=r"parallel='fsdp'.*docs/scale\.md"):
+        plan_of(LMPPOConfig(parallel="fsdp"), 6, 4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_mixture_of_experts_is_estimated(precision):
+    found = estimate(EXPERTS, Plan(**{**vars(SMALL), "precision": precision}))
+    # embeddings in and out; q and o, k and v, heads' norms, router, experts' gate, up, down, two norms; a last norm
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 2 * 4 + 4 * 16 + 4 * 3 * 16 * 8 + 2 * 16
+    assert found.parameters == 2 * 100 * 16 + 2 * layer + 16
+    assert found.parts["gradients"] == 4 * found.parameters
+
+
+def test_an_architecture_that_needs_data_is_refused_in_a_line(monkeypatch, caplog):
+    monkeypatch.setattr(memory, "_GROUPED", "transformers.integrations.moe.none")  # fakes refuse it in float32
+    with pytest.raises(ValueError, match=r"^model: a qwen3_moe is not estimated.*\(Expected inputs of BF16"):
+        estimate(EXPERTS, SMALL)
+    assert not caplog.text  # torch would log pages
 
 
 def test_checkpointing_is_estimated_beside_the_plan():

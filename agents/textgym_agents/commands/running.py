@@ -259,10 +259,11 @@ def show_estimate(
     model: str, config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, as_json: bool = False
 ) -> None:
     """Print what a run needs in memory."""
-    from textgym_agents.lm.memory import GIB, LIBRARIES, estimate, model_config, plan_of
+    from textgym_agents.lm.memory import GIB, LIBRARIES, estimate, plan_of
+    from textgym_agents.lm.shapes import model_config
 
     plan = plan_of(config, prompt_tokens, new_tokens)
-    found = estimate(model_config(model), plan)
+    found = estimate(model_config(model, plan.lora_rank), plan)
     if as_json:
         print(json.dumps(asdict(found) | {"peak": found.peak, "libraries": LIBRARIES}, indent=2))
         return
@@ -275,6 +276,8 @@ def show_estimate(
     console = output()
     console.print(untrusted(f"{model}: {found.parameters:,} parameters"))
     console.print(rows)
+    for place, size in found.elsewhere.items():
+        console.print(untrusted(f"on {place}, in no sum here: weights of the reference, {size / GIB:.2f} GiB"))
     whole = found.peak + LIBRARIES
     console.print(f"in all, with {LIBRARIES / GIB:.1f} GiB of libraries: {whole / GIB:.2f} GiB ({whole / 1e9:.1f} GB)")
     for card in _CARDS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from textgym.checks import shown
+from textgym.checks import first_line, shown
 from textgym.lm.backbone import is_peft
 from textgym_agents.lm.sharding import is_sharded, part_like, release, whole_tensors
 from textgym_agents.model_settings import LoRASettings
@@ -54,7 +54,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
             linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _has_matrix(part)})
             raise ValueError(
                 f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} has no such layers; allowed are "
-                f"'all-linear' and names such as {', '.join(linear)}"
+                f"'all-linear' and names such as {', '.join(linear)} ({first_line(error):.160})"
             ) from error
     if head is not None:
         head.requires_grad_(True)

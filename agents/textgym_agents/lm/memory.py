@@ -7,24 +7,26 @@ know their shapes, and adding up the storages that live at once: so it holds for
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.pytorch_utils import Conv1D
 
-from textgym.checks import check_count, first_line, not_one_of
+from textgym.checks import check_choice, check_count, first_line
 from textgym.lm.backbone import Backbone, HuggingFaceBackbone
 from textgym.lm.categorical import sample, states_at_once, statistics
 from textgym.lm.llama import LlamaBackbone, recompute_layers, supports
+from textgym_agents.lm.lora import add_lora
+from textgym_agents.model_settings import LoRASettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -34,25 +36,21 @@ if TYPE_CHECKING:
 GIB = 2**30
 LIBRARIES = GIB // 2
 """Bytes of Python and its libraries, or of a CUDA context: about half a GiB either way."""
-_MEASURES = ("cache", "read", "writing", "scoring", "chunk", "update")
+_UPDATE = ("update", "loss", "top", "bottom")  # peaks: of all, up to the loss, in the last and first layer's backward
+_MEASURES = ("cache", "read", "extending", "drawing", "scoring", "chunk", *_UPDATE)
+_ALWAYS = ("weights of the policy", "weights of the reference", "gradients", "Adam's moments", "kept tokens, as bits")
+_SCORED = ("features of a batch, of the policy", "features of a batch, of the reference")
+_PHASES = {  # parts that are held at moments of a phase, of which the peak is one
+    "sampling": (
+        ("prompts of a batch, as they are read",),
+        ("key-value cache", "logits of a token of a batch", _SCORED[0]),
+        (_SCORED[0], "the same, being put in order"),
+    ),
+    "scoring": ((*_SCORED, "micro-batch, as the reference reads it"), (*_SCORED, "chunk of logits")),
+}
+_GROUPED = "transformers.integrations.moe._can_use_grouped_mm"
 _DEPTHS = (3, 5)  # layers of the models that a deeper one is reckoned from
 _BYTES = {"float32": 4, "bfloat16": 2}
-_QWEN = {"model_type": "qwen2", "num_key_value_heads": 2, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
-SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen2.5-0.5B": _QWEN
-    | {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
-    | {"num_attention_heads": 14, "tie_word_embeddings": True},
-    "Qwen2.5-1.5B": _QWEN
-    | {"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
-    | {"num_attention_heads": 12, "tie_word_embeddings": True},
-    "Qwen2.5-7B": _QWEN
-    | {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
-    | {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
-    "Llama-3-70B": {"model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672}
-    | {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "tie_word_embeddings": False}
-    | {"max_position_embeddings": 8192},
-}
-"""Configs of published models, by name: those in their folders on the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,9 @@ class Plan:
     Args:
         prompt_tokens, new_tokens: of the longest prompt and answer.
         exact: whether the KL is over the whole vocabulary, for which the reference's features are kept.
-        lora_rank: of an adapter on all linear layers but the output layer; the reference is then the model without it.
+        lora_rank, lora_targets: of an adapter; the reference is then the model without it.
         reference_precision: of the reference's copy of the weights.
+        reference_device: where the reference is, if it is not where the policy is.
         kept_tokens: whether the tokens that a cut such as top-p has kept are held, a bit each.
         device: cpu or cuda: how many logits are made at once.
     Raises: ValueError for a number out of range or an unknown name.
@@ -78,22 +77,24 @@ class Plan:
     gradient_checkpointing: bool = False
     exact: bool = True
     lora_rank: int | None = None
+    lora_targets: str = "all-linear"
     reference_precision: Literal["float32", "bfloat16"] = "float32"
+    reference_device: str | None = None
     kept_tokens: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "micro_batch", "minibatches"):
             check_count(name, getattr(self, name))
-        if self.lora_rank is not None:
-            check_count("lora_rank", self.lora_rank)
-        for name, allowed in (
-            ("precision", ("float32", "bfloat16")),
-            ("reference_precision", ("float32", "bfloat16")),
-            ("device", ("cpu", "cuda")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(not_one_of(name, getattr(self, name), allowed))
+        self.lora.check_lora()
+        for name in ("precision", "reference_precision"):
+            check_choice(name, getattr(self, name), ("float32", "bfloat16"))
+        check_choice("device", self.device, ("cpu", "cuda"))
+
+    @property
+    def lora(self) -> LoRASettings:
+        """The settings of the adapter."""
+        return LoRASettings(lora_rank=self.lora_rank, lora_targets=self.lora_targets)
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,15 @@ class MemoryEstimate:
         parameters: of the model; a number, no bytes.
         weights: of policy and reference, which are there once the agent is made.
         parts: of everything that is held at one time or another, by name.
-        phases: at the peak of each phase, all that is held then included.
+        phases: at the peak of each phase: the sum of the parts that are held then.
+        elsewhere: weights of the reference on another device, which count nowhere else, by its name.
     """
 
     parameters: int
     weights: int
     parts: dict[str, int]
     phases: dict[str, int]
+    elsewhere: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -119,30 +122,28 @@ class MemoryEstimate:
 
 
 def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan:
-    """Return the plan of an agent's settings."""
-    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing", "lora_rank")
-    settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, "reference_precision")}
+    """Return the plan of an agent's settings. Raises: ValueError for weights that are sharded."""
+    if config.parallel == "fsdp":
+        raise ValueError(
+            "parallel='fsdp': the estimate is of one process, 'ddp'; docs/scale.md has the cost model of more"
+        )
+    names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
+    lora = ("lora_rank", "lora_targets", "reference_precision")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, *lora)}
+    where = config.reference_device or config.device
+    if _place("reference_device", where) != _place("device", config.device):
+        settings |= {"reference_device": where}
     settings |= {"exact": config.kl == "exact", "device": "cpu" if config.device == "cpu" else "cuda"}
     cut = config.top_p < 1 or config.top_k is not None or config.min_p > 0
     return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, kept_tokens=cut, **settings)
 
 
-def model_config(name: str | Path) -> PretrainedConfig:
-    """Return the config of a shape in `SHAPES`, of a model's folder, or of a hub id.
-
-    Raises: ValueError if there is none.
-    """
-    from transformers import AutoConfig
-
-    if str(name) in SHAPES:
-        return AutoConfig.for_model(**SHAPES[str(name)])
+def _place(argument: str, name: str) -> tuple[str, int]:
     try:
-        return cast("PretrainedConfig", AutoConfig.from_pretrained(str(name), trust_remote_code=False))
-    except Exception as error:  # a damaged file can lead to any type
-        raise ValueError(
-            f"model={str(name)!r}: no folder or hub id with a config, and none of {', '.join(SHAPES)} "
-            f"({first_line(error):.120})"
-        ) from error
+        device = torch.device("cuda" if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(f"{argument}={name!r:.80}: allowed: 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+    return device.type, device.index or 0
 
 
 def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
@@ -152,44 +153,55 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
         config: of a causal LM; it is not changed.
     Raises: ValueError for a model that cannot be run so, or has no layers to run again where that is asked for.
     """
-    with FakeTensorMode():
-        run = _Run(config, plan)
-        measures = _measures(config, plan)
+    other: dict[str, int] = {}
+    # The grouped product of experts takes fakes in bfloat16 alone; the one in its place makes as much.
+    quiet = patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)  # the error says it all
+    with quiet, FakeTensorMode(), patch(_GROUPED, return_value=False, create=True):
         try:
+            run = _Run(config, plan)
+            measures = _measures(config, plan)
             turned = replace(plan, gradient_checkpointing=not plan.gradient_checkpointing)
-            other = _measures(config, turned, update_alone=True)["update"]
-        except ValueError:  # no layers that can run again
-            other = None
-    cache, read, writing, scoring, chunk, update = (measures[name] for name in _MEASURES)
-    policy, copied = run.policy, 0 if plan.lora_rank else run.parameters * _BYTES[plan.reference_precision]
-    trained = run.trained * 4
-    states = plan.batch * plan.new_tokens
+            with suppress(ValueError):  # no layers that can run again
+                other = _measures(config, turned, update_alone=True)
+        except (ImportError, ValueError):
+            raise
+        except Exception as error:  # of an operation that has to see the data
+            raise ValueError(
+                f"model: a {config.model_type} is not estimated: it does not run without data ({first_line(error):.99})"
+            ) from error
+    copied = 0 if plan.lora_rank else run.parameters * _BYTES[plan.reference_precision]
+    elsewhere = {plan.reference_device: copied} if plan.reference_device and copied else {}
+    here, trained, states = 0 if elsewhere else copied, run.trained * 4, plan.batch * plan.new_tokens
     features = states * run.feature_bytes if plan.exact else 0
-    scored = features if plan.exact else 4 * states
-    kept = states * -(-run.size // 8) if plan.kept_tokens else 0
+    micro, other_micro = (max(each[name] for name in _UPDATE) - trained if each else 0 for each in (measures, other))
     names = ("micro-batch, every layer's values kept", "micro-batch, with gradient checkpointing")
+    micro_name, other_name = names[:: -1 if plan.gradient_checkpointing else 1]
     parts = {
-        "weights of the policy": policy,
-        "weights of the reference": copied,
+        "weights of the policy": run.policy,
+        "weights of the reference": here,
         "gradients": trained,
         "Adam's moments": 2 * trained,
         "Adam's step": trained,
-        "prompts of a batch, as they are read": read,
-        "key-value cache": cache,
-        "logits of a token of a batch": writing,
-        "features of a batch, policy and reference": features + scored,
-        "kept tokens of a batch, as bits": kept,
-        "chunk of logits": chunk,
-        names[plan.gradient_checkpointing]: update - trained,
-        names[not plan.gradient_checkpointing]: 0 if other is None else other - trained,
+        "prompts of a batch, as they are read": measures["read"],
+        "key-value cache": measures["cache"],
+        "logits of a token of a batch": max(measures["extending"], measures["drawing"]),
+        "features of a batch, of the policy": features,
+        "the same, being put in order": 2 * features,
+        "features of a batch, of the reference": features if plan.exact else 4 * states,
+        "micro-batch, as the reference reads it": 0 if elsewhere else measures["scoring"],
+        "kept tokens, as bits": states * -(-run.size // 8) if plan.kept_tokens else 0,
+        "chunk of logits": measures["chunk"],
+        micro_name: max(micro, 0),
+        other_name: max(other_micro, 0),
     }
-    held = policy + copied + 2 * trained
     phases = {
-        "sampling": held + trained + kept + max(read, cache + writing + features, 3 * features),
-        "scoring": held + trained + kept + features + scored + max(scoring, chunk),
-        "update": held + kept + features + scored + max(update, 2 * trained),
+        phase: max(sum(parts[each] for each in (*_ALWAYS, *some)) for some in moments)
+        for phase, moments in (
+            _PHASES | {"update": tuple((*_SCORED, each) for each in (micro_name, "Adam's step"))}
+        ).items()
     }
-    return MemoryEstimate(run.parameters, policy + copied, {name: size for name, size in parts.items() if size}, phases)
+    parts = {name: size for name, size in parts.items() if size}
+    return MemoryEstimate(run.parameters, run.policy + here, parts, phases, elsewhere)
 
 
 def _measures(config: PretrainedConfig, plan: Plan, update_alone: bool = False) -> dict[str, int]:
@@ -218,7 +230,7 @@ class _Run:
     """A policy whose tensors hold no data, and the bytes that its operations hold at their peak, weights apart."""
 
     def __init__(self, config: PretrainedConfig, plan: Plan) -> None:
-        self.plan = plan
+        self.plan, self._layers = plan, config.get_text_config().num_hidden_layers
         model = _made(config, plan)
         everything = list(model.parameters())
         self.policy = sum(each.numel() * each.element_size() for each in everything)
@@ -236,10 +248,10 @@ class _Run:
     def measures(self, update_alone: bool = False) -> dict[str, int]:
         """Return the bytes of each of `_MEASURES` at its peak."""
         found = () if update_alone else (*self.sampling(), self.scoring())
-        return dict(zip(_MEASURES[-2 - len(found) :], (*found, *self.update()), strict=True))
+        return dict(zip(_MEASURES[5 - len(found) :], (*found, *self.update()), strict=True))
 
-    def sampling(self) -> tuple[int, int, int]:
-        """Return the bytes of reading prompts, of the full cache, and of making and drawing from a batch's logits."""
+    def sampling(self) -> tuple[int, int, int, int]:
+        """Return the bytes of reading prompts, of the full cache, of a token more, and of drawing it."""
         plan = self.plan
         with torch.no_grad(), self._live() as live:
             self._open(plan.prompt_tokens)
@@ -251,10 +263,10 @@ class _Run:
             tokens = torch.zeros(plan.batch, dtype=torch.long)
             with self._precision():
                 features = self._backbone.extend(cache, tokens)
-            live.peak = max(live.now, live.peak)
+            extending, live.peak = live.peak - held, live.now
             log_probs = torch.log_softmax(self._heads(features)[0], -1)
             sample(log_probs, torch.zeros(plan.batch))
-        return held, read, live.peak - held
+        return held, read, extending, live.peak - held
 
     def scoring(self) -> int:
         """Return the bytes of reading a micro-batch without a gradient."""
@@ -262,22 +274,35 @@ class _Run:
             self._features(min(self.plan.micro_batch, self.plan.batch))
         return live.peak
 
-    def update(self) -> tuple[int, int]:
-        """Return the bytes of a chunk of logits, and of a micro-batch to its end, the gradients included."""
+    def update(self) -> tuple[int, ...]:
+        """Return the bytes of a chunk of logits, and those of `_UPDATE` for a micro-batch, the gradients included."""
         rows = -(-self.plan.batch // self.plan.minibatches)  # of a mini-batch
+        trained = [each for each in self._model.parameters() if each.requires_grad]
+        peaks: list[int] = []
         with self._live() as live:
-            for each in (*self._model.parameters(), *self._value.parameters()):
-                if each.requires_grad and rows > self.plan.micro_batch:  # the gradients of those before
+
+            def mark(_: object = None) -> None:
+                peaks.append(live.peak)
+                live.peak = live.now
+
+            for each in (*trained, *self._value.parameters()):
+                if rows > self.plan.micro_batch:  # the gradients of those before
                     each.grad = torch.zeros_like(each)
             features = self._features(min(self.plan.micro_batch, rows))
             gradients = torch.zeros_like(features)  # of the chunks before
-            before, highest, live.peak = live.now, live.peak, live.now
+            mark()
+            before = live.now
             for _ in range(2):
                 self._add_chunk(features)
-            chunk, live.peak = live.peak - before, max(live.peak, highest)
+            mark()
+            hooks = [each.register_post_accumulate_grad_hook(mark) for each in trained]
             if features.requires_grad:
                 features.backward(gradients.clone())
-        return chunk, live.peak
+            mark()
+            for hook in hooks:
+                hook.remove()
+        layer = len(peaks) // self._layers + 2
+        return peaks[1] - before, max(peaks), max(peaks[:2]), max(peaks[2:][:layer]), max(peaks[2:][-layer:])
 
     def _open(self, tokens: int) -> tuple[object, Tensor]:
         ids = torch.zeros((self.plan.batch, tokens), dtype=torch.long)
@@ -327,39 +352,20 @@ def _made(config: PretrainedConfig, plan: Plan) -> PreTrainedModel:
     from transformers.initialization import no_init_weights
 
     frozen = plan.lora_rank is not None and plan.precision == "bfloat16"
-    with no_init_weights():
+    # PEFT moves what it adds, which fakes refuse and a device without data does not.
+    with unset_fake_temporarily(), torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if frozen else torch.float32)
-    model.tie_weights()
-    if plan.lora_rank is not None:
-        _add_adapters(model, plan.lora_rank)
+        model.tie_weights()
+        if plan.lora_rank is not None:
+            model = cast("PreTrainedModel", add_lora(model, plan.lora, seed=0))
+    made = {each: torch.empty(each.shape, dtype=each.dtype) for each in (*model.buffers(), *model.parameters())}
+    made |= {each: nn.Parameter(made[each], each.requires_grad) for each in model.parameters()}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: made[each] for name, each in tensors.items() if each is not None})
     if plan.gradient_checkpointing:
         recompute_layers(model)
     return cast("PreTrainedModel", model.eval())
-
-
-def _add_adapters(model: PreTrainedModel, rank: int) -> None:
-    """Put an adapter on every linear layer but the output layer, and freeze everything else, as PEFT does."""
-    model.requires_grad_(False)
-    linear = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | Conv1D)}
-    for name, layer in linear.items():
-        if layer is not model.get_output_embeddings():
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, _Adapted(layer, rank))
-
-
-class _Adapted(nn.Module):
-    """A linear layer with a LoRA adapter. Source: Hu et al. (2022), arXiv:2106.09685."""
-
-    def __init__(self, base: nn.Linear | Conv1D, rank: int) -> None:
-        super().__init__()
-        rows, columns = base.weight.shape[::-1] if isinstance(base, nn.Linear) else base.weight.shape
-        self.base, self.lora_a, self.lora_b = base, nn.Linear(rows, rank, False), nn.Linear(rank, columns, False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See `nn.Linear.forward`."""
-        result: Tensor = self.base(x)
-        added: Tensor = self.lora_b(self.lora_a(x.float())) * 2.0
-        return (result + added).to(result.dtype)
 
 
 class _Live(TorchDispatchMode):
