@@ -40,7 +40,7 @@ def assert_refused(capsys: Any, words: tuple[str, ...], said: list[str]) -> None
         (("eval", "Bandit-v0", "--guide", "-1"), ["guide=-1"]),
         (("eval", "Bandit-v0", "--seed", "-1"), ["seed=-1"]),
         (("eval", "Bandit-v0", "--beta", "-1"), ["beta=-1"]),
-        (("eval", "Bandit-v0", "--optimum-per-prompt", "0"), ["optimum_per_prompt=0"]),
+        (("eval", "Bandit-v0", "--optimum-per-prompt", "-1"), ["optimum_per_prompt=-1"]),
         (("record", "Bandit-v0"), ["--out"]),
         (("record", "Bandit-v0", "--out", "taken-v0"), ["taken-v0", "is there already"]),
         (("record", "Bandit-v0", "--out", "no-id"), ["no Minari id"]),

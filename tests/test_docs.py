@@ -29,7 +29,7 @@ def printed(language: str, source: str, names: dict[str, object]) -> str:
         return done.stdout
     stream = io.StringIO()
     with contextlib.redirect_stdout(stream):
-        exec(compile(source, str(PAGE), "exec"), names)
+        exec(compile(source, "<page>", "exec"), names)
     return stream.getvalue()
 
 

@@ -83,7 +83,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_page_has_one_file_its_commands_and_one_line():
-    assert [language for language, _ in blocks()] == ["python", "sh", "python", "python"]
+    assert [language for language, _ in blocks()] == ["python", "sh", "python", "python", "python"]
     assert len(blocks()[0][1].splitlines()) <= 45
 
 

@@ -8,7 +8,6 @@ import inspect
 import linecache
 import math
 import sys
-import sysconfig
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable
@@ -82,7 +81,7 @@ def _is_ours(names: dict[str, object]) -> bool:
 
 
 def _is_users(file: str) -> bool:
-    path, library = Path(file), sysconfig.get_path("stdlib")
+    path, library = Path(file), Path(traceback.__file__).parent
     installed = {"site-packages", "dist-packages"}.intersection(path.parts) or path.is_relative_to(library)
     return path.is_file() and not installed
 
