@@ -83,7 +83,10 @@ def _is_ours(names: dict[str, object]) -> bool:
 def _is_users(file: str) -> bool:
     path, library = Path(file), Path(traceback.__file__).parent
     installed = {"site-packages", "dist-packages"}.intersection(path.parts) or path.is_relative_to(library)
-    return path.is_file() and not installed
+    try:
+        return path.is_file() and not installed
+    except PermissionError:
+        return False
 
 
 def check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> None:
