@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from textgym_agents import ProgressBar, make_agent, make_env
-from textgym_agents.protocol import figure, metrics_line
+from textgym_agents.progress import figure, metrics_line
 
 
 class Terminal(io.StringIO):

@@ -233,6 +233,8 @@ def test_hostile_texts_are_inert(visit, index):
     # Plotly reads some HTML in labels: the agent's name must come out as it is.
     labels = page.eval_on_selector_all("#throughput .ytick text", "all => all.map(e => e.textContent)")
     assert name in labels
+    speeds = page.eval_on_selector_all("#throughput .xtick text", "all => all.map(e => e.textContent)")
+    assert len([speed for speed in speeds if speed]) >= 2
     assert page.locator("script:not([src]):not([type='application/json'])").count() == 0
     assert page.locator("main img, main iframe, main script").count() == 0
     assert page.locator("main b:has-text('bold')").count() == 0

@@ -25,7 +25,8 @@ from textgym.commands.console import UsageError, note, number, output, table, un
 from textgym.evaluate import MEASURES, EvaluationResult
 from textgym.optimum import Optimum
 from textgym_agents.config import OnPolicyConfig
-from textgym_agents.protocol import Metrics, figure, metrics_line
+from textgym_agents.progress import figure, metrics_line
+from textgym_agents.protocol import Metrics
 from textgym_agents.training.folder import RunFolder, run_folder
 
 _LOG = logging.getLogger(__name__)

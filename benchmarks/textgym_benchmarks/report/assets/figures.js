@@ -237,8 +237,11 @@
   }
 
   function throughput(chart, settings, colours) {
-    const entries = shownOf(data.throughput, settings).slice().reverse();
+    const entries = shownOf(data.throughput, settings).filter((entry) => entry.total > 0).reverse(); // who does not learn has no speed
     const names = entries.map((entry) => safe(short(data.agents[entry.agent].name, narrow.matches ? 16 : 48)));
+    const rates = entries.flatMap((entry) => [entry.total, ...entry.problems.map((one) => one.value)]).filter((rate) => rate > 0);
+    const ends = [Math.floor(Math.log10(Math.min(...rates))), Math.ceil(Math.log10(Math.max(...rates)))]; // whole decades, so that both ends have a number
+    const range = rates.length ? { range: [ends[0] - 0.05, Math.max(ends[1], ends[0] + 1) + 0.05] } : {};
     const dots = entries.map((entry, i) => ({
       type: "scatter", mode: "markers", x: entry.problems.map((one) => one.value), y: entry.problems.map(() => names[i]),
       marker: { color: faint(colours.series[entry.agent], 0.45), size: 6 }, hoverinfo: "text",
@@ -251,7 +254,7 @@
     }));
     return {
       data: [...dots, ...totals],
-      layout: layout(colours, { xaxis: axis(colours, "Tokens per CPU second", { type: "log", dtick: 1 }), yaxis: axis(colours, "", { type: "category", categoryorder: "array", categoryarray: names, tickfont: { size: 14, color: colours.ink } }) }),
+      layout: layout(colours, { xaxis: axis(colours, "Tokens per CPU second", { type: "log", dtick: 1, ...range }), yaxis: axis(colours, "", { type: "category", categoryorder: "array", categoryarray: names, tickfont: { size: 14, color: colours.ink } }) }),
     };
   }
 
