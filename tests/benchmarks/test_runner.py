@@ -69,7 +69,8 @@ def test_a_failing_cell_is_recorded_and_stays_failed_until_asked_for(tmp_path, e
     assert kept["error"]["message"] == error["message"]
 
 
-def test_killing_workers_of_the_pool_loses_nothing(tmp_path):
+def test_killing_workers_of_the_pool_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # which would write out what a worker prints at once
     once = run(tmp_path / "once", "rloo_dies_once", engine="pool")
     assert scores(once) == scores(run(tmp_path / "serial"))
     always = run(tmp_path / "always", "rloo_dies", engine="pool")

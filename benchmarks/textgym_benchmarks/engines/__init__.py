@@ -237,6 +237,7 @@ def _answer_jobs() -> None:
     # The answers have the standard output for themselves; whatever else is printed goes where errors go.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # line by line, so that what a job printed before its process was killed is there
     answers.write(_READY)
     answers.flush()
     jobs: queue.Queue[str | None] = queue.Queue()
