@@ -220,6 +220,13 @@ def test_what_cannot_be_served_is_refused(capsys, tmp_path):
         assert_one_line(code, err, said)
 
 
+def test_a_server_that_waits_is_no_stage_of_the_work(begun, capsys, caplog, monkeypatch):
+    monkeypatch.setattr("textgym_benchmarks.commands.report.LiveServer.serve_forever", lambda server: None)
+    with caplog.at_level("INFO", "textgym_benchmarks"):
+        assert run(capsys, "report", str(begun.path), "--live")[0] == 0
+    assert caplog.messages[-1:] == [""]  # after which a status line is silent
+
+
 def test_it_ends_with_the_program_that_started_it(begun):
     words = ("report", str(begun.path), "--live", "--port", "18800", "--until-eof")
     with subprocess.Popen(
