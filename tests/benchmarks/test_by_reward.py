@@ -149,7 +149,7 @@ def test_the_report_has_a_part_by_reward_where_there_are_several(tmp_path):
         ("model", "b"): "1 of 2",
     }
     assert "say &lt;b&gt;x&lt;/b&gt;" in page.source
-    assert "<b>0.000</b> rules (0%)" in page.source
+    assert "<b>0.000</b> rules (0.00)" in page.source
     one = [value for value in copy.deepcopy(values()) if value["cell"]["reward_name"] == "rules"]
     alone = write_suite_folder(tmp_path / "alone", one)
     build_report([alone], alone / "report")
