@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from textgym_agents.config import versions
 from textgym_agents.saving import FORMAT, check_format
@@ -21,6 +21,9 @@ from textgym.registry import TASKS, load_target
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
+
+if TYPE_CHECKING:
+    from textgym_agents.training.loop import Watcher
 
 RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
 RUN_CELL: Final = "textgym_benchmarks.run.cell:run_cell"
@@ -115,7 +118,14 @@ def cell_result(folder: Path) -> JsonObject | None:
     return data
 
 
-def run_one(cell: JsonObject, evaluation: JsonObject, suite: str, function: str, save: bool = False) -> JsonObject:
+def run_one(
+    cell: JsonObject,
+    evaluation: JsonObject,
+    suite: str,
+    function: str,
+    save: bool = False,
+    watcher: Watcher | None = None,
+) -> JsonObject:
     """Run a cell in its folder, or go on with one that was interrupted: the job of a worker.
 
     Args:
@@ -124,6 +134,7 @@ def run_one(cell: JsonObject, evaluation: JsonObject, suite: str, function: str,
         function: "module:function" that takes a `Cell`, an `Evaluation`, the cell's folder and one for optima that
             cells share, and returns the values of result.json.
         save: also pass `save=True` to the function: the last checkpoint is kept.
+        watcher: also passed to the function, where there is one.
     Returns: the values of result.json; those that are there already, if another process was faster.
     Raises: CellBusyError if another process is at work on the cell; DiskFullError; whatever the function raises.
     """
@@ -133,7 +144,7 @@ def run_one(cell: JsonObject, evaluation: JsonObject, suite: str, function: str,
         earlier = cell_result(folder)
         if earlier is not None:
             return earlier
-        more = {"save": True} if save else {}
+        more = ({"save": True} if save else {}) | ({"watcher": watcher} if watcher else {})
         settings = Evaluation.from_json(evaluation)
         result: JsonObject = plain(
             load_target(function, "function")(row, settings, folder, Path(suite) / "optima", **more)

@@ -192,6 +192,7 @@ _EXTRAS = {
     "data": ("minari", "h5py"),
     "lora": ("peft",),
     "dist": ("ray",),
+    "tune": ("optuna",),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }
 

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Final, TextIO
 
@@ -73,7 +73,7 @@ class Serial:
     workers = 1
     cpu_seconds = 0.0
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """See `Engine.run`."""
         started = time.process_time()
         try:
@@ -91,25 +91,30 @@ class Pool:
         self.workers = cores() if workers is None else workers
         self.cpu_seconds = 0.0
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """See `Engine.run`. A job whose process died is started again up to `RETRIES` times.
 
         Raises: RuntimeError where processes end before they are ready for a job: then no job is to blame.
         """
-        waiting = deque((job, 1) for job in jobs)  # and the number of the attempt
+        source = iter(jobs)
+        again: deque[tuple[Job, int]] = deque()  # and the number of the attempt
         replies: queue.Queue[tuple[_Worker, str]] = queue.Queue()
         running: dict[_Worker, tuple[Job, int]] = {}
         idle: list[_Worker] = []
         before = _children_seconds()
         complete, never_ready = False, 0
         try:
-            while waiting or running:
-                while waiting and len(running) < self.workers:
-                    job, attempt = waiting.popleft()
+            while True:
+                while len(running) < self.workers:
+                    job, attempt = again.popleft() if again else (next(source, None), 1)
+                    if job is None:
+                        break
                     worker = idle.pop() if idle else _Worker(replies)
                     running[worker] = job, attempt
                     worker.start(job)
                     yield Event("started", job.key)
+                if not running:
+                    break
                 worker, line = _next(replies)
                 if worker not in running:  # it died while it had nothing to do
                     idle = [other for other in idle if other is not worker]
@@ -126,7 +131,7 @@ class Pool:
                 if worker.ready and attempt > RETRIES:
                     yield died(job.key, message, attempt)
                 else:
-                    waiting.appendleft((job, attempt + int(worker.ready)))
+                    again.append((job, attempt + int(worker.ready)))
                     yield Event("lost", job.key, value=message)
             complete = True
         finally:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -81,10 +81,11 @@ class Engine(Protocol):
     cpu_seconds: float
     """CPU time of the last `run` that has ended, that of its processes included."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """Start the jobs in their order and yield what happens; every job finishes once.
 
-        A function that raises fails its job and no other. Closing the iterator stops what runs.
+        A job is taken from `jobs` when a worker is free for it: an iterator can choose it by what has finished until
+        then. A function that raises fails its job and no other. Closing the iterator stops what runs.
         """
 
 

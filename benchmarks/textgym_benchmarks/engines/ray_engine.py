@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from textgym_benchmarks.engines.jobs import ONE_THREAD, RETRIES, Event, Job, cores, died, finished, search_path
 
@@ -32,8 +32,10 @@ class Ray:
         self.cpu_seconds = 0.0  # of the jobs alone
         self._address = address
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Event]:
         """See `Engine.run`. Ray starts a job again, up to `RETRIES` times, whose process or machine died.
+
+        Ray does not say what it has started: a job is handed over when there is a worker for it.
 
         Raises: RuntimeError where Ray itself is lost, or cannot start workers: then no job is to blame.
         """
@@ -44,8 +46,16 @@ class Ray:
         try:
             remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)
             task = remote(_task(search_path()))
-            keys = {task.remote(job.function, json.dumps(job.arguments)): job.key for job in jobs}
-            yield from with_starts([job.key for job in jobs], self.workers, self._endings(keys))
+            source = iter(jobs)
+            running: dict[object, str] = {}
+            while True:
+                for job in islice(source, self.workers - len(running)):
+                    running[task.remote(job.function, json.dumps(job.arguments))] = job.key
+                    yield Event("started", job.key)
+                if not running:
+                    return
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                yield self._ending(reference, running.pop(reference))
         except (ray.exceptions.RayError, ConnectionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"Ray was lost, or cannot run jobs, and no job is to blame: {what}") from error
@@ -64,51 +74,17 @@ class Ray:
             ray.init(self._address, runtime_env=environment, **quiet)
             self.workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
-    def _endings(self, keys: Mapping[object, str]) -> Iterator[Event]:
-        """Yield the last events of all jobs. Raises: RayError for what is no job's fault."""
+    def _ending(self, reference: object, key: str) -> Event:
+        """Return the last event of a job that has ended. Raises: RayError for what is no job's fault."""
         import ray
 
         errors = ray.exceptions
-        dead_worker = (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError)
-        unfinished = list(keys)
-        while unfinished:
-            (reference,), unfinished = ray.wait(unfinished, num_returns=1)
-            try:
-                reply = json.loads(ray.get(reference))
-            except dead_worker as error:
-                yield died(keys[reference], f"{type(error).__name__}: {error}", RETRIES + 1)
-                continue
-            self.cpu_seconds += reply["cpu"]
-            yield finished(keys[reference], reply, attempts=1)
-
-
-def with_starts(keys: Sequence[str], workers: int, endings: Iterable[Event]) -> Iterator[Event]:
-    """Put the starts of jobs between their last events, as an engine does that knows of them.
-
-    Ray does not say what it has started: by its order, it is as many jobs as there are workers. A job that ends before
-    its turn, since one before it was started again or waits for another machine, starts right before its end.
-
-    Args:
-        keys: of the jobs, in the order in which they were handed over.
-        endings: the last event of each job, in any order.
-    """
-    waiting = deque(keys)
-    running: set[str] = set()
-
-    def started(key: str) -> Event:
-        waiting.remove(key)
-        running.add(key)
-        return Event("started", key)
-
-    for key in keys[:workers]:
-        yield started(key)
-    for event in endings:
-        if event.key not in running:
-            yield started(event.key)
-        running.remove(event.key)
-        yield event
-        if waiting and len(running) < workers:
-            yield started(waiting[0])
+        try:
+            reply = json.loads(ray.get(reference))
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
+            return died(key, f"{type(error).__name__}: {error}", RETRIES + 1)
+        self.cpu_seconds += reply["cpu"]
+        return finished(key, reply, attempts=1)
 
 
 def _task(paths: list[str]) -> Callable[[str, str], str]:

@@ -1,0 +1,179 @@
+"""Trials: what is searched, what is kept, what goes on, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from textgym_benchmarks.commands.tune import main, write_page
+from textgym_benchmarks.engines import make_engine
+from textgym_benchmarks.suite_folder import read_suite
+from textgym_benchmarks.tune import StudyPlan, TrialOutcome, Tuning, _Pruning, default_space, read_space
+
+PLAN = StudyPlan(
+    "textgym/Bandit-v0", "monte-carlo", 128, space={"learning_rate": "0.01..1.0", "schedule": "linear,constant"}
+)
+
+
+def names(outcomes):
+    return sorted(each.name for each in outcomes)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder of three trials, and what was said on the way."""
+    tuning = Tuning(PLAN, tmp_path_factory.mktemp("tune") / "study")
+    return tuning, list(tuning.run(make_engine("serial"), 3))
+
+
+def test_what_is_searched_is_read_from_words():
+    words = {"a": "1..4", "b": "1e-4..1e-2", "c": "0.5..1", "d": "exact,k1", "e": "1,2", "f": "true,null"}
+    assert read_space(words) == {
+        "a": IntDistribution(1, 4),
+        "b": FloatDistribution(1e-4, 1e-2, log=True),
+        "c": FloatDistribution(0.5, 1.0),
+        "d": CategoricalDistribution(("exact", "k1")),
+        "e": CategoricalDistribution((1, 2)),
+        "f": CategoricalDistribution((True, None)),
+    }
+
+
+@pytest.mark.parametrize("word", ["2..1", "1..", "a..b", "1,1", "1..1", "a,,b", "NaN..1"])
+def test_a_space_that_is_none_is_refused(word):
+    with pytest.raises(ValueError, match=r"x='.*': allowed is|allowed are"):
+        read_space({"x": word})
+
+
+def test_by_default_the_settings_are_searched_that_an_agent_has():
+    assert set(default_space("rloo")) == {"learning_rate", "batch", "epochs", "minibatches", "group", "kl", "clip"}
+    rate = default_space("sb3-a2c")["learning_rate"]
+    assert (rate.low, rate.high, rate.log) == (pytest.approx(3e-4), pytest.approx(3e-2), True)
+    with pytest.raises(ValueError, match="nothing of random is searched by default; name some of its settings"):
+        default_space("random")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"learning_rat": "0.1..1.0"}}, "Did you mean 'learning_rate'"),
+        ({"config": {"learning_rate": 0.1}}, "'learning_rate' is fixed and searched"),
+        ({"config": {"batch": -1}}, "batch"),
+        ({"episodes": 0}, "episodes=0"),
+    ],
+)
+def test_bad_plans_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        StudyPlan(**{"id": PLAN.id, "agent": PLAN.agent, "space": PLAN.space, **changes})
+
+
+def test_a_study_holds_its_trials_and_the_defaults(study):
+    tuning, said = study
+    ended = [each for each in said if isinstance(each, TrialOutcome)]
+    assert names(ended) == ["defaults", "trial 0", "trial 1", "trial 2"]
+    assert names(tuning.outcomes()) == ["trial 0", "trial 1", "trial 2"]
+    suite = read_suite(tuning.out / "suite")
+    assert suite.evaluation.split == "tune"
+    for each in [*tuning.outcomes(), tuning.defaults()]:
+        if each.state == "done":
+            # The score is the J that the cell itself holds.
+            cell = next(cell for cell in suite.cells if cell.name in (each.name, "monte-carlo" * (not each.settings)))
+            assert cell.config == each.settings
+            result = json.loads((tuning.out / "suite" / "cells" / cell.key / "result.json").read_text())
+            assert result["measures"]["after"]["objective"]["mean"] == pytest.approx(each.objective)
+    scores = [each.objective for each in tuning.outcomes() if each.state == "done"]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_more_trials_go_on_from_there_and_another_plan_is_refused(study):
+    before = {each.name: each for each in study[0].outcomes()}
+    tuning = Tuning(PLAN, study[0].out)
+    said = [each for each in tuning.run(make_engine("serial"), 4) if isinstance(each, TrialOutcome)]
+    assert names(said) == ["trial 3"]
+    after = {each.name: each for each in tuning.outcomes()}
+    assert {name: after[name] for name in before} == before
+    assert not list(tuning.run(make_engine("serial"), 4))
+    with pytest.raises(ValueError, match="holds a study with episodes=128, not 64"):
+        Tuning(StudyPlan(**{**vars(PLAN), "episodes": 64}), study[0].out)
+
+
+def test_a_trial_that_was_broken_off_is_taken_up_with_its_settings(tmp_path):
+    tuning = Tuning(PLAN, tmp_path / "study")
+    events = tuning.run(make_engine("serial"), 1)
+    while next(events) != "trial 0":
+        pass
+    events.close()  # as by a kill: the trial is left as running
+    (broken,) = tuning.study.trials
+    assert broken.state == optuna.trial.TrialState.RUNNING
+    again = Tuning(PLAN, tmp_path / "study")
+    (ended,) = [each for each in again.run(make_engine("serial"), 1) if isinstance(each, TrialOutcome)]
+    assert (ended.name, ended.settings) == ("trial 0", broken.params)
+    assert names(again.outcomes()) == ["trial 0"]
+
+
+def test_settings_that_the_agent_refuses_are_a_failed_trial(tmp_path):
+    tuning = Tuning(StudyPlan("textgym/Bandit-v0", "monte-carlo", 64, space={"batch": "-2,-1"}), tmp_path / "study")
+    list(tuning.run(make_engine("serial"), 2))
+    assert [each.state for each in tuning.outcomes()] == ["failed", "failed"]
+    assert "batch" in tuning.outcomes()[0].error
+
+
+def test_a_training_behind_half_of_the_others_is_broken_off():
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(2, 2))
+    for height in (1.0, 2.0, 3.0):
+        trial = study.ask()
+        for step in range(1, 5):
+            trial.report(height, step)
+        study.tell(trial, height)
+    slow, fast = (_Pruning(study.ask(), 0, 4, 100) for _ in range(2))
+    rows = [{"episode": episode, "iteration": 1} for episode in (0, 25, 50, 75, 100)]
+    for row in rows:
+        fast.iteration({**row, "eval/objective": 2.5})
+        fast.iteration(row)  # without an evaluation
+    slow.iteration({**rows[1], "eval/objective": 0.0})  # the first point is too early to tell
+    with pytest.raises(optuna.TrialPruned):
+        slow.iteration({**rows[2], "eval/objective": 1.9})
+    late = _Pruning(study.ask(), 0, 4, 100)
+    late.iteration({**rows[4], "eval/objective": 0.0})  # there is nothing to save any more
+
+
+def test_the_page_shows_all_trials_and_what_mattered(study, tmp_path):
+    tuning = Tuning(PLAN, tmp_path / "study")
+    rng = np.random.default_rng(0)
+    for rate in rng.uniform(0.01, 1.0, 12):
+        kind = str(rng.choice(["linear", "constant"]))
+        trial = optuna.trial.create_trial(
+            params={"learning_rate": rate, "schedule": kind}, distributions=PLAN.distributions, value=-abs(rate - 0.5)
+        )
+        tuning.study.add_trial(trial)
+    shares = tuning.importance()
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["learning_rate"] > 0.8  # J does not depend on the other
+    page = write_page(tuning).read_text()
+    assert page.count('class="done"') == 24
+    assert "What mattered" in page
+    assert study[0].importance() == {}
+
+
+def test_the_command_shows_and_refuses(tmp_path, capsys):
+    words = [
+        "Bandit-v0",
+        "--agent",
+        "monte-carlo",
+        "--episodes",
+        "64",
+        "--engine",
+        "serial",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    main([*words, "--trials", "1", "--search", "learning_rate=0.1..0.9"])
+    shown = capsys.readouterr().out
+    assert "trial 0" in shown
+    assert "textgym train textgym/Bandit-v0 --agent monte-carlo --episodes 64 --learning-rate 0." in shown
+    assert (tmp_path / "s" / "page" / "index.html").exists()
+    for more in (["--trials", "0"], ["--search", "batch"]):
+        with pytest.raises(Exception, match=r"--trials 0|--search 'batch': allowed is NAME=LOW..HIGH"):
+            main([*words, *more])
