@@ -94,7 +94,7 @@ def optimality(agent, name, episodes, **settings):
         ("rloo", {}),
         ("grpo", {}),
         ("rejection", {}),
-        ("soft-q", {"updates": 4}),
+        pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.learning),
     ],
 )
 def test_it_learns_bandit(agent, settings):
@@ -126,6 +126,7 @@ def test_soft_q_reaches_the_soft_optimum(name):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
     task = replace(make_task("Copy"), gamma=0.6)
     agent = LMPPO(task, LMPPOConfig(device="cpu"))

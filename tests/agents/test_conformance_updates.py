@@ -172,10 +172,10 @@ def test_with_its_hook_the_same_agent_is_caught():
     ("agent", "not_asked"),
     [
         ("lm-ppo", set()),
-        ("a2c", {"clipping"}),
+        pytest.param("a2c", {"clipping"}, marks=pytest.mark.learning),
         ("reinforce", {"clipping", "value loss"}),
         ("rloo", {"value loss"}),
-        ("grpo", {"value loss"}),
+        pytest.param("grpo", {"value loss"}, marks=pytest.mark.learning),
         (HandWritten, {"clipping", "ratio under a grammar"}),
     ],
 )
