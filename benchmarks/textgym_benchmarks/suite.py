@@ -127,7 +127,8 @@ class Evaluation:
         points: of the learning curve, at equal distances over the budget.
         per_prompt: completions per prompt, at the points of the curve.
         final_per_prompt: the same, before and after learning.
-        optimum_per_prompt: completions of the reference per prompt that J* is estimated from.
+        optimum_per_prompt: completions of the reference per prompt that J* is estimated from; with 0 it is not,
+            and only solved and committed ones are known.
         samples: prompts whose answers before and after learning are kept.
         split: whose prompts are answered: "eval", the held-out ones; or "tune", to choose settings on: there every cell
             runs with a seed `TUNE_SEEDS` above its own, as some tasks have the same prompts in all splits.
@@ -142,9 +143,10 @@ class Evaluation:
     split: HeldOut = "eval"
 
     def __post_init__(self) -> None:
-        for name in ("points", "per_prompt", "final_per_prompt", "optimum_per_prompt"):
+        for name in ("points", "per_prompt", "final_per_prompt"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("samples", self.samples, 0)
+        for name in ("optimum_per_prompt", "samples"):
+            check_integer(name, getattr(self, name), 0)
         check_split(self.split)
 
     @classmethod

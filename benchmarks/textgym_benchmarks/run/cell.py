@@ -158,6 +158,7 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
     """Return the training that a cell is: where a task has few prompts, each is answered more often."""
     prompts = len(task.prompt_set(settings.split).texts)
     kind = config_class(agent_class(cell.agent))
+    thickest = -(-OF_THE_REFERENCE // prompts)
     seeded = kind is not None and "seed" in getattr(kind, "__dataclass_fields__", ())
     return TrainSettings(
         id=cell.id,
@@ -170,7 +171,7 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
         eval_points=settings.points,
         eval_per_prompt=max(settings.per_prompt, -(-ON_THE_WAY // prompts)),
         final_per_prompt=max(settings.final_per_prompt, -(-AT_THE_END // prompts)),
-        optimum_per_prompt=max(settings.optimum_per_prompt, -(-OF_THE_REFERENCE // prompts)),
+        optimum_per_prompt=settings.optimum_per_prompt and max(settings.optimum_per_prompt, thickest),
         samples=settings.samples,
         split=settings.split,
     )

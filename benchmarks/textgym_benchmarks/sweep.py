@@ -1,0 +1,233 @@
+"""The sweep behind the agents' defaults: the same settings on every task, and how much each loses on its worst one.
+
+    python -m textgym_benchmarks.sweep --model FOLDER --out runs/sweep
+    python -m textgym_benchmarks.sweep --model FOLDER --out runs/sweep --table
+
+The first line runs what has no result yet, and goes on where it was broken off; the second prints what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import optuna
+import tyro
+from rich.console import Console
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+from textgym.checks import Floats, JsonObject
+from textgym.commands.console import folded, number, table
+from textgym_benchmarks.results.store import Result, load_results
+from textgym_benchmarks.run.runner import run_suite
+from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite
+from textgym_benchmarks.suites import rows
+from textgym_benchmarks.summaries.grid import at
+from textgym_benchmarks.tune import default_space
+
+AGENTS: Final = ("lm-ppo", "rloo", "grpo")
+TASKS: Final = ("Helpful", "HHH", "Arithmetic", "Json")
+STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
+    "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
+    "sentiment": "sentiment",
+    "20 words": {"name": "length", "target": 20, "unit": "words"},
+    "no repeat": "no_repeat",
+}
+"""What is asked of a language model of stories, by name in tables."""
+_WHO: Final = ("a girl named Lily", "a boy named Tom", "a big bear", "a small bird", "an old man", "a cat", "a dog")
+_WHERE: Final = (
+    "in a small house",
+    "near the sea",
+    "in the forest",
+    "on a farm",
+    "by a river",
+    "in a city",
+    "on a hill",
+)
+STORY_PROMPTS: Final = tuple(f"Once upon a time, {who} lived {where}." for who in _WHO for where in _WHERE)
+_DRAWS: Final = 2000
+
+
+_STEPS: Final = ({}, {"batch": 64, "epochs": 1, "minibatches": 1}, {"batch": 64, "epochs": 2, "minibatches": 2})
+_RATES: Final = ({}, {"learning_rate": 1e-3})
+_KL: Final = ({}, {"kl": "k1"})
+
+
+def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
+    """Return so many settings of an agent: its own, {}; then other steps, rates and forms of the KL; then random ones.
+
+    The random ones are drawn from `default_space`.
+    """
+    sampler = optuna.samplers.RandomSampler(seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study, space = optuna.create_study(sampler=sampler), default_space(agent)
+    found = [{**steps, **rate, **kl} for rate, kl, steps in product(_RATES, _KL, _STEPS)]
+    drawn = [dict(study.ask(space).params) for _ in range(count - len(found))]
+    return [*found, *drawn][:count]
+
+
+def sweep_suite(
+    agents: Sequence[str],
+    model: Path | None,
+    count: int,
+    episodes: Sequence[int],
+    seeds: int = 1,
+    tasks: Sequence[str] = TASKS,
+) -> Suite:
+    """Return the cells of a sweep, those of the shortest budget first; a cell's label is AGENT NUMBER-OF-SETTINGS.
+
+    Args:
+        model: folder of a causal LM of stories, for the tasks of `STORY_REWARDS`; None leaves these out.
+        count: settings of each agent, see `design`. episodes: budgets.
+    """
+    cells: list[Cell] = []
+    for budget in sorted(episodes):
+        for place in range(count):
+            for agent in agents:
+                config, label = design(agent, count)[place], f"{agent} {place}"
+                cells += rows(tasks, [agent], budget, seeds, config, label)
+                if model is not None:
+                    env = {"prompts": list(STORY_PROMPTS), "reference": str(model), "max_new_tokens": 48}
+                    env |= {"tokenizer": str(model), "beta": 0.05}
+                    stories = rows(["Text"], [agent], budget, seeds, config, label, STORY_REWARDS)
+                    cells += [replace(cell, env=env) for cell in stories]
+    evaluation = Evaluation(points=2, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split="tune")
+    return Suite("sweep", tuple(cells), "The same settings on every task.", evaluation)
+
+
+@dataclass(frozen=True)
+class Regrets:
+    """What settings of an agent lose at a budget.
+
+    Attributes:
+        tasks, settings: names of the tasks (T,) and numbers of the settings (S,) that were run on all of them.
+        regret: (S, T), shares of the way from the reference to J* where it is known, else to the best J found.
+        worst: (S, 3), over the tasks, and the ends of its 95% interval.
+        known: (T,) whether J* is known.
+    """
+
+    tasks: tuple[str, ...]
+    settings: tuple[int, ...]
+    regret: Floats
+    worst: Floats
+    known: tuple[bool, ...]
+
+
+def regrets(results: Sequence[Result], agent: str, episodes: int, seed: int = 0) -> Regrets:
+    """Return the regrets of an agent's settings against the best that was found on each task.
+
+    Every J is drawn anew from its own error, normal with the width of its interval, and by seed where there are some.
+    The best of noisy J is too high: regrets are rather over- than understated.
+    """
+    found: dict[tuple[int, str], list[Result]] = {}
+    for each in results:
+        if each.measures is not None and (each.cell.agent, each.cell.episodes) == (agent, episodes):
+            place = int(each.cell.name.rpartition(" ")[2])
+            found.setdefault((place, each.cell.task), []).append(each)
+    tasks = tuple(dict.fromkeys(task for _, task in found))
+    places = sorted({place for place, _ in found})
+    settings = tuple(place for place in places if all((place, task) in found for task in tasks))
+    generator = np.random.default_rng(seed)
+    drawn = np.array([[_draws(found[place, task], generator) for task in tasks] for place in settings])  # (S, T, R)
+    optima = [_optimum(found[settings[0], task][0]) for task in tasks]
+    lost = drawn.max(0) - drawn
+    for column, (task, optimum) in enumerate(zip(tasks, optima, strict=True)):
+        before = [at(each.measures, "before", "objective", "mean") for place in settings for each in found[place, task]]
+        best = drawn[:, column, 0].max() if optimum is None else optimum
+        way = best - np.mean(before)
+        lost[:, column] /= way if way > 0 else np.nan  # nothing is better than the reference
+    most = np.nanmax(lost, 1)
+    ends = np.percentile(most[:, 1:], [2.5, 97.5], axis=1)
+    known = tuple(optimum is not None for optimum in optima)
+    return Regrets(tasks, settings, lost[:, :, 0], np.stack([most[:, 0], *ends], 1), known)
+
+
+def _draws(results: Sequence[Result], generator: np.random.Generator) -> Floats:
+    """Return the mean J of some seeds and, after it, draws (R,) of it."""
+    means = [at(each.measures, "after", "objective", "mean") for each in results]
+    ends = [(at(each.measures, "after", "objective", end) for end in ("low", "high")) for each in results]
+    errors = np.array([((high - low) / 3.92) if low is not None else 0.0 for low, high in ends])
+    chosen = generator.integers(len(means), size=(_DRAWS, len(means)))
+    noise = errors[chosen] * generator.standard_normal(chosen.shape)
+    return np.concatenate([[np.mean(means)], (np.array(means)[chosen] + noise).mean(1)])
+
+
+def _optimum(result: Result) -> float | None:
+    """Return J* of a cell's task; None where it is not known better than as a bound."""
+    known = at(result.measures, "after", "optimality") is not None
+    return at(result.measures, "optimum", "value") if known else None
+
+
+def rank_correlations(found: Regrets) -> Floats:
+    """Return Spearman's correlations (T, T) of the settings' regrets between tasks."""
+    agreement: Floats = np.corrcoef(rankdata(found.regret, axis=0).T)
+    return agreement
+
+
+@dataclass(frozen=True)
+class SweepFlags:
+    """Run the sweep, or print its tables."""
+
+    model: Path | None = None
+    """Folder of a causal LM of stories; without one its four tasks are left out."""
+    out: Path = Path("runs/sweep")
+    """Folder of the suite."""
+    agents: tuple[str, ...] = AGENTS
+    """Registered names."""
+    tasks: tuple[str, ...] = TASKS
+    """Shipped tasks, by name."""
+    settings: int = 24
+    """Of each agent, its own among them."""
+    episodes: tuple[int, ...] = (4096,)
+    """Budgets."""
+    seeds: int = 1
+    """Of each cell."""
+    workers: int | None = None
+    """Processes; by default one for each core."""
+    table: bool = False
+    """Print what is there, and run nothing."""
+
+
+def main() -> None:
+    """Run the script."""
+    flags = tyro.cli(SweepFlags)
+    model = None if flags.model is None else flags.model.resolve()
+    if not flags.table:
+        suite = sweep_suite(flags.agents, model, flags.settings, flags.episodes, flags.seeds, flags.tasks)
+        run_suite(suite, flags.out, workers=flags.workers)
+    results = load_results(flags.out)
+    for agent in flags.agents:
+        for budget in flags.episodes:
+            print_table(regrets(results, agent, budget), agent, budget, design(agent, flags.settings))
+
+
+def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[JsonObject]) -> None:
+    """Print the regrets of an agent's settings, the smallest largest one first, and how tasks agree."""
+    names = (name + " *" * (not known) for name, known in zip(found.tasks, found.known, strict=True))
+    heads = (folded(name, justify="right") for name in names)
+    shown = table(
+        number("no."), number("worst"), number("95%"), *heads, title=f"{agent}, {episodes:,} episodes: regret"
+    )
+    for row in np.argsort(found.worst[:, 0]):
+        worst, low, high = found.worst[row]
+        values = (f"{each:.3f}" for each in found.regret[row])
+        shown.add_row(str(found.settings[row]), f"{worst:.3f}", f"{low:.2f} to {high:.2f}", *values)
+    console = Console(highlight=False)
+    console.print(shown)
+    for place in found.settings:
+        words = settings[place].items()
+        parts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in words)
+        console.print(f"{place}: {', '.join(parts) or 'as they come'}", markup=False)
+    console.print("*: of the way to the best J that was found; J* is not known well enough", markup=False)
+    agree = rank_correlations(found)
+    pairs = agree[np.triu_indices(len(found.tasks), 1)]
+    agreement = f"mean {pairs.mean():.2f}, least {pairs.min():.2f}"
+    console.print(f"Spearman between tasks, {len(found.settings)} settings: {agreement}", markup=False)
+
+
+if __name__ == "__main__":
+    main()
