@@ -52,9 +52,13 @@ STORY_PROMPTS: Final = tuple(f"Once upon a time, {who} lived {where}." for who i
 _DRAWS: Final = 2000
 
 
-_STEPS: Final = ({}, {"batch": 64, "epochs": 1, "minibatches": 1}, {"batch": 64, "epochs": 2, "minibatches": 2})
-_RATES: Final = ({}, {"learning_rate": 1e-3})
-_KL: Final = ({}, {"kl": "k1"})
+_STEPS: Final[Sequence[JsonObject]] = (
+    {},
+    {"batch": 64, "epochs": 1, "minibatches": 1},
+    {"batch": 64, "epochs": 2, "minibatches": 2},
+)
+_RATES: Final[Sequence[JsonObject]] = ({}, {"learning_rate": 1e-3})
+_KL: Final[Sequence[JsonObject]] = ({}, {"kl": "k1"})
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
