@@ -1,0 +1,69 @@
+"""The sweep: what its cells are, and its regrets against numbers by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from textgym_benchmarks.sweep import STORY_REWARDS, design, print_table, rank_correlations, regrets, sweep_suite
+
+
+def result(task, place, objective, before=0.0, optimum=None, width=0.0, seed=0):
+    after = {"objective": {"mean": objective, "low": objective - width, "high": objective + width}}
+    after["optimality"] = None if optimum is None else {"mean": objective / optimum}
+    measures = {"before": {"objective": {"mean": before}}, "after": after, "optimum": {"value": optimum}}
+    cell = SimpleNamespace(agent="rloo", episodes=64, name=f"rloo {place}", task=task, seed=seed)
+    return SimpleNamespace(cell=cell, measures=measures)
+
+
+def test_regrets_by_hand(capsys):
+    rows = [
+        *(result("known", place, value, before=1.0, optimum=3.0) for place, value in ((0, 2.0), (1, 2.5), (2, 1.0))),
+        *(result("best found", place, value) for place, value in ((0, 0.5), (1, 0.1), (2, 0.0))),
+        result("known", 3, 3.0, optimum=3.0),  # not run on the other task
+        SimpleNamespace(cell=SimpleNamespace(agent="rloo", episodes=64), measures=None),  # failed
+    ]
+    found = regrets(rows, "rloo", 64)
+    assert (found.tasks, found.settings, found.known) == (("known", "best found"), (0, 1, 2), (True, False))
+    np.testing.assert_allclose(found.regret, [[0.25, 0.0], [0.0, 0.8], [0.75, 1.0]])
+    np.testing.assert_allclose(found.worst, [[0.25] * 3, [0.8] * 3, [1.0] * 3])  # no J has an error
+    # Ranks 2, 1, 3 and 1, 2, 3: 1 - 6 (1 + 1 + 0) / (3 * 8).
+    assert rank_correlations(found)[0, 1] == pytest.approx(0.5)
+    print_table(found, "rloo", 64, [{}, {"kl": "k1"}, {"learning_rate": 0.001}])
+    shown = capsys.readouterr().out
+    assert "best found *" in " ".join(shown.split())
+    assert "0: as they come\n1: kl k1\n2: learning_rate 0.001" in shown
+
+
+def test_errors_and_seeds_widen_the_interval():
+    noisy = [result("a", place, 1.0, optimum=2.0, width=0.2) for place in range(2)]
+    worst = regrets(noisy, "rloo", 64).worst
+    # Of two equal settings each loses max(difference, 0), N(0, 2 (0.2 / 1.96)^2), of the way of 2.
+    np.testing.assert_allclose(worst[:, 0], 0.0)
+    np.testing.assert_allclose(worst[:, 2], 1.96 * np.sqrt(2) * 0.2 / 1.96 / 2, rtol=0.1)
+    seeds = [result("a", place, 1.0 + seed, optimum=2.0, seed=seed) for place in range(2) for seed in range(4)]
+    found = regrets(seeds, "rloo", 64)
+    np.testing.assert_allclose(found.regret, 0.0)
+    assert (found.worst[:, 2] > 0.3).all()
+
+
+def test_what_nothing_improves_has_no_regret():
+    rows = [result("stuck", 0, 0.0), result("stuck", 1, -1.0), result("a", 0, 1.0), result("a", 1, 0.0)]
+    found = regrets(rows, "rloo", 64)
+    assert np.isnan(found.regret[:, 0]).all()
+    assert found.worst[:, 0].tolist() == [0.0, 1.0]
+
+
+def test_every_setting_runs_on_every_task(tmp_path):
+    suite = sweep_suite(("rloo", "lm-ppo"), tmp_path, 14, (128, 64), tasks=("Copy",))
+    assert len(suite.cells) == 2 * 2 * 14 * (1 + len(STORY_REWARDS))
+    assert suite.evaluation.split == "tune"
+    first = suite.cells[0]
+    assert (first.episodes, first.config, first.name) == (64, {}, "rloo 0")
+    tasks = {(cell.task, cell.name, cell.episodes) for cell in suite.cells}
+    assert len(tasks) == len(suite.cells)
+    assert design("rloo", 14)[:12] == design("lm-ppo", 14)[:12]
+    assert design("rloo", 14) == design("rloo", 14)
+    assert set(design("lm-ppo", 14)[13]) > {"learning_rate", "lam"}
+    assert all("reference" not in cell.env for cell in sweep_suite(("rloo",), None, 1, (64,)).cells)
