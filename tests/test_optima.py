@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from textgym import make_task
-from textgym.estimates import draw_samples, read_samples, tilt, write_samples
+from textgym.estimates import Samples, draw_samples, read_samples, tilt, write_samples
 from textgym.evaluate import evaluate
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.optimum import committed_samples, estimated, fingerprint, optimum_of, samples_path, solvable
@@ -249,3 +249,15 @@ def test_an_exact_optimum_of_another_reference_is_refused():
 
 def test_at_beta_0_a_task_that_is_not_solved_has_no_known_optimum():
     assert "samples cannot tell" in optimum_of(make_task("Text", prompts=["a"], beta=0.0)).unknown
+
+
+def test_weights_that_are_far_apart_give_numbers():
+    """Of 8 completions of a prompt one earns 1000 nats more: in a third of the replicates it is not there."""
+    returns = np.zeros((2, 8))
+    returns[0, 3] = 1000.0
+    samples = Samples(returns, np.zeros((2, 8)), np.full(2, 0.5), 8, 2000.0, np.zeros((2, 1, 1), dtype=np.int32))
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        found = tilt(samples, beta=1.0)
+    assert np.isfinite(found.replicates).all()
+    # Without it a prompt's own J* is at most -345 nats from the greatest weight: the interval's end is far below.
+    assert np.percentile(found.replicates[:, 1], 2.5) < found.values[0] / 2 - 150

@@ -23,6 +23,7 @@ RESAMPLES = 1000
 _FORMAT = 1
 _OWN_STREAM = 1_000_003
 _NORMAL = 1.959963984540054  # the 97.5% quantile
+_LEAST = -345.0  # nats below the greatest weight; what weighs less counts as this
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def tilt(samples: Samples, beta: float, seed: int = 0) -> Tilt:
     """
     logs = samples.log_weights + samples.returns / beta
     top = logs.max(1, keepdims=True)
-    tilted = np.exp(logs - top)  # (P, n)
+    # (P, n); the squares of what is left of the smallest are numbers still, in replicates without the greatest, too.
+    tilted = np.exp(np.maximum(logs - top, _LEAST))
     effective = tilted.sum(1) ** 2 / np.square(tilted).sum(1)
     values = _soft_maximum(top[:, 0], *_moments(tilted, samples.each), beta)
     references = samples.returns[:, : samples.each].mean(1)
