@@ -96,7 +96,8 @@ def test_an_inner_fault_is_told_under_its_own_name_and_kind() -> None:
     ("parameters", "match"),
     [
         ({"rewards": {}}, "at least one name"),
-        ({"rewards": [characters]}, "at least one name"),
+        ({"rewards": []}, "or a list"),
+        ({"rewards": [characters], "weights": [1.0, 2.0]}, "a number for each of 1 rewards"),
         ({"rewards": {"size": characters}, "weights": {"sise": 1.0}}, "Did you mean 'size'"),
         ({"rewards": {"size": characters}, "weights": {"size": math.inf}}, r"weights\['size'\]=inf"),
         ({"rewards": {"size": characters}, "weights": {"size": "2"}}, r"weights\['size'\]='2'"),

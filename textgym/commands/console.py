@@ -193,6 +193,7 @@ _EXTRAS = {
     "lora": ("peft",),
     "dist": ("ray",),
     "tune": ("optuna",),
+    "judge": ("openai",),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }
 

@@ -35,18 +35,43 @@ class RewardError(RuntimeError):
         return type(self), (str(self), self.kind, self.index)
 
 
+class Failed(float):
+    """NaN in the place of a value that a reward could not tell; it says why.
+
+    So a reward that asks something for each completion loses only those that failed, and is not asked again.
+    `Scorer` does with it what `on_error` says; compositions pass it on, as they do NaN.
+
+    Args:
+        error: what the completion failed of.
+    """
+
+    error: RewardError
+
+    def __new__(cls, error: RewardError) -> Failed:
+        """Make a NaN that has an error."""
+        value = super().__new__(cls, "nan")
+        value.error = error
+        return value
+
+    def __reduce__(self) -> tuple[type[Failed], tuple[RewardError]]:
+        return type(self), (self.error,)
+
+
 class Reward(Protocol):
     """Any callable that scores a batch of completions, as TRL's trainers call it: by keyword.
 
     `columns` hold `completion_ids` (list of B lists of token ids, the stop id included when one ended the
     completion) and the task's data columns (lists of B values). A reward must accept columns it does not
-    know. It returns B numbers, in reward units; None abstains.
+    know. It returns B numbers, in reward units; None abstains, `Failed` says that a completion could not be scored.
+    It may be `async def`.
 
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
     `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
     `pay`: "end" (default), "together" (the reward compares the completions of a batch, such as those that answer the
     same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see `Dense` and
-    `Shaped`); `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values);
+    `Shaped`); `begin`, which takes what the reward is called with and returns a coroutine, so that `Weighted` waits
+    for several at once; `spent()`: name -> what scoring has cost so far; `state_dict()` and `load_state_dict(state)`
+    where scoring changes the reward (JSON values);
     `noisy: bool`, with `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of
     the normal noise that every completion gets once: exact answers need them.
     """
@@ -117,7 +142,8 @@ def sum_terms(terms: dict[str, Values]) -> Values:
     totals: Values = []
     for values in zip(*terms.values(), strict=True):
         present = [value for value in values if value is not None]
-        totals.append(sum(present) if present else None)
+        failed = next((value for value in present if isinstance(value, Failed)), None)
+        totals.append(failed or (sum(present) if present else None))
     return totals
 
 

@@ -9,12 +9,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from textgym.rewards.base import (
     Columns,
+    Failed,
     Reward,
     RewardError,
     Values,
@@ -49,7 +50,10 @@ def find_faults(values: Values, name: str, faults: Faults) -> None:
     for index, value in enumerate(values):
         if value is not None and not math.isfinite(value):
             message = f"reward {name!r} is {value} for completion {index}; a finite number or None is allowed"
-            faults.setdefault(index, RewardError(message, "nan" if math.isnan(value) else "inf", index))
+            fault = RewardError(message, "nan" if math.isnan(value) else "inf", index)
+            if isinstance(value, Failed):
+                fault = RewardError(str(value.error), value.error.kind, index)
+            faults.setdefault(index, fault)
 
 
 def _as_list(result: object, name: str) -> list[Any]:
@@ -69,8 +73,8 @@ def _as_list(result: object, name: str) -> list[Any]:
 
 
 def _as_number(value: Any, index: int, name: str, faults: Faults | None) -> float | None:
-    if value is None:
-        return None
+    if value is None or isinstance(value, Failed):
+        return value
     try:
         # float() would also take text such as "1.0" (no __float__) and arrays of one element (ndim 1).
         if type(value) in (float, int, bool) or (hasattr(value, "__float__") and not getattr(value, "ndim", 0)):
@@ -131,10 +135,12 @@ class Caller:
             faults: where given, single values that are no numbers are noted here instead of raised.
         Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
         """
-        function = self.reward.terms if self.has_terms else self.reward
-        with printing_to_stderr():
-            result = awaited(function(prompts=list(prompts), completions=list(completions), **copy_columns(columns)))
-        return self.read(result, len(prompts), faults)
+        return ask_together([self], prompts, completions, columns, faults)[0]
+
+    def begin(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> object:
+        """Call the reward; return what it returns: its answer, or a coroutine."""
+        function = self.reward.terms if self.has_terms else getattr(self.reward, "begin", self.reward)
+        return function(prompts=list(prompts), completions=list(completions), **copy_columns(columns))
 
     def read(self, result: object, count: int, faults: Faults | None = None) -> dict[str, Values]:
         """Turn what the reward returned for `count` completions into terms, in the order of `term_names`.
@@ -151,6 +157,11 @@ class Caller:
                 "wrong_type",
             )
         return {key: read_values(result[key], count, f"{self.name}/{key}", faults) for key in names}
+
+    def spent(self) -> dict[str, float]:
+        """Return what scoring has cost so far; {} of a reward that does not say."""
+        found: dict[str, float] = self.reward.spent() if hasattr(self.reward, "spent") else {}
+        return found
 
     def state_dict(self) -> object:
         """Return the reward's own state (JSON values), None where it has none."""
@@ -169,33 +180,75 @@ class Inner(Caller):
     Args:
         spec: see `make_reward`.
         outer: the name of the reward that holds it, for messages.
-    Raises: ValueError if the reward says itself when it is paid (`pay`): such a reward has to be outermost.
+
+    Attributes:
+        pay: of the reward, "end" or "together"; what holds it is paid then, too.
+    Raises: ValueError if the reward is paid at every token (`pay`): such a reward has to be outermost.
     """
 
     def __init__(self, spec: RewardSpec, outer: str) -> None:
         super().__init__(make_reward(spec))
-        pay = getattr(self.reward, "pay", "end")
-        if pay != "end":
-            raise ValueError(f"reward {self.name!r} in {outer!r} has pay={pay!r}; it has to be the outermost")
+        self.pay: Literal["end", "together"] = getattr(self.reward, "pay", "end")
+        if self.pay not in ("end", "together"):
+            raise ValueError(f"reward {self.name!r} in {outer!r} has pay={self.pay!r}; it has to be the outermost")
 
     def values(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> Values:
         """Return the reward of B completions, raising as `terms` does."""
         return sum_terms(self.terms(prompts, completions, columns))
 
 
-def awaited(result: object) -> object:
-    """Return what a reward returned; of one that is `async def`, as TRL allows, what it comes to."""
-    if not inspect.iscoroutine(result):
-        return result
+def ask_together(
+    callers: Sequence[Caller],
+    prompts: Sequence[object],
+    completions: Sequence[object],
+    columns: Columns,
+    faults: Faults | None = None,
+) -> list[dict[str, Values]]:
+    """Ask several rewards for their terms; those that are `async def` wait at once. See `Caller.terms`."""
+    begun: list[object] = []
+    try:
+        with printing_to_stderr():
+            for caller in callers:
+                begun.append(caller.begin(prompts, completions, columns))
+            results = awaited(begun)
+    finally:
+        for each in begun:
+            if inspect.iscoroutine(each):
+                each.close()
+    return [each.read(result, len(prompts), faults) for each, result in zip(callers, results, strict=True)]
+
+
+def awaited(results: Sequence[object]) -> list[object]:
+    """Return what rewards returned; of those that are `async def`, as TRL allows, what they come to, run at once.
+
+    An interrupt of the caller cancels them.
+    """
+    coroutines = [each for each in results if inspect.iscoroutine(each)]
+    if not coroutines:
+        return list(results)
     import asyncio  # slow to import
     from concurrent.futures import ThreadPoolExecutor
 
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+
+    async def gathered() -> list[object]:
+        started.append((asyncio.get_running_loop(), asyncio.current_task()))
+        found: list[object] = await asyncio.gather(*coroutines)
+        return found
+
     # In a thread of its own: the caller's may run an event loop already, as a notebook's does.
     with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: asyncio.run(gathered()))
         try:
-            return pool.submit(asyncio.run, result).result()
+            found = iter(running.result())
         except asyncio.CancelledError as error:  # no Exception, but no wish to stop the run either
             raise RuntimeError("its coroutine was cancelled") from error
+        except BaseException:
+            for loop, task in started:
+                if task is not None and not running.done():
+                    loop.call_soon_threadsafe(task.cancel)
+            raise
+    return [next(found) if inspect.iscoroutine(each) else each for each in results]
 
 
 def printing_to_stderr() -> AbstractContextManager[object]:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import numpy as np
 
 from textgym.checks import Bools, Floats, JsonObject, check_flag, check_number, is_finite, not_one_of, shown
-from textgym.rewards.base import Column, NamedReward, Reward, TermReward, Values, reward_term_names
-from textgym.rewards.calling import Inner
-from textgym.rewards.registry import RewardSpec
+from textgym.rewards.base import (
+    Column,
+    Failed,
+    NamedReward,
+    Reward,
+    TermReward,
+    Values,
+    reward_name,
+    reward_term_names,
+)
+from textgym.rewards.calling import Inner, ask_together
+from textgym.rewards.registry import RewardSpec, make_reward
 
+Pay = Literal["end", "together", "every", "difference"]
+"""When a reward is paid, see `Scorer`."""
 NOISE = "noise"
 """The term that holds the noise; evaluation and J* leave it out."""
 
@@ -22,19 +34,30 @@ class Weighted(TermReward):
 
     Its terms are the weighted values, under the keys of `rewards`; a reward that has terms itself adds one
     for each of them, as "key/term". Where a reward abstains so do its terms; where all do, so does the sum.
+    Rewards that are `async def` wait at once.
 
     Args:
-        rewards: name -> reward, or the spec of one.
-        weights: name -> finite weight; 1 where it names none.
+        rewards: name -> reward, or the spec of one; or a list of them, which go by their own names, the second of a
+            name as "name_2".
+        weights: name -> finite weight; 1 where it names none; or a list of one for each reward.
         name: what it is logged under.
     Raises: ValueError for no reward, or a weight that is not finite or belongs to no reward.
     """
 
     def __init__(
-        self, rewards: Mapping[str, RewardSpec], weights: Mapping[str, float] | None = None, name: str = "weighted"
+        self,
+        rewards: Mapping[str, RewardSpec] | Sequence[RewardSpec],
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+        name: str = "weighted",
     ) -> None:
-        if not isinstance(rewards, Mapping) or not rewards:
-            raise ValueError(f"rewards={shown(rewards)}: a mapping from at least one name to a reward is allowed")
+        if not isinstance(rewards, Mapping | list | tuple) or not rewards:
+            raise ValueError(
+                f"rewards={shown(rewards)}: a mapping from at least one name to a reward, or a list, is allowed"
+            )
+        if not isinstance(rewards, Mapping):
+            rewards = _named(rewards)
+        if isinstance(weights, list | tuple) and len(weights) == len(rewards):
+            weights = dict(zip(rewards, weights, strict=True))
         self.name = name
         self.rewards = {key: Inner(spec, name) for key, spec in rewards.items()}
         self.weights = dict.fromkeys(rewards, 1.0) | _check_weights(weights, rewards)
@@ -42,6 +65,7 @@ class Weighted(TermReward):
             _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
         )
         reward_term_names(self)
+        self.pay = _pay(*self.rewards.values())
         # One that abstains pays nothing.
         most = [
             None if inner.maximum is None or self.weights[key] < 0 else self.weights[key] * inner.maximum
@@ -52,11 +76,21 @@ class Weighted(TermReward):
     def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
         """Return the weighted terms of every completion."""
         found: dict[str, Values] = {}
-        for key, inner in self.rewards.items():
+        answers = ask_together([*self.rewards.values()], prompts, completions, columns)
+        for (key, inner), terms in zip(self.rewards.items(), answers, strict=True):
             weight = self.weights[key]
-            for term, values in inner.terms(prompts, completions, columns).items():
-                found[_term_name(key, term, inner)] = [None if v is None else weight * v for v in values]
+            for term, values in terms.items():
+                found[_term_name(key, term, inner)] = [
+                    v if v is None or isinstance(v, Failed) else weight * v for v in values
+                ]
         return found
+
+    def spent(self) -> dict[str, float]:
+        """Return what scoring has cost so far, all rewards together."""
+        found: Counter[str] = Counter()
+        for inner in self.rewards.values():
+            found.update(inner.spent())
+        return dict(found)
 
     def state_dict(self) -> JsonObject:
         """Return the states of the rewards by name, as JSON values."""
@@ -72,10 +106,30 @@ def _term_name(key: str, term: str, inner: Inner) -> str:
     return f"{key}/{term}" if inner.has_terms else key
 
 
+def _named(specs: Sequence[RewardSpec]) -> dict[str, RewardSpec]:
+    """Return the rewards of a list by name."""
+    found: dict[str, RewardSpec] = {}
+    for spec in specs:
+        reward = make_reward(spec, "rewards")
+        name = own = reward_name(reward)
+        while name in found:
+            name = f"{own}_{int(name.removeprefix(own).strip('_') or 1) + 1}"
+        found[name] = reward
+    return found
+
+
+def _pay(*inner: Inner) -> Literal["end", "together"]:
+    """Return when a reward made of others is paid: with the batch where one of them compares its completions."""
+    return "together" if any(each.pay == "together" for each in inner) else "end"
+
+
 def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
-        raise ValueError(f"weights={shown(weights)}: None or a mapping from names of rewards to numbers is allowed")
+        raise ValueError(
+            f"weights={shown(weights)}: None, a number for each of {len(rewards)} rewards, or a mapping from their "
+            "names to numbers is allowed"
+        )
     for key in weights:
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))
@@ -88,6 +142,11 @@ class _Wrapper(NamedReward):
     def __init__(self, reward: RewardSpec, outer: str) -> None:
         self.inner = Inner(reward, outer)
         self.name = self.inner.name
+        self.pay: Pay = _pay(self.inner)
+
+    def spent(self) -> dict[str, float]:
+        """Return what the other reward has cost so far."""
+        return self.inner.spent()
 
     def state_dict(self) -> object:
         """Return the other reward's state."""
@@ -166,7 +225,7 @@ class RunningNorm(_Wrapper):
         if not self.frozen:
             self._add([value for value in values if value is not None and math.isfinite(value)])
         shift, scale = (self.mean if self.center else 0.0), self.std
-        return [None if value is None else (value - shift) / scale for value in values]
+        return [v if v is None or isinstance(v, Failed) else (v - shift) / scale for v in values]
 
     def _add(self, values: list[float]) -> None:
         if not values:
@@ -198,6 +257,8 @@ class _EveryPrefix(_Wrapper, TermReward):
 
     def __init__(self, reward: RewardSpec, outer: str) -> None:
         super().__init__(reward, outer)
+        if self.inner.pay != "end":
+            raise ValueError(f"reward {self.name!r} in {outer!r} compares whole texts (pay={self.inner.pay!r})")
         self.term_names = self.inner.term_names
         self.maximum = self.inner.maximum
 
@@ -209,10 +270,9 @@ class _EveryPrefix(_Wrapper, TermReward):
 class Dense(_EveryPrefix):
     """Pays another reward of the text so far after every token."""
 
-    pay: Literal["every"] = "every"
-
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "dense")
+        self.pay = "every"
 
 
 class Shaped(_EveryPrefix):
@@ -225,10 +285,9 @@ class Shaped(_EveryPrefix):
         gamma: the task's discount, in [0, 1].
     """
 
-    pay: Literal["difference"] = "difference"
-
     def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
         super().__init__(reward, "shaped")
+        self.pay = "difference"
         self.gamma = check_number("gamma", gamma, 0, 1)
 
 

@@ -182,7 +182,7 @@ def _answer(reward: Any, request: bytes) -> bytes:
         method, arguments, state = pickle.loads(request)
         if state is not None:
             reward.load_state_dict(state)
-        value = awaited(getattr(reward, method)(**arguments))
+        (value,) = awaited([getattr(reward, method)(**arguments)])
         state = reward.state_dict() if state is not None else None
         return pickle.dumps(("value", value, state))
     except RewardError as error:

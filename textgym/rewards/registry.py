@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from textgym.checks import did_you_mean, docstring, shown
 from textgym.registry import REWARDS, Entry, Factory, load_target
 from textgym.rewards.base import Reward
 
-RewardSpec: TypeAlias = Factory | str | Mapping[str, Any]
-"""A reward object, a registered name (or "module:attribute"), or {"name": ..., **parameters}."""
+RewardSpec: TypeAlias = Factory | str | Mapping[str, Any] | Sequence[Any]
+"""A reward object, a registered name (or "module:attribute"), {"name": ..., **parameters}, or a list of these."""
 
 
 def register_reward(name: str, factory: Factory | str) -> None:
@@ -50,6 +50,7 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
         spec: one of
             - a reward (any callable with the signature of `Reward`), returned as it is;
             - a registered name, or "module:attribute" of your own: a reward, or a class that makes one;
+            - a list of these, which is a `Weighted` sum with weights of 1;
             - {"name": one of those names, **parameters}. Composed rewards take specs as parameters:
               {"name": "weighted", "rewards": {"words": {"name": "contains_all", "words": ["yes"]}}}.
         argument: its name, for messages.
@@ -59,6 +60,8 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
     """
     if isinstance(spec, str):
         return _build(spec, {}, argument)
+    if isinstance(spec, list | tuple):
+        return _build("weighted", {"rewards": spec}, argument)
     if isinstance(spec, Mapping):
         parameters = dict(spec)
         name = parameters.pop("name", None)
@@ -70,7 +73,7 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
     if callable(spec):
         return spec
     raise TypeError(
-        f"{argument}={shown(spec)}: a callable, a registered name or {{'name': ..., **parameters}} is allowed"
+        f"{argument}={shown(spec)}: allowed is a callable, a registered name, {{'name': ..., **parameters}}, or a list"
     )
 
 
@@ -78,6 +81,8 @@ def spec_name(spec: RewardSpec) -> str:
     """Return how a reward was asked for, in a word: its registered name, or the name of its class."""
     if isinstance(spec, str):
         return spec
+    if isinstance(spec, list | tuple):
+        return " + ".join(map(spec_name, spec))
     return str(spec["name"]) if isinstance(spec, Mapping) and "name" in spec else type(spec).__name__
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, check_number, users_line
 from textgym.rewards.base import Columns, RewardError, Scores, Values
 from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults
+from textgym.rewards.compose import Pay
 from textgym.rewards.registry import RewardSpec, make_reward
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "skip", "penalty"]
 _MEMORY = {"cut", "scores"}
-Pay = Literal["end", "together", "every", "difference"]
 
 
 class Scorer:
@@ -113,6 +113,10 @@ class Scorer:
         except RewardError as error:
             terms = self._after_failure(error, prompts, completions, columns, faults)
         return self._scores(terms, count, faults)
+
+    def spent(self) -> dict[str, float]:
+        """Return what scoring has cost so far: calls, tokens, money; {} of a reward that does not say."""
+        return self._caller.spent()
 
     def state_dict(self) -> JsonObject:
         """Return what changes while scoring, as JSON values: the counts and the reward's own state."""
