@@ -113,9 +113,9 @@ def test_a_parameter_of_a_reward_is_taken_or_refused_by_name(asked: tuple[str, s
             raise AssertionError(f"{name}, {parameter}: {error}") from error
 
 
-@pytest.mark.parametrize("weights", [10**400, [1], "ab", True, 0, []], ids=kind)
+@pytest.mark.parametrize("weights", [10**400, [1, 2], "ab", True, 0, []], ids=kind)
 def test_weights_are_a_mapping(weights: Any) -> None:
-    with pytest.raises(ValueError, match=r"^weights=.*: None or a mapping from names of rewards"):
+    with pytest.raises(ValueError, match=r"^weights=.*: None, a number for each of 1 rewards, or a mapping"):
         make_reward({"name": "weighted", "rewards": {"a": "length"}, "weights": weights})
 
 

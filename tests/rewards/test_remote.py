@@ -183,11 +183,17 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    """A server that keeps nobody waiting for a connection."""
+
+    request_queue_size = 64
+
+
 @pytest.fixture
 def server():
     Server.seen.clear()
     Server.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as made:
+    with ManyAtOnce(("127.0.0.1", 0), Server) as made:
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{made.server_port}/v1"
         made.shutdown()
@@ -224,7 +230,7 @@ def test_a_judge_outlives_what_servers_do(server, tmp_path):
     with pytest.warns(TextGymWarning):
         np.testing.assert_array_equal(again.score(["life"] * 10, texts, columns).total, found.total)
     assert again.spent()["cached"] == 8
-    asked = Server.asked[0]
+    (asked,) = (each for each in Server.asked if "<good>" in each["messages"][0]["content"])
     assert asked["messages"][0]["content"].startswith("Is <good> a good answer to life, which is 42?")
     assert (asked["temperature"], asked["authorization"]) == (0.0, f"Bearer {KEY}")
     # The key is nowhere: not in what is said, though the server sent it back, nor in what is kept.

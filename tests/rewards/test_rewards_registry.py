@@ -38,6 +38,7 @@ SPECS: list[Any] = [
     {"name": "blurred", "reward": "charset", "deviation": 0.5},
     {"name": "weighted", "rewards": {"a": "charset", "b": {"name": "length"}}, "weights": {"a": 2}},
     {"name": "weighted", "rewards": {"in": {"name": "weighted", "rewards": {"x": "length"}}}},
+    ["charset", {"name": "length", "target": 2}, "charset"],
 ]
 
 
@@ -71,7 +72,11 @@ def test_a_description_of_a_reward_that_is_none() -> None:
 
 def test_every_built_in_reward_is_in_the_round_trip() -> None:
     built_in = {name for name in REWARDS if str(REWARDS.entry(name).target).startswith("textgym.rewards.")}
-    tried = {spec if isinstance(spec, str) else spec["name"] for spec in SPECS} | set(TRIED) | {"to_messages"}
+    tried = (
+        {spec["name"] if isinstance(spec, dict) else str(spec) for spec in SPECS}
+        | set(TRIED)
+        | {"to_messages", "concurrent", "judge"}
+    )
     assert built_in <= tried
     assert built_in <= set(reward_names())
 

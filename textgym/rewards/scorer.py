@@ -118,6 +118,11 @@ class Scorer:
         """Return what scoring has cost so far: calls, tokens, money; {} of a reward that does not say."""
         return self._caller.spent()
 
+    def counts(self) -> dict[str, float]:
+        """Return "failures/KIND" -> completions, of all so far, and "spent/NAME" -> what `spent` says."""
+        failures = {f"failures/{kind}": float(count) for kind, count in self.failures.items()}
+        return failures | {f"spent/{name}": value for name, value in self.spent().items()}
+
     def state_dict(self) -> JsonObject:
         """Return what changes while scoring, as JSON values: the counts and the reward's own state."""
         reward = self._caller.state_dict()

@@ -146,7 +146,7 @@ class Training:
         self._optimum: Optimum | None = None
         self._unsettled = False
         self._ranks = Ranks(self._agent)
-        self._failures: Mapping[str, int] = dict(self.task.scorer.failures)
+        self._counts: Mapping[str, float] = self.task.scorer.counts()
         self._meter = LearningMeter(self._env, self._ranks)
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._first: EvaluationResult | None = None
@@ -241,7 +241,7 @@ class Training:
             self._episodes = int(metrics.get("episode", self._iterations * self._env.num_envs))
             row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
             done, due = self._episodes >= settings.episodes, self._is_due(before)
-            self._failures = self._ranks.counts(self.task.scorer.failures)
+            self._counts = self._ranks.counts(self.task.scorer.counts())
             if folder is not None and watcher is not None:
                 self._measure(folder, watcher, row, done, due)
             nonlocal stopped
@@ -350,7 +350,7 @@ class Training:
         self, folder: RunFolder, watcher: Watcher, metrics: Metrics, evaluation: EvaluationResult | None
     ) -> None:
         # Of all episodes so far; those of evaluations are counted apart.
-        row = {**metrics, **{f"reward/failures/{kind}": count for kind, count in self._failures.items()}}
+        row = {**metrics, **{f"reward/{name}": count for name, count in self._counts.items()}}
         if evaluation is not None:
             row |= evaluation_row(evaluation)
             rows = sample_rows(evaluation, self._settings.samples)

@@ -68,11 +68,11 @@ class Ranks:
         """Return the sum of a number over the processes."""
         return number if self._devices is None else self._devices.sums([number])[0]
 
-    def counts(self, counts: Mapping[str, int]) -> Mapping[str, int]:
+    def counts(self, counts: Mapping[str, float]) -> Mapping[str, float]:
         """Return the sums of some counts over the processes, which need not have the same names."""
         if self._devices is None or self._devices.world == 1:
             return dict(counts)
-        found: dict[str, int] = {}
+        found: dict[str, float] = {}
         for part in self._devices.gather_json(dict(counts)):
             found.update({name: found.get(name, 0) + count for name, count in part.items()})
         return found
