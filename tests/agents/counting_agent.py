@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,8 @@ class NoAgent:
 
     def learn(self) -> None:
         """Nothing."""
+
+
+async def luck(prompt: str, completion: str) -> float:
+    """A score that is another one each time, as a judge's may be."""
+    return random.random()

@@ -156,6 +156,24 @@ def test_going_on_after_a_crash_starts_from_the_last_checkpoint(finished, tmp_pa
     assert without_time(folder.metrics()) == without_time(finished[2].metrics())
 
 
+def test_a_run_that_goes_on_is_paid_what_it_was_paid_before(tmp_path):
+    reward = {"name": "concurrent", "score": "agents.counting_agent:luck", "cache": str(tmp_path / "scores")}
+    plan = settings(env=TASK | {"reward": reward})
+    with pytest.raises(TrainingInterrupted):
+        Training(plan).run(tmp_path / "run", Watcher(interrupt_at=3, presses=2))
+    folder = RunFolder.reopen(tmp_path / "run")
+    before = folder.metrics()
+    assert (before[-1]["iteration"], folder.marked()) == (3, 2)
+    Training(plan, folder).run(tmp_path / "run", Watcher())
+    after = folder.metrics()
+    assert len(after) == 7
+    assert "reward/spent/calls" in after[-1]
+    for row, again in zip(before, after, strict=False):
+        for name in ("episode/reward", "eval/reward", "eval/objective"):
+            assert row.get(name) == again.get(name)
+    assert len({row["eval/reward"] for row in after if "eval/reward" in row}) > 1
+
+
 def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     plan = settings(config={"batch": 4, "stop_after": 3})
     result = Training(plan).run(tmp_path / "run", Watcher())
