@@ -51,9 +51,7 @@ class Weighted(TermReward):
         name: str = "weighted",
     ) -> None:
         if not isinstance(rewards, Mapping | list | tuple) or not rewards:
-            raise ValueError(
-                f"rewards={shown(rewards)}: a mapping from at least one name to a reward, or a list, is allowed"
-            )
+            raise ValueError(f"rewards={shown(rewards)}: allowed is a mapping from at least one name, or a list")
         if not isinstance(rewards, Mapping):
             rewards = _named(rewards)
         if isinstance(weights, list | tuple) and len(weights) == len(rewards):
@@ -65,7 +63,8 @@ class Weighted(TermReward):
             _term_name(key, term, inner) for key, inner in self.rewards.items() for term in inner.term_names
         )
         reward_term_names(self)
-        self.pay = _pay(*self.rewards.values())
+        together = any(inner.pay == "together" for inner in self.rewards.values())
+        self.pay: Pay = "together" if together else "end"
         # One that abstains pays nothing.
         most = [
             None if inner.maximum is None or self.weights[key] < 0 else self.weights[key] * inner.maximum
@@ -118,11 +117,6 @@ def _named(specs: Sequence[RewardSpec]) -> dict[str, RewardSpec]:
     return found
 
 
-def _pay(*inner: Inner) -> Literal["end", "together"]:
-    """Return when a reward made of others is paid: with the batch where one of them compares its completions."""
-    return "together" if any(each.pay == "together" for each in inner) else "end"
-
-
 def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
@@ -142,7 +136,7 @@ class _Wrapper(NamedReward):
     def __init__(self, reward: RewardSpec, outer: str) -> None:
         self.inner = Inner(reward, outer)
         self.name = self.inner.name
-        self.pay: Pay = _pay(self.inner)
+        self.pay: Pay = self.inner.pay
 
     def spent(self) -> dict[str, float]:
         """Return what the other reward has cost so far."""

@@ -81,9 +81,8 @@ class Concurrent(NamedReward):
         self.seconds = check_number("seconds", seconds, 1e-3)
         self.cache = None if cache is None else Path(cache).absolute()
         self.counts = dict.fromkeys(("calls", "retries", "cached", "failed"), 0.0)
-        if self.cache is not None:
-            with opened(self.cache):  # what is wrong with it is said before any work
-                pass
+        with opened(self.cache):  # what is wrong with it is said before any work
+            pass
 
     def spent(self) -> dict[str, float]:
         """Return what this process has spent: calls, retries, scores from the cache, completions that failed."""
@@ -95,13 +94,23 @@ class Concurrent(NamedReward):
         given = [dict(zip(self.columns, row, strict=True)) for row in rows] or [{} for _ in prompts]
         asked = list(zip(prompts, completions, given, strict=True))
         keys = [self.key(*each) for each in asked]
-        known = {} if self.cache is None else read_scores(self.cache, keys)
-        self.counts["cached"] += sum(key in known for key in keys)
-        # Equal completions are asked for once.
-        missing = {key: each for key, each in zip(keys, asked, strict=True) if key not in known}
         limit = asyncio.Semaphore(self.at_once)
-        async with self.session():
-            found = await asyncio.gather(*(self._tried(limit, key, *each) for key, each in missing.items()))
+        with opened(self.cache) as scores:
+            known = read_scores(scores, keys)
+            self.counts["cached"] += sum(key in known for key in keys)
+            # Equal completions are asked for once.
+            missing = {key: each for key, each in zip(keys, asked, strict=True) if key not in known}
+
+            async def kept(key: str, prompt: str, completion: str, row: JsonObject) -> float | None:
+                async with limit:
+                    score = await self._tried(prompt, completion, row)
+                if not isinstance(score, Failed):
+                    # It is there at once, whatever happens to this process next.
+                    scores.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
+                return score
+
+            async with self.session():
+                found = await asyncio.gather(*(kept(key, *each) for key, each in missing.items()))
         known |= dict(zip(missing, found, strict=True))
         return [known[key] for key in keys]
 
@@ -128,28 +137,21 @@ class Concurrent(NamedReward):
         text = json.dumps([self.identity(), prompt, completion, row], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    async def _tried(
-        self, limit: asyncio.Semaphore, key: str, prompt: str, completion: str, row: JsonObject
-    ) -> float | None:
-        """Return the score of a completion, after retries, and keep it."""
-        async with limit:
-            for attempt in range(self.retries + 1):
-                self.counts["calls"] += 1
-                try:
-                    value = await asyncio.wait_for(self.ask(prompt, completion, row), self.seconds)
-                except TimeoutError:
-                    problem = TryAgainError(f"no answer within {self.seconds:g} s", "timeout")
-                except TryAgainError as error:
-                    problem = error
-                except RewardError as error:
-                    return self._failed(str(error), error.kind)
-                else:
-                    if self.cache is not None:
-                        write_score(self.cache, key, value)
-                    return value
-                if attempt < self.retries:
-                    self.counts["retries"] += 1
-                    await asyncio.sleep(max(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE), problem.wait))
+    async def _tried(self, prompt: str, completion: str, row: JsonObject) -> float | None:
+        """Return the score of a completion, after retries."""
+        for attempt in range(self.retries + 1):
+            self.counts["calls"] += 1
+            try:
+                return await asyncio.wait_for(self.ask(prompt, completion, row), self.seconds)
+            except TimeoutError:
+                problem = TryAgainError(f"no answer within {self.seconds:g} s", "timeout")
+            except TryAgainError as error:
+                problem = error
+            except RewardError as error:
+                return self._failed(str(error), error.kind)
+            if attempt < self.retries:
+                self.counts["retries"] += 1
+                await asyncio.sleep(max(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE), problem.wait))
         return self._failed(f"{problem} ({self.retries + 1} tries)", problem.kind)
 
     def _failed(self, message: str, kind: str) -> Failed:
@@ -309,30 +311,26 @@ def _pause(header: str | None) -> float:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database of scores, made if there is none. Raises: ValueError naming a file that is none."""
-    with closing(sqlite3.connect(path, timeout=60.0)) as database:
+def opened(path: Path | None) -> Iterator[sqlite3.Connection]:
+    """Open a database of scores, made if there is none; None: one in memory, forgotten afterwards.
+
+    Raises: ValueError naming a file that is no such database.
+    """
+    with closing(sqlite3.connect(path or ":memory:", timeout=60.0, isolation_level=None)) as database:
         try:
-            with database:
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL)")
-                yield database
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL)")
         except sqlite3.DatabaseError as error:
             raise ValueError(f"cache={str(path)!r}: it is no database of scores ({error})") from error
+        yield database
 
 
-def read_scores(path: Path, keys: Sequence[str]) -> dict[str, float | None]:
+def read_scores(database: sqlite3.Connection, keys: Sequence[str]) -> dict[str, float | None]:
     """Return those of some scores that a database has."""
     found: dict[str, float | None] = {}
-    with opened(path) as database:
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ", ".join("?" * len(part))
-            found |= dict(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
+    for start in range(0, len(keys), 500):
+        part = keys[start : start + 500]
+        marks = ", ".join("?" * len(part))
+        found |= dict(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
     return found
-
-
-def write_score(path: Path, key: str, score: float | None) -> None:
-    """Keep a score; it is there whatever happens next."""
-    with opened(path) as database:
-        database.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
