@@ -37,8 +37,7 @@ class Weighted(TermReward):
     Rewards that are `async def` wait at once.
 
     Args:
-        rewards: name -> reward, or the spec of one; or a list of them, which go by their own names, the second of a
-            name as "name_2".
+        rewards: name -> reward, or the spec of one; or a list of them, by their own names, the second as "name_2".
         weights: name -> finite weight; 1 where it names none; or a list of one for each reward.
         name: what it is logged under.
     Raises: ValueError for no reward, or a weight that is not finite or belongs to no reward.
@@ -109,10 +108,11 @@ def _named(specs: Sequence[RewardSpec]) -> dict[str, RewardSpec]:
     """Return the rewards of a list by name."""
     found: dict[str, RewardSpec] = {}
     for spec in specs:
-        reward = make_reward(spec, "rewards")
+        reward, number = make_reward(spec, "rewards"), 1
         name = own = reward_name(reward)
         while name in found:
-            name = f"{own}_{int(name.removeprefix(own).strip('_') or 1) + 1}"
+            number += 1
+            name = f"{own}_{number}"
         found[name] = reward
     return found
 
@@ -120,10 +120,8 @@ def _named(specs: Sequence[RewardSpec]) -> dict[str, RewardSpec]:
 def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[str, float]:
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping):
-        raise ValueError(
-            f"weights={shown(weights)}: None, a number for each of {len(rewards)} rewards, or a mapping from their "
-            "names to numbers is allowed"
-        )
+        allowed = f"None, a number for each of {len(rewards)} rewards, or a mapping from their names to numbers"
+        raise ValueError(f"weights={shown(weights)}: {allowed} is allowed")
     for key in weights:
         if key not in rewards:
             raise ValueError(not_one_of("weights: reward", key, rewards))
