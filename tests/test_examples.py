@@ -53,3 +53,22 @@ def test_ppo_learns(task, steps):
     history = load("cleanrl_ppo").main(words)
     assert history[0] < 0.6
     assert np.mean(history[-5:]) >= 0.9  # of an optimum of 1
+
+
+def test_code_is_paid_for_what_it_answers_and_kept_within_limits(tmp_path):
+    codes = {
+        "def double(x): return 2 * x\nprint('hello')": 1.0,
+        "def double(x): return x + 2": 1 / 3,
+        "def double(x": 0.0,
+        "while True: pass": 0.0,
+        "double = lambda x: 'x' * 2**34": 0.0,
+        "open('here', 'w').write('x' * 2**22)\ndouble = lambda x: 2 * x": 0.0,
+        f"open({str(tmp_path / 'there')!r}, 'w').write('x' * 9)\nimport os\nos._exit(0)": 0.0,
+    }
+    module = load("code_reward")
+    module.SECONDS = 1
+    tests = [["double(2)", 4], ["double(0)", 0], ["double(7)", 14]]
+    reward = module.CodeReward()
+    found = reward(prompts=["p"] * len(codes), completions=list(codes), tests=[tests] * len(codes), other=[])
+    assert found == pytest.approx(list(codes.values()))
+    assert (tmp_path / "there").exists()  # as its page says: no sandbox

@@ -75,7 +75,7 @@ def test_every_built_in_reward_is_in_the_round_trip() -> None:
     tried = (
         {spec["name"] if isinstance(spec, dict) else str(spec) for spec in SPECS}
         | set(TRIED)
-        | {"to_messages", "concurrent", "judge"}
+        | {"to_messages", "concurrent", "judge", "math_verify"}
     )
     assert built_in <= tried
     assert built_in <= set(reward_names())

@@ -12,11 +12,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textgym.rewards import Arithmetic, Format, JsonSchema, Keywords, Length, Pattern, Scorer, make_reward
+from textgym.rewards import (
+    Arithmetic,
+    Format,
+    JsonSchema,
+    Keywords,
+    Length,
+    Pattern,
+    RewardError,
+    Scorer,
+    make_reward,
+)
 from textgym.rewards.numbers import last_number, whole_number
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=30)
@@ -392,3 +403,26 @@ def test_200_000_short_completions_a_second(reward: Any) -> None:
         scorer.score(prompts, texts, columns)
         taken.append(time.process_time() - start)
     assert 1024 / min(taken) > 200_000
+
+
+def test_math_verify_compares_formulas() -> None:
+    pytest.importorskip("math_verify")
+    scorer = Scorer("math_verify", timeout=60)
+    rows = {
+        r"so it is \boxed{\frac{1}{2}}": ("1/2", 1.0),
+        "It is $0.5$": ("1/2", 1.0),
+        r"$\frac{2}{3}$": ("1/2", 0.0),
+        "12,000 people": (12000, 1.0),
+        r"it is $\sqrt{8}$": (r"2\sqrt{2}", 1.0),
+        "no idea": ("7", 0.0),
+        "anything": (None, 0.0),
+    }
+    answers, wanted = zip(*rows.values(), strict=True)
+    found = scorer.score(["p"] * len(rows), list(rows), {"answer": answers})
+    assert found.total.tolist() == list(wanted)
+    assert np.isnan(found.terms["math_verify"]).tolist() == [answer is None for answer in answers]
+    with pytest.raises(RewardError, match="column 'answer': '' is no number or formula"):
+        scorer.score(["p"], ["7"], {"answer": [""]})
+    scorer.close()
+    with pytest.raises(ValueError, match=r"timeout=None: reward 'math_verify' may take for ever"):
+        Scorer("math_verify")

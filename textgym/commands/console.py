@@ -187,7 +187,7 @@ class _Heard:
 # The project's extras, and the modules that each installs.
 _EXTRAS = {
     "lm": ("torch", "transformers", "safetensors"),
-    "rewards": ("re2", "jsonschema", "llguidance", "rouge_score", "sacrebleu", "vaderSentiment"),
+    "rewards": ("re2", "jsonschema", "llguidance", "math_verify", "rouge_score", "sacrebleu", "vaderSentiment"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "data": ("minari", "h5py"),
     "lora": ("peft",),

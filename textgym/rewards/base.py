@@ -73,7 +73,8 @@ class Reward(Protocol):
     for several at once; `spent()`: name -> what scoring has cost so far; `state_dict()` and `load_state_dict(state)`
     where scoring changes the reward (JSON values);
     `noisy: bool`, with `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of
-    the normal noise that every completion gets once: exact answers need them.
+    the normal noise that every completion gets once: exact answers need them; `needs_timeout: bool`, where it may take
+    for ever.
     """
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Sequence[float | None]:

@@ -6,6 +6,7 @@ glued to it or behind a blank, is a list of symbols and units; a word behind a b
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import unicodedata
@@ -15,7 +16,7 @@ from fractions import Fraction
 from typing import Final, Literal, get_args
 
 from textgym.checks import check_choice
-from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
+from textgym.rewards.base import Column, NamedReward, Rebuilt, Values, check_column, import_extra, read_column
 
 MOST_DIGITS: Final = 1000
 """Of a number that is read; Python itself takes quadratic time for long ones."""
@@ -334,3 +335,46 @@ def _right_number(answer: object, column: str) -> Fraction | int:
             "'1,000', '2.5' or '7/2' is allowed, None abstains"
         )
     return number
+
+
+@dataclass(frozen=True)
+class MathVerify(Rebuilt, NamedReward):
+    r"""Pays 1 for a formula or number that math-verify finds equal to the right one, else 0.
+
+    Read are LaTeX, such as \boxed{\frac{1}{2}}, and plain expressions. Some expressions take very long to compare, and
+    math-verify's own limits need the main thread: they are off, and a task has to give the reward a `timeout`.
+
+    Args:
+        column: data column with the right answer of every prompt, a number or a text; None abstains.
+    Raises: ValueError for a bad column; ModuleNotFoundError without the package math-verify.
+    """
+
+    column: str = "answer"
+    name = "math_verify"
+    maximum = 1.0
+    needs_timeout = True
+
+    def __post_init__(self) -> None:
+        check_column(self.column)
+        import_extra("math_verify", "reward 'math_verify'")
+        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that its limits are off
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
+        """Score every completion. Raises: ValueError if the column is missing or has what cannot be read."""
+        from math_verify import parse, verify
+
+        values: Values = []
+        right: dict[str, list[object]] = {}
+        for text, answer in zip(completions, read_column(columns, self.column, self.name), strict=True):
+            if answer is None:
+                values.append(None)
+                continue
+            wanted = str(answer)
+            if wanted not in right:
+                # As a formula: of "x^2 + 1" in prose, the numbers alone would be read.
+                right[wanted] = parse(wanted if "$" in wanted else f"${wanted}$", parsing_timeout=None)
+            if not right[wanted]:
+                raise ValueError(f"column {self.column!r}: {wanted!r:.80} is no number or formula; None abstains")
+            found = parse(text, parsing_timeout=None)
+            values.append(float(verify(right[wanted], found, timeout_seconds=None)))
+        return values

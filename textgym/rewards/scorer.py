@@ -82,6 +82,8 @@ class Scorer:
         self.scored = self.tokens = 0
         self._warned: set[str] = set()
         self._deadline: Deadline | None = None
+        if timeout is None and getattr(self.reward, "needs_timeout", False):
+            raise ValueError(f"timeout=None: reward {self.name!r} may take for ever; allowed is a number of seconds")
         if timeout is not None:
             from textgym.rewards.deadline import (
                 Deadline,
