@@ -138,6 +138,9 @@ def reward(prompts, completions, **columns):
 
 def fine(prompts, completions, **columns):
     return [0.5 for _ in prompts]
+
+def short(prompts, completions, **columns):
+    return [1.0]
 '''
 
 
@@ -151,6 +154,9 @@ def test_errors_of_the_user_s_own_code_show_the_user_s_line(fresh):
     expected = {
         f"{text}faulty:reward": division,
         f"{text}faulty:reward timeout=9": division,
+        f"{text}faulty:short": "for 256 completions (faulty.py, line 46: def short(prompts, completions, **columns):)",
+        "textgym solve mine/Copy-v0": "The module that registers it goes before it, as in my_file:mine/Copy-v0",
+        "textgym solve faulty:textgym/Copi-v0": "Did you mean 'textgym/Copy-v0'?",
         f"{text}faulty:rewards": "module 'faulty' has no 'rewards'. Did you mean 'reward'?",
         f"{text}lacking:reward": "No module named 'no_such_package' (lacking.py, line 1: import no_such_package)",
         f"{text}nowhere:reward": "module 'nowhere': neither in the current folder nor installed",

@@ -67,13 +67,25 @@ def users_line(error: BaseException) -> str:
         places = [(frame.f_code.co_filename, line) for frame, line in frames if not _is_ours(frame.f_globals)]
         if isinstance(cause, SyntaxError):
             places.append((cause.filename or "", cause.lineno or 0))
-        users = [(Path(file), line) for file, line in places if _is_users(file)]
-        if users:
-            path, line = users[-1]
-            near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            found = f" ({near}, line {line}: {linecache.getline(str(path), line).strip():.100})"
+        users = [place for place in places if _is_users(place[0])]
+        found = _quoted(*users[-1]) if users else found
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return found
+
+
+def users_function(function: object) -> str:
+    """Return where a function of the user's is, in the form of `users_line`; '' for any other."""
+    inner = inspect.unwrap(function) if callable(function) else None
+    code = getattr(inner, "__code__", None)
+    if code is None or _is_ours(getattr(inner, "__globals__", {})) or not _is_users(code.co_filename):
+        return ""
+    return _quoted(code.co_filename, code.co_firstlineno)
+
+
+def _quoted(file: str, line: int) -> str:
+    path = Path(file)
+    near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f" ({near}, line {line}: {linecache.getline(file, line).strip():.100})"
 
 
 def _is_ours(names: dict[str, object]) -> bool:

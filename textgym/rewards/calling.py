@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from textgym.checks import users_function
 from textgym.rewards.base import (
     Columns,
     Failed,
@@ -119,6 +120,12 @@ class Caller:
         # Callers, TRL's too, pass more columns than a reward asks for.
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             raise ValueError(f"reward {self.name!r} must take any column: (prompts, completions, **columns)")
+
+    @property
+    def place(self) -> str:
+        """Where the reward is defined in a file of the user's, see `users_function`; '' for another's."""
+        own = self.reward if inspect.isroutine(self.reward) else getattr(type(self.reward), self.method, None)
+        return users_function(own)
 
     def terms(
         self,

@@ -214,7 +214,11 @@ class Scorer:
         """Count the faults, then raise the first or warn about the first of each kind."""
         self.failures.update(error.kind for error in faults.values())
         if self.on_error == "raise":
-            raise faults[min(faults)]
+            error = faults[min(faults)]
+            # What was raised names its line; what was returned, the function.
+            if error.kind not in ("raises", "timeout", "dies") and self._caller.place:
+                raise RewardError(f"{error}{self._caller.place}", error.kind, error.index) from error.__cause__
+            raise error
         pay = self.penalty if self.on_error == "penalty" else 0.0
         for _, error in sorted(faults.items()):
             if error.kind not in self._warned:

@@ -67,7 +67,7 @@ def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
     if evaluation.exact:
         text = (
             "Exact, over all answers: reward, KL, J, entropy, length and how many ended by themselves. "
-            "Sampled: terms and distinct words."
+            "Sampled: terms, distinct words, and gold where it is not the reward."
         )
     else:
         text = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.dry_run:
         dry_run(replace(suite, evaluation=replace(suite.evaluation, split=flags.split)), out, flags)
         return
+    logging.getLogger(__name__).info("cells are running")
     results = run_suite(
         suite,
         out,

@@ -92,6 +92,9 @@ def serve(flags: ReportFlags) -> None:
         raise UsageError(f"--port {flags.port}: allowed is 1 to 65535")
     with LiveServer(flags.run, flags.port) as server, contextlib.suppress(KeyboardInterrupt):
         output().print(untrusted(f"live report: http://{NAMES[0]}:{server.server_port}/"), soft_wrap=True)
+        for run in flags.run:
+            if not run.exists():
+                note(f"waiting for {run}: nothing is there yet")
         sys.stdout.flush()
         logging.getLogger(__name__).info("")  # waiting is no stage of the work
         if flags.until_eof:

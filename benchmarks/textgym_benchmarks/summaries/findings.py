@@ -148,7 +148,11 @@ def _weak_optimum(tables: _Tables) -> Iterator[str]:
 _RULES: tuple[tuple[str, str, Callable[[_Tables], Iterator[str]]], ...] = (
     ("failed", "Runs that failed", _failed),
     ("missing", "Runs that have no result yet", _missing),
-    ("no_optimality", "Runs without an optimality: the agent has no KL, or J* is not known", _no_optimality),
+    (
+        "no_optimality",
+        "Runs without an optimality: the agent has no KL, or J* is not known or the reference's J",
+        _no_optimality,
+    ),
     ("clipped", f"Runs below {FLOOR:g}, which count as {FLOOR:g} in aggregates", _clipped),
     ("below_reference", "Worse after learning than the reference", _below_reference),
     ("unsolved", f"Problems on which no agent reaches {SOLVED}", _unsolved),
