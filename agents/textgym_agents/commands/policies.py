@@ -25,6 +25,7 @@ from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
 from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.trust import check_trusted
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,13 +68,14 @@ def open_policy(
 def run_options(folder: Path) -> JsonObject | None:
     """Return the options of the environment that a run with a checkpoint was trained in; None if there is no such run.
 
-    Raises: ValueError that names the file if it holds no options.
+    Raises: ValueError that names the file if it holds no options, or names code of a stranger, see `check_trusted`.
     """
     if not ((folder / "config.json").exists() and (folder / "checkpoint").is_dir()):
         return None
     values = RunFolder(folder).config().get("env", {})
     if not isinstance(values, dict):
         raise ValueError(f"{folder / 'config.json'}: env={values!r}, allowed is a JSON object of options")
+    check_trusted(folder, values)
     return values
 
 
