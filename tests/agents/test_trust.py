@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-
-from textgym.files import write_json
 from textgym_agents.commands.policies import run_options
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.trust import check_trusted
+
+from textgym.files import write_json
 
 MODULE = """
 from subprocess import Popen
@@ -61,7 +61,7 @@ def test_ones_own_and_registered_rewards_are_taken_from_the_run(here, reward):
     ],
 )
 def test_a_stranger_s_code_is_not_imported(here, reward):
-    with pytest.raises(ValueError, match="env names the code .* --env 'reward="):
+    with pytest.raises(ValueError, match=r"env names the code .* --env 'reward="):
         check_trusted(here / "trust_theirs/run", {"reward": reward})
 
 

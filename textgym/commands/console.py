@@ -192,6 +192,7 @@ _EXTRAS = {
     "data": ("minari", "h5py"),
     "lora": ("peft",),
     "dist": ("ray",),
+    "track": ("accelerate", "trackio", "wandb"),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }
 
