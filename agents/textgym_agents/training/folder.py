@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -150,8 +151,30 @@ class RunFolder:
         self._samples = []
 
     def mark(self, iteration: int) -> None:
-        """Write down the iteration of the checkpoint."""
+        """Write down the iteration of the checkpoint, and keep it where config.json says so (`keep`)."""
         write_json(self.path / "progress.json", {"iteration": iteration})
+        last = self.config().get("keep", 0)
+        if last:
+            self._keep(iteration, last)
+
+    def _keep(self, iteration: int, last: int) -> None:
+        """Link the checkpoint into checkpoints/ITERATION, where only the `last` and the best stay.
+
+        The best by `eval/objective`, of those that were evaluated, is named in checkpoints/best.json.
+        """
+        folder, part = self.path / "checkpoints", self.path / "checkpoints" / ".part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(self.checkpoint, part, copy_function=_link)
+        shutil.rmtree(folder / str(iteration), ignore_errors=True)
+        part.rename(folder / str(iteration))
+        kept = sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
+        scores = {row["iteration"]: row.get("eval/objective") for row in self.metrics()}
+        best = max((each for each in kept if scores.get(each) is not None), key=lambda each: scores[each], default=None)
+        if best is not None:
+            write_json(folder / "best.json", {"iteration": best, "eval/objective": scores[best]})
+        for each in kept[:-last]:
+            if each != best:
+                shutil.rmtree(folder / str(each))
 
     def marked(self) -> int:
         """Return the iteration of the checkpoint; 0 without one."""
@@ -271,6 +294,14 @@ def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iter
 def _step(row: Row) -> int:
     """Return the place of a row in the curves: its episode, or its iteration where there are no episodes."""
     return int(row.get("episode", row.get("iteration", 0)))
+
+
+def _link(source: str, target: str) -> None:
+    """Make a second name of a file, which is replaced and never changed; a copy where there are no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _is_held(lock: Path) -> bool:
