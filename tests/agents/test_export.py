@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from cli_tools import assert_one_line, run
-from textgym_agents.commands.export import card
+from textgym_agents.commands.export import card, push
 from textgym_agents.config import TrainSettings
 from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.loop import SilentWatcher, Training
 
 from textgym.checks import is_finite
+from textgym.commands.console import UsageError
 from textgym.files import read_json, write_json
 
 ENV = {"max_new_tokens": 3}
@@ -154,7 +155,7 @@ def test_the_hub_gets_the_folder_in_a_private_repository(exported, hub, capsys, 
     assert not any(b"hf_secret" in content for content in held.values())
 
 
-def test_a_refused_push_leaves_the_folder_and_says_what_to_type(exported, hub, capsys, tmp_path):
+def test_a_refused_push_leaves_the_folder_and_says_what_to_type(exported, hub, capsys, tmp_path, monkeypatch):
     hub.refuses = True
     words = ("export", str(exported / "run"), "--out", str(tmp_path / "out"), "--push")
     assert_one_line(*run(capsys, *words, "it")[::2], "--push 'it'", "USER/NAME")
@@ -162,6 +163,9 @@ def test_a_refused_push_leaves_the_folder_and_says_what_to_type(exported, hub, c
     assert_one_line(code, err, "--push 'me/it'", "hf upload me/it")
     assert "hf_secret" not in err
     assert (tmp_path / "out/model.safetensors").is_file()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"me/it.*Connection refused.* hf upload me/it"):
+        push(tmp_path / "out", "me/it", public=False)
 
 
 def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys, tmp_path):
