@@ -168,8 +168,9 @@ class RunFolder:
         shutil.rmtree(folder / str(iteration), ignore_errors=True)
         part.rename(folder / str(iteration))
         kept = sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
-        scores = {row["iteration"]: row.get("eval/objective") for row in self.metrics()}
-        best = max((each for each in kept if scores.get(each) is not None), key=lambda each: scores[each], default=None)
+        rows = [row for row in self.metrics() if row.get("eval/objective") is not None]
+        scores: dict[int, float] = {row["iteration"]: row["eval/objective"] for row in rows}
+        best = max((each for each in kept if each in scores), key=lambda each: scores[each], default=None)
         if best is not None:
             write_json(folder / "best.json", {"iteration": best, "eval/objective": scores[best]})
         for each in kept[:-last]:
