@@ -6,6 +6,7 @@ import inspect
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
 from textgym.sources import source_digest, source_folder
 from textgym_agents.model_settings import ModelSettings
+from textgym_agents.training.trackers import check_track
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,17 +47,22 @@ class MeasureSettings:
     """Completions per held-out prompt that the optimum is estimated from; with 0 it is not: J, and no optimality."""
     save_every: int = 10
     """Iterations between checkpoints; 0: at eval_points and at the end only."""
+    keep: int = 0
+    """Last checkpoints to keep in checkpoints/, and the best by held-out J; 0: the newest alone, in checkpoint/."""
     samples: int = 8
     """Held-out prompts whose completions every evaluation writes down."""
     split: HeldOut = "eval"
     """Which held-out prompts: those to report, or those to choose settings on."""
+    track: str = "tensorboard"
+    """Dashboards that the run is sent to, of tensorboard, trackio and wandb, as in tensorboard,wandb; "": none."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "eval_points", "save_every", "samples"):
+        for name in ("eval_every", "eval_points", "save_every", "keep", "samples"):
             integer(self, name, 0, MOST)
         for name, least in (("eval_per_prompt", 1), ("final_per_prompt", 1), ("optimum_per_prompt", 0)):
             integer(self, name, least)
         check_split(self.split)
+        check_track(self.track)
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,9 @@ class TrainSettings(MeasureSettings):
     def __post_init__(self) -> None:
         integer(self, "episodes", 1, MOST)
         super().__post_init__()
-        for name, kind, allowed in (
-            ("id", str, "a text"),
-            ("agent", str, "a text"),
-            ("env", dict, "a JSON object"),
-            ("config", dict, "a JSON object"),
-        ):
+        for name, kind in (("id", str), ("agent", str), ("env", dict), ("config", dict)):
             if not isinstance(getattr(self, name), kind):
+                allowed = "a text" if kind is str else "a JSON object"
                 raise ValueError(f"{name}={getattr(self, name)!r:.80}: allowed is {allowed}")
 
 
@@ -106,10 +109,8 @@ def versions() -> dict[str, str]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

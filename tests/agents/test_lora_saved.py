@@ -79,7 +79,7 @@ def test_an_exported_model_says_what_the_policy_says(capsys, tmp_path, rank):
     agent = make_agent("lm-ppo", env, lora_config(batch=8, lora_rank=rank))
     agent.learn(env, 16)
     agent.save(tmp_path / "agent")
-    code, out, _ = run(capsys, "export-model", str(tmp_path / "agent"), "--out", str(tmp_path / "plain"))
+    code, out, _ = run(capsys, "export", str(tmp_path / "agent"), "--out", str(tmp_path / "plain"))
     assert code == 0
     assert ("adapter merged" in out) == (rank is not None)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
@@ -92,11 +92,11 @@ def test_an_exported_model_says_what_the_policy_says(capsys, tmp_path, rank):
             logits = model(input_ids=torch.tensor(row[None, : mask.sum()])).logits[0, -1]
         want = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
         np.testing.assert_allclose(own[allowed], want[allowed], atol=1e-5)
-    again = run(capsys, "export-model", str(tmp_path / "agent"), "--out", str(tmp_path / "plain"))
+    again = run(capsys, "export", str(tmp_path / "agent"), "--out", str(tmp_path / "plain"))
     assert_one_line(*again[::2], "it exists; allowed is a new folder")
     make_agent("random", env).save(tmp_path / "random")
     assert_one_line(
-        *run(capsys, "export-model", str(tmp_path / "random"), "--out", str(tmp_path / "no"))[::2],
+        *run(capsys, "export", str(tmp_path / "random"), "--out", str(tmp_path / "no"))[::2],
         "agent 'random' has no language model",
     )
 

@@ -238,3 +238,17 @@ def test_a_log_without_seconds_is_named(tmp_path):
     run.log({"iteration": 1})
     with pytest.raises(ValueError, match=r"metrics\.jsonl: the log .*seconds"):
         run.seconds()
+
+
+def test_the_last_checkpoints_and_the_best_are_kept_and_share_their_files(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"keep": 2})
+    folder.checkpoint.mkdir()
+    for iteration, objective in enumerate((0.1, 0.4, 0.3, None, 0.2), start=1):
+        (folder.checkpoint / "agent.json").unlink(missing_ok=True)  # as a save replaces it
+        (folder.checkpoint / "agent.json").write_text(str(iteration))
+        folder.log({"iteration": iteration, "eval/objective": objective})
+        folder.mark(iteration)
+    kept = {path.parent.name: path.read_text() for path in folder.path.glob("checkpoints/*/agent.json")}
+    assert kept == {"2": "2", "4": "4", "5": "5"}
+    assert read_json(folder.path / "checkpoints/best.json") == {"iteration": 2, "eval/objective": 0.4}
+    assert (folder.checkpoint / "agent.json").samefile(folder.path / "checkpoints/5/agent.json")

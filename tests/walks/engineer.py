@@ -125,7 +125,7 @@ sees("and in every bit of its weights", weights[0] == weights[1], f"{len(weights
 before, after = (numbers("runs/shop/result.json")[when] for when in ("before", "after"))
 sees("J rises, the intervals apart", after["eval/objective_low"] > before["eval/objective_high"])
 
-run("textgym export-model runs/shop --out models/shop")
+run("textgym export runs/shop --out models/shop")
 writes("plain.py", PLAIN)
 run("python plain.py")
 writes("compare.py", COMPARE)

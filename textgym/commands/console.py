@@ -194,6 +194,7 @@ _EXTRAS = {
     "dist": ("ray",),
     "tune": ("optuna",),
     "judge": ("openai",),
+    "track": ("accelerate", "trackio", "wandb"),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }
 

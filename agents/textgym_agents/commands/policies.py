@@ -1,4 +1,4 @@
-"""Open the policy that a flag names: evaluate it (`eval`), record its episodes (`record`), write its model out."""
+"""Open the policy that a flag names: evaluate it (`eval`), record its episodes (`record`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from textgym import TokenVectorEnv
 from textgym.checks import MOST_ROWS, JsonObject, check_count, check_number
@@ -25,6 +22,7 @@ from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
 from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.trust import check_trusted
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,13 +65,14 @@ def open_policy(
 def run_options(folder: Path) -> JsonObject | None:
     """Return the options of the environment that a run with a checkpoint was trained in; None if there is no such run.
 
-    Raises: ValueError that names the file if it holds no options.
+    Raises: ValueError that names the file if it holds no options, or names code of a stranger, see `check_trusted`.
     """
     if not ((folder / "config.json").exists() and (folder / "checkpoint").is_dir()):
         return None
     values = RunFolder(folder).config().get("env", {})
     if not isinstance(values, dict):
         raise ValueError(f"{folder / 'config.json'}: env={values!r}, allowed is a JSON object of options")
+    check_trusted(folder, values)
     return values
 
 
@@ -260,31 +259,3 @@ def record_command(arguments: list[str]) -> None:
         markup=False,
     )
     console.print(untrusted(f"dataset {report['dataset']} in {flags.out}"))
-
-
-@dataclass(frozen=True)
-class ExportFlags:
-    """Write an LM agent's policy as a plain Hugging Face folder, its adapter merged into the weights.
-
-    Example: textgym export-model runs/demo-1 --out models/helpful
-    """
-
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A checkpoint or run folder."""
-    out: Path | None = None
-    """The new folder. What is there is never overwritten."""
-
-
-def export_command(arguments: list[str]) -> None:
-    """Run `textgym export-model`."""
-    flags = parse(ExportFlags, arguments, "export-model")
-    if flags.out is None:
-        raise UsageError("--out: the new folder is missing, as in --out models/helpful")
-    from textgym_agents.lm.checkpoint import export_model
-
-    with disk_full_at(flags.out):
-        report = export_model(flags.folder, flags.out)
-    console, kind = output(), "model and adapter merged" if report["adapter"] else "model"
-    console.print(untrusted(f"{report['agent']}: {kind}, {report['parameters']:,} parameters, in {flags.out}"))
-    if report["temperature"] != 1.0:
-        console.print(f"The agent divides its logits by temperature={report['temperature']}: pass it to generate, too")

@@ -26,6 +26,7 @@ from textgym_agents.commands.running import (
 from textgym_agents.config import MeasureSettings, OnPolicyConfig, TrainSettings
 from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env
 from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.trust import check_trusted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -136,6 +137,8 @@ def _stored_settings(
     if ":" in before.agent and flags.agent != before.agent:
         # A file never chooses what is imported.
         raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")
+    if not settings.env:  # options that are typed are the stored ones
+        check_trusted(folder.path, before.env)
     flagged = (*fields(TrainFlags), *fields(MeasureSettings))
     defaults = {each.name: each.default for each in flagged} | {"env": {}}
     for name in sorted(known - {"config"}):

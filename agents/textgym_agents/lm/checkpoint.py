@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
 from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
+from textgym.vocab import load_vocabulary
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.lora import base_tensors, merged, model_tensors, read_adapter, save_model
@@ -212,14 +214,18 @@ def _load_model(folder: Path, name: str) -> PreTrainedModel:
 def export_model(path: str | Path, out: str | Path) -> JsonObject:
     """Write the model of a saved LM agent with its tokenizer, for `AutoModelForCausalLM` and `AutoTokenizer`.
 
-    A temperature and the tokens that a task forbids are the agent's and not the model's.
+    The generation config samples as the agent does: its temperature, top-k, top-p and min-p, every token that its
+    vocabulary allows, up to as many as it had. A task's grammar and its `min_new_tokens` are not the model's.
 
     Args:
         path: the agent's folder, or that of its run.
         out: a new folder.
-    Returns: the agent's name, `temperature`, `adapter` (whether there was one) and `parameters`.
+    Returns: the agent's name, `temperature`, `adapter` (whether there was one), `parameters` and `suppressed`, the
+        number of tokens that are never to be written.
     Raises: ValueError if there is no such agent, `out` exists, or the model under its adapter has changed.
     """
+    from transformers import GenerationConfig
+
     folder, out = Path(path), Path(out)
     folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if os.path.lexists(out):
@@ -232,6 +238,21 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
         raise ValueError(f"path={str(path)!r}: agent {head.get('agent')!r:.80} has no language model")
     with reading(folder, "the saved agent"):
         model = _plain_model(folder, head)
+        vocabulary = load_vocabulary(str(folder / "model"), vocab_size=model.config.vocab_size)
+    suppressed = np.flatnonzero(~vocabulary.allowed).tolist()
+    config = head["config"]
+    temperature = config.get("temperature", 1.0)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=config.get("top_k") or 0,  # left out, it would be 50
+        top_p=config.get("top_p", 1.0),
+        min_p=config.get("min_p") or None,
+        eos_token_id=[*vocabulary.stop_ids] or None,
+        pad_token_id=vocabulary.pad_id,
+        suppress_tokens=suppressed or None,
+        max_new_tokens=head["task"]["max_new_tokens"],
+    )
 
     def write(place: Path) -> None:
         model.save_pretrained(place)
@@ -242,9 +263,10 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
     replace_folder(out, write)
     return {
         "agent": head["agent"],
-        "temperature": head["config"].get("temperature", 1.0),
+        "temperature": temperature,
         "adapter": (folder / "model" / "adapter_config.json").is_file(),
         "parameters": model.num_parameters(),
+        "suppressed": len(suppressed),
     }
 
 

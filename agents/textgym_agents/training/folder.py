@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 from textgym.checks import JsonObject
 from textgym.files import (
@@ -25,9 +26,7 @@ from textgym.files import (
     write_text,
 )
 from textgym_agents.saving import FORMAT, check_format, count, number
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from textgym_agents.training.trackers import Trackers
 
 Row = Mapping[str, Any]
 State = Literal["finished", "running", "interrupted", "none"]
@@ -60,7 +59,8 @@ class RunFolder:
         if not _is_held(path / _LOCK):  # who is at work on it may be replacing it at this moment
             recover_folder(self.checkpoint)
         self.curve = path / "curve.png"
-        self._events: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
+        self._samples: list[JsonObject] = []  # that no tracker was given yet
 
     @classmethod
     def create(cls, path: str | Path, config: Row) -> RunFolder:
@@ -144,18 +144,38 @@ class RunFolder:
             return number(rows[-1], "seconds") if rows else 0.0
 
     def log(self, row: Row) -> None:
-        """Append one iteration to metrics.jsonl and to the TensorBoard events."""
+        """Append one iteration to metrics.jsonl and to the trackers, with the samples taken since the last one."""
         self._append("metrics.jsonl", [row])
-        if self._events is not None:
-            step = _step(row)
-            for name, value in row.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
-            self._events.flush()
+        if self._trackers is not None:
+            self._trackers.log(row, _step(row), self._samples)
+        self._samples = []
 
     def mark(self, iteration: int) -> None:
-        """Write down the iteration of the checkpoint."""
+        """Write down the iteration of the checkpoint, and keep it where config.json says so (`keep`)."""
         write_json(self.path / "progress.json", {"iteration": iteration})
+        last = self.config().get("keep", 0)
+        if last:
+            self._keep(iteration, last)
+
+    def _keep(self, iteration: int, last: int) -> None:
+        """Link the checkpoint into checkpoints/ITERATION, where only the `last` and the best stay.
+
+        The best by `eval/objective`, of those that were evaluated, is named in checkpoints/best.json.
+        """
+        folder, part = self.path / "checkpoints", self.path / "checkpoints" / ".part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(self.checkpoint, part, copy_function=_link)
+        shutil.rmtree(folder / str(iteration), ignore_errors=True)
+        part.rename(folder / str(iteration))
+        kept = sorted(int(each.name) for each in folder.iterdir() if each.name.isdecimal())
+        rows = [row for row in self.metrics() if row.get("eval/objective") is not None]
+        scores: dict[int, float] = {row["iteration"]: row["eval/objective"] for row in rows}
+        best = max((each for each in kept if each in scores), key=lambda each: scores[each], default=None)
+        if best is not None:
+            write_json(folder / "best.json", {"iteration": best, "eval/objective": scores[best]})
+        for each in kept[:-last]:
+            if each != best:
+                shutil.rmtree(folder / str(each))
 
     def marked(self) -> int:
         """Return the iteration of the checkpoint; 0 without one."""
@@ -166,8 +186,9 @@ class RunFolder:
             return count(read_json(path), "iteration")
 
     def sample(self, rows: Iterable[Row]) -> None:
-        """Append completions to samples.jsonl."""
-        self._append("samples.jsonl", rows)
+        """Append completions to samples.jsonl; the trackers get them with the next row of the log."""
+        self._samples = [dict(row) for row in rows]
+        self._append("samples.jsonl", self._samples)
 
     def finish(self, result: Row) -> None:
         """Write result.json: the run is complete."""
@@ -180,19 +201,19 @@ class RunFolder:
 
         Args:
             rewind_to: the iteration that the run resumes from; what was logged after it is dropped.
-            events: whether TensorBoard events are written, where it is installed.
+            events: whether the trackers are told that config.json names (`track`), by default TensorBoard.
         Raises: ValueError if another process is at work in the folder.
         """
         with self._held():
             try:
                 if rewind_to is not None:
                     self._rewind(rewind_to)
-                self._events = self._open_events() if events else None
-                yield self._events is not None
+                self._trackers = self._open_trackers() if events else None
+                yield self._trackers is not None and "tensorboard" in self._trackers.names
             finally:
-                if self._events is not None:
-                    self._events.close()
-                    self._events = None
+                if self._trackers is not None:
+                    self._trackers.close()
+                    self._trackers = None
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -219,15 +240,11 @@ class RunFolder:
             if (self.path / name).exists():
                 sync(self.path / name)
 
-    def _open_events(self) -> SummaryWriter | None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
+    def _open_trackers(self) -> Trackers:
         logged = self.metrics()
         # TensorBoard drops what an interrupted run had logged beyond the point that it resumes from.
         purge = _step(logged[-1]) + 1 if logged else None
-        return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
+        return Trackers(self.path, self.config(), purge)
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -278,6 +295,14 @@ def run_folder(out: Path | None, name: str, parent: str | Path = "runs") -> Iter
 def _step(row: Row) -> int:
     """Return the place of a row in the curves: its episode, or its iteration where there are no episodes."""
     return int(row.get("episode", row.get("iteration", 0)))
+
+
+def _link(source: str, target: str) -> None:
+    """Make a second name of a file, which is replaced and never changed; a copy where there are no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _is_held(lock: Path) -> bool:

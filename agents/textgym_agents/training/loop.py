@@ -179,7 +179,7 @@ class Training:
                 disk_full_at(folder.path, advice),
                 folder.writing(rewind_to, self._pictures) as has_events,
             ):
-                if self._pictures and not has_events:
+                if self._pictures and not has_events and "tensorboard" in self._settings.track:
                     watcher.note('no TensorBoard events are written: pip install "textgym[report]"')
                 self._catch_up(folder)
                 return self._run(folder, watcher)

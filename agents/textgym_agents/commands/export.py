@@ -1,0 +1,180 @@
+"""Hand a run's policy on: a plain Hugging Face folder with a model card, and perhaps the hub (`textgym export`)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from textgym.checks import JsonObject, first_line
+from textgym.commands.console import UsageError, output, untrusted
+from textgym.commands.flags import parse
+from textgym.evaluate import MEASURES
+from textgym.files import read_json, read_lines, reading, write_text
+from textgym.interrupts import disk_full_at
+from textgym_agents.commands.running import cell
+from textgym_agents.training.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """Write an LM agent's policy as a plain Hugging Face folder with a model card, its adapter merged into the weights.
+
+    Example: textgym export runs/demo-1 --out models/helpful
+    """
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A run folder, or a checkpoint, which has no numbers for the card."""
+    out: Path | None = None
+    """The new folder. What is there is never overwritten."""
+    push: str | None = None
+    """Also upload the folder to this repository of the Hugging Face hub, USER/NAME, made if there is none. The token is
+    that of HF_TOKEN or `hf auth login`, the server that of HF_ENDPOINT."""
+    public: bool = False
+    """Make a new repository public, not private."""
+
+
+@dataclass(frozen=True)
+class FormerFlags(ExportFlags):
+    """The same as `textgym export`, under its former name.
+
+    Example: textgym export-model runs/demo-1 --out models/helpful
+    """
+
+
+def main(arguments: list[str]) -> None:
+    """Run `textgym export`."""
+    export(parse(ExportFlags, arguments, "export"))
+
+
+def former(arguments: list[str]) -> None:
+    """Run `textgym export` under its former name."""
+    export(parse(FormerFlags, arguments, "export-model"))
+
+
+def export(flags: ExportFlags) -> None:
+    """Write the folder, and push it where that was asked for. Raises: UsageError, with what to type."""
+    if flags.out is None:
+        raise UsageError("--out: the new folder is missing, as in --out models/helpful")
+    if flags.push is not None and flags.push.count("/") != 1:
+        raise UsageError(f"--push {flags.push!r}: allowed is USER/NAME, a repository of the hub")
+    from textgym_agents.lm.checkpoint import export_model
+
+    with disk_full_at(flags.out):
+        report = export_model(flags.folder, flags.out)
+        write_text(flags.out / "README.md", card(Path(flags.folder), report))
+    console, kind = output(), "model and adapter merged" if report["adapter"] else "model"
+    console.print(untrusted(f"{report['agent']}: {kind}, {report['parameters']:,} parameters, in {flags.out}"))
+    if report["temperature"] != 1.0:
+        console.print(
+            f"The agent divides its logits by temperature={report['temperature']}, as generation_config.json says"
+        )
+    if flags.push is not None:
+        console.print(untrusted(f"pushed to {push(flags.out, flags.push, flags.public)}"))
+
+
+def card(folder: Path, report: JsonObject) -> str:
+    """Return the model card, Markdown, of a run's policy; its numbers are those of the run's last evaluation.
+
+    Args:
+        folder: of the run, or its checkpoint's. report: of `export_model`.
+    Raises: ValueError that names the file of the run that is damaged.
+    """
+    run = RunFolder(folder.parent if folder.name == "checkpoint" else folder)
+    config = run.config() if (run.path / "config.json").is_file() else {}
+    tags = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [textgym, reinforcement-learning]",
+    ]
+    title = f"{report['agent']} on {config['id']}" if "id" in config else str(report["agent"])
+    parts = [
+        "\n".join([*tags, "---"]),
+        f"# {title}",
+        f"A policy of {report['parameters']:,} parameters, trained with TextGym, for `AutoModelForCausalLM` and "
+        "`AutoTokenizer`. `generation_config.json` samples as the agent did: its "
+        f"temperature of {report['temperature']}, and {report['suppressed']} tokens that are never written. "
+        "A grammar of the task is no part of it.",
+        "## Measures",
+        _measures(run, config),
+    ]
+    samples = _samples(run)
+    if samples:
+        parts += ["## Samples", "The first completions of the last evaluation, on held-out prompts:", _fenced(samples)]
+    if config:
+        parts += ["## Settings", _fenced([json.dumps(config, indent=1)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measures(run: RunFolder, config: JsonObject) -> str:
+    """Return a table of the measures before and after learning, J*, and the command that shows them."""
+    path = run.path / "result.json"
+    if not path.is_file():
+        return "None: the policy is of no finished run."
+    with reading(path, "the result"):
+        result = read_json(path)
+        before, after, optimum, beta = (result[name] for name in ("before", "after", "optimum", "beta"))
+        lines = ["| measure | before | after |", "|---|--:|--:|"]
+        lines += [
+            f"| {label} | {cell(before, name)} | {cell(after, name)} |"
+            for name, label in MEASURES.items()
+            if after.get(f"eval/{name}") is not None
+        ]
+        value = optimum["value"]
+        if value is not None:
+            row = {f"eval/J{end}": value[key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}
+            shown = f"{value['mean']:z.3f}" if optimum["exact"] else cell(row, "J")
+            lines.append(f"| optimum J\\*, {'exact' if optimum['exact'] else 'estimated'} | | {shown} |")
+        options = [f"{name}={json.dumps(option)}" for name, option in config["env"].items()]
+        words = ["textgym", "eval", config["id"], "--agent", "RUN", "--split", config["split"]]
+        words += ["--per-prompt", str(config["final_per_prompt"]), "--seed", str(config["config"].get("seed", 0))]
+        words += ["--optimum-per-prompt", str(config["optimum_per_prompt"])]
+        words += ["--beta", str(beta), *(["--env", *options] if options else [])]
+    how = (
+        "exact, over all answers"
+        if after.get("eval/exact")
+        else "sampled, with 95% intervals where more than one a prompt"
+    )
+    unknown = "" if value is not None else f" J\\* is not known: {optimum['unknown']}."
+    return "\n".join(lines) + f"\n\nJ = reward - {beta} KL; {how}.{unknown} The same numbers: `{shlex.join(words)}`"
+
+
+def _samples(run: RunFolder) -> list[str]:
+    """Return the completions of a run's last evaluation, a line of JSON each; none where it has none."""
+    path = run.path / "samples.jsonl"
+    if not path.is_file():
+        return []
+    with reading(path, "the samples"):
+        rows = read_lines(path)
+        last = [row for row in rows if row["iteration"] == rows[-1]["iteration"]]
+        names = ("prompt", "completion", "reward")
+        return [json.dumps({name: row[name] for name in names}, ensure_ascii=False) for row in last]
+
+
+def _fenced(lines: list[str]) -> str:
+    """Return JSON as a block of code; no line of JSON can end it."""
+    return "\n".join(["~~~json", *lines, "~~~"])
+
+
+def push(folder: Path, repository: str, public: bool) -> str:
+    """Upload a folder to a model repository of the hub, which is made if there is none. Returns: its address.
+
+    Raises: UsageError, with what to type, where the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        address = hub.create_repo(repository, private=not public, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by TextGym")
+    except Exception as error:  # those of its HTTP client, which is another one in other versions, are no OSError
+        again = shlex.join(["hf", "upload", repository, str(folder)])
+        raise UsageError(
+            f"--push {repository!r}: {first_line(error)}; the model is in {folder}: after `hf auth login`, {again}"
+        ) from error
+    return str(address)

@@ -1,0 +1,178 @@
+"""A run handed on: the model says what the agent says, the card what `eval` says, the hub gets the folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from cli_tools import assert_one_line, run
+from textgym_agents.commands.export import card, push
+from textgym_agents.config import TrainSettings
+from textgym_agents.registry import load_agent, make_env
+from textgym_agents.training.loop import SilentWatcher, Training
+
+from textgym.checks import is_finite
+from textgym.commands.console import UsageError
+from textgym.files import read_json, write_json
+
+ENV = {"max_new_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run of a few seconds, and its export."""
+    from textgym.cli import main
+
+    place = tmp_path_factory.mktemp("export")
+    config = {"batch": 8, "minibatches": 1, "temperature": 0.7, "top_k": 40, "seed": 4}
+    settings = TrainSettings(
+        "textgym/Helpful-v0", "rloo", 16, config, ENV, final_per_prompt=2, optimum_per_prompt=0, track=""
+    )
+    Training(settings, pictures=False).run(place / "run", SilentWatcher())
+    assert main(["export", str(place / "run"), "--out", str(place / "out")]) == 0
+    return place
+
+
+def test_the_exported_model_generates_what_the_agent_would(exported):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    env = make_env("textgym/Helpful-v0", 2, **ENV)
+    agent = load_agent(exported / "run", env)
+    model = AutoModelForCausalLM.from_pretrained(exported / "out")
+    assert AutoTokenizer.from_pretrained(exported / "out")("a good answer")["input_ids"]
+    observation, _ = env.reset(seed=1)
+    for row, mask, want in zip(
+        observation["input_ids"], observation["attention_mask"], agent.log_probs(observation), strict=True
+    ):
+        ids = torch.tensor(row[None, : mask.sum()])
+        found = model.generate(ids, max_new_tokens=1, output_scores=True, return_dict_in_generate=True)
+        got, possible = found.scores[0].log_softmax(-1)[0].numpy(), want > -1e6
+        assert possible.sum() == 40
+        assert (np.isfinite(got) == possible).all()
+        np.testing.assert_allclose(got[possible], want[possible], atol=1e-5)
+    assert model.generation_config.eos_token_id == [*env.unwrapped.task.vocabulary.stop_ids]
+    assert model.generation_config.max_new_tokens == 3
+
+
+def test_the_card_s_numbers_are_those_of_eval(exported, capsys):
+    text = (exported / "out/README.md").read_text()
+    (command,) = re.findall(r"The same numbers: `(.*)`", text)
+    words = [str(exported / "run") if word == "RUN" else word for word in shlex.split(command)[1:]]
+    code, out, _ = run(capsys, *words, "--json")
+    assert code == 0
+    report = json.loads(out)
+    for name, label in (("objective", "objective J"), ("kl", "KL to the reference, nats")):
+        mean, low, high = (report[name][key] for key in ("mean", "low", "high"))
+        assert is_finite(low)
+        assert re.search(rf"\| {label} \| [^|]* \| {mean:z.3f} \[{low:z.3f}, {high:z.3f}\] \|", text)
+    assert "J\\* is not known: 0 completions a prompt" in text
+    samples = (exported / "run/samples.jsonl").read_text().splitlines()
+    assert json.dumps(json.loads(samples[-1])["completion"], ensure_ascii=False) in text
+    assert '"temperature": 0.7' in text
+
+
+@pytest.mark.parametrize(
+    ("exact", "row"),
+    [(False, "| optimum J\\*, estimated | | 0.750 [0.700, 0.800] |"), (True, "| optimum J\\*, exact | | 0.750 |")],
+)
+def test_the_card_says_how_j_star_is_known(exported, tmp_path, exact, row):
+    for name in ("config.json", "result.json"):
+        (tmp_path / name).write_bytes((exported / "run" / name).read_bytes())
+    result = read_json(tmp_path / "result.json")
+    value = {"mean": 0.75, "low": 0.7, "high": 0.8}
+    write_json(tmp_path / "result.json", result | {"optimum": {"value": value, "exact": exact, "unknown": ""}})
+    report = {"agent": "rloo", "parameters": 3, "temperature": 1.0, "suppressed": 0}
+    assert row in card(tmp_path, report)
+    assert "J\\* is not known" not in card(tmp_path, report)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's API that an upload calls."""
+
+    def do_POST(self):
+        url = f"http://127.0.0.1:{self.server.server_port}/me/it"
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.seen.append((self.path, self.headers.get("Authorization"), body))
+        if self.server.refuses:
+            self.answer({"error": "no"}, 401)
+        elif self.path.endswith("/repos/create"):
+            self.answer({"url": url, "id": "me/it", "name": "me/it"})
+        elif "/preupload/" in self.path:
+            files = [{"path": each["path"]} for each in json.loads(body)["files"]]
+            self.answer({"files": [each | {"uploadMode": "regular", "shouldIgnore": False} for each in files]})
+        else:
+            self.answer({"commitOid": "0" * 40, "commitUrl": f"{url}/commit/0", "success": True})
+
+    def do_GET(self):
+        self.answer({"id": "me/it", "sha": "0" * 40, "siblings": []})
+
+    def answer(self, value, code=200):
+        data = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The server of a hub."""
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    server.seen, server.refuses = [], False
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    # What HF_ENDPOINT says is read when the library is imported.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_gets_the_folder_in_a_private_repository(exported, hub, capsys, tmp_path):
+    words = ("export", str(exported / "run"), "--out", str(tmp_path / "out"), "--push", "me/it")
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "pushed to" in out
+    made = json.loads(next(body for path, _, body in hub.seen if path.endswith("/repos/create")))
+    assert made["name"] == "it"
+    assert made.get("private") is True or made.get("visibility") == "private"
+    commit = next(body for path, _, body in hub.seen if "/commit/main" in path)
+    files = [json.loads(line)["value"] for line in commit.splitlines()[1:]]
+    held = {each["path"]: base64.b64decode(each["content"]) for each in files}
+    assert held == {each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()}
+    assert {path: token for path, token, _ in hub.seen}["/api/repos/create"] == "Bearer hf_secret"
+    assert not any(b"hf_secret" in content for content in held.values())
+
+
+def test_a_refused_push_leaves_the_folder_and_says_what_to_type(exported, hub, capsys, tmp_path, monkeypatch):
+    hub.refuses = True
+    words = ("export", str(exported / "run"), "--out", str(tmp_path / "out"), "--push")
+    assert_one_line(*run(capsys, *words, "it")[::2], "--push 'it'", "USER/NAME")
+    code, _, err = run(capsys, *words, "me/it")
+    assert_one_line(code, err, "--push 'me/it'", "hf upload me/it")
+    assert "hf_secret" not in err
+    assert (tmp_path / "out/model.safetensors").is_file()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"me/it.*Connection refused.* hf upload me/it"):
+        push(tmp_path / "out", "me/it", public=False)
+
+
+def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(exported / "run/checkpoint", tmp_path / "agent")
+    assert run(capsys, "export-model", str(tmp_path / "agent"), "--out", str(tmp_path / "out"))[0] == 0
+    text = (tmp_path / "out/README.md").read_text()
+    assert "# rloo\n" in text
+    assert "None: the policy is of no finished run." in text
