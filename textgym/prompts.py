@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from textgym.checks import Floats, JsonObject, shown
-from textgym.files import json_object, line_text, numbered_lines
+from textgym.codecs.chat import write_dialogue
+from textgym.files import line_text, numbered_lines
+from textgym.rows import SUFFIXES, ReadRow, numbered_rows, row_source
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
 HeldOut = Literal["eval", "tune"]
 PromptSource = str | Path | Sequence[str]
-"""A list of texts, or the path of a .txt or .jsonl file."""
+"""A list of texts, the path of a .txt file, or a source of `textgym.rows`."""
 Columns = Mapping[str, Sequence[Any]]
 """Data for the reward: name -> one value per prompt."""
 
@@ -137,40 +139,47 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     """Return the prompts of a list or a file.
 
     Args:
-        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file with one
-            object a line: its "prompt" is the text, every other key is a data column. Files are UTF-8 without a byte
-            order mark, see `textgym.files`.
+        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); or rows of
+            `textgym.rows`: "prompt" is the text, or a list of messages, every other key is a data column. Files are
+            UTF-8 without a byte order mark, see `textgym.files`.
         argument: its name, for messages.
-    Returns: the texts, and the columns of a .jsonl file.
+    Returns: the texts, and the columns of the rows.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
     """
-    allowed = "allowed are a list of texts and the path of a .txt or .jsonl file"
+    allowed = "allowed are a list of texts, the path of a .txt, .jsonl, .csv, .tsv or .parquet file, and a data set"
     if not isinstance(source, str | Path):
         if not _is_list(source):
             raise TypeError(f"{argument}={shown(source)}: {allowed}")
         return list(source), {}
-    path = Path(source)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
-    if not path.exists():
-        raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
+    chosen = row_source(source)
+    path = Path(chosen.place)
+    if not path.is_dir() and not chosen.on_hub:
+        if chosen.suffix not in (".txt", *SUFFIXES):
+            raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
+        if not path.exists():
+            raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []
     rows: list[JsonObject] = []
-    for number, line in numbered_lines(path):
+    for number, read in _text_rows(path) if chosen.suffix == ".txt" else numbered_rows(source):
         try:
-            text = line_text(line, number)
-            if path.suffix == ".jsonl":
-                row = _json_row(text, names if rows else None)
-            elif "\r" in text:
-                raise ValueError("a carriage return inside the line; lines end in \\n or \\r\\n")
-            else:
-                row = {"prompt": text}
+            row = _prompt_row(read(), names if rows else None)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        if not text.isspace():
+        if chosen.suffix != ".txt" or not row["prompt"].isspace():
             names = names or [name for name in row if name != "prompt"]
             rows.append(row)
     return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
+
+
+def _text_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
+    return ((number, partial(_text_row, line, number)) for number, line in numbered_lines(path))
+
+
+def _text_row(line: bytes, number: int) -> JsonObject:
+    text = line_text(line, number)
+    if "\r" in text:
+        raise ValueError("a carriage return inside the line; lines end in \\n or \\r\\n")
+    return {"prompt": text}
 
 
 def _is_list(values: object) -> bool:
@@ -178,11 +187,12 @@ def _is_list(values: object) -> bool:
     return isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping | Set)
 
 
-def _json_row(text: str, names: list[str] | None) -> JsonObject:
-    """Return a row with the columns `names`, any where that is None. Raises: ValueError."""
-    row = json_object(text)
+def _prompt_row(row: JsonObject, names: list[str] | None) -> JsonObject:
+    """Return a row with the columns `names`, any where that is None, and its prompt as a text. Raises: ValueError."""
+    if isinstance(row.get("prompt"), list):
+        row = row | {"prompt": write_dialogue(row["prompt"])}
     if not isinstance(row.get("prompt"), str):
-        raise ValueError('must be an object with a string under "prompt"')
+        raise ValueError('must be an object with a string, or a list of messages, under "prompt"')
     if names is not None and set(row) != {"prompt", *names}:
         raise ValueError(f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}")
     return row

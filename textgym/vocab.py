@@ -13,7 +13,7 @@ import numpy as np
 
 from textgym.checks import Bools, JsonObject, TextGymWarning, check_count, did_you_mean, shown
 from textgym.codecs import Codec, Decoder, WordCodec
-from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around
+from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around, one_message
 from textgym.codecs.protocol import MOST_TOKENS
 from textgym.codecs.sources import Source, find_source, generation_stops
 
@@ -68,7 +68,7 @@ class Vocabulary:
             raise ValueError(f"{text!r:.80} cannot be written as UTF-8 ({error.reason})") from error
         if self.conversation is not None:
             return tuple(self.conversation.encode(text))
-        ids = self.codec.encode(text)
+        ids = self.codec.encode(one_message(text))
         if not ids:
             raise ValueError(f"{text!r:.80} has no tokens in this vocabulary, allowed is at least one")
         return (*self.before_ids, *ids, *self.after_ids)

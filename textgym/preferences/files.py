@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 
 from textgym.checks import JsonObject, not_one_of
-from textgym.files import json_object, line_text, make_folder, numbered_lines, replaced
+from textgym.files import make_folder, replaced
 from textgym.preferences.data import (
     Demonstration,
     Problem,
@@ -30,6 +30,7 @@ from textgym.preferences.data import (
     split_transcripts,
     transcripts,
 )
+from textgym.rows import numbered_rows
 
 RankingFormat = Literal["trl", "transcripts", "rankings"]
 OnBroken = Literal["stop", "skip"]
@@ -97,9 +98,9 @@ def _read(
     rows: list[Row] = []
     problems: list[Problem] = []
     first = ""
-    for number, line in numbered_lines(Path(path)):
+    for number, read_row in numbered_rows(path):
         try:
-            data = json_object(line_text(line, number))
+            data = read_row()
             format = format_of(data)
             row = read(data, format)
             if format != (first or format):
