@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, shown
-from textgym.codecs.chat import write_dialogue
+from textgym.checks import Floats, JsonObject, TextGymWarning, not_one_of, shown
+from textgym.codecs.chat import read_dialogue, write_dialogue
 from textgym.files import line_text, numbered_lines
 from textgym.rows import SUFFIXES, ReadRow, numbered_rows, row_source
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
+Overlong = Literal["refuse", "drop", "cut"]
+"""What becomes of a prompt that is longer than it may be."""
 HeldOut = Literal["eval", "tune"]
 PromptSource = str | Path | Sequence[str]
 """A list of texts, the path of a .txt file, or a source of `textgym.rows`."""
@@ -123,6 +127,63 @@ def own_splits(
     elif eval_prompts is None:
         splits["tune"] = splits["train"]
     return splits
+
+
+def fit_prompts(
+    splits: Mapping[str, PromptSet], length: Callable[[str], int], most: int, overlong: Overlong
+) -> dict[str, PromptSet]:
+    """Return splits whose prompts have at most `most` tokens.
+
+    Args:
+        length: from a prompt to its tokens, with what stands around it.
+        most: tokens; 0 for any number.
+        overlong: "refuse" leaves the prompts as they are, and their task refuses them; "drop" leaves long ones out;
+            "cut" leaves out the oldest turns after the system message, then the first characters of the last message.
+    Raises: ValueError for another `overlong`, a split without prompts that fit, or a prompt that cannot be cut so far.
+    Warns: TextGymWarning of how many prompts were dropped or cut.
+    """
+    if overlong not in get_args(Overlong):
+        raise ValueError(not_one_of("overlong", overlong, get_args(Overlong)))
+    if overlong == "refuse" or not most:
+        return dict(splits)
+    fitted = {id(split): _fit(name, split, length, most, overlong) for name, split in splits.items()}
+    return {name: fitted[id(split)] for name, split in splits.items()}
+
+
+def _fit(name: str, split: PromptSet, length: Callable[[str], int], most: int, overlong: Overlong) -> PromptSet:
+    long = {i for i, text in enumerate(split.texts) if length(text) > most}
+    if not long:
+        return split
+    did = "left out" if overlong == "drop" else "cut"
+    warnings.warn(
+        f"{len(long)} of {len(split)} {name} prompts have more than max_prompt_tokens={most} tokens and are {did}",
+        TextGymWarning,
+        stacklevel=4,
+    )
+    if overlong == "cut":
+        texts = [_cut_left(text, length, most) if i in long else text for i, text in enumerate(split.texts)]
+        return PromptSet(tuple(texts), split.columns, split.weights)
+    kept = [i for i in range(len(split)) if i not in long]
+    columns = {key: [values[i] for i in kept] for key, values in split.columns.items()}
+    return prompt_set([split.texts[i] for i in kept], columns, split.weights[kept] if kept else None, f"{name} prompts")
+
+
+def _cut_left(text: str, length: Callable[[str], int], most: int) -> str:
+    turns = read_dialogue(text)
+    system = turns[:1] if turns[0]["role"] == "system" else []
+    turns = turns[len(system) :]
+    while len(turns) > 1 and length(write_dialogue([*system, *turns])) > most:
+        turns = turns[1:] if turns[1]["role"] == "user" else turns[2:]
+
+    def ending(start: int) -> str:
+        return write_dialogue([*system, *turns[:-1], turns[-1] | {"content": turns[-1]["content"][start:]}])
+
+    if length(ending(0)) <= most:
+        return ending(0)
+    start = bisect_left(range(1, len(turns[-1]["content"])), True, key=lambda i: length(ending(i)) <= most) + 1
+    if length(ending(start)) > most:
+        raise ValueError(f"prompt {text!r:.80}: no end of it fits into max_prompt_tokens={most}; allowed are more")
+    return ending(start)
 
 
 def _read_set(

@@ -17,10 +17,10 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from textgym.checks import JsonObject, not_one_of
 from textgym.files import check_file, json_object, json_value, line_text, numbered_lines, reading
@@ -32,6 +32,7 @@ ReadRow = Callable[[], JsonObject]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _TEXTS = ("prompt", "completion", "chosen", "rejected")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SAVED = ("state.json", "dataset_dict.json")  # one of them is in a folder that `save_to_disk` wrote
 _PROBE = 1.5  # seconds that the hub has to say whether it knows a data set
 
 
@@ -79,6 +80,12 @@ def row_source(source: str | Path) -> RowSource:
     if rows is not None and not (rows.isascii() and rows.isdecimal() and int(rows) > 0):
         raise ValueError(f"{text!r:.200}: rows={rows!r:.40}, allowed is a whole number from 1")
     return RowSource(place, found, split, None if rows is None else int(rows))
+
+
+def holds_rows(folder: Path) -> bool:
+    """Return whether a folder is a data set of `datasets`: one that it saved, or with files of rows."""
+    names = [path.name for path in folder.iterdir()]
+    return any(name in _SAVED or name.endswith(SUFFIXES) for name in names)
 
 
 def numbered_rows(source: str | Path) -> Iterator[tuple[int, ReadRow]]:
@@ -143,7 +150,8 @@ def _csv_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Rea
         raise ValueError(f"{path}, line 1: a column's name stands twice in {header!s:.200}")
     whole = [cells for _, cells in lines if len(cells) == len(header)]
     asked = {own: name for name, own in columns.items()}
-    typed = [_csv_column(asked.get(name, name), cells) for name, cells in zip(header, zip(*whole), strict=False)]
+    cells_by_column = list(zip(*whole, strict=True)) or [()] * len(header)
+    typed = [_csv_column(asked.get(name, name), cells) for name, cells in zip(header, cells_by_column, strict=True)]
     good = iter(zip(*typed, strict=True))
     for number, cells in lines:
         if len(cells) == len(header):
@@ -179,14 +187,14 @@ def _parquet_rows(path: Path) -> Iterator[JsonObject]:
 def _data_set(source: RowSource) -> Iterator[JsonObject]:
     """Yield the rows of a folder of `datasets` or of a data set on the hub."""
     if source.on_hub:
-        _check_hub(source.place)
+        asks_hub(source.place, "dataset")
     _need("datasets", source.place)
     import datasets
 
     path = Path(source.place)
     with reading(path, "the data set"):
-        saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        streamed = source.on_hub and source.rows is not None
+        saved = any((path / name).is_file() for name in _SAVED)
+        streamed = not source.on_hub or source.rows is not None  # else a copy is kept in the cache
         found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source.place, streaming=streamed)
     if isinstance(found, dict):
         if source.split not in found:
@@ -195,23 +203,28 @@ def _data_set(source: RowSource) -> Iterator[JsonObject]:
     yield from cast("Dataset | IterableDataset", found)
 
 
-def _check_hub(name: str) -> None:
-    """Raise FileNotFoundError, within 2 s, if neither the cache nor the hub has a data set."""
-    _need("datasets", name)
+@cache
+def asks_hub(name: str, kind: Literal["model", "dataset"]) -> bool:
+    """Return whether the hub knows a model or data set; False where it cannot say so and the cache has it.
+
+    Raises: FileNotFoundError, within 2 s, if neither has it; ModuleNotFoundError without huggingface_hub.
+    """
+    _need("huggingface_hub", name)
     from huggingface_hub import HfApi, constants
 
-    owner, _, short = name.partition("/")
-    hub = Path(constants.HF_HUB_CACHE)
-    if (hub / f"datasets--{owner}--{short}").exists() or (hub.parent / "datasets" / f"{owner}___{short}").exists():
-        return
+    what = "model" if kind == "model" else "data set"
     said = "the hub is not asked, as HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
-            HfApi().dataset_info(name, timeout=_PROBE)
-            return
+            (HfApi().model_info if kind == "model" else HfApi().dataset_info)(name, timeout=_PROBE)
+            return True
         except Exception as error:  # of several libraries for HTTP
             said = f"the hub does not give it ({type(error).__name__})"
-    raise FileNotFoundError(f"{name}: there is no such file or folder, no such data set in the cache, and {said}")
+    hub, short = Path(constants.HF_HUB_CACHE), name.replace("/", "--")
+    prepared = hub.parent / "datasets" / name.replace("/", "___")
+    if (hub / f"{kind}s--{short}").exists() or (kind == "dataset" and prepared.exists()):
+        return False
+    raise FileNotFoundError(f"{name}: there is no such file or folder, no such {what} in the cache, and {said}")
 
 
 def _check_there(path: Path) -> None:
@@ -222,7 +235,7 @@ def _check_there(path: Path) -> None:
 
 def _need(library: str, place: str) -> None:
     try:
-        importlib.import_module(library if library != "datasets" else "huggingface_hub")
+        importlib.import_module(library)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{place}: reading it needs {library} (pip install 'textgym[datasets]'); without it give a .jsonl or .csv"

@@ -43,9 +43,11 @@ def write_dialogue(messages: object) -> str:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError('there is a message without the texts "role" and "content"')
         found.append({name: message[name] for name in ("role", "content")})
+    if not found:
+        raise ValueError("there are no messages")
     roles = [message["role"] for message in found]
-    if not set(roles[1:]) <= {"user", "assistant"} or roles[:1] not in (["system"], ["user"], ["assistant"]):
-        raise ValueError(f"the messages are by: {', '.join(roles)!s:.80}; allowed are user, assistant, system the first")
+    if not set(roles[1:]) <= {"user", "assistant"} or roles[0] not in ("system", "user", "assistant"):
+        raise ValueError(f"the messages are by: {', '.join(roles):.80}; allowed are user, assistant, system the first")
     if roles[-1] != "user":
         raise ValueError("the last message of a prompt must be the user's")
     return found[0]["content"] if len(found) == 1 else json.dumps(found, ensure_ascii=False)
@@ -64,7 +66,9 @@ def read_dialogue(prompt: str) -> list[Message]:
 def one_message(prompt: str) -> str:
     """Return a prompt of one message. Raises: ValueError for one of several, which only a chat template can write."""
     if len(read_dialogue(prompt)) > 1:
-        raise ValueError(f"{prompt!r:.80} has several messages, which needs a tokenizer with a chat template of its own")
+        raise ValueError(
+            f"{prompt!r:.80} has several messages, which needs a tokenizer with a chat template of its own"
+        )
     return prompt
 
 
