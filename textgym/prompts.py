@@ -146,7 +146,9 @@ def fit_prompts(
         raise ValueError(not_one_of("overlong", overlong, get_args(Overlong)))
     if overlong == "refuse" or not most:
         return dict(splits)
-    fitted = {id(split): _fit(name, split, length, most, overlong) for name, split in splits.items()}
+    # Splits may be one and the same.
+    distinct = {id(split): (name, split) for name, split in reversed(list(splits.items()))}
+    fitted = {key: _fit(name, split, length, most, overlong) for key, (name, split) in distinct.items()}
     return {name: fitted[id(split)] for name, split in splits.items()}
 
 

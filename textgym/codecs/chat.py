@@ -238,9 +238,8 @@ class Conversation:
         if not held and control == self._frame(len(messages), ended):
             return ids
         masked = self._masked(messages, whole, held, ended)
-        if masked is None or control == self._control(self.codec.encode_control(masked)):
-            return ids
-        return self._apart(whole, masked)
+        meant = control if masked is None else self._control(self.codec.encode_control(masked))
+        return ids if masked is None or control == meant else self._apart(whole, masked, meant)
 
     @cached_property
     def ending(self) -> str | None:
@@ -303,9 +302,8 @@ class Conversation:
             )
         return None
 
-    def _apart(self, whole: str, masked: str) -> list[int]:
+    def _apart(self, whole: str, masked: str, control: list[int]) -> list[int]:
         """Return the ids of `whole` with the control tokens that stand in `masked` and no others."""
-        control = self._control(self.codec.encode_control(masked))
         parts: list[str | int] = []
         start = 0
         for token_id in control:
