@@ -1,4 +1,4 @@
-"""Data of one's own in a run: over-long prompts, a model's own tokenizer, one TOML file, and the same run of any format."""
+"""Data of one's own in a run: over-long prompts, a model's own tokenizer, one TOML file, any format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from chat_tools import bare, chat_tokenizer
 from test_conversation_folders import model_folder
 from test_rows import ASKED, FORMATS, write
+from textgym_agents.commands import train
 
 from textgym.checks import TextGymWarning
 from textgym.commands.console import UsageError
@@ -16,7 +17,6 @@ from textgym.commands.flags import with_config
 from textgym.prompts import fit_prompts, prompt_set
 from textgym.task import make_task
 from textgym.vocab import load_vocabulary
-from textgym_agents.commands import train
 
 ROWS = [{"prompt": "Who is it?", "answer": 1}, {"prompt": "Tell me about the sea.", "answer": 2}]
 
@@ -51,7 +51,7 @@ def test_long_prompts_are_refused_where_nobody_says_otherwise() -> None:
     with pytest.warns(TextGymWarning, match="are cut"):
         task = make_task("Text", prompts=["a b a"], max_prompt_tokens=2, overlong="cut", **words)
     assert task.encoded("train")[0].ids == (1, 0)
-    with pytest.raises(ValueError, match="overlong 'cutt': not one of cut, drop, refuse. Did you mean 'cut'"):
+    with pytest.raises(ValueError, match=r"overlong 'cutt': not one of cut, drop, refuse. Did you mean 'cut'"):
         make_task("Text", prompts=["a b a"], max_prompt_tokens=2, overlong="cutt", **words)
 
 

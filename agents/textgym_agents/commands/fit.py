@@ -19,7 +19,7 @@ from textgym_agents.training.ranks import leads
 Settings = TypeVar("Settings", bound=FitSettings)
 _SFT = """Supervised fine-tuning on demonstrations: loss on the completions' tokens only.
 
---data is a .jsonl, .csv or .parquet file, or a data set (docs/datasets.md): "prompt" and "completion", or preferences,
+--data is a .jsonl, .csv or .parquet file, or a data set (docs/own_task.md): "prompt" and "completion", or preferences,
 whose best answers count, or world:Helpful and its like, which are demonstrations in the built-in world.
 --config FILE.toml gives any of the flags; flags beside it win.
 
@@ -31,7 +31,7 @@ _SFT_MEASURES = {
 }
 _REWARD_MODEL = """A reward model from rankings: a transformer with one linear head over the last token.
 
---data is a .jsonl, .csv or .parquet file, or a data set (docs/datasets.md): "prompt", "chosen" and "rejected"; or
+--data is a .jsonl, .csv or .parquet file, or a data set (docs/own_task.md): "prompt", "chosen" and "rejected"; or
 "chosen" and "rejected" as transcripts that begin alike; or "prompt" and "completions", best first.
 --config FILE.toml gives any of the flags; flags beside it win.
 
