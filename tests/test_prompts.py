@@ -62,7 +62,13 @@ def test_files(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "line 2: must be an object with a string"),
         ("p.jsonl", '{"prompt": "a"}\nnonsense', "line 2: not JSON"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "x": 1}', r"line 2: has the keys \['prompt', 'x'\]"),
-        ("p.csv", "a", "allowed are a list of texts and the path of a .txt or .jsonl"),
+        (
+            "p.json",
+            "a",
+            "allowed are a list of texts, the path of a .txt, .jsonl, .csv, .tsv or .parquet file, and a data",
+        ),
+        ("p.csv", "question\nx", "line 2: must be an object with a string"),
+        ("p.csv", "prompt,a\nx,1\ny", "line 3: 1 cells, the header has 2"),
         ("p.txt", "", "the list is empty"),
     ],
 )

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set, Sized
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, shown
-from textgym.files import json_object, line_text, numbered_lines
+from textgym.checks import Floats, JsonObject, TextGymWarning, not_one_of, shown
+from textgym.codecs.chat import read_dialogue, write_dialogue
+from textgym.files import line_text, numbered_lines
+from textgym.rows import SUFFIXES, ReadRow, numbered_rows, row_source
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
+Overlong = Literal["refuse", "drop", "cut"]
+"""What becomes of a prompt that is longer than it may be."""
 HeldOut = Literal["eval", "tune"]
 PromptSource = str | Path | Sequence[str]
-"""A list of texts, or the path of a .txt or .jsonl file."""
+"""A list of texts, the path of a .txt file, or a source of `textgym.rows`."""
 Columns = Mapping[str, Sequence[Any]]
 """Data for the reward: name -> one value per prompt."""
 
@@ -123,6 +129,65 @@ def own_splits(
     return splits
 
 
+def fit_prompts(
+    splits: Mapping[str, PromptSet], length: Callable[[str], int], most: int, overlong: Overlong
+) -> dict[str, PromptSet]:
+    """Return splits whose prompts have at most `most` tokens.
+
+    Args:
+        length: from a prompt to its tokens, with what stands around it.
+        most: tokens; 0 for any number.
+        overlong: "refuse" leaves the prompts as they are, and their task refuses them; "drop" leaves long ones out;
+            "cut" leaves out the oldest turns after the system message, then the first characters of the last message.
+    Raises: ValueError for another `overlong`, a split without prompts that fit, or a prompt that cannot be cut so far.
+    Warns: TextGymWarning of how many prompts were dropped or cut.
+    """
+    if overlong not in get_args(Overlong):
+        raise ValueError(not_one_of("overlong", overlong, get_args(Overlong)))
+    if overlong == "refuse" or not most:
+        return dict(splits)
+    # Splits may be one and the same.
+    distinct = {id(split): (name, split) for name, split in reversed(list(splits.items()))}
+    fitted = {key: _fit(name, split, length, most, overlong) for key, (name, split) in distinct.items()}
+    return {name: fitted[id(split)] for name, split in splits.items()}
+
+
+def _fit(name: str, split: PromptSet, length: Callable[[str], int], most: int, overlong: Overlong) -> PromptSet:
+    long = {i for i, text in enumerate(split.texts) if length(text) > most}
+    if not long:
+        return split
+    did = "left out" if overlong == "drop" else "cut"
+    warnings.warn(
+        f"{len(long)} of {len(split)} {name} prompts have more than max_prompt_tokens={most} tokens and are {did}",
+        TextGymWarning,
+        stacklevel=4,
+    )
+    if overlong == "cut":
+        texts = [_cut_left(text, length, most) if i in long else text for i, text in enumerate(split.texts)]
+        return PromptSet(tuple(texts), split.columns, split.weights)
+    kept = [i for i in range(len(split)) if i not in long]
+    columns = {key: [values[i] for i in kept] for key, values in split.columns.items()}
+    return prompt_set([split.texts[i] for i in kept], columns, split.weights[kept] if kept else None, f"{name} prompts")
+
+
+def _cut_left(text: str, length: Callable[[str], int], most: int) -> str:
+    turns = read_dialogue(text)
+    system = turns[:1] if turns[0]["role"] == "system" else []
+    turns = turns[len(system) :]
+    while len(turns) > 1 and length(write_dialogue([*system, *turns])) > most:
+        turns = turns[1:] if turns[1]["role"] == "user" else turns[2:]
+
+    def ending(start: int) -> str:
+        return write_dialogue([*system, *turns[:-1], turns[-1] | {"content": turns[-1]["content"][start:]}])
+
+    if length(ending(0)) <= most:
+        return ending(0)
+    start = bisect_left(range(1, len(turns[-1]["content"])), True, key=lambda i: length(ending(i)) <= most) + 1
+    if length(ending(start)) > most:
+        raise ValueError(f"prompt {text!r:.80}: no end of it fits into max_prompt_tokens={most}; allowed are more")
+    return ending(start)
+
+
 def _read_set(
     argument: str, source: PromptSource, columns: Columns | None, weights: Sequence[float] | None = None
 ) -> PromptSet:
@@ -137,40 +202,47 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     """Return the prompts of a list or a file.
 
     Args:
-        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); a .jsonl file with one
-            object a line: its "prompt" is the text, every other key is a data column. Files are UTF-8 without a byte
-            order mark, see `textgym.files`.
+        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); or rows of
+            `textgym.rows`: "prompt" is the text, or a list of messages, every other key is a data column. Files are
+            UTF-8 without a byte order mark, see `textgym.files`.
         argument: its name, for messages.
-    Returns: the texts, and the columns of a .jsonl file.
+    Returns: the texts, and the columns of the rows.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
     """
-    allowed = "allowed are a list of texts and the path of a .txt or .jsonl file"
+    allowed = "allowed are a list of texts, the path of a .txt, .jsonl, .csv, .tsv or .parquet file, and a data set"
     if not isinstance(source, str | Path):
         if not _is_list(source):
             raise TypeError(f"{argument}={shown(source)}: {allowed}")
         return list(source), {}
-    path = Path(source)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
-    if not path.exists():
-        raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
+    chosen = row_source(source)
+    path = Path(chosen.place)
+    if not path.is_dir() and not chosen.on_hub:
+        if chosen.suffix not in (".txt", *SUFFIXES):
+            raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
+        if not path.exists():
+            raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []
     rows: list[JsonObject] = []
-    for number, line in numbered_lines(path):
+    for number, read in _text_rows(path) if chosen.suffix == ".txt" else numbered_rows(source):
         try:
-            text = line_text(line, number)
-            if path.suffix == ".jsonl":
-                row = _json_row(text, names if rows else None)
-            elif "\r" in text:
-                raise ValueError("a carriage return inside the line; lines end in \\n or \\r\\n")
-            else:
-                row = {"prompt": text}
+            row = _prompt_row(read(), names if rows else None)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        if not text.isspace():
+        if chosen.suffix != ".txt" or not row["prompt"].isspace():
             names = names or [name for name in row if name != "prompt"]
             rows.append(row)
     return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
+
+
+def _text_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
+    return ((number, partial(_text_row, line, number)) for number, line in numbered_lines(path))
+
+
+def _text_row(line: bytes, number: int) -> JsonObject:
+    text = line_text(line, number)
+    if "\r" in text:
+        raise ValueError("a carriage return inside the line; lines end in \\n or \\r\\n")
+    return {"prompt": text}
 
 
 def _is_list(values: object) -> bool:
@@ -178,11 +250,12 @@ def _is_list(values: object) -> bool:
     return isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray | Mapping | Set)
 
 
-def _json_row(text: str, names: list[str] | None) -> JsonObject:
-    """Return a row with the columns `names`, any where that is None. Raises: ValueError."""
-    row = json_object(text)
+def _prompt_row(row: JsonObject, names: list[str] | None) -> JsonObject:
+    """Return a row with the columns `names`, any where that is None, and its prompt as a text. Raises: ValueError."""
+    if isinstance(row.get("prompt"), list):
+        row = row | {"prompt": write_dialogue(row["prompt"])}
     if not isinstance(row.get("prompt"), str):
-        raise ValueError('must be an object with a string under "prompt"')
+        raise ValueError('must be an object with a string, or a list of messages, under "prompt"')
     if names is not None and set(row) != {"prompt", *names}:
         raise ValueError(f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}")
     return row

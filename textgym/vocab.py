@@ -13,9 +13,9 @@ import numpy as np
 
 from textgym.checks import Bools, JsonObject, TextGymWarning, check_count, did_you_mean, shown
 from textgym.codecs import Codec, Decoder, WordCodec
-from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around
+from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around, one_message
 from textgym.codecs.protocol import MOST_TOKENS
-from textgym.codecs.sources import Source, find_source, generation_stops
+from textgym.codecs.sources import Source, find_source, generation_stops, model_logits
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
@@ -68,7 +68,7 @@ class Vocabulary:
             raise ValueError(f"{text!r:.80} cannot be written as UTF-8 ({error.reason})") from error
         if self.conversation is not None:
             return tuple(self.conversation.encode(text))
-        ids = self.codec.encode(text)
+        ids = self.codec.encode(one_message(text))
         if not ids:
             raise ValueError(f"{text!r:.80} has no tokens in this vocabulary, allowed is at least one")
         return (*self.before_ids, *ids, *self.after_ids)
@@ -110,12 +110,13 @@ def load_vocabulary(
         stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the control
             tokens that the model's generation config ends a text at, first the one that the chat template writes
             after an answer (special or not), or else the tokenizer's EOS token, or none where it has none.
-        vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer.
+        vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer;
+            None: as many as the model's config.json says, at least those of the tokenizer.
         chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
             "before{prompt}after" is a template by itself. A tokenizer's template is rendered in a process of
             its own, and refused after 5 seconds of CPU time.
-        model: folder or hub id of the model whose generation config names the stop tokens; None: the folder that the
-            tokenizer is from.
+        model: folder or hub id of the model whose generation config names the stop tokens, and its config the number
+            of logits; None: the stop tokens are those of the folder that the tokenizer is from.
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
     Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
         only derived from a model's config.
@@ -125,6 +126,8 @@ def load_vocabulary(
     size = codec.size
     if vocab_size is not None:
         size = check_count("vocab_size", vocab_size, size, MOST_TOKENS, f"tokens; the tokenizer has {size}")
+    elif model is not None:
+        size = min(MOST_TOKENS, max(size, model_logits(model)))
     conversation = _conversation(source, chat)
     if stop is None:
         stop_ids = _own_stop_ids(source, model, conversation)

@@ -94,17 +94,17 @@ def test_demonstrations_by_hand(tmp_path, row, ended):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": [NO]}, "by: system, user; only one turn"),
-        ({"chosen": [USER, YES, USER, NO], "rejected": [USER, NO]}, "user, assistant, user, assistant;"),
-        ({"chosen": [USER, YES] * 3, "rejected": [USER, NO]}, "user, assistant, user, assistant, ...;"),
-        ({"prompt": [], "chosen": [YES], "rejected": [NO]}, "by: none"),
-        ({"prompt": [USER], "chosen": [], "rejected": [NO]}, '"chosen" are by: none'),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [NO]}, '"chosen" are by: user'),
+        ({"prompt": [USER, SYSTEM], "chosen": [YES], "rejected": [NO]}, "by: user, system; allowed"),
+        ({"prompt": [SYSTEM, USER, YES], "chosen": [YES], "rejected": [NO]}, "the last message of a prompt"),
+        ({"chosen": [USER, YES, USER, NO], "rejected": [USER, NO]}, "the prompts differ"),
+        ({"prompt": [], "chosen": [YES], "rejected": [NO]}, "there are no messages"),
+        ({"prompt": [USER], "chosen": [], "rejected": [NO]}, '"chosen" must end in a message of the assistant'),
+        ({"prompt": [USER], "chosen": [USER], "rejected": [NO]}, '"chosen" must end in a message of the assistant'),
         ({"chosen": [YES], "rejected": [NO]}, "no message of the user"),
         ({"prompt": "Ho", "chosen": [USER, YES], "rejected": [USER, NO]}, "the prompts differ"),
         ({"chosen": [USER, YES], "rejected": [USER | {"content": "Ho"}, NO]}, "the prompts differ"),
-        ({"prompt": [USER], "chosen": [{"role": "assistant"}], "rejected": [NO]}, "list of messages"),
-        ({"prompt": ["Hi"], "chosen": [YES], "rejected": [NO]}, "list of messages"),
+        ({"prompt": [USER], "chosen": [{"role": "assistant"}], "rejected": [NO]}, 'of "chosen" is null'),
+        ({"prompt": ["Hi"], "chosen": [YES], "rejected": [NO]}, 'without the texts "role" and "content"'),
         (
             {"prompt": [USER], "chosen": 3, "rejected": [NO]},
             '"chosen" is a number, allowed is a text or a list of messages',
@@ -115,6 +115,16 @@ def test_demonstrations_by_hand(tmp_path, row, ended):
 def test_conversations_of_other_shapes_are_problems(tmp_path, row, said):
     (problem,) = read_rankings(put(tmp_path / "x.jsonl", row), on_broken="skip").problems
     assert said in problem.message
+
+
+def test_a_system_message_and_several_turns_become_one_prompt(tmp_path):
+    turns = [SYSTEM, USER, NO, {"role": "user", "content": "Why?"}]
+    path = put(tmp_path / "x.jsonl", {"chosen": [*turns, YES], "rejected": [*turns, NO]})
+    (ranking,) = read_rankings(path).rows
+    assert json.loads(ranking.prompt) == turns
+    assert ranking.completions == (YES["content"], NO["content"])
+    (row,) = read_demonstrations(put(tmp_path / "y.jsonl", {"messages": [*turns, YES]})).rows
+    assert row == Demonstration(ranking.prompt, YES["content"])
 
 
 # Characters of every kind but half ones; what white space and control characters do is the point.

@@ -27,6 +27,63 @@ MASK = "\ue000"
 _SECONDS = 60.0  # of wall time, which a busy machine needs more of than the CPU time that is allowed
 
 
+Message = dict[str, str]
+
+
+def write_dialogue(messages: object) -> str:
+    """Return the prompt that stands for messages: the text of a lone user's message, else all of them as JSON.
+
+    Args:
+        messages: dicts with the texts "role" and "content"; a system message may stand first, the last is the user's.
+    Raises: ValueError for anything else.
+    """
+    found: list[Message] = []
+    for message in messages if isinstance(messages, list) else []:
+        texts = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError('there is a message without the texts "role" and "content"')
+        found.append({name: message[name] for name in ("role", "content")})
+    if not found:
+        raise ValueError("there are no messages")
+    roles = [message["role"] for message in found]
+    if not set(roles[1:]) <= {"user", "assistant"} or roles[0] not in ("system", "user", "assistant"):
+        raise ValueError(f"the messages are by: {', '.join(roles):.80}; allowed are user, assistant, system the first")
+    if roles[-1] != "user":
+        raise ValueError("the last message of a prompt must be the user's")
+    return found[0]["content"] if len(found) == 1 else json.dumps(found, ensure_ascii=False)
+
+
+def read_dialogue(prompt: str) -> list[Message]:
+    """Return the messages that a prompt stands for: those that `write_dialogue` wrote, else one of the user."""
+    if prompt.startswith('[{"role": "'):
+        with contextlib.suppress(ValueError, RecursionError):
+            messages: list[Message] = json.loads(prompt)
+            if write_dialogue(messages) == prompt:
+                return messages
+    return [{"role": "user", "content": prompt}]
+
+
+def one_message(prompt: str) -> str:
+    """Return a prompt of one message. Raises: ValueError for one of several, which only a chat template can write."""
+    if len(read_dialogue(prompt)) > 1:
+        raise ValueError(
+            f"{prompt!r:.80} has several messages, which needs a tokenizer with a chat template of its own"
+        )
+    return prompt
+
+
+def _masked_with(pattern: str, prompt: str) -> str:
+    """Return a message, or the messages of a dialogue, with `MASK` for every character of what matches."""
+
+    def mask(text: str) -> str:
+        return re.sub(pattern, lambda found: MASK * len(found[0]), text)
+
+    turns = read_dialogue(prompt)
+    if len(turns) == 1:
+        return mask(prompt)
+    return json.dumps([turn | {"content": mask(turn["content"])} for turn in turns], ensure_ascii=False)
+
+
 class Template(Protocol):
     """A writer of conversations; it can be pickled."""
 
@@ -49,7 +106,7 @@ class FormatTemplate:
 
     def __call__(self, prompt: str, completion: str | None = None) -> str:
         """Return the conversation, see `Template`."""
-        return self.chat.replace("{prompt}", prompt) + (completion or "")
+        return self.chat.replace("{prompt}", one_message(prompt)) + (completion or "")
 
 
 @dataclass(frozen=True)
@@ -65,7 +122,7 @@ class JinjaTemplate:
         Raises: ValueError for a template that cannot be read, refuses the conversation, or takes more than 5 seconds
             of CPU time or 1 GiB; ModuleNotFoundError without jinja2.
         """
-        messages = [{"role": "user", "content": prompt}]
+        messages = read_dialogue(prompt)
         if completion is not None:
             messages.append({"role": "assistant", "content": completion})
         variables = {**self.variables, "add_generation_prompt": completion is None}
@@ -176,13 +233,13 @@ class Conversation:
         ids = self.codec.encode_control(whole)
         control = self._control(ids)
         names = [name for i in dict.fromkeys(control) if (name := self.codec.token(i))]
-        held = [name for name in names if any(name in message for message in messages)]
+        contents = [turn["content"] for message in messages for turn in read_dialogue(message)]
+        held = [name for name in names if any(name in text for text in contents)]
         if not held and control == self._frame(len(messages), ended):
             return ids
         masked = self._masked(messages, whole, held, ended)
-        if masked is None or control == self._control(self.codec.encode_control(masked)):
-            return ids
-        return self._apart(whole, masked)
+        meant = control if masked is None else self._control(self.codec.encode_control(masked))
+        return ids if masked is None or control == meant else self._apart(whole, masked, meant)
 
     @cached_property
     def ending(self) -> str | None:
@@ -234,7 +291,7 @@ class Conversation:
         if held:
             patterns.append("|".join(map(re.escape, sorted(held, key=len, reverse=True))))
         for pattern in patterns:
-            masks = [re.sub(pattern, lambda found: MASK * len(found[0]), message) for message in messages]
+            masks = [_masked_with(pattern, message) for message in messages]
             masked = self._render(masks, ended)
             if len(masked) == len(whole) and all(mask in (own, MASK) for mask, own in zip(masked, whole, strict=True)):
                 return masked
@@ -245,9 +302,8 @@ class Conversation:
             )
         return None
 
-    def _apart(self, whole: str, masked: str) -> list[int]:
+    def _apart(self, whole: str, masked: str, control: list[int]) -> list[int]:
         """Return the ids of `whole` with the control tokens that stand in `masked` and no others."""
-        control = self._control(self.codec.encode_control(masked))
         parts: list[str | int] = []
         start = 0
         for token_id in control:

@@ -52,11 +52,11 @@ class FastCodec(Codec):
         # The token for unknown words comes out of ordinary text, and controls nothing.
         unknown = (description["model"].get("unk_token"), description["model"].get("unk_id"))
         self._forbidden = {
-            token: token_id
-            for token, token_id in self._vocabulary.items()
-            if token_id in self.special_ids and token not in unknown and token_id not in unknown
+            token_id: self._names[token_id]
+            for token_id in sorted(self.special_ids.intersection(self._names))
+            if self._names[token_id] not in unknown and token_id not in unknown
         }
-        self.control_ids = frozenset(self._forbidden.values())
+        self.control_ids = frozenset(self._forbidden)
         self.added_ids = frozenset(i for i, token in added if token.content.strip())
         self._aliased: Tokenizer | None = None
         self._aliases: dict[int, str] = {}
@@ -158,8 +158,8 @@ class SlowCodec(Codec):
         super().__init__(self._tokenizer.get_vocab())
         self.special_ids = frozenset(i for i in self._tokenizer.all_special_ids if i is not None)
         unknown = self._tokenizer.unk_token_id
-        self._forbidden = {self._names[i]: i for i in self.special_ids if i in self._names and i != unknown}
-        self.control_ids = frozenset(self._forbidden.values())
+        self._forbidden = {i: self._names[i] for i in self.special_ids if i in self._names and i != unknown}
+        self.control_ids = frozenset(self._forbidden)
         added = self._tokenizer.added_tokens_encoder.items()
         self.added_ids = frozenset(token_id for token, token_id in added if token.strip())
 

@@ -91,8 +91,8 @@ class Codec(ABC):
         """Write the tokenizer's files as Hugging Face reads them; `config` is its tokenizer_config.json."""
 
 
-def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mapping[str, int]) -> list[int]:
-    """Encode `text` so that none of the `control` tokens (name to id) comes out of it.
+def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mapping[int, str]) -> list[int]:
+    """Encode `text` so that none of the `control` tokens (id to name) comes out of it.
 
     WordLevel and Unigram models hold their control tokens among the ordinary pieces and find them in plain text. There
     the control token's text is cut after its first character, and the parts are encoded on their own.
@@ -100,13 +100,12 @@ def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mappi
     Raises: ValueError if a control token comes out even so.
     """
     ids = encode(text)
-    written = set(ids)
-    found = [token for token, token_id in control.items() if token_id in written]
+    found = [control[token_id] for token_id in dict.fromkeys(ids) if token_id in control]
     if not found:
         return ids
     parts = re.split("|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in found), text)
     ids = [token_id for part in parts if part for token_id in encode(part)]
-    if not set(ids).isdisjoint(control.values()):
+    if not control.keys().isdisjoint(ids):
         raise ValueError(f"prompt: this tokenizer cannot write {found[0]!r} as text, only as a control token")
     return ids
 

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +19,7 @@ from textgym.codecs.chat import JinjaTemplate, Template
 from textgym.codecs.kinds import FastCodec, SlowCodec, WordCodec
 from textgym.codecs.protocol import Codec
 from textgym.files import check_file, read_json, reading
+from textgym.rows import asks_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -254,7 +256,7 @@ def generation_stops(model: str | Path) -> tuple[list[int], bool]:
         model: a folder in Hugging Face layout, or a hub id.
     Raises: ValueError for an eos_token_id that is neither null nor a whole number nor a list of them.
     """
-    file = _generation_config(model)
+    file = model_file(model, "generation_config.json")
     if file is None:
         return [], False
     config = read_json(file)
@@ -265,14 +267,52 @@ def generation_stops(model: str | Path) -> tuple[list[int], bool]:
     return ids, not config.get("_from_model_config")
 
 
-def _generation_config(model: str | Path) -> Path | None:
+def model_tokenizer(model: str | Path) -> Path | None:
+    """Return the folder of a model's own tokenizer; None where it has none, or the built-in world's.
+
+    Args:
+        model: a folder in Hugging Face layout, or a hub id.
+    """
+    file = model_file(model, "tokenizer.json")
+    if file is None:
+        return None
+    with reading(file, "the tokenizer"):
+        same = Tokenizer.from_file(str(file)).to_str() == _builtin_tokenizer()
+    if not Path(model).is_dir():
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json"):
+            model_file(model, name)  # the cache has what was asked for
+    return None if same else file.parent
+
+
+@cache
+def _builtin_tokenizer() -> str:
+    return str(Tokenizer.from_file(str(BUILTIN_FOLDER / "tokenizer.json")).to_str())
+
+
+def model_logits(model: str | Path) -> int:
+    """Return the number of a model's logits by its config.json; 0 where that does not say."""
+    file = model_file(model, "config.json")
+    config = {} if file is None else read_json(file)
+    inner = config.get("text_config")
+    size = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+    return size if isinstance(size, int) else 0
+
+
+def model_file(model: str | Path, name: str) -> Path | None:
+    """Return a file of a model's folder, or of a hub id's from the cache or the hub; None where there is none.
+
+    Raises: FileNotFoundError, within 2 s, for a model that is nowhere.
+    """
     if Path(model).is_dir():
-        file = Path(model) / "generation_config.json"
+        file = Path(model) / name
         return file if file.is_file() else None
     try:
+        online = asks_hub(str(model), "model")
         from transformers.utils.hub import cached_file
-
-        found = cached_file(str(model), "generation_config.json")
-    except (ImportError, OSError, ValueError):  # loading the model itself says what is wrong
+    except ImportError:
+        return None
+    try:
+        found = cached_file(str(model), name, local_files_only=not online)
+    except (OSError, ValueError):  # loading the model itself says what is wrong
         return None
     return None if found is None else Path(found)

@@ -186,7 +186,7 @@ class _Heard:
 
 # The project's extras, and the modules that each installs.
 _EXTRAS = {
-    "lm": ("torch", "transformers", "safetensors"),
+    "lm": ("torch", "transformers", "safetensors", "accelerate"),
     "rewards": ("re2", "jsonschema", "llguidance", "math_verify", "rouge_score", "sacrebleu", "vaderSentiment"),
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "data": ("minari", "h5py"),
@@ -194,7 +194,8 @@ _EXTRAS = {
     "dist": ("ray",),
     "tune": ("optuna",),
     "judge": ("openai",),
-    "track": ("accelerate", "trackio", "wandb"),
+    "track": ("trackio", "wandb"),
+    "datasets": ("datasets", "pyarrow"),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }
 

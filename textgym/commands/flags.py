@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
@@ -33,7 +35,7 @@ def parse(flags: type[T], arguments: list[str], command: str) -> T:
 
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """
-    words = checked_words(arguments)
+    words = checked_words(with_config(arguments))
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -66,6 +68,62 @@ def parse_pair(
     both.__doc__ = text
     found: Any = parse(both, arguments, command)
     return found.a, found.b
+
+
+def with_config(arguments: Sequence[str]) -> list[str]:
+    """Return command-line words in which a TOML file's flags stand in the place of `--config FILE`.
+
+    A key of the file is a flag without its dashes, `id` the first word after the command, and the table `env` the
+    environment's options. A flag, or an option of the environment, that is also on the command line wins.
+
+    Raises: UsageError for a file that cannot be read, or a value that is no flag's.
+    """
+    words = list(arguments)
+    places = [i for i, word in enumerate(words) if word == "--config" or word.startswith("--config=")]
+    if not places:
+        return words
+    place = places[0]
+    path = words[place].partition("=")[2] if "=" in words[place] else "".join(words[place + 1 : place + 2])
+    if len(places) > 1 or not path or path.startswith("--"):
+        raise UsageError("--config: allowed is one file, as in --config run.toml")
+    del words[place : place + (1 if "=" in words[place] else 2)]
+    try:
+        table = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--config {path}: no settings can be read there ({said})") from error
+    named = {_flag_name(word) for word in words if word.startswith("--")} - {"env"}
+    first = [str(table.pop("id"))] if "id" in table else []
+    options = table.pop("env", {})
+    if not isinstance(options, dict):
+        raise UsageError(f"--config {path}: env must be a table of the environment's options")
+    found = [
+        word for name, value in table.items() if _flag_name(name) not in named for word in _flag(path, name, value)
+    ]
+    # Text that looks like JSON stays a text.
+    pairs = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    if words and not words[0].startswith("--"):
+        first = [words.pop(0)]
+    return [*first, *found, *(["--env", *pairs] if pairs else []), *words]
+
+
+def _flag_name(word: str) -> str:
+    """Return the name of a flag, the same for --an-option, --no-an-option=3 and an_option."""
+    return word.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
+
+
+def _flag(path: str, name: str, value: object) -> list[str]:
+    """Return the words for a key of a TOML file."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return [flag, *map(str, value)]
+    if isinstance(value, str | int | float):
+        return [f"{flag}={value}"]
+    raise UsageError(
+        f"--config {path}: {name} is a {type(value).__name__}; allowed are flags' values, and the table env"
+    )
 
 
 def checked_words(arguments: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
-"""Files of rankings and demonstrations: one JSON object a line, in every format, read strictly and written atomically.
+"""Rankings and demonstrations: rows of `textgym.rows`, in every format, read strictly, and written atomically.
 
-trl: `prompt`, `chosen`, `rejected`. messages: the same with lists of messages, the prompt may stand in the answers.
+trl: `prompt`, `chosen`, `rejected`. messages: the same with lists of messages (`textgym.codecs.chat.write_dialogue`
+says what a prompt of several becomes), the prompt may stand in the answers.
 transcripts: `chosen`, `rejected`, dialogues. rankings: `prompt`, `completions` (best first, or in any order with
 `ranks`). demonstrations: `prompt`, `completion`. Optional keys of pairs: `margin`, `chosen_ended`, `rejected_ended`,
 `chosen_score`, `rejected_score`; of rankings: `margin`, `ended`, `scores`; of demonstrations: `ended`.
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 
 from textgym.checks import JsonObject, not_one_of
-from textgym.files import json_object, line_text, make_folder, numbered_lines, replaced
+from textgym.codecs.chat import write_dialogue
+from textgym.files import make_folder, replaced
 from textgym.preferences.data import (
     Demonstration,
     Problem,
@@ -30,6 +32,7 @@ from textgym.preferences.data import (
     split_transcripts,
     transcripts,
 )
+from textgym.rows import numbered_rows
 
 RankingFormat = Literal["trl", "transcripts", "rankings"]
 OnBroken = Literal["stop", "skip"]
@@ -46,10 +49,10 @@ _NAMES: dict[type, str] = {
 
 
 def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ranking]:
-    """Read the preferences in a .jsonl file, in the format that its first good row has.
+    """Read preferences, in the format that their first good row has.
 
     Args:
-        path: in one of the formats of `textgym.preferences.files`.
+        path: a source of `textgym.rows`, in one of the formats of `textgym.preferences.files`.
         on_broken: what broken rows lead to: "stop" raises, "skip" leaves them out and returns them as problems.
     Raises: FileNotFoundError; ValueError for what is no file, or naming the line of the first broken row and how
         many more there are.
@@ -58,7 +61,7 @@ def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ran
 
 
 def read_demonstrations(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Demonstration]:
-    """Read the demonstrations in a .jsonl file; of preferences the best completions. See `read_rankings`."""
+    """Read demonstrations; of preferences the best completions. See `read_rankings`."""
     return _read(path, on_broken, _demonstration_format, _read_demonstration)
 
 
@@ -97,9 +100,9 @@ def _read(
     rows: list[Row] = []
     problems: list[Problem] = []
     first = ""
-    for number, line in numbered_lines(Path(path)):
+    for number, read_row in numbered_rows(path):
         try:
-            data = json_object(line_text(line, number))
+            data = read_row()
             format = format_of(data)
             row = read(data, format)
             if format != (first or format):
@@ -163,7 +166,7 @@ def _read_ranking(row: JsonObject, format: str) -> Ranking:
         return _read_completions(row, margin)
     ended, scores = _both(row, "ended", bool), _both(row, "score", float)
     if format == "messages":
-        prompt, answers = _one_turn(row.get("prompt"), {key: row[key] for key in _PAIR})
+        prompt, answers = _dialogue(row.get("prompt"), {key: row[key] for key in _PAIR})
         return Ranking(prompt, tuple(answers), ended, margin, scores)
     chosen, rejected = (_typed(row[key], f'"{key}"', str) for key in _PAIR)
     if format == "trl":
@@ -224,22 +227,22 @@ def _read_demonstration(row: JsonObject, format: str) -> Demonstration:
         )
     if own == "messages":
         _typed(row[own], '"messages"', list)
-    prompt, (completion,) = _one_turn(row.get("prompt"), {own: row[own]})
+    prompt, (completion,) = _dialogue(row.get("prompt"), {own: row[own]})
     return Demonstration(prompt, completion, ended)
 
 
-def _one_turn(prompt: object, answers: JsonObject) -> tuple[str, list[str]]:
-    """Return the user's text and the assistant's texts.
+def _dialogue(prompt: object, answers: JsonObject) -> tuple[str, list[str]]:
+    """Return the prompt, see `write_dialogue`, and the assistant's texts.
 
     Args:
-        prompt: a text, a list with one message of the user, or None: the answers hold the user's message too.
+        prompt: a text, a list of messages that ends in the user's, or None: the answers hold those messages too.
         answers: key in the row -> a text, or a list of messages that ends in the assistant's.
-    Raises: ValueError for a system message, more turns, or users' messages that differ.
+    Raises: ValueError for other messages, or messages before the answers that differ.
     """
     allowed = "a text or a list of messages"
     asked = None
     if isinstance(prompt, list):
-        asked = _contents(prompt, "prompt", ("user",))[0]
+        asked = _written("prompt", prompt)
     elif prompt is not None:
         asked = _typed(prompt, '"prompt"', str, allowed)
     texts = []
@@ -247,26 +250,23 @@ def _one_turn(prompt: object, answers: JsonObject) -> tuple[str, list[str]]:
         if not isinstance(value, list):
             texts.append(_typed(value, f'"{key}"', str, allowed))
             continue
-        own = _contents(value, key, ("assistant",) if len(value) == 1 else ("user", "assistant"))
-        if len(own) == 2 and asked not in (None, own[0]):
-            raise ValueError(f'the message of the user in "{key}" is not the one before: the prompts differ')
-        asked = own[0] if len(own) == 2 else asked
-        texts.append(own[-1])
+        if not value or not isinstance(value[-1], dict) or value[-1].get("role") != "assistant":
+            raise ValueError(f'"{key}" must end in a message of the assistant')
+        texts.append(_typed(value[-1].get("content"), f'the content of the last message of "{key}"', str))
+        before = _written(key, value[:-1]) if len(value) > 1 else asked
+        if asked not in (None, before):
+            raise ValueError(f'what stands before the answer in "{key}" is not what stands before: the prompts differ')
+        asked = before
     if asked is None:
         raise ValueError('there is no message of the user, neither under "prompt" nor before the answers')
     return asked, texts
 
 
-def _contents(messages: list[JsonObject], key: str, roles: tuple[str, ...]) -> list[str]:
-    for message in messages:
-        fields = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
-        if not all(isinstance(field, str) for field in fields):
-            raise ValueError(f'"{key}" is no list of messages with the texts "role" and "content"')
-    found = tuple(message["role"] for message in messages)
-    if found != roles:
-        shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "") if found else "none"
-        raise ValueError(f'the messages of "{key}" are by: {shown}; only one turn can be read: {", ".join(roles)}')
-    return [message["content"] for message in messages]
+def _written(key: str, messages: list[JsonObject]) -> str:
+    try:
+        return write_dialogue(messages)
+    except ValueError as error:
+        raise ValueError(f'"{key}": {error}') from error
 
 
 def _optional(row: JsonObject, key: str, kind: type[Value]) -> Value | None:

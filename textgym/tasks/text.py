@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
-from textgym.prompts import Columns, PromptSource, own_splits
+from textgym.codecs.sources import model_tokenizer
+from textgym.prompts import Columns, Overlong, PromptSource, fit_prompts, own_splits
 from textgym.rewards import RewardSpec
 from textgym.task import Task
 from textgym.tasks.assemble import SHARED, Options, assemble, documented, with_options
@@ -32,6 +33,7 @@ def text_task(
     eval_columns: Columns | None = None,
     tune_columns: Columns | None = None,
     weights: Sequence[float] | None = None,
+    overlong: Overlong = "refuse",
     **options: Unpack[Options],
 ) -> Task:
     """Make a task of your own.
@@ -52,34 +54,43 @@ def text_task(
     Terminated when the policy takes a stop id, or after `max_new_tokens` tokens. Never truncated.
 
     ### Arguments
-        prompts: a list of texts, or the path of a .txt file (one a line) or a .jsonl file (objects with
-            "prompt" and data columns).
+        prompts: a list of texts, the path of a .txt file (one a line), or rows with "prompt", a text or a list of
+            messages, and data columns: a .jsonl, .csv, .tsv or .parquet file, a folder of `datasets` or a hub id, see
+            `textgym.rows`.
         eval_prompts: the same, held out; None: the same prompts.
         tune_prompts: the same, held out to choose settings on; None: the same prompts, where eval_prompts is None too,
             else there is no split "tune".
-        tokenizer: as `stop`, `vocab_size` and `chat`, see `textgym.vocab.load_vocabulary`. Without `stop` the
-            reference's generation config says what ends an answer, before the tokenizer does.
+        tokenizer: as `stop`, `vocab_size` and `chat`, see `textgym.vocab.load_vocabulary`; None: the reference's,
+            where that is a model with one, else the built-in one. Without `stop` the reference's generation config
+            says what ends an answer, before the tokenizer does; without `vocab_size` its config the number of tokens.
         reward: a callable, a registered name, or {"name": ..., parameters}.
         gold: the same; None: there is no gold reward.
         max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
         columns: data for the reward, name -> one value per prompt; they go before a file's columns.
         eval_columns, tune_columns: the same for `eval_prompts` and `tune_prompts`.
         weights: how often each training prompt is drawn, relative to the others; None: all equally often.
+        overlong: what becomes of prompts of more than max_prompt_tokens: "refuse" is an error, "drop" leaves them out,
+            "cut" leaves out their first turns and characters.
         reference: "builtin", "uniform" or a model's folder; None: "builtin" with the built-in tokenizer, else
             "uniform".
     """
     reference, model = options["reference"], None
     if isinstance(reference, str | Path) and str(reference) not in ("builtin", "uniform"):
         model = reference
+        tokenizer = model_tokenizer(model) if tokenizer is None else tokenizer
     if options["reward"] is None:
         options["reward"] = REWARD
     if reference is None:
         options["reference"] = "builtin" if tokenizer is None else "uniform"
+    vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
+    splits = own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights)
     return assemble(
         "Text",
         "text",
-        own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights),
+        fit_prompts(
+            splits, lambda text: len(vocabulary.encode_prompt(text)), options.get("max_prompt_tokens", 0), overlong
+        ),
         gold=gold,
-        vocabulary=load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model),
+        vocabulary=vocabulary,
         **options,
     )

@@ -19,8 +19,9 @@ from textgym_agents.training.ranks import leads
 Settings = TypeVar("Settings", bound=FitSettings)
 _SFT = """Supervised fine-tuning on demonstrations: loss on the completions' tokens only.
 
---data is a file of one JSON object a line: "prompt" and "completion", or preferences, whose best answers
-count, or world:Helpful and its like, which are demonstrations in the built-in world.
+--data is a .jsonl, .csv or .parquet file, or a data set (docs/own_task.md): "prompt" and "completion", or preferences,
+whose best answers count, or world:Helpful and its like, which are demonstrations in the built-in world.
+--config FILE.toml gives any of the flags; flags beside it win.
 
 Example: textgym sft --data world:Helpful --out runs/sft"""
 _SFT_MEASURES = {
@@ -30,8 +31,9 @@ _SFT_MEASURES = {
 }
 _REWARD_MODEL = """A reward model from rankings: a transformer with one linear head over the last token.
 
---data is a file of one JSON object a line: "prompt", "chosen" and "rejected"; or "chosen" and "rejected" as
-transcripts that begin alike; or "prompt" and "completions", best first.
+--data is a .jsonl, .csv or .parquet file, or a data set (docs/own_task.md): "prompt", "chosen" and "rejected"; or
+"chosen" and "rejected" as transcripts that begin alike; or "prompt" and "completions", best first.
+--config FILE.toml gives any of the flags; flags beside it win.
 
 Example: textgym reward-model --data preferences.jsonl --base stories260K --margin 0.1"""
 _REWARD_MODEL_MEASURES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import tyro
 
 from textgym.checks import JsonObject, docstring
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair, with_config
 from textgym.files import reading
 from textgym_agents.commands.running import (
     TrainDisplay,
@@ -38,6 +39,8 @@ _AGENT = f"One of {', '.join(agent_names())} (`textgym agents` says what each is
 @dataclass(frozen=True)
 class TrainFlags:
     """Train an agent on an environment; what the agent itself can be told follows below.
+
+    --config FILE.toml gives any of the flags, and the table [env] options of the environment; flags beside it win.
 
     Example: textgym train Copy-v0 --agent rloo --episodes 2048 --batch 64
     """
@@ -73,7 +76,8 @@ def main(arguments: list[str]) -> None:
 def named_agent(arguments: list[str]) -> str:
     """Return the value of `--agent` among command-line words: the other flags depend on it."""
     name = "lm-ppo"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    words = with_config(arguments)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == "--agent":
             name = following
         elif word.startswith("--agent="):
@@ -89,7 +93,7 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
         show_memory(flags, config)
         return
     settings = TrainSettings(
-        find_id(flags.id), flags.agent, flags.episodes, config, env_options(flags.env), **asdict(flags.measuring)
+        find_id(flags.id), flags.agent, flags.episodes, config, _environment(flags, config), **asdict(flags.measuring)
     )
     folder = None
     if flags.resume:
@@ -113,13 +117,30 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     console.print(untrusted(f"run folder: {out}"))
 
 
+def _environment(flags: TrainFlags, config: JsonObject) -> JsonObject:
+    """Return the options of the environment.
+
+    Where they name neither tokenizer nor reference, and --model has a tokenizer other than the built-in one, that model
+    is the reference: a task of one's own then takes tokenizer, vocabulary, stop tokens and chat template from it.
+    """
+    from textgym.codecs.sources import model_tokenizer
+    from textgym.registry import TASKS
+
+    options, model = env_options(flags.env), config.get("model")
+    name = find_id(flags.id).removeprefix("textgym/")
+    if not model or options.keys() & {"tokenizer", "reference"} or name not in TASKS:
+        return options
+    own = "tokenizer" in signature(TASKS.load(name)).parameters and model_tokenizer(model) is not None
+    return options | {"reference": model} if own else options
+
+
 def show_memory(flags: TrainFlags, config: JsonObject) -> None:
     """Print what a run will need in memory. Raises: UsageError if it is not a policy gradient on a causal LM."""
     from textgym.task import has_language_model, reference_model
 
     kind = agent_class(flags.agent)
     settings = make_config(kind, config)
-    task = make_env(find_id(flags.id), 1, **env_options(flags.env)).unwrapped.task
+    task = make_env(find_id(flags.id), 1, **_environment(flags, config)).unwrapped.task
     model = config.get("model") or (str(reference_model(task)) if has_language_model(task) else None)
     if model is None or not isinstance(settings, OnPolicyConfig):
         raise UsageError(f"--dry-run: {flags.agent} on {flags.id} is no policy gradient on a language model")

@@ -13,6 +13,7 @@ from textgym.checks import Floats, Ints, JsonObject
 from textgym.episodes import action_space, observation_space
 from textgym.files import read_json
 from textgym.rewards import TextGymWarning
+from textgym.rows import holds_rows
 from textgym.task import Task
 from textgym_agents.datasets.recording import minari, vocabulary_digest
 from textgym_agents.lm.sequences import Sequences
@@ -62,8 +63,8 @@ class Recording:
 
 
 def is_recording(path: str | Path) -> bool:
-    """Return whether this is meant as a Minari dataset: those are folders, files of texts are not."""
-    return Path(path).is_dir()
+    """Return whether this is meant as a Minari dataset: a folder that holds no rows of `textgym.rows`."""
+    return Path(path).is_dir() and not holds_rows(Path(path))
 
 
 def read_recording(path: str | Path, task: Task) -> Recording:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from textgym.checks import JsonObject
-from textgym.files import numbered_lines, replace_folder, write_json
+from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import max_tokens
 from textgym.lm.causal import load_causal_lm, load_weights
 from textgym.lm.checked import choose_backbone
@@ -21,6 +21,7 @@ from textgym.lm.llama import recompute_layers
 from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, Reading, collect
+from textgym.rows import numbered_rows, row_source
 from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
@@ -116,10 +117,10 @@ def read_rows(
 
 def _line_of(place: int, reading: Reading[Source], path: str) -> int:
     """Return the line of a file that gave a row: every line that is neither blank nor a problem gave one."""
-    if not Path(path).is_file():
+    if not Path(row_source(path).place).exists():
         return place + 1
     broken = {problem.line for problem in reading.problems}
-    good = [number for number, _ in numbered_lines(Path(path)) if number not in broken]
+    good = [number for number, _ in numbered_rows(path) if number not in broken]
     return good[place]
 
 

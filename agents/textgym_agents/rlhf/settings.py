@@ -21,7 +21,7 @@ class FitSettings(FitConfig, LoRASettings):
     """
 
     data: str
-    """A file of rows, one JSON object a line."""
+    """Rows: a .jsonl, .csv or .parquet file or a data set, see docs/own_task.md."""
     base: str = "builtin"
     """The model to start from: a folder in Hugging Face layout, a hub id, or "builtin"."""
     max_length: int | None = None

@@ -180,7 +180,7 @@ class Training:
                 folder.writing(rewind_to, self._pictures) as has_events,
             ):
                 if self._pictures and not has_events and "tensorboard" in self._settings.track:
-                    watcher.note('no TensorBoard events are written: pip install "textgym[report]"')
+                    watcher.note('no TensorBoard events are written: pip install "textgym[lm,report]"')
                 self._catch_up(folder)
                 return self._run(folder, watcher)
         except KeyboardInterrupt as interrupt:

@@ -1,0 +1,127 @@
+"""Rows of data: every format gives the same ones, columns have names of their own, and what is missing is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textgym.preferences import read_demonstrations, read_rankings
+from textgym.prompts import read_prompts
+from textgym.rows import numbered_rows, row_source
+
+SYSTEM = {"role": "system", "content": 'Be "kind",\nand brief.'}
+ASKED = [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+ASKED = [*ASKED, {"role": "user", "content": "Go on."}]
+PLAIN: list[dict[str, Any]] = [
+    {"prompt": "42", "answer": 42, "level": 0.1, "tags": ["a", "b"], "note": "7 or so"},
+    {"prompt": 'a "quoted"\nline, é', "answer": None, "level": 1e-7, "tags": [], "note": "8"},
+    {"prompt": " x ", "answer": -1, "level": 2.5, "tags": ["c"], "note": "two"},
+]
+TURNS: list[dict[str, Any]] = [{"prompt": ASKED, "answer": 1}, {"prompt": [ASKED[1]], "answer": 2}]
+FORMATS = ("jsonl", "csv", "tsv", "parquet", "datasets", "folder")
+
+
+def write(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows by other means than those that read them."""
+    path = folder / f"rows.{form}"
+    if form in ("csv", "tsv"):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t" if form == "tsv" else ",")
+            writer.writerow(rows[0])
+            for row in rows:
+                cells = ["" if v is None else v if isinstance(v, str) else json.dumps(v) for v in row.values()]
+                writer.writerow(cells)
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif form == "parquet":
+        pytest.importorskip("pyarrow")
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), path)
+    else:
+        datasets = pytest.importorskip("datasets")
+        if form == "datasets":
+            datasets.Dataset.from_list(rows).save_to_disk(path)
+        else:
+            path.mkdir()
+            write(path, "parquet", rows)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rows", [PLAIN, TURNS], ids=["texts", "messages"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, form: str, rows: list[dict[str, Any]]) -> None:
+    path = write(tmp_path, form, rows)
+    assert [read() for _, read in numbered_rows(path)] == rows
+    texts, columns = read_prompts(path)
+    asked = [row["prompt"] for row in rows]
+    if rows is TURNS:
+        assert json.loads(texts[0]) == ASKED
+        assert texts[1] == "Hi"
+    else:
+        assert texts == asked
+    assert columns == {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_columns_have_other_names_and_the_first_rows_are_enough(tmp_path: Path, form: str) -> None:
+    rows = [{"question": str(i), "good": "yes", "bad": f"no {i}", "prompt": "hidden"} for i in range(3)]
+    path = write(tmp_path, form, rows)
+    renamed = f"{path}#prompt=question,chosen=good,rejected=bad,rows=2"
+    rankings = read_rankings(renamed).rows
+    assert [(each.prompt, each.completions) for each in rankings] == [("0", ("yes", "no 0")), ("1", ("yes", "no 1"))]
+    assert [row.completion for row in read_demonstrations(f"{path}#prompt=question,completion=bad").rows][2] == "no 2"
+    assert read_prompts(f"{path}#prompt=question")[0] == ["0", "1", "2"]
+    with pytest.raises(ValueError, match=r"column 'q': not one of bad, good, prompt, question"):
+        read_prompts(f"{path}#prompt=q")
+
+
+def test_a_name_with_a_mark_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a#rows=1.jsonl"
+    path.write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    assert read_prompts(path)[0] == ["x", "y"]
+
+
+@pytest.mark.parametrize("options", ["rows=0", "rows=x", "a=", "a=b,a=c", "a=b,c"])
+def test_what_a_source_cannot_say(options: str) -> None:
+    with pytest.raises(ValueError, match=r"rows=|NAME=COLUMN"):
+        row_source(f"x.csv#{options}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt,a\nx,1\n\ny", "line 4: 1 cells, the header has 2"),
+        ("prompt,prompt\nx,1", "line 1: a column's name stands twice"),
+        ('prompt\n"x', "line 2: unexpected end of data"),
+        ("\ufeffprompt\nx", "line 1: begins with a byte order mark"),
+    ],
+)
+def test_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"{path}, {said}")):
+        read_prompts(path)
+
+
+def test_a_data_set_that_is_nowhere_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"some/where: .*no such data set in the cache.*HF_HUB_OFFLINE"):
+        read_rankings("some/where")
+
+
+def test_splits_of_a_data_set_have_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    both = {name: datasets.Dataset.from_list([{"prompt": name}]) for name in ("train", "test")}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "d")
+    assert read_prompts(tmp_path / "d")[0] == ["train"]
+    assert read_prompts(f"{tmp_path / 'd'}#split=test")[0] == ["test"]
+    with pytest.raises(ValueError, match=r"split 'tset': not one of test, train. Did you mean 'test'"):
+        read_prompts(f"{tmp_path / 'd'}#split=tset")
