@@ -69,6 +69,10 @@ def test_a_digest_sees_any_change_of_what_is_frozen():
     with torch.no_grad():
         weight[3, 2] = torch.nextafter(weight[3, 2], torch.tensor(math.inf))
     assert fingerprint(model) != before
+    trained = tiny_llama(4)
+    assert fingerprint(trained) == fingerprint(tiny_llama(5))  # nothing of them lies frozen
+    assert fingerprint(trained, whole=True) == fingerprint(tiny_llama(4), whole=True)
+    assert fingerprint(trained, whole=True) != fingerprint(tiny_llama(5), whole=True)
 
 
 @pytest.mark.parametrize("rank", [None, 2])

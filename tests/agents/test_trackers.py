@@ -30,6 +30,22 @@ def test_tensorboard_shows_completions_as_a_table_once(tmp_path):
     assert (table.step, table.tensor_proto.string_val[0]) == (8, want)
 
 
+def logged(data):
+    """Yield the records of a log of blocks of 32 KiB, as LevelDB's are, behind a header of 7 bytes."""
+    place, parts = 7, []
+    while place < len(data):
+        left = 2**15 - place % 2**15
+        if left < 7:  # too little for a record: padding
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts.append(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part; 2 and 3 are parts before it
+            yield b"".join(parts)
+            parts = []
+
+
 def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
@@ -38,11 +54,9 @@ def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     path = track(tmp_path / "run", "wandb")
     (file,) = path.glob("wandb/offline-run-*/*.wandb")
-    data, place, history, config = file.read_bytes(), 7, [], {}
-    while place < len(data):  # a header of 7 bytes, whose bytes 4 and 5 are the length of what follows
-        length = int.from_bytes(data[place + 4 : place + 6], "little")
-        record = Record.FromString(data[place + 7 : place + 7 + length])
-        place += 7 + length
+    history, config = [], {}
+    for data in logged(file.read_bytes()):
+        record = Record.FromString(data)
         config |= {item.key: item.value_json for item in record.config.update}
         if record.HasField("history"):
             history.append({item.key or ".".join(item.nested_key): item.value_json for item in record.history.item})

@@ -84,6 +84,28 @@ def test_a_model_with_a_chat_template_reads_what_the_template_makes_of_the_messa
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_a_tokenizer_a_template_and_a_precision_of_its_own(tmp_path):
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    model = save_chat_reward_model(tmp_path / "model", tokenizer)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    texts = (["Hello"] * 2, ["Hello world!", "a"])
+    whole = RewardModel(tmp_path / "model", device="cpu")(*texts)
+    assert RewardModel(tmp_path / "model", tokenizer=tmp_path / "tokenizer", device="cpu")(*texts) == whole
+    half = RewardModel(tmp_path / "model", precision="bfloat16", device="cpu")(*texts)
+    np.testing.assert_allclose(half, whole, atol=0.3)
+    assert half != whole
+    model.config.pad_token_id = None
+    plain = RewardModel(tmp_path / "model", chat=False, device="cpu")(*texts)
+    vocabulary = load_reward_model(tmp_path / "model", chat=False)[1]
+    for text, score in zip(texts[1], plain, strict=True):
+        ids = encode_pair(vocabulary, "Hello", text, True, end_id(vocabulary)).ids
+        assert "<|im_start|>" not in tokenizer.decode(ids)
+        with torch.no_grad():
+            assert score == pytest.approx(model(input_ids=torch.tensor([ids])).logits.item(), abs=1e-5)
+    with pytest.raises(ValueError, match="precision='half'"):
+        RewardModel(tmp_path / "model", precision="half")
+
+
 def test_an_answer_that_was_cut_off_is_read_without_the_template_s_end(tmp_path):
     tokenizer = chat_tokenizer("byte-level", "gemma")
     model = save_chat_reward_model(tmp_path, tokenizer)

@@ -94,6 +94,7 @@ def read_offset(folder: Path) -> float:
 
 
 Combine = Literal["mean", "min", "mean_minus_std"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Pair = tuple[str, str, bool]  # prompt, completion, whether it came to its end
 
 
@@ -132,6 +133,9 @@ class RewardModel(NamedReward):
             tokens of longer texts are left out.
         device: "auto" or a torch device.
         centre: subtract the offset of every member.
+        tokenizer: a folder or a hub id; None: that of each model.
+        chat: the chat template, see `load_vocabulary`: False reads without one; None: that of the tokenizer.
+        precision: of the weights; in bfloat16 scores depend on the batch they are computed in, by about 1%.
 
     Attributes:
         cut: how many texts were too long and lost tokens; the first one warns.
@@ -153,7 +157,11 @@ class RewardModel(NamedReward):
         max_length: int | None = None,
         device: str = "auto",
         centre: bool = True,
+        tokenizer: str | Path | None = None,
+        chat: bool | str | None = None,
+        precision: Precision = "float32",
     ) -> None:
+        check_choice("precision", precision, get_args(Precision))
         check_choice("combine", combine, get_args(Combine))
         if stop_ids is not None and not _are_ids(stop_ids):
             raise ValueError(f"stop_ids={stop_ids!r:.80}: None or a list of token ids is allowed")
@@ -169,6 +177,7 @@ class RewardModel(NamedReward):
         self.max_length = None if max_length is None else check_count("max_length", max_length)
         self.device = device
         self.centre = centre
+        self.tokenizer, self.chat, self.precision = tokenizer, chat, precision
         self.cut = 0
         self._models = [find_reward_model(name) for name in names]
         self._members: list[Member] | None = None
@@ -282,11 +291,13 @@ class RewardModel(NamedReward):
         return self._members
 
     def _load_member(self, name: str) -> Member:
+        import torch
+
         from textgym.lm.backbone import max_tokens
         from textgym.lm.causal import choose_device
         from textgym.lm.scoring import load_reward_model
 
-        model, vocabulary = load_reward_model(name)
+        model, vocabulary = load_reward_model(name, self.tokenizer, self.chat, getattr(torch, self.precision))
         limit = max_tokens(model)
         if self.max_length is not None and limit is not None and self.max_length > limit:
             raise ValueError(f"max_length={self.max_length}: the model {name!r} reads at most {limit} tokens")

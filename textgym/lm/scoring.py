@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def _load_vocabulary(name: str | Path, model: PreTrainedModel) -> Vocabulary:
+def _load_vocabulary(
+    name: str | Path,
+    model: PreTrainedModel,
+    own_tokenizer: str | Path | None = None,
+    chat: bool | str | None = None,
+) -> Vocabulary:
     """Return the vocabulary that a reward model reads.
 
     An encoder without a chat template reads prompt and completion as the two texts of a pair, framed by the tokenizer:
@@ -31,13 +36,13 @@ def _load_vocabulary(name: str | Path, model: PreTrainedModel) -> Vocabulary:
 
     Raises: ValueError if there is no tokenizer, or it has more tokens than the model.
     """
-    tokenizer = _tokenizer(name)
-    vocabulary = load_vocabulary(tokenizer)
+    tokenizer = _tokenizer(name if own_tokenizer is None else own_tokenizer)
+    vocabulary = load_vocabulary(tokenizer, chat=chat)
     encodes_pairs = not reads_last_token(model) and vocabulary.conversation is None
     frame = _pair_frame(tokenizer) if encodes_pairs else None
     if frame is not None:
         before, between, after = frame
-        vocabulary = load_vocabulary(tokenizer, stop=after)
+        vocabulary = load_vocabulary(tokenizer, stop=after, chat=chat)
         vocabulary = replace(vocabulary, before_ids=before, after_ids=between)
     rows = embedding_rows(model)
     if vocabulary.size > rows:
@@ -213,7 +218,7 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) 
     rows = torch.arange(len(last), device=input_ids.device)
     if supports(model) and not torch.is_autocast_enabled(input_ids.device.type):
         backbone = LlamaBackbone(model)
-        return backbone.read_out(backbone.features(input_ids, rows, last))[0][:, 0]
+        return backbone.read_out(backbone.features(input_ids, rows, last))[0][:, 0].float()
     mask = (torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]).long()
     if not reads_last_token(model):
         return torch.as_tensor(model(input_ids=input_ids, attention_mask=mask).logits[:, 0]).float()
@@ -252,22 +257,31 @@ def check_scores(model: PreTrainedModel) -> None:
                 f"({first_line(error)})"
             ) from error
     off = (together - alone).abs()
-    if not (off <= 1e-4 * (alone.abs() + alone.std())).all():
+    near = 1e-4 if model.dtype == torch.float32 else 0.05
+    if not (off <= near * (alone.abs() + alone.std())).all():
         raise ValueError(
             f"model: {type(model).__name__} cannot be used, its scores of rows read at once are off by up to "
             f"{off.max():.2g} from those of each row alone"
         )
 
 
-def load_reward_model(name: str | Path) -> tuple[PreTrainedModel, Vocabulary]:
-    """Load a reward model in float32, in evaluation mode, and the vocabulary that it reads.
+def load_reward_model(
+    name: str | Path,
+    tokenizer: str | Path | None = None,
+    chat: bool | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[PreTrainedModel, Vocabulary]:
+    """Load a reward model in evaluation mode, and the vocabulary that it reads.
 
     Args:
         name: a folder in Hugging Face layout with its tokenizer.json, or a hub id.
+        tokenizer: another folder or hub id than `name`; None: the same.
+        chat: the chat template, see `load_vocabulary`.
+        dtype: of the weights.
     Raises: ValueError if there is no sequence classifier with one label, trained head, safetensors weights and
         tokenizer; it names the argument and the cause.
     """
-    model, missing = _load(name)
+    model, missing = _load(name, dtype=dtype)
     if missing:
         raise ValueError(
             f"model={str(name)!r}: no reward model: its weights lack {min(missing)!r:.80}; train one on it first"
@@ -276,7 +290,7 @@ def load_reward_model(name: str | Path) -> tuple[PreTrainedModel, Vocabulary]:
         raise ValueError(f"model={str(name)!r}: num_labels={model.config.num_labels}; a reward model has 1 (one score)")
     check_scores(model)
     model.eval()
-    return model, _load_vocabulary(name, model)
+    return model, _load_vocabulary(name, model, tokenizer, chat)
 
 
 def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[PreTrainedModel, Vocabulary]:

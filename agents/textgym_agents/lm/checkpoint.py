@@ -122,7 +122,7 @@ class SavedLM(ABC):
             return {"base": self._base, "start": fingerprint(self.policy.model)}
         shares = self.config.lora_rank is None and not self.has_own_reference and has_language_model(self.task)
         if shares and not is_sharded(self.reference.model):
-            return {"start": fingerprint(self.reference.model)}
+            return {"start": fingerprint(self.reference.model, whole=True)}
         return {}
 
     @property
@@ -200,7 +200,7 @@ class SavedLM(ABC):
         if saved.same_task and not state["own_reference"] and has_language_model(task):
             agent = cls(task, config)
             model = agent.reference.model
-            if not is_sharded(model) and fingerprint(model) == state.get("start"):
+            if not is_sharded(model) and fingerprint(model, whole=True) == state.get("start"):
                 return agent
         return cls(task, config, model=_load_model(saved.folder, "reference"))
 

@@ -275,13 +275,14 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a digest of what is not trained of a model: names, shapes and bits of its parameters.
+def fingerprint(model: nn.Module, whole: bool = False) -> str:
+    """Return a digest of what is not trained of a model, or of the whole: names, shapes and bits of its parameters.
 
     Of a sharded model it is that of the whole. All ranks call this.
     """
     known = hashlib.sha256()
-    frozen = [(name, each.detach()) for name, each in sorted(model.named_parameters()) if not each.requires_grad]
+    named = sorted(model.named_parameters())
+    frozen = [(name, each.detach()) for name, each in named if whole or not each.requires_grad]
     sums = [own_part(each).view(_BITS[each.element_size()]).sum(dtype=torch.int64) for _, each in frozen]
     bits = torch.tensor([int(each) for each in sums], dtype=torch.int64)
     if is_sharded(model):
