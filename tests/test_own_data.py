@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from chat_tools import bare, chat_tokenizer
 from test_conversation_folders import model_folder
 from test_rows import ASKED, FORMATS, write
 from textgym_agents.commands import train
+from textgym_agents.rlhf.runs import digest
 
 from textgym.checks import TextGymWarning
 from textgym.commands.console import UsageError
@@ -172,3 +174,13 @@ def test_every_format_gives_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     first, *others = [run(form, f"run-{form}") for form in FORMATS]
     assert all(each == first for each in others)
+
+
+def test_the_digest_of_a_source_is_of_its_file_or_its_rows(tmp_path: Path) -> None:
+    path = write(tmp_path, "csv", ROWS)
+    assert digest(f"{path}#prompt=answer") == hashlib.sha256(path.read_bytes()).hexdigest()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pytest.importorskip("datasets")
+    first = digest(write(folder, "datasets", ROWS))
+    assert first == digest(folder / "rows.datasets") != digest(f"{folder / 'rows.datasets'}#rows=1")

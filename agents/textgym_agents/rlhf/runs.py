@@ -18,6 +18,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 from textgym.checks import JsonObject
 from textgym.files import make_folder, plain, read_json, write_json
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
+from textgym.rows import numbered_rows, row_source
 from textgym.task import Task
 from textgym_agents.config import versions
 from textgym_agents.lm.devices import join
@@ -160,9 +161,12 @@ def flags_of(settings: FitSettings) -> list[str]:
     return words
 
 
-def digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with Path(path).open("rb") as file:
+def digest(source: str | Path) -> str:
+    """Return the SHA-256, hexadecimal, of a file that a source of `textgym.rows` names, or else of its rows."""
+    place = Path(row_source(source).place)
+    if place.is_dir() or not place.exists():
+        return hashlib.sha256("\n".join(repr(read()) for _, read in numbered_rows(source)).encode()).hexdigest()
+    with place.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
