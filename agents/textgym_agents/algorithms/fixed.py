@@ -163,6 +163,8 @@ def _tokenizer_of(model: str) -> object:
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
 
+    from textgym.rows import asks_hub
+
     folder = Path(model)
     if (folder / "tokenizer.json").is_file():
         return folder
@@ -171,8 +173,9 @@ def _tokenizer_of(model: str) -> object:
     if folder.exists() and not [*folder.glob("*vocab*"), *folder.glob("*.model")]:
         return None
     try:
-        cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False)
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        online = asks_hub(model, "model")
+        cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False, local_files_only=not online)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=not online)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"agent 'hf:{model}': no folder, and no model with a tokenizer ({first_line(error)})"
