@@ -137,7 +137,7 @@ def test_a_token_id_that_no_table_reaches_is_refused_at_once() -> None:
     "value", [{"train": ["a"], "test": None}, {"a": 1}.keys(), {"a"}, frozenset("ab"), b"a", bytearray(b"a")]
 )
 def test_prompts_are_a_list_and_no_dict_or_set(task: str, option: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=rf"^{option}=.*: allowed are a list of texts and the path"):
+    with pytest.raises(TypeError, match=rf"^{option}=.*: allowed are a list of texts, the path"):
         make_task(task, **{"prompts": ["a"], option: value})
 
 

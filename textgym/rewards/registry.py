@@ -98,9 +98,9 @@ def _build(name: str, parameters: Mapping[str, object], argument: str) -> Reward
 
 def _load(name: str, argument: str) -> Factory:
     try:
-        return load_target(name, "reward") if ":" in name else REWARDS.load(name, argument)
+        return load_target(name, argument) if ":" in name else REWARDS.load(name, argument)
     except ImportError as error:
-        raise ValueError(f"reward {name!r} cannot be imported: {error}") from error
+        raise ValueError(f"{argument} {name!r} cannot be imported: {error}") from error
 
 
 def _check_parameters(name: str, factory: Factory, parameters: Mapping[str, object]) -> None:
