@@ -15,6 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from textgym_agents.config import TrainSettings
+from textgym_agents.training.loop import SilentWatcher, Training
 
 from textgym import make_task
 from textgym.rewards import RewardError, Scorer, TextGymWarning, Weighted, make_reward, remote
@@ -270,3 +272,16 @@ def test_a_task_is_paid_by_a_judge(server, tmp_path):
     with sqlite3.connect(tmp_path / "s") as database:
         assert database.execute("SELECT score FROM scores").fetchall() == [(0.25,)]
     assert isinstance(make_reward(spec), Judge)
+
+
+def test_a_run_holds_no_key(server, tmp_path):
+    rubric = "How is <good>? {completion}"
+    reward = {"name": "judge", "model": "m", "rubric": rubric, "base_url": server, "key": "JUDGE_KEY"}
+    env = {"tokenizer": ["<end>", "a", "b"], "stop": "<end>", "reference": "uniform", "prompts": ["a"], "beta": 1.0}
+    env |= {"max_new_tokens": 2, "reward": {**reward, "cache": str(tmp_path / "scores")}}
+    plan = TrainSettings("textgym/Text-v0", "monte-carlo", 64, env=env, optimum_per_prompt=8)
+    Training(plan).run(tmp_path / "run", SilentWatcher())
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert {"config.json", "metrics.jsonl", "samples.jsonl", "scores"} <= {each.name for each in files}
+    assert b"JUDGE_KEY" in (tmp_path / "run" / "config.json").read_bytes()
+    assert not any(KEY.encode() in each.read_bytes() for each in files)

@@ -135,7 +135,7 @@ class RewardModel(NamedReward):
         centre: subtract the offset of every member.
         tokenizer: a folder or a hub id; None: that of each model.
         chat: the chat template, see `load_vocabulary`: False reads without one; None: that of the tokenizer.
-        precision: of the weights; in bfloat16 scores depend on the batch they are computed in, by about 1%.
+        precision: of the weights; below float32 a score also depends, within rounding, on the batch it is computed in.
 
     Attributes:
         cut: how many texts were too long and lost tokens; the first one warns.
