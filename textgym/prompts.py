@@ -214,6 +214,8 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
         if not _is_list(source):
             raise TypeError(f"{argument}={shown(source)}: {allowed}")
         return list(source), {}
+    if not str(source):
+        raise ValueError(f"{argument}='': {allowed}")
     chosen = row_source(source)
     path = Path(chosen.place)
     if not path.is_dir() and not chosen.on_hub:
@@ -223,7 +225,13 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
             raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []
     rows: list[JsonObject] = []
-    for number, read in _text_rows(path) if chosen.suffix == ".txt" else numbered_rows(source):
+    found = _text_rows(path) if chosen.suffix == ".txt" else numbered_rows(source)
+    if path.is_dir():
+        try:
+            found = iter(list(found))
+        except ValueError as error:
+            raise ValueError(f"{argument}={shown(str(source), 300)}: {error}") from error
+    for number, read in found:
         try:
             row = _prompt_row(read(), names if rows else None)
         except ValueError as error:

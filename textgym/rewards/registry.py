@@ -61,7 +61,10 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
     if isinstance(spec, str):
         return _build(spec, {}, argument)
     if isinstance(spec, list | tuple):
-        return _build("weighted", {"rewards": spec}, argument)
+        if not spec:
+            raise ValueError(f"{argument}=[]: allowed is a list of at least one reward")
+        made = [make_reward(each, f"{argument}[{place}]") for place, each in enumerate(spec)]
+        return _build("weighted", {"rewards": made}, argument)
     if isinstance(spec, Mapping):
         parameters = dict(spec)
         name = parameters.pop("name", None)
