@@ -142,7 +142,7 @@ def fit_prompts(
     Raises: ValueError for another `overlong`, a split without prompts that fit, or a prompt that cannot be cut so far.
     Warns: TextGymWarning of how many prompts were dropped or cut.
     """
-    if overlong not in get_args(Overlong):
+    if not isinstance(overlong, str) or overlong not in get_args(Overlong):
         raise ValueError(not_one_of("overlong", overlong, get_args(Overlong)))
     if overlong == "refuse" or not most:
         return dict(splits)
