@@ -224,9 +224,9 @@ def find_id(name: str) -> str:
         if candidate in gym.registry:
             return candidate
     ours = [known for known in gym.registry if known.startswith("textgym/")]
-    if identifier.partition("/")[0] not in ("textgym", identifier):
+    space, slash, _ = identifier.partition("/")
+    if slash and space != "textgym":
         # In a namespace of somebody's own, what is like it in name alone is another's.
-        space = identifier.partition("/")[0]
         near = did_you_mean(identifier, [known for known in gym.registry if known.startswith(f"{space}/")])
         near = near or ("" if module else f" The module that registers it goes before it, as in my_file:{identifier}")
     else:

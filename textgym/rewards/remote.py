@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -40,43 +41,29 @@ class TryAgainError(RuntimeError):
         self.kind, self.wait = kind, wait
 
 
-class Concurrent(NamedReward):
-    """Asks an async function of yours for every completion by itself, many at once, with retries and a cache.
+class Asking(NamedReward, ABC):
+    """Asks for every completion by itself, many at once, with retries and a cache.
 
-    The function is `async def score(prompt, completion, **row)`, where `row` has the completion's values of `columns`;
-    it returns a number, or None to abstain. A completion whose last try raises has failed alone: what becomes of it is
-    for the environment's `on_error` to say.
+    Equal completions are asked for once. One whose last try fails has failed alone: what becomes of it is for the
+    environment's `on_error` to say.
 
     Args:
-        score: the function, or "module:function".
-        columns: data columns that it is called with.
+        name: what it is logged under, and its scores are kept under.
+        columns: data columns that it asks with.
         at_once: the most calls that wait at the same time.
         retries: further tries after a failed one, after pauses from half a second to eight.
         seconds: that a try may take.
         cache: file of an SQLite database with the scores so far, made if there is none; None: no cache. A run that is
-            resumed takes its scores from there. A score belongs to name, prompt, completion and the values of
-            `columns`: after a change of the function, give it another name.
-        name: what it is logged under, and its scores are kept under; None: the function's.
-    Raises: ValueError or TypeError for an argument that is not allowed; OSError or ValueError for a bad cache.
+            resumed takes its scores from there.
+    Raises: ValueError for an argument that is not allowed; OSError or ValueError for a bad cache.
     """
 
     def __init__(
-        self,
-        score: Ask | str,
-        columns: Sequence[str] = (),
-        at_once: int = 64,
-        retries: int = 3,
-        seconds: float = 60.0,
-        cache: str | None = None,
-        name: str | None = None,
+        self, name: str, columns: Sequence[str], at_once: int, retries: int, seconds: float, cache: str | None
     ) -> None:
-        self._score = load_target(score, "score") if isinstance(score, str) else score
-        if not callable(self._score):
-            raise TypeError(f"score={shown(score)}: allowed is an async function, or 'module:function'")
         if isinstance(columns, str) or not all(isinstance(each, str) for each in columns):
             raise ValueError(f"columns={shown(columns)}: allowed is a list of names of data columns")
-        self.name = name or str(getattr(self._score, "__name__", type(self._score).__name__))
-        self.columns = tuple(columns)
+        self.name, self.columns = name, tuple(columns)
         self.at_once, self.retries = check_count("at_once", at_once), check_count("retries", retries, 0)
         self.seconds = check_number("seconds", seconds, 1e-3)
         self.cache = None if cache is None else Path(cache).absolute()
@@ -118,15 +105,9 @@ class Concurrent(NamedReward):
         """Return what a batch is asked within."""
         return nullcontext()
 
+    @abstractmethod
     async def ask(self, prompt: str, completion: str, row: JsonObject) -> float | None:
         """Return the score of a completion. Raises: `TryAgainError`; RewardError where no try would help."""
-        try:
-            value = await self._score(prompt, completion, **row)
-        except Exception as error:
-            raise TryAgainError(f"{type(error).__name__}: {error}{users_line(error)}") from error
-        if value is not None and not is_finite(value):
-            raise RewardError(f"{value!r:.80} for a score; a finite number or None is allowed", "wrong_type")
-        return None if value is None else float(value)
 
     def identity(self) -> JsonObject:
         """Return what its scores belong to, beside the texts."""
@@ -158,11 +139,49 @@ class Concurrent(NamedReward):
         self.counts["failed"] += 1
         return Failed(RewardError(f"reward {self.name!r}: {message}", kind))
 
-    def __getstate__(self) -> JsonObject:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_client")}
+
+class Concurrent(Asking):
+    """Asks an async function of yours for every completion by itself, many at once, with retries and a cache.
+
+    The function is `async def score(prompt, completion, **row)`, where `row` has the completion's values of `columns`;
+    it returns a number, or None to abstain.
+
+    Args:
+        score: the function, or "module:function".
+        columns, at_once, retries, seconds, cache: see `Asking`. A score belongs to name, prompt, completion and the
+            values of `columns`: after a change of the function, give it another name.
+        name: what it is logged under; None: the function's.
+    Raises: as `Asking` does; TypeError for what is no function.
+    """
+
+    def __init__(
+        self,
+        score: Ask | str,
+        columns: Sequence[str] = (),
+        at_once: int = 64,
+        retries: int = 3,
+        seconds: float = 60.0,
+        cache: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._score = load_target(score, "score") if isinstance(score, str) else score
+        if not callable(self._score):
+            raise TypeError(f"score={shown(score)}: allowed is an async function, or 'module:function'")
+        own = str(getattr(self._score, "__name__", type(self._score).__name__))
+        super().__init__(name or own, columns, at_once, retries, seconds, cache)
+
+    async def ask(self, prompt: str, completion: str, row: JsonObject) -> float | None:
+        """See `Asking.ask`."""
+        try:
+            value = await self._score(prompt, completion, **row)
+        except Exception as error:
+            raise TryAgainError(f"{type(error).__name__}: {error}{users_line(error)}") from error
+        if value is not None and not is_finite(value):
+            raise RewardError(f"{value!r:.80} for a score; a finite number or None is allowed", "wrong_type")
+        return None if value is None else float(value)
 
 
-class Judge(Concurrent):
+class Judge(Asking):
     """Asks a language model behind an API such as OpenAI's for a score, by a rubric.
 
     The answer has to be one JSON object with a number "score" in range, and nothing around it; any other is asked for
@@ -176,7 +195,7 @@ class Judge(Concurrent):
         key: the environment variable that holds the server's key; None for a server that needs none.
         low, high: ends of the range of scores, reward units.
         prices: currency units for a million tokens that the judge reads, and that it writes; `spent` has "cost" then.
-        at_once, retries, seconds, cache, name: see `Concurrent`. A score belongs to model, rubric and range, too.
+        at_once, retries, seconds, cache, name: see `Asking`. A score belongs to model, rubric and range, too.
     Raises: ValueError for an argument that is not allowed; ModuleNotFoundError.
     """
 
@@ -216,14 +235,13 @@ class Judge(Concurrent):
         if not {"prompt", "completion"} & places.keys():
             raise ValueError("rubric: allowed is a text with {completion} in it, and perhaps {prompt}")
         self._secret()
-        super().__init__(
-            self.ask, [each for each in places if each not in _TEXTS], at_once, retries, seconds, cache, name
-        )
+        columns = [each for each in places if each not in _TEXTS]
+        super().__init__(name, columns, at_once, retries, seconds, cache)
         self.counts |= {"tokens_read": 0.0, "tokens_written": 0.0}
         self._client: AsyncOpenAI | None = None
 
     def spent(self) -> dict[str, float]:
-        """See `Concurrent.spent`; also tokens that were read and written, and their cost where `prices` are known."""
+        """See `Asking.spent`; also tokens that were read and written, and their cost where `prices` are known."""
         cost = {}
         if self.prices is not None:
             read, written = self.counts["tokens_read"], self.counts["tokens_written"]
@@ -231,7 +249,7 @@ class Judge(Concurrent):
         return self.counts | cost
 
     def identity(self) -> JsonObject:
-        """See `Concurrent.identity`."""
+        """See `Asking.identity`."""
         return {"name": self.name, "model": self.model, "rubric": self.rubric, "range": [self.low, self.high]}
 
     @asynccontextmanager
@@ -244,7 +262,7 @@ class Judge(Concurrent):
         self._client = None
 
     async def ask(self, prompt: str, completion: str, row: JsonObject) -> float | None:
-        """See `Concurrent.ask`."""
+        """See `Asking.ask`."""
         import openai
 
         texts = {"prompt": prompt, "completion": completion, **row}
@@ -293,6 +311,9 @@ class Judge(Concurrent):
                 "that needs none"
             )
         return secret
+
+    def __getstate__(self) -> JsonObject:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_client")}
 
     def _hidden(self, message: str) -> str:
         """Return a message without the key, which a server may send back."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
+from textgym.checks import shown
 from textgym.codecs.sources import model_tokenizer
 from textgym.prompts import Columns, Overlong, PromptSource, fit_prompts, own_splits
 from textgym.rewards import RewardSpec
@@ -77,7 +78,10 @@ def text_task(
     reference, model = options["reference"], None
     if isinstance(reference, str | Path) and str(reference) not in ("builtin", "uniform"):
         model = reference
-        tokenizer = model_tokenizer(model) if tokenizer is None else tokenizer
+        try:
+            tokenizer = model_tokenizer(model) if tokenizer is None else tokenizer
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"reference={shown(str(model), 300)}: {error}") from error
     if options["reward"] is None:
         options["reward"] = REWARD
     if reference is None:
