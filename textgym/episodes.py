@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from textgym.checks import Bools, Floats, check_flag
 from textgym.rewards import Scorer
-from textgym.rewards.compose import potential_difference
+from textgym.rewards.dense import potential_difference
 from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenSpace, TokenState, TokenStore
 from textgym.task import Judgement, Task
 

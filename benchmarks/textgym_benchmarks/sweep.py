@@ -61,6 +61,11 @@ _RATES: Final[Sequence[JsonObject]] = ({}, {"learning_rate": 1e-3})
 _KL: Final[Sequence[JsonObject]] = ({}, {"kl": "k1"})
 
 
+def stories_env(model: str | Path) -> JsonObject:
+    """Return the options of `textgym/Text-v0` that make it a task of stories, without a reward. Args: model: folder."""
+    return {"prompts": list(STORY_PROMPTS), "reference": str(model), "max_new_tokens": 48, "beta": 0.05}
+
+
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
     """Return so many settings of an agent: its own, {}; then other steps, rates and forms of the KL; then random ones.
 
@@ -95,10 +100,8 @@ def sweep_suite(
                 config, label = design(agent, count)[place], f"{agent} {place}"
                 cells += rows(tasks, [agent], budget, seeds, config, label)
                 if model is not None:
-                    env = {"prompts": list(STORY_PROMPTS), "reference": str(model), "max_new_tokens": 48}
-                    env |= {"tokenizer": str(model), "beta": 0.05}
                     stories = rows(["Text"], [agent], budget, seeds, config, label, STORY_REWARDS)
-                    cells += [replace(cell, env=env) for cell in stories]
+                    cells += [replace(cell, env=stories_env(model)) for cell in stories]
     evaluation = Evaluation(points=2, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split="tune")
     return Suite("sweep", tuple(cells), "The same settings on every task.", evaluation)
 

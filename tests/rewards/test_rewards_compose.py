@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from textgym.rewards import (
     Clipped,
+    Grouped,
     Length,
     LengthPenalty,
     MissingStopPenalty,
@@ -184,3 +185,21 @@ def test_penalties_compose_with_a_reward() -> None:
     np.testing.assert_array_equal(scores.total, [1.0, 0.0])
     np.testing.assert_array_equal(scores.terms["stop"], [0.0, -0.5])
     assert isinstance(reward.rewards["length"].reward, Length)
+
+
+def ranks(prompts: list[str], completions: list[str], mark: Any, **columns: Any) -> list[float | None]:
+    """The rank of each by length, from 0; None where it is marked. Only completions of one prompt may be there."""
+    assert len(set(prompts)) == 1
+    order = sorted(completions, key=len)
+    return [None if own else float(order.index(text)) for text, own in zip(completions, mark, strict=True)]
+
+
+def test_a_grouped_reward_compares_the_completions_of_a_prompt() -> None:
+    scorer = Scorer({"name": "grouped", "reward": ranks})
+    assert (scorer.pay, scorer.one_by_one) == ("together", False)
+    prompts, texts = ["p", "q", "p", "p"], ["ccc", "z", "a", "bb"]
+    marks = [False, False, False, True]
+    assert scorer.score(prompts, texts, {"mark": marks}).total.tolist() == [2, 0, 0, 0]
+    assert np.isnan(scorer.score(prompts, texts, {"mark": marks}).terms["ranks"]).tolist() == marks
+    with pytest.raises(ValueError, match="outermost"):
+        Grouped(Shaped("length"))

@@ -30,6 +30,7 @@ SPECS: list[Any] = [
     {"name": "clipped", "reward": "length", "low": 0.2, "high": 0.6},
     {"name": "contains_all", "words": ["cat"], "ignore_case": True},
     {"name": "dense", "reward": {"name": "length", "target": 2}},
+    {"name": "grouped", "reward": "length"},
     {"name": "length", "target": 5, "unit": "characters", "width": 3},
     {"name": "length_penalty", "limit": 1},
     {"name": "missing_stop", "stop_ids": [2, 3]},
@@ -75,7 +76,7 @@ def test_every_built_in_reward_is_in_the_round_trip() -> None:
     tried = (
         {spec["name"] if isinstance(spec, dict) else str(spec) for spec in SPECS}
         | set(TRIED)
-        | {"to_messages", "concurrent", "judge", "math_verify"}
+        | {"to_messages", "concurrent", "judge", "math_verify", "per_token"}
     )
     assert built_in <= tried
     assert built_in <= set(reward_names())

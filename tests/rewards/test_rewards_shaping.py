@@ -1,4 +1,4 @@
-"""Shaped and Dense: when they are paid, and that differences add up to the reward of the finished text."""
+"""Shaped, Dense and PerToken: when they are paid, and that differences add up to the reward of the finished text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from textgym_agents.registry import make_env
 
-from textgym.rewards import Dense, Length, RewardError, Scorer, Shaped, Weighted, potential_difference
+from textgym.optimum import optimum_of
+from textgym.rewards import Dense, Length, PerToken, RewardError, Scorer, Shaped, Weighted, potential_difference
 
 
 def test_difference_by_hand() -> None:
@@ -59,3 +61,42 @@ def test_terms_and_faults_come_through() -> None:
     with pytest.raises(RewardError, match="returned 0 values") as caught:
         Scorer(Shaped(fails)).score(["p"], ["c"])
     assert caught.value.kind == "wrong_length"
+
+
+def first_of_its_kind(
+    prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: object
+) -> list[list[float]]:
+    return [[0.5 if token in ids[:at] else 2.0 for at, token in enumerate(ids)] for ids in completion_ids]
+
+
+WORDS: dict[str, Any] = {"prompts": ["a"], "tokenizer": ["a", "b", "<end>"], "stop": "<end>", "max_new_tokens": 3}
+
+
+def test_every_token_is_paid_its_own_number() -> None:
+    env = make_env("textgym/Text-v0", 2, reward={"name": "per_token", "score": first_of_its_kind}, **WORDS)
+    env.reset(seed=0)
+    paid = [env.step(np.array(actions))[1].tolist() for actions in ([0, 1], [0, 0], [1, 2])]
+    assert paid == [[2, 2], [0.5, 2], [2, 2]]
+    # The best text has two words of different kinds and the end.
+    optimum = optimum_of(env.unwrapped.task, beta=0.0)
+    assert optimum.exact
+    assert optimum.value is not None
+    assert optimum.value.mean == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ([[1.0], [1.0]], "wrong_length", "a list of 1; allowed is one number for each of a completion's 2"),
+        ([[1.0, 2.0]], "wrong_length", "a list of 1; allowed is a list of numbers for each of 2"),
+        (3.0, "wrong_type", "float; allowed"),
+        ([1.0, 2.0], "wrong_type", "float; allowed is one number"),
+    ],
+)
+def test_rows_of_another_shape_are_refused(answer: Any, kind: str, words: str) -> None:
+    reward = PerToken(lambda **given: answer, name="own")
+    with pytest.raises(RewardError, match=words) as caught:
+        Scorer(reward).score(["p"] * 2, ["x", "x y"], {"completion_ids": [[1], [1, 2]]})
+    assert caught.value.kind == kind
+    with pytest.raises(TypeError, match="score=3: allowed is a function"):
+        PerToken(3)  # type: ignore[arg-type]

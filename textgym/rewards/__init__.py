@@ -5,15 +5,14 @@ from textgym.rewards.base import Reward, RewardError, Scores, TermReward
 from textgym.rewards.compose import (
     Blurred,
     Clipped,
-    Dense,
     FromMessages,
+    Grouped,
     RunningNorm,
-    Shaped,
     ToMessages,
     Weighted,
     as_text,
-    potential_difference,
 )
+from textgym.rewards.dense import Dense, PerToken, Shaped, potential_difference
 from textgym.rewards.json import JsonSchema, JsonValues
 from textgym.rewards.metrics import Bleu, Chrf, Rouge, Sentiment
 from textgym.rewards.numbers import Arithmetic
@@ -33,6 +32,7 @@ __all__ = [
     "Dense",
     "Format",
     "FromMessages",
+    "Grouped",
     "JsonSchema",
     "JsonValues",
     "Keywords",
@@ -41,6 +41,7 @@ __all__ = [
     "MissingStopPenalty",
     "NoRepeat",
     "Pattern",
+    "PerToken",
     "Reward",
     "RewardError",
     "RewardSpec",

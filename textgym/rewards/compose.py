@@ -1,4 +1,4 @@
-"""Rewards made of rewards: weighted, clipped, normalised, paid at every token, blurred by noise, of chat messages."""
+"""Rewards made of rewards: weighted, clipped, normalised, by prompt, blurred by noise, of chat messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, JsonObject, check_flag, check_number, is_finite, not_one_of, shown
+from textgym.checks import JsonObject, check_flag, check_number, is_finite, not_one_of, shown
 from textgym.rewards.base import (
     Column,
     Failed,
@@ -128,7 +128,7 @@ def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[s
     return {key: check_number(f"weights[{key!r}]", weight) for key, weight in weights.items()}
 
 
-class _Wrapper(NamedReward):
+class Wrapped(NamedReward):
     """Another reward in another form: it has that reward's name, and its state."""
 
     def __init__(self, reward: RewardSpec, outer: str) -> None:
@@ -149,7 +149,7 @@ class _Wrapper(NamedReward):
         self.inner.load_state_dict(state)
 
 
-class Clipped(_Wrapper):
+class Clipped(Wrapped):
     """Another reward, kept within [low, high]. NaN and infinities pass, for they are failures.
 
     It is one term, under the other reward's name; clip inside a `Weighted` to keep its terms.
@@ -177,7 +177,36 @@ class Clipped(_Wrapper):
         return min(max(value, self.low), self.high)
 
 
-class RunningNorm(_Wrapper):
+class Grouped(Wrapped):
+    """Asks another reward once for each prompt of a batch, with all completions of that prompt.
+
+    So that reward may compare them: rank them, or pay what none of the others has. It is asked in the order in which
+    prompts first appear.
+
+    Args:
+        reward: a reward, or the spec of one.
+    """
+
+    def __init__(self, reward: RewardSpec) -> None:
+        super().__init__(reward, "grouped")
+        self.pay = "together"
+        self.maximum = self.inner.maximum
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
+        """Return the other reward of every completion."""
+        rows: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows.setdefault(prompt, []).append(row)
+        found: Values = [None] * len(prompts)
+        for prompt, own in rows.items():
+            given = {name: [values[row] for row in own] for name, values in columns.items()}
+            values = self.inner.values([prompt] * len(own), [completions[row] for row in own], given)
+            for row, value in zip(own, values, strict=True):
+                found[row] = value
+        return found
+
+
+class RunningNorm(Wrapped):
     """Another reward, less its running mean and divided by its running standard deviation.
 
     The statistics are those of all finite values so far, the batch at hand included, so such a reward is no fixed
@@ -244,67 +273,7 @@ class RunningNorm(_Wrapper):
         self.inner.load_state_dict(state["inner"])
 
 
-class _EveryPrefix(_Wrapper, TermReward):
-    """Another reward, asked after every token with the text so far."""
-
-    def __init__(self, reward: RewardSpec, outer: str) -> None:
-        super().__init__(reward, outer)
-        if self.inner.pay != "end":
-            raise ValueError(f"reward {self.name!r} in {outer!r} compares whole texts (pay={self.inner.pay!r})")
-        self.term_names = self.inner.term_names
-        self.maximum = self.inner.maximum
-
-    def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
-        """Return the other reward's terms."""
-        return self.inner.terms(prompts, completions, columns)
-
-
-class Dense(_EveryPrefix):
-    """Pays another reward of the text so far after every token."""
-
-    def __init__(self, reward: RewardSpec) -> None:
-        super().__init__(reward, "dense")
-        self.pay = "every"
-
-
-class Shaped(_EveryPrefix):
-    """Pays differences of another reward as the text grows; they add up to that reward of the finished text.
-
-    See `potential_difference` for what each token earns.
-
-    Args:
-        reward: a reward, or the spec of one; its value of a prefix is the potential of that state.
-        gamma: the task's discount, in [0, 1].
-    """
-
-    def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:
-        super().__init__(reward, "shaped")
-        self.pay = "difference"
-        self.gamma = check_number("gamma", gamma, 0, 1)
-
-
-def potential_difference(
-    before: float | Floats, after: float | Floats, ended: bool | Bools, gamma: float = 1.0
-) -> Floats:
-    """Return what a token earns that takes the potential from `before` to `after`.
-
-    That is gamma * after - before; at the end after - before: the reward of the finished text plus the
-    shaping term gamma * 0 - before, a terminal state having potential 0. With potential 0 at the start the
-    discounted sum over an episode of T tokens is gamma**(T - 1) times the reward of the finished text, just
-    what that reward pays at the end: shaping changes no policy's value.
-
-    Args:
-        before: potential of the state the token was chosen in, reward units; float or float (B,).
-        after: potential of the state it leads to.
-        ended: whether the episode ended with this token; bool or bool (B,).
-        gamma: the discount, in [0, 1].
-    Returns: float64, a number or (B,), reward units.
-    Source: Ng, Harada and Russell (1999), theorem 1.
-    """
-    return np.where(ended, after, gamma * after) - before
-
-
-class Blurred(_Wrapper, TermReward):
+class Blurred(Wrapped, TermReward):
     """Pays another reward plus normal noise.
 
     Its terms are those of the other reward and `noise`. A task with it is noisy: its episodes have seeds, and its
@@ -372,7 +341,7 @@ def _content(content: object) -> str:
     raise ValueError(f"content={content!r:.80}: a text or a list of parts is allowed")
 
 
-class FromMessages(_Wrapper):
+class FromMessages(Wrapped):
     """A reward of texts, given or as a spec, for TRL's conversational data: messages are turned into texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
@@ -387,7 +356,7 @@ class FromMessages(_Wrapper):
         return self.inner.values([as_text(prompt, "user") for prompt in prompts], texts, columns)
 
 
-class ToMessages(_Wrapper):
+class ToMessages(Wrapped):
     """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it."""
 
     def __init__(self, reward: RewardSpec) -> None:

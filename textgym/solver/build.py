@@ -12,7 +12,7 @@ import numpy as np
 
 from textgym.checks import Bools, Floats, Ints, check_number
 from textgym.rewards import Scorer
-from textgym.rewards.compose import potential_difference
+from textgym.rewards.dense import potential_difference
 from textgym.solver.tree import Level, PrefixTree, UnsolvableError, check_size, count_states
 from textgym.state import TokenState
 from textgym.task import BETA, GAMMA, Task
