@@ -190,6 +190,9 @@ class OnPolicyConfig(LMConfig):
     """Weight of an entropy bonus, in units of the standardised advantage per nat."""
     whiten: bool = True
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
+    update_kl: float = 0.2
+    """Where no learning_rate is set: nats a sequence that a batch of 256 moves the policy by at first, others in
+    proportion. The first batch is learned from at a tenth of the rate by size; what it has moved scales the rest."""
     stop_update_kl: float | None = None
     """An update ends early when the policy is this far (nats per token) from the one that sampled."""
     top_p: float = 1.0
@@ -210,7 +213,14 @@ class OnPolicyConfig(LMConfig):
         at_least_one(self, "epochs", "minibatches")
         not_negative(self, "entropy_coefficient")
         require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
-        positive(self, "importance_cap")
+        positive(self, "importance_cap", "update_kl")
+        own = OnPolicyConfig.update_kl
+        require(
+            "update_kl",
+            self.update_kl,
+            self.learning_rate is None or self.update_kl == own,
+            f"{own} with a learning_rate",
+        )
         only_with(self, "importance_cap", self.sampler is not None, "sampler")
         at_least_one(self, "top_k")
         share(self, "min_p")

@@ -62,6 +62,8 @@ class Agent(ABC):
     """Consecutive episodes of a batch that answer the same prompt; divides the sub-environments."""
     objective_tokens: ClassVar[int | None] = None
     """Tokens of the longest answer for which it maximises J itself, KL included; None: of any length."""
+    chosen: str = ""
+    """How a setting that was left to the agent has been chosen, a sentence; "" as long as there is nothing to say."""
     resumes: ClassVar[bool] = False
     """Whether a saved and loaded agent learns on bit for bit: then a benchmark cell that was cut off is resumed, not
     started over."""

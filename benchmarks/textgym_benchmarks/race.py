@@ -5,27 +5,29 @@
 
 The clock counts CPU seconds of one thread, those of evaluations left out, so that other work on the machine does not
 move it. Every contestant learns at a constant rate from the prompts of the split "train"; at each mark J is measured on
-those of "eval", by the same code for all. The first line runs what has no result yet; the second prints what is there.
+those of "eval", by the same code for all. TRL's settings are the best of some trials on another seed, for each reward;
+TextGym's agent runs as it comes. The first line runs what has no result yet; the second prints what is there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tyro
 from rich.console import Console
+from scipy.stats import ttest_ind  # type: ignore[import-untyped]
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
 from textgym.checks import Floats, JsonObject
@@ -37,16 +39,13 @@ from textgym.rewards import make_reward
 from textgym_benchmarks.engines.jobs import fresh_python
 from textgym_benchmarks.sweep import STORY_REWARDS, stories_env
 
-if TYPE_CHECKING:
-    from torch import nn
-
 MARKS: Final = (15, 30, 60, 120, 175)
 """CPU seconds at which J is measured."""
 OTHERS: Final = ("trl-rloo", "trl-grpo")
 TRIAL_MARKS: Final = MARKS[:3]
 """CPU seconds at which J is measured in a trial, whose score is the mean of the three."""
-TRIAL_SEED: Final = 1000
-_PER_PROMPT = 24
+_TRIAL_SEED = 1000
+_PER_PROMPT, _SEED = 24, 7_000  # of the evaluations
 _EPISODES = 10**7  # more than fit into any race
 _CHILD = "import json, sys; from textgym_benchmarks.race import run; print(json.dumps(run(json.loads(sys.argv[2]))))"
 
@@ -83,13 +82,13 @@ def run(words: JsonObject) -> JsonObject:
     torch.set_num_threads(1)
     entry = Entry(**words)
     task = make_env("textgym/Text-v0", 1, reward=STORY_REWARDS[entry.reward], **stories_env(entry.model)).unwrapped.task
-    beta, seed = task.beta, 7_000
     optimum = optimum_of(task, per_prompt=0)
 
     def measure(policy: Any) -> JsonObject:
-        found = evaluate(policy, task, optimum=optimum, per_prompt=_PER_PROMPT, seed=seed)
-        assert found.objective is not None and found.kl is not None
-        return {"J": found.objective.mean, "reward": found.reward.mean, "kl": found.kl.mean, "beta": beta}
+        found = evaluate(policy, task, optimum=optimum, per_prompt=_PER_PROMPT, seed=_SEED)
+        assert found.objective is not None
+        assert found.kl is not None
+        return {"J": found.objective.mean, "reward": found.reward.mean, "kl": found.kl.mean}
 
     clock = Clock(entry.marks, measure)
     learn = _trl if entry.who in OTHERS else _own
@@ -192,3 +191,145 @@ def _trl(entry: Entry, clock: Clock) -> JsonObject:
         clock.start()
         trainer.train()
     return reference
+
+
+def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
+    """Return so many settings for TRL's trainers: rates from 3e-5 to 1e-3 at even ratios, all else drawn."""
+    generator = np.random.default_rng(seed)
+
+    def draw(*values: int) -> int:
+        return int(generator.choice(values))
+
+    return [
+        {
+            "learning_rate": float(f"{rate:.3g}"),
+            "batch": draw(64, 128, 256),
+            "minibatches": draw(1, 2, 4),
+            "group": draw(4, 8, 16),
+        }
+        for rate in np.geomspace(3e-5, 1e-3, count)
+    ]
+
+
+@dataclass(frozen=True)
+class RaceFlags:
+    """Race TextGym's agents against TRL's trainers, or print how the race went."""
+
+    model: Path
+    """Folder of a causal LM of stories."""
+    out: Path = Path("runs/race")
+    """Folder of the results, one file for each training."""
+    agents: tuple[str, ...] = ("rloo",)
+    """TextGym's, registered names."""
+    rewards: tuple[str, ...] = ("three words", "sentiment", "speech")
+    """Names of `STORY_REWARDS`."""
+    trials: int = 6
+    """Of each of TRL's trainers, for each reward."""
+    seeds: int = 5
+    """Of the race."""
+    workers: int = 2
+    """Trainings at once, on a core each."""
+    table: bool = False
+    """Print what is there, and run nothing."""
+
+
+def main() -> None:
+    """Run the script."""
+    flags = tyro.cli(RaceFlags)
+    make_folder(flags.out)
+    trials = [
+        Entry(who, reward, settings, _TRIAL_SEED, TRIAL_MARKS, str(flags.model))
+        for reward in flags.rewards
+        for who in OTHERS
+        for settings in trial_settings(flags.trials)
+    ]
+    if not flags.table:
+        run_all(trials, flags.out, flags.workers)
+    entries = race_entries(flags, results(trials, flags.out))
+    if not flags.table:
+        run_all(entries, flags.out, flags.workers)
+    for reward in flags.rewards:
+        print_table(reward, results([each for each in entries if each.reward == reward], flags.out))
+
+
+def race_entries(flags: RaceFlags, trials: Sequence[Result]) -> list[Entry]:
+    """Return who races: agents as they come, and TRL's trainers with the best settings that the trials have found."""
+    found: list[Entry] = []
+    for reward in flags.rewards:
+        given: dict[str, JsonObject] = {who: {} for who in flags.agents}
+        for who in OTHERS:
+            own = [each for each in trials if (each.entry.who, each.entry.reward) == (who, reward)]
+            if own:
+                given[who] = max(own, key=lambda each: each.curve.mean()).entry.settings
+        for seed in range(flags.seeds):
+            found += [Entry(who, reward, settings, seed, MARKS, str(flags.model)) for who, settings in given.items()]
+    return found
+
+
+def run_all(entries: Iterable[Entry], out: Path, workers: int) -> None:
+    """Run what has no result yet, each in a process of its own."""
+    console = Console(stderr=True, highlight=False)
+
+    def run_one(entry: Entry) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [*fresh_python(_CHILD), json.dumps(asdict(entry))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        write_json(out / entry.file, {"entry": asdict(entry), **json.loads(done.stdout.splitlines()[-1])})
+        console.print(f"{entry.who}, {entry.reward}, seed {entry.seed}, {entry.settings}", markup=False)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run_one, (each for each in entries if not (out / each.file).exists())))
+
+
+class Result(NamedTuple):
+    """What an entry has come to: J at its marks (M,), and J of the reference."""
+
+    entry: Entry
+    curve: Floats
+    reference: float
+
+
+def results(entries: Iterable[Entry], out: Path) -> list[Result]:
+    """Return the results that are there."""
+    found = []
+    for entry in entries:
+        if (out / entry.file).exists():
+            read = read_json(out / entry.file)
+            curve = np.array([row["J"] for row in read["rows"]])
+            found.append(Result(entry, curve, read["reference"]["J"]))
+    return found
+
+
+def leads(own: Floats, other: Floats) -> Floats:
+    """Return by how much the mean of some curves (S, M) is above that of others (S', M), and the ends of its interval.
+
+    Returns: (3, M); the 95% interval is Welch's, which takes seeds for draws from normal distributions.
+    """
+    test = ttest_ind(own, other, equal_var=False)
+    ends = test.confidence_interval(0.95)
+    return np.stack([own.mean(0) - other.mean(0), ends.low, ends.high])
+
+
+def print_table(reward: str, found: Sequence[Result]) -> None:
+    """Print J at the marks and by how much the first contestant leads."""
+    names = list(dict.fromkeys(each.entry.who for each in found))
+    curves = {name: np.array([each.curve for each in found if each.entry.who == name]) for name in names}
+    if not found or min(map(len, curves.values())) < 2:
+        return
+    reference = np.mean([each.reference for each in found])
+    seeds = ", ".join(f"{name} {len(rows)}" for name, rows in curves.items())
+    shown = table("", *(number(f"{mark} s") for mark in MARKS), title=f"{reward}: J (reference {reference:.3f})")
+    for name, rows in curves.items():
+        shown.add_row(name, *(f"{value:.3f}" for value in rows.mean(0)))
+    for name in names[1:]:
+        ahead = leads(curves[names[0]], curves[name]).T
+        shown.add_row(f"{names[0]} - {name}", *(f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in ahead))
+    console = Console(highlight=False)
+    console.print(shown)
+    console.print(f"seeds: {seeds}", markup=False)
+    for name in names:
+        console.print(f"{name}: {next(each.entry.settings for each in found if each.entry.who == name)}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

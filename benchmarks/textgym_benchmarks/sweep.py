@@ -35,7 +35,7 @@ STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
     "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
     "sentiment": "sentiment",
     "20 words": {"name": "length", "target": 20, "unit": "words"},
-    "no repeat": "no_repeat",
+    "speech": {"name": "contains_all", "words": ['"', "!"]},
 }
 """What is asked of a language model of stories, by name in tables."""
 _WHO: Final = ("a girl named Lily", "a boy named Tom", "a big bear", "a small bird", "an old man", "a cat", "a dog")

@@ -1,6 +1,7 @@
 """What every agent on a language model does with settings, checkpoints, and models and environments that do not fit."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lm.zoo import zoo_model
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm.metrics import settled_rate
 from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from textgym import TokenVectorEnv, load_vocabulary, make_task
@@ -282,3 +284,52 @@ def test_a_model_that_is_not_causal_is_refused_by_name_when_the_agent_is_made(ta
     model = zoo_model("xlnet", vocab_size=4)
     with pytest.raises(ValueError, match=r"model: XLNetLMHeadModel cannot be used.*nats"):
         LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=model)
+
+
+@pytest.mark.parametrize("kl", ["exact", "k1"])
+def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
+    task = make_task("Helpful")
+    config = RLOOConfig(batch=16, epochs=1, minibatches=2, kl=kl, schedule="constant", device="cpu", update_kl=0.32)
+
+    def fresh():
+        env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+        env.reset(seed=0)
+        return env
+
+    rows, broken, env, again = [], RLOO(task, config), fresh(), fresh()
+    whole = RLOO(task, config)
+    whole.learn(env, 48, lambda row: rows.append(row))
+    moved = float(whole.chosen.split("moved the policy by ")[1].split()[0])
+    wanted = 0.32 * 16 / 256
+    settled = 5e-5 * min(max((wanted / moved) ** 0.5, 0.1), 30)
+    assert [row["lr"] for row in rows] == pytest.approx([5e-5, settled, settled], rel=2e-3)
+    if kl == "exact":
+        assert moved == pytest.approx(rows[1]["objective/kl"], rel=2e-3)
+    assert moved > 0
+    # A checkpoint before it is settled loses nothing.
+    broken.learn(again, 48, lambda row: True)
+    broken.save(tmp_path / "agent")
+    other = RLOO.load(tmp_path / "agent", again)
+    other.learn(again, 32)
+    assert other.learning_rate == whole.learning_rate
+    assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
+
+
+def test_a_learning_rate_that_is_given_stays(tmp_path):
+    task = make_task("Helpful")
+    agent = RLOO(task, RLOOConfig(batch=16, learning_rate=1e-4, schedule="constant", device="cpu"))
+    env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+    rows = []
+    agent.learn(env, 32, lambda row: rows.append(row))
+    assert [row["lr"] for row in rows] == [1e-4, 1e-4]
+    assert agent.chosen == ""
+    with pytest.raises(ValueError, match=r"update_kl=0.5: allowed is 0.2 with a learning_rate"):
+        RLOOConfig(learning_rate=1e-4, update_kl=0.5)
+
+
+@pytest.mark.parametrize(("kl", "moved", "factor"), [(0.0, 0.0, 30), (1e9, 2e9, 0.1), (0.05, 0.1, 2**0.5)])
+def test_the_rate_follows_the_root_of_what_was_moved_within_bounds(kl, moved, factor):
+    rollout = SimpleNamespace(rows=np.array([0, 0, 1, 1]), lengths=np.array([2, 2]))
+    rate, why = settled_rate(1e-5, rollout, np.full(4, kl), RLOOConfig(batch=256))
+    assert rate == pytest.approx(1e-5 * factor)
+    assert f"moved the policy by {moved:.3g} nats a sequence, wanted are 0.2" in why

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from textgym.checks import Floats, Ints
 from textgym.lm.categorical import chunks, statistics
-from textgym.task import Task
+from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import ActorCriticConfig, LMPPOConfig, OnPolicyConfig
 from textgym_agents.lm import maths
@@ -25,7 +25,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
-from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
+from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics, settled_rate
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -44,6 +44,8 @@ class OnPolicyAgent(LMAgent):
     def __init__(self, task: Task, config: OnPolicyConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
         self._collect = sampling(task, config, self.policy)
+        self.settles = config.learning_rate is None and (config.model is not None or has_language_model(task))
+        self.learning_rate /= 10 if self.settles else 1  # for the first batch
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
@@ -52,6 +54,9 @@ class OnPolicyAgent(LMAgent):
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
+        if self.settles and self.iteration == 1:  # what lies between policy and reference is the first update
+            self.learning_rate, self.chosen = settled_rate(self.learning_rate, rollout, kl, config)
+            self._set_learning_rate()
         targets = self._targets(rollout, kl)
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
         metrics |= self._update(rollout, targets, scored)

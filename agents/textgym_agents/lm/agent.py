@@ -76,13 +76,13 @@ class LMAgent(SavedLM, DrawingAgent):
             raise ValueError(f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}")
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
-        goal = self.episodes + episodes
-        self.budget = self.budget or goal
-        while self.episodes < goal:
-            rate = self._set_learning_rate()
+        self.budget = self.budget or self.episodes + episodes
+        for _ in range(math.ceil(episodes / (env.num_envs * self.devices.world))):
+            self._set_learning_rate()
             metrics = self._iterate(env)
             self.iteration += 1
             self.episodes += env.num_envs * self.devices.world
+            rate = self.optimizer.param_groups[0]["lr"]
             metrics |= {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
             if callback is not None and callback(metrics):
                 return
@@ -91,7 +91,7 @@ class LMAgent(SavedLM, DrawingAgent):
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         """Learn from one episode in each sub-environment. Returns: what it found, by name; `learn` counts."""
 
-    def _set_learning_rate(self) -> float:
+    def _set_learning_rate(self) -> None:
         config, progress = self.config, min(self.episodes / self.budget, 1.0)
         cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
         factor = {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
@@ -99,7 +99,6 @@ class LMAgent(SavedLM, DrawingAgent):
             factor = (progress + 1.0 / self.budget) / config.warmup
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        return self.learning_rate * factor
 
     def _centre_values(self, returns: Floats) -> tuple[float, float]:
         """Return scale and offset of V = offset + scale * head: spread and mean of the first batch's returns (B,).
@@ -117,8 +116,7 @@ class LMAgent(SavedLM, DrawingAgent):
         return apply_gradient(self.optimizer, self.devices, self.config.max_grad_norm, f"iteration {self.iteration}")
 
     def _seed(self, purpose: int) -> int:
-        sequence = np.random.SeedSequence([self.config.seed, self.iteration, purpose])
-        return int(sequence.generate_state(1)[0])
+        return int(np.random.SeedSequence([self.config.seed, self.iteration, purpose]).generate_state(1)[0])
 
     def log_probs(self, observation: Observation) -> NDArray[np.float32]:
         """See `Agent.log_probs`."""

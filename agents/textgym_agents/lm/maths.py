@@ -93,8 +93,7 @@ def standardise(values: Floats, centre: bool = True) -> tuple[Floats, float]:
 
     Returns: the result (N,) and the standard deviation; 1.0 where it is (nearly) 0, so that nothing explodes.
     """
-    spread = float(np.std(values))
-    scale = spread if spread > 1e-8 else 1.0
+    scale = spread if (spread := float(np.std(values))) > 1e-8 else 1.0
     return (values - (float(np.mean(values)) if centre else 0.0)) / scale, scale
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from textgym.checks import Floats
+from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.maths import scores
 from textgym_agents.lm.rollout import Rollout
@@ -124,6 +125,26 @@ class UpdateMeter:
         result["val/first_clipfrac"] = self._rows[0]["policy/clipfrac_avg"]
         result["updates"] = float(len(self._rows))
         return result
+
+
+def settled_rate(rate: float, rollout: Rollout, kl: Floats, config: OnPolicyConfig) -> tuple[float, str]:
+    """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
+
+    Adam's step is in proportion to the rate, and the KL of a small move to its square. The result is a tenth to thirty
+    times `rate`.
+
+    Args:
+        rate: at which the policy that wrote the rollout has learned from one batch.
+        kl: (N,) of each state from where it began, see `textgym_agents.lm.rollout.token_kl`.
+    """
+    sums = np.bincount(rollout.rows, kl, len(rollout.lengths))  # (B,)
+    moved = float((sums if config.kl == "exact" else 0.5 * sums**2).mean())  # log-ratios may be below 0
+    wanted = config.update_kl * config.batch / 256
+    settled = rate * min(max(math.sqrt(wanted / max(moved, _SMALLEST)), 0.1), 30.0)
+    return settled, (
+        f"learning rate {settled:.3g}: at {rate:.3g} the first batch moved the policy by {moved:.3g} nats a sequence, "
+        f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes)"
+    )
 
 
 @dataclass

@@ -81,8 +81,7 @@ class LMPolicy(nn.Module):
         """
         with self.precision():
             logits, hidden = self.backbone.read_out(features)
-        scaled = logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
-        biased = scaled + self._bias
+        biased = (logits.float() if self.temperature == 1.0 else logits.float() / self.temperature) + self._bias
         shaped = biased if masks is None else biased.masked_fill(~masks, FORBIDDEN)
         weight, bias = (each.float() for each in self.value_head.parameters())  # sharded, they may be gathered in bf16
         return shaped, nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)

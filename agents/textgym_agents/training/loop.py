@@ -232,7 +232,7 @@ class Training:
     def _learn(self, folder: RunFolder | None, watcher: Watcher | None) -> None:
         """Learn, and write to a folder; a process that follows has neither folder nor watcher."""
         settings = self._settings
-        offset, stopped = self._iterations, False
+        offset, stopped, known = self._iterations, False, self._agent.chosen
 
         def after_iteration(metrics: Metrics) -> bool:
             self._meter.stop(metrics)
@@ -244,7 +244,9 @@ class Training:
             self._counts = self._ranks.counts(self.task.scorer.counts())
             if folder is not None and watcher is not None:
                 self._measure(folder, watcher, row, done, due)
-            nonlocal stopped
+            nonlocal stopped, known
+            if watcher is not None and self._agent.chosen != known:
+                watcher.note(known := self._agent.chosen)
             stopped = self._ranks.any(interrupted())
             at_point = (done or due) and settings.eval_points > 0
             if done or at_point or stopped or self._every(settings.save_every):
