@@ -133,7 +133,8 @@ class LMConfig(ModelSettings):
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
     learning_rate: float | None = None
     """Adam's step size at its peak; None takes 5e-4 up to 4 million parameters, 2000 / parameters beyond and 3e-6
-    at least; ten times that for an adapter, 5e-4 at most; and 3e-3 where the start is made for the task."""
+    at least; ten times that for an adapter, 5e-4 at most; and 3e-3 where the start is made for the task. Where it is
+    not, on-policy agents scale it by what their first batch has moved, see `update_kl`."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls over the budget; linear and cosine end at a tenth of the peak."""
     warmup: float = 0.0
@@ -190,9 +191,9 @@ class OnPolicyConfig(LMConfig):
     """Weight of an entropy bonus, in units of the standardised advantage per nat."""
     whiten: bool = True
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
-    update_kl: float = 0.2
+    update_kl: float = 0.4
     """Where no learning_rate is set: nats a sequence that a batch of 256 moves the policy by at first, others in
-    proportion. The first batch is learned from at a tenth of the rate by size; what it has moved scales the rest."""
+    proportion. The first batch is learned from at a quarter of the rate by size; what it moved scales the rest."""
     stop_update_kl: float | None = None
     """An update ends early when the policy is this far (nats per token) from the one that sampled."""
     top_p: float = 1.0

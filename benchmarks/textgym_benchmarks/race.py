@@ -42,8 +42,6 @@ from textgym_benchmarks.sweep import STORY_REWARDS, stories_env
 MARKS: Final = (15, 30, 60, 120, 175)
 """CPU seconds at which J is measured."""
 OTHERS: Final = ("trl-rloo", "trl-grpo")
-TRIAL_MARKS: Final = MARKS[:3]
-"""CPU seconds at which J is measured in a trial, whose score is the mean of the three."""
 _TRIAL_SEED = 1000
 _PER_PROMPT, _SEED = 24, 7_000  # of the evaluations
 _EPISODES = 10**7  # more than fit into any race
@@ -227,6 +225,8 @@ class RaceFlags:
     """Of each of TRL's trainers, for each reward."""
     seeds: int = 5
     """Of the race."""
+    marks: tuple[int, ...] = MARKS
+    """CPU seconds at which J is measured, rising; trials end with the third."""
     workers: int = 2
     """Trainings at once, on a core each."""
     table: bool = False
@@ -238,7 +238,7 @@ def main() -> None:
     flags = tyro.cli(RaceFlags)
     make_folder(flags.out)
     trials = [
-        Entry(who, reward, settings, _TRIAL_SEED, TRIAL_MARKS, str(flags.model))
+        Entry(who, reward, settings, _TRIAL_SEED, flags.marks[:3], str(flags.model))
         for reward in flags.rewards
         for who in OTHERS
         for settings in trial_settings(flags.trials)
@@ -262,7 +262,9 @@ def race_entries(flags: RaceFlags, trials: Sequence[Result]) -> list[Entry]:
             if own:
                 given[who] = max(own, key=lambda each: each.curve.mean()).entry.settings
         for seed in range(flags.seeds):
-            found += [Entry(who, reward, settings, seed, MARKS, str(flags.model)) for who, settings in given.items()]
+            found += [
+                Entry(who, reward, settings, seed, flags.marks, str(flags.model)) for who, settings in given.items()
+            ]
     return found
 
 
@@ -291,7 +293,7 @@ class Result(NamedTuple):
 
 def results(entries: Iterable[Entry], out: Path) -> list[Result]:
     """Return the results that are there."""
-    found = []
+    found: list[Result] = []
     for entry in entries:
         if (out / entry.file).exists():
             read = read_json(out / entry.file)
@@ -318,7 +320,8 @@ def print_table(reward: str, found: Sequence[Result]) -> None:
         return
     reference = np.mean([each.reference for each in found])
     seeds = ", ".join(f"{name} {len(rows)}" for name, rows in curves.items())
-    shown = table("", *(number(f"{mark} s") for mark in MARKS), title=f"{reward}: J (reference {reference:.3f})")
+    marks = found[0].entry.marks
+    shown = table("", *(number(f"{mark} s") for mark in marks), title=f"J, {reward}")
     for name, rows in curves.items():
         shown.add_row(name, *(f"{value:.3f}" for value in rows.mean(0)))
     for name in names[1:]:
@@ -326,7 +329,7 @@ def print_table(reward: str, found: Sequence[Result]) -> None:
         shown.add_row(f"{names[0]} - {name}", *(f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in ahead))
     console = Console(highlight=False)
     console.print(shown)
-    console.print(f"seeds: {seeds}", markup=False)
+    console.print(f"J of the reference: {reference:.3f}; seeds: {seeds}", markup=False)
     for name in names:
         console.print(f"{name}: {next(each.entry.settings for each in found if each.entry.who == name)}", markup=False)
 

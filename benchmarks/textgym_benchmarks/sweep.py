@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -52,13 +51,13 @@ STORY_PROMPTS: Final = tuple(f"Once upon a time, {who} lived {where}." for who i
 _DRAWS: Final = 2000
 
 
-_STEPS: Final[Sequence[JsonObject]] = (
+_DESIGN: Final[Sequence[JsonObject]] = (
     {},
-    {"batch": 64, "epochs": 1, "minibatches": 1},
-    {"batch": 64, "epochs": 2, "minibatches": 2},
+    {"kl": "k1"},
+    {"epochs": 1},
+    {"learning_rate": 1e-4},
+    {"learning_rate": 1e-3},
 )
-_RATES: Final[Sequence[JsonObject]] = ({}, {"learning_rate": 1e-3})
-_KL: Final[Sequence[JsonObject]] = ({}, {"kl": "k1"})
 
 
 def stories_env(model: str | Path) -> JsonObject:
@@ -67,16 +66,14 @@ def stories_env(model: str | Path) -> JsonObject:
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
-    """Return so many settings of an agent: its own, {}; then other steps, rates and forms of the KL; then random ones.
+    """Return so many settings of an agent: its own, {}; another KL, one pass, two rates; then random ones.
 
     The random ones are drawn from `default_space`.
     """
-    sampler = optuna.samplers.RandomSampler(seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study, space = optuna.create_study(sampler=sampler), default_space(agent)
-    found = [{**steps, **rate, **kl} for rate, kl, steps in product(_RATES, _KL, _STEPS)]
-    drawn = [dict(study.ask(space).params) for _ in range(count - len(found))]
-    return [*found, *drawn][:count]
+    study, space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)), default_space(agent)
+    drawn = [dict(study.ask(space).params) for _ in range(count - len(_DESIGN))]
+    return [*_DESIGN, *drawn][:count]
 
 
 def sweep_suite(

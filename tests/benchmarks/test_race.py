@@ -1,95 +1,89 @@
-"""The comparison with another library's trainer: what is counted, and what it refuses."""
+"""The race: who runs with which settings, what is kept, and by how much one leads."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
-from textgym_agents.registry import agent_class
-from textgym_benchmarks import memory
-from textgym_benchmarks.memory import _RACE, Flags, compete, race
+from core_tools import STORIES
+from textgym_benchmarks import race
+from textgym_benchmarks.race import Clock, Entry, RaceFlags, Result, leads, race_entries, trial_settings
 
 
-@pytest.fixture
-def one_thread():
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_the_speed_by_hand(monkeypatch):
-    asked, held = [], []
-
-    def own(name, changes, plan):
-        def learn(episodes, callback):
-            asked.append((name, episodes))
-            for _ in range(episodes // plan.batch):
-                held.append(bytearray(2**26))  # 1/16 GiB of zeros, which are no memory until they are written
-                held[-1][:: 2**12] = b"\1" * (2**26 // 2**12)
-                callback({})
-
-        return learn
-
-    times = iter([5.0, 7.0, 8.0, 12.0])
-    monkeypatch.setattr(memory, "_own", own)
-    monkeypatch.setattr(memory, "_clock", lambda device: next(times))
-    plan = replace(_RACE, batch=16, micro_batch=8, minibatches=2, new_tokens=2)
-    found = race("grpo", memory._ISSUE, vars(plan), 3)
-    # Four iterations of 16 episodes; the last three take 2, 1 and 4 seconds for 32 tokens.
-    assert asked == [("grpo", 8), ("grpo", 64)]
-    assert (found["median"], found["least"], found["most"]) == (16.0, 8.0, 32.0)
-    assert found["above"] == pytest.approx(4 / 16, abs=0.02)
-    assert found["all"] > found["above"]
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", ["lm-ppo", "grpo"])
-def test_agents_run_on_the_plan(name):
-    plan = replace(_RACE, batch=8, micro_batch=4, minibatches=2, prompt_tokens=6, new_tokens=2)
-    changes = memory._ISSUE | {"vocab_size": 1500}
-    agent, env = memory.make_agent(changes, plan, agent_class(name))
-    assert agent.name == name
-    assert getattr(agent.config, "group", 8) == memory._GROUP
-    observation, _ = env.reset(seed=0)
-    assert set(observation["attention_mask"].sum(1).tolist()) == {5, 6}
-    found = race(name, changes, vars(plan), 2)
-    assert 0 < found["least"] <= found["median"] <= found["most"]
-
-
-def test_ids_are_paid_in_the_manner_of_trl():
-    assert memory.pay_ids(prompts=["a"] * 2, completions=["b"] * 2, completion_ids=[[90, 9], [97]], x=[1, 2]) == [
-        2 / 97,
-        0.0,
+def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() -> None:
+    settings = trial_settings(4)
+    assert [each["learning_rate"] for each in settings] == [3e-5, 9.65e-5, 3.11e-4, 1e-3]
+    assert settings == trial_settings(4)
+    flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
+    trials = [
+        Result(Entry(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)
+        for who, reward, number, curve in (
+            ("trl-rloo", "speech", 0, [0.0, 0.9]),
+            ("trl-rloo", "speech", 1, [0.5, 0.5]),
+            ("trl-rloo", "sentiment", 2, [0.1, 0.1]),
+            ("trl-grpo", "speech", 3, [0.1, 0.1]),
+        )
+    ]
+    found = [(each.who, each.reward, each.settings, each.seed) for each in race_entries(flags, trials)]
+    assert found == [
+        (who, reward, given, seed)
+        for reward, theirs in (
+            ("speech", {"trl-rloo": settings[1], "trl-grpo": settings[3]}),
+            ("sentiment", {"trl-rloo": settings[2]}),
+        )
+        for seed in (0, 1)
+        for who, given in ({"rloo": {}} | theirs).items()
     ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "plan", "message"),
-    [
-        ({"shape": "huge"}, {}, r"shape='huge': one of \('two-layer', '20M', 'Qwen2.5-0.5B'"),
-        ({"iterations": 0}, {}, "iterations=0"),
-        ({}, {"batch": 12, "micro_batch": 4}, "batch=12: allowed is a multiple of 8, and of minibatches"),
-        ({}, {"batch": 24, "micro_batch": 16}, r"batch=24: .* micro_batch=16"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(changes, plan, message):
-    with pytest.raises(ValueError, match=message):
-        compete(Flags(against="trl", plan=replace(_RACE, **plan), **changes))
+def test_a_lead_has_welch_s_interval() -> None:
+    own, other = np.array([[1.0], [2.0], [3.0]]), np.array([[0.0], [0.0], [0.6]])
+    # Variances 1 and 0.12, three seeds each: error sqrt(1.12 / 3), 2.47 degrees of freedom, whose quantile is 3.606.
+    mean, low, high = leads(own, other)[:, 0]
+    assert mean == pytest.approx(1.8)
+    assert (high - low) / 2 == pytest.approx(3.606 * (1.12 / 3) ** 0.5, rel=1e-3)
+    assert (high + low) / 2 == pytest.approx(1.8)
 
 
-def test_without_trl_it_says_what_to_install(monkeypatch):
-    def missing(name):
-        raise memory.PackageNotFoundError(name)
+def test_evaluations_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(race.time, "process_time", lambda: now.seconds)
 
-    monkeypatch.setattr(memory, "version", missing)
-    with pytest.raises(ModuleNotFoundError, match=r'against="trl": it is not installed; pip install "trl>=1.0"'):
-        compete(Flags(against="trl"))
+    def measure(policy: Any) -> dict[str, Any]:
+        now.seconds += 100
+        return {"J": policy}
+
+    clock = Clock((10, 20), measure)
+    clock.start()
+    stopped = []
+    for step in range(4):
+        now.seconds += 7
+        stopped.append(clock.iteration(lambda step=step: step, 64 * step))
+    assert stopped == [False, False, True, True]
+    assert clock.rows == [
+        {"mark": 10, "seconds": 14, "episodes": 64, "J": 1},
+        {"mark": 20, "seconds": 21, "episodes": 128, "J": 2},
+    ]
 
 
-def test_the_flags_of_the_settings_go_on_working(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["memory", "--only", "no such setting", "--device", "cuda", "--as-json"])
-    memory.main()
-    assert capsys.readouterr().out == "[]\n"
+@pytest.mark.slow
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the model is not here")
+def test_a_training_is_written_once_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"batch": 8, "minibatches": 1, "epochs": 1}
+    entries = [Entry("rloo", "speech", settings, seed, (1, 2), str(STORIES)) for seed in (0, 1)]
+    race.run_all(entries, tmp_path, 2)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert {path.name for path in files} == {entry.file for entry in entries}
+    race.run_all(entries, tmp_path, 2)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    found = race.results(entries, tmp_path)
+    assert found[0].reference == found[1].reference
+    assert [each.curve.shape for each in found] == [(2,), (2,)]
+    capsys.readouterr()
+    race.print_table("speech", found)
+    printed = capsys.readouterr().out
+    assert f"J of the reference: {found[0].reference:.3f}; seeds: rloo 2" in printed
+    assert f"{(found[0].curve[0] + found[1].curve[0]) / 2:.3f}" in printed

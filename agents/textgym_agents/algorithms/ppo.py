@@ -45,7 +45,7 @@ class OnPolicyAgent(LMAgent):
         super().__init__(task, config, model)
         self._collect = sampling(task, config, self.policy)
         self.settles = config.learning_rate is None and (config.model is not None or has_language_model(task))
-        self.learning_rate /= 10 if self.settles else 1  # for the first batch
+        self.learning_rate /= 4 if self.settles else 1  # for the first batch
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
