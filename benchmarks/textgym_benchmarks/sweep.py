@@ -53,10 +53,10 @@ _DRAWS: Final = 2000
 
 _DESIGN: Final[Sequence[JsonObject]] = (
     {},
+    {"learning_rate": 1e-3},
+    {"learning_rate": 1e-4},
     {"kl": "k1"},
     {"epochs": 1},
-    {"learning_rate": 1e-4},
-    {"learning_rate": 1e-3},
 )
 
 
@@ -66,7 +66,7 @@ def stories_env(model: str | Path) -> JsonObject:
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
-    """Return so many settings of an agent: its own, {}; another KL, one pass, two rates; then random ones.
+    """Return so many settings of an agent: its own, {}; two rates, another KL, one pass; then random ones.
 
     The random ones are drawn from `default_space`.
     """

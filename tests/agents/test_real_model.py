@@ -12,6 +12,7 @@ from textgym_agents.config import LMPPOConfig
 
 from textgym.evaluate import evaluate
 from textgym.lm.causal import CausalLM, load_causal_lm
+from textgym.optimum import optimum_of
 
 SHARED = Path(os.environ.get("TEXTGYM_SHARED", Path(__file__).parents[3] / "shared"))
 MODEL = SHARED / "models" / "stories260K"
@@ -62,3 +63,29 @@ def test_ppo_raises_the_objective_significantly():
     assert after.objective.low > before.objective.high + 0.1
     assert after.optimality.mean > 0.5
     assert after.kl.mean > 0
+
+
+@pytest.mark.slow
+@pytest.mark.learning
+def test_a_reward_of_one_s_own_is_learned_with_the_settings_as_they_come():
+    reward = {
+        "name": "weighted",
+        "rewards": {
+            "words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
+            "ending": {"name": "pattern", "pattern": r"(?s).*[.!]"},
+        },
+        "weights": {"words": 0.8, "ending": 0.2},
+    }
+    gains = []
+    for seed in range(5):
+        env = make_env(256, max_new_tokens=48, reward=reward, beta=0.05)
+        task = env.unwrapped.task
+        agent = LMPPO(task, LMPPOConfig(seed=seed, device="cpu"))
+        none = optimum_of(task, per_prompt=0)
+        before = evaluate(agent, task, optimum=none, per_prompt=64, seed=seed)
+        agent.learn(env, 4096)
+        after = evaluate(agent, task, optimum=none, per_prompt=64, seed=seed)
+        gains.append(after.objective.mean - before.objective.mean)
+    print([round(gain, 3) for gain in gains])
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+    assert np.mean(gains) - 2.776 * error > 0  # Student's t, 4 degrees of freedom
