@@ -124,7 +124,7 @@ class SavedLM(ABC):
             return {"base": self._base, "start": fingerprint(self.policy.model)}
         reference = self.reference.model
         shares = not self.has_own_reference and has_language_model(self.task)
-        if self.config.lora_rank is None and (shares or is_sharded(reference) and not is_peft(reference)):
+        if self.config.lora_rank is None and (shares or (is_sharded(reference) and not is_peft(reference))):
             return {"start": fingerprint(reference, whole=True)}
         return {}
 
