@@ -51,6 +51,8 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "stored in bfloat16": ("lm-ppo", {"model": "halves", "learning_rate": 0.01}),
     "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
+READ_AGAIN = ("lm-ppo", "stored in bfloat16", "adapter folder")
+"""Of which start, reference and policy are found in three ways."""
 
 
 def learn(folder: Path, parallel: str, *names: str) -> None:
@@ -72,17 +74,18 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
         found.save(folder / name)
         release(found.policy)
         sharded = all(isinstance(each, DTensor) for each in found.policy.parameters())
-        about = {"metrics": rows, "sharded": sharded}
-        if sharded:
-            gathered = whole_tensors(held(found), found.devices.leads)
-            about["unlike"] = _unlike_when_read(found, folder / name, env)
+        about = {"metrics": list(rows), "sharded": sharded}
         if found.devices.leads:
             save_file(tensors, folder / f"{name}.safetensors")
-            (folder / f"{name}.json").write_text(json.dumps(about))
-            if sharded:
+        if sharded and name in READ_AGAIN:
+            gathered = whole_tensors(held(found), found.devices.leads)
+            if found.devices.leads:
                 save_file(
                     {key: each.clone() for key, each in gathered.items()}, folder / f"{name}.gathered.safetensors"
                 )
+            about["unlike"] = _unlike_when_read(found, folder / name, env)
+        if found.devices.leads:
+            (folder / f"{name}.json").write_text(json.dumps(about))
 
 
 def held(agent: LMAgent) -> dict[str, Tensor]:

@@ -30,7 +30,15 @@ from textgym import make_task
 
 ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
 SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
+FIRST = ("lm-ppo", "lm-ppo, k1, adaptive beta", "grpo", "lora", "stored in bfloat16", "adapter folder")
+"""The cases that are left when those marked `learning` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
+
+
+def marked(*values: str) -> Any:
+    """Return the parameters of a test; the last is a case."""
+    marks = [] if values[-1] in FIRST else [pytest.mark.learning]
+    return pytest.param(*values, id=", ".join(reversed(values)), marks=marks)
 
 
 def test_ranks_own_what_they_have_played_and_are_dealt_the_rest() -> None:
@@ -77,21 +85,35 @@ def test_a_start_that_will_be_sharded_is_pages_of_its_file(
     assert start.apart
 
 
+class Learned:
+    """The folders of one rank, and of two that hold all weights, or parts of them. Args: root: of all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, case: str) -> Mapping[str, Path]:
+        """Return the folders, by name, where a case was learned, with all others that are marked as it is."""
+        cases = [name for name in rank_jobs.CASES if (name in FIRST) == (case in FIRST)]
+        root = self.root / str(case in FIRST)
+        folders = {name: root / name for name in ("alone", "ddp", "fsdp")}
+        if not root.exists():
+            for folder in folders.values():
+                rank_jobs.write_models(folder)
+            rank_jobs.learn(folders["alone"], "fsdp", *cases)  # alone it says nothing
+            run_job("learn", folders["ddp"], "ddp", *cases)
+            run_job("learn", folders["fsdp"], "fsdp", *(name for name in cases if name in SHARDED))
+        return folders
+
+
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The folders of one rank, and of two that hold all weights, or parts of them."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "ddp", "fsdp")}
-    for folder in folders.values():
-        rank_jobs.write_models(folder)
-    rank_jobs.learn(folders["alone"], "fsdp", *rank_jobs.CASES)  # alone it says nothing
-    run_job("learn", folders["ddp"], "ddp", *rank_jobs.CASES)
-    run_job("learn", folders["fsdp"], "fsdp", *SHARDED)
-    return folders
+def learn(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    return Learned(tmp_path_factory.mktemp("learned"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "case"), PAIRS, ids=[f"{name}, {parallel}" for parallel, name in PAIRS])
-def test_two_ranks_learn_what_one_learns(learned: Mapping[str, Path], parallel: str, case: str) -> None:
+@pytest.mark.parametrize(("parallel", "case"), [marked(*pair) for pair in PAIRS])
+def test_two_ranks_learn_what_one_learns(learn: Learned, parallel: str, case: str) -> None:
+    learned = learn(case)
     one, two = (load_file(learned[name] / f"{case}.safetensors") for name in ("alone", parallel))
     assert one.keys() == two.keys()
     for name, tensor in one.items():  # of a sharded policy the value head always has a gradient, here 0
@@ -116,18 +138,17 @@ def test_two_ranks_learn_what_one_learns(learned: Mapping[str, Path], parallel: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["lm-ppo", "stored in bfloat16", "adapter folder"])
-def test_every_rank_writes_a_part_and_one_process_reads_all(learned: Mapping[str, Path], case: str) -> None:
-    folder = learned["fsdp"] / case
-    gathered = load_file(learned["fsdp"] / f"{case}.gathered.safetensors")
-    assert json.loads((learned["fsdp"] / f"{case}.json").read_text())["unlike"] == []  # of what two ranks read again
+@pytest.mark.parametrize("case", rank_jobs.READ_AGAIN)
+def test_every_rank_writes_a_part_and_one_process_reads_all(learn: Learned, case: str) -> None:
+    root = learn(case)["fsdp"]
+    folder, gathered = root / case, load_file(root / f"{case}.gathered.safetensors")
+    assert json.loads((root / f"{case}.json").read_text())["unlike"] == []  # of what two ranks read again
     files = sorted((folder / SHARDS).glob("*.safetensors"))
     assert [each.name for each in files] == ["shard-0.safetensors", "shard-1.safetensors"]
-    held = [{name: each.numel() for name, each in load_file(file).items()} for file in files]
-    assert held[1].items() <= {name: size for name, size in held[1].items() if size <= held[0][name]}.items()
-    cut = {name: size for name, size in held[0].items() if name in held[1]}
-    assert sum(cut.values()) == pytest.approx(sum(held[1].values()), rel=0.05)
-    assert sum(held[0].values()) - sum(cut.values()) < 30  # counts of steps are in the first alone
+    sizes = [{name: each.numel() for name, each in load_file(file).items()} for file in files]
+    assert sum(sizes[1].values()) == pytest.approx(sum(sizes[0].values()), rel=0.25)  # 3 rows are 2 and 1
+    whole = {name for name in sizes[0] if name not in sizes[1]}
+    assert all(name.endswith(".step") for name in whole)
     assert not list(folder.rglob("model*.safetensors")), "weights that were gathered"
     read = LMPPO.load(folder, stop_env(24))
     found = rank_jobs.held(read)
@@ -141,10 +162,12 @@ def test_every_rank_writes_a_part_and_one_process_reads_all(learned: Mapping[str
 
 
 @pytest.mark.slow
-def test_a_shard_that_is_damaged_is_named(learned: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_shard_that_is_damaged_is_named(learn: Learned, tmp_path: Path) -> None:
+    saved = learn("lm-ppo")["fsdp"] / "lm-ppo"
+
     def refused(name: str, damage: Callable[[Path], object], problem: str) -> None:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        shutil.copytree(learned["fsdp"] / "lm-ppo", folder)
+        shutil.copytree(saved, folder)
         damage(folder / SHARDS / name)
         with pytest.raises(ValueError, match=f"{re.escape(str(folder / SHARDS / name))}: {problem}"):
             LMPPO.load(folder, stop_env(24))
@@ -171,8 +194,9 @@ def test_a_shard_that_is_damaged_is_named(learned: Mapping[str, Path], tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ADAPTED)
-def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learned: Mapping[str, Path], case: str) -> None:
+@pytest.mark.parametrize("case", map(marked, ADAPTED))
+def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case: str) -> None:
+    learned = learn(case)
     one, two = (learned[name] / case for name in ("alone", "fsdp"))
     files = [path.relative_to(one) for path in one.rglob("*.safetensors") if path.parent != one]
     named = case != "adapter folder"  # its merged base is in no other place
