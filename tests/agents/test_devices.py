@@ -194,7 +194,7 @@ def test_a_shard_that_is_damaged_is_named(learn: Learned, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", map(marked, ADAPTED))
+@pytest.mark.parametrize("case", [marked(case) for case in ADAPTED])
 def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case: str) -> None:
     learned = learn(case)
     one, two = (learned[name] / case for name in ("alone", "fsdp"))
@@ -215,7 +215,7 @@ def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.learning), "fsdp"])
 def test_two_ranks_fit_what_one_fits(tmp_path: Path, parallel: str) -> None:
     rank_jobs.fit(tmp_path / "one", parallel)
     run_job("fit", tmp_path / "two", parallel)
