@@ -236,10 +236,12 @@ def _load_plain(
     """Load a model without an adapter from its folder in a checkpoint, or from there and from the ranks' parts."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
+    from transformers.utils import logging
 
     weights = without_prefix(f"{name}.", tensors)
     if not weights:
         return load_causal_lm(folder / name, dtype)
+    logging.disable_progress_bar()  # as `load_causal_lm` does
     with no_init_weights():
         config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
