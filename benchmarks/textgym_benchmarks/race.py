@@ -43,7 +43,7 @@ MARKS: Final = (15, 30, 60, 120, 175)
 """CPU seconds at which J is measured."""
 OTHERS: Final = ("trl-rloo", "trl-grpo")
 _TRIAL_SEED = 1000
-_PER_PROMPT, _SEED = 24, 7_000  # of the evaluations
+_PER_PROMPT, _SEED = 16, 7_000  # of the evaluations
 _EPISODES = 10**7  # more than fit into any race
 _CHILD = "import json, sys; from textgym_benchmarks.race import run; print(json.dumps(run(json.loads(sys.argv[2]))))"
 
@@ -221,12 +221,12 @@ class RaceFlags:
     """TextGym's, registered names."""
     rewards: tuple[str, ...] = ("three words", "sentiment", "speech")
     """Names of `STORY_REWARDS`."""
-    trials: int = 6
+    trials: int = 4
     """Of each of TRL's trainers, for each reward."""
     seeds: int = 5
     """Of the race."""
     marks: tuple[int, ...] = MARKS
-    """CPU seconds at which J is measured, rising; trials end with the third."""
+    """CPU seconds at which J is measured, rising; trials end with the second."""
     workers: int = 2
     """Trainings at once, on a core each."""
     table: bool = False
@@ -238,7 +238,7 @@ def main() -> None:
     flags = tyro.cli(RaceFlags)
     make_folder(flags.out)
     trials = [
-        Entry(who, reward, settings, _TRIAL_SEED, flags.marks[:3], str(flags.model))
+        Entry(who, reward, settings, _TRIAL_SEED, flags.marks[:2], str(flags.model))
         for reward in flags.rewards
         for who in OTHERS
         for settings in trial_settings(flags.trials)
