@@ -172,6 +172,35 @@ def rank_correlations(found: Regrets) -> Floats:
     return agreement
 
 
+def spearman_interval(correlation: float, count: int) -> tuple[float, float]:
+    """Return the ends of the 95% interval of a Spearman correlation of so many pairs; -1 and 1 below 4.
+
+    Source: Bonett and Wright (2000), Sample size requirements for estimating Pearson, Kendall and Spearman
+        correlations, eq. 4.
+    """
+    if count < 4:
+        return -1.0, 1.0
+    wide = 1.96 * np.sqrt((1 + correlation**2 / 2) / (count - 3))
+    middle = np.arctanh(np.clip(correlation, -0.999999, 0.999999))
+    return float(np.tanh(middle - wide)), float(np.tanh(middle + wide))
+
+
+def print_agreement(found: Mapping[str, Regrets]) -> None:
+    """Print Spearman's correlations between tasks over the settings of all agents. Args: found: by agent."""
+    tasks = next(iter(found.values())).tasks
+    if any(each.tasks != tasks for each in found.values()):
+        return
+    lost = np.concatenate([each.regret for each in found.values()])
+    agree = np.corrcoef(rankdata(lost, axis=0).T)
+    shown = table("", *(folded(name, justify="right") for name in tasks), title=f"Spearman, {len(lost)} settings")
+    for name, row in zip(tasks, agree, strict=True):
+        cells = (
+            f"{each:.2f} [{low:.2f}, {high:.2f}]" for each in row for low, high in [spearman_interval(each, len(lost))]
+        )
+        shown.add_row(name, *cells)
+    Console(highlight=False).print(shown)
+
+
 @dataclass(frozen=True)
 class SweepFlags:
     """Run the sweep, or print its tables."""
@@ -204,9 +233,11 @@ def main() -> None:
         suite = sweep_suite(flags.agents, model, flags.settings, flags.episodes, flags.seeds, flags.tasks)
         run_suite(suite, flags.out, workers=flags.workers)
     results = load_results(flags.out)
-    for agent in flags.agents:
-        for budget in flags.episodes:
-            print_table(regrets(results, agent, budget), agent, budget, design(agent, flags.settings))
+    for budget in flags.episodes:
+        found = {agent: regrets(results, agent, budget) for agent in flags.agents}
+        for agent, each in found.items():
+            print_table(each, agent, budget, design(agent, flags.settings))
+        print_agreement(found)
 
 
 def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[JsonObject]) -> None:

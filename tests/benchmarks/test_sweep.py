@@ -6,7 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from textgym_benchmarks.sweep import STORY_REWARDS, design, print_table, rank_correlations, regrets, sweep_suite
+from textgym_benchmarks.sweep import (
+    STORY_REWARDS,
+    Regrets,
+    design,
+    print_agreement,
+    print_table,
+    rank_correlations,
+    regrets,
+    spearman_interval,
+    sweep_suite,
+)
 
 
 def result(task, place, objective, before=0.0, optimum=None, width=0.0, seed=0):
@@ -67,3 +77,19 @@ def test_every_setting_runs_on_every_task(tmp_path):
     assert design("rloo", 14) == design("rloo", 14)
     assert set(design("lm-ppo", 14)[13]) > {"learning_rate", "lam"}
     assert all("reference" not in cell.env for cell in sweep_suite(("rloo",), None, 1, (64,)).cells)
+
+
+def test_agreement_between_tasks_has_intervals(capsys):
+    low, high = spearman_interval(0.5, 28)  # tanh(0.5493 +- 1.96 sqrt(1.125 / 25))
+    assert (low, high) == pytest.approx((np.tanh(0.5493 - 0.41577), np.tanh(0.5493 + 0.41577)), abs=1e-4)
+    assert spearman_interval(0.9, 3) == (-1, 1)
+    lost = np.array([[0.0, 0.3], [0.1, 0.2], [0.2, 0.0]])
+    found = {
+        agent: Regrets(("a", "b"), (0, 1, 2), lost + shift, np.zeros((3, 3)), (True, True))
+        for agent, shift in (("one", 0.0), ("two", 0.01))
+    }
+    print_agreement(found)
+    # Ranks on a are 1..6, of 0, 0.01, 0.1, 0.11, 0.2, 0.21; on b the pairs stand the other way round.
+    ranks_b = [5, 6, 3, 4, 1, 2]
+    expected = 1 - 6 * sum((a - b) ** 2 for a, b in zip(range(1, 7), ranks_b, strict=True)) / 210
+    assert f"{expected:.2f} [" in capsys.readouterr().out
