@@ -1,15 +1,20 @@
-"""Identify the running sources: the folder that the packages come from, and a digest of their files."""
+"""Identify the running sources: the folder that the packages come from, a digest of their files, and versions."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("textgym", "textgym_agents", "textgym_benchmarks")
 _ROOTS = ("agents", "benchmarks")  # folders of a checkout that hold packages
 _DIGITS = 12
+_LIBRARIES = ("gymnasium", "numpy", "tokenizers", "torch", "transformers", "stable-baselines3", "sb3-contrib")
 
 
 def source_folder() -> Path:
@@ -49,3 +54,20 @@ def _packages() -> dict[str, Path]:
 
 def _tree(package: Path) -> Path:
     return package.parents[1] if package.parent.name in _ROOTS else package.parent
+
+
+def versions() -> dict[str, str]:
+    """Return versions of what a run's numbers depend on; "source" is `source_digest`, which `textgym --version` prints.
+
+    Raises: ValueError if the packages come from two checkouts.
+    """
+    source_folder()
+    found = {
+        "source": source_digest(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    for package in ("textgym", *_LIBRARIES):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
-import platform
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -18,14 +14,11 @@ import numpy as np
 
 from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
-from textgym.sources import source_digest, source_folder
 from textgym_agents.model_settings import ModelSettings
 from textgym_agents.training.trackers import check_track
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-_PACKAGES = ("textgym", "gymnasium", "numpy", "tokenizers", "torch", "transformers", "stable-baselines3", "sb3-contrib")
 
 MOST = 2**53
 """Of a count: beyond it, floats and integers part."""
@@ -97,23 +90,6 @@ def check_split(split: object) -> None:
         raise ValueError(not_one_of("split", split, get_args(HeldOut)))
 
 
-def versions() -> dict[str, str]:
-    """Return versions of what a run's numbers depend on; "source" is `source_digest`, which `textgym --version` prints.
-
-    Raises: ValueError if the packages come from two checkouts.
-    """
-    source_folder()
-    found = {
-        "source": source_digest(),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 Parallel = Literal["ddp", "fsdp"]
 KL = Literal["exact", "k1", "k2", "k3"]
 
@@ -132,9 +108,8 @@ class LMConfig(ModelSettings):
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
     learning_rate: float | None = None
-    """Adam's step size at its peak; None takes 5e-4 up to 4 million parameters, 2000 / parameters beyond and 3e-6
-    at least; ten times that for an adapter, 5e-4 at most; and 3e-3 where the start is made for the task. Where it is
-    not, on-policy agents scale it by what their first batch has moved, see `update_kl`."""
+    """Adam's step size at its peak; None takes 5e-4 up to 4 million parameters, 2000 / parameters beyond and 3e-6 at
+    least; ten times that for an adapter, 5e-4 at most; 3e-3 where the start is made for the task. See `update_kl`."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls over the budget; linear and cosine end at a tenth of the peak."""
     warmup: float = 0.0

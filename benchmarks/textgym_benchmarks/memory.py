@@ -31,7 +31,6 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 from textgym_agents.algorithms.ppo import LMPPO, OnPolicyAgent
-from textgym_agents.config import versions
 from textgym_agents.lm.memory import GIB, Plan, estimate
 from textgym_agents.lm.shapes import SHAPES
 from textgym_agents.protocol import Callback
@@ -40,6 +39,7 @@ from textgym_agents.registry import agent_class
 from textgym import make_task
 from textgym.checks import check_choice, check_count
 from textgym.lm import categorical
+from textgym.sources import versions
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_benchmarks.engines.jobs import fresh_python

@@ -37,7 +37,7 @@ from textgym.files import make_folder, read_json, write_json
 from textgym.optimum import optimum_of
 from textgym.rewards import make_reward
 from textgym_benchmarks.engines.jobs import fresh_python
-from textgym_benchmarks.sweep import STORY_REWARDS, stories_env
+from textgym_benchmarks.suites import STORY_REWARDS, stories_env
 
 MARKS: Final = (15, 30, 60, 120, 175)
 """CPU seconds at which J is measured."""

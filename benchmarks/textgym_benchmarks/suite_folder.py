@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from textgym_agents.config import versions
 from textgym_agents.saving import FORMAT, check_format
 
 from textgym.checks import JsonObject
 from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
 from textgym.interrupts import disk_full_at
 from textgym.registry import TASKS, load_target
+from textgym.sources import versions
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.suite import Cell, Evaluation, Suite

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 from textgym_agents.registry import make_env
 
+from textgym.checks import JsonObject
 from textgym.rewards.registry import spec_name
 from textgym.task import has_language_model
 from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite
@@ -39,6 +41,25 @@ AGENTS: Final = (*FIXED, *ON_POLICY, *OTHER_LM, *TABULAR, *SEARCH, *SB3)
 # and the features are the reference's (docs/sb3.md).
 _NEAR_REFERENCE: Final = {"top_k": 4, "lm_features": True, "reference_reward": False, "learning_rate": 0.003}
 _COOLING: Final = {"temperature": 1.0, "temperature_end": 0.1}
+
+STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
+    "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
+    "sentiment": "sentiment",
+    "20 words": {"name": "length", "target": 20, "unit": "words"},
+    "speech": {"name": "contains_all", "words": ['"', "!"]},
+}
+"""What is asked of a language model of stories, by name in tables."""
+_WHO: Final = ("a girl named Lily", "a boy named Tom", "a big bear", "a small bird", "an old man", "a cat", "a dog")
+_WHERE: Final = (
+    "in a small house",
+    "near the sea",
+    "in the forest",
+    "on a farm",
+    "by a river",
+    "in a city",
+    "on a hill",
+)
+STORY_PROMPTS: Final = tuple(f"Once upon a time, {who} lived {where}." for who in _WHO for where in _WHERE)
 
 
 def ci() -> Suite:
@@ -294,6 +315,11 @@ def settings(agent: str, task: str) -> Mapping[str, object]:
         points = agent in SB3_POINTS
         return {name: value for name, value in _NEAR_REFERENCE.items() if not (points and name == "top_k")}
     return {}
+
+
+def stories_env(model: str | Path) -> JsonObject:
+    """Return the options of `textgym/Text-v0` that make it a task of stories, without a reward. Args: model: folder."""
+    return {"prompts": list(STORY_PROMPTS), "reference": str(model), "max_new_tokens": 48, "beta": 0.05}
 
 
 # CPU seconds on one core of a Xeon: of a cell's evaluations, and of 1,000 episodes.

@@ -23,31 +23,13 @@ from textgym.checks import Floats, JsonObject
 from textgym.commands.console import folded, number, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
-from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite
-from textgym_benchmarks.suites import rows
+from textgym_benchmarks.suite import Cell, Evaluation, Suite
+from textgym_benchmarks.suites import STORY_REWARDS, rows, stories_env
 from textgym_benchmarks.summaries.grid import at
 from textgym_benchmarks.tune import default_space
 
 AGENTS: Final = ("lm-ppo", "rloo", "grpo")
 TASKS: Final = ("Helpful", "HHH", "Arithmetic", "Json")
-STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
-    "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
-    "sentiment": "sentiment",
-    "20 words": {"name": "length", "target": 20, "unit": "words"},
-    "speech": {"name": "contains_all", "words": ['"', "!"]},
-}
-"""What is asked of a language model of stories, by name in tables."""
-_WHO: Final = ("a girl named Lily", "a boy named Tom", "a big bear", "a small bird", "an old man", "a cat", "a dog")
-_WHERE: Final = (
-    "in a small house",
-    "near the sea",
-    "in the forest",
-    "on a farm",
-    "by a river",
-    "in a city",
-    "on a hill",
-)
-STORY_PROMPTS: Final = tuple(f"Once upon a time, {who} lived {where}." for who in _WHO for where in _WHERE)
 _DRAWS: Final = 2000
 
 
@@ -58,11 +40,6 @@ _DESIGN: Final[Sequence[JsonObject]] = (
     {"kl": "k1"},
     {"epochs": 1},
 )
-
-
-def stories_env(model: str | Path) -> JsonObject:
-    """Return the options of `textgym/Text-v0` that make it a task of stories, without a reward. Args: model: folder."""
-    return {"prompts": list(STORY_PROMPTS), "reference": str(model), "max_new_tokens": 48, "beta": 0.05}
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:

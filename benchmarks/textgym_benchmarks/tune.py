@@ -18,7 +18,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from textgym_agents.config import versions
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_config
 from textgym_agents.saving import FORMAT, check_format
@@ -27,6 +26,7 @@ from textgym_agents.training.loop import SilentWatcher
 from textgym.checks import JsonObject, is_finite, not_one_of
 from textgym.files import json_value, make_folder, read_json, write_json
 from textgym.interrupts import disk_full_at
+from textgym.sources import versions
 from textgym_benchmarks.engines import Engine, Event, Job
 from textgym_benchmarks.suite import Cell, Evaluation, Suite, check_integer
 from textgym_benchmarks.suite_folder import RUN_CELL, hold, open_suite, run_one

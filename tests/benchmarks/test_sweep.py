@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from textgym_benchmarks.suites import STORY_REWARDS
 from textgym_benchmarks.sweep import (
-    STORY_REWARDS,
     Regrets,
     design,
     print_agreement,

@@ -19,9 +19,9 @@ from textgym.files import make_folder, read_json, replaced, write_json
 from textgym.preferences import read_rankings, write_rankings
 from textgym.rewards import Reward, make_reward
 from textgym.sampling import PromptEpisodes, play
+from textgym.sources import versions
 from textgym.task import Task, make_reference, reference_model
 from textgym_agents.algorithms.ppo import LMPPO
-from textgym_agents.config import versions
 from textgym_agents.registry import make_env
 from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
 from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted

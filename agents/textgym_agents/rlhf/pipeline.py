@@ -16,9 +16,10 @@ from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.preferences import collect, disagreement, read_rankings, write_rankings
 from textgym.rewards import make_reward
+from textgym.sources import versions
 from textgym.task import Task, load_reference, make_reference, reference_model
 from textgym.world.prompts import TASK_SHARES
-from textgym_agents.config import TrainSettings, versions
+from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import load_agent, make_env
 from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted

@@ -19,8 +19,8 @@ from textgym.checks import JsonObject
 from textgym.files import make_folder, plain, read_json, write_json
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
 from textgym.rows import numbered_rows, row_source
+from textgym.sources import versions
 from textgym.task import Task
-from textgym_agents.config import versions
 from textgym_agents.lm.devices import join
 from textgym_agents.lm.trainer import SupervisedTrainer, steps_done
 from textgym_agents.protocol import Metrics

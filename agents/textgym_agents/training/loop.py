@@ -13,8 +13,9 @@ from textgym.evaluate import EvaluationResult, evaluate
 from textgym.files import reading
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
 from textgym.optimum import Optimum, optimum_of
+from textgym.sources import versions
 from textgym_agents.algorithms.fixed import reference_of
-from textgym_agents.config import TrainSettings, versions
+from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.saving import count, number
@@ -184,8 +185,8 @@ class Training:
                 self._catch_up(folder)
                 return self._run(folder, watcher)
         except KeyboardInterrupt as interrupt:
-            done = f"after {self._episodes} of {self._settings.episodes} episodes"
-            raise TrainingInterrupted(f"{done}; {advice}") from interrupt
+            reached = f"{self._episodes} of {self._settings.episodes} episodes"
+            raise TrainingInterrupted(f"after {reached}; {advice}") from interrupt
 
     @property
     def leads(self) -> bool:
@@ -196,7 +197,7 @@ class Training:
         """Learn beside the process that runs this training, which alone evaluates, prints and writes."""
         self._iterations, self._episodes = self._agent.iteration or 0, int(getattr(self._agent, "episodes", 0))
         if self._episodes < self._settings.episodes:
-            self._learn(None, None)
+            self._learn(None, SilentWatcher())
         self._ranks.part()
 
     def _command(self, folder: RunFolder) -> str:
@@ -229,8 +230,8 @@ class Training:
         self._ranks.part()
         return self._finish(folder, watcher, self._last)
 
-    def _learn(self, folder: RunFolder | None, watcher: Watcher | None) -> None:
-        """Learn, and write to a folder; a process that follows has neither folder nor watcher."""
+    def _learn(self, folder: RunFolder | None, watcher: Watcher) -> None:
+        """Learn, and write to a folder; a process that follows has none."""
         settings = self._settings
         offset, stopped, known = self._iterations, False, self._agent.chosen
 
@@ -242,11 +243,11 @@ class Training:
             row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
             done, due = self._episodes >= settings.episodes, self._is_due(before)
             self._counts = self._ranks.counts(self.task.scorer.counts())
-            if folder is not None and watcher is not None:
+            if folder is not None:
                 self._measure(folder, watcher, row, done, due)
             nonlocal stopped, known
-            if watcher is not None and self._agent.chosen != known:
-                watcher.note(known := self._agent.chosen)
+            if known != (known := self._agent.chosen):
+                watcher.note(known)
             stopped = self._ranks.any(interrupted())
             at_point = (done or due) and settings.eval_points > 0
             if done or at_point or stopped or self._every(settings.save_every):
@@ -254,15 +255,12 @@ class Training:
             self._meter.start()
             return stopped
 
-        def said() -> None:
-            if watcher is not None:
-                watcher.note("stopping after this iteration; Ctrl-C again stops at once")
-
-        with first_interrupt(said) as interrupted:
+        stopping = "stopping after this iteration; Ctrl-C again stops at once"
+        with first_interrupt(lambda: watcher.note(stopping)) as interrupted:
             self._meter.start()
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
             if stopped and self._episodes < settings.episodes:
-                if folder is not None and watcher is not None:
+                if folder is not None:
                     self._draw(folder, watcher)
                 raise interrupted.error()
         if self._iterations == offset:

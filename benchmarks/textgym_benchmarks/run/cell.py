@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from textgym_agents.algorithms.fixed import reference_of
-from textgym_agents.config import TrainSettings, versions
+from textgym_agents.config import TrainSettings
 from textgym_agents.conformance.under_test import global_generators
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config, make_env
@@ -26,6 +26,7 @@ from textgym.checks import JsonObject
 from textgym.evaluate import evaluate
 from textgym.files import plain, read_json, read_lines
 from textgym.optimum import Optimum, optimum_of
+from textgym.sources import versions
 from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result

@@ -21,7 +21,6 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from textgym_agents.config import versions
 from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
@@ -42,6 +41,7 @@ from textgym.optimum import (
     solvable,
 )
 from textgym.prompts import HeldOut
+from textgym.sources import versions
 from textgym.task import Task, make_reference, task_entry
 from textgym_benchmarks.results.rows import crossings, seconds_to_levels
 from textgym_benchmarks.results.store import Result, load_results

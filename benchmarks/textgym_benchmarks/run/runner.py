@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from textgym_agents.config import versions
 from textgym_agents.registry import make_env
 
 from textgym.checks import JsonObject, TextGymWarning
@@ -21,6 +20,7 @@ from textgym.files import plain, read_json, write_json
 from textgym.interrupts import DiskFullError, disk_full_at
 from textgym.prompts import HeldOut
 from textgym.rewards import Scorer
+from textgym.sources import versions
 from textgym_benchmarks.engines import Engine, Event, Job, make_engine
 from textgym_benchmarks.engines.jobs import cores
 from textgym_benchmarks.results.format import FORMAT
