@@ -15,8 +15,10 @@ from textgym_agents import make_agent
 from textgym_agents.algorithms import ppo
 from textgym_agents.config import FitConfig
 from textgym_agents.lm.agent import LMAgent
+from textgym_agents.lm.checkpoint import optimizer_tensors, with_prefix
 from textgym_agents.lm.devices import Devices, join, world_size
 from textgym_agents.lm.lora import add_lora, merged, save_model
+from textgym_agents.lm.parts import own_part
 from textgym_agents.lm.sharding import release, whole, whole_tensors
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.lm.trainer import SupervisedLoss, SupervisedTrainer
@@ -29,6 +31,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import Encoded
+from textgym.vector import TokenVectorEnv
 
 BATCH, EPISODES = 24, 72
 _LOUD = {"batch": BATCH, "micro_batch": 5, "device": "cpu", "max_grad_norm": 1e9}
@@ -48,6 +51,8 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "stored in bfloat16": ("lm-ppo", {"model": "halves", "learning_rate": 0.01}),
     "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
+READ_AGAIN = ("lm-ppo", "stored in bfloat16", "adapter folder")
+"""Of which start, reference and policy are found in three ways."""
 
 
 def learn(folder: Path, parallel: str, *names: str) -> None:
@@ -69,9 +74,40 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
         found.save(folder / name)
         release(found.policy)
         sharded = all(isinstance(each, DTensor) for each in found.policy.parameters())
+        about = {"metrics": list(rows), "sharded": sharded}
         if found.devices.leads:
             save_file(tensors, folder / f"{name}.safetensors")
-            (folder / f"{name}.json").write_text(json.dumps({"metrics": rows, "sharded": sharded}))
+        if sharded and name in READ_AGAIN:
+            gathered = whole_tensors(held(found), found.devices.leads)
+            if found.devices.leads:
+                save_file(
+                    {key: each.clone() for key, each in gathered.items()}, folder / f"{name}.gathered.safetensors"
+                )
+            about["unlike"] = _unlike_when_read(found, folder / name, env)
+        if found.devices.leads:
+            (folder / f"{name}.json").write_text(json.dumps(about))
+
+
+def held(agent: LMAgent) -> dict[str, Tensor]:
+    """Return what a checkpoint has to bring back of an agent's policy, reference and optimiser."""
+    found = with_prefix("policy.", agent.policy.state_dict())
+    found |= with_prefix("reference.", agent.reference.state_dict())
+    return found | with_prefix("optimizer.", optimizer_tensors(agent.optimizer))
+
+
+def _unlike_when_read(agent: LMAgent, folder: Path, env: TokenVectorEnv) -> list[str]:
+    """Return which of a rank's parts differ in the agent that all ranks read, as it is and after an iteration more."""
+    again = type(agent).load(folder, env)
+    found: set[str] = set()
+    for episodes in (0, BATCH):
+        for each in (agent, again):
+            if episodes:
+                each.learn(env, episodes)
+            release(each.policy, each.reference)
+        one, two = held(agent), held(again)
+        assert one.keys() == two.keys()
+        found |= {name for name in one if not torch.equal(own_part(one[name]), own_part(two[name]))}
+    return sorted({name for part in agent.devices.gather_json({"unlike": sorted(found)}) for name in part["unlike"]})
 
 
 def write_models(folder: Path, size: int = 6) -> None:

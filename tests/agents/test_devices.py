@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import pytest
 import torch
 from agents.ranks import finish, run_job, start
 from golden.agent_records import stop_env
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.devices import ALONE, Devices
+from textgym_agents.lm.parts import SHARDS, read_slices
 from textgym_agents.lm.start import start_policies
 from textgym_agents.training.ranks import Ranks, share
 
@@ -27,7 +30,15 @@ from textgym import make_task
 
 ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
 SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
+FIRST = ("lm-ppo", "lm-ppo, k1, adaptive beta", "grpo", "lora", "stored in bfloat16", "adapter folder")
+"""The cases that are left when those marked `learning` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
+
+
+def marked(*values: str) -> Any:
+    """Return the parameters of a test; the last is a case."""
+    marks = [] if values[-1] in FIRST else [pytest.mark.learning]
+    return pytest.param(*values, id=", ".join(reversed(values)), marks=marks)
 
 
 def test_ranks_own_what_they_have_played_and_are_dealt_the_rest() -> None:
@@ -74,21 +85,35 @@ def test_a_start_that_will_be_sharded_is_pages_of_its_file(
     assert start.apart
 
 
+class Learned:
+    """The folders of one rank, and of two that hold all weights, or parts of them. Args: root: of all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, case: str) -> Mapping[str, Path]:
+        """Return the folders, by name, where a case was learned, with all others that are marked as it is."""
+        cases = [name for name in rank_jobs.CASES if (name in FIRST) == (case in FIRST)]
+        root = self.root / str(case in FIRST)
+        folders = {name: root / name for name in ("alone", "ddp", "fsdp")}
+        if not root.exists():
+            for folder in folders.values():
+                rank_jobs.write_models(folder)
+            rank_jobs.learn(folders["alone"], "fsdp", *cases)  # alone it says nothing
+            run_job("learn", folders["ddp"], "ddp", *cases)
+            run_job("learn", folders["fsdp"], "fsdp", *(name for name in cases if name in SHARDED))
+        return folders
+
+
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The folders of one rank, and of two that hold all weights, or parts of them."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "ddp", "fsdp")}
-    for folder in folders.values():
-        rank_jobs.write_models(folder)
-    rank_jobs.learn(folders["alone"], "fsdp", *rank_jobs.CASES)  # alone it says nothing
-    run_job("learn", folders["ddp"], "ddp", *rank_jobs.CASES)
-    run_job("learn", folders["fsdp"], "fsdp", *SHARDED)
-    return folders
+def learn(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    return Learned(tmp_path_factory.mktemp("learned"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "case"), PAIRS, ids=[f"{name}, {parallel}" for parallel, name in PAIRS])
-def test_two_ranks_learn_what_one_learns(learned: Mapping[str, Path], parallel: str, case: str) -> None:
+@pytest.mark.parametrize(("parallel", "case"), [marked(*pair) for pair in PAIRS])
+def test_two_ranks_learn_what_one_learns(learn: Learned, parallel: str, case: str) -> None:
+    learned = learn(case)
     one, two = (load_file(learned[name] / f"{case}.safetensors") for name in ("alone", parallel))
     assert one.keys() == two.keys()
     for name, tensor in one.items():  # of a sharded policy the value head always has a gradient, here 0
@@ -113,14 +138,74 @@ def test_two_ranks_learn_what_one_learns(learned: Mapping[str, Path], parallel: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ADAPTED)
-def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learned: Mapping[str, Path], case: str) -> None:
+@pytest.mark.parametrize("case", rank_jobs.READ_AGAIN)
+def test_every_rank_writes_a_part_and_one_process_reads_all(learn: Learned, case: str) -> None:
+    root = learn(case)["fsdp"]
+    folder, gathered = root / case, load_file(root / f"{case}.gathered.safetensors")
+    assert json.loads((root / f"{case}.json").read_text())["unlike"] == []  # of what two ranks read again
+    files = sorted((folder / SHARDS).glob("*.safetensors"))
+    assert [each.name for each in files] == ["shard-0.safetensors", "shard-1.safetensors"]
+    sizes = [{name: each.numel() for name, each in load_file(file).items()} for file in files]
+    assert sum(sizes[1].values()) == pytest.approx(sum(sizes[0].values()), rel=0.25)  # 3 rows are 2 and 1
+    whole = {name for name in sizes[0] if name not in sizes[1]}
+    assert all(name.endswith(".step") for name in whole)
+    assert not list(folder.rglob("model*.safetensors")), "weights that were gathered"
+    read = LMPPO.load(folder, stop_env(24))
+    found = rank_jobs.held(read)
+    assert found.keys() == gathered.keys()
+    for name, tensor in gathered.items():
+        assert torch.equal(found[name], tensor), name
+    assert read.episodes == rank_jobs.EPISODES
+    before = found["policy.value_head.weight"].clone()
+    read.learn(stop_env(24), 24)  # one goes on from what two have written
+    assert not torch.equal(before, read.policy.value_head.weight)
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_damaged_is_named(learn: Learned, tmp_path: Path) -> None:
+    saved = learn("lm-ppo")["fsdp"] / "lm-ppo"
+
+    def refused(name: str, damage: Callable[[Path], object], problem: str) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(saved, folder)
+        damage(folder / SHARDS / name)
+        with pytest.raises(ValueError, match=f"{re.escape(str(folder / SHARDS / name))}: {problem}"):
+            LMPPO.load(folder, stop_env(24))
+
+    def shorten(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-4])
+
+    def change(path: Path) -> None:
+        tensors = load_file(path)
+        first = next(name for name, each in tensors.items() if each.ndim == 2)
+        save_file(tensors | {first: tensors[first][1:]}, path)
+
+    def leave_out(path: Path) -> None:
+        tensors = load_file(path)
+        save_file({name: tensors[name] for name in sorted(tensors)[1:]}, path)
+
+    refused("shard-1.safetensors", Path.unlink, "there is no such file")
+    refused("shard-0.safetensors", shorten, "the shard is damaged .*not fully covered")
+    refused("shard-1.safetensors", change, "the shard does not fit here, or is damaged .*is F32")
+    refused("shard-1.safetensors", leave_out, "the shard is damaged .*does not contain tensor")
+    refused("shards.json", Path.unlink, "there is no such file")
+    refused("shards.json", lambda path: path.write_text("{"), "no JSON can be read there")
+    refused("shards.json", lambda path: path.write_text('{"world": 2}'), "the list of tensors is damaged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [marked(case) for case in ADAPTED])
+def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case: str) -> None:
+    learned = learn(case)
     one, two = (learned[name] / case for name in ("alone", "fsdp"))
     files = [path.relative_to(one) for path in one.rglob("*.safetensors") if path.parent != one]
     named = case != "adapter folder"  # its merged base is in no other place
     assert {str(each.parent) for each in files} == ({"model"} if named else {"model", "reference", "base"})
+    slices = read_slices(two / SHARDS)
     for file in files:
-        expected, found = load_file(one / file), load_file(two / file)
+        expected = load_file(one / file)
+        base = {key.removeprefix("base."): each.read() for key, each in slices.items() if key.startswith("base.")}
+        found = base if str(file.parent) == "base" else load_file(two / file)
         assert {key: each.shape for key, each in expected.items()} == {key: each.shape for key, each in found.items()}
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, rtol=0, atol=2e-3 if str(file.parent) == "model" else 0)
@@ -130,7 +215,7 @@ def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learned: Mapping[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.learning), "fsdp"])
 def test_two_ranks_fit_what_one_fits(tmp_path: Path, parallel: str) -> None:
     rank_jobs.fit(tmp_path / "one", parallel)
     run_job("fit", tmp_path / "two", parallel)
@@ -142,8 +227,19 @@ def test_two_ranks_fit_what_one_fits(tmp_path: Path, parallel: str) -> None:
         assert second["sharded"] == (parallel == "fsdp")
         for row, other in zip(first["metrics"], second["metrics"], strict=True):
             assert row == pytest.approx(other, rel=1e-4)
-        checkpoints = [load_file(tmp_path / each / name / "checkpoint/tensors.safetensors") for each in ("one", "two")]
-        assert {k: v.shape for k, v in checkpoints[0].items()} == {k: v.shape for k, v in checkpoints[1].items()}
+        tensors = load_file(tmp_path / "one" / name / "checkpoint/tensors.safetensors")
+        slices = read_slices(tmp_path / "two" / name / "checkpoint" / SHARDS)
+        assert bool(slices) == (parallel == "fsdp")
+        found = slices or load_file(tmp_path / "two" / name / "checkpoint/tensors.safetensors")
+        assert {key: each.shape for key, each in tensors.items()} == {key: each.shape for key, each in found.items()}
+    shutil.copytree(tmp_path / "two", tmp_path / "read")
+    rank_jobs.fit(tmp_path / "read", parallel)  # by one process, which has no step left to take
+    for name in ("sft", "lora", "reward"):
+        files = [tmp_path / each / name / "parameters.safetensors" for each in ("two", "read")]
+        one, two = map(load_file, files)
+        assert json.loads(files[1].with_name("metrics.json").read_text())["metrics"] == []
+        for key, tensor in one.items():  # an adapter is merged part by part
+            torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-6 if name == "lora" else 0)
 
 
 def words(out: Path, *more: str) -> list[str]:
@@ -179,7 +275,7 @@ def test_a_killed_rank_leaves_a_run_that_goes_on_bit_for_bit(tmp_path: Path, par
             k: v for k, v in two.items() if "seconds" not in k
         }
     names = [path.relative_to(whole) for path in (whole / "checkpoint").rglob("*.safetensors")]
-    assert len(names) == (2 if adapter else 3)
+    assert len(names) == (3 if adapter or parallel == "ddp" else 2)  # a shard of each, and the adapter
     for name in names:
         one, two = (load_file(folder / name) for folder in (whole, cut))
         assert all(torch.equal(one[key], two[key]) for key in one.keys() | two.keys()), name

@@ -127,11 +127,16 @@ def stored_precision(folder: str | Path) -> torch.dtype:
     return torch.bfloat16 if found == {"BF16"} and not is_adapter else torch.float32
 
 
-def load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a PEFT adapter, which can be trained, over the causal LM at `base`, which cannot; in evaluation mode."""
+def load_adapter(
+    name: str | Path, base: str | Path | PreTrainedModel, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a PEFT adapter, which can be trained, over a causal LM or the one at `base`; in evaluation mode.
+
+    What is under the adapter cannot be trained.
+    """
     from peft import PeftModel
 
-    model = load_causal_lm(base, dtype)
+    model = load_causal_lm(base, dtype) if isinstance(base, str | Path) else base
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an older name
         adapted = PeftModel.from_pretrained(model, str(name), is_trainable=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -9,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -23,17 +24,29 @@ from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
 from textgym.vocab import load_vocabulary
 from textgym_agents.config import LMConfig
-from textgym_agents.lm.devices import Devices
-from textgym_agents.lm.lora import base_tensors, merged, model_tensors, read_adapter, save_model
+from textgym_agents.lm.devices import Devices, world_size
+from textgym_agents.lm.lora import merged, model_tensors, plain_tensors, read_adapter, save_model
 from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.parts import (
+    SHARDS,
+    Stored,
+    is_sharded,
+    load_whole,
+    loaded,
+    part_like,
+    read_parts,
+    read_slices,
+    write_parts,
+)
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.sharding import is_sharded, load_whole, part_like, release, whole_tensors
+from textgym_agents.lm.sharding import release
 from textgym_agents.lm.start import AdapterOff, fingerprint
-from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved, write_saved
+from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Named = TypeVar("Named", bound=Stored)
 OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
 
@@ -75,17 +88,13 @@ class SavedLM(ABC):
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it.
 
-        Of several devices all call this, and the one that leads writes.
+        Of several devices all call this, and the one that leads writes; where weights are sharded, each its own part.
         """
         scorers = self.devices.gather_json(self.task.scorer.state_dict()) if self.devices.world > 1 else []
-        leads = self.devices.leads
         release(self.policy, self.reference)
         tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
-        tensors = whole_tensors(tensors | with_prefix("memory.", self.memory()), leads)
-        models, origin = self._models(), self._origin()
-        if not leads:
-            return
+        tensors |= with_prefix("memory.", self.memory()) | self._weights()
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
         state |= {name: getattr(self, name) for name in _COUNTERS} | {
             "beta": self.controller.beta,
@@ -95,34 +104,28 @@ class SavedLM(ABC):
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
         }
-        state |= origin
-        write_saved(
-            path,
-            self.name,
-            self.config,
-            self.task,
-            state=state,
-            tensors=tensors,
-            folders=self._folders(Path(path).absolute(), models),
-        )
+        state |= self._origin()
+        folders = self._folders(Path(path).absolute())
+        write_parts(self.devices, tensors, path, self.name, self.config, self.task, state=state, folders=folders)
 
-    def _models(self) -> dict[str, dict[str, Tensor] | None]:
-        """Return the tensors of the folders that are written, by name; None: those that the models hold themselves."""
-        leads, model = self.devices.leads, self.policy.model
-        found = {"model": model_tensors(model, leads)}
-        if self.config.lora_rank is None:
-            found["reference"] = model_tensors(self.reference.model, leads)
-        if is_peft(model) and self._base is None:
-            found["base"] = base_tensors(model, leads)
-        return found
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the sharded weights that are saved, under the names of the folders that lack them; no adapter's."""
+        model = self.policy.model
+        if not is_sharded(model):
+            return {}
+        if not is_peft(model):
+            found = with_prefix("model.", plain_tensors(model))
+            return found | with_prefix("reference.", plain_tensors(self.reference.model))
+        return with_prefix("base.", plain_tensors(model)) if self._base is None else {}
 
     def _origin(self) -> dict[str, object]:
         """Return where the start is to be found, and its digest; {} where it is saved here and nothing can share it."""
         if self._base is not None:
             return {"base": self._base, "start": fingerprint(self.policy.model)}
-        shares = self.config.lora_rank is None and not self.has_own_reference and has_language_model(self.task)
-        if shares and not is_sharded(self.reference.model):
-            return {"start": fingerprint(self.reference.model, whole=True)}
+        reference = self.reference.model
+        shares = not self.has_own_reference and has_language_model(self.task)
+        if self.config.lora_rank is None and (shares or (is_sharded(reference) and not is_peft(reference))):
+            return {"start": fingerprint(reference, whole=True)}
         return {}
 
     @property
@@ -130,25 +133,36 @@ class SavedLM(ABC):
         """Where the model under a new adapter is; None where it is in no other place than here."""
         return self.reference.base if isinstance(self.reference, AdapterOff) else None
 
-    def _folders(
-        self, path: Path, tensors: Mapping[str, dict[str, Tensor] | None]
-    ) -> dict[str, Callable[[Path], object]]:
+    def _folders(self, path: Path) -> dict[str, Callable[[Path], object]]:
         """Return what writes the models: policy, reference, and the model under an adapter unless it has a name.
 
-        Args: path: of the whole. tensors: see `_models`.
+        All ranks call this, and one calls what is returned. Args: path: of the whole.
         """
         model, base = self.policy.model, self._base or str(path / "base")
 
+        def writer(model: PreTrainedModel) -> Callable[[Path], object]:
+            if is_sharded(model) and not is_peft(model):
+                return model.config.save_pretrained  # its weights are those of `_weights`
+            tensors = model_tensors(model, self.devices.leads)
+            return lambda folder: save_model(model, folder, base, tensors)
+
+        def write_base(folder: Path) -> None:
+            plain = model.get_base_model()
+            if is_sharded(model):
+                plain.config.save_pretrained(folder)
+            else:
+                plain.save_pretrained(folder, state_dict={n: t.detach() for n, t in plain_tensors(model).items()})
+
+        write_model = writer(model)
+
         def write_policy(folder: Path) -> None:
-            save_model(model, folder, base, tensors["model"])
+            write_model(folder)
             self.task.vocabulary.save(folder)
 
-        writers: dict[str, Callable[[Path], object]] = {
-            "model": write_policy,
-            "reference": lambda folder: save_model(self.reference.model, folder, base, tensors["reference"]),
-            "base": lambda folder: model.get_base_model().save_pretrained(folder, state_dict=tensors["base"]),
-        }
-        return {name: writers[name] for name in tensors}
+        found: dict[str, Callable[[Path], object]] = {"model": write_policy}
+        if self.config.lora_rank is None:
+            found["reference"] = writer(self.reference.model)
+        return found | ({"base": write_base} if is_peft(model) and self._base is None else {})
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
@@ -161,12 +175,15 @@ class SavedLM(ABC):
 
     @classmethod
     def _restored(cls, saved: Saved, task: Task) -> Self:
-        state, tensors = saved.state, saved.tensors()
-        agent = cls._begun(saved, task)
+        state, tensors = saved.state, read_parts(saved)
+        agent = cls._begun(saved, task, tensors)
+        weights = without_prefix("model.", tensors)
         if agent.config.lora_rank is not None:
             read_adapter(agent.policy.model, saved.folder / "model")
+        elif weights:
+            load_whole(agent.policy.model, weights)
         else:
-            load_whole(agent.policy.model, copy.deepcopy(_load_model(saved.folder, "model").state_dict()))
+            load_whole(agent.policy.model, copy.deepcopy(_load_model(saved.folder, "model", tensors).state_dict()))
         frozen = set(state["frozen"])
         for name, parameter in agent.policy.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -174,7 +191,7 @@ class SavedLM(ABC):
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
         memory = without_prefix("memory.", tensors)
         if memory:
-            agent.restore_memory(memory)
+            agent.restore_memory({name: loaded(each) for name, each in memory.items()})
         agent.controller.beta = number(state, "beta")
         for name in _COUNTERS:
             setattr(agent, name, count(state, name))
@@ -185,7 +202,7 @@ class SavedLM(ABC):
         return agent
 
     @classmethod
-    def _begun(cls, saved: Saved, task: Task) -> Self:
+    def _begun(cls, saved: Saved, task: Task, tensors: Mapping[str, Stored]) -> Self:
         """Return the agent as it was before it learned; what the task's own reference says is shared with that."""
         config, state = cls.config_type(**saved.config), saved.state
         base = state.get("base")
@@ -196,18 +213,40 @@ class SavedLM(ABC):
                 raise ValueError(f"model={base!r}: its weights are not those that the adapter was trained on")
             return agent
         if config.lora_rank is not None:
-            return cls(task, config, model=load_causal_lm(saved.folder / "base"))
-        if saved.same_task and not state["own_reference"] and has_language_model(task):
-            agent = cls(task, config)
-            model = agent.reference.model
-            if not is_sharded(model) and fingerprint(model, whole=True) == state.get("start"):
-                return agent
-        return cls(task, config, model=_load_model(saved.folder, "reference"))
+            return cls(task, config, model=_load_plain(saved.folder, "base", tensors))
+        shares = saved.same_task and not state["own_reference"] and has_language_model(task)
+        named = config.model is not None or has_language_model(task)
+        if shares or (named and "start" in state and config.parallel == "fsdp" and world_size() > 1):
+            with contextlib.suppress(ValueError):  # it may be gone, and is saved here
+                agent = cls(task, config)
+                if fingerprint(agent.reference.model, whole=True) == state.get("start"):
+                    return agent
+        return cls(task, config, model=_load_model(saved.folder, "reference", tensors))
 
 
-def _load_model(folder: Path, name: str) -> PreTrainedModel:
-    base = folder / "base"
-    model: PreTrainedModel = load_adapter(folder / name, base) if base.is_dir() else load_causal_lm(folder / name)
+def _load_model(folder: Path, name: str, tensors: Mapping[str, Stored]) -> PreTrainedModel:
+    if (folder / "base").is_dir():
+        return load_adapter(folder / name, _load_plain(folder, "base", tensors))
+    return _load_plain(folder, name, tensors)
+
+
+def _load_plain(
+    folder: Path, name: str, tensors: Mapping[str, Stored], dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a model without an adapter from its folder in a checkpoint, or from there and from the ranks' parts."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+    from transformers.utils import logging
+
+    weights = without_prefix(f"{name}.", tensors)
+    if not weights:
+        return load_causal_lm(folder / name, dtype)
+    logging.disable_progress_bar()  # as `load_causal_lm` does
+    with no_init_weights():
+        config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    load_whole(model, weights)
+    model.eval()
     return model
 
 
@@ -272,14 +311,14 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
 
 def _plain_model(folder: Path, head: JsonObject) -> PreTrainedModel:
     """Return the policy's model in float32. Raises: ValueError if the model under an adapter is another one now."""
-    config, state = head["config"], head["state"]
-    base = state.get("base") or folder / "base"
+    config, state, slices = head["config"], head["state"], read_slices(folder / SHARDS)
     if not (folder / "model" / "adapter_config.json").is_file():
-        return load_causal_lm(folder / "model")
+        return _load_plain(folder, "model", slices)
     has_bf16 = config.get("lora_rank") is not None and config.get("precision") == "bfloat16"
-    adapted = load_adapter(folder / "model", base, torch.bfloat16 if has_bf16 else torch.float32)
+    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    adapted = load_adapter(folder / "model", state.get("base") or _load_plain(folder, "base", slices, dtype), dtype)
     if state.get("base") and fingerprint(adapted) != state["start"]:
-        raise ValueError(f"base={base!r}: its weights are not those that the adapter was trained on")
+        raise ValueError(f"base={state['base']!r}: its weights are not those that the adapter was trained on")
     # Merged in float32: what an adapter adds is often below the rounding of bfloat16.
     return merged(adapted.float())
 
@@ -292,7 +331,7 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(prefix: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
     """Return the tensors whose names have a prefix, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -305,7 +344,7 @@ def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensors[name] for key, name in found.items() if key not in frozen}
 
 
-def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_module(module: nn.Module, tensors: Mapping[str, Stored]) -> None:
     """Put back what `module_tensors` returned. Raises: ValueError or RuntimeError for what does not fit."""
     wanted = module_tensors(module)
     if tensors.keys() != wanted.keys():
@@ -325,9 +364,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Stored]) -> None:
     """Put back what `optimizer_tensors` returned. Raises: ValueError for what does not fit its parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Stored]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor

@@ -13,7 +13,8 @@ from torch import nn
 
 from textgym.checks import first_line, shown
 from textgym.lm.backbone import is_peft
-from textgym_agents.lm.sharding import is_sharded, part_like, release, whole_tensors
+from textgym_agents.lm.parts import is_sharded, part_like
+from textgym_agents.lm.sharding import release, whole_tensors
 from textgym_agents.model_settings import LoRASettings
 
 if TYPE_CHECKING:
@@ -133,17 +134,16 @@ def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, torch.Tensor]
     return whole_tensors(_apart(model)[0] if is_peft(model) else model.state_dict(), keep)
 
 
-def base_tensors(model: PreTrainedModel, keep: bool) -> dict[str, torch.Tensor]:
-    """Return the whole tensors of the plain model under an adapter, by its own names. All ranks call this."""
-    release(model)
-    return whole_tensors(_apart(model)[1], keep)
+def plain_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model, without its adapter, by the plain model's names; tied ones are one object."""
+    return _apart(model)[1] if is_peft(model) else dict(model.state_dict(keep_vars=True))
 
 
 def _apart(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the tensors of an adapter by their names in PEFT's model, and the others by those in the plain one."""
     from peft import get_peft_model_state_dict
 
-    tensors = model.state_dict()
+    tensors = model.state_dict(keep_vars=True)
     found = get_peft_model_state_dict(model, tensors, save_embedding_layers=False)
     adapter = {id(tensor) for tensor in found.values()}
     base = {

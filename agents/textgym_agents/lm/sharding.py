@@ -8,14 +8,14 @@ in the passes of the others with a token of its own, whose gradient is 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from textgym_agents.lm.devices import Devices
 
@@ -189,36 +189,3 @@ def whole_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
         if keep:
             found[name] = full
     return found
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Return whether every rank holds only a part of a module's parameters."""
-    return any(isinstance(each, DTensor) for each in module.parameters())
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def part_like(full: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of a whole tensor that all ranks hold, where `like` is sharded; else the tensor."""
-    if not isinstance(like, DTensor) or full.shape != like.shape:
-        return full
-    placed: Tensor = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return placed
-
-
-@torch.no_grad()
-def load_whole(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load a module's whole state, of which each rank may keep a part. Raises: RuntimeError for what does not fit."""
-    if not is_sharded(module):
-        module.load_state_dict(tensors)
-        return
-    own = cast("Mapping[str, Tensor]", module.state_dict(keep_vars=True))
-    if own.keys() != tensors.keys():
-        raise RuntimeError(
-            f"the tensor {sorted(own.keys() ^ tensors.keys())[0]!r} is missing, or is none of the model's"
-        )
-    for name, target in own.items():
-        target.copy_(part_like(tensors[name], target))

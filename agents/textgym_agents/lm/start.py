@@ -30,8 +30,8 @@ from textgym.task import Task, has_language_model, reference_model
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
+from textgym_agents.lm.parts import is_sharded, own_part
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.sharding import is_sharded, own_part
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Observation
 

@@ -26,10 +26,11 @@ from textgym_agents.lm.checkpoint import (
     without_prefix,
 )
 from textgym_agents.lm.devices import ALONE, Devices
-from textgym_agents.lm.sharding import release, shard, whole_tensors
+from textgym_agents.lm.parts import read_parts, write_parts
+from textgym_agents.lm.sharding import release, shard
 from textgym_agents.lm.start import fingerprint
 from textgym_agents.protocol import Metrics
-from textgym_agents.saving import Saved, count, read_saved, write_saved
+from textgym_agents.saving import Saved, count, read_saved
 
 Row = TypeVar("Row")
 Batch = dict[str, Tensor]
@@ -176,15 +177,13 @@ class SupervisedTrainer(Generic[Row]):
         tensors = with_prefix("model.", module_tensors(self.loss))
         tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer))
         state = {"step": step, "frozen": fingerprint(self.loss)}
-        tensors = whole_tensors(tensors, self.devices.leads)
-        if self.devices.leads:
-            write_saved(self.folder, _NAME, self.settings, state=state, tensors=tensors)
+        write_parts(self.devices, tensors, self.folder, _NAME, self.settings, state=state)
 
     def _restore(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         count(saved.state, "step", most=self.steps)
         if saved.state.get("frozen") != fingerprint(self.loss):
             raise ValueError("the weights that are not trained are not those that the training was begun with")
-        tensors = saved.tensors()
+        tensors = read_parts(saved)
         restore_module(self.loss, without_prefix("model.", tensors))
         restore_optimizer(optimizer, without_prefix("optimizer.", tensors))
 
