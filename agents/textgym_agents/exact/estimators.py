@@ -40,7 +40,7 @@ from textgym_agents.exact.objective import (
 from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
 from textgym_agents.lm.maths import gae
 
-_ZERO = 1e-12  # what is smaller, relative to the other, is rounding
+_ZERO = 1e-6  # what is smaller, relative to the other, is rounding of float32
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,8 @@ def _drawn(returns: Floats, scores: Floats, chosen: Ints, advantages: Advantages
     at = np.where(amounts > 0, chosen, chosen + len(returns))
     flat = scores.reshape(-1, scores.shape[2])
     mean = np.bincount(at.ravel(), amounts.ravel(), len(flat)) @ flat / len(chosen)
-    gram, squares = flat @ flat.T, np.zeros(len(chosen))
-    for i in range(chosen.shape[1]):
-        for j in range(chosen.shape[1]):
-            squares += amounts[:, i] * amounts[:, j] * gram[at[:, i], at[:, j]]
+    gram = flat @ flat.T
+    squares = np.einsum("mi,mj,mij->m", amounts, amounts, gram[at[:, :, None], at[:, None]])
     second = float(squares.mean())
     return _Sums(mean, second, (second - float(mean @ mean)) / len(chosen), float(squares.var()) / len(chosen))
 
@@ -306,7 +304,7 @@ def _one_prompt(classes: _Classes, advantages: Advantages, group: int) -> _Sums:
     mean, alone, pairs = np.zeros(classes.first.shape[2]), 0.0, 0.0
     rest, chances = _multisets(classes, group - 1)
     for own in range(count):
-        amounts = advantages(_beside(classes.returns[[own]], rest))[:, 0]  # (M,)
+        amounts = advantages(np.insert(rest, 0, classes.returns[own], axis=1))[:, 0]  # (M,)
         for sign, kept in enumerate((amounts > 0, amounts <= 0)):
             mean += float(chances @ (amounts * kept)) * classes.first[sign, own]
             alone += float(chances @ (amounts**2 * kept)) * float(classes.second[sign, own])
@@ -314,15 +312,10 @@ def _one_prompt(classes: _Classes, advantages: Advantages, group: int) -> _Sums:
     products = np.einsum("skd,tld->stkl", classes.first, classes.first)  # (2, 2, K, K)
     for one in range(count):
         for two in range(count):
-            both = advantages(_beside(classes.returns[[one, two]], rest))[:, :2]  # (M, 2)
-            sign = (both <= 0).astype(np.int64)
-            pairs += float(chances @ (both[:, 0] * both[:, 1] * products[sign[:, 0], sign[:, 1], one, two]))
+            both = advantages(np.insert(rest, [0, 0], classes.returns[[one, two]], axis=1))[:, :2]  # (M, 2)
+            signs = (both <= 0).astype(np.int64)
+            pairs += float(chances @ (both[:, 0] * both[:, 1] * products[signs[:, 0], signs[:, 1], one, two]))
     return _Sums(mean, (alone + (group - 1) * pairs) / group, 0.0, 0.0)
-
-
-def _beside(own: Floats, rest: Floats) -> Floats:
-    """Return groups (M, n): some returns, and after them those of the rest (M, n - len(own))."""
-    return np.concatenate([np.repeat(own[None], len(rest), axis=0), rest], axis=1)
 
 
 def _multisets(classes: _Classes, size: int) -> tuple[Floats, Floats]:

@@ -22,7 +22,14 @@ import numpy as np
 
 from textgym.checks import Floats, Ints
 from textgym.solver import PolicyValues
-from textgym_agents.exact.estimators import Enumeration, Moments, compare, direct_weights, kl_gradient
+from textgym_agents.exact.estimators import (
+    Enumeration,
+    Moments,
+    compare,
+    direct_weights,
+    group_moments,
+    kl_gradient,
+)
 from textgym_agents.exact.objective import (
     Problem,
     ProblemOptions,
@@ -113,11 +120,16 @@ class Samples:
 
     def moments(self, name: str, weights: Floats, target: Floats) -> Moments:
         """Return the moments of an estimator with weights (N, T) of actions taken, or (N, E) of all edges."""
-        current = self.current
-        edges = weights if weights.shape == (len(self.mass), len(current.jacobian)) else current.on_path(weights)
-        mean = (self.mass @ edges) @ current.jacobian
-        second = float(self.mass @ ((edges @ current.gram) * edges).sum(1))
+        edges = self.on_edges(weights)
+        mean = (self.mass @ edges) @ self.current.jacobian
+        second = float(self.mass @ ((edges @ self.current.gram) * edges).sum(1))
         return compare(name, 1, mean, second, target)
+
+    def on_edges(self, weights: Floats) -> Floats:
+        """Return weights of the actions taken (N, T) as those of all edges, (N, E)."""
+        return (
+            weights if weights.shape == (len(self.mass), len(self.current.jacobian)) else self.current.on_path(weights)
+        )
 
 
 def samples_of(
@@ -169,7 +181,10 @@ REWARD_ESTIMATORS: Final[Mapping[str, Named]] = {
     "REINFORCE, reward to go - V": Named(lambda s: s.advantages, "Sutton and Barto 2018, 13.4"),
     "sequence ratio, whole return": Named(lambda s: _sequence_ratio(s) * _whole(s), "Precup et al. 2000, eq. 4"),
     "sequence ratio, advantages": Named(lambda s: _sequence_ratio(s) * s.advantages, "Precup et al. 2000, eq. 4"),
-    "prefix ratio, advantages by V": Named(lambda s: _prefix_ratio(s) * s.advantages, "Precup et al. 2000, eq. 7"),
+    "each reward by the ratio so far": Named(
+        lambda s: to_go(_prefix_ratio(s) * s.rewards), "Precup et al. 2000, eq. 7"
+    ),
+    "ratio so far, advantages": Named(lambda s: _prefix_ratio(s) * s.advantages, "of eq. 7 without what comes after"),
     "token ratio": Named(lambda s: s.rho * s.advantages, "Schulman et al. 2015, 1502.05477, eq. 14"),
     "token ratio, clipped (PPO)": Named(lambda s: _clipped(s, s.advantages), _PPO),
     "token ratio, clip-higher (DAPO)": Named(
@@ -311,28 +326,38 @@ Part = Literal["reward", "KL"]
 
 
 class Verdict(NamedTuple):
-    """A row of the referee's table: what is estimated, from whom it is, and what it is worth."""
+    """A row of the referee's table: what is estimated, what it is worth, and from whom it is.
+
+    `along` is the mean of g along the true gradient, in units of the gradient: 1 without bias. `sampled` is the same
+    from completions that were drawn, and its standard error. Both are NaN for groups.
+    """
 
     part: Part
     moments: Moments
     source: str
+    along: float
+    sampled: tuple[float, float]
 
 
-def referee(samples: Samples, group: int = 4) -> list[Verdict]:
+def referee(samples: Samples, group: int = 4, draws: int = 20_000, seed: int = 0) -> list[Verdict]:
     """Return a row for every estimator: those of E[R] from single completions and from groups, then those of the KL.
 
-    Args: group: completions of a prompt.
+    Args: group: completions of a prompt. draws: completions that are drawn by `seed`, as a check of the sums.
     """
-    gradient = samples.current.gradient
-    rows = [
-        Verdict("reward", samples.moments(name, each.weights(samples), gradient), each.source)
-        for name, each in REWARD_ESTIMATORS.items()
-    ]
-    rows += [
-        Verdict("reward", _grouped(samples, name, each, group), each.source) for name, each in GROUP_ESTIMATORS.items()
-    ]
-    target = kl_gradient(samples.current)
-    return rows + [
-        Verdict("KL", samples.moments(name, each.weights(samples), target), each.source)
-        for name, each in KL_ESTIMATORS.items()
-    ]
+    gradient, target = samples.current.gradient, kl_gradient(samples.current)
+    drawn = np.random.default_rng([seed, 8]).choice(len(samples.mass), draws, p=samples.mass / samples.mass.sum())
+    rows: list[Verdict] = []
+    parts: tuple[tuple[Part, Mapping[str, Named], Floats], ...] = (
+        ("reward", REWARD_ESTIMATORS, gradient),
+        ("KL", KL_ESTIMATORS, target),
+    )
+    for part, kinds, wanted in parts:
+        for name, each in kinds.items():
+            edges = samples.on_edges(each.weights(samples))
+            along = edges @ (samples.current.jacobian @ wanted) / float(wanted @ wanted)  # (N,)
+            checked = float(along[drawn].mean()), float(along[drawn].std(ddof=1) / draws**0.5)
+            moments = samples.moments(name, edges, wanted)
+            rows.append(Verdict(part, moments, each.source, float(samples.mass @ along), checked))
+    for name, kind in GROUP_ESTIMATORS.items():
+        rows.append(Verdict("reward", _grouped(samples, name, kind, group), kind.source, np.nan, (np.nan, np.nan)))
+    return sorted(rows, key=lambda row: row.part, reverse=True)
