@@ -75,8 +75,8 @@ class Samples:
     @cached_property
     def log_rho(self) -> Floats:
         """log(pi / mu) of the actions taken, (N, T) nats; 0 where mu never goes."""
-        taken = self._taken(self.current.values.log_policy) - self._taken(self.behaviour.log_policy)
-        return np.where(np.isfinite(taken), taken, 0.0)
+        own, other = (self._taken(each.log_policy) for each in (self.current.values, self.behaviour))
+        return np.where(np.exp(other) > 0, own - other, 0.0)
 
     @property
     def rho(self) -> Floats:
@@ -91,7 +91,9 @@ class Samples:
     @cached_property
     def old_log_ratio(self) -> Floats:
         """log(mu / ref) of the actions taken, (N, T) nats, as it was when they were sampled."""
-        return self._taken([np.where(np.isfinite(each), each, 0.0) for each in log_ratios(self.behaviour)])
+        return np.where(
+            np.exp(self._taken(self.behaviour.log_policy)) > 0, self._taken(log_ratios(self.behaviour)), 0.0
+        )
 
     @property
     def rewards(self) -> Floats:
