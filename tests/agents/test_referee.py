@@ -1,12 +1,15 @@
 """The referee's estimators: by autograd of each loss as its paper has it, by listing groups, and by what is known."""
 
 import itertools
+import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from agents.test_exact_estimators import Recurrent
 from solver_tools import bigram, small_task
+from textgym_agents.commands.referee import main
 from textgym_agents.exact.estimators import group_moments
 from textgym_agents.exact.objective import EnumeratedPolicy
 from textgym_agents.exact.referee import (
@@ -18,6 +21,7 @@ from textgym_agents.exact.referee import (
     samples_of,
 )
 
+from textgym.commands.console import UsageError
 from textgym.solver import prefix_tree
 
 GROUP = 3
@@ -192,3 +196,40 @@ def _kl(samples):
     from textgym_agents.exact.estimators import kl_gradient
 
     return kl_gradient(samples.current)
+
+
+def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
+    words = ["Bandit-v0", "--env", "difficulty=1", "--updates", "1", "--stale", "0", "1", "--group", "2"]
+    main([*words, "--json"])
+    ages = json.loads(capsys.readouterr().out)
+    assert [age["stale"] for age in ages] == [0, 1]
+    rows = {row["estimator"]: row for row in ages[0]["rows"]}
+    assert len(rows) == len(REWARD_ESTIMATORS) + len(GROUP_ESTIMATORS) + len(KL_ESTIMATORS)
+    for row in rows.values():  # what was drawn agrees with what was summed
+        if row["sampled"] is not None:
+            assert abs(row["sampled"] - row["along"]) <= 5 * row["sampled_error"] + 1e-9, row["estimator"]
+    assert rows["token ratio"]["along"] == pytest.approx(1, abs=1e-5)
+    pytest.importorskip("matplotlib")
+    main([*words, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "samples 1 updates old" in shown
+    assert json.loads((tmp_path / "out" / "referee.json").read_text())["ages"] == ages
+    assert (tmp_path / "out" / "referee.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["Bandit-v0", "--stale", "9"], r"stale=\(9,\): allowed are integers in 0..updates=8"),
+        (["Bandit-v0", "--group", "1"], "group=1"),
+        (
+            ["Bandit-v0", "--agent", "q-learning"],
+            "--agent q-learning: allowed is a policy gradient on a language model",
+        ),
+        (["Helpful-v0", "--updates", "1", "--stale", "0"], "states"),
+    ],
+)
+def test_what_cannot_be_refereed_is_refused(words, message, capsys):
+    with pytest.raises((SystemExit, ValueError, UsageError)) as caught:
+        main(words)
+    assert re.search(message, f"{caught.value} {capsys.readouterr().err}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from textgym.checks import JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, number, table
-from textgym.commands.flags import env_options, find_id, parse
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.files import make_folder, write_json
 from textgym_agents.exact.referee import Verdict, referee, samples_of
 from textgym_agents.lm.agent import LMAgent
@@ -34,7 +33,7 @@ class RefereeFlags:
     Example: textgym referee Stop-v0 --stale 0 1 4
     """
 
-    id: Annotated[str, tyro.conf.Positional]
+    id: EnvId
     """A solvable task; a short name is enough."""
     agent: str = "rloo"
     """A policy gradient on a language model, whose updates make the policies."""
@@ -46,7 +45,7 @@ class RefereeFlags:
     """Samples are drawn with top-p, and the gradient is that of the policy without it."""
     group: int = 4
     """Completions of a prompt that are compared."""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: EnvOptions = ()
     """Options of the task, as in difficulty=2."""
     seed: int = 0
     """Of the training and of the check."""

@@ -198,9 +198,8 @@ def estimator_table(
         ("GRPO", standardised, False),
         ("GRPO, mean over tokens", standardised, True),
     ):
-        scale = 1 / enumeration.values.trajectories.length if mean_over_tokens else 1.0
-        scores = np.stack([enumeration.scores * np.reshape(scale, (-1, 1))] * 2)
-        paid = enumeration.charged.sum(1)
+        scale = 1 / enumeration.values.trajectories.length[:, None] if mean_over_tokens else 1.0
+        scores, paid = np.stack([enumeration.scores * scale] * 2), enumeration.charged.sum(1)
         rows.append(
             group_moments(enumeration.values, enumeration.gradient, name, paid, scores, function, group, draws, seed)
         )

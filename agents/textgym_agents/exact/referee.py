@@ -158,12 +158,12 @@ def _clipped(samples: Samples, advantages: Floats, low: float = CLIP, high: floa
     """Return rho A where the gradient of -min(rho A, clip(rho) A) is not 0, (N, T)."""
     rho = samples.rho
     kept = np.where(advantages > 0, rho <= 1 + high, rho >= 1 - low)
-    return np.asarray(rho * advantages * kept)
+    return np.asarray(rho * advantages * kept, dtype=np.float64)
 
 
 def _sequence_ratio(samples: Samples) -> Floats:
     """Return the product of rho over each trajectory, (N, 1)."""
-    return np.exp(samples.log_rho.sum(1, keepdims=True))
+    return np.asarray(np.exp(samples.log_rho.sum(1, keepdims=True)))
 
 
 def _prefix_ratio(samples: Samples) -> Floats:
