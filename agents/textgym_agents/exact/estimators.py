@@ -18,7 +18,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Unpack
+from itertools import combinations_with_replacement
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from textgym_agents.exact.objective import (
 from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
 from textgym_agents.lm.maths import gae
 
-_ZERO = 1e-12  # what is smaller, relative to the other, is rounding
+_ZERO = 1e-6  # what is smaller, relative to the other, is rounding of float32
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def enumerate_trajectories(
     return Enumeration(values, edge_jacobian(values.tree, own), steps(values))
 
 
-_TUPLES = 500_000
+_MOST_COUNTS = 1_000_000
 Advantages = Callable[[Floats], Floats]
 
 
@@ -175,8 +176,7 @@ def estimator_table(
     Args:
         enumeration: from `enumerate_trajectories`.
         lams: of GAE, with the exact V as critic and with a critic that says 0.
-        group: completions of one prompt per estimate of RLOO and GRPO. All tuples of completions are summed over where
-            there are at most 500,000; otherwise `draws` of them are drawn by `seed`, and the errors are stated.
+        group: completions of one prompt per estimate of RLOO and GRPO. draws, seed: see `group_moments`.
     Raises: ValueError if `group` < 2.
     """
     if group < 2:
@@ -198,66 +198,133 @@ def estimator_table(
         ("GRPO", standardised, False),
         ("GRPO, mean over tokens", standardised, True),
     ):
-        rows.append(_group_moments(enumeration, name, function, mean_over_tokens, group, draws, seed))
+        scale = 1 / enumeration.values.trajectories.length[:, None] if mean_over_tokens else 1.0
+        scores, paid = np.stack([enumeration.scores * scale] * 2), enumeration.charged.sum(1)
+        rows.append(
+            group_moments(enumeration.values, enumeration.gradient, name, paid, scores, function, group, draws, seed)
+        )
     return rows
 
 
-def _group_moments(
-    enumeration: Enumeration,
+def group_moments(
+    values: PolicyValues,
+    gradient: Floats,
     name: str,
+    returns: Floats,
+    scores: Floats,
     advantages: Advantages,
-    mean_over_tokens: bool,
     group: int,
-    draws: int,
-    seed: int,
+    draws: int = 20_000,
+    seed: int = 0,
 ) -> Moments:
-    """Return the moments of g = (1/n) sum_i A_i grad log P(tau_i) over groups of n completions of one prompt."""
-    every = enumeration.values.trajectories
-    weights, returns = enumeration.values.tree.weights, enumeration.charged.sum(1)
-    probability = np.exp(every.log_probability)  # given the prompt
-    scale = 1 / every.length if mean_over_tokens else np.ones(len(returns))
-    mean, second = np.zeros(enumeration.jacobian.shape[1]), 0.0
-    scatter, spread = 0.0, 0.0  # variances of the two estimates above, where they are drawn
-    generator = np.random.default_rng([seed, 6])
+    """Return the moments of g = (1/n) sum_i A_i S_i over groups of n completions of one prompt.
+
+    Given its return a completion is independent of the rest of its group, so that the mean needs the returns of n - 1
+    others, and the second moment those of n - 2 beside a pair. Of a prompt with more than a million of these, `draws`
+    groups are drawn by `seed`, and the errors are stated.
+
+    Args:
+        values: of the policy that has written the completions. gradient: (D,) what is estimated.
+        returns: (N,) of all trajectories. scores: (2, N, D) S where A is above 0, and elsewhere.
+        advantages: (M, n) of the returns (M, n) of groups.
+    """
+    every, weights = values.trajectories, values.tree.weights
+    probability, generator = np.exp(every.log_probability), np.random.default_rng([seed, 6])
+    total = _Sums(np.zeros(scores.shape[2]), 0.0, 0.0, 0.0)
     for prompt in np.flatnonzero(weights > 0):
         own = np.flatnonzero((every.prompt == prompt) & (probability > 0))
-        tuples, mass, drawn = _tuples(probability[own], group, draws, generator)
-        amounts = advantages(returns[own][tuples]) * scale[own][tuples] / group
-        coefficients = np.bincount(tuples.ravel(), (mass[:, None] * amounts).ravel(), minlength=len(own))
-        part = coefficients @ enumeration.scores[own]
-        squares = _squares(tuples, amounts, enumeration.scores[own] @ enumeration.scores[own].T)
-        mean += weights[prompt] * part
-        second += weights[prompt] * float(mass @ squares)
-        if drawn:
-            scatter += weights[prompt] ** 2 * (float(mass @ squares) - float(part @ part)) / len(mass)
-            spread += weights[prompt] ** 2 * float(squares.var()) / len(mass)
-    return compare(
-        f"{name}, groups of {group}",
-        group,
-        mean,
-        second,
-        enumeration.gradient,
-        (math.sqrt(max(scatter, 0.0)), math.sqrt(spread)),
-    )
+        paid, part = returns[own].round(12), scores[:, own]
+        count = len(np.unique(paid))
+        counted = max(
+            math.comb(count + group - 2, group - 1) * count, math.comb(count + group - 3, group - 2) * count**2
+        )
+        if counted <= _MOST_COUNTS:
+            found = _one_prompt(_classes(paid, probability[own], part), advantages, group)
+        else:
+            chosen = generator.choice(len(own), (draws, group), p=probability[own] / probability[own].sum())
+            found = _drawn(paid, part, chosen, advantages)
+        total = total.plus(found, float(weights[prompt]))
+    errors = (math.sqrt(max(total.scatter, 0.0)), math.sqrt(total.spread))
+    return compare(f"{name}, groups of {group}", group, total.mean, total.second, gradient, errors)
 
 
-def _tuples(probability: Floats, group: int, draws: int, generator: np.random.Generator) -> tuple[Ints, Floats, bool]:
-    """Return groups of completions (M, n) with their probabilities (M,): all there are, or some that were drawn."""
-    count = len(probability)
-    if count**group <= _TUPLES:
-        tuples = np.indices((count,) * group).reshape(group, -1).T
-        return tuples, probability[tuples].prod(1), False
-    drawn = generator.choice(count, size=(draws, group), p=probability / probability.sum())
-    return drawn, np.full(draws, 1 / draws), True
+class _Sums(NamedTuple):
+    """E[g] (D,) and E |g|^2, and the squared standard errors of both; 0 where they are sums over all groups."""
+
+    mean: Floats
+    second: float
+    scatter: float
+    spread: float
+
+    def plus(self, other: _Sums, weight: float) -> _Sums:
+        """Return the sums with those of another prompt."""
+        mean, second = self.mean + weight * other.mean, self.second + weight * other.second
+        return _Sums(mean, second, *(a + weight**2 * b for a, b in zip(self[2:], other[2:], strict=True)))
 
 
-def _squares(tuples: Ints, amounts: Floats, gram: Floats) -> Floats:
-    """Return |sum_i amount_i grad log P(tau_i)|^2 of every group, (M,)."""
-    result = np.zeros(len(tuples))
-    for i in range(tuples.shape[1]):
-        for j in range(tuples.shape[1]):
-            result += amounts[:, i] * amounts[:, j] * gram[tuples[:, i], tuples[:, j]]
-    return result
+def _drawn(returns: Floats, scores: Floats, chosen: Ints, advantages: Advantages) -> _Sums:
+    """Return the sums over groups (M, n) of completions (N,) that were drawn. Args: scores: (2, N, D)."""
+    amounts = advantages(returns[chosen]) / chosen.shape[1]  # (M, n)
+    at = np.where(amounts > 0, chosen, chosen + len(returns))
+    flat = scores.reshape(-1, scores.shape[2])
+    mean = np.bincount(at.ravel(), amounts.ravel(), len(flat)) @ flat / len(chosen)
+    gram = flat @ flat.T
+    squares = np.einsum("mi,mj,mij->m", amounts, amounts, gram[at[:, :, None], at[:, None]])
+    second = float(squares.mean())
+    return _Sums(mean, second, (second - float(mean @ mean)) / len(chosen), float(squares.var()) / len(chosen))
+
+
+class _Classes(NamedTuple):
+    """Completions of a prompt by their K returns.
+
+    Attributes:
+        returns, mass: (K,). first: (2, K, D) E[S; return], second: (2, K) E[|S|^2; return], for a positive advantage
+            and for another.
+    """
+
+    returns: Floats
+    mass: Floats
+    first: Floats
+    second: Floats
+
+
+def _classes(returns: Floats, probability: Floats, scores: Floats) -> _Classes:
+    found, where = np.unique(returns, return_inverse=True)
+    one_hot = np.zeros((len(found), len(returns)))
+    one_hot[where, np.arange(len(returns))] = probability
+    first = np.stack([one_hot @ each for each in scores])
+    second = np.stack([one_hot @ (each**2).sum(1) for each in scores])
+    return _Classes(found, one_hot.sum(1), first, second)
+
+
+def _one_prompt(classes: _Classes, advantages: Advantages, group: int) -> _Sums:
+    """Return the sums over all groups of completions of one prompt."""
+    count = len(classes.returns)
+    mean, alone, pairs = np.zeros(classes.first.shape[2]), 0.0, 0.0
+    rest, chances = _multisets(classes, group - 1)
+    for own in range(count):
+        amounts = advantages(np.insert(rest, 0, classes.returns[own], axis=1))[:, 0]  # (M,)
+        for sign, kept in enumerate((amounts > 0, amounts <= 0)):
+            mean += float(chances @ (amounts * kept)) * classes.first[sign, own]
+            alone += float(chances @ (amounts**2 * kept)) * float(classes.second[sign, own])
+    rest, chances = _multisets(classes, group - 2)
+    products = np.einsum("skd,tld->stkl", classes.first, classes.first)  # (2, 2, K, K)
+    for one in range(count):
+        for two in range(count):
+            both = advantages(np.insert(rest, [0, 0], classes.returns[[one, two]], axis=1))[:, :2]  # (M, 2)
+            signs = (both <= 0).astype(np.int64)
+            pairs += float(chances @ (both[:, 0] * both[:, 1] * products[signs[:, 0], signs[:, 1], one, two]))
+    return _Sums(mean, (alone + (group - 1) * pairs) / group, 0.0, 0.0)
+
+
+def _multisets(classes: _Classes, size: int) -> tuple[Floats, Floats]:
+    """Return the returns (M, size) of every multiset of `size` completions, and their probabilities (M,)."""
+    count = len(classes.returns)
+    many = math.comb(count + size - 1, size)
+    chosen = np.array([*combinations_with_replacement(range(count), size)], dtype=np.int64).reshape(many, size)
+    times = (chosen[:, :, None] == np.arange(count)).sum(1)  # (M, K)
+    ways = math.factorial(size) / np.prod([[math.factorial(int(each)) for each in row] for row in times], axis=1)
+    return classes.returns[chosen], np.asarray(ways * np.prod(classes.mass**times, axis=1))
 
 
 @dataclass(frozen=True)
@@ -294,7 +361,7 @@ def kl_gradient_table(enumeration: Enumeration) -> list[Moments]:
     """Return estimators of the gradient of KL(pi || ref) per sequence, in the loss, in the reward, or in both."""
     ratio, kl = enumeration.steps.log_ratio, enumeration.steps.kl
     later = to_go(kl) - kl
-    direct = _direct(enumeration)
+    direct = direct_weights(enumeration)
     weights = {
         "k1 in the loss": (enumeration.steps.path >= 0).astype(np.float64),
         "k2 in the loss": ratio,
@@ -317,7 +384,7 @@ def kl_gradient(enumeration: Enumeration) -> Floats:
     return gradient
 
 
-def _direct(enumeration: Enumeration) -> Floats:
+def direct_weights(enumeration: Enumeration) -> Floats:
     """Return weights (N, E) of the gradient of the exact KL in each state visited: pi(a) l(a) on all of its edges."""
     tree, path = enumeration.values.tree, enumeration.steps.path
     terms = kl_terms(enumeration.values)

@@ -1,0 +1,365 @@
+"""The referee: what estimators of the gradients of reward and KL are worth on samples of an older, or another, policy.
+
+pi is the policy whose gradient is wanted, mu the one that has written the samples, rho_t = pi / mu of the action taken
+in s_t. Every estimator is g = sum_t w_t grad log pi(a_t given s_t), and is measured by summing over all trajectories
+of a small task, or over all groups of them: its bias and its cosine to the true gradient, and its variance.
+
+A reward's gradient and a KL's are refereed apart: J is a sum, and an estimator of J one of each. The estimators of
+groups compare returns; each group's expectation is a sum over how often each return is there in the rest of the group.
+What an estimator divides by a statistic of the batch is divided by its limit in large batches.
+
+Source: the papers are named with the estimators (`REWARD_ESTIMATORS`, `KL_ESTIMATORS`, `GROUP_ESTIMATORS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, Literal, NamedTuple, Unpack
+
+import numpy as np
+
+from textgym.checks import Floats, Ints
+from textgym.solver import PolicyValues
+from textgym_agents.exact.estimators import (
+    Enumeration,
+    Moments,
+    compare,
+    direct_weights,
+    group_moments,
+    kl_gradient,
+)
+from textgym_agents.exact.objective import (
+    Problem,
+    ProblemOptions,
+    edge_jacobian,
+    log_ratios,
+    steps,
+    to_go,
+    torch_values,
+)
+from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
+
+CLIP, CLIP_HIGH, CAP = 0.2, 0.28, 2.0
+"""Ranges of ratios: PPO's, DAPO's upper one, and that of truncated importance sampling."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """All N trajectories of a task, T steps at the longest, as one policy writes them for the gradient of another.
+
+    Attributes:
+        current: everything about pi, at beta = 0.
+        behaviour: the values of mu on the same tree.
+    """
+
+    current: Enumeration
+    behaviour: PolicyValues = field(repr=False)
+
+    @property
+    def mass(self) -> Floats:
+        """P(tau) under mu, (N,)."""
+        return self.behaviour.trajectories.probability
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each trajectory, (N,)."""
+        return self.behaviour.trajectories.length
+
+    @cached_property
+    def real(self) -> Floats:
+        """1 where there is a step, else 0, (N, T)."""
+        return (self.current.steps.path >= 0).astype(np.float64)
+
+    @cached_property
+    def log_rho(self) -> Floats:
+        """log(pi / mu) of the actions taken, (N, T) nats; 0 where mu never goes."""
+        own, other = (self._taken(each.log_policy) for each in (self.current.values, self.behaviour))
+        return np.where(np.exp(other) > 0, own - other, 0.0)
+
+    @property
+    def rho(self) -> Floats:
+        """Ratios pi / mu of the actions taken, (N, T)."""
+        return np.exp(self.log_rho)
+
+    @cached_property
+    def log_ratio(self) -> Floats:
+        """log(pi / ref) of the actions taken, (N, T) nats."""
+        return self.current.steps.log_ratio
+
+    @cached_property
+    def old_log_ratio(self) -> Floats:
+        """log(mu / ref) of the actions taken, (N, T) nats, as it was when they were sampled."""
+        return np.where(
+            np.exp(self._taken(self.behaviour.log_policy)) > 0, self._taken(log_ratios(self.behaviour)), 0.0
+        )
+
+    @property
+    def rewards(self) -> Floats:
+        """Discounted rewards, (N, T)."""
+        return self.current.steps.rewards
+
+    @cached_property
+    def returns(self) -> Floats:
+        """Return of each trajectory, (N,)."""
+        return np.asarray(self.rewards.sum(1))
+
+    @cached_property
+    def baseline(self) -> Floats:
+        """V of mu in the state of each step, (N, T)."""
+        return steps(self.behaviour).state_values
+
+    @property
+    def advantages(self) -> Floats:
+        """Reward to go less V of mu, (N, T)."""
+        return np.asarray((to_go(self.rewards) - self.baseline) * self.real)
+
+    def _taken(self, edges: tuple[Floats, ...] | list[Floats]) -> Floats:
+        """Return an array per edge as one per step, (N, T); 0 after the end."""
+        flat, path = np.concatenate(edges), self.current.steps.path
+        return np.where(path >= 0, flat[path], 0.0)
+
+    def moments(self, name: str, weights: Floats, target: Floats) -> Moments:
+        """Return the moments of an estimator with weights (N, T) of actions taken, or (N, E) of all edges."""
+        edges = self.on_edges(weights)
+        mean = (self.mass @ edges) @ self.current.jacobian
+        second = float(self.mass @ ((edges @ self.current.gram) * edges).sum(1))
+        return compare(name, 1, mean, second, target)
+
+    def on_edges(self, weights: Floats) -> Floats:
+        """Return weights of the actions taken (N, T) as those of all edges, (N, E)."""
+        return (
+            weights if weights.shape == (len(self.mass), len(self.current.jacobian)) else self.current.on_path(weights)
+        )
+
+
+def samples_of(
+    problem: Problem, current: object, behaviour: object, reference: object = None, **options: Unpack[ProblemOptions]
+) -> Samples:
+    """Return the trajectories of `behaviour` for the gradient of `current`, both torch policies. Args: `torch_values`.
+
+    Raises: as `torch_values`; ValueError if the Jacobian is too large.
+    """
+    options = {**options, "beta": 0.0}
+    own, values = torch_values(problem, current, reference, **options)
+    enumeration = Enumeration(values, edge_jacobian(values.tree, own), steps(values))
+    return Samples(enumeration, torch_values(values.tree, behaviour, reference, **options)[1])
+
+
+class Named(NamedTuple):
+    """An estimator: its weights (N, T) from samples, its paper and equation."""
+
+    weights: Callable[[Samples], Floats]
+    source: str
+
+
+def _clipped(samples: Samples, advantages: Floats, low: float = CLIP, high: float = CLIP) -> Floats:
+    """Return rho A where the gradient of -min(rho A, clip(rho) A) is not 0, (N, T)."""
+    rho = samples.rho
+    kept = np.where(advantages > 0, rho <= 1 + high, rho >= 1 - low)
+    return np.asarray(rho * advantages * kept, dtype=np.float64)
+
+
+def _sequence_ratio(samples: Samples) -> Floats:
+    """Return the product of rho over each trajectory, (N, 1)."""
+    return np.asarray(np.exp(samples.log_rho.sum(1, keepdims=True)))
+
+
+def _prefix_ratio(samples: Samples) -> Floats:
+    """Return the product of rho up to each step, (N, T)."""
+    return np.exp(np.cumsum(samples.log_rho, axis=1))
+
+
+def _whole(samples: Samples) -> Floats:
+    return np.asarray(samples.returns[:, None] * samples.real)
+
+
+_PPO: Final = "Schulman et al. 2017, 1707.06347, eq. 7"
+_TIS: Final = "Ionides 2008; Yao et al. 2025"
+REWARD_ESTIMATORS: Final[Mapping[str, Named]] = {
+    "REINFORCE, no correction": Named(_whole, "Williams 1992"),
+    "REINFORCE, reward to go": Named(lambda s: to_go(s.rewards) * s.real, "Sutton and Barto 2018, 13.3"),
+    "REINFORCE, reward to go - V": Named(lambda s: s.advantages, "Sutton and Barto 2018, 13.4"),
+    "sequence ratio, whole return": Named(lambda s: _sequence_ratio(s) * _whole(s), "Precup et al. 2000, eq. 4"),
+    "sequence ratio, advantages": Named(lambda s: _sequence_ratio(s) * s.advantages, "Precup et al. 2000, eq. 4"),
+    "each reward by the ratio so far": Named(
+        lambda s: to_go(_prefix_ratio(s) * s.rewards), "Precup et al. 2000, eq. 7"
+    ),
+    "ratio so far, advantages": Named(lambda s: _prefix_ratio(s) * s.advantages, "of eq. 7 without what comes after"),
+    "token ratio": Named(lambda s: s.rho * s.advantages, "Schulman et al. 2015, 1502.05477, eq. 14"),
+    "token ratio, clipped (PPO)": Named(lambda s: _clipped(s, s.advantages), _PPO),
+    "token ratio, clip-higher (DAPO)": Named(
+        lambda s: _clipped(s, s.advantages, CLIP, CLIP_HIGH), "Yu et al. 2025, 2503.14476, eq. 10"
+    ),
+    "token ratio, truncated (TIS)": Named(lambda s: np.minimum(s.rho, CAP) * s.advantages, _TIS),
+    "token ratio, masked (MIS)": Named(lambda s: s.rho * (s.rho <= CAP) * s.advantages, "Liu et al. 2025"),
+    "sequence ratio, truncated": Named(lambda s: np.minimum(_sequence_ratio(s), CAP) * s.advantages, _TIS),
+    "sequence ratio, masked": Named(
+        lambda s: _sequence_ratio(s) * (_sequence_ratio(s) <= CAP) * s.advantages, "Liu et al. 2025"
+    ),
+    "weight capped above (CISPO)": Named(
+        lambda s: np.minimum(s.rho, 1 + CLIP_HIGH) * s.advantages, "MiniMax 2025, 2506.13585, eq. 4"
+    ),
+    "mean ratio of the sequence, clipped (GSPO)": Named(
+        lambda s: _gspo(s, _whole(s) - s.baseline[:, :1] * s.real), "Zheng et al. 2025, 2507.18071, eq. 5"
+    ),
+    "batch mean and deviation (REINFORCE++)": Named(
+        lambda s: _clipped(s, _standardised_limit(s)), "Hu 2025, 2501.03262, eq. 7"
+    ),
+}
+"""Estimators of the gradient of E[R] from single completions."""
+
+
+def _gspo(samples: Samples, advantages: Floats) -> Floats:
+    """Return the weights of GSPO's gradient, (N, T): the clipped ratio is the geometric mean of a sequence's rho."""
+    lengths = samples.lengths[:, None]
+    ratio = np.exp(samples.log_rho.sum(1, keepdims=True) / lengths)
+    kept = np.where(advantages > 0, ratio <= 1 + CLIP, ratio >= 1 - CLIP)
+    return np.asarray(ratio * advantages * kept / lengths)
+
+
+def _standardised_limit(samples: Samples) -> Floats:
+    """Return returns less their mean over their deviation, both of mu and of all prompts, (N, T)."""
+    mean = float(samples.mass @ samples.returns)
+    deviation = float(np.sqrt(samples.mass @ (samples.returns - mean) ** 2)) or 1.0
+    return np.asarray((samples.returns[:, None] - mean) / deviation * samples.real)
+
+
+KL_ESTIMATORS: Final[Mapping[str, Named]] = {
+    "k1 in the loss": Named(lambda s: s.real, "Schulman 2020"),
+    "k2 in the loss": Named(lambda s: s.log_ratio, "Schulman 2020"),
+    "k3 in the loss": Named(lambda s: -np.expm1(-s.log_ratio) * s.real, "Shao et al. 2024, 2402.03300, eq. 4"),
+    "k3 in the loss, times the ratio": Named(
+        lambda s: s.rho * s.log_ratio,  # rho (k3 + 1 - exp(-l))
+        "DeepSeek-V3.2 2025, eq. 7",
+    ),
+    "k2 in the loss, times the ratio": Named(
+        lambda s: s.rho * (s.log_ratio + 0.5 * s.log_ratio**2), "as k3 with the ratio"
+    ),
+    "k1 in the loss, times the ratio": Named(lambda s: s.rho * (s.log_ratio + 1) * s.real, "as k3 with the ratio"),
+    "exact in the loss": Named(lambda s: direct_weights(s.current), "this package"),
+    "k1 in the reward": Named(lambda s: s.rho * to_go(s.old_log_ratio) * s.real, "Ziegler et al. 2019, eq. 2"),
+    "k1 in the reward, whole sequence": Named(
+        lambda s: s.rho * s.old_log_ratio.sum(1, keepdims=True) * s.real, "Ahmadian et al. 2024, 2402.14740"
+    ),
+    "k3 in the reward": Named(
+        lambda s: s.rho * to_go(np.expm1(-s.old_log_ratio) + s.old_log_ratio) * s.real, "Schulman 2020"
+    ),
+    "exact in the loss, later KL in the reward": Named(
+        lambda s: (
+            direct_weights(s.current) + s.current.on_path(s.rho * (to_go(s.current.steps.kl) - s.current.steps.kl))
+        ),
+        "this package",
+    ),
+}
+"""Estimators of the gradient of KL(pi || ref) per sequence; what is charged to returns is what mu's samples had."""
+
+
+class Grouped(NamedTuple):
+    """An estimator that compares a group's returns.
+
+    Attributes:
+        advantages: (M, n) of returns (M, n).
+        factor: (N, T) of the actions of completions with an advantage above 0, or else below, from samples.
+        source: paper and equation.
+    """
+
+    advantages: Callable[[Floats], Floats]
+    factor: Callable[[Samples, bool], Floats]
+    source: str
+
+
+def _ppo_factor(samples: Samples, positive: bool, high: float = CLIP) -> Floats:
+    sign = np.where(samples.real > 0, 1.0 if positive else -1.0, 0.0)
+    return np.asarray(_clipped(samples, sign, CLIP, high) * sign)
+
+
+def _gspo_factor(samples: Samples, positive: bool) -> Floats:
+    sign = np.where(samples.real > 0, 1.0 if positive else -1.0, 0.0)
+    return np.asarray(_gspo(samples, sign) * sign)
+
+
+def _per_token(samples: Samples) -> float:
+    """Return one over the mean length, which a mean over a large batch's tokens divides by."""
+    return 1.0 / float(samples.mass @ samples.lengths)
+
+
+def _over_mean(returns: Floats) -> Floats:
+    """Return `centred` over the group's mean, 0 where that is 0, (M, n)."""
+    mean = returns.mean(1, keepdims=True)
+    return np.asarray(np.divide(centred(returns), mean, out=np.zeros_like(returns), where=mean > 0))
+
+
+GROUP_ESTIMATORS: Final[Mapping[str, Grouped]] = {
+    "RLOO": Grouped(leave_one_out, _ppo_factor, "Ahmadian et al. 2024, 2402.14740, eq. 9"),
+    "Dr. GRPO": Grouped(centred, _ppo_factor, "Liu et al. 2025, 2503.20783, section 3.2"),
+    "GRPO": Grouped(
+        standardised, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, 2402.03300, eq. 3"
+    ),
+    "GRPO, sum over tokens": Grouped(standardised, _ppo_factor, "Shao et al. 2024, without 1 / |y|"),
+    "GRPO without deviation": Grouped(
+        centred, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, without the deviation"
+    ),
+    "DAPO": Grouped(
+        standardised,
+        lambda s, up: _ppo_factor(s, up, CLIP_HIGH) * _per_token(s),
+        "Yu et al. 2025, 2503.14476, eq. 10",
+    ),
+    "GSPO": Grouped(standardised, _gspo_factor, "Zheng et al. 2025, 2507.18071, eq. 5"),
+    "CISPO": Grouped(
+        standardised,
+        lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH) * s.real * _per_token(s),
+        "MiniMax 2025, 2506.13585, eq. 4",
+    ),
+    "MaxRL": Grouped(_over_mean, _ppo_factor, "Tajwar et al. 2026, 2602.02710"),
+}
+"""Estimators of the gradient of E[R] from groups of completions of a prompt."""
+
+
+def _grouped(samples: Samples, name: str, kind: Grouped, group: int) -> Moments:
+    jacobian = samples.current.jacobian
+    scores = np.stack([samples.current.on_path(kind.factor(samples, up)) @ jacobian for up in (True, False)])
+    gradient, returns = samples.current.gradient, samples.returns
+    return group_moments(samples.behaviour, gradient, name, returns, scores, kind.advantages, group)
+
+
+Part = Literal["reward", "KL"]
+
+
+class Verdict(NamedTuple):
+    """A row of the referee's table: what is estimated, what it is worth, and from whom it is.
+
+    `along` is the mean of g along the true gradient, in units of the gradient: 1 without bias. `sampled` is the same
+    from completions that were drawn, and its standard error. Both are NaN for groups.
+    """
+
+    part: Part
+    moments: Moments
+    source: str
+    along: float
+    sampled: tuple[float, float]
+
+
+def referee(samples: Samples, group: int = 4, draws: int = 20_000, seed: int = 0) -> list[Verdict]:
+    """Return a row for every estimator: those of E[R] from single completions and from groups, then those of the KL.
+
+    Args: group: completions of a prompt. draws: completions that are drawn by `seed`, as a check of the sums.
+    """
+    gradient, target = samples.current.gradient, kl_gradient(samples.current)
+    drawn = np.random.default_rng([seed, 8]).choice(len(samples.mass), draws, p=samples.mass / samples.mass.sum())
+    rows: list[Verdict] = []
+    parts: tuple[tuple[Part, Mapping[str, Named], Floats], ...] = (
+        ("reward", REWARD_ESTIMATORS, gradient),
+        ("KL", KL_ESTIMATORS, target),
+    )
+    for part, kinds, wanted in parts:
+        for name, each in kinds.items():
+            edges = samples.on_edges(each.weights(samples))
+            along = edges @ (samples.current.jacobian @ wanted) / float(wanted @ wanted)  # (N,)
+            checked = float(along[drawn].mean()), float(along[drawn].std(ddof=1) / draws**0.5)
+            moments = samples.moments(name, edges, wanted)
+            rows.append(Verdict(part, moments, each.source, float(samples.mass @ along), checked))
+    for name, kind in GROUP_ESTIMATORS.items():
+        rows.append(Verdict("reward", _grouped(samples, name, kind, group), kind.source, np.nan, (np.nan, np.nan)))
+    return sorted(rows, key=lambda row: row.part, reverse=True)

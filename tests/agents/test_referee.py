@@ -1,0 +1,235 @@
+"""The referee's estimators: by autograd of each loss as its paper has it, by listing groups, and by what is known."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from agents.test_exact_estimators import Recurrent
+from solver_tools import bigram, small_task
+from textgym_agents.commands.referee import main
+from textgym_agents.exact.estimators import group_moments
+from textgym_agents.exact.objective import EnumeratedPolicy
+from textgym_agents.exact.referee import (
+    GROUP_ESTIMATORS,
+    KL_ESTIMATORS,
+    REWARD_ESTIMATORS,
+    Samples,
+    referee,
+    samples_of,
+)
+
+from textgym.commands.console import UsageError
+from textgym.solver import prefix_tree
+
+GROUP = 3
+
+
+def shifted(seed=0, size=0.15):
+    """The policy of `Recurrent`, and an older one beside it."""
+    policy, older = Recurrent(), Recurrent()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in older.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return policy, older
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    policy, older = shifted()
+    return samples_of(prefix_tree(small_task()), policy, older, bigram())
+
+
+def taken(samples):
+    """log pi of the actions taken (N, T), differentiable, and the parameters."""
+    own = EnumeratedPolicy(shifted()[0])
+    tree = samples.behaviour.tree
+    edges = torch.cat([own.edges(tree, d, tree.levels[d].running) for d in range(len(tree.levels) - 1)])
+    path = samples.current.steps.path
+    return torch.where(torch.tensor(path >= 0), edges[torch.tensor(np.maximum(path, 0))], 0.0), own
+
+
+def gradient_of(loss, own):
+    return own.flat(torch.autograd.grad(loss, own.parameters, retain_graph=True)).numpy()
+
+
+def clipped(ratio, advantages, low=0.2, high=0.2):
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+
+
+def test_single_estimators_are_the_gradients_of_their_papers_losses(samples):
+    log_pi, own = taken(samples)
+    real = torch.tensor(samples.real)
+    log_mu = log_pi.detach() - torch.tensor(samples.log_rho)
+    rho, lengths = (log_pi - log_mu).exp(), torch.tensor(samples.lengths)[:, None]
+    advantages, whole = torch.tensor(samples.advantages), torch.tensor(samples.returns)[:, None]
+    ref = log_pi.detach() - torch.tensor(samples.log_ratio)
+    ratio = log_pi - ref  # (N, T)
+    mean_ratio = ((log_pi - log_mu).sum(1, keepdim=True) / lengths).exp()
+    product = (log_pi - log_mu).sum(1, keepdim=True).exp()
+    mass = torch.tensor(samples.mass)
+    mu_mean = mass @ whole[:, 0]
+    deviation = (mass @ (whole[:, 0] - mu_mean) ** 2).sqrt()
+    start = torch.tensor(samples.baseline[:, :1])
+    losses = {
+        "REINFORCE, no correction": log_pi * whole,
+        "token ratio": rho * advantages,
+        "token ratio, clipped (PPO)": clipped(rho, advantages),
+        "token ratio, clip-higher (DAPO)": clipped(rho, advantages, 0.2, 0.28),
+        "token ratio, truncated (TIS)": rho.detach().clamp(max=2) * log_pi * advantages,
+        "token ratio, masked (MIS)": rho.detach() * (rho.detach() <= 2) * log_pi * advantages,
+        "sequence ratio, whole return": product * whole * real / lengths,
+        "sequence ratio, truncated": product.detach().clamp(max=2) * log_pi * advantages,
+        "weight capped above (CISPO)": rho.detach().clamp(max=1.28) * log_pi * advantages,
+        "mean ratio of the sequence, clipped (GSPO)": clipped(mean_ratio, whole - start) * real / lengths,
+        "batch mean and deviation (REINFORCE++)": clipped(rho, (whole - mu_mean) / deviation),
+        "k1 in the loss": ratio,
+        "k2 in the loss": 0.5 * ratio**2,
+        "k3 in the loss": (-ratio).exp() - 1 + ratio,
+        "k3 in the loss, times the ratio": rho * ((-ratio).exp() - 1 + ratio),
+        "k2 in the loss, times the ratio": rho * 0.5 * ratio**2,
+        "k1 in the loss, times the ratio": rho * ratio,
+    }
+    named = {**REWARD_ESTIMATORS, **KL_ESTIMATORS}
+    for name, loss in losses.items():
+        wanted = gradient_of((mass * (loss * real).sum(1)).sum(), own)
+        found = samples.mass @ samples.current.on_path(named[name].weights(samples)) @ samples.current.jacobian
+        np.testing.assert_allclose(found, wanted, atol=1e-8, err_msg=name)
+
+
+def test_groups_by_listing_every_one_of_them(samples):
+    log_pi, own = taken(samples)
+    returns, lengths = samples.returns, torch.tensor(samples.lengths)
+    log_mu = log_pi.detach() - torch.tensor(samples.log_rho)
+    rho = (log_pi - log_mu).exp()
+    mean_ratio = ((log_pi - log_mu).sum(1) / lengths).exp()
+    every, weights = samples.behaviour.trajectories, samples.behaviour.tree.weights
+    tokens = float(samples.mass @ samples.lengths)
+
+    def sequence_loss(name, row, amount):
+        amount = torch.tensor(amount)
+        steps = slice(0, int(lengths[row]))
+        if name == "GSPO":
+            return clipped(mean_ratio[row], amount)
+        if name == "CISPO":
+            return (rho[row, steps].detach().clamp(max=1.28) * log_pi[row, steps] * amount).sum() / tokens
+        loss = clipped(rho[row, steps], amount, 0.2, 0.28 if name == "DAPO" else 0.2).sum()
+        return loss / (lengths[row] if name in ("GRPO", "GRPO without deviation") else tokens if name == "DAPO" else 1)
+
+    scores = {}
+    chosen = [np.flatnonzero((every.prompt == p) & (every.probability > 0)) for p in np.flatnonzero(weights > 0)]
+    # Only the likeliest completions, so that all groups can be listed.
+    chosen = [rows[np.argsort(-every.probability[rows])[:5]] for rows in chosen]
+    for name, kind in GROUP_ESTIMATORS.items():
+        for row in np.concatenate(chosen):
+            for sign in (1.0, -1.0):
+                scores[row, sign] = sign * gradient_of(sequence_loss(name, int(row), sign), own)
+        mean, second = 0.0, 0.0
+        masses = np.zeros(len(returns))
+        for prompt, rows in zip(np.flatnonzero(weights > 0), chosen, strict=True):
+            chance = np.exp(every.log_probability[rows])
+            masses[rows] = chance / chance.sum()
+            for group in itertools.product(rows, repeat=GROUP):
+                amounts = kind.advantages(returns[list(group)][None])[0]
+                g = sum(a * scores[row, 1.0 if a > 0 else -1.0] for a, row in zip(amounts, group, strict=True)) / GROUP
+                weight = weights[prompt] * np.prod(masses[list(group)])
+                mean, second = mean + weight * g, second + weight * g @ g
+        few = _with_mass(samples, masses)
+        factors = [samples.current.on_path(kind.factor(samples, up)) @ samples.current.jacobian for up in (True, False)]
+        args = (samples.current.gradient, name, returns, np.stack(factors), kind.advantages, GROUP)
+        found = group_moments(few, *args)
+        assert found.variance == pytest.approx(second - mean @ mean, rel=1e-6, abs=1e-12), name
+        assert found.bias == pytest.approx(np.linalg.norm(mean - samples.current.gradient), rel=1e-6), name
+
+
+def _with_mass(samples, masses):
+    """The values of a policy that writes these trajectories only, as far as `group_moments` looks."""
+    from types import SimpleNamespace
+
+    every = samples.behaviour.trajectories
+    with np.errstate(divide="ignore"):
+        logs = np.log(masses)
+    few = SimpleNamespace(prompt=every.prompt, log_probability=logs)
+    return SimpleNamespace(trajectories=few, tree=samples.behaviour.tree)
+
+
+def test_groups_that_are_drawn_agree_with_those_that_are_summed(samples, monkeypatch):
+    rows = [row.moments for row in referee(samples, GROUP) if row.moments.samples > 1]
+    monkeypatch.setattr("textgym_agents.exact.estimators._MOST_COUNTS", 0)
+    drawn = [row.moments for row in referee(samples, GROUP) if row.moments.samples > 1]
+    for exact, other in zip(rows, drawn, strict=True):
+        assert exact.bias_error == exact.variance_error == 0
+        assert other.bias_error > 0
+        assert abs(other.bias - exact.bias) < 5 * other.bias_error
+        assert abs(other.variance - exact.variance) < 5 * other.variance_error + other.bias_error * exact.bias * 20
+
+
+def test_what_is_known_of_samples_of_the_policy_itself():
+    policy, _ = shifted()
+    own = samples_of(prefix_tree(small_task()), policy, policy, bigram())
+    found = {row.moments.estimator: row.moments for row in referee(own, GROUP)}
+    for name in REWARD_ESTIMATORS:
+        if "GSPO" in name or "REINFORCE++" in name:
+            continue
+        assert found[name].relative_bias < 1e-8, name
+    assert found["RLOO, groups of 3"].relative_bias < 1e-8
+    assert found["Dr. GRPO, groups of 3"].relative_bias == pytest.approx(1 / 3)
+    assert found["Dr. GRPO, groups of 3"].cosine == pytest.approx(1)
+    assert found["exact in the loss, later KL in the reward"].relative_bias < 1e-8
+    assert found["k1 in the reward"].relative_bias < 1e-8
+    assert found["k1 in the loss"].bias == pytest.approx(np.linalg.norm(_kl(own)), rel=1e-6)  # its mean is 0
+
+
+def test_what_is_known_of_samples_of_an_older_policy(samples):
+    found = {row.moments.estimator: row.moments for row in referee(samples, GROUP)}
+    for name in ("sequence ratio, whole return", "sequence ratio, advantages", "each reward by the ratio so far"):
+        assert found[name].relative_bias < 1e-8, name
+    for name in ("REINFORCE, no correction", "token ratio", "k1 in the reward"):
+        assert found[name].relative_bias > 1e-3, name
+    assert len(found) >= 24
+
+
+def _kl(samples):
+    from textgym_agents.exact.estimators import kl_gradient
+
+    return kl_gradient(samples.current)
+
+
+def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
+    words = ["Bandit-v0", "--env", "difficulty=1", "--updates", "1", "--stale", "0", "1", "--group", "2"]
+    main([*words, "--json"])
+    ages = json.loads(capsys.readouterr().out)
+    assert [age["stale"] for age in ages] == [0, 1]
+    rows = {row["estimator"]: row for row in ages[0]["rows"]}
+    assert len(rows) == len(REWARD_ESTIMATORS) + len(GROUP_ESTIMATORS) + len(KL_ESTIMATORS)
+    for row in rows.values():  # what was drawn agrees with what was summed
+        if row["sampled"] is not None:
+            assert abs(row["sampled"] - row["along"]) <= 5 * row["sampled_error"] + 1e-9, row["estimator"]
+    assert rows["token ratio"]["along"] == pytest.approx(1, abs=1e-5)
+    pytest.importorskip("matplotlib")
+    main([*words, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "samples 1 updates old" in shown
+    assert json.loads((tmp_path / "out" / "referee.json").read_text())["ages"] == ages
+    assert (tmp_path / "out" / "referee.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["Bandit-v0", "--stale", "9"], r"stale=\(9,\): allowed are integers in 0..updates=8"),
+        (["Bandit-v0", "--group", "1"], "group=1"),
+        (
+            ["Bandit-v0", "--agent", "q-learning"],
+            "--agent q-learning: allowed is a policy gradient on a language model",
+        ),
+        (["Helpful-v0", "--updates", "1", "--stale", "0"], "states"),
+    ],
+)
+def test_what_cannot_be_refereed_is_refused(words, message, capsys):
+    with pytest.raises((SystemExit, ValueError, UsageError)) as caught:
+        main(words)
+    assert re.search(message, f"{caught.value} {capsys.readouterr().err}")
