@@ -252,7 +252,7 @@ def main() -> None:
         print_table(reward, results([each for each in entries if each.reward == reward], flags.out))
 
 
-def race_entries(flags: RaceFlags, trials: Sequence[Result]) -> list[Entry]:
+def race_entries(flags: RaceFlags, trials: Sequence[RaceResult]) -> list[Entry]:
     """Return who races: agents as they come, and TRL's trainers with the best settings that the trials have found."""
     found: list[Entry] = []
     for reward in flags.rewards:
@@ -283,7 +283,7 @@ def run_all(entries: Iterable[Entry], out: Path, workers: int) -> None:
         list(pool.map(run_one, (each for each in entries if not (out / each.file).exists())))
 
 
-class Result(NamedTuple):
+class RaceResult(NamedTuple):
     """What an entry has come to: J at its marks (M,), and J of the reference."""
 
     entry: Entry
@@ -291,14 +291,14 @@ class Result(NamedTuple):
     reference: float
 
 
-def results(entries: Iterable[Entry], out: Path) -> list[Result]:
+def results(entries: Iterable[Entry], out: Path) -> list[RaceResult]:
     """Return the results that are there."""
-    found: list[Result] = []
+    found: list[RaceResult] = []
     for entry in entries:
         if (out / entry.file).exists():
             read = read_json(out / entry.file)
             curve = np.array([row["J"] for row in read["rows"]])
-            found.append(Result(entry, curve, read["reference"]["J"]))
+            found.append(RaceResult(entry, curve, read["reference"]["J"]))
     return found
 
 
@@ -312,7 +312,7 @@ def leads(own: Floats, other: Floats) -> Floats:
     return np.stack([own.mean(0) - other.mean(0), ends.low, ends.high])
 
 
-def print_table(reward: str, found: Sequence[Result]) -> None:
+def print_table(reward: str, found: Sequence[RaceResult]) -> None:
     """Print J at the marks and by how much the first contestant leads."""
     names = list(dict.fromkeys(each.entry.who for each in found))
     curves = {name: np.array([each.curve for each in found if each.entry.who == name]) for name in names}

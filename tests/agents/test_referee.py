@@ -16,7 +16,7 @@ from textgym_agents.exact.referee import (
     GROUP_ESTIMATORS,
     KL_ESTIMATORS,
     REWARD_ESTIMATORS,
-    Samples,
+    TwoPolicies,
     referee,
     samples_of,
 )
@@ -38,7 +38,7 @@ def shifted(seed=0, size=0.15):
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
+def samples() -> TwoPolicies:
     policy, older = shifted()
     return samples_of(prefix_tree(small_task()), policy, older, bigram())
 

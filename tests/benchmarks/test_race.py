@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from core_tools import STORIES
 from textgym_benchmarks import race
-from textgym_benchmarks.race import Clock, Entry, RaceFlags, Result, leads, race_entries, trial_settings
+from textgym_benchmarks.race import Clock, Entry, RaceFlags, RaceResult, leads, race_entries, trial_settings
 
 
 def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() -> None:
@@ -19,7 +19,7 @@ def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() ->
     assert settings == trial_settings(4)
     flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
     trials = [
-        Result(Entry(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)
+        RaceResult(Entry(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)
         for who, reward, number, curve in (
             ("trl-rloo", "speech", 0, [0.0, 0.9]),
             ("trl-rloo", "speech", 1, [0.5, 0.5]),

@@ -46,7 +46,7 @@ CLIP, CLIP_HIGH, CAP = 0.2, 0.28, 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class TwoPolicies:
     """All N trajectories of a task, T steps at the longest, as one policy writes them for the gradient of another.
 
     Attributes:
@@ -136,7 +136,7 @@ class Samples:
 
 def samples_of(
     problem: Problem, current: object, behaviour: object, reference: object = None, **options: Unpack[ProblemOptions]
-) -> Samples:
+) -> TwoPolicies:
     """Return the trajectories of `behaviour` for the gradient of `current`, both torch policies. Args: `torch_values`.
 
     Raises: as `torch_values`; ValueError if the Jacobian is too large.
@@ -144,74 +144,80 @@ def samples_of(
     options = {**options, "beta": 0.0}
     own, values = torch_values(problem, current, reference, **options)
     enumeration = Enumeration(values, edge_jacobian(values.tree, own), steps(values))
-    return Samples(enumeration, torch_values(values.tree, behaviour, reference, **options)[1])
+    return TwoPolicies(enumeration, torch_values(values.tree, behaviour, reference, **options)[1])
 
 
-class Named(NamedTuple):
+class SingleEstimator(NamedTuple):
     """An estimator: its weights (N, T) from samples, its paper and equation."""
 
-    weights: Callable[[Samples], Floats]
+    weights: Callable[[TwoPolicies], Floats]
     source: str
 
 
-def _clipped(samples: Samples, advantages: Floats, low: float = CLIP, high: float = CLIP) -> Floats:
+def _clipped(samples: TwoPolicies, advantages: Floats, low: float = CLIP, high: float = CLIP) -> Floats:
     """Return rho A where the gradient of -min(rho A, clip(rho) A) is not 0, (N, T)."""
     rho = samples.rho
     kept = np.where(advantages > 0, rho <= 1 + high, rho >= 1 - low)
     return np.asarray(rho * advantages * kept, dtype=np.float64)
 
 
-def _sequence_ratio(samples: Samples) -> Floats:
+def _sequence_ratio(samples: TwoPolicies) -> Floats:
     """Return the product of rho over each trajectory, (N, 1)."""
     return np.asarray(np.exp(samples.log_rho.sum(1, keepdims=True)))
 
 
-def _prefix_ratio(samples: Samples) -> Floats:
+def _prefix_ratio(samples: TwoPolicies) -> Floats:
     """Return the product of rho up to each step, (N, T)."""
     return np.exp(np.cumsum(samples.log_rho, axis=1))
 
 
-def _whole(samples: Samples) -> Floats:
+def _whole(samples: TwoPolicies) -> Floats:
     return np.asarray(samples.returns[:, None] * samples.real)
 
 
 _PPO: Final = "Schulman et al. 2017, 1707.06347, eq. 7"
 _TIS: Final = "Ionides 2008; Yao et al. 2025"
-REWARD_ESTIMATORS: Final[Mapping[str, Named]] = {
-    "REINFORCE, no correction": Named(_whole, "Williams 1992"),
-    "REINFORCE, reward to go": Named(lambda s: to_go(s.rewards) * s.real, "Sutton and Barto 2018, 13.3"),
-    "REINFORCE, reward to go - V": Named(lambda s: s.advantages, "Sutton and Barto 2018, 13.4"),
-    "sequence ratio, whole return": Named(lambda s: _sequence_ratio(s) * _whole(s), "Precup et al. 2000, eq. 4"),
-    "sequence ratio, advantages": Named(lambda s: _sequence_ratio(s) * s.advantages, "Precup et al. 2000, eq. 4"),
-    "each reward by the ratio so far": Named(
+REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
+    "REINFORCE, no correction": SingleEstimator(_whole, "Williams 1992"),
+    "REINFORCE, reward to go": SingleEstimator(lambda s: to_go(s.rewards) * s.real, "Sutton and Barto 2018, 13.3"),
+    "REINFORCE, reward to go - V": SingleEstimator(lambda s: s.advantages, "Sutton and Barto 2018, 13.4"),
+    "sequence ratio, whole return": SingleEstimator(
+        lambda s: _sequence_ratio(s) * _whole(s), "Precup et al. 2000, eq. 4"
+    ),
+    "sequence ratio, advantages": SingleEstimator(
+        lambda s: _sequence_ratio(s) * s.advantages, "Precup et al. 2000, eq. 4"
+    ),
+    "each reward by the ratio so far": SingleEstimator(
         lambda s: to_go(_prefix_ratio(s) * s.rewards), "Precup et al. 2000, eq. 7"
     ),
-    "ratio so far, advantages": Named(lambda s: _prefix_ratio(s) * s.advantages, "of eq. 7 without what comes after"),
-    "token ratio": Named(lambda s: s.rho * s.advantages, "Schulman et al. 2015, 1502.05477, eq. 14"),
-    "token ratio, clipped (PPO)": Named(lambda s: _clipped(s, s.advantages), _PPO),
-    "token ratio, clip-higher (DAPO)": Named(
+    "ratio so far, advantages": SingleEstimator(
+        lambda s: _prefix_ratio(s) * s.advantages, "of eq. 7 without what comes after"
+    ),
+    "token ratio": SingleEstimator(lambda s: s.rho * s.advantages, "Schulman et al. 2015, 1502.05477, eq. 14"),
+    "token ratio, clipped (PPO)": SingleEstimator(lambda s: _clipped(s, s.advantages), _PPO),
+    "token ratio, clip-higher (DAPO)": SingleEstimator(
         lambda s: _clipped(s, s.advantages, CLIP, CLIP_HIGH), "Yu et al. 2025, 2503.14476, eq. 10"
     ),
-    "token ratio, truncated (TIS)": Named(lambda s: np.minimum(s.rho, CAP) * s.advantages, _TIS),
-    "token ratio, masked (MIS)": Named(lambda s: s.rho * (s.rho <= CAP) * s.advantages, "Liu et al. 2025"),
-    "sequence ratio, truncated": Named(lambda s: np.minimum(_sequence_ratio(s), CAP) * s.advantages, _TIS),
-    "sequence ratio, masked": Named(
+    "token ratio, truncated (TIS)": SingleEstimator(lambda s: np.minimum(s.rho, CAP) * s.advantages, _TIS),
+    "token ratio, masked (MIS)": SingleEstimator(lambda s: s.rho * (s.rho <= CAP) * s.advantages, "Liu et al. 2025"),
+    "sequence ratio, truncated": SingleEstimator(lambda s: np.minimum(_sequence_ratio(s), CAP) * s.advantages, _TIS),
+    "sequence ratio, masked": SingleEstimator(
         lambda s: _sequence_ratio(s) * (_sequence_ratio(s) <= CAP) * s.advantages, "Liu et al. 2025"
     ),
-    "weight capped above (CISPO)": Named(
+    "weight capped above (CISPO)": SingleEstimator(
         lambda s: np.minimum(s.rho, 1 + CLIP_HIGH) * s.advantages, "MiniMax 2025, 2506.13585, eq. 4"
     ),
-    "mean ratio of the sequence, clipped (GSPO)": Named(
+    "mean ratio of the sequence, clipped (GSPO)": SingleEstimator(
         lambda s: _gspo(s, _whole(s) - s.baseline[:, :1] * s.real), "Zheng et al. 2025, 2507.18071, eq. 5"
     ),
-    "batch mean and deviation (REINFORCE++)": Named(
+    "batch mean and deviation (REINFORCE++)": SingleEstimator(
         lambda s: _clipped(s, _standardised_limit(s)), "Hu 2025, 2501.03262, eq. 7"
     ),
 }
 """Estimators of the gradient of E[R] from single completions."""
 
 
-def _gspo(samples: Samples, advantages: Floats) -> Floats:
+def _gspo(samples: TwoPolicies, advantages: Floats) -> Floats:
     """Return the weights of GSPO's gradient, (N, T): the clipped ratio is the geometric mean of a sequence's rho."""
     lengths = samples.lengths[:, None]
     ratio = np.exp(samples.log_rho.sum(1, keepdims=True) / lengths)
@@ -219,34 +225,40 @@ def _gspo(samples: Samples, advantages: Floats) -> Floats:
     return np.asarray(ratio * advantages * kept / lengths)
 
 
-def _standardised_limit(samples: Samples) -> Floats:
+def _standardised_limit(samples: TwoPolicies) -> Floats:
     """Return returns less their mean over their deviation, both of mu and of all prompts, (N, T)."""
     mean = float(samples.mass @ samples.returns)
     deviation = float(np.sqrt(samples.mass @ (samples.returns - mean) ** 2)) or 1.0
     return np.asarray((samples.returns[:, None] - mean) / deviation * samples.real)
 
 
-KL_ESTIMATORS: Final[Mapping[str, Named]] = {
-    "k1 in the loss": Named(lambda s: s.real, "Schulman 2020"),
-    "k2 in the loss": Named(lambda s: s.log_ratio, "Schulman 2020"),
-    "k3 in the loss": Named(lambda s: -np.expm1(-s.log_ratio) * s.real, "Shao et al. 2024, 2402.03300, eq. 4"),
-    "k3 in the loss, times the ratio": Named(
+KL_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
+    "k1 in the loss": SingleEstimator(lambda s: s.real, "Schulman 2020"),
+    "k2 in the loss": SingleEstimator(lambda s: s.log_ratio, "Schulman 2020"),
+    "k3 in the loss": SingleEstimator(
+        lambda s: -np.expm1(-s.log_ratio) * s.real, "Shao et al. 2024, 2402.03300, eq. 4"
+    ),
+    "k3 in the loss, times the ratio": SingleEstimator(
         lambda s: s.rho * s.log_ratio,  # rho (k3 + 1 - exp(-l))
         "DeepSeek-V3.2 2025, eq. 7",
     ),
-    "k2 in the loss, times the ratio": Named(
+    "k2 in the loss, times the ratio": SingleEstimator(
         lambda s: s.rho * (s.log_ratio + 0.5 * s.log_ratio**2), "as k3 with the ratio"
     ),
-    "k1 in the loss, times the ratio": Named(lambda s: s.rho * (s.log_ratio + 1) * s.real, "as k3 with the ratio"),
-    "exact in the loss": Named(lambda s: direct_weights(s.current), "this package"),
-    "k1 in the reward": Named(lambda s: s.rho * to_go(s.old_log_ratio) * s.real, "Ziegler et al. 2019, eq. 2"),
-    "k1 in the reward, whole sequence": Named(
+    "k1 in the loss, times the ratio": SingleEstimator(
+        lambda s: s.rho * (s.log_ratio + 1) * s.real, "as k3 with the ratio"
+    ),
+    "exact in the loss": SingleEstimator(lambda s: direct_weights(s.current), "this package"),
+    "k1 in the reward": SingleEstimator(
+        lambda s: s.rho * to_go(s.old_log_ratio) * s.real, "Ziegler et al. 2019, eq. 2"
+    ),
+    "k1 in the reward, whole sequence": SingleEstimator(
         lambda s: s.rho * s.old_log_ratio.sum(1, keepdims=True) * s.real, "Ahmadian et al. 2024, 2402.14740"
     ),
-    "k3 in the reward": Named(
+    "k3 in the reward": SingleEstimator(
         lambda s: s.rho * to_go(np.expm1(-s.old_log_ratio) + s.old_log_ratio) * s.real, "Schulman 2020"
     ),
-    "exact in the loss, later KL in the reward": Named(
+    "exact in the loss, later KL in the reward": SingleEstimator(
         lambda s: (
             direct_weights(s.current) + s.current.on_path(s.rho * (to_go(s.current.steps.kl) - s.current.steps.kl))
         ),
@@ -256,7 +268,7 @@ KL_ESTIMATORS: Final[Mapping[str, Named]] = {
 """Estimators of the gradient of KL(pi || ref) per sequence; what is charged to returns is what mu's samples had."""
 
 
-class Grouped(NamedTuple):
+class GroupEstimator(NamedTuple):
     """An estimator that compares a group's returns.
 
     Attributes:
@@ -266,21 +278,21 @@ class Grouped(NamedTuple):
     """
 
     advantages: Callable[[Floats], Floats]
-    factor: Callable[[Samples, bool], Floats]
+    factor: Callable[[TwoPolicies, bool], Floats]
     source: str
 
 
-def _ppo_factor(samples: Samples, positive: bool, high: float = CLIP) -> Floats:
+def _ppo_factor(samples: TwoPolicies, positive: bool, high: float = CLIP) -> Floats:
     sign = np.where(samples.real > 0, 1.0 if positive else -1.0, 0.0)
     return np.asarray(_clipped(samples, sign, CLIP, high) * sign)
 
 
-def _gspo_factor(samples: Samples, positive: bool) -> Floats:
+def _gspo_factor(samples: TwoPolicies, positive: bool) -> Floats:
     sign = np.where(samples.real > 0, 1.0 if positive else -1.0, 0.0)
     return np.asarray(_gspo(samples, sign) * sign)
 
 
-def _per_token(samples: Samples) -> float:
+def _per_token(samples: TwoPolicies) -> float:
     """Return one over the mean length, which a mean over a large batch's tokens divides by."""
     return 1.0 / float(samples.mass @ samples.lengths)
 
@@ -291,33 +303,33 @@ def _over_mean(returns: Floats) -> Floats:
     return np.asarray(np.divide(centred(returns), mean, out=np.zeros_like(returns), where=mean > 0))
 
 
-GROUP_ESTIMATORS: Final[Mapping[str, Grouped]] = {
-    "RLOO": Grouped(leave_one_out, _ppo_factor, "Ahmadian et al. 2024, 2402.14740, eq. 9"),
-    "Dr. GRPO": Grouped(centred, _ppo_factor, "Liu et al. 2025, 2503.20783, section 3.2"),
-    "GRPO": Grouped(
+GROUP_ESTIMATORS: Final[Mapping[str, GroupEstimator]] = {
+    "RLOO": GroupEstimator(leave_one_out, _ppo_factor, "Ahmadian et al. 2024, 2402.14740, eq. 9"),
+    "Dr. GRPO": GroupEstimator(centred, _ppo_factor, "Liu et al. 2025, 2503.20783, section 3.2"),
+    "GRPO": GroupEstimator(
         standardised, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, 2402.03300, eq. 3"
     ),
-    "GRPO, sum over tokens": Grouped(standardised, _ppo_factor, "Shao et al. 2024, without 1 / |y|"),
-    "GRPO without deviation": Grouped(
+    "GRPO, sum over tokens": GroupEstimator(standardised, _ppo_factor, "Shao et al. 2024, without 1 / |y|"),
+    "GRPO without deviation": GroupEstimator(
         centred, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, without the deviation"
     ),
-    "DAPO": Grouped(
+    "DAPO": GroupEstimator(
         standardised,
         lambda s, up: _ppo_factor(s, up, CLIP_HIGH) * _per_token(s),
         "Yu et al. 2025, 2503.14476, eq. 10",
     ),
-    "GSPO": Grouped(standardised, _gspo_factor, "Zheng et al. 2025, 2507.18071, eq. 5"),
-    "CISPO": Grouped(
+    "GSPO": GroupEstimator(standardised, _gspo_factor, "Zheng et al. 2025, 2507.18071, eq. 5"),
+    "CISPO": GroupEstimator(
         standardised,
         lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH) * s.real * _per_token(s),
         "MiniMax 2025, 2506.13585, eq. 4",
     ),
-    "MaxRL": Grouped(_over_mean, _ppo_factor, "Tajwar et al. 2026, 2602.02710"),
+    "MaxRL": GroupEstimator(_over_mean, _ppo_factor, "Tajwar et al. 2026, 2602.02710"),
 }
 """Estimators of the gradient of E[R] from groups of completions of a prompt."""
 
 
-def _grouped(samples: Samples, name: str, kind: Grouped, group: int) -> Moments:
+def _grouped(samples: TwoPolicies, name: str, kind: GroupEstimator, group: int) -> Moments:
     jacobian = samples.current.jacobian
     scores = np.stack([samples.current.on_path(kind.factor(samples, up)) @ jacobian for up in (True, False)])
     gradient, returns = samples.current.gradient, samples.returns
@@ -341,7 +353,7 @@ class Verdict(NamedTuple):
     sampled: tuple[float, float]
 
 
-def referee(samples: Samples, group: int = 4, draws: int = 20_000, seed: int = 0) -> list[Verdict]:
+def referee(samples: TwoPolicies, group: int = 4, draws: int = 20_000, seed: int = 0) -> list[Verdict]:
     """Return a row for every estimator: those of E[R] from single completions and from groups, then those of the KL.
 
     Args: group: completions of a prompt. draws: completions that are drawn by `seed`, as a check of the sums.
@@ -349,7 +361,7 @@ def referee(samples: Samples, group: int = 4, draws: int = 20_000, seed: int = 0
     gradient, target = samples.current.gradient, kl_gradient(samples.current)
     drawn = np.random.default_rng([seed, 8]).choice(len(samples.mass), draws, p=samples.mass / samples.mass.sum())
     rows: list[Verdict] = []
-    parts: tuple[tuple[Part, Mapping[str, Named], Floats], ...] = (
+    parts: tuple[tuple[Part, Mapping[str, SingleEstimator], Floats], ...] = (
         ("reward", REWARD_ESTIMATORS, gradient),
         ("KL", KL_ESTIMATORS, target),
     )
