@@ -49,7 +49,7 @@ _CHILD = "import json, sys; from textgym_benchmarks.race import run; print(json.
 
 
 @dataclass(frozen=True)
-class Entry:
+class Racer:
     """One training against the clock.
 
     Args:
@@ -74,11 +74,11 @@ class Entry:
 
 
 def run(words: JsonObject) -> JsonObject:
-    """Run an entry, given as JSON values. Returns: its `rows`, one for each mark, and J of the `reference`."""
+    """Run a racer, given as JSON values. Returns: its `rows`, one for each mark, and J of the `reference`."""
     import torch
 
     torch.set_num_threads(1)
-    entry = Entry(**words)
+    entry = Racer(**words)
     task = make_env("textgym/Text-v0", 1, reward=STORY_REWARDS[entry.reward], **stories_env(entry.model)).unwrapped.task
     optimum = optimum_of(task, per_prompt=0)
 
@@ -122,7 +122,7 @@ class Clock:
         return not self._marks
 
 
-def _own(entry: Entry, clock: Clock) -> JsonObject:
+def _own(entry: Racer, clock: Clock) -> JsonObject:
     given = {"schedule": "constant", "device": "cpu", **entry.settings, "seed": entry.seed}
     options = stories_env(entry.model)
     batch = int(given.get("batch", 256))
@@ -135,7 +135,7 @@ def _own(entry: Entry, clock: Clock) -> JsonObject:
     return reference
 
 
-def _trl(entry: Entry, clock: Clock) -> JsonObject:
+def _trl(entry: Racer, clock: Clock) -> JsonObject:
     import trl
     from datasets import Dataset
     from transformers import TrainerCallback, logging
@@ -238,7 +238,7 @@ def main() -> None:
     flags = tyro.cli(RaceFlags)
     make_folder(flags.out)
     trials = [
-        Entry(who, reward, settings, _TRIAL_SEED, flags.marks[:2], str(flags.model))
+        Racer(who, reward, settings, _TRIAL_SEED, flags.marks[:2], str(flags.model))
         for reward in flags.rewards
         for who in OTHERS
         for settings in trial_settings(flags.trials)
@@ -252,9 +252,9 @@ def main() -> None:
         print_table(reward, results([each for each in entries if each.reward == reward], flags.out))
 
 
-def race_entries(flags: RaceFlags, trials: Sequence[RaceResult]) -> list[Entry]:
+def race_entries(flags: RaceFlags, trials: Sequence[RaceResult]) -> list[Racer]:
     """Return who races: agents as they come, and TRL's trainers with the best settings that the trials have found."""
-    found: list[Entry] = []
+    found: list[Racer] = []
     for reward in flags.rewards:
         given: dict[str, JsonObject] = {who: {} for who in flags.agents}
         for who in OTHERS:
@@ -263,16 +263,16 @@ def race_entries(flags: RaceFlags, trials: Sequence[RaceResult]) -> list[Entry]:
                 given[who] = max(own, key=lambda each: each.curve.mean()).entry.settings
         for seed in range(flags.seeds):
             found += [
-                Entry(who, reward, settings, seed, flags.marks, str(flags.model)) for who, settings in given.items()
+                Racer(who, reward, settings, seed, flags.marks, str(flags.model)) for who, settings in given.items()
             ]
     return found
 
 
-def run_all(entries: Iterable[Entry], out: Path, workers: int) -> None:
+def run_all(entries: Iterable[Racer], out: Path, workers: int) -> None:
     """Run what has no result yet, each in a process of its own."""
     console = Console(stderr=True, highlight=False)
 
-    def run_one(entry: Entry) -> None:
+    def run_one(entry: Racer) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [*fresh_python(_CHILD), json.dumps(asdict(entry))]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
@@ -286,12 +286,12 @@ def run_all(entries: Iterable[Entry], out: Path, workers: int) -> None:
 class RaceResult(NamedTuple):
     """What an entry has come to: J at its marks (M,), and J of the reference."""
 
-    entry: Entry
+    entry: Racer
     curve: Floats
     reference: float
 
 
-def results(entries: Iterable[Entry], out: Path) -> list[RaceResult]:
+def results(entries: Iterable[Racer], out: Path) -> list[RaceResult]:
     """Return the results that are there."""
     found: list[RaceResult] = []
     for entry in entries:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from core_tools import STORIES
 from textgym_benchmarks import race
-from textgym_benchmarks.race import Clock, Entry, RaceFlags, RaceResult, leads, race_entries, trial_settings
+from textgym_benchmarks.race import Clock, Racer, RaceFlags, RaceResult, leads, race_entries, trial_settings
 
 
 def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() -> None:
@@ -19,7 +19,7 @@ def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() ->
     assert settings == trial_settings(4)
     flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
     trials = [
-        RaceResult(Entry(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)
+        RaceResult(Racer(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)
         for who, reward, number, curve in (
             ("trl-rloo", "speech", 0, [0.0, 0.9]),
             ("trl-rloo", "speech", 1, [0.5, 0.5]),
@@ -73,7 +73,7 @@ def test_evaluations_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the model is not here")
 def test_a_training_is_written_once_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"batch": 8, "minibatches": 1, "epochs": 1}
-    entries = [Entry("rloo", "speech", settings, seed, (1, 2), str(STORIES)) for seed in (0, 1)]
+    entries = [Racer("rloo", "speech", settings, seed, (1, 2), str(STORIES)) for seed in (0, 1)]
     race.run_all(entries, tmp_path, 2)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {path.name for path in files} == {entry.file for entry in entries}
