@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from core_tools import STORIES
 from textgym_benchmarks import race
-from textgym_benchmarks.race import Clock, Racer, RaceFlags, RaceResult, leads, race_entries, trial_settings
+from textgym_benchmarks.race import Clock, RaceFlags, Racer, RaceResult, leads, race_entries, trial_settings
 
 
 def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() -> None:

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from textgym.checks import Floats
+from textgym.lm.categorical import chunks
 from textgym.task import Task
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group, check_sequence_kl
 from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.critic_free import action_returns, centred, critic_free_targets, sequence_weights, standardised
+from textgym_agents.lm.critic_free import (
+    action_returns,
+    centred,
+    critic_free_targets,
+    over_mean,
+    score_function_loss,
+    sequence_weights,
+    standardised,
+)
 from textgym_agents.lm.maths import Aggregation, Targets, clipped_policy_loss, on_device
-from textgym_agents.lm.rollout import Rollout
+from textgym_agents.lm.metrics import UpdateMeter
+from textgym_agents.lm.rollout import MicroBatch, Rollout
 
 _AGGREGATIONS = ("token", "sequence", "constant")
+_SURROGATES = ("clip", "cispo", "gspo")
 
 
 @dataclass(frozen=True)
 class GRPOConfig(OnPolicyConfig):
     """Settings of GRPO.
 
-    The defaults are Dr. GRPO's with the KL of J, whose expected gradient is that of J. The first paper's are kl=k3,
-    divide_by_std=True, aggregation=sequence and whiten=False; DAPO's losses are aggregation=token with clip_high=0.28.
+    The defaults are Dr. GRPO's with the KL of J, whose expected gradient is that of J. docs/algorithms.md has the
+    settings of the papers that differ from it.
     """
 
     group: int = 8
     """Completions of each prompt; batch is a multiple of it."""
+    divide_by_mean: bool = False
+    """Divide a group's advantages by its mean return, 0 where that is not above 0: for rewards of 0 and 1, prompts
+    count the more, the seldomer they are answered (MaxRL, arXiv:2602.02710): not the gradient of J. beta in the loss is
+    divided by the mean of the groups' means."""
     divide_by_std: bool = False
     """Divide a group's advantages by its standard deviation, which gives prompts whose returns differ little as much
     weight as others: not the gradient of J. beta in the loss is divided by the mean of these deviations over the
@@ -41,6 +59,10 @@ class GRPOConfig(OnPolicyConfig):
     """How far the probability ratio may fall below 1."""
     clip_high: float = 0.2
     """How far the probability ratio may rise above 1."""
+    surrogate: Literal["clip", "cispo", "gspo"] = "clip"
+    """What stands for the objective. clip: PPO's, token by token. cispo: log pi, weighted with the token's ratio, which
+    is kept below 1 + clip_high and not differentiated: no token is left out (arXiv:2506.13585, eq. 4). gspo: PPO's,
+    with the geometric mean of a completion's ratios, and aggregation=sequence (arXiv:2507.18071, eq. 5)."""
     kl: KL = "exact"
     """exact, k1: as for the other agents, and then the return that a group compares has the KL in it. k3: in the loss
     alone, as in the paper; its gradient is that of the opposite KL, KL(ref || pi) in each state, not that of J."""
@@ -52,6 +74,11 @@ class GRPOConfig(OnPolicyConfig):
         check_group(self.group, self.batch)
         check_sequence_kl(self.kl)
         require("aggregation", self.aggregation, self.aggregation in _AGGREGATIONS, str(_AGGREGATIONS))
+        require("surrogate", self.surrogate, self.surrogate in _SURROGATES, str(_SURROGATES))
+        whole = self.surrogate != "gspo" or self.aggregation == "sequence"
+        require("aggregation", self.aggregation, whole, "'sequence' with surrogate='gspo'")
+        both = self.divide_by_mean and self.divide_by_std
+        require("divide_by_mean", self.divide_by_mean, not both, "False with divide_by_std=True")
         positive(self, "clip_low", "clip_high")
 
 
@@ -82,12 +109,50 @@ class GRPO(OnPolicyAgent):
             spread = float(returns.std(1, ddof=1).mean())
             beta = beta / spread if spread > 1e-8 else beta
         advantages = standardised(returns) if config.divide_by_std else centred(returns)
+        if config.divide_by_mean:
+            level = float(np.maximum(returns.mean(1), 0.0).mean())
+            advantages, beta = over_mean(returns), beta / level if level > 1e-8 else beta
         advantages = advantages.ravel()[rollout.rows]
         targets = critic_free_targets(rollout, kl, config.kl, beta, advantages, config.whiten)
         if config.aggregation != "sequence":
             return targets
         return replace(targets, weights=on_device(sequence_weights(rollout.lengths), rollout))
 
+    def _add_gradient(
+        self, part: MicroBatch, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter, total: float
+    ) -> None:
+        """See `OnPolicyAgent`; the ratio of a whole completion is known before its tokens' losses are taken."""
+        if self.config.surrogate == "gspo":
+            targets = replace(targets, advantages=self._weighted(part, rollout, targets.advantages))
+        super()._add_gradient(part, rollout, targets, scored, meter, total)
+
+    @torch.no_grad()
+    def _weighted(self, part: MicroBatch, rollout: Rollout, advantages: Tensor) -> Tensor:
+        """Return the advantages (N,) times the ratio of their completion, 0 where that is clipped."""
+        config, states = self.config, part.states
+        features = self.policy.features(part.input_ids, part.rows, part.columns)  # (m, F)
+        taken = torch.cat(
+            [
+                self.policy.distribution(features[at], rollout.kept_of(states[at]))
+                .gather(1, rollout.actions[states[at]][:, None])
+                .squeeze(1)
+                for at in chunks(features, self.policy.backbone.vocab_size)
+            ]
+        )  # (m,)
+        count = int(part.rows.max()) + 1
+        sums = torch.zeros(2, count, device=taken.device).index_add_(
+            1, part.rows, torch.stack([taken - rollout.log_probs[states], torch.ones_like(taken)])
+        )
+        ratio = (sums[0] / sums[1]).exp()[part.rows]  # (m,)
+        own = advantages[states]
+        kept = torch.where(own > 0, ratio <= 1 + config.clip_high, ratio >= 1 - config.clip_low)
+        return advantages.index_copy(0, states, ratio * own * kept)
+
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        config = self.config
-        return clipped_policy_loss(log_probs - old_log_probs, advantages, config.clip_low, config.clip_high)
+        config, log_ratio = self.config, log_probs - old_log_probs
+        if config.surrogate == "gspo":
+            return score_function_loss(log_probs, advantages)
+        if config.surrogate == "cispo":
+            weights = log_ratio.detach().exp().clamp(max=1 + config.clip_high)
+            return score_function_loss(log_probs, weights * advantages)
+        return clipped_policy_loss(log_ratio, advantages, config.clip_low, config.clip_high)

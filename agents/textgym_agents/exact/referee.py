@@ -39,7 +39,7 @@ from textgym_agents.exact.objective import (
     to_go,
     torch_values,
 )
-from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
+from textgym_agents.lm.critic_free import centred, leave_one_out, over_mean, standardised
 
 CLIP, CLIP_HIGH, CAP = 0.2, 0.28, 2.0
 """Ranges of ratios: PPO's, DAPO's upper one, and that of truncated importance sampling."""
@@ -297,12 +297,6 @@ def _per_token(samples: TwoPolicies) -> float:
     return 1.0 / float(samples.mass @ samples.lengths)
 
 
-def _over_mean(returns: Floats) -> Floats:
-    """Return `centred` over the group's mean, 0 where that is 0, (M, n)."""
-    mean = returns.mean(1, keepdims=True)
-    return np.asarray(np.divide(centred(returns), mean, out=np.zeros_like(returns), where=mean > 0))
-
-
 GROUP_ESTIMATORS: Final[Mapping[str, GroupEstimator]] = {
     "RLOO": GroupEstimator(leave_one_out, _ppo_factor, "Ahmadian et al. 2024, 2402.14740, eq. 9"),
     "Dr. GRPO": GroupEstimator(centred, _ppo_factor, "Liu et al. 2025, 2503.20783, section 3.2"),
@@ -324,7 +318,7 @@ GROUP_ESTIMATORS: Final[Mapping[str, GroupEstimator]] = {
         lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH) * s.real * _per_token(s),
         "MiniMax 2025, 2506.13585, eq. 4",
     ),
-    "MaxRL": GroupEstimator(_over_mean, _ppo_factor, "Tajwar et al. 2026, 2602.02710"),
+    "MaxRL": GroupEstimator(over_mean, _ppo_factor, "Tajwar et al. 2026, 2602.02710"),
 }
 """Estimators of the gradient of E[R] from groups of completions of a prompt."""
 

@@ -64,6 +64,15 @@ def standardised(returns: Floats) -> Floats:
     return np.asarray(centred(returns) / (returns.std(1, ddof=1, keepdims=True) + _EPSILON))
 
 
+def over_mean(returns: Floats) -> Floats:
+    """Return `centred` over the group's mean, 0 where that is not above 0, (M, n).
+
+    Source: Tajwar et al. (2026), arXiv:2602.02710 (MaxRL), for rewards of 0 and 1.
+    """
+    mean = returns.mean(1, keepdims=True)
+    return np.asarray(np.divide(centred(returns), mean, out=np.zeros_like(returns), where=mean > 0))
+
+
 def sequence_weights(lengths: Ints) -> Floats:
     """Return for every token (N,), row by row, one over the length of its sequence."""
     return np.asarray(np.repeat(1.0 / lengths, lengths))
