@@ -139,7 +139,7 @@ def settled_rate(rate: float, rollout: Rollout, kl: Floats, config: OnPolicyConf
     """
     sums = np.bincount(rollout.rows, kl, len(rollout.lengths))  # (B,)
     moved = float((sums if config.kl == "exact" else 0.5 * sums**2).mean())  # log-ratios may be below 0
-    wanted = config.update_kl * config.batch / 256
+    wanted = config.update_kl * len(sums) / 256
     settled = rate * min(max(math.sqrt(wanted / max(moved, _SMALLEST)), 0.1), 30.0)
     return settled, (
         f"learning rate {settled:.3g}: at {rate:.3g} the first batch moved the policy by {moved:.3g} nats a sequence, "
