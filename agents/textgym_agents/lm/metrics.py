@@ -51,7 +51,7 @@ def warning_signs(rollout: Rollout, targets: Targets, task: Task, group: int) ->
     """Return shares in [0, 1] and an explained variance that `textgym_agents.training.doctor` looks at.
 
     "val/cut_rate": completions that used up the budget, in a task with a stop token; rows that an outer limit stopped
-    are none of them. "val/stuck_groups": groups with one reward, below the best of the batch. "val/repeated": trigrams
+    are none of them. "val/equal_groups": groups whose rewards are all equal. "val/repeated": trigrams
     that have stood in the completion before, where the vocabulary has more words than an answer has places; in a
     smaller one the best answer may well be a loop. "val/explained_variance": of the returns, by the critic.
 
@@ -63,9 +63,8 @@ def warning_signs(rollout: Rollout, targets: Targets, task: Task, group: int) ->
         signs["val/cut_rate"] = float((~rollout.stopped & ~rollout.truncated).mean())
     if group > 1:
         grouped = scores(rollout, task.gamma).reshape(-1, group)
-        best = grouped.max(1)
         slack = _SMALLEST * max(1.0, float(np.abs(grouped).max()))
-        signs["val/stuck_groups"] = float(((np.ptp(grouped, axis=1) <= slack) & (best < best.max() - slack)).mean())
+        signs["val/equal_groups"] = float((np.ptp(grouped, axis=1) <= slack).mean())
     if task.vocabulary.allowed.sum() > task.max_new_tokens:
         signs["val/repeated"] = _repeated(rollout)
     if targets.returns is not None and targets.old_values is not None:
