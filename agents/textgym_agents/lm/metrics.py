@@ -150,7 +150,7 @@ class UpdateMeter:
                 "loss/value_avg": value,
                 "policy/entropy_avg": entropy,
                 "policy/grad_norm": grad_norm,
-                "policy/grad_clipped": float(grad_norm > self._max_grad_norm),
+                "policy/grad_scale": min(1.0, self._max_grad_norm / max(grad_norm, _SMALLEST)),
             }
         )
 

@@ -106,8 +106,9 @@ def pays(rows: Sequence[Row]) -> bool:
 def constant_reward(rows: Sequence[Row]) -> float | None:
     """Find a reward that is not finite, or the same for every completion of three batches.
 
-    At the best mean so far that is no fault but the end of learning. Where it has never varied, it is none either if
-    an evaluation has found another mean: then it pays seldom.
+    At the best mean so far that is no fault but the end of learning. A reward that is rare is none either: an
+    evaluation has found another mean, or so many batches were silent before that one in a hundred such streaks is
+    chance.
     """
     scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
     if scores and not math.isfinite(scores[-1]):
@@ -115,10 +116,13 @@ def constant_reward(rows: Sequence[Row]) -> float | None:
     slack = 1e-8 * max([1.0, *map(abs, scores)])
     if len(spreads) < FEW or max(spreads[-FEW:]) > slack:
         return None
+    varied = [place for place, spread in enumerate(spreads, 1) if spread > slack]
     measured = [*scores, *series(rows, "eval/reward")]
-    if max(spreads) > slack or max(measured) - min(measured) > slack:
-        return scores[-1] if scores[-1] < max(scores) - slack else None
-    return scores[-1]
+    if not varied:
+        return scores[-1] if max(measured) - min(measured) <= slack else None
+    silent = 1 - len(varied) / varied[-1]  # share of the batches before this streak
+    chance = silent ** (len(spreads) - varied[-1])
+    return scores[-1] if scores[-1] < max(scores) - slack and chance < 0.01 else None
 
 
 def equal_groups(rows: Sequence[Row]) -> float | None:
@@ -142,12 +146,13 @@ def useless_critic(rows: Sequence[Row]) -> float | None:
 
 
 def always_clipped(rows: Sequence[Row]) -> float | None:
-    """Find five rows in which every gradient was scaled down, while nothing is gained, see `pays`.
+    """Find five rows in which gradients were scaled down to less than half, while nothing is gained, see `pays`.
 
-    Adam's steps hardly depend on the scale of the gradient: policies do learn so.
+    Adam's steps hardly depend on the scale of the gradient, and policies do learn so: what is left is a limit that
+    decides on the steps in place of the gradient.
     """
-    found = throughout("policy/grad_clipped", 1.0, 5)(rows)
-    return None if found is None or pays(rows) else found
+    scales = series(rows, "policy/grad_scale")[-5:]
+    return scales[-1] if len(scales) == 5 and max(scales) < 0.5 and not pays(rows) else None
 
 
 def never_stops(rows: Sequence[Row]) -> float | None:
@@ -175,15 +180,13 @@ def kl_fault(rows: Sequence[Row]) -> float | None:
 
     Below -0.1 it is no sampling error: of 64 sequences, log-ratios with a mean near 0 have one of under 0.05. Above 10,
     a policy that chose the best of n samples of the reference would need 60,000 of them (log n - (n - 1) / n); it
-    explodes where it was a tenth of that five rows before, or costs more reward than was gained since the start.
+    explodes where it was a tenth of that five rows before, or does not pay.
     """
-    kl, beta = recent(rows, "objective/kl"), recent(rows, "objective/beta", 1)
-    values, scores = series(rows, "objective/kl"), series(rows, "objective/scores")
+    kl, values = recent(rows, "objective/kl"), series(rows, "objective/kl")
     if kl is None or kl < -0.1:
         return kl
     earlier = min(map(abs, values[-5:-FEW]), default=math.inf)
-    lost = beta is not None and len(scores) > FEW and fmean(scores[-FEW:]) - scores[0] < beta * kl
-    return kl if kl > 10 and (lost or kl > 10 * earlier) else None
+    return kl if kl > 10 and (kl > 10 * earlier or not pays(rows)) else None
 
 
 def first_ratio(rows: Sequence[Row]) -> float | None:
@@ -225,16 +228,17 @@ def _half_width(row: Row, name: str) -> float:
 
 
 def length_drift(rows: Sequence[Row]) -> float | None:
-    """Find answers that have become half as long again, or a third shorter, within ten rows that brought no gain.
+    """Find answers that have become half as long again, or a third shorter, within ten rows, without a gain since then.
 
     Where the objective rose in the same rows, the task asks for it.
     """
     rows = [row for row in rows if "completion_length" in row and "objective/scores" in row][-10:]
     lengths = series(rows, "completion_length")
-    if len(lengths) <= FEW:
-        return None
-    change = fmean(lengths[-FEW:]) / max(lengths[0], 1e-9)
-    return change if not 2 / 3 <= change <= 1.5 and not pays(rows) else None
+    for at in range(len(lengths) - 2 * FEW + 1):
+        change = fmean(lengths[-FEW:]) / max(fmean(lengths[at : at + FEW]), 1e-9)
+        if not 2 / 3 <= change <= 1.5 and not pays(rows[at:]):
+            return change
+    return None
 
 
 def held_out_gap(rows: Sequence[Row]) -> float | None:
@@ -338,9 +342,9 @@ CONDITIONS: Final = (
     ),
     Condition(
         "gradient norm always clipped",
-        ("policy/grad_clipped", "objective/scores"),
+        ("policy/grad_scale", "objective/scores"),
         always_clipped,
-        "every step of five iterations was scaled down: max_grad_norm sets the step, not the gradient",
+        "times its length is what clipping left of the gradient, for five iterations: max_grad_norm sets the step",
         "raise max_grad_norm, or the batch",
     ),
     Condition(

@@ -43,7 +43,7 @@ def translated(row: Row, max_grad_norm: float | None = None) -> dict[str, float 
     """Return the metrics of an iteration by the names that the conditions need, with what follows from them.
 
     Args:
-        max_grad_norm: a gradient whose norm is longer counts as clipped where the row does not say.
+        max_grad_norm: what gradients are scaled down to, where the row does not say by how much they were.
     """
     found = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
     found = {_NAMES.get(name, name): value for name, value in found.items()}
@@ -55,7 +55,7 @@ def translated(row: Row, max_grad_norm: float | None = None) -> dict[str, float 
     if "completions/clipped_ratio" in row:
         found["val/num_eos_tokens"] = 1.0 - (found["val/cut_rate"] or 0.0)
     if norm is not None and max_grad_norm:
-        found.setdefault("policy/grad_clipped", float(norm > max_grad_norm))
+        found.setdefault("policy/grad_scale", min(1.0, max_grad_norm / max(norm, 1e-8)))
     failures = [value or 0.0 for name, value in found.items() if name.startswith("reward/failures/")]
     if failures or "learning/tokens" in found:  # `textgym train` logs failures once there are some
         found["reward/failures"] = sum(failures)
