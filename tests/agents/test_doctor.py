@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,8 @@ from textgym_agents.lm.metrics import warning_signs
 from textgym_agents.training.conditions import CONDITIONS
 from textgym_agents.training.doctor import Doctor, prompt_signs
 from textgym_agents.training.loop import SilentWatcher, Training
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler
 
 from textgym import make_task
 
@@ -99,6 +102,12 @@ def test_there_are_eighteen_and_a_healthy_run_has_none():
     doctor = Doctor()
     assert [line for at in range(1, 200) for line in doctor.see(healthy(at))] == []
     assert [finding.verdict for finding in doctor.findings()] == ["ok"] * 18
+
+
+def test_the_page_has_all_eighteen_in_their_order():
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row in NAMES] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -320,13 +329,14 @@ def test_prompts_are_opened_once(tmp_path):
 def test_a_trainer_of_transformers_is_heard():
     """The names are those of TRL's GRPO trainer; its KL is a mean over tokens."""
     said = []
-    doctor, state = Doctor(say=said.append), SimpleNamespace(is_world_process_zero=True, global_step=0)
-    doctor.on_train_begin(None, state, None, model=None)
+    doctor, state, control = Doctor(say=said.append), TrainerState(), TrainerControl()
+    handler = CallbackHandler([doctor], None, None, None, None)
+    handler.on_train_begin(None, state, control)
     row = {"reward": 0.3, "reward_std": 0.1, "kl": 0.01, "entropy": 1.0, "learning_rate": 1e-6, "grad_norm": 4.0}
     row |= {"completions/mean_length": 50.0, "completions/clipped_ratio": 1.0, "frac_reward_zero_std": 1.0}
     for step in range(1, 7):
         state.global_step = step
-        doctor.on_log(SimpleNamespace(max_grad_norm=1.0), state, None, logs={**row, "kl": 1.0 * step})
+        handler.on_log(SimpleNamespace(max_grad_norm=1.0), state, control, {**row, "kl": 1.0 * step})
     found = alarms(doctor)
     assert found["KL explosion or negative KL"][0].number == pytest.approx(100.0)  # (1 + 2 + 3) / 3 nats, 50 tokens
     assert found.keys() == {

@@ -14,7 +14,7 @@ from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, folded, output, table, untrusted
 from textgym.commands.flags import parse
 from textgym.files import read_lines
-from textgym_agents.training.doctor import Doctor, Finding
+from textgym_agents.training.doctor import Diagnosis, Doctor
 from textgym_agents.training.folder import RunFolder
 
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def examine(path: Path) -> tuple[list[Finding], list[JsonObject]]:
+def examine(path: Path) -> tuple[list[Diagnosis], list[JsonObject]]:
     """Return what is known of every condition in a run, and its samples.
 
     Raises: UsageError for a folder that is no run.
@@ -62,7 +62,7 @@ def examine(path: Path) -> tuple[list[Finding], list[JsonObject]]:
     return doctor.findings(), read_lines(path / "samples.jsonl")
 
 
-def _show(found: Sequence[Finding], samples: Sequence[JsonObject]) -> None:
+def _show(found: Sequence[Diagnosis], samples: Sequence[JsonObject]) -> None:
     """Print a row for each condition; below an alarm what it means, and a completion of that time."""
     rows = table("condition", folded("verdict"))
     for each in found:

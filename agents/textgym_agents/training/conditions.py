@@ -27,7 +27,7 @@ class Condition:
 
     Args:
         name: as tables and lines call it.
-        needs: the metrics without which it cannot be judged.
+        needs: the metrics without which it cannot be judged; `val/cut_rate` have tasks with a stop token alone.
         check: what finds it. meaning: what the number says. advice: which setting to change.
     """
 
@@ -153,11 +153,6 @@ def always_clipped(rows: Sequence[Row]) -> float | None:
     """
     scales = series(rows, "policy/grad_scale")[-5:]
     return scales[-1] if len(scales) == 5 and max(scales) < 0.5 and not pays(rows) else None
-
-
-def never_stops(rows: Sequence[Row]) -> float | None:
-    """Find three batches without a stop token, in a task that has one: only such tasks have `val/cut_rate`."""
-    return throughout("val/num_eos_tokens", 0.0, FEW)(rows)
 
 
 def openings(rows: Sequence[Row]) -> float | None:
@@ -294,7 +289,7 @@ CONDITIONS: Final = (
     Condition(
         "stop token never sampled",
         ("val/cut_rate", "val/num_eos_tokens"),
-        never_stops,
+        throughout("val/num_eos_tokens", 0.0, FEW),
         "no completion of the last batches has ended by itself",
         "check stop= of the task against what the model was trained to end with; fine-tune it first (textgym sft)",
     ),

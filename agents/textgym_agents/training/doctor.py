@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from textgym.checks import JsonObject
 from textgym.task import Task
@@ -94,7 +94,7 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What is known of a condition.
 
     Args:
@@ -124,7 +124,7 @@ class Finding:
         )
 
     def json(self) -> JsonObject:
-        """Return the finding as JSON values; a number that is not finite is null."""
+        """Return the diagnosis as JSON values; a number that is not finite is null."""
         return {
             "condition": self.condition.name,
             "verdict": "not judged" if self.missing else "alarm" if self.alarms else "ok",
@@ -176,11 +176,11 @@ class Doctor:
             self.say(line)
         return None if self.then is None else self.then(metrics)
 
-    def on_log(self, args: Any, state: Any, control: object, logs: Metrics | None = None, **_: object) -> None:
+    def on_log(self, args: object, state: object, control: object, logs: Metrics | None = None, **_: object) -> None:
         """Take a row of the log of a trainer of transformers; see `transformers.TrainerCallback`."""
         self.max_grad_norm = getattr(args, "max_grad_norm", None)
-        if logs is not None and state.is_world_process_zero:
-            self({**logs, "iteration": state.global_step})
+        if logs is not None and getattr(state, "is_world_process_zero", True):
+            self({**logs, "iteration": getattr(state, "global_step", self.iteration + 1)})
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         """Do nothing at the other events of a `transformers.TrainerCallback`."""
@@ -198,10 +198,10 @@ class Doctor:
         found = ((condition, condition.check(self._rows)) for condition in CONDITIONS if not self._missing(condition))
         return [self._line(condition, number) for condition, number in found if self._sets_in(condition, number)]
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Diagnosis]:
         """Return what is known of every condition."""
         return [
-            Finding(condition, tuple(self._alarms[condition.name]), self._missing(condition), self.iteration)
+            Diagnosis(condition, tuple(self._alarms[condition.name]), self._missing(condition), self.iteration)
             for condition in CONDITIONS
         ]
 
