@@ -22,8 +22,8 @@ from textgym_agents.training.folder import RunFolder
 class DoctorFlags:
     """Say what is wrong with a run, finished or not: its metrics are read from the first iteration to the last.
 
-    An alarm shows the iteration at which it set in, the number, what that means, which setting to change, and a
-    held-out completion of that time. `textgym train` says the same while it learns.
+    An alarm shows the iteration at which it set in, the number, what that means, and which setting to change.
+    `textgym train` says the same while it learns.
 
     Example: textgym doctor runs/helpful-v0-rloo-1
     """
@@ -63,15 +63,16 @@ def examine(path: Path) -> tuple[list[Diagnosis], list[JsonObject]]:
 
 
 def _show(found: Sequence[Diagnosis], samples: Sequence[JsonObject]) -> None:
-    """Print a row for each condition; below an alarm what it means, and a completion of that time."""
-    rows = table("condition", folded("verdict"))
+    """Print a row for each condition, below an alarm what it means, and a completion written since the first alarm."""
+    rows, since = table("condition", folded("verdict")), [each.since for one in found for each in one.alarms]
     for each in found:
         rows.add_row(each.condition.name, each.verdict)
         if each.alarms:
             rows.add_row("", f"{each.condition.meaning}; {each.condition.advice}")
-            written = [row["completion"] for row in samples if row["iteration"] <= each.alarms[-1].last]
-            rows.add_row("", untrusted(f"it wrote: {written[-1]!r:.120}") if written else "")
-    console, alarms = output(), sum(bool(each.alarms) for each in found)
+    console, ill = output(), sum(bool(each.alarms) for each in found)
     console.print(rows)
+    written = [row for row in samples if since and row["iteration"] >= min(since)]
+    if written:
+        console.print(untrusted(f"written at iteration {written[0]['iteration']}: {written[0]['completion']!r:.200}"))
     missing = sum(bool(each.missing) for each in found)
-    console.print(f"{alarms} alarms, {len(found) - alarms - missing} ok, {missing} not judged")
+    console.print(f"{ill} alarms, {len(found) - ill - missing} ok, {missing} not judged")

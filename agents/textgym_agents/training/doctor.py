@@ -219,7 +219,8 @@ class Doctor:
         return True
 
     def _line(self, condition: Condition, number: float | None) -> str:
-        return f"iteration {self.iteration}, {condition.name}: {number:.3g} {condition.meaning}. {condition.advice}"
+        said = f"{condition.name} ({number:.3g}): {condition.meaning}; {condition.advice}"
+        return f"iteration {self.iteration}, {said}"
 
 
 def _kept(rows: list[Row]) -> list[Row]:
