@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -349,6 +350,27 @@ def test_a_trainer_of_transformers_is_heard():
     assert len(said) == 5
     with pytest.raises(AttributeError, match="has no attribute 'oops'"):
         doctor.oops  # noqa: B018
+
+
+def test_no_row_can_break_a_training():
+    names = [
+        *healthy(1),
+        "kl",
+        "reward",
+        "probe",
+        "completions/clipped_ratio",
+        "reward/failures/error",
+        "objective/entropy",
+    ]
+    for strange in (None, math.nan, math.inf, -math.inf, 0.0, -1e300, True):
+        for name in names:
+            doctor = Doctor()
+            for at in range(1, 9):
+                doctor.see({**healthy(at), name: strange} | ({"iteration": at, "episode": at} if at < 4 else {}))
+                doctor.see({name: strange} if name != "iteration" else {"text": "no number"})
+    for row in ({}, {"kl": "much", "completion_length": 3.0}, {"probe": 1.0}, {"eval/gold": 1.0, "eval/reward": None}):
+        doctor = Doctor()
+        assert [doctor.see(row) for _ in range(5)] == [[]] * 5
 
 
 class Noting(SilentWatcher):

@@ -200,10 +200,10 @@ def hacked(rows: Sequence[Row]) -> float | None:
     Without intervals, a hundredth of the largest value counts. The number is how far it has fallen.
     """
     known = [row for row in rows if row.get("eval/gold") is not None]
+    proxy = "eval/reward" if known and "eval/reward" in known[-1] else "objective/scores"
+    known = [row for row in known if row.get(proxy) is not None]
     if len(known) < 2:
         return None
-    proxy = "eval/reward" if "eval/reward" in known[-1] else "objective/scores"
-    known = [row for row in known if row.get(proxy) is not None]
     best, now = max(known, key=lambda row: row["eval/gold"] or 0.0), known[-1]
     fallen = _moved(known, best, now, "eval/gold")
     return -fallen if fallen < 0 < _moved(known, best, now, proxy) else None

@@ -45,15 +45,16 @@ def translated(row: Row, max_grad_norm: float | None = None) -> dict[str, float 
     Args:
         max_grad_norm: what gradients are scaled down to, where the row does not say by how much they were.
     """
-    found = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
-    found = {_NAMES.get(name, name): value for name, value in found.items()}
+    row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
+    found = {_NAMES.get(name, name): value for name, value in row.items()}
     length, entropy, norm = (found.get(name) for name in ("completion_length", "objective/entropy", "policy/grad_norm"))
-    if length and "kl" in row:  # TRL's is a mean over tokens
-        found["objective/kl"] = (found["objective/kl"] or 0.0) * length
+    kl, cut = row.get("kl"), row.get("completions/clipped_ratio")
+    if length and kl is not None:  # TRL's is a mean over tokens
+        found["objective/kl"] = kl * length
     if length and entropy is not None:
         found.setdefault("policy/entropy_avg", entropy / length)
-    if "completions/clipped_ratio" in row:
-        found["val/num_eos_tokens"] = 1.0 - (found["val/cut_rate"] or 0.0)
+    if cut is not None:
+        found["val/num_eos_tokens"] = 1.0 - cut
     if norm is not None and max_grad_norm:
         found.setdefault("policy/grad_scale", min(1.0, max_grad_norm / max(norm, 1e-8)))
     failures = [value or 0.0 for name, value in found.items() if name.startswith("reward/failures/")]
@@ -192,7 +193,7 @@ class Doctor:
         """Take the metrics of an iteration, and return a line for each condition that has set in."""
         row = self._signs | translated(metrics, self.max_grad_norm)
         counted = row.get("iteration")
-        self.iteration = self.iteration + 1 if counted is None else int(counted)
+        self.iteration = int(counted) if counted is not None and math.isfinite(counted) else self.iteration + 1
         self._rows = _kept([*self._rows, row])
         self._seen |= row.keys()
         found = ((condition, condition.check(self._rows)) for condition in CONDITIONS if not self._missing(condition))
