@@ -25,7 +25,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
-from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics, settled_rate
+from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics, settled_rate, warning_signs
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -59,7 +59,7 @@ class OnPolicyAgent(LMAgent):
             self._set_learning_rate()
         targets = self._targets(rollout, kl)
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
-        metrics |= self._update(rollout, targets, scored)
+        metrics |= self._update(rollout, targets, scored) | warning_signs(rollout, targets, self.task, self.group)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
         return metrics
 
@@ -69,7 +69,7 @@ class OnPolicyAgent(LMAgent):
 
     def _update(self, rollout: Rollout, targets: Targets, scored: Tensor) -> Metrics:
         """Step on every mini-batch of every epoch, until the policy is too far from the one that sampled."""
-        config, meter = self.config, UpdateMeter(self.devices)
+        config, meter = self.config, UpdateMeter(self.devices, self.config.max_grad_norm)
         generator = np.random.default_rng([self._seed(1)])
         trained = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows  # (b,)
         for _ in range(config.epochs if len(trained) else 0):

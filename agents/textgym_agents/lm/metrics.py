@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from textgym.checks import Floats
+from textgym.task import Task
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.devices import ALONE, Devices
-from textgym_agents.lm.maths import scores
+from textgym_agents.lm.maths import Targets, scores
 from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Metrics
 
@@ -46,6 +47,41 @@ def rollout_metrics(rollout: Rollout, kl: Floats, beta: float, gamma: float) -> 
     }
 
 
+def warning_signs(rollout: Rollout, targets: Targets, task: Task, group: int) -> Metrics:
+    """Return shares in [0, 1] and an explained variance that `textgym_agents.training.doctor` looks at.
+
+    "val/cut_rate": completions that used up the budget, in a task with a stop token; rows that an outer limit stopped
+    are none of them. "val/equal_groups": groups whose rewards are all equal. "val/repeated": trigrams
+    that have stood in the completion before, where the vocabulary has more words than an answer has places; in a
+    smaller one the best answer may well be a loop. "val/explained_variance": of the returns, by the critic.
+
+    Args:
+        group: consecutive rows that answer the same prompt; with 1 nothing is said of groups.
+    """
+    signs: Metrics = {}
+    if task.vocabulary.stop_ids:
+        signs["val/cut_rate"] = float((~rollout.stopped & ~rollout.truncated).mean())
+    if group > 1:
+        grouped = scores(rollout, task.gamma).reshape(-1, group)
+        slack = _SMALLEST * max(1.0, float(np.abs(grouped).max()))
+        signs["val/equal_groups"] = float((np.ptp(grouped, axis=1) <= slack).mean())
+    if task.vocabulary.allowed.sum() > task.max_new_tokens:
+        signs["val/repeated"] = _repeated(rollout)
+    if targets.returns is not None and targets.old_values is not None:
+        returns, values = (each.cpu().double().numpy() for each in (targets.returns, targets.old_values))
+        if returns.var() > _SMALLEST:
+            signs["val/explained_variance"] = float(1 - (returns - values).var() / returns.var())
+    return signs
+
+
+def _repeated(rollout: Rollout) -> float:
+    """Return the share of trigrams that have stood in their completion before; 0 without any."""
+    rows, actions = rollout.rows, rollout.actions.cpu().numpy()
+    whole = rows[2:] == rows[:-2]
+    trigrams = np.stack([rows[2:], actions[:-2], actions[1:-1], actions[2:]], axis=1)[whole]  # (M, 4)
+    return 1 - len(np.unique(trigrams, axis=0)) / len(trigrams) if len(trigrams) else 0.0
+
+
 def _mismatch(rollout: Rollout) -> Metrics:
     """Return how far the sampler's log-probabilities of its actions are from the policy's own, nats a token.
 
@@ -63,10 +99,14 @@ def _mismatch(rollout: Rollout) -> Metrics:
 
 
 class UpdateMeter:
-    """Token-weighted means over the optimiser steps of one update. Args: devices: see `Devices`."""
+    """Token-weighted means over the optimiser steps of one update.
 
-    def __init__(self, devices: Devices = ALONE) -> None:
-        self._devices = devices
+    Args:
+        devices: see `Devices`. max_grad_norm: a longer gradient is scaled down to it.
+    """
+
+    def __init__(self, devices: Devices = ALONE, max_grad_norm: float = math.inf) -> None:
+        self._devices, self._max_grad_norm = devices, max_grad_norm
         self._rows: list[Metrics] = []
         self._sums: Tensor | None = None
         self._count = 0
@@ -110,11 +150,12 @@ class UpdateMeter:
                 "loss/value_avg": value,
                 "policy/entropy_avg": entropy,
                 "policy/grad_norm": grad_norm,
+                "policy/grad_scale": min(1.0, self._max_grad_norm / max(grad_norm, _SMALLEST)),
             }
         )
 
     def means(self) -> Metrics:
-        """Return means over the steps, and the first step's ratio and clip fraction, which must be 1 and 0.
+        """Return means over the steps, and the first step's ratio, clip fraction and KL, which must be 1, 0 and 0.
 
         Without any step there is nothing but their number, 0.
         """
@@ -123,6 +164,7 @@ class UpdateMeter:
         result = {key: math.fsum(row[key] for row in self._rows) / len(self._rows) for key in self._rows[0]}
         result["val/first_ratio"] = self._rows[0]["val/ratio"]
         result["val/first_clipfrac"] = self._rows[0]["policy/clipfrac_avg"]
+        result["val/first_kl"] = self._rows[0]["policy/approxkl_avg"]
         result["updates"] = float(len(self._rows))
         return result
 

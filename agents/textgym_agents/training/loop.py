@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +20,11 @@ from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.saving import count, number
 from textgym_agents.training.curves import draw_curves
+from textgym_agents.training.doctor import Doctor, prompt_signs
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.measures import (
     LearningMeter,
+    TrainResult,
     evaluation_row,
     keep_optimum,
     kept_optimum,
@@ -81,28 +83,6 @@ class _OutputWatcher:
             self._watcher.iteration(row)
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a run.
-
-    Attributes:
-        before, after: flat measures before and after learning, under `eval/...`.
-        first: the evaluation before learning; None in a run that was resumed. last: the one after it.
-        optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
-        learned: what learning has cost, see `LearningMeter.row`. iterations, episodes: how far it came.
-    """
-
-    before: Metrics
-    after: Metrics
-    first: EvaluationResult | None
-    last: EvaluationResult
-    optimum: Optimum
-    seconds: float
-    learned: Metrics
-    iterations: int
-    episodes: int
-
-
 class Training:
     """One training, ready to run. Making it checks all settings and touches no file.
 
@@ -149,6 +129,7 @@ class Training:
         self._ranks = Ranks(self._agent)
         self._counts: Mapping[str, float] = self.task.scorer.counts()
         self._meter = LearningMeter(self._env, self._ranks)
+        self._doctor = Doctor(max_grad_norm=getattr(config, "max_grad_norm", None))
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._first: EvaluationResult | None = None
         self._last: EvaluationResult | None = None
@@ -219,7 +200,8 @@ class Training:
         if not folder.metrics():
             watcher.stage("evaluating before learning")
             self._first = self._evaluate(settings.final_per_prompt)
-            self._record(folder, watcher, {"iteration": 0, "episode": 0}, self._first)
+            start = {"iteration": 0, "episode": 0} | prompt_signs(self.task)
+            self._record(folder, watcher, start, self._first)
         watcher.stage("learning")
         if self._episodes < settings.episodes:
             self._learn(folder, watcher)
@@ -360,6 +342,8 @@ class Training:
         row["cpu_seconds"] = time.process_time() - self._cpu_started
         folder.log(row)
         watcher.iteration(row)
+        for line in self._doctor.see(row):
+            watcher.note(line)
 
     def _save(self, folder: RunFolder | None) -> None:
         if folder is None:  # of one that follows nothing is written, but it may hold a part of the weights
@@ -380,6 +364,8 @@ class Training:
         rows = folder.metrics()
         if not rows:
             return
+        for row in rows:
+            self._doctor.see(row)  # what was said before is not said again
         with reading(folder.path, "the log"):
             self._iterations = count(rows[-1], "iteration")
             self._episodes = [count(row, "episode") for row in rows][-1]  # curves need it of every row

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,28 @@ from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
 from textgym_agents.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of a run.
+
+    Attributes:
+        before, after: flat measures before and after learning, under `eval/...`.
+        first: the evaluation before learning; None in a run that was resumed. last: the one after it.
+        optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
+        learned: what learning has cost, see `LearningMeter.row`. iterations, episodes: how far it came.
+    """
+
+    before: Metrics
+    after: Metrics
+    first: EvaluationResult | None
+    last: EvaluationResult
+    optimum: Optimum
+    seconds: float
+    learned: Metrics
+    iterations: int
+    episodes: int
 
 
 class LearningMeter:

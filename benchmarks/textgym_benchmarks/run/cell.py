@@ -18,8 +18,15 @@ from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config, make_env
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import SilentWatcher, Training, TrainResult, Watcher
-from textgym_agents.training.measures import needs_proposals, optimum_summary, sample_rows, spread, to_evaluate
+from textgym_agents.training.loop import SilentWatcher, Training, Watcher
+from textgym_agents.training.measures import (
+    TrainResult,
+    needs_proposals,
+    optimum_summary,
+    sample_rows,
+    spread,
+    to_evaluate,
+)
 
 from textgym import TokenVectorEnv
 from textgym.checks import JsonObject

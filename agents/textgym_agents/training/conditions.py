@@ -1,0 +1,394 @@
+"""The doctor: eighteen conditions under which nothing is learned, or the wrong thing, read off the metrics of a run.
+
+A condition is data: the metrics that it needs, and a pure function of some rows of them that returns a number where
+something is wrong. Thresholds stand in the docstrings of these functions, with their reasons. What drifts because it
+pays (shorter or longer answers, less entropy) is learning: such conditions look at the objective as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Final
+
+Row = Mapping[str, float | None]
+"""Metrics of an iteration by name; None, as a log has it, for a number that is not finite."""
+Check = Callable[[Sequence[Row]], float | None]
+"""From rows, the newest last, to a number that shows what is wrong; None where nothing is."""
+FEW: Final = 3  # rows whose mean is looked at: one alone may be an accident
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that can be wrong with a run.
+
+    Args:
+        name: as tables and lines call it.
+        needs: the metrics without which it cannot be judged; `val/cut_rate` have tasks with a stop token alone.
+        check: what finds it. meaning: what the number says. advice: which setting to change.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    check: Check
+    meaning: str
+    advice: str
+
+
+def series(rows: Sequence[Row], name: str) -> list[float]:
+    """Return a metric in the rows that have it; NaN for None."""
+    found = (row[name] for row in rows if name in row)
+    return [math.nan if value is None else float(value) for value in found]
+
+
+def recent(rows: Sequence[Row], name: str, count: int = FEW) -> float | None:
+    """Return the mean of a metric's last `count` values; None where there are fewer."""
+    values = series(rows, name)
+    return fmean(values[-count:]) if len(values) >= count else None
+
+
+def beyond(name: str, limit: float, count: int = FEW) -> Check:
+    """Return a check that the mean of the last `count` values lies above a limit."""
+
+    def check(rows: Sequence[Row]) -> float | None:
+        value = recent(rows, name, count)
+        return value if value is not None and value > limit else None
+
+    return check
+
+
+def throughout(name: str, value: float, count: int) -> Check:
+    """Return a check that each of the last `count` values is this one."""
+
+    def check(rows: Sequence[Row]) -> float | None:
+        values = series(rows, name)[-count:]
+        return value if len(values) == count and all(each == value for each in values) else None
+
+    return check
+
+
+def objectives(rows: Sequence[Row]) -> list[float]:
+    """Return J of every batch, reward less beta times the KL; the reward alone where the KL is not measured."""
+    return series(rows, "objective/rlhf_reward") or series(rows, "objective/scores")
+
+
+def error_of(rows: Sequence[Row]) -> float:
+    """Return the standard error of the mean score of `FEW` batches; a thousandth of the largest score at least.
+
+    It follows from the spread of the scores and the episodes of a batch, or else from the successive differences of the
+    batches' means: for normal noise their median is 0.954 standard deviations.
+    """
+    scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
+    batches = [after - before for before, after in pairwise(series(rows, "episode"))]
+    if spreads and batches and batches[-1] > 0:
+        noise = fmean(spreads) / math.sqrt(batches[-1])
+    else:
+        noise = median([abs(after - before) for before, after in pairwise(scores)] or [0.0]) / 0.954
+    return max(noise / math.sqrt(FEW), 1e-3 * max(map(abs, scores), default=0.0))
+
+
+def pays(rows: Sequence[Row]) -> bool:
+    """Return whether J of the last few rows lies above the first, and not below the best few.
+
+    Above by 2 standard errors of the difference, and below by 4, as the best few are the luckiest of many.
+    """
+    values = objectives(rows)
+    if len(values) <= FEW:
+        return False
+    error, now = error_of(rows), fmean(values[-FEW:])
+    best = max(fmean(values[at : at + FEW]) for at in range(len(values) - FEW + 1))
+    return now > values[0] + 2 * error * math.sqrt(1 + FEW) and now > best - 4 * error * math.sqrt(2)
+
+
+def constant_reward(rows: Sequence[Row]) -> float | None:
+    """Find a reward that is not finite, or the same for every completion of three batches.
+
+    At the best mean so far that is no fault but the end of learning. A reward that is rare is none either: an
+    evaluation has found another mean, or so many batches were silent before that one in a hundred such streaks is
+    chance.
+    """
+    scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
+    if scores and not math.isfinite(scores[-1]):
+        return scores[-1]
+    slack = 1e-8 * max([1.0, *map(abs, scores)])
+    if len(spreads) < FEW or max(spreads[-FEW:]) > slack:
+        return None
+    varied = [place for place, spread in enumerate(spreads, 1) if spread > slack]
+    measured = [*scores, *series(rows, "eval/reward")]
+    if not varied:
+        return scores[-1] if max(measured) - min(measured) <= slack else None
+    silent = 1 - len(varied) / varied[-1]  # share of the batches before this streak
+    chance = silent ** (len(spreads) - varied[-1])
+    return scores[-1] if scores[-1] < max(scores) - slack and chance < 0.01 else None
+
+
+def equal_groups(rows: Sequence[Row]) -> float | None:
+    """Find three batches in which the rewards of every group are equal, and those of the batch are not.
+
+    One group that differs is a beginning: so learning starts where the reward is rare. A batch without any spread is
+    `constant_reward`'s.
+    """
+    spread = recent(rows, "objective/scores_std")
+    return throughout("val/equal_groups", 1.0, FEW)(rows) if spread != 0 else None
+
+
+def useless_critic(rows: Sequence[Row]) -> float | None:
+    """Find an explained variance below -0.1, a mean of five rows, while nothing is gained, see `pays`.
+
+    0 is a constant's; where prompts tell nothing of the return, a critic that learns moves around it. Near the optimum
+    the returns have little variance left that could be explained.
+    """
+    value = recent(rows, "val/explained_variance", 5)
+    return value if value is not None and value < -0.1 and not pays(rows) else None
+
+
+def always_clipped(rows: Sequence[Row]) -> float | None:
+    """Find five rows in which gradients were scaled down to less than half, while nothing is gained, see `pays`.
+
+    Adam's steps hardly depend on the scale of the gradient, and policies do learn so: what is left is a limit that
+    decides on the steps in place of the gradient.
+    """
+    scales = series(rows, "policy/grad_scale")[-5:]
+    return scales[-1] if len(scales) == 5 and max(scales) < 0.5 and not pays(rows) else None
+
+
+def openings(rows: Sequence[Row]) -> float | None:
+    """Find more than one prompt in a hundred that chat template or BOS do not open exactly once."""
+    values = series(rows, "prompt/openings")
+    return values[-1] if values and abs(values[-1] - 1) > 0.01 else None
+
+
+def entropy_collapse(rows: Sequence[Row]) -> float | None:
+    """Find an entropy below a tenth of the largest so far that does not pay, see `pays`.
+
+    The best policy of a task may have almost none: then the objective has risen with what was lost.
+    """
+    values, few = series(rows, "policy/entropy_avg"), recent(rows, "policy/entropy_avg", 2)
+    return few if few is not None and few < 0.1 * max(values) and not pays(rows) else None
+
+
+def kl_fault(rows: Sequence[Row]) -> float | None:
+    """Find a KL that cannot be one, or one that explodes, nats a sequence.
+
+    Below -0.1 it is no sampling error: of 64 sequences, log-ratios with a mean near 0 have one of under 0.05. Above 10,
+    a policy that chose the best of n samples of the reference would need 60,000 of them (log n - (n - 1) / n); it
+    explodes where it was a tenth of that five rows before, or does not pay.
+    """
+    kl, values = recent(rows, "objective/kl"), series(rows, "objective/kl")
+    if kl is None or kl < -0.1:
+        return kl
+    earlier = min(map(abs, values[-5:-FEW]), default=math.inf)
+    return kl if kl > 10 and (kl > 10 * earlier or not pays(rows)) else None
+
+
+def first_ratio(rows: Sequence[Row]) -> float | None:
+    """Find a policy that, before its first step, is not the one that sampled.
+
+    The root mean square of the log-ratio is to be 0; rounding leaves 1e-6 in float32 and up to 0.02 in bfloat16. It
+    is an alarm above 0.05 nats, twice running. The mean of the ratio alone cannot tell: of any policy it is near 1.
+    """
+    size = [math.sqrt(2 * abs(value)) for value in series(rows, "val/first_kl")[-2:]]
+    return size[-1] if len(size) == 2 and min(size) > 0.05 else None
+
+
+def hacked(rows: Sequence[Row]) -> float | None:
+    """Find a gold reward, or a probe, that has fallen from its best while the reward rose, both beyond their intervals.
+
+    Without intervals, a hundredth of the largest value counts. The number is how far it has fallen.
+    """
+    known = [row for row in rows if row.get("eval/gold") is not None]
+    proxy = "eval/reward" if known and "eval/reward" in known[-1] else "objective/scores"
+    known = [row for row in known if row.get(proxy) is not None]
+    if len(known) < 2:
+        return None
+    best, now = max(known, key=lambda row: row["eval/gold"] or 0.0), known[-1]
+    fallen = _moved(known, best, now, "eval/gold")
+    return -fallen if fallen < 0 < _moved(known, best, now, proxy) else None
+
+
+def _moved(rows: Sequence[Row], before: Row, after: Row, name: str) -> float:
+    """Return by how much a measure has changed between two rows; 0 within their intervals."""
+    widths = [_half_width(row, name) for row in (before, after)]
+    noise = math.hypot(*widths) or 0.01 * max(map(abs, series(rows, name)))
+    change = (after[name] or 0.0) - (before[name] or 0.0)
+    return change if abs(change) > noise else 0.0
+
+
+def _half_width(row: Row, name: str) -> float:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return 0.0 if low is None or high is None else (high - low) / 2
+
+
+def length_drift(rows: Sequence[Row]) -> float | None:
+    """Find answers that have become half as long again, or a third shorter, within ten rows, without a gain since then.
+
+    Where the objective rose in the same rows, the task asks for it.
+    """
+    rows = [row for row in rows if "completion_length" in row and "objective/scores" in row][-10:]
+    lengths = series(rows, "completion_length")
+    for at in range(len(lengths) - 2 * FEW + 1):
+        change = fmean(lengths[-FEW:]) / max(fmean(lengths[at : at + FEW]), 1e-9)
+        if not 2 / 3 <= change <= 1.5 and not pays(rows[at:]):
+            return change
+    return None
+
+
+def held_out_gap(rows: Sequence[Row]) -> float | None:
+    """Find held-out prompts that gained less than half of what those trained on did, beyond the errors of both.
+
+    The gains are compared, as the prompts of the two splits may differ in difficulty. The number is what is missing.
+    """
+    places = [place for place, row in enumerate(rows) if row.get("eval/reward") is not None]
+    scores = series(rows[: places[-1] + 1], "objective/scores") if len(places) > 1 else []
+    if len(scores) <= FEW:
+        return None
+    before, after = rows[places[0]], rows[places[-1]]
+    gain, error = fmean(scores[-FEW:]) - scores[0], error_of(rows) * math.sqrt(1 + FEW)
+    held = (after["eval/reward"] or 0.0) - (before["eval/reward"] or 0.0)
+    width = math.hypot(*(_half_width(row, "eval/reward") for row in (before, after)))
+    return gain - held if gain > 4 * error and held + width < gain / 2 else None
+
+
+def failing_reward(rows: Sequence[Row]) -> float | None:
+    """Find a reward that fails on one in a hundred completions of the last rows, or more."""
+    known = [row for row in rows if "reward/failures" in row and "episode" in row][-FEW - 1 :]
+    if len(known) < 2:
+        return None
+    (failed, before), (failures, episodes) = (
+        (row["reward/failures"] or 0.0, row["episode"] or 0.0) for row in (known[0], known[-1])
+    )
+    share = (failures - failed) / max(episodes - before, 1.0)
+    return share if share >= 0.01 else None
+
+
+CONDITIONS: Final = (
+    Condition(
+        "completions cut off by the budget",
+        ("val/cut_rate",),
+        beyond("val/cut_rate", 0.5),
+        "more than half of the completions have no end: the reward judges unfinished texts",
+        "raise max_new_tokens, or make the reward say what an unfinished text is worth",
+    ),
+    Condition(
+        "all rewards of a group equal",
+        ("val/equal_groups", "objective/scores_std"),
+        equal_groups,
+        "no group has an advantage, though prompts earn differently: nothing is learned",
+        "raise group, take prompts that are sometimes solved, or a reward with degrees",
+    ),
+    Condition(
+        "reward constant or NaN",
+        ("objective/scores",),
+        constant_reward,
+        "every completion earns the same, or no number: there is nothing to learn from",
+        "look at what the reward gets and returns for one completion (textgym play ID)",
+    ),
+    Condition(
+        "stop token never sampled",
+        ("val/cut_rate", "val/num_eos_tokens"),
+        throughout("val/num_eos_tokens", 0.0, FEW),
+        "no completion of the last batches has ended by itself",
+        "check stop= of the task against what the model was trained to end with; fine-tune it first (textgym sft)",
+    ),
+    Condition(
+        "chat template or BOS missing or doubled",
+        ("prompt/openings",),
+        openings,
+        "prompts are opened this often by chat template or BOS, and once is right: the model reads what it never saw",
+        "leave chat=None to the tokenizer's own template, and give prompts as plain texts, without its tokens",
+    ),
+    Condition(
+        "entropy collapse",
+        ("policy/entropy_avg", "objective/scores"),
+        entropy_collapse,
+        "nats a token, under a tenth of what they were, and the objective has not risen: nothing new is tried",
+        "lower learning_rate, raise beta or entropy_coefficient",
+    ),
+    Condition(
+        "KL explosion or negative KL",
+        ("objective/kl",),
+        kl_fault,
+        "nats a sequence: below 0 the reference is scored wrongly, far above 10 the policy has left it",
+        "lower learning_rate or raise beta (or set kl_target); below 0, compare temperature and tokens of both models",
+    ),
+    Condition(
+        "ratio not 1 at the first mini-batch",
+        ("val/first_kl",),
+        first_ratio,
+        "nats between the policy that learns and the one that sampled, before any step: dropout, another temperature",
+        "turn dropout off, score with the same temperature, masks and precision as are sampled with",
+    ),
+    Condition(
+        "clip fraction saturated",
+        ("policy/clipfrac_avg",),
+        beyond("policy/clipfrac_avg", 0.5, 5),
+        "more than half of the tokens are outside the clip range, and give no gradient",
+        "lower learning_rate, epochs or minibatches",
+    ),
+    Condition(
+        "value loss useless",
+        ("val/explained_variance", "objective/scores"),
+        useless_critic,
+        "explained variance of the returns: the critic is worse than a constant, and its advantages are noise",
+        "raise value_coefficient, lower learning_rate, or take an agent without a critic (rloo)",
+    ),
+    Condition(
+        "gradient norm always clipped",
+        ("policy/grad_scale", "objective/scores"),
+        always_clipped,
+        "times its length is what clipping left of the gradient, for five iterations: max_grad_norm sets the step",
+        "raise max_grad_norm, or the batch",
+    ),
+    Condition(
+        "learning rate 0",
+        ("lr",),
+        throughout("lr", 0.0, 2),
+        "nothing can be learned",
+        "set learning_rate, and look at warmup and schedule",
+    ),
+    Condition(
+        "reward hacking",
+        ("eval/gold",),
+        hacked,
+        "the gold reward, or a probe, has lost this much since its best, and the reward has risen",
+        "raise beta, stop at the best gold (keep), or train another reward model on the new completions",
+    ),
+    Condition(
+        "length drift",
+        ("completion_length", "objective/scores"),
+        length_drift,
+        "times the length of ten iterations ago, and no gain with it",
+        "average the loss by aggregation=constant, or charge length in the reward",
+    ),
+    Condition(
+        "repetition",
+        ("val/repeated",),
+        beyond("val/repeated", 0.5),
+        "more than half of all trigrams have stood in the completion before",
+        "raise beta, put a penalty for repetition into the reward",
+    ),
+    Condition(
+        "held-out gap",
+        ("eval/reward", "objective/scores"),
+        held_out_gap,
+        "reward gained on the prompts trained on, and not on held-out ones",
+        "take more prompts, raise beta, stop earlier",
+    ),
+    Condition(
+        "reward failures",
+        ("reward/failures",),
+        failing_reward,
+        "share of the last completions on which the reward failed",
+        "look at the error (on_error=raise shows it), raise timeout",
+    ),
+    Condition(
+        "sampler and trainer disagree",
+        ("sampler/mismatch_mean",),
+        beyond("sampler/mismatch_mean", 0.05),
+        "nats a token between the sampler's log-probabilities and the policy's; bfloat16 leaves 0.01",
+        "use the same precision, temperature and weights in both; lower importance_cap",
+    ),
+)

@@ -1,0 +1,233 @@
+"""The doctor: says from the metrics of a run what is wrong with it, while it learns or afterwards."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Final
+
+from textgym.checks import JsonObject
+from textgym.task import Task
+from textgym_agents.protocol import Callback, Metrics
+from textgym_agents.training.conditions import CONDITIONS, FEW, Condition, Row
+
+_RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
+_QUIET: Final = 10  # iterations without it after which a condition counts as over
+
+_NAMES: Final[Mapping[str, str]] = {
+    "reward": "objective/scores",
+    "reward_std": "objective/scores_std",
+    "kl": "objective/kl",
+    "entropy": "policy/entropy_avg",
+    "learning_rate": "lr",
+    "grad_norm": "policy/grad_norm",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "val/cut_rate",
+    "clip_ratio": "policy/clipfrac_avg",
+    "clip_ratio/region_mean": "policy/clipfrac_avg",
+    "frac_reward_zero_std": "val/equal_groups",
+    "sampling/sampling_logp_difference/mean": "sampler/mismatch_mean",
+    "eval_reward": "eval/reward",
+    "probe": "eval/gold",
+    "sb3/train/explained_variance": "val/explained_variance",
+    "sb3/train/clip_fraction": "policy/clipfrac_avg",
+    "sb3/train/learning_rate": "lr",
+}
+"""Names of TRL's and of Stable-Baselines3's metrics, and a probe's, to those that the conditions need."""
+
+
+def translated(row: Row, max_grad_norm: float | None = None) -> dict[str, float | None]:
+    """Return the metrics of an iteration by the names that the conditions need, with what follows from them.
+
+    Args:
+        max_grad_norm: what gradients are scaled down to, where the row does not say by how much they were.
+    """
+    row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
+    found = {_NAMES.get(name, name): value for name, value in row.items()}
+    length, entropy, norm = (found.get(name) for name in ("completion_length", "objective/entropy", "policy/grad_norm"))
+    kl, cut = row.get("kl"), row.get("completions/clipped_ratio")
+    if length and kl is not None:  # TRL's is a mean over tokens
+        found["objective/kl"] = kl * length
+    if length and entropy is not None:
+        found.setdefault("policy/entropy_avg", entropy / length)
+    if cut is not None:
+        found["val/num_eos_tokens"] = 1.0 - cut
+    if norm is not None and max_grad_norm:
+        found.setdefault("policy/grad_scale", min(1.0, max_grad_norm / max(norm, 1e-8)))
+    failures = [value or 0.0 for name, value in found.items() if name.startswith("reward/failures/")]
+    if failures or "learning/tokens" in found:  # `textgym train` logs failures once there are some
+        found["reward/failures"] = sum(failures)
+    return found
+
+
+def prompt_signs(task: Task) -> Metrics:
+    """Return how often a training prompt is opened by the chat template or BOS, a mean, as "prompt/openings".
+
+    Nothing where the tokenizer has neither. A template that the tokenizer has and the task leaves out counts as 0, the
+    tokens of one that the texts hold already as one more.
+    """
+    vocabulary = task.vocabulary
+    template, leading = vocabulary.config.get("chat_template"), vocabulary.codec.leading()[:1]
+    control = {*vocabulary.before_ids, *vocabulary.after_ids} & vocabulary.codec.control_ids
+    marks = [name for token in control if (name := vocabulary.codec.token(token))]
+    used = vocabulary.conversation is not None
+    found = []
+    for prompt in task.encoded("train")[:256]:
+        counts = []
+        if used or template:
+            counts.append(used * (1 + any(mark in prompt.text for mark in marks)))
+        if leading:
+            counts.append(next((at for at, token in enumerate(prompt.ids) if token != leading[0]), len(prompt.ids)))
+        found += [max(counts, key=lambda count: abs(count - 1))] if counts else []
+    return {"prompt/openings": fmean(found)} if found else {}
+
+
+@dataclass
+class Alarm:
+    """One time that something was wrong. Args: since, last: iterations. number: what was found at first."""
+
+    since: int
+    last: int
+    number: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is known of a condition.
+
+    Args:
+        alarms: the times that it held, oldest first.
+        missing: the metrics for want of which it was never judged.
+        iteration: the newest one.
+    """
+
+    condition: Condition
+    alarms: tuple[Alarm, ...]
+    missing: tuple[str, ...]
+    iteration: int
+
+    @property
+    def verdict(self) -> str:
+        """What a table says: ok, the alarm with its number, or why it was not judged."""
+        if self.missing:
+            return f"not judged: needs {', '.join(self.missing)}"
+        if not self.alarms:
+            return "ok"
+        last = self.alarms[-1]
+        goes_on = self.iteration - last.last <= _QUIET
+        return (
+            f"ALARM since iteration {last.since}: {last.number:.3g}"
+            if goes_on
+            else (f"ok; ALARM in iterations {last.since} to {last.last}: {last.number:.3g}")
+        )
+
+    def json(self) -> JsonObject:
+        """Return the diagnosis as JSON values; a number that is not finite is null."""
+        return {
+            "condition": self.condition.name,
+            "verdict": "not judged" if self.missing else "alarm" if self.alarms else "ok",
+            "needs": list(self.missing),
+            "alarms": [
+                {"since": each.since, "last": each.last, "number": each.number if math.isfinite(each.number) else None}
+                for each in self.alarms
+            ],
+            "meaning": self.condition.meaning,
+            "advice": self.condition.advice,
+        }
+
+
+def _to_stderr(line: str) -> None:
+    print(f"textgym: {line}", file=sys.stderr, flush=True)
+
+
+@dataclass(eq=False)
+class Doctor:
+    """A callback that says, once for each onset, what is wrong with a training.
+
+        agent.learn(env, 4096, Doctor())
+        trainer = GRPOTrainer(model, reward, args=config, train_dataset=prompts, callbacks=[Doctor()])
+
+    It never stops a training. What it cannot judge, because a metric is missing, is in `findings`.
+
+    Args:
+        task: whose prompts are looked at; None: they are not.
+        say: gets each line; by default it goes to the standard error.
+        then: called with the same metrics; its answer is passed on.
+        max_grad_norm: see `translated`; inside a trainer of transformers it is the trainer's own.
+    """
+
+    task: Task | None = None
+    say: Callable[[str], None] = _to_stderr
+    then: Callback | None = None
+    max_grad_norm: float | None = None
+    iteration: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._rows: list[Row] = []
+        self._seen: set[str] = set()
+        self._alarms: dict[str, list[Alarm]] = {condition.name: [] for condition in CONDITIONS}
+        self._signs = {} if self.task is None else prompt_signs(self.task)
+
+    def __call__(self, metrics: Metrics) -> bool | None:
+        """Take the metrics of an iteration, as the callback of `Agent.learn`."""
+        for line in self.see(metrics):
+            self.say(line)
+        return None if self.then is None else self.then(metrics)
+
+    def on_log(self, args: object, state: object, control: object, logs: Metrics | None = None, **_: object) -> None:
+        """Take a row of the log of a trainer of transformers; see `transformers.TrainerCallback`."""
+        self.max_grad_norm = getattr(args, "max_grad_norm", None)
+        if logs is not None and getattr(state, "is_world_process_zero", True):
+            self({**logs, "iteration": getattr(state, "global_step", self.iteration + 1)})
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Do nothing at the other events of a `transformers.TrainerCallback`."""
+        if name.startswith("on_"):
+            return lambda *args, **parts: None
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def see(self, metrics: Row) -> list[str]:
+        """Take the metrics of an iteration, and return a line for each condition that has set in."""
+        row = self._signs | translated(metrics, self.max_grad_norm)
+        counted = row.get("iteration")
+        self.iteration = int(counted) if counted is not None and math.isfinite(counted) else self.iteration + 1
+        self._rows = _kept([*self._rows, row])
+        self._seen |= row.keys()
+        found = ((condition, condition.check(self._rows)) for condition in CONDITIONS if not self._missing(condition))
+        return [self._line(condition, number) for condition, number in found if self._sets_in(condition, number)]
+
+    def findings(self) -> list[Diagnosis]:
+        """Return what is known of every condition."""
+        return [
+            Diagnosis(condition, tuple(self._alarms[condition.name]), self._missing(condition), self.iteration)
+            for condition in CONDITIONS
+        ]
+
+    def _missing(self, condition: Condition) -> tuple[str, ...]:
+        return tuple(name for name in condition.needs if name not in self._seen)
+
+    def _sets_in(self, condition: Condition, number: float | None) -> bool:
+        alarms = self._alarms[condition.name]
+        if number is None:
+            return False
+        if alarms and self.iteration - alarms[-1].last <= _QUIET:
+            alarms[-1].last = self.iteration
+            return False
+        alarms.append(Alarm(self.iteration, self.iteration, number))
+        return True
+
+    def _line(self, condition: Condition, number: float | None) -> str:
+        said = f"{condition.name} ({number:.3g}): {condition.meaning}; {condition.advice}"
+        return f"iteration {self.iteration}, {said}"
+
+
+def _kept(rows: list[Row]) -> list[Row]:
+    """Return the first few rows, the last ones, and the last ones with an evaluation."""
+    if len(rows) <= 4 * _RECENT:
+        return rows
+    measured = [place for place, row in enumerate(rows) if "eval/reward" in row or "eval/gold" in row]
+    places = {*range(FEW), *measured[-_RECENT:], *range(len(rows) - _RECENT, len(rows))}
+    return [rows[place] for place in sorted(places)]
