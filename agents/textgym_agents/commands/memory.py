@@ -10,8 +10,7 @@ import tyro
 from textgym.checks import docstring
 from textgym.commands.console import UsageError
 from textgym.commands.flags import parse, parse_pair
-from textgym_agents.commands.running import show_estimate
-from textgym_agents.commands.train import named_agent
+from textgym_agents.commands.running import named_agent, show_estimate
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.registry import agent_class, config_class
 

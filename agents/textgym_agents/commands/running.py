@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
+from textgym.commands.flags import with_config
 from textgym.evaluate import MEASURES, EvaluationResult
 from textgym.optimum import Optimum
 from textgym_agents.config import OnPolicyConfig
@@ -284,3 +285,15 @@ def show_estimate(
     for card in _CARDS:
         room = card * 10**9 - whole
         console.print(f"{card} GB: " + ("fits" if room >= 0 else f"{-room / 1e9:.1f} GB too little"))
+
+
+def named_agent(arguments: list[str]) -> str:
+    """Return the value of `--agent` among command-line words: the other flags depend on it."""
+    name = "lm-ppo"
+    words = with_config(arguments)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--agent":
+            name = following
+        elif word.startswith("--agent="):
+            name = word.removeprefix("--agent=")
+    return name

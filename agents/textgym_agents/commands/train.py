@@ -12,7 +12,7 @@ import tyro
 
 from textgym.checks import JsonObject, docstring
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair, with_config
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair
 from textgym.files import reading
 from textgym_agents.commands.running import (
     TrainDisplay,
@@ -20,6 +20,7 @@ from textgym_agents.commands.running import (
     interrupted_run,
     live_report,
     measures_table,
+    named_agent,
     refuse_change,
     show_estimate,
     watched_run,
@@ -71,18 +72,6 @@ def main(arguments: list[str]) -> None:
         return
     flags, config = parse_pair(TrainFlags, kind, arguments, "train", docstring(TrainFlags), named_agent(arguments))
     run_training(flags, asdict(config))
-
-
-def named_agent(arguments: list[str]) -> str:
-    """Return the value of `--agent` among command-line words: the other flags depend on it."""
-    name = "lm-ppo"
-    words = with_config(arguments)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--agent":
-            name = following
-        elif word.startswith("--agent="):
-            name = word.removeprefix("--agent=")
-    return name
 
 
 def run_training(flags: TrainFlags, config: JsonObject) -> None:
