@@ -5,8 +5,8 @@
 
 The clock counts CPU seconds of one thread, those of evaluations left out, so that other work on the machine does not
 move it. Every contestant learns at a constant rate from the prompts of the split "train"; at each mark J is measured on
-those of "eval", by the same code for all. TRL's settings are the best of some trials on another seed, for each reward;
-TextGym's agent runs as it comes. The first line runs what has no result yet; the second prints what is there.
+those of "eval", by the same code for all. Each runs with the best of some trials on another seed, for each reward; the
+first of TextGym's is the agent as it comes. The first line runs what has no result yet; the second prints what is there.
 """
 
 from __future__ import annotations
@@ -209,6 +209,13 @@ def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
     ]
 
 
+def own_settings(count: int) -> list[JsonObject]:
+    """Return so many settings for TextGym's agents, their own first: how often a batch is used, KL, group and reach."""
+    found: list[JsonObject] = [{}, {"epochs": 1}, {"epochs": 1, "kl": "k1"}, {"epochs": 1, "kl": "k1", "group": 8}]
+    found += [{**found[3], "update_kl": reach} for reach in np.geomspace(0.1, 1.0, max(count - 4, 0)).tolist()]
+    return found[:count]
+
+
 @dataclass(frozen=True)
 class RaceFlags:
     """Race TextGym's agents against TRL's trainers, or print how the race went."""
@@ -222,7 +229,7 @@ class RaceFlags:
     rewards: tuple[str, ...] = ("three words", "sentiment", "speech")
     """Names of `STORY_REWARDS`."""
     trials: int = 4
-    """Of each of TRL's trainers, for each reward."""
+    """Of each contestant, for each reward."""
     seeds: int = 5
     """Of the race."""
     marks: tuple[int, ...] = MARKS
@@ -240,8 +247,8 @@ def main() -> None:
     trials = [
         Racer(who, reward, settings, _TRIAL_SEED, flags.marks[:2], str(flags.model))
         for reward in flags.rewards
-        for who in OTHERS
-        for settings in trial_settings(flags.trials)
+        for who in (*flags.agents, *OTHERS)
+        for settings in (trial_settings if who in OTHERS else own_settings)(flags.trials)
     ]
     if not flags.table:
         run_all(trials, flags.out, flags.workers)
@@ -253,11 +260,11 @@ def main() -> None:
 
 
 def race_entries(flags: RaceFlags, trials: Sequence[RaceResult]) -> list[Racer]:
-    """Return who races: agents as they come, and TRL's trainers with the best settings that the trials have found."""
+    """Return who races, with the best settings that the trials have found for a reward; an agent without any as it is."""
     found: list[Racer] = []
     for reward in flags.rewards:
         given: dict[str, JsonObject] = {who: {} for who in flags.agents}
-        for who in OTHERS:
+        for who in (*flags.agents, *OTHERS):
             own = [each for each in trials if (each.entry.who, each.entry.reward) == (who, reward)]
             if own:
                 given[who] = max(own, key=lambda each: each.curve.mean()).entry.settings

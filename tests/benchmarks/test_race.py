@@ -10,13 +10,24 @@ import numpy as np
 import pytest
 from core_tools import STORIES
 from textgym_benchmarks import race
-from textgym_benchmarks.race import Clock, RaceFlags, Racer, RaceResult, leads, race_entries, trial_settings
+from textgym_benchmarks.race import (
+    Clock,
+    RaceFlags,
+    Racer,
+    RaceResult,
+    leads,
+    own_settings,
+    race_entries,
+    trial_settings,
+)
 
 
-def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() -> None:
+def test_the_best_trial_of_each_reward_races_and_an_agent_without_one_as_it_comes() -> None:
     settings = trial_settings(4)
     assert [each["learning_rate"] for each in settings] == [3e-5, 9.65e-5, 3.11e-4, 1e-3]
     assert settings == trial_settings(4)
+    assert own_settings(2) == [{}, {"epochs": 1}]
+    assert [each.get("update_kl") for each in own_settings(6)[4:]] == pytest.approx([0.1, 1.0])
     flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
     trials = [
         RaceResult(Racer(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)
@@ -25,6 +36,7 @@ def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() ->
             ("trl-rloo", "speech", 1, [0.5, 0.5]),
             ("trl-rloo", "sentiment", 2, [0.1, 0.1]),
             ("trl-grpo", "speech", 3, [0.1, 0.1]),
+            ("rloo", "speech", 2, [0.1, 0.1]),
         )
     ]
     found = [(each.who, each.reward, each.settings, each.seed) for each in race_entries(flags, trials)]
@@ -35,7 +47,7 @@ def test_the_best_trial_of_each_reward_races_and_the_agent_runs_as_it_comes() ->
             ("sentiment", {"trl-rloo": settings[2]}),
         )
         for seed in (0, 1)
-        for who, given in ({"rloo": {}} | theirs).items()
+        for who, given in ({"rloo": settings[2] if reward == "speech" else {}} | theirs).items()
     ]
 
 
