@@ -199,11 +199,16 @@ class Grouped(Wrapped):
             rows.setdefault(prompt, []).append(row)
         found: Values = [None] * len(prompts)
         for prompt, own in rows.items():
-            given = {name: [values[row] for row in own] for name, values in columns.items()}
+            given = {name: _of_rows(values, own) for name, values in columns.items()}
             values = self.inner.values([prompt] * len(own), [completions[row] for row in own], given)
             for row, value in zip(own, values, strict=True):
                 found[row] = value
         return found
+
+
+def _of_rows(column: Column, rows: Sequence[int]) -> Column:
+    """Return a column's values in some rows; what is no list, as the state that TRL's trainers hand over, as it is."""
+    return [column[row] for row in rows] if isinstance(column, list | tuple | np.ndarray) else column
 
 
 class RunningNorm(Wrapped):

@@ -169,7 +169,7 @@ def _frozen_precision(config: LMConfig) -> torch.dtype:
 
 
 def peak_rate(model: nn.Module, tiny: bool) -> float:
-    """Return the learning rate at its peak where none is set.
+    """Return the learning rate at its peak where none is set; on-policy agents begin with a quarter and then scale it.
 
     It is 5e-4 up to 4 million parameters, 2000 / parameters beyond, and 3e-6 at least: 1.6e-5 for GPT-2's 124 million,
     4e-6 for half a billion. An adapter takes ten times as much, 5e-4 at most. 3e-3 for a model made by `tiny_model`.
