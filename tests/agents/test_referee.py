@@ -212,7 +212,8 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     main([*words, "--out", str(tmp_path / "out")])
     shown = capsys.readouterr().out
-    assert "samples 1 updates old" in shown
+    assert "age of the samples: 1" in shown
+    assert "nan" not in shown
     assert json.loads((tmp_path / "out" / "referee.json").read_text())["ages"] == ages
     assert (tmp_path / "out" / "referee.png").stat().st_size > 10_000
 

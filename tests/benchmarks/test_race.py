@@ -82,6 +82,7 @@ def test_evaluations_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the model is not here")
 def test_a_training_is_written_once_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"batch": 8, "minibatches": 1, "epochs": 1}

@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(report, indent=2))
         return
     for age, rows in found.items():
-        _print(f"{find_id(flags.id)}, samples {age} updates old", rows)
+        _print(f"{find_id(flags.id)}, age of the samples: {age}", rows)
     if flags.out is not None:
         Console().print(f"written to {flags.out}", markup=False)
 
@@ -119,27 +119,21 @@ def _print(title: str, rows: Sequence[Verdict]) -> None:
     for row in rows:
         each = row.moments
         error = f" ± {each.bias_error:.1g}" if each.bias_error else ""
-        sampled = "" if np.isnan(row.sampled[0]) else f"{row.sampled[0]:.3f} ± {row.sampled[1]:.3f}"
-        along = "" if np.isnan(row.along) else f"{row.along:.3f}"
-        bias = f"{each.relative_bias:.3f}{error}"
-        shown.add_row(
-            row.part,
-            each.estimator,
-            bias,
-            f"{each.cosine:.3f}",
-            f"{each.variance_per_sample:.3g}",
-            along,
-            sampled,
-            row.source,
-        )
+        sampled = _figure(row.sampled[0]) and f"{row.sampled[0]:.3f} ± {row.sampled[1]:.3f}"
+        spread, bias = f"{each.variance_per_sample:.3g}", _figure(each.relative_bias) + error
+        shown.add_row(row.part, each.estimator, bias, _figure(each.cosine), spread, _figure(row.along), sampled)
     console = Console(highlight=False)
     console.print(shown)
     console.print(
         "bias: |E g - gradient| over |gradient|; variance: of one estimate, times its completions; along: E g along "
         "the gradient, in its units; sampled: that of 20,000 completions that were drawn, with its standard error. "
-        "The papers are in --json and in docs/referee.md.",
+        "Empty: the gradient is 0, or not asked of groups. The papers are in --json and in docs/referee.md.",
         markup=False,
     )
+
+
+def _figure(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}"
 
 
 def draw(found: Mapping[int, Sequence[Verdict]], path: Path) -> None:
