@@ -28,7 +28,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import tyro
 from rich.console import Console
-from scipy.stats import ttest_ind  # type: ignore[import-untyped]
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
 from textgym.checks import Floats, JsonObject
@@ -38,6 +37,7 @@ from textgym.files import make_folder, read_json, write_json
 from textgym.optimum import optimum_of
 from textgym.rewards import make_reward
 from textgym_benchmarks.engines.jobs import fresh_python
+from textgym_benchmarks.statistics import leads
 from textgym_benchmarks.suites import STORY_REWARDS, stories_env
 
 MARKS: Final = (15, 30, 60, 120, 175)
@@ -308,16 +308,6 @@ def results(entries: Iterable[Racer], out: Path) -> list[RaceResult]:
             curve = np.array([row["J"] for row in read["rows"]])
             found.append(RaceResult(entry, curve, read["reference"]["J"]))
     return found
-
-
-def leads(own: Floats, other: Floats) -> Floats:
-    """Return by how much the mean of some curves (S, M) is above that of others (S', M), and the ends of its interval.
-
-    Returns: (3, M); the 95% interval is Welch's, which takes seeds for draws from normal distributions.
-    """
-    test = ttest_ind(own, other, equal_var=False)
-    ends = test.confidence_interval(0.95)
-    return np.stack([own.mean(0) - other.mean(0), ends.low, ends.high])
 
 
 def print_table(reward: str, found: Sequence[RaceResult]) -> None:

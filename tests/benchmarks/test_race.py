@@ -15,11 +15,11 @@ from textgym_benchmarks.race import (
     RaceFlags,
     Racer,
     RaceResult,
-    leads,
     own_settings,
     race_entries,
     trial_settings,
 )
+from textgym_benchmarks.statistics import leads
 
 
 def test_the_best_trial_of_each_reward_races_and_an_agent_without_one_as_it_comes() -> None:

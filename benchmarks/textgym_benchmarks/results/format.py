@@ -129,10 +129,13 @@ _MEASURES = _record(
         **dict.fromkeys(("to_half", "to_nine_tenths"), _or_null(_CROSSING)),
         **dict.fromkeys(("episodes", "tokens", "iterations"), _number),
     },
+    {"scored": _number},
     prefix=False,
 )
 _SO_FAR = _record({"state": _text, "episodes": _number, "seconds_left": _number_or_null}, prefix=False)
-_TIMING = _record({}, {"curve_seconds": _list_of(_number_or_null)}, others=_number_or_null)
+_TIMING = _record(
+    {}, dict.fromkeys(("curve_seconds", "curve_cpu_seconds"), _list_of(_number_or_null)), others=_number_or_null
+)
 _ERROR = _record({**dict.fromkeys(("type", "message", "traceback"), _text), "attempts": _number})
 _SUITE = _record(
     {},

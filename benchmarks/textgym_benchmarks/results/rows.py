@@ -64,12 +64,12 @@ def curve(rows: Iterable[Row], after: Row, learned: Row, budget: int) -> list[Js
     return points
 
 
-def curve_seconds(rows: Iterable[Row], learned: Row, budget: int) -> list[float]:
-    """Return the wall seconds of learning at every point of `curve`."""
+def curve_seconds(rows: Iterable[Row], learned: Row, budget: int, clock: str = "seconds") -> list[float]:
+    """Return the seconds of learning at every point of `curve`. Args: clock: "seconds", of the wall; "cpu_seconds"."""
     rows = [row for row in rows if row.get("eval/reward") is not None]
-    seconds = [float(row.get("learning/seconds", 0.0)) for row in rows]
+    seconds = [float(row.get(f"learning/{clock}", 0.0)) for row in rows]
     if not rows or rows[-1]["episode"] < budget:
-        seconds.append(float(learned["learning/seconds"]))
+        seconds.append(float(learned[f"learning/{clock}"]))
     return seconds
 
 
@@ -119,7 +119,7 @@ def seconds_to_levels(seconds: Sequence[float], points: Sequence[Row]) -> dict[s
     return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
 
 
-def run_timing(rows: Iterable[Row], learned: Row, budget: int, points: Sequence[Row]) -> JsonObject:
+def run_timing(rows: Sequence[Row], learned: Row, budget: int, points: Sequence[Row]) -> JsonObject:
     """Return what learning took; None for what the run has not logged.
 
     Args:
@@ -131,6 +131,8 @@ def run_timing(rows: Iterable[Row], learned: Row, budget: int, points: Sequence[
         seconds = curve_seconds(rows, learned, budget)
         timing |= {"tokens_per_second": learned.get("learning/tokens", 0) / spent if spent else None}
         timing |= {**seconds_to_levels(seconds, points), "curve_seconds": seconds}
+    if learned.get("learning/cpu_seconds") is not None:
+        timing["curve_cpu_seconds"] = curve_seconds(rows, learned, budget, "cpu_seconds")
     return timing
 
 

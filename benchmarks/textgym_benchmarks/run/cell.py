@@ -87,7 +87,7 @@ def run_cell(
     run = RunFolder(folder / "run")
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
-    measures = _measures(cell, plan, run, result)
+    measures = _measures(cell, plan, run, result) | {"scored": training.task.scorer.scored}
     timing = run_timing(run.metrics(), result.learned, cell.episodes, measures["curve"])
     timing |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
     found = versions()
