@@ -165,7 +165,7 @@ def markdown(package: str, name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"text": text, "fixed": fixed, "interval": _interval}
+    made.filters |= {"text": text, "fixed": fixed, "interval": interval}
     return made.get_template(name)
 
 
@@ -182,7 +182,7 @@ def fixed(value: float | None, digits: int = 2) -> str:
     return shown.removeprefix("-") if float(shown.replace(",", "")) == 0 else shown
 
 
-def _interval(found: Interval, digits: int = 2) -> str:
+def interval(found: Interval, digits: int = 2) -> str:
     """Return a number with its interval, where there is one."""
     if found.value is None or found.low is None or found.high is None or found.high - found.low < 1e-9:
         return fixed(found.value, digits)

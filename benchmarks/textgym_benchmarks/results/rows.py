@@ -100,6 +100,21 @@ def between(values: Sequence[float], where: tuple[int, int, float] | None) -> fl
     return values[first] + share * (values[second] - values[first])
 
 
+def settled(values: Sequence[float], scores: Sequence[float], level: float) -> float | None:
+    """Return the value at which a curve reaches a level: at the first of two points in a row that are there.
+
+    Args:
+        values, scores: (P,) at its points.
+    Returns: linear between that point and the one before; None where no two in a row are there.
+    """
+    for place in range(len(scores) - 1):
+        if min(scores[place : place + 2]) >= level:
+            before = max(place - 1, 0)
+            gain = scores[place] - scores[before]
+            return between(values, (before, place, (level - scores[before]) / gain if gain else 0.0))
+    return None
+
+
 def crossings(points: Sequence[Row]) -> dict[str, dict[str, float | None] | None]:
     """Return episodes and tokens to 0.5 and to 0.9 of optimality; None for never."""
     episodes, tokens = ([float(point[name]) for point in points] for name in ("episode", "tokens"))
