@@ -34,13 +34,12 @@ from textgym_benchmarks.results.store import Result, suite_summary
 from textgym_benchmarks.run.runner import BenchInterrupted, BenchWatcher, Progress, run_suite
 from textgym_benchmarks.statistics import Interval, leads, mean_of_runs
 from textgym_benchmarks.suite import Cell, Evaluation, Suite, check_integer, from_fields
+from textgym_benchmarks.suite_folder import RUN_COUNTED
 
-LARGEST: Final = 100_000
-"""Bytes of an entry's file."""
+LARGEST: Final = 100_000  # bytes of an entry's file
 ENTRIES: Final = Path("benchmarks/entries")
 PAGE: Final = Path("docs/leaderboard.md")
-CHECK_SEED: Final = 1000
-"""The first seed of `check`."""
+CHECK_SEED: Final = 1000  # the first one of `check`
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Entrant:
         agent: a registered name, or a class of the same file.
         settings: of the agent, JSON values, without `seed`.
         author, description: one line. date: of the entry, as in 2026-11-27.
-    Raises: ValueError for a text that is empty, has several lines, or is no date.
+    Raises: ValueError for another value.
     """
 
     agent: str
@@ -87,6 +86,8 @@ class Entrant:
             value = getattr(self, name)
             if not isinstance(value, str) or len(value.splitlines()) != 1:
                 raise ValueError(f"{name}={value!r}: allowed is a text of one line")
+        if not isinstance(self.settings, Mapping) or "seed" in self.settings:
+            raise ValueError(f"settings={self.settings!r}: allowed are JSON values by name, and no seed")
         try:
             date.fromisoformat(self.date)
         except ValueError as error:
@@ -178,6 +179,8 @@ def read_entrant(path: Path) -> Entrant:
         if Path(str(module.__file__)).resolve() != path.resolve():
             raise ValueError(f"there is another module {path.stem!r} ({module.__file__}); rename the file")
         found = from_fields(Entrant, getattr(module, "ENTRY", None))
+        if ":" in found.agent:
+            raise ValueError(f"agent={found.agent!r}: allowed is a registered name, or a class of this file")
         name = f"{path.stem}:{found.agent}" if isinstance(getattr(module, found.agent, None), type) else found.agent
         make_config(agent_class(name), found.settings)
     except Exception as error:  # the author's code
@@ -221,7 +224,8 @@ def attempt(flags: EntryFlags, seeds: Sequence[int]) -> Attempt:
     cells = {cell.key: cell for pair in pairs for cell in pair}
     name = f"{path.stem}-{digest(path)}".lower().replace("_", "-").lstrip("-")
     suite = Suite(name, tuple(cells.values()), "An entry of the leaderboard.", challenge.evaluation)
-    results = run_suite(suite, out, None, flags.engine, flags.workers, retry_failed=True, watcher=_Lines())
+    how = (None, flags.engine, flags.workers)
+    results = run_suite(suite, out, *how, retry_failed=True, watcher=_Lines(), function=RUN_COUNTED)
     found = {result.cell.key: result for result in results}
     own, unit = (tuple(outcome(found[pair[side].key], challenge) for pair in pairs) for side in (0, 1))
     first = found[pairs[0][0].key]
@@ -246,10 +250,11 @@ def outcome(result: Result, challenge: Challenge) -> SeedOutcome:
         error = result.error or {"type": "no result", "message": result.state}
         raise ValueError(f"{who}: {error['type']}: {str(error['message']).splitlines()[0]}")
     measures, allowed = result.measures, challenge.episodes
-    if measures["scored"] > allowed:
-        raise ValueError(f"{who}: {measures['scored']:,} completions were scored while it learned; allowed {allowed:,}")
+    used = max(measures["scored"], measures["episodes"])  # the latter, by its own word, where it learns from texts
     if measures["after"]["answer_tokens"]:
         raise ValueError(f"{who}: it had other texts scored to find an answer; allowed is the first one it writes")
+    if used > allowed:
+        raise ValueError(f"{who}: {used:,} completions were scored while it learned; allowed {allowed:,}")
     scores = [point["optimality"] for point in measures["curve"]]
     if None in scores:
         raise ValueError(f"{who}: its optimality is not known; allowed are agents with log_probs, on the task's model")
@@ -360,11 +365,9 @@ def time_shown(ran: Attempt) -> str:
 
 
 def page(entries: Path = ENTRIES, challenge: Challenge = HELPFUL) -> str:
-    """Return the page of the leaderboard from the claims beside the entries; it imports none of them.
-
-    Raises: ValueError for a claim that is of another version of its entry, or another challenge.
-    """
-    files = sorted(entries.glob("*.py"))
+    """Return the page of the leaderboard from the claims beside the entries, which it does not import."""
+    if not (files := sorted(entries.glob("*.py"))):
+        raise ValueError(f"{entries}: holds no entry; allowed is the folder of a checkout as the current one")
     claims = {path.stem: read_claim(path, challenge) for path in files if path.with_suffix(".json").is_file()}
     ratios = {name: each.claim.ratio.value for name, each in claims.items()}
     return markdown("textgym_benchmarks.results", "leaderboard.md").render(

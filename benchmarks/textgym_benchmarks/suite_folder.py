@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RUN_ONE: Final = "textgym_benchmarks.suite_folder:run_one"
 RUN_CELL: Final = "textgym_benchmarks.run.cell:run_cell"
+RUN_COUNTED: Final = "textgym_benchmarks.run.cell:run_counted"
 PROBE: Final = "textgym_benchmarks.run.cell:probe_cell"
 
 

@@ -49,7 +49,7 @@ class Scorer:
         failures: kind -> completions that could not be scored because of it.
         scored: completions seen, failed ones included.
         tokens: of these completions; where `pay` asks for every prefix, one for each. `load_state_dict` leaves it
-            alone, so it counts what was scored to try something out, too.
+            alone, so it counts what was scored to try something out, too. seen: completions, likewise.
         term_names: the keys of `Scores.terms`.
         pay: when the environment asks for scores and what it pays: "end": when a text ends; "together": when the
             whole batch has ended, for a reward that compares the completions of a batch; "every" and "difference": see
@@ -79,7 +79,7 @@ class Scorer:
         self.gamma = float(getattr(self.reward, "gamma", 1.0))
         self.on_error: OnError = on_error
         self.failures: Counter[str] = Counter()
-        self.scored = self.tokens = 0
+        self.scored = self.tokens = self.seen = 0
         self._warned: set[str] = set()
         self._deadline: Deadline | None = None
         if timeout is None and getattr(self.reward, "needs_timeout", False):
@@ -107,6 +107,7 @@ class Scorer:
         if count == 0:
             return Scores(np.zeros(0), {name: np.zeros(0) for name in self.term_names})
         self.scored += count
+        self.seen += count
         ids = cast("Sequence[Sequence[int]]", columns.get("completion_ids", ()))
         self.tokens += sum(map(len, ids)) if self.pays_at_end else len(ids)
         faults: Faults = {}

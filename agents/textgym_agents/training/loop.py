@@ -245,8 +245,8 @@ class Training:
                 if folder is not None:
                     self._draw(folder, watcher)
                 raise interrupted.error()
+        self._meter.stop()  # what was learned after the last report
         if self._iterations == offset:
-            self._meter.stop()
             self._save(folder)
 
     def _measure(self, folder: RunFolder, watcher: Watcher, row: Metrics, done: bool, due: bool) -> None:
@@ -289,7 +289,8 @@ class Training:
                 "versions": versions(),
             }
         )
-        reached = self._meter.row(), self._iterations, self._episodes
+        learned = self._meter.row() | {"learning/scored": self._meter.scored}
+        reached = learned, self._iterations, self._episodes
         return TrainResult(before, after, self._first, last, self._optimum, seconds, *reached)
 
     def _work_out(self, proposals: Sequence[Agent] = ()) -> Optimum:

@@ -33,7 +33,8 @@ class TrainResult:
         before, after: flat measures before and after learning, under `eval/...`.
         first: the evaluation before learning; None in a run that was resumed. last: the one after it.
         optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
-        learned: what learning has cost, see `LearningMeter.row`. iterations, episodes: how far it came.
+        learned: what learning has cost, see `LearningMeter.row`; and `learning/scored`, completions scored.
+        iterations, episodes: how far it came.
     """
 
     before: Metrics
@@ -57,11 +58,15 @@ class LearningMeter:
 
     Args:
         env: that the agent learns in. ranks: the processes that learn together, whose tokens are added up.
+
+    Attributes:
+        scored: the completions; of the parts before a resumed run, those that the agent's checkpoint knows of.
     """
 
     def __init__(self, env: TokenVectorEnv, ranks: Ranks) -> None:
         self._ranks = ranks
         self._scorer = env.unwrapped.task.scorer
+        self.scored = 0
         self._sums: Metrics = {
             "learning/tokens": 0,
             "learning/seconds": 0.0,
@@ -75,9 +80,10 @@ class LearningMeter:
 
     def stop(self, metrics: Mapping[str, float] | None = None) -> None:
         """End an iteration. Args: metrics: those that the agent reports of it."""
-        scored, seconds, cpu_seconds = (now - then for now, then in zip(self._now(), self._before, strict=True))
-        tokens = int(self._ranks.sum(scored)) or int((metrics or {}).get("tokens", 0))
-        for name, amount in zip(self._sums, (tokens, seconds, cpu_seconds), strict=True):
+        written, seen, *seconds = (now - then for now, then in zip(self._now(), self._before, strict=True))
+        tokens = int(self._ranks.sum(written)) or int((metrics or {}).get("tokens", 0))
+        self.scored += int(self._ranks.sum(seen))
+        for name, amount in zip(self._sums, (tokens, *seconds), strict=True):
             self._sums[name] += amount
         self.start()
 
@@ -88,10 +94,11 @@ class LearningMeter:
     def restore(self, row: Mapping[str, float]) -> None:
         """Go on from the sums of a row that an interrupted run has logged."""
         self._sums = {name: type(start)(row.get(name, start)) for name, start in self._sums.items()}
+        self.scored = self._scorer.scored
         self.start()
 
-    def _now(self) -> tuple[float, float, float]:
-        return self._scorer.tokens, time.monotonic(), time.process_time()
+    def _now(self) -> tuple[float, float, float, float]:
+        return self._scorer.tokens, self._scorer.seen, time.monotonic(), time.process_time()
 
 
 ESTIMATES = ("reward", "gold", "kl", "objective", "optimality", "entropy", "length")

@@ -134,7 +134,7 @@ def seconds_to_levels(seconds: Sequence[float], points: Sequence[Row]) -> dict[s
     return {f"seconds_{name}": between(seconds, crossing(scores, level)) for name, level in LEVELS.items()}
 
 
-def run_timing(rows: Sequence[Row], learned: Row, budget: int, points: Sequence[Row]) -> JsonObject:
+def run_timing(rows: Iterable[Row], learned: Row, budget: int, points: Sequence[Row]) -> JsonObject:
     """Return what learning took; None for what the run has not logged.
 
     Args:
@@ -146,8 +146,6 @@ def run_timing(rows: Sequence[Row], learned: Row, budget: int, points: Sequence[
         seconds = curve_seconds(rows, learned, budget)
         timing |= {"tokens_per_second": learned.get("learning/tokens", 0) / spent if spent else None}
         timing |= {**seconds_to_levels(seconds, points), "curve_seconds": seconds}
-    if learned.get("learning/cpu_seconds") is not None:
-        timing["curve_cpu_seconds"] = curve_seconds(rows, learned, budget, "cpu_seconds")
     return timing
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from textgym_agents.algorithms.fixed import reference_of
@@ -35,7 +36,7 @@ from textgym.files import plain, read_json, read_lines
 from textgym.optimum import Optimum, optimum_of
 from textgym.sources import versions
 from textgym.task import Task
-from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
+from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, run_timing, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
@@ -56,6 +57,7 @@ def run_cell(
     *,
     watcher: Watcher | None = None,
     save: bool = False,
+    counted: bool = False,
 ) -> JsonObject:
     """Run a cell, or go on with one that was broken off.
 
@@ -68,6 +70,7 @@ def run_cell(
         optima: folder of the optima that cells share.
         watcher: is told what happens.
         save: keep the last checkpoint, as `run/checkpoint/`. It stays, too, where J* is to be worked out with it.
+        counted: the measures hold the completions `scored` while it learned, the timing `curve_cpu_seconds`.
     Returns: the cell's result, format 1, of status "done"; JSON values.
     Raises: whatever task, agent or reward raise.
     """
@@ -87,8 +90,11 @@ def run_cell(
     run = RunFolder(folder / "run")
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
-    measures = _measures(cell, plan, run, result) | {"scored": training.task.scorer.scored}
+    measures = _measures(cell, plan, run, result)
     timing = run_timing(run.metrics(), result.learned, cell.episodes, measures["curve"])
+    if counted:
+        measures["scored"] = result.learned["learning/scored"]
+        timing["curve_cpu_seconds"] = curve_seconds(run.metrics(), result.learned, cell.episodes, "cpu_seconds")
     timing |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
     found = versions()
     return Result(
@@ -100,6 +106,10 @@ def run_cell(
         machine=found.pop("machine"),
         versions=found,
     ).to_json()
+
+
+run_counted = partial(run_cell, counted=True)
+"""`run_cell` for the leaderboard."""
 
 
 def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:

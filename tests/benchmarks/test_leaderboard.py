@@ -1,0 +1,326 @@
+"""The leaderboard: what an entry is, what it comes to, what a rerun refuses, and the page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+from textgym_benchmarks.leaderboard import (
+    CHECK_SEED,
+    HELPFUL,
+    PAGE,
+    Attempt,
+    Challenge,
+    Claimed,
+    EntryFlags,
+    SeedOutcome,
+    check,
+    faults,
+    main,
+    page,
+    read_claim,
+    read_entrant,
+    run,
+    time_shown,
+)
+from textgym_benchmarks.results.rows import settled
+from textgym_benchmarks.statistics import leads
+from textgym_benchmarks.suite import Evaluation
+
+ROOT = Path(__file__).parents[2]
+TINY = Challenge(
+    "textgym/Bandit-v0",
+    256,
+    unit="benchmarks.fake_entries:Steady",
+    unit_settings={"strength": 0.9},
+    evaluation=Evaluation(4, 1, 1, optimum_per_prompt=0, samples=0),
+)
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write the file of an entry, whose module is forgotten in the end."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def written(name: str, code: str = "", **entry: object) -> Path:
+        said = {"agent": "Own", "author": "Ada", "date": "2026-11-27", "description": "A tilt"} | entry
+        own = "from benchmarks.fake_entries import Tilt\n\n\nclass Own(Tilt):\n    name = 'own'\n\n\n"
+        path = tmp_path / f"{name}.py"
+        path.write_text(code or f"{own}ENTRY = {said!r}\n")
+        return path
+
+    yield written
+    for path in tmp_path.glob("*.py"):
+        if str(getattr(sys.modules.get(path.stem), "__file__", "")) == str(path):
+            del sys.modules[path.stem]
+
+
+def flags(path: Path, seeds: int = 2) -> EntryFlags:
+    return EntryFlags(path, seeds, out=path.parent / "out", challenge=TINY, engine="serial")
+
+
+def optimality(strength: float) -> float:
+    """That of exp(strength r / beta) on Bandit: 32 arms that pay 0 to 1, a uniform reference, beta 0.1."""
+    rewards = np.arange(32) / 31
+
+    def objective(scale: float) -> float:
+        probs = np.exp(scale * rewards / 0.1)
+        probs /= probs.sum()
+        return float(probs @ rewards - 0.1 * probs @ np.log(32 * probs))
+
+    return (objective(strength) - objective(0)) / (objective(1) - objective(0))
+
+
+def attempt_of(
+    scores: Sequence[float], own: Sequence[float | None], unit: Sequence[float | None] = (), first: int = 0
+) -> Attempt:
+    units = list(unit) or [10.0] * len(scores)
+    return Attempt(
+        "2026-11-27",
+        "two cores",
+        {"source": "0123456789ab"},
+        tuple(SeedOutcome(first + seed, *pair) for seed, pair in enumerate(zip(scores, own, strict=True))),
+        tuple(SeedOutcome(first + seed, 0.9, each) for seed, each in enumerate(units)),
+    )
+
+
+def test_a_level_is_reached_at_the_first_of_two_marks_in_a_row() -> None:
+    seconds = [0.0, 10.0, 20.0, 30.0, 40.0]
+    # From 0.8 to 1.0 half of the way, between 20 and 30; the lone mark at 10 does not count.
+    assert settled(seconds, [0.0, 0.95, 0.8, 1.0, 0.9], 0.9) == pytest.approx(25.0)
+    assert settled(seconds, [0.0, 0.9, 0.9, 0.1, 0.1], 0.9) == 10.0
+    assert settled(seconds, [0.95, 0.95, 0.0, 0.0, 0.0], 0.9) == 0.0
+    assert settled(seconds, [0.0, 0.95, 0.8, 0.89, 0.99], 0.9) is None
+
+
+def test_the_ratio_is_paired_and_a_seed_that_never_got_there_is_told() -> None:
+    # Times vary a hundredfold between seeds, their ratio does not.
+    even = attempt_of([0.9, 0.9], [1.0, 100.0], [0.5, 50.0])
+    assert asdict(even.ratio) == pytest.approx({"value": 2.0, "low": 2.0, "high": 2.0})
+    # Of two seeds a resample has either one twice with probability 1/4: the interval is the range of 2 and 8.
+    uneven = attempt_of([0.9, 0.9], [2.0, 8.0], [1.0, 1.0])
+    assert asdict(uneven.ratio) == pytest.approx({"value": 4.0, "low": 2.0, "high": 8.0})
+    assert time_shown(uneven) == "4.00 [2.00, 8.00]"
+    missed = attempt_of([0.9, 0.5, 0.9], [2.0, None, 8.0], [1.0, 1.0, None])
+    assert missed.ratio.value is None
+    assert missed.reached == 2
+    assert time_shown(missed) == "not reached 1 of 3, unit not reached 1 of 3"
+
+
+def test_a_rerun_that_is_worse_by_more_than_chance_is_refused() -> None:
+    claimed = [0.95, 0.97, 0.96]
+    times: list[float | None] = [10.0, 10.0, 10.0]
+    # Both variances are 1e-4: error sqrt(2e-4 / 3), 4 degrees of freedom, whose quantile is 2.776: half width 0.0227.
+    half = t.ppf(0.975, 4) * (2e-4 / 3) ** 0.5
+    assert half == pytest.approx(0.0227, abs=1e-4)
+    for drop, refused in ((half - 1e-4, False), (half + 1e-4, True), (-0.1, False)):
+        found = faults(attempt_of(claimed, times), attempt_of([score - drop for score in claimed], times, first=1000))
+        assert bool(found) == refused
+    assert faults(attempt_of(claimed, times), attempt_of([0.91, 0.93, 0.92], times)) == [
+        "optimality: claimed 0.960, rerun 0.920, 0.040 [0.017, 0.063] lower"
+    ]
+    # Logarithms of the ratios: 0 and 0.2, and both later by 1; errors sqrt(0.02 / 2 * 2), 2 degrees of freedom.
+    early, late = (attempt_of([0.9, 0.9], [10 * np.exp(x), 10 * np.exp(x + 0.2)]) for x in (0.0, 1.0))
+    half = t.ppf(0.975, 2) * 0.02**0.5
+    assert half == pytest.approx(0.608, abs=1e-3)
+    ends = f"{np.e:.2f} [{np.exp(1 - half):.2f}, {np.exp(1 + half):.2f}]"
+    assert faults(early, late) == [f"time: claimed 1.11 of the unit's, rerun 3.00, {ends} times as long"]
+    assert faults(late, early) == []
+
+
+def test_a_rerun_may_miss_the_level_in_one_seed_more() -> None:
+    scores = [0.9, 0.9, 0.9]
+    claimed = attempt_of(scores, [9.0, 10.0, 11.0])
+    assert faults(claimed, attempt_of(scores, [9.0, None, 11.0])) == []
+    assert faults(claimed, attempt_of(scores, [None, None, 11.0])) == [
+        "level: claimed to be reached in 3 of 3 seeds, rerun in 1 of 3 seeds"
+    ]
+    # A claim without a ratio is asked for its seeds alone.
+    assert faults(attempt_of(scores, [9.0, None, 11.0]), attempt_of(scores, [90.0, None, None])) == []
+    unit_missed = attempt_of(scores, [9.0, 10.0, 11.0], [None, None, 10.0])
+    assert faults(claimed, unit_missed) == ["time: fewer than two seeds of the rerun have a ratio; more seeds may tell"]
+
+
+def test_runs_that_never_vary_have_an_interval_without_width() -> None:
+    assert leads(np.ones((3, 1)), np.ones((2, 1))).tolist() == [[0.0], [0.0], [0.0]]
+    assert leads(np.ones((3, 1)), np.zeros((2, 1))).tolist() == [[1.0], [1.0], [1.0]]
+
+
+def test_an_entry_runs_claims_and_reproduces(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = write("steady_entry", settings={"strength": 0.8})
+    run(flags(entry))
+    found = read_claim(entry, TINY)
+    assert [each.seed for each in found.claim.entry] == [0, 1]
+    assert found.claim.optimality == pytest.approx([optimality(0.8), optimality(0.8 * 0.99)])
+    assert [each.optimality for each in found.claim.unit] == pytest.approx([optimality(0.9), optimality(0.9 * 0.99)])
+    assert f"optimality {found.claim.score.value:.3f} [" in capsys.readouterr().out
+    # Its marks are at a quarter, a half, three quarters and all of its strength.
+    marks = [optimality(0.8 * share) for share in (0, 0.25, 0.5, 0.75, 1)]
+    cells = [json.loads(path.read_text()) for path in (entry.parent / "out").glob("cells/*own*/result.json")]
+    (first,) = (each for each in cells if each["cell"]["seed"] == 0)
+    assert [point["optimality"] for point in first["measures"]["curve"]] == pytest.approx(marks)
+    assert first["measures"]["scored"] == 256
+    clock = first["timing"]["curve_cpu_seconds"]
+    expected = np.interp(0.9, marks[2:4], clock[2:4])
+    assert marks[2] < 0.9 < marks[3]
+    assert found.claim.entry[0].seconds == pytest.approx(expected)
+    written = {path: path.stat().st_mtime_ns for path in entry.parent.glob("out/cells/*/result.json")}
+    assert len(written) == 4
+    run(flags(entry))
+    assert written == {path: path.stat().st_mtime_ns for path in entry.parent.glob("out/cells/*/result.json")}
+    with pytest.raises(ValueError, match="the claim has seed 1, too"):
+        check(replace(flags(entry), first_seed=1))
+    # The clock of so short a training tells nothing.
+    claim = replace(found.claim, entry=tuple(replace(each, seconds=each.seconds and 1e9) for each in found.claim.entry))
+    entry.with_suffix(".json").write_text(json.dumps({"format": 1, **asdict(replace(found, claim=claim))}))
+    check(flags(entry))
+    rerun = read_claim(entry, TINY).rerun
+    assert rerun is not None
+    assert [each.seed for each in rerun.entry] == [CHECK_SEED, CHECK_SEED + 1]
+    assert rerun.optimality == pytest.approx(found.claim.optimality)
+    with entry.open("a") as file:
+        file.write("# another version\n")
+    with pytest.raises(ValueError, match=r"steady_entry\.json: is of another version of steady_entry\.py"):
+        check(flags(entry))
+    with pytest.raises(ValueError, match="holds another suite, which is never overwritten"):
+        run(flags(entry))
+
+
+def test_an_entry_that_was_lucky_is_refused(write: Write) -> None:
+    entry = write("lucky_entry", settings={"luck": 0.6})
+    run(replace(flags(entry), engine="pool", workers=1))
+    before = entry.with_suffix(".json").read_text()
+    with pytest.raises(ValueError, match=r"lucky_entry\.py: does not reproduce: optimality: claimed 1\.000, rerun 0\."):
+        check(flags(entry))
+    assert entry.with_suffix(".json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("breaking_entry", {"breaks": 1}, "breaking_entry:Own, seed 1: RuntimeError: a fault of the entry's own"),
+        ("greedy_entry", {"extra": 1}, "seed 0: 288 completions were scored while it learned; allowed 256"),
+        ("late_entry", {"late": 2}, "seed 0: 320 completions were scored while it learned; allowed 256"),
+        ("searching_entry", {"searches": True}, "seed 0: it had other texts scored to find an answer"),
+    ],
+)
+def test_an_entry_that_breaks_a_rule_has_no_claim(
+    write: Write, name: str, settings: dict[str, object], message: str
+) -> None:
+    entry = write(name, settings=settings)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        run(flags(entry))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not entry.with_suffix(".json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "entry", "message"),
+    [
+        ("entry_1", "", {"settings": {"strenght": 1}}, "'strenght' is not a setting of Own.*strength"),
+        (
+            "entry_2",
+            "",
+            {"settings": {"seed": 1}},
+            "settings={'seed': 1}: allowed are JSON values by name, and no seed",
+        ),
+        ("entry_3", "", {"agent": "lm-pop"}, "agent 'lm-pop': not one of .*Did you mean 'lm-ppo'"),
+        ("entry_10", "", {"agent": "other:Class"}, "agent='other:Class': allowed is a registered name, or a class"),
+        ("entry_4", "", {"autor": "Ada"}, "'autor' is not one of .*author"),
+        ("entry_5", "", {"date": "27.11.2026"}, "date='27.11.2026': allowed is a date"),
+        ("entry_6", "", {"author": "Ada\nBea"}, "author='Ada.*nBea': allowed is a text of one line"),
+        ("entry_7", "x = 1\n", {}, "entrant: holds a NoneType, allowed is a JSON object"),
+        ("entry_8", "1 / 0\n", {}, "ZeroDivisionError: division by zero"),
+        ("entry_9", f"x = '{'x' * 100_000}'\n", {}, r"has 100,\d\d\d bytes; allowed are 100,000"),
+        ("json", "", {}, "there is another module 'json'"),
+        ("no-word", "", {}, r"allowed is a file NAME\.py"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(
+    write: Write, name: str, code: str, entry: dict[str, object], message: str
+) -> None:
+    path = write(name, code, **entry)
+    with pytest.raises(ValueError, match=message) as caught:
+        run(flags(path))
+    assert name in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (path.parent / "out").exists()
+
+
+def test_the_command_ends_with_one_line_and_code_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for words, message in (
+        (["run", str(tmp_path / "none.py")], r"none\.py: allowed is a file NAME\.py that is there"),
+        (["check", str(tmp_path / "none.py")], r"none\.json: is not there; `run` writes it"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["leaderboard", *words])
+        with pytest.raises(SystemExit, match=message) as caught:
+            main()
+        assert isinstance(caught.value.code, str)  # Python prints it to the standard error and exits with 1
+        assert "\n" not in caught.value.code
+    monkeypatch.setattr(sys, "argv", ["leaderboard", "run", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    assert "--seeds" in shown
+    assert "--challenge" not in shown
+
+
+def test_one_seed_and_a_folder_without_entries_are_refused(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seeds=1: allowed is an integer >= 2"):
+        run(flags(write("lonely_entry"), 1))
+    with pytest.raises(ValueError, match="holds no entry"):
+        page(tmp_path / "none")
+
+
+def test_the_committed_page_is_made_from_the_committed_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert page() == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_entries_and_the_page_s_example_can_be_read(write: Write) -> None:
+    for name in ("lm_ppo", "rloo"):
+        assert read_entrant(ROOT / "benchmarks" / "entries" / f"{name}.py").settings == HELPFUL.unit_settings
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)
+    assert read_entrant(write("one_pass", example)).agent == "one_pass:OnePass"
+
+
+def test_the_page_ranks_shows_who_missed_and_keeps_text_text(write: Write) -> None:
+    runs = {
+        "slow": attempt_of([0.95, 0.95], [20.0, 20.0]),
+        "fast": attempt_of([0.93, 0.93], [5.0, 5.0]),
+        "short": attempt_of([0.91, 0.85], [5.0, None]),
+    }
+    for name, ran in runs.items():
+        path = write(name, author="A|<b>")
+        entrant, rerun = read_entrant(path), ran if name == "slow" else None
+        source = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        found = Claimed(entrant, source, json.loads(json.dumps(asdict(HELPFUL))), ran, rerun)
+        path.with_suffix(".json").write_text(json.dumps({"format": 1, **asdict(found)}))
+    write("waiting")
+    shown = page(path.parent)
+    by_time, by_score = (re.findall(r"^\| (\S+) \| \[`(\w+)`\].*$", part, re.MULTILINE) for part in halves(shown))
+    assert by_time == [("1", "fast"), ("2", "slow"), ("\u2013", "short")]
+    assert by_score == [("1", "slow"), ("2", "fast"), ("3", "short")]
+    assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 2.00 | A tilt |" in shown
+    assert "| not reached 1 of 2 | not yet |" in shown
+    assert "| 0.880 [0.850, 0.910] | 0.850, 0.910 | not yet |" in shown
+    assert "not been run yet: [`waiting`]" in shown
+    assert "No entry has a result yet" not in shown
+    for table in re.findall(r"(?:^\|.*\|$\n)+", shown, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+
+
+def halves(shown: str) -> list[str]:
+    return shown.split("## Optimality after")
