@@ -245,7 +245,8 @@ class Training:
                 if folder is not None:
                     self._draw(folder, watcher)
                 raise interrupted.error()
-        self._meter.stop()  # what was learned after the last report
+        if self._meter.late() or self._iterations == offset:
+            self._meter.stop()
         if self._iterations == offset:
             self._save(folder)
 

@@ -87,6 +87,10 @@ class LearningMeter:
             self._sums[name] += amount
         self.start()
 
+    def late(self) -> bool:
+        """Return whether completions were scored after the last iteration that the agent reported."""
+        return self._ranks.any(self._scorer.seen > self._before[1])
+
     def row(self) -> Metrics:
         """Return the sums so far, under `learning/...`."""
         return dict(self._sums)
