@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
+from textgym.codecs.chat import Conversation
 from textgym.codecs.protocol import encode_as_text
 from textgym.vocab import Vocabulary, load_vocabulary
 
@@ -158,6 +159,26 @@ def test_messages_that_a_template_rewrites_are_refused_where_they_hold_control_t
     assert list(vocabulary.encode_prompt("a b")) == applied(tokenizer, "a b")
     with pytest.raises(ValueError, match="holds the control token '</s>' and the chat template changes its text"):
         vocabulary.encode_prompt("a b </s>")
+
+
+def test_what_stands_around_a_prompt_as_around_any_other_is_rendered_once() -> None:
+    asked: list[str] = []
+
+    def template(prompt: str, completion: str | None = None) -> str:
+        asked.append(prompt)
+        return f"<s>{prompt.strip()}</s>{completion or ''}"
+
+    codec = load_vocabulary(hugging_face(bare("byte-level"))).codec
+    conversation = Conversation(codec, template)
+    start, end = codec.encode_control("<s></s>")
+    conversation.encode("a </s> b")
+    asked.clear()
+    ids = conversation.encode("b </s> a")
+    assert asked == ["b </s> a"]
+    assert (ids.count(start), ids.count(end)) == (1, 1)
+    # The template strips this one, so that its mask is rendered as well, and says the same.
+    assert conversation.encode(" b </s> a ") == ids
+    assert len(asked) == 3
 
 
 def test_an_answer_that_was_cut_off_has_no_end() -> None:

@@ -249,6 +249,14 @@ class Conversation:
         except ValueError:
             return None
 
+    @cached_property
+    def _around(self) -> tuple[str, str] | None:
+        """What the template writes around a prompt; None if it does not write the prompt once."""
+        try:
+            return around(self.template(MASK))
+        except ValueError:
+            return None
+
     @property
     def takes_completions(self) -> bool:
         """Whether the template says how an answer is written and ends; a `FormatTemplate` does not."""
@@ -284,14 +292,16 @@ class Conversation:
     def _masked(self, messages: tuple[str, ...], whole: str, held: list[str], ended: bool) -> str | None:
         """Return `whole` with `MASK` for the messages' own characters; None where they hold no control token.
 
-        A template may look at a message, so that it writes something else around a masked one; then the text of
-        control tokens alone is masked.
+        What the template wrote around the prompt as around any other is not rendered again. A template may look at a
+        message, so that it writes something else around a masked one; then the text of control tokens alone is masked.
         """
         patterns = [r"\S"]
         if held:
             patterns.append("|".join(map(re.escape, sorted(held, key=len, reverse=True))))
         for pattern in patterns:
             masks = [_masked_with(pattern, message) for message in messages]
+            if len(messages) == 1 and self._around is not None and whole == messages[0].join(self._around):
+                return masks[0].join(self._around)
             masked = self._render(masks, ended)
             if len(masked) == len(whole) and all(mask in (own, MASK) for mask, own in zip(masked, whole, strict=True)):
                 return masked

@@ -88,7 +88,11 @@ class FastCodec(Codec):
 
     def _without(self, token_ids: Collection[int]) -> Tokenizer:
         """Return a tokenizer that does not find these tokens in a text, where it encodes special ones as text."""
-        written = json.loads(self._tokenizer.to_str())
+        text = self._tokenizer.to_str()
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        if not isinstance(self._tokenizer.model, models.Unigram) and special.issuperset(token_ids):
+            return Tokenizer.from_str(text)  # as it is; reading the JSON of a large vocabulary takes seconds
+        written = json.loads(text)
         pieces = written["model"].get("vocab")
         unigram = isinstance(pieces, list)  # it finds control tokens among its pieces, too
         for token_id in set(token_ids).intersection(range(len(pieces))) if unigram else ():
