@@ -211,9 +211,10 @@ def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
 
 
 def own_settings(count: int) -> list[JsonObject]:
-    """Return so many settings for TextGym's agents, their own first: how often a batch is used, KL, group and reach."""
-    found: list[JsonObject] = [{}, {"epochs": 1}, {"epochs": 1, "kl": "k1"}, {"epochs": 1, "kl": "k1", "group": 8}]
-    found += [{**found[3], "update_kl": reach} for reach in np.geomspace(0.1, 1.0, max(count - 4, 0)).tolist()]
+    """Return so many settings for TextGym's agents, their own first: passes over a batch, reach of an update, group."""
+    found: list[JsonObject] = [{}, {"epochs": 1}]
+    found += [{"epochs": 1, "update_kl": 0.15, **group} for group in ({}, {"group": 8})]
+    found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.05, 1.0, max(count - 4, 0)).tolist()]
     return found[:count]
 
 

@@ -18,6 +18,7 @@ import optuna
 import tyro
 from rich.console import Console
 from scipy.stats import rankdata  # type: ignore[import-untyped]
+from textgym_agents.registry import agent_class, make_config
 
 from textgym.checks import Floats, JsonObject
 from textgym.commands.console import folded, number, table
@@ -37,6 +38,7 @@ _DESIGN: Final[Sequence[JsonObject]] = (
     {},
     {"learning_rate": 1e-3},
     {"learning_rate": 1e-4},
+    {"kl": "exact"},
     {"kl": "k1"},
     {"epochs": 1},
 )
@@ -48,9 +50,11 @@ def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
     The random ones are drawn from `default_space`.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    own = make_config(agent_class(agent), {})
+    fixed = [each for each in _DESIGN if not each or any(getattr(own, name) != value for name, value in each.items())]
     study, space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)), default_space(agent)
-    drawn = [dict(study.ask(space).params) for _ in range(count - len(_DESIGN))]
-    return [*_DESIGN, *drawn][:count]
+    drawn = [dict(study.ask(space).params) for _ in range(count - len(fixed))]
+    return [*fixed, *drawn][:count]
 
 
 def sweep_suite(
