@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,23 @@ from cli_tools import environment
 from house_tools import HOUSE
 
 PATHS: dict[str, Path] = HOUSE.modules()
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
-IMPORTS: dict[str, set[str]] = {
-    name: HOUSE.imports(name, tree, set(PATHS), PATHS[name]) for name, tree in TREES.items()
-}
 OTHER_PACKAGE = re.compile(r"textgym_(agents|benchmarks)(\.\w+)*(:\w+)?")
 
 
-def code_texts(tree: ast.AST) -> Iterator[str]:
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(PATHS[name].read_text(encoding="utf-8"))
+
+
+@cache
+def all_imports() -> dict[str, set[str]]:
+    return {name: HOUSE.imports(name, tree(name), set(PATHS), path) for name, path in PATHS.items()}
+
+
+def code_texts(module: ast.AST) -> Iterator[str]:
     """Yield the texts of a module, docstrings and other texts that stand alone left out."""
-    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    alone = {id(node.value) for node in ast.walk(module) if isinstance(node, ast.Expr)}
+    for node in ast.walk(module):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
             yield node.value
 
@@ -39,16 +46,16 @@ def test_every_module_has_its_layer() -> None:
 
 
 def test_imports_point_one_way() -> None:
-    assert HOUSE.against(IMPORTS) == []
+    assert HOUSE.against(all_imports()) == []
 
 
 def test_no_modules_import_each_other() -> None:
-    assert HOUSE.cycles(IMPORTS) == []
+    assert HOUSE.cycles(all_imports()) == []
 
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name.split(".")[0] == "textgym"])
 def test_the_core_imports_no_other_package_by_its_text(name: str) -> None:
-    found = {text for text in code_texts(TREES[name]) if OTHER_PACKAGE.fullmatch(text)}
+    found = {text for text in code_texts(tree(name)) if OTHER_PACKAGE.fullmatch(text)}
     # textgym.sources lists the packages; no module of theirs stands anywhere.
     assert found <= ({"textgym_agents", "textgym_benchmarks"} if name == "textgym.sources" else set())
 

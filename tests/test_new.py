@@ -127,10 +127,20 @@ def test_its_names_are_found_in_its_folder_without_an_installation(folder):
         ("train", "Text-v0", "--agent", "random", "--env", "reward=soup-shop", "--help"): "textgym train",
         ("check", "soup-shop-agent", "--only", "2"): "0 FAILS",
     }
-    for words, text in said.items():
-        done = textgym(folder, *words)
-        assert (done.returncode, done.stderr) == (0, ""), words
-        assert text in done.stdout, words
+    end = "the end of a command"
+    code = f"""
+from textgym.cli import main
+for words in {list(said)}:
+    assert main(list(words)) == 0, words
+    print({end!r})
+"""
+    variables = environment() | {"COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for (words, text), out in zip(said.items(), done.stdout.split(end)[:-1], strict=True):
+        assert text in out, words
     elsewhere = textgym(folder.parent, "train", "SoupShop-v0")
     assert_one_line(elsewhere.returncode, elsewhere.stderr, "there is no such environment")
 

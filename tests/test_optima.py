@@ -201,7 +201,8 @@ def test_committed_samples_serve_their_own_task_only(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("each", "least"), [(256, 178), pytest.param(1024, 186, marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize(("each", "least"), [(256, 178), (1024, 186)])
 def test_intervals_of_j_star_cover_at_few_effective_samples(each, least):
     """At 15 effective samples (Stop, 256 a prompt) the interval holds J* nearly as often as it says."""
     task = make_task("Stop")

@@ -51,6 +51,8 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "stored in bfloat16": ("lm-ppo", {"model": "halves", "learning_rate": 0.01}),
     "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
+ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
+SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
 READ_AGAIN = ("lm-ppo", "stored in bfloat16", "adapter folder")
 """Of which start, reference and policy are found in three ways."""
 
@@ -86,6 +88,12 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
             about["unlike"] = _unlike_when_read(found, folder / name, env)
         if found.devices.leads:
             (folder / f"{name}.json").write_text(json.dumps(about))
+
+
+def learn_both(root: Path, *names: str) -> None:
+    """Train in the folder `ddp` with all weights on every rank, then in `fsdp` with parts of them."""
+    learn(root / "ddp", "ddp", *names)
+    learn(root / "fsdp", "fsdp", *(name for name in names if name in SHARDED))
 
 
 def held(agent: LMAgent) -> dict[str, Tensor]:

@@ -60,9 +60,9 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
     [
         ("reinforce", {"baseline": "batch"}),
         ("reinforce", {"reward_to_go": False}),
-        ("rloo", {"kl": "k1"}),
+        pytest.param("rloo", {"kl": "k1"}, marks=pytest.mark.learning),
         ("grpo", {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False}),
-        ("grpo", {"aggregation": "token", "clip_high": 0.28}),
+        pytest.param("grpo", {"aggregation": "token", "clip_high": 0.28}, marks=pytest.mark.learning),
     ],
 )
 def test_so_do_the_other_forms(agent, settings):
@@ -90,9 +90,9 @@ def optimality(agent, name, episodes, **settings):
     ("agent", "settings"),
     [
         ("reinforce", {}),
-        ("a2c", {}),
+        pytest.param("a2c", {}, marks=pytest.mark.learning),
         ("rloo", {}),
-        ("grpo", {}),
+        pytest.param("grpo", {}, marks=pytest.mark.learning),
         ("rejection", {}),
         pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.learning),
     ],

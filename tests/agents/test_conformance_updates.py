@@ -173,8 +173,8 @@ def test_with_its_hook_the_same_agent_is_caught():
     [
         ("lm-ppo", set()),
         pytest.param("a2c", {"clipping"}, marks=pytest.mark.learning),
-        ("reinforce", {"clipping", "value loss"}),
-        ("rloo", {"value loss"}),
+        pytest.param("reinforce", {"clipping", "value loss"}, marks=pytest.mark.learning),
+        pytest.param("rloo", {"value loss"}, marks=pytest.mark.learning),
         pytest.param("grpo", {"value loss"}, marks=pytest.mark.learning),
         (HandWritten, {"clipping", "ratio under a grammar"}),
     ],

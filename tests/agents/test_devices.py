@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agents.rank_jobs import ADAPTED, SHARDED
 from agents.ranks import finish, run_job, start
 from golden.agent_records import stop_env
 from safetensors.torch import load_file, save_file
@@ -28,8 +29,6 @@ from textgym_agents.training.ranks import Ranks, share
 from agents import rank_jobs
 from textgym import make_task
 
-ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
-SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
 FIRST = ("lm-ppo", "lm-ppo, k1, adaptive beta", "grpo", "lora", "stored in bfloat16", "adapter folder")
 """The cases that are left when those marked `learning` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
@@ -100,8 +99,7 @@ class Learned:
             for folder in folders.values():
                 rank_jobs.write_models(folder)
             rank_jobs.learn(folders["alone"], "fsdp", *cases)  # alone it says nothing
-            run_job("learn", folders["ddp"], "ddp", *cases)
-            run_job("learn", folders["fsdp"], "fsdp", *(name for name in cases if name in SHARDED))
+            run_job("learn_both", root, *cases)
         return folders
 
 
