@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from torch import Tensor, nn
 
 from textgym.checks import Floats
@@ -16,7 +15,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_sequence_kl
 from textgym_agents.config import OnPolicyConfig, at_least_one, only_with, positive, require, share
-from textgym_agents.exact.objective import torch_values
+from textgym_agents.exact.objective import torch_values, values_of
 from textgym_agents.lm.critic_free import Continuation, critic_free_targets, segment_advantages, segment_states
 from textgym_agents.lm.maths import Targets, clipped_policy_loss, discounted
 from textgym_agents.lm.rollout import Rollout
@@ -89,10 +88,7 @@ class VinePPO(OnPolicyAgent):
         if self.config.values == "exact":
             fits = self._tree is not None and self._tree.task is task
             self._tree = tree = self._tree if fits else prefix_tree(self._env)
-            known = torch_values(tree, self.policy, self.reference, beta=beta)[1].values
-            return np.array(
-                [known[d][r] for d, r in (tree.find(int(str(s.prompt.index)), s.completion) for s in states)]
-            )
+            return values_of(torch_values(tree, self.policy, self.reference, beta=beta)[1], states)
         writer = Continuation(task, self._env.split, self.policy, self.reference, self.config.kl, beta)
         returns = writer.returns(states * self.config.rollouts, self._seed(2))
         self.episodes, self.extra_tokens = self.episodes + len(returns), task.scorer.tokens - before
