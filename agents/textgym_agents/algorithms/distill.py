@@ -66,8 +66,7 @@ class Distill(OnPolicyAgent):
 
     def __init__(self, task: Task, config: DistillConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or DistillConfig(), model)
-        given = self.config.teacher is not None
-        require("teacher", self.config.teacher, given, "folder or hub id of a model, or folder of a run")
+        require("teacher", self.config.teacher, self.config.teacher is not None, "folder of a model or run, or hub id")
 
     @cached_property
     def teacher(self) -> LMPolicy:

@@ -179,6 +179,7 @@ def training_batch(agent: OnPolicyAgent, env: TokenVectorEnv) -> TrainingBatch:
     if targets.old_values is not None and targets.returns is not None:
         values = shadow.value_offset + _array(rollout.values) * scale
         advantages = _array(targets.returns - targets.old_values) * scale
+    credits_actions = agent.objective_tokens != 0
     factors = torch.ones_like(targets.advantages) if targets.weights is None else targets.weights
     charged = penalties(targets.kl, rollout, agent.config.kl)
     return TrainingBatch(
@@ -195,8 +196,8 @@ def training_batch(agent: OnPolicyAgent, env: TokenVectorEnv) -> TrainingBatch:
         lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,
         values=values,
         advantages=advantages,
-        weights=_array(targets.advantages * factors),
-        logit_gradient=_logit_gradient(shadow, rollout, targets, reference),
+        weights=_array(targets.advantages * factors) if credits_actions else None,
+        logit_gradient=_logit_gradient(shadow, rollout, targets, reference) if credits_actions else None,
     )
 
 

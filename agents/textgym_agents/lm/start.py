@@ -110,9 +110,12 @@ def load_teacher(name: str, task: Task, config: LMConfig, agent: Agent | None) -
         raise ValueError(f"teacher={name!r}: agent {agent.name!r} has no language model; allowed are such as lm-ppo")
     check_tokenizer(name, task, f"teacher={name!r}")
     device = choose_device(config.device)
-    model = shared_causal_lm(name, device)
-    check_positions(model, _tokens(task))
-    return _policy(LMPolicy, task, replace(config, temperature=1.0), model, device)
+    try:
+        model = shared_causal_lm(name, device)
+        check_positions(model, _tokens(task))
+        return _policy(LMPolicy, task, replace(config, temperature=1.0), model, device)
+    except ValueError as error:
+        raise ValueError(f"teacher={name!r}: {error}") from error
 
 
 def _with_adapter(
