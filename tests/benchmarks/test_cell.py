@@ -36,7 +36,7 @@ CELLS = {
     "random": Cell("textgym/Stop-v0", "random", 32, 3),
     "user": Cell("textgym/Bandit-v0", "benchmarks.quiet_agent:QuietAgent", 256, 3),
 }
-OTHERS = sorted(set(agent_names()) - set(CELLS) - {"behaviour-cloning", "value-guided"})
+OTHERS = sorted(set(agent_names()) - set(CELLS) - {"behaviour-cloning", "value-guided", "distill"})
 
 
 class Killed(BaseException):
