@@ -1,5 +1,6 @@
 """VinePPO: its gradient is that of J, its rollouts estimate V, and they are counted."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,12 +131,15 @@ def test_rollouts_tell_v_the_better_the_more_there_are(options, kl):
     writer = Continuation(agent.task, "train", agent.policy, agent.reference, kl, beta)
     deviations = []
     for count in (25, 400):
-        returns = writer.returns(states * count, seed=count).reshape(count, -1)
+        returns = writer.returns(states * count, agent._seed(2)).reshape(count, -1)
         errors = returns.mean(0) - exact
         deviations.append(float(np.sqrt((errors**2).mean())))
     # Within 4 standard errors of one state; 0.02 is for what happens once in hundreds of texts.
     assert (np.abs(errors) < 4 * returns.std(0, ddof=1) / np.sqrt(count) + 0.02).all()
     assert deviations[1] < deviations[0] / 2  # 1 / 4 is expected
+    agent.config, agent._env = replace(agent.config, rollouts=3), SimpleNamespace(task=agent.task, split="train")
+    few = writer.returns(states * 3, agent._seed(2)).reshape(3, -1)
+    np.testing.assert_allclose(agent._values(states, beta), few.mean(0), atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -207,7 +211,7 @@ def test_completions_that_are_compared_have_no_values():
         ({"lam": 1.5}, "lam=1.5"),
         ({"clip": 0.0}, "clip=0.0"),
         ({"values": "critic"}, "values='critic': allowed is 'rollouts' or 'exact'"),
-        ({"values": "exact", "rollouts": 9}, "rollouts=9: allowed is 4 without values='rollouts'"),
+        ({"values": "exact", "rollouts": 9}, "rollouts=9: allowed is 2 without values='rollouts'"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -32,9 +32,9 @@ class VinePPOConfig(OnPolicyConfig):
     values: Literal["rollouts", "exact"] = "rollouts"
     """What V(s) is. rollouts: the mean return of completions that the policy writes from s. exact: the policy's V, by
     enumeration, where the task can be solved: the most that a critic can know."""
-    rollouts: int = 4
+    rollouts: int = 2
     """Completions from each state that its value is the mean of. Each counts as an episode."""
-    stride: int = 8
+    stride: int = 4
     """Tokens from one state with a value to the next; those between share an advantage."""
     lam: float = 0.0
     """GAE's lambda, per segment of `stride` tokens. No value of it is biased, as the values are right on average."""
