@@ -145,7 +145,10 @@ def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
-        *((name, {"device": "cpu"}) for name in ("a2c", "reinforce", "rloo", "grpo", "rejection", "vine-ppo", "soft-q")),
+        *(
+            (name, {"device": "cpu"})
+            for name in ("a2c", "reinforce", "rloo", "grpo", "rejection", "vine-ppo", "soft-q")
+        ),
         *((name, {}) for name in ("q-learning", "sarsa", "monte-carlo", "mcts", "alphazero")),
         *((f"sb3-{name}", {}) for name in ("ppo", "a2c", "maskable-ppo", "recurrent-ppo")),
     ],

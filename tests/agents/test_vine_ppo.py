@@ -124,6 +124,8 @@ def running(tree):
 )
 def test_rollouts_tell_v_the_better_the_more_there_are(options, kl):
     agent = small_agent(VinePPO, small_task(**options), kl=kl)
+    with torch.no_grad():
+        agent.policy.model.lm_head.weight.mul_(0.4)  # every token is met in a few hundred texts
     tree = prefix_tree(agent.task)
     states, beta = list(running(tree)), 0.4
     exact = values_of(torch_values(tree, agent.policy, agent.reference, beta=beta)[1], states)
@@ -134,8 +136,10 @@ def test_rollouts_tell_v_the_better_the_more_there_are(options, kl):
         returns = writer.returns(states * count, agent._seed(2)).reshape(count, -1)
         errors = returns.mean(0) - exact
         deviations.append(float(np.sqrt((errors**2).mean())))
-    # Within 4 standard errors of one state; 0.02 is for what happens once in hundreds of texts.
-    assert (np.abs(errors) < 4 * returns.std(0, ddof=1) / np.sqrt(count) + 0.02).all()
+    scores = errors / (returns.std(0, ddof=1) / np.sqrt(count))
+    print(f"greatest error {np.abs(scores).max():.2f} standard errors, mean square {(scores**2).mean():.2f}")
+    assert np.abs(scores).max() < 4
+    assert 0.4 < (scores**2).mean() < 2
     assert deviations[1] < deviations[0] / 2  # 1 / 4 is expected
     agent.config, agent._env = replace(agent.config, rollouts=3), SimpleNamespace(task=agent.task, split="train")
     few = writer.returns(states * 3, agent._seed(2)).reshape(3, -1)
