@@ -78,7 +78,8 @@ def divergence(policy: Tensor, teacher: Tensor, kind: Divergence, mix: float = 0
 
 
 def _kl(one: Tensor, other: Tensor) -> Tensor:
-    return torch.linalg.vecdot(one.exp(), one - other)
+    found: Tensor = torch.linalg.vecdot(one.exp(), one - other)
+    return found
 
 
 def states_at_once(device: str, vocab_size: int) -> int:
