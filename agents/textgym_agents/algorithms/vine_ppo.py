@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from textgym.checks import Floats
@@ -86,13 +87,13 @@ class VinePPO(OnPolicyAgent):
         """Return V of n running states (n,), the KL of the state itself included, reward units at time 0."""
         task, before = self._env.task, self._env.task.scorer.tokens
         if self.config.values == "exact":
-            fits = self._tree is not None and self._tree.task is task
-            self._tree = tree = self._tree if fits else prefix_tree(self._env)
-            return values_of(torch_values(tree, self.policy, self.reference, beta=beta)[1], states)
+            if self._tree is None or self._tree.task is not task:
+                self._tree = prefix_tree(self._env)
+            return values_of(torch_values(self._tree, self.policy, self.reference, beta=beta)[1], states)
         writer = Continuation(task, self._env.split, self.policy, self.reference, self.config.kl, beta)
         returns = writer.returns(states * self.config.rollouts, self._seed(2))
         self.episodes, self.extra_tokens = self.episodes + len(returns), task.scorer.tokens - before
-        return returns.reshape(-1, len(states)).mean(0)
+        return np.asarray(returns.reshape(-1, len(states)).mean(0))
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)

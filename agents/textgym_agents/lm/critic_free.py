@@ -129,7 +129,8 @@ class Continuation:
         scored = score_reference(self.reference, rollout, _SCORED_AT_ONCE, exact)
         kl = token_kl(rollout, self.policy, self.reference, scored, self.kind)
         times = rollout.steps + np.array([len(state.completion) for state in states])[rollout.rows]
-        return np.bincount(rollout.rows, self.task.gamma**times * rollout.rewards - self.beta * kl)
+        earned = np.asarray(self.task.gamma**times * rollout.rewards - self.beta * kl, dtype=np.float64)
+        return np.bincount(rollout.rows, earned).astype(np.float64)
 
 
 def leave_one_out(returns: Floats) -> Floats:
