@@ -171,6 +171,12 @@ def load_guide(path: str | Path, task: Task) -> Agent:
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))
 
 
+def find_guide(path: str | Path, task: Task) -> Agent | None:
+    """Return what `load_guide` does, None where there is neither a saved agent nor a run with one."""
+    saved = any((Path(path) / name).exists() for name in ("agent.json", "checkpoint"))
+    return load_guide(path, task) if saved else None
+
+
 def _task_for(agent: object, kind: type, env: TextEnv) -> Task | None:
     """Return the task of `env`.
 

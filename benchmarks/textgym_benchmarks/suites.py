@@ -28,7 +28,7 @@ TASKS: Final = (*DIAGNOSTICS, *ALIGNMENT, *VERIFIABLE, *STYLE)
 
 FIXED: Final = ("random", "best-of-n")
 ON_POLICY: Final = ("lm-ppo", "rloo", "grpo", "reinforce", "a2c")
-OTHER_LM: Final = ("rejection", "soft-q", "dpo", "behaviour-cloning")
+OTHER_LM: Final = ("rejection", "vine-ppo", "soft-q", "dpo", "behaviour-cloning")
 TABULAR: Final = ("q-learning", "sarsa", "monte-carlo")
 SEARCH: Final = ("mcts", "alphazero")
 SB3_ON_POLICY: Final = ("sb3-ppo", "sb3-maskable-ppo", "sb3-recurrent-ppo", "sb3-a2c", "sb3-trpo")

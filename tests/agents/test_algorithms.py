@@ -35,6 +35,7 @@ NOT_ASKED_OF = {
     "rloo": CRITICS_ONLY,
     "grpo": CRITICS_ONLY,
     "rejection": CRITICS_ONLY | {"clipping"},
+    "vine-ppo": CRITICS_ONLY,
     "soft-q": CRITICS_ONLY | NEED_A_BATCH | {"first ratio", "ratio under a grammar", "clipping"},
 }
 UNTRAINED = check_names(slow=False)
@@ -63,6 +64,8 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
         pytest.param("rloo", {"kl": "k1"}, marks=pytest.mark.learning),
         ("grpo", {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False}),
         pytest.param("grpo", {"aggregation": "token", "clip_high": 0.28}, marks=pytest.mark.learning),
+        ("vine-ppo", {"values": "exact", "stride": 1, "lam": 0.5}),
+        pytest.param("vine-ppo", {"kl": "k1", "stride": 2, "rollouts": 2}, marks=pytest.mark.learning),
     ],
 )
 def test_so_do_the_other_forms(agent, settings):
@@ -94,6 +97,7 @@ def optimality(agent, name, episodes, **settings):
         ("rloo", {}),
         pytest.param("grpo", {}, marks=pytest.mark.learning),
         ("rejection", {}),
+        pytest.param("vine-ppo", {}, marks=pytest.mark.learning),
         pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.learning),
     ],
 )
@@ -141,7 +145,10 @@ def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
-        *((name, {"device": "cpu"}) for name in ("a2c", "reinforce", "rloo", "grpo", "rejection", "soft-q")),
+        *(
+            (name, {"device": "cpu"})
+            for name in ("a2c", "reinforce", "rloo", "grpo", "rejection", "vine-ppo", "soft-q")
+        ),
         *((name, {}) for name in ("q-learning", "sarsa", "monte-carlo", "mcts", "alphazero")),
         *((f"sb3-{name}", {}) for name in ("ppo", "a2c", "maskable-ppo", "recurrent-ppo")),
     ],

@@ -60,8 +60,9 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         share("batch", 12, 4)
     with pytest.raises(ValueError, match="agent 'q-learning' runs in one process"):
         Ranks(make_agent("q-learning", stop_env(2)))
-    with pytest.raises(ValueError, match="agent 'alphazero' runs in one process"):
-        make_agent("alphazero", stop_env(2))
+    for name in ("alphazero", "vine-ppo"):
+        with pytest.raises(ValueError, match=f"agent '{name}' runs in one process"):
+            make_agent(name, stop_env(2))
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"lora_rank": 2, "precision": "bfloat16"}])

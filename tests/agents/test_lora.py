@@ -61,7 +61,7 @@ def test_a_copy_of_an_agent_is_whole(task, env):
     torch.testing.assert_close(logits, plain_logits(tiny_llama(4))[0, :5], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["alphazero", "dpo", "grpo", "rejection", "soft-q"])
+@pytest.mark.parametrize("name", ["alphazero", "dpo", "grpo", "rejection", "soft-q", "vine-ppo"])
 def test_other_agents_train_the_adapter_too(task, env, name):
     settings = {"batch": 16, "device": "cpu", "lora_rank": 2} | ({"simulations": 4} if name == "alphazero" else {})
     kind = agent_class(name)

@@ -152,8 +152,9 @@ def test_the_sizes_of_the_suites():
     assert hours["core"] < 4
     full = {(cell.id, cell.agent) for cell in make_suite("full").cells}
     assert {cell for cell, _ in full} == {f"textgym/{task}-v0" for task in TASKS}
-    # The reference is the zero of every scale; value-guided decoding needs the run of another agent.
-    assert {agent for _, agent in full} == set(AGENTS) == set(agent_names()) - {"reference", "value-guided"}
+    # The reference is the zero of every scale; value-guided decoding and distillation need the run of another agent.
+    others = {"reference", "value-guided", "distill"}
+    assert {agent for _, agent in full} == set(AGENTS) == set(agent_names()) - others
 
 
 def test_the_rewards_suite_crosses_tasks_and_rewards():

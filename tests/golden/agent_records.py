@@ -58,6 +58,8 @@ CASES: Mapping[str, Case] = {
     "alphazero of mean backups": Case("alphazero", {**_LM, **_SEARCH, "backup": "mean"}, 24),
     "behaviour-cloning": Case("behaviour-cloning", {**_LM, "data": "texts.jsonl"}),
     "best-of-n": Case("best-of-n", {"n": 4}),
+    "distill": Case("distill", {**_LM, "teacher": "guide"}),
+    "distill, jsd of a model": Case("distill", {**_LM, "teacher": "guide/model", "divergence": "jsd", "mix": 0.1}, 24),
     "dpo": Case("dpo", _LM),
     "dpo of given pairs": Case("dpo", {**_LM, "data": "texts.jsonl", "label_smoothing": 0.1}),
     "dpo of its own samples, ipo": Case("dpo", {**_LM, "sampler": "policy", "loss": "ipo"}, 24),
@@ -100,6 +102,8 @@ CASES: Mapping[str, Case] = {
     "sb3-trpo": Case("sb3-trpo", _SB3, 24),
     "soft-q": Case("soft-q", _LM),
     "value-guided": Case("value-guided", {"run": "guide", "k": 2}),
+    "vine-ppo": Case("vine-ppo", {**_LM, "stride": 2, "rollouts": 2}, 96),
+    "vine-ppo of exact values": Case("vine-ppo", {**_LM, "stride": 1, "values": "exact"}, masked=True),
 }
 TEXTS = (
     {"prompt": "1", "chosen": "word", "rejected": "word word word"},
@@ -134,9 +138,9 @@ def agent_record(case: Case, folder: Path) -> dict[str, Any]:
     if "data" in settings:
         settings["data"] = str(folder / settings["data"])
         Path(settings["data"]).write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
-    for name in ("run", "guide"):
+    for name in ("run", "guide", "teacher"):
         if name in settings:
-            settings[name] = str(folder / "guide")
+            settings[name] = str(folder / settings[name])
             guide = make_agent("lm-ppo", env, **_LM)
             guide.learn(env, 48)
             guide.save(folder / "guide")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Divergence = Literal["reverse", "forward", "jsd"]
 ON_CPU, ELSEWHERE = 2**23, 2**26
 """Most logits at once, by device."""
 
@@ -55,6 +57,29 @@ class _Statistics(torch.autograd.Function):
         result = weight.mul_(probs)
         result.scatter_add_(1, actions[:, None], for_taken)
         return result, None, None
+
+
+def divergence(policy: Tensor, teacher: Tensor, kind: Divergence, mix: float = 0.5) -> Tensor:
+    """Return a divergence of two distributions over next tokens in each of N states (N,), nats; differentiable.
+
+    Args:
+        policy, teacher: (N, V) log-probabilities, large negative finite numbers where there is no probability.
+        kind: reverse is KL(policy || teacher), forward KL(teacher || policy). jsd is mix KL(teacher || M) + (1 - mix)
+            KL(policy || M), with M = mix teacher + (1 - mix) policy: over mix it tends to forward as mix tends to 0,
+            and over 1 - mix to reverse as mix tends to 1.
+    Source: Agarwal et al. (2024), arXiv:2306.13649, eq. 1, whose beta is `mix`.
+    """
+    if kind == "reverse":
+        return _kl(policy, teacher)
+    if kind == "forward":
+        return _kl(teacher, policy)
+    between = torch.logaddexp(teacher + math.log(mix), policy + math.log1p(-mix))
+    return mix * _kl(teacher, between) + (1 - mix) * _kl(policy, between)
+
+
+def _kl(one: Tensor, other: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vecdot(one.exp(), one - other)
+    return found
 
 
 def states_at_once(device: str, vocab_size: int) -> int:

@@ -118,7 +118,7 @@ class Pretrained(_FixedAgent):
     """Its folder or hub id."""
 
     def _make_policy(self, task: Task) -> Reference:
-        _check_tokenizer(self.model, task)
+        check_tokenizer(self.model, task, f"agent 'hf:{self.model}'")
         return load_reference(self.model, task)
 
 
@@ -133,14 +133,14 @@ def pretrained(name: str) -> type[Pretrained]:
     return type("Pretrained", (Pretrained,), {"name": name, "model": model, "__module__": __name__})
 
 
-def _check_tokenizer(model: str, task: Task) -> None:
+def check_tokenizer(model: str, task: Task, who: str) -> None:
     """Raise ValueError if a model comes with a tokenizer whose ids mean other tokens than the task's.
 
-    Of a model without any, the number of logits alone is compared, later.
+    Of a model without any, the number of logits alone is compared, later. Args: who: begins the message.
     """
     from textgym.codecs.sources import find_source
 
-    tokenizer = _tokenizer_of(model)
+    tokenizer = _tokenizer_of(model, who)
     if tokenizer is None:
         return
     theirs, own = find_source(tokenizer).codec, task.vocabulary.codec
@@ -148,13 +148,13 @@ def _check_tokenizer(model: str, task: Task) -> None:
     if differing:
         place = differing[0]
         raise ValueError(
-            f"agent 'hf:{model}': its tokenizer is another than that of task {task.name!r}: {len(differing)} ids "
+            f"{who}: its tokenizer is another than that of task {task.name!r}: {len(differing)} ids "
             f"differ, first {place}: {theirs.token(place)!r}, in the task {own.token(place)!r}; allowed is a model "
             f"with the task's tokenizer, or a task with the model's (Text-v0 --env tokenizer={model})"
         )
 
 
-def _tokenizer_of(model: str) -> object:
+def _tokenizer_of(model: str, who: str) -> object:
     """Return what `find_source` reads a model's tokenizer from, that of an adapter's base where it has none itself.
 
     Returns: None for a folder without a tokenizer.
@@ -169,7 +169,7 @@ def _tokenizer_of(model: str) -> object:
     if (folder / "tokenizer.json").is_file():
         return folder
     if (folder / "adapter_config.json").is_file():
-        return _tokenizer_of(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
+        return _tokenizer_of(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")), who)
     if folder.exists() and not [*folder.glob("*vocab*"), *folder.glob("*.model")]:
         return None
     try:
@@ -177,9 +177,7 @@ def _tokenizer_of(model: str) -> object:
         cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False, local_files_only=not online)
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=not online)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"agent 'hf:{model}': no folder, and no model with a tokenizer ({first_line(error)})"
-        ) from error
+        raise ValueError(f"{who}: no folder, and no model with a tokenizer ({first_line(error)})") from error
 
 
 def reference_of(agent: object, task: Task) -> Reference:

@@ -166,32 +166,34 @@ def resumed(tested: AgentUnderTest) -> Outcome:
     """Learning, saving, loading and learning on gives the policy of an uninterrupted training, bit for bit."""
     env = tested.env()
     whole = tested.make(env)
-    calls = _learn_counting(whole, env, tested.episodes)
+    calls, _ = _learn_counting(whole, env, tested.episodes)
     if calls < 2:
         raise NotAsked(f"learn calls its callback {calls} times: it cannot be interrupted halfway")
     part_env = tested.env()
     part = tested.make(part_env)
     half = calls // 2
-    if _learn_counting(part, part_env, tested.episodes, half) != half:
+    stopped, learned = _learn_counting(part, part_env, tested.episodes, half)
+    if stopped != half:
         raise NotAsked("learn goes on after its callback returned True")
-    rest = tested.episodes - half * (tested.episodes // calls)
+    rest = tested.episodes - (half * (tested.episodes // calls) if learned is None else learned)
     after_env = tested.env()
     after = _through_a_folder(part, after_env)
     after.learn(after_env, rest)
     return _same(tested.log_probs(whole), tested.log_probs(after))
 
 
-def _learn_counting(agent: Agent, env: TokenVectorEnv, episodes: int, stop_after: int | None = None) -> int:
-    """Learn, stop after so many iterations, and return the number of calls of the callback."""
-    calls = 0
+def _learn_counting(
+    agent: Agent, env: TokenVectorEnv, episodes: int, stop_after: int | None = None
+) -> tuple[int, int | None]:
+    """Learn and stop after so many iterations. Returns: calls of the callback, and the episodes that it was told of."""
+    rows: list[Metrics] = []
 
     def count(metrics: Metrics) -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == stop_after
+        rows.append(metrics)
+        return len(rows) == stop_after
 
     agent.learn(env, episodes, count)
-    return calls
+    return len(rows), int(rows[-1]["episode"]) if rows and "episode" in rows[-1] else None
 
 
 def _through_a_folder(agent: Agent, env: TokenVectorEnv) -> Agent:

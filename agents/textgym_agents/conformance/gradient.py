@@ -250,7 +250,8 @@ def _record(tested: AgentUnderTest, task: Task) -> UpdateRecord:
         if batch.values is not None:
             np.add.at(values[number], states[known], batch.values[known])
     critic = values if batches[0].values is not None else None
-    return UpdateRecord(agent, exact, updates, critic, task.scorer.tokens - before, used, foreign, batches[0])
+    played = task.scorer.tokens - before - sum(batch.extra_tokens for batch in batches)
+    return UpdateRecord(agent, exact, updates, critic, played, used, foreign, batches[0])
 
 
 def _move(agent: Agent, task: Task, tree: PrefixTree) -> None:

@@ -126,6 +126,7 @@ class LossGradient:
         entropy: coefficient of an entropy bonus, reward units per nat, as the agent logs it.
         values: (N,) gradient with respect to V(s), in any unit; None without a critic.
         estimator: None: not said, and the variance is not judged.
+        extra_tokens: of completions that the agent had scored beside the batch.
     """
 
     input_ids: Ints
@@ -136,6 +137,7 @@ class LossGradient:
     entropy: float = 0.0
     values: Floats | None = None
     estimator: Estimator | None = None
+    extra_tokens: int = 0
 
 
 def hooks_of(agent: Agent) -> Hooks:
@@ -177,6 +179,7 @@ def training_batch(agent: OnPolicyAgent, env: TokenVectorEnv) -> TrainingBatch:
     if targets.old_values is not None and targets.returns is not None:
         values = shadow.value_offset + _array(rollout.values) * scale
         advantages = _array(targets.returns - targets.old_values) * scale
+    credits_actions = agent.objective_tokens != 0
     factors = torch.ones_like(targets.advantages) if targets.weights is None else targets.weights
     charged = penalties(targets.kl, rollout, agent.config.kl)
     return TrainingBatch(
@@ -193,8 +196,8 @@ def training_batch(agent: OnPolicyAgent, env: TokenVectorEnv) -> TrainingBatch:
         lam=agent.config.lam if isinstance(agent, ActorCriticAgent) else 1.0,
         values=values,
         advantages=advantages,
-        weights=_array(targets.advantages * factors),
-        logit_gradient=_logit_gradient(shadow, rollout, targets, reference),
+        weights=_array(targets.advantages * factors) if credits_actions else None,
+        logit_gradient=_logit_gradient(shadow, rollout, targets, reference) if credits_actions else None,
     )
 
 
@@ -305,13 +308,14 @@ def record_gradient(
         entropy=entropy,
         values=_gradients([output.values for output in used]) if shadow.critic else None,
         estimator=estimator,
+        extra_tokens=getattr(shadow, "extra_tokens", 0),
     )
 
 
 def policy_gradient_hooks(agent: OnPolicyAgent) -> Hooks:
     """Return the hooks "gradient" and "surrogate" of an on-policy agent, where its steps follow the gradient of J."""
     hooks: dict[str, Callable[..., Any]] = {}
-    if isinstance(agent, Rejection):
+    if isinstance(agent, Rejection) or agent.objective_tokens == 0:
         return hooks
     if agent.config.kl != "k3":  # which has the gradient of the opposite KL
         hooks["gradient"] = lambda env, seed: record_gradient(
@@ -322,8 +326,10 @@ def policy_gradient_hooks(agent: OnPolicyAgent) -> Hooks:
     return hooks
 
 
-def _estimator(agent: OnPolicyAgent) -> Estimator:
+def _estimator(agent: OnPolicyAgent) -> Estimator | None:
     config = agent.config
+    if hasattr(agent, "extra_tokens"):  # its values scatter, too
+        return None
     kl: Literal["exact", "k1"] = (
         "exact" if config.kl == "exact" else "k1"
     )  # with k2 the loss and the return add up to k1

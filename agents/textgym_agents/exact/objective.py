@@ -15,6 +15,7 @@ from textgym import Task, TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.solver import PolicyValues, PrefixTree, evaluate_edges, policy_values
+from textgym.state import TokenState
 from textgym_agents.protocol import Observation
 
 _ROWS_AT_ONCE = 1024
@@ -131,6 +132,17 @@ def torch_values(
     own = EnumeratedPolicy(policy)
     against = EnumeratedPolicy(reference) if hasattr(reference, "states") else cast("Reference | None", reference)
     return own, policy_values(problem, own, against, **options)
+
+
+def values_of(values: PolicyValues, states: Sequence[TokenState]) -> Floats:
+    """Return V of n states (n,), reward units at time 0. Raises: KeyError for one that the tree has not."""
+    found = []
+    for state in states:
+        if state.prompt.index is None:
+            raise KeyError(f"prompt {state.prompt.text!r:.80}: the split has none like it")
+        depth, row = values.tree.find(state.prompt.index, state.completion)
+        found.append(values.values[depth][row])
+    return np.array(found)
 
 
 def policy_gradient(

@@ -76,12 +76,12 @@ class LMAgent(SavedLM, DrawingAgent):
             raise ValueError(f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}")
         if episodes < 1:
             raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
-        self.budget = self.budget or self.episodes + episodes
-        for _ in range(math.ceil(episodes / (env.num_envs * self.devices.world))):
+        until = self.episodes + episodes
+        self.budget = self.budget or until
+        while self.episodes < until:
             self._set_learning_rate()
             metrics = self._iterate(env)
-            self.iteration += 1
-            self.episodes += env.num_envs * self.devices.world
+            self.iteration, self.episodes = self.iteration + 1, self.episodes + env.num_envs * self.devices.world
             rate = self.optimizer.param_groups[0]["lr"]
             metrics |= {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
             if callback is not None and callback(metrics):
@@ -89,7 +89,7 @@ class LMAgent(SavedLM, DrawingAgent):
 
     @abstractmethod
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
-        """Learn from one episode in each sub-environment. Returns: what it found, by name; `learn` counts."""
+        """Learn from one episode in each sub-environment, which `learn` counts. Returns: what it found, by name."""
 
     def _set_learning_rate(self) -> None:
         config, progress = self.config, min(self.episodes / self.budget, 1.0)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -27,13 +28,14 @@ from textgym.lm.causal import (
 from textgym.lm.checked import choose_backbone
 from textgym.lm.llama import recomputes
 from textgym.task import Task, has_language_model, reference_model
+from textgym_agents.algorithms.fixed import check_tokenizer
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
 from textgym_agents.lm.parts import is_sharded, own_part
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.tiny import start_model
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Agent, Observation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,6 +93,29 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         reference._decoder = Decoder(reference.backbone, where)
     policy.held, reference.held = _held(torch.float32, name), _held(precision, name)
     return Start(policy, reference, where != device or precision != torch.float32 or sharded)
+
+
+def load_teacher(name: str, task: Task, config: LMConfig, agent: Agent | None) -> LMPolicy:
+    """Return the policy of a teacher over a task's tokens; nobody may change it.
+
+    Args:
+        name: folder or hub id of a causal LM, at temperature 1, or the folder that `agent` was saved in.
+        config: supplies device and precision.
+        agent: with a policy and a temperature of its own; None: `name` is a causal LM's.
+    Raises: ValueError for what has no causal LM, or one of other tokens or too few positions.
+    """
+    if agent is not None:
+        if isinstance(policy := getattr(agent, "policy", None), LMPolicy):
+            return policy
+        raise ValueError(f"teacher={name!r}: agent {agent.name!r} has no language model; allowed are such as lm-ppo")
+    check_tokenizer(name, task, f"teacher={name!r}")
+    device = choose_device(config.device)
+    try:
+        model = shared_causal_lm(name, device)
+        check_positions(model, _tokens(task))
+        return _policy(LMPolicy, task, replace(config, temperature=1.0), model, device)
+    except ValueError as error:
+        raise ValueError(f"teacher={name!r}: {error}") from error
 
 
 def _with_adapter(

@@ -45,32 +45,32 @@ class Model:
         task: the task. split: whose prompts the states have. rows: at most so many at once.
 
     Attributes:
-        scored: completions that the reward was asked for.
+        env: the environment of so many rows. scored: completions that the reward was asked for.
     """
 
     def __init__(self, task: Task, split: str, rows: int) -> None:
         self.task, self.split, self.rows, self.scored = task, split, rows, 0
-        self._env = TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
+        self.env = TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
         # What is not used has ended: it is neither moved nor scored.
         self._parked = TokenState(task.encoded(split)[0], (), "length")
 
     def place(self, states: Sequence[TokenState]) -> Arrival:
         """Put n running states into the first rows."""
         count = len(states)
-        observation = self._env.set_states([*states, *[self._parked] * (self.rows - count)])
+        observation = self.env.set_states([*states, *[self._parked] * (self.rows - count)])
         seen = {name: array[:count] for name, array in observation.items()}
         return Arrival(list(states), np.zeros(count), np.zeros(count, dtype=np.bool_), seen, self._masks(count))
 
     def step(self, states: Sequence[TokenState], tokens: Ints) -> Arrival:
         """Append one token to each of n states. In noisy tasks `states` say which noise: see `with_seeds`."""
         count = len(states)
-        self._env.set_states([*states, *[self._parked] * (self.rows - count)])
+        self.env.set_states([*states, *[self._parked] * (self.rows - count)])
         actions = np.zeros(self.rows, dtype=np.int64)
         actions[:count] = tokens
-        observation, rewards, finished, _, infos = self._env.step(actions)
+        observation, rewards, finished, _, infos = self.env.step(actions)
         self.scored += int(infos["_completion"].sum()) if "completion" in infos else 0
         return Arrival(
-            states=self._env.get_states(range(count)),
+            states=self.env.get_states(range(count)),
             rewards=self._discounts(states) * rewards[:count],
             finished=finished[:count],
             observation={name: array[:count] for name, array in observation.items()},
@@ -91,7 +91,7 @@ class Model:
 
         running = np.zeros(self.rows, dtype=np.bool_)
         running[:count] = going
-        played = play_batch(self._env, arrival.observation, choose, running=running)
+        played = play_batch(self.env, arrival.observation, choose, running=running)
         self.scored += int(going.sum())
         return self._discounts(arrival.states) * played.returns(self.task.gamma)[:count]
 
@@ -119,7 +119,7 @@ class Model:
         return np.asarray(self.task.gamma ** np.array([len(state.completion) for state in states]))
 
     def _masks(self, count: int) -> Bools | None:
-        return None if self.task.mask is None else self._env.action_masks()[:count]
+        return None if self.task.mask is None else self.env.action_masks()[:count]
 
 
 UNSEEN, ENDED = -1, -2

@@ -43,7 +43,7 @@ def refuse_ranks(what: str) -> None:
     if world() > 1:
         raise ValueError(
             f"{what} runs in one process, and WORLD_SIZE={world()} says that there are several; allowed are the "
-            "agents on a language model but alphazero, sft and reward-model; start it without a launcher"
+            "agents on a language model but alphazero and vine-ppo, sft and reward-model; start it without a launcher"
         )
 
 

@@ -1,0 +1,100 @@
+"""On-policy distillation of a causal LM: it writes, and becomes like a teacher in the states that it visits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textgym.checks import Floats
+from textgym.lm.categorical import Divergence, divergence, statistics
+from textgym.task import Task
+from textgym.vector import TokenVectorEnv
+from textgym_agents.algorithms.ppo import OnPolicyAgent
+from textgym_agents.config import OnPolicyConfig, only_with, require
+from textgym_agents.lm.gathered import OwnStates
+from textgym_agents.lm.maths import Targets, on_device
+from textgym_agents.lm.metrics import UpdateMeter
+from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.lm.rollout import Rollout, micro_batches
+from textgym_agents.lm.start import load_teacher
+from textgym_agents.registry import find_guide
+
+
+@dataclass(frozen=True)
+class DistillConfig(OnPolicyConfig):
+    """Settings of on-policy distillation. `beta` and `kl` are for what is measured alone."""
+
+    teacher: str | None = None
+    """Folder or hub id of the causal LM that teaches, or folder of a run that trained one; it has the task's tokens."""
+    divergence: Divergence = "reverse"
+    """What is made small in each state, over all tokens. reverse: KL(student || teacher). forward: KL(teacher ||
+    student). jsd: the generalised Jensen-Shannon divergence, to a mixture of both."""
+    mix: float = 0.5
+    """The teacher's share of the mixture, in (0, 1): towards 0 jsd is like forward, towards 1 like reverse."""
+    whiten: bool = False
+    """False, and nothing else: there are no advantages."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, only in (("whiten", False), ("entropy_coefficient", 0.0), ("kl_target", None)):
+            require(name, getattr(self, name), getattr(self, name) == only, f"{only!r}: the divergence is all there is")
+        require("mix", self.mix, 0 < self.mix < 1, "a number in (0, 1)")
+        only_with(self, "mix", self.divergence == "jsd", "divergence='jsd'")
+        finite = self.divergence != "forward" or (self.top_p, self.top_k, self.min_p) == (1, None, 0)
+        require("divergence", self.divergence, finite, "'reverse' or 'jsd' with top_p, top_k or min_p")
+
+
+class Distill(OnPolicyAgent):
+    """An LM policy trained to write as a teacher does, on its own completions. Args: see `LMAgent`.
+
+    The gradient is that of the divergence in the states visited, held fixed. It is 0 at the teacher's policy, whatever
+    the reward. The teacher is read when it is first needed, by a resumed run too, and none of its tokens is cut.
+
+    Source: Agarwal et al. (2024), arXiv:2306.13649, algorithm 1 (GKD), with texts of the student alone; Gu et al.
+        (2024), arXiv:2306.08543 (MiniLLM: why reverse); Lu and Thinking Machines Lab (2025), On-Policy Distillation.
+    """
+
+    name = "distill"
+    config_type = DistillConfig
+    config: DistillConfig
+    aggregation = "constant"
+    objective_tokens = 0
+
+    def __init__(self, task: Task, config: DistillConfig | None = None, model: nn.Module | None = None) -> None:
+        super().__init__(task, config or DistillConfig(), model)
+        require("teacher", self.config.teacher, self.config.teacher is not None, "folder of a model or run, or hub id")
+
+    @cached_property
+    def teacher(self) -> LMPolicy:
+        """The policy that teaches."""
+        name = str(self.config.teacher)
+        return load_teacher(name, self.task, self.config, find_guide(name, self.task))
+
+    def check_learning(self, env: TokenVectorEnv) -> None:
+        """See `Agent.check_learning`."""
+        assert self.teacher
+
+    @torch.no_grad()
+    def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
+        own = self.devices.own(np.arange(len(rollout.lengths)), len(rollout.lengths))
+        parts = micro_batches(rollout, own, self.config.micro_batch, by_length=False)
+        taught = torch.cat([self.teacher.features(part.input_ids, part.rows, part.columns) for part in parts])
+        self._taught = OwnStates(taught, int(rollout.first_states[own[0]]))
+        return Targets(on_device(np.zeros(len(rollout.rows)), rollout), None, None, 0.0, kl)
+
+    def _loss(
+        self, features: Tensor, chosen: Tensor, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter
+    ) -> Tensor:
+        logits, _ = self.policy.heads(features, rollout.kept_of(chosen))  # (n, V)
+        aim = self.teacher.distribution(self._taught[chosen], rollout.masks_of(chosen))  # (n, V)
+        loss = divergence(torch.log_softmax(logits, -1), aim, self.config.divergence, self.config.mix)  # (n,)
+        taken, _, entropy = statistics(logits.detach(), rollout.actions[chosen])  # (n,) each
+        meter.add(taken - rollout.log_probs[chosen], loss, torch.zeros_like(taken), entropy, self.clip)
+        return loss
+
+    def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return torch.zeros_like(log_probs)
