@@ -54,9 +54,8 @@ class LMAgent(SavedLM, DrawingAgent):
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
         )
-        self.controller = KLController(
-            task.beta if config.beta is None else config.beta, config.kl_target, config.kl_horizon
-        )
+        beta = task.beta if config.beta is None else config.beta
+        self.controller = KLController(beta, config.kl_target, config.kl_horizon)
         self.has_own_reference = apart or model is not None or config.model is not None or config.temperature != 1.0
         self.iteration: int = 0
         self.episodes = self.budget = 0

@@ -195,5 +195,4 @@ def kl_estimate(log_ratio: Tensor, kind: KL, log_rho: Tensor | None = None) -> T
 
 def loss_total(aggregation: Aggregation, lengths: Ints, longest: int) -> float:
     """Return what summed token losses are divided by. Args: lengths: (b,) tokens; longest: the most there may be."""
-    totals = {"token": lengths.sum(), "sequence": len(lengths), "constant": len(lengths) * longest}
-    return float(totals[aggregation])
+    return float({"token": lengths.sum(), "sequence": len(lengths), "constant": len(lengths) * longest}[aggregation])
