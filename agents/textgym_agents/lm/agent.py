@@ -18,7 +18,7 @@ from textgym.lm.reference import Reference
 from textgym.play import check_env
 from textgym.task import Task, has_language_model
 from textgym.vector import TokenVectorEnv
-from textgym_agents.config import LMConfig, require
+from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.devices import Devices, join
 from textgym_agents.lm.metrics import KLController
@@ -73,7 +73,8 @@ class LMAgent(SavedLM, DrawingAgent):
         check_env(env)
         if env.num_envs % self.group:
             raise ValueError(f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}")
-        require("episodes", episodes, episodes >= 1, "an integer >= 1")
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
         self.budget = self.budget or self.episodes + episodes
         end = self.episodes + episodes
         while self.episodes < end:
@@ -100,10 +101,7 @@ class LMAgent(SavedLM, DrawingAgent):
             group["lr"] = self.learning_rate * factor
 
     def _centre_values(self, returns: Floats) -> tuple[float, float]:
-        """Return scale and offset of V = offset + scale * head: spread and mean of the first batch's returns (B,).
-
-        They are kept from then on, so that learning does not depend on the reward's zero and unit.
-        """
+        """Return scale and offset of V = offset + scale * head, those of the first batch: spread and mean of returns (B,)."""
         if self.value_scale is None:
             self.value_offset, spread = float(returns.mean()), float(returns.std())
             self.value_scale = spread if spread > 1e-6 * max(abs(self.value_offset), 1e-6) else 1.0
