@@ -101,7 +101,7 @@ class LMAgent(SavedLM, DrawingAgent):
             group["lr"] = self.learning_rate * factor
 
     def _centre_values(self, returns: Floats) -> tuple[float, float]:
-        """Return scale and offset of V = offset + scale * head: spread and mean of the first returns (B,), kept then."""
+        """Return scale and offset of V = offset + scale * head: spread and mean of the first returns (B,), kept."""
         if self.value_scale is None:
             self.value_offset, spread = float(returns.mean()), float(returns.std())
             self.value_scale = spread if spread > 1e-6 * max(abs(self.value_offset), 1e-6) else 1.0
