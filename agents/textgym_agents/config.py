@@ -90,8 +90,9 @@ def check_split(split: object) -> None:
         raise ValueError(not_one_of("split", split, get_args(HeldOut)))
 
 
+Importance = Literal["none", "truncate", "mask"]
 Parallel = Literal["ddp", "fsdp"]
-KL = Literal["exact", "k1", "k2", "k3"]
+KL = Literal["exact", "k1", "k2", "k3", "k3-ratio"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class LMConfig(ModelSettings):
     kl: KL = "exact"
     """exact: over the whole vocabulary at each state, its own gradient in the loss and that of later states in the
     return. k1: sampled log-ratio in the reward. k2: half its square in the loss and k1 of later tokens in the return.
-    k3: in the loss alone, as GRPO does (its gradient is that of the opposite KL)."""
+    k3: in the loss alone, as GRPO does (its gradient is that of the opposite KL). k3-ratio: k3 times pi(a) over its
+    probability when it was sampled, in the loss alone; its gradient is that of KL(pi || ref) in each state."""
     kl_target: float | None = None
     """Nats per sequence that an adaptive beta steers to; None keeps beta fixed."""
     kl_horizon: int = 10_000
@@ -163,7 +165,14 @@ class OnPolicyConfig(LMConfig):
     minibatches: int = 4
     """Optimiser steps per pass."""
     entropy_coefficient: float = 0.0
-    """Weight of an entropy bonus, in units of the standardised advantage per nat."""
+    """Weight of an entropy bonus, in units of the standardised advantage per nat; with entropy_target at first."""
+    entropy_target: float | None = None
+    """Nats a token: with each batch below it the bonus's weight rises by entropy_step, with others it falls and there
+    is no bonus (arXiv:2505.22312)."""
+    entropy_step: float = 0.005
+    """With entropy_target: what entropy_coefficient rises or falls by, never below 0."""
+    overlong: Literal["keep", "mask"] = "keep"
+    """mask: completions that used up the budget are not trained on; baselines and deviations count them still."""
     whiten: bool = True
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
     update_kl: float = 0.4
@@ -181,27 +190,32 @@ class OnPolicyConfig(LMConfig):
     sampler: str | None = None
     """Address of a server with vLLM's API that writes the completions, such as http://localhost:8000; it gets the
     policy's weights as a LoRA adapter. None: the policy writes them itself."""
+    importance: Importance = "truncate"
+    """What an action of the server weighs. none: 1. truncate: pi(a) over the server's probability of it, importance_cap
+    at most. mask: the same, and 0 above importance_cap or below importance_floor."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """That ratio is the action's own, or the product over its completion."""
     importance_cap: float = 2.0
-    """Most that an action of the server weighs, pi(a) over the server's probability of it."""
+    """Largest weight."""
+    importance_floor: float = 0.0
+    """Smallest weight but 0, with importance=mask."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "epochs", "minibatches")
-        not_negative(self, "entropy_coefficient")
+        at_least_one(self, "epochs", "minibatches", "top_k")
+        not_negative(self, "entropy_coefficient", "importance_floor")
+        only_with(self, "entropy_step", self.entropy_target is not None, "entropy_target")
         require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
-        positive(self, "importance_cap", "update_kl")
-        own = OnPolicyConfig.update_kl
-        require(
-            "update_kl",
-            self.update_kl,
-            self.learning_rate is None or self.update_kl == own,
-            f"{own} with a learning_rate",
-        )
-        only_with(self, "importance_cap", self.sampler is not None, "sampler")
-        at_least_one(self, "top_k")
+        positive(self, "importance_cap", "update_kl", "stop_update_kl", "entropy_target", "entropy_step")
+        unused = self.learning_rate is not None and self.update_kl != OnPolicyConfig.update_kl
+        require("update_kl", self.update_kl, not unused, f"{OnPolicyConfig.update_kl} with a learning_rate")
+        for name in ("importance", "importance_level", "importance_cap"):
+            only_with(self, name, self.sampler is not None, "sampler")
+        only_with(self, "importance_floor", self.importance == "mask", "importance='mask'")
+        low, high = self.importance_floor, self.importance_cap
+        require("importance_floor", low, low < high, f"less than importance_cap={high}")
         share(self, "min_p")
         require("top_p", self.top_p, is_finite(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]")
-        positive(self, "stop_update_kl")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _SPACE: Final[Mapping[str, BaseDistribution]] = {
     "epochs": IntDistribution(1, 4),
     "minibatches": CategoricalDistribution((1, 2, 4, 8)),
     "group": CategoricalDistribution((2, 4, 8, 16)),
-    "kl": CategoricalDistribution(("exact", "k1", "k2", "k3")),
+    "kl": CategoricalDistribution(("exact", "k1", "k2", "k3", "k3-ratio")),
     "lam": FloatDistribution(0.9, 1.0),
     "gae_lambda": FloatDistribution(0.9, 1.0),
     "clip": FloatDistribution(0.1, 0.4),

@@ -102,7 +102,7 @@ def test_a_value_of_a_foreign_type_is_one_error_that_names_it(data):
         ({"whiten": "False"}, "whiten='False': allowed is True or False"),
         ({"beta": np.inf}, "beta=inf: allowed is None or a finite number"),
         ({"clip": np.float32("inf")}, "clip=.*inf.*: allowed is a finite number"),
-        ({"kl": "k9"}, "kl='k9': allowed is 'exact' or 'k1' or 'k2' or 'k3'"),
+        ({"kl": "k9"}, "kl='k9': allowed is 'exact' or 'k1' or 'k2' or 'k3' or 'k3-ratio'"),
         ({"kl_horizon": 5}, "kl_horizon=5: allowed is 10000 without kl_target"),
     ],
 )

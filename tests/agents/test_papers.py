@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from textgym_agents.registry import agent_class, make_agent, make_config, make_env
+from textgym_agents.lm.processors import Processors
+from textgym_agents.lm.sampler import DecoderSampler
+from textgym_agents.registry import agent_class, config_class, make_agent, make_config, make_env
 
 PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
 ROWS = re.findall(
@@ -26,11 +29,19 @@ def value(text: str) -> object:
 def test_a_paper_s_settings_run(paper: str, agent: str, settings: str, tmp_path: Path) -> None:
     given = {name: value(text) for name, text in re.findall(r"`(\w+)=([^`]+)`", settings)}
     assert given or settings == "as it comes"
-    env = make_env("textgym/Stop-v0", 16)
     if given.get("teacher") == "TEACHER":
         given["teacher"] = str(tmp_path / "teacher")
-        make_agent("lm-ppo", env, batch=16, device="cpu").save(tmp_path / "teacher")
-    made = make_agent(agent, env, make_config(agent_class(agent), {"batch": 16, "device": "cpu", **given}))
+        make_agent("lm-ppo", make_env("textgym/Stop-v0", 16), batch=16, device="cpu").save(tmp_path / "teacher")
+    adapted = "lora_rank" in given
+    if adapted:
+        pytest.importorskip("peft")
+    speaks = adapted or agent == "behaviour-cloning"  # what needs a language model, or demonstrations
+    env, kind = make_env("textgym/Helpful-v0" if speaks else "textgym/Stop-v0", 16), agent_class(agent)
+    common = {"batch": 16, "device": "cpu"}
+    known = {field.name for field in fields(config_class(kind))}
+    made = make_agent(agent, env, make_config(kind, {k: v for k, v in common.items() if k in known} | given))
+    if adapted:  # its own decoder in the place of a server, with another distribution
+        made._collect.sampler = DecoderSampler(made.policy, Processors(top_p=0.9))
     env.reset(seed=0)
     rows: list[object] = []
     made.learn(env, 16, rows.append)
@@ -38,4 +49,5 @@ def test_a_paper_s_settings_run(paper: str, agent: str, settings: str, tmp_path:
 
 
 def test_the_table_has_its_rows() -> None:
-    assert len(ROWS) >= 21
+    assert len(ROWS) >= 44
+    assert len({paper for paper, *_ in ROWS}) == len(ROWS)

@@ -83,6 +83,7 @@ def test_single_estimators_are_the_gradients_of_their_papers_losses(samples):
         "token ratio, masked (MIS)": rho.detach() * (rho.detach() <= 2) * log_pi * advantages,
         "sequence ratio, whole return": product * whole * real / lengths,
         "sequence ratio, truncated": product.detach().clamp(max=2) * log_pi * advantages,
+        "sequence ratio, masked": product.detach() * (product.detach() <= 2) * log_pi * advantages,
         "weight capped above (CISPO)": rho.detach().clamp(max=1.28) * log_pi * advantages,
         "mean ratio of the sequence, clipped (GSPO)": clipped(mean_ratio, whole - start) * real / lengths,
         "batch mean and deviation (REINFORCE++)": clipped(rho, (whole - mu_mean) / deviation),

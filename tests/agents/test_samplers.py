@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics
 from textgym_agents.lm.processors import Processors
 from textgym_agents.lm.rollout import collect, score_reference, token_kl
-from textgym_agents.lm.sampler import DecoderSampler, SampledCompletion, SampledRollouts
+from textgym_agents.lm.sampler import DecoderSampler, SampledCompletion, SampledRollouts, importance_weights
 
 pytest.importorskip("peft")
 
@@ -77,7 +78,7 @@ class Wrong:
 
 def test_importance_weights_are_truncated_ratios_and_weigh_the_policy_loss_alone():
     agent = adapted_agent(value_coefficient=0.0)
-    play = SampledRollouts(agent.task, Wrong([0.4, 0.3, 0.2, 0.1]), cap=1.5)
+    play = SampledRollouts(agent.task, Wrong([0.4, 0.3, 0.2, 0.1]), partial(importance_weights, cap=1.5))
     rollout = play(batch_env(agent.task, 64), agent.policy, 0, (STOP,), True)
     policy_probs = rollout.log_probs.exp()
     ratio = (policy_probs / torch.tensor([0.4, 0.3, 0.2, 0.1])[rollout.actions]).double()
@@ -112,7 +113,7 @@ def test_weights_make_the_expected_gradient_of_a_first_token_the_policys():
     agent = adapted_agent(task, kl="k1", whiten=False, value_coefficient=0.0, lam=1.0)
     agent.value_scale = 1.0
     env = batch_env(task, 4096)
-    play = SampledRollouts(task, Wrong([0.4, 0.3, 0.2, 0.1]), cap=1e9)
+    play = SampledRollouts(task, Wrong([0.4, 0.3, 0.2, 0.1]), partial(importance_weights, cap=1e9))
     gradients = []
     for how in (collect, play):
         rollout = how(env, agent.policy, 1, (STOP,))

@@ -146,7 +146,7 @@ def test_only_the_k_likeliest_are_written_and_they_are_tilted_by_hand():
 
 
 @pytest.mark.parametrize("written", [0, 1])
-@pytest.mark.parametrize("kl", ["exact", "k1", "k2", "k3"])
+@pytest.mark.parametrize("kl", ["exact", "k1", "k2", "k3", "k3-ratio"])
 def test_the_critic_is_v_of_the_objective(kl, written):
     """Where nothing was written, one of the prompts is a single token."""
     agent = tiny_agent(tiny_task(), kl=kl)

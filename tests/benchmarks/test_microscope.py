@@ -231,7 +231,7 @@ def test_what_is_not_known_has_a_reason():
 
 @pytest.mark.parametrize(
     ("kind", "charged_here", "charged"),
-    [("k1", 0, 1), (None, 0, 1), ("exact", 1, 1), ("k2", 1, 1), ("k3", 0, 0)],
+    [("k1", 0, 1), (None, 0, 1), ("exact", 1, 1), ("k2", 1, 1), ("k3", 0, 0), ("k3-ratio", 0, 0)],
 )
 def test_values_are_put_on_the_scale_of_j(kind, charged_here, charged):
     # "exact" and "k2" leave the KL of the state itself to the loss; a critic of k3 counts rewards alone.

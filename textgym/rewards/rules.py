@@ -139,6 +139,9 @@ class NoRepeat(NamedReward):
 class LengthPenalty(NamedReward):
     """Pays -`per_unit` for each unit over `limit`, else 0. Range (-inf, 0].
 
+    With a limit of L_max - L_cache tokens and 1 / L_cache for each it is DAPO's soft overlong punishment in a task with
+    L_max new tokens (Yu et al. 2025, arXiv:2503.14476, eq. 13).
+
     Args:
         limit: 0 or more.
         per_unit: reward units, finite, 0 or more.

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from textgym.checks import Floats
 from textgym.lm.categorical import chunks
 from textgym.task import Task
-from textgym_agents.algorithms.ppo import OnPolicyAgent
-from textgym_agents.algorithms.rloo import check_group, check_sequence_kl
-from textgym_agents.config import KL, OnPolicyConfig, positive, require
+from textgym_agents.algorithms.rloo import GroupAgent, GroupConfig
+from textgym_agents.config import KL, positive, require
 from textgym_agents.lm.critic_free import (
     action_returns,
     centred,
@@ -33,7 +32,7 @@ _SURROGATES = ("clip", "cispo", "gspo")
 
 
 @dataclass(frozen=True)
-class GRPOConfig(OnPolicyConfig):
+class GRPOConfig(GroupConfig):
     """Settings of GRPO.
 
     The defaults are Dr. GRPO's with the KL of J, whose expected gradient is that of J. docs/algorithms.md has the
@@ -65,14 +64,13 @@ class GRPOConfig(OnPolicyConfig):
     with the geometric mean of a completion's ratios, and aggregation=sequence (arXiv:2507.18071, eq. 5)."""
     kl: KL = "exact"
     """exact, k1: as for the other agents, and then the return that a group compares has the KL in it. k3: in the loss
-    alone, as in the paper; its gradient is that of the opposite KL, KL(ref || pi) in each state, not that of J."""
+    alone, as in the paper; its gradient is that of the opposite KL, KL(ref || pi) in each state, not that of J.
+    k3-ratio: in the loss alone, with the gradient of KL(pi || ref) in each state (DeepSeek-V3.2, eq. 7)."""
     whiten: bool = True
     """Divide all advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_group(self.group, self.batch)
-        check_sequence_kl(self.kl)
         require("aggregation", self.aggregation, self.aggregation in _AGGREGATIONS, str(_AGGREGATIONS))
         require("surrogate", self.surrogate, self.surrogate in _SURROGATES, str(_SURROGATES))
         whole = self.surrogate != "gspo" or self.aggregation == "sequence"
@@ -82,7 +80,7 @@ class GRPOConfig(OnPolicyConfig):
         positive(self, "clip_low", "clip_high")
 
 
-class GRPO(OnPolicyAgent):
+class GRPO(GroupAgent):
     """An LM policy trained by group relative policy optimisation. Args: see `LMAgent`.
 
     Source: Shao et al. (2024), arXiv:2402.03300, eq. 3; Liu et al. (2025), arXiv:2503.20783 (Dr. GRPO); Yu et al.
@@ -96,7 +94,7 @@ class GRPO(OnPolicyAgent):
     def __init__(self, task: Task, config: GRPOConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or GRPOConfig()
         super().__init__(task, config, model)
-        self.group, self.aggregation = config.group, config.aggregation
+        self.aggregation = config.aggregation
         self.clip = min(config.clip_low, config.clip_high)
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
@@ -105,12 +103,14 @@ class GRPO(OnPolicyAgent):
         returns = credits[rollout.first_states].reshape(-1, self.group)  # (B / group, group)
         # A mean that holds the completion itself shrinks the expected gradient by (n - 1) / n; beta goes with it.
         beta *= (self.group - 1) / self.group
+        unequal = self._unequal(rollout)
+        counted = returns[unequal] if config.equal_groups != "keep" and len(unequal) else returns
         if config.divide_by_std:
-            spread = float(returns.std(1, ddof=1).mean())
+            spread = float(counted.std(1, ddof=1).mean())
             beta = beta / spread if spread > 1e-8 else beta
         advantages = standardised(returns) if config.divide_by_std else centred(returns)
         if config.divide_by_mean:
-            level = float(np.maximum(returns.mean(1), 0.0).mean())
+            level = float(np.maximum(counted.mean(1), 0.0).mean())
             advantages, beta = over_mean(returns), beta / level if level > 1e-8 else beta
         advantages = advantages.ravel()[rollout.rows]
         targets = critic_free_targets(rollout, kl, config.kl, beta, advantages, config.whiten)

@@ -25,7 +25,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
-from textgym_agents.lm.metrics import UpdateMeter, rollout_metrics, settled_rate, warning_signs
+from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, settled_rate, warning_signs
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -35,15 +35,15 @@ class OnPolicyAgent(LMAgent):
 
     config: OnPolicyConfig
     config_type: ClassVar[type[OnPolicyConfig]]
-    clip: float = math.inf
-    """Range of the probability ratio outside which an action counts as clipped."""
+    entropy: EntropyController
+    clip: float = math.inf  # range of the probability ratio outside which an action counts as clipped
     value_coefficient: float = 0.0  # of the value loss
-    aggregation: Aggregation = "token"
-    """The unit that the losses of a mini-batch are averaged over: see `textgym_agents.lm.maths.Aggregation`."""
+    aggregation: Aggregation = "token"  # what the losses of a mini-batch are averaged over
 
     def __init__(self, task: Task, config: OnPolicyConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
         self._collect = sampling(task, config, self.policy)
+        self.entropy = EntropyController(config.entropy_coefficient, config.entropy_target, config.entropy_step)
         self.settles = config.learning_rate is None and (config.model is not None or has_language_model(task))
         self.learning_rate /= 4 if self.settles else 1  # for the first batch
 
@@ -57,8 +57,9 @@ class OnPolicyAgent(LMAgent):
         if self.settles and self.iteration == 1:  # what lies between policy and reference is the first update
             self.learning_rate, self.chosen = settled_rate(self.learning_rate, rollout, kl, config)
             self._set_learning_rate()
-        targets = self._targets(rollout, kl)
+        targets, self.rounds = self._targets(rollout, kl), rollout.rounds
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
+        metrics |= self.entropy.follow(metrics)
         metrics |= self._update(rollout, targets, scored) | warning_signs(rollout, targets, self.task, self.group)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
         return metrics
@@ -71,7 +72,7 @@ class OnPolicyAgent(LMAgent):
         """Step on every mini-batch of every epoch, until the policy is too far from the one that sampled."""
         config, meter = self.config, UpdateMeter(self.devices, self.config.max_grad_norm)
         generator = np.random.default_rng([self._seed(1)])
-        trained = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows  # (b,)
+        trained = self._trained(rollout, targets)  # (b,)
         for _ in range(config.epochs if len(trained) else 0):
             shuffled = generator.permutation(trained)
             for rows in np.array_split(shuffled, min(config.minibatches, len(trained))):
@@ -79,6 +80,12 @@ class OnPolicyAgent(LMAgent):
                 if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
                     return meter.means()
         return meter.means()
+
+    def _trained(self, rollout: Rollout, targets: Targets) -> Ints:
+        """Return the episodes (b,) that are trained on."""
+        rows = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows
+        ended = rollout.stopped | rollout.truncated | (not self.task.vocabulary.stop_ids)  # (B,)
+        return rows if self.config.overlong == "keep" else rows[ended[rows]]
 
     def _step(self, rollout: Rollout, targets: Targets, scored: Tensor, rows: Ints, meter: UpdateMeter) -> None:
         """Take one optimiser step on the mini-batch of these rows (b,)."""
@@ -113,21 +120,22 @@ class OnPolicyAgent(LMAgent):
         self, features: Tensor, chosen: Tensor, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter
     ) -> Tensor:
         """Return the loss of some states (n,), from the policy's features of them (n, F)."""
-        config, exact = self.config, self.config.kl == "exact"
+        kind, exact = self.config.kl, self.config.kl == "exact"
         logits, values = self.policy.heads(features, rollout.kept_of(chosen))  # (n, V), (n,)
         base, old = scored[chosen], rollout.log_probs[chosen]  # (n, F) or (n,), (n,)
         if exact:
             base = self.reference.distribution(base, rollout.masks_of(chosen))  # (n, V)
         taken, kl, entropy = statistics(logits, rollout.actions[chosen], base if exact else None)  # (n,) each
         weights = 1.0 if rollout.importance is None else rollout.importance[chosen]  # (n,)
+        rho = taken - old  # (n,) logs of the ratios
         policy_loss = weights * self._policy_loss(taken, old, targets.advantages[chosen])  # (n,)
         value_loss = self._value_loss(values, targets, chosen)  # (n,)
         loss = policy_loss + self.value_coefficient * value_loss
         if targets.kl_weight:
-            loss = loss + targets.kl_weight * (kl if exact else weights * maths.kl_estimate(taken - base, config.kl))
-        if config.entropy_coefficient:
-            loss = loss - config.entropy_coefficient * entropy
-        meter.add(taken - old, policy_loss, value_loss, entropy, self.clip)
+            loss = loss + targets.kl_weight * (kl if exact else weights * maths.kl_estimate(taken - base, kind, rho))
+        if self.entropy.weight:
+            loss = loss - self.entropy.weight * entropy
+        meter.add(rho, policy_loss, value_loss, entropy, self.clip)
         return loss if targets.weights is None else loss * targets.weights[chosen]
 
     @abstractmethod
@@ -163,8 +171,7 @@ class ActorCriticAgent(OnPolicyAgent):
 class LMPPO(ActorCriticAgent):
     """An LM policy with value head, trained by PPO. Args: see `LMAgent`.
 
-    Source: Schulman et al. (2017), arXiv:1707.06347; Ziegler et al. (2019), arXiv:1909.08593; Ouyang et al. (2022),
-        arXiv:2203.02155.
+    Source: Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, 1909.08593; Ouyang et al. 2022, 2203.02155.
     """
 
     name = "lm-ppo"

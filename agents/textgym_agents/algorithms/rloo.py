@@ -3,24 +3,75 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
-from textgym.checks import Floats
+from textgym.checks import Floats, Ints
 from textgym.task import Task
+from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
-from textgym_agents.config import KL, OnPolicyConfig, positive, require
-from textgym_agents.lm.critic_free import action_returns, critic_free_targets, leave_one_out
-from textgym_agents.lm.maths import Targets, clipped_policy_loss
+from textgym_agents.config import KL, OnPolicyConfig, at_least_one, only_with, positive, require
+from textgym_agents.lm.critic_free import Resampled, action_returns, critic_free_targets, leave_one_out
+from textgym_agents.lm.maths import Targets, clipped_policy_loss, scores
+from textgym_agents.lm.metrics import varied
 from textgym_agents.lm.rollout import Rollout
+from textgym_agents.protocol import Metrics
 
 
 @dataclass(frozen=True)
-class RLOOConfig(OnPolicyConfig):
-    """Settings of RLOO."""
+class GroupConfig(OnPolicyConfig):
+    """Settings of agents that compare a prompt's completions with each other."""
 
     group: int = 4
     """Completions of each prompt; batch is a multiple of it."""
+    equal_groups: Literal["keep", "drop", "resample"] = "keep"
+    """What becomes of groups whose rewards are all equal. drop: they are left out of the loss, its KL included, and of
+    what it is averaged over. resample: the same, and further batches are played until there are as many other groups as
+    one batch has (DAPO's dynamic sampling, arXiv:2503.14476, section 3.2)."""
+    most_rounds: int = 10
+    """Batches that an iteration plays at most, with equal_groups=resample. All of them count as episodes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_group(self.group, self.batch)
+        check_sequence_kl(self.kl)
+        at_least_one(self, "most_rounds")
+        only_with(self, "most_rounds", self.equal_groups == "resample", "equal_groups='resample'")
+
+
+class GroupAgent(OnPolicyAgent):
+    """An on-policy agent that compares a prompt's completions with each other. Args: see `LMAgent`."""
+
+    config: GroupConfig
+
+    def __init__(self, task: Task, config: GroupConfig, model: nn.Module | None = None) -> None:
+        super().__init__(task, config, model)
+        self.group = config.group
+        if config.equal_groups == "resample":
+            self._collect = Resampled(self._collect, task.gamma, config.most_rounds)
+
+    def _iterate(self, env: TokenVectorEnv) -> Metrics:
+        metrics = super()._iterate(env)
+        return metrics | ({"val/rounds": float(self.rounds)} if self.config.equal_groups == "resample" else {})
+
+    def _trained(self, rollout: Rollout, targets: Targets) -> Ints:
+        rows = super()._trained(rollout, targets)
+        if self.config.equal_groups == "keep":
+            return rows
+        return rows[np.isin(rows // self.group, self._unequal(rollout))]
+
+    def _unequal(self, rollout: Rollout) -> Ints:
+        """Return the groups (M,) whose rewards differ, as many as one batch has groups at most."""
+        found = np.flatnonzero(varied(scores(rollout, self.task.gamma), self.group))
+        return found[: len(rollout.lengths) // self.group // rollout.rounds]
+
+
+@dataclass(frozen=True)
+class RLOOConfig(GroupConfig):
+    """Settings of RLOO."""
+
     clip: float = 0.2
     """Range of the probability ratio. It is 1 in the first step of an update, which is then REINFORCE's."""
     whiten: bool = True
@@ -28,12 +79,10 @@ class RLOOConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_group(self.group, self.batch)
-        check_sequence_kl(self.kl)
         positive(self, "clip")
 
 
-class RLOO(OnPolicyAgent):
+class RLOO(GroupAgent):
     """An LM policy trained by REINFORCE leave-one-out. Args: see `LMAgent`.
 
     A completion is one action: all of its tokens are credited with the return of the whole sequence, the KL included.
@@ -50,7 +99,7 @@ class RLOO(OnPolicyAgent):
     def __init__(self, task: Task, config: RLOOConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or RLOOConfig()
         super().__init__(task, config, model)
-        self.group, self.clip = config.group, config.clip
+        self.clip = config.clip
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta = self.config, self.controller.beta
@@ -74,4 +123,4 @@ def check_sequence_kl(kl: KL) -> None:
 
     With k2 an action's own log-ratio is differentiated in the loss, so it may not be in the action's return as well.
     """
-    require("kl", kl, kl != "k2", "'exact', 'k1' or 'k3' where all tokens share one return")
+    require("kl", kl, kl != "k2", "'exact', 'k1', 'k3' or 'k3-ratio' where all tokens share one return")

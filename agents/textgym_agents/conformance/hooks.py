@@ -255,13 +255,12 @@ def _place(part: Tensor, whole: Tensor) -> slice:
 
 def _logit_gradient(shadow: OnPolicyAgent, rollout: Rollout, targets: Targets, reference: Tensor) -> Floats:
     """Return the gradient (N, V) of the summed policy loss, from the loss that the agent itself computes."""
-    without_kl = replace(targets, kl_weight=0.0)
-    shadow.config = replace(shadow.config, entropy_coefficient=0.0)
+    alone, shadow.entropy.weight = replace(targets, kl_weight=0.0), 0.0
     outputs = _watch_outputs(shadow)
     rows = np.arange(len(rollout.lengths))
     (part,) = micro_batches(rollout, rows, len(rows), by_length=False)
     with torch.enable_grad():
-        shadow._add_gradient(part, rollout, without_kl, reference, UpdateMeter(), 1.0)
+        shadow._add_gradient(part, rollout, alone, reference, UpdateMeter(), 1.0)
     return _gradients([output.logits for output in outputs])
 
 
@@ -317,9 +316,10 @@ def policy_gradient_hooks(agent: OnPolicyAgent) -> Hooks:
     hooks: dict[str, Callable[..., Any]] = {}
     if isinstance(agent, Rejection) or agent.objective_tokens == 0:
         return hooks
-    if agent.config.kl != "k3":  # which has the gradient of the opposite KL
+    # k3 has the gradient of the opposite KL; k3-ratio lacks that of the states visited.
+    if agent.config.kl not in ("k3", "k3-ratio"):
         hooks["gradient"] = lambda env, seed: record_gradient(
-            agent, env, seed, agent.config.entropy_coefficient, _estimator(agent)
+            agent, env, seed, agent.entropy.coefficient, _estimator(agent)
         )
     if np.isfinite(agent.clip):
         hooks["surrogate"] = lambda log_ratios, advantages: _surrogate(agent, log_ratios, advantages)

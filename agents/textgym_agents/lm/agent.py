@@ -31,8 +31,7 @@ class LMAgent(SavedLM, DrawingAgent):
     """An LM policy with a value head and its frozen start; acts, scores and is saved. Algorithms say how it learns.
 
     Args:
-        task: supplies vocabulary, reference, beta and gamma.
-        config: the settings.
+        task: supplies vocabulary, reference, beta and gamma. config: the settings.
         model: a causal LM to start from and to keep as reference; frozen parameters stay so, and of a PEFT model the
             adapter is trained. None: `config.model`, else the task's reference, for which a tiny LM may stand in.
     """
@@ -41,6 +40,7 @@ class LMAgent(SavedLM, DrawingAgent):
     config_type: ClassVar[type[LMConfig]]
     critic = False
     resumes = True
+    rounds = 1  # batches that the last iteration has played
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task, self.devices = task, join()
@@ -59,8 +59,7 @@ class LMAgent(SavedLM, DrawingAgent):
         self.has_own_reference = apart or model is not None or config.model is not None or config.temperature != 1.0
         self.iteration: int = 0
         self.episodes = self.budget = 0
-        self.value_scale: float | None = None
-        self.value_offset = 0.0
+        self.value_scale, self.value_offset = None, 0.0
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Learn from at least `episodes` more episodes, one in each sub-environment (of every device) per iteration.
@@ -81,7 +80,8 @@ class LMAgent(SavedLM, DrawingAgent):
         while self.episodes < until:
             self._set_learning_rate()
             metrics = self._iterate(env)
-            self.iteration, self.episodes = self.iteration + 1, self.episodes + env.num_envs * self.devices.world
+            self.iteration += 1
+            self.episodes += env.num_envs * self.devices.world * self.rounds
             rate = self.optimizer.param_groups[0]["lr"]
             metrics |= {"lr": rate, "iteration": float(self.iteration), "episode": float(self.episodes)}
             if callback is not None and callback(metrics):
@@ -101,14 +101,10 @@ class LMAgent(SavedLM, DrawingAgent):
             group["lr"] = self.learning_rate * factor
 
     def _centre_values(self, returns: Floats) -> tuple[float, float]:
-        """Return scale and offset of V = offset + scale * head: spread and mean of the first batch's returns (B,).
-
-        They are kept from then on, so that learning does not depend on the reward's zero and unit.
-        """
+        """Return scale and offset of V = offset + scale * head: spread and mean of the first returns (B,), kept."""
         if self.value_scale is None:
-            mean, spread = float(returns.mean()), float(returns.std())
-            self.value_offset = mean
-            self.value_scale = spread if spread > 1e-6 * max(abs(mean), 1e-6) else 1.0
+            self.value_offset, spread = float(returns.mean()), float(returns.std())
+            self.value_scale = spread if spread > 1e-6 * max(abs(self.value_offset), 1e-6) else 1.0
         return self.value_scale, self.value_offset
 
     def _finish_step(self) -> float:
@@ -137,9 +133,7 @@ class LMAgent(SavedLM, DrawingAgent):
 def apply_gradient(optimizer: torch.optim.Optimizer, devices: Devices, max_grad_norm: float, when: str) -> float:
     """Add up the gradients of all devices, scale the sum down to a norm, and take the optimiser's step.
 
-    Args:
-        max_grad_norm: a longer gradient has this norm afterwards.
-        when: begins the message of the error, such as "step 3".
+    Args: max_grad_norm: a longer gradient has this norm afterwards. when: begins the error's message, as in "step 3".
     Returns: the gradient's norm before.
     Raises: FloatingPointError if it is not finite; the parameters are as before then.
     """

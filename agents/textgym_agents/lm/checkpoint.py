@@ -26,7 +26,7 @@ from textgym.vocab import load_vocabulary
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import Devices, world_size
 from textgym_agents.lm.lora import merged, model_tensors, plain_tensors, read_adapter, save_model
-from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.metrics import EntropyController, KLController
 from textgym_agents.lm.parts import (
     SHARDS,
     Stored,
@@ -64,6 +64,7 @@ class SavedLM(ABC):
     has_own_reference: bool
     optimizer: torch.optim.Optimizer
     controller: KLController
+    entropy: EntropyController | None = None
     learning_rate: float
     value_scale: float | None
     value_offset: float
@@ -105,6 +106,8 @@ class SavedLM(ABC):
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
         }
         state |= self._origin()
+        if self.entropy is not None and self.entropy.target is not None:
+            state["entropy_coefficient"] = self.entropy.coefficient
         folders = self._folders(Path(path).absolute())
         write_parts(self.devices, tensors, path, self.name, self.config, self.task, state=state, folders=folders)
 
@@ -193,6 +196,8 @@ class SavedLM(ABC):
         if memory:
             agent.restore_memory({name: loaded(each) for name, each in memory.items()})
         agent.controller.beta = number(state, "beta")
+        if agent.entropy is not None and agent.entropy.target is not None:
+            agent.entropy.coefficient = number(state, "entropy_coefficient")
         for name in _COUNTERS:
             setattr(agent, name, count(state, name))
         agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))

@@ -31,8 +31,8 @@ def uncharged(agent: object) -> float:
 def critic_of(agent: Agent) -> Critic:
     """Return V(s) of J of an agent's policy (B,), reward units at time 0.
 
-    What `uncharged` says that the value head leaves out is charged here. With `kl` "k3" no KL was charged at all, and V
-    is of the return.
+    What `uncharged` says that the value head leaves out is charged here. With `kl` "k3" and "k3-ratio" no KL was
+    charged at all, and V is of the return.
 
     Raises: ValueError for an agent without a critic.
     """

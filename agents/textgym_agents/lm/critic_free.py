@@ -1,7 +1,8 @@
-"""Policy gradients without a critic: returns of actions, baselines of a group, and the loss of REINFORCE."""
+"""Policy gradients without a critic: returns of actions, groups and their baselines, and the loss of REINFORCE."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +16,10 @@ from textgym.state import TokenState
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL
-from textgym_agents.lm.devices import ALONE
-from textgym_agents.lm.maths import Targets, charged_rewards, gae, on_device, standardise
+from textgym_agents.lm.devices import ALONE, Devices
+from textgym_agents.lm.gathered import joined
+from textgym_agents.lm.maths import Targets, charged_rewards, gae, on_device, scores, standardise
+from textgym_agents.lm.metrics import varied
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.rollout import Recorder, Rollout, score_reference, token_kl
 from textgym_agents.mcts.forest import Model
@@ -178,3 +181,41 @@ def score_function_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     Source: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning.
     """
     return -log_probs * advantages
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Plays further batches, in the place of `textgym_agents.lm.rollout.collect`, until groups enough have variance.
+
+    Args:
+        play: what plays one batch. gamma: of the rewards. most: batches that are played at most.
+    Source: Yu et al. (2025), arXiv:2503.14476 (DAPO), section 3.2, dynamic sampling.
+    """
+
+    play: Callable[..., Rollout]
+    gamma: float
+    most: int
+
+    def __call__(
+        self,
+        env: TokenVectorEnv,
+        policy: LMPolicy,
+        seed: int,
+        stop_ids: tuple[int, ...],
+        keep_features: bool = False,
+        group: int = 1,
+        reference: LMPolicy | None = None,
+        devices: Devices = ALONE,
+    ) -> Rollout:
+        """Return all episodes of all batches: as many groups of unequal returns as a batch has groups, if it can be.
+
+        Args: see `collect`.
+        """
+        parts: list[Rollout] = []
+        missing = float(devices.world * env.num_envs // group)
+        while missing > 0 and len(parts) < self.most:
+            own = int(np.random.SeedSequence([seed, len(parts)]).generate_state(1)[0]) if parts else seed
+            part = self.play(env, policy, own, stop_ids, keep_features, group, reference, devices)
+            missing -= devices.sums([varied(scores(part, self.gamma), group).sum()])[0]
+            parts.append(part)
+        return joined(parts)

@@ -1,11 +1,16 @@
-"""Whole batches of what several ranks have played: small arrays on every rank, large ones where they were made."""
+"""Whole batches of what several ranks have played, or one in several rounds.
+
+Small arrays are on every rank, large ones where they were made.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from textgym.checks import Floats
@@ -70,3 +75,23 @@ def whole_rollout(devices: Devices, rollout: Rollout) -> Rollout:
         **arrays,
         **tensors,
     )
+
+
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Return the rows of several rollouts as those of one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.input_ids.shape[1] for part in parts)
+    ids = [torch.nn.functional.pad(part.input_ids, (0, width - part.input_ids.shape[1])) for part in parts]
+    firsts = np.cumsum([0, *(len(part.lengths) for part in parts)])
+    rows = np.concatenate([part.rows + first for part, first in zip(parts, firsts, strict=False)])
+    found: dict[str, Any] = {"input_ids": torch.cat(ids), "rows": rows}
+    for name in (each.name for each in fields(Rollout) if each.name not in (*found, "rounds")):
+        pieces = [getattr(part, name) for part in parts]
+        if isinstance(pieces[0], Tensor):
+            found[name] = torch.cat(pieces)
+        elif isinstance(pieces[0], PackedMasks):
+            found[name] = PackedMasks.join(pieces)
+        elif pieces[0] is not None:
+            found[name] = np.concatenate(pieces)
+    return replace(parts[0], **found, rounds=len(parts))

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import Processors, make_cut
 from textgym_agents.lm.rollout import Rollout, collect
-from textgym_agents.lm.sampler import SampledCompletion, SampledRollouts
+from textgym_agents.lm.sampler import SampledCompletion, SampledRollouts, importance_weights
 
 JsonValues = Mapping[str, Any]
 _AT_ONCE = 64
@@ -199,7 +200,14 @@ def sampling(task: Task, config: OnPolicyConfig, policy: LMPolicy) -> Callable[.
         return collect
     check_adapted(policy, config.sampler)
     sampler = HTTPSampler(config.sampler, policy.backbone.vocab_size, processors, task.min_new_tokens)
-    return SampledRollouts(task, sampler, config.importance_cap, config.micro_batch)
+    weigh = partial(
+        importance_weights,
+        how=config.importance,
+        level=config.importance_level,
+        cap=config.importance_cap,
+        floor=config.importance_floor,
+    )
+    return SampledRollouts(task, sampler, weigh, config.micro_batch)
 
 
 def check_adapted(policy: LMPolicy, address: str) -> None:

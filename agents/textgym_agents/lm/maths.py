@@ -27,12 +27,12 @@ def penalties(kl: Floats, rollout: Rollout, kind: KL) -> Floats:
 
     k1 charges every action its own log-ratio. With "exact" and "k2" a state's own KL is differentiated in the loss, so
     an action is charged the KL of the state that follows it; that of a state in which a row was truncated is in the
-    bootstrap. k3 charges nothing.
+    bootstrap. k3 and k3-ratio charge nothing.
     """
     if kind == "k1":
         return kl
     charged = np.zeros_like(kl)
-    if kind != "k3":
+    if kind not in ("k3", "k3-ratio"):
         charged[:-1] = np.where(rollout.rows[1:] == rollout.rows[:-1], kl[1:], 0.0)
     return charged
 
@@ -130,8 +130,7 @@ def make_targets(
     Args:
         kl: (N,) from `textgym_agents.lm.rollout.token_kl`.
         beta: reward units per nat. gamma: discount of the rewards, per token.
-        value_scale: reward units per unit of the value head.
-        value_offset: reward units; V = value_offset + value_scale * head.
+        value_scale, value_offset: reward units; V = value_offset + value_scale * head.
         centre: whitening subtracts the mean as well.
     """
     rewards = charged_rewards(rollout, kl, kind, beta, gamma)  # (B, T)
@@ -157,8 +156,7 @@ def on_device(array: Floats, rollout: Rollout) -> Tensor:
 def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, clip: float, clip_high: float | None = None) -> Tensor:
     """Return -min(rho A, clip(rho, 1 - clip, 1 + clip) A) with rho = exp(log_ratio), (n,).
 
-    Args:
-        clip: how far the ratio may fall, and rise where there is no `clip_high`. clip_high: how far it may rise.
+    Args: clip: how far the ratio may fall, and rise where there is no `clip_high`. clip_high: how far it may rise.
     Source: Schulman et al. (2017), arXiv:1707.06347, eq. 7; two ranges: Yu et al. (2025), arXiv:2503.14476, 3.1.
     """
     ratio = log_ratio.exp()
@@ -175,25 +173,26 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     return 0.5 * torch.maximum((values - returns).square(), (kept - returns).square())
 
 
-def kl_estimate(log_ratio: Tensor, kind: KL) -> Tensor:
+def kl_estimate(log_ratio: Tensor, kind: KL, log_rho: Tensor | None = None) -> Tensor:
     """Return single-sample estimates of KL(pi || ref) from log pi(a) - log ref(a) (n,), a drawn from pi.
 
     k1 and k3 are unbiased, and k3 is >= 0. As losses: the expected on-policy gradient of k1 is 0, that of k2 is the
-    gradient of KL(pi || ref), that of k3 the gradient of KL(ref || pi).
+    gradient of KL(pi || ref), that of k3 the gradient of KL(ref || pi). k3-ratio is k3 times exp(log_rho), which is
+    differentiated too: of a drawn from any mu, an unbiased KL(pi || ref), and so is its gradient.
 
-    Raises: ValueError for "exact", which is no estimate.
-    Source: Schulman (2020), Approximating KL Divergence.
+    Args: log_rho: (n,) log pi(a) - log mu(a), for k3-ratio. Raises: ValueError for "exact", which is no estimate.
+    Source: Schulman (2020), Approximating KL Divergence; k3-ratio: DeepSeek-V3.2 (2025), arXiv:2512.02556, eq. 7.
     """
-    if kind == "k1":
-        return log_ratio
-    if kind == "k2":
-        return 0.5 * log_ratio.square()
+    if kind in ("k1", "k2"):
+        return log_ratio if kind == "k1" else 0.5 * log_ratio.square()
+    k3 = torch.expm1(-log_ratio) + log_ratio
     if kind == "k3":
-        return torch.expm1(-log_ratio) + log_ratio
-    raise ValueError(f"kind={kind!r}: no single-sample estimate; allowed: 'k1', 'k2', 'k3'")
+        return k3
+    if kind == "k3-ratio" and log_rho is not None:
+        return log_rho.exp() * k3
+    raise ValueError(f"kind={kind!r}: no single-sample estimate; allowed: 'k1', 'k2', 'k3', 'k3-ratio' with log_rho")
 
 
 def loss_total(aggregation: Aggregation, lengths: Ints, longest: int) -> float:
     """Return what summed token losses are divided by. Args: lengths: (b,) tokens; longest: the most there may be."""
-    totals = {"token": lengths.sum(), "sequence": len(lengths), "constant": len(lengths) * longest}
-    return float(totals[aggregation])
+    return float({"token": lengths.sum(), "sequence": len(lengths), "constant": len(lengths) * longest}[aggregation])

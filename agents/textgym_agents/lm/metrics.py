@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textgym.checks import Floats
+from textgym.checks import Bools, Floats
 from textgym.task import Task
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.devices import ALONE, Devices
@@ -62,9 +62,7 @@ def warning_signs(rollout: Rollout, targets: Targets, task: Task, group: int) ->
     if task.vocabulary.stop_ids:
         signs["val/cut_rate"] = float((~rollout.stopped & ~rollout.truncated).mean())
     if group > 1:
-        grouped = scores(rollout, task.gamma).reshape(-1, group)
-        slack = _SMALLEST * max(1.0, float(np.abs(grouped).max()))
-        signs["val/equal_groups"] = float((np.ptp(grouped, axis=1) <= slack).mean())
+        signs["val/equal_groups"] = float((~varied(scores(rollout, task.gamma), group)).mean())
     if task.vocabulary.allowed.sum() > task.max_new_tokens:
         signs["val/repeated"] = _repeated(rollout)
     if targets.returns is not None and targets.old_values is not None:
@@ -72,6 +70,12 @@ def warning_signs(rollout: Rollout, targets: Targets, task: Task, group: int) ->
         if returns.var() > _SMALLEST:
             signs["val/explained_variance"] = float(1 - (returns - values).var() / returns.var())
     return signs
+
+
+def varied(returns: Floats, group: int) -> Bools:
+    """Return in which groups (B / group,) of consecutive returns (B,) not all are equal, but for rounding."""
+    slack = _SMALLEST * max(1.0, float(np.abs(returns).max()))
+    return np.asarray(np.ptp(returns.reshape(-1, group), axis=1) > slack)
 
 
 def _repeated(rollout: Rollout) -> float:
@@ -181,7 +185,7 @@ def settled_rate(rate: float, rollout: Rollout, kl: Floats, config: OnPolicyConf
     """
     sums = np.bincount(rollout.rows, kl, len(rollout.lengths))  # (B,)
     moved = float((sums if config.kl == "exact" else 0.5 * sums**2).mean())  # log-ratios may be below 0
-    wanted = config.update_kl * len(sums) / 256
+    wanted = config.update_kl * len(sums) / rollout.rounds / 256
     settled = rate * min(max(math.sqrt(wanted / max(moved, _SMALLEST)), 0.1), 30.0)
     return settled, (
         f"learning rate {settled:.3g}: at {rate:.3g} the first batch moved the policy by {moved:.3g} nats a sequence, "
@@ -217,3 +221,38 @@ class KLController:
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.beta = max(self.beta * max(1.0 + error * episodes / self.horizon, 0.1), _SMALLEST)
+
+
+@dataclass
+class EntropyController:
+    """The weight of an entropy bonus, and how it follows the policy's entropy.
+
+    Args:
+        coefficient: of the bonus, >= 0; with a target, the one to begin with.
+        target: nats a token; None keeps the coefficient.
+        step: what a batch moves the coefficient by.
+    Source: He et al. (2025), arXiv:2505.22312 (Skywork-OR1), adaptive entropy control; there nothing keeps the
+        coefficient from falling below 0.
+    """
+
+    coefficient: float
+    target: float | None = None
+    step: float = 0.005
+
+    def __post_init__(self) -> None:
+        self.weight = self.coefficient
+        """Of the bonus in the present update."""
+
+    def follow(self, metrics: Metrics) -> Metrics:
+        """Set the weight for a batch, and move the coefficient for those after it.
+
+        Args: metrics: those of the rollout. Returns: the two, where there is a target.
+        """
+        if self.target is None:
+            return {}
+        entropy = metrics["objective/entropy"] / metrics["completion_length"]  # nats a token, of what was sampled
+        low = entropy <= self.target
+        self.weight = self.coefficient if low else 0.0
+        found = {"objective/entropy_weight": self.weight, "objective/entropy_coefficient": self.coefficient}
+        self.coefficient = max(self.coefficient + (self.step if low else -self.step), 0.0)
+        return found

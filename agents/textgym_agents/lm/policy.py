@@ -29,8 +29,7 @@ class LMPolicy(nn.Module):
         model: a Hugging Face causal LM; its parameters are the policy's.
         allowed: (V,) bool; other tokens have probability 0, for sampling and scoring alike.
         temperature: > 0; divides the logits, for sampling and scoring alike.
-        device: where the parameters live.
-        bf16: run the model under bfloat16 autocast.
+        device: where the parameters live. bf16: run the model under bfloat16 autocast.
         recompute: keep the inputs of layers alone and run them again in the backward pass.
         sharded: the weights will be: they stay where they are, and the own Llama, which takes them itself, is not used.
         tokens: the longest row that the model will read, see `choose_backbone`.
@@ -76,8 +75,7 @@ class LMPolicy(nn.Module):
     def heads(self, features: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return masked, tempered logits (N, V) and values (N,) from features (N, F); differentiable.
 
-        Args:
-            masks: (N, V) bool, the tokens that the task's grammar allows; None: all.
+        Args: masks: (N, V) bool, the tokens that the task's grammar allows; None: all.
         """
         with self.precision():
             logits, hidden = self.backbone.read_out(features)

@@ -44,6 +44,7 @@ class Rollout:
     kept: PackedMasks | None = None  # of those in `masks`, the tokens that the policy's cut kept
     sampler_log_probs: Tensor | None = None  # (N,) float32, nats, of another sampler that wrote the actions
     importance: Tensor | None = None  # (N,) float32, what then weighs them as the policy's
+    rounds: int = 1  # batches of the environment that it is made of
 
     @property
     def first_states(self) -> Ints:
@@ -75,8 +76,7 @@ def collect(
     Args:
         env: vector environment in DISABLED mode, B sub-environments.
         seed: seeds the prompts and the sampling; the same seed gives the same rollout.
-        stop_ids: the ids that end an episode.
-        keep_features: keep the features of every state (N, F).
+        stop_ids: the ids that end an episode. keep_features: keep the features of every state (N, F).
         group: consecutive sub-environments that answer the same prompt; divides B.
         reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
         devices: whose ranks each play a part of the batch; a row is the same whichever plays it.

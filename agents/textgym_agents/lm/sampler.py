@@ -6,9 +6,9 @@ environment's, and log-probabilities the policy's own, computed of finished rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from textgym.lm.causal import FORBIDDEN
 from textgym.play import Turn, play_batch, reset_groups
 from textgym.task import MinNewTokens, Task
 from textgym.vector import TokenVectorEnv
+from textgym_agents.config import Importance
 from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import PackedMasks, Processors
@@ -151,14 +152,14 @@ class SampledRollouts:
     Args:
         task: says what may be written. Raises: ValueError if it has a mask, but for `min_new_tokens`.
         sampler: writes the completions.
-        cap: of the importance weights, > 0.
+        weigh: what its actions weigh, by log pi(a) - log sampler(a) (N,) and the rows that they stand in (N,).
         rows_at_once: of a forward pass.
         version: of the weights that the sampler has.
     """
 
     task: Task
     sampler: Sampler
-    cap: float = 2.0
+    weigh: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: importance_weights)
     rows_at_once: int = 64
     version: int = 0
 
@@ -204,7 +205,7 @@ class SampledRollouts:
         recorder = _Replayed(completions, policy, reference, seed)
         played = play_batch(env, observation, recorder.choose, at_limit=recorder.bootstrap_from)
         policy.forget()
-        return scored(policy, recorder.rollout(played, stop_ids), self.rows_at_once, keep_features, self.cap)
+        return scored(policy, recorder.rollout(played, stop_ids), self.rows_at_once, keep_features, self.weigh)
 
 
 class _Replayed(Recorder):
@@ -232,18 +233,50 @@ class _Replayed(Recorder):
         return tokens
 
 
+def importance_weights(
+    log_ratio: Tensor,
+    rows: Tensor,
+    how: Importance = "truncate",
+    level: Literal["token", "sequence"] = "token",
+    cap: float = 2.0,
+    floor: float = 0.0,
+) -> Tensor:
+    """Return what the actions of another sampler, or of an older policy, weigh as those of the policy (N,).
+
+    Args:
+        log_ratio: (N,) log pi(a) - log mu(a), nats, with mu the distribution that has written them.
+        rows: (N,) int64, the completion that each stands in.
+        how: "none": 1. "truncate": min(rho, cap). "mask": rho where it is in [floor, cap], else 0.
+        level: rho is pi / mu of the action, or the product of these over its completion.
+    Source: truncated: Ionides (2008), Truncated importance sampling; Espeholt et al. (2018), arXiv:1802.01561, eq. 1;
+        Yao et al. (2025), Your Efficient RL Framework Secretly Brings You Off-Policy RL Training. Masked: Liu et al.
+        (2025), When Speed Kills Stability; per token, with a floor: Ling Team (2025), arXiv:2510.18855 (IcePop).
+    """
+    if how == "none":
+        return torch.ones_like(log_ratio)
+    if level == "sequence":
+        sums = log_ratio.new_zeros(int(rows.max()) + 1).index_add_(0, rows, log_ratio)
+        log_ratio = sums[rows]
+    rho = log_ratio.exp()
+    return rho.clamp(max=cap) if how == "truncate" else torch.where((rho >= floor) & (rho <= cap), rho, 0.0)
+
+
 @torch.no_grad()
-def scored(policy: LMPolicy, replayed: Rollout, rows_at_once: int, keep_features: bool, cap: float) -> Rollout:
+def scored(
+    policy: LMPolicy,
+    replayed: Rollout,
+    rows_at_once: int,
+    keep_features: bool,
+    weigh: Callable[[Tensor, Tensor], Tensor],
+) -> Rollout:
     """Return a replayed rollout with the policy's own log-probabilities, values and kept tokens.
 
     The tokens kept in a state are those of the policy's logits, and the one that the sampler took.
 
     Args:
         replayed: its `log_probs` are the sampler's.
-        cap: actions weigh min(pi(a) / sampler(a), cap).
+        weigh: see `SampledRollouts`.
     Raises: ValueError for an action that the task does not allow.
-    Source: Yao et al. (2025), Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (truncated
-        importance sampling); as TRL's `vllm_importance_sampling_cap`, per token.
     """
     rows, found, features = np.arange(len(replayed.lengths)), [], []
     cuts: list[PackedMasks] = []
@@ -268,7 +301,7 @@ def scored(policy: LMPolicy, replayed: Rollout, rows_at_once: int, keep_features
         features=torch.cat(features) if keep_features else None,
         kept=PackedMasks.join(cuts) if cuts else None,
         sampler_log_probs=replayed.log_probs,
-        importance=(log_probs - replayed.log_probs).exp().clamp(max=cap),
+        importance=weigh(log_probs - replayed.log_probs, torch.tensor(replayed.rows, device=log_probs.device)),
     )
 
 

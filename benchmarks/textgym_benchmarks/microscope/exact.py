@@ -70,7 +70,7 @@ def critic_of(agent: object) -> Critic:
     ask, config = agent.values, agent.config
     if getattr(config, "backup", "soft") != "soft":
         return Critic(ask, "return")
-    by_kind: dict[object, Counts] = {"exact": "later", "k2": "later", "k3": "return"}
+    by_kind: dict[object, Counts] = {"exact": "later", "k2": "later", "k3": "return", "k3-ratio": "return"}
     return Critic(ask, by_kind.get(getattr(config, "kl", None), "objective"))
 
 
