@@ -42,6 +42,19 @@ AGENTS: Final = (*FIXED, *ON_POLICY, *OTHER_LM, *TABULAR, *SEARCH, *SB3)
 _NEAR_REFERENCE: Final = {"top_k": 4, "lm_features": True, "reference_reward": False, "learning_rate": 0.003}
 _COOLING: Final = {"temperature": 1.0, "temperature_end": 0.1}
 
+_PAPER: Final[Mapping[str, object]] = {"divide_by_std": True, "whiten": False}
+OBJECTIVES: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
+    "GRPO of the paper": ("grpo", {**_PAPER, "kl": "k3", "aggregation": "sequence"}),
+    "DAPO": ("grpo", {**_PAPER, "aggregation": "token", "clip_high": 0.28, "equal_groups": "drop"}),
+    "CISPO": ("grpo", {**_PAPER, "aggregation": "token", "surrogate": "cispo"}),
+    "GSPO": ("grpo", {**_PAPER, "aggregation": "sequence", "surrogate": "gspo"}),
+    "MaxRL": ("grpo", {"divide_by_mean": True, "whiten": False}),
+    "REINFORCE++": ("lm-ppo", {"kl": "k1", "lam": 1.0, "value_coefficient": 0.0}),
+    "reinforce": ("reinforce", {}),
+    "vine-ppo": ("vine-ppo", {}),
+}
+"""Objectives of papers, by name in tables: an agent and its settings. All pay the task's price of KL, as J has it."""
+
 STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
     "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
     "sentiment": "sentiment",
@@ -107,7 +120,7 @@ def helpful() -> Suite:
 
 
 def core() -> Suite:
-    """Return the suite whose results are committed: under two hours on two cores."""
+    """Return the suite whose results are committed: an hour on two cores."""
     long = (*MEMORY, "DeepSea")
     short = [task for task in DIAGNOSTICS if task not in long]
     # One agent for each idea.
@@ -121,6 +134,10 @@ def core() -> Suite:
             *rows(long, everywhere, 16_384, 3),
             *rows(["Bandit", "Delayed", "Stop", "Deceptive"], elsewhere, 4_096, 3),
             *rows(["Bandit"], ["sb3-sac"], 4_096, 3),
+            *chain.from_iterable(
+                (*rows(short, [agent], 4_096, 3, config, label), *rows(long, [agent], 16_384, 3, config, label))
+                for label, (agent, config) in OBJECTIVES.items()
+            ),
             *rows(["Copy"], ["dpo", "rejection", "sb3-ppo", "sb3-dqn"], 16_384, 3),
             *rows(["Helpful"], everywhere, 4_096, 3),
             *rows(["Helpful"], of_helpful, 4_096, 3),

@@ -13,7 +13,7 @@ from textgym.checks import Floats
 from textgym.lm.categorical import chunks
 from textgym.task import Task
 from textgym_agents.algorithms.rloo import GroupAgent, GroupConfig
-from textgym_agents.config import KL, positive, require
+from textgym_agents.config import positive, require
 from textgym_agents.lm.critic_free import (
     action_returns,
     centred,
@@ -62,10 +62,6 @@ class GRPOConfig(GroupConfig):
     """What stands for the objective. clip: PPO's, token by token. cispo: log pi, weighted with the token's ratio, which
     is kept below 1 + clip_high and not differentiated: no token is left out (arXiv:2506.13585, eq. 4). gspo: PPO's,
     with the geometric mean of a completion's ratios, and aggregation=sequence (arXiv:2507.18071, eq. 5)."""
-    kl: KL = "exact"
-    """exact, k1: as for the other agents, and then the return that a group compares has the KL in it. k3: in the loss
-    alone, as in the paper; its gradient is that of the opposite KL, KL(ref || pi) in each state, not that of J.
-    k3-ratio: in the loss alone, with the gradient of KL(pi || ref) in each state (DeepSeek-V3.2, eq. 7)."""
     whiten: bool = True
     """Divide all advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
 

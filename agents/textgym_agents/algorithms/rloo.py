@@ -26,6 +26,11 @@ class GroupConfig(OnPolicyConfig):
 
     group: int = 4
     """Completions of each prompt; batch is a multiple of it."""
+    kl: KL = "k1"
+    """k1, exact: as for the other agents; the return that a group compares has the KL in it. k1 adds no noise to that
+    near the optimum, where reward and log-ratio cancel. k3: in the loss alone, with the gradient of the opposite KL,
+    KL(ref || pi) in each state, not that of J. k3-ratio: in the loss alone, with the gradient of KL(pi || ref) in each
+    state (DeepSeek-V3.2, eq. 7)."""
     equal_groups: Literal["keep", "drop", "resample"] = "keep"
     """What becomes of groups whose rewards are all equal. drop: they are left out of the loss, its KL included, and of
     what it is averaged over. resample: the same, and further batches are played until there are as many other groups as
