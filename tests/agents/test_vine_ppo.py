@@ -211,7 +211,7 @@ def test_completions_that_are_compared_have_no_values():
     [
         ({"stride": 0}, "stride=0: allowed is an integer in 1"),
         ({"rollouts": 0}, "rollouts=0: allowed is an integer in 1"),
-        ({"kl": "k2"}, "kl='k2': allowed is 'exact', 'k1' or 'k3'"),
+        ({"kl": "k2"}, "kl='k2': allowed is 'exact', 'k1', 'k3' or 'k3-ratio'"),
         ({"lam": 1.5}, "lam=1.5"),
         ({"clip": 0.0}, "clip=0.0"),
         ({"values": "critic"}, "values='critic': allowed is 'rollouts' or 'exact'"),
