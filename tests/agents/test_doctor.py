@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -405,9 +406,18 @@ def test_a_run_is_told_live_and_afterwards(tmp_path, capsys):
     assert (code, err) == (0, "")
     assert "ALARM since iteration 5: " in " ".join(out.split())
     assert "written at iteration 6: " in out
+    shutil.copytree(tmp_path / "run", tmp_path / "cell" / "run")
+    code, out, err = run(capsys, "doctor", str(tmp_path / "run"), str(tmp_path / "cell" / "run"), "--strict")
+    assert (code, err) == (1, "")
+    assert " cell " in out
+    assert " ".join(out.split()).count("gradient norm always clipped: ALARM since iteration 5: ") == 2
+    assert "2 of 2 runs have alarms" in out
     code, out, err = run(capsys, "doctor", str(tmp_path / "nothing"))
     assert code != 0
     assert "no run is there" in err
+    code, out, err = run(capsys, "doctor")
+    assert code != 0
+    assert "RUN: none is given" in err
 
 
 @pytest.mark.slow

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 
 from textgym.checks import JsonObject
-from textgym.commands.console import UsageError, folded, output, table, untrusted
+from textgym.commands.console import UsageError, folded, number, output, table, untrusted
 from textgym.commands.flags import parse
 from textgym.files import read_lines
 from textgym_agents.training.doctor import Diagnosis, Doctor
@@ -23,13 +23,14 @@ class DoctorFlags:
     """Say what is wrong with a run, finished or not: its metrics are read from the first iteration to the last.
 
     An alarm shows the iteration at which it set in, the number, what that means, and which setting to change.
-    `textgym train` says the same while it learns.
+    `textgym train` says the same while it learns. Of several runs, such as cells of a suite, the alarms alone are
+    listed, beside the optimality that was measured last.
 
     Example: textgym doctor runs/helpful-v0-rloo-1
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a run."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a run, or several."""
     strict: bool = False
     """Exit with status 1 if there is an alarm, also one that is over."""
     json: bool = False
@@ -39,31 +40,59 @@ class DoctorFlags:
 def main(arguments: list[str]) -> None:
     """Run the command. Raises: UsageError for a folder without a run; SystemExit with `--strict` and an alarm."""
     flags = parse(DoctorFlags, arguments, "doctor")
-    found, samples = examine(Path(flags.run))
+    if not flags.runs:
+        raise UsageError("RUN: none is given; allowed is one folder of a run or more")
+    found = {name: examine(Path(name)) for name in flags.runs}
     if flags.json:
-        print(json.dumps([each.json() for each in found], indent=2))
+        said = {name: [each.json() for each in one.findings] for name, one in found.items()}
+        print(json.dumps(said if len(found) > 1 else said[flags.runs[0]], indent=2))
+    elif len(found) > 1:
+        _list(found)
     else:
-        _show(found, samples)
-    if flags.strict and any(each.alarms for each in found):
+        _show(found[flags.runs[0]])
+    if flags.strict and any(each.alarms for one in found.values() for each in one.findings):
         raise SystemExit(1)
 
 
-def examine(path: Path) -> tuple[list[Diagnosis], list[JsonObject]]:
-    """Return what is known of every condition in a run, and its samples.
+class Examined(NamedTuple):
+    """A run: what is known of every condition, the completions kept, and the optimality measured last."""
 
-    Raises: UsageError for a folder that is no run.
-    """
+    findings: list[Diagnosis]
+    samples: list[JsonObject]
+    optimality: float | None
+
+
+def examine(path: Path) -> Examined:
+    """Return what is known of a run. Raises: UsageError for a folder that is none."""
     folder = RunFolder(path)
     if folder.state() == "none":
         raise UsageError(f"RUN {str(path)!r}: no run is there; allowed is a folder that textgym train has written")
     doctor = Doctor(max_grad_norm=folder.config().get("config", {}).get("max_grad_norm"))
+    optimality = None
     for row in folder.metrics():
         doctor.see(row)
-    return doctor.findings(), read_lines(path / "samples.jsonl")
+        optimality = row.get("eval/optimality", optimality)
+    return Examined(doctor.findings(), read_lines(path / "samples.jsonl"), optimality)
 
 
-def _show(found: Sequence[Diagnosis], samples: Sequence[JsonObject]) -> None:
+def _list(found: Mapping[str, Examined]) -> None:
+    """Print a row for each alarm of several runs."""
+    rows = table("run", number("optimality"), folded("alarm"))
+    for name, one in found.items():
+        path = Path(name)
+        short = path.parent.name if path.name == "run" else path.name  # a cell's run has its name above it
+        optimality = "-" if one.optimality is None else f"{one.optimality:.3f}"
+        for each in one.findings:
+            if each.alarms:
+                rows.add_row(untrusted(short), optimality, f"{each.condition.name}: {each.verdict}")
+    console, ill = output(), sum(any(each.alarms for each in one.findings) for one in found.values())
+    console.print(rows)
+    console.print(f"{ill} of {len(found)} runs have alarms")
+
+
+def _show(examined: Examined) -> None:
     """Print a row for each condition, below an alarm what it means, and a completion written since the first alarm."""
+    found, samples = examined.findings, examined.samples
     rows, since = table("condition", folded("verdict")), [each.since for one in found for each in one.alarms]
     for each in found:
         rows.add_row(each.condition.name, each.verdict)
