@@ -29,9 +29,10 @@ sys.meta_path.insert(0, Blocker())
 
 
 def environment() -> dict[str, str]:
-    """The variables of a child process that finds the source."""
+    """The variables of a child process that finds the source, and keeps its bytecode for the next one."""
     path = os.pathsep.join(str(ROOT / folder) for folder in (".", "agents", "benchmarks"))
-    return {**os.environ, "PYTHONPATH": path, "TEXTGYM_STATUS": "off"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": path, "TEXTGYM_STATUS": "off"}
 
 
 def child(*words: str, before: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -78,7 +78,11 @@ def test_help_does_not_depend_on_how_python_was_started():
 
 
 def test_rewards_and_checks_say_what_they_are_without_docstrings():
+    # Of other packages the bytecode with docstrings is there; to compile them without takes 7 seconds.
     code = (
+        "import importlib._bootstrap_external as files\n"
+        "cached = files.cache_from_source\n"
+        "files.cache_from_source = lambda path: cached(path, optimization=None if '/textgym' in path else '')\n"
         "from textgym.rewards import describe_reward, reward_names\n"
         "from textgym_agents.conformance.run import CHECKS\n"
         "print([describe_reward(name) for name in reward_names()], [check.asks for check in CHECKS])"
