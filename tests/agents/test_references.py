@@ -164,6 +164,11 @@ def test_the_weights_that_are_held(tmp_path, settings, most):
 # Left out of checkpoints
 
 
+def write_base(folder: Path) -> Path:
+    tiny_llama(4).save_pretrained(folder)
+    return folder
+
+
 def head_of(folder):
     return json.loads((folder / "agent.json").read_text())
 
@@ -206,7 +211,7 @@ def test_a_checkpoint_names_the_task_s_reference_and_goes_on_bit_for_bit(tmp_pat
 
 
 def test_a_start_by_a_relative_path_is_found_from_another_folder(task, env, tmp_path, monkeypatch):
-    tiny_llama(4).save_pretrained(tmp_path / "base")
+    write_base(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     agent = named_agent(task, env, "base", tmp_path / "runs" / "agent")
     assert head_of(tmp_path / "runs" / "agent")["state"]["reference"] == str((tmp_path / "base").resolve())
@@ -219,8 +224,7 @@ def test_a_start_by_a_relative_path_is_found_from_another_folder(task, env, tmp_
 
 
 def test_a_start_that_is_gone_or_changed_is_refused_in_one_line(task, env, tmp_path):
-    base, folder = tmp_path / "base", tmp_path / "agent"
-    tiny_llama(4).save_pretrained(base)
+    base, folder = write_base(tmp_path / "base"), tmp_path / "agent"
     agent = named_agent(task, env, base, folder)
 
     def refused(problem):
@@ -239,9 +243,9 @@ def test_a_start_that_is_gone_or_changed_is_refused_in_one_line(task, env, tmp_p
     model.save_pretrained(base)
     refused("its weights are not those that this agent started from")
     shutil.rmtree(base)
-    refused("no causal LM")
+    refused("there is no such folder")
     export_model(folder, tmp_path / "exported")  # what does not need it does without
-    tiny_llama(4).save_pretrained(base)
+    write_base(base)
     assert same(LMPPO.load(folder, env).policy, agent.policy)
 
 
@@ -288,11 +292,6 @@ def test_an_older_checkpoint_has_its_reference_with_it(task, env, tmp_path, shar
         assert same(again.reference.model, agent.reference.model)
         assert same(again.policy, agent.policy)
         shutil.rmtree(tmp_path / "base", ignore_errors=True)
-
-
-def write_base(folder: Path) -> Path:
-    tiny_llama(4).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

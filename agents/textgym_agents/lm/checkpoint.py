@@ -121,7 +121,7 @@ class SavedLM(ABC):
             return found if named else found | with_prefix("reference.", plain_tensors(self.reference.model))
         return with_prefix("base.", plain_tensors(model)) if self._base is None else {}
 
-    def _origin(self) -> dict[str, object]:
+    def _origin(self) -> dict[str, str]:
         """Return where the start is to be found, and its digest; {} where it is in no other place and saved here."""
         base = self.reference.base
         if base is None:
@@ -215,7 +215,7 @@ class SavedLM(ABC):
         source = str(MODEL_PATH) if named == "builtin" else named or config.model
         own = str(reference_model(task)) if has_language_model(task) else None
         places = [own, source] if saved.same_task and not state["own_reference"] else [source, own]
-        problems: dict[str, ValueError] = {}
+        problems: dict[str | None, ValueError] = {}
         for place in [each for each in places if each is not None and "start" in state]:
             try:
                 agent = cls(task, replace(config, model=place))
@@ -228,7 +228,7 @@ class SavedLM(ABC):
         if named is not None:
             raise ValueError(
                 f"{saved.folder}: needs the model that it started from ({problems[source]}); put it back there, or "
-                "give the place where it is now as the reference of the task"
+                "name the place where it is now as the task's reference (reference=FOLDER_OR_HUB_ID)"
             )
         load, name = (_load_model, "reference") if config.lora_rank is None else (_load_plain, "base")
         return cls(task, config, model=load(saved.folder, name, tensors))
