@@ -15,10 +15,10 @@ from textgym_agents import make_agent
 from textgym_agents.algorithms import ppo
 from textgym_agents.config import FitConfig
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.checkpoint import optimizer_tensors, with_prefix
+from textgym_agents.lm.checkpoint import optimizer_tensors
 from textgym_agents.lm.devices import Devices, join, world_size
 from textgym_agents.lm.lora import add_lora, merged, save_model
-from textgym_agents.lm.parts import own_part
+from textgym_agents.lm.parts import own_part, with_prefix
 from textgym_agents.lm.sharding import release, whole, whole_tensors
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.lm.trainer import SupervisedLoss, SupervisedTrainer

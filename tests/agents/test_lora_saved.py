@@ -55,7 +55,7 @@ def test_an_adapter_is_refused_over_other_weights(task, env, tmp_path):
     agent.save(tmp_path / "agent")
     LMPPO.load(tmp_path / "agent", env)
     tiny_llama(4, seed=1).save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="not those that the adapter was trained on"):
+    with pytest.raises(ValueError, match="not those that this agent started from"):
         LMPPO.load(tmp_path / "agent", env)
     with pytest.raises(ValueError, match="not those that the adapter was trained on"):
         export_model(tmp_path / "agent", tmp_path / "out")
@@ -69,6 +69,10 @@ def test_a_digest_sees_any_change_of_what_is_frozen():
     with torch.no_grad():
         weight[3, 2] = torch.nextafter(weight[3, 2], torch.tensor(math.inf))
     assert fingerprint(model) != before
+    changed = fingerprint(model)
+    with torch.no_grad():
+        weight[:] = weight.flip(0)
+    assert fingerprint(model) != changed
     trained = tiny_llama(4)
     assert fingerprint(trained) == fingerprint(tiny_llama(5))  # nothing of them lies frozen
     assert fingerprint(trained, whole=True) == fingerprint(tiny_llama(4), whole=True)

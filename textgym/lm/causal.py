@@ -72,6 +72,8 @@ def _check_folder(folder: Path) -> None:
     from safetensors import safe_open
 
     if not folder.is_dir():
+        if folder.is_absolute():
+            raise ValueError("there is no such folder")
         return
     check_files(folder)
     tensors = 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from textgym.checks import JsonObject
 from textgym.files import read_json, reading, recover_folder, replace_folder
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
-from textgym.task import Task, has_language_model
+from textgym.task import Task, has_language_model, reference_model
 from textgym.vector import TokenVectorEnv
 from textgym.vocab import load_vocabulary
+from textgym.world import MODEL_PATH
 from textgym_agents.config import LMConfig
-from textgym_agents.lm.devices import Devices, world_size
+from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.lora import merged, model_tensors, plain_tensors, read_adapter, save_model
 from textgym_agents.lm.metrics import EntropyController, KLController
 from textgym_agents.lm.parts import (
@@ -36,17 +37,18 @@ from textgym_agents.lm.parts import (
     part_like,
     read_parts,
     read_slices,
+    with_prefix,
+    without_prefix,
     write_parts,
 )
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.sharding import release
-from textgym_agents.lm.start import AdapterOff, fingerprint
+from textgym_agents.lm.start import AdapterOff, FrozenPolicy, fingerprint, has_fingerprint
 from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Named = TypeVar("Named", bound=Stored)
 OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
 
@@ -60,7 +62,7 @@ class SavedLM(ABC):
     config: LMConfig
     devices: Devices
     policy: LMPolicy
-    reference: LMPolicy
+    reference: FrozenPolicy
     has_own_reference: bool
     optimizer: torch.optim.Optimizer
     controller: KLController
@@ -118,18 +120,22 @@ class SavedLM(ABC):
             return {}
         if not is_peft(model):
             found = with_prefix("model.", plain_tensors(model))
-            return found | with_prefix("reference.", plain_tensors(self.reference.model))
+            named = self.reference.base is not None
+            return found if named else found | with_prefix("reference.", plain_tensors(self.reference.model))
         return with_prefix("base.", plain_tensors(model)) if self._base is None else {}
 
-    def _origin(self) -> dict[str, object]:
-        """Return where the start is to be found, and its digest; {} where it is saved here and nothing can share it."""
-        if self._base is not None:
-            return {"base": self._base, "start": fingerprint(self.policy.model)}
-        reference = self.reference.model
-        shares = not self.has_own_reference and has_language_model(self.task)
-        if self.config.lora_rank is None and (shares or (is_sharded(reference) and not is_peft(reference))):
-            return {"start": fingerprint(reference, whole=True)}
-        return {}
+    def _origin(self) -> dict[str, str]:
+        """Return where the start is to be found, and its digest; {} where it is in no other place and saved here."""
+        base = self.reference.base
+        if base is None:
+            return {}
+        place = {"reference": "builtin" if Path(base) == MODEL_PATH.resolve() else base}
+        return (place if self._base is None else {"base": base}) | {"start": self._start}
+
+    @cached_property
+    def _start(self) -> str:
+        """The digest of the start, which stays as it is."""
+        return fingerprint(self.reference.model, whole=self.config.lora_rank is None)
 
     @property
     def _base(self) -> str | None:
@@ -137,7 +143,7 @@ class SavedLM(ABC):
         return self.reference.base if isinstance(self.reference, AdapterOff) else None
 
     def _folders(self, path: Path) -> dict[str, Callable[[Path], object]]:
-        """Return what writes the models: policy, reference, and the model under an adapter unless it has a name.
+        """Return what writes the models: policy, and reference and the model under an adapter unless they have a name.
 
         All ranks call this, and one calls what is returned. Args: path: of the whole.
         """
@@ -163,7 +169,7 @@ class SavedLM(ABC):
             self.task.vocabulary.save(folder)
 
         found: dict[str, Callable[[Path], object]] = {"model": write_policy}
-        if self.config.lora_rank is None:
+        if self.config.lora_rank is None and self.reference.base is None:
             found["reference"] = writer(self.reference.model)
         return found | ({"base": write_base} if is_peft(model) and self._base is None else {})
 
@@ -208,25 +214,29 @@ class SavedLM(ABC):
 
     @classmethod
     def _begun(cls, saved: Saved, task: Task, tensors: Mapping[str, Stored]) -> Self:
-        """Return the agent as it was before it learned; what the task's own reference says is shared with that."""
+        """Return the agent as it was before it learned: from the model that it names, else from what is saved here."""
         config, state = cls.config_type(**saved.config), saved.state
-        base = state.get("base")
-        if config.lora_rank is not None and base is not None:
-            agent = cls(task, replace(config, model=base))
-            agent.config = replace(agent.config, model=config.model)
-            if fingerprint(agent.policy.model) != state["start"]:
-                raise ValueError(f"model={base!r}: its weights are not those that the adapter was trained on")
-            return agent
-        if config.lora_rank is not None:
-            return cls(task, config, model=_load_plain(saved.folder, "base", tensors))
-        shares = saved.same_task and not state["own_reference"] and has_language_model(task)
-        named = config.model is not None or has_language_model(task)
-        if shares or (named and "start" in state and config.parallel == "fsdp" and world_size() > 1):
-            with contextlib.suppress(ValueError):  # it may be gone, and is saved here
-                agent = cls(task, config)
-                if fingerprint(agent.reference.model, whole=True) == state.get("start"):
-                    return agent
-        return cls(task, config, model=_load_model(saved.folder, "reference", tensors))
+        named = state.get("base") or state.get("reference")
+        source = str(MODEL_PATH) if named == "builtin" else named or config.model
+        own = str(reference_model(task)) if has_language_model(task) else None
+        places = [own, source] if saved.same_task and not state["own_reference"] else [source, own]
+        problems: dict[str | None, ValueError] = {}
+        for place in [each for each in places if each is not None and "start" in state]:
+            try:
+                agent = cls(task, replace(config, model=place))
+                if not has_fingerprint(agent.reference.model, state["start"], whole=config.lora_rank is None):
+                    raise ValueError(f"model={place!r}: its weights are not those that this agent started from")
+                agent.config = replace(agent.config, model=config.model)
+                return agent
+            except ValueError as error:
+                problems[place] = error
+        if named is not None:
+            raise ValueError(
+                f"{saved.folder}: needs the model that it started from ({problems[source]}); put it back there, or "
+                "name the place where it is now as the task's reference (reference=FOLDER_OR_HUB_ID)"
+            )
+        load, name = (_load_model, "reference") if config.lora_rank is None else (_load_plain, "base")
+        return cls(task, config, model=load(saved.folder, name, tensors))
 
 
 def _load_model(folder: Path, name: str, tensors: Mapping[str, Stored]) -> PreTrainedModel:
@@ -322,23 +332,13 @@ def _plain_model(folder: Path, head: JsonObject) -> PreTrainedModel:
     has_bf16 = config.get("lora_rank") is not None and config.get("precision") == "bfloat16"
     dtype = torch.bfloat16 if has_bf16 else torch.float32
     adapted = load_adapter(folder / "model", state.get("base") or _load_plain(folder, "base", slices, dtype), dtype)
-    if state.get("base") and fingerprint(adapted) != state["start"]:
+    if state.get("base") and not has_fingerprint(adapted, state["start"]):
         raise ValueError(f"base={state['base']!r}: its weights are not those that the adapter was trained on")
     # Merged in float32: what an adapter adds is often below the rounding of bfloat16.
     return merged(adapted.float())
 
 
 # Tensors of modules and optimisers by name
-
-
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors under names with a prefix."""
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
-    """Return the tensors whose names have a prefix, under the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -58,6 +58,17 @@ class Slices:
 
 
 Stored = Tensor | Slices
+Named = TypeVar("Named", bound=Stored)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same tensors under names with a prefix."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
+    """Return the tensors whose names have a prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -68,6 +79,12 @@ def is_sharded(module: nn.Module) -> bool:
 def own_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of a sharded tensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """Return the first of the rows that this rank holds, and how many they are."""
+    mesh = tensor.device_mesh if isinstance(tensor, DTensor) else None
+    return _rows(tensor, 1)[0] if mesh is None else _rows(tensor, mesh.size())[mesh.get_local_rank()]
 
 
 def loaded(stored: Stored) -> Tensor:
@@ -81,7 +98,7 @@ def part_like(full: Stored, like: Tensor) -> Tensor:
         return loaded(full)
     if isinstance(full, Slices):
         mesh = like.device_mesh
-        first, length = _rows(like, mesh.size())[mesh.get_local_rank()]
+        first, length = own_rows(like)
         local = full.read(first, first + length).to(like.device, copy=True)
         part: Tensor = DTensor.from_local(
             local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ from textgym_agents.algorithms.fixed import check_tokenizer
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
-from textgym_agents.lm.parts import is_sharded, own_part
+from textgym_agents.lm.parts import is_sharded, own_part, own_rows
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.tiny import start_model
 from textgym_agents.protocol import Agent, Observation
@@ -40,16 +41,18 @@ from textgym_agents.protocol import Agent, Observation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Policy = TypeVar("Policy", bound=LMPolicy)
 LEARNING_RATE = 5e-4
 TINY_LEARNING_RATE = 3e-3
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_AT_ONCE = 2**20  # entries of a tensor whose bits are added up in one go: 8 MiB for each number of 64 bits
 
 
 class Start(NamedTuple):
     """An untrained policy, its reference, and whether that is another module than `make_reference` would give."""
 
     policy: LMPolicy
-    reference: LMPolicy
+    reference: FrozenPolicy
     apart: bool
 
 
@@ -83,8 +86,9 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         own = _frozen_copy(policy.model, precision, where)
     else:
         own = shared_causal_lm(name, where, precision)
-    reference = _policy(LMPolicy if where == device else Elsewhere, task, config, own, where)
+    reference = _policy(FrozenPolicy if where == device else Elsewhere, task, config, own, where)
     reference.value_head.requires_grad_(False)
+    reference.base = _place(name)
     if isinstance(reference, Elsewhere):
         reference.home = device
     if type(reference.backbone) is not type(policy.backbone):  # run the same way they say the same bits: a KL of 0
@@ -136,7 +140,7 @@ def _with_adapter(
     kept = None if sharded else shared
     reference = AdapterOff(policy, task.vocabulary.allowed, kept, _tokens(task), sharded)
     if shared is not None:
-        reference.base = str(Path(str(name)).resolve()) if Path(str(name)).is_dir() else name
+        reference.base = _place(name)
     return Start(policy, reference, is_peft(start) or _frozen_precision(config) != torch.float32 or sharded)
 
 
@@ -154,14 +158,18 @@ def _model(task: Task, config: LMConfig, name: str | None, device: torch.device)
     return start_model(task, seed=config.seed)
 
 
+def _place(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+
+
 def _policy(
-    kind: type[LMPolicy],
+    kind: type[Policy],
     task: Task,
     config: LMConfig,
     model: nn.Module,
     device: torch.device,
     recompute: bool | None = None,
-) -> LMPolicy:
+) -> Policy:
     """Return a policy over a model; its layers run again for the gradient if `recompute`, or if the settings ask."""
     return kind(
         cast("PreTrainedModel", model),
@@ -210,7 +218,17 @@ def peak_rate(model: nn.Module, tiny: bool) -> float:
     return min(10 * rate, LEARNING_RATE) if is_peft(model) else rate
 
 
-class Elsewhere(LMPolicy):
+class FrozenPolicy(LMPolicy):
+    """A reference.
+
+    Attributes:
+        base: absolute folder or hub id of its weights; None where they are in no such place.
+    """
+
+    base: str | None = None
+
+
+class Elsewhere(FrozenPolicy):
     """A reference on a device of its own: what it is asked with may be on the policy's device, what it answers is."""
 
     home = torch.device("cpu")
@@ -231,18 +249,15 @@ class Elsewhere(LMPolicy):
         return super().read(observation, active).to(self.home)
 
 
-class AdapterOff(LMPolicy):
+class AdapterOff(FrozenPolicy):
     """A reference that is a policy without its adapter: the same module, with a key-value cache of its own.
 
     Args:
         policy: with an adapter, trained or not. allowed, tokens, sharded: see `LMPolicy`.
         start: the module of the same weights that others may ask for, which is kept for them; None: there is none.
 
-    Attributes:
-        base: absolute folder or hub id of the model under the adapter; None where it is in no such place.
+    Its `base` is the model under the adapter.
     """
-
-    base: str | None = None
 
     def __init__(
         self, policy: LMPolicy, allowed: Bools, start: PreTrainedModel | None, tokens: int, sharded: bool = False
@@ -300,18 +315,39 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def fingerprint(model: nn.Module, whole: bool = False) -> str:
+def fingerprint(model: nn.Module, whole: bool = False, placed: bool = True) -> str:
     """Return a digest of what is not trained of a model, or of the whole: names, shapes and bits of its parameters.
 
     Of a sharded model it is that of the whole. All ranks call this.
+
+    Args: placed: whether it sees which entry of a tensor is where, which the digests of older checkpoints do not.
     """
     known = hashlib.sha256()
     named = sorted(model.named_parameters())
     frozen = [(name, each.detach()) for name, each in named if whole or not each.requires_grad]
-    sums = [own_part(each).view(_BITS[each.element_size()]).sum(dtype=torch.int64) for _, each in frozen]
-    bits = torch.tensor([int(each) for each in sums], dtype=torch.int64)
+    bits = torch.tensor([_sum(each, placed) for _, each in frozen], dtype=torch.int64)
     if is_sharded(model):
         dist.all_reduce(bits)
     for (name, each), total in zip(frozen, bits.tolist(), strict=True):
         known.update(f"{name} {tuple(each.shape)} {each.dtype} {total}\n".encode())
     return known.hexdigest()
+
+
+def has_fingerprint(model: nn.Module, digest: object, whole: bool = False) -> bool:
+    """Return whether a digest is a model's, be it of today or of an older checkpoint. All ranks call this."""
+    return any(fingerprint(model, whole, placed) == digest for placed in (True, False))
+
+
+def _sum(tensor: Tensor, placed: bool) -> int:
+    """Return the sum of the entries' bits, integers, modulo 2^64; each times its place, from 1, if `placed`.
+
+    Of a sharded tensor it is this rank's share.
+    """
+    own = own_part(tensor).reshape(-1)
+    first = own_rows(tensor)[0] * math.prod(tensor.shape[1:]) + 1
+    total = torch.zeros((), dtype=torch.int64, device=own.device)
+    for part in own.view(_BITS[own.element_size()]).split(_AT_ONCE):
+        places = torch.arange(first, first + len(part), device=own.device)
+        total += (part * places).sum() if placed else part.sum(dtype=torch.int64)
+        first += len(part)
+    return int(total)

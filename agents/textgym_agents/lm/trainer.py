@@ -22,13 +22,11 @@ from textgym_agents.lm.checkpoint import (
     optimizer_tensors,
     restore_module,
     restore_optimizer,
-    with_prefix,
-    without_prefix,
 )
 from textgym_agents.lm.devices import ALONE, Devices
-from textgym_agents.lm.parts import read_parts, write_parts
+from textgym_agents.lm.parts import read_parts, with_prefix, without_prefix, write_parts
 from textgym_agents.lm.sharding import release, shard
-from textgym_agents.lm.start import fingerprint
+from textgym_agents.lm.start import fingerprint, has_fingerprint
 from textgym_agents.protocol import Metrics
 from textgym_agents.saving import Saved, count, read_saved
 
@@ -181,7 +179,7 @@ class SupervisedTrainer(Generic[Row]):
 
     def _restore(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         count(saved.state, "step", most=self.steps)
-        if saved.state.get("frozen") != fingerprint(self.loss):
+        if not has_fingerprint(self.loss, saved.state.get("frozen")):
             raise ValueError("the weights that are not trained are not those that the training was begun with")
         tensors = read_parts(saved)
         restore_module(self.loss, without_prefix("model.", tensors))
