@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.reinforce import Reinforce
-from textgym_agents.algorithms.rloo import RLOO
-from textgym_agents.config import LMConfig
+from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
+from textgym_agents.config import KL, LMConfig
 from textgym_agents.conformance.hooks import Estimator, record_gradient
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.critic_free import action_returns, critic_free_targets
@@ -19,8 +19,15 @@ from textgym_agents.lm.rollout import collect, micro_batches, score_reference
 from textgym.lm.categorical import statistics
 
 
+@dataclass(frozen=True)
+class ExactConfig(RLOOConfig):
+    kl: KL = "exact"
+
+
 class BaselineHoldsItself(RLOO):
-    """The mean that is subtracted holds the completion itself, and beta does not know."""
+    """The mean that is subtracted holds the completion itself, and beta of the exact KL does not know."""
+
+    config_type = ExactConfig
 
     def _targets(self, rollout: Any, kl: Any) -> Any:
         targets = super()._targets(rollout, kl)

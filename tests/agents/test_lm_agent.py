@@ -330,6 +330,6 @@ def test_a_learning_rate_that_is_given_stays(tmp_path):
 @pytest.mark.parametrize(("kl", "moved", "factor"), [(0.0, 0.0, 30), (1e9, 2e9, 0.1), (0.05, 0.1, 2**0.5)])
 def test_the_rate_follows_the_root_of_what_was_moved_within_bounds(kl, moved, factor):
     rollout = SimpleNamespace(rows=np.array([0, 0, 1, 1]), lengths=np.array([2, 2]), rounds=1)
-    rate, why = settled_rate(1e-5, rollout, np.full(4, kl), RLOOConfig(update_kl=25.6))
+    rate, why = settled_rate(1e-5, rollout, np.full(4, kl), RLOOConfig(update_kl=25.6, kl="exact"))
     assert rate == pytest.approx(1e-5 * factor)
     assert f"moved the policy by {moved:.3g} nats a sequence, wanted are 0.2" in why
