@@ -51,7 +51,6 @@ OBJECTIVES: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
     "MaxRL": ("grpo", {"divide_by_mean": True, "whiten": False}),
     "REINFORCE++": ("lm-ppo", {"kl": "k1", "lam": 1.0, "value_coefficient": 0.0}),
     "reinforce": ("reinforce", {}),
-    "vine-ppo": ("vine-ppo", {}),
 }
 """Objectives of papers, by name in tables: an agent and its settings. All pay the task's price of KL, as J has it."""
 
