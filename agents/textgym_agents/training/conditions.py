@@ -139,9 +139,9 @@ def useless_critic(rows: Sequence[Row]) -> float | None:
     """Find an explained variance below -0.1, a mean of five rows, while nothing is gained, see `pays`.
 
     0 is a constant's; where prompts tell nothing of the return, a critic that learns moves around it. Near the optimum
-    the returns have little variance left that could be explained.
+    returns have little variance left to explain; batches whose rewards are all equal have none, and are left out.
     """
-    value = recent(rows, "val/explained_variance", 5)
+    value = recent([row for row in rows if row.get("objective/scores_std") != 0], "val/explained_variance", 5)
     return value if value is not None and value < -0.1 and not pays(rows) else None
 
 
@@ -239,13 +239,19 @@ def length_drift(rows: Sequence[Row]) -> float | None:
 def held_out_gap(rows: Sequence[Row]) -> float | None:
     """Find held-out prompts that gained less than half of what those trained on did, beyond the errors of both.
 
-    The gains are compared, as the prompts of the two splits may differ in difficulty. The number is what is missing.
+    Gains are compared, as prompts of two splits may differ in difficulty, and at two evaluations running, as a policy
+    may move back and forth. The number is what is missing.
     """
     places = [place for place, row in enumerate(rows) if row.get("eval/reward") is not None]
-    scores = series(rows[: places[-1] + 1], "objective/scores") if len(places) > 1 else []
+    found = [_gap(rows[: place + 1], rows[places[0]]) for place in places[1:][-2:]]
+    return found[-1] if len(found) == 2 and None not in found else None
+
+
+def _gap(rows: Sequence[Row], before: Row) -> float | None:
+    """Return what held-out prompts lack of the gain since an evaluation, at the one of the last row; or None."""
+    scores, after = series(rows, "objective/scores"), rows[-1]
     if len(scores) <= FEW:
         return None
-    before, after = rows[places[0]], rows[places[-1]]
     gain, error = fmean(scores[-FEW:]) - scores[0], error_of(rows) * math.sqrt(1 + FEW)
     held = (after["eval/reward"] or 0.0) - (before["eval/reward"] or 0.0)
     width = math.hypot(*(_half_width(row, "eval/reward") for row in (before, after)))
