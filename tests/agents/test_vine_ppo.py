@@ -88,9 +88,8 @@ def test_with_the_exact_v_the_mean_is_the_gradient_of_j(options, kl):
     assert min(error(1, 0.0, 0.3), error(2, 0.0, 0.3), error(1, 0.5, 0.3)) > 1e-3
 
 
-@pytest.mark.parametrize(("stride", "gamma", "kl"), [(1, 0.6, "exact"), (2, 1.0, "k1")])
-def test_so_is_that_of_the_agent(stride, gamma, kl):
-    agent = small_agent(VinePPO, tiny_task(gamma=gamma), kl=kl, stride=stride, values="exact")
+def played_whole(agent):
+    """`full_rollout`, with the agent's environment where it has ended."""
     rollout, probabilities = full_rollout(agent)
     agent._env = TokenVectorEnv(agent.task, len(probabilities), autoreset_mode=AutoresetMode.DISABLED)
     agent._env.reset(seed=0)
@@ -98,9 +97,28 @@ def test_so_is_that_of_the_agent(stride, gamma, kl):
     reasons = ["stop" if each.completion[-1] == STOP else "length" for each in trajectories(agent.task)]
     ended = zip(trajectories(agent.task), reasons, strict=True)
     agent._env.set_states([TokenState(prompts[each.prompt], each.completion, why) for each, why in ended])
+    return rollout, probabilities
+
+
+@pytest.mark.parametrize(("stride", "gamma", "kl"), [(1, 0.6, "exact"), (2, 1.0, "k1")])
+def test_so_is_that_of_the_agent(stride, gamma, kl):
+    agent = small_agent(VinePPO, tiny_task(gamma=gamma), kl=kl, stride=stride, values="exact")
+    rollout, probabilities = played_whole(agent)
     got, want = expected_gradient(agent, rollout, probabilities), objective_gradient(agent)
     assert want.norm() > 0.05
     torch.testing.assert_close(-got, want, atol=3e-4, rtol=2e-3)
+
+
+def test_a_kl_in_the_loss_alone_is_charged_to_no_return():
+    def advantages(**settings):
+        agent = small_agent(VinePPO, values="exact", stride=1, **settings)
+        rollout, _ = played_whole(agent)
+        return agent._targets(rollout, np.linspace(0.1, 1.0, len(rollout.rows))).advantages
+
+    unpaid = advantages(kl="exact", beta=0.0)
+    torch.testing.assert_close(advantages(kl="k3"), unpaid)
+    torch.testing.assert_close(advantages(kl="k3-ratio"), unpaid)
+    assert (advantages(kl="exact") - unpaid).abs().max() > 1e-2
 
 
 def running(tree):

@@ -18,7 +18,7 @@ from textgym_agents.algorithms.rloo import check_sequence_kl
 from textgym_agents.config import OnPolicyConfig, at_least_one, only_with, positive, require, share
 from textgym_agents.exact.objective import torch_values, values_of
 from textgym_agents.lm.critic_free import Continuation, critic_free_targets, segment_advantages, segment_states
-from textgym_agents.lm.maths import Targets, clipped_policy_loss, discounted
+from textgym_agents.lm.maths import IN_LOSS_ALONE, Targets, clipped_policy_loss, discounted
 from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Metrics
 from textgym_agents.training.ranks import refuse_ranks
@@ -77,7 +77,8 @@ class VinePPO(OnPolicyAgent):
         return metrics | {"vine/rollouts": float(self.episodes - before), "vine/tokens": float(self.extra_tokens)}
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
-        config, beta, charged = self.config, self.controller.beta, self.controller.beta * (self.config.kl != "k3")
+        config, beta = self.config, self.controller.beta
+        charged = 0.0 if config.kl in IN_LOSS_ALONE else beta
         values = self._values(segment_states(self._env, rollout, config.stride), charged)
         rewards = discounted(rollout, self.task.gamma) - charged * kl
         advantages = segment_advantages(rollout, rewards, values, config.stride, config.lam)

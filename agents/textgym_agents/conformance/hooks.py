@@ -32,7 +32,7 @@ from textgym_agents.algorithms.ppo import ActorCriticAgent, OnPolicyAgent
 from textgym_agents.algorithms.rejection import Rejection
 from textgym_agents.conformance.under_test import NotAsked
 from textgym_agents.lm.agent import LMAgent
-from textgym_agents.lm.maths import Targets, discounted, penalties
+from textgym_agents.lm.maths import IN_LOSS_ALONE, Targets, discounted, penalties
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import Rollout, micro_batches
 from textgym_agents.protocol import Agent, Metrics, Observation
@@ -317,7 +317,7 @@ def policy_gradient_hooks(agent: OnPolicyAgent) -> Hooks:
     if isinstance(agent, Rejection) or agent.objective_tokens == 0:
         return hooks
     # k3 has the gradient of the opposite KL; k3-ratio lacks that of the states visited.
-    if agent.config.kl not in ("k3", "k3-ratio"):
+    if agent.config.kl not in IN_LOSS_ALONE:
         hooks["gradient"] = lambda env, seed: record_gradient(
             agent, env, seed, agent.entropy.coefficient, _estimator(agent)
         )

@@ -8,7 +8,7 @@ come, and nothing is discounted a second time. B is episodes, N the states in wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from textgym.checks import Floats, Ints
 from textgym_agents.config import KL
 from textgym_agents.lm.rollout import Rollout
 
+IN_LOSS_ALONE: Final = ("k3", "k3-ratio")  # kinds of KL that no return is charged with
 Aggregation = Literal["token", "sequence", "constant"]
 """Every token alike; every sequence alike, by the mean over its tokens; the sum over a sequence, over a constant."""
 
@@ -32,7 +33,7 @@ def penalties(kl: Floats, rollout: Rollout, kind: KL) -> Floats:
     if kind == "k1":
         return kl
     charged = np.zeros_like(kl)
-    if kind not in ("k3", "k3-ratio"):
+    if kind not in IN_LOSS_ALONE:
         charged[:-1] = np.where(rollout.rows[1:] == rollout.rows[:-1], kl[1:], 0.0)
     return charged
 
