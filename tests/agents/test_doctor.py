@@ -203,6 +203,21 @@ def test_the_best_reward_may_be_constant_and_nan_may_not():
     assert line.startswith("iteration 20, reward constant or NaN (nan): ")
 
 
+def test_a_gap_has_to_last_and_a_batch_of_equal_rewards_says_nothing_of_a_critic():
+    gap = PLANTED["held-out gap"][0]
+    useless = {"val/explained_variance": -50.0, **WORSE}
+    for name, rows, named in (
+        ("held-out gap", [gap(1), {}, gap(1), {}], False),  # every other evaluation
+        ("held-out gap", [gap(1), gap(1)], True),
+        ("value loss useless", [useless | {"objective/scores_std": 0.0}] * 6, False),
+        ("value loss useless", [useless] * 6, True),
+    ):
+        doctor = Doctor()
+        for at, row in enumerate([{}] * HEALTHY + rows, 1):
+            doctor.see(healthy(at) | row)
+        assert (name in alarms(doctor)) is named
+
+
 def test_a_negative_kl_is_named():
     doctor = Doctor()
     lines = [line for at in range(1, 9) for line in doctor.see(healthy(at) | {"objective/kl": -0.2})]
