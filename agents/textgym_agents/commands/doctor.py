@@ -77,11 +77,11 @@ def examine(path: Path) -> Examined:
 
 def _list(found: Mapping[str, Examined]) -> None:
     """Print a row for each alarm of several runs."""
-    rows = table("run", number("optimality"), folded("alarm"))
+    rows = table(folded("run"), number("optimality"), folded("alarm"))
     for name, one in found.items():
         path = Path(name)
         short = path.parent.name if path.name == "run" else path.name  # a cell's run has its name above it
-        optimality = "-" if one.optimality is None else f"{one.optimality:.3f}"
+        optimality = "-" if one.optimality is None else f"{round(one.optimality, 3) + 0.0:.3f}"
         for each in one.findings:
             if each.alarms:
                 rows.add_row(untrusted(short), optimality, f"{each.condition.name}: {each.verdict}")
