@@ -1,0 +1,241 @@
+"""Grade exercises: call what a student wrote, and compare with the solver or an independent computation.
+
+What is called may be anything, so files are graded in a child process with a deadline (`grade_file`); that is no
+sandbox. `check` does the same in a notebook, for one function.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from textgym.checks import JsonObject
+from textgym_benchmarks.course.chapters import code_of, read_notebook
+from textgym_benchmarks.course.exercises import Case, Exercise, Function, all_exercises, exercise_of
+from textgym_benchmarks.engines.jobs import fresh_python
+
+DEADLINE: Final = 60.0
+"""Seconds that the exercises of a file may take."""
+_CHILD = "from textgym_benchmarks.course.grading import answer_from_input; answer_from_input()"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How an exercise was answered.
+
+    Args:
+        exercise: its name. state: "open" where nothing was written yet.
+        hint: of a wrong answer, the quantity that is off, what was found and what is right; else "".
+    """
+
+    exercise: str
+    state: Literal["right", "wrong", "open"]
+    hint: str = ""
+
+
+def check(function: Function) -> None:
+    """Print whether a function solves the exercise of its name, and a hint if it does not.
+
+    Raises: ValueError for a function that no exercise asks for.
+    """
+    name = getattr(function, "__name__", str(function))
+    print(sentence(judge(exercise_of(name), answers(exercise_of(name), function))))
+
+
+def sentence(grade: Grade) -> str:
+    """Return a grade in one line, as in "3.1 discounted_returns: right"."""
+    number = all_exercises()[grade.exercise][0]
+    said = {"right": "right", "open": "not answered yet", "wrong": f"not right. {grade.hint}"}
+    return f"{number} {grade.exercise}: {said[grade.state]}"
+
+
+def answers(exercise: Exercise, function: Function) -> Iterator[JsonObject]:
+    """Call a function with every case of an exercise. Yields: {"value": JSON}, {"open": True} or {"error": text}."""
+    for case in exercise.cases():
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                found = function(*case.arguments)
+            yield {"open": True} if found is None or found is ... else {"value": _plain(found)}
+        except NotImplementedError:
+            yield {"open": True}
+        except Exception as error:
+            yield {"error": f"{type(error).__name__}: {error}"}
+
+
+def _plain(value: object) -> object:
+    """Return an answer as JSON: numbers, texts, and lists of them. Raises: TypeError for anything else."""
+    detach = getattr(value, "detach", None)
+    value = detach().cpu().numpy() if detach else value
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"the answer is a {type(value).__name__}; allowed are numbers, texts, arrays and tuples of them")
+
+
+def judge(exercise: Exercise, found: Iterable[JsonObject]) -> Grade:
+    """Compare answers with what is right, case by case, up to the first that is not."""
+    for case, answer in zip_longest(exercise.cases(), found):
+        if case is None or answer is None:
+            return Grade(exercise.name, "wrong", "Its process ended, or ran out of time, before it returned.")
+        if answer.get("open"):
+            return Grade(exercise.name, "open")
+        hint = answer.get("error") or _difference(exercise, case, answer["value"])
+        if hint:
+            place = f" Given {case.said}." if case.said else ""
+            return Grade(exercise.name, "wrong", f"{hint}.{place}{_slip(exercise, case, answer)}")
+    return Grade(exercise.name, "right")
+
+
+def _difference(exercise: Exercise, case: Case, value: object) -> str:
+    """Return which quantity is off, what was found and what is right; "" where all agree."""
+    names, several = list(case.expected), len(case.expected) > 1
+    if several and (not isinstance(value, list) or len(value) != len(names)):
+        return f"Expected a tuple ({', '.join(names)}), found {_short(value)}"
+    parts = value if several and isinstance(value, list) else [value]
+    for (name, right), part in zip(case.expected.items(), parts, strict=True):
+        if said := compare(part, right, exercise.tolerance):
+            return f"{name}{said}"
+    return ""
+
+
+def compare(found: object, right: object, tolerance: float) -> str:
+    """Return where two values differ, as in "[2]: found 1, expected 0.5"; "" where they agree.
+
+    Texts are compared as they are, numbers and arrays of numbers up to the tolerance, absolute and relative.
+    """
+    if isinstance(right, str):
+        return "" if found == right else f": found {_short(found)}, expected {right!r}"
+    expected = np.asarray(_plain(right), dtype=np.float64)
+    try:
+        array = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        return f": found {_short(found)}, expected numbers of shape {expected.shape}"
+    if array.shape != expected.shape:
+        return f": found the shape {array.shape}, expected {expected.shape}"
+    off = ~np.isclose(array, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if not off.any():
+        return ""
+    place = tuple(int(i) for i in np.argwhere(off)[0])
+    where = f"[{', '.join(map(str, place))}]" if place else ""
+    return f"{where}: found {array[place]:.6g}, expected {expected[place]:.6g}"
+
+
+def _slip(exercise: Exercise, case: Case, answer: JsonObject) -> str:
+    """Return the well-known mistake that gives this answer."""
+    for said, function in exercise.slips.items():
+        with contextlib.suppress(Exception):
+            wrong = function(*case.arguments)
+            parts = wrong if isinstance(wrong, tuple) and len(case.expected) > 1 else [wrong]
+            same = Case("", (), dict(zip(case.expected, parts, strict=True)))
+            if "value" in answer and not _difference(exercise, same, answer["value"]):
+                return f" That is what comes out if {said}."
+    return ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def definitions(source: str) -> ast.Module:
+    """Return what a function may stand on: imports, functions, classes, and names of literal values.
+
+    A notebook's computations are left out: an exercise is a function of its arguments.
+    """
+    kept: list[ast.stmt] = []
+    for statement in ast.parse(source).body:
+        literal = isinstance(statement, ast.Assign) and _is_literal(statement.value)
+        if literal or isinstance(
+            statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ):
+            kept.append(statement)
+    return ast.Module(kept, type_ignores=[])
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
+
+
+def functions_of(sources: Sequence[str]) -> dict[str, Function]:
+    """Return the functions that cells define under names of exercises; a cell that fails stops no other."""
+    scope: dict[str, object] = {"__name__": "student"}
+    for source in sources:
+        with contextlib.suppress(Exception):
+            for statement in definitions(source).body:
+                with contextlib.suppress(Exception):
+                    exec(compile(ast.Module([statement], []), "student", "exec"), scope)
+    return {name: scope[name] for name in all_exercises() if callable(scope.get(name))}  # type: ignore[misc]
+
+
+def answer_from_input() -> None:
+    """Answer the exercises in the cells that come as JSON on the standard input; write a line for each answer.
+
+    What a student's code prints goes to the standard error.
+    """
+    given = json.load(sys.stdin)
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for name, function in functions_of(given["sources"]).items():
+        if name not in given["known"]:
+            print(json.dumps([name, None]), file=lines, flush=True)
+            for answer in answers(exercise_of(name), function):
+                print(json.dumps([name, answer]), file=lines, flush=True)
+    print(json.dumps(None), file=lines, flush=True)
+
+
+def grade_file(path: Path, deadline: float = DEADLINE) -> list[Grade]:
+    """Grade the exercises that a notebook answers, in a process of their own.
+
+    Where an answer ends the process or does not come in time, the next process goes on behind it.
+
+    Args:
+        path: .ipynb, or a text that Jupytext reads. deadline: seconds for each process.
+    Returns: a grade for each exercise of which there is a function, in the order of the course.
+    Raises: ValueError for a file that holds no notebook.
+    """
+    found: dict[str, list[JsonObject]] = {}
+    sources = code_of(read_notebook(path))
+    while True:
+        known = len(found)
+        lines = _answer_lines({"sources": sources, "known": list(found)}, deadline)
+        for line in lines:
+            if line is not None:
+                name, answer = line
+                found.setdefault(name, []).extend([] if answer is None else [answer])
+        if lines[-1:] == [None] or len(found) == known:
+            return [judge(exercise_of(name), given) for name, given in found.items()]
+
+
+def _answer_lines(given: JsonObject, deadline: float) -> list[tuple[str, JsonObject | None] | None]:
+    """Return the lines of `answer_from_input` up to the end of its process; the last one is None if it came to it."""
+    with subprocess.Popen(
+        fresh_python(_CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            out, _ = process.communicate(json.dumps(given).encode(), deadline)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, _ = process.communicate()
+    whole = out.decode().rpartition("\n")[0]
+    return [line and tuple(line) for line in map(json.loads, whole.splitlines())]

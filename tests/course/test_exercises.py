@@ -1,0 +1,67 @@
+"""Right solutions are right, wrong ones are caught with a hint that names what is off, and files are graded apart."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+from course_tools import answers_of
+from textgym_benchmarks.course.chapters import all_chapters, chapter_of, code_of, student_notebook
+from textgym_benchmarks.course.exercises import all_exercises, exercise_of
+from textgym_benchmarks.course.grading import answers, functions_of, judge
+
+CHAPTERS = [each.number for each in all_chapters()]
+
+
+def verdict(name, function):
+    return judge(exercise_of(name), answers(exercise_of(name), function))
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_reference_solutions_are_right(number):
+    module = import_module(f"textgym_benchmarks.course.solutions.ch{number:02}")
+    names = chapter_of(number).exercises
+    assert sorted(chapter_of(number).solutions) == sorted(names)
+    assert [verdict(name, getattr(module, name)).hint for name in names] == [""] * len(names)
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_two_other_right_answers_of_each_are_right(number):
+    given = answers_of(number, "right")
+    assert sorted(name for name, _ in given) == sorted(chapter_of(number).exercises * 2)
+    assert {
+        f"{name}: {found.hint}" for name, function in given if (found := verdict(name, function)).state != "right"
+    } == set()
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_every_wrong_answer_gets_a_hint_that_names_the_quantity(number):
+    given = answers_of(number, "wrong")
+    assert len(given) >= 3 * len(chapter_of(number).exercises)
+    assert {name for name, _ in given} == set(chapter_of(number).exercises)
+    for name, function in given:
+        found = verdict(name, function)
+        quantity = function.__doc__.partition(":")[0]
+        assert (found.state, found.hint.startswith(quantity)) == ("wrong", True), (function.__name__, found)
+        assert " found " in found.hint
+        assert " expected " in found.hint
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_slips_are_wrong(number):
+    for name in chapter_of(number).exercises:
+        for said, function in exercise_of(name).slips.items():
+            found = verdict(name, function)
+            assert found.state == "wrong", (name, said)
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_stubs_are_open(number):
+    cells = code_of(student_notebook(chapter_of(number)))
+    stubs = functions_of(cells)
+    assert sorted(stubs) == sorted(chapter_of(number).exercises)
+    assert {verdict(name, function).state for name, function in stubs.items()} == {"open"}
+
+
+def test_numbers_of_exercises():
+    assert all_exercises()["discounted_returns"][0] == "3.2"
