@@ -196,7 +196,7 @@ _EXTRAS = {
     "judge": ("openai",),
     "track": ("trackio", "wandb"),
     "datasets": ("datasets", "pyarrow"),
-    "course": ("jupytext", "nbformat", "ipykernel"),
+    "course": ("jupytext", "nbformat"),
     "report": ("matplotlib", "tensorboard", "PIL", "jinja2", "markupsafe", "plotly", "scipy"),
 }
 
