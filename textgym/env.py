@@ -89,8 +89,7 @@ class TokenEnv(gym.Env[Observation, int]):
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right with
     `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, says what is
     padding. With `segments=True` there is `segment_ids=Box(0, 2, (L,), int8)`, too, which says who wrote each token:
-    0 the prompt (and padding), 1 the policy, 2 the environment. No shipped environment writes tokens yet, so 2 does
-    not occur. Observations are copies.
+    0 the prompt (and padding), 1 the policy, 2 the environment. Observations are copies.
 
     ### Rewards
     The task's reward of the finished text, on the last step; 0 before. Rewards with `pay = "every"` pay for every
@@ -186,6 +185,8 @@ class TokenEnv(gym.Env[Observation, int]):
                 f"action {action!r:.80}: not a token id in 0..{self._size - 1} (the vocabulary has {self._size} tokens)"
             )
         ended = bool(store.append(0, token))
+        if ended and self.task.turns is not None:
+            ended = bool(self._episodes.answer(np.zeros(1, dtype=np.int64)).size)
         if not (ended or self._acts_every_step):
             return store.observation(0), 0.0, False, False, {}
         self._running = not ended

@@ -52,9 +52,10 @@ class Episodes:
             task.max_prompt_tokens,
             task.max_new_tokens,
             vocabulary.size,
-            vocabulary.stop_ids,
+            vocabulary.stop_ids if task.turns is None else task.turns.ends,
             vocabulary.pad_id,
             segments,
+            0 if task.turns is None else task.turns.tokens,
         )
 
     def draw(self, generator: np.random.Generator) -> Prompt:
@@ -62,8 +63,22 @@ class Episodes:
         return self.prompts[bisect_right(self.cumulative, generator.random())]
 
     def begin(self, row: int, prompt: Prompt, generator: np.random.Generator) -> None:
-        """Start an episode in a row; the generator serves noisy tasks only."""
-        self.store.load(row, prompt, int(generator.integers(2**63)) if self.task.noisy else None)
+        """Start an episode in a row; the generator serves noisy tasks, and those with turns."""
+        seed = int(generator.integers(2**63)) if self.task.noisy else None
+        self.store.load(row, prompt, seed, None if self.task.turns is None else self.task.turns.draw(prompt, generator))
+
+    def answer(self, rows: Ints) -> Ints:
+        """Let the environment answer turns that have just ended in M rows, in one call of the responder.
+
+        Returns: those of the rows in which the episode has ended.
+        """
+        turns, store = self.task.turns, self.store
+        if turns is None or not rows.size:
+            return rows
+        chosen = rows.tolist()
+        for row, reply in zip(chosen, turns.answers([store.state(row) for row in chosen]), strict=True):
+            store.reply(row, *reply)
+        return rows[store.finish[rows] != RUNNING]
 
     def settle(self, rows: list[int]) -> tuple[Floats, Ending | None]:
         """Pay for the last token of these rows, in one call of the reward.
@@ -109,7 +124,8 @@ class Episodes:
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store
         prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
-        return self.task.judge(self.split, prompts, ids, [store.episode_seeds[row] for row in rows], texts, scorer)
+        seeds, environment = ([each[row] for row in rows] for each in (store.episode_seeds, store.environment))
+        return self.task.judge(self.split, prompts, ids, seeds, texts, scorer, environment)
 
     def _ending(self, rows: list[int], judgement: Judgement) -> Ending:
         gold_scorer = self.task.gold_scorer

@@ -90,7 +90,7 @@ class TaskEntry(Entry):
         name: as in `textgym/NAME-vN`, or NAMESPACE/NAME for the id `NAMESPACE/NAME-vN`.
         target, summary, source: see `Entry`; the target goes from the task's options to a `Task`.
         version: N; it rises when reward, observation or termination changes.
-        family: "alignment", "verifiable", "style", "diagnostics" or "text".
+        family: "alignment", "verifiable", "style", "diagnostics", "turns" or "text".
     Raises: ValueError for a name that is not made of letters, digits and underscores, or the namespace "textgym".
     """
 

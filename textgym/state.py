@@ -47,7 +47,7 @@ FinishReason = Literal["stop", "length"]
 Observation = dict[str, npt.NDArray[Any]]
 
 PROMPT, POLICY, ENVIRONMENT = 0, 1, 2
-"""Who wrote a token, as `segment_ids` say; padding counts as `PROMPT`. No shipped environment writes tokens yet."""
+"""Who wrote a token, as `segment_ids` say; padding counts as `PROMPT`."""
 UNSET = -1  # a row that was never loaded
 RUNNING = 0
 _STOP = 1
@@ -84,6 +84,8 @@ class TokenState:
         episode_seed: the seed of this episode's reward noise; None in tasks without noise.
         environment: places in `completion`, ascending, of the tokens that the environment wrote; the policy wrote the
             others.
+        hidden: what the environment knows and the policy does not, see `textgym.turns.Responder`; None in tasks without
+            turns.
     """
 
     prompt: Prompt
@@ -92,6 +94,17 @@ class TokenState:
     potential: float = 0.0
     episode_seed: int | None = None
     environment: tuple[int, ...] = ()
+    hidden: int | None = None
+
+    @property
+    def replies(self) -> int:
+        """Return how often the environment has written, which is also how many turns have been answered."""
+        return sum(place - 1 not in self.environment for place in self.environment)
+
+    @property
+    def turn(self) -> tuple[int, ...]:
+        """Return the tokens that the policy has written since the environment last did."""
+        return self.completion[self.environment[-1] + 1 if self.environment else 0 :]
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -128,13 +141,14 @@ class TokenStore:
         stop_ids: the ids that end an episode.
         pad_id: what fills a row to the right of its sequence.
         segments: whether observations have `segment_ids`.
+        turn_tokens: the budget of a turn, tokens; 0 where there is one turn, which has all.
 
     Attributes:
         ids: int64 (N, L); mask: int8 (N, L), 1 on the sequence.
         authors: int8 (N, L): PROMPT on the prompt, then POLICY or ENVIRONMENT, beyond the sequence too.
-        finish: int8 (N,): UNSET, RUNNING, or positive once the episode has ended.
+        finish: int8 (N,): UNSET, RUNNING, or positive once the episode, or a turn that `reply` answers, has ended.
         potential: float64 (N,), reward units.
-        prompts, environment, episode_seeds: lists of N, as in `TokenState`.
+        prompts, environment, episode_seeds, hidden: lists of N, as in `TokenState`.
     """
 
     def __init__(
@@ -146,8 +160,10 @@ class TokenStore:
         stop_ids: tuple[int, ...],
         pad_id: int,
         segments: bool = False,
+        turn_tokens: int = 0,
     ) -> None:
         self.width = max_prompt_tokens + max_new_tokens
+        self.turn_tokens = turn_tokens or max_new_tokens
         self.max_prompt_tokens, self.max_new_tokens, self.pad_id = max_prompt_tokens, max_new_tokens, pad_id
         self.segments = segments
         self.ids = np.full((rows, self.width), pad_id, dtype=np.int64)
@@ -158,6 +174,7 @@ class TokenStore:
         self.prompts: list[Prompt] = [Prompt("", (), None)] * rows
         self.environment: list[tuple[int, ...]] = [()] * rows
         self.episode_seeds: list[int | None] = [None] * rows
+        self.hidden: list[int | None] = [None] * rows
         self._stop_code = np.zeros(size, dtype=np.int8)
         self._stop_code[list(stop_ids)] = _STOP
         self._slot_code = np.zeros((rows, self.width), dtype=np.int8)  # _LENGTH where the budget ends
@@ -168,12 +185,34 @@ class TokenStore:
         self._slot_codes = np.where(np.arange(2 * self.width) == self.width, _LENGTH, RUNNING).astype(np.int8)
         self._make_views()
 
-    def load(self, row: int, prompt: Prompt, episode_seed: int | None = None) -> None:
+    def load(self, row: int, prompt: Prompt, episode_seed: int | None = None, hidden: int | None = None) -> None:
         """Start an episode in `row` at s_0 = `prompt`, which holds 1..max_prompt_tokens ids."""
         self._write(row, prompt)
         self.finish[row] = RUNNING
         self.potential[row] = 0.0
-        self.episode_seeds[row] = episode_seed
+        self.episode_seeds[row], self.hidden[row] = episode_seed, hidden
+
+    def reply(self, row: int, tokens: tuple[int, ...], ends: bool) -> None:
+        """Append tokens that the environment writes to a row whose turn has ended.
+
+        Args:
+            tokens: ids in 0..V-1, for which there is room. ends: whether the episode ends with them; else the policy
+                begins another turn.
+        """
+        at = int(self._cursor[row]) - row * self.width
+        end, start = at + len(tokens), len(self.prompts[row].ids)
+        ids, mask, authors, _ = self._row_views[row]
+        ids[at:end], mask[at:end], authors[at:end] = tokens, 1, ENVIRONMENT
+        self.environment[row] += tuple(range(at - start, end - start))
+        self._cursor[row] += len(tokens)
+        if not ends:
+            self._allow(row, end)
+            self.finish[row] = RUNNING
+
+    def _allow(self, row: int, first: int) -> None:
+        """Give the turn that begins at a place of a row its budget."""
+        width, last = self.width, min(first + self.turn_tokens, self.width) - 1
+        self._row_views[row][3][:] = self._slot_codes[width - last : 2 * width - last]
 
     def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
         """Append one token, written by the policy, to every row of `rows`, all of them running.
@@ -230,6 +269,7 @@ class TokenStore:
             potential=float(self.potential[row]),
             episode_seed=self.episode_seeds[row],
             environment=self.environment[row],
+            hidden=self.hidden[row],
         )
 
     def restore(self, row: int, state: TokenState) -> None:
@@ -241,7 +281,7 @@ class TokenStore:
         self._write(row, state.prompt, state.completion, state.environment)
         self.finish[row] = _CODES[state.finish_reason]
         self.potential[row] = state.potential
-        self.episode_seeds[row] = state.episode_seed
+        self.episode_seeds[row], self.hidden[row] = state.episode_seed, state.hidden
 
     def __getstate__(self) -> dict[str, Any]:
         views = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_row_views")
@@ -266,17 +306,17 @@ class TokenStore:
     ) -> None:
         start = len(prompt.ids)
         length = start + len(completion)
-        ids, mask, authors, slot_code = self._row_views[row]
+        ids, mask, authors, _ = self._row_views[row]
         self.prompts[row], self.environment[row] = prompt, environment
         self._cursor[row] = row * self.width + length
         ids[:length] = prompt.ids + completion
         ids[length:] = self.pad_id
-        width, last = self.width, start + self.max_new_tokens - 1
+        width = self.width
         mask[:] = self._masks[width - length : 2 * width - length]
         authors[:] = self._authors[width - start : 2 * width - start]
         for place in environment:
             authors[start + place] = ENVIRONMENT
-        slot_code[:] = self._slot_codes[width - last : 2 * width - last]
+        self._allow(row, start + (environment[-1] + 1 if environment else 0))
 
     def _check(self, state: TokenState) -> None:
         prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)
@@ -286,7 +326,7 @@ class TokenStore:
             raise ValueError(f"state: its completion has {completion} tokens, allowed is 0..{self.max_new_tokens}")
         if not all(0 <= place < completion for place in state.environment):
             raise ValueError(f"state: environment={state.environment}: allowed are places in 0..{completion - 1}")
-        if completion == self.max_new_tokens and state.finish_reason is None:
-            raise ValueError(f"state: runs on although its budget of {completion} tokens is spent")
+        if len(state.turn) >= self.turn_tokens and state.finish_reason is None:
+            raise ValueError(f"state: runs on although its budget of {self.turn_tokens} tokens is spent")
         if not all(0 <= token < size for token in state.tokens):
             raise ValueError(f"state: holds an id outside 0..{size - 1} (the vocabulary has {size} tokens)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from textgym.registry import TASKS, TaskEntry
 from textgym.rewards import Scorer
 from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
+from textgym.turns import Turns
 from textgym.vocab import Vocabulary
 
 MOST_TOKENS = 2**20
@@ -99,6 +100,9 @@ class Task:
             `MinNewTokens` over what was given.
         noisy: every episode draws a seed from the environment's generator; rewards get them as
             `episode_seeds`. A reward with the attribute `noisy` makes its task so.
+        turns: how the environment answers turns of the policy; None where an episode is one turn. Then `max_new_tokens`
+            is `turns.room`, gamma is 1, and rewards that pay at the end get the column `turns`: for each completion a
+            list of (author, text), the authors being "policy" and "environment".
     Raises: ValueError for limits out of range, or a potential-based reward with another discount.
     """
 
@@ -120,6 +124,7 @@ class Task:
     mask: MaskHook | None = field(default=None, repr=False)
     noisy: bool = False
     min_new_tokens: int = 0
+    turns: Turns | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("max_prompt_tokens", 0), ("max_new_tokens", 1)):
@@ -127,6 +132,8 @@ class Task:
         least = check_count("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens, "tokens")
         mask = self.mask.mask if isinstance(self.mask, MinNewTokens) else self.mask
         object.__setattr__(self, "mask", MinNewTokens(least, self.vocabulary, mask) if least else mask)
+        if self.turns is not None:
+            object.__setattr__(self, "turns", self._checked_turns(self.turns))
         check_number("gamma", self.gamma, 0, 1, GAMMA)
         check_number("beta", self.beta, 0, unit=BETA)
         if not isinstance(self.reference, str | Path | Reference):
@@ -148,6 +155,19 @@ class Task:
         if not self.max_prompt_tokens:
             longest = max(len(prompt.ids) for split in ("train", "eval") for prompt in self.encoded(split))
             object.__setattr__(self, "max_prompt_tokens", longest)
+
+    def _checked_turns(self, turns: Turns) -> Turns:
+        """Return the turns with the stop ids among their ends. Raises: ValueError for what goes with one turn alone."""
+        allowed = {"max_new_tokens": turns.room, "gamma": 1.0, "min_new_tokens": 0}
+        for name, value in allowed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)}: in a task with turns allowed is {value:g}")
+        if not self.scorer.pays_at_end:
+            raise ValueError(
+                f"reward: pays at every token (pay={self.scorer.pay!r}); in a task with turns allowed is one that pays "
+                "at the end"
+            )
+        return replace(turns, ends=tuple(sorted({*self.vocabulary.stop_ids, *turns.ends})))
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -206,6 +226,7 @@ class Task:
         episode_seeds: Sequence[int | None] = (),
         texts: list[str] | None = None,
         scorer: Scorer | None = None,
+        environment: Sequence[tuple[int, ...]] = (),
     ) -> Judgement:
         """Decode and score B completions in one call of the reward.
 
@@ -216,6 +237,7 @@ class Task:
             episode_seeds: B, in noisy tasks.
             texts: the decoded completions; None: they are decoded here.
             scorer: None: of the task's reward.
+            environment: B, in tasks with turns: the places of the tokens that the environment wrote.
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, list[Any]] = {"completion_ids": completion_ids}
@@ -223,8 +245,25 @@ class Task:
             columns[name] = [None if prompt.index is None else values[prompt.index] for prompt in prompts]
         if self.noisy:
             columns["episode_seeds"] = list(episode_seeds)
+        if self.turns is not None:
+            columns["turns"] = self._spoken(completion_ids, environment)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
+
+
+    def _spoken(
+        self, completion_ids: Sequence[list[int]], environment: Sequence[tuple[int, ...]]
+    ) -> list[list[tuple[str, str]]]:
+        """Return who said what in B completions, decoded in one call."""
+        authors: list[list[str]] = []
+        pieces: list[list[int]] = []
+        for ids, places in zip(completion_ids, environment, strict=True):
+            written = np.isin(np.arange(len(ids)), places)
+            starts = np.flatnonzero(np.diff(written, prepend=not written[0])).tolist()
+            authors.append(["environment" if written[start] else "policy" for start in starts])
+            pieces += [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
+        texts = iter(self.vocabulary.decode(pieces))
+        return [[(author, next(texts)) for author in each] for each in authors]
 
 
 def task_names() -> list[str]:

@@ -142,7 +142,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         paid = rows
         if rows.size:
             codes = store.append(rows, tokens)
-            paid = rows if self._episodes.pays_every_step else rows[codes.nonzero()]
+            ends = self._episodes.answer(rows[codes.nonzero()])
+            paid = rows if self._episodes.pays_every_step else ends
         if self.score_together:
             paid = self._due(paid)
         if paid.size:

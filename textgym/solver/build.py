@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from textgym.checks import Bools, Floats, Ints, check_number
 from textgym.rewards import Scorer
 from textgym.rewards.dense import potential_difference
 from textgym.solver.tree import Level, PrefixTree, UnsolvableError, check_size, count_states
-from textgym.state import TokenState
+from textgym.state import Prompt, TokenState
 from textgym.task import BETA, GAMMA, Task
+from textgym.turns import Reply
 
 
 def check_beta(task: Task, beta: float | None) -> float:
@@ -24,7 +25,9 @@ def check_beta(task: Task, beta: float | None) -> float:
 
 
 def check_gamma(task: Task, gamma: float | None) -> float:
-    """Return gamma, or the task's for None. Raises: ValueError unless it lies in [0, 1]."""
+    """Return gamma, or the task's for None. Raises: ValueError unless it lies in [0, 1], or is 1 in a task with turns."""
+    if task.turns is not None and gamma not in (None, 1):
+        raise ValueError(f"gamma={gamma}: in a task with turns allowed is 1")
     return check_number("gamma", task.gamma if gamma is None else gamma, 0, 1, GAMMA)
 
 
@@ -32,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 MAX_STATES = 2_000_000
 _TEXTS_AT_ONCE = 50_000
 _MASKS_AT_ONCE = 4096
+_ARRAYS = ("parent", "action", "finished")
 
 
 def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX_STATES) -> PrefixTree:
@@ -46,7 +50,7 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
 
     Raises:
         UnsolvableError: the tree is too large; the reward is noisy without an average pay
-            (`expected`), or changes while it scores.
+            (`expected`), or changes while it scores; what the environment hides is a seed.
         ValueError: the split is unknown; the mask allows nothing in some state.
         TypeError: `problem` is none of these.
         RewardError: the reward fails.
@@ -54,12 +58,16 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
     if isinstance(problem, PrefixTree):
         return problem
     task, split = _task_and_split(problem, split)
-    bare = _masked_levels(task, split, max_states) if task.mask else _free_levels(task, split, max_states)
-    unpaid = PrefixTree(task, split, tuple(bare))
+    replies: tuple[tuple[int, ...], ...] = ()
+    if task.turns is not None:
+        bare, replies = _Conversations(task, split, max_states).levels()
+    else:
+        bare = _masked_levels(task, split, max_states) if task.mask else _free_levels(task, split, max_states)
+    unpaid = PrefixTree(task, split, tuple(bare), replies)
     with _Payer(task, split) as payer:
         _LOG.info("paying %d states", unpaid.states)
         paid = [replace(level, reward=payer.pay(unpaid, depth)) for depth, level in enumerate(bare) if depth]
-    return PrefixTree(task, split, (bare[0], *paid))
+    return PrefixTree(task, split, (bare[0], *paid), replies)
 
 
 def _task_and_split(problem: object, split: str | None) -> tuple[Task, str]:
@@ -116,6 +124,99 @@ def _masked_levels(task: Task, split: str, max_states: int) -> list[Level]:
         parent, action = below, np.concatenate(actions)
         finished = np.isin(action, task.vocabulary.stop_ids) | (depth == task.max_new_tokens)
     return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
+
+
+@dataclass
+class _Node:
+    """A state, how likely each thing is that may be hidden in it, and how it was reached."""
+
+    state: TokenState
+    beliefs: Floats
+    parent: int
+    action: int = -1
+    chance: float = np.nan
+    finished: bool = False
+    environment: bool = False
+
+
+class _Conversations:
+    """The tree of a task with turns: moves of the policy, a token each, and moves of the environment, a reply each."""
+
+    def __init__(self, task: Task, split: str, max_states: int) -> None:
+        assert task.turns is not None
+        self._task, self._turns, self._max_states = task, task.turns, max_states
+        self._prompts = task.encoded(split)
+        self._moves: dict[Reply, int] = {}
+
+    def levels(self) -> tuple[list[Level], tuple[tuple[int, ...], ...]]:
+        """Return the levels, unpaid, and the replies by their numbers."""
+        nodes = [_Node(TokenState(prompt), self._weights(prompt), row) for row, prompt in enumerate(self._prompts)]
+        levels: list[Level] = []
+        total = 0
+        while nodes:
+            total += len(nodes)
+            check_size(total, self._max_states, "at least ")
+            below = list(self._children(nodes))
+            counts = np.bincount([node.parent for node in below], minlength=len(nodes))
+            chance = np.array([node.chance for node in nodes])
+            moves = np.array([node.environment for node in nodes])
+            level = _level(*(np.array([getattr(node, name) for node in nodes]) for name in _ARRAYS), counts)
+            levels.append(
+                replace(
+                    level,
+                    chance=None if np.isnan(chance).all() else chance,
+                    environment=moves if moves.any() else None,
+                )
+            )
+            nodes = below
+        return levels, tuple(reply.tokens for reply in self._moves)
+
+    def _weights(self, prompt: Prompt) -> Floats:
+        weights = self._turns.responder.weights(prompt)
+        if weights is None:
+            raise UnsolvableError(
+                f"task {self._task.name!r}: what its environment hides is a seed, one of 2^63; what can be solved has a "
+                "few things to hide, with weights"
+            )
+        return np.asarray(weights, dtype=np.float64)
+
+    def _children(self, nodes: Sequence[_Node]) -> Iterator[_Node]:
+        own = [node.state for node in nodes if not (node.finished or node.environment)]
+        masks = iter(legal_tokens(self._task, own)) if own else iter(())
+        replies = self._replies([node for node in nodes if node.environment])
+        for row, node in enumerate(nodes):
+            if node.environment:
+                yield from self._answered(row, node, next(replies))
+            elif not node.finished:
+                yield from (self._written(row, node, int(token)) for token in np.flatnonzero(next(masks)))
+
+    def _replies(self, nodes: Sequence[_Node]) -> Iterator[dict[Reply, Floats]]:
+        """Yield the replies to each state, with what they leave of its beliefs; asked in one call."""
+        possible = [np.flatnonzero(node.beliefs) for node in nodes]
+        asked = [replace(node.state, hidden=int(k)) for node, ks in zip(nodes, possible, strict=True) for k in ks]
+        answers = iter(self._turns.answers(asked)) if asked else iter(())
+        for node, ks in zip(nodes, possible, strict=True):
+            found: dict[Reply, Floats] = {}
+            for k in ks:
+                found.setdefault(next(answers), np.zeros(len(node.beliefs)))[k] = node.beliefs[k]
+            yield found
+
+    def _answered(self, row: int, node: _Node, replies: dict[Reply, Floats]) -> list[_Node]:
+        """Return the states that replies lead to, in the order of their numbers."""
+        start, found = len(node.state.completion), []
+        for reply, left in replies.items():
+            places = (*node.state.environment, *range(start, start + len(reply.tokens)))
+            state = replace(node.state, completion=node.state.completion + reply.tokens, environment=places)
+            move = self._task.vocabulary.size + self._moves.setdefault(reply, len(self._moves))
+            share = float(left.sum())
+            found.append(_Node(state, left / share, row, move, float(np.log(share)), finished=reply.ends))
+        return sorted(found, key=lambda node: node.action)
+
+    def _written(self, row: int, node: _Node, token: int) -> _Node:
+        """Return the state that a token of the policy leads to."""
+        state = replace(node.state, completion=(*node.state.completion, token))
+        over = token in self._turns.ends or len(state.turn) == self._turns.tokens
+        return _Node(state, node.beliefs, row, token, environment=over)
 
 
 def _masks(tree: PrefixTree, depth: int, running: Ints) -> Iterator[tuple[Ints, Bools]]:
@@ -210,7 +311,8 @@ class _Payer:
         for start in range(0, len(rows), _TEXTS_AT_ONCE):
             part = slice(start, start + _TEXTS_AT_ONCE)
             chosen = [prompts[i] for i in tree.prompt_of[depth][rows[part]].tolist()]
-            ids = tree.completions(depth, rows[part]).tolist()
+            ids, places = tree.written(depth, rows[part])
             seeds = [0] * len(ids)  # a column of noisy tasks, which the mean does not depend on
-            result[part] = self._task.judge(self._split, chosen, ids, seeds, scorer=self._scorer).total
+            judged = self._task.judge(self._split, chosen, ids, seeds, scorer=self._scorer, environment=places)
+            result[part] = judged.total
         return result

@@ -10,6 +10,9 @@ V(s_t) = beta log sum_a ref(a) exp(Q(s_t, a) / beta); so the optimum is Gibbs, r
 discounted return, at every gamma. In units of reward at time t the same recursion has V_t = V / gamma^t and the
 temperature beta / gamma^t, which grows with t and has no value at gamma = 0.
 
+Where the environment moves, V(s) = sum over its replies of p(reply given the tokens seen) Q(s, reply): it is not the
+policy's to choose. With random replies pi* is therefore not Gibbs over whole episodes, whose beta log Z is too high.
+
 Source: Korbak et al. (2022), arXiv:2205.11275, section 3; Levine (2018), arXiv:1805.00909, section 2.
 """
 
@@ -240,6 +243,11 @@ def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, ga
             own[level.running], logs = soft_backup(worth, log_reference[depth], level, beta)
         else:
             own[level.running], mass[level.running], logs = hard_backup(worth, log_reference[depth], log_mass, level)
+        if level.environment is not None:
+            moves, base = level.environment[level.running], log_reference[depth]
+            own[level.running] = np.where(moves, per_state(np.exp(base) * worth, level, np.add), own[level.running])
+            mass[level.running] = np.where(moves, log_sum(base + log_mass, level), mass[level.running])
+            logs = np.where(per_edge(moves, level), base, logs)
         log_mass = mass
         values.insert(0, own)
         action_values.insert(0, worth)

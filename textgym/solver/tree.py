@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import LogProbs, Observation
-from textgym.state import segment_ids
+from textgym.state import ENVIRONMENT, segment_ids
 from textgym.task import Task
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ class Level:
         finished: (n,) the episode has ended here.
         first: (n + 1,) the children of state i are rows first[i]:first[i + 1] of the next level.
         reward: (n,) the pay for arriving here, reward units.
+        chance: (n,) log of the probability that the environment leads here, nats; NaN where a token of the policy does.
+            None where no reply leads to this level.
+        environment: (n,) the environment moves here; None where it does so in no state of the level.
     """
 
     parent: Ints
@@ -74,6 +77,8 @@ class Level:
     finished: Bools
     first: Ints
     reward: Floats
+    chance: Floats | None = None
+    environment: Bools | None = None
 
     @cached_property
     def running(self) -> Ints:
@@ -92,13 +97,15 @@ class PrefixTree:
 
     Attributes:
         task, split: the tree is of these.
-        levels: levels[t] holds the states with t generated tokens. An edge (s, a) is named by the state it leads to:
-            an array per edge of depth t is aligned with levels[t + 1].
+        levels: levels[t] holds the states after t moves: tokens of the policy, and whole replies of the environment. An
+            edge (s, a) is named by the state it leads to: an array per edge of depth t is aligned with levels[t + 1].
+        replies: what the environment can write; its move number i is the action V + i.
     """
 
     task: Task
     split: str
     levels: tuple[Level, ...] = field(repr=False)
+    replies: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     @property
     def states(self) -> int:
@@ -119,23 +126,50 @@ class PrefixTree:
         return tuple(result)
 
     def completions(self, depth: int, rows: Ints) -> Ints:
-        """Return the generated tokens of states, (m, depth)."""
+        """Return the moves that led to states, (m, depth): in a task without turns the generated tokens."""
         tokens = np.empty((len(rows), depth), dtype=np.int64)
         for t in range(depth, 0, -1):
             tokens[:, t - 1] = self.levels[t].action[rows]
             rows = self.levels[t].parent[rows]
         return tokens
 
+    def written(self, depth: int, rows: Ints) -> tuple[list[list[int]], list[tuple[int, ...]]]:
+        """Return the tokens of m states behind their prompts, and the places of those that the environment wrote."""
+        moves, size = self.completions(depth, rows).tolist(), self.task.vocabulary.size
+        if not self.replies:
+            return moves, [()] * len(moves)
+        tokens: list[list[int]] = []
+        places: list[tuple[int, ...]] = []
+        for each in moves:
+            parts = [(move,) if move < size else self.replies[move - size] for move in each]
+            authors = [move >= size for move, part in zip(each, parts, strict=True) for _ in part]
+            tokens.append([token for part in parts for token in part])
+            places.append(tuple(place for place, other in enumerate(authors) if other))
+        return tokens, places
+
     def observations(self, depth: int, rows: Ints) -> Observation:
         """Return the observations of states, as the environment gives them with `segments=True`: arrays (m, L)."""
         prompts, lengths = self._prompt_ids
         prompt = self.prompt_of[depth][rows]
         ids = prompts[prompt]
+        if self.replies:
+            return self._with_replies(ids, lengths[prompt], *self.written(depth, rows))
         ends = lengths[prompt] + depth
         columns = lengths[prompt][:, None] + np.arange(depth)
         np.put_along_axis(ids, columns, self.completions(depth, rows), axis=1)
         mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int8)
         return {"input_ids": ids, "attention_mask": mask, "segment_ids": segment_ids(mask, lengths[prompt])}
+
+    def _with_replies(
+        self, ids: Ints, lengths: Ints, tokens: list[list[int]], places: list[tuple[int, ...]]
+    ) -> Observation:
+        ends = lengths + [len(each) for each in tokens]
+        mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int8)
+        authors = segment_ids(mask, lengths)
+        for row, (written, others) in enumerate(zip(tokens, places, strict=True)):
+            ids[row, lengths[row] : ends[row]] = written
+            authors[row, lengths[row] + np.array(others, dtype=np.int64)] = ENVIRONMENT
+        return {"input_ids": ids, "attention_mask": mask, "segment_ids": authors}
 
     def batches(self, depth: int) -> Iterator[Ints]:
         """Yield the running states of a level in batches whose next-token distributions fit into little memory."""
@@ -196,7 +230,7 @@ class TokenPolicy(Protocol):
 def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "policy") -> tuple[Floats, ...]:
     """Return the log-probability of every edge, normalised over the legal actions of its state.
 
-    Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
+    What the environment does is no policy's: its edges have their chance. Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
     the legal ones in proportion. It also takes out the rounding of policies that compute in float32.
 
     Args:
@@ -212,15 +246,21 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
     result = []
     for depth in range(len(tree.levels) - 1):
         level = tree.levels[depth]
-        logs = np.empty(len(tree.levels[depth + 1].parent))
+        logs = np.zeros(len(tree.levels[depth + 1].parent))
         for rows in tree.batches(depth):
             _LOG.info("asking the %s at depth %d for %d of %d states", argument, depth, len(rows), len(level.running))
-            table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
             where, place = tree.edges(depth, rows)
-            logs[where] = table[place, tree.levels[depth + 1].action[where]]
+            if level.environment is not None:
+                own = ~level.environment[rows]
+                where, place = np.arange(where.start, where.stop)[own[place]], (np.cumsum(own) - 1)[place[own[place]]]
+                rows = rows[own]
+            if len(rows):
+                table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
+                logs[where] = table[place, tree.levels[depth + 1].action[where]]
         if np.isnan(logs).any() or (logs == np.inf).any():
             raise ValueError(f"{argument}: log_probs holds NaN or +inf, allowed are numbers <= 0 and -inf")
-        result.append(normalised(logs, level))
+        own, chance = normalised(logs, level), tree.levels[depth + 1].chance
+        result.append(own if chance is None else np.where(np.isnan(chance), own, chance))
     return tuple(result)
 
 
@@ -266,6 +306,7 @@ class Lookup:
         for row, prompt in enumerate(tree.task.encoded(tree.split)):
             first.setdefault(prompt.ids, row)
         self._prompts = [(np.array(ids), row) for ids, row in first.items()]
+        self._turns = {} if not tree.replies else dict(self._states())
         # Siblings stand in the order of their actions and families in that of their parents: the key is ascending.
         self._keys = [level.parent * self._size + level.action for level in tree.levels]
 
@@ -277,6 +318,11 @@ class Lookup:
         ids = np.asarray(observation["input_ids"], dtype=np.int64)
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         depths, rows = np.full(len(ids), -1), np.full(len(ids), -1)
+        if self._turns:
+            keys = [tuple(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
+            found = np.array([self._turns.get(key, (-1, -1)) for key in keys]).reshape(-1, 2)
+            self._check_found(ids, lengths, found[:, 1])
+            return found[:, 0], found[:, 1]
         for prompt, root in self._prompts:
             start = len(prompt)
             here = np.flatnonzero((lengths >= start) & (ids[:, :start] == prompt).all(1))
@@ -288,6 +334,20 @@ class Lookup:
                     "with another; allowed are tasks whose prompts end in a mark of their own"
                 )
             depths[here], rows[here] = lengths[here] - start, row
+        self._check_found(ids, lengths, rows)
+        return depths, rows
+
+    def _states(self) -> Iterator[tuple[tuple[int, ...], tuple[int, int]]]:
+        """Yield every state in which the policy moves, or nobody, by its tokens."""
+        prompts = self._tree.task.encoded(self._tree.split)
+        for depth, level in enumerate(self._tree.levels):
+            tokens, _ = self._tree.written(depth, np.arange(len(level.parent)))
+            prompt = self._tree.prompt_of[depth].tolist()
+            for row, (root, each) in enumerate(zip(prompt, tokens, strict=True)):
+                if level.environment is None or not level.environment[row]:
+                    yield (*prompts[root].ids, *each), (depth, row)
+
+    def _check_found(self, ids: Ints, lengths: Ints, rows: Ints) -> None:
         if (rows < 0).any():
             index = int(np.flatnonzero(rows < 0)[0])
             tokens = ids[index, : lengths[index]].tolist()
@@ -295,7 +355,6 @@ class Lookup:
                 f"observation {index}: its tokens {tokens} are no state that legal actions reach from a "
                 f"prompt of the {self._tree.split} split"
             )
-        return depths, rows
 
     def _descend(self, ids: Ints, lengths: Ints, here: Ints, start: int, root: int) -> tuple[Ints, Ints]:
         """Return which of the observations `here`, all of one prompt, are in the tree, and their rows."""

@@ -63,7 +63,7 @@ class Trajectories:
         return [self._completion(int(i)) for i in ranked]
 
     def _completion(self, index: int) -> Completion:
-        tokens = self.tree.completions(int(self.length[index]), self.row[index : index + 1])[0].tolist()
+        tokens = self.tree.written(int(self.length[index]), self.row[index : index + 1])[0][0]
         log_probability = self.log_probability[index]
         return Completion(
             prompt=int(self.prompt[index]),
@@ -231,6 +231,9 @@ def evaluate_edges(
             # Where neither goes, going there costs nothing that could be compared: -inf, as if the policy did.
             ratio = np.where(taken | (base > -np.inf), logs - base, np.inf)
             steps = np.stack([np.zeros_like(ratio), ratio, -logs, np.ones_like(ratio)], axis=1)
+        if below.chance is not None:  # what the environment writes is no choice of the policy, nor a token of it
+            steps[~np.isnan(below.chance)] = 0.0
+            ratio = np.where(np.isnan(below.chance), ratio, 0.0)
         paid = gamma**depth * below.reward
         sums[:, _RETURN] += paid
         gains = np.where(taken[:, None], sums, 0.0) + np.where(taken[:, None], steps, 0.0)
@@ -258,7 +261,7 @@ def _reach(tree: PrefixTree, log_policy: tuple[Floats, ...]) -> tuple[Floats, ..
         stuck = np.isneginf(per_state(own, level, np.maximum)) & (logs[-1][level.running] > -np.inf)
         if stuck.any():
             row = level.running[stuck][:1]
-            tokens = tuple(tree.completions(depth, row)[0].tolist())
+            tokens = tuple(tree.written(depth, row)[0][0])
             raise ValueError(f"policy: after the tokens {tokens} it gives no legal action any probability")
         logs.append(logs[-1][tree.levels[depth + 1].parent] + own)
     return tuple(np.exp(values) for values in logs)

@@ -19,6 +19,7 @@ from textgym.rewards.base import reward_name
 from textgym.rewards.registry import spec_name
 from textgym.rewards.scorer import OnError
 from textgym.task import Task
+from textgym.turns import Turns
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import REWARD_MODEL_PATH
 from textgym.world.prompts import SPLITS, WorldPrompt, prompts
@@ -103,6 +104,7 @@ def assemble(
     gold: RewardSpec | None,
     vocabulary: Vocabulary | None = None,
     grammar: str | None = None,
+    turns: Turns | None = None,
     **options: Unpack[Options],
 ) -> Task:
     """Make a task from its prompts and rewards.
@@ -113,6 +115,7 @@ def assemble(
         gold: spec of the gold reward; None where there is none.
         vocabulary: the action set; None: the built-in one.
         grammar: of the action mask, as `textgym.grammar` makes it; None for no mask.
+        turns: how the environment answers; None where an episode is one turn.
         options: see `SHARED`; those left out are as in `DEFAULTS`.
     Raises: ValueError or TypeError for a reward or limit that is not allowed.
     """
@@ -134,6 +137,7 @@ def assemble(
         gold=gold_reward,
         reward_name=reward_name(reward) if callable(reward) else spec_name(asked),
         mask=None if grammar is None else GrammarMask(vocabulary, grammar),
+        turns=turns,
         **settings,
     )
 

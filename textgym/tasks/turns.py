@@ -1,0 +1,199 @@
+"""Tasks of several turns: what the environment hides has to be asked for, and asking costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, get_args
+
+
+from textgym.checks import check_count, check_number
+from textgym.lm.reference import Reference
+from textgym.prompts import PromptSet, Split, prompt_set
+from textgym.rewards.base import Column, NamedReward
+from textgym.state import Prompt, TokenState
+from textgym.task import Task
+from textgym.tasks.assemble import assemble, documented
+from textgym.tasks.diagnostics.common import BETA, word_vocabulary
+from textgym.turns import Reply, Turns
+from textgym.vocab import Vocabulary
+
+COLOURS: Final = ("red", "blue", "green", "white")
+MOSTLY: Final = 0.9
+"""How often `paint mostly red` means red."""
+SHARED: Final = """
+    ### Observation Space
+    `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right;
+    L = $L. With `segments=True` `segment_ids` tells the environment's words from the policy's.
+
+    ### Episode End
+    Terminated after an answer, or after $T; every turn is one word. Never truncated.
+
+    ### Arguments
+        cost: reward units that a question costs.
+        beta: reward units per nat of KL to the reference.
+        reference: "uniform", a model's folder, or an object with `log_probs(observation)`.
+
+    ### Version History
+    - v0: first version.
+"""
+"""Sections and arguments that the tasks share; `documented` fills in the names after $."""
+
+
+@dataclass(frozen=True)
+class AskThenAnswer(NamedReward):
+    """Pay 1 for an answer that the environment calls right, less `cost` for every question before it.
+
+    Args:
+        right: the environment's word. cost: reward units a question; every turn but the last is one.
+    """
+
+    right: str
+    cost: float
+    name = "ask_then_answer"
+    maximum = 1.0
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
+        """Score every completion."""
+        return [self._pay(turns) for turns in columns["turns"]]
+
+    def _pay(self, turns: object) -> float:
+        assert isinstance(turns, list)
+        right = turns[-1] == ("environment", self.right)
+        asked = sum(author == "policy" for author, _ in turns) - (turns[-1][1] in (self.right, "wrong"))
+        return float(right) - self.cost * asked
+
+
+class Oracle:
+    """Says what is hidden, one word at a time.
+
+    Args:
+        vocabulary: of the task. hidden: prompt -> weights of what may be hidden, (K,).
+        says: the word for an action given what is hidden; "right" and "wrong" end the episode.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, hidden: Mapping[str, Sequence[float]], says: Mapping[tuple[str, int], str]
+    ) -> None:
+        self._hidden = hidden
+        word = {vocabulary.token_text(token): token for token in range(vocabulary.size)}
+        self._replies = {
+            (word[action], k): Reply((word[said],), ends=said in ("right", "wrong")) for (action, k), said in says.items()
+        }
+
+    def weights(self, prompt: Prompt) -> Sequence[float]:
+        """See `textgym.turns.Responder.weights`."""
+        return self._hidden[prompt.text]
+
+    def replies(self, states: Sequence[TokenState]) -> list[Reply]:
+        """See `textgym.turns.Responder.replies`."""
+        return [self._replies[state.completion[-1], int(state.hidden or 0)] for state in states]
+
+
+def _one_word_turns(
+    name: str,
+    actions: Sequence[str],
+    spoken: Sequence[str],
+    hidden: Mapping[str, Sequence[float]],
+    says: Mapping[tuple[str, int], str],
+    most: int,
+    *,
+    cost: float,
+    beta: float,
+    reference: str | Reference,
+) -> Task:
+    """Make a task whose turns are one word each, of the policy as of the environment."""
+    check_number("cost", cost, 0, unit="reward units a question")
+    asked = dict.fromkeys([*spoken, *(word for prompt in hidden for word in prompt.split())])
+    vocabulary = word_vocabulary(actions, asked=[word for word in asked if word not in actions])
+    turns = Turns(Oracle(vocabulary, hidden, says), most=most, tokens=1, reply_tokens=1)
+    prompts: PromptSet = prompt_set([*hidden])
+    return assemble(
+        name,
+        "turns",
+        dict.fromkeys(get_args(Split), prompts),
+        gold=AskThenAnswer("right", cost),  # type: ignore[arg-type]
+        vocabulary=vocabulary,
+        turns=turns,
+        max_new_tokens=turns.room,
+        beta=beta,
+        reference=reference,
+    )
+
+
+@documented(SHARED, L="2 * difficulty + 3", T="`difficulty` + 1 turns")
+def twenty_questions_task(
+    difficulty: int = 3, *, cost: float = 0.05, beta: float = 0.02, reference: str | Reference = "uniform"
+) -> Task:
+    """Make the task TwentyQuestions.
+
+    ### Description
+    The environment thinks of a number below 2 ** difficulty. A question, as `<4`, is answered by `yes` or `no`; naming a
+    number ends the episode with `right` or `wrong`. Halving what is left finds it with `difficulty` questions; a guess
+    without any is right once in 2 ** difficulty.
+
+    ### Action Space
+    `Discrete(V)`: the questions `<1`, `<2`, ..., the numbers `0`, `1`, ...; the words of the environment and the prompt
+    are not allowed.
+
+    ### Rewards
+    Paid at the end: 1 where the number is right, less `cost` for every question.
+
+    ### Starting State
+    The prompt `guess`, in all splits; each number is equally likely.
+
+    ### Arguments
+        difficulty: 1..4, bits of the number.
+    """
+    count = 2 ** check_count("difficulty", difficulty, 1, 4, "bits of the number")
+    questions, numbers = [f"<{k}" for k in range(1, count)], [str(k) for k in range(count)]
+    says = {(f"<{bound}", k): "yes" if k < bound else "no" for bound in range(1, count) for k in range(count)}
+    says |= {(guess, k): "right" if int(guess) == k else "wrong" for guess in numbers for k in range(count)}
+    return _one_word_turns(
+        "TwentyQuestions",
+        [*questions, *numbers],
+        ["yes", "no", "right", "wrong"],
+        {"guess": [1 / count] * count},
+        says,
+        difficulty + 1,
+        cost=cost,
+        beta=beta,
+        reference=reference,
+    )
+
+
+@documented(SHARED, L="7", T="two turns")
+def clarify_task(
+    difficulty: int = 3, *, cost: float = 0.2, beta: float = BETA, reference: str | Reference = "uniform"
+) -> Task:
+    """Make the task Clarify.
+
+    ### Description
+    A user wants something painted, and some say in which colour: `paint red`. Others do not: behind `paint any` each
+    colour is equally likely, behind `paint mostly red` red is meant 9 times in 10. Asking `which` tells, and costs.
+    It pays where the best guess is right less often than 1 - cost.
+
+    ### Action Space
+    `Discrete(V)`: `which` and the colours; the other words of prompts and of the environment are not allowed.
+
+    ### Rewards
+    Paid at the end: 1 for the colour that is meant, less `cost` for a question.
+
+    ### Starting State
+    `paint any`, and for every colour `paint COLOUR` and `paint mostly COLOUR`, in all splits, all equally likely.
+
+    ### Arguments
+        difficulty: 2..4, colours.
+    """
+    count = check_count("difficulty", difficulty, 2, len(COLOURS), "colours")
+    colours = COLOURS[:count]
+    rest = (1 - MOSTLY) / (count - 1)
+    hidden: dict[str, list[float]] = {"paint any": [1 / count] * count}
+    for k, colour in enumerate(colours):
+        hidden[f"paint {colour}"] = [float(k == each) for each in range(count)]
+        hidden[f"paint mostly {colour}"] = [MOSTLY if k == each else rest for each in range(count)]
+    says = {("which", k): colour for k, colour in enumerate(colours)}
+    says |= {(said, k): "right" if said == meant else "wrong" for said in colours for k, meant in enumerate(colours)}
+    return _one_word_turns(
+        "Clarify", ["which", *colours], ["right", "wrong"], hidden, says, 2, cost=cost, beta=beta, reference=reference
+    )

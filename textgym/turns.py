@@ -1,0 +1,156 @@
+"""Turns: after each turn of the policy the environment writes tokens, and the episode goes on.
+
+What the environment writes may depend on something hidden, which is drawn when an episode begins: then the policy faces
+chance. Where it can be one of a few things, what the policy can know of it is exact (`Turns.beliefs`), and so is the
+solver (`textgym.solver`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+
+from textgym.checks import Floats, check_count, shown
+from textgym.state import Prompt, TokenState
+
+_SEEDS: Final = 2**63
+
+
+class Reply(NamedTuple):
+    """What the environment writes after a turn of the policy.
+
+    Attributes:
+        tokens: ids; at least one, except in the reply that ends an episode.
+        ends: whether the episode ends here.
+    """
+
+    tokens: tuple[int, ...] = ()
+    ends: bool = False
+
+
+class Responder(Protocol):
+    """Answers turns. It keeps nothing: what it says is a function of a state, which holds what is hidden."""
+
+    def weights(self, prompt: Prompt) -> Sequence[float] | None:
+        """Return how likely each thing is that may be hidden, (K,), summing to 1; (1.0,) where nothing is.
+
+        None says that what is hidden is a seed, one of 2^63; nothing can then be solved or searched.
+        """
+
+    def replies(self, states: Sequence[TokenState]) -> Sequence[Reply]:
+        """Return the reply to each state in which a turn has just ended.
+
+        `state.hidden` is an index below K, or the seed.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """How the turns of a task go.
+
+    Args:
+        responder: answers every turn.
+        most: turns of the policy; the episode ends with the reply to the last one, whatever it is.
+        tokens: budget of a turn, tokens.
+        reply_tokens: the most tokens of a reply.
+        ends: ids that end a turn beside its budget, as the closing tag of a tool call; a task adds its stop ids.
+        close: what the environment writes first where the budget has cut a turn off, as the end-of-turn id of a chat
+            template.
+    Raises: ValueError for a number out of range.
+    """
+
+    responder: Responder
+    most: int
+    tokens: int
+    reply_tokens: int
+    ends: tuple[int, ...] = ()
+    close: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("most", 1), ("tokens", 1), ("reply_tokens", 1)):
+            check_count(name, getattr(self, name), least)
+
+    @property
+    def room(self) -> int:
+        """The most tokens that an episode can write, replies included; the task's `max_new_tokens`."""
+        return self.most * (self.tokens + len(self.close) + self.reply_tokens)
+
+    def random(self, prompts: Sequence[Prompt]) -> bool:
+        """Return whether chance has a say in what the environment writes to some of these prompts."""
+        weights = [self.responder.weights(prompt) for prompt in prompts]
+        return any(each is None or np.count_nonzero(each) > 1 for each in weights)
+
+    def draw(self, prompt: Prompt, generator: np.random.Generator) -> int:
+        """Return what is hidden in an episode, by one draw."""
+        weights = self.responder.weights(prompt)
+        if weights is None:
+            return int(generator.integers(_SEEDS))
+        return _choose(np.asarray(weights, dtype=np.float64), generator)
+
+    def answers(self, states: Sequence[TokenState]) -> list[Reply]:
+        """Return the reply to each state in which a turn has just ended.
+
+        Raises: ValueError for a reply that is none, too long, or empty without ending the episode.
+        """
+        found = list(self.responder.replies(states))
+        if len(found) != len(states):
+            raise ValueError(f"responder: {len(found)} replies to {len(states)} states, allowed is one to each")
+        last = [state.replies == self.most - 1 for state in states]
+        for reply, ends in zip(found, last, strict=True):
+            if not isinstance(reply, Reply):
+                raise ValueError(f"responder: {shown(reply)}: allowed is a textgym.turns.Reply")
+            least = 0 if ends or reply.ends else 1
+            if not least <= len(reply.tokens) <= self.reply_tokens:
+                raise ValueError(
+                    f"responder: a reply of {len(reply.tokens)} tokens, allowed are {least} to "
+                    f"reply_tokens={self.reply_tokens}"
+                )
+        return [
+            Reply((() if state.completion[-1] in self.ends else self.close) + tuple(reply.tokens), ends or reply.ends)
+            for state, reply, ends in zip(states, found, last, strict=True)
+        ]
+
+    def beliefs(self, state: TokenState) -> Floats:
+        """Return how likely each thing is that may be hidden, given the tokens seen, (K,): Bayes' rule.
+
+        Raises: ValueError where what is hidden is a seed, or where nothing explains the tokens.
+        """
+        weights = self.responder.weights(state.prompt)
+        if weights is None:
+            raise ValueError(
+                "responder: what is hidden is a seed, so what it is given the tokens is not known; search and exact "
+                "answers are for responders with weights"
+            )
+        found = np.array(weights, dtype=np.float64)
+        for asked, written in _replied(state):
+            possible = np.flatnonzero(found)
+            answers = self.answers([replace(asked, hidden=int(k)) for k in possible])
+            found[possible] *= [reply.tokens == written for reply in answers]
+        if not found.any():
+            raise ValueError(f"state: the environment does not write what stands in its completion {state.completion}")
+        return np.asarray(found / found.sum())
+
+    def redraw(self, state: TokenState, generator: np.random.Generator) -> TokenState:
+        """Return a state that looks the same, with what is hidden drawn anew given the tokens seen, by one draw.
+
+        A search must go on from such states, or it would know what the policy cannot. Raises: as `beliefs`.
+        """
+        return replace(state, hidden=_choose(self.beliefs(state), generator))
+
+
+def _choose(weights: Floats, generator: np.random.Generator) -> int:
+    cumulative = np.cumsum(weights)
+    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+
+
+def _replied(state: TokenState) -> Iterator[tuple[TokenState, tuple[int, ...]]]:
+    """Yield each state on the way to this one in which a turn had just ended, and what the environment wrote there."""
+    places = np.array(state.environment, dtype=np.int64)
+    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else ():
+        first, last = int(run[0]), int(run[-1])
+        before = tuple(place for place in state.environment if place < first)
+        asked = replace(state, completion=state.completion[:first], environment=before, finish_reason=None)
+        yield asked, state.completion[first : last + 1]
