@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from textgym.checks import Bools, Floats, check_flag
+from textgym.checks import Bools, Floats, Ints, check_flag
 from textgym.rewards import Scorer
 from textgym.rewards.dense import potential_difference
 from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenSpace, TokenState, TokenStore
@@ -75,10 +75,10 @@ class Episodes:
         turns, store = self.task.turns, self.store
         if turns is None or not rows.size:
             return rows
-        chosen = rows.tolist()
-        for row, reply in zip(chosen, turns.answers([store.state(row) for row in chosen]), strict=True):
-            store.reply(row, *reply)
-        return rows[store.finish[rows] != RUNNING]
+        states = [store.state(row) for row in rows.tolist()]
+        for row, state, reply in zip(rows.tolist(), states, turns.answers(states), strict=True):
+            store.reply(row, reply.tokens, reply.ends, turns.last(state))
+        return np.asarray(rows[store.finish[rows] != RUNNING])
 
     def settle(self, rows: list[int]) -> tuple[Floats, Ending | None]:
         """Pay for the last token of these rows, in one call of the reward.
@@ -124,7 +124,7 @@ class Episodes:
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store
         prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
-        seeds, environment = ([each[row] for row in rows] for each in (store.episode_seeds, store.environment))
+        seeds, environment = [store.episode_seeds[row] for row in rows], [store.environment[row] for row in rows]
         return self.task.judge(self.split, prompts, ids, seeds, texts, scorer, environment)
 
     def _ending(self, rows: list[int], judgement: Judgement) -> Ending:

@@ -192,12 +192,13 @@ class TokenStore:
         self.potential[row] = 0.0
         self.episode_seeds[row], self.hidden[row] = episode_seed, hidden
 
-    def reply(self, row: int, tokens: tuple[int, ...], ends: bool) -> None:
+    def reply(self, row: int, tokens: tuple[int, ...], ends: bool, last: bool) -> None:
         """Append tokens that the environment writes to a row whose turn has ended.
 
         Args:
-            tokens: ids in 0..V-1, for which there is room. ends: whether the episode ends with them; else the policy
-                begins another turn.
+            tokens: ids in 0..V-1, for which there is room.
+            ends: whether the environment ends the episode with them; it then has stopped. last: whether it ends
+                anyway, for the reason that the turn did. Else the policy begins another turn.
         """
         at = int(self._cursor[row]) - row * self.width
         end, start = at + len(tokens), len(self.prompts[row].ids)
@@ -205,7 +206,9 @@ class TokenStore:
         ids[at:end], mask[at:end], authors[at:end] = tokens, 1, ENVIRONMENT
         self.environment[row] += tuple(range(at - start, end - start))
         self._cursor[row] += len(tokens)
-        if not ends:
+        if ends:
+            self.finish[row] = _STOP
+        elif not last:
             self._allow(row, end)
             self.finish[row] = RUNNING
 

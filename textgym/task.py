@@ -250,7 +250,6 @@ class Task:
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
 
-
     def _spoken(
         self, completion_ids: Sequence[list[int]], environment: Sequence[tuple[int, ...]]
     ) -> list[list[tuple[str, str]]]:

@@ -90,6 +90,10 @@ class Turns:
             return int(generator.integers(_SEEDS))
         return _choose(np.asarray(weights, dtype=np.float64), generator)
 
+    def last(self, state: TokenState) -> bool:
+        """Return whether the turn of a state is the last one, whatever the reply to it."""
+        return state.replies == self.most - 1
+
     def answers(self, states: Sequence[TokenState]) -> list[Reply]:
         """Return the reply to each state in which a turn has just ended.
 
@@ -98,19 +102,18 @@ class Turns:
         found = list(self.responder.replies(states))
         if len(found) != len(states):
             raise ValueError(f"responder: {len(found)} replies to {len(states)} states, allowed is one to each")
-        last = [state.replies == self.most - 1 for state in states]
-        for reply, ends in zip(found, last, strict=True):
+        for state, reply in zip(states, found, strict=True):
             if not isinstance(reply, Reply):
                 raise ValueError(f"responder: {shown(reply)}: allowed is a textgym.turns.Reply")
-            least = 0 if ends or reply.ends else 1
+            least = 0 if reply.ends or self.last(state) else 1
             if not least <= len(reply.tokens) <= self.reply_tokens:
                 raise ValueError(
                     f"responder: a reply of {len(reply.tokens)} tokens, allowed are {least} to "
                     f"reply_tokens={self.reply_tokens}"
                 )
         return [
-            Reply((() if state.completion[-1] in self.ends else self.close) + tuple(reply.tokens), ends or reply.ends)
-            for state, reply, ends in zip(states, found, last, strict=True)
+            Reply((() if state.completion[-1] in self.ends else self.close) + tuple(reply.tokens), reply.ends)
+            for state, reply in zip(states, found, strict=True)
         ]
 
     def beliefs(self, state: TokenState) -> Floats:

@@ -23,6 +23,8 @@ from textgym.task import BETA, GAMMA
 def draw_tree(solution: Solution) -> str:
     """Return one line per state: the token that leads there, pi* and the reference's probability of it, and Q*.
 
+    What the environment writes stands in brackets, with its chance given the tokens seen.
+
     Of a state that has ended, Q* is what was paid on the way there. Values are in units of reward at time 0.
     """
     tree, lines = solution.tree, []
@@ -35,15 +37,17 @@ def draw_tree(solution: Solution) -> str:
 
 def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tuple[str, str]]:
     """Yield the lines of the states that follow one state: what stands on the left, and the numbers."""
-    level, vocabulary = solution.tree.levels[depth], solution.tree.task.vocabulary
+    level, below = solution.tree.levels[depth], solution.tree.levels[depth + 1]
     children = range(level.first[row], level.first[row + 1])
     for child in children:
         last = child == children[-1]
-        token = escaped(vocabulary.token_text(int(solution.tree.levels[depth + 1].action[child])))
+        move = escaped(solution.tree.move_text(int(below.action[child])))
         taken = np.exp(solution.log_policy[depth][child])
         usual = np.exp(solution.log_reference[depth][child])
-        numbers = f"pi* {taken:.4f}  ref {usual:.4f}  Q* {solution.action_values[depth][child]:.4f}"
-        yield f"{indent}{'└─ ' if last else '├─ '}{token}", numbers
+        chosen = f"pi* {taken:.4f}  ref {usual:.4f}"
+        if below.chance is not None and not np.isnan(below.chance[child]):
+            move, chosen = f"[{move}]", f"chance {taken:.4f}        "
+        yield f"{indent}{'└─ ' if last else '├─ '}{move}", f"{chosen}  Q* {solution.action_values[depth][child]:.4f}"
         yield from _below(solution, depth + 1, child, indent + ("   " if last else "│  "))
 
 

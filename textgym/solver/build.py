@@ -25,7 +25,10 @@ def check_beta(task: Task, beta: float | None) -> float:
 
 
 def check_gamma(task: Task, gamma: float | None) -> float:
-    """Return gamma, or the task's for None. Raises: ValueError unless it lies in [0, 1], or is 1 in a task with turns."""
+    """Return gamma, or the task's for None.
+
+    Raises: ValueError unless it lies in [0, 1], or is 1 in a task with turns.
+    """
     if task.turns is not None and gamma not in (None, 1):
         raise ValueError(f"gamma={gamma}: in a task with turns allowed is 1")
     return check_number("gamma", task.gamma if gamma is None else gamma, 0, 1, GAMMA)
@@ -160,14 +163,10 @@ class _Conversations:
             counts = np.bincount([node.parent for node in below], minlength=len(nodes))
             chance = np.array([node.chance for node in nodes])
             moves = np.array([node.environment for node in nodes])
-            level = _level(*(np.array([getattr(node, name) for node in nodes]) for name in _ARRAYS), counts)
-            levels.append(
-                replace(
-                    level,
-                    chance=None if np.isnan(chance).all() else chance,
-                    environment=moves if moves.any() else None,
-                )
-            )
+            parent, action, finished = (np.array([getattr(node, name) for node in nodes]) for name in _ARRAYS)
+            level = _level(parent, action, finished, counts)
+            met, asked = not np.isnan(chance).all(), moves.any()
+            levels.append(replace(level, chance=chance if met else None, environment=moves if asked else None))
             nodes = below
         return levels, tuple(reply.tokens for reply in self._moves)
 
@@ -175,8 +174,8 @@ class _Conversations:
         weights = self._turns.responder.weights(prompt)
         if weights is None:
             raise UnsolvableError(
-                f"task {self._task.name!r}: what its environment hides is a seed, one of 2^63; what can be solved has a "
-                "few things to hide, with weights"
+                f"task {self._task.name!r}: what its environment hides is a seed, one of 2^63; what can be solved "
+                "has a few things to hide, with weights"
             )
         return np.asarray(weights, dtype=np.float64)
 
@@ -209,7 +208,8 @@ class _Conversations:
             state = replace(node.state, completion=node.state.completion + reply.tokens, environment=places)
             move = self._task.vocabulary.size + self._moves.setdefault(reply, len(self._moves))
             share = float(left.sum())
-            found.append(_Node(state, left / share, row, move, float(np.log(share)), finished=reply.ends))
+            over = reply.ends or self._turns.last(node.state)
+            found.append(_Node(state, left / share, row, move, float(np.log(share)), finished=over))
         return sorted(found, key=lambda node: node.action)
 
     def _written(self, row: int, node: _Node, token: int) -> _Node:

@@ -133,6 +133,13 @@ class PrefixTree:
             rows = self.levels[t].parent[rows]
         return tokens
 
+    def move_text(self, action: int) -> str:
+        """Return a move as text: a token, or a whole reply."""
+        vocabulary = self.task.vocabulary
+        if action < vocabulary.size:
+            return vocabulary.token_text(action)
+        return vocabulary.decode([self.replies[action - vocabulary.size]])[0]
+
     def written(self, depth: int, rows: Ints) -> tuple[list[list[int]], list[tuple[int, ...]]]:
         """Return the tokens of m states behind their prompts, and the places of those that the environment wrote."""
         moves, size = self.completions(depth, rows).tolist(), self.task.vocabulary.size
@@ -230,7 +237,9 @@ class TokenPolicy(Protocol):
 def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "policy") -> tuple[Floats, ...]:
     """Return the log-probability of every edge, normalised over the legal actions of its state.
 
-    What the environment does is no policy's: its edges have their chance. Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
+    What the environment does is no policy's: its edges have their chance.
+
+    Normalising is what a masked policy does: probability that a policy gives to illegal tokens is shared out among
     the legal ones in proportion. It also takes out the rounding of policies that compute in float32.
 
     Args:
@@ -249,18 +258,20 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
         logs = np.zeros(len(tree.levels[depth + 1].parent))
         for rows in tree.batches(depth):
             _LOG.info("asking the %s at depth %d for %d of %d states", argument, depth, len(rows), len(level.running))
-            where, place = tree.edges(depth, rows)
+            edges, place = tree.edges(depth, rows)
+            where = np.arange(edges.start, edges.stop)
             if level.environment is not None:
                 own = ~level.environment[rows]
-                where, place = np.arange(where.start, where.stop)[own[place]], (np.cumsum(own) - 1)[place[own[place]]]
+                where, place = where[own[place]], (np.cumsum(own) - 1)[place[own[place]]]
                 rows = rows[own]
             if len(rows):
                 table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
                 logs[where] = table[place, tree.levels[depth + 1].action[where]]
         if np.isnan(logs).any() or (logs == np.inf).any():
             raise ValueError(f"{argument}: log_probs holds NaN or +inf, allowed are numbers <= 0 and -inf")
-        own, chance = normalised(logs, level), tree.levels[depth + 1].chance
-        result.append(own if chance is None else np.where(np.isnan(chance), own, chance))
+        chance = tree.levels[depth + 1].chance
+        logs = normalised(logs, level)
+        result.append(logs if chance is None else np.where(np.isnan(chance), logs, chance))
     return tuple(result)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, get_args
-
+from typing import Final, cast, get_args
 
 from textgym.checks import check_count, check_number
 from textgym.lm.reference import Reference
@@ -18,6 +17,9 @@ from textgym.tasks.diagnostics.common import BETA, word_vocabulary
 from textgym.turns import Reply, Turns
 from textgym.vocab import Vocabulary
 
+RIGHT: Final = "right"
+WRONG: Final = "wrong"
+"""What the environment says to an answer, and ends the episode."""
 COLOURS: Final = ("red", "blue", "green", "white")
 MOSTLY: Final = 0.9
 """How often `paint mostly red` means red."""
@@ -42,26 +44,23 @@ SHARED: Final = """
 
 @dataclass(frozen=True)
 class AskThenAnswer(NamedReward):
-    """Pay 1 for an answer that the environment calls right, less `cost` for every question before it.
+    """Pay 1 for an answer that the environment calls right, less `cost` for every question.
 
     Args:
-        right: the environment's word. cost: reward units a question; every turn but the last is one.
+        cost: reward units a question.
     """
 
-    right: str
     cost: float
     name = "ask_then_answer"
     maximum = 1.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
-        return [self._pay(turns) for turns in columns["turns"]]
+        spoken = cast(Sequence[Sequence[tuple[str, str]]], columns["turns"])
+        return [self._pay([word for author, word in turns if author == "environment"]) for turns in spoken]
 
-    def _pay(self, turns: object) -> float:
-        assert isinstance(turns, list)
-        right = turns[-1] == ("environment", self.right)
-        asked = sum(author == "policy" for author, _ in turns) - (turns[-1][1] in (self.right, "wrong"))
-        return float(right) - self.cost * asked
+    def _pay(self, said: Sequence[str]) -> float:
+        return float(said[-1] == RIGHT) - self.cost * sum(word not in (RIGHT, WRONG) for word in said)
 
 
 class Oracle:
@@ -69,16 +68,17 @@ class Oracle:
 
     Args:
         vocabulary: of the task. hidden: prompt -> weights of what may be hidden, (K,).
-        says: the word for an action given what is hidden; "right" and "wrong" end the episode.
+        says: the word for an action given what is hidden; "right" and "wrong" end the episode. What it does not have is
+            wrong.
     """
 
     def __init__(
         self, vocabulary: Vocabulary, hidden: Mapping[str, Sequence[float]], says: Mapping[tuple[str, int], str]
     ) -> None:
-        self._hidden = hidden
-        word = {vocabulary.token_text(token): token for token in range(vocabulary.size)}
-        self._replies = {
-            (word[action], k): Reply((word[said],), ends=said in ("right", "wrong")) for (action, k), said in says.items()
+        self._hidden, word = hidden, {vocabulary.token_text(token): token for token in range(vocabulary.size)}
+        self._wrong = Reply((word[WRONG],), ends=True)
+        self._replies: dict[tuple[int, int | None], Reply] = {
+            (word[action], k): Reply((word[said],), ends=said in (RIGHT, WRONG)) for (action, k), said in says.items()
         }
 
     def weights(self, prompt: Prompt) -> Sequence[float]:
@@ -87,7 +87,7 @@ class Oracle:
 
     def replies(self, states: Sequence[TokenState]) -> list[Reply]:
         """See `textgym.turns.Responder.replies`."""
-        return [self._replies[state.completion[-1], int(state.hidden or 0)] for state in states]
+        return [self._replies.get((state.completion[-1], state.hidden), self._wrong) for state in states]
 
 
 def _one_word_turns(
@@ -112,7 +112,7 @@ def _one_word_turns(
         name,
         "turns",
         dict.fromkeys(get_args(Split), prompts),
-        gold=AskThenAnswer("right", cost),  # type: ignore[arg-type]
+        gold=AskThenAnswer(cost),
         vocabulary=vocabulary,
         turns=turns,
         max_new_tokens=turns.room,
@@ -128,9 +128,9 @@ def twenty_questions_task(
     """Make the task TwentyQuestions.
 
     ### Description
-    The environment thinks of a number below 2 ** difficulty. A question, as `<4`, is answered by `yes` or `no`; naming a
-    number ends the episode with `right` or `wrong`. Halving what is left finds it with `difficulty` questions; a guess
-    without any is right once in 2 ** difficulty.
+    The environment thinks of a number below 2 ** difficulty. A question, as `<4`, is answered by `yes` or `no`;
+    naming a number ends the episode with `right` or `wrong`. Halving what is left finds it with `difficulty`
+    questions; a guess without any is right once in 2 ** difficulty.
 
     ### Action Space
     `Discrete(V)`: the questions `<1`, `<2`, ..., the numbers `0`, `1`, ...; the words of the environment and the prompt
