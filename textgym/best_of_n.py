@@ -11,7 +11,7 @@ from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.estimates import RESAMPLES, Estimate, interval, resampled_counts, widen
 from textgym.solver.tree import PrefixTree, UnsolvableError, log_sum, normalised
 from textgym.solver.values import trajectories
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 
 _TIE = 1e-12  # Returns that differ by less, relative to their size, are one level: sums round differently.
 FEWEST = 4
@@ -76,6 +76,7 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
     Source: Beirami et al. (2024), arXiv:2401.01879, with levels of the return where texts tie.
     """
     check_count("n", n, unit="samples")
+    refuse_turns(tree.task, "best-of-n")
     every = trajectories(tree, log_reference, None, gamma)
     deviations = np.asarray(noise_deviation(tree.task) * np.power(gamma, every.length - 1.0))
     tilts = np.empty(len(every.prompt))

@@ -122,6 +122,9 @@ def optimum_of(
     try:
         return solved(solve(task, reference, beta=beta, split=split, max_states=_most_states(task)))
     except UnsolvableError:
+        if task.turns is not None and task.turns.random(task.encoded(split)):
+            reason = "the environment draws what it writes, which samples of whole episodes overstate; it is not solved"
+            return Optimum(None, None, beta, split, unknown=reason)
         if task.scorer.pay == "together":
             reason = "the reward compares completions, so that no text has a value of its own"
             return Optimum(None, None, beta, split, unknown=reason)

@@ -23,6 +23,7 @@ from textgym.lm.reference import Observation, Reference
 from textgym.rewards.scorer import scorers_restored
 from textgym.solver.solution import Solution
 from textgym.state import TokenState
+from textgym.task import refuse_turns
 
 _ROWS = 256
 Value = Callable[[Sequence["Node"]], ArrayLike]
@@ -123,6 +124,7 @@ class Tree:
         bare = getattr(env, "unwrapped", None)
         if not isinstance(bare, TokenEnv):
             raise TypeError(f"env={env!r:.80}: allowed is a TokenEnv, wrapped or not")
+        refuse_turns(bare.task, "a search")
         self._env = bare
         self.task, self.split = bare.task, bare.split
         # Moves are made in these rows, so whatever happens here the environment's own episode stays as it is.

@@ -302,6 +302,15 @@ def make_task(name: str, **options: Any) -> Task:
     return task
 
 
+def refuse_turns(task: Task, who: str) -> None:
+    """Raise ValueError for a task with turns, for `who` takes an episode for one turn of the policy."""
+    if task.turns is not None:
+        raise ValueError(
+            f"task {task.name!r}: its environment answers in turns; {who} takes episodes of one turn, docs/turns.md "
+            "names those that take several"
+        )
+
+
 def has_language_model(task: Task) -> bool:
     """Return whether the task's reference is a causal LM, and not a table or a formula."""
     return isinstance(task.reference, str | Path) and task.reference != "uniform"

@@ -15,7 +15,7 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
-from textgym.task import Task, make_reference
+from textgym.task import Task, make_reference, refuse_turns
 from textgym.vector import batch_env
 from textgym_agents.algorithms.fixed import NonLearner
 from textgym_agents.config import at_least_one, require
@@ -80,6 +80,7 @@ class BestOfN(NonLearner):
     config_type = BestOfNConfig
 
     def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:
+        refuse_turns(task, "best-of-n")
         self.task = task
         self.config = config or BestOfNConfig()
         self._reference = make_reference(task)

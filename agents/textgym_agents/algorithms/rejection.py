@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from textgym.checks import Floats, Ints
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group
 from textgym_agents.config import KL, OnPolicyConfig, require
@@ -56,6 +56,7 @@ class Rejection(OnPolicyAgent):
 
     def __init__(self, task: Task, config: RejectionConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or RejectionConfig()
+        refuse_turns(task, "rejection")
         super().__init__(task, config, model)
         self.group = config.group
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, MOST, LMConfig, at_least_one, not_negative, require
 from textgym_agents.lm.agent import LMAgent
@@ -146,6 +146,7 @@ class SoftQ(LMAgent):
     config: SoftQConfig
 
     def __init__(self, task: Task, config: SoftQConfig | None = None, model: nn.Module | None = None) -> None:
+        refuse_turns(task, "soft-q")
         super().__init__(task, config or SoftQConfig(), model)
         if task.mask is not None:
             raise ValueError(f"task {task.name!r}: it has a grammar mask; soft-q takes tasks without one")

@@ -12,7 +12,7 @@ from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym_agents.algorithms.fixed import NonLearner, reference_of
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.lm.critic import Critic, critic_of
@@ -77,6 +77,7 @@ class ValueGuided(NonLearner, DrawingAgent):
     config: ValueGuidedConfig
 
     def __init__(self, task: Task, config: ValueGuidedConfig | None = None, guide: Agent | None = None) -> None:
+        refuse_turns(task, "value-guided")
         self.task, self.config = task, config or ValueGuidedConfig()
         if guide is None:
             if self.config.run is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from textgym.checks import Floats
 from textgym.solver import PrefixTree, prefix_tree
 from textgym.state import TokenState
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_sequence_kl
@@ -66,6 +66,7 @@ class VinePPO(OnPolicyAgent):
 
     def __init__(self, task: Task, config: VinePPOConfig | None = None, model: nn.Module | None = None) -> None:
         refuse_ranks("agent 'vine-ppo'")
+        refuse_turns(task, "vine-ppo")
         require("reward", task.scorer.name, task.scorer.pay != "together", "one that scores each completion by itself")
         super().__init__(task, config or VinePPOConfig(), model)
         self.clip, self.extra_tokens = self.config.clip, 0

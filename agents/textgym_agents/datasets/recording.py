@@ -24,7 +24,7 @@ from textgym.files import plain, replace_folder
 from textgym.lm.reference import Reference, restricted
 from textgym.play import PlayedBatch, Turn, draw, play_batch, reset_groups
 from textgym.rewards.scorer import scorers_restored
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym.vector import batch_env
 from textgym.vector_io import Infos
 from textgym.vocab import Vocabulary
@@ -99,6 +99,7 @@ def play_episodes(
             raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
     if episodes % per_prompt:
         raise ValueError(f"episodes={episodes}: allowed are multiples of per_prompt={per_prompt}")
+    refuse_turns(task, "a recording")
     return _batches(agent, task, episodes, split, per_prompt, seed, deterministic)
 
 

@@ -95,14 +95,19 @@ class EnumeratedPolicy:
     def edges(self, tree: PrefixTree, depth: int, rows: Ints) -> Tensor:
         """Return the log-probability of every edge out of consecutive running states; differentiable."""
         where, place = tree.edges(depth, rows)
-        action = tree.levels[depth + 1].action[where]
+        below = tree.levels[depth + 1]
         logits = self.logits(tree.observations(depth, rows))
         legal = torch.zeros(logits.shape, dtype=torch.bool)
+        action = np.minimum(below.action[where], logits.shape[1] - 1)  # of a reply any: its chance is no policy's
         legal[place, action] = True
         masked = logits.masked_fill(~legal.to(self.device), -torch.inf)
         if self._cut is not None:
             masked = self._cut(masked)
-        return torch.log_softmax(masked, -1)[place, action]
+        own = torch.log_softmax(masked, -1)[place, action]
+        if below.chance is None:
+            return own
+        chance = torch.tensor(below.chance[where], device=self.device)
+        return torch.where(chance.isnan(), own, chance)
 
     def flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return gradients, None where a parameter has none, as one vector (D,) float64."""

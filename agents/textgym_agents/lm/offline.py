@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from textgym.play import check_env
 from textgym.preferences import Demonstration, Ranking, Reading
 from textgym.rewards import TextGymWarning
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, LMConfig, at_least_one, require
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
@@ -66,6 +66,7 @@ class OfflineAgent(LMAgent):
     """Whether others than the policy write the texts."""
 
     def __init__(self, task: Task, config: OfflineConfig, model: nn.Module | None = None) -> None:
+        refuse_turns(task, self.name)
         super().__init__(task, config, model)
         if task.mask is not None:
             raise ValueError(f"task {task.name!r}: it has a grammar mask; {self.name} takes tasks without one")

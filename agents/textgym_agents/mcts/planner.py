@@ -11,7 +11,7 @@ from textgym.lm.reference import Reference
 from textgym.rewards import TextGymWarning
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym_agents.mcts.forest import Forest, Key, Model, key_of, nodes_in_memory
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, prompt_lengths, token_rows
@@ -34,6 +34,7 @@ class Planner:
     def __init__(
         self, task: Task, config: MCTSConfig, beta: float, guide: object = None, reference: Reference | None = None
     ) -> None:
+        refuse_turns(task, "a search")
         self._task, self._config, self._beta = task, config, beta
         candidates = min(config.candidates, task.vocabulary.size)
         most = nodes_in_memory(candidates, config.memory)
