@@ -76,8 +76,9 @@ class Episodes:
         if turns is None or not rows.size:
             return rows
         states = [store.state(row) for row in rows.tolist()]
-        for row, state, reply in zip(rows.tolist(), states, turns.answers(states), strict=True):
-            store.reply(row, reply.tokens, reply.ends, turns.last(state))
+        replies = turns.answers(states)
+        tokens, ends = zip(*replies, strict=True)
+        store.reply(rows, tokens, np.array(ends), np.array([turns.last(state) for state in states]))
         return np.asarray(rows[store.finish[rows] != RUNNING])
 
     def settle(self, rows: list[int]) -> tuple[Floats, Ending | None]:

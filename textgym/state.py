@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Ints
+from textgym.checks import Bools, Ints
 
 Mask = npt.NDArray[Any]
 
@@ -99,7 +100,8 @@ class TokenState:
     @property
     def replies(self) -> int:
         """Return how often the environment has written, which is also how many turns have been answered."""
-        return sum(place - 1 not in self.environment for place in self.environment)
+        places = self.environment
+        return bool(places) + sum(later - place > 1 for place, later in pairwise(places))
 
     @property
     def turn(self) -> tuple[int, ...]:
@@ -192,30 +194,30 @@ class TokenStore:
         self.potential[row] = 0.0
         self.episode_seeds[row], self.hidden[row] = episode_seed, hidden
 
-    def reply(self, row: int, tokens: tuple[int, ...], ends: bool, last: bool) -> None:
-        """Append tokens that the environment writes to a row whose turn has ended.
+    def reply(self, rows: Ints, replies: Sequence[tuple[int, ...]], ends: Bools, last: Bools) -> None:
+        """Append tokens that the environment writes to M rows whose turns have ended.
 
         Args:
-            tokens: ids in 0..V-1, for which there is room.
-            ends: whether the environment ends the episode with them; it then has stopped. last: whether it ends
-                anyway, for the reason that the turn did. Else the policy begins another turn.
+            replies: M tuples of ids in 0..V-1, for which there is room.
+            ends: (M,) whether the environment ends the episode with them; it then has stopped. last: (M,) whether it
+                ends anyway, for the reason that the turn did. Else the policy begins another turn.
         """
-        at = int(self._cursor[row]) - row * self.width
-        end, start = at + len(tokens), len(self.prompts[row].ids)
-        ids, mask, authors, _ = self._row_views[row]
-        ids[at:end], mask[at:end], authors[at:end] = tokens, 1, ENVIRONMENT
-        self.environment[row] += tuple(range(at - start, end - start))
-        self._cursor[row] += len(tokens)
-        if ends:
-            self.finish[row] = _STOP
-        elif not last:
-            self._allow(row, end)
-            self.finish[row] = RUNNING
-
-    def _allow(self, row: int, first: int) -> None:
-        """Give the turn that begins at a place of a row its budget."""
-        width, last = self.width, min(first + self.turn_tokens, self.width) - 1
-        self._row_views[row][3][:] = self._slot_codes[width - last : 2 * width - last]
+        lengths = np.fromiter(map(len, replies), np.int64, len(replies))
+        total = int(lengths.sum())
+        before = self._cursor[rows]
+        at = np.arange(total) + np.repeat(before - (np.cumsum(lengths) - lengths), lengths)
+        self._flat_ids[at] = np.fromiter(chain.from_iterable(replies), np.int64, total)
+        self._flat_mask[at] = 1
+        self._flat_authors[at] = ENVIRONMENT
+        self._cursor[rows] = before + lengths
+        for row, start, length in zip(rows.tolist(), (before % self.width).tolist(), lengths.tolist(), strict=True):
+            place = start - len(self.prompts[row].ids)
+            self.environment[row] += tuple(range(place, place + length))
+        self.finish[rows[ends]] = _STOP
+        going = rows[~(ends | last)]
+        self.finish[going] = RUNNING
+        self._slot_code[going] = RUNNING
+        self._slot_code[going, np.minimum(self._cursor[going] % self.width + self.turn_tokens, self.width) - 1] = _LENGTH
 
     def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
         """Append one token, written by the policy, to every row of `rows`, all of them running.
@@ -287,7 +289,7 @@ class TokenStore:
         self.episode_seeds[row], self.hidden[row] = state.episode_seed, state.hidden
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_row_views")
+        views = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_row_views")
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -297,7 +299,7 @@ class TokenStore:
     def _make_views(self) -> None:
         """Make views into the arrays; indexing with one number is several times faster than with two."""
         self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
-        self._flat_slot_code = self._slot_code.reshape(-1)
+        self._flat_slot_code, self._flat_authors = self._slot_code.reshape(-1), self.authors.reshape(-1)
         self._row_views = list(zip(self.ids, self.mask, self.authors, self._slot_code, strict=True))
 
     def _write(
@@ -309,7 +311,7 @@ class TokenStore:
     ) -> None:
         start = len(prompt.ids)
         length = start + len(completion)
-        ids, mask, authors, _ = self._row_views[row]
+        ids, mask, authors, slot_code = self._row_views[row]
         self.prompts[row], self.environment[row] = prompt, environment
         self._cursor[row] = row * self.width + length
         ids[:length] = prompt.ids + completion
@@ -319,7 +321,8 @@ class TokenStore:
         authors[:] = self._authors[width - start : 2 * width - start]
         for place in environment:
             authors[start + place] = ENVIRONMENT
-        self._allow(row, start + (environment[-1] + 1 if environment else 0))
+        last = min(start + (environment[-1] + 1 if environment else 0) + self.turn_tokens, width) - 1
+        slot_code[:] = self._slot_codes[width - last : 2 * width - last]
 
     def _check(self, state: TokenState) -> None:
         prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)

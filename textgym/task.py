@@ -18,7 +18,7 @@ from textgym.registry import TASKS, TaskEntry
 from textgym.rewards import Scorer
 from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
-from textgym.turns import Turns
+from textgym.turns import Turns, written_by
 from textgym.vocab import Vocabulary
 
 MOST_TOKENS = 2**20
@@ -254,15 +254,9 @@ class Task:
         self, completion_ids: Sequence[list[int]], environment: Sequence[tuple[int, ...]]
     ) -> list[list[tuple[str, str]]]:
         """Return who said what in B completions, decoded in one call."""
-        authors: list[list[str]] = []
-        pieces: list[list[int]] = []
-        for ids, places in zip(completion_ids, environment, strict=True):
-            written = np.isin(np.arange(len(ids)), places)
-            starts = np.flatnonzero(np.diff(written, prepend=not written[0])).tolist()
-            authors.append(["environment" if written[start] else "policy" for start in starts])
-            pieces += [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
-        texts = iter(self.vocabulary.decode(pieces))
-        return [[(author, next(texts)) for author in each] for each in authors]
+        spoken = [written_by(ids, places) for ids, places in zip(completion_ids, environment, strict=True)]
+        texts = iter(self.vocabulary.decode([piece for each in spoken for _, piece in each]))
+        return [[(author, next(texts)) for author, _ in each] for each in spoken]
 
 
 def task_names() -> list[str]:

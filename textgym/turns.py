@@ -7,8 +7,10 @@ solver (`textgym.solver`).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -88,7 +90,7 @@ class Turns:
         weights = self.responder.weights(prompt)
         if weights is None:
             return int(generator.integers(_SEEDS))
-        return _choose(np.asarray(weights, dtype=np.float64), generator)
+        return _choose(weights, generator)
 
     def last(self, state: TokenState) -> bool:
         """Return whether the turn of a state is the last one, whatever the reply to it."""
@@ -141,19 +143,40 @@ class Turns:
 
         A search must go on from such states, or it would know what the policy cannot. Raises: as `beliefs`.
         """
-        return replace(state, hidden=_choose(self.beliefs(state), generator))
+        return replace(state, hidden=_choose(self.beliefs(state).tolist(), generator))
 
 
-def _choose(weights: Floats, generator: np.random.Generator) -> int:
-    cumulative = np.cumsum(weights)
-    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+def _choose(weights: Sequence[float], generator: np.random.Generator) -> int:
+    """Return a place by its weight, by one draw; the only one without a draw."""
+    if len(weights) == 1:
+        return 0
+    cumulative = list(accumulate(weights))
+    return min(bisect_right(cumulative, generator.random() * cumulative[-1]), len(weights) - 1)
+
+
+def written_by(ids: Sequence[int], environment: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
+    """Cut a completion into the pieces that the policy and the environment wrote.
+
+    Args:
+        environment: the places of the environment's tokens, ascending.
+    Returns: ("policy" or "environment", ids) for each piece, in order.
+    """
+    pieces, start = [], 0
+    for place, after in zip(environment, [*environment[1:], -1], strict=True):
+        if start <= place and ids[start:place]:
+            pieces.append(("policy", ids[start:place]))
+            start = place
+        if after != place + 1:
+            pieces.append(("environment", ids[start : place + 1]))
+            start = place + 1
+    return [*pieces, ("policy", ids[start:])] if ids[start:] else pieces
 
 
 def _replied(state: TokenState) -> Iterator[tuple[TokenState, tuple[int, ...]]]:
     """Yield each state on the way to this one in which a turn had just ended, and what the environment wrote there."""
-    places = np.array(state.environment, dtype=np.int64)
-    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else ():
-        first, last = int(run[0]), int(run[-1])
-        before = tuple(place for place in state.environment if place < first)
-        asked = replace(state, completion=state.completion[:first], environment=before, finish_reason=None)
-        yield asked, state.completion[first : last + 1]
+    end = 0
+    for author, written in written_by(state.completion, state.environment):
+        if author == "environment":
+            before = tuple(place for place in state.environment if place < end)
+            yield replace(state, completion=state.completion[:end], environment=before, finish_reason=None), written
+        end += len(written)
