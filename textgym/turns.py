@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -161,15 +161,22 @@ def written_by(ids: Sequence[int], environment: Sequence[int]) -> list[tuple[str
         environment: the places of the environment's tokens, ascending.
     Returns: ("policy" or "environment", ids) for each piece, in order.
     """
-    pieces, start = [], 0
-    for place, after in zip(environment, [*environment[1:], -1], strict=True):
-        if start <= place and ids[start:place]:
-            pieces.append(("policy", ids[start:place]))
-            start = place
+    pieces: list[tuple[str, Sequence[int]]] = []
+    end = 0
+    for first, last in _runs(environment):
+        pieces += [("policy", ids[end:first]), ("environment", ids[first : last + 1])]
+        end = last + 1
+    return [piece for piece in (*pieces, ("policy", ids[end:])) if piece[1]]
+
+
+def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of consecutive places."""
+    first = None
+    for place, after in pairwise([*places, -1]):
+        first = place if first is None else first
         if after != place + 1:
-            pieces.append(("environment", ids[start : place + 1]))
-            start = place + 1
-    return [*pieces, ("policy", ids[start:])] if ids[start:] else pieces
+            yield first, place
+            first = None
 
 
 def _replied(state: TokenState) -> Iterator[tuple[TokenState, tuple[int, ...]]]:
