@@ -17,7 +17,7 @@ PACKAGES = {"textgym": ROOT, "textgym_agents": ROOT / "agents", "textgym_benchma
 # What stands further down may import what stands further up, and nothing may import against it, lazily or not.
 LAYERS = (
     ("textgym.files", "textgym.checks", "textgym.registry", "textgym.interrupts", "textgym.sources"),
-    ("textgym.state", "textgym.codecs", "textgym.vocab", "textgym.rows", "textgym.prompts"),
+    ("textgym.state", "textgym.codecs", "textgym.vocab", "textgym.rows", "textgym.prompts", "textgym.turns"),
     ("textgym.rewards", "textgym.lm", "textgym.grammar"),
     ("textgym.task", "textgym.world", "textgym.tasks"),
     (

@@ -217,7 +217,9 @@ class TokenStore:
         going = rows[~(ends | last)]
         self.finish[going] = RUNNING
         self._slot_code[going] = RUNNING
-        self._slot_code[going, np.minimum(self._cursor[going] % self.width + self.turn_tokens, self.width) - 1] = _LENGTH
+        self._slot_code[going, np.minimum(self._cursor[going] % self.width + self.turn_tokens, self.width) - 1] = (
+            _LENGTH
+        )
 
     def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
         """Append one token, written by the policy, to every row of `rows`, all of them running.

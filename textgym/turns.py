@@ -8,7 +8,7 @@ solver (`textgym.solver`).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple, Protocol
@@ -16,9 +16,13 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from textgym.checks import Floats, check_count, shown
+from textgym.codecs.chat import MASK, Conversation, Template, around, read_dialogue, write_dialogue
 from textgym.state import Prompt, TokenState
+from textgym.vocab import Vocabulary
 
 _SEEDS: Final = 2**63
+ANSWER: Final = "\ue001"
+"""Stands for an answer in a conversation that is rendered for what comes behind it."""
 
 
 class Reply(NamedTuple):
@@ -144,6 +148,100 @@ class Turns:
         A search must go on from such states, or it would know what the policy cannot. Raises: as `beliefs`.
         """
         return replace(state, hidden=_choose(self.beliefs(state).tolist(), generator))
+
+
+Messages = list[dict[str, str]]
+"""A conversation: dicts with the texts "role" and "content"; the last is the policy's, of role "assistant"."""
+
+
+class TextResponder:
+    """A user made of a function of texts.
+
+    With a chat template of the tokenizer's own, a reply is the tail of the conversation that the template writes, from
+    the end of the policy's turn to where the next one begins. With a template "before{prompt}after" it is a stop id,
+    unless the policy has written one, and a prompt. Without any it is the text alone. What the policy wrote is never
+    encoded again.
+
+    Args:
+        vocabulary: of the task.
+        reply: from B conversations to B replies, texts; None ends the episode. Its attribute `weights`, if it has one,
+            says how likely each thing is that may be hidden; then it is called with `hidden=`, B integers, too.
+        most: turns of the policy; the reply to the last is not asked for.
+    Raises: ValueError for a chat template that writes earlier turns anew.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, reply: Callable[..., Sequence[str | None]], most: int) -> None:
+        self._vocabulary, self._reply, self._most = vocabulary, reply, most
+        chat = vocabulary.conversation
+        self._chat = chat if chat is not None and chat.takes_completions else None
+        if self._chat is not None:
+            self._check_template(self._chat)
+
+    def weights(self, prompt: Prompt) -> Sequence[float] | None:
+        """See `Responder.weights`."""
+        found: Sequence[float] | None = getattr(self._reply, "weights", (1.0,))
+        return found
+
+    def replies(self, states: Sequence[TokenState]) -> list[Reply]:
+        """See `Responder.replies`."""
+        asked = [state for state in states if state.replies < self._most - 1]
+        options = {"hidden": [state.hidden for state in asked]} if hasattr(self._reply, "weights") else {}
+        found = list(self._reply([self._messages(state) for state in asked], **options)) if asked else []
+        if len(found) != len(asked) or not all(text is None or isinstance(text, str) for text in found):
+            raise ValueError(
+                f"responder: {shown(found)} for {len(asked)} conversations; allowed is a text or None for each"
+            )
+        texts = iter(found)
+        return [self._written(state, next(texts)) if state.replies < self._most - 1 else Reply() for state in states]
+
+    def _messages(self, state: TokenState) -> Messages:
+        """Return the conversation so far; what a template wrote around a user's message is left out of it."""
+        pieces = written_by(state.completion, state.environment)
+        texts = self._vocabulary.decode([piece for _, piece in pieces])
+        roles = ["assistant" if author == "policy" else "user" for author, _ in pieces]
+        said = [{"role": role, "content": text.strip()} for role, text in zip(roles, texts, strict=True)]
+        return [*read_dialogue(state.prompt.text), *said]
+
+    def _written(self, state: TokenState, text: str | None) -> Reply:
+        if text is None:
+            return Reply((), ends=True)
+        if self._vocabulary.conversation is None:
+            return Reply(tuple(self._vocabulary.codec.encode(text)))
+        ids = (
+            self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(text))
+        )
+        # The policy's turn is ended; where the policy has done so itself, once is enough.
+        return Reply(ids[1:] if ids[:1] == state.completion[-1:] else ids)
+
+    def _tail(self, text: str) -> tuple[int, ...]:
+        assert self._chat is not None
+        before, after = around(_tail(self._chat.template, MASK))
+        codec = self._vocabulary.codec
+        return (*codec.encode_control(before), *codec.encode(text), *codec.encode_control(after))
+
+    @staticmethod
+    def _check_template(chat: Conversation) -> None:
+        first, second = chat.template("a"), chat.template(write_dialogue(_DIALOGUE))
+        if not second.startswith(first):
+            raise ValueError(
+                "chat: the chat template writes earlier turns anew, so that what was sampled would not stand in the "
+                "conversation any more; allowed is one that keeps them, such as the model's template without the "
+                "branch that drops reasoning from earlier turns"
+            )
+
+
+_DIALOGUE: Final = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
+
+
+def _tail(template: Template, text: str) -> str:
+    """Return what a template writes from the end of an answer to where the next one begins."""
+    messages = [*_DIALOGUE[:2], {"role": "user", "content": text}]
+    messages[1] = {"role": "assistant", "content": ANSWER}
+    return template(write_dialogue(messages)).partition(ANSWER)[2]
 
 
 def _choose(weights: Sequence[float], generator: np.random.Generator) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
 from textgym.checks import shown
 from textgym.codecs.sources import model_tokenizer
 from textgym.prompts import Columns, Overlong, PromptSource, fit_prompts, own_splits
+from textgym.registry import load_target
 from textgym.rewards import RewardSpec
 from textgym.task import Task
 from textgym.tasks.assemble import SHARED, Options, assemble, documented, with_options
+from textgym.turns import TextResponder, Turns
 from textgym.vocab import load_vocabulary
 
 PROMPTS: Final = ("Hello.", "Tell me something.", "What is the weather like?", "Write one sentence.")
@@ -35,6 +37,10 @@ def text_task(
     tune_columns: Columns | None = None,
     weights: Sequence[float] | None = None,
     overlong: Overlong = "refuse",
+    responder: str | Callable[..., Any] | None = None,
+    turns: int = 2,
+    turn_tokens: int = 48,
+    reply_tokens: int = 64,
     **options: Unpack[Options],
 ) -> Task:
     """Make a task of your own.
@@ -72,6 +78,12 @@ def text_task(
         weights: how often each training prompt is drawn, relative to the others; None: all equally often.
         overlong: what becomes of prompts of more than max_prompt_tokens: "refuse" is an error, "drop" leaves them out,
             "cut" leaves out their first turns and characters.
+        responder: a function that answers the policy's turns, or "module:function", from B conversations (lists of
+            messages) to B texts, None where the episode ends; see `textgym.turns.TextResponder`. None: an episode is
+            one turn.
+        turns: with a responder: turns of the policy.
+        turn_tokens: with a responder: the budget of a turn, in the place of `max_new_tokens`.
+        reply_tokens: with a responder: the most tokens of a reply, what a chat template writes around it included.
         reference: "builtin", "uniform" or a model's folder; None: "builtin" with the built-in tokenizer, else
             "uniform".
     """
@@ -87,6 +99,11 @@ def text_task(
     if reference is None:
         options["reference"] = "builtin" if tokenizer is None else "uniform"
     vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
+    spoken = None
+    if responder is not None:
+        function = load_target(responder, "responder") if isinstance(responder, str) else responder
+        spoken = Turns(TextResponder(vocabulary, function, turns), turns, turn_tokens, reply_tokens)
+        options["max_new_tokens"] = spoken.room
     splits = own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights)
     return assemble(
         "Text",
@@ -96,5 +113,6 @@ def text_task(
         ),
         gold=gold,
         vocabulary=vocabulary,
+        turns=spoken,
         **options,
     )
