@@ -1,4 +1,4 @@
-"""The page of exact answers: its blocks run, and what it shows is what they print."""
+"""The pages of exact answers and of turns: their blocks run, and what they show is what these print."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from cli_tools import child
 
-PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "exact.md"
 BLOCK = re.compile(r"```(python|sh)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
 
 
@@ -33,10 +35,11 @@ def printed(language: str, source: str, names: dict[str, object]) -> str:
     return stream.getvalue()
 
 
-def test_the_page_shows_what_its_code_prints():
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "least"), [("exact", 10), ("turns", 5)])
+def test_a_page_shows_what_its_code_prints(page, least):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     blocks, names = BLOCK.findall(text), {"__name__": "page"}
-    assert len(blocks) == len(re.findall(r"^```(?:python|sh)$", text, re.MULTILINE)) >= 10
+    assert len(blocks) == len(re.findall(r"^```(?:python|sh)$", text, re.MULTILINE)) >= least
     for language, source, shown in blocks:
         assert trimmed(shown)
         assert trimmed(printed(language, source, names)) == trimmed(shown), source

@@ -37,9 +37,10 @@ def draw_tree(solution: Solution) -> str:
 
 def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tuple[str, str]]:
     """Yield the lines of the states that follow one state: what stands on the left, and the numbers."""
-    level, below = solution.tree.levels[depth], solution.tree.levels[depth + 1]
+    level = solution.tree.levels[depth]
     children = range(level.first[row], level.first[row + 1])
     for child in children:
+        below = solution.tree.levels[depth + 1]
         last = child == children[-1]
         move = escaped(solution.tree.move_text(int(below.action[child])))
         taken = np.exp(solution.log_policy[depth][child])
