@@ -19,7 +19,7 @@ from textgym.checks import MOST_ROWS, Ints, check_count, check_number
 from textgym.preferences.data import Ranking
 from textgym.rewards.registry import RewardSpec, make_reward
 from textgym.sampling import Policy, play
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 
 
 def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generator) -> Ints:
@@ -110,6 +110,7 @@ def collect(
         keep_ties: whether candidates of equal gold reward are ranked by a coin instead of keeping the first.
     Raises: ValueError for a value that is not allowed.
     """
+    refuse_turns(task, "a collection of preferences")
     check_count("n", n, 1, MOST_ROWS)
     check_count("candidates", candidates, 2, MOST_ROWS)
     check_count("seed", seed, 0)

@@ -16,6 +16,7 @@ from textgym.checks import Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.solver import PolicyValues, PrefixTree, evaluate_edges, policy_values
 from textgym.state import TokenState
+from textgym.task import refuse_turns
 from textgym_agents.protocol import Observation
 
 _ROWS_AT_ONCE = 1024
@@ -267,6 +268,7 @@ def edge_jacobian(tree: PrefixTree, own: EnumeratedPolicy) -> Floats:
 
     Raises: ValueError if it would hold more than 100 million numbers.
     """
+    refuse_turns(tree.task, "the referee")
     edges = tree.states - len(tree.levels[0].parent)
     size = sum(parameter.numel() for parameter in own.parameters)
     if edges * size > _LARGEST:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
-from textgym.task import Task, make_reference
+from textgym.task import Task, make_reference, refuse_turns
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, only_with, positive, require, share
 from textgym_agents.lm.agent import LMAgent
@@ -175,6 +175,7 @@ class AlphaZero(LMAgent):
     def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or AlphaZeroConfig()
         refuse_ranks("agent 'alphazero'")  # its searches draw row after row from one generator
+        refuse_turns(task, "alphazero")
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
             raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean'")

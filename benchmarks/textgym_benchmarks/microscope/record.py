@@ -15,7 +15,7 @@ from textgym.play import FinalInfos, Turn, play_batch
 from textgym.prompts import Split
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym.vector import batch_env
 from textgym_benchmarks.microscope.exact import (
     MAX_STATES,
@@ -138,6 +138,7 @@ def record(
         env_id, label: names of task and agent.
     Raises: ValueError if the request does not fit the task; if log-probabilities do not sum to 1 or are not numbers.
     """
+    refuse_turns(task, "the microscope")
     beta = task.beta if request.beta is None else request.beta
     critic = critic_of(agent)
     with scorers_restored(task.scorer):
