@@ -30,6 +30,7 @@ TITLES: Final = {
     "verifiable": "Verifiable: answers that a program can check",
     "style": "Style: how, not what",
     "diagnostics": "Diagnostics: one capability each, solved exactly",
+    "turns": "Turns: the environment answers",
     "text": "Your own prompts, tokenizer and reward",
 }
 """Family -> the title of its page, in the order of the index."""
