@@ -12,7 +12,8 @@ from typing import Final
 from textgym.checks import JsonObject
 from textgym.task import Task
 from textgym_agents.protocol import Callback, Metrics
-from textgym_agents.training.conditions import CONDITIONS, FEW, Condition, Row
+from textgym_agents.training.conditions import CONDITIONS, Condition
+from textgym_agents.training.evidence import FEW, Row
 
 _RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
 _QUIET: Final = 10  # iterations without it after which a condition counts as over
