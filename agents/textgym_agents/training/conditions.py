@@ -277,7 +277,7 @@ CONDITIONS: Final = (
         "entropy collapse",
         ("policy/entropy_avg", "objective/scores"),
         entropy_collapse,
-        "nats a token, under a tenth of what they were, and the objective has not risen: nothing new is tried",
+        "nats a token, under a tenth of what they were, before the reward is won: nothing new is tried",
         "lower learning_rate, raise beta or entropy_coefficient",
     ),
     Condition(
