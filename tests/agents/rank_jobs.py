@@ -56,7 +56,17 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
 ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
-SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
+SHARDED = (
+    "rloo, equal groups resampled",
+    "lm-ppo, overlong masked",
+    "distill",
+    "lm-ppo",
+    "lm-ppo, grammar",
+    "grpo",
+    "dpo",
+    "stored in bfloat16",
+    *ADAPTED,
+)
 READ_AGAIN = ("lm-ppo", "stored in bfloat16", "adapter folder")
 """Of which start, reference and policy are found in three ways."""
 
