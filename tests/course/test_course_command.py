@@ -6,13 +6,16 @@ import json
 
 import jupytext
 import pytest
-
-from textgym.cli import main
 from textgym_benchmarks.course import slider
 from textgym_benchmarks.course.chapters import read_notebook
 from textgym_benchmarks.course.grading import compare, grade_file
 
-RIGHT = "def discounted_returns(rewards, gamma):\n    return [sum(gamma ** (j - t) * rewards[j] for j in range(t, len(rewards))) for t in range(len(rewards))]"
+from textgym.cli import main
+
+RIGHT = """
+def discounted_returns(rewards, gamma):
+    return [sum(gamma ** (j - t) * rewards[j] for j in range(t, len(rewards))) for t in range(len(rewards))]
+"""
 
 
 def write(path, *cells):
@@ -30,7 +33,7 @@ def run(capsys, *words):
 def test_a_chapter_is_copied_once(tmp_path, capsys):
     code, out, _ = run(capsys, "get", "3", "--out", tmp_path)
     path = tmp_path / "03_trajectories.ipynb"
-    assert (code, out.strip()) == (0, str(path))
+    assert (code, "".join(out.split())) == (0, str(path))
     notebook = read_notebook(path)
     assert notebook.cells[0].source.startswith("# 3. Trajectories")
     assert notebook.metadata["kernelspec"]["name"] == "python3"
@@ -55,49 +58,50 @@ def test_what_is_graded_is_kept_and_listed(tmp_path, capsys):
     assert [row["right"] for row in json.loads(out) if row["chapter"] == 3] == [0]
 
 
-def test_a_table_for_many_files(tmp_path, capsys):
-    first = write(tmp_path / "a.ipynb", RIGHT)
-    second = write(tmp_path / "b.ipynb", "def discounted_returns(rewards, gamma):\n    return rewards")
-    code, out, _ = run(capsys, "grade", first, second)
+def test_a_table_for_many_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.ipynb", RIGHT)
+    write(tmp_path / "b.ipynb", "def discounted_returns(rewards, gamma):\n    return rewards")
+    code, out, _ = run(capsys, "grade", "a.ipynb", "b.ipynb")
     assert code == 1
-    assert [line.split()[-4:] for line in out.splitlines() if ".ipynb" in line] == [
-        [*line] for line in ([str(first), "1", "0", "0"], [str(second), "0", "1", "0", "3.2"][-4:])
+    assert [line.split() for line in out.splitlines() if ".ipynb" in line] == [
+        ["a.ipynb", "1", "0", "0"],
+        ["b.ipynb", "0", "1", "0", "3.2"],
     ]
     assert not (tmp_path / "textgym-course.json").exists()
-    code, out, _ = run(capsys, "grade", first, second, "--json")
-    assert [grade["state"] for grades in json.loads(out).values() for grade in grades] == ["right", "wrong"]
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        ("raise KeyError('x')", "KeyError: 'x'"),
-        ("import os; os._exit(1)", "Its process ended, or ran out of time"),
-        ("return 'nothing'", "found 'nothing', expected numbers of shape (3,)"),
-        ("return rewards[:2]", "found the shape (2,), expected (3,)"),
-        ("return object()", "the answer is a object"),
-        ("return undefined", "name 'undefined' is not defined"),
-    ],
-)
-def test_whatever_an_answer_does_the_next_one_is_graded(tmp_path, answer, said):
-    later = "def longest_wait(gamma, share):\n    print('noise')\n    import math\n    return math.ceil(round(math.log(share) / math.log(gamma), 9))"
-    path = write(tmp_path / "mine.ipynb", f"def discounted_returns(rewards, gamma):\n    {answer}", later)
-    first, second = grade_file(path)
-    assert (first.state, second.state) == ("wrong", "right")
-    assert said in first.hint
+def test_whatever_an_answer_does_the_next_one_is_graded(tmp_path, capsys):
+    cells = [
+        "def trajectory_log_probability(start, chosen):\n    raise KeyError('x')",
+        "def discounted_returns(rewards, gamma):\n    import os; os._exit(1)",
+        "def expected_return(log_probabilities, rewards, gamma):\n    return rewards[:2]",
+        "def longest_wait(gamma, share):\n    return object()",
+        "import nowhere",
+        "1 +",
+        "raise SystemExit",
+        "slow = sum(range(10**12))",
+        "def textbook_values(values, gamma):\n    print('noise')\n    return values / gamma ** np.arange(len(values))",
+        "import numpy as np",
+    ]
+    code, out, _ = run(capsys, "grade", write(tmp_path / "mine.ipynb", *cells), "--json")
+    (grades,) = json.loads(out).values()
+    assert code == 1
+    assert [grade["state"] for grade in grades] == ["wrong"] * 4 + ["right"]
+    said = [
+        "KeyError: 'x'",
+        "Its process ended, or ran out of time",
+        "J: found the shape (2, 3), expected ()",
+        "the answer is a object",
+        "",
+    ]
+    assert all(text in grade["hint"] for text, grade in zip(said, grades, strict=True))
 
 
 def test_an_answer_that_takes_for_ever_runs_out_of_time(tmp_path):
     path = write(tmp_path / "mine.ipynb", "def discounted_returns(rewards, gamma):\n    while True: pass", "x = 1")
-    (grade,) = grade_file(path, deadline=15)
+    (grade,) = grade_file(path, deadline=8)
     assert (grade.state, grade.hint) == ("wrong", "Its process ended, or ran out of time, before it returned.")
-
-
-def test_a_cell_that_fails_and_one_that_computes_stop_no_other(tmp_path):
-    path = write(
-        tmp_path / "mine.ipynb", "import nowhere", "1 +", "raise SystemExit", "slow = sum(range(10**12))", RIGHT
-    )
-    assert [grade.state for grade in grade_file(path)] == ["right"]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +132,11 @@ def test_a_file_that_is_no_notebook_is_refused_by_name(content, tmp_path, capsys
 
 
 def test_comparison_says_where_and_what():
-    assert compare([1, 2.0000001], [1, 2]) == ""
-    assert compare([1, 3], [1, 2]) == "[1]: found 3, expected 2"
-    assert compare(0.5, [1, 2]) == ": found the shape (), expected (2,)"
-    assert compare(float("nan"), 1.0) == ": found nan, expected 1"
-    assert compare("a", "b") == ": found 'a', expected 'b'"
+    assert compare([1, 2.0000001], [1, 2], 1e-6) == ""
+    assert compare([1, 3], [1, 2], 1e-6) == "[1]: found 3, expected 2"
+    assert compare(0.5, [1, 2], 1e-6) == ": found the shape (), expected (2,)"
+    assert compare(float("nan"), 1.0, 1e-6) == ": found nan, expected 1"
+    assert compare("a", "b", 1e-6) == ": found 'a', expected 'b'"
 
 
 def test_a_slider_shows_one_figure_at_a_time():
