@@ -45,12 +45,12 @@ def mean_after(old, numbers, prefix):
     return float(weights @ numbers[rows] / weights.sum())
 
 
-def test_10a_first_ratios_are_1_and_the_surrogates_gradient_is_that_of_J(chapter, old):
+def test_10a_first_ratios_are_1_and_the_surrogates_gradient_is_js(chapter, old):
     assert chapter["ratio"].detach().numpy() == pytest.approx(np.ones((27, 3)), abs=1e-12)
     assert chapter["first_gap"] < 1e-12
-    J = np.exp(old[0].sum(1)) @ (old[2] - 0.2 * old[1].sum(1))
-    assert float(chapter["J"].detach()) == pytest.approx(J, abs=1e-12)
-    assert f"J {J:.6f}" in chapter.printed
+    right = np.exp(old[0].sum(1)) @ (old[2] - 0.2 * old[1].sum(1))
+    assert float(chapter["J"].detach()) == pytest.approx(right, abs=1e-12)
+    assert f"J {right:.6f}" in chapter.printed
 
 
 def test_10b_the_clip_cuts_only_what_has_improved(chapter):
@@ -66,7 +66,7 @@ def test_10b_the_clip_cuts_only_what_has_improved(chapter):
 
 
 def test_10c_token_rewards_add_up_to_the_score_less_the_kl(chapter, old):
-    logs, log_ratio, score = old
+    _, log_ratio, score = old
     right = -0.2 * log_ratio
     right[:, 2] += score
     assert chapter["rewards"] == pytest.approx(right, abs=1e-12)
@@ -76,14 +76,14 @@ def test_10c_token_rewards_add_up_to_the_score_less_the_kl(chapter, old):
 
 def test_10d_gae_is_the_td_error_or_the_return_less_v_at_its_ends(chapter, old):
     assert max(chapter["lam_gaps"].values()) < 1e-12
-    V, rewards = chapter["V"], chapter["rewards"]
+    values, rewards = chapter["V"], chapter["rewards"]
     to_go = old[2][:, None] - 0.2 * np.stack([old[1][:, t:].sum(1) for t in range(3)], axis=1)
     for i, text in enumerate(TEXTS):
         for t in range(3):
-            assert V[i, t] == pytest.approx(mean_after(old, to_go[:, t], text[:t]), abs=1e-12)
+            assert values[i, t] == pytest.approx(mean_after(old, to_go[:, t], text[:t]), abs=1e-12)
     powers = 0.5 ** np.arange(3)
-    deltas = rewards[7] + np.append(V[7, 1:], 0.0) - V[7]
-    assert chapter["gae"](rewards, V, 0.5)[7, 0] == pytest.approx(powers @ deltas, abs=1e-12)
+    deltas = rewards[7] + np.append(values[7, 1:], 0.0) - values[7]
+    assert chapter["gae"](rewards, values, 0.5)[7, 0] == pytest.approx(powers @ deltas, abs=1e-12)
 
 
 def test_10e_with_the_exact_v_gaes_mean_is_the_advantage(chapter, old):
@@ -101,8 +101,8 @@ def test_10e_with_the_exact_v_gaes_mean_is_the_advantage(chapter, old):
 def test_10f_the_value_loss_is_least_at_v_and_the_best_critic_explains_a_part(chapter, old):
     assert chapter["value_slope"] < 1e-12
     weights = np.repeat(np.exp(old[0].sum(1)), 3) / 3
-    G, V = chapter["G"].ravel(), chapter["V"].ravel()
-    variances = [weights @ x**2 - (weights @ x) ** 2 for x in (G - V, G, G + V)]
+    returns, values = chapter["G"].ravel(), chapter["V"].ravel()
+    variances = [weights @ x**2 - (weights @ x) ** 2 for x in (returns - values, returns, returns + values)]
     assert chapter["explained"]["exact V"] == pytest.approx(1 - variances[0] / variances[1], abs=1e-9)
     assert chapter["explained"]["-V"] == pytest.approx(1 - variances[2] / variances[1], abs=1e-9)
     assert chapter["explained"]["V = 0"] == pytest.approx(0, abs=1e-12)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from textgym_agents.lm.maths import clipped_policy_loss, gae
 
 from textgym.checks import Floats, Ints
-from textgym_agents.lm.maths import clipped_policy_loss, gae
 from textgym_benchmarks.course.exercises import Case, Exercise
 
 
