@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from textgym_agents.conformance import FAILS, Estimator, Finding, LossGradient, TrainingBatch, check
-from textgym_agents.protocol import Callback, Metrics, Observation
+from textgym_agents.protocol import Agent, Callback, Metrics, Observation, as_agent
 from torch import Tensor
 
 from textgym import Task, TokenVectorEnv
 from textgym.checks import Bools, Floats, Ints
+from textgym.play import Turn, draw, play_batch
 from textgym.solver import prefix_tree
 from textgym.task import make_reference
 
@@ -111,32 +113,31 @@ class TablePPO:
         """Return tokens drawn at the temperature, and their log-probabilities."""
         weights = np.exp((self.table[states] - self.table[states].max(1, keepdims=True)) / TEMPERATURE)
         chances = weights / weights.sum(1, keepdims=True)
-        points = generator.random(len(states)) * (1 - 1e-12)
-        tokens = (chances.cumsum(1) <= points[:, None]).sum(1)
+        tokens = draw(chances, generator.random(len(states)))
         return tokens, np.log(chances[np.arange(len(states)), tokens])
 
     def _play(self, env: TokenVectorEnv, seed: int) -> _Batch:
         generator = np.random.default_rng([self.iteration, seed])
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
         starts = np.count_nonzero(observation["attention_mask"], axis=1)
-        count, width = env.num_envs, self.task.max_new_tokens
-        tokens = np.full((count, width), self.task.vocabulary.pad_id)
-        states, logs = np.zeros((count, width), dtype=np.int64), np.zeros((count, width))
-        lengths, scores, active = np.zeros(count, dtype=np.int64), np.zeros(count), np.ones(count, dtype=np.bool_)
-        for t in range(width):
-            rows = np.flatnonzero(active)
-            if not len(rows):
-                break
-            seen = {name: array[rows] for name, array in observation.items()}
-            states[rows, t:] = self._states(seen)[:, None]
-            tokens[rows, t], logs[rows, t] = self._draw(states[rows, t], generator)
-            observation, paid, ended, cut, _ = env.step(tokens[:, t])
-            lengths[rows] += 1
-            scores[rows] += np.asarray(paid)[rows]
-            active &= ~(ended | cut)
-        width = int(lengths.max())
-        ids = np.array(observation["input_ids"])
-        return _Batch(ids, starts, tokens[:, :width], states[:, :width], logs[:, :width], lengths, scores)
+        visited: list[tuple[Ints, Floats]] = []
+
+        def choose(turn: Turn) -> Ints:
+            states = self._states(turn.seen())
+            tokens, logs = self._draw(states, generator)
+            visited.append((states, logs))
+            return tokens
+
+        played = play_batch(env, observation, choose)
+        states, logs = (np.concatenate(column) for column in zip(*visited, strict=True))
+        shape, at = (env.num_envs, int(played.lengths.max())), (played.rows, played.times)
+        tokens = np.full(shape, self.task.vocabulary.pad_id)
+        places, log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        tokens[at], places[at], log_probs[at] = played.actions, states, logs
+        last = np.minimum(np.arange(shape[1]), played.lengths[:, None] - 1)  # (B, T), in the padding the last real step
+        places = np.take_along_axis(places, last, axis=1)
+        ids = np.asarray(played.observation["input_ids"], dtype=np.int64)
+        return _Batch(ids, starts, tokens, places, log_probs, played.lengths, played.sums(played.rewards))
 
     # Learning
 
@@ -313,8 +314,12 @@ def findings(parts: Parts, checks: Sequence[str] = CHECKS) -> list[Finding]:
     found: list[Finding] = []
     for plain in (False, True):
         names = [name for name in checks if (name in _PLAIN) == plain]
-        found += check(lambda env, plain=plain: TablePPO(env.unwrapped.task, parts, plain), names)
+        found += check(partial(_made, parts, plain), names)
     return [each for each in found if each.status == FAILS]
+
+
+def _made(parts: Parts, plain: bool, env: TokenVectorEnv) -> Agent:
+    return as_agent(TablePPO(env.unwrapped.task, parts, plain))
 
 
 def trained(task: Task, parts: Parts, episodes: int, callback: Callback | None = None) -> TablePPO:
