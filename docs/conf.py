@@ -6,11 +6,8 @@ plain Markdown: what only a site needs, which is navigation, downloads and the A
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -23,20 +20,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 os.environ["OMP_NUM_THREADS"] = "1"  # of the chapters, too
 
-import docstrings  # noqa: E402
 from textgym_benchmarks.course.chapters import all_chapters, student_notebook  # noqa: E402
 
 CHAPTERS = "benchmarks/textgym_benchmarks/course/chapters"
-API = "docs/api"
 NOTEBOOK = (
     "*This page is a notebook, and what it shows is what its code printed.* "
-    '<a href="{name}.ipynb" download>Download {name}.ipynb</a>, without answers, and open it in Jupyter, or upload it to '
-    "Google Colab at `https://colab.research.google.com/#upload=true` and begin there with "
+    '<a href="{name}.ipynb" download>Download {name}.ipynb</a>, without answers, and open it in Jupyter, or upload '
+    "it to Google Colab at `https://colab.research.google.com/#upload=true` and begin there with "
     '`%pip install "textgym[course]"`.'
 )
 
 project = "TextGym"
-extensions = ["myst_nb", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "api"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "benchmarks/RESULTS.md", f"{CHAPTERS}/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "agents", "tests", "textgym", "examples", "docs/_*"]
@@ -50,11 +45,13 @@ nb_execution_timeout = 1200
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_type_aliases = {name: name for name in ("Floats", "Ints", "Bools", "JsonObject", "Observation")}
 maximum_signature_line_length = 88
 default_role = "literal"
 
 html_theme = "furo"
 html_title = "TextGym"
+pygments_dark_style = "github-dark"
 html_math_renderer = "mathml"
 html_copy_source = False
 html_static_path = ["_static"]
@@ -62,81 +59,6 @@ html_css_files = ["site.css"]
 
 linkcheck_timeout = 20
 linkcheck_anchors = False  # those of pages that scripts write cannot be seen
-
-
-class Shown:
-    """Code of an annotation or a default, which a signature shows as it is."""
-
-    def __init__(self, code: object) -> None:
-        self.code = str(code)
-
-    def __repr__(self) -> str:
-        return self.code
-
-
-def signature(thing: object) -> str | None:
-    """Return how something is called, with annotations as they are written; None where nothing says so."""
-    try:
-        found = inspect.signature(thing)
-    except (TypeError, ValueError):
-        return None
-
-    def plain(note: object) -> object:
-        return Shown(getattr(note, "__forward_arg__", note)) if isinstance(note, str) or hasattr(note, "__forward_arg__") else note
-
-    def told(each: inspect.Parameter) -> inspect.Parameter:
-        default = each.default
-        if default is not each.empty and "<" in repr(default):
-            default = Shown("..." if "factory" in repr(default) else default)
-        return each.replace(annotation=plain(each.annotation), default=default)
-
-    told_all = [told(each) for name, each in found.parameters.items() if name not in ("self", "cls")]
-    return str(found.replace(parameters=told_all, return_annotation=plain(found.return_annotation)))
-
-
-def link(code: str, places: dict[str, str]) -> str:
-    """Return the markup of what stands in backticks: a link where it is one public name."""
-    return f":py:obj:`{code} <{places[code]}>`" if code in places else f"``{code}``"
-
-
-def api_pages(app: Sphinx) -> None:
-    """Write a page for each module that has public names, and the page that lists them."""
-    folder = ROOT / API
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    names = docstrings.public_names()
-    short = [name for each in names.values() for name in each]
-    app.places = {name: f"{module}.{name}" for module in names for name in names[module] if short.count(name) == 1}
-    for module in names:
-        text = docstrings.to_rst(importlib.import_module(module).__doc__ or "", None, lambda code: link(code, app.places))
-        entries = [line for name in names[module] for line in entry(app, module, name)]
-        page = [module, "=" * len(module), "", f".. py:module:: {module}", "", *text, "", *entries]
-        (folder / f"{module}.rst").write_text("\n".join(page), encoding="utf-8")
-    listed = ["API reference", "=============", "", "What the packages export, and what these pages import.", ""]
-    toctree = [".. toctree::", "   :maxdepth: 2", "", *(f"   {module}" for module in names)]
-    (folder / "index.rst").write_text("\n".join([*listed, *toctree]), encoding="utf-8")
-
-
-def entry(app: Sphinx, module: str, name: str) -> list[str]:
-    """Return the directive that documents a public name."""
-    thing = getattr(importlib.import_module(module), name)
-    if inspect.isclass(thing) or inspect.isfunction(thing):
-        kind = "autofunction" if inspect.isfunction(thing) else "autoexception" if issubclass(thing, BaseException) else "autoclass"
-        return [f".. {kind}:: {module}.{name}", ""]
-    value, text = docstrings.constant(module, name)
-    told = docstrings.to_rst(text, thing, lambda code: link(code, app.places))
-    return [f".. py:data:: {module}.{name}", f"   :value: {value}", "", *(f"   {line}" for line in told), ""]
-
-
-def read_docstring(app: Sphinx, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Turn a docstring of the project into reStructuredText, in place."""
-    thing = thing.fget if isinstance(thing, property) else thing
-    lines[:] = docstrings.to_rst("\n".join(lines), thing, lambda code: link(code, app.places))
-
-
-def read_signature(app: Sphinx, kind: str, name: str, thing: object, *_: object) -> tuple[str | None, None] | None:
-    """Return the signature of a class or a function as it is written."""
-    return (signature(thing), None) if callable(thing) else None
 
 
 def navigation(app: Sphinx, page: str, source: list[str]) -> None:
@@ -181,19 +103,16 @@ def beginning(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(head + away, encoding="utf-8")
 
 
-def write_math(writer: object, node: nodes.Element, display: str) -> None:
+def write_math(writer: object, node: nodes.Element) -> None:
     """Write a formula as MathML."""
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
     writer.body.append(convert(node.astext(), display=display))
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Join the functions of this file to Sphinx."""
-    inline, block = ((lambda writer, node, kind=kind: write_math(writer, node, kind), None) for kind in ("inline", "block"))
-    app.add_html_math_renderer("mathml", inline, block)
-    app.connect("builder-inited", api_pages)
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.connect("builder-inited", notebooks)
     app.connect("source-read", navigation)
-    app.connect("autodoc-process-docstring", read_docstring)
-    app.connect("autodoc-process-signature", read_signature)
     app.connect("build-finished", beginning)

@@ -45,7 +45,9 @@ def constant(module: str, name: str) -> tuple[str, str]:
         for node, below in zip(body, [*body[1:], ast.Pass()], strict=True):
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             if any(isinstance(each, ast.Name) and each.id == name for each in targets):
-                text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+                text = (
+                    below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+                )
                 return ast.unparse(node.value), inspect.cleandoc(str(text))
     raise ValueError(f"{module}:{name}: its package defines no such constant")
 
@@ -61,7 +63,8 @@ def parameters(thing: object) -> list[str]:
 def attributes(thing: object) -> set[str]:
     """Return the names that a class gives to its instances."""
     ours = [each for each in getattr(thing, "__mro__", ()) if each.__module__.startswith("textgym")]
-    return {name for each in ours for name in re.findall(r"\b[a-z]\w*\b", re.sub(r'"""(?s:.*?)"""', "", inspect.getsource(each)))}
+    code = [re.sub(r'"""(?s:.*?)"""', "", inspect.getsource(each)) for each in ours]
+    return {name for each in code for name in re.findall(r"\b[a-z]\w*\b", each)}
 
 
 def sections(text: str) -> Iterator[tuple[str, str]]:
@@ -125,15 +128,21 @@ def _dedented(lines: list[str]) -> str:
 
 
 def _prose(text: str, link: Callable[[str], str]) -> list[str]:
+    """Return prose, with what is indented by four as code."""
     out: list[str] = []
-    for line in _inline(text, link).splitlines():
-        if line.startswith("### "):
-            out += [f".. rubric:: {line[4:]}", ""]
-        elif line.startswith("- ") and out and out[-1] and not out[-1].startswith(("- ", "  ")):
-            out += ["", line]
-        else:
-            out.append(line)
-    return out
+    for block in re.split(r"\n{2,}", text):
+        if block.startswith("    "):
+            out += [".. code-block:: python", "", *block.splitlines(), ""]
+            continue
+        for line in _inline(block, link).splitlines():
+            if line.startswith("### "):
+                out += [f".. rubric:: {line[4:]}", ""]
+            elif line.startswith("- ") and out and out[-1] and not out[-1].startswith(("- ", "  ")):
+                out += ["", line]
+            else:
+                out.append(line)
+        out.append("")
+    return out[:-1]
 
 
 def _inline(text: str, link: Callable[[str], str]) -> str:
@@ -143,5 +152,6 @@ def _inline(text: str, link: Callable[[str], str]) -> str:
         if place % 2 and place < len(parts) - 1:
             parts[place] = f"\\ {link(' '.join(part.split()))}\\ "
         else:
-            parts[place] = re.sub(r"([*|\\]|_\b|(?<=\w)_(?!\w))", r"\\\1", part)
-    return re.sub(r"(^|\s)\\ (?=[`:])", r"\1", "".join(parts))
+            parts[place] = re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part)
+    text = re.sub(r"(^|[\s(])\\ (?=[`:])", r"\1", "".join(parts), flags=re.MULTILINE)
+    return re.sub(r"(?<=`)\\ (?=[\s.,;:)]|$)", "", text)
