@@ -103,16 +103,21 @@ def beginning(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(head + away, encoding="utf-8")
 
 
-def write_math(writer: object, node: nodes.Element) -> None:
-    """Write a formula as MathML."""
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    writer.body.append(convert(node.astext(), display=display))
+def write_formula(writer: object, node: nodes.Element) -> None:
+    """Write a formula within a line as MathML."""
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_equation(writer: object, node: nodes.Element) -> None:
+    """Write a formula of its own line as MathML, which scrolls where it is too wide."""
+    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Join the functions of this file to Sphinx."""
-    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_equation, None))
     app.connect("builder-inited", notebooks)
     app.connect("source-read", navigation)
     app.connect("build-finished", beginning)
