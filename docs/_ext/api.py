@@ -87,7 +87,7 @@ def entry(module: str, name: str) -> list[str]:
         return [f".. auto{'exception' if issubclass(thing, BaseException) else 'class'}:: {module}.{name}", ""]
     value, text = docstrings.constant(module, name)
     lines = docstrings.to_rst(text, thing, link)
-    return [f".. py:data:: {module}.{name}", f"   :value: {value}", "", *(f"   {line}" for line in lines), ""]
+    return [f".. py:data:: {name}", f"   :value: {value}", "", *(f"   {line}" for line in lines), ""]
 
 
 def read_docstring(app: Sphinx, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
