@@ -14,6 +14,9 @@ from pathlib import Path
 import jupytext
 from docutils import nodes
 from latex2mathml.converter import convert
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +70,9 @@ def navigation(app: Sphinx, page: str, source: list[str]) -> None:
     if page == root_doc:
         text = source[0].replace("- API: ", "- [API](api/index.rst): ")
         head, *parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-        source[0] = "".join([head + toctree(["/README.md"]), *(part + toctree(links(part), part) for part in parts)])
+        source[0] = "".join(
+            [head + toctree(["Overview </README.md>"]), *(part + toctree(links(part), part) for part in parts)]
+        )
     elif page == "docs/tasks/README":
         source[0] += toctree(re.findall(r"^## \[.*\]\((.*)\)", source[0], re.MULTILINE))
     elif page == "docs/course/index":
@@ -75,6 +80,21 @@ def navigation(app: Sphinx, page: str, source: list[str]) -> None:
     elif page.startswith(CHAPTERS):
         note = NOTEBOOK.format(name=Path(page).name)
         source[0] = re.sub(r"^# .*\n", lambda title: f"{title[0]}\n{note}\n", source[0], count=1, flags=re.MULTILINE)
+
+
+def show_code(app: Sphinx, page: str, source: list[str]) -> None:
+    """Let links to a line of code lead to a page that shows the file, where a forge would show it."""
+
+    def lead(found: re.Match[str]) -> str:
+        path = (ROOT / page).parent.joinpath(found[2]).resolve()
+        shown = Path(app.outdir, "code", path.relative_to(ROOT)).with_suffix(".html")
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        style = HtmlFormatter(full=True, lineanchors="L", linenos="inline", title=path.name)
+        shown.write_text(highlight(path.read_text(encoding="utf-8"), PythonLexer(), style), encoding="utf-8")
+        way = os.path.relpath(shown, Path(app.outdir, page).parent)
+        return f'<a href="{way}#L-{found[3]}">{found[1]}</a>'
+
+    source[0] = re.sub(r"\[([^\]]*)\]\(([^)#]*\.py)#L(\d+)\)", lead, source[0])
 
 
 def links(part: str) -> list[str]:
@@ -121,4 +141,5 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (write_formula, None), (write_equation, None))
     app.connect("builder-inited", notebooks)
     app.connect("source-read", navigation)
+    app.connect("source-read", show_code)
     app.connect("build-finished", beginning)
