@@ -57,6 +57,7 @@ html_title = "TextGym"
 pygments_dark_style = "github-dark"
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 html_show_search_summary = False  # a browser reads no other page of a folder on the disk
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

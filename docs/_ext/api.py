@@ -46,7 +46,7 @@ def told(each: inspect.Parameter) -> inspect.Parameter:
     if "factory" in repr(default):
         default = Shown("...")
     elif repr(default).startswith("<") and default is not each.empty:
-        default = Shown(default)
+        default = Shown(getattr(default, "__name__", default))
     return each.replace(annotation=written(each.annotation), default=default)
 
 
@@ -69,13 +69,25 @@ def write_pages(app: Sphinx) -> None:
     FOLDER.mkdir()
     names = docstrings.public_names()
     for module in names:
-        text = docstrings.to_rst(importlib.import_module(module).__doc__ or "", None, link)
+        text = docstrings.to_rst(said(module), None, link)
         entries = [line for name in names[module] for line in entry(module, name)]
         page = [module, "=" * len(module), "", f".. py:module:: {module}", "", *text, "", *entries]
         (FOLDER / f"{module}.rst").write_text("\n".join(page), encoding="utf-8")
-    listed = ["API", "===", "", "What the packages export, and what the pages of this site import.", ""]
-    listed += [".. toctree::", "   :maxdepth: 1", "", *(f"   {module}" for module in names)]
+    listed = [
+        "API",
+        "===",
+        "",
+        "What the packages export, agents and their settings, and what the pages of this site import.",
+        "",
+    ]
+    listed += [f"- :doc:`{module}`: {docstrings.to_rst(said(module), None, link)[0]}" for module in names]
+    listed += ["", ".. toctree::", "   :hidden:", "", *(f"   {module}" for module in names)]
     (FOLDER / "index.rst").write_text("\n".join(listed), encoding="utf-8")
+
+
+def said(module: str) -> str:
+    """Return what a module says of itself."""
+    return importlib.import_module(module).__doc__ or ""
 
 
 def entry(module: str, name: str) -> list[str]:
@@ -84,7 +96,9 @@ def entry(module: str, name: str) -> list[str]:
     if inspect.isfunction(thing):
         return [f".. autofunction:: {module}.{name}", ""]
     if inspect.isclass(thing):
-        return [f".. auto{'exception' if issubclass(thing, BaseException) else 'class'}:: {module}.{name}", ""]
+        kind = "autoexception" if issubclass(thing, BaseException) else "autoclass"
+        above = ["   :show-inheritance:"] if any(each.__name__ in places() for each in thing.__bases__) else []
+        return [f".. {kind}:: {module}.{name}", *above, ""]
     value, text = docstrings.constant(module, name)
     lines = docstrings.to_rst(text, thing, link)
     return [f".. py:data:: {name}", f"   :value: {value}", "", *(f"   {line}" for line in lines), ""]
@@ -106,9 +120,15 @@ def read_signature(
     return (code, back or None) if code else None
 
 
+def read_bases(app: Sphinx, name: str, thing: object, options: object, bases: list[type]) -> None:
+    """Leave out base classes that have no page."""
+    bases[:] = [each for each in bases if each.__name__ in places()]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Join the functions of this file to Sphinx."""
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("autodoc-process-signature", read_signature)
+    app.connect("autodoc-process-bases", read_bases)
     return {"parallel_read_safe": True}

@@ -9,7 +9,13 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+
+from textgym_agents import agent_names
+from textgym_agents.registry import agent_class, config_class
+
+from textgym.registry import AGENTS
 
 ROOT = Path(__file__).parents[2]
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns|Source):(?: |$)")
@@ -26,15 +32,26 @@ def exported_names() -> dict[str, list[str]]:
 
 
 def public_names() -> dict[str, list[str]]:
-    """Return the names of each module that the packages export, or that the pages of `docs/` import."""
+    """Return the names of each module that packages export or pages import, and of the agents and their settings."""
     found = exported_names()
     exported = {id(getattr(importlib.import_module(module), name)) for module in found for name in found[module]}
+    others = [(kind.__module__, kind.__name__) for name in agent_names() for kind in kinds(name)]
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for module, names in _IMPORT.findall(page.read_text(encoding="utf-8")):
-            for name in names.replace(" ", "").split(","):
-                if id(getattr(importlib.import_module(module), name)) not in exported:
-                    found.setdefault(module, []).append(name)
+            others += [(module, name) for name in names.replace(" ", "").split(",")]
+    for module, name in others:
+        if id(getattr(importlib.import_module(module), name)) not in exported:
+            found.setdefault(module, []).append(name)
     return {module: sorted({*names}) for module, names in sorted(found.items())}
+
+
+def kinds(agent: str) -> list[type]:
+    """Return the class of an agent that the package itself registers, that of its settings, and what they stand on."""
+    if not str(AGENTS.entry(agent).target).startswith("textgym_agents."):
+        return []
+    settings = config_class(agent_class(agent))
+    above = [] if settings is None else [each for each in settings.__mro__ if is_dataclass(each)]
+    return [agent_class(agent), *(each for each in above if each.__module__.startswith("textgym_agents."))]
 
 
 def constant(module: str, name: str) -> tuple[str, str]:

@@ -83,7 +83,8 @@ def faults(thing: object) -> Iterator[str]:
     if named - known:
         yield f"Args has {sorted(named - known)}, its parameters are {sorted(known)}"
     told = described(thing) | named if is_dataclass(thing) else named
-    silent = [name for name in called_with(thing) if name not in told and not mentions(text, name)]
+    built = inspect.isfunction(thing) or is_dataclass(thing) or {"__init__", "__new__"} & {*vars(thing)}
+    silent = [name for name in called_with(thing) if built and name not in told and not mentions(text, name)]
     elsewhere = re.search(r"[Ss]ee `|^`\w+` of ", text)
     if silent and not elsewhere:
         yield f"does not say what {silent} are"
