@@ -55,6 +55,12 @@ def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
     assert done.stderr == "part 'nothing': allowed are foreign project walks site learning sweeps\n"
 
 
+def test_the_script_of_the_site_says_what_it_can_do():
+    done = subprocess.run([ROOT / ".ci" / "site", "nothing"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("site 'nothing': allowed are no word and linkcheck\n")
+
+
 def test_every_direct_dependency_is_pinned():
     pinned = {canonical(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
