@@ -216,6 +216,7 @@ class Task:
             episode_seeds: B, in noisy tasks.
             texts: the decoded completions; None: they are decoded here.
             scorer: None: of the task's reward.
+        Returns: texts, rewards and terms of the B completions.
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, list[Any]] = {"completion_ids": completion_ids}

@@ -344,7 +344,7 @@ class ValueMoments:
 
 
 def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
-    """Return k1, k2, k3 and the exact KL of the states visited, as estimators of KL(pi || ref) per sequence."""
+    """Return k1, k2, k3 and the exact KL of the states visited as estimators of KL(pi || ref) in an enumeration."""
     ratio, mass, truth = enumeration.steps.log_ratio, enumeration.mass, enumeration.values.kl
     rows = []
     for name, tokens in (
@@ -359,7 +359,7 @@ def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
 
 
 def kl_gradient_table(enumeration: Enumeration) -> list[Moments]:
-    """Return estimators of the gradient of KL(pi || ref) per sequence, in the loss, in the reward, or in both."""
+    """Return estimators of the gradient of KL(pi || ref) per sequence of an enumeration, in loss or reward or both."""
     ratio, kl = enumeration.steps.log_ratio, enumeration.steps.kl
     later = to_go(kl) - kl
     direct = direct_weights(enumeration)
