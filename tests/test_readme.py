@@ -49,10 +49,16 @@ def test_ci_runs_the_readme_s_test_line():
 def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
     full = ROOT / ".ci" / "full"
     listed = subprocess.run([full], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["foreign", "project", "walks", "learning", "sweeps"]
+    assert [line.split()[0] for line in listed] == ["foreign", "project", "walks", "site", "learning", "sweeps"]
     done = subprocess.run([full, "learning", "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "part 'nothing': allowed are foreign project walks learning sweeps\n"
+    assert done.stderr == "part 'nothing': allowed are foreign project walks site learning sweeps\n"
+
+
+def test_the_script_of_the_site_says_what_it_can_do():
+    done = subprocess.run([ROOT / ".ci" / "site", "nothing"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("site 'nothing': allowed are no word and linkcheck\n")
 
 
 def test_every_direct_dependency_is_pinned():

@@ -15,7 +15,7 @@ import pytest
 from core_tools import STORIES, byte_level, hugging_face, needs_stories, unigram, word_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from textgym.codecs.chat import JinjaTemplate, _renderer
 from textgym.codecs.sources import BUILTIN_FOLDER
@@ -142,6 +142,19 @@ def test_models_that_hold_control_tokens_as_pieces_do_not_find_them_in_text() ->
     assert [UNIGRAM.id_to_token(i) for i in ids[1:]] == ["a", "<", "/", "s", ">", "b"]
     with pytest.raises(ValueError, match=r"cannot write '\$' as text"):
         words.encode_prompt("a $ b")
+
+
+def test_words_without_a_token_for_unknown_ones() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "yes": 1, "no": 2}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    vocabulary = load_vocabulary(tokenizer)
+    assert vocabulary.encode_prompt("no yes") == (0, 2, 1)
+    with pytest.raises(ValueError, match="prompt: this tokenizer cannot encode 'no never'"):
+        vocabulary.encode_prompt("no never")
+    with pytest.raises(ValueError, match="stop 'never': not a token"):
+        load_vocabulary(tokenizer, stop="never")
 
 
 def test_copies_and_pickles_keep_control_tokens_out() -> None:

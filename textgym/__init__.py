@@ -58,6 +58,7 @@ def register_task(
         builder: a function from the task's options to a `Task`, or "module:function", imported when first needed.
         version: N; raise it when reward, observation or termination changes. The old one may stay beside the new one.
         family, summary: for people.
+    Returns: what the registry keeps of it.
     Raises: ValueError if name and version are taken by another builder, or the name is not made of letters and digits.
     """
     entry = TASKS.add(TaskEntry(name, builder, summary, version=version, family=family))

@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from textgym.sources import PACKAGES
 
 Floats = NDArray[np.float64]
+"""An array of float64."""
 Ints = NDArray[np.int64]
+"""An array of int64."""
 Bools = NDArray[np.bool_]
+"""An array of bool."""
 JsonObject = dict[str, Any]
 
 MOST_ROWS = 2**20

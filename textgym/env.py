@@ -107,7 +107,7 @@ class TokenEnv(gym.Env[Observation, int]):
 
     ### Arguments
     `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `segments`: whether observations have
-    `segment_ids`; `render_mode`: None, "ansi", "human" or "rgb_array"; everything else goes to the task's builder.
+    `segment_ids`; `render_mode`: None, "ansi", "human" or "rgb_array"; `task_options` go to the task's builder.
 
     ### Version History
     - v0: first version.

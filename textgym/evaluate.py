@@ -107,8 +107,10 @@ def evaluate(
             `SearchingPolicy` or a `WholePolicy` besides.
         reference: pi_ref; None takes the task's.
         optimum: from `optimum_of` with the same split and beta; None works it out.
-        per_prompt: completions per prompt.
+        split: of the prompts. per_prompt: completions per prompt.
         seed: of the sampling.
+        deterministic: take the likeliest token.
+    Returns: reward, gold, KL, J and optimality with their intervals.
     Raises: ValueError for an optimum of another beta or split, or of another reference where it is exact.
     Warns: TextGymWarning if J lies above J*, both by more than their intervals: then J* was estimated too low.
     """

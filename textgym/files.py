@@ -156,12 +156,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write JSON atomically. Raises: TypeError for a value that JSON cannot hold."""
+    """Write `data` as JSON to a path, atomically. Raises: TypeError for a value that JSON cannot hold."""
     write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> JsonObject:
-    """Read a JSON object. Raises: ValueError that names the file, and the line where there is one."""
+    """Read a JSON object from a path. Raises: ValueError that names the file, and the line where there is one."""
     check_file(path)
     texts: list[str] = []
     number = 0
@@ -228,7 +228,7 @@ def make_folder(path: Path) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a folder by a new one that `write` fills.
+    """Replace the folder at `path` by a new one that `write` fills.
 
     If `write` raises, the old folder stays and nothing else does. At every moment the old or the new folder is whole;
     after a crash between the two renames `recover_folder` brings it back. On return, the new one is on the disk.

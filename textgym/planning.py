@@ -141,7 +141,7 @@ class Tree:
         return Node(self, state)
 
     def expand(self, nodes: Sequence[Node]) -> list[tuple[Node, ...]]:
-        """Return the children of each node."""
+        """Return the children of each of the nodes."""
         edges = self._edges(nodes)
         families = [list[Node]() for _ in nodes]
         with scorers_restored(self.task.scorer, self.task.gold_scorer):
@@ -153,7 +153,7 @@ class Tree:
         return [tuple(family) for family in families]
 
     def observations(self, nodes: Sequence[Node]) -> Observation:
-        """Return the observation of each node: arrays (B, L)."""
+        """Return the observations of the nodes: arrays (B, L)."""
         parts = list[Observation]()
         for node in nodes:
             self._episodes.restore(0, node.state)

@@ -136,11 +136,11 @@ class Task:
             object.__setattr__(self, "turns", self._checked_turns(self.turns))
         check_number("gamma", self.gamma, 0, 1, GAMMA)
         check_number("beta", self.beta, 0, unit=BETA)
+        what = "'builtin', 'uniform', a model's folder or hub id, and an object with log_probs(observation)"
         if not isinstance(self.reference, str | Path | Reference):
-            raise TypeError(
-                f"reference={shown(self.reference)}: allowed are 'builtin', 'uniform', a model's folder or hub "
-                "id, and an object with log_probs(observation)"
-            )
+            raise TypeError(f"reference={shown(self.reference)}: allowed are {what}")
+        if isinstance(self.reference, str) and not self.reference.strip():
+            raise ValueError(f"reference={self.reference!r}: allowed are {what}")
         if set(self.prompts) not in ({"train", "eval"}, {"train", "eval", "tune"}):
             raise ValueError(
                 f"prompts: the splits are {sorted(self.prompts)}, allowed are train and eval, or these and tune"
@@ -238,6 +238,7 @@ class Task:
             texts: the decoded completions; None: they are decoded here.
             scorer: None: of the task's reward.
             environment: B, in tasks with turns: the places of the tokens that the environment wrote.
+        Returns: texts, rewards and terms of the B completions.
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, list[Any]] = {"completion_ids": completion_ids}

@@ -118,6 +118,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         Args:
             seed: of all generators: sub-environment i gets seed + i, or seed[i].
             options: see "Starting State". They are not changed.
+        Returns: the observations, and the infos of "Starting State".
         Raises: ValueError or TypeError, naming the argument and what is allowed; RuntimeError for rows whose rewards
             have not been paid yet, see `settle`.
         """
@@ -131,6 +132,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
         Args:
             actions: integer (N,), ids in 0..V-1 wherever an episode runs.
+        Returns: observations, rewards (N,), terminated (N,), truncated (N,) and infos.
         Raises: ResetNeeded before the first reset; InvalidAction, naming the first bad one.
         """
         store = self._store
@@ -207,7 +209,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         return self._store.segment_ids()
 
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
-        """Return the states of these sub-environments (None: all). Raises: ResetNeeded for one never reset."""
+        """Return the states of these rows, sub-environments (None: all). Raises: ResetNeeded for one never reset."""
         rows = range(self.num_envs) if rows is None else rows
         if any(self._store.finish[row] == UNSET for row in rows):
             raise ResetNeeded(why_reset(UNSET))
@@ -241,7 +243,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         return tuple(frames) if self.render_mode == "ansi" else tuple(map(frame_image, frames))
 
     def call(self, name: str, *args: object, **kwargs: object) -> tuple[Any, ...]:
-        """Return what a method of `TokenEnv` gives in every row, or its attribute, as `SyncVectorEnv.call` does.
+        """Return what a method, `name`, of `TokenEnv` gives in every row, or its attribute, as `SyncVectorEnv.call`.
 
         Raises: AttributeError for another name than those of attributes, `action_masks`, `get_state`, `set_state` and
             `render`.
@@ -249,7 +251,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         return call_rows(self, name, *args, **kwargs)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Return an attribute of every row. Raises: AttributeError if there is none."""
+        """Return the attribute `name` of every row. Raises: AttributeError if there is none."""
         return call_rows(self, name)
 
     def set_attr(self, name: str, values: object) -> None:

@@ -82,7 +82,7 @@ class Vocabulary:
         self.codec.save(folder, self.config)
 
     def token_text(self, token_id: int) -> str:
-        """Return one token to show: its text, or its name in the vocabulary where it has no text of its own."""
+        """Return the token `token_id` to show: its text, or its name in the vocabulary where it has no text."""
         name = self.codec.token(token_id)
         if name is None:
             return f"<unused {token_id}>"

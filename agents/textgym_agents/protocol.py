@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from textgym.solver import PrefixTree
 
 Observation = Mapping[str, NDArray[Any]]
+"""Arrays of B states: `input_ids` and `attention_mask`, (B, L)."""
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool | None]
+"""Called with the metrics of every iteration; True ends learning."""
 
 
 class _HasValues:

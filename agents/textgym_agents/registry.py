@@ -35,6 +35,7 @@ def register_agent(name: str, target: type[Agent] | str, summary: str = "") -> E
         name: a text without spaces, ":" and "/".
         target: its class, or "module:Class", imported when it is first needed.
         summary: one line for people.
+    Returns: what the registry keeps of it.
     Raises: ValueError for a bad name, or one that is taken by another class.
     """
     return AGENTS.add(Entry(name, target, summary))

@@ -111,7 +111,7 @@ class Cell:
 
     @classmethod
     def from_json(cls, data: object) -> Cell:
-        """Return the cell that `to_json` wrote. Raises: ValueError for anything else."""
+        """Return the cell whose data `to_json` wrote. Raises: ValueError for anything else."""
         cell = from_fields(cls, data, also=("key",))
         assert isinstance(data, Mapping)
         if data.get("key", cell.key) != cell.key:
@@ -151,7 +151,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, data: object) -> Evaluation:
-        """Return the settings from a JSON object of its fields. Raises: ValueError for anything else."""
+        """Return the settings from data, a JSON object of its fields. Raises: ValueError for anything else."""
         return from_fields(cls, data)
 
 
@@ -193,7 +193,7 @@ class Suite:
 
     @classmethod
     def from_json(cls, data: object) -> Suite:
-        """Return the suite that `to_json` wrote, whatever stands beside its fields. Raises: ValueError."""
+        """Return the suite whose data `to_json` wrote, whatever stands beside its fields. Raises: ValueError."""
         if not isinstance(data, Mapping) or not isinstance(data.get("cells"), list):
             raise ValueError("suite: allowed is an object with a list 'cells'")
         cells = tuple(Cell.from_json(cell) for cell in data["cells"])

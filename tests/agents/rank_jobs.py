@@ -41,6 +41,10 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "lm-ppo, k1, adaptive beta": ("lm-ppo", {"kl": "k1", "kl_target": 0.02, "kl_horizon": 50}),
     "grpo": ("grpo", {"group": 4, "divide_by_std": True}),
     "rloo": ("rloo", {"group": 4}),
+    "rloo, equal groups dropped": ("rloo", {"group": 4, "equal_groups": "drop"}),
+    "rloo, equal groups resampled": ("rloo", {"group": 4, "equal_groups": "resample", "most_rounds": 4}),
+    "lm-ppo, overlong masked": ("lm-ppo", {"overlong": "mask"}),
+    "distill": ("distill", {"teacher": "base"}),
     "reinforce": ("reinforce", {"baseline": "batch"}),
     "soft-q": ("soft-q", {"replay_batch": 9}),
     "dpo": ("dpo", {}),
@@ -52,7 +56,17 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "adapter folder": ("lm-ppo", {"model": "adapter", "learning_rate": 0.01}),
 }
 ADAPTED = ("lora", "lora, grpo", "lora, bfloat16", "adapter folder")
-SHARDED = ("lm-ppo", "lm-ppo, grammar", "grpo", "dpo", "stored in bfloat16", *ADAPTED)
+SHARDED = (
+    "rloo, equal groups resampled",
+    "lm-ppo, overlong masked",
+    "distill",
+    "lm-ppo",
+    "lm-ppo, grammar",
+    "grpo",
+    "dpo",
+    "stored in bfloat16",
+    *ADAPTED,
+)
 READ_AGAIN = ("lm-ppo", "stored in bfloat16", "adapter folder")
 """Of which start, reference and policy are found in three ways."""
 
@@ -67,8 +81,8 @@ def learn(folder: Path, parallel: str, *names: str) -> None:
         if "data" in options:
             options["data"] = str(folder / f"{join().rank}.jsonl")
             Path(options["data"]).write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
-        if "model" in options:
-            options["model"] = str(folder / options["model"])
+        for key in {"model", "teacher"} & options.keys():
+            options[key] = str(folder / options[key])
         found = make_agent(agent, env, **options)
         assert isinstance(found, LMAgent)
         tensors, rows = _recorded(found), []

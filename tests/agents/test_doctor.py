@@ -15,6 +15,7 @@ import torch
 from agents.enumerated import STOP, WORDS, tiny_agent, tiny_task
 from agents.test_masks import batch_env
 from cli_tools import run
+from core_tools import STORIES, byte_level, hugging_face, needs_stories
 from lm.tiny_models import tiny_llama
 from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.rloo import RLOO
@@ -24,6 +25,7 @@ from textgym_agents.lm.metrics import warning_signs
 from textgym_agents.training.conditions import CONDITIONS
 from textgym_agents.training.doctor import Doctor, prompt_signs
 from textgym_agents.training.loop import SilentWatcher, Training
+from tokenizers import Tokenizer, processors
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
@@ -169,6 +171,71 @@ def test_what_pays_is_no_alarm():
             "policy/grad_scale": 0.1 if at > 8 else 1.0,
         }
         assert doctor.see(healthy(at) | row) == []
+
+
+def played(entropies=None, scores=None, spread=0.1, lengths=None, batch=256):
+    """Rows of a run without KL, from lists of what each iteration shows."""
+    count = len(scores)
+    spreads = spread if isinstance(spread, list) else [spread] * count
+    columns = {
+        "policy/entropy_avg": entropies or [2.0] * count,
+        "objective/scores": scores,
+        "objective/scores_std": spreads,
+        "completion_length": lengths or [12.0] * count,
+    }
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [row | {"iteration": at, "episode": batch * at} for at, row in enumerate(rows, 1)]
+
+
+CERTAIN = [2.0, 1.6, 1.0, 0.5, 0.1, *[0.05] * 5]
+
+
+@pytest.mark.parametrize(
+    ("entropies", "scores", "spread", "since"),
+    [
+        # J has gained 0.7, and rewards differ by 0.3 still: what is left is the smaller part.
+        (CERTAIN, [0.2, 0.4, 0.6, 0.8, *[0.9] * 6], 0.3, None),
+        # It has gained 0.3 and is at its best, but rewards differ by 0.45: prompts are lost on which nothing is tried.
+        (CERTAIN, [0.2, 0.3, 0.4, 0.5, *[0.5] * 6], 0.45, 6),
+        # It has gained 0.3, more than the spread of 0.1, but it had gained 0.6 before it became certain.
+        (CERTAIN, [0.2, 0.7, 0.8, 0.8, *[0.5] * 6], 0.1, 6),
+        # Entropy comes back for two batches, which cost something; then J is where it was.
+        ([*CERTAIN, 0.3, 0.25, 0.05], [0.2, 0.4, 0.6, 0.8, *[1.0] * 6, 0.7, 0.7, 1.0], [0.3] * 4 + [0.0] * 9, None),
+        # Certain from the second batch on: whatever that pays, nothing else was tried.
+        ([2.0, 0.01, 0.01], [0.2, 0.9, 0.9], 0.0, 3),
+    ],
+)
+def test_an_entropy_that_is_lost_before_the_reward_is_won(entropies, scores, spread, since):
+    doctor = Doctor()
+    for row in played(entropies, scores, spread):
+        doctor.see(row)
+    found = alarms(doctor).get("entropy collapse")
+    assert (found and found[0].since) == since
+
+
+LONGER = [10.0, 10.0, 10.0, 12.0, 14.0, 16.0, 16.0, 16.0, 16.0, 16.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "lengths", "drifts"),
+    [
+        ([0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8], LONGER, False),  # J rose with the length
+        ([0.5] * 10, LONGER, True),
+        ([0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.6, 0.6], LONGER, False),  # and fell while the length stayed
+        ([0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6], [10.0] * 6 + LONGER[3:7], True),  # it fell with the length
+        # As A2C on Stop: half as long again, by 0.107 better, which is three standard errors.
+        (
+            [0.54, 0.46, 0.5, 0.58, 0.55, 0.58, 0.63, 0.63, 0.56, 0.63],
+            [1.67] * 3 + [1.9, 2.0, 2.1, 2.2] + [2.56] * 3,
+            False,
+        ),
+    ],
+)
+def test_a_length_that_drifts_with_the_reward_and_without(scores, lengths, drifts):
+    doctor = Doctor()
+    for row in played(None, scores, 0.32, lengths, batch=64):
+        doctor.see(row)
+    assert ("length drift" in alarms(doctor)) is drifts
 
 
 def test_a_reward_that_is_rare_is_not_constant():
@@ -341,6 +408,37 @@ def test_prompts_are_opened_once(tmp_path):
     doctor = Doctor(make_task("Text", reward="length", prompts=["<|user|>Hello."]), say=lambda line: None)
     doctor(healthy(1) | {"prompt/openings": 2.0})
     assert list(alarms(doctor)) == ["chat template or BOS missing or doubled"]
+
+
+WRITES = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=needs_stories)])
+@pytest.mark.parametrize(
+    ("template", "prompt", "openings"),
+    [
+        (None, "Hello.", 1.0),  # the tokenizer adds its BOS
+        ("{{ bos_token }}" + WRITES, "Hello.", 1.0),  # the template writes it
+        (WRITES, "Hello.", 0.0),  # nobody does: ids of a chat template are those of its text
+        ("{{ bos_token }}{{ bos_token }}" + WRITES, "Hello.", 2.0),
+        ("{{ bos_token }}" + WRITES, "<s>[Hello.]", 2.0),  # a text that the template has written already
+        (None, "<s>[Hello.]", 2.0),
+        (None, "What does <s> mean?", 1.0),
+    ],
+)
+def test_a_bos_that_is_missing_or_doubled_is_named(real, template, prompt, openings):
+    bare = Tokenizer.from_file(str(STORIES / "tokenizer.json")) if real else byte_level()
+    if not real:
+        bare.add_special_tokens(["<s>"])
+        place = bare.token_to_id("<s>")
+        bare.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", place)])
+    assert bare.encode("a").tokens[0] == "<s>"
+    tokenizer = hugging_face(bare, bos_token="<s>", chat_template=template)
+    task = make_task("Text", reward="length", prompts=[prompt], tokenizer=tokenizer)
+    assert prompt_signs(task) == {"prompt/openings": openings}
+    doctor = Doctor(task, say=lambda line: None)
+    doctor(healthy(1) | prompt_signs(task))
+    assert ("chat template or BOS missing or doubled" in alarms(doctor)) == (openings != 1)
 
 
 def test_a_trainer_of_transformers_is_heard():

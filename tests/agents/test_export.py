@@ -18,9 +18,12 @@ from textgym_agents.config import TrainSettings
 from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.loop import SilentWatcher, Training
 
+from textgym import make_task, task_names
 from textgym.checks import is_finite
 from textgym.commands.console import UsageError
 from textgym.files import read_json, write_json
+from textgym.task import task_entry
+from textgym.vocab import load_vocabulary
 
 ENV = {"max_new_tokens": 3}
 
@@ -59,6 +62,36 @@ def test_the_exported_model_generates_what_the_agent_would(exported):
         np.testing.assert_allclose(got[possible], want[possible], atol=1e-5)
     assert model.generation_config.eos_token_id == [*env.unwrapped.task.vocabulary.stop_ids]
     assert model.generation_config.max_new_tokens == 3
+
+
+@pytest.mark.parametrize("name", [name for name in task_names() if task_entry(name).family == "diagnostics"])
+def test_a_folder_of_a_diagnostic_task_reads_its_words(tmp_path, name):
+    from transformers import AutoTokenizer
+
+    vocabulary = make_task(name).vocabulary
+    vocabulary.save(tmp_path)
+    ids = [i for i in np.flatnonzero(vocabulary.allowed).tolist() if i not in vocabulary.stop_ids]
+    text = " ".join(vocabulary.token_text(i) for i in ids)
+    plain, ours = AutoTokenizer.from_pretrained(tmp_path), load_vocabulary(tmp_path)
+    assert plain(text)["input_ids"] == ours.codec.encode(text) == ids
+    assert plain.decode(ids) == text
+
+
+def test_the_exported_model_of_a_task_s_words_ends_where_the_task_does(tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = {"batch": 4, "minibatches": 1}
+    settings = TrainSettings("textgym/Stop-v0", "rloo", 4, config, final_per_prompt=1, track="")
+    Training(settings, pictures=False).run(tmp_path / "run", SilentWatcher())
+    code, _, errors = run(capsys, "export", str(tmp_path / "run"), "--out", str(tmp_path / "out"))
+    assert code == 0, errors
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("word word 2")["input_ids"] == [0, 0, 4]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == [1, 2]  # <end> and <halt>
+    torch.manual_seed(0)
+    ids = model.generate(torch.tensor([[4]] * 32))
+    assert {1, 2} <= set(ids[:, 1:].flatten().tolist())
 
 
 def test_the_card_s_numbers_are_those_of_eval(exported, capsys):

@@ -18,7 +18,8 @@ from textgym_agents.algorithms.grpo import GRPO, GRPOConfig
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.exact.referee import CAP, KL_ESTIMATORS, REWARD_ESTIMATORS, TwoPolicies, samples_of
+from textgym_agents.exact.referee import CAP, KL_ESTIMATORS, REWARD_ESTIMATORS
+from textgym_agents.exact.samples import TwoPolicies, samples_of
 from textgym_agents.lm.critic_free import Resampled, score_function_loss
 from textgym_agents.lm.gathered import joined
 from textgym_agents.lm.maths import kl_estimate, scores

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 from agents.test_exact_estimators import Recurrent
-from solver_tools import bigram, small_task
+from solver_tools import STOP, bigram, small_task
 from textgym_agents.commands.referee import main
-from textgym_agents.exact.estimators import group_moments
 from textgym_agents.exact.objective import EnumeratedPolicy
 from textgym_agents.exact.referee import (
     GROUP_ESTIMATORS,
     KL_ESTIMATORS,
     REWARD_ESTIMATORS,
-    TwoPolicies,
+    VALUES_FROM_ROLLOUTS,
+    _grouped,
+    _vine,
     referee,
-    samples_of,
 )
+from textgym_agents.exact.samples import TwoPolicies, samples_of
 
 from textgym.commands.console import UsageError
 from textgym.solver import prefix_tree
@@ -56,6 +57,35 @@ def gradient_of(loss, own):
     return own.flat(torch.autograd.grad(loss, own.parameters, retain_graph=True)).numpy()
 
 
+def written(samples):
+    """The completion of each trajectory, and its prompt."""
+    tree, every = samples.behaviour.tree, samples.behaviour.trajectories
+    rows = zip(every.length.tolist(), every.row.tolist(), every.prompt.tolist(), strict=True)
+    return [(tuple(tree.completions(length, np.array([row]))[0].tolist()), prompt) for length, row, prompt in rows]
+
+
+def to_come(samples):
+    """(prompt, tokens so far) -> what completions by mu earn from there on, and their probabilities."""
+    found = {}
+    for (tokens, prompt), paid, mass in zip(written(samples), samples.rewards, samples.mass, strict=True):
+        for at in range(len(tokens)):
+            found.setdefault((prompt, tokens[:at]), []).append((paid[at:].sum(), mass))
+    return {
+        state: (np.array(rows).T[0], np.array(rows).T[1] / np.array(rows).T[1].sum()) for state, rows in found.items()
+    }
+
+
+def vine_advantages(samples):
+    """What a step is paid, and V behind it less V before it, (N, T)."""
+    exact = {state: returns @ chances for state, (returns, chances) in to_come(samples).items()}
+    result = np.zeros(samples.real.shape)
+    for row, ((tokens, prompt), paid) in enumerate(zip(written(samples), samples.rewards, strict=True)):
+        for at in range(len(tokens)):
+            behind = exact[prompt, tokens[: at + 1]] if at + 1 < len(tokens) else 0.0
+            result[row, at] = paid[at] + behind - exact[prompt, tokens[:at]]
+    return result
+
+
 def clipped(ratio, advantages, low=0.2, high=0.2):
     return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
@@ -74,11 +104,15 @@ def test_single_estimators_are_the_gradients_of_their_papers_losses(samples):
     mu_mean = mass @ whole[:, 0]
     deviation = (mass @ (whole[:, 0] - mu_mean) ** 2).sqrt()
     start = torch.tensor(samples.baseline[:, :1])
+    ended = torch.tensor([1.0 * (tokens[-1] == STOP) for tokens, _ in written(samples)], dtype=torch.float64)[:, None]
+    step_ahead = torch.tensor(vine_advantages(samples))
     losses = {
         "REINFORCE, no correction": log_pi * whole,
         "token ratio": rho * advantages,
         "token ratio, clipped (PPO)": clipped(rho, advantages),
         "token ratio, clip-higher (DAPO)": clipped(rho, advantages, 0.2, 0.28),
+        "token ratio, clipped, overlong masked": clipped(rho, advantages) * ended / (mass @ ended[:, 0]),
+        "exact V of the next state - V (VinePPO)": clipped(rho, step_ahead),
         "token ratio, truncated (TIS)": rho.detach().clamp(max=2) * log_pi * advantages,
         "token ratio, masked (MIS)": rho.detach() * (rho.detach() <= 2) * log_pi * advantages,
         "sequence ratio, whole return": product * whole * real / lengths,
@@ -108,7 +142,7 @@ def test_groups_by_listing_every_one_of_them(samples):
     rho = (log_pi - log_mu).exp()
     mean_ratio = ((log_pi - log_mu).sum(1) / lengths).exp()
     every, weights = samples.behaviour.trajectories, samples.behaviour.tree.weights
-    tokens = float(samples.mass @ samples.lengths)
+    stopped = np.array([tokens[-1] == STOP for tokens, _ in written(samples)])
 
     def sequence_loss(name, row, amount):
         amount = torch.tensor(amount)
@@ -116,51 +150,112 @@ def test_groups_by_listing_every_one_of_them(samples):
         if name == "GSPO":
             return clipped(mean_ratio[row], amount)
         if name == "CISPO":
-            return (rho[row, steps].detach().clamp(max=1.28) * log_pi[row, steps] * amount).sum() / tokens
+            return (rho[row, steps].detach().clamp(max=1.28) * log_pi[row, steps] * amount).sum()
         loss = clipped(rho[row, steps], amount, 0.2, 0.28 if name == "DAPO" else 0.2).sum()
-        return loss / (lengths[row] if name in ("GRPO", "GRPO without deviation") else tokens if name == "DAPO" else 1)
+        return loss / (lengths[row] if name in ("GRPO", "GRPO without deviation") else 1)
 
-    scores = {}
-    chosen = [np.flatnonzero((every.prompt == p) & (every.probability > 0)) for p in np.flatnonzero(weights > 0)]
-    # Only the likeliest completions, so that all groups can be listed.
+    prompts = np.flatnonzero(weights > 0)
+    chosen = [np.flatnonzero((every.prompt == p) & (every.probability > 0)) for p in prompts]
+    # Only the likeliest completions, so that all groups can be listed; the budget ended some, and some pay alike.
     chosen = [rows[np.argsort(-every.probability[rows])[:5]] for rows in chosen]
+    assert 0 < stopped[np.concatenate(chosen)].mean() < 1
+    masses = np.zeros(len(returns))
+    for rows in chosen:
+        masses[rows] = np.exp(every.log_probability[rows])
+        masses[rows] /= masses[rows].sum()
+    groups = [
+        (list(group), weights[prompt] * np.prod(masses[list(group)]))
+        for prompt, rows in zip(prompts, chosen, strict=True)
+        for group in itertools.product(rows, repeat=GROUP)
+    ]
+    few = _with_mass(samples, masses)
     for name, kind in GROUP_ESTIMATORS.items():
-        for row in np.concatenate(chosen):
-            for sign in (1.0, -1.0):
-                scores[row, sign] = sign * gradient_of(sequence_loss(name, int(row), sign), own)
+        base, what = name.partition(", ")[::2]
+        base = name if what.startswith("sum") else base
+        counts = np.ones(len(returns)) if base not in ("DAPO", "CISPO") else samples.lengths * 1.0
+        counts = counts * stopped if "overlong" in what else counts
+        listed = [
+            (group, mass)
+            for group, mass in groups
+            if not ("equal groups" in what or "resampled" in what) or np.ptp(returns[group]) > 0
+        ]
+        kept = sum(mass for _, mass in listed)
+        assert (kept < 0.95) == (len(listed) < len(groups))
+        divisor = sum(mass * counts[group].mean() for group, mass in listed) / kept
+        scores = {
+            (row, sign): sign * gradient_of(sequence_loss(base, int(row), sign), own) * (counts[row] > 0) / divisor
+            for row in np.concatenate(chosen)
+            for sign in (1.0, -1.0)
+        }
         mean, second = 0.0, 0.0
-        masses = np.zeros(len(returns))
-        for prompt, rows in zip(np.flatnonzero(weights > 0), chosen, strict=True):
-            chance = np.exp(every.log_probability[rows])
-            masses[rows] = chance / chance.sum()
-            for group in itertools.product(rows, repeat=GROUP):
-                amounts = kind.advantages(returns[list(group)][None])[0]
-                g = sum(a * scores[row, 1.0 if a > 0 else -1.0] for a, row in zip(amounts, group, strict=True)) / GROUP
-                weight = weights[prompt] * np.prod(masses[list(group)])
-                mean, second = mean + weight * g, second + weight * g @ g
-        few = _with_mass(samples, masses)
-        factors = [samples.current.on_path(kind.factor(samples, up)) @ samples.current.jacobian for up in (True, False)]
-        args = (samples.current.gradient, name, returns, np.stack(factors), kind.advantages, GROUP)
-        found = group_moments(few, *args)
+        for group, mass in listed:
+            amounts = kind.advantages(returns[group][None])[0]
+            g = sum(a * scores[row, 1.0 if a > 0 else -1.0] for a, row in zip(amounts, group, strict=True)) / GROUP
+            mean, second = mean + mass / kept * g, second + mass / kept * g @ g
+        found = _grouped(few, name, kind, GROUP)
+        assert found.samples == pytest.approx(GROUP / kept), name
         assert found.variance == pytest.approx(second - mean @ mean, rel=1e-6, abs=1e-12), name
-        assert found.bias == pytest.approx(np.linalg.norm(mean - samples.current.gradient), rel=1e-6), name
+        assert found.bias == pytest.approx(np.linalg.norm(mean - samples.current.gradient), rel=1e-8, abs=1e-8), name
 
 
 def _with_mass(samples, masses):
-    """The values of a policy that writes these trajectories only, as far as `group_moments` looks."""
+    """The same samples where a policy writes these trajectories only, with these probabilities given the prompt."""
     from types import SimpleNamespace
 
-    every = samples.behaviour.trajectories
+    every, behaviour = samples.behaviour.trajectories, samples.behaviour
     with np.errstate(divide="ignore"):
         logs = np.log(masses)
-    few = SimpleNamespace(prompt=every.prompt, log_probability=logs)
-    return SimpleNamespace(trajectories=few, tree=samples.behaviour.tree)
+    weights = behaviour.tree.weights[every.prompt]
+    few = SimpleNamespace(
+        prompt=every.prompt, log_probability=logs, probability=weights * masses, length=every.length, row=every.row
+    )
+    return TwoPolicies(
+        samples.current, SimpleNamespace(trajectories=few, tree=behaviour.tree, log_policy=behaviour.log_policy)
+    )
+
+
+@pytest.mark.parametrize(("stride", "rollouts"), [(1, 1), (2, 2), (4, 2)])
+def test_values_of_completions_by_listing_what_they_may_be(samples, monkeypatch, stride, rollouts):
+    monkeypatch.setattr("textgym_agents.exact.referee.ROLLOUTS", rollouts)
+    ahead, jacobian = to_come(samples), samples.current.jacobian
+    possible = {}
+    for state, (returns, chances) in ahead.items():
+        worth, place = np.unique(returns.round(12), return_inverse=True)
+        mass = np.bincount(place, chances)
+        means, masses = worth, mass
+        if rollouts == 2:
+            means, masses = ((worth[:, None] + worth) / 2).ravel(), (mass[:, None] * mass).ravel()
+        possible[state] = (means, masses)
+    mean, second, played = 0.0, 0.0, 1.0
+    for row, (tokens, prompt) in enumerate(written(samples)):
+        if samples.mass[row] == 0:
+            continue
+        begins = range(0, len(tokens), stride)
+        states = [possible[prompt, tokens[:at]] for at in begins]
+        grid = np.meshgrid(*(means for means, _ in states), indexing="ij")
+        chance = np.ones(())
+        for _, masses in states:
+            chance = np.multiply.outer(chance, masses)
+        values = [*(each.ravel() for each in grid), 0.0]
+        g = 0.0
+        for place, at in enumerate(begins):
+            steps = slice(at, min(at + stride, len(tokens)))
+            advantage = samples.rewards[row, steps].sum() + values[place + 1] - values[place]
+            score = samples.rho[row, steps] @ jacobian[samples.current.steps.path[row, steps]]
+            g = g + np.multiply.outer(advantage, score)
+        weight = samples.mass[row] * chance.ravel()
+        mean, second = mean + weight @ g, second + weight @ (g**2).sum(1)
+        played += samples.mass[row] * rollouts * len(begins)
+    found = _vine(samples, "", stride)
+    assert found.bias == pytest.approx(np.linalg.norm(mean - samples.current.gradient), abs=1e-8)
+    assert found.variance == pytest.approx(second - mean @ mean, rel=1e-8)
+    assert found.samples == pytest.approx(played)
 
 
 def test_groups_that_are_drawn_agree_with_those_that_are_summed(samples, monkeypatch):
-    rows = [row.moments for row in referee(samples, GROUP) if row.moments.samples > 1]
+    rows = [row.moments for row in referee(samples, GROUP) if "groups of" in row.moments.estimator]
     monkeypatch.setattr("textgym_agents.exact.estimators._MOST_COUNTS", 0)
-    drawn = [row.moments for row in referee(samples, GROUP) if row.moments.samples > 1]
+    drawn = [row.moments for row in referee(samples, GROUP) if "groups of" in row.moments.estimator]
     for exact, other in zip(rows, drawn, strict=True):
         assert exact.bias_error == exact.variance_error == 0
         assert other.bias_error > 0
@@ -172,10 +267,20 @@ def test_what_is_known_of_samples_of_the_policy_itself():
     policy, _ = shifted()
     own = samples_of(prefix_tree(small_task()), policy, policy, bigram())
     found = {row.moments.estimator: row.moments for row in referee(own, GROUP)}
-    for name in REWARD_ESTIMATORS:
-        if "GSPO" in name or "REINFORCE++" in name:
+    for name in (*REWARD_ESTIMATORS, *VALUES_FROM_ROLLOUTS):
+        if "GSPO" in name or "REINFORCE++" in name or "overlong" in name:
             continue
         assert found[name].relative_bias < 1e-8, name
+    # Equal groups have no advantage: to leave them out is a scale, 1 / their share, and costs those that were played.
+    kept, dropped, resampled = (
+        found[f"RLOO{how}, groups of 3"] for how in ("", ", equal groups dropped", ", equal groups resampled")
+    )
+    assert dropped.cosine == pytest.approx(1)
+    assert dropped.relative_bias == pytest.approx(dropped.samples / kept.samples - 1)
+    assert (dropped.bias, dropped.variance, dropped.samples) == (resampled.bias, resampled.variance, resampled.samples)
+    # What the budget has ended is a part of the gradient.
+    assert found["RLOO, overlong masked, groups of 3"].cosine < 0.999
+    assert found["token ratio, clipped, overlong masked"].cosine < 0.999
     assert found["RLOO, groups of 3"].relative_bias < 1e-8
     assert found["Dr. GRPO, groups of 3"].relative_bias == pytest.approx(1 / 3)
     assert found["Dr. GRPO, groups of 3"].cosine == pytest.approx(1)
@@ -205,7 +310,8 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     ages = json.loads(capsys.readouterr().out)
     assert [age["stale"] for age in ages] == [0, 1]
     rows = {row["estimator"]: row for row in ages[0]["rows"]}
-    assert len(rows) == len(REWARD_ESTIMATORS) + len(GROUP_ESTIMATORS) + len(KL_ESTIMATORS)
+    named = (REWARD_ESTIMATORS, VALUES_FROM_ROLLOUTS, GROUP_ESTIMATORS, KL_ESTIMATORS)
+    assert len(rows) == sum(map(len, named))
     for row in rows.values():  # what was drawn agrees with what was summed
         if row["sampled"] is not None:
             assert abs(row["sampled"] - row["along"]) <= 5 * row["sampled_error"] + 1e-9, row["estimator"]

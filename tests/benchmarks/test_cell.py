@@ -69,10 +69,10 @@ def few_completions(monkeypatch):
 
 def whole_and_broken(cell, tmp_path):
     at = 3 if getattr(agent_class(cell.agent), "learns", True) else 0
-    whole = run_cell(cell, SMALL, tmp_path / "whole", tmp_path / "optima")
+    whole = run_cell(cell, SMALL, tmp_path / "whole", tmp_path / "optima", counted=True)
     with pytest.raises(Killed):
         run_cell(cell, SMALL, tmp_path / "broken", tmp_path / "other-optima", watcher=Killer(at))
-    return whole, run_cell(cell, SMALL, tmp_path / "broken", tmp_path / "other-optima")
+    return whole, run_cell(cell, SMALL, tmp_path / "broken", tmp_path / "other-optima", counted=True)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -81,6 +81,31 @@ def test_a_cell_that_was_killed_and_gone_on_with_gives_the_same_numbers(name, tm
     check_result(json.loads(json.dumps(whole, allow_nan=False)))
     assert whole["measures"] == broken["measures"]
     assert whole["measures"]["before"]["length"] is not None
+
+
+def test_what_a_search_has_scored_counts_before_a_run_is_broken_off_and_after_it(tmp_path):
+    cell = Cell("textgym/Bandit-v0", "alphazero", 64, 3, config={"batch": 16, "simulations": 4})
+    whole, broken = (each["measures"] for each in whole_and_broken(cell, tmp_path))
+    # Each of 4 iterations plays 16 answers and tries 4 in a search of the one state that there is.
+    assert (whole["scored"], whole["episodes"]) == (4 * (16 + 4), 64)
+    assert broken["scored"] == whole["scored"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "config", "batch"),
+    [
+        ("dpo", {}, 64),
+        ("rloo", {}, 64),
+        ("rloo", {"batch": 240, "group": 24}, 48),
+        ("rloo", {"batch": 8, "minibatches": 1}, 8),
+    ],
+)
+def test_a_batch_is_no_larger_than_the_budget(tmp_path, agent, config, batch):
+    cell = Cell("textgym/Bandit-v0", agent, 64, 3, config=config)
+    assert plan_of(cell, SMALL, make_task("Bandit")).config.get("batch", 256) == batch
+    if agent == "dpo":
+        measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", counted=True)["measures"]
+        assert (measures["scored"], measures["episodes"]) == (64, 64)
 
 
 @pytest.mark.slow

@@ -97,6 +97,22 @@ def test_a_model_that_cannot_be_right_is_refused_by_name(kind, reason):
             choose_backbone(model)
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_a_model_that_divides_its_weights_is_refused_before_and_after_it_did(used):
+    model, ids = zoo_model("rwkv-rescaling", num_hidden_layers=3), torch.arange(8)[None]
+    plain = zoo_model("rwkv", num_hidden_layers=3)
+    if used:  # without the setting the same weights say the same, but for the epsilon of layer norms
+        weight = model.rwkv.blocks[2].attention.output.weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=2e-3, rtol=0)
+        assert torch.equal(weight.detach(), before / 4)
+    with pytest.raises(
+        ValueError, match=r"^model: Rwkv.* cannot be used with rescale_every=1: .*allowed is rescale_every=0"
+    ):
+        choose_backbone(model)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

@@ -62,6 +62,9 @@ def test_a_misspelt_option_is_named() -> None:
 def test_a_reference_is_a_name_or_gives_log_probabilities() -> None:
     with pytest.raises(TypeError, match=r"reference=3: allowed are 'builtin', 'uniform', a model's folder"):
         make_task("Bandit", reference=3)
+    for name in ("Bandit", "Text"):
+        with pytest.raises(ValueError, match=r"^reference='': allowed are 'builtin', 'uniform', a model's folder"):
+            make_task(name, reference="")
 
 
 # The environments

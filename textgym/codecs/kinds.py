@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -119,7 +120,11 @@ class FastCodec(Codec):
 
     def leading(self) -> list[int]:
         """Return what the post-processor puts before a text."""
-        return leading_ids(self._ids("a", framed=True), self._ids("a"))
+        # A tokenizer of words without a token for unknown ones encodes its own words only.
+        for text in ("a", *self._vocabulary):
+            with contextlib.suppress(ValueError):
+                return leading_ids(self._ids(text, framed=True), self._ids(text))
+        return []
 
     def _ids(self, text: str, *, as_text: bool = True, framed: bool = False) -> list[int]:
         return _encode(self._tokenizer, text, as_text, framed)
@@ -139,7 +144,10 @@ class FastCodec(Codec):
         """Return the id of a token, or of a text that is a single token."""
         if token in self._vocabulary:
             return self._vocabulary[token]
-        ids = self._ids(token)
+        try:
+            ids = self._ids(token)
+        except ValueError:
+            return None
         if len(ids) != 1 or ids[0] in self.special_ids:
             return None
         # An unknown word also becomes one token, which is another one.
@@ -280,7 +288,10 @@ class WordDecoder:
 def _encode(tokenizer: Tokenizer, text: str, as_text: bool = True, framed: bool = False) -> list[int]:
     # Set for every text, because the tokenizers library forgets it when a tokenizer is copied or pickled.
     tokenizer.encode_special_tokens = as_text
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=framed).ids
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=framed).ids
+    except Exception as error:  # the library raises no narrower type
+        raise ValueError(f"prompt: this tokenizer cannot encode {text!r:.80} ({error})") from error
     return ids
 
 

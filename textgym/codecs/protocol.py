@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from textgym.checks import JsonObject
 
 Decoder = Callable[[Sequence[Sequence[int]]], list[str]]
+"""From a batch of B lists of ids to B texts."""
 MOST_TOKENS = 2**22
 """The largest vocabulary: masks and tables have an entry for every token."""
 
@@ -56,7 +57,7 @@ class Codec(ABC):
         """Return the ids of a text in which the text of a control token is that token."""
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Return the ids of plain texts and tokens (their ids), read as one text.
+        """Return the ids of `parts`, plain texts and tokens (their ids), read as one text.
 
         None of these tokens, and no control token, comes out of the plain texts.
         Raises: ValueError as `encode`.
@@ -75,7 +76,7 @@ class Codec(ABC):
         """Return a picklable function from a batch of ids to texts; ids in `skip` and unknown ids leave nothing."""
 
     def token(self, token_id: int) -> str | None:
-        """Return the token as the vocabulary writes it; None for an id that it does not have."""
+        """Return the token of `token_id` as the vocabulary writes it; None for an id that it does not have."""
         return self._names.get(token_id)
 
     def token_id(self, token: str) -> int | None:
@@ -88,7 +89,7 @@ class Codec(ABC):
 
     @abstractmethod
     def save(self, folder: Path, config: JsonObject) -> None:
-        """Write the tokenizer's files as Hugging Face reads them; `config` is its tokenizer_config.json."""
+        """Write the files that Hugging Face reads into `folder`; `config` is what tokenizer_config.json says."""
 
 
 def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mapping[int, str]) -> list[int]:

@@ -31,7 +31,7 @@ EnvOptions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 
 
 def parse(flags: type[T], arguments: list[str], command: str) -> T:
-    """Return an instance of a dataclass from command-line words. `--help` prints the flags and exits.
+    """Return an instance of a dataclass from the arguments of a command. `--help` prints its flags and exits.
 
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """

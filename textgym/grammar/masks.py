@@ -46,7 +46,7 @@ class TokenBytes(NamedTuple):
 
 
 def token_bytes(vocabulary: Vocabulary) -> TokenBytes:
-    """Return the bytes that every token adds to a decoded text.
+    """Return the bytes that every token of a vocabulary adds to a decoded text.
 
     Raises: ValueError for a tokenizer whose decoder does more than putting pieces one after the other.
     """

@@ -93,10 +93,16 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
         model: a Hugging Face causal LM, on its device.
         lean: whether the hand-written Llama may be chosen.
         tokens: the longest row that will be read; None: not known, taken for 512.
-    Raises: ValueError if no backbone does, or the model's forward changes its own parameters; it names the model
-        and the difference.
+    Raises: ValueError if no backbone does, or the model's forward changes its own parameters, as RWKV's does with
+        `rescale_every`; it names the model and the difference.
     Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be compared.
     """
+    if (every := getattr(model.config, "rescale_every", None) or 0) > 0:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be used with rescale_every={every}: it divides its own weights when "
+            "it is first used, and again when they are saved and loaded; allowed is rescale_every=0 in the config.json "
+            "that it is loaded from"
+        )
     known = _chosen.setdefault(model, {})
     thresholds = _thresholds(model, _SHORT if tokens is None else tokens)
     device = next(model.parameters()).device

@@ -47,7 +47,7 @@ def annotate(scores: ArrayLike, temperature: float, generator: np.random.Generat
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> None:
-    """Raise ValueError, which calls it by `name`, unless it is a finite number >= 0."""
+    """Raise ValueError, which calls it by `name`, unless a temperature is a finite number >= 0."""
     check_number(name, temperature, 0, unit="reward units")
 
 

@@ -80,7 +80,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row of a file that cannot be used. Its message may quote the file: escape it where it is printed."""
+    """The `line` of the file at `path` that cannot be used. `message` may quote it: escape that where it is printed."""
 
     path: str
     line: int
@@ -218,7 +218,7 @@ def longer_wins(rankings: Sequence[Ranking]) -> float:
 
 
 def disagreement(rankings: Sequence[Ranking]) -> float:
-    """Return the share of pairs whose lower ranked one has the higher score; NaN where there are no scores."""
+    """Return the share of pairs of rankings whose lower one has the higher score; NaN where there are no scores."""
     return _share(score < later for ranking in rankings for score, later in combinations(ranking.scores or (), 2))
 
 

@@ -82,7 +82,10 @@ def write_rankings(path: str | Path, rankings: Iterable[Ranking], format: Rankin
 
 
 def write_demonstrations(path: str | Path, rows: Iterable[Demonstration]) -> int:
-    """Write demonstrations as `prompt` and `completion`, and `ended` where one was cut off. See `write_rankings`."""
+    """Write `rows` as `prompt` and `completion`, and `ended` where one was cut off; return how many they are.
+
+    See `write_rankings`.
+    """
     return _write(
         path,
         (

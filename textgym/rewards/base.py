@@ -21,6 +21,9 @@ Columns = Mapping[str, Column]
 class RewardError(RuntimeError):
     """A reward failed.
 
+    Args:
+        message: what it says.
+
     Attributes:
         kind: "raises", "wrong_type", "wrong_length", "nan", "inf", "timeout" or "dies".
         index: position in the batch of the completion concerned; None when the whole batch is.
@@ -106,7 +109,7 @@ class TermReward(NamedReward, ABC):
 
     @abstractmethod
     def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
-        """Return for each of `term_names` B numbers or None, reward units."""
+        """Return for each of `term_names` B numbers or None, reward units; see `Reward`."""
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Return the sum of the terms of every completion, B numbers or None."""

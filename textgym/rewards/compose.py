@@ -95,7 +95,7 @@ class Weighted(TermReward):
         return {key: inner.state_dict() for key, inner in self.rewards.items()}
 
     def load_state_dict(self, state: JsonObject) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to a state that `state_dict` returned."""
         for key, inner in self.rewards.items():
             inner.load_state_dict(state[key])
 
@@ -145,7 +145,7 @@ class Wrapped(NamedReward):
         return self.inner.state_dict()
 
     def load_state_dict(self, state: JsonObject) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to a state that `state_dict` returned."""
         self.inner.load_state_dict(state)
 
 
@@ -270,7 +270,7 @@ class RunningNorm(Wrapped):
         return {**state, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: JsonObject) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to a state that `state_dict` returned."""
         self.count = int(state["count"])
         self.mean = float(state["mean"])
         self.squares = float(state["squares"])

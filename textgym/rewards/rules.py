@@ -17,6 +17,9 @@ class ContainsAll(NamedReward):
     """Pays the share of `words` that the completion contains, anywhere. Range [0, 1].
 
     Composed and decomposed letters, and compatible ones (ligatures, full width) are equal.
+
+    Args:
+        words: texts, at least one. ignore_case: whether "cat" is in "Cat".
     """
 
     words: Sequence[str]

@@ -98,6 +98,7 @@ class Scorer:
             prompts: B texts.
             completions: B texts.
             columns: name -> B values; `completion_ids` among them where the reward needs it.
+        Returns: B totals, and the terms.
         Raises: RewardError where the reward fails and `on_error` is "raise"; ValueError where completions or
             a column do not have B values.
         """
@@ -132,7 +133,7 @@ class Scorer:
         return {"scored": self.scored, "failures": dict(self.failures), "reward": reward}
 
     def load_state_dict(self, state: JsonObject) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to a state that `state_dict` returned."""
         self.scored = int(state["scored"])
         self.failures = Counter(state["failures"])
         self._caller.load_state_dict(state["reward"])

@@ -36,6 +36,7 @@ def check_gamma(task: Task, gamma: float | None) -> float:
 
 _LOG = logging.getLogger(__name__)
 MAX_STATES = 2_000_000
+"""The states that a prefix tree may have where nothing else is said."""
 _TEXTS_AT_ONCE = 50_000
 _MASKS_AT_ONCE = 4096
 _ARRAYS = ("parent", "action", "finished")

@@ -136,7 +136,7 @@ class Solution:
         return evaluate_edges(self.tree, self.log_reference, self.log_reference, self.beta, self.gamma)
 
     def optimality(self, objective: float) -> float:
-        """Return (J - J_ref) / (J* - J_ref): 0 is the reference, 1 the optimum; NaN where they are the same."""
+        """Return (J - J_ref) / (J* - J_ref) of an objective J: 0 is the reference, 1 the optimum; NaN if equal."""
         room = self.objective - self.reference_objective
         return (objective - self.reference_objective) / room if room > 0 else float("nan")
 
@@ -160,7 +160,7 @@ class Solution:
         return setting + html_table(*rows, heads=("", "reference", "optimum")) + html_table(*answers, heads=heads)
 
     def likeliest(self, prompt: int, count: int = 5) -> list[Completion]:
-        """Return the optimum's most probable completions of a prompt, the most probable first."""
+        """Return the `count` most probable completions of a prompt under the optimum, the most probable first."""
         return self.optimal.trajectories.likeliest(prompt, count)
 
     def log_probs(self, observation: Observation) -> Floats:
@@ -187,7 +187,7 @@ class Solution:
         return result
 
     def state_values(self, observation: Observation) -> Floats:
-        """Return V* in a batch of states, (B,). Raises: as `log_probs`."""
+        """Return V* in the states of a batch of observations, (B,). Raises: as `log_probs`."""
         depths, rows = self._lookup.locate(observation)
         return np.array([self.values[depth][row] for depth, row in zip(depths, rows, strict=True)])
 

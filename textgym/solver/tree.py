@@ -126,7 +126,7 @@ class PrefixTree:
         return tuple(result)
 
     def completions(self, depth: int, rows: Ints) -> Ints:
-        """Return the moves that led to states, (m, depth): in a task without turns the generated tokens."""
+        """Return the moves that led to the states in `rows` (m,), (m, depth): tokens, where there are no turns."""
         tokens = np.empty((len(rows), depth), dtype=np.int64)
         for t in range(depth, 0, -1):
             tokens[:, t - 1] = self.levels[t].action[rows]
@@ -155,7 +155,7 @@ class PrefixTree:
         return tokens, places
 
     def observations(self, depth: int, rows: Ints) -> Observation:
-        """Return the observations of states, as the environment gives them with `segments=True`: arrays (m, L)."""
+        """Return the observations of `rows` (m,) of the level `depth`, as with `segments=True`: arrays (m, L)."""
         prompts, lengths = self._prompt_ids
         prompt = self.prompt_of[depth][rows]
         ids = prompts[prompt]
@@ -179,20 +179,23 @@ class PrefixTree:
         return {"input_ids": ids, "attention_mask": mask, "segment_ids": authors}
 
     def batches(self, depth: int) -> Iterator[Ints]:
-        """Yield the running states of a level in batches whose next-token distributions fit into little memory."""
+        """Yield the running states of the level `depth` in batches whose distributions fit into little memory."""
         running = self.levels[depth].running
         size = max(1, min(_ROWS_AT_ONCE, 4_000_000 // self.task.vocabulary.size))
         for start in range(0, len(running), size):
             yield running[start : start + size]
 
     def edges(self, depth: int, rows: Ints) -> tuple[slice, Ints]:
-        """Return the edges out of consecutive running states: a slice of the next level, and each one's row."""
+        """Return the edges out of `rows`, consecutive running states of the level `depth`.
+
+        Returns: a slice of the next level, and the place in `rows` of the state that each edge leaves.
+        """
         first = self.levels[depth].first
         where = slice(int(first[rows[0]]), int(first[rows[-1] + 1]))
         return where, np.searchsorted(rows, self.levels[depth + 1].parent[where])
 
     def find(self, prompt: int, completion: tuple[int, ...] = ()) -> tuple[int, int]:
-        """Return depth and row of one state. Raises: KeyError if no legal actions lead there."""
+        """Return depth and row of a prompt with a completion. Raises: KeyError if no legal actions lead there."""
         row = int(prompt)
         for depth, token in enumerate(completion):
             level = self.levels[depth]

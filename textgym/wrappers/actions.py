@@ -231,7 +231,11 @@ class VectorTopKActions(_ChosenRows):
 
 
 class AllowedActions(_Chosen):
-    """Take action i as the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken."""
+    """Take action i as the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken.
+
+    Args:
+        env: one environment whose actions are tokens.
+    """
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)

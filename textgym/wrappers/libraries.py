@@ -50,7 +50,7 @@ class NoInfo(_Numbers, gym.Wrapper[Any, Any, Any, Any]):
     """Leave numbers in the infos and nothing else: no `prompt`, `completion` and `finish_reason`.
 
     For libraries that store infos beside the steps, where a text that comes with the last step only is missing
-    everywhere else. Any environment can be below it.
+    everywhere else. `env` can be any environment.
     """
 
 

@@ -72,6 +72,7 @@ class BestOfN(NonLearner):
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
+        config: None takes the defaults.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """
 

@@ -65,12 +65,15 @@ class GroupAgent(OnPolicyAgent):
         rows = super()._trained(rollout, targets)
         if self.config.equal_groups == "keep":
             return rows
-        return rows[np.isin(rows // self.group, self._unequal(rollout))]
+        chosen = (self._unequal(rollout)[:, None] * self.group + np.arange(self.group)).ravel()
+        return chosen[np.isin(chosen, rows)]
 
     def _unequal(self, rollout: Rollout) -> Ints:
-        """Return the groups (M,) whose rewards differ, as many as one batch has groups at most."""
-        found = np.flatnonzero(varied(scores(rollout, self.task.gamma), self.group))
-        return found[: len(rollout.lengths) // self.group // rollout.rounds]
+        """Return the groups (M,) whose rewards differ, in the order of play, as many as one batch has at most."""
+        differs = varied(scores(rollout, self.task.gamma), self.group)
+        # Each rank's rounds lie together; what is trained on must not depend on how many ranks there are.
+        played = np.arange(len(differs)).reshape(self.devices.world, rollout.rounds, -1).swapaxes(0, 1).ravel()
+        return played[differs[played]][: len(differs) // rollout.rounds]
 
 
 @dataclass(frozen=True)

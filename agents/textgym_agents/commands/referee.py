@@ -16,7 +16,8 @@ from textgym.checks import JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, number, table
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.files import make_folder, write_json
-from textgym_agents.exact.referee import Verdict, referee, samples_of
+from textgym_agents.exact.referee import Verdict, referee
+from textgym_agents.exact.samples import samples_of
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import Cut, Processors

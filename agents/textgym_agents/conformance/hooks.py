@@ -89,7 +89,7 @@ class TrainingBatch:
         return np.append(True, self.rows[1:] != self.rows[:-1])
 
     def observation(self) -> Observation:
-        """The observations (N, L) of all states."""
+        """Return the observations (N, L) of all states."""
         ids = self.input_ids[self.rows]
         mask = (np.arange(ids.shape[1]) <= self.columns[:, None]).astype(np.int8)
         return {"input_ids": ids, "attention_mask": mask}

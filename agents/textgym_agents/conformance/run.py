@@ -93,7 +93,7 @@ CHECKS = (
 
 
 def check_names(slow: bool = True) -> tuple[str, ...]:
-    """Return the names of all checks in the order in which they are run, or of those that are done in seconds."""
+    """Return the names of all checks in the order in which they are run; without `slow`, of those done in seconds."""
     return tuple(entry.name for entry in CHECKS if slow or not entry.slow)
 
 

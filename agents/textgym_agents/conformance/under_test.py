@@ -22,8 +22,11 @@ from textgym_agents.registry import agent_class, config_class, make_agent, make_
 
 Status = Literal["holds", "FAILS", "not asked"]
 HOLDS: Final = "holds"
+"""Status of a check that found what it expected."""
 FAILS: Final = "FAILS"
+"""Status of a check that found something else."""
 NOT_ASKED: Final = "not asked"
+"""Status of a check that does not apply to the agent."""
 
 
 @dataclass(frozen=True)

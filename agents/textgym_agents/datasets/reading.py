@@ -63,7 +63,7 @@ class Recording:
 
 
 def is_recording(path: str | Path) -> bool:
-    """Return whether this is meant as a Minari dataset: a folder that holds no rows of `textgym.rows`."""
+    """Return whether a path is meant as a Minari dataset: a folder that holds no rows of `textgym.rows`."""
     return Path(path).is_dir() and not holds_rows(Path(path))
 
 

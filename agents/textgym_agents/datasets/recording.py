@@ -92,6 +92,7 @@ def play_episodes(
         per_prompt: consecutive episodes that answer the same prompt; divides `episodes`.
         seed: of prompts and tokens.
         deterministic: take the likeliest token, whose log-probability then is 0.
+    Returns: the finished episodes, in order.
     Raises: ValueError for an argument out of range.
     """
     for name, value, least in (("episodes", episodes, 1), ("per_prompt", per_prompt, 1), ("seed", seed, 0)):

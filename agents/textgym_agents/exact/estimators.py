@@ -48,7 +48,7 @@ class Moments:
     """An estimator of a gradient against the gradient.
 
     Attributes:
-        estimator: its name. samples: trajectories that one estimate takes.
+        estimator: its name. samples: trajectories that one estimate takes, a mean.
         bias: norm of E[g] - gradient. relative_bias: the same over the norm of the gradient.
         cosine: of the angle between E[g] and the gradient; 1 where the bias is a matter of scale alone, NaN where one
             of them is 0.
@@ -57,7 +57,7 @@ class Moments:
     """
 
     estimator: str
-    samples: int
+    samples: float
     bias: float
     relative_bias: float
     cosine: float
@@ -133,7 +133,7 @@ class Enumeration:
 
 def compare(
     estimator: str,
-    samples: int,
+    samples: float,
     mean: Floats,
     second: float,
     target: Floats,
@@ -216,6 +216,7 @@ def group_moments(
     group: int,
     draws: int = 20_000,
     seed: int = 0,
+    kept: float = 1.0,
 ) -> Moments:
     """Return the moments of g = (1/n) sum_i A_i S_i over groups of n completions of one prompt.
 
@@ -227,6 +228,7 @@ def group_moments(
         values: of the policy that has written the completions. gradient: (D,) what is estimated.
         returns: (N,) of all trajectories. scores: (2, N, D) S where A is above 0, and elsewhere.
         advantages: (M, n) of the returns (M, n) of groups.
+        kept: share of the groups that count, where the advantages of all others are 0; g is that of one that does.
     """
     every, weights = values.trajectories, values.tree.weights
     probability, generator = np.exp(every.log_probability), np.random.default_rng([seed, 6])
@@ -244,8 +246,8 @@ def group_moments(
             chosen = generator.choice(len(own), (draws, group), p=probability[own] / probability[own].sum())
             found = _drawn(paid, part, chosen, advantages)
         total = total.plus(found, float(weights[prompt]))
-    errors = (math.sqrt(max(total.scatter, 0.0)), math.sqrt(total.spread))
-    return compare(f"{name}, groups of {group}", group, total.mean, total.second, gradient, errors)
+    errors = (math.sqrt(max(total.scatter, 0.0)) / kept, math.sqrt(total.spread) / kept)
+    return compare(f"{name}, groups of {group}", group / kept, total.mean / kept, total.second / kept, gradient, errors)
 
 
 class _Sums(NamedTuple):
@@ -342,7 +344,7 @@ class ValueMoments:
 
 
 def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
-    """Return k1, k2, k3 and the exact KL of the states visited, as estimators of KL(pi || ref) per sequence."""
+    """Return k1, k2, k3 and the exact KL of the states visited as estimators of KL(pi || ref) in an enumeration."""
     ratio, mass, truth = enumeration.steps.log_ratio, enumeration.mass, enumeration.values.kl
     rows = []
     for name, tokens in (
@@ -351,14 +353,13 @@ def kl_value_table(enumeration: Enumeration) -> list[ValueMoments]:
         ("k3", np.expm1(-ratio) + ratio),
         ("exact", enumeration.steps.kl),
     ):
-        sums = tokens.sum(1)
-        mean = float(mass @ sums)
-        rows.append(ValueMoments(name, mean, mean - truth, float(mass @ (sums - mean) ** 2)))
+        mean = float(mass @ tokens.sum(1))
+        rows.append(ValueMoments(name, mean, mean - truth, float(mass @ (tokens.sum(1) - mean) ** 2)))
     return rows
 
 
 def kl_gradient_table(enumeration: Enumeration) -> list[Moments]:
-    """Return estimators of the gradient of KL(pi || ref) per sequence, in the loss, in the reward, or in both."""
+    """Return estimators of the gradient of KL(pi || ref) per sequence of an enumeration, in loss or reward or both."""
     ratio, kl = enumeration.steps.log_ratio, enumeration.steps.kl
     later = to_go(kl) - kl
     direct = direct_weights(enumeration)
@@ -388,8 +389,7 @@ def direct_weights(enumeration: Enumeration) -> Floats:
     """Return weights (N, E) of the gradient of the exact KL in each state visited: pi(a) l(a) on all of its edges."""
     tree, path = enumeration.values.tree, enumeration.steps.path
     terms = kl_terms(enumeration.values)
-    result = []
-    first = 0
+    result, first = list[Floats](), 0
     for depth, level in enumerate(tree.levels[:-1]):
         parent = tree.levels[depth + 1].parent
         here = np.flatnonzero(path[:, depth] >= 0)

@@ -76,7 +76,7 @@ class EnumeratedPolicy:
         self.device = next(iter(inner.parameters())).device
 
     def logits(self, observation: Observation) -> Tensor:
-        """Return logits (B, V) float64 of a batch of states; differentiable."""
+        """Return logits (B, V) float64 of a batch of observations; differentiable."""
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=self.device)
         rows = torch.arange(len(lengths), device=self.device)
@@ -94,7 +94,7 @@ class EnumeratedPolicy:
         return np.concatenate(parts)
 
     def edges(self, tree: PrefixTree, depth: int, rows: Ints) -> Tensor:
-        """Return the log-probability of every edge out of consecutive running states; differentiable."""
+        """Return the log-probability of every edge, see `PrefixTree.edges`; differentiable."""
         where, place = tree.edges(depth, rows)
         below = tree.levels[depth + 1]
         logits = self.logits(tree.observations(depth, rows))

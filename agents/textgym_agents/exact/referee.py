@@ -14,137 +14,20 @@ Source: the papers are named with the estimators (`REWARD_ESTIMATORS`, `KL_ESTIM
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Final, Literal, NamedTuple, Unpack
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from textgym.checks import Floats, Ints
-from textgym.solver import PolicyValues
-from textgym_agents.exact.estimators import (
-    Enumeration,
-    Moments,
-    compare,
-    direct_weights,
-    group_moments,
-    kl_gradient,
-)
-from textgym_agents.exact.objective import (
-    Problem,
-    ProblemOptions,
-    edge_jacobian,
-    log_ratios,
-    steps,
-    to_go,
-    torch_values,
-)
+from textgym.checks import Floats
+from textgym_agents.exact.estimators import Moments, compare, direct_weights, group_moments, kl_gradient
+from textgym_agents.exact.objective import to_go
+from textgym_agents.exact.samples import TwoPolicies
 from textgym_agents.lm.critic_free import centred, leave_one_out, over_mean, standardised
 
 CLIP, CLIP_HIGH, CAP = 0.2, 0.28, 2.0
 """Ranges of ratios: PPO's, DAPO's upper one, and that of truncated importance sampling."""
-
-
-@dataclass(frozen=True, eq=False)
-class TwoPolicies:
-    """All N trajectories of a task, T steps at the longest, as one policy writes them for the gradient of another.
-
-    Attributes:
-        current: everything about pi, at beta = 0.
-        behaviour: the values of mu on the same tree.
-    """
-
-    current: Enumeration
-    behaviour: PolicyValues = field(repr=False)
-
-    @property
-    def mass(self) -> Floats:
-        """P(tau) under mu, (N,)."""
-        return self.behaviour.trajectories.probability
-
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of each trajectory, (N,)."""
-        return self.behaviour.trajectories.length
-
-    @cached_property
-    def real(self) -> Floats:
-        """1 where there is a step, else 0, (N, T)."""
-        return (self.current.steps.path >= 0).astype(np.float64)
-
-    @cached_property
-    def log_rho(self) -> Floats:
-        """log(pi / mu) of the actions taken, (N, T) nats; 0 where mu never goes."""
-        own, other = (self._taken(each.log_policy) for each in (self.current.values, self.behaviour))
-        return np.where(np.exp(other) > 0, own - other, 0.0)
-
-    @property
-    def rho(self) -> Floats:
-        """Ratios pi / mu of the actions taken, (N, T)."""
-        return np.exp(self.log_rho)
-
-    @cached_property
-    def log_ratio(self) -> Floats:
-        """log(pi / ref) of the actions taken, (N, T) nats."""
-        return self.current.steps.log_ratio
-
-    @cached_property
-    def old_log_ratio(self) -> Floats:
-        """log(mu / ref) of the actions taken, (N, T) nats, as it was when they were sampled."""
-        return np.where(
-            np.exp(self._taken(self.behaviour.log_policy)) > 0, self._taken(log_ratios(self.behaviour)), 0.0
-        )
-
-    @property
-    def rewards(self) -> Floats:
-        """Discounted rewards, (N, T)."""
-        return self.current.steps.rewards
-
-    @cached_property
-    def returns(self) -> Floats:
-        """Return of each trajectory, (N,)."""
-        return np.asarray(self.rewards.sum(1))
-
-    @cached_property
-    def baseline(self) -> Floats:
-        """V of mu in the state of each step, (N, T)."""
-        return steps(self.behaviour).state_values
-
-    @property
-    def advantages(self) -> Floats:
-        """Reward to go less V of mu, (N, T)."""
-        return np.asarray((to_go(self.rewards) - self.baseline) * self.real)
-
-    def _taken(self, edges: tuple[Floats, ...] | list[Floats]) -> Floats:
-        """Return an array per edge as one per step, (N, T); 0 after the end."""
-        flat, path = np.concatenate(edges), self.current.steps.path
-        return np.where(path >= 0, flat[path], 0.0)
-
-    def moments(self, name: str, weights: Floats, target: Floats) -> Moments:
-        """Return the moments of an estimator with weights (N, T) of actions taken, or (N, E) of all edges."""
-        edges = self.on_edges(weights)
-        mean = (self.mass @ edges) @ self.current.jacobian
-        second = float(self.mass @ ((edges @ self.current.gram) * edges).sum(1))
-        return compare(name, 1, mean, second, target)
-
-    def on_edges(self, weights: Floats) -> Floats:
-        """Return weights of the actions taken (N, T) as those of all edges, (N, E)."""
-        return (
-            weights if weights.shape == (len(self.mass), len(self.current.jacobian)) else self.current.on_path(weights)
-        )
-
-
-def samples_of(
-    problem: Problem, current: object, behaviour: object, reference: object = None, **options: Unpack[ProblemOptions]
-) -> TwoPolicies:
-    """Return the trajectories of `behaviour` for the gradient of `current`, both torch policies. Args: `torch_values`.
-
-    Raises: as `torch_values`; ValueError if the Jacobian is too large.
-    """
-    options = {**options, "beta": 0.0}
-    own, values = torch_values(problem, current, reference, **options)
-    enumeration = Enumeration(values, edge_jacobian(values.tree, own), steps(values))
-    return TwoPolicies(enumeration, torch_values(values.tree, behaviour, reference, **options)[1])
+ROLLOUTS: Final = 2
+"""Completions that VinePPO's value of a state is the mean of."""
 
 
 class SingleEstimator(NamedTuple):
@@ -176,6 +59,7 @@ def _whole(samples: TwoPolicies) -> Floats:
 
 
 _PPO: Final = "Schulman et al. 2017, 1707.06347, eq. 7"
+_VINE: Final = "Kazemnejad et al. 2024, 2410.01679, section 4"
 _TIS: Final = "Ionides 2008; Yao et al. 2025"
 REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
     "REINFORCE, no correction": SingleEstimator(_whole, "Williams 1992"),
@@ -195,6 +79,10 @@ REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
     ),
     "token ratio": SingleEstimator(lambda s: s.rho * s.advantages, "Schulman et al. 2015, 1502.05477, eq. 14"),
     "token ratio, clipped (PPO)": SingleEstimator(lambda s: _clipped(s, s.advantages), _PPO),
+    "token ratio, clipped, overlong masked": SingleEstimator(
+        lambda s: _clipped(s, s.advantages) * s.ended[:, None] / (float(s.mass @ s.ended) or 1.0),
+        "Yu et al. 2025, 2503.14476, section 3.4",
+    ),
     "token ratio, clip-higher (DAPO)": SingleEstimator(
         lambda s: _clipped(s, s.advantages, CLIP, CLIP_HIGH), "Yu et al. 2025, 2503.14476, eq. 10"
     ),
@@ -210,6 +98,7 @@ REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
     "mean ratio of the sequence, clipped (GSPO)": SingleEstimator(
         lambda s: _gspo(s, _whole(s) - s.baseline[:, :1] * s.real), "Zheng et al. 2025, 2507.18071, eq. 5"
     ),
+    "exact V of the next state - V (VinePPO)": SingleEstimator(lambda s: _clipped(s, s.segment_advantages(1)), _VINE),
     "batch mean and deviation (REINFORCE++)": SingleEstimator(
         lambda s: _clipped(s, _standardised_limit(s)), "Hu 2025, 2501.03262, eq. 7"
     ),
@@ -268,6 +157,32 @@ KL_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
 """Estimators of the gradient of KL(pi || ref) per sequence; what is charged to returns is what mu's samples had."""
 
 
+VALUES_FROM_ROLLOUTS: Final[Mapping[str, int]] = {
+    "a state's value by 2 completions (VinePPO)": 1,
+    "the same, every 4 tokens": 4,
+}
+"""Tokens from one state with a value to the next."""
+
+
+def _vine(samples: TwoPolicies, name: str, stride: int) -> Moments:
+    """Return the moments of rho times `segment_advantages`, whose values are means of completions that mu writes.
+
+    The value of a state is one number, which ends a segment and begins the next, and is right on average. So the mean
+    is that of the exact V, and each value adds its variance times |g|^2 of the difference of the two segments' scores.
+    """
+    place, rho = np.arange(samples.real.shape[1]) // stride, samples.rho * samples.real
+    edges = samples.on_edges(rho * samples.segment_advantages(stride))
+    squares, valued = samples.squares(edges), np.zeros(len(edges))
+    for segment in range(place.max() + 1):
+        own = samples.on_edges(rho * ((place == segment - 1) * 1.0 - (place == segment)))
+        here = samples.real[:, segment * stride]
+        squares = squares + here * samples.spread(segment * stride) / ROLLOUTS * samples.squares(own)
+        valued += here
+    played = 1 + ROLLOUTS * float(samples.mass @ valued)
+    mean = (samples.mass @ edges) @ samples.current.jacobian
+    return compare(name, played, mean, float(samples.mass @ squares), samples.current.gradient)
+
+
 class GroupEstimator(NamedTuple):
     """An estimator that compares a group's returns.
 
@@ -275,11 +190,17 @@ class GroupEstimator(NamedTuple):
         advantages: (M, n) of returns (M, n).
         factor: (N, T) of the actions of completions with an advantage above 0, or else below, from samples.
         source: paper and equation.
+        per_token: whether a batch's sum is divided by its tokens, and not by its completions.
+        unequal: whether groups of equal returns are left out, of what is divided by too, or others played for them.
+        masked: whether completions that the budget ended are left out, of what is divided by too.
     """
 
     advantages: Callable[[Floats], Floats]
     factor: Callable[[TwoPolicies, bool], Floats]
     source: str
+    per_token: bool = False
+    unequal: bool = False
+    masked: bool = False
 
 
 def _ppo_factor(samples: TwoPolicies, positive: bool, high: float = CLIP) -> Floats:
@@ -292,42 +213,66 @@ def _gspo_factor(samples: TwoPolicies, positive: bool) -> Floats:
     return np.asarray(_gspo(samples, sign) * sign)
 
 
-def _per_token(samples: TwoPolicies) -> float:
-    """Return one over the mean length, which a mean over a large batch's tokens divides by."""
-    return 1.0 / float(samples.mass @ samples.lengths)
+def _dapo_factor(samples: TwoPolicies, positive: bool) -> Floats:
+    return _ppo_factor(samples, positive, CLIP_HIGH)
 
 
+_RLOO: Final = GroupEstimator(leave_one_out, _ppo_factor, "Ahmadian et al. 2024, 2402.14740, eq. 9")
+_GRPO: Final = GroupEstimator(
+    standardised, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, 2402.03300, eq. 3"
+)
+_DAPO: Final = GroupEstimator(standardised, _dapo_factor, "Yu et al. 2025, 2503.14476, eq. 10", per_token=True)
+_DYNAMIC: Final = "Yu et al. 2025, 2503.14476, eq. 11"
 GROUP_ESTIMATORS: Final[Mapping[str, GroupEstimator]] = {
-    "RLOO": GroupEstimator(leave_one_out, _ppo_factor, "Ahmadian et al. 2024, 2402.14740, eq. 9"),
+    "RLOO": _RLOO,
+    "RLOO, equal groups dropped": _RLOO._replace(unequal=True, source="Yu et al. 2025, without others in their place"),
+    "RLOO, equal groups resampled": _RLOO._replace(unequal=True, source=_DYNAMIC),
+    "RLOO, overlong masked": _RLOO._replace(masked=True, source="Yu et al. 2025, 2503.14476, section 3.4"),
     "Dr. GRPO": GroupEstimator(centred, _ppo_factor, "Liu et al. 2025, 2503.20783, section 3.2"),
-    "GRPO": GroupEstimator(
-        standardised, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, 2402.03300, eq. 3"
-    ),
+    "GRPO": _GRPO,
+    "GRPO, equal groups dropped": _GRPO._replace(unequal=True, source="Shao et al. 2024, without equal groups"),
     "GRPO, sum over tokens": GroupEstimator(standardised, _ppo_factor, "Shao et al. 2024, without 1 / |y|"),
     "GRPO without deviation": GroupEstimator(
         centred, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, without the deviation"
     ),
-    "DAPO": GroupEstimator(
-        standardised,
-        lambda s, up: _ppo_factor(s, up, CLIP_HIGH) * _per_token(s),
-        "Yu et al. 2025, 2503.14476, eq. 10",
+    "DAPO": _DAPO,
+    "DAPO, equal groups resampled": _DAPO._replace(unequal=True, source=_DYNAMIC),
+    "DAPO, resampled and overlong masked": _DAPO._replace(
+        unequal=True, masked=True, source="Yu et al. 2025, all of it"
     ),
     "GSPO": GroupEstimator(standardised, _gspo_factor, "Zheng et al. 2025, 2507.18071, eq. 5"),
     "CISPO": GroupEstimator(
         standardised,
-        lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH) * s.real * _per_token(s),
+        lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH) * s.real,
         "MiniMax 2025, 2506.13585, eq. 4",
+        per_token=True,
     ),
     "MaxRL": GroupEstimator(over_mean, _ppo_factor, "Tajwar et al. 2026, 2602.02710"),
 }
 """Estimators of the gradient of E[R] from groups of completions of a prompt."""
 
 
+def unequal_share(samples: TwoPolicies, group: int) -> Floats:
+    """Return with which probability the returns of a completion's group are not all equal, (N,)."""
+    every = samples.behaviour.trajectories
+    paid = np.stack([every.prompt, samples.returns.round(12)], axis=1)
+    _, alike = np.unique(paid, axis=0, return_inverse=True)
+    alike = alike.ravel()
+    return np.asarray(1.0 - np.bincount(alike, np.exp(every.log_probability))[alike] ** (group - 1))
+
+
 def _grouped(samples: TwoPolicies, name: str, kind: GroupEstimator, group: int) -> Moments:
-    jacobian = samples.current.jacobian
-    scores = np.stack([samples.current.on_path(kind.factor(samples, up)) @ jacobian for up in (True, False)])
-    gradient, returns = samples.current.gradient, samples.returns
-    return group_moments(samples.behaviour, gradient, name, returns, scores, kind.advantages, group)
+    jacobian, gradient, returns = samples.current.jacobian, samples.current.gradient, samples.returns
+    unequal = unequal_share(samples, group) if kind.unequal else np.ones(len(returns))  # (N,)
+    ended = samples.ended if kind.masked else np.ones(len(returns))  # (N,)
+    counted = samples.lengths if kind.per_token else np.ones(len(returns))  # (N,)
+    kept = float(samples.mass @ unequal) or 1.0
+    divisor = float(samples.mass @ (counted * unequal * ended)) or 1.0
+    weight = ended * kept / divisor  # of a completion in a group that is kept
+    scores = np.stack(
+        [samples.current.on_path(kind.factor(samples, up) * weight[:, None]) @ jacobian for up in (True, False)]
+    )
+    return group_moments(samples.behaviour, gradient, name, returns, scores, kind.advantages, group, kept=kept)
 
 
 Part = Literal["reward", "KL"]
@@ -337,7 +282,7 @@ class Verdict(NamedTuple):
     """A row of the referee's table: what is estimated, what it is worth, and from whom it is.
 
     `along` is the mean of g along the true gradient, in units of the gradient: 1 without bias. `sampled` is the same
-    from completions that were drawn, and its standard error. Both are NaN for groups.
+    from completions that were drawn, and its standard error. Both are NaN for groups, and for values of completions.
     """
 
     part: Part
@@ -366,6 +311,8 @@ def referee(samples: TwoPolicies, group: int = 4, draws: int = 20_000, seed: int
             checked = float(along[drawn].mean()), float(along[drawn].std(ddof=1) / draws**0.5)
             moments = samples.moments(name, edges, wanted)
             rows.append(Verdict(part, moments, each.source, float(samples.mass @ along), checked))
+    for name, stride in VALUES_FROM_ROLLOUTS.items():
+        rows.append(Verdict("reward", _vine(samples, name, stride), _VINE, np.nan, (np.nan, np.nan)))
     for name, kind in GROUP_ESTIMATORS.items():
         rows.append(Verdict("reward", _grouped(samples, name, kind, group), kind.source, np.nan, (np.nan, np.nan)))
     return sorted(rows, key=lambda row: row.part, reverse=True)

@@ -106,6 +106,7 @@ class SavedLM(ABC):
             "learning_rate": self.learning_rate,
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
+            "stop_ids": list(self.task.vocabulary.stop_ids),
         }
         state |= self._origin()
         if self.entropy is not None and self.entropy.target is not None:
@@ -292,7 +293,9 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
         raise ValueError(f"path={str(path)!r}: agent {head.get('agent')!r:.80} has no language model")
     with reading(folder, "the saved agent"):
         model = _plain_model(folder, head)
-        vocabulary = load_vocabulary(str(folder / "model"), vocab_size=model.config.vocab_size)
+        # The tokenizer's files do not say which tokens end an episode of the task.
+        stop = head["state"].get("stop_ids")
+        vocabulary = load_vocabulary(str(folder / "model"), stop=stop, vocab_size=model.config.vocab_size)
     suppressed = np.flatnonzero(~vocabulary.allowed).tolist()
     config = head["config"]
     temperature = config.get("temperature", 1.0)

@@ -71,7 +71,7 @@ def collect(
     reference: LMPolicy | None = None,
     devices: Devices = ALONE,
 ) -> Rollout:
-    """Play one episode in every sub-environment.
+    """Play one episode of the policy in every sub-environment, and return them.
 
     Args:
         env: vector environment in DISABLED mode, B sub-environments.
@@ -175,7 +175,7 @@ class Recorder:
 
 @torch.no_grad()
 def score_reference(reference: LMPolicy, rollout: Rollout, rows_at_once: int, everything: bool) -> Tensor:
-    """Return what the reference says of every state: its features (N, F) if `everything`, else log ref(a) (N,)."""
+    """Return a reference's features (N, F) of a rollout if `everything`, else log ref(a) (N,); by `rows_at_once`."""
     parts = []
     for part in micro_batches(rollout, np.arange(len(rollout.lengths)), rows_at_once, by_length=False):
         features = reference.features(part.input_ids, part.rows, part.columns)

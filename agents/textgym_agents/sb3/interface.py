@@ -63,7 +63,7 @@ class TokenFeatures(BaseFeaturesExtractor):
             self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Return features (B, width) of ids (B, L) and masks (B, L), of any number type."""
+        """Return features (B, width) of an observation: ids (B, L) and masks (B, L), of any number type."""
         # The padding of recurrent rollouts is states without any token.
         lengths = observation["attention_mask"].long().sum(1).clamp(min=1)  # (B,)
         longest = int(lengths.max())

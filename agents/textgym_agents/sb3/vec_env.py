@@ -114,11 +114,11 @@ class SB3VecEnv(VecEnv):
     # The environments behind it
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
-        """Return an attribute of rows. Raises: AttributeError if the vector environment does not have it."""
+        """Return an attribute, `attr_name`, of the rows `indices`. Raises: AttributeError where there is none."""
         return row_values(self.venv, attr_name, list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
-        """Set an attribute, which all rows share. Raises: ValueError for some of the rows only."""
+        """Set `attr_name` to a value that all rows share. Raises: ValueError for `indices` of some rows only."""
         if sorted(self._get_indices(indices)) != list(range(self.num_envs)):
             raise ValueError(f"indices={indices!r}: {attr_name!r} is shared by all rows, allowed is None")
         setattr(self.venv, attr_name, value)
@@ -126,7 +126,7 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: object
     ) -> list[object]:
-        """Call a method of single environments in some rows.
+        """Return what `method_name`, a method of single environments, gives in the rows `indices`.
 
         Raises: AttributeError for one that the vector environment cannot answer row by row.
         """
@@ -143,7 +143,7 @@ class SB3VecEnv(VecEnv):
         return [row_method(self.venv, method_name, row)(*method_args, **method_kwargs) for row in rows]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """Return whether a (vector) wrapper of this class is around the rows, bool for each."""
+        """Return whether a (vector) wrapper of `wrapper_class` is around the rows `indices`, bool for each."""
         wrapped = any(isinstance(layer, wrapper_class) for layer in chain(self.venv))
         return [wrapped] * len(list(self._get_indices(indices)))
 

@@ -8,17 +8,15 @@ pays (shorter or longer answers, less entropy) is learning: such conditions look
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 from typing import Final
 
-Row = Mapping[str, float | None]
-"""Metrics of an iteration by name; None, as a log has it, for a number that is not finite."""
+from textgym_agents.training.evidence import FEW, Row, best_few, error_of, objectives, pays, recent, series
+
 Check = Callable[[Sequence[Row]], float | None]
 """From rows, the newest last, to a number that shows what is wrong; None where nothing is."""
-FEW: Final = 3  # rows whose mean is looked at: one alone may be an accident
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,6 @@ class Condition:
     check: Check
     meaning: str
     advice: str
-
-
-def series(rows: Sequence[Row], name: str) -> list[float]:
-    """Return a metric in the rows that have it; NaN for None."""
-    found = (row[name] for row in rows if name in row)
-    return [math.nan if value is None else float(value) for value in found]
-
-
-def recent(rows: Sequence[Row], name: str, count: int = FEW) -> float | None:
-    """Return the mean of a metric's last `count` values; None where there are fewer."""
-    values = series(rows, name)
-    return fmean(values[-count:]) if len(values) >= count else None
 
 
 def beyond(name: str, limit: float, count: int = FEW) -> Check:
@@ -68,39 +54,6 @@ def throughout(name: str, value: float, count: int) -> Check:
         return value if len(values) == count and all(each == value for each in values) else None
 
     return check
-
-
-def objectives(rows: Sequence[Row]) -> list[float]:
-    """Return J of every batch, reward less beta times the KL; the reward alone where the KL is not measured."""
-    return series(rows, "objective/rlhf_reward") or series(rows, "objective/scores")
-
-
-def error_of(rows: Sequence[Row]) -> float:
-    """Return the standard error of the mean score of `FEW` batches; a thousandth of the largest score at least.
-
-    It follows from the spread of the scores and the episodes of a batch, or else from the successive differences of the
-    batches' means: for normal noise their median is 0.954 standard deviations.
-    """
-    scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
-    batches = [after - before for before, after in pairwise(series(rows, "episode"))]
-    if spreads and batches and batches[-1] > 0:
-        noise = fmean(spreads) / math.sqrt(batches[-1])
-    else:
-        noise = median([abs(after - before) for before, after in pairwise(scores)] or [0.0]) / 0.954
-    return max(noise / math.sqrt(FEW), 1e-3 * max(map(abs, scores), default=0.0))
-
-
-def pays(rows: Sequence[Row]) -> bool:
-    """Return whether J of the last few rows lies above the first, and not below the best few.
-
-    Above by 2 standard errors of the difference, and below by 4, as the best few are the luckiest of many.
-    """
-    values = objectives(rows)
-    if len(values) <= FEW:
-        return False
-    error, now = error_of(rows), fmean(values[-FEW:])
-    best = max(fmean(values[at : at + FEW]) for at in range(len(values) - FEW + 1))
-    return now > values[0] + 2 * error * math.sqrt(1 + FEW) and now > best - 4 * error * math.sqrt(2)
 
 
 def constant_reward(rows: Sequence[Row]) -> float | None:
@@ -162,12 +115,24 @@ def openings(rows: Sequence[Row]) -> float | None:
 
 
 def entropy_collapse(rows: Sequence[Row]) -> float | None:
-    """Find an entropy below a tenth of the largest so far that does not pay, see `pays`.
+    """Find an entropy below a tenth of the largest so far that came before the reward was won.
 
-    The best policy of a task may have almost none: then the objective has risen with what was lost.
+    The best policy of a task may have almost none. One that is certain gives each prompt its one answer: what rewards
+    still differ by lies in prompts that it answers worse, and nothing else is tried there. The reward is won where J
+    has gained more than that since the first row, and is not below the best few rows that had more entropy, with errors
+    as in `pays`. The last rows that have so little are judged, not those in between that try out again.
     """
+    rows = [row for row in rows if "policy/entropy_avg" in row and "objective/scores" in row]
     values, few = series(rows, "policy/entropy_avg"), recent(rows, "policy/entropy_avg", 2)
-    return few if few is not None and few < 0.1 * max(values) and not pays(rows) else None
+    limit = 0.1 * max(values, default=0.0)
+    if few is None or limit <= 0 or not few < limit:
+        return None
+    low = [row for row, value in zip(rows, values, strict=True) if value < limit][-FEW:]
+    high = objectives([row for row, value in zip(rows, values, strict=True) if not value < limit])
+    now, error, share = fmean(objectives(low)), error_of(rows), FEW / len(low)
+    left = max([2 * error * math.sqrt(share + FEW), *series(low, "objective/scores_std")])
+    won = now - high[0] > left and now > best_few(high) - 4 * error * math.sqrt(share + 1)
+    return None if won and len(rows) > FEW else few
 
 
 def kl_fault(rows: Sequence[Row]) -> float | None:
@@ -223,15 +188,17 @@ def _half_width(row: Row, name: str) -> float:
 
 
 def length_drift(rows: Sequence[Row]) -> float | None:
-    """Find answers that have become half as long again, or a third shorter, within ten rows, without a gain since then.
+    """Find answers that have become half as long again, or a third shorter, within ten rows, and J no better with it.
 
-    Where the objective rose in the same rows, the task asks for it.
+    Where J rose between the same rows, by two standard errors of the difference, the task asks for the length. What J
+    loses while answers stay as long as they are has another cause.
     """
     rows = [row for row in rows if "completion_length" in row and "objective/scores" in row][-10:]
-    lengths = series(rows, "completion_length")
+    lengths, now = series(rows, "completion_length"), objectives(rows[-FEW:])
     for at in range(len(lengths) - 2 * FEW + 1):
         change = fmean(lengths[-FEW:]) / max(fmean(lengths[at : at + FEW]), 1e-9)
-        if not 2 / 3 <= change <= 1.5 and not pays(rows[at:]):
+        gain = fmean(now) - fmean(objectives(rows[at : at + FEW]))
+        if not 2 / 3 <= change <= 1.5 and not gain > 2 * error_of(rows) * math.sqrt(2):
             return change
     return None
 
@@ -310,7 +277,7 @@ CONDITIONS: Final = (
         "entropy collapse",
         ("policy/entropy_avg", "objective/scores"),
         entropy_collapse,
-        "nats a token, under a tenth of what they were, and the objective has not risen: nothing new is tried",
+        "nats a token, under a tenth of what they were, before the reward is won: nothing new is tried",
         "lower learning_rate, raise beta or entropy_coefficient",
     ),
     Condition(

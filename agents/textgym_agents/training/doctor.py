@@ -12,7 +12,8 @@ from typing import Final
 from textgym.checks import JsonObject
 from textgym.task import Task
 from textgym_agents.protocol import Callback, Metrics
-from textgym_agents.training.conditions import CONDITIONS, FEW, Condition, Row
+from textgym_agents.training.conditions import CONDITIONS, Condition
+from textgym_agents.training.evidence import FEW, Row
 
 _RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
 _QUIET: Final = 10  # iterations without it after which a condition counts as over
@@ -66,8 +67,8 @@ def translated(row: Row, max_grad_norm: float | None = None) -> dict[str, float 
 def prompt_signs(task: Task) -> Metrics:
     """Return how often a training prompt is opened by the chat template or BOS, a mean, as "prompt/openings".
 
-    Nothing where the tokenizer has neither. A template that the tokenizer has and the task leaves out counts as 0, the
-    tokens of one that the texts hold already as one more.
+    Nothing where the tokenizer has neither. A template that the tokenizer has and the task leaves out counts as 0, and
+    so does a BOS that it has and the template does not write; what the texts hold already counts as one more.
     """
     vocabulary = task.vocabulary
     template, leading = vocabulary.config.get("chat_template"), vocabulary.codec.leading()[:1]
@@ -79,8 +80,9 @@ def prompt_signs(task: Task) -> Metrics:
         counts = []
         if used or template:
             counts.append(used * (1 + any(mark in prompt.text for mark in marks)))
-        if leading:
-            counts.append(next((at for at, token in enumerate(prompt.ids) if token != leading[0]), len(prompt.ids)))
+        for bos in leading:
+            opened = next((at for at, token in enumerate(prompt.ids) if token != bos), len(prompt.ids))
+            counts.append(opened + prompt.text.startswith(str(vocabulary.codec.token(bos))))
         found += [max(counts, key=lambda count: abs(count - 1))] if counts else []
     return {"prompt/openings": fmean(found)} if found else {}
 

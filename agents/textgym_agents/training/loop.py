@@ -290,8 +290,7 @@ class Training:
                 "versions": versions(),
             }
         )
-        learned = self._meter.row() | {"learning/scored": self._meter.scored}
-        reached = learned, self._iterations, self._episodes
+        reached = self._meter.row(), self._iterations, self._episodes
         return TrainResult(before, after, self._first, last, self._optimum, seconds, *reached)
 
     def _work_out(self, proposals: Sequence[Agent] = ()) -> Optimum:

@@ -33,7 +33,7 @@ class TrainResult:
         before, after: flat measures before and after learning, under `eval/...`.
         first: the evaluation before learning; None in a run that was resumed. last: the one after it.
         optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
-        learned: what learning has cost, see `LearningMeter.row`; and `learning/scored`, completions scored.
+        learned: what learning has cost, see `LearningMeter.row`.
         iterations, episodes: how far it came.
     """
 
@@ -54,21 +54,18 @@ class LearningMeter:
     Tokens are those of every completion that the task's reward has scored, the same way for every agent: what a search
     or a choice scores in environments of its own is among them, what a rollout leaves unfinished is not. Where an
     iteration has none scored, because it learns from given texts, it counts those that were read, which the agent
-    reports as `tokens`.
+    reports as `tokens`. `learning/scored` counts the completions.
 
     Args:
         env: that the agent learns in. ranks: the processes that learn together, whose tokens are added up.
-
-    Attributes:
-        scored: the completions; of the parts before a resumed run, those that the agent's checkpoint knows of.
     """
 
     def __init__(self, env: TokenVectorEnv, ranks: Ranks) -> None:
         self._ranks = ranks
         self._scorer = env.unwrapped.task.scorer
-        self.scored = 0
         self._sums: Metrics = {
             "learning/tokens": 0,
+            "learning/scored": 0,
             "learning/seconds": 0.0,
             "learning/cpu_seconds": 0.0,
         }
@@ -82,8 +79,8 @@ class LearningMeter:
         """End an iteration. Args: metrics: those that the agent reports of it."""
         written, seen, *seconds = (now - then for now, then in zip(self._now(), self._before, strict=True))
         tokens = int(self._ranks.sum(written)) or int((metrics or {}).get("tokens", 0))
-        self.scored += int(self._ranks.sum(seen))
-        for name, amount in zip(self._sums, (tokens, *seconds), strict=True):
+        scored = int(self._ranks.sum(seen))
+        for name, amount in zip(self._sums, (tokens, scored, *seconds), strict=True):
             self._sums[name] += amount
         self.start()
 
@@ -98,7 +95,6 @@ class LearningMeter:
     def restore(self, row: Mapping[str, float]) -> None:
         """Go on from the sums of a row that an interrupted run has logged."""
         self._sums = {name: type(start)(row.get(name, start)) for name, start in self._sums.items()}
-        self.scored = self._scorer.scored
         self.start()
 
     def _now(self) -> tuple[float, float, float, float]:

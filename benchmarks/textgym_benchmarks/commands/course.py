@@ -16,7 +16,7 @@ from textgym.commands.console import UsageError, number, output, table, untruste
 from textgym.commands.flags import parse
 from textgym.files import make_folder, read_json, write_json, write_text
 from textgym_benchmarks.course.chapters import all_chapters, chapter_of, student_notebook
-from textgym_benchmarks.course.exercises import all_exercises
+from textgym_benchmarks.course.exercises import numbers
 from textgym_benchmarks.course.grading import DEADLINE, Grade, grade_file, sentence
 
 PROGRESS: Final = "textgym-course.json"
@@ -120,7 +120,7 @@ def _print_table(graded: dict[str, list[Grade]]) -> None:
     shown = table("file", number("right"), number("wrong"), number("open"), "wrong are")
     for word, grades in graded.items():
         counts = Counter(grade.state for grade in grades)
-        wrong = [all_exercises()[each.exercise][0] for each in grades if each.state == "wrong"]
+        wrong = [numbers()[each.exercise] for each in grades if each.state == "wrong"]
         shown.add_row(untrusted(word), *(str(counts[state]) for state in ("right", "wrong", "open")), ", ".join(wrong))
     output().print(shown)
 

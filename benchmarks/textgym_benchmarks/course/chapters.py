@@ -11,7 +11,7 @@ from pathlib import Path
 import jupytext
 from nbformat import NotebookNode
 
-from textgym_benchmarks.course.exercises import all_exercises
+from textgym_benchmarks.course.exercises import numbers
 
 _TAG = "exercise"  # of a cell that holds the beginning of a solution
 
@@ -36,7 +36,7 @@ class Chapter:
     @property
     def exercises(self) -> list[str]:
         """Names of its exercises, in order."""
-        return [name for name, (place, _) in all_exercises().items() if place.partition(".")[0] == str(self.number)]
+        return [name for name, place in numbers().items() if place.partition(".")[0] == str(self.number)]
 
     @property
     def solutions(self) -> dict[str, str]:
@@ -82,10 +82,7 @@ def code_of(notebook: NotebookNode) -> list[str]:
 
 
 def student_notebook(chapter: Chapter, solved: bool = False) -> NotebookNode:
-    """Return a chapter as a notebook, with what stands in the place of solutions, or with right ones.
-
-    A right one brings the imports of the solutions' module, as it may stand on them.
-    """
+    """Return a chapter as a notebook, with what stands in the place of solutions, or with right ones."""
     notebook = read_notebook(chapter.path)
     solutions = chapter.solutions
     for cell in notebook.cells:

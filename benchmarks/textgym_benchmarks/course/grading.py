@@ -23,7 +23,7 @@ import numpy as np
 
 from textgym.checks import JsonObject
 from textgym_benchmarks.course.chapters import code_of, read_notebook
-from textgym_benchmarks.course.exercises import Case, Exercise, Function, all_exercises, exercise_of
+from textgym_benchmarks.course.exercises import Case, Exercise, Function, exercise_of, numbers
 from textgym_benchmarks.engines.jobs import fresh_python
 
 DEADLINE: Final = 60.0
@@ -56,7 +56,7 @@ def check(function: Function) -> None:
 
 def sentence(grade: Grade) -> str:
     """Return a grade in one line, as in "3.1 discounted_returns: right"."""
-    number = all_exercises()[grade.exercise][0]
+    number = numbers()[grade.exercise]
     said = {"right": "right", "open": "not answered yet", "wrong": f"not right. {grade.hint}"}
     return f"{number} {grade.exercise}: {said[grade.state]}"
 
@@ -185,7 +185,7 @@ def functions_of(sources: Sequence[str]) -> dict[str, Function]:
             for statement in definitions(source).body:
                 with contextlib.suppress(Exception):
                     exec(compile(ast.Module([statement], []), "student", "exec"), scope)
-    return {name: scope[name] for name in all_exercises() if callable(scope.get(name))}  # type: ignore[misc]
+    return {name: scope[name] for name in numbers() if callable(scope.get(name))}  # type: ignore[misc]
 
 
 def answer_from_input() -> None:

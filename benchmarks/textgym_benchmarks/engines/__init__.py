@@ -35,6 +35,7 @@ from textgym_benchmarks.engines.jobs import (
 )
 
 ENGINES: Final = ("serial", "pool", "ray")
+"""What `make_engine` takes."""
 _START: Final = "from textgym_benchmarks.engines import run_worker; run_worker()"
 _READY: Final = "ready\n"  # what a worker says first
 _GRACE: Final = 5.0  # seconds that an interrupted worker has to save what it can

@@ -173,16 +173,17 @@ def _peak() -> int:
 
 
 def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
-    """Return the training that a cell is: where a task has few prompts, each is answered more often."""
+    """Return the training that a cell is.
+
+    Where a task has few prompts, each is answered more often; a batch is no larger than the budget.
+    """
     prompts = len(task.prompt_set(settings.split).texts)
-    kind = config_class(agent_class(cell.agent))
     thickest = -(-OF_THE_REFERENCE // prompts)
-    seeded = kind is not None and "seed" in getattr(kind, "__dataclass_fields__", ())
     return TrainSettings(
         id=cell.id,
         agent=cell.agent,
         episodes=cell.episodes,
-        config=dict(cell.config) | ({"seed": seed_of(cell, settings)} if seeded else {}),
+        config=_config(cell, seed_of(cell, settings)),
         env=cell.options,
         eval_every=0,
         save_every=0,
@@ -193,6 +194,20 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
         samples=settings.samples,
         split=settings.split,
     )
+
+
+def _config(cell: Cell, seed: int) -> JsonObject:
+    """Return the agent's settings: the cell's, with a seed, and a batch that the cell's budget has episodes for."""
+    kind, found = config_class(agent_class(cell.agent)), dict(cell.config)
+    names = getattr(kind, "__dataclass_fields__", ())
+    if "seed" in names:
+        found["seed"] = seed
+    if "batch" in names:
+        config = make_config(agent_class(cell.agent), found)
+        group = int(getattr(config, "group", 1))
+        if getattr(config, "batch", 0) > cell.episodes:
+            found["batch"] = max(cell.episodes // group, 1) * group
+    return found
 
 
 def seed_of(cell: Cell, settings: Evaluation) -> int:
