@@ -35,9 +35,9 @@ def printed(language: str, source: str, names: dict[str, object]) -> str:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(("page", "least"), [("exact", 10), ("turns", 5)])
+@pytest.mark.parametrize(("page", "least"), [("exact.md", 10), ("turns.md", 5)])
 def test_a_page_shows_what_its_code_prints(page, least):
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    text = (DOCS / page).read_text(encoding="utf-8")
     blocks, names = BLOCK.findall(text), {"__name__": "page"}
     assert len(blocks) == len(re.findall(r"^```(?:python|sh)$", text, re.MULTILINE)) >= least
     for language, source, shown in blocks:

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "docs/rlhf.md": "test_docs_rlhf.py",
     "docs/sb3.md": "agents/sb3/test_docs_sb3.py",
     "docs/suites.md": "benchmarks/test_product_run.py",
+    "docs/turns.md": "test_docs.py",
 }
 SHAPES = {"docs/samplers.md": "class Sampler(Protocol):"}  # a page, and how its only block begins
 OTHERS = {"cd", "chromium", "pip", "python", "python3", "#"}

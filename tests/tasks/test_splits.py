@@ -21,6 +21,7 @@ DIGESTS = {
     "BetaSweep": "e88fde12540069b0",
     "BigVocab": "438141ddf54bda54",
     "Brief": "a31a8428b209449d",
+    "Clarify": "03ec5e2953c9193d",
     "Copy": "9c6d41605385ab21",
     "Deceptive": "195e9536bc9d2e12",
     "DeepSea": "b617cdb623a255ce",
@@ -42,6 +43,7 @@ DIGESTS = {
     "Sentiment": "fef82a6ad5dc281e",
     "Stop": "db04b821d189a795",
     "Text": "0cc211588ca89783",
+    "TwentyQuestions": "fcd02ebd6da4de3d",
     "TwoModes": "6d4b961f4ce110a7",
 }
 """Of prompts, columns and weights of train and eval at every difficulty."""
@@ -57,7 +59,7 @@ REPEATED = {
     "Deceptive",
     "DeepSea",
 }
-REPEATED |= {"Delayed", "Noisy", "Scale", "TwoModes"}
+REPEATED |= {"Delayed", "Noisy", "Scale", "TwoModes", "Clarify", "TwentyQuestions"}
 """Tasks that leave too few prompts over for a third split: what is new on tune is the seeds."""
 
 

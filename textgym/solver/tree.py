@@ -134,14 +134,17 @@ class PrefixTree:
         return tokens
 
     def move_text(self, action: int) -> str:
-        """Return a move as text: a token, or a whole reply."""
+        """Return a move, an `action` of a level, as text: a token, or a whole reply."""
         vocabulary = self.task.vocabulary
         if action < vocabulary.size:
             return vocabulary.token_text(action)
         return vocabulary.decode([self.replies[action - vocabulary.size]])[0]
 
     def written(self, depth: int, rows: Ints) -> tuple[list[list[int]], list[tuple[int, ...]]]:
-        """Return the tokens of m states behind their prompts, and the places of those that the environment wrote."""
+        """Return the tokens behind the prompts of the states in `rows` (m,) of the level `depth`.
+
+        Returns: m lists of ids, and for each the places of those that the environment wrote.
+        """
         moves, size = self.completions(depth, rows).tolist(), self.task.vocabulary.size
         if not self.replies:
             return moves, [()] * len(moves)
