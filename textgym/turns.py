@@ -150,6 +150,8 @@ class Turns:
         return replace(state, hidden=_choose(self.beliefs(state).tolist(), generator))
 
 
+ReplyFunction = Callable[..., Sequence[str | None]]
+"""Called with B conversations, and `hidden=` where something is hidden: see `TextResponder`."""
 Messages = list[dict[str, str]]
 """A conversation: dicts with the texts "role" and "content"; the last is the policy's, of role "assistant"."""
 
@@ -170,7 +172,7 @@ class TextResponder:
     Raises: ValueError for a chat template that writes earlier turns anew.
     """
 
-    def __init__(self, vocabulary: Vocabulary, reply: Callable[..., Sequence[str | None]], most: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, reply: ReplyFunction, most: int) -> None:
         self._vocabulary, self._reply, self._most = vocabulary, reply, most
         chat = vocabulary.conversation
         self._chat = chat if chat is not None and chat.takes_completions else None
@@ -283,5 +285,6 @@ def _replied(state: TokenState) -> Iterator[tuple[TokenState, tuple[int, ...]]]:
     for author, written in written_by(state.completion, state.environment):
         if author == "environment":
             before = tuple(place for place in state.environment if place < end)
-            yield replace(state, completion=state.completion[:end], environment=before, finish_reason=None), written
+            asked = replace(state, completion=state.completion[:end], environment=before, finish_reason=None)
+            yield asked, tuple(written)
         end += len(written)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
@@ -13,7 +13,7 @@ from textgym.registry import load_target
 from textgym.rewards import RewardSpec
 from textgym.task import Task
 from textgym.tasks.assemble import SHARED, Options, assemble, documented, with_options
-from textgym.turns import TextResponder, Turns
+from textgym.turns import ReplyFunction, TextResponder, Turns
 from textgym.vocab import load_vocabulary
 
 PROMPTS: Final = ("Hello.", "Tell me something.", "What is the weather like?", "Write one sentence.")
@@ -37,7 +37,7 @@ def text_task(
     tune_columns: Columns | None = None,
     weights: Sequence[float] | None = None,
     overlong: Overlong = "refuse",
-    responder: str | Callable[..., Any] | None = None,
+    responder: str | ReplyFunction | None = None,
     turns: int = 2,
     turn_tokens: int = 48,
     reply_tokens: int = 64,
