@@ -75,10 +75,8 @@ class Episodes:
         turns, store = self.task.turns, self.store
         if turns is None or not rows.size:
             return rows
-        states = [store.state(row) for row in rows.tolist()]
-        replies = turns.answers(states)
-        tokens, ends = zip(*replies, strict=True)
-        store.reply(rows, tokens, np.array(ends), np.array([turns.last(state) for state in states]))
+        tokens, ends = zip(*turns.answers([store.state(row) for row in rows.tolist()]), strict=True)
+        store.reply(rows, tokens, np.array(ends), store.replies[rows] == turns.most - 1)
         return np.asarray(rows[store.finish[rows] != RUNNING])
 
     def settle(self, rows: list[int]) -> tuple[Floats, Ending | None]:

@@ -100,8 +100,7 @@ class TokenState:
     @property
     def replies(self) -> int:
         """Return how often the environment has written, which is also how many turns have been answered."""
-        places = self.environment
-        return bool(places) + sum(later - place > 1 for place, later in pairwise(places))
+        return count_runs(self.environment)
 
     @property
     def turn(self) -> tuple[int, ...]:
@@ -119,6 +118,11 @@ class TokenState:
         places = range(len(self.completion))
         written = tuple(ENVIRONMENT if place in self.environment else POLICY for place in places)
         return (PROMPT,) * len(self.prompt.ids) + written
+
+
+def count_runs(places: tuple[int, ...]) -> int:
+    """Return how many runs of consecutive places there are among ascending `places`."""
+    return bool(places) + sum(later - place > 1 for place, later in pairwise(places))
 
 
 def segment_ids(mask: npt.NDArray[np.int8], prompt_lengths: Ints) -> npt.NDArray[np.int8]:
@@ -150,7 +154,7 @@ class TokenStore:
         authors: int8 (N, L): PROMPT on the prompt, then POLICY or ENVIRONMENT, beyond the sequence too.
         finish: int8 (N,): UNSET, RUNNING, or positive once the episode, or a turn that `reply` answers, has ended.
         potential: float64 (N,), reward units.
-        prompts, environment, episode_seeds, hidden: lists of N, as in `TokenState`.
+        prompts, environment, episode_seeds, hidden: lists of N, as in `TokenState`. replies: int64 (N,), the same.
     """
 
     def __init__(
@@ -177,6 +181,7 @@ class TokenStore:
         self.environment: list[tuple[int, ...]] = [()] * rows
         self.episode_seeds: list[int | None] = [None] * rows
         self.hidden: list[int | None] = [None] * rows
+        self.replies = np.zeros(rows, dtype=np.int64)
         self._stop_code = np.zeros(size, dtype=np.int8)
         self._stop_code[list(stop_ids)] = _STOP
         self._slot_code = np.zeros((rows, self.width), dtype=np.int8)  # _LENGTH where the budget ends
@@ -210,6 +215,7 @@ class TokenStore:
         self._flat_mask[at] = 1
         self._flat_authors[at] = ENVIRONMENT
         self._cursor[rows] = before + lengths
+        self.replies[rows] += lengths > 0
         for row, start, length in zip(rows.tolist(), (before % self.width).tolist(), lengths.tolist(), strict=True):
             place = start - len(self.prompts[row].ids)
             self.environment[row] += tuple(range(place, place + length))
@@ -315,6 +321,7 @@ class TokenStore:
         length = start + len(completion)
         ids, mask, authors, slot_code = self._row_views[row]
         self.prompts[row], self.environment[row] = prompt, environment
+        self.replies[row] = count_runs(environment)
         self._cursor[row] = row * self.width + length
         ids[:length] = prompt.ids + completion
         ids[length:] = self.pad_id

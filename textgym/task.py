@@ -18,7 +18,7 @@ from textgym.registry import TASKS, TaskEntry
 from textgym.rewards import Scorer
 from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
-from textgym.turns import Turns, written_by
+from textgym.turns import Spoken, Turns
 from textgym.vocab import Vocabulary
 
 MOST_TOKENS = 2**20
@@ -241,23 +241,15 @@ class Task:
         Returns: texts, rewards and terms of the B completions.
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
-        columns: dict[str, list[Any]] = {"completion_ids": completion_ids}
+        columns: dict[str, Sequence[Any]] = {"completion_ids": completion_ids}
         for name, values in self.prompts[split].columns.items():
             columns[name] = [None if prompt.index is None else values[prompt.index] for prompt in prompts]
         if self.noisy:
             columns["episode_seeds"] = list(episode_seeds)
         if self.turns is not None:
-            columns["turns"] = self._spoken(completion_ids, environment)
+            columns["turns"] = Spoken(completion_ids, environment, self.vocabulary)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
-
-    def _spoken(
-        self, completion_ids: Sequence[list[int]], environment: Sequence[tuple[int, ...]]
-    ) -> list[list[tuple[str, str]]]:
-        """Return who said what in B completions, decoded in one call."""
-        spoken = [written_by(ids, places) for ids, places in zip(completion_ids, environment, strict=True)]
-        texts = iter(self.vocabulary.decode([piece for each in spoken for _, piece in each]))
-        return [[(author, next(texts)) for author, _ in each] for each in spoken]
 
 
 def task_names() -> list[str]:

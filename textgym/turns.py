@@ -10,8 +10,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -111,14 +112,16 @@ class Turns:
         for state, reply in zip(states, found, strict=True):
             if not isinstance(reply, Reply):
                 raise ValueError(f"responder: {shown(reply)}: allowed is a textgym.turns.Reply")
-            least = 0 if reply.ends or self.last(state) else 1
-            if not least <= len(reply.tokens) <= self.reply_tokens:
+            count = len(reply.tokens)
+            if count > self.reply_tokens or not (count or reply.ends or self.last(state)):
+                least = 0 if reply.ends or self.last(state) else 1
                 raise ValueError(
-                    f"responder: a reply of {len(reply.tokens)} tokens, allowed are {least} to "
-                    f"reply_tokens={self.reply_tokens}"
+                    f"responder: a reply of {count} tokens, allowed are {least} to reply_tokens={self.reply_tokens}"
                 )
+        if not self.close:
+            return found
         return [
-            Reply((() if state.completion[-1] in self.ends else self.close) + tuple(reply.tokens), reply.ends)
+            reply if state.completion[-1] in self.ends else Reply((*self.close, *reply.tokens), reply.ends)
             for state, reply in zip(states, found, strict=True)
         ]
 
@@ -252,6 +255,45 @@ def _choose(weights: Sequence[float], generator: np.random.Generator) -> int:
         return 0
     cumulative = list(accumulate(weights))
     return min(bisect_right(cumulative, generator.random() * cumulative[-1]), len(weights) - 1)
+
+
+Said = tuple[tuple[str, str], ...]
+"""("policy" or "environment", text) for each piece of a completion, in order."""
+
+
+class Spoken(Sequence[Said]):
+    """Who said what in B completions, the column `turns` of rewards; decoded when it is first looked at.
+
+    Args:
+        completion_ids: B lists of ids. environment: B, the places of the environment's tokens, ascending.
+        vocabulary: decodes.
+    """
+
+    def __init__(
+        self, completion_ids: Sequence[Sequence[int]], environment: Sequence[tuple[int, ...]], vocabulary: Vocabulary
+    ) -> None:
+        self._ids, self._environment, self._vocabulary = completion_ids, environment, vocabulary
+
+    @cached_property
+    def _pieces(self) -> list[Said]:
+        written = [written_by(ids, places) for ids, places in zip(self._ids, self._environment, strict=True)]
+        texts = iter(self._vocabulary.decode([ids for pieces in written for _, ids in pieces]))
+        return [tuple((author, next(texts)) for author, _ in pieces) for pieces in written]
+
+    @overload
+    def __getitem__(self, index: int) -> Said: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Said]: ...
+
+    def __getitem__(self, index: int | slice) -> Said | list[Said]:
+        return self._pieces[index]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __reduce__(self) -> tuple[type[list[Said]], tuple[list[Said]]]:
+        return list, (self._pieces,)
 
 
 def written_by(ids: Sequence[int], environment: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
