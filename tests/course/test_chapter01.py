@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from course_tools import ran
+
 from textgym.world import MODEL_PATH
 from textgym.world.demonstrations import CARELESS, MISTAKES
 from textgym.world.facts import FACTS, HARMFUL
