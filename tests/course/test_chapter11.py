@@ -99,5 +99,5 @@ def test_11f_the_minimum_of_dpo_is_the_gibbs_optimum(chapter):
 
 def test_11g_dpo_comes_most_of_the_way(chapter):
     measured = chapter["measured"]
-    assert measured["DPO"]["J"] > measured["SFT"]["J"] + 0.1
+    assert measured["DPO"]["J"] > measured["SFT"]["J"] + 0.15
     assert measured["DPO"]["gold"] > measured["SFT"]["gold"] + 0.1
