@@ -82,7 +82,7 @@ def _chances() -> list[Case]:
 
 
 def _greedy_first(q: Floats, epsilon: float) -> Floats:
-    return epsilon / len(q) + (1 - epsilon) * (np.arange(len(q)) == q.argmax())
+    return np.asarray(epsilon / len(q) + (1 - epsilon) * (np.arange(len(q)) == q.argmax()))
 
 
 EXERCISES = (
