@@ -269,6 +269,16 @@ class AgentUnderTest:
         agent.learn(env, self.episodes, callback)
         return TrainedAgent(agent, rows, sampled[: len(rows)] if len(sampled) == len(rows) + 1 else None)
 
+    @cached_property
+    def whole(self) -> tuple[Agent, int]:
+        """An agent after a training of the same length that nobody looked into, and how often it called back."""
+        with global_generators(0):
+            env = self.env()
+            agent = self.make(env)
+            calls: list[Metrics] = []
+            agent.learn(env, self.episodes, calls.append)
+        return agent, len(calls)
+
     def log_probs(self, agent: Agent, observation: Observation | None = None) -> Floats:
         """Return log-probabilities (B, V), by default of all states. Raises: NotAsked for an agent that has none."""
         result = agent.log_probs(self.states if observation is None else observation)
