@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import full_rollout, state_log_probs, tiny_agent, tiny_task, trajectories
+from agents.enumerated import beside, full_rollout, tiny_agent, tiny_task
 from agents.groups import expected_gradient, flat_gradient, small_agent
 from agents.test_exact_estimators import Recurrent
 from gymnasium.vector import AutoresetMode
@@ -106,10 +106,7 @@ def test_the_agent_s_gradient_is_that_of_the_states_it_visits(kind, mix, tmp_pat
     got = expected_gradient(agent, rollout, probabilities)
     agent.policy.zero_grad()
     total = torch.zeros(())
-    for each, probability in zip(trajectories(agent.task), probabilities, strict=True):
-        own = state_log_probs(agent.policy, each)
-        with torch.no_grad():
-            aim = state_log_probs(agent.teacher, each)
+    for (_, own, aim), probability in zip(beside(agent, agent.teacher), probabilities, strict=True):
         total = total + probability * divergence(own, aim, kind, mix).sum()
     total.backward()
     want = flat_gradient(agent)

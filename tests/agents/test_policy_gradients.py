@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import BETA, full_rollout, state_log_probs, tiny_task, trajectories
+from agents.enumerated import BETA, beside, full_rollout, tiny_task
 from agents.groups import (
     expected_gradient,
     flat_gradient,
@@ -155,10 +155,7 @@ def test_k3_as_in_the_paper_follows_the_opposite_kl():
     agent = small_agent(GRPO, kl="k3", **settings)
     got = -expected_gradient(agent, *pairs_rollout(agent))
     total = torch.zeros(())
-    for trajectory in trajectories(agent.task):
-        own = state_log_probs(agent.policy, trajectory)
-        with torch.no_grad():
-            base = state_log_probs(agent.reference, trajectory)
+    for trajectory, own, base in beside(agent, agent.reference):
         taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
         opposite = (base.exp() * (base - own)).sum()
         probability = 0.5 * taken.exp()
