@@ -65,11 +65,11 @@ def background(*words, **options):
 
 @pytest.mark.slow
 def test_a_loop_over_seeds_in_the_background_has_a_folder_for_each():
-    loop = 'for seed in 0 1 2; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
+    loop = 'for seed in 0 1; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
     done = shell(loop, "train", "Bandit-v0", "--agent", "random", "--episodes", "8", "--final-per-prompt", "1")
     assert (done.returncode, done.stderr) == (0, "")
     folders = sorted(Path("runs").iterdir())
-    assert [folder.name for folder in folders] == [f"bandit-v0-random-{number}" for number in (1, 2, 3)]
+    assert [folder.name for folder in folders] == [f"bandit-v0-random-{number}" for number in (1, 2)]
     assert all((folder / "result.json").exists() for folder in folders)
 
 

@@ -96,6 +96,12 @@ def learn_both(root: Path, *names: str) -> None:
     learn(root / "fsdp", "fsdp", *(name for name in names if name in SHARDED))
 
 
+def learn_both_and_fit(root: Path, *names: str) -> None:
+    """Do in one start of the ranks what they do in `learn_both`, and in `fit` with parts of all weights."""
+    learn_both(root, *names)
+    fit(root / "fitted", "fsdp")
+
+
 def held(agent: LMAgent) -> dict[str, Tensor]:
     """Return what a checkpoint has to bring back of an agent's policy, reference and optimiser."""
     found = with_prefix("policy.", agent.policy.state_dict())

@@ -277,8 +277,7 @@ def test_five_hundred_cells_build_and_open_quickly(visit, tmp_path):
     assert time.process_time() - started < 20  # CPU time: other tests run beside this one
     assert sum(map(len, files.values())) < 10e6
     write_folder(suite / "report", files, "report")
-    visits = [visit(suite / "report" / "index.html") for _ in range(3)]
-    assert min(visited.page.evaluate(INTERACTIVE) for visited in visits) < 3  # seconds
-    for visited in visits:
-        assert visited.page.locator("table.leaderboard").first.is_visible()
-        visited.check()
+    visits = (visit(suite / "report" / "index.html") for _ in range(3))  # again where the machine was busy
+    visited = next(visited for visited in visits if visited.page.evaluate(INTERACTIVE) < 3)  # seconds
+    assert visited.page.locator("table.leaderboard").first.is_visible()
+    visited.check()
