@@ -112,7 +112,7 @@ PLAIN: Mapping[str, object] = {
     "aggregation": "constant",
 }
 """Settings, where a config has them, with which one iteration is one step along the gradient of J."""
-SPLIT: Mapping[str, object] = {"micro_batch": 25}
+SPLIT: Mapping[str, object] = {"micro_batch": 70}
 """Settings that change no gradient: parts of unequal length and number show whether that is so."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
 
