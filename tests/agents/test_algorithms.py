@@ -60,7 +60,7 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
     ("agent", "settings"),
     [
         ("reinforce", {"baseline": "batch"}),
-        ("reinforce", {"reward_to_go": False}),
+        pytest.param("reinforce", {"reward_to_go": False}, marks=pytest.mark.learning),
         pytest.param("rloo", {"kl": "k1"}, marks=pytest.mark.learning),
         ("grpo", {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False}),
         pytest.param("grpo", {"aggregation": "token", "clip_high": 0.28}, marks=pytest.mark.learning),
@@ -94,9 +94,9 @@ def optimality(agent, name, episodes, **settings):
     [
         ("reinforce", {}),
         pytest.param("a2c", {}, marks=pytest.mark.learning),
-        ("rloo", {}),
+        pytest.param("rloo", {}, marks=pytest.mark.learning),
         pytest.param("grpo", {}, marks=pytest.mark.learning),
-        ("rejection", {}),
+        pytest.param("rejection", {}, marks=pytest.mark.learning),
         pytest.param("vine-ppo", {}, marks=pytest.mark.learning),
         pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.learning),
     ],
