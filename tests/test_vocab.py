@@ -344,3 +344,11 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     broken.write_text("{}")
     with pytest.raises(ValueError, match="the tokenizer is damaged"):
         load_vocabulary(broken)
+
+
+def test_ids_that_are_kept_of_prompts_are_the_built_in_ones_alone() -> None:
+    built_in, other = load_vocabulary(), load_vocabulary(chat="Say: {prompt}")
+    for text in ("Hello there.", "<|end|>", "Hello there."):
+        once = built_in.encode_prompt(text)
+        assert once == load_vocabulary().encode_prompt(text) == tuple(built_in.conversation.encode(text))
+        assert other.encode_prompt(text) == tuple(other.conversation.encode(text)) != once

@@ -47,7 +47,13 @@ def outcomes(agent, **settings):
     return failed, {f.check for f in findings if f.status == NOT_ASKED}
 
 
-@pytest.mark.parametrize("agent", NOT_ASKED_OF)
+@pytest.mark.parametrize(
+    "agent",  # of grpo and reinforce other forms are asked below
+    [
+        pytest.param(name, marks=[pytest.mark.learning] if name in ("grpo", "reinforce") else [])
+        for name in NOT_ASKED_OF
+    ],
+)
 def test_it_passes_every_check_that_applies(agent):
     assert outcomes(agent) == ({}, NOT_ASKED_OF[agent])
 
