@@ -141,6 +141,7 @@ def test_a_trained_agent_teaches_at_its_own_temperature(tmp_path):
         np.testing.assert_allclose(found, tiny_agent(temperature=temperature).log_probs(seen), atol=1e-6)
 
 
+@pytest.mark.learning
 def test_a_student_becomes_like_its_teacher(tmp_path):
     agent = small_agent(Distill, teacher=taught(tmp_path), batch=64, minibatches=4, learning_rate=0.01)
     tree = prefix_tree(agent.task)
