@@ -120,7 +120,7 @@ def test_a_training_that_a_full_disk_stopped_goes_on_by_the_line_that_it_prints(
     assert Path("my run/result.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.sweep  # tests/benchmarks/test_full_disk.py asks the same without processes
 def test_a_suite_and_a_report_that_a_full_disk_stopped_go_on(capsys):
     bench = (
         "bench",

@@ -168,9 +168,14 @@ def test_without_hooks_it_is_not_asked_and_the_hook_is_named(bug):
 
 
 @pytest.mark.slow
-def test_with_its_hook_the_same_agent_is_caught():
+@pytest.mark.learning
+def test_with_its_hook_half_a_kl_is_caught():
     found = outcomes(HandWritten, ["gradient of J"], bug="halves the KL in the reward", **CPU)
     assert found["gradient of J"].status == FAILS
+
+
+@pytest.mark.slow
+def test_with_its_hook_the_same_agent_is_caught():
     found = outcomes(HandWritten, ["states used"], bug="pads in the value loss", **CPU)
     assert found["states used"].status == FAILS
     assert "gradients where nobody acts" in found["states used"].found

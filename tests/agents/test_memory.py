@@ -154,7 +154,7 @@ def test_all_settings_that_memory_depends_on_are_taken_or_refused():
         plan_of(LMPPOConfig(parallel="fsdp"), 6, 4)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.sweep), "bfloat16"])
 def test_a_mixture_of_experts_is_estimated(precision):
     found = estimate(EXPERTS, Plan(**{**vars(SMALL), "precision": precision}))
     # embeddings in and out; q and o, k and v, heads' norms, router, experts' gate, up, down, two norms; a last norm
