@@ -33,7 +33,7 @@ from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import Encoded
 from textgym.vector import TokenVectorEnv
 
-BATCH, EPISODES = 24, 72
+BATCH, EPISODES = 24, 48
 _LOUD = {"batch": BATCH, "micro_batch": 5, "device": "cpu", "max_grad_norm": 1e9}
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "lm-ppo": ("lm-ppo", {}),

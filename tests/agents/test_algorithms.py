@@ -48,9 +48,9 @@ def outcomes(agent, **settings):
 
 
 @pytest.mark.parametrize(
-    "agent",  # of grpo and reinforce other forms are asked below
+    "agent",  # of these three other forms are asked below
     [
-        pytest.param(name, marks=[pytest.mark.learning] if name in ("grpo", "reinforce") else [])
+        pytest.param(name, marks=[pytest.mark.learning] if name in ("grpo", "reinforce", "vine-ppo") else [])
         for name in NOT_ASKED_OF
     ],
 )

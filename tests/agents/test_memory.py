@@ -119,10 +119,10 @@ def test_a_saved_adapter_stands_for_its_base(tmp_path):
 
 def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     """Of a mini-batch in one pass, where a shallow model peaks in its loss and a deep one at its last gradient."""
-    deep = _shallow(model_config("Qwen2.5-0.5B"), 8)
+    deep = _shallow(model_config("Qwen2.5-0.5B"), 5)
     plan = Plan(batch=16, prompt_tokens=64, new_tokens=64, micro_batch=4, gradient_checkpointing=True)
     found = estimate(deep, plan)
-    monkeypatch.setattr(memory, "_DEPTHS", (8, 9))
+    monkeypatch.setattr(memory, "_DEPTHS", (5, 6))
     whole = estimate(deep, plan)
     assert found.parts == pytest.approx(whole.parts, rel=0.01)
     assert found.phases == pytest.approx(whole.phases, rel=0.01)
