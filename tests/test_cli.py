@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from cli_tools import BLOCK, assert_one_line, child, run
+from textgym_agents.registry import agent_class, config_class
 
 import textgym
 from textgym.registry import COMMANDS
@@ -239,6 +241,15 @@ def test_play_without_torch_says_so_and_goes_on():
     assert 'pip install "textgym[lm]"' in done.stderr
     assert done.stderr.count("\n") == 1
     assert "stop, 1 tokens" in done.stdout
+
+
+def test_the_help_of_a_training_needs_no_torch():
+    done = child("train", "--help", before=BLOCK.format(module="torch"))
+    assert (done.returncode, done.stderr) == (0, "")
+    for field in fields(config_class(agent_class("lm-ppo"))):  # what the agent itself says that it takes
+        assert (
+            f"--{field.name.replace('_', '-')}" in done.stdout or f"--no-{field.name.replace('_', '-')}" in done.stdout
+        )
 
 
 def test_play_shows_every_reward_term(monkeypatch, capsys):

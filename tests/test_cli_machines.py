@@ -65,11 +65,11 @@ def background(*words, **options):
 
 @pytest.mark.slow
 def test_a_loop_over_seeds_in_the_background_has_a_folder_for_each():
-    loop = 'for seed in 0 1 2; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
+    loop = 'for seed in 0 1; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
     done = shell(loop, "train", "Bandit-v0", "--agent", "random", "--episodes", "8", "--final-per-prompt", "1")
     assert (done.returncode, done.stderr) == (0, "")
     folders = sorted(Path("runs").iterdir())
-    assert [folder.name for folder in folders] == [f"bandit-v0-random-{number}" for number in (1, 2, 3)]
+    assert [folder.name for folder in folders] == [f"bandit-v0-random-{number}" for number in (1, 2)]
     assert all((folder / "result.json").exists() for folder in folders)
 
 
@@ -120,8 +120,8 @@ def test_a_training_that_a_full_disk_stopped_goes_on_by_the_line_that_it_prints(
     assert Path("my run/result.json").exists()
 
 
-@pytest.mark.slow
-def test_a_suite_and_a_report_that_a_full_disk_stopped_go_on():
+@pytest.mark.sweep  # tests/benchmarks/test_full_disk.py asks the same without processes
+def test_a_suite_and_a_report_that_a_full_disk_stopped_go_on(capsys):
     bench = (
         "bench",
         "--suite",
@@ -141,8 +141,7 @@ def test_a_suite_and_a_report_that_a_full_disk_stopped_go_on():
     done = shell('ulimit -f 40; "$@"', "report", "b")
     assert_one_line(done.returncode, done.stderr, "b/report: File too large; make space, then run it again")
     assert "not written to their end" in Path("b/report/index.html").read_text()
-    done = shell('"$@"', "report", "b")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run(capsys, "report", "b")[0] == 0
     assert "not written to their end" not in Path("b/report/index.html").read_text()
 
 

@@ -109,7 +109,7 @@ def test_train_then_evaluate(capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a POSIX signal here")
 def test_ctrl_c_leaves_a_run_that_can_go_on(capsys):
-    words = ["train", "Helpful-v0", "--episodes", "64", *TINY, "--eval-every", "0"]
+    words = ["train", "Bandit-v0", "--agent", "q-learning", "--episodes", "9600", *TINY, "--eval-every", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "textgym.cli", *words, "--out", "cut"],
         stdout=subprocess.PIPE,
@@ -125,11 +125,11 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(capsys):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.splitlines()[-1].endswith("textgym train textgym/Helpful-v0 --out cut --resume")
-    assert len(metrics("cut")) < 5
-    resume = ("train", "Helpful-v0", "--out", "cut", "--resume")
+    assert err.splitlines()[-1].endswith("textgym train textgym/Bandit-v0 --agent q-learning --out cut --resume")
+    assert len(metrics("cut")) < 601
+    resume = ("train", "Bandit-v0", "--agent", "q-learning", "--out", "cut", "--resume")
     assert_one_line(*run(capsys, *resume, "--batch", "8")[::2], "--batch 8", "started with 16")
-    assert_one_line(*run(capsys, *resume, "--episodes", "8")[::2], "--episodes 8", "started with 64")
+    assert_one_line(*run(capsys, *resume, "--episodes", "8")[::2], "--episodes 8", "started with 9600")
     assert_one_line(*run(capsys, "train", "Text-v0", *resume[2:])[::2], "ID 'textgym/Text-v0'")
     assert_one_line(*run(capsys, *words, "--out", "cut")[::2], "interrupted run", "resume")
     assert run(capsys, *resume)[0] == 0

@@ -271,6 +271,7 @@ def test_it_runs_on_cuda(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 def test_it_learns_and_is_evaluated(folder):
     env = make_env("textgym/Copy-v0", 128)
     agent, task = make_agent(NAME, env), env.unwrapped.task

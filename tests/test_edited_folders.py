@@ -32,7 +32,7 @@ from textgym.task import make_task
 from textgym.vocab import load_vocabulary
 
 TASK = "textgym/Bandit-v0"
-FEW, MANY = 50, 5000
+FEW, MANY = 28, 5000  # one edit of each kind of folder, and all others
 QUICK = "benchmarks.fake_cells:quick"
 TEMPLATE = "{% for m in messages %}[CLS] {{ m['content'] }} [SEP]{% endfor %}"
 # Agents with every kind of file, and settings that keep them small.

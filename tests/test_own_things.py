@@ -16,42 +16,45 @@ from textgym.checks import users_line
 PAGE = (ROOT / "docs" / "own_task.md").read_text(encoding="utf-8")
 MODULE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
 COMMANDS, PROJECT = (block.splitlines() for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
-# Runs lines of a shell, one after the other, and prints the output of each as JSON.
+# Runs the lines of a shell that are read, one after the other, and prints the output of each as JSON.
 SESSION = """
 import contextlib, io, json, shlex, sys
 from textgym.cli import main
-for line in json.load(sys.stdin):
+lines, sys.stdin = sys.stdin, io.StringIO()
+for line in lines:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(shlex.split(line)[1:])
     sys.__stdout__.write(json.dumps([code, out.getvalue(), err.getvalue()]) + "\\n")
+    sys.__stdout__.flush()
 """
 
 
-def session(folder: Path, *lines: str) -> list[list]:
-    """Code, output and errors of command lines, one after the other, in a process that starts as `textgym` does."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", SESSION],
-        input=json.dumps(lines),
-        cwd=folder,
-        env=environment() | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+class Fresh:
+    """A folder with the page's module and one with faults, and a process in it that starts as `textgym` does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        texts = {"salt": MODULE, "faulty": FAULTY, "unfinished": "x = (\n", "lacking": "import no_such_package\n"}
+        for name, text in texts.items():
+            (folder / f"{name}.py").write_text(text, encoding="utf-8")
+        words, variables = [sys.executable, "-P", "-c", SESSION], environment() | {"COLUMNS": "200"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, cwd=folder, env=variables, stdin=pipe, stdout=pipe, text=True)
+
+    def session(self, *lines: str) -> list[list]:
+        """Code, output and errors of command lines, one after the other."""
+        self.process.stdin.write("".join(f"{line}\n" for line in lines))
+        self.process.stdin.flush()
+        return [json.loads(self.process.stdout.readline()) for _ in lines]
 
 
-@pytest.fixture
-def fresh(tmp_path):
-    """A folder with the page's module, and one with faults."""
-    (tmp_path / "salt.py").write_text(MODULE, encoding="utf-8")
-    (tmp_path / "faulty.py").write_text(FAULTY, encoding="utf-8")
-    (tmp_path / "unfinished.py").write_text("x = (\n", encoding="utf-8")
-    (tmp_path / "lacking.py").write_text("import no_such_package\n", encoding="utf-8")
-    return tmp_path
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    started = Fresh(tmp_path_factory.mktemp("fresh"))
+    yield started
+    started.process.communicate(timeout=60)
+    assert started.process.returncode == 0
 
 
 @pytest.mark.slow
@@ -59,18 +62,18 @@ def test_the_page_s_task_is_fifteen_lines_and_taken_by_every_command(fresh):
     assert len([line for line in MODULE.splitlines() if line]) <= 15
     short = [line.replace("--episodes 2048", "--episodes 64 --batch 32 --minibatches 2") for line in COMMANDS]
     preferences = "textgym preferences salt:mine/Ask-v0 --policy runs/ask --out p.jsonl"
-    found = session(fresh, *short, preferences, "textgym play salt:mine/Ask-v0 --prompt-index 0")
+    found = fresh.session(*short, preferences, "textgym play salt:mine/Ask-v0 --prompt-index 0")
     assert [(code, err) for code, _, err in found if code] == []
     said = ["mine/Ask-v0", "J* 0.8", "optimality", "mine/Ask-v0", "mine/Ask-v0", "100 episodes"]
     for (_, out, _), text in zip(found, said, strict=False):
         assert text in out
-    assert (fresh / "recordings/ask-v0/data").is_dir()
-    assert json.loads((fresh / "runs/ask/config.json").read_text())["id"] == "mine/Ask-v0"
-    assert len((fresh / "p.jsonl").read_text().splitlines()) > 0
+    assert (fresh.folder / "recordings/ask-v0/data").is_dir()
+    assert json.loads((fresh.folder / "runs/ask/config.json").read_text())["id"] == "mine/Ask-v0"
+    assert len((fresh.folder / "p.jsonl").read_text().splitlines()) > 0
 
 
 def test_a_suite_of_one_s_own_runs_one_s_own_id_in_processes(fresh):
-    (fresh / "mine.py").write_text(
+    (fresh.folder / "mine.py").write_text(
         "from textgym_benchmarks.suite import Cell, Evaluation, Suite\n"
         "def suite():\n"
         "    measured = Evaluation(points=1, per_prompt=1, final_per_prompt=2)\n"
@@ -78,7 +81,7 @@ def test_a_suite_of_one_s_own_runs_one_s_own_id_in_processes(fresh):
     )
     done = subprocess.run(
         [*COMMAND, "bench", "--suite", "mine:suite", "--workers", "1"],
-        cwd=fresh,
+        cwd=fresh.folder,
         env=environment(),
         capture_output=True,
         text=True,
@@ -155,7 +158,7 @@ def test_errors_of_the_user_s_own_code_show_the_user_s_line(fresh):
         f"{text}faulty:reward": division,
         f"{text}faulty:reward timeout=9": division,
         f"{text}faulty:short": "for 256 completions (faulty.py, line 46: def short(prompts, completions, **columns):)",
-        "textgym solve mine/Copy-v0": "The module that registers it goes before it, as in my_file:mine/Copy-v0",
+        "textgym solve yours/Copy-v0": "The module that registers it goes before it, as in my_file:yours/Copy-v0",
         "textgym solve faulty:textgym/Copi-v0": "Did you mean 'textgym/Copy-v0'?",
         f"{text}faulty:rewards": "module 'faulty' has no 'rewards'. Did you mean 'reward'?",
         f"{text}lacking:reward": "No module named 'no_such_package' (lacking.py, line 1: import no_such_package)",
@@ -167,7 +170,7 @@ def test_errors_of_the_user_s_own_code_show_the_user_s_line(fresh):
         f"{train} nowhere:Agent": "module 'nowhere': neither in the current folder nor installed",
         "textgym solve nowhere:Copy-v0": "module 'nowhere': neither in the current folder nor installed",
     }
-    for words, (code, _, err) in zip(expected, session(fresh, *expected), strict=True):
+    for words, (code, _, err) in zip(expected, fresh.session(*expected), strict=True):
         *_, last = err.splitlines()
         assert (code, last.startswith("textgym: error: ")) == (2, True), words
         assert expected[words] in last, words
@@ -179,7 +182,7 @@ def test_a_warning_and_a_finding_show_the_user_s_line_too(fresh):
         "textgym eval Text-v0 --agent random --per-prompt 2 --env max_new_tokens=4 on_error=skip reward=faulty:reward"
     )
     checked = "textgym check faulty:Agent --only 13 --json"
-    (code, _, err), (_, out, _) = session(fresh, skipped, checked)
+    (code, _, err), (_, out, _) = fresh.session(skipped, checked)
     assert code == 0
     assert "textgym: warning: reward 'reward' raised ZeroDivisionError: division by zero (faulty.py, line 41:" in err
     assert {finding["found"] for finding in json.loads(out)["findings"]} == {
@@ -202,9 +205,9 @@ def test_users_line_is_that_of_the_first_error_and_of_no_package():
 
 def test_a_reward_of_the_current_folder_trains(fresh):
     line = "textgym train Text-v0 --agent random --episodes 8 --env max_new_tokens=4 reward=faulty:fine --out r"
-    ((code, _, err),) = session(fresh, line)
+    ((code, _, err),) = fresh.session(line)
     assert (code, err) == (0, "")
-    assert json.loads((fresh / "r/result.json").read_text())["before"]["eval/reward"] == 0.5
+    assert json.loads((fresh.folder / "r/result.json").read_text())["before"]["eval/reward"] == 0.5
 
 
 def test_python_m_textgym_is_the_command(tmp_path):
@@ -220,7 +223,7 @@ def test_python_m_textgym_is_the_command(tmp_path):
 
 
 def test_train_s_help_shows_its_own_flags_first_and_names_the_agents(fresh):
-    plain, own = session(fresh, "textgym train --help", "textgym train --agent faulty:Agent --help")
+    plain, own = fresh.session("textgym train --help", "textgym train --agent faulty:Agent --help")
     listed = plain[1].partition("positional arguments")[2]  # behind the example
     order = [
         listed.index(flag) for flag in (" ID ", "--agent", "--episodes", "--eval-every", "lm-ppo options", "--lora")

@@ -84,19 +84,8 @@ def test_a_training_is_saved() -> None:
 
 @pytest.mark.slow
 def test_a_bench_and_its_workers_are_saved() -> None:
-    words = (
-        "bench",
-        "--suite",
-        "quick",
-        "--agents",
-        "lm-ppo",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-        "--out",
-        "bench",
-    )
+    words = ("bench", "--tasks", "Bandit-v0", "--agents", "q-learning", "--episodes", "100000000", "--seeds", "1")
+    words += ("--workers", "1", "--out", "bench")
     said = terminated(lambda: [*Path("bench").glob("cells/*/run/metrics.jsonl")], *words)
     assert "cells are done; the same command with the same folder (bench) goes on" in said
     [folder] = Path("bench").glob("cells/*/run")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import SupportsIndex, cast
+from typing import Final, SupportsIndex, cast
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Vocabulary:
         except UnicodeEncodeError as error:
             raise ValueError(f"{text!r:.80} cannot be written as UTF-8 ({error.reason})") from error
         if self.conversation is not None:
-            return tuple(self.conversation.encode(text))
+            return _conversation_ids(self.conversation, text)
         ids = self.codec.encode(one_message(text))
         if not ids:
             raise ValueError(f"{text!r:.80} has no tokens in this vocabulary, allowed is at least one")
@@ -202,6 +202,23 @@ def _stop_id(codec: Codec, token: object) -> int:
     return index
 
 
+_BUILTIN_TEMPLATE: Final = FormatTemplate(BUILTIN_CHAT)
+_BUILTIN_IDS: Final[dict[str, tuple[int, ...]]] = {}
+_MOST_KNOWN: Final = 4096  # prompts
+
+
+def _conversation_ids(conversation: Conversation, text: str) -> tuple[int, ...]:
+    """Return the ids of a prompt. With the built-in tokenizer they are kept: many tasks have the same hundreds."""
+    if conversation.template is not _BUILTIN_TEMPLATE:
+        return tuple(conversation.encode(text))
+    ids = _BUILTIN_IDS.get(text)
+    if ids is None:
+        ids = tuple(conversation.encode(text))
+        if len(_BUILTIN_IDS) < _MOST_KNOWN:
+            _BUILTIN_IDS[text] = ids
+    return ids
+
+
 def _conversation(source: Source, chat: bool | str | None) -> Conversation | None:
     if isinstance(chat, str):
         return Conversation(source.codec, FormatTemplate(chat))
@@ -210,7 +227,7 @@ def _conversation(source: Source, chat: bool | str | None) -> Conversation | Non
     if chat is False:
         return None
     if source.builtin:
-        return Conversation(source.codec, FormatTemplate(BUILTIN_CHAT))
+        return Conversation(source.codec, _BUILTIN_TEMPLATE)
     if source.template is not None:
         return Conversation(source.codec, source.template)
     if source.template_names:

@@ -72,21 +72,42 @@ def trajectories(task):
     return result
 
 
-def state_log_probs(policy, trajectory):
-    """(T, V) log-probabilities in the states of one trajectory, one plain forward pass, differentiable."""
-    ids = torch.tensor([trajectory.prompt + trajectory.completion])
-    start = len(trajectory.prompt) - 1
-    logits = policy.model(ids).logits[0, start : start + len(trajectory.completion)]
-    return torch.log_softmax(logits / policy.temperature, -1)
+def padded(every):
+    """Prompts with completions as one batch (B, L); and the row, the column and the action of every state (N,)."""
+    tokens = [each.prompt + each.completion for each in every]
+    ids = torch.zeros((len(every), max(map(len, tokens))), dtype=torch.long)
+    for row, each in zip(ids, tokens, strict=True):
+        row[: len(each)] = torch.tensor(each)
+    places = [
+        (row, len(each.prompt) - 1 + step, action)
+        for row, each in enumerate(every)
+        for step, action in enumerate(each.completion)
+    ]
+    return ids, *torch.tensor(places).T
+
+
+def state_log_probs(policy, every):
+    """(T, V) log-probabilities in the states of each trajectory, one plain forward pass, differentiable.
+
+    What stands behind a state changes nothing in it, so that shorter ones may be padded on the right.
+    """
+    ids, rows, columns, _ = padded(every)
+    logits = policy.model(ids).logits[rows, columns]
+    return torch.log_softmax(logits / policy.temperature, -1).split([len(each.completion) for each in every])
+
+
+def beside(agent, other):
+    """Every trajectory, the agent's log-probabilities (T, V) in its states, differentiable, and another policy's."""
+    every = trajectories(agent.task)
+    with torch.no_grad():
+        fixed = state_log_probs(other, every)
+    return zip(every, state_log_probs(agent.policy, every), fixed, strict=True)
 
 
 def exact_objective(agent, beta=BETA):
     """J = sum over trajectories of rho(x) P(y) (gamma^t R - beta * KL of the states on the way), differentiable."""
     total = torch.zeros(())
-    for trajectory in trajectories(agent.task):
-        own = state_log_probs(agent.policy, trajectory)
-        with torch.no_grad():
-            base = state_log_probs(agent.reference, trajectory)
+    for trajectory, own, base in beside(agent, agent.reference):
         actions = torch.tensor(trajectory.completion)
         probability = 0.5 * own.gather(1, actions[:, None]).sum().exp()
         kl = (own.exp() * (own - base)).sum()
@@ -95,45 +116,32 @@ def exact_objective(agent, beta=BETA):
     return total
 
 
+@torch.no_grad()
 def full_rollout(agent):
     """All trajectories as one rollout, and their probabilities (B,)."""
     every = trajectories(agent.task)
-    width = max(len(t.prompt) + len(t.completion) for t in every)
-    ids = torch.zeros((len(every), width), dtype=torch.long)
-    parts = {name: [] for name in ("rows", "columns", "steps", "rewards", "log_probs", "features")}
-    probabilities = []
-    for row, trajectory in enumerate(every):
-        tokens = trajectory.prompt + trajectory.completion
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        count = len(trajectory.completion)
-        with torch.no_grad():
-            own = state_log_probs(agent.policy, trajectory)
-        taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).squeeze(1)
-        probabilities.append(0.5 * float(taken.sum().exp()))
-        parts["rows"] += [row] * count
-        parts["columns"] += range(len(trajectory.prompt) - 1, len(tokens) - 1)
-        parts["steps"] += range(count)
-        parts["rewards"] += [0.0] * (count - 1) + [trajectory.score]
-        parts["log_probs"].append(taken)
-        columns = torch.arange(len(trajectory.prompt) - 1, len(tokens) - 1)
-        with torch.no_grad():
-            parts["features"].append(agent.policy.features(ids[row : row + 1], torch.zeros_like(columns), columns))
+    ids, rows, columns, actions = padded(every)
+    own = state_log_probs(agent.policy, every)
+    taken = torch.cat(own).gather(1, actions[:, None]).squeeze(1)
+    lengths = np.array([len(each.completion) for each in every])
+    rewards = np.zeros(len(rows))
+    rewards[np.cumsum(lengths) - 1] = [each.score for each in every]
     rollout = Rollout(
         input_ids=ids,
-        rows=np.array(parts["rows"]),
-        columns=np.array(parts["columns"]),
-        steps=np.array(parts["steps"]),
-        actions=torch.tensor([a for t in every for a in t.completion]),
-        log_probs=torch.cat(parts["log_probs"]),
-        values=torch.zeros(len(parts["rows"])),
-        features=torch.cat(parts["features"]),
-        rewards=np.array(parts["rewards"]),
-        lengths=np.array([len(t.completion) for t in every]),
+        rows=rows.numpy(),
+        columns=columns.numpy(),
+        steps=np.concatenate([np.arange(length) for length in lengths]),
+        actions=actions,
+        log_probs=taken,
+        values=torch.zeros(len(rows)),
+        features=agent.policy.features(ids, rows, columns),
+        rewards=rewards,
+        lengths=lengths,
         bootstrap=np.zeros(len(every)),
         truncated=np.zeros(len(every), dtype=bool),
-        stopped=np.array([t.completion[-1] == STOP for t in every]),
+        stopped=np.array([each.completion[-1] == STOP for each in every]),
     )
-    return rollout, np.array(probabilities)
+    return rollout, 0.5 * np.exp(np.bincount(rollout.rows, taken.double().numpy()))
 
 
 def first_metrics(agent, env):

@@ -33,7 +33,7 @@ from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import Encoded
 from textgym.vector import TokenVectorEnv
 
-BATCH, EPISODES = 24, 72
+BATCH, EPISODES = 24, 48
 _LOUD = {"batch": BATCH, "micro_batch": 5, "device": "cpu", "max_grad_norm": 1e9}
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "lm-ppo": ("lm-ppo", {}),
@@ -108,6 +108,12 @@ def learn_both(root: Path, *names: str) -> None:
     """Train in the folder `ddp` with all weights on every rank, then in `fsdp` with parts of them."""
     learn(root / "ddp", "ddp", *names)
     learn(root / "fsdp", "fsdp", *(name for name in names if name in SHARDED))
+
+
+def learn_both_and_fit(root: Path, *names: str) -> None:
+    """Do in one start of the ranks what they do in `learn_both`, and in `fit` with parts of all weights."""
+    learn_both(root, *names)
+    fit(root / "fitted", "fsdp")
 
 
 def held(agent: LMAgent) -> dict[str, Tensor]:

@@ -130,9 +130,8 @@ def test_where_the_noise_is_unknown_so_is_the_kl():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "truth"), [("Arithmetic", 1.00), pytest.param("Helpful", 0.99, marks=pytest.mark.learning)]
-)
+@pytest.mark.learning
+@pytest.mark.parametrize(("name", "truth"), [("Arithmetic", 1.00), ("Helpful", 0.99)])
 def test_optimality_where_nothing_can_be_solved(name, truth):
     task = make_task(name)
     episodes = play(make_reference(task), task, per_prompt=128, seed=3)

@@ -29,7 +29,7 @@ from textgym_agents.training.ranks import Ranks, share
 from agents import rank_jobs
 from textgym import make_task
 
-FIRST = ("lm-ppo", "lm-ppo, k1, adaptive beta", "grpo", "lora", "stored in bfloat16", "adapter folder")
+FIRST = ("lm-ppo", "grpo", "lora")
 """The cases that are left when those marked `learning` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
 
@@ -100,7 +100,7 @@ class Learned:
             for folder in folders.values():
                 rank_jobs.write_models(folder)
             rank_jobs.learn(folders["alone"], "fsdp", *cases)  # alone it says nothing
-            run_job("learn_both", root, *cases)
+            run_job("learn_both_and_fit", root, *cases)
         return folders
 
 
@@ -133,13 +133,13 @@ def test_two_ranks_learn_what_one_learns(learn: Learned, parallel: str, case: st
         if name.startswith("completions"):
             assert torch.equal(tensor, two[name]), name
         assert (tensor - two[name]).float().norm() <= 2e-4 * tensor.float().norm(), name
-    assert len(found[0]["metrics"]) == 3 or "resampled" in case  # whose iterations play several batches
+    assert len(found[0]["metrics"]) == 2 or "resampled" in case  # whose iterations play several batches
     for row, other in zip(found[0]["metrics"], found[1]["metrics"], strict=True):
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", rank_jobs.READ_AGAIN)
+@pytest.mark.parametrize("case", [marked(case) for case in rank_jobs.READ_AGAIN])
 def test_every_rank_writes_a_part_and_one_process_reads_all(learn: Learned, case: str) -> None:
     root = learn(case)["fsdp"]
     folder, gathered = root / case, load_file(root / f"{case}.gathered.safetensors")
@@ -217,9 +217,12 @@ def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.learning), "fsdp"])
-def test_two_ranks_fit_what_one_fits(tmp_path: Path, parallel: str) -> None:
+def test_two_ranks_fit_what_one_fits(learn: Learned, tmp_path: Path, parallel: str) -> None:
     rank_jobs.fit(tmp_path / "one", parallel)
-    run_job("fit", tmp_path / "two", parallel)
+    if parallel == "fsdp":
+        shutil.copytree(learn("lm-ppo")["fsdp"].parent / "fitted", tmp_path / "two")
+    else:
+        run_job("fit", tmp_path / "two", parallel)
     for name in ("sft", "lora", "reward"):
         one, two = (load_file(tmp_path / each / name / "parameters.safetensors") for each in ("one", "two"))
         for key, tensor in one.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import full_rollout, state_log_probs, tiny_agent, tiny_task, trajectories
+from agents.enumerated import beside, full_rollout, tiny_agent, tiny_task
 from agents.groups import expected_gradient, flat_gradient, small_agent
 from agents.test_exact_estimators import Recurrent
 from gymnasium.vector import AutoresetMode
@@ -106,10 +106,7 @@ def test_the_agent_s_gradient_is_that_of_the_states_it_visits(kind, mix, tmp_pat
     got = expected_gradient(agent, rollout, probabilities)
     agent.policy.zero_grad()
     total = torch.zeros(())
-    for each, probability in zip(trajectories(agent.task), probabilities, strict=True):
-        own = state_log_probs(agent.policy, each)
-        with torch.no_grad():
-            aim = state_log_probs(agent.teacher, each)
+    for (_, own, aim), probability in zip(beside(agent, agent.teacher), probabilities, strict=True):
         total = total + probability * divergence(own, aim, kind, mix).sum()
     total.backward()
     want = flat_gradient(agent)
@@ -144,6 +141,7 @@ def test_a_trained_agent_teaches_at_its_own_temperature(tmp_path):
         np.testing.assert_allclose(found, tiny_agent(temperature=temperature).log_probs(seen), atol=1e-6)
 
 
+@pytest.mark.learning
 def test_a_student_becomes_like_its_teacher(tmp_path):
     agent = small_agent(Distill, teacher=taught(tmp_path), batch=64, minibatches=4, learning_rate=0.01)
     tree = prefix_tree(agent.task)
@@ -208,7 +206,7 @@ def test_it_passes_what_the_kit_can_ask_of_it(tmp_path):
         teacher = str(folder) if folder.exists() else taught(folder, task.vocabulary.size)
         return Distill(task, DistillConfig(teacher=teacher, device="cpu", batch=env.num_envs))
 
-    findings = check(student, check_names(slow=False), envs=32)
+    findings = check(student, check_names(slow=False), envs=32, iterations=4)
     assert {f.check: f.found for f in findings if f.status == FAILS} == {}
     asked = {f.check for f in findings if f.status != NOT_ASKED}
     print(sorted({f.check for f in findings} - asked))

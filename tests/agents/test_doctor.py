@@ -535,7 +535,12 @@ def test_a_run_is_told_live_and_afterwards(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("env", "agent", "episodes"), [("Copy-v0", "lm-ppo", 4096), ("Stop-v0", "rloo", 2048), ("DeepSea-v0", "rloo", 4096)]
+    ("env", "agent", "episodes"),
+    [
+        pytest.param("Copy-v0", "lm-ppo", 4096, marks=pytest.mark.learning),
+        ("Stop-v0", "rloo", 2048),
+        pytest.param("DeepSea-v0", "rloo", 4096, marks=pytest.mark.learning),
+    ],
 )
 def test_an_agent_that_learns_raises_no_alarm(tmp_path, env, agent, episodes):
     settings = TrainSettings(f"textgym/{env}", agent, episodes, {"device": "cpu"}, optimum_per_prompt=0, track="")

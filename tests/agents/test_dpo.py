@@ -303,10 +303,8 @@ def test_only_its_own_new_completions_can_be_the_policys(file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["learns Bandit", *(pytest.param(f"learns {task}", marks=pytest.mark.learning) for task in ("Delayed", "Stop"))],
-)
+@pytest.mark.learning
+@pytest.mark.parametrize("name", ["learns Bandit", "learns Delayed", "learns Stop"])
 def test_with_its_own_pairs_it_is_asked_to_learn_and_does(name):
     (finding,) = check("dpo", [name], settings={**CPU, "sampler": "policy"})
     assert finding.status == HOLDS

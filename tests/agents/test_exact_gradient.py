@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import BETA, exact_objective, full_rollout, state_log_probs, tiny_agent, trajectories
+from agents.enumerated import BETA, beside, exact_objective, full_rollout, tiny_agent
 from textgym_agents.lm.maths import make_targets
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import micro_batches, score_reference, token_kl
@@ -62,10 +62,7 @@ def test_a_wrong_baseline_does_not_bias_it(kl):
 def test_k3_in_the_loss_follows_the_opposite_kl():
     agent = tiny_agent(kl="k3")
     total = torch.zeros(())
-    for trajectory in trajectories(agent.task):
-        own = state_log_probs(agent.policy, trajectory)
-        with torch.no_grad():
-            base = state_log_probs(agent.reference, trajectory)
+    for trajectory, own, base in beside(agent, agent.reference):
         taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
         opposite = (base.exp() * (base - own)).sum()
         probability = 0.5 * taken.exp()

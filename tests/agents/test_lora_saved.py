@@ -111,10 +111,9 @@ def test_an_exported_model_says_what_the_policy_says(capsys, tmp_path, rank):
 
 # Killed
 
-CHILD = """
-import os, signal, sys
+KILLED = """
+import os, signal
 from textgym_agents import load_agent, make_agent, make_env
-folder, done, kill = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "kill"
 env = make_env("textgym/Helpful-v0", 8, max_new_tokens=8)
 settings = dict(batch=8, device="cpu", minibatches=2, learning_rate=0.01, lora_rank=2, schedule="constant")
 agent = load_agent(folder, env) if done else make_agent("lm-ppo", env, **settings)
@@ -132,16 +131,15 @@ agent.save(folder)
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     # The callback runs before the counters are written, so the first checkpoint has one iteration behind it.
-    def child(name, done, kill):
-        words = [sys.executable, "-c", CHILD, str(tmp_path / name), str(done), kill]
-        return subprocess.run(words, env=environment(), check=False, capture_output=True, text=True)
+    def code(name, done, kill):
+        return f"folder, done, kill = {str(tmp_path / name)!r}, {done}, {kill}\n{KILLED}"
 
-    assert child("cut", 0, "kill").returncode == -signal.SIGKILL
+    child = subprocess.run([sys.executable, "-c", code("cut", 0, True)], env=environment(), check=False)
+    assert child.returncode == -signal.SIGKILL
     head = json.loads((tmp_path / "cut" / "agent.json").read_text())
     assert head["state"]["iteration"] == 1
     for name, done in (("cut", 8), ("whole", 0)):
-        made = child(name, done, "live")
-        assert made.returncode == 0, made.stderr
+        exec(code(name, done, False), {})
     for file in ("model/adapter_model.safetensors", "tensors.safetensors"):
         cut, whole = ((tmp_path / name / file).read_bytes() for name in ("cut", "whole"))
         assert cut == whole, file

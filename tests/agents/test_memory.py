@@ -91,7 +91,7 @@ def test_an_adapter_needs_no_reference_and_little_else():
     assert adapter.parts["weights of the policy"] == pytest.approx(2 * full.parameters + 4 * 2 * each, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.sweep), "bfloat16"])
 def test_an_adapter_of_a_small_llama_or_of_mamba_is_estimated(precision):
     adapter = {**vars(SMALL), "lora_rank": 2, "precision": precision}
     found = estimate(tiny_llama(11).config, Plan(**adapter))
@@ -119,10 +119,10 @@ def test_a_saved_adapter_stands_for_its_base(tmp_path):
 
 def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     """Of a mini-batch in one pass, where a shallow model peaks in its loss and a deep one at its last gradient."""
-    deep = _shallow(model_config("Qwen2.5-0.5B"), 12)
+    deep = _shallow(model_config("Qwen2.5-0.5B"), 5)
     plan = Plan(batch=16, prompt_tokens=64, new_tokens=64, micro_batch=4, gradient_checkpointing=True)
     found = estimate(deep, plan)
-    monkeypatch.setattr(memory, "_DEPTHS", (12, 13))
+    monkeypatch.setattr(memory, "_DEPTHS", (5, 6))
     whole = estimate(deep, plan)
     assert found.parts == pytest.approx(whole.parts, rel=0.01)
     assert found.phases == pytest.approx(whole.phases, rel=0.01)
@@ -154,7 +154,7 @@ def test_all_settings_that_memory_depends_on_are_taken_or_refused():
         plan_of(LMPPOConfig(parallel="fsdp"), 6, 4)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.sweep), "bfloat16"])
 def test_a_mixture_of_experts_is_estimated(precision):
     found = estimate(EXPERTS, Plan(**{**vars(SMALL), "precision": precision}))
     # embeddings in and out; q and o, k and v, heads' norms, router, experts' gate, up, down, two norms; a last norm

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import BETA, full_rollout, state_log_probs, tiny_agent, tiny_task, trajectories
+from agents.enumerated import BETA, beside, full_rollout, tiny_agent, tiny_task
 from agents.groups import expected_gradient, flat_gradient, small_agent, take
 from agents.test_referee import gradient_of, shifted, taken
 from gymnasium.vector import AutoresetMode
@@ -105,10 +105,7 @@ def test_agents_differentiate_the_ratio_of_k3_on_samples_of_an_older_policy():
     got = expected_gradient(agent, rollout, probabilities)
     agent.policy.zero_grad()
     total = torch.zeros(())
-    for trajectory, probability in zip(trajectories(agent.task), probabilities, strict=True):
-        own = state_log_probs(agent.policy, trajectory)
-        with torch.no_grad():
-            base = state_log_probs(agent.reference, trajectory)
+    for (_, own, base), probability in zip(beside(agent, agent.reference), probabilities, strict=True):
         total = total + float(probability) * BETA * (own.exp() * (own - base)).sum()
     total.backward()
     torch.testing.assert_close(got, flat_gradient(agent), atol=3e-4, rtol=2e-3)

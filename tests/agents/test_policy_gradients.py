@@ -1,9 +1,11 @@
 """REINFORCE, A2C, PPO, RLOO and GRPO: the expected gradient is that of J where it should be, and not where not."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import BETA, full_rollout, state_log_probs, tiny_task, trajectories
+from agents.enumerated import BETA, beside, full_rollout, tiny_task
 from agents.groups import (
     expected_gradient,
     flat_gradient,
@@ -128,6 +130,14 @@ def test_the_mean_of_the_rest_of_the_batch_is_a_baseline_that_cancels(reward_to_
     np.testing.assert_allclose(agent._targets(two, kl).advantages.numpy(), want, atol=1e-6)
 
 
+@cache
+def exact_table():
+    """The moments of every estimator of groups of two, by its name; they depend on the policies alone."""
+    agent = small_agent(GRPO, kl="k1", group=2)
+    table = estimator_table(enumerate_trajectories(agent.task, agent, agent.reference))
+    return {moments.estimator: moments for moments in table}
+
+
 @pytest.mark.parametrize(
     ("settings", "row"),
     [
@@ -137,12 +147,7 @@ def test_the_mean_of_the_rest_of_the_batch_is_a_baseline_that_cancels(reward_to_
     ],
 )
 def test_the_bias_of_std_division_and_token_means_is_that_of_the_exact_tables(settings, row):
-    agent = small_agent(GRPO, kl="k1", group=2, **settings)
-    (table,) = [
-        moments
-        for moments in estimator_table(enumerate_trajectories(agent.task, agent, agent.reference))
-        if moments.estimator == row
-    ]
+    agent, table = small_agent(GRPO, kl="k1", group=2, **settings), exact_table()[row]
     got, want = -expected_gradient(agent, *pairs_rollout(agent)), objective_gradient(agent)
     assert float((got - want).norm()) == pytest.approx(table.bias, rel=2e-3)
     cosine = float(torch.nn.functional.cosine_similarity(got, want, dim=0))
@@ -155,10 +160,7 @@ def test_k3_as_in_the_paper_follows_the_opposite_kl():
     agent = small_agent(GRPO, kl="k3", **settings)
     got = -expected_gradient(agent, *pairs_rollout(agent))
     total = torch.zeros(())
-    for trajectory in trajectories(agent.task):
-        own = state_log_probs(agent.policy, trajectory)
-        with torch.no_grad():
-            base = state_log_probs(agent.reference, trajectory)
+    for trajectory, own, base in beside(agent, agent.reference):
         taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
         opposite = (base.exp() * (base - own)).sum()
         probability = 0.5 * taken.exp()

@@ -143,7 +143,11 @@ def alive_bytes():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "most"),
-    [({}, 5.1), ({"reference_precision": "bfloat16"}, 4.6), ({"lora_rank": 8}, 1.1)],
+    [
+        ({}, 5.1),
+        pytest.param({"reference_precision": "bfloat16"}, 4.6, marks=pytest.mark.sweep),
+        ({"lora_rank": 8}, 1.1),
+    ],
 )
 def test_the_weights_that_are_held(tmp_path, settings, most):
     size = qwen_folder(tmp_path)

@@ -134,10 +134,10 @@ def running(tree):
     ("options", "kl"),
     [
         ({}, "exact"),
-        ({"gamma": 0.6}, "k1"),
-        ({"mask": odd_grammar}, "exact"),
-        ({"reward": Paid("every")}, "k1"),
-        ({"reward": Paid("difference")}, "exact"),
+        pytest.param({"gamma": 0.6}, "k1", marks=pytest.mark.sweep),
+        pytest.param({"mask": odd_grammar}, "exact", marks=pytest.mark.sweep),
+        ({"reward": Paid("every"), "gamma": 0.6}, "k1"),
+        pytest.param({"reward": Paid("difference")}, "exact", marks=pytest.mark.sweep),
     ],
 )
 def test_rollouts_tell_v_the_better_the_more_there_are(options, kl):

@@ -111,7 +111,10 @@ def test_eight_agents_are_named_at_their_lines_and_have_a_radar_each(visit, tmp_
     page.get_by_role("button", name="None").click()
     for agent in agents[:2]:
         page.locator(".chip", has_text=agent).click()
-    visited.wait("document.querySelectorAll('.chart[data-chart=radar] .polarlayer > g').length == 1")
+    # Out of sight a chart is drawn when the page is idle, behind all that stand before it; in sight at once.
+    page.locator(".chart[data-chart=radar]").scroll_into_view_if_needed()
+    visited.wait("document.querySelectorAll('.chart[data-chart=radar] .polarlayer > g').length == 1", seconds=60)
+    visited.check()
 
 
 def test_running_text_has_60_to_75_letters_a_line(opened):
@@ -274,8 +277,7 @@ def test_five_hundred_cells_build_and_open_quickly(visit, tmp_path):
     assert time.process_time() - started < 20  # CPU time: other tests run beside this one
     assert sum(map(len, files.values())) < 10e6
     write_folder(suite / "report", files, "report")
-    visits = [visit(suite / "report" / "index.html") for _ in range(3)]
-    assert min(visited.page.evaluate(INTERACTIVE) for visited in visits) < 3  # seconds
-    for visited in visits:
-        assert visited.page.locator("table.leaderboard").first.is_visible()
-        visited.check()
+    visits = (visit(suite / "report" / "index.html") for _ in range(3))  # again where the machine was busy
+    visited = next(visited for visited in visits if visited.page.evaluate(INTERACTIVE) < 3)  # seconds
+    assert visited.page.locator("table.leaderboard").first.is_visible()
+    visited.check()

@@ -123,9 +123,9 @@ def sweep(check: Any, strategy: Any, examples: int) -> Counter[str]:
     [(check_schema, SCHEMAS), (check_schema, STRINGS), (check_pattern, FULL)],
     ids=["schemas", "strings", "patterns"],
 )
-def test_a_hundred_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:
-    seen = sweep(check, strategy, 100)
-    assert seen["ended"] > 30, seen
+def test_fifty_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:
+    seen = sweep(check, strategy, 50)
+    assert seen["ended"] > 15, seen
 
 
 @pytest.mark.sweep

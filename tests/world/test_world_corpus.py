@@ -91,6 +91,7 @@ def test_rebuilt_tokenizer_is_byte_identical_to_the_committed_one(tokenizer: Tok
         assert (tmp_path / name).read_bytes() == (MODEL_PATH / name).read_bytes()
 
 
+@pytest.mark.sweep
 def test_rebuilt_corpus_is_the_one_the_model_read() -> None:
     card = json.loads((MODEL_PATH / "card.json").read_text())
     assert fingerprint(card["documents"]) == card["corpus_sha256"]

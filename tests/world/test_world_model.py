@@ -113,7 +113,7 @@ def test_fresh_weights_depend_on_the_seed_only() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_the_base_leaves_room_to_align(model: Any, tokenizer: Tokenizer) -> None:
     card = measure_rewards(model, tokenizer, budget=40, samples=512, seed=1)
     assert 0.1 <= card["helpful"]["reward"] <= 0.4

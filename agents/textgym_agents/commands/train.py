@@ -25,7 +25,7 @@ from textgym_agents.commands.running import (
     show_estimate,
     watched_run,
 )
-from textgym_agents.config import MeasureSettings, OnPolicyConfig, TrainSettings
+from textgym_agents.config import LMPPOConfig, MeasureSettings, OnPolicyConfig, TrainSettings
 from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.trust import check_trusted
@@ -161,4 +161,6 @@ def _stored_settings(
 
 
 def _config_type(agent: str) -> type[DataclassInstance] | None:
+    if agent == TrainFlags.agent:  # a mistyped flag, or --help, need not wait until torch is imported
+        return LMPPOConfig
     return config_class(agent_class(agent))

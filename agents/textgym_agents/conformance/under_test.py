@@ -115,7 +115,7 @@ PLAIN: Mapping[str, object] = {
     "aggregation": "constant",
 }
 """Settings, where a config has them, with which one iteration is one step along the gradient of J."""
-SPLIT: Mapping[str, object] = {"micro_batch": 25}
+SPLIT: Mapping[str, object] = {"micro_batch": 70}
 """Settings that change no gradient: parts of unequal length and number show whether that is so."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
 
@@ -271,6 +271,16 @@ class AgentUnderTest:
         note()
         agent.learn(env, self.episodes, callback)
         return TrainedAgent(agent, rows, sampled[: len(rows)] if len(sampled) == len(rows) + 1 else None)
+
+    @cached_property
+    def whole(self) -> tuple[Agent, int]:
+        """An agent after a training of the same length that nobody looked into, and how often it called back."""
+        with global_generators(0):
+            env = self.env()
+            agent = self.make(env)
+            calls: list[Metrics] = []
+            agent.learn(env, self.episodes, calls.append)
+        return agent, len(calls)
 
     def log_probs(self, agent: Agent, observation: Observation | None = None) -> Floats:
         """Return log-probabilities (B, V), by default of all states. Raises: NotAsked for an agent that has none."""

@@ -145,7 +145,7 @@ def test_it_learns_what_is_preferred_and_scores_around_zero(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("members", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_after_an_interruption_the_result_is_the_same(tmp_path, members):
     rows = [
         {"prompt": f"What is {number}?", "completions": ["It is big.", "Sure.", "No."][: 2 + number % 2]}

@@ -128,7 +128,7 @@ def test_a_mask_is_asked_about_states_of_the_table_only():
 
 @pytest.mark.parametrize("name", ["sarsa", "monte-carlo"])
 @pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
-@pytest.mark.parametrize("backup", ["soft", "hard"])
+@pytest.mark.parametrize("backup", ["soft", pytest.param("hard", marks=pytest.mark.learning)])
 def test_on_policy_values_are_those_of_the_policy_that_acts(name, options, backup):
     """With epsilon = 1 the behaviour stays uniform, and Q has to become its exact Q."""
     task = small_task(**options)

@@ -55,13 +55,20 @@
       observer.unobserve(chart);
       observer.observe(chart);
     });
-    if (window.Plotly) idle(drawRest);
+    if (window.Plotly) drawRest();
   }
+  // One chart in each idle time, however often the page is refreshed; one that fails keeps no other waiting.
+  let waiting = false;
   function drawRest() {
-    const next = charts.find((chart) => stale.has(chart) && chart.offsetParent);
-    if (!next) return;
-    draw(next);
-    idle(drawRest);
+    if (waiting) return;
+    waiting = true;
+    idle(() => {
+      waiting = false;
+      const next = charts.find((chart) => stale.has(chart) && chart.offsetParent);
+      if (!next) return;
+      drawRest();
+      draw(next);
+    });
   }
   const of = (kind) => charts.filter((chart) => chart.dataset.chart === kind);
   const drawAll = () => charts.forEach(draw);
