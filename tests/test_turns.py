@@ -163,7 +163,7 @@ def test_one_at_a_time_and_side_by_side_are_the_same(task, mode):
 
 
 def test_set_state_goes_on_bit_for_bit_with_what_is_hidden():
-    task = make_task("TwentyQuestions")
+    task = make_task("TwentyQuestions", difficulty=3)
     env, other = TokenEnv(task), TokenEnv(task)
     env.reset(seed=7)
     env.step(3)
@@ -196,7 +196,7 @@ def test_what_is_known_of_the_number_is_bayes_rule():
 
 
 def test_the_smallest_game_by_hand():
-    beta, cost = 0.02, 0.05
+    beta, cost = 0.05, 0.05
     solution = solve(make_task("TwentyQuestions", difficulty=1))
     # The words are <1, 0 and 1. In the second turn the number is known; asking again ends it unanswered.
     second = soft([-2 * cost, 1 - cost, -cost], beta)

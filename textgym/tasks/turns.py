@@ -123,7 +123,7 @@ def _one_word_turns(
 
 @documented(SHARED, L="2 * difficulty + 3", T="`difficulty` + 1 turns")
 def twenty_questions_task(
-    difficulty: int = 3, *, cost: float = 0.05, beta: float = 0.02, reference: str | Reference = "uniform"
+    difficulty: int = 2, *, cost: float = 0.05, beta: float = 0.05, reference: str | Reference = "uniform"
 ) -> Task:
     """Make the task TwentyQuestions.
 
