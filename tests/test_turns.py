@@ -349,6 +349,7 @@ def test_a_budget_of_its_own_is_refused():
     [
         (Reply(()), "a reply of 0 tokens, allowed are 1 to reply_tokens=3"),
         (Reply((1, 2, 3, 4)), "a reply of 4 tokens"),
+        (Reply((99,)), "a reply holds an id outside 0..7"),
         ((1, 2), "allowed is a textgym.turns.Reply"),
     ],
 )
@@ -361,6 +362,26 @@ def test_a_reply_that_is_none_is_refused(reply, said):
     env.reset(seed=0)
     with pytest.raises(ValueError, match=said):
         env.step(5)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.5, 1.5), (), ((1.0,),)])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(
+        ValueError, match=r"weights .* for the prompt 'copy .*; allowed are numbers >= 0 whose sum is 1"
+    ):
+        ragged(Echo(weights=weights))
+
+
+def test_what_would_have_ended_the_episode_is_not_believed():
+    class Ends(Echo):
+        def replies(self, states):
+            return [Reply((2,), ends=state.hidden == 1) for state in states]
+
+    env = TokenEnv(ragged(Ends(weights=(0.5, 0.5))))
+    env.reset(options={"prompt_index": 0})
+    env.set_state(replace(env.get_state(), hidden=0))
+    env.step(5)
+    assert env.task.turns.beliefs(env.get_state()).tolist() == [1.0, 0.0]
 
 
 def test_a_seed_can_be_played_and_neither_solved_nor_searched():
@@ -475,3 +496,53 @@ def test_policy_gradients_learn_to_ask(agent, seed):
     learner.learn(env, 8192)
     task = env.unwrapped.task
     assert evaluate(learner, task, optimum=optimum_of(task)).optimality.mean >= 0.9
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama-3", "gemma", "mistral"])
+def test_a_conversation_of_turns_is_the_templates_own(template):
+    from chat_tools import chat_tokenizer
+
+    tokenizer = chat_tokenizer("byte-level", template)
+    end = {"chatml": "<|im_end|>", "llama-3": "<|eot_id|>", "gemma": "<end_of_turn>", "mistral": "</s>"}[template]
+    heard = []
+
+    def reply(conversations):
+        heard.extend(conversations)
+        return ["what is it?" for _ in conversations]
+
+    env = TokenEnv("Text", prompts=["Say Hello"], tokenizer=tokenizer, stop=end, responder=reply, turn_tokens=20)
+    said = [
+        *tokenizer(" " * (template == "mistral") + "Hello world", add_special_tokens=False)["input_ids"],
+        tokenizer.convert_tokens_to_ids(end),
+    ]
+    env.reset(seed=0)
+    for token in said:
+        env.step(token)
+    messages = [
+        {"role": "user", "content": "Say Hello"},
+        {"role": "assistant", "content": "Hello world"},
+    ]
+    assert heard == [messages]
+    messages.append({"role": "user", "content": "what is it?"})
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer.decode(env.get_state().tokens) == whole
+    # A turn that its budget cuts off is ended by the environment.
+    env = TokenEnv(
+        "Text", prompts=["Say Hello"], tokenizer=tokenizer, stop=end, responder=reply, turn_tokens=len(said) - 1
+    )
+    env.reset(seed=0)
+    for token in said[:-1]:
+        env.step(token)
+    assert tokenizer.decode(env.get_state().tokens) == whole
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    from chat_tools import chat_tokenizer
+
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content | upper }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(ValueError, match="the chat template writes earlier turns anew"):
+        TokenEnv("Text", prompts=["Hello"], tokenizer=tokenizer, stop="<|im_end|>", responder=curious)

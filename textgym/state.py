@@ -211,7 +211,10 @@ class TokenStore:
         total = int(lengths.sum())
         before = self._cursor[rows]
         at = np.arange(total) + np.repeat(before - (np.cumsum(lengths) - lengths), lengths)
-        self._flat_ids[at] = np.fromiter(chain.from_iterable(replies), np.int64, total)
+        tokens = np.fromiter(chain.from_iterable(replies), np.int64, total)
+        if total and not 0 <= tokens.min() <= tokens.max() < len(self._stop_code):
+            raise ValueError(f"responder: a reply holds an id outside 0..{len(self._stop_code) - 1}")
+        self._flat_ids[at] = tokens
         self._flat_mask[at] = 1
         self._flat_authors[at] = ENVIRONMENT
         self._cursor[rows] = before + lengths

@@ -155,6 +155,8 @@ class Task:
         if not self.max_prompt_tokens:
             longest = max(len(prompt.ids) for split in ("train", "eval") for prompt in self.encoded(split))
             object.__setattr__(self, "max_prompt_tokens", longest)
+        if self.turns is not None:
+            self.turns.check([prompt for split in self.prompts for prompt in self.encoded(split)])
 
     def _checked_turns(self, turns: Turns) -> Turns:
         """Return the turns with the stop ids among their ends. Raises: ValueError for what goes with one turn alone."""

@@ -17,13 +17,11 @@ from typing import Final, NamedTuple, Protocol, overload
 import numpy as np
 
 from textgym.checks import Floats, check_count, shown
-from textgym.codecs.chat import MASK, Conversation, Template, around, read_dialogue, write_dialogue
+from textgym.codecs.chat import MASK, Conversation, around, read_dialogue, write_dialogue
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
 _SEEDS: Final = 2**63
-ANSWER: Final = "\ue001"
-"""Stands for an answer in a conversation that is rendered for what comes behind it."""
 
 
 class Reply(NamedTuple):
@@ -90,6 +88,19 @@ class Turns:
         weights = [self.responder.weights(prompt) for prompt in prompts]
         return any(each is None or np.count_nonzero(each) > 1 for each in weights)
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ValueError for weights that are none."""
+        for prompt in prompts:
+            weights = self.responder.weights(prompt)
+            if weights is None:
+                continue
+            array = np.asarray(weights, dtype=np.float64)
+            if array.ndim != 1 or not (array >= 0).all() or not np.isclose(array.sum(), 1.0):
+                raise ValueError(
+                    f"responder: weights {shown(weights)} for the prompt {prompt.text!r:.80}; allowed are numbers >= 0 "
+                    "whose sum is 1, or None"
+                )
+
     def draw(self, prompt: Prompt, generator: np.random.Generator) -> int:
         """Return what is hidden in an episode, by one draw."""
         weights = self.responder.weights(prompt)
@@ -139,8 +150,9 @@ class Turns:
         found = np.array(weights, dtype=np.float64)
         for asked, written in _replied(state):
             possible = np.flatnonzero(found)
-            answers = self.answers([replace(asked, hidden=int(k)) for k in possible])
-            found[possible] *= [reply.tokens == written for reply in answers]
+            answers = self.answers([replace(asked, hidden=int(k), finish_reason=None) for k in possible])
+            over = asked.finish_reason is not None  # else the episode went on behind this reply
+            found[possible] *= [reply.tokens == written and (over or not reply.ends) for reply in answers]
         if not found.any():
             raise ValueError(f"state: the environment does not write what stands in its completion {state.completion}")
         return np.asarray(found / found.sum())
@@ -219,10 +231,16 @@ class TextResponder:
         return Reply(ids[1:] if ids[:1] == state.completion[-1:] else ids)
 
     def _tail(self, text: str) -> tuple[int, ...]:
-        assert self._chat is not None
-        before, after = around(_tail(self._chat.template, MASK))
-        codec = self._vocabulary.codec
+        """Return the ids from the end of an answer to where the next one begins, with a user's message between."""
+        (before, after), codec = self._around, self._vocabulary.codec
         return (*codec.encode_control(before), *codec.encode(text), *codec.encode_control(after))
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What the template writes around a user's message that follows an answer."""
+        assert self._chat is not None
+        messages = [_DIALOGUE[0], {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": MASK}]
+        return around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
 
     @staticmethod
     def _check_template(chat: Conversation) -> None:
@@ -235,18 +253,12 @@ class TextResponder:
             )
 
 
+_ANSWER: Final = "\ue001"  # stands for an answer in a conversation that is rendered for what comes behind it
 _DIALOGUE: Final = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
     {"role": "user", "content": "c"},
 ]
-
-
-def _tail(template: Template, text: str) -> str:
-    """Return what a template writes from the end of an answer to where the next one begins."""
-    messages = [*_DIALOGUE[:2], {"role": "user", "content": text}]
-    messages[1] = {"role": "assistant", "content": ANSWER}
-    return template(write_dialogue(messages)).partition(ANSWER)[2]
 
 
 def _choose(weights: Sequence[float], generator: np.random.Generator) -> int:
@@ -322,11 +334,16 @@ def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _replied(state: TokenState) -> Iterator[tuple[TokenState, tuple[int, ...]]]:
-    """Yield each state on the way to this one in which a turn had just ended, and what the environment wrote there."""
+    """Yield each state on the way to this one in which a turn had just ended, and what the environment wrote there.
+
+    Where the episode ended with what it wrote, the state has the reason.
+    """
     end = 0
     for author, written in written_by(state.completion, state.environment):
         if author == "environment":
             before = tuple(place for place in state.environment if place < end)
-            asked = replace(state, completion=state.completion[:end], environment=before, finish_reason=None)
+            last = end + len(written) == len(state.completion)
+            reason = state.finish_reason if last else None
+            asked = replace(state, completion=state.completion[:end], environment=before, finish_reason=reason)
             yield asked, tuple(written)
         end += len(written)
