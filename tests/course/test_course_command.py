@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jupytext
 import pytest
 from textgym_benchmarks.course import slider
-from textgym_benchmarks.course.chapters import read_notebook
+from textgym_benchmarks.course.chapters import all_chapters, read_notebook, student_notebook
 from textgym_benchmarks.course.grading import compare, grade_file
 
 from textgym.cli import main
@@ -90,7 +91,7 @@ def test_whatever_an_answer_does_the_next_one_is_graded(tmp_path, capsys):
     assert [grade["state"] for grade in grades] == ["wrong"] * 4 + ["right"]
     said = [
         "KeyError: 'x'",
-        "Its process ended, or ran out of time",
+        "its process ended before it returned",
         "J: found the shape (2, 3), expected ()",
         "the answer is a object",
         "",
@@ -98,10 +99,76 @@ def test_whatever_an_answer_does_the_next_one_is_graded(tmp_path, capsys):
     assert all(text in grade["hint"] for text, grade in zip(said, grades, strict=True))
 
 
+CELLS = """
+%matplotlib inline
+import numpy as np
+LOG = np.log
+SMALL: float = 0.0
+twice = lambda value: 2 * value
+slow = [value for value in range(10**12)]
+
+def discounted_returns(rewards, gamma):
+    found, later = [], SMALL
+    for reward in rewards[::-1]:
+        later = reward + gamma * later
+        found.append(later)
+    rewards *= 0
+    return found[::-1]
+
+textbook_values = lambda values, gamma: values / gamma ** np.arange(len(values))
+
+def longest_wait(gamma, share):
+    k = -(-LOG(share) // LOG(gamma))
+
+def expected_return(log_probabilities, rewards, gamma):
+    raise ValueError("far away")
+"""
+
+
+def test_what_a_notebook_can_do_a_file_can(tmp_path):
+    path = write(tmp_path / "mine.ipynb", CELLS, "def trajectory_log_probability(start, chosen):\n    return (1")
+    found = {grade.exercise: (grade.state, grade.hint) for grade in grade_file(path)}
+    assert found["discounted_returns"] == ("right", "")  # though it overwrites what it was given
+    assert found["textbook_values"] == ("right", "")
+    assert found["longest_wait"] == ("wrong", "it returned nothing (None). Given gamma 0.9 and share 0.5.")
+    assert found["expected_return"][1].startswith("ValueError: far away (line 22 of its cell)")
+    assert found["trajectory_log_probability"][1].startswith("SyntaxError: '(' was never closed (line 2 of its cell)")
+
+
+def test_a_file_that_cannot_be_graded_stands_in_the_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.ipynb", RIGHT)
+    (tmp_path / "x.txt").write_text("nothing")
+    write(tmp_path / "b.ipynb", "x = 1")
+    code, out, _ = run(capsys, "grade", "a.ipynb", "x.txt", "b.ipynb")
+    assert code == 1
+    assert ["a.ipynb", "1", "0", "0"] in [line.split() for line in out.splitlines()]
+    assert "x.txt: allowed are notebooks, .ipynb, .md, .py" in out
+    assert "b.ipynb: has no function of an exercise" in out
+
+
+def test_the_reference_solutions_are_nobodys_answers(tmp_path):
+    path = write(tmp_path / "mine.ipynb", "from textgym_benchmarks.course.solutions.ch03 import *")
+    assert grade_file(path) == []
+
+
+def test_progress_of_another_form_is_refused(tmp_path, capsys):
+    (tmp_path / "textgym-course.json").write_text('{"right": 3}')
+    code, _, err = run(capsys, "list", "--out", tmp_path)
+    assert code == 2
+    assert '"right" must be a list of names of exercises' in err
+
+
+def test_a_copied_chapter_has_no_link_that_leads_nowhere():
+    for chapter in all_chapters():
+        for cell in student_notebook(chapter).cells:
+            assert cell.cell_type != "markdown" or not re.search(r"\]\((?!http)", cell.source), cell.source
+
+
 def test_an_answer_that_takes_for_ever_runs_out_of_time(tmp_path):
     path = write(tmp_path / "mine.ipynb", "def discounted_returns(rewards, gamma):\n    while True: pass", "x = 1")
     (grade,) = grade_file(path, deadline=8)
-    assert (grade.state, grade.hint) == ("wrong", "Its process ended, or ran out of time, before it returned.")
+    assert (grade.state, grade.hint[:32]) == ("wrong", "it did not return within 8 s. Gi")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +203,7 @@ def test_comparison_says_where_and_what():
     assert compare([1, 3], [1, 2], 1e-6) == "[1]: found 3, expected 2"
     assert compare(0.5, [1, 2], 1e-6) == ": found the shape (), expected (2,)"
     assert compare(float("nan"), 1.0, 1e-6) == ": found nan, expected 1"
+    assert compare("7", 7, 1e-6) == ": found '7', expected numbers of shape ()"
     assert compare("a", "b", 1e-6) == ": found 'a', expected 'b'"
 
 

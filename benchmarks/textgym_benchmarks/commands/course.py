@@ -12,7 +12,7 @@ import jupytext
 import tyro
 
 from textgym.checks import JsonObject, check_number
-from textgym.commands.console import UsageError, number, output, table, untrusted
+from textgym.commands.console import UsageError, folded, number, output, table, untrusted
 from textgym.commands.flags import parse
 from textgym.files import make_folder, read_json, write_json, write_text
 from textgym_benchmarks.course.chapters import all_chapters, chapter_of, student_notebook
@@ -43,7 +43,7 @@ class CourseFlags:
     solutions: bool = False
     """With get: with a right solution in the place of each exercise, for teachers."""
     deadline: float = DEADLINE
-    """Seconds that the exercises of a file may take."""
+    """Seconds in which the exercises of a file must return; after one that does not, the others begin anew."""
     json: bool = False
     """Print JSON."""
 
@@ -96,38 +96,52 @@ def _get(flags: CourseFlags) -> None:
 
 def _grade(flags: CourseFlags) -> None:
     graded: dict[str, list[Grade]] = {}
-    for word in flags.what:
-        graded[word] = grade_file(Path(word), flags.deadline)
-        if not graded[word]:
-            raise ValueError(f"{word}: has no function of an exercise; textgym course get 1 copies a chapter")
+    refused: dict[str, str] = {}
+    for word in dict.fromkeys(flags.what):
+        try:
+            graded[word] = grade_file(Path(word), flags.deadline)
+            if not graded[word]:
+                raise ValueError(f"{word}: has no function of an exercise; textgym course get 1 copies a chapter")
+        except ValueError as error:
+            if len(flags.what) == 1:
+                raise
+            graded[word], refused[word] = [], str(error)
     if len(graded) == 1:
         ((word, grades),) = graded.items()
         _keep(Path(word).parent, grades)
     if flags.json:
         found = {word: [asdict(grade) for grade in grades] for word, grades in graded.items()}
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found | {word: {"error": error} for word, error in refused.items()}, indent=2))
     elif len(graded) == 1:
         for grade in grades:
             output().print(untrusted(sentence(grade)), soft_wrap=True)
     else:
-        _print_table(graded)
-    if any(grade.state == "wrong" for grades in graded.values() for grade in grades):
+        _print_table(graded, refused)
+    if refused or any(grade.state == "wrong" for grades in graded.values() for grade in grades):
         raise SystemExit(EXIT_WRONG)
 
 
-def _print_table(graded: dict[str, list[Grade]]) -> None:
+def _print_table(graded: dict[str, list[Grade]], refused: dict[str, str]) -> None:
     """Print a line for each file: how many of its answers are right, wrong and open, and which are wrong."""
-    shown = table("file", number("right"), number("wrong"), number("open"), "wrong are")
+    shown = table(folded("file"), number("right"), number("wrong"), number("open"), "wrong are")
     for word, grades in graded.items():
         counts = Counter(grade.state for grade in grades)
         wrong = [numbers()[each.exercise] for each in grades if each.state == "wrong"]
-        shown.add_row(untrusted(word), *(str(counts[state]) for state in ("right", "wrong", "open")), ", ".join(wrong))
+        said = "cannot be graded" if word in refused else ", ".join(wrong)
+        shown.add_row(untrusted(word), *(str(counts[state]) for state in ("right", "wrong", "open")), said)
     output().print(shown)
+    for error in refused.values():
+        output().print(untrusted(error), soft_wrap=True)
 
 
 def _progress(folder: Path) -> list[str]:
     path = folder / PROGRESS
-    return list(read_json(path)["right"]) if path.exists() else []
+    if not path.exists():
+        return []
+    right = read_json(path).get("right")
+    if not isinstance(right, list) or not all(isinstance(name, str) for name in right):
+        raise ValueError(f'{path}: "right" must be a list of names of exercises; delete the file to begin anew')
+    return right
 
 
 def _keep(folder: Path, grades: list[Grade]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -13,6 +14,8 @@ from nbformat import NotebookNode
 
 from textgym_benchmarks.course.exercises import numbers
 
+_SUFFIXES = (".ipynb", ".md", ".py")
+_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")  # to a page that is not beside a copied notebook
 _TAG = "exercise"  # of a cell that holds the beginning of a solution
 
 
@@ -66,14 +69,16 @@ def chapter_of(number: int) -> Chapter:
 
 
 def read_notebook(path: Path) -> NotebookNode:
-    """Read a notebook: .ipynb, or a text that Jupytext reads. Raises: ValueError that names the file."""
+    """Read a notebook: .ipynb, or a text that Jupytext reads, .md or .py. Raises: ValueError that names the file."""
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"{path}: allowed are notebooks, {', '.join(_SUFFIXES)}")
     try:
         notebook: NotebookNode = jupytext.read(path)
-        return notebook
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # whatever is in the file, and whatever the library says of it
-        raise ValueError(f"{path}: no notebook can be read there ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path}: no notebook can be read there ({type(error).__name__})") from None
+    return notebook
 
 
 def code_of(notebook: NotebookNode) -> list[str]:
@@ -86,6 +91,8 @@ def student_notebook(chapter: Chapter, solved: bool = False) -> NotebookNode:
     notebook = read_notebook(chapter.path)
     solutions = chapter.solutions
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _LINK.sub(r"\1", cell.source)
         if solved and _TAG in cell.metadata.get("tags", []):
             cell.source = _solve(cell.source, solutions)
     return notebook

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
 from textgym.checks import JsonObject
+from textgym_benchmarks.course import solutions
 from textgym_benchmarks.course.chapters import code_of, read_notebook
 from textgym_benchmarks.course.exercises import Case, Exercise, Function, exercise_of, numbers
 from textgym_benchmarks.engines.jobs import fresh_python
@@ -66,12 +71,40 @@ def answers(exercise: Exercise, function: Function) -> Iterator[JsonObject]:
     for case in exercise.cases():
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                found = function(*case.arguments)
-            yield {"open": True} if found is None or found is ... else {"value": _plain(found)}
+                found = function(*_own_copies(case.arguments))
+            if found is None and not _is_stub(function):
+                yield {"error": "it returned nothing (None)"}
+            else:
+                yield {"open": True} if found is None or found is ... else {"value": _plain(found)}
         except NotImplementedError:
             yield {"open": True}
         except Exception as error:
-            yield {"error": f"{type(error).__name__}: {error}"}
+            yield {"error": f"{type(error).__name__}: {error}{_line(error, function)}"}
+
+
+def _own_copies(arguments: tuple[object, ...]) -> list[object]:
+    """Return arguments of which a function may change arrays, lists and tensors without changing another call's."""
+    changeable = (np.ndarray, list, dict)
+    return [
+        copy.deepcopy(each) if isinstance(each, changeable) or hasattr(each, "clone") else each for each in arguments
+    ]
+
+
+def _stub(*arguments: object) -> None:
+    """Do nothing, as what stands in the place of a solution does."""
+    ...
+
+
+def _is_stub(function: Function) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_code == _stub.__code__.co_code
+
+
+def _line(error: BaseException, function: Function) -> str:
+    """Return where in the student's own code an error arose."""
+    own = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f" (line {lines[-1]} of its cell)" if lines else ""
 
 
 def _plain(value: object) -> object:
@@ -89,17 +122,16 @@ def _plain(value: object) -> object:
     raise TypeError(f"the answer is a {type(value).__name__}; allowed are numbers, texts, arrays and tuples of them")
 
 
-def judge(exercise: Exercise, found: Iterable[JsonObject]) -> Grade:
+def judge(exercise: Exercise, answered: Iterable[JsonObject]) -> Grade:
     """Compare answers with what is right, case by case, up to the first that is not."""
-    for case, answer in zip_longest(exercise.cases(), found):
-        if case is None or answer is None:
-            return Grade(exercise.name, "wrong", "Its process ended, or ran out of time, before it returned.")
+    found = list(answered)
+    for case, answer in zip(exercise.cases(), found, strict=False):
         if answer.get("open"):
             return Grade(exercise.name, "open")
         hint = answer.get("error") or _difference(exercise, case, answer["value"])
         if hint:
             place = f" Given {case.said}." if case.said else ""
-            return Grade(exercise.name, "wrong", f"{hint}.{place}{_slip(exercise, case, answer)}")
+            return Grade(exercise.name, "wrong", f"{hint}.{place}{_slip(exercise, found)}")
     return Grade(exercise.name, "right")
 
 
@@ -124,8 +156,10 @@ def compare(found: object, right: object, tolerance: float) -> str:
         return "" if found == right else f": found {_short(found)}, expected {right!r}"
     expected = np.asarray(_plain(right), dtype=np.float64)
     try:
-        array = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError):
+        array = np.asarray(found)
+    except ValueError:
+        array = np.asarray("uneven")
+    if array.dtype.kind not in "biuf":
         return f": found {_short(found)}, expected numbers of shape {expected.shape}"
     if array.shape != expected.shape:
         return f": found the shape {array.shape}, expected {expected.shape}"
@@ -137,16 +171,24 @@ def compare(found: object, right: object, tolerance: float) -> str:
     return f"{where}: found {array[place]:.6g}, expected {expected[place]:.6g}"
 
 
-def _slip(exercise: Exercise, case: Case, answer: JsonObject) -> str:
-    """Return the well-known mistake that gives this answer."""
+def _slip(exercise: Exercise, found: Sequence[JsonObject]) -> str:
+    """Return the well-known mistake that gives the answers to all cases."""
     for said, function in exercise.slips.items():
         with contextlib.suppress(Exception):
-            wrong = function(*case.arguments)
-            parts = wrong if isinstance(wrong, tuple) and len(case.expected) > 1 else [wrong]
-            same = Case("", (), dict(zip(case.expected, parts, strict=True)))
-            if "value" in answer and not _difference(exercise, same, answer["value"]):
+            cases = exercise.cases()
+            if len(cases) == len(found) and all(
+                "value" in answer and not _difference(exercise, _as_if_right(case, function), answer["value"])
+                for case, answer in zip(cases, found, strict=True)
+            ):
                 return f" That is what comes out if {said}."
     return ""
+
+
+def _as_if_right(case: Case, function: Function) -> Case:
+    """Return a case whose expected values are those that a function gives."""
+    wrong = function(*_own_copies(case.arguments))
+    parts = wrong if isinstance(wrong, tuple) and len(case.expected) > 1 else [wrong]
+    return Case("", (), dict(zip(case.expected, parts, strict=True)))
 
 
 def _short(value: object) -> str:
@@ -155,37 +197,59 @@ def _short(value: object) -> str:
 
 
 def definitions(source: str) -> ast.Module:
-    """Return what a function may stand on: imports, functions, classes, and names of literal values.
+    """Return what a function may stand on: imports, functions, classes, and names of what needs no computation.
 
-    A notebook's computations are left out: an exercise is a function of its arguments.
+    A notebook's computations are left out: an exercise is a function of its arguments. So are the lines that a notebook
+    reads as commands ("%%time", "!ls").
+
+    Raises: SyntaxError.
     """
-    kept: list[ast.stmt] = []
-    for statement in ast.parse(source).body:
-        literal = isinstance(statement, ast.Assign) and _is_literal(statement.value)
-        if literal or isinstance(
-            statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-        ):
-            kept.append(statement)
-    return ast.Module(kept, type_ignores=[])
-
-
-def _is_literal(node: ast.expr) -> bool:
     try:
-        ast.literal_eval(node)
-    except ValueError:
-        return False
-    return True
+        tree = ast.parse(source)
+    except SyntaxError:
+        tree = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE))
+    return ast.Module([statement for statement in tree.body if _is_definition(statement)], type_ignores=[])
+
+
+def _is_definition(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        return statement.value is not None and not any(
+            isinstance(node, _COMPUTES) for node in _outside(statement.value)
+        )
+    return isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+_COMPUTES = (ast.Call, ast.Pow, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Await, ast.NamedExpr)
+
+
+def _outside(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of an expression but for those inside a lambda, which runs later."""
+    yield node
+    if not isinstance(node, ast.Lambda):
+        for inner in ast.iter_child_nodes(node):
+            yield from _outside(inner)
 
 
 def functions_of(sources: Sequence[str]) -> dict[str, Function]:
-    """Return the functions that cells define under names of exercises; a cell that fails stops no other."""
+    """Return the functions that cells define under names of exercises; a cell that fails stops no other.
+
+    An exercise in a cell that cannot be read has a function that raises the SyntaxError.
+    """
     scope: dict[str, object] = {"__name__": "student"}
     for source in sources:
-        with contextlib.suppress(Exception):
+        try:
             for statement in definitions(source).body:
                 with contextlib.suppress(Exception):
                     exec(compile(ast.Module([statement], []), "student", "exec"), scope)
-    return {name: scope[name] for name in numbers() if callable(scope.get(name))}  # type: ignore[misc]
+        except SyntaxError as error:
+            scope |= {name: partial(_raise, error) for name in re.findall(r"^def (\w+)\(", source, re.MULTILINE)}
+    found = {name: scope[name] for name in numbers() if callable(scope.get(name))}
+    ours = solutions.__name__
+    return {name: each for name, each in found.items() if not str(getattr(each, "__module__", "")).startswith(ours)}  # type: ignore[misc]
+
+
+def _raise(error: SyntaxError, *arguments: object) -> None:
+    raise SyntaxError(f"{error.msg} (line {error.lineno} of its cell)")
 
 
 def answer_from_input() -> None:
@@ -207,35 +271,52 @@ def answer_from_input() -> None:
 def grade_file(path: Path, deadline: float = DEADLINE) -> list[Grade]:
     """Grade the exercises that a notebook answers, in a process of their own.
 
-    Where an answer ends the process or does not come in time, the next process goes on behind it.
+    Where an answer ends the process or does not come in time, the next process goes on after it.
 
     Args:
-        path: .ipynb, or a text that Jupytext reads. deadline: seconds for each process.
+        path: .ipynb, or a text that Jupytext reads: .md, .py. deadline: seconds for each process.
     Returns: a grade for each exercise of which there is a function, in the order of the course.
     Raises: ValueError for a file that holds no notebook.
     """
     found: dict[str, list[JsonObject]] = {}
     sources = code_of(read_notebook(path))
     while True:
-        known = len(found)
-        lines = _answer_lines({"sources": sources, "known": list(found)}, deadline)
+        lines, end = _answer_lines({"sources": sources, "known": list(found)}, deadline)
+        name = ""
         for line in lines:
             if line is not None:
                 name, answer = line
                 found.setdefault(name, []).extend([] if answer is None else [answer])
-        if lines[-1:] == [None] or len(found) == known:
-            return [judge(exercise_of(name), given) for name, given in found.items()]
+        if not name or lines[-1] is None:
+            return [judge(exercise_of(each), given) for each, given in found.items()]
+        found[name].append({"error": end})
 
 
-def _answer_lines(given: JsonObject, deadline: float) -> list[tuple[str, JsonObject | None] | None]:
-    """Return the lines of `answer_from_input` up to the end of its process; the last one is None if it came to it."""
+def _answer_lines(given: JsonObject, deadline: float) -> tuple[list[tuple[str, JsonObject | None] | None], str]:
+    """Return the lines of `answer_from_input`, the last one None if it came to its end, and how its process ended."""
+    end = "its process ended before it returned"
     with subprocess.Popen(
-        fresh_python(_CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        fresh_python(_CHILD),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as process:
         try:
             out, _ = process.communicate(json.dumps(given).encode(), deadline)
         except subprocess.TimeoutExpired:
-            process.kill()
+            end = f"it did not return within {deadline:g} s"
+            _kill_all(process)
             out, _ = process.communicate()
+        _kill_all(process)
     whole = out.decode().rpartition("\n")[0]
-    return [line and tuple(line) for line in map(json.loads, whole.splitlines())]
+    return [line and tuple(line) for line in map(json.loads, whole.splitlines())], end
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and those that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
