@@ -49,7 +49,8 @@ def test_ci_runs_the_readme_s_test_line():
 def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
     full = ROOT / ".ci" / "full"
     listed = subprocess.run([full], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["foreign", "project", "walks", "site", "learning", "sweeps"]
+    parts = ["foreign", "project", "walks", "site", "course", "learning", "sweeps"]
+    assert [line.split()[0] for line in listed] == parts
     done = subprocess.run([full, "learning", "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "part 'nothing': allowed are foreign project walks site learning sweeps\n"

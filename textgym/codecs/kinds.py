@@ -121,7 +121,8 @@ class FastCodec(Codec):
     def leading(self) -> list[int]:
         """Return what the post-processor puts before a text."""
         # A tokenizer of words without a token for unknown ones encodes its own words only.
-        for text in ("a", *self._vocabulary):
+        words = (self._names[token_id] for token_id in sorted(self._names) if token_id not in self.special_ids)
+        for text in ("a", *words):
             with contextlib.suppress(ValueError):
                 return leading_ids(self._ids(text, framed=True), self._ids(text))
         return []
