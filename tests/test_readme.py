@@ -53,7 +53,7 @@ def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
     assert [line.split()[0] for line in listed] == parts
     done = subprocess.run([full, "learning", "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "part 'nothing': allowed are foreign project walks site learning sweeps\n"
+    assert done.stderr == "part 'nothing': allowed are foreign project walks site course learning sweeps\n"
 
 
 def test_the_script_of_the_site_says_what_it_can_do():
