@@ -130,6 +130,20 @@ def test_an_environment_that_ends_an_episode_has_stopped_it():
     assert results[-1][4]["finish_reason"] == "stop"
 
 
+def test_every_turn_has_its_whole_budget():
+    class Nods(Echo):
+        def replies(self, states):
+            return [Reply((2,)) for _ in states]
+
+    env = TokenEnv(ragged(Nods(), tokens=4))
+    env.reset(seed=0)
+    env.step(5)  # ends its turn long before the budget
+    for _ in range(4):
+        assert env.get_state().replies == 1
+        env.step(0)
+    assert env.get_state().replies == 2
+
+
 def test_turns_that_run_out_are_a_matter_of_length():
     env = TokenEnv(ragged(most=1))
     env.reset(seed=0)
@@ -420,7 +434,7 @@ def test_agents_of_one_turn_say_so(agent):
 
 def test_the_exact_gradient_is_that_of_finite_differences():
     import torch
-    from textgym_agents.exact.objective import policy_gradient
+    from textgym_agents.exact.objective import EnumeratedPolicy, policy_gradient
     from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
     env = make_env("textgym/TwentyQuestions-v0", 4, difficulty=1)
@@ -431,6 +445,10 @@ def test_the_exact_gradient_is_that_of_finite_differences():
     found = policy_gradient(task, agent).gradient
     direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
+
+    tree = prefix_tree(task)
+    edges = EnumeratedPolicy(agent).edges(tree, 1, tree.levels[1].running)
+    assert edges.detach().numpy() == pytest.approx(np.log(np.full(6, 0.5)))  # of what the environment writes
 
     def moved(by: float) -> float:
         torch.nn.utils.vector_to_parameters(start + by * direction, parameters)

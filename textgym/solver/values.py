@@ -233,7 +233,6 @@ def evaluate_edges(
             steps = np.stack([np.zeros_like(ratio), ratio, -logs, np.ones_like(ratio)], axis=1)
         if below.chance is not None:  # what the environment writes is no choice of the policy, nor a token of it
             steps[~np.isnan(below.chance)] = 0.0
-            ratio = np.where(np.isnan(below.chance), ratio, 0.0)
         paid = gamma**depth * below.reward
         sums[:, _RETURN] += paid
         gains = np.where(taken[:, None], sums, 0.0) + np.where(taken[:, None], steps, 0.0)
