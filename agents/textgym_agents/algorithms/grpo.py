@@ -37,6 +37,8 @@ class GRPOConfig(GroupConfig):
 
     The defaults are Dr. GRPO's with the KL of J, whose expected gradient is that of J. docs/algorithms.md has the
     settings of the papers that differ from it.
+
+    Raises: as `LMConfig` does.
     """
 
     group: int = 8
@@ -79,6 +81,7 @@ class GRPOConfig(GroupConfig):
 class GRPO(GroupAgent):
     """An LM policy trained by group relative policy optimisation. Args: see `LMAgent`.
 
+    Raises: as `A2C` does.
     Source: Shao et al. (2024), arXiv:2402.03300, eq. 3; Liu et al. (2025), arXiv:2503.20783 (Dr. GRPO); Yu et al.
         (2025), arXiv:2503.14476 (DAPO).
     """
