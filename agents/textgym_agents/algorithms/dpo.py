@@ -76,7 +76,7 @@ class DPO(OfflineAgent):
     Each pair counts as two episodes, whether its completions were played or read from a file.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or beta = 0.
-    Source: Rafailov et al. (2023), arXiv:2305.18290, eq. 7.
+    Source: Rafailov et al. (2023), arXiv:2305.18290, eq. 7; Azar et al. (2023), arXiv:2310.12036, eq. 17 (IPO).
     """
 
     name = "dpo"

@@ -83,7 +83,8 @@ class GRPO(GroupAgent):
 
     Raises: as `A2C` does.
     Source: Shao et al. (2024), arXiv:2402.03300, eq. 3; Liu et al. (2025), arXiv:2503.20783 (Dr. GRPO); Yu et al.
-        (2025), arXiv:2503.14476 (DAPO).
+        (2025), arXiv:2503.14476 (DAPO); Zheng et al. (2025), arXiv:2507.18071 (GSPO); MiniMax (2025), arXiv:2506.13585
+        (CISPO); Tajwar et al. (2026), arXiv:2602.02710 (MaxRL).
     """
 
     name = "grpo"
