@@ -65,6 +65,33 @@ def test_its_defaults_are_those_of_the_config(name):
     }
 
 
+def unnamed(source, docstring):
+    """Papers of a cell of the table, by number or by first author and year, that a docstring does not name."""
+    papers = re.findall(r"\[(\d{4}\.\d{5})\]", source) + re.findall(r"doi\.org/([^)]+)", source)
+    papers += re.findall(r"\w+ (?:and \w+ )?\(\d{4}\)", re.sub(r"\[.*?\)(?=,|$)", "", source))
+    return [paper for paper in papers if paper not in docstring]
+
+
+@pytest.mark.parametrize("name", sorted(own_agents() - {"reference", "random"}))
+def test_its_class_names_the_sources_of_the_table(name):
+    if name.startswith("sb3-"):
+        pytest.importorskip("stable_baselines3")
+        pytest.importorskip("sb3_contrib")
+    text = agent_class(name).__doc__
+    assert "Source: " in text
+    assert not unnamed(table()[name]["Source"], text)
+
+
+def test_a_source_that_a_class_does_not_name_is_found():
+    cell = "Rummery and Niranjan (1994), [1805.00909](https://arxiv.org/abs/1805.00909), [M (2015)](https://doi.org/10.1/x)"
+    assert unnamed(cell, "Source: Levine (2018), arXiv:1805.0090.") == [
+        "1805.00909",
+        "10.1/x",
+        "Rummery and Niranjan (1994)",
+    ]
+    assert unnamed(cell, "Source: Rummery and Niranjan (1994); arXiv:1805.00909; doi:10.1/x.") == []
+
+
 def blocks():
     text = (DOCS / "custom_algorithm.md").read_text(encoding="utf-8")
     return re.findall(r"```(python|sh)\n(.*?)```", text, re.DOTALL)

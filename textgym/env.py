@@ -109,6 +109,10 @@ class TokenEnv(gym.Env[Observation, int]):
     `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `segments`: whether observations have
     `segment_ids`; `render_mode`: None, "ansi", "human" or "rgb_array"; `task_options` go to the task's builder.
 
+    Raises: ValueError for an unknown name, a value that is not allowed, or a reward that compares completions;
+        TypeError for what is no task, or an option that it does not have; DependencyNotInstalled for "rgb_array"
+        without Pillow.
+
     ### Version History
     - v0: first version.
     """

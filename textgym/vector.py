@@ -71,6 +71,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled");
     `score_together`: score all rows in one call when the last one ends, allowed where autoreset is disabled and
     the reward pays at the end; the others as in `TokenEnv`.
+    Raises: as `TokenEnv` does; ValueError or TypeError for `num_envs`, a mode, `score_together` or a time limit.
 
     ### Version History
     - v0: first version.

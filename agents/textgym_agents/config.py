@@ -99,7 +99,7 @@ KL = Literal["exact", "k1", "k2", "k3", "k3-ratio"]
 class LMConfig(ModelSettings):
     """Settings that every agent on a causal LM has.
 
-    Raises: ValueError that names the setting, its value and what is allowed.
+    Raises: ValueError that names the setting, its value and what is allowed; ModuleNotFoundError for LoRA without peft.
     """
 
     model: str | None = None
@@ -158,7 +158,7 @@ class LMConfig(ModelSettings):
 
 @dataclass(frozen=True)
 class OnPolicyConfig(LMConfig):
-    """Settings of policy-gradient agents on a causal LM."""
+    """Settings of policy-gradient agents on a causal LM. Raises: as `LMConfig` does."""
 
     epochs: int = 2
     """Passes over a batch."""
@@ -220,7 +220,7 @@ class OnPolicyConfig(LMConfig):
 
 @dataclass(frozen=True)
 class ActorCriticConfig(OnPolicyConfig):
-    """Settings of policy-gradient agents with a value head."""
+    """Settings of policy-gradient agents with a value head. Raises: as `LMConfig` does."""
 
     lam: float = 0.95
     """GAE's lambda, per token."""
@@ -239,7 +239,7 @@ class ActorCriticConfig(OnPolicyConfig):
 
 @dataclass(frozen=True)
 class LMPPOConfig(ActorCriticConfig):
-    """Settings of LM PPO."""
+    """Settings of LM PPO. Raises: as `LMConfig` does."""
 
     clip: float = 0.2
     """Range of the probability ratio."""

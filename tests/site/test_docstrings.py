@@ -9,9 +9,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -19,8 +20,13 @@ pytest.importorskip("stable_baselines3")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 import docstrings
+from textgym_agents.config import require
+
+from textgym import checks
 
 MAKES = ("Make", "Build", "Read")  # verbs whose object is what comes back
+AS = re.compile(r"\bas `(\w+)`")  # where an error is told
+OURS = ("textgym", __name__)  # how the modules begin whose functions are followed
 
 
 def things() -> Iterator[tuple[str, object]]:
@@ -51,7 +57,7 @@ def described(thing: object) -> set[str]:
 
 
 def own_classes(thing: object) -> list[type]:
-    return [each for each in getattr(thing, "__mro__", ()) if each.__module__.startswith("textgym")]
+    return [each for each in getattr(thing, "__mro__", ()) if each.__module__.startswith(OURS)]
 
 
 def called_with(thing: object) -> list[str]:
@@ -71,6 +77,50 @@ def raises(function: object) -> bool:
     return any(isinstance(node, ast.Raise) and node.exc is not None for node in ast.walk(tree))
 
 
+def constructors(kind: type) -> Iterator[FunctionType]:
+    """Yield what runs where a class is called: its own and what its bases in this project have, but nothing generated.
+
+    `__new__` is one of them too, and dataclasses generate an `__init__` that calls `__post_init__`.
+    """
+    for each in own_classes(kind):
+        for name in ("__new__", "__init__", "__post_init__"):
+            method = getattr(vars(each).get(name), "__func__", vars(each).get(name))
+            if inspect.isfunction(method) and method.__code__.co_filename == inspect.getfile(each):
+                yield method
+
+
+def called(function: FunctionType, owner: type | None) -> Iterator[object]:
+    """Yield the functions and classes of this project that a function calls by name, of a module or of `self`.
+
+    Args:
+        owner: the class of `self`.
+    """
+    inside = inspect.getclosurevars(function)
+    scope = {**inside.globals, **inside.nonlocals}
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        callee = node.func if isinstance(node, ast.Call) else None
+        found = scope.get(getattr(callee, "id", ""))
+        if isinstance(callee, ast.Attribute) and isinstance(callee.value, ast.Name):
+            holder = owner if callee.value.id == "self" else scope.get(callee.value.id)
+            found = getattr(holder, callee.attr, None) if inspect.ismodule(holder) or holder is owner else None
+        if str(getattr(found, "__module__", "")).startswith(OURS):
+            yield found
+
+
+def can_fail(thing: object, owner: type | None = None, seen: set[object] | None = None) -> bool:
+    """Whether a function, or a class when it is called, raises: its own code, or what it calls of this project."""
+    seen = set() if seen is None else seen
+    inner = inspect.unwrap(thing) if callable(thing) else thing
+    if inner in seen:
+        return False
+    seen.add(inner)
+    if inspect.isclass(inner):
+        return not issubclass(inner, BaseException) and any(can_fail(each, inner, seen) for each in constructors(inner))
+    if not inspect.isfunction(inner):
+        return False
+    return raises(inner) or any(can_fail(each, owner, seen) for each in called(inner, owner))
+
+
 def faults(thing: object) -> Iterator[str]:
     """What the docstring of a class or a function leaves out, or says of a parameter that is not there."""
     text = inspect.cleandoc(thing.__doc__ or "")
@@ -88,6 +138,8 @@ def faults(thing: object) -> Iterator[str]:
     elsewhere = re.search(r"[Ss]ee `|^`\w+` of ", text)
     if silent and not elsewhere:
         yield f"does not say what {silent} are"
+    if inspect.isclass(thing) and can_fail(thing) and not parts.get("Raises"):
+        yield "does not say what its constructor raises"
     if not inspect.isfunction(thing):
         return
     back = inspect.signature(thing).return_annotation
@@ -142,6 +194,72 @@ def test_what_is_left_out_is_found() -> None:
         "does not say what it returns (int)",
         "does not say what it raises",
     ]
+
+
+class Checked:
+    """A number. Args: number: one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = self._checked(number)
+
+    def _checked(self, number: int) -> int:
+        return checks.check_count("number", number)
+
+
+class Below(Checked):
+    """`Checked`, whose number it takes."""
+
+
+class Holder:
+    """Something that makes another."""
+
+    def __init__(self) -> None:
+        self.held = Below(1)
+
+
+@dataclass
+class Settings:
+    """Settings."""
+
+    number: int = 0
+    """A number."""
+
+    def __post_init__(self) -> None:
+        require("number", self.number, self.number == 0, "0")
+
+
+class Told(Checked):
+    """`Checked`, whose number it takes. Raises: ValueError for a `number` below 1."""
+
+
+class Unfailing:
+    """A `number`, cut to what is allowed; refused by a method alone."""
+
+    def __init__(self, number: int) -> None:
+        self.number = max(number, 1)
+
+    def refuse(self) -> None:
+        """Raise ValueError."""
+        raise ValueError(self.number)
+
+
+@pytest.mark.parametrize("kind", [Checked, Below, Holder, Settings])
+def test_a_class_that_hides_what_its_constructor_raises_is_found(kind: type) -> None:
+    assert list(faults(kind)) == ["does not say what its constructor raises"]
+
+
+@pytest.mark.parametrize("kind", [Told, Unfailing])
+def test_a_class_that_hides_nothing_is_not_found(kind: type) -> None:
+    assert list(faults(kind)) == []
+
+
+def test_errors_that_are_told_elsewhere_are_told_there() -> None:
+    """A class that says "Raises: as `Other` does" names something public that says itself what it raises."""
+    told = {name.rpartition(".")[2]: dict(docstrings.sections(thing.__doc__ or "")) for name, thing in things()}
+    classes = {thing.__name__ for _, thing in things() if inspect.isclass(thing)}
+    pointers = {(name, other) for name in classes for other in AS.findall(told[name].get("Raises", ""))}
+    assert ("LMPPO", "A2C") in pointers
+    assert not [each for each in pointers if "Error" not in told.get(each[1], {}).get("Raises", "")]
 
 
 @pytest.mark.parametrize("name", ["third", "first, third"])

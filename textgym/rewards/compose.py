@@ -157,6 +157,7 @@ class Clipped(Wrapped):
     Args:
         reward: a reward, or the spec of one.
         low, high: finite reward units, low <= high.
+    Raises: as `make_reward` does; ValueError for other bounds, or a reward that is paid at every token.
     """
 
     def __init__(self, reward: RewardSpec, low: float = -1.0, high: float = 1.0) -> None:
@@ -185,6 +186,7 @@ class Grouped(Wrapped):
 
     Args:
         reward: a reward, or the spec of one.
+    Raises: as `make_reward` does; ValueError for a reward that is paid at every token.
     """
 
     def __init__(self, reward: RewardSpec) -> None:
@@ -226,6 +228,7 @@ class RunningNorm(Wrapped):
         count: how many values were seen.
         mean: their mean, reward units.
         squares: the sum of their squared differences from the mean.
+    Raises: as `make_reward` does; ValueError for a flag that is no bool, or a reward that is paid at every token.
     Source: Welford (1962) as merged by Chan, Golub and LeVeque (1979), eq. 2.1.
     """
 
@@ -350,6 +353,8 @@ class FromMessages(Wrapped):
     """A reward of texts, given or as a spec, for TRL's conversational data: messages are turned into texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
+
+    Raises: as `make_reward` does; ValueError for a reward that is paid at every token.
     """
 
     def __init__(self, reward: RewardSpec) -> None:
@@ -362,7 +367,10 @@ class FromMessages(Wrapped):
 
 
 class ToMessages(Wrapped):
-    """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it."""
+    """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it.
+
+    Raises: as `make_reward` does; ValueError for a reward that is paid at every token.
+    """
 
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "to_messages")

@@ -30,7 +30,10 @@ class _EveryPrefix(Wrapped, TermReward):
 
 
 class Dense(_EveryPrefix):
-    """Pays another reward of the text so far after every token."""
+    """Pays another reward of the text so far after every token.
+
+    Raises: as `make_reward` does; ValueError for a reward that is not paid at the end.
+    """
 
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "dense")
@@ -45,6 +48,7 @@ class Shaped(_EveryPrefix):
     Args:
         reward: a reward, or the spec of one; its value of a prefix is the potential of that state.
         gamma: the task's discount, in [0, 1].
+    Raises: as `make_reward` does; ValueError for a gamma out of range, or a reward that is not paid at the end.
     """
 
     def __init__(self, reward: RewardSpec, gamma: float = 1.0) -> None:

@@ -314,6 +314,7 @@ class JsonValues(NamedReward):
 
     Args:
         column: data column with the right object of every prompt, at least one key; None abstains.
+    Raises: ValueError for a `column` that is no name.
     """
 
     column: str = "value"

@@ -301,6 +301,7 @@ class Arithmetic(NamedReward):
             form) or a text such as "7/2"; None abstains.
         read: "last": the last number in the completion; "whole": the completion is the number and nothing
             else but white space around it.
+    Raises: ValueError for a `column` that is no name, or another `read`.
     """
 
     column: str = "answer"

@@ -219,6 +219,7 @@ class Format(Rebuilt, NamedReward):
         partial: a share, from 0 to below 1, that is paid for what is kept of the template by a completion
             that does not match: partial times the share of the fixed parts that stand in it in order, the
             first one at the start and the last one at the end where the template has them there.
+    Raises: ValueError for a template without a slot or with a bad one, or a share out of range.
     """
 
     template: str

@@ -20,6 +20,7 @@ class ContainsAll(NamedReward):
 
     Args:
         words: texts, at least one. ignore_case: whether "cat" is in "Cat".
+    Raises: ValueError for what is no list of words, or an `ignore_case` that is no bool.
     """
 
     words: Sequence[str]
@@ -48,6 +49,7 @@ class Length(NamedReward):
         target: 0 or more.
         unit: "words" (separated by white space), "characters" or "tokens" (the stop id included).
         width: above 0; None: `target`, or 1 where that is 0.
+    Raises: ValueError for a number out of range, or an unknown unit.
     """
 
     target: int = 8
@@ -73,6 +75,8 @@ class Charset(NamedReward):
     """Pays the share of the completion's characters that are among `characters`.
 
     Range [0, 1]; an empty completion earns 0. Letters are composed with their marks first.
+
+    Raises: ValueError for `characters` that are empty or no text.
     """
 
     characters: str = "aeiou"
@@ -112,6 +116,7 @@ class NoRepeat(NamedReward):
         unit: what n-grams are made of: "words" (separated by white space), "characters" or "tokens" (the stop
             id included).
         least: n-grams, 0 or more.
+    Raises: ValueError for a number out of range, or an unknown unit.
     """
 
     n: int = 2
@@ -149,6 +154,7 @@ class LengthPenalty(NamedReward):
         limit: 0 or more.
         per_unit: reward units, finite, 0 or more.
         unit: "tokens" (the stop id included), "words" or "characters".
+    Raises: ValueError for a number out of range, or an unknown unit.
     """
 
     limit: int
@@ -175,6 +181,7 @@ class MissingStopPenalty(NamedReward):
     Args:
         stop_ids: token ids, at least one; a task's are `task.vocabulary.stop_ids`.
         penalty: reward units, finite, 0 or more.
+    Raises: ValueError for a penalty out of range, or what is no list of token ids.
     """
 
     stop_ids: Sequence[int]

@@ -213,6 +213,8 @@ class TopKActions(_Chosen):
 
     Args:
         env: one environment whose actions are tokens. k: ranks. reference: None takes the task's.
+    Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens; ValueError for a k out
+        of range.
     """
 
     def __init__(self, env: Env, k: int, reference: Reference | None = None) -> None:
@@ -222,7 +224,7 @@ class TopKActions(_Chosen):
 
 
 class VectorTopKActions(_ChosenRows):
-    """`TopKActions` of a vector environment: one batch through the reference a step."""
+    """`TopKActions` of a vector environment: one batch through the reference a step. Raises: as `TopKActions` does."""
 
     def __init__(self, env: RowsEnv, k: int, reference: Reference | None = None) -> None:
         super().__init__(env)
@@ -235,6 +237,7 @@ class AllowedActions(_Chosen):
 
     Args:
         env: one environment whose actions are tokens.
+    Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens.
     """
 
     def __init__(self, env: Env) -> None:
@@ -243,7 +246,7 @@ class AllowedActions(_Chosen):
 
 
 class VectorAllowedActions(_ChosenRows):
-    """`AllowedActions` of a vector environment."""
+    """`AllowedActions` of a vector environment. Raises: as `AllowedActions` does."""
 
     def __init__(self, env: RowsEnv) -> None:
         super().__init__(env)
@@ -263,6 +266,8 @@ class EmbeddingActions(_Chosen):
         dimensions: D. seed: of the embedding, where the reference is no LM.
         embedding: (V, D) float inside [-1, 1]; None takes `token_embedding`.
         table: the tokens to choose from; None takes all allowed ones.
+    Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens; ValueError for
+        `dimensions` out of range.
     Source: Dulac-Arnold et al. (2015), arXiv:1512.07679, section 4, with k = 1.
     """
 
@@ -274,7 +279,7 @@ class EmbeddingActions(_Chosen):
 
 
 class VectorEmbeddingActions(_ChosenRows):
-    """`EmbeddingActions` of a vector environment."""
+    """`EmbeddingActions` of a vector environment. Raises: as `EmbeddingActions` does."""
 
     def __init__(
         self,

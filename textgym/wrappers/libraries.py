@@ -79,6 +79,8 @@ class VectorActionMaskInfo(_Told, PassingWrapper):
 
     In SAME_STEP mode a row that has ended shows the mask of its new episode; `final_info` has none. Around each of the
     environments of a `SyncVectorEnv` goes `ActionMaskInfo`.
+
+    Raises: as `ActionMaskInfo` does.
     """
 
     def __init__(self, env: RowsEnv) -> None:
@@ -111,6 +113,7 @@ class OneHotTokens(ShowingWrapper):
 
     Args:
         env: one environment that shows tokens; no wrapper that reads tokens may come around this one.
+    Raises: TypeError for an environment that is not TextGym's, or does not show tokens.
     """
 
     def __init__(self, env: Env) -> None:
@@ -122,7 +125,7 @@ class OneHotTokens(ShowingWrapper):
 
 
 class VectorOneHotTokens(ShowingRows):
-    """`OneHotTokens` of a vector environment, float32 (N, L * V)."""
+    """`OneHotTokens` of a vector environment, float32 (N, L * V). Raises: as `OneHotTokens` does."""
 
     def __init__(self, env: RowsEnv) -> None:
         super().__init__(env)

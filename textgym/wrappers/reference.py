@@ -70,7 +70,8 @@ class ReferenceReward(SingleWrapper):
         beta: reward units per nat; None takes the task's.
         reference: None takes the task's.
         floor: nats; a token that the reference (almost) never writes counts as if it were this likely.
-    Raises: ValueError for a beta or floor out of range.
+    Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens; ValueError for a beta
+        or floor out of range.
     """
 
     def __init__(
@@ -105,7 +106,10 @@ class ReferenceReward(SingleWrapper):
 
 
 class VectorReferenceReward(RowsWrapper):
-    """`ReferenceReward` of a vector environment; rows that take no action get none."""
+    """`ReferenceReward` of a vector environment; rows that take no action get none.
+
+    Raises: as `ReferenceReward` does; ValueError for an environment with `score_together`.
+    """
 
     def __init__(
         self, env: RowsEnv, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
@@ -152,7 +156,8 @@ class LMFeatures(ShowingWrapper):
     Args:
         env: one environment that shows tokens; no wrapper that reads tokens may come around this one.
         reference: a causal LM as `make_reference` gives it; None takes that of a wrapper below, or the task's.
-    Raises: ValueError if the reference is no language model.
+    Raises: TypeError for an environment that is not TextGym's, or does not show tokens; ValueError if the reference
+        is no language model.
     """
 
     def __init__(self, env: Env, reference: Reference | None = None) -> None:
@@ -168,6 +173,8 @@ class VectorLMFeatures(ShowingRows):
     """`LMFeatures` of a vector environment, float32 (N, H): one batch through the model a step.
 
     In SAME_STEP mode the last observations of ended rows are read in a batch of their own.
+
+    Raises: as `LMFeatures` does.
     """
 
     def __init__(self, env: RowsEnv, reference: Reference | None = None) -> None:

@@ -14,7 +14,7 @@ from textgym_agents.lm.critic_free import score_function_loss
 
 @dataclass(frozen=True)
 class A2CConfig(ActorCriticConfig):
-    """Settings of A2C."""
+    """Settings of A2C. Raises: as `LMConfig` does."""
 
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
@@ -29,6 +29,7 @@ class A2CConfig(ActorCriticConfig):
 class A2C(ActorCriticAgent):
     """An LM policy with value head, trained by advantage actor-critic. Args: see `LMAgent`.
 
+    Raises: as `LMAgent` does; ValueError for a `sampler` without LoRA.
     Source: Mnih et al. (2016), arXiv:1602.01783, section 4 (its synchronous form, with whole episodes as n steps).
     """
 

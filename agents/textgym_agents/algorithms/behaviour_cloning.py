@@ -20,7 +20,7 @@ from textgym_agents.protocol import Metrics
 
 @dataclass(frozen=True)
 class BehaviourCloningConfig(OfflineConfig):
-    """Settings of behaviour cloning."""
+    """Settings of behaviour cloning. Raises: as `LMConfig` does."""
 
     data: str | None = None
     """File of demonstrations, or of preferences, whose best completions are taken, or folder of a Minari dataset; None:
@@ -44,6 +44,7 @@ class BehaviourCloning(OfflineAgent):
 
     It never looks at a reward. Each demonstration that it sees counts as an episode.
 
+    Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or without demonstrations.
     Source: Pomerleau (1989), ALVINN: An Autonomous Land Vehicle in a Neural Network; Ouyang et al. (2022),
         arXiv:2203.02155, section 3.5 (supervised fine-tuning).
     """

@@ -31,7 +31,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class BestOfNConfig:
-    """Settings of best-of-n."""
+    """Settings of best-of-n. Raises: ValueError for a number out of range."""
 
     n: int = 16
     """Completions that an answer is chosen from."""
@@ -73,6 +73,7 @@ class BestOfN(NonLearner):
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
         config: None takes the defaults.
+    Raises: ValueError for a task with turns, or a reference that cannot be loaded.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """
 

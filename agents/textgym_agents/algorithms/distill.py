@@ -26,7 +26,10 @@ from textgym_agents.registry import find_guide
 
 @dataclass(frozen=True)
 class DistillConfig(OnPolicyConfig):
-    """Settings of on-policy distillation. `beta` and `kl` are for what is measured alone."""
+    """Settings of on-policy distillation. `beta` and `kl` are for what is measured alone.
+
+    Raises: as `LMConfig` does.
+    """
 
     teacher: str | None = None
     """Folder or hub id of the causal LM that teaches, or folder of a run that trained one; it has the task's tokens."""
@@ -54,6 +57,7 @@ class Distill(OnPolicyAgent):
     The gradient is that of the divergence in the states visited, held fixed. It is 0 at the teacher's policy, whatever
     the reward. The teacher is read when it is first needed, by a resumed run too, and none of its tokens is cut.
 
+    Raises: as `A2C` does; ValueError without a teacher.
     Source: Agarwal et al. (2024), arXiv:2306.13649, algorithm 1 (GKD), with texts of the student alone; Gu et al.
         (2024), arXiv:2306.08543 (MiniLLM: why reverse); Lu and Thinking Machines Lab (2025), On-Policy Distillation.
     """

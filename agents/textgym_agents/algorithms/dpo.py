@@ -29,7 +29,7 @@ Sampler = Literal["reference", "policy"]
 
 @dataclass(frozen=True)
 class DPOConfig(OfflineConfig):
-    """Settings of DPO."""
+    """Settings of DPO. Raises: as `LMConfig` does."""
 
     data: str | None = None
     """File of preferences, in any format of textgym.preferences, or folder of a Minari dataset, whose episodes are
@@ -75,7 +75,8 @@ class DPO(OfflineAgent):
 
     Each pair counts as two episodes, whether its completions were played or read from a file.
 
-    Source: Rafailov et al. (2023), arXiv:2305.18290, eq. 7.
+    Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or beta = 0.
+    Source: Rafailov et al. (2023), arXiv:2305.18290, eq. 7; Azar et al. (2023), arXiv:2310.12036, eq. 17 (IPO).
     """
 
     name = "dpo"

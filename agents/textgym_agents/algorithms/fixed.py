@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FixedConfig:
-    """Settings of an agent that does not learn."""
+    """Settings of an agent that does not learn. Raises: ValueError for a seed that is no integer, or below 0."""
 
     seed: int = 0
     """Seeds the sampling of actions."""
@@ -91,7 +91,10 @@ class _FixedAgent(NonLearner, DrawingAgent):
 
 
 class ReferenceAgent(_FixedAgent):
-    """The task's reference policy: optimality 0."""
+    """The task's reference policy: optimality 0.
+
+    Raises: ValueError for a reference that cannot be loaded.
+    """
 
     name = "reference"
 
@@ -100,7 +103,10 @@ class ReferenceAgent(_FixedAgent):
 
 
 class RandomAgent(_FixedAgent):
-    """An agent that takes every allowed token with the same probability."""
+    """An agent that takes every allowed token with the same probability.
+
+    Raises: ValueError for a vocabulary without an allowed token.
+    """
 
     name = "random"
 

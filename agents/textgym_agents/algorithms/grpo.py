@@ -37,6 +37,8 @@ class GRPOConfig(GroupConfig):
 
     The defaults are Dr. GRPO's with the KL of J, whose expected gradient is that of J. docs/algorithms.md has the
     settings of the papers that differ from it.
+
+    Raises: as `LMConfig` does.
     """
 
     group: int = 8
@@ -79,8 +81,10 @@ class GRPOConfig(GroupConfig):
 class GRPO(GroupAgent):
     """An LM policy trained by group relative policy optimisation. Args: see `LMAgent`.
 
+    Raises: as `A2C` does.
     Source: Shao et al. (2024), arXiv:2402.03300, eq. 3; Liu et al. (2025), arXiv:2503.20783 (Dr. GRPO); Yu et al.
-        (2025), arXiv:2503.14476 (DAPO).
+        (2025), arXiv:2503.14476 (DAPO); Zheng et al. (2025), arXiv:2507.18071 (GSPO); MiniMax (2025), arXiv:2506.13585
+        (CISPO); Tajwar et al. (2026), arXiv:2602.02710 (MaxRL).
     """
 
     name = "grpo"

@@ -170,7 +170,7 @@ class ActorCriticAgent(OnPolicyAgent):
 
 class LMPPO(ActorCriticAgent):
     """An LM policy with value head, trained by PPO. Args: see `LMAgent`.
-
+    Raises: as `A2C` does.
     Source: Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, 1909.08593; Ouyang et al. 2022, 2203.02155.
     """
 

@@ -22,7 +22,7 @@ from textgym_agents.protocol import Callback
 
 @dataclass(frozen=True)
 class ReinforceConfig(OnPolicyConfig):
-    """Settings of REINFORCE."""
+    """Settings of REINFORCE. Raises: as `LMConfig` does."""
 
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
@@ -58,6 +58,7 @@ class Reinforce(OnPolicyAgent):
 
     The expected gradient is that of J for every baseline; whitening multiplies it by a positive number.
 
+    Raises: as `A2C` does.
     Source: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning.
     """
 

@@ -19,7 +19,7 @@ from textgym_agents.lm.rollout import Rollout
 
 @dataclass(frozen=True)
 class RejectionConfig(OnPolicyConfig):
-    """Settings of rejection-sampling fine-tuning."""
+    """Settings of rejection-sampling fine-tuning. Raises: as `LMConfig` does."""
 
     group: int = 8
     """Completions of each prompt; batch is a multiple of it."""
@@ -46,6 +46,7 @@ class Rejection(OnPolicyAgent):
     Completions are compared by R - beta log(pi / ref). At the optimum of J all completions of a prompt have the same:
     then nothing is left to choose by, whereas choosing by R alone continues until one completion is left.
 
+    Raises: as `A2C` does; ValueError for a task with turns.
     Source: Dong et al. (2023), arXiv:2304.06767, algorithm 1 (RAFT); Gulcehre et al. (2023), arXiv:2308.08998 (ReST).
     """
 

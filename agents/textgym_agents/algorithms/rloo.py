@@ -22,7 +22,7 @@ from textgym_agents.protocol import Metrics
 
 @dataclass(frozen=True)
 class GroupConfig(OnPolicyConfig):
-    """Settings of agents that compare a prompt's completions with each other."""
+    """Settings of agents that compare a prompt's completions with each other. Raises: as `LMConfig` does."""
 
     group: int = 4
     """Completions of each prompt; batch is a multiple of it."""
@@ -78,7 +78,7 @@ class GroupAgent(OnPolicyAgent):
 
 @dataclass(frozen=True)
 class RLOOConfig(GroupConfig):
-    """Settings of RLOO."""
+    """Settings of RLOO. Raises: as `LMConfig` does."""
 
     clip: float = 0.2
     """Range of the probability ratio. It is 1 in the first step of an update, which is then REINFORCE's."""
@@ -95,6 +95,7 @@ class RLOO(GroupAgent):
 
     A completion is one action: all of its tokens are credited with the return of the whole sequence, the KL included.
 
+    Raises: as `A2C` does.
     Source: Ahmadian et al. (2024), arXiv:2402.14740, section 3.2; Kool et al. (2019), Buy 4 REINFORCE samples, get a
         baseline for free.
     """

@@ -24,7 +24,7 @@ from textgym_agents.protocol import Metrics
 
 @dataclass(frozen=True)
 class SoftQConfig(LMConfig):
-    """Settings of soft Q-learning."""
+    """Settings of soft Q-learning. Raises: as `LMConfig` does."""
 
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
@@ -138,6 +138,7 @@ class SoftQ(LMAgent):
     of J, and only there, V(s_t) is the reward to come, sum of gamma^t r_t, less beta times the log-ratios to come along
     every path, whoever took it: so old episodes serve beside new ones.
 
+    Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or beta = 0.
     Source: Nachum et al. (2017), arXiv:1702.08892, section 5 (unified PCL); Guo et al. (2021), arXiv:2106.07704 (text).
     """
 

@@ -28,7 +28,7 @@ _FACTOR = 4.0
 
 @dataclass(frozen=True)
 class ValueGuidedConfig:
-    """Settings of value-guided decoding."""
+    """Settings of value-guided decoding. Raises: ValueError for a number out of range, or another `prior`."""
 
     run: str | None = None
     """Folder of the saved agent that supplies policy and critic, such as a run of lm-ppo."""

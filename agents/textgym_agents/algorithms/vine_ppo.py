@@ -26,7 +26,7 @@ from textgym_agents.training.ranks import refuse_ranks
 
 @dataclass(frozen=True)
 class VinePPOConfig(OnPolicyConfig):
-    """Settings of VinePPO."""
+    """Settings of VinePPO. Raises: as `LMConfig` does."""
 
     batch: int = 64
     """Episodes per iteration that are trained on (sub-environments)."""
@@ -56,6 +56,7 @@ class VinePPO(OnPolicyAgent):
 
     An episode is a completion that is played, whether it is trained on or gives a state its value: an iteration takes
     one per sub-environment, and `rollouts` per state; these are written below all wrappers, and metrics count them.
+    Raises: as `A2C` does; ValueError for a task with turns, a reward that compares completions, or several processes.
     Source: Kazemnejad et al. (2024), arXiv:2410.01679, section 4.
     """
 

@@ -34,6 +34,7 @@ class LMAgent(SavedLM, DrawingAgent):
         task: supplies vocabulary, reference, beta and gamma. config: the settings.
         model: a causal LM to start from and to keep as reference; frozen parameters stay so, and of a PEFT model the
             adapter is trained. None: `config.model`, else the task's reference, for which a tiny LM may stand in.
+    Raises: ValueError for a model that cannot be loaded or does not fit the task, or a device that is not there.
     """
 
     config: LMConfig
@@ -134,8 +135,7 @@ def apply_gradient(optimizer: torch.optim.Optimizer, devices: Devices, max_grad_
     """Add up the gradients of all devices, scale the sum down to a norm, and take the optimiser's step.
 
     Args: max_grad_norm: a longer gradient has this norm afterwards. when: begins the error's message, as in "step 3".
-    Returns: the gradient's norm before.
-    Raises: FloatingPointError if it is not finite; the parameters are as before then.
+    Returns: the gradient's norm before. Raises: FloatingPointError if it is not finite, with the parameters as before.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     devices.add_gradients(parameters)

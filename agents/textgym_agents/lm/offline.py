@@ -31,7 +31,7 @@ Row = TypeVar("Row", Demonstration, Ranking)
 
 @dataclass(frozen=True)
 class OfflineConfig(LMConfig):
-    """Settings of agents that learn from given texts."""
+    """Settings of agents that learn from given texts. Raises: as `LMConfig` does."""
 
     data: str | None = None
     """File of the texts to learn from, in any format of textgym.preferences, or folder of a Minari dataset."""

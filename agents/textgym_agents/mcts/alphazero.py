@@ -104,7 +104,7 @@ def _outcomes(played: PlayedBatch, worth: Floats, behind: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class AlphaZeroConfig(LMConfig):
-    """Settings of AlphaZero."""
+    """Settings of AlphaZero. Raises: as `LMConfig` does."""
 
     batch: int = 64
     """Episodes per iteration (sub-environments)."""

@@ -56,7 +56,7 @@ class SB3Config:
 
 @dataclass(frozen=True)
 class SB3OnPolicyConfig(SB3Config):
-    """Settings of agents that learn from their latest rollout alone."""
+    """Settings of agents that learn from their latest rollout alone. Raises: as `SB3Config` does."""
 
     n_steps: int | None = None
     """Steps per rollout and sub-environment; None and the least: the task's max_new_tokens."""
@@ -76,7 +76,7 @@ class SB3OnPolicyConfig(SB3Config):
 
 @dataclass(frozen=True)
 class SB3ActorCriticConfig(SB3OnPolicyConfig):
-    """Settings of actor-critics with an entropy bonus."""
+    """Settings of actor-critics with an entropy bonus. Raises: as `SB3Config` does."""
 
     entropy: float | None = None
     """Entropy coefficient; None takes beta with reference_reward, so that a single step optimises J, else 0."""
@@ -95,7 +95,7 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
 
 @dataclass(frozen=True)
 class SB3PPOConfig(SB3ActorCriticConfig):
-    """Settings of PPO and MaskablePPO."""
+    """Settings of PPO and MaskablePPO. Raises: as `SB3Config` does."""
 
     epochs: int = 2
     """Passes over a rollout."""
@@ -112,7 +112,7 @@ class SB3PPOConfig(SB3ActorCriticConfig):
 
 @dataclass(frozen=True)
 class SB3RecurrentPPOConfig(SB3PPOConfig):
-    """Settings of RecurrentPPO."""
+    """Settings of RecurrentPPO. Raises: as `SB3Config` does."""
 
     lstm_width: int = 64
     """Of the LSTM's state."""
@@ -124,7 +124,7 @@ class SB3RecurrentPPOConfig(SB3PPOConfig):
 
 @dataclass(frozen=True)
 class SB3A2CConfig(SB3ActorCriticConfig):
-    """Settings of A2C."""
+    """Settings of A2C. Raises: as `SB3Config` does."""
 
     learning_rate: float = 3e-3
     """Step size of RMSprop, constant."""
@@ -134,7 +134,7 @@ class SB3A2CConfig(SB3ActorCriticConfig):
 
 @dataclass(frozen=True)
 class SB3TRPOConfig(SB3OnPolicyConfig):
-    """Settings of TRPO, which has no entropy bonus."""
+    """Settings of TRPO, which has no entropy bonus. Raises: as `SB3Config` does."""
 
     target_kl: float = 0.01
     """Nats per token that an update may move the policy by."""
@@ -149,7 +149,7 @@ class SB3TRPOConfig(SB3OnPolicyConfig):
 
 @dataclass(frozen=True)
 class SB3OffPolicyConfig(SB3Config):
-    """Settings of agents that learn from a replay buffer."""
+    """Settings of agents that learn from a replay buffer. Raises: as `SB3Config` does."""
 
     replay: int | None = None
     """Transitions that are kept; None chooses from vocabulary and horizon."""
@@ -170,7 +170,7 @@ class SB3OffPolicyConfig(SB3Config):
 
 @dataclass(frozen=True)
 class SB3DQNConfig(SB3OffPolicyConfig):
-    """Settings of DQN."""
+    """Settings of DQN. Raises: as `SB3Config` does."""
 
     target_update: int = 512
     """Steps, of all sub-environments together, between copies of the network to the target."""
@@ -190,7 +190,7 @@ class SB3DQNConfig(SB3OffPolicyConfig):
 
 @dataclass(frozen=True)
 class SB3QRDQNConfig(SB3DQNConfig):
-    """Settings of QRDQN."""
+    """Settings of QRDQN. Raises: as `SB3Config` does."""
 
     quantiles: int = 25
     """Quantiles of the return that each action has."""
@@ -202,7 +202,10 @@ class SB3QRDQNConfig(SB3DQNConfig):
 
 @dataclass(frozen=True)
 class SB3ContinuousConfig(SB3OffPolicyConfig):
-    """Settings of agents whose action is a point, mapped to the nearest legal token (no re-ranking)."""
+    """Settings of agents whose action is a point, mapped to the nearest legal token (no re-ranking).
+
+    Raises: as `SB3Config` does.
+    """
 
     dimensions: int = 8
     """Of the space of points."""
@@ -217,7 +220,7 @@ class SB3ContinuousConfig(SB3OffPolicyConfig):
 
 @dataclass(frozen=True)
 class SB3NoisyConfig(SB3ContinuousConfig):
-    """Settings of DDPG and TD3, which explore by noise; SAC explores by itself."""
+    """Settings of DDPG and TD3, which explore by noise; SAC explores by itself. Raises: as `SB3Config` does."""
 
     noise: float = 0.3
     """Standard deviation of the exploration noise."""

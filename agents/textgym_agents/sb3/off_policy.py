@@ -160,7 +160,11 @@ class _Valued(_OffPolicy):
 
 
 class SB3DQN(_Valued):
-    """DQN. Source: Mnih et al. (2015), doi:10.1038/nature14236; Stable-Baselines3's class, unmodified."""
+    """DQN, Stable-Baselines3's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task or the free memory.
+    Source: Mnih et al. (2015), doi:10.1038/nature14236.
+    """
 
     name = "sb3-dqn"
     config_type = SB3DQNConfig
@@ -173,8 +177,10 @@ class SB3DQN(_Valued):
 
 
 class SB3QRDQN(_Valued):
-    """DQN over quantiles of the return. Source: Dabney et al. (2017), arXiv:1710.10044; sb3-contrib's class,
-    unmodified.
+    """DQN over quantiles of the return, sb3-contrib's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task or the free memory.
+    Source: Dabney et al. (2017), arXiv:1710.10044.
     """
 
     name = "sb3-qrdqn"
@@ -226,23 +232,34 @@ class _Noisy(_Pointing):
 
 
 class SB3DDPG(_Noisy):
-    """DDPG on points. Source: Lillicrap et al. (2015), arXiv:1509.02971; Stable-Baselines3's class, unmodified."""
+    """DDPG on points, Stable-Baselines3's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task or the free memory.
+    Source: Lillicrap et al. (2015), arXiv:1509.02971; points: Dulac-Arnold et al. (2015), arXiv:1512.07679.
+    """
 
     name = "sb3-ddpg"
     model_type = DDPG
 
 
 class SB3TD3(_Noisy):
-    """TD3 on points. Source: Fujimoto et al. (2018), arXiv:1802.09477; Stable-Baselines3's class, unmodified."""
+    """TD3 on points, Stable-Baselines3's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task or the free memory.
+    Source: Fujimoto et al. (2018), arXiv:1802.09477; points: Dulac-Arnold et al. (2015), arXiv:1512.07679.
+    """
 
     name = "sb3-td3"
     model_type = TD3
 
 
 class SB3SAC(_Pointing):
-    """SAC on points. Source: Haarnoja et al. (2018), arXiv:1801.01290; Stable-Baselines3's class, unmodified.
+    """SAC on points, Stable-Baselines3's class, unmodified.
 
     Its policy over points is a density; that over tokens, its integral over each token's cell, has no closed form.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task or the free memory.
+    Source: Haarnoja et al. (2018), arXiv:1801.01290; points: Dulac-Arnold et al. (2015), arXiv:1512.07679.
     """
 
     name = "sb3-sac"

@@ -133,7 +133,11 @@ def minibatch_size(rollout: int, minibatches: int) -> int:
 
 
 class SB3PPO(_ActorCritic):
-    """PPO. Source: Schulman et al. (2017), arXiv:1707.06347; Stable-Baselines3's class, unmodified."""
+    """PPO, Stable-Baselines3's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task.
+    Source: Schulman et al. (2017), arXiv:1707.06347.
+    """
 
     name = "sb3-ppo"
     config: SB3PPOConfig
@@ -148,7 +152,11 @@ class SB3PPO(_ActorCritic):
 
 
 class SB3A2C(_ActorCritic):
-    """A2C. Source: Mnih et al. (2016), arXiv:1602.01783; Stable-Baselines3's class, unmodified."""
+    """A2C, Stable-Baselines3's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task.
+    Source: Mnih et al. (2016), arXiv:1602.01783.
+    """
 
     name = "sb3-a2c"
     config_type = SB3A2CConfig
@@ -156,7 +164,11 @@ class SB3A2C(_ActorCritic):
 
 
 class SB3TRPO(_OnPolicy):
-    """TRPO. Source: Schulman et al. (2015), arXiv:1502.05477; sb3-contrib's class, unmodified."""
+    """TRPO, sb3-contrib's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task.
+    Source: Schulman et al. (2015), arXiv:1502.05477.
+    """
 
     name = "sb3-trpo"
     objective_tokens = 0  # no entropy at all
@@ -173,8 +185,10 @@ class SB3TRPO(_OnPolicy):
 
 
 class SB3MaskablePPO(SB3PPO):
-    """PPO that gives illegal actions probability 0. Source: Huang and Ontanon (2020), arXiv:2006.14171; sb3-contrib's
-    class, unmodified.
+    """PPO that gives illegal actions probability 0, sb3-contrib's class, unmodified.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task.
+    Source: Huang and Ontanon (2020), arXiv:2006.14171.
     """
 
     name = "sb3-maskable-ppo"
@@ -189,10 +203,13 @@ class SB3MaskablePPO(SB3PPO):
 
 
 class SB3RecurrentPPO(SB3PPO):
-    """PPO with an LSTM over the states of an episode; sb3-contrib's class, unmodified.
+    """PPO with an LSTM over the states of an episode, sb3-contrib's class, unmodified.
 
     What it does in a state depends on those before it, from the prompt on. They are rebuilt from the observation, which
     needs `segment_ids` to say where the prompt ends: make the environment with `segments=True`.
+
+    Raises: ValueError for a device that is not there, or settings that do not fit the task.
+    Source: Schulman et al. (2017), arXiv:1707.06347.
     """
 
     name = "sb3-recurrent-ppo"

@@ -322,6 +322,7 @@ class QLearning(TabularAgent):
     """Off-policy control: Q(s, a) moves towards r + V(s') with V = max Q, or V = beta log E_ref[exp(Q / beta)].
 
     With the soft backup it is soft Q-learning against the reference: its fixed point is the optimum of J.
+    Raises: ValueError for soft values at beta = 0, or a table that does not fit into the memory.
     Source: Watkins and Dayan (1992), Machine Learning 8; soft: Haarnoja et al. (2017), arXiv:1702.08165, section 3.
     """
 
@@ -336,6 +337,7 @@ class Sarsa(TabularAgent):
 
     With the soft backup the next token is charged its KL, r + Q(s', a') - beta log(pi(a') / ref(a')): the values of J
     under the policy that acts, which is the reference tilted by those values.
+    Raises: ValueError for soft values at beta = 0, or a table that does not fit into the memory.
     Source: Rummery and Niranjan (1994), CUED/F-INFENG/TR 166; the charge: Levine (2018), arXiv:1805.00909, section 4.
     """
 
@@ -352,6 +354,7 @@ class MonteCarlo(TabularAgent):
 
     With the soft backup the return is charged beta log(pi / ref) of every later token. First-visit and every-visit
     Monte Carlo are one here: a state, all tokens so far, comes once in an episode.
+    Raises: ValueError for soft values at beta = 0, or a table that does not fit into the memory.
     Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, section 5.4.
     """
 
