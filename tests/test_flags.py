@@ -1,6 +1,7 @@
 """Words of the command line: flags that are given several times, home folders, names that are not UTF-8."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.commands.console import UsageError
-from textgym.commands.flags import checked_words, merged
+from textgym.commands.flags import checked_words, merged, parse_pair
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,26 @@ def test_the_home_folder_is_written_out_in_the_values_of_flags_that_may_name_fil
     assert checked_words(["ID", rest]) == ["ID", there if rest.startswith("~/") else rest]
     for words in (["--prompt", rest], [f"--completion={rest}"]):
         assert checked_words(words) == words
+
+
+def test_help_of_a_part_leaves_out_what_it_raises(capsys):
+    @dataclass(frozen=True)
+    class Part:
+        """Settings of a part.
+
+        Raises: ValueError for a number out of range.
+        """
+
+        number: int = 1
+
+    @dataclass(frozen=True)
+    class First:
+        """Settings of the command."""
+
+        other: int = 1
+
+    with pytest.raises(SystemExit):
+        parse_pair(First, Part, ["--help"], "train", "A text.", "own options")
+    out = capsys.readouterr().out
+    assert "Settings of a part." in out
+    assert "Raises" not in out

@@ -61,7 +61,7 @@ def parse_pair(
         text: what `--help` begins with. group: what its part with the flags of `second`, the last, is headed with.
     """
     parts = [
-        (part, Annotated[kind, tyro.conf.arg(name=name)])
+        (part, Annotated[kind, tyro.conf.arg(name=name, help=docstring(kind).partition("Raises:")[0].strip())])
         for part, kind, name in (("a", first, ""), ("b", second, group))
     ]
     both = make_dataclass(first.__name__, parts, frozen=True)
