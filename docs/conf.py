@@ -14,6 +14,8 @@ from pathlib import Path
 import jupytext
 from docutils import nodes
 from latex2mathml.converter import convert
+from myst_nb.core import render
+from nbformat import NotebookNode
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -136,6 +138,21 @@ def mathml(formula: str, display: str = "inline") -> str:
     return re.sub(before, rf"\g<0>{space}", re.sub(after, rf"\g<0>{space}", convert(formula, display=display)))
 
 
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join what a kernel printed in pieces as they are; MyST-NB ends each with a line break."""
+    found: list[NotebookNode] = []
+    streams: dict[str, NotebookNode] = {}
+    for output in outputs:
+        name = output.get("name", "")
+        if output["output_type"] == "stream" and name in streams:
+            streams[name]["text"] += output["text"]
+        else:
+            found.append(output)
+            if output["output_type"] == "stream":
+                streams[name] = output
+    return found
+
+
 def write_formula(writer: object, node: nodes.Element) -> None:
     """Write a formula within a line as MathML."""
     writer.body.append(mathml(node.astext()))
@@ -150,6 +167,8 @@ def write_equation(writer: object, node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> None:
     """Join the functions of this file to Sphinx."""
+    merge = render.coalesce_streams
+    render.coalesce_streams = lambda outputs: merge(joined(outputs))
     app.add_html_math_renderer("mathml", (write_formula, None), (write_equation, None))
     app.connect("builder-inited", notebooks)
     app.connect("source-read", navigation)
