@@ -14,6 +14,8 @@ from pathlib import Path
 import jupytext
 from docutils import nodes
 from latex2mathml.converter import convert
+from myst_nb.core import render
+from nbformat import NotebookNode
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -22,6 +24,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 os.environ["OMP_NUM_THREADS"] = "1"  # of the chapters, too
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, of a notebook without ipywidgets
 
 from textgym_benchmarks.course.chapters import all_chapters, student_notebook  # noqa: E402
 
@@ -73,7 +76,8 @@ def navigation(app: Sphinx, page: str, source: list[str]) -> None:
         text = source[0].replace("- API: ", "- [API](api/index.rst): ")
         head, *parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
         source[0] = "".join(
-            [head + toctree(["Overview </README.md>"]), *(part + toctree(links(part), part) for part in parts)]
+            [head + toctree(["Overview </README.md>"])]
+            + [part + toctree(links(part), part) if links(part) else part for part in parts]
         )
     elif page == "docs/tasks/README":
         source[0] += toctree(re.findall(r"^## \[.*\]\((.*)\)", source[0], re.MULTILINE))
@@ -126,20 +130,45 @@ def beginning(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(head + away, encoding="utf-8")
 
 
+def mathml(formula: str, display: str = "inline") -> str:
+    """Return a formula as MathML, with a thin space on the sides of log and exp, but for that of a bracket."""
+    space, name = '<mspace width="0.17em" />', "<mi>(?:log|exp)</mi>"
+    after = rf"{name}(?!<mo[^>]*>(?:&#x00028;|\()|</mrow>)"
+    before = rf"(</(?!mo>)\w+>|&#x00029;</mo>)(?={name})"
+    return re.sub(before, rf"\g<0>{space}", re.sub(after, rf"\g<0>{space}", convert(formula, display=display)))
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join what a kernel printed in pieces as they are; MyST-NB ends each with a line break."""
+    found: list[NotebookNode] = []
+    streams: dict[str, NotebookNode] = {}
+    for output in outputs:
+        name = output.get("name", "")
+        if output["output_type"] == "stream" and name in streams:
+            streams[name]["text"] += output["text"]
+        else:
+            found.append(output)
+            if output["output_type"] == "stream":
+                streams[name] = output
+    return found
+
+
 def write_formula(writer: object, node: nodes.Element) -> None:
     """Write a formula within a line as MathML."""
-    writer.body.append(convert(node.astext()))
+    writer.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def write_equation(writer: object, node: nodes.Element) -> None:
     """Write a formula of its own line as MathML, which scrolls where it is too wide."""
-    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    writer.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Join the functions of this file to Sphinx."""
+    merge = render.coalesce_streams
+    render.coalesce_streams = lambda outputs: merge(joined(outputs))
     app.add_html_math_renderer("mathml", (write_formula, None), (write_equation, None))
     app.connect("builder-inited", notebooks)
     app.connect("source-read", navigation)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from course_tools import ran
 
-# Texts of the task: words, and behind them one of two stops, at most three tokens.
+# Texts of the task: words, and after them one of two stops, at most three tokens.
 TEXTS = [
     text
     for length in range(4)
@@ -52,7 +52,7 @@ def test_2c_concatenation_is_deterministic(chapter):
     for (state, action), seen in chapter["successors"].items():
         assert seen == {(*state, action)}
     assert chapter["uncertain"] == 0
-    assert "every next state is the old one with the token behind it: True" in chapter.printed
+    assert "every next state is the old one with the token appended: True" in chapter.printed
 
 
 def test_2d_matrices_give_the_expected_reward(chapter):
@@ -64,7 +64,7 @@ def test_2d_matrices_give_the_expected_reward(chapter):
 
 
 def test_2e_the_last_token_is_no_state(chapter):
-    once, twice = 1 / 3, 1 / 9  # "word", which pays behind <end>, and "word word", which does not
+    once, twice = 1 / 3, 1 / 9  # "word", which pays when <end> follows, and "word word", which does not
     assert chapter["average"] == pytest.approx(once / (once + twice), abs=1e-12)
     assert "given the last token alone: P(r = 1) = 0.7500" in chapter.printed
     assert list(chapter["paid"]) == [1, 0]

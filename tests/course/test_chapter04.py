@@ -26,7 +26,7 @@ def paid(text):
 
 
 def mean_return(beginning, gamma=1.0):
-    """Return the coin's mean return, counted from the state behind a beginning."""
+    """Return the coin's mean return, counted from the state after a beginning."""
     start = len(beginning)
     endings = list(itertools.product((0, 1), repeat=LENGTH - start))
     return np.mean([sum(gamma**k * r for k, r in enumerate(paid(beginning + end)[start:])) for end in endings])

@@ -106,7 +106,7 @@ def test_7f_the_best_constant_baseline_weighs_returns_by_squared_scores(chapter,
 
 def test_7g_all_forms_have_the_same_mean_and_another_variance(chapter, pi, gradient):
     right = pi[range(3), TARGET] / 3
-    later = [right[t + 1 :].sum() for t in range(3)]  # what the places behind t pay on average
+    later = [right[t + 1 :].sum() for t in range(3)]  # what the places after t pay on average
     forms = {
         "R": whole,
         "R - E[R]": lambda t, text: whole(t, text) - right.sum(),

@@ -112,6 +112,9 @@ def test_8i_flipped_labels_shrink_the_margin(chapter):
 def test_8j_heads_trained_on_flipped_labels_have_smaller_margins(chapter):
     sizes = [chapter["noisy"][flips][0] for flips in (0.0, 0.1, 0.2, 0.3)]
     assert sizes == sorted(sizes, reverse=True)
+    shares = {flips: chapter["noisy"][flips][1] for flips in (0.0, 0.1, 0.2, 0.3)}
+    assert min(shares, key=shares.get) == 0.3
+    assert [min(shares.values()), max(shares.values())] == pytest.approx([0.692, 0.771], abs=0.01)
     rules = make_reward("helpful_rules")
     first = chapter["rankings"][0]
     paid = rules([first.prompt] * 2, list(first.completions), completion_ids=[[3] if e else [9] for e in first.ended])

@@ -116,6 +116,7 @@ def test_every_chapter_has_output_formulas_and_a_download(source: Path) -> None:
     exercises = len(re.findall(r"^check\(", text, re.MULTILINE))
     assert 3 <= exercises == page.text.count("not answered yet")
     assert page.text.count('class="cell_output') > exercises
+    assert "TqdmWarning" not in page.text
     assert "<math" in page.text or "$$" not in text
     assert "<img" in page.text or "plt.show()" not in text
     assert f"{source.stem}.ipynb" in page.links

@@ -50,14 +50,14 @@ class Slider:
 
 
 def slider(name: str, figures: Mapping[object, Figure]) -> Slider:
-    """Return figures behind a slider, and close them.
+    """Return figures with a slider, and close them.
 
     Args:
         name: of what changes from one to the next, "beta". figures: by its values, in order.
     Raises: ValueError for no figures.
     """
     if not figures:
-        raise ValueError("figures={}: allowed is at least one figure")
+        raise ValueError("figures={}: at least one figure is needed")
     return Slider(name, {str(value): _image(f"{name} {value}", figure) for value, figure in figures.items()})
 
 

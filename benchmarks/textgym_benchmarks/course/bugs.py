@@ -79,7 +79,7 @@ class TablePPO:
 
     def __init__(self, task: Task, parts: Parts, plain: bool = False) -> None:
         if task.mask is not None:
-            raise ValueError(f"task {task.name!r}: it has a grammar mask; allowed are tasks without one")
+            raise ValueError(f"task {task.name!r}: it has a grammar mask, and only tasks without one are allowed")
         self.task, self.plain, self.iteration = task, plain, 0
         self.parts: Parts = {**right_parts(), **parts}
         tree, reference = prefix_tree(task), make_reference(task)

@@ -17,7 +17,7 @@ def q_update__right2(q, s, a, r, s_next, ended, alpha, gamma):
 
 
 def q_update__wrong1(q, s, a, r, s_next, ended, alpha, gamma):
-    """Q(s, a): a future behind the end"""
+    """Q(s, a): a future after the end"""
     return q[s, a] + alpha * (r + gamma * q[s_next].max() - q[s, a])
 
 

@@ -69,7 +69,7 @@ def reward_to_go_estimate__wrong3(scores, rewards):
 
 
 def reward_to_go_estimate__wrong4(scores, rewards):
-    """grad J: rewards behind the next step"""
+    """grad J: rewards after the next step"""
     to_go = rewards[:, ::-1].cumsum(axis=1)[:, ::-1] - rewards
     return (to_go[:, :, None] * scores).sum(axis=1).mean(axis=0)
 

@@ -90,15 +90,15 @@ def soft_induction__right2(first, second, returns, beta):
     def soft(probabilities, values):
         return beta * math.log(sum(p * math.exp(v / beta) for p, v in zip(probabilities, values, strict=True)))
 
-    behind = [soft(second[i], returns[i]) for i in range(len(first))]
-    start = soft(first, behind)
-    return start, [p * math.exp((v - start) / beta) for p, v in zip(first, behind, strict=True)]
+    after = [soft(second[i], returns[i]) for i in range(len(first))]
+    start = soft(first, after)
+    return start, [p * math.exp((v - start) / beta) for p, v in zip(first, after, strict=True)]
 
 
 def soft_induction__wrong1(first, second, returns, beta):
     """V*: the reference goes on"""
-    behind = (second * returns).sum(axis=1)
-    weights = first * np.exp(behind / beta)
+    after = (second * returns).sum(axis=1)
+    weights = first * np.exp(after / beta)
     return beta * np.log(weights.sum()), weights / weights.sum()
 
 
@@ -110,15 +110,15 @@ def soft_induction__wrong2(first, second, returns, beta):
 
 def soft_induction__wrong3(first, second, returns, beta):
     """pi*: the reference of the first word is left out"""
-    behind = beta * np.log((second * np.exp(returns / beta)).sum(axis=1))
-    weights = np.exp(behind / beta)
+    after = beta * np.log((second * np.exp(returns / beta)).sum(axis=1))
+    weights = np.exp(after / beta)
     return beta * np.log((first * weights).sum()), weights / weights.sum()
 
 
 def soft_induction__wrong4(first, second, returns, beta):
     """V*: no reference of the second word"""
-    behind = beta * np.log(np.exp(returns / beta).sum(axis=1))
-    weights = first * np.exp(behind / beta)
+    after = beta * np.log(np.exp(returns / beta).sum(axis=1))
+    weights = first * np.exp(after / beta)
     return beta * np.log(weights.sum()), weights / weights.sum()
 
 

@@ -104,7 +104,7 @@ def gae_advantages__right2(rewards, values, gamma, lam):
 
 
 def gae_advantages__wrong1(rewards, values, gamma, lam):
-    """A: bootstraps behind the end"""
+    """A: bootstraps after the end"""
     following = np.append(values[1:], values[-1])
     deltas, later = rewards + gamma * following - values, 0.0
     found = np.zeros(len(deltas))

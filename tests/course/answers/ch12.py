@@ -24,7 +24,7 @@ def tempered_log_probs__wrong1(logits, temperature):
 
 
 def tempered_log_probs__wrong2(logits, temperature):
-    """log pi: divided behind the softmax"""
+    """log pi: divided after the softmax"""
     return torch.tensor(logits).log_softmax(-1) / temperature
 
 
@@ -85,7 +85,7 @@ def scores_on_tokens__wrong2(scores, lengths, width):
 
 
 def scores_on_tokens__wrong3(scores, lengths, width):
-    """r: one behind the end"""
+    """r: one after the end"""
     return np.roll(np.eye(width)[lengths - 1] * scores[:, None], 1, axis=1)
 
 
@@ -169,7 +169,7 @@ def gae_rows__right2(rewards, values, lengths, lam):
 
 
 def gae_rows__wrong1(rewards, values, lengths, lam):
-    """A: V of the padding behind the end"""
+    """A: V of the padding after the end"""
     found, later = np.zeros(rewards.shape), 0.0
     real = np.arange(rewards.shape[1]) < lengths[:, None]
     following = np.pad(values[:, 1:], ((0, 0), (0, 1)))

@@ -121,7 +121,7 @@ EXERCISES = (
         "The size of the tree of texts.",
         _count,
         {
-            "texts go on behind a stop token": lambda going_on, stopping, horizon: sum(
+            "texts go on after a stop token": lambda going_on, stopping, horizon: sum(
                 (going_on + stopping) ** t for t in range(horizon + 1)
             ),
             "the prompt is left out": lambda going_on, stopping, horizon: sum(

@@ -17,7 +17,7 @@ def _updates() -> list[Case]:
     # s, a, r, s', ended, alpha, gamma, and the new value by hand
     given = [
         (0, 1, 0.5, 1, False, 0.5, 0.9, 1.65),  # target 0.5 + 0.9 * 2 = 2.3; 1 + (2.3 - 1) / 2
-        (1, 0, 1.0, 2, True, 0.25, 0.9, 1.75),  # target 1, nothing behind the end
+        (1, 0, 1.0, 2, True, 0.25, 0.9, 1.75),  # target 1, nothing after the end
         (2, 0, -1.0, 0, False, 1.0, 1.0, 0.0),  # target -1 + 1
     ]
     cases = []
@@ -121,7 +121,7 @@ EXERCISES = (
             "both kinds are taken to be linear": lambda kind, start, end, progress: scheduled(
                 "linear", start, end, progress
             ),
-            "it goes on falling behind the end": lambda kind, start, end, progress: (
+            "it goes on falling after the end": lambda kind, start, end, progress: (
                 start + (end - start) * progress if kind == "linear" else start * (end / start) ** progress
             ),
         },

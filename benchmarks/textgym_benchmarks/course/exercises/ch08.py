@@ -13,29 +13,33 @@ from textgym_benchmarks.course.exercises import Case, Exercise
 
 
 def _reward_score() -> list[Case]:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     cases = []
     for length, width in ((3, 5), (4, 4), (1, 3)):
-        hidden, weights = rng.normal(size=(width, 2)), rng.normal(size=2)
+        hidden, weights = rng.normal(size=(width, 2)).round(1), rng.choice([-1.5, -0.5, 0.5, 2.0], 2)
         last = hidden[length - 1].tolist()
         right = last[0] * weights[0] + last[1] * weights[1]  # by hand
-        cases.append(Case(f"{length} real tokens of {width}", (hidden, length, weights), {"r": right}))
+        said = f"hidden {hidden.tolist()}, length {length}, weights {weights.tolist()}"
+        cases.append(Case(said, (hidden, length, weights), {"r": right}))
     return cases
 
 
 def _preference_gradient() -> list[Case]:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(4)
     cases = []
-    for said, size in {"small margins": 0.3, "large margins": 2.0}.items():
-        weights, preferred, other = rng.normal(size=(3, 4)) * size
+    for size in (1.0, 2.0):
+        weights, preferred, other = (rng.normal(size=(3, 3)) * size).round(1)
         w = torch.tensor(weights, requires_grad=True)
         loss = -logsigmoid(w @ (torch.tensor(preferred) - torch.tensor(other)))
         (gradient,) = torch.autograd.grad(loss, w)
         right = {"loss": float(loss.detach()), "grad w": gradient.numpy()}
+        said = f"w {weights.tolist()}, preferred {preferred.tolist()}, other {other.tolist()}"
         cases.append(Case(said, (weights, preferred, other), right))
     equal = np.array([1.0, -2.0])
     flat = {"loss": np.log(2), "grad w": -0.5 * (equal + equal)}  # by hand: d = 0, so sigmoid is 1/2
-    cases.append(Case("equal scores", (np.array([2.0, 1.0]), equal, -equal), flat))
+    cases.append(
+        Case("equal scores: w [2, 1], preferred [1, -2], other [-1, 2]", (np.array([2.0, 1.0]), equal, -equal), flat)
+    )
     return cases
 
 

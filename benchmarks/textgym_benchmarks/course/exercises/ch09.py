@@ -66,14 +66,15 @@ def _kl_estimates() -> list[Case]:
     cases = []
     for seed in (0, 1):
         rng = np.random.default_rng(seed)
-        log_policy, log_reference = rng.normal(-3, 1, 6), rng.normal(-4, 1, 6)
+        log_policy, log_reference = rng.normal(-3, 1, 4).round(1), rng.normal(-4, 1, 4).round(1)
         ratio = torch.tensor(log_reference).exp() / torch.tensor(log_policy).exp()
         right = {
             "k1": -ratio.log().mean().item(),
             "k2": (ratio.log().square() / 2).mean().item(),
             "k3": (ratio - 1 - ratio.log()).mean().item(),
         }
-        cases.append(Case(f"six texts of seed {seed}", (log_policy, log_reference), right))
+        said = f"log policy {log_policy.tolist()}, log reference {log_reference.tolist()}"
+        cases.append(Case(said, (log_policy, log_reference), right))
     return cases
 
 
@@ -113,7 +114,7 @@ def _tilted(reference: Floats, returns: Floats, beta: float) -> tuple[Floats, fl
 
 
 def _mean_induction(first: Floats, second: Floats, returns: Floats, beta: float) -> tuple[float, Floats]:
-    """Go on with the reference behind the first word."""
+    """Go on with the reference after the first word."""
     policy, log_mean = _tilted(first, (second * returns).sum(axis=1), beta)
     return beta * log_mean, policy
 
@@ -155,8 +156,8 @@ EXERCISES = (
         "The optimum by backward induction.",
         _soft_induction,
         {
-            "the reference goes on behind the first word": _mean_induction,
-            "the largest return behind a word is taken, not the soft maximum": lambda first, second, returns, beta: (
+            "the reference goes on after the first word": _mean_induction,
+            "the largest return after a word is taken, not the soft maximum": lambda first, second, returns, beta: (
                 beta * _tilted(first, returns.max(axis=1), beta)[1],
                 _tilted(first, returns.max(axis=1), beta)[0],
             ),

@@ -18,11 +18,15 @@ def _probabilities(logits: Floats, actions: Ints) -> Floats:
 
 def _probability_ratios() -> list[Case]:
     rng = np.random.default_rng(0)
-    old, actions = rng.normal(size=(4, 3)), np.array([0, 2, 1, 2])
-    given = {"the same logits": old, "other logits": rng.normal(size=(4, 3)), "the same logits and 5": old + 5}
+    old, actions = rng.normal(size=(3, 3)).round(1), np.array([0, 2, 1])
+    given = (rng.normal(size=(3, 3)).round(1), old + 5, old)
     return [
-        Case(said, (new, old, actions), {"rho": _probabilities(new, actions) / _probabilities(old, actions)})
-        for said, new in given.items()
+        Case(
+            f"new logits {new.round(1).tolist()}, old logits {old.tolist()}, actions {actions.tolist()}",
+            (new, old, actions),
+            {"rho": _probabilities(new, actions) / _probabilities(old, actions)},
+        )
+        for new in given
     ]
 
 
@@ -31,13 +35,13 @@ def _clipped_surrogate_loss() -> list[Case]:
     given = [
         (np.array([1.0, 1.5, 0.5, 1.1]), np.array([1.0, 1.0, 1.0, 1.0]), 0.2),
         (np.array([1.5, 0.5]), np.array([-1.0, -1.0]), 0.2),
-        (rng.lognormal(0, 0.4, 50), rng.normal(size=50), 0.3),
+        (rng.lognormal(0, 0.4, 8).round(2), rng.normal(size=8).round(1), 0.3),
     ]
     cases = []
     for ratios, advantages, clip in given:
         loss = clipped_policy_loss(torch.tensor(ratios).log(), torch.tensor(advantages), clip).mean()
         right = {"loss": float(loss), "clip fraction": np.mean((ratios < 1 - clip) | (ratios > 1 + clip))}
-        said = f"{len(ratios)} ratios and clip {clip}"
+        said = f"ratios {ratios.tolist()}, advantages {advantages.tolist()}, clip {clip}"
         cases.append(Case(said, (ratios, advantages, clip), right))
     return cases
 
@@ -45,11 +49,12 @@ def _clipped_surrogate_loss() -> list[Case]:
 def _gae_advantages() -> list[Case]:
     rng = np.random.default_rng(2)
     cases = []
-    for gamma, lam in ((0.5, 0.5), (0.9, 0.0), (0.9, 1.0), (1.0, 0.95)):
-        rewards, values = rng.normal(size=(2, 4))
+    for gamma, lam in ((0.9, 0.5), (0.5, 0.8), (0.9, 0.0), (0.9, 1.0), (1.0, 0.95)):
+        rewards, values = rng.normal(size=(2, 4)).round(1)
         time = gamma ** np.arange(4)  # the package counts from time 0
         own = gae((time * rewards)[None], (time * values)[None], np.array([4]), lam)[0] / time
-        cases.append(Case(f"gamma {gamma} and lambda {lam}", (rewards, values, gamma, lam), {"A": own}))
+        said = f"rewards {rewards.tolist()}, values {values.tolist()}, gamma {gamma}, lambda {lam}"
+        cases.append(Case(said, (rewards, values, gamma, lam), {"A": own}))
     return cases
 
 
@@ -69,22 +74,29 @@ def _rlhf_token_rewards() -> list[Case]:
 def _explained_variance() -> list[Case]:
     returns = np.array([0.0, 1.0, 2.0, 5.0])
     rng = np.random.default_rng(3)
-    noisy = returns + rng.normal(size=4)
+    noisy = (returns + rng.normal(size=4)).round(1)
     scatter = np.mean((returns - noisy) ** 2) - np.mean(returns - noisy) ** 2
     power = np.mean(returns**2) - np.mean(returns) ** 2
     given = {
+        "a critic with errors": (noisy, 1 - scatter / power),
         "a perfect critic": (returns.copy(), 1.0),
         "a critic that says 7": (np.full(4, 7.0), 0.0),
         "a critic that is off by 3": (returns + 3, 1.0),
         "a critic with the other sign": (-returns, -3.0),  # by hand: 1 - 2^2
-        "a critic with errors": (noisy, 1 - scatter / power),
     }
-    return [Case(said, (returns, values), {"explained variance": right}) for said, (values, right) in given.items()]
+    return [
+        Case(
+            f"{said}, returns {returns.tolist()}, values {values.tolist()}",
+            (returns, values),
+            {"explained variance": right},
+        )
+        for said, (values, right) in given.items()
+    ]
 
 
-def _gae_as(rewards: Floats, values: Floats, gamma: float, lam: float, behind: bool = False) -> Floats:
-    """Return GAE; `behind`: with the last value behind the end."""
-    following = np.append(values[1:], values[-1] if behind else 0.0)
+def _gae_as(rewards: Floats, values: Floats, gamma: float, lam: float, repeat: bool = False) -> Floats:
+    """Return GAE; `repeat`: with the last value once more after the end."""
+    following = np.append(values[1:], values[-1] if repeat else 0.0)
     deltas = rewards + gamma * following - values
     wait = np.arange(len(deltas)) - np.arange(len(deltas))[:, None]
     return np.asarray(np.where(wait >= 0, float(gamma * lam) ** np.maximum(wait, 0), 0.0) @ deltas)
@@ -131,7 +143,9 @@ EXERCISES = (
         "Generalised advantage estimates.",
         _gae_advantages,
         {
-            "V of the last state stands behind the end": lambda r, v, gamma, lam: _gae_as(r, v, gamma, lam, True),
+            "V of the last state is used once more after the end": lambda r, v, gamma, lam: _gae_as(
+                r, v, gamma, lam, True
+            ),
             "later TD errors are not discounted by gamma": lambda r, v, gamma, lam: _gae_as(
                 r + (gamma - 1) * np.append(v[1:], 0.0), v, 1.0, lam
             ),

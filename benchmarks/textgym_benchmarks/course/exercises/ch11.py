@@ -43,7 +43,7 @@ def _penalised() -> list[Case]:
 def _pairs(seed: int, count: int) -> list[Floats]:
     """Return log pi and log ref of preferred and other answers: policy, policy, reference, reference, (count,) each."""
     rng = np.random.default_rng(seed)
-    return [-rng.exponential(5, count) for _ in range(4)]
+    return [-rng.exponential(5, count).round(1) for _ in range(4)]
 
 
 def _dpo() -> list[Case]:
@@ -55,10 +55,12 @@ def _dpo() -> list[Case]:
         Case("pi = ref in three pairs, beta 0.1", (*equal, 0.1), {"loss": math.log(2)}),
     ]
     for seed, beta in ((1, 0.1), (2, 1.0)):
-        given = _pairs(seed, 6)
+        given = _pairs(seed, 2)
         margins = [beta * (a - b - c + d) for a, b, c, d in zip(*given, strict=True)]
-        right = math.fsum(math.log1p(math.exp(-margin)) for margin in margins) / 6
-        cases.append(Case(f"six pairs, beta {beta}", (*given, beta), {"loss": right}))
+        right = math.fsum(math.log1p(math.exp(-margin)) for margin in margins) / 2
+        said = f"log pi {given[0].tolist()} and {given[1].tolist()}, "
+        said += f"log ref {given[2].tolist()} and {given[3].tolist()}, beta {beta}"
+        cases.append(Case(said, (*given, beta), {"loss": right}))
     return cases
 
 
@@ -66,12 +68,13 @@ def _weights() -> list[Case]:
     """Return cases whose right answers come from autograd."""
     cases = []
     for seed, beta in ((3, 0.1), (4, 0.5)):
-        a, b, c, d = (torch.from_numpy(each) for each in _pairs(seed, 4))
+        a, b, c, d = (torch.from_numpy(each) for each in _pairs(seed, 2))
         a.requires_grad_()
         losses = torch.nn.functional.softplus(-beta * ((a - c) - (b - d)))
         (gradient,) = torch.autograd.grad(losses.sum(), a)
         chosen, rejected = (a - c).detach().numpy(), (b - d).numpy()
-        cases.append(Case(f"four pairs, beta {beta}", (chosen, rejected, beta), {"weight": -gradient.numpy()}))
+        said = f"log-ratios {chosen.round(1).tolist()} and {rejected.round(1).tolist()}, beta {beta}"
+        cases.append(Case(said, (chosen, rejected, beta), {"weight": -gradient.numpy()}))
     even = np.zeros(2)
     cases.append(Case("pi = ref, beta 0.2", (even, even, 0.2), {"weight": np.full(2, 0.1)}))
     return cases

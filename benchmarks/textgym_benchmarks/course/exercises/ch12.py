@@ -21,11 +21,11 @@ def _tempered_log_probs() -> list[Case]:
     # By hand: logits log 1, log 2, log 4 at temperature 1/2 are odds of 1 : 4 : 16, at 2 of 1 : sqrt 2 : 2.
     logits = np.log([[1.0, 2.0, 4.0], [4.0, 1.0, 2.0]])
     odds = {0.5: [1.0, 4.0, 16.0], 2.0: [1.0, np.sqrt(2), 2.0], 1.0: [1.0, 2.0, 4.0]}
-    cases = []
+    cases, said = [], "logits log [[1, 2, 4], [4, 1, 2]]"
     for temperature, own in odds.items():
         first = np.log(np.array(own) / sum(own))
         right = np.stack([first, np.roll(first, 1)])
-        cases.append(Case(f"temperature {temperature}", (logits, temperature), {"log pi": right}))
+        cases.append(Case(f"{said}, temperature {temperature}", (logits, temperature), {"log pi": right}))
     return cases
 
 
@@ -34,7 +34,11 @@ def _action_mask() -> list[Case]:
     inside = np.array([[1, 0, 2], [2, 1, 1]])
     given = [(tokens, _LENGTHS, 0), (inside, np.array([3, 2]), 0), (inside, np.array([1, 3]), 9)]
     return [
-        Case(f"lengths {lengths} and pad {pad}", (ids, lengths, pad), {"mask": _real(lengths, ids.shape[1])})
+        Case(
+            f"tokens {ids.tolist()}, lengths {lengths.tolist()}, pad {pad}",
+            (ids, lengths, pad),
+            {"mask": _real(lengths, ids.shape[1])},
+        )
         for ids, lengths, pad in given
     ]
 
@@ -43,39 +47,46 @@ def _scores_on_tokens() -> list[Case]:
     scores = np.array([0.5, -1.0, 2.0])
     right = np.array([[0.0, 0.0, 0.5], [-1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])  # by hand
     return [
-        Case("lengths 3, 1, 2 and width 3", (scores, _LENGTHS, 3), {"r": right}),
-        Case("lengths 3, 1, 2 and width 5", (scores, _LENGTHS, 5), {"r": np.pad(right, ((0, 0), (0, 2)))}),
+        Case("scores 0.5, -1, 2, lengths 3, 1, 2, width 3", (scores, _LENGTHS, 3), {"r": right}),
+        Case(
+            "scores 0.5, -1, 2, lengths 3, 1, 2, width 5", (scores, _LENGTHS, 5), {"r": np.pad(right, ((0, 0), (0, 2)))}
+        ),
     ]
 
 
 def _discounted_rewards() -> list[Case]:
     rewards = np.array([[1.0, 2.0, 4.0], [3.0, -1.0, 0.0]])
     half = np.array([[1.0, 1.0, 1.0], [3.0, -0.5, 0.0]])  # by hand
+    said = f"rewards {rewards.tolist()}"
     return [
-        Case("gamma 0.5", (rewards, 0.5), {"gamma^t r": half}),
-        Case("gamma 0", (rewards, 0.0), {"gamma^t r": np.array([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]])}),
-        Case("gamma 1", (rewards, 1.0), {"gamma^t r": rewards.copy()}),
+        Case(f"{said}, gamma 0.5", (rewards, 0.5), {"gamma^t r": half}),
+        Case(f"{said}, gamma 0", (rewards, 0.0), {"gamma^t r": np.array([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]])}),
+        Case(f"{said}, gamma 1", (rewards, 1.0), {"gamma^t r": rewards.copy()}),
     ]
 
 
 def _charged_rewards() -> list[Case]:
     rewards = np.array([[0.0, 1.0], [0.5, 0.0]])
     own, base = np.log([[0.5, 0.25], [0.1, 1.0]]), np.log([[0.25, 0.5], [0.1, 1.0]])
+    said = f"rewards {rewards.tolist()}, pi [[0.5, 0.25], [0.1, 1]], ref [[0.25, 0.5], [0.1, 1]]"
     two = np.log(2)  # by hand: the log-ratios are log 2, -log 2 and 0
     return [
-        Case("beta 0.1", (rewards, own, base, 0.1), {"r": np.array([[-0.1 * two, 1 + 0.1 * two], [0.5, 0.0]])}),
-        Case("beta 0", (rewards, own, base, 0.0), {"r": rewards.copy()}),
+        Case(
+            f"{said}, beta 0.1", (rewards, own, base, 0.1), {"r": np.array([[-0.1 * two, 1 + 0.1 * two], [0.5, 0.0]])}
+        ),
+        Case(f"{said}, beta 0", (rewards, own, base, 0.0), {"r": rewards.copy()}),
     ]
 
 
 def _gae_rows() -> list[Case]:
     rng = np.random.default_rng(0)
-    rewards, values = rng.normal(size=(2, 3, 4))
+    rewards, values = rng.normal(size=(2, 3, 4)).round(1)
     real = _real(_LENGTHS, 4)
     cases = []
-    for lam in (0.0, 0.9, 1.0):
+    for lam in (0.9, 0.0, 1.0):
         right = gae(np.where(real, rewards, 0.0), values, _LENGTHS, lam)
-        cases.append(Case(f"lengths {_LENGTHS} and lambda {lam}", (rewards, values, _LENGTHS, lam), {"A": right}))
+        said = f"rewards {rewards.tolist()}, values {values.tolist()}, lengths {_LENGTHS.tolist()}, lambda {lam}"
+        cases.append(Case(said, (rewards, values, _LENGTHS, lam), {"A": right}))
     return cases
 
 
@@ -85,13 +96,17 @@ def _whitened() -> list[Case]:
     right = np.where(mask, (advantages - 3.0) / np.sqrt(8 / 3), 0.0)  # by hand: 1, 3 and 5
     narrow = np.array([[0.5, -1.5], [2.0, 0.0]])
     return [
-        Case("1, 3 and 5, and five zeros of padding", (advantages, mask), {"A": right}),
+        Case("advantages [[1, 3, 0, 0], [5, 0, 0, 0]], of which 1, 3 and 5 are real", (advantages, mask), {"A": right}),
         Case(
             "the same, and one column of padding less",
             (advantages[:, :3].copy(), mask[:, :3].copy()),
             {"A": right[:, :3].copy()},
         ),
-        Case("no padding", (narrow, np.ones((2, 2), dtype=bool)), {"A": (narrow - 0.25) / np.std([0.5, -1.5, 2, 0])}),
+        Case(
+            "advantages [[0.5, -1.5], [2, 0]], all real",
+            (narrow, np.ones((2, 2), dtype=bool)),
+            {"A": (narrow - 0.25) / np.std([0.5, -1.5, 2, 0])},
+        ),
     ]
 
 
@@ -103,9 +118,17 @@ def _ppo_losses() -> list[Case]:
     same = (old.clone(), old.clone(), advantages.clone(), 0.2)
     loss = clipped_policy_loss(new - old, -advantages, 0.1).numpy()
     return [
-        Case("ratios 1.5, 0.5, 1.05, 0.5 and clip 0.2", (new, old, advantages, 0.2), {"loss": by_hand}),
-        Case("ratios of 1", same, {"loss": np.array([-1.0, -1.0, 2.0, 1.0])}),
-        Case("clip 0.1 and the other signs", (new.clone(), old.clone(), -advantages, 0.1), {"loss": loss}),
+        Case(
+            "pi 0.3, 0.1, 0.42, 0.2, old pi 0.2, 0.2, 0.4, 0.4, A 1, 1, -2, -1, clip 0.2",
+            (new, old, advantages, 0.2),
+            {"loss": by_hand},
+        ),
+        Case("ratios of 1, A 1, 1, -2, -1, clip 0.2", same, {"loss": np.array([-1.0, -1.0, 2.0, 1.0])}),
+        Case(
+            "pi 0.3, 0.1, 0.42, 0.2, old pi 0.2, 0.2, 0.4, 0.4, A -1, -1, 2, 1, clip 0.1",
+            (new.clone(), old.clone(), -advantages, 0.1),
+            {"loss": loss},
+        ),
     ]
 
 
@@ -114,9 +137,15 @@ def _micro_batch_loss() -> list[Case]:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     wider = torch.nn.functional.pad(losses, (0, 2), value=7.0), torch.nn.functional.pad(mask, (0, 2))
     return [  # by hand: 1 + 2 + 3 = 6
-        Case("three real tokens with the sum 6, of 12 tokens", (losses, mask, 12), {"loss": 0.5}),
+        Case(
+            "losses [[1, 2, 9], [3, 9, 9]], of which 1, 2 and 3 are real, 12 tokens", (losses, mask, 12), {"loss": 0.5}
+        ),
         Case("the same, and two more columns of padding", (*wider, 12), {"loss": 0.5}),
-        Case("the whole batch", (losses.clone(), mask.clone(), 3), {"loss": 2.0}),
+        Case(
+            "losses [[1, 2, 9], [3, 9, 9]], of which 1, 2 and 3 are real, 3 tokens",
+            (losses.clone(), mask.clone(), 3),
+            {"loss": 2.0},
+        ),
     ]
 
 
@@ -125,7 +154,7 @@ def _mean_kl() -> list[Case]:
     mask = _real(_LENGTHS, 3)
     noisy = np.where(mask, ratios, 5.0)
     return [  # by hand: (1.2 + 0.4 - 0.1) / 3
-        Case("answers of 3, 1 and 2 tokens", (ratios, mask), {"KL": 0.5}),
+        Case(f"log-ratios {ratios.tolist()}, answers of 3, 1 and 2 tokens", (ratios, mask), {"KL": 0.5}),
         Case("the same, with other numbers in the padding", (noisy, mask.copy()), {"KL": 0.5}),
     ]
 
@@ -135,8 +164,8 @@ def _scan(rewards: Floats, values: Floats, lengths: Ints, lam: float, reset: boo
     result, later = np.zeros(rewards.shape), np.zeros(len(rewards))
     real = _real(lengths, rewards.shape[1])
     for t in reversed(range(rewards.shape[1])):
-        behind = values[:, t + 1] if t + 1 < rewards.shape[1] else 0.0
-        later = (real[:, t] if reset else 1.0) * (rewards[:, t] + behind - values[:, t] + lam * later)
+        following = values[:, t + 1] if t + 1 < rewards.shape[1] else 0.0
+        later = (real[:, t] if reset else 1.0) * (rewards[:, t] + following - values[:, t] + lam * later)
         result[:, t] = later
     return np.asarray(result * real)
 
@@ -205,10 +234,12 @@ EXERCISES = (
     ),
     Exercise(
         "gae_rows",
-        "Nothing comes behind the end.",
+        "Nothing comes after the end.",
         _gae_rows,
         {
-            "V of the padding stands behind the end of a short row": lambda r, v, n, lam: _scan(r, v, n, lam, True),
+            "V of the padding is taken for V after the end of a short row": lambda r, v, n, lam: _scan(
+                r, v, n, lam, True
+            ),
             "advantages of the padding leak into the row": lambda r, v, n, lam: _scan(r, v, n, lam, False),
         },
     ),

@@ -27,7 +27,7 @@ def expected_reward(rho, transitions, pi, r, steps):
 
 
 def number_of_states(going_on, stopping, horizon):
-    """Return how many states there are behind one prompt."""
+    """Return how many states there are after one prompt."""
     total = running = 1
     for _ in range(horizon):
         total += running * (going_on + stopping)

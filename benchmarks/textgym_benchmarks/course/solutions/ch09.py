@@ -19,8 +19,8 @@ def gibbs_policy(reference, returns, beta):
 
 def soft_induction(first, second, returns, beta):
     """Return a tuple: V*(s_0) and pi*(a_0) (K,)."""
-    behind = beta * np.log((second * np.exp(returns / beta)).sum(axis=1))
-    weights = first * np.exp(behind / beta)
+    after = beta * np.log((second * np.exp(returns / beta)).sum(axis=1))
+    weights = first * np.exp(after / beta)
     return beta * np.log(weights.sum()), weights / weights.sum()
 
 

@@ -34,7 +34,7 @@ def charged_rewards(rewards, log_probs, ref_log_probs, beta):
 
 
 def gae_rows(rewards, values, lengths, lam):
-    """Return (B, T) GAE advantages of finished answers, 0 behind their ends; nothing is discounted."""
+    """Return (B, T) GAE advantages of finished answers, 0 after their ends; nothing is discounted."""
     advantages = np.zeros(rewards.shape)
     for row, length in enumerate(lengths):
         later, next_value = 0.0, 0.0
