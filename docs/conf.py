@@ -32,8 +32,8 @@ CHAPTERS = "benchmarks/textgym_benchmarks/course/chapters"
 NOTEBOOK = (
     "*This page is a notebook, and what it shows is what its code printed.* "
     '<a href="{name}.ipynb" download>Download {name}.ipynb</a>, without answers, and open it in Jupyter, or upload '
-    "it to Google Colab at `https://colab.research.google.com/#upload=true` and begin there with "
-    '`%pip install "textgym[course]"`.'
+    "it to Google Colab at `https://colab.research.google.com/#upload=true` and install TextGym there, with "
+    "its extra `course`."
 )
 
 project = "TextGym"
