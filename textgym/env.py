@@ -104,6 +104,9 @@ class TokenEnv(gym.Env[Observation, int]):
     `terminated` is True when a stop id is written, or when max_new_tokens are. `truncated` is always False. The last
     step's info: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of float), and `gold`
     (float) where the task has a gold reward. Other steps have an empty info.
+    In a task with turns (`textgym.turns`) a stop id, another id that the task names, or a turn's budget ends the turn;
+    the environment's tokens follow in the same step, and `terminated` is True when it ends the episode ("stop"), or
+    after the last turn.
 
     ### Arguments
     `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `segments`: whether observations have
@@ -190,7 +193,9 @@ class TokenEnv(gym.Env[Observation, int]):
             )
         ended = bool(store.append(0, token))
         if ended and self.task.turns is not None:
+            self._running = False  # until the turn is answered
             ended = bool(self._episodes.answer(np.zeros(1, dtype=np.int64)).size)
+            self._running = not ended
         if not (ended or self._acts_every_step):
             return store.observation(0), 0.0, False, False, {}
         self._running = not ended

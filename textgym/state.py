@@ -324,7 +324,7 @@ class TokenStore:
         length = start + len(completion)
         ids, mask, authors, slot_code = self._row_views[row]
         self.prompts[row], self.environment[row] = prompt, environment
-        self.replies[row] = count_runs(environment)
+        self.replies[row] = count_runs(environment) if environment else 0
         self._cursor[row] = row * self.width + length
         ids[:length] = prompt.ids + completion
         ids[length:] = self.pad_id

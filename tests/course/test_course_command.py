@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import jupytext
 import pytest
 from textgym_benchmarks.course import slider
 from textgym_benchmarks.course.chapters import all_chapters, read_notebook, student_notebook
-from textgym_benchmarks.course.grading import compare, grade_file
+from textgym_benchmarks.course.exercises import Case, Exercise
+from textgym_benchmarks.course.grading import answers, compare, grade_file, judge
 
 from textgym.cli import main
 
@@ -135,6 +137,40 @@ def test_what_a_notebook_can_do_a_file_can(tmp_path):
     assert found["trajectory_log_probability"][1].startswith("SyntaxError: '(' was never closed (line 2 of its cell)")
 
 
+def test_a_slip_is_named_where_it_gives_all_answers():
+    cases = [Case("0", (0,), {"y": 1.0}), Case("2", (2,), {"y": 5.0})]
+    exercise = Exercise("line", "2 x + 1", lambda: cases, {"1 is left out": lambda x: 2 * x})
+
+    def hint(function):
+        return judge(exercise, answers(exercise, function)).hint
+
+    assert hint(lambda x: 2 * x) == "y: found 0, expected 1. Given 0. That is what comes out if 1 is left out."
+    assert hint(lambda x: 3 * x) == "y: found 0, expected 1. Given 0."  # equal in the first case alone
+
+
+def test_what_an_answer_has_started_ends_with_its_process(tmp_path):
+    cell = f"""
+def longest_wait(gamma, share):
+    import os, time
+    if not os.fork():
+        time.sleep(600)
+    time.sleep(600)
+
+def textbook_values(values, gamma):
+    import os
+    child = os.fork()
+    if not child:
+        import time; time.sleep(600)
+    open({str(tmp_path / "child")!r}, "w").write(str(child))
+    return values / gamma ** __import__("numpy").arange(len(values))
+"""
+    late, right = grade_file(write(tmp_path / "mine.ipynb", cell), deadline=8)
+    assert (late.state, late.hint) == ("wrong", "it did not return within 8 s.")
+    assert right.state == "right"
+    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 def test_a_file_that_cannot_be_graded_stands_in_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.ipynb", RIGHT)
@@ -163,12 +199,6 @@ def test_a_copied_chapter_has_no_link_that_leads_nowhere():
     for chapter in all_chapters():
         for cell in student_notebook(chapter).cells:
             assert cell.cell_type != "markdown" or not re.search(r"\]\((?!http)", cell.source), cell.source
-
-
-def test_an_answer_that_takes_for_ever_runs_out_of_time(tmp_path):
-    path = write(tmp_path / "mine.ipynb", "def discounted_returns(rewards, gamma):\n    while True: pass", "x = 1")
-    (grade,) = grade_file(path, deadline=8)
-    assert (grade.state, grade.hint[:32]) == ("wrong", "it did not return within 8 s. Gi")
 
 
 @pytest.mark.parametrize(

@@ -265,10 +265,11 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
         for rows in tree.batches(depth):
             _LOG.info("asking the %s at depth %d for %d of %d states", argument, depth, len(rows), len(level.running))
             edges, place = tree.edges(depth, rows)
-            where = np.arange(edges.start, edges.stop)
+            where: slice | Ints = edges
             if level.environment is not None:
                 own = ~level.environment[rows]
-                where, place = where[own[place]], (np.cumsum(own) - 1)[place[own[place]]]
+                where = np.arange(edges.start, edges.stop)[own[place]]
+                place = (np.cumsum(own) - 1)[place[own[place]]]
                 rows = rows[own]
             if len(rows):
                 table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
