@@ -165,7 +165,7 @@ def textbook_values(values, gamma):
     return values / gamma ** __import__("numpy").arange(len(values))
 """
     late, right = grade_file(write(tmp_path / "mine.ipynb", cell), deadline=8)
-    assert (late.state, late.hint) == ("wrong", "it did not return within 8 s.")
+    assert (late.state, late.hint) == ("wrong", "it did not return within 8 s. Given gamma 0.9 and share 0.5.")
     assert right.state == "right"
     state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"

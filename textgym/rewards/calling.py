@@ -25,7 +25,6 @@ from textgym.rewards.base import (
     sum_terms,
 )
 from textgym.rewards.registry import RewardSpec, make_reward
-from textgym.turns import Spoken
 
 Faults = dict[int, RewardError]
 
@@ -298,8 +297,6 @@ def copy_columns(columns: Columns) -> dict[str, object]:
             copies[name] = list(map(list, cast("list[list[int]]", column)))
         elif isinstance(column, np.ndarray):
             copies[name] = column.tolist()
-        elif isinstance(column, Spoken):  # it cannot be changed
-            copies[name] = column
         elif isinstance(column, list | tuple):
             flat = _IMMUTABLE.issuperset(map(type, column))
             copies[name] = list(column) if flat else [_copied(value, _DEPTH) for value in column]
