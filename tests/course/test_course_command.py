@@ -157,11 +157,9 @@ def longest_wait(gamma, share):
     time.sleep(600)
 
 def textbook_values(values, gamma):
-    import os
-    child = os.fork()
-    if not child:
-        import time; time.sleep(600)
-    open({str(tmp_path / "child")!r}, "w").write(str(child))
+    from subprocess import DEVNULL, Popen
+    child = Popen(["sleep", "600"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    open({str(tmp_path / "child")!r}, "w").write(str(child.pid))
     return values / gamma ** __import__("numpy").arange(len(values))
 """
     late, right = grade_file(write(tmp_path / "mine.ipynb", cell), deadline=8)
