@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,16 @@ def child(*words: str, before: str = "", stdin: str = "") -> subprocess.Complete
 
 COMMAND = (sys.executable, "-P", "-c", "import sys; from textgym.cli import main; sys.exit(main())")
 """Starts the command line as the script `textgym` does: no module is taken from the current folder."""
+
+
+@contextmanager
+def started(*words: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
+    """The command line in its own process, which is killed if the test fails before it has ended."""
+    with subprocess.Popen([*COMMAND, *words], env=environment(), text=True, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def shell(

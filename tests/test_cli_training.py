@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from cli_tools import COMMAND, assert_one_line, environment, run
+from cli_tools import assert_one_line, environment, run, started
 
 TINY = ("--batch", "16", "--optimum-per-prompt", "4", "--final-per-prompt", "1", "--eval-per-prompt", "1")
 ALL = (
@@ -212,10 +213,11 @@ def test_a_random_policy_needs_no_torch(capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_training_serves_its_report_until_it_ends(number, code):
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--episodes", "100000000", "--out", "run", "--live")
-    with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, env=environment(), text=True) as process:
+    with started(*words, stderr=subprocess.PIPE) as process:
         said = next(line for line in process.stderr if "live report" in line)
-        address = said.rpartition(" ")[2].strip()
-        until(lambda: "of 100,000,000" in urlopen(address).read().decode())
+        assert re.fullmatch(r"textgym: live report: http://127\.0\.0\.1:\d+/\n", said)
+        address = said.split()[-1]
+        until(lambda: "of 100,000,000" in urlopen(address, timeout=10).read().decode())
         process.send_signal(number)
         assert process.wait(60) == code
     until(lambda: refused(address))
@@ -223,7 +225,7 @@ def test_a_training_serves_its_report_until_it_ends(number, code):
 
 def refused(address: str) -> bool:
     try:
-        urlopen(address).close()
+        urlopen(address, timeout=10).close()
     except URLError as error:
         return isinstance(error.reason, ConnectionRefusedError)
     except ConnectionError:  # it ended at this moment

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.live_runs import begin, end, learn, served
-from cli_tools import COMMAND, assert_one_line, environment, run
+from cli_tools import assert_one_line, run, started
 from textgym_agents.training.folder import RunFolder
 from textgym_benchmarks.results.store import load_results, read_sources
 from textgym_benchmarks.summaries import summarise
@@ -229,9 +229,7 @@ def test_a_server_that_waits_is_no_stage_of_the_work(begun, capsys, caplog, monk
 
 def test_it_ends_with_the_program_that_started_it(begun):
     words = ("report", str(begun.path), "--live", "--port", "18800", "--until-eof")
-    with subprocess.Popen(
-        [*COMMAND, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    with started(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline().startswith("live report: http://127.0.0.1:188")
         process.stdin.close()
         assert process.wait(20) == 0

@@ -78,8 +78,9 @@ def duration(seconds: float) -> str:
 
 
 def note(text: str) -> None:
-    """Print a line that is no error to the standard error."""
-    print(f"textgym: {escaped(text)}", file=sys.stderr, flush=True)
+    """Print a line that is no error to the standard error, at once: another process may write there, too."""
+    sys.stderr.write(f"textgym: {escaped(text)}\n")
+    sys.stderr.flush()
 
 
 class Status(logging.Handler):

@@ -93,7 +93,7 @@ def serve(flags: ReportFlags) -> None:
     with LiveServer(flags.run, flags.port) as server, contextlib.suppress(KeyboardInterrupt):
         output().print(untrusted(f"live report: http://{NAMES[0]}:{server.server_port}/"), soft_wrap=True)
         for run in flags.run:
-            if not run.exists():
+            if not run.exists() and not flags.until_eof:  # who has started this makes the run
                 note(f"waiting for {run}: nothing is there yet")
         sys.stdout.flush()
         logging.getLogger(__name__).info("")  # waiting is no stage of the work
