@@ -249,7 +249,7 @@ def test_equal_tokens_are_those_that_every_learner_reaches():
     (found,) = summarise(results_of(cells)).equal_tokens
     # The second run of lm-ppo ends first, at 200: the first is half way from 0.4 to 0.8 there, rloo from 0.1 to 0.5.
     # The others have no curve there, and sb3-ddpg, which ends earlier, has no optimality to compare.
-    assert (found.problem, found.tokens) == (0, 200)
+    assert (found.problem, found.spent) == (0, 200)
     assert found.optimality == {
         "lm-ppo": pytest.approx((0.6 + 0.6) / 2),
         "rloo": pytest.approx(0.3),
@@ -257,7 +257,33 @@ def test_equal_tokens_are_those_that_every_learner_reaches():
     }
     cells = [cell for cell in cells if cell["cell"]["agent"] == "best-of-n"]
     (found,) = summarise(results_of(cells)).equal_tokens
-    assert (found.tokens, found.optimality) == (None, {"best-of-n": None})
+    assert (found.spent, found.optimality) == (None, {"best-of-n": None})
+
+
+def test_equal_cpu_time_is_the_median_of_what_runs_took():
+    def learns(tokens, clock, scores, **timing):
+        rows = [{"episode": at, "tokens": tokens * at, "optimality": score} for at, score in enumerate(scores)]
+
+        def change(result):
+            result["measures"] |= {"curve": rows, "tokens": tokens * (len(rows) - 1)}
+            result["timing"] = {"curve_seconds": clock} | timing
+
+        return change
+
+    cells = make_results(["lm-ppo", "rloo", "q-learning", "random"], ["textgym/Copy-v0"], 1, failed=0, missing=0)
+    changes = {
+        "lm-ppo": learns(5, [0.0, 8.0], [0.0, 0.8], curve_cpu_seconds=[0.0, 4.0]),
+        # Its clock took 10 s, of which it computed for 5: it was half way at 2.5 s of CPU.
+        "rloo": learns(5, [0.0, 5.0, 10.0], [0.0, 0.5, 0.9], learning_seconds=10.0, learning_cpu_seconds=5.0),
+        "q-learning": learns(5, [0.0, 1.0], [0.0, 0.3], curve_cpu_seconds=[0.0, 1.0]),
+        "random": learns(0, [0.0, 1.0], [0.0, 0.0], curve_cpu_seconds=[0.0, 1.0]),
+    }
+    for cell in cells:
+        changes[cell["cell"]["agent"]](cell)
+    (found,) = summarise(results_of(cells)).equal_cpu_time
+    assert found.spent == 4.0  # of 1, 4 and 5
+    expected = {"lm-ppo": 0.8, "rloo": 0.5 + 0.4 * 1.5 / 2.5, "q-learning": 0.3, "random": None}
+    assert found.optimality == {name: value and pytest.approx(value) for name, value in expected.items()}
 
 
 def test_profiles_fall_from_one_and_pairs_add_up_to_one():

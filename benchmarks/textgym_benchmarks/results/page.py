@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import load_results, suite_summary
 from textgym_benchmarks.statistics import REPLICATES
 from textgym_benchmarks.summaries import summarise
+from textgym_benchmarks.summaries.charts import EqualSpending
 from textgym_benchmarks.summaries.entries import best_first
 
 REMARKS = "remarks.md"
@@ -44,14 +46,17 @@ def results_page(path: Path, remarks: Path | None = None) -> str:
     if remarks is not None and not remarks.exists():
         raise ValueError(f"remarks={str(remarks)!r}: there is no such file")
     hours = sum(result.timing.get("cpu_seconds") or 0.0 for result in results if result.timing) / 3600.0
-    equal = summary.equal_tokens
+
+    def with_curve(rows: Sequence[EqualSpending]) -> list[str]:
+        return [agent for agent in summary.agents if any(each.optimality.get(agent) is not None for each in rows)]
+
     return markdown("textgym_benchmarks.results", "results.md").render(
         name=str(suite.get("name") or path.stem),
         suite=suite,
         summary=summary,
         remarks=by_hand.read_text(encoding="utf-8").strip() if by_hand.exists() else "",
         hours=hours,
-        with_curve=[a for a in summary.agents if any(each.optimality.get(a) is not None for each in equal)],
+        with_curve=with_curve,
         by_place={(entry.problem, entry.agent): entry for entry in summary.entries},
         best_first=best_first,
         floor=f"{summary.floor:g}",

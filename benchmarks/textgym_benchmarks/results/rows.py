@@ -146,6 +146,7 @@ def run_timing(rows: Iterable[Row], learned: Row, budget: int, points: Sequence[
         seconds = curve_seconds(rows, learned, budget)
         timing |= {"tokens_per_second": learned.get("learning/tokens", 0) / spent if spent else None}
         timing |= {**seconds_to_levels(seconds, points), "curve_seconds": seconds}
+        timing["curve_cpu_seconds"] = curve_seconds(rows, learned, budget, "cpu_seconds")
     return timing
 
 

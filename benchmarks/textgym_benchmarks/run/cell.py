@@ -36,7 +36,7 @@ from textgym.files import plain, read_json, read_lines
 from textgym.optimum import Optimum, optimum_of
 from textgym.sources import versions
 from textgym.task import Task
-from textgym_benchmarks.results.rows import crossings, curve, curve_seconds, run_timing, side_by_side, snapshot
+from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.optima import shared_optimum
 from textgym_benchmarks.suite import Cell, Evaluation
@@ -70,7 +70,7 @@ def run_cell(
         optima: folder of the optima that cells share.
         watcher: is told what happens.
         save: keep the last checkpoint, as `run/checkpoint/`. It stays, too, where J* is to be worked out with it.
-        counted: the measures hold the completions `scored` while it learned, the timing `curve_cpu_seconds`.
+        counted: the measures hold the completions `scored` while it learned.
     Returns: the cell's result, format 1, of status "done"; JSON values.
     Raises: whatever task, agent or reward raise.
     """
@@ -94,7 +94,6 @@ def run_cell(
     timing = run_timing(run.metrics(), result.learned, cell.episodes, measures["curve"])
     if counted:
         measures["scored"] = result.learned["learning/scored"]
-        timing["curve_cpu_seconds"] = curve_seconds(run.metrics(), result.learned, cell.episodes, "cpu_seconds")
     timing |= {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
     found = versions()
     return Result(

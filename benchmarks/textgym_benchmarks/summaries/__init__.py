@@ -13,11 +13,12 @@ from textgym_benchmarks.summaries.by_reward import AcrossRewards, across_rewards
 from textgym_benchmarks.summaries.charts import (
     THRESHOLDS,
     Curve,
-    EqualTokens,
+    EqualSpending,
     Pairwise,
     ProfileLine,
     Radar,
     curves,
+    equal_cpu_time,
     equal_tokens,
     pairwise,
     profiles,
@@ -39,7 +40,7 @@ class Summary:
         counts: of all cells. common: labels of the problems that every ranked agent was given: ranks and profiles are
             over these.
         leaderboard: one row per agent. entries: one per agent and problem that a cell asks for.
-        equal_tokens: one per problem. curves: of the learning.
+        equal_tokens, equal_cpu_time: one per problem. curves: of the learning.
         thresholds: of the profiles.
         profiles, pairwise, radar: agents side by side. best: the best agent of every family.
         across: tasks that agents learned under several rewards.
@@ -54,7 +55,8 @@ class Summary:
     common: tuple[str, ...]
     leaderboard: tuple[AgentRow, ...]
     entries: tuple[AgentScores, ...]
-    equal_tokens: tuple[EqualTokens, ...]
+    equal_tokens: tuple[EqualSpending, ...]
+    equal_cpu_time: tuple[EqualSpending, ...]
     curves: tuple[Curve, ...]
     thresholds: tuple[float, ...]
     profiles: tuple[ProfileLine, ...]
@@ -107,6 +109,7 @@ def summarise(results: Sequence[Result], seed: int = 0) -> Summary:
         leaderboard=tuple(rows),
         entries=tuple(table),
         equal_tokens=tuple(equal_tokens(grid, agents)),
+        equal_cpu_time=tuple(equal_cpu_time(grid, agents)),
         curves=tuple(curves(grid, seed, agents)),
         thresholds=THRESHOLDS,
         profiles=tuple(profiles(grid, seed, ranked, compared.problems)),

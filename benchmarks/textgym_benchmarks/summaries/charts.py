@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 
@@ -149,42 +149,86 @@ def _numbers(values: Floats) -> Numbers:
 
 
 @dataclass(frozen=True)
-class EqualTokens:
-    """Where the agents of a problem stand when they have had the same number of tokens scored.
+class EqualSpending:
+    """Where the agents of a problem stand when they have spent the same.
 
     Attributes:
         problem: index into the summary's problems.
-        tokens: the least that a run used which learns and has an optimality; None where there is none.
+        spent: tokens scored, or CPU seconds of learning; None where no run that learns tells both that and optimality.
         optimality: agent -> mean over its runs, read off their curves by linear interpolation; None where a curve does
             not get that far, as that of an agent which learns nothing.
     """
 
     problem: int
-    tokens: float | None
+    spent: float | None
     optimality: dict[str, float | None]
 
 
-def equal_tokens(grid: Grid, agents: Sequence[str]) -> list[EqualTokens]:
-    """Return one for each problem; its agents in the given order."""
+Spent = Callable[[Result], Sequence[float] | None]
+"""What a run had spent at each point of its curve."""
+
+
+def equal_tokens(grid: Grid, agents: Sequence[str]) -> list[EqualSpending]:
+    """Return one for each problem, at the least number of tokens that a run used; agents in the given order."""
+    return [_equal(grid, problem.index, agents, _tokens, min) for problem in grid.problems]
+
+
+def equal_cpu_time(grid: Grid, agents: Sequence[str]) -> list[EqualSpending]:
+    """Return one for each problem, at the median over runs of their CPU seconds of learning; agents in the given order.
+
+    A run that was through with its episodes before has its last value.
+    """
+    return [_equal(grid, problem.index, agents, cpu_seconds, median, held=True) for problem in grid.problems]
+
+
+def _equal(
+    grid: Grid,
+    problem: int,
+    agents: Sequence[str],
+    spent: Spent,
+    budget_of: Callable[[Sequence[float]], float],
+    held: bool = False,
+) -> EqualSpending:
+    runs = {agent: _scored(grid.of(agent, problem), spent) for agent in agents}
+    ends = [points[-1][0] for rows in runs.values() for points in rows if points[-1][0] > 0]
+    budget = budget_of(ends) if ends else None
+    scores = {agent: _score_at(rows, budget, held) for agent, rows in runs.items() if rows}
+    return EqualSpending(problem, budget, scores)
+
+
+def _tokens(result: Result) -> list[float]:
+    return [point["tokens"] for point in at(result.measures, "curve") or ()]
+
+
+def cpu_seconds(result: Result) -> Sequence[float] | None:
+    """Return the CPU seconds of learning at each point of a run's curve; None where the run does not tell.
+
+    Where it tells the seconds of the clock alone, CPU time is taken to have passed evenly in them. A run that scored no
+    token has learned nothing, and spent nothing.
+    """
+    timing = result.timing or {}
+    if not at(result.measures, "tokens"):
+        return [0.0] * len(at(result.measures, "curve") or ())
+    if (found := timing.get("curve_cpu_seconds")) is not None:
+        return list(found)
+    clock, wall, cpu = (timing.get(name) for name in ("curve_seconds", "learning_seconds", "learning_cpu_seconds"))
+    return [each * cpu / wall for each in clock] if clock and wall and cpu else None
+
+
+def _scored(results: Sequence[Result], spent: Spent) -> list[list[tuple[float, float]]]:
+    """Return what was spent and the optimality along each run that has both somewhere."""
     found = []
-    for problem in grid.problems:
-        runs = {agent: _scored(grid.of(agent, problem.index)) for agent in agents}
-        ends = [points[-1][0] for rows in runs.values() for points in rows if points[-1][0] > 0]
-        budget = min(ends, default=None)
-        scores = {agent: _score_at(rows, budget) for agent, rows in runs.items() if rows}
-        found.append(EqualTokens(problem.index, budget, scores))
-    return found
+    for result in results:
+        amounts, curve = spent(result), at(result.measures, "curve") or ()
+        if amounts is not None and len(amounts) == len(curve):
+            pairs = [(amount, point.get("optimality")) for amount, point in zip(amounts, curve, strict=True)]
+            found.append([pair for pair in pairs if None not in pair])
+    return [points for points in found if points]
 
 
-def _scored(results: Sequence[Result]) -> list[list[tuple[float, float]]]:
-    """Return the tokens and the optimality along each run that has both somewhere."""
-    curves = (at(result.measures, "curve") or () for result in results)
-    scored = ([point for point in curve if point.get("optimality") is not None] for curve in curves)
-    return [[(point["tokens"], point["optimality"]) for point in points] for points in scored if points]
-
-
-def _score_at(rows: Sequence[Sequence[tuple[float, float]]], budget: float | None) -> float | None:
-    if budget is None or any(points[-1][0] < budget for points in rows):
+def _score_at(rows: Sequence[Sequence[tuple[float, float]]], budget: float | None, held: bool) -> float | None:
+    ends = [points[-1][0] for points in rows]
+    if budget is None or not all(end > 0 if held else end >= budget for end in ends):
         return None
     return fmean(float(np.interp(budget, *np.transpose(points))) for points in rows)
 
