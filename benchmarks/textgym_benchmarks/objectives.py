@@ -1,0 +1,149 @@
+"""Objectives of papers on the diagnostics, each with as many trials as the others.
+
+    python -m textgym_benchmarks.objectives --out runs/objectives
+    python -m textgym_benchmarks.objectives --out runs/objectives --table
+
+Every objective runs with the same changes of its settings on the split "tune"; the change with the best mean optimality
+over all tasks then runs with fresh seeds. The first line runs what has no result yet; the second prints what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from textgym_agents.registry import agent_class, make_config
+
+from textgym.checks import Floats, JsonObject
+from textgym.commands.console import folded, number, table
+from textgym_benchmarks.results.store import Result, load_results
+from textgym_benchmarks.run.runner import run_suite
+from textgym_benchmarks.statistics import leads
+from textgym_benchmarks.suite import Cell, Evaluation, Suite
+from textgym_benchmarks.suites import DIAGNOSTICS, MEMORY, OBJECTIVES, rows
+from textgym_benchmarks.summaries.grid import at
+
+COMPARED: Final = ("lm-ppo", "rloo", "grpo")
+"""The best of these is what all are held against."""
+CONTESTANTS: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
+    **{name: (name, {}) for name in COMPARED},
+    **OBJECTIVES,
+}
+TRIALS: Final[Sequence[JsonObject]] = ({}, {"update_kl": 1.0}, {"batch": 64}, {"batch": 64, "update_kl": 0.1})
+"""Changes of every objective's settings: how far the first batch moves the policy, and how many batches there are."""
+_TRIAL_SEED: Final = 1000
+_LONG: Final = (*MEMORY, "DeepSea")
+
+
+def trial_label(name: str, place: int) -> str:
+    """Return the name of an objective's trial in tables."""
+    return f"{name} {place}"
+
+
+def trials(tasks: Sequence[str]) -> Suite:
+    """Return the suite of all trials, one seed."""
+    cells = [
+        replace(cell, seed=_TRIAL_SEED)
+        for name in CONTESTANTS
+        for place in range(len(TRIALS))
+        for cell in _cells(name, place, tasks, 1, trial_label(name, place))
+    ]
+    return Suite("objectives-trials", tuple(cells), "The same trials of every objective.", _evaluation("tune"))
+
+
+def finals(chosen: Mapping[str, int], tasks: Sequence[str], seeds: int) -> Suite:
+    """Return the suite of every objective with its chosen trial. Args: chosen: objective -> place in `TRIALS`."""
+    cells = [cell for name, place in chosen.items() for cell in _cells(name, place, tasks, seeds, name)]
+    return Suite("objectives", tuple(cells), "Every objective with its best settings.", _evaluation("eval"))
+
+
+def _evaluation(split: Literal["eval", "tune"]) -> Evaluation:
+    return Evaluation(points=1, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split=split)
+
+
+def _cells(name: str, place: int, tasks: Sequence[str], seeds: int, label: str) -> Iterable[Cell]:
+    agent, own = CONTESTANTS[name]
+    known = make_config(agent_class(agent), {})
+    config = {**own, **{key: value for key, value in TRIALS[place].items() if hasattr(known, key)}}
+    for some, budget in (([t for t in tasks if t not in _LONG], 4096), ([t for t in tasks if t in _LONG], 16_384)):
+        yield from rows(some, [agent], budget, seeds, config, label)
+
+
+def scores(results: Iterable[Result]) -> dict[str, Floats]:
+    """Return label -> optimality after learning (S, T), seeds by tasks in the order of their names; whole rows only."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for each in results:
+        value = None if each.measures is None else at(each.measures, "after", "optimality", "mean")
+        if value is not None:
+            found.setdefault(each.cell.name, {}).setdefault(each.cell.seed, {})[each.cell.task] = value
+    tasks = {task for by_seed in found.values() for row in by_seed.values() for task in row}
+    whole = {
+        label: [[row[task] for task in sorted(tasks)] for row in by_seed.values() if len(row) == len(tasks)]
+        for label, by_seed in found.items()
+    }
+    return {label: np.array(each) for label, each in whole.items() if each}
+
+
+def choose(found: Mapping[str, Floats]) -> dict[str, int]:
+    """Return for every objective the trial with the best mean optimality, of those that have run on every task."""
+    chosen: dict[str, int] = {}
+    for name in CONTESTANTS:
+        means = {
+            place: found[label].mean() for place in range(len(TRIALS)) if (label := trial_label(name, place)) in found
+        }
+        if means:
+            chosen[name] = max(means, key=lambda place: means[place])
+    return chosen
+
+
+def print_scores(found: Mapping[str, Floats], chosen: Mapping[str, int], tasks: Sequence[str]) -> None:
+    """Print the mean optimality of every objective, best first, and how far the best of `COMPARED` is ahead of it."""
+    means = {name: each.mean(1, keepdims=True) for name, each in found.items()}
+    best = max((name for name in COMPARED if name in means), key=lambda name: float(means[name].mean()))
+    heads = (folded(task, justify="right") for task in sorted(tasks))
+    shown = table("", number("mean"), folded(f"{best} ahead by", justify="right"), "settings", *heads)
+    for name in sorted(means, key=lambda name: -float(means[name].mean())):
+        ahead = "-"
+        if name != best and min(len(means[name]), len(means[best])) > 1:
+            lead, low, high = leads(means[best], means[name])[:, 0]
+            ahead = f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]"
+        changes = ", ".join(f"{key} {value}" for key, value in TRIALS[chosen[name]].items()) or "as they come"
+        columns = (f"{value:.2f}" for value in found[name].mean(0))
+        shown.add_row(name, f"{means[name].mean():.3f}", ahead, changes, *columns)
+    Console(highlight=False).print(shown)
+
+
+@dataclass(frozen=True)
+class ObjectivesFlags:
+    """Compare objectives of papers on the diagnostics, with equal trials, or print how they compare."""
+
+    out: Path = Path("runs/objectives")
+    """Folder of the two suites."""
+    tasks: tuple[str, ...] = DIAGNOSTICS
+    """Shipped tasks, by name."""
+    seeds: int = 5
+    """Of the chosen settings."""
+    workers: int | None = None
+    """Processes; by default one for each core."""
+    table: bool = False
+    """Print what is there, and run nothing."""
+
+
+def main() -> None:
+    """Run the script."""
+    flags = tyro.cli(ObjectivesFlags)
+    if not flags.table:
+        run_suite(trials(flags.tasks), flags.out / "trials", workers=flags.workers)
+    chosen = choose(scores(load_results(flags.out / "trials")))
+    if not flags.table:
+        run_suite(finals(chosen, flags.tasks, flags.seeds), flags.out / "finals", workers=flags.workers)
+    print_scores(scores(load_results(flags.out / "finals")), chosen, flags.tasks)
+
+
+if __name__ == "__main__":
+    main()
