@@ -62,6 +62,24 @@ def test_the_script_of_the_site_says_what_it_can_do():
     assert done.stderr.endswith("site 'nothing': allowed are no word and linkcheck\n")
 
 
+def test_workflows_run_scripts_that_are_there():
+    texts = {path.stem: path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    assert sorted(texts) == ["docs", "nightly", "release", "tests"]
+    steps = [line for text in texts.values() for line in re.findall(r"- run: (.+)", text)]
+    assert len(steps) == sum(text.count("run: ") for text in texts.values())
+    for step in steps:
+        script = ROOT / step.split()[0]
+        assert step.startswith("python3 -m venv") or script.stat().st_mode & 0o111, step
+    (listed,) = re.findall(r"part: \[(.*)\]", texts["nightly"])
+    assert listed.split(", ") == ["foreign", "project", "walks", "site", "course", "learning", "sweeps"]
+    done = subprocess.run([ROOT / ".ci" / "sets", "test", "oldest"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "set 'oldest': allowed are lowest, newest and pinned\n")
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_every_direct_dependency_is_pinned():
     pinned = {canonical(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
