@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
+from operator import sub
 from typing import Any, Literal
 
 import numpy as np
@@ -122,7 +123,7 @@ class TokenState:
 
 def count_runs(places: tuple[int, ...]) -> int:
     """Return how many runs of consecutive places there are among ascending `places`."""
-    return bool(places) + sum(later - place > 1 for place, later in pairwise(places))
+    return bool(places) + sum(map((1).__lt__, map(sub, places[1:], places)))
 
 
 def segment_ids(mask: npt.NDArray[np.int8], prompt_lengths: Ints) -> npt.NDArray[np.int8]:
@@ -208,11 +209,22 @@ class TokenStore:
                 ends anyway, for the reason that the turn did. Else the policy begins another turn.
         """
         lengths = np.fromiter(map(len, replies), np.int64, len(replies))
+        if lengths.any():
+            self._write_replies(rows, replies, lengths)
+        self.finish[rows[ends]] = _STOP
+        going = rows[~(ends | last)]
+        if going.size:
+            self.finish[going] = RUNNING
+            self._slot_code[going] = RUNNING
+            budget = np.minimum(self._cursor[going] % self.width + self.turn_tokens, self.width)
+            self._slot_code[going, budget - 1] = _LENGTH
+
+    def _write_replies(self, rows: Ints, replies: Sequence[tuple[int, ...]], lengths: Ints) -> None:
         total = int(lengths.sum())
         before = self._cursor[rows]
         at = np.arange(total) + np.repeat(before - (np.cumsum(lengths) - lengths), lengths)
         tokens = np.fromiter(chain.from_iterable(replies), np.int64, total)
-        if total and not 0 <= tokens.min() <= tokens.max() < len(self._stop_code):
+        if not 0 <= tokens.min() <= tokens.max() < len(self._stop_code):
             raise ValueError(f"responder: a reply holds an id outside 0..{len(self._stop_code) - 1}")
         self._flat_ids[at] = tokens
         self._flat_mask[at] = 1
@@ -222,13 +234,6 @@ class TokenStore:
         for row, start, length in zip(rows.tolist(), (before % self.width).tolist(), lengths.tolist(), strict=True):
             place = start - len(self.prompts[row].ids)
             self.environment[row] += tuple(range(place, place + length))
-        self.finish[rows[ends]] = _STOP
-        going = rows[~(ends | last)]
-        self.finish[going] = RUNNING
-        self._slot_code[going] = RUNNING
-        self._slot_code[going, np.minimum(self._cursor[going] % self.width + self.turn_tokens, self.width) - 1] = (
-            _LENGTH
-        )
 
     def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
         """Append one token, written by the policy, to every row of `rows`, all of them running.

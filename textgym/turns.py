@@ -201,7 +201,8 @@ class TextResponder:
 
     def replies(self, states: Sequence[TokenState]) -> list[Reply]:
         """See `Responder.replies`."""
-        asked = [state for state in states if state.replies < self._most - 1]
+        going = [state.replies < self._most - 1 for state in states]
+        asked = [state for state, on in zip(states, going, strict=True) if on]
         options = {"hidden": [state.hidden for state in asked]} if hasattr(self._reply, "weights") else {}
         found = list(self._reply([self._messages(state) for state in asked], **options)) if asked else []
         if len(found) != len(asked) or not all(text is None or isinstance(text, str) for text in found):
@@ -209,7 +210,7 @@ class TextResponder:
                 f"responder: {shown(found)} for {len(asked)} conversations; allowed is a text or None for each"
             )
         texts = iter(found)
-        return [self._written(state, next(texts)) if state.replies < self._most - 1 else Reply() for state in states]
+        return [self._written(state, next(texts)) if on else Reply() for state, on in zip(states, going, strict=True)]
 
     def _messages(self, state: TokenState) -> Messages:
         """Return the conversation so far; what a template wrote around a user's message is left out of it."""

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -116,9 +116,7 @@ class Pair(NamedTuple):
 def time_pair(first: Function, second: Function, rounds: int, clock: Callable[[], float] = time.process_time) -> Pair:
     """Time two functions in turn, after a call of each that warms up. What is short is called repeatedly.
 
-    Args:
-        rounds: measurements of each.
-        clock: seconds; `time.perf_counter` for functions that start processes.
+    Args: rounds: measurements of each. clock: seconds; `time.perf_counter` for functions that start processes.
     """
     functions = (first, second)
     repeats = [max(1, int(0.01 / max(_seconds(each, 1, clock), 1e-5))) for each in functions]
@@ -168,10 +166,13 @@ def vector(settings: Speed) -> Iterator[Row]:
             ours, peer = (_walk_vector(each, number, steps) for each in (name, "CartPole-v1"))
             pair = time_pair(ours, peer, settings.rounds)
             yield _rate(f"{number} x {name}, steps/s (peer: CartPole-v1's own)", steps * number, pair, goal)
+    asked = _walk_vector(_IDS[0], 64, 2000, responder=lambda said: ["Why?"] * len(said), turns=2, turn_tokens=20)
+    pair = time_pair(asked, _walk_vector(_IDS[0], 64, 2000, max_new_tokens=40), settings.rounds)
+    yield _rate(f"64 x {_IDS[0]}, two turns of 20, steps/s (peer: one turn of 40)", 2000 * 64, pair, 0.6)
 
 
-def _walk_vector(name: str, num_envs: int, steps: int) -> Function:
-    env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point")
+def _walk_vector(name: str, num_envs: int, steps: int, **options: Any) -> Function:
+    env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
     assert isinstance(env.single_action_space, Discrete)
     actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, num_envs))
 
