@@ -19,13 +19,13 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import tyro
 from gymnasium.spaces import Discrete
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
@@ -163,18 +163,21 @@ def vector(settings: Speed) -> Iterator[Row]:
     for number, goal in ((64, 0.8), (1024, 900_000 / 5_600_000)):
         steps = max(200, 200_000 // number)
         for name in _IDS:
-            ours, peer = (_walk_vector(each, number, steps) for each in (name, "CartPole-v1"))
+            ours, peer = (_walk_vector(_NATIVE(each, number), steps) for each in (name, "CartPole-v1"))
             pair = time_pair(ours, peer, settings.rounds)
             yield _rate(f"{number} x {name}, steps/s (peer: CartPole-v1's own)", steps * number, pair, goal)
-    asked = _walk_vector(_IDS[0], 64, 2000, responder=lambda said: ["Why?"] * len(said), turns=2, turn_tokens=20)
-    pair = time_pair(asked, _walk_vector(_IDS[0], 64, 2000, max_new_tokens=40), settings.rounds)
-    yield _rate(f"64 x {_IDS[0]}, two turns of 20, steps/s (peer: one turn of 40)", 2000 * 64, pair, 0.6)
+    asked = _NATIVE(_IDS[0], 64, responder=lambda said: ["Why?"] * len(said), turns=2, turn_tokens=20)
+    two, one = (_walk_vector(env, 2000) for env in (asked, _NATIVE(_IDS[0], 64, max_new_tokens=40)))
+    row = f"64 x {_IDS[0]}, two turns of 20, steps/s (peer: one turn of 40)"
+    yield _rate(row, 2000 * 64, time_pair(two, one, settings.rounds), 0.6)
 
 
-def _walk_vector(name: str, num_envs: int, steps: int, **options: Any) -> Function:
-    env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
+_NATIVE: Final = partial(gym.make_vec, vectorization_mode="vector_entry_point")
+
+
+def _walk_vector(env: VectorEnv, steps: int) -> Function:
     assert isinstance(env.single_action_space, Discrete)
-    actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, num_envs))
+    actions = np.random.default_rng(0).integers(env.single_action_space.n, size=(steps, env.num_envs))
 
     def run() -> None:
         env.reset(seed=0)
