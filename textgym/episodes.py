@@ -75,8 +75,10 @@ class Episodes:
         turns, store = self.task.turns, self.store
         if turns is None or not rows.size:
             return rows
-        tokens, ends = zip(*turns.answers([store.state(row) for row in rows.tolist()]), strict=True)
-        store.reply(rows, tokens, np.array(ends), store.replies[rows] == turns.most - 1)
+        asked = rows if turns.farewell else rows[store.replies[rows] < turns.most - 1]
+        if asked.size:
+            tokens, ends = zip(*turns.answers([store.state(row) for row in asked.tolist()]), strict=True)
+            store.reply(asked, tokens, np.array(ends), store.replies[asked] == turns.most - 1)
         return np.asarray(rows[store.finish[rows] != RUNNING])
 
     def settle(self, rows: list[int]) -> tuple[Floats, Ending | None]:

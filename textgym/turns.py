@@ -64,6 +64,7 @@ class Turns:
         ends: ids that end a turn beside its budget, as the closing tag of a tool call; a task adds its stop ids.
         close: what the environment writes first where the budget has cut a turn off, as the end-of-turn id of a chat
             template.
+        farewell: whether the last turn is answered, too.
     Raises: ValueError for a number out of range.
     """
 
@@ -73,6 +74,7 @@ class Turns:
     reply_tokens: int
     ends: tuple[int, ...] = ()
     close: tuple[int, ...] = ()
+    farewell: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("most", 1), ("tokens", 1), ("reply_tokens", 1)):
@@ -117,10 +119,11 @@ class Turns:
 
         Raises: ValueError for a reply that is none, too long, or empty without ending the episode.
         """
-        found = list(self.responder.replies(states))
-        if len(found) != len(states):
-            raise ValueError(f"responder: {len(found)} replies to {len(states)} states, allowed is one to each")
-        for state, reply in zip(states, found, strict=True):
+        asked = [state for state in states if self.farewell or not self.last(state)]
+        found = list(self.responder.replies(asked)) if asked else []
+        if len(found) != len(asked):
+            raise ValueError(f"responder: {len(found)} replies to {len(asked)} states, allowed is one to each")
+        for state, reply in zip(asked, found, strict=True):
             if not isinstance(reply, Reply):
                 raise ValueError(f"responder: {shown(reply)}: allowed is a textgym.turns.Reply")
             count = len(reply.tokens)
@@ -129,12 +132,15 @@ class Turns:
                 raise ValueError(
                     f"responder: a reply of {count} tokens, allowed are {least} to reply_tokens={self.reply_tokens}"
                 )
-        if not self.close:
+        if self.close:
+            found = [
+                reply if state.completion[-1] in self.ends else Reply((*self.close, *reply.tokens), reply.ends)
+                for state, reply in zip(asked, found, strict=True)
+            ]
+        if len(asked) == len(states):
             return found
-        return [
-            reply if state.completion[-1] in self.ends else Reply((*self.close, *reply.tokens), reply.ends)
-            for state, reply in zip(states, found, strict=True)
-        ]
+        replies = iter(found)
+        return [Reply() if self.last(state) else next(replies) for state in states]
 
     def beliefs(self, state: TokenState) -> Floats:
         """Return how likely each thing is that may be hidden, given the tokens seen, (K,): Bayes' rule.

@@ -102,7 +102,7 @@ def text_task(
     spoken = None
     if responder is not None:
         function = load_target(responder, "responder") if isinstance(responder, str) else responder
-        spoken = Turns(TextResponder(vocabulary, function, turns), turns, turn_tokens, reply_tokens)
+        spoken = Turns(TextResponder(vocabulary, function, turns), turns, turn_tokens, reply_tokens, farewell=False)
         options["max_new_tokens"] = spoken.room
     splits = own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights)
     return assemble(
