@@ -183,12 +183,16 @@ class TextResponder:
         vocabulary: of the task.
         reply: from B conversations to B replies, texts; None ends the episode. Its attribute `weights`, if it has one,
             says how likely each thing is that may be hidden; then it is called with `hidden=`, B integers, too.
+            Its attribute `asks` names what else of a `TokenState` it is called with, as ("replies",). Where `cuts` is
+            true, what is too long is cut.
         most: turns of the policy; the reply to the last is not asked for.
+        reply_tokens: the most tokens of a reply.
     Raises: ValueError for a chat template that writes earlier turns anew.
     """
 
-    def __init__(self, vocabulary: Vocabulary, reply: ReplyFunction, most: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, reply: ReplyFunction, most: int, reply_tokens: int) -> None:
         self._vocabulary, self._reply, self._most = vocabulary, reply, most
+        self._room = reply_tokens if getattr(reply, "cuts", False) else None
         chat = vocabulary.conversation
         self._chat = chat if chat is not None and chat.takes_completions else None
         if self._chat is not None:
@@ -202,7 +206,8 @@ class TextResponder:
     def replies(self, states: Sequence[TokenState]) -> list[Reply]:
         """See `Responder.replies`."""
         asked = [state for state in states if state.replies < self._most - 1]
-        options = {"hidden": [state.hidden for state in asked]} if hasattr(self._reply, "weights") else {}
+        names = {*getattr(self._reply, "asks", ()), *(("hidden",) if hasattr(self._reply, "weights") else ())}
+        options = {name: [getattr(state, name) for state in asked] for name in names}
         found = list(self._reply([self._messages(state) for state in asked], **options)) if asked else []
         if len(found) != len(asked) or not all(text is None or isinstance(text, str) for text in found):
             raise ValueError(
@@ -222,13 +227,20 @@ class TextResponder:
     def _written(self, state: TokenState, text: str | None) -> Reply:
         if text is None:
             return Reply((), ends=True)
+        ids = self._ids(state, text)
+        while self._room is not None and len(ids) > self._room and len(text) > 1:
+            text = text[: max(1, len(text) - (len(ids) - self._room))]
+            ids = self._ids(state, text)
+        return Reply(ids)
+
+    def _ids(self, state: TokenState, text: str) -> tuple[int, ...]:
         if self._vocabulary.conversation is None:
-            return Reply(tuple(self._vocabulary.codec.encode(text)))
+            return tuple(self._vocabulary.codec.encode(text))
         ids = (
             self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(text))
         )
         # The policy's turn is ended; where the policy has done so itself, once is enough.
-        return Reply(ids[1:] if ids[:1] == state.completion[-1:] else ids)
+        return ids[1:] if ids[:1] == state.completion[-1:] else ids
 
     def _tail(self, text: str) -> tuple[int, ...]:
         """Return the ids from the end of an answer to where the next one begins, with a user's message between."""
