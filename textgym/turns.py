@@ -219,10 +219,18 @@ class TextResponder:
     def _messages(self, state: TokenState) -> Messages:
         """Return the conversation so far; what a template wrote around a user's message is left out of it."""
         pieces = written_by(state.completion, state.environment)
-        texts = self._vocabulary.decode([piece for _, piece in pieces])
+        texts = self._vocabulary.decode([self._content(*piece) for piece in pieces])
         roles = ["assistant" if author == "policy" else "user" for author, _ in pieces]
         said = [{"role": role, "content": text.strip()} for role, text in zip(roles, texts, strict=True)]
         return [*read_dialogue(state.prompt.text), *said]
+
+    def _content(self, author: str, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids of what was said in a piece, without those that a template wrote around it."""
+        if author == "policy" or self._chat is None:
+            return ids
+        before, after = self._around
+        start = len(before) - (tuple(ids[: len(before)]) != before)  # the policy may have written the first
+        return ids[start : len(ids) - len(after)]
 
     def _written(self, state: TokenState, text: str | None) -> Reply:
         if text is None:
@@ -244,15 +252,17 @@ class TextResponder:
 
     def _tail(self, text: str) -> tuple[int, ...]:
         """Return the ids from the end of an answer to where the next one begins, with a user's message between."""
-        (before, after), codec = self._around, self._vocabulary.codec
-        return (*codec.encode_control(before), *codec.encode(text), *codec.encode_control(after))
+        before, after = self._around
+        return (*before, *self._vocabulary.codec.encode(text), *after)
 
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        """What the template writes around a user's message that follows an answer."""
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the template writes before and behind a user's message that follows an answer."""
         assert self._chat is not None
         messages = [_DIALOGUE[0], {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": MASK}]
-        return around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
+        before, after = around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
+        encode = self._vocabulary.codec.encode_control
+        return tuple(encode(before)), tuple(encode(after))
 
     @staticmethod
     def _check_template(chat: Conversation) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from textgym.lm.reference import Reference
 from textgym.play import draw
 from textgym.rewards.base import Rebuilt
 from textgym.sampling import CachedPolicy
-from textgym.task import Task, make_reference, make_task
+from textgym.task import make_reference, make_task
 from textgym.turns import Messages
+from textgym.vocab import Vocabulary
 from textgym.world.answers import fact_sentence, read, sum_sentence
 from textgym.world.facts import FACTS
 from textgym.world.prompts import PHRASINGS, Item, find_item, items, phrase
@@ -118,12 +118,13 @@ class LMUser(Rebuilt):
     """
 
     model: str | Path | Reference = "builtin"
-    tokenizer: Any = None
+    tokenizer: object = None
     tokens: int = 24
-    context: int = 256
+    context: int = 200
     temperature: float = 1.0
     users: int = 0
     instruction: str = INSTRUCTION
+    _read: tuple[Vocabulary, Reference] = field(init=False, repr=False, compare=False)
     asks: ClassVar = ("replies",)
     cuts: ClassVar = True
 
@@ -131,6 +132,7 @@ class LMUser(Rebuilt):
         for name, least in (("tokens", 1), ("context", 1), ("users", 0)):
             check_count(name, getattr(self, name), least)
         check_number("temperature", self.temperature, 0)
+        object.__setattr__(self, "_read", self._load())
 
     @property
     def weights(self) -> Sequence[float] | None:
@@ -146,22 +148,13 @@ class LMUser(Rebuilt):
         each = zip(conversations, replies, hidden, strict=True)
         return [self._reply(messages, np.random.default_rng([seed, said])) for messages, said, seed in each]
 
-    @cached_property
-    def _task(self) -> Task:
-        return make_task(
-            "Text",
-            reference=self.model,
-            tokenizer=self.tokenizer,
-            max_prompt_tokens=self.context,
-            max_new_tokens=self.tokens,
-        )
-
-    @cached_property
-    def _reference(self) -> Reference:
-        return make_reference(self._task, self.temperature or 1.0)
+    def _load(self) -> tuple[Vocabulary, Reference]:
+        tokens = {"max_prompt_tokens": self.context, "max_new_tokens": self.tokens}
+        task = make_task("Text", reference=self.model, tokenizer=self.tokenizer, **tokens)
+        return task.vocabulary, make_reference(task, self.temperature or 1.0)
 
     def _reply(self, messages: Messages, generator: np.random.Generator) -> str:
-        vocabulary, room = self._task.vocabulary, self.context + self.tokens
+        (vocabulary, reference), room = self._read, self.context + self.tokens
         chat = vocabulary.conversation
         text = messages[-1]["content"] or "."
         if chat is not None and chat.takes_completions:
@@ -169,13 +162,13 @@ class LMUser(Rebuilt):
             turned = [message | {"role": other[message["role"]]} for message in messages if message["role"] in other]
             text = write_dialogue([{"role": "user", "content": self.instruction}, *turned])
         ids = vocabulary.encode_prompt(text)[-self.context :]
-        if isinstance(self._reference, CachedPolicy):
-            self._reference.forget()  # what was read before must not change the last digits
+        if isinstance(reference, CachedPolicy):
+            reference.forget()  # what was read before must not change the last digits
         row, start = np.full((1, room), vocabulary.pad_id), len(ids)
         row[0, :start] = ids
         for end in range(start, start + self.tokens):
             observation = {"input_ids": row, "attention_mask": (np.arange(room) < end)[None].astype(np.int8)}
-            log_probs = self._reference.log_probs(observation)
+            log_probs = reference.log_probs(observation)
             likeliest = not self.temperature
             row[0, end] = log_probs.argmax() if likeliest else draw(np.exp(log_probs), generator.random(1))[0]
             if row[0, end] in vocabulary.stop_ids:

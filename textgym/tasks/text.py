@@ -38,7 +38,7 @@ def text_task(
     tune_columns: Columns | None = None,
     weights: Sequence[float] | None = None,
     overlong: Overlong = "refuse",
-    responder: str | Mapping[str, Any] | ReplyFunction | None = None,
+    responder: str | Mapping[str, object] | ReplyFunction | None = None,
     turns: int = 2,
     turn_tokens: int = 48,
     reply_tokens: int = 64,

@@ -311,7 +311,7 @@ def lookup_task(
 
 @documented(SHARED, L="7", T="three turns")
 def persuade_task(
-    difficulty: int = 3,
+    difficulty: int = 4,
     *,
     change: float = 0.2,
     cost: float = 0.1,
@@ -324,7 +324,7 @@ def persuade_task(
     A user wants one of some things, each equally likely, and buys it when it is offered: `right`. To any other offer
     they say `no`, and to `ask` what they want, which costs as much as an offer that fails. Behind every reply they
     change their mind with probability `change`, to each other thing alike: what was refused may be wanted later, and
-    what they said may hold no more.
+    what they said may hold no more. With four things the best seller asks first, and offers what they said.
 
     ### Action Space
     `Discrete(V)`: `ask` and the things; the other words of prompts and of the environment are not allowed.
