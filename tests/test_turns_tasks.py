@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_the_tool_pays_beyond_some_size():
 @pytest.mark.parametrize("beta", [0.0, 0.05, 0.3])
 def test_the_optimum_of_lookup_is_that_of_an_enumeration(difficulty, beta):
     actions = [*range(difficulty), "red", "blue"]
-    worlds = {colours: 1.0 for colours in product(("red", "blue"), repeat=difficulty)}
+    worlds = dict.fromkeys(product(("red", "blue"), repeat=difficulty), 1.0)
     values = []
     for door in range(difficulty):
 
@@ -144,7 +144,7 @@ def test_numbers_of_persuade_by_hand():
 def test_the_best_seller_listens():
     things, change = 4, 0.2
     wishes = [*product(range(things), repeat=3)]
-    weights = [np.prod([0.8 if a == b else 0.2 / 3 for a, b in zip(w, w[1:], strict=False)]) / things for w in wishes]
+    weights = [np.prod([0.8 if a == b else 0.2 / 3 for a, b in pairwise(w)]) / things for w in wishes]
 
     def plan_pays(plan):
         sold = [next((turn for turn in range(3) if plan[turn] == wish[turn]), None) for wish in wishes]
