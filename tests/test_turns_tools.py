@@ -259,7 +259,10 @@ def test_a_responder_has_a_deadline():
     env.reset(seed=0)
     with pytest.raises(TimeoutError, match=r"^responder 'never' took longer than 0.3 s$"):
         written(env, "Hello")
-    for function, said in ((dies, "the process of responder 'dies' died"), (fails, "responder 'fails' raised KeyError")):
+    for function, said in (
+        (dies, "the process of responder 'dies' died"),
+        (fails, "responder 'fails' raised KeyError"),
+    ):
         with pytest.raises(RuntimeError, match=said):
             WithDeadline(function, 5.0)([said])
     assert WithDeadline(polite, 20.0)([[{"role": "assistant", "content": "Tea"}]]) == ["Tea, please"]
