@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from turn_tools import broken, dies, fails, never, polite, shout
 
 from textgym import TokenEnv
+from textgym.commands.flags import env_options
 from textgym.responders import Tools, WithDeadline, calculate, evaluate, look_up
 from textgym.world import MODEL_PATH
 
@@ -167,6 +168,13 @@ def test_a_policy_calls_tools_in_turns():
     assert (ended, reply, info["finish_reason"]) == (True, "", "stop")
 
 
+def test_the_command_line_names_tools_as_it_does_rewards():
+    spec = 'responder={"name": "tools", "tools": {"calc": "calc", "loud": "turn_tools:shout"}, "seconds": 20}'
+    env = TokenEnv("Text", prompts=["Multiply."], **env_options([spec, "turns=2"]))
+    env.reset(seed=0)
+    assert written(env, "<loud>hi</loud>")[1] == "HI"
+
+
 def test_a_closing_tag_that_is_one_token_ends_the_turn():
     tokenizer = Tokenizer.from_file(str(MODEL_PATH / "tokenizer.json"))
     tokenizer.add_tokens(["</calc>"])
@@ -197,6 +205,7 @@ WRITTEN = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=14).m
 ENV = TokenEnv(
     "Text",
     prompts=["Go."],
+    reward={"name": "length", "target": 8, "unit": "characters"},
     responder=Tools({"calc": "calc", "facts": "facts", "shout": shout, "broken": broken}),
     turns=2,
     turn_tokens=80,
@@ -274,6 +283,11 @@ def test_a_deadline_hands_on_what_a_responder_says_of_itself():
     tools = WithDeadline("tools", 20.0)
     assert (tools.closing, tools.cuts, hasattr(tools, "weights")) == (("</calc>",), True, False)
     assert answer(tools, "<calc>2*3</calc>") == "6"
+
+
+def test_a_responder_that_no_process_can_load_has_no_deadline():
+    with pytest.raises(ValueError, match=r"responder '<lambda>' in a process of its own, so it has to be picklable"):
+        WithDeadline(lambda conversations: ["a"], 5.0)
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), 2e6])

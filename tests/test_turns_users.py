@@ -13,6 +13,7 @@ from gymnasium.vector import SyncVectorEnv
 from textgym import TokenEnv, TokenVectorEnv
 from textgym.codecs.chat import write_dialogue
 from textgym.lm.reference import NGramReference
+from textgym.rewards import Scorer
 from textgym.users import LMUser, WorldUser
 from textgym.world.prompts import find_item
 
@@ -56,6 +57,16 @@ def test_what_a_template_writes_is_left_out_of_what_was_said(template):
         env.step(token)
     said = [message["content"] for message in heard[-1]]
     assert said[::2] == ["Say Hello", "what is it?", "what is it?"]
+    state = env.get_state()
+    seen = []
+
+    def reward(prompts, completions, turns, **columns):
+        seen.extend(turns)
+        return [0.0 for _ in prompts]
+
+    scorer = Scorer(reward)
+    env.task.judge("train", [state.prompt], [list(state.completion)], scorer=scorer, environment=[state.environment])
+    assert [text.strip() for author, text in seen[0] if author == "environment"] == ["what is it?"] * 3
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama-3", "gemma", "mistral"])

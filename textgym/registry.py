@@ -4,8 +4,9 @@ A name leads to "module:attribute", or to an object that was added at run time. 
 
 - `builtin.toml` in each package of this project. It is a file of data, so that reading it imports nothing, and no list
   of entry points, so that a source tree that is not installed has its names, too.
-- The entry points of installed packages, in the groups `textgym.tasks`, `textgym.rewards`, `textgym.agents`,
-  `textgym.responders`, `textgym.suites` and `textgym.commands`; and those in the `pyproject.toml` of the current folder, installed or not.
+- The entry points of installed packages, in the groups `textgym.tasks`, `textgym.rewards`, `textgym.responders`,
+  `textgym.agents`, `textgym.suites` and `textgym.commands`; and those in the `pyproject.toml` of the current folder,
+  installed or not.
 - `Registry.add`.
 """
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from textgym.checks import check_number, shown
 from textgym.registry import RESPONDERS, load_target
-from textgym.rewards.base import RewardError, import_extra, reward_name
+from textgym.rewards.base import RewardError, import_extra
 from textgym.rewards.deadline import MOST_SECONDS, Called, Deadline
 from textgym.rewards.registry import RewardSpec, make
 from textgym.turns import Messages, ReplyFunction
@@ -77,7 +77,7 @@ class WithDeadline:
         for name in ("weights", "asks", "cuts", "closing"):
             if hasattr(reply, name):
                 setattr(self, name, getattr(reply, name))
-        self._reply = Within(reply, seconds, "responder", reward_name(reply))
+        self._reply = Within(reply, seconds, "responder", getattr(reply, "__name__", type(reply).__name__))
 
     def __call__(self, conversations: Sequence[Messages], **options: object) -> object:
         """Return the replies. Raises: TimeoutError when it takes too long; RuntimeError for whatever it raises."""

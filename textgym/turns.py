@@ -219,13 +219,17 @@ class TextResponder:
     def _messages(self, state: TokenState) -> Messages:
         """Return the conversation so far; what a template wrote around a user's message is left out of it."""
         pieces = written_by(state.completion, state.environment)
-        texts = self._vocabulary.decode([self._content(*piece) for piece in pieces])
+        texts = self._vocabulary.decode([self.content(*piece) for piece in pieces])
         roles = ["assistant" if author == "policy" else "user" for author, _ in pieces]
         said = [{"role": role, "content": text.strip()} for role, text in zip(roles, texts, strict=True)]
         return [*read_dialogue(state.prompt.text), *said]
 
-    def _content(self, author: str, ids: Sequence[int]) -> Sequence[int]:
-        """Return the ids of what was said in a piece, without those that a template wrote around it."""
+    def content(self, author: str, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids of what was said in a piece, without those that a template wrote around it.
+
+        Args:
+            author: "policy" or "environment". ids: of the piece.
+        """
         if author == "policy" or self._chat is None:
             return ids
         before, after = self._around
@@ -301,17 +305,23 @@ class Spoken(Sequence[Said]):
     Args:
         completion_ids: B lists of ids. environment: B, the places of the environment's tokens, ascending.
         vocabulary: decodes.
+        responder: where it has a method `content`, as a `TextResponder`, that says what of a piece was said.
     """
 
     def __init__(
-        self, completion_ids: Sequence[Sequence[int]], environment: Sequence[tuple[int, ...]], vocabulary: Vocabulary
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        environment: Sequence[tuple[int, ...]],
+        vocabulary: Vocabulary,
+        responder: Responder,
     ) -> None:
         self._ids, self._environment, self._vocabulary = completion_ids, environment, vocabulary
+        self._content = getattr(responder, "content", lambda author, ids: ids)
 
     @cached_property
     def _pieces(self) -> list[Said]:
         written = [written_by(ids, places) for ids, places in zip(self._ids, self._environment, strict=True)]
-        texts = iter(self._vocabulary.decode([ids for pieces in written for _, ids in pieces]))
+        texts = iter(self._vocabulary.decode([self._content(*piece) for pieces in written for piece in pieces]))
         return [tuple((author, next(texts)) for author, _ in pieces) for pieces in written]
 
     @overload

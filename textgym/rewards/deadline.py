@@ -46,7 +46,7 @@ class Deadline:
             )
         self.reward: Any = reward  # for its optional attributes
         self.seconds, self.kind = float(seconds), kind
-        self.name = reward_name(reward)
+        self.name = reward.name if isinstance(reward, Called) else reward_name(reward)
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._at_exit: Finalize | None = None
