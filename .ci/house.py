@@ -19,7 +19,7 @@ LAYERS = (
     ("textgym.files", "textgym.checks", "textgym.registry", "textgym.interrupts", "textgym.sources"),
     ("textgym.state", "textgym.codecs", "textgym.vocab", "textgym.rows", "textgym.prompts", "textgym.turns"),
     ("textgym.rewards", "textgym.lm", "textgym.grammar"),
-    ("textgym.task", "textgym.world", "textgym.tasks"),
+    ("textgym.task", "textgym.responders", "textgym.world", "textgym.tasks"),
     (
         "textgym.env",
         "textgym.episodes",
@@ -29,7 +29,7 @@ LAYERS = (
         "textgym.wrappers",
     ),
     ("textgym",),
-    ("textgym.play", "textgym.sampling", "textgym.solver"),
+    ("textgym.play", "textgym.sampling", "textgym.solver", "textgym.users"),
     ("textgym.best_of_n", "textgym.estimates", "textgym.exploits", "textgym.optimum", "textgym.planning"),
     ("textgym.preferences", "textgym.evaluate"),
     ("textgym.commands", "textgym.cli", "textgym.__main__"),

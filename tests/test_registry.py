@@ -7,10 +7,21 @@ import tomllib
 import pytest
 from cli_tools import ROOT
 
-from textgym.registry import AGENTS, COMMANDS, REWARDS, SUITES, TASKS, Entry, Registry, TaskEntry, load_target
+from textgym.registry import (
+    AGENTS,
+    COMMANDS,
+    RESPONDERS,
+    REWARDS,
+    SUITES,
+    TASKS,
+    Entry,
+    Registry,
+    TaskEntry,
+    load_target,
+)
 from textgym.task import make_task
 
-REGISTRIES = {registry.kind: registry for registry in (TASKS, REWARDS, AGENTS, SUITES, COMMANDS)}
+REGISTRIES = {registry.kind: registry for registry in (TASKS, REWARDS, RESPONDERS, AGENTS, SUITES, COMMANDS)}
 TABLES = [
     ROOT / place / "builtin.toml" for place in ("textgym", "agents/textgym_agents", "benchmarks/textgym_benchmarks")
 ]

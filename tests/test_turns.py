@@ -16,7 +16,7 @@ from textgym import TokenEnv, TokenVectorEnv, make_task
 from textgym.state import ENVIRONMENT, POLICY, PROMPT
 from textgym.turns import Reply, written_by
 
-TASKS = ("TwentyQuestions", "Clarify")
+TASKS = ("TwentyQuestions", "Clarify", "Calculator", "Lookup", "Persuade")
 
 
 @pytest.mark.parametrize("name", TASKS)

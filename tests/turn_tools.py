@@ -1,7 +1,11 @@
-"""Environments that answer: an echo with something hidden, and a task over six words in turns."""
+"""Environments that answer: an echo with something hidden, and a task over six words in turns; tools and users, which
+child processes can load.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 
 from textgym import make_task
@@ -41,3 +45,27 @@ def ragged(responder=None, most=3, tokens=3, close=(), **options) -> Task:
     base = make_task("Copy", difficulty=2)
     turns = Turns(responder or Echo(), most, tokens, reply_tokens=3, ends=(5,), close=close)
     return replace(base, turns=turns, max_new_tokens=turns.room, reward=CountsTurns(), gold=None, **options)
+
+
+def shout(text):
+    return text.upper()
+
+
+def broken(text):
+    raise {"exit": SystemExit(1), "empty": ValueError()}.get(text, KeyError("lost"))
+
+
+def never(*arguments, **options):
+    time.sleep(60)
+
+
+def dies(*arguments, **options):
+    os._exit(3)
+
+
+def fails(conversations):
+    raise KeyError("no line")
+
+
+def polite(conversations):
+    return [f"{conversation[-1]['content']}, please" for conversation in conversations]

@@ -1,11 +1,12 @@
-"""Find tasks, rewards, agents, suites and commands by name, and import only what is asked for.
+"""Find tasks, rewards, responders, agents, suites and commands by name, and import only what is asked for.
 
 A name leads to "module:attribute", or to an object that was added at run time. Names come from three places:
 
 - `builtin.toml` in each package of this project. It is a file of data, so that reading it imports nothing, and no list
   of entry points, so that a source tree that is not installed has its names, too.
-- The entry points of installed packages, in the groups `textgym.tasks`, `textgym.rewards`, `textgym.agents`,
-  `textgym.suites` and `textgym.commands`; and those in the `pyproject.toml` of the current folder, installed or not.
+- The entry points of installed packages, in the groups `textgym.tasks`, `textgym.rewards`, `textgym.responders`,
+  `textgym.agents`, `textgym.suites` and `textgym.commands`; and those in the `pyproject.toml` of the current folder,
+  installed or not.
 - `Registry.add`.
 """
 
@@ -129,7 +130,7 @@ class Registry(Generic[E]):
     broken one does not stop the others. Loading a name that two distributions claim is an error, too.
 
     Args:
-        kind: "task", "reward", "agent", "suite" or "command".
+        kind: "task", "reward", "responder", "agent", "suite" or "command".
         entry: the class of the entries.
     """
 
@@ -305,6 +306,7 @@ def _distribution(point: EntryPoint) -> str:
 
 TASKS: Final = Registry("task", TaskEntry)
 REWARDS: Final = Registry("reward", Entry)
+RESPONDERS: Final = Registry("responder", Entry)
 AGENTS: Final = Registry("agent", Entry)
 SUITES: Final = Registry("suite", Entry)
 COMMANDS: Final = Registry("command", Entry)

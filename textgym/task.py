@@ -249,7 +249,7 @@ class Task:
         if self.noisy:
             columns["episode_seeds"] = list(episode_seeds)
         if self.turns is not None:
-            columns["turns"] = Spoken(completion_ids, environment, self.vocabulary)
+            columns["turns"] = Spoken(completion_ids, environment, self.vocabulary, self.turns.responder)
         scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
         return Judgement(texts, scores.total, scores.terms)
 

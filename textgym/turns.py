@@ -189,12 +189,15 @@ class TextResponder:
         vocabulary: of the task.
         reply: from B conversations to B replies, texts; None ends the episode. Its attribute `weights`, if it has one,
             says how likely each thing is that may be hidden; then it is called with `hidden=`, B integers, too.
-        most: turns of the policy; the reply to the last is not asked for.
+            Its attribute `asks` names what else of a `TokenState` it is called with, as ("replies",). Where `cuts` is
+            true, what is too long is cut.
+        reply_tokens: the most tokens of a reply.
     Raises: ValueError for a chat template that writes earlier turns anew.
     """
 
-    def __init__(self, vocabulary: Vocabulary, reply: ReplyFunction, most: int) -> None:
-        self._vocabulary, self._reply, self._most = vocabulary, reply, most
+    def __init__(self, vocabulary: Vocabulary, reply: ReplyFunction, reply_tokens: int) -> None:
+        self._vocabulary, self._reply = vocabulary, reply
+        self._room = reply_tokens if getattr(reply, "cuts", False) else None
         chat = vocabulary.conversation
         self._chat = chat if chat is not None and chat.takes_completions else None
         if self._chat is not None:
@@ -207,47 +210,68 @@ class TextResponder:
 
     def replies(self, states: Sequence[TokenState]) -> list[Reply]:
         """See `Responder.replies`."""
-        going = [state.replies < self._most - 1 for state in states]
-        asked = [state for state, on in zip(states, going, strict=True) if on]
-        options = {"hidden": [state.hidden for state in asked]} if hasattr(self._reply, "weights") else {}
-        found = list(self._reply([self._messages(state) for state in asked], **options)) if asked else []
-        if len(found) != len(asked) or not all(text is None or isinstance(text, str) for text in found):
+        names = {*getattr(self._reply, "asks", ()), *(("hidden",) if hasattr(self._reply, "weights") else ())}
+        options = {name: [getattr(state, name) for state in states] for name in names}
+        found = list(self._reply(self._messages(states), **options))
+        if len(found) != len(states) or not all(text is None or isinstance(text, str) for text in found):
             raise ValueError(
-                f"responder: {shown(found)} for {len(asked)} conversations; allowed is a text or None for each"
+                f"responder: {shown(found)} for {len(states)} conversations; allowed is a text or None for each"
             )
-        texts = iter(found)
-        return [self._written(state, next(texts)) if on else Reply() for state, on in zip(states, going, strict=True)]
+        return [self._written(state, text) for state, text in zip(states, found, strict=True)]
 
-    def _messages(self, state: TokenState) -> Messages:
-        """Return the conversation so far; what a template wrote around a user's message is left out of it."""
-        pieces = written_by(state.completion, state.environment)
-        texts = self._vocabulary.decode([piece for _, piece in pieces])
-        roles = ["assistant" if author == "policy" else "user" for author, _ in pieces]
-        said = [{"role": role, "content": text.strip()} for role, text in zip(roles, texts, strict=True)]
-        return [*read_dialogue(state.prompt.text), *said]
+    def _messages(self, states: Sequence[TokenState]) -> list[Messages]:
+        """Return the conversations so far; what a template wrote around a user's message is left out of them."""
+        pieces = [written_by(state.completion, state.environment) for state in states]
+        texts = iter(self._vocabulary.decode([self.content(*piece) for each in pieces for piece in each]))
+        return [
+            read_dialogue(state.prompt.text)
+            + [{"role": _ROLES[author], "content": next(texts).strip()} for author, _ in each]
+            for state, each in zip(states, pieces, strict=True)
+        ]
+
+    def content(self, author: str, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids of what was said in a piece, without those that a template wrote around it.
+
+        Args:
+            author: "policy" or "environment". ids: of the piece.
+        """
+        if author == "policy" or self._chat is None:
+            return ids
+        before, after = self._around
+        start = len(before) - (tuple(ids[: len(before)]) != before)  # the policy may have written the first
+        return ids[start : len(ids) - len(after)]
 
     def _written(self, state: TokenState, text: str | None) -> Reply:
         if text is None:
             return Reply((), ends=True)
+        ids = self._ids(state, text)
+        while self._room is not None and len(ids) > self._room and len(text) > 1:
+            text = text[: max(1, len(text) - (len(ids) - self._room))]
+            ids = self._ids(state, text)
+        return Reply(ids)
+
+    def _ids(self, state: TokenState, text: str) -> tuple[int, ...]:
         if self._vocabulary.conversation is None:
-            return Reply(tuple(self._vocabulary.codec.encode(text)))
+            return tuple(self._vocabulary.codec.encode(text))
         ids = (
             self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(text))
         )
         # The policy's turn is ended; where the policy has done so itself, once is enough.
-        return Reply(ids[1:] if ids[:1] == state.completion[-1:] else ids)
+        return ids[1:] if ids[:1] == state.completion[-1:] else ids
 
     def _tail(self, text: str) -> tuple[int, ...]:
         """Return the ids from the end of an answer to where the next one begins, with a user's message between."""
-        (before, after), codec = self._around, self._vocabulary.codec
-        return (*codec.encode_control(before), *codec.encode(text), *codec.encode_control(after))
+        before, after = self._around
+        return (*before, *self._vocabulary.codec.encode(text), *after)
 
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        """What the template writes around a user's message that follows an answer."""
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the template writes before and behind a user's message that follows an answer."""
         assert self._chat is not None
         messages = [_DIALOGUE[0], {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": MASK}]
-        return around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
+        before, after = around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
+        encode = self._vocabulary.codec.encode_control
+        return tuple(encode(before)), tuple(encode(after))
 
     @staticmethod
     def _check_template(chat: Conversation) -> None:
@@ -260,6 +284,7 @@ class TextResponder:
             )
 
 
+_ROLES: Final = {"policy": "assistant", "environment": "user"}
 _ANSWER: Final = "\ue001"  # stands for an answer in a conversation that is rendered for what comes behind it
 _DIALOGUE: Final = [
     {"role": "user", "content": "a"},
@@ -286,17 +311,23 @@ class Spoken(Sequence[Said]):
     Args:
         completion_ids: B lists of ids. environment: B, the places of the environment's tokens, ascending.
         vocabulary: decodes.
+        responder: where it has a method `content`, as a `TextResponder`, that says what of a piece was said.
     """
 
     def __init__(
-        self, completion_ids: Sequence[Sequence[int]], environment: Sequence[tuple[int, ...]], vocabulary: Vocabulary
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        environment: Sequence[tuple[int, ...]],
+        vocabulary: Vocabulary,
+        responder: Responder,
     ) -> None:
         self._ids, self._environment, self._vocabulary = completion_ids, environment, vocabulary
+        self._content = getattr(responder, "content", lambda author, ids: ids)
 
     @cached_property
     def _pieces(self) -> list[Said]:
         written = [written_by(ids, places) for ids, places in zip(self._ids, self._environment, strict=True)]
-        texts = iter(self._vocabulary.decode([ids for pieces in written for _, ids in pieces]))
+        texts = iter(self._vocabulary.decode([self._content(*piece) for pieces in written for piece in pieces]))
         return [tuple((author, next(texts)) for author, _ in pieces) for pieces in written]
 
     @overload

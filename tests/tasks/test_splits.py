@@ -21,6 +21,7 @@ DIGESTS = {
     "BetaSweep": "e88fde12540069b0",
     "BigVocab": "438141ddf54bda54",
     "Brief": "a31a8428b209449d",
+    "Calculator": "92f4edd44991c14f",
     "Clarify": "03ec5e2953c9193d",
     "Copy": "9c6d41605385ab21",
     "Deceptive": "195e9536bc9d2e12",
@@ -34,9 +35,11 @@ DIGESTS = {
     "Honest": "55ae9527ea34056b",
     "Json": "56e1ddd717bfc47f",
     "Keywords": "946e1fa09ce6df99",
+    "Lookup": "8cd0ab846b52a1ae",
     "NoRepeat": "a31a8428b209449d",
     "Noisy": "8b186dc04cf52be8",
     "Pattern": "9e277d416c6111e4",
+    "Persuade": "c42d5e4c584e3503",
     "Recall": "a869ce679eae505b",
     "Reverse": "5d144369561a151b",
     "Scale": "15b42bfaca078a03",
@@ -60,6 +63,7 @@ REPEATED = {
     "DeepSea",
 }
 REPEATED |= {"Delayed", "Noisy", "Scale", "TwoModes", "Clarify", "TwentyQuestions"}
+REPEATED |= {"Calculator", "Lookup", "Persuade"}
 """Tasks that leave too few prompts over for a third split: what is new on tune is the seeds."""
 
 

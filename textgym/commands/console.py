@@ -188,7 +188,16 @@ class _Heard:
 # The project's extras, and the modules that each installs.
 _EXTRAS = {
     "lm": ("torch", "transformers", "safetensors", "accelerate"),
-    "rewards": ("re2", "jsonschema", "llguidance", "math_verify", "rouge_score", "sacrebleu", "vaderSentiment"),
+    "rewards": (
+        "re2",
+        "jsonschema",
+        "llguidance",
+        "math_verify",
+        "rouge_score",
+        "sacrebleu",
+        "simpleeval",
+        "vaderSentiment",
+    ),
     "sb3": ("stable_baselines3", "sb3_contrib"),
     "data": ("minari", "h5py"),
     "lora": ("peft",),

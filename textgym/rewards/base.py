@@ -123,7 +123,7 @@ class Rebuilt:
     """
 
     def __reduce__(self) -> tuple[type[Rebuilt], tuple[object, ...]]:
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return type(self), tuple(getattr(self, field.name) for field in fields(self) if field.init)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A time limit for rewards: the reward runs in a child process that is killed when it takes too long."""
+"""A time limit for rewards and responders: they run in a child process that is killed when it takes too long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -34,17 +35,18 @@ class Deadline:
     Args:
         reward: picklable, so defined at the top level of a module.
         seconds: limit of one call, whatever the size of its batch; above 0, at most a million.
+        kind: what messages call it.
     Raises: ValueError for a bad limit or a reward that cannot be pickled.
     """
 
-    def __init__(self, reward: Reward, seconds: float) -> None:
+    def __init__(self, reward: Reward | Called, seconds: float, kind: str = "reward") -> None:
         if not is_finite(seconds) or not 0 < seconds <= MOST_SECONDS:
             raise ValueError(
                 f"timeout={shown(seconds)}: None or a number of seconds above 0, at most {MOST_SECONDS:.0f}, is allowed"
             )
         self.reward: Any = reward  # for its optional attributes
-        self.seconds = float(seconds)
-        self.name = reward_name(reward)
+        self.seconds, self.kind = float(seconds), kind
+        self.name = reward.name if isinstance(reward, Called) else reward_name(reward)
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._at_exit: Finalize | None = None
@@ -64,11 +66,11 @@ class Deadline:
             connection.send_bytes(request)
             if not connection.poll(self.seconds):
                 self.close()
-                raise RewardError(f"reward {self.name!r} took longer than {self.seconds} s", "timeout")
+                raise RewardError(f"{self.kind} {self.name!r} took longer than {self.seconds} s", "timeout")
             answer = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError) as error:
             self.close()
-            raise RewardError(f"the process of reward {self.name!r} died", "dies") from error
+            raise RewardError(f"the process of {self.kind} {self.name!r} died", "dies") from error
         except BaseException:
             # An answer that nobody read (an interrupt) would be taken for the next call's.
             self.close()
@@ -97,7 +99,7 @@ class Deadline:
             return pickle.dumps(self.reward)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"timeout={self.seconds} runs reward {self.name!r} in a process of its own, so it has to be "
+                f"timeout={self.seconds} runs {self.kind} {self.name!r} in a process of its own, so it has to be "
                 f"picklable (defined at the top level of a module): {error}"
             ) from error
 
@@ -116,7 +118,7 @@ class Deadline:
         connection, theirs = context.Pipe()
         self._connection = connection
         safe = os.environ.get(_SAFE)
-        self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe, self.kind), daemon=True)
         self._owner = os.getpid()
         os.environ[_SAFE] = "1"
         try:
@@ -133,18 +135,39 @@ class Deadline:
             problem = "it died; a script needs `if __name__ == '__main__':`"
         if problem:
             self.close()
-            raise RuntimeError(f"the process of reward {self.name!r} could not be started: {problem}")
+            raise RuntimeError(f"the process of {self.kind} {self.name!r} could not be started: {problem}")
         return connection
 
     def _read(self, outcome: str, value: object, state: object) -> object:
         if outcome == "interrupted":
-            raise KeyboardInterrupt(f"raised by reward {self.name!r}")
+            raise KeyboardInterrupt(f"raised by {self.kind} {self.name!r}")
         if outcome == "raised":
             message, kind, index, remote = cast("tuple[str, str, int | None, str]", value)
-            raise RewardError(message, kind, index) from RuntimeError(f"in the reward's process:\n{remote}")
+            raise RewardError(message, kind, index) from RuntimeError(f"in the {self.kind}'s process:\n{remote}")
         if state is not None:
             self.reward.load_state_dict(state)
         return value
+
+
+@dataclass(frozen=True)
+class Called:
+    """A function as what a `Deadline` runs.
+
+    Args:
+        function: picklable. name: for messages.
+    """
+
+    function: Callable[..., object]
+    name: str
+
+    def run(self, arguments: tuple[object, ...], options: Mapping[str, object]) -> object:
+        """Call the function.
+
+        Args:
+            arguments: by place. options: by keyword.
+        Returns: what it returns.
+        """
+        return self.function(*arguments, **options)
 
 
 def _put_back(value: str | None) -> None:
@@ -154,7 +177,7 @@ def _put_back(value: str | None) -> None:
         os.environ[_SAFE] = value
 
 
-def _serve(connection: Connection, pickled: bytes, safe: str | None) -> None:
+def _serve(connection: Connection, pickled: bytes, safe: str | None, kind: str) -> None:
     """Answer calls until the other end goes away (in the child process)."""
     _put_back(safe)
     for number in (signal.SIGINT, signal.SIGTERM):  # an interrupt of a whole group is the parent's to handle
@@ -173,10 +196,10 @@ def _serve(connection: Connection, pickled: bytes, safe: str | None) -> None:
             request = connection.recv_bytes()
         except (EOFError, OSError):
             return
-        connection.send_bytes(_answer(reward, request))
+        connection.send_bytes(_answer(reward, request, kind))
 
 
-def _answer(reward: Any, request: bytes) -> bytes:
+def _answer(reward: Any, request: bytes, kind: str) -> bytes:
     """Run one call; whatever goes wrong becomes part of the answer."""
     try:
         method, arguments, state = pickle.loads(request)
@@ -190,6 +213,6 @@ def _answer(reward: Any, request: bytes) -> bytes:
     except KeyboardInterrupt:
         return pickle.dumps(("interrupted", None, None))
     except BaseException as error:
-        message = f"reward {reward_name(reward)!r} raised {type(error).__name__}: {error}{users_line(error)}"
+        message = f"{kind} {reward_name(reward)!r} raised {type(error).__name__}: {error}{users_line(error)}"
         failure = (message, "raises", None, traceback.format_exc())
     return pickle.dumps(("raised", failure, None))

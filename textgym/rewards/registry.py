@@ -1,4 +1,4 @@
-"""Rewards by name with JSON parameters."""
+"""Rewards, and whatever else has a registry, by name with JSON parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from textgym.checks import did_you_mean, docstring, shown
-from textgym.registry import REWARDS, Entry, Factory, load_target
+from textgym.registry import REWARDS, Entry, Factory, Registry, load_target
 from textgym.rewards.base import Reward
 
 RewardSpec: TypeAlias = Factory | str | Mapping[str, Any] | Sequence[Any]
@@ -36,7 +36,7 @@ def describe_reward(name: str) -> str:
 
     Raises: ValueError for an unknown name.
     """
-    target = _load(name, "reward")
+    target = _load(REWARDS, name, "reward")
     parameters = inspect.signature(target).parameters.values()
     listed = ", ".join(str(each.replace(annotation=each.empty)) for each in parameters)
     summary, _, _ = docstring(target).partition("\n")
@@ -58,25 +58,40 @@ def make_reward(spec: RewardSpec, argument: str = "reward") -> Reward:
     Raises: ValueError for an unknown name or parameter, or a value the reward does not allow;
         TypeError if `spec` is none of these.
     """
-    if isinstance(spec, str):
-        return _build(spec, {}, argument)
     if isinstance(spec, list | tuple):
         if not spec:
             raise ValueError(f"{argument}=[]: allowed is a list of at least one reward")
         made = [make_reward(each, f"{argument}[{place}]") for place, each in enumerate(spec)]
-        return _build("weighted", {"rewards": made}, argument)
+        spec = {"name": "weighted", "rewards": made}
+    found: Reward = make(REWARDS, spec, argument)
+    return found
+
+
+def make(registry: Registry[Entry], spec: object, argument: str) -> Factory:
+    """Build what a registry has a name for.
+
+    Args:
+        registry: has the names.
+        spec: as of `make_reward`, a list excepted.
+        argument: its name, for messages.
+    Returns: a callable.
+    Raises: as `make_reward`.
+    """
+    if isinstance(spec, str):
+        return _build(registry, spec, {}, argument)
     if isinstance(spec, Mapping):
         parameters = dict(spec)
         name = parameters.pop("name", None)
         if not isinstance(name, str):
             raise ValueError(f"{argument}={shown(dict(spec))}: the key 'name' with a registered name is needed")
-        return _build(name, parameters, argument)
+        return _build(registry, name, parameters, argument)
     if inspect.isclass(spec):
         raise TypeError(f"{argument}={spec.__name__} is a class; an instance is allowed: {spec.__name__}(...)")
     if callable(spec):
         return spec
+    end = ", or a list" if registry is REWARDS else ""
     raise TypeError(
-        f"{argument}={shown(spec)}: allowed is a callable, a registered name, {{'name': ..., **parameters}}, or a list"
+        f"{argument}={shown(spec)}: allowed is a callable, a registered name, {{'name': ..., **parameters}}{end}"
     )
 
 
@@ -89,24 +104,25 @@ def spec_name(spec: RewardSpec) -> str:
     return str(spec["name"]) if isinstance(spec, Mapping) and "name" in spec else type(spec).__name__
 
 
-def _build(name: str, parameters: Mapping[str, object], argument: str) -> Reward:
-    target = _load(name, argument)
-    if name not in REWARDS and not inspect.isclass(target):
+def _build(registry: Registry[Entry], name: str, parameters: Mapping[str, object], argument: str) -> Factory:
+    target = _load(registry, name, argument)
+    if name not in registry and not inspect.isclass(target):
         if parameters:
-            raise ValueError(f"reward {name!r} is no class and takes no parameters; got {shown(list(parameters))}")
-        return make_reward(target)
-    _check_parameters(name, target, parameters)
-    return make_reward(target(**parameters))
+            kind = registry.kind
+            raise ValueError(f"{kind} {name!r} is no class and takes no parameters; got {shown(list(parameters))}")
+        return make(registry, target, argument)
+    _check_parameters(f"{registry.kind} {name!r}", target, parameters)
+    return make(registry, target(**parameters), argument)
 
 
-def _load(name: str, argument: str) -> Factory:
+def _load(registry: Registry[Entry], name: str, argument: str) -> Factory:
     try:
-        return load_target(name, argument) if ":" in name else REWARDS.load(name, argument)
+        return load_target(name, argument) if ":" in name else registry.load(name, argument)
     except ImportError as error:
         raise ValueError(f"{argument} {name!r} cannot be imported: {error}") from error
 
 
-def _check_parameters(name: str, factory: Factory, parameters: Mapping[str, object]) -> None:
+def _check_parameters(what: str, factory: Factory, parameters: Mapping[str, object]) -> None:
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
@@ -117,6 +133,4 @@ def _check_parameters(name: str, factory: Factory, parameters: Mapping[str, obje
         allowed = list(signature.parameters)
         unknown = [key for key in parameters if key not in allowed]
         hint = did_you_mean(unknown[0], allowed) if unknown else ""
-        raise ValueError(
-            f"reward {name!r}: {error}.{hint} Parameters: {signature}. Got: {shown(list(parameters))}"
-        ) from error
+        raise ValueError(f"{what}: {error}.{hint} Parameters: {signature}. Got: {shown(list(parameters))}") from error

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
 from textgym.checks import shown
 from textgym.codecs.sources import model_tokenizer
 from textgym.prompts import Columns, Overlong, PromptSource, fit_prompts, own_splits
-from textgym.registry import load_target
+from textgym.registry import RESPONDERS
 from textgym.rewards import RewardSpec
+from textgym.rewards.registry import make
 from textgym.task import Task
 from textgym.tasks.assemble import SHARED, Options, assemble, documented, with_options
 from textgym.turns import ReplyFunction, TextResponder, Turns
-from textgym.vocab import load_vocabulary
+from textgym.vocab import Vocabulary, load_vocabulary
 
 PROMPTS: Final = ("Hello.", "Tell me something.", "What is the weather like?", "Write one sentence.")
 REWARD: Final = {"name": "length", "target": 8, "unit": "words"}
@@ -37,7 +38,7 @@ def text_task(
     tune_columns: Columns | None = None,
     weights: Sequence[float] | None = None,
     overlong: Overlong = "refuse",
-    responder: str | ReplyFunction | None = None,
+    responder: str | Mapping[str, object] | ReplyFunction | None = None,
     turns: int = 2,
     turn_tokens: int = 48,
     reply_tokens: int = 64,
@@ -78,9 +79,9 @@ def text_task(
         weights: how often each training prompt is drawn, relative to the others; None: all equally often.
         overlong: what becomes of prompts of more than max_prompt_tokens: "refuse" is an error, "drop" leaves them out,
             "cut" leaves out their first turns and characters.
-        responder: a function that answers the policy's turns, or "module:function", from B conversations (lists of
-            messages) to B texts, None where the episode ends; see `textgym.turns.TextResponder`. None: an episode is
-            one turn.
+        responder: a function that answers the policy's turns, from B conversations (lists of messages) to B texts, None
+            where the episode ends, see `textgym.turns.TextResponder`; or, as of a reward, a registered name,
+            "module:function" or {"name": ..., parameters}. None: an episode is one turn.
         turns: with a responder: turns of the policy.
         turn_tokens: with a responder: the budget of a turn, in the place of `max_new_tokens`.
         reply_tokens: with a responder: the most tokens of a reply, what a chat template writes around it included.
@@ -101,8 +102,15 @@ def text_task(
     vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
     spoken = None
     if responder is not None:
-        function = load_target(responder, "responder") if isinstance(responder, str) else responder
-        spoken = Turns(TextResponder(vocabulary, function, turns), turns, turn_tokens, reply_tokens, farewell=False)
+        function: ReplyFunction = make(RESPONDERS, responder, "responder")
+        spoken = Turns(
+            TextResponder(vocabulary, function, reply_tokens),
+            turns,
+            turn_tokens,
+            reply_tokens,
+            _closing(vocabulary, getattr(function, "closing", ())),
+            farewell=False,
+        )
         options["max_new_tokens"] = spoken.room
     splits = own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights)
     return assemble(
@@ -116,3 +124,10 @@ def text_task(
         turns=spoken,
         **options,
     )
+
+
+def _closing(vocabulary: Vocabulary, tags: Sequence[str]) -> tuple[int, ...]:
+    """Return the ids of the tags that are one ordinary token, and so end a turn."""
+    codec = vocabulary.codec
+    ids = [codec.token_id(tag) for tag in tags]
+    return tuple(i for i in ids if i is not None and i not in codec.special_ids)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
+from math import prod
 from typing import Final, cast, get_args
 
 from textgym.checks import check_count, check_number
 from textgym.lm.reference import Reference
 from textgym.prompts import PromptSet, Split, prompt_set
+from textgym.responders import calculate
 from textgym.rewards.base import Column, NamedReward
 from textgym.state import Prompt, TokenState
 from textgym.task import Task
@@ -20,6 +23,8 @@ from textgym.vocab import Vocabulary
 RIGHT: Final = "right"
 WRONG: Final = "wrong"
 """What the environment says to an answer, and ends the episode."""
+NO: Final = "no"
+THINGS: Final = ("tea", "milk", "juice", "water")
 COLOURS: Final = ("red", "blue", "green", "white")
 MOSTLY: Final = 0.9
 """How often `paint mostly red` means red."""
@@ -70,12 +75,18 @@ class Oracle:
         vocabulary: of the task. hidden: prompt -> weights of what may be hidden, (K,).
         says: the word for an action given what is hidden; "right" and "wrong" end the episode. What it does not have is
             wrong.
+        now: what `says` is asked with for each thing that is hidden, turn by turn; None: with what is hidden.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, hidden: Mapping[str, Sequence[float]], says: Mapping[tuple[str, int], str]
+        self,
+        vocabulary: Vocabulary,
+        hidden: Mapping[str, Sequence[float]],
+        says: Mapping[tuple[str, int], str],
+        now: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self._hidden, word = hidden, {vocabulary.token_text(token): token for token in range(vocabulary.size)}
+        self._hidden, self._now = hidden, now
+        word = {vocabulary.token_text(token): token for token in range(vocabulary.size)}
         self._wrong = Reply((word[WRONG],), ends=True)
         self._replies: dict[tuple[int, int | None], Reply] = {
             (word[action], k): Reply((word[said],), ends=said in (RIGHT, WRONG)) for (action, k), said in says.items()
@@ -87,7 +98,10 @@ class Oracle:
 
     def replies(self, states: Sequence[TokenState]) -> list[Reply]:
         """See `textgym.turns.Responder.replies`."""
-        return [self._replies.get((state.completion[-1], state.hidden), self._wrong) for state in states]
+        return [self._replies.get((state.completion[-1], self._known(state)), self._wrong) for state in states]
+
+    def _known(self, state: TokenState) -> int | None:
+        return state.hidden if self._now is None or state.hidden is None else self._now[state.hidden][state.replies]
 
 
 def _one_word_turns(
@@ -101,12 +115,13 @@ def _one_word_turns(
     cost: float,
     beta: float,
     reference: str | Reference,
+    now: Sequence[Sequence[int]] | None = None,
 ) -> Task:
     """Make a task whose turns are one word each, of the policy as of the environment."""
     check_number("cost", cost, 0, unit="reward units a question")
     asked = dict.fromkeys([*spoken, *(word for prompt in hidden for word in prompt.split())])
     vocabulary = word_vocabulary(actions, asked=[word for word in asked if word not in actions])
-    turns = Turns(Oracle(vocabulary, hidden, says), most=most, tokens=1, reply_tokens=1)
+    turns = Turns(Oracle(vocabulary, hidden, says, now), most=most, tokens=1, reply_tokens=1)
     prompts: PromptSet = prompt_set([*hidden])
     return assemble(
         name,
@@ -196,4 +211,154 @@ def clarify_task(
     says |= {(said, k): "right" if said == meant else "wrong" for said in colours for k, meant in enumerate(colours)}
     return _one_word_turns(
         "Clarify", ["which", *colours], ["right", "wrong"], hidden, says, 2, cost=cost, beta=beta, reference=reference
+    )
+
+
+@documented(SHARED, L="6", T="two turns")
+def calculator_task(
+    difficulty: int = 3, *, cost: float = 0.55, beta: float = 0.05, reference: str | Reference = "uniform"
+) -> Task:
+    """Make the task Calculator.
+
+    ### Description
+    Behind `upto n` the environment draws two whole numbers from 1 to n, and wants their product. The tool `calc` knows
+    the two and tells it, at a price. The likeliest product is right 1 time in 1 behind `upto 1`, 1 in 2 behind
+    `upto 2`, 2 in 9 behind `upto 3`; the larger the numbers, the less a guess pays. The tool pays where the best guess
+    is right less often than 1 - cost.
+
+    ### Action Space
+    `Discrete(V)`: `calc` and the products; the other words of prompts and of the environment are not allowed.
+
+    ### Rewards
+    Paid at the end: 1 where the product is right, less `cost` for a call of the tool.
+
+    ### Starting State
+    `upto 1` to `upto difficulty`, in all splits, all equally likely.
+
+    ### Arguments
+        difficulty: 1..5, the largest number.
+        cost: reward units that a call costs.
+    """
+    count = check_count("difficulty", difficulty, 1, 5, "the largest number")
+    pairs = [*product(range(1, count + 1), repeat=2)]
+    right = [calculate(f"{one} * {two}") for one, two in pairs]
+    products = sorted(set(right), key=int)
+    hidden = {f"upto {n}": [(max(pair) <= n) / n**2 for pair in pairs] for n in range(1, count + 1)}
+    says = {("calc", k): answer for k, answer in enumerate(right)}
+    says |= {(said, k): RIGHT if said == answer else WRONG for said in products for k, answer in enumerate(right)}
+    return _one_word_turns(
+        "Calculator",
+        ["calc", *products],
+        [RIGHT, WRONG],
+        hidden,
+        says,
+        2,
+        cost=cost,
+        beta=beta,
+        reference=reference,
+    )
+
+
+@documented(SHARED, L="8", T="three turns")
+def lookup_task(
+    difficulty: int = 2, *, cost: float = 0.1, beta: float = 0.05, reference: str | Reference = "uniform"
+) -> Task:
+    """Make the task Lookup.
+
+    ### Description
+    Every episode has facts of its own: the colour of each of some doors, red or blue. `door 2` asks for that of the
+    second. `get2` retrieves it, at a price; what is retrieved of other doors is true and says nothing of it. Naming a
+    colour ends the episode. Retrieving the right fact pays where 1 - cost is more than one half.
+
+    ### Action Space
+    `Discrete(V)`: `get1`, `get2`, ..., `red` and `blue`; the other words of prompts and of the environment are not
+    allowed.
+
+    ### Rewards
+    Paid at the end: 1 for the right colour, less `cost` for every fact that was retrieved.
+
+    ### Starting State
+    `door 1` to `door difficulty`, in all splits, all equally likely.
+
+    ### Arguments
+        difficulty: 1..4, doors.
+        cost: reward units that a fact costs.
+    """
+    count = check_count("difficulty", difficulty, 1, 4, "doors")
+    colours = COLOURS[:2]
+    facts = [*product(range(2), repeat=count)]
+    # What is hidden is the number of the facts, and the door that is asked for, which the prompt tells.
+    hidden = {
+        f"door {door + 1}": [float(asked == door) / len(facts) for asked in range(count) for _ in facts]
+        for door in range(count)
+    }
+    says: dict[tuple[str, int], str] = {}
+    for k, (asked, colour) in enumerate(product(range(count), facts)):
+        says |= {(f"get{door + 1}", k): colours[colour[door]] for door in range(count)}
+        says |= {(said, k): RIGHT if said == colours[colour[asked]] else WRONG for said in colours}
+    return _one_word_turns(
+        "Lookup",
+        [*(f"get{door + 1}" for door in range(count)), *colours],
+        [RIGHT, WRONG],
+        hidden,
+        says,
+        3,
+        cost=cost,
+        beta=beta,
+        reference=reference,
+    )
+
+
+@documented(SHARED, L="7", T="three turns")
+def persuade_task(
+    difficulty: int = 4,
+    *,
+    change: float = 0.2,
+    cost: float = 0.1,
+    beta: float = 0.05,
+    reference: str | Reference = "uniform",
+) -> Task:
+    """Make the task Persuade.
+
+    ### Description
+    A user wants one of some things, each equally likely, and buys it when it is offered: `right`. To any other offer
+    they say `no`, and to `ask` what they want, which costs as much as an offer that fails. Behind every reply they
+    change their mind with probability `change`, to each other thing alike: what was refused may be wanted later, and
+    what they said may hold no more. With four things the best seller asks first, and offers what they said.
+
+    ### Action Space
+    `Discrete(V)`: `ask` and the things; the other words of prompts and of the environment are not allowed.
+
+    ### Rewards
+    Paid at the end: 1 for a sale, less `cost` for every turn that was none.
+
+    ### Starting State
+    The prompt `sell`, in all splits.
+
+    ### Arguments
+        difficulty: 2..4, things.
+        change: how likely the user's mind changes behind a reply, in [0, 1].
+        cost: reward units that a turn without a sale costs.
+    """
+    count, turns = check_count("difficulty", difficulty, 2, len(THINGS), "things"), 3
+    check_number("change", change, 0, 1)
+    things = THINGS[:count]
+    wishes = [*product(range(count), repeat=turns)]  # what is wanted in each turn
+    moved = change / (count - 1)
+    weights = [
+        prod(1 - change if now == before else moved for before, now in pairwise(wish)) / count for wish in wishes
+    ]
+    says = {("ask", k): thing for k, thing in enumerate(things)}
+    says |= {(offer, k): RIGHT if offer == wish else NO for offer in things for k, wish in enumerate(things)}
+    return _one_word_turns(
+        "Persuade",
+        ["ask", *things],
+        [NO, RIGHT, WRONG],
+        {"sell": weights},
+        says,
+        turns,
+        cost=cost,
+        beta=beta,
+        reference=reference,
+        now=wishes,
     )
