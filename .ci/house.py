@@ -26,6 +26,7 @@ LAYERS = (
         "textgym.vector",
         "textgym.vector_io",
         "textgym.render",
+        "textgym.views",
         "textgym.wrappers",
     ),
     ("textgym",),
