@@ -15,7 +15,7 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
-from textgym.task import Task, make_reference, refuse_turns
+from textgym.task import Task, make_reference
 from textgym.vector import batch_env
 from textgym_agents.algorithms.fixed import NonLearner
 from textgym_agents.config import at_least_one, require
@@ -34,12 +34,15 @@ class BestOfNConfig:
     """Settings of best-of-n. Raises: ValueError for a number out of range."""
 
     n: int = 16
-    """Completions that an answer is chosen from."""
+    """Completions that an answer is chosen from; turns, where the environment answers."""
+    clones: int = 8
+    """Where the environment answers: how often the rest of the episode is played behind each turn, its mean return
+    being what the turn is chosen by."""
     seed: int = 0
     """Seeds the sampling of completions."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "n")
+        at_least_one(self, "n", "clones")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
@@ -70,10 +73,14 @@ class BestOfN(NonLearner):
     What it does as a whole is known all the same: exactly on a solvable task (`edge_log_probs`), from samples of the
     reference elsewhere (`sequence_kl`).
 
+    In a task with turns it chooses the text of one turn: behind each of n candidates the episode is played to its end
+    several times, from clones in which what is hidden is drawn anew given the tokens seen. What it does as a whole is
+    not known there.
+
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
         config: None takes the defaults.
-    Raises: ValueError for a task with turns, or a reference that cannot be loaded.
+    Raises: ValueError for a reference that cannot be loaded.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """
 
@@ -82,7 +89,6 @@ class BestOfN(NonLearner):
     config_type = BestOfNConfig
 
     def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:
-        refuse_turns(task, "best-of-n")
         self.task = task
         self.config = config or BestOfNConfig()
         self._reference = make_reference(task)
@@ -95,8 +101,10 @@ class BestOfN(NonLearner):
 
         Args:
             log_reference: per edge, nats: of the reference that this agent samples.
-        Returns: nats; None for a noisy reward that declares no density of its noise.
+        Returns: nats; None for a noisy reward that declares no density of its noise, and for a task with turns.
         """
+        if tree.task.turns is not None:
+            return None
         try:
             return best_of_n_edges(tree, log_reference, self.config.n, tree.task.gamma)
         except UnsolvableError:
@@ -110,8 +118,10 @@ class BestOfN(NonLearner):
         Args:
             task: whose prompts and reward; split: of its prompts; seed: of the sampling.
         Returns: nats of each prompt (P,), and bootstrap replicates (R, P); None where the reward is noisy and declares
-            no density of its noise.
+            no density of its noise, and for a task with turns.
         """
+        if task.turns is not None:
+            return None
         n, prompts = self.config.n, len(task.prompt_set(split).texts)
         try:
             deviation = noise_deviation(task)
@@ -143,31 +153,63 @@ class BestOfN(NonLearner):
         """Return None: see `Agent.log_probs`."""
 
     def _best(self, observation: Observation) -> list[Tokens]:
-        """Return the best of n continuations of each of these states, as whole sequences."""
+        """Return the best of n continuations of each of these states, with the tokens before it."""
         found = self._finder.states(observation)
         result: list[Tokens] = [()] * len(found)
+        choose = self._best_answers if self.task.turns is None else self._best_turns
         for split in sorted({split for split, _ in found}):
             rows = [row for row, (own, _) in enumerate(found) if own == split]
-            starts = [found[row][1] for row in rows for _ in range(self.config.n)]
-            ends, returns = self._play(split, starts)
-            # Of equals the first: as they were drawn independently, that is any of them.
-            best = highest(returns.reshape(len(rows), self.config.n))
-            for place, row in enumerate(rows):
-                result[row] = ends[place * self.config.n + int(best[place])]
+            for row, tokens in zip(rows, choose(split, [found[row][1] for row in rows]), strict=True):
+                result[row] = tokens
         return result
 
-    def _play(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], Floats]:
-        """Continue each state by the reference. Returns: whole sequences and their returns (N,)."""
+    def _best_answers(self, split: str, states: list[TokenState]) -> list[Tokens]:
+        n = self.config.n
+        ends, returns = self._play(split, [state for state in states for _ in range(n)])
+        # Of equals the first: as they were drawn independently, that is any of them.
+        best = highest(returns.reshape(len(states), n))
+        return [ends[row * n + int(place)].tokens for row, place in enumerate(best)]
+
+    def _best_turns(self, split: str, states: list[TokenState]) -> list[Tokens]:
+        """Return each state's tokens and those of the turn with the highest mean return over clones."""
+        n, clones = self.config.n, self.config.clones
+        starts = [state for state in states for _ in range(n)]
+        ends, _ = self._play(split, self._redrawn(starts))
+        turns = [_turn_behind(start, end) for start, end in zip(starts, ends, strict=True)]
+        again = [start for start in starts for _ in range(clones)]
+        _, returns = self._play(split, self._redrawn(again), [turn for turn in turns for _ in range(clones)])
+        best = highest(returns.reshape(len(states), n, clones).mean(2))
+        return [states[row].tokens + turns[row * n + int(place)] for row, place in enumerate(best)]
+
+    def _redrawn(self, states: list[TokenState]) -> list[TokenState]:
+        """Return the states with what is hidden drawn anew given the tokens seen."""
+        assert self.task.turns is not None
+        return [self.task.turns.redraw(state, self._generator) for state in states]
+
+    def _play(
+        self, split: str, starts: list[TokenState], forced: list[Tokens] | None = None
+    ) -> tuple[list[TokenState], Floats]:
+        """Continue states by the reference, behind given tokens. Returns: the ends and returns (N,)."""
         task = self.task
         env = batch_env(task, len(starts), split)
+        given = [[] if forced is None else [*forced[row]] for row in range(len(starts))]
         if task.noisy:
             seeds = self._generator.integers(2**63, size=len(starts)).tolist()
             starts = [replace(start, episode_seed=seed) for start, seed in zip(starts, seeds, strict=True)]
 
         def choose(turn: Turn) -> Ints:
             logs = np.asarray(self._reference.log_probs(turn.observation), dtype=np.float64)[turn.rows]
-            return draw(restricted(logs, turn.masks), self._generator)
+            drawn = draw(restricted(logs, turn.masks), self._generator)
+            pairs = zip(turn.rows.tolist(), drawn.tolist(), strict=True)
+            return np.array([given[row].pop(0) if given[row] else token for row, token in pairs])
 
         with scorers_restored(task.scorer):
             played = play_batch(env, env.set_states(starts), choose)
-        return [state.tokens for state in env.get_states()], played.returns(task.gamma)
+        return env.get_states(), played.returns(task.gamma)
+
+
+def _turn_behind(start: TokenState, end: TokenState) -> Tokens:
+    """Return the tokens that the policy wrote behind a state, up to where the environment answered."""
+    first = len(start.completion)
+    answered = [place for place in end.environment if place >= first]
+    return end.completion[first : answered[0] if answered else None]
