@@ -200,13 +200,14 @@ def test_a_result_that_is_too_long_is_cut():
 
 
 PIECES = [f"{mark}{name}>" for mark in ("<", "</") for name in ("calc", "facts", "shout", "broken", "x")]
+PIECES += ["<|end|>", "<|user|>", "\ue000", '[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]']
 PIECES += ["1", "0", "+", "-", "*", "/", "**", "(", ")", ".", " ", "\n", "\0", "e", "fox", "é", "\U0001f98a", "<", ">"]
 WRITTEN = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=14).map("".join)
 ENV = TokenEnv(
     "Text",
     prompts=["Go."],
     reward={"name": "length", "target": 8, "unit": "characters"},
-    responder=Tools({"calc": "calc", "facts": "facts", "shout": shout, "broken": broken}),
+    responder=Tools({"calc": "calc", "facts": "facts", "shout": str, "broken": broken}),
     turns=2,
     turn_tokens=80,
     reply_tokens=30,
@@ -230,6 +231,8 @@ def test_whatever_is_written_there_is_one_reply(text):
 
 @settings(max_examples=60, deadline=None)
 @given(WRITTEN)
+@example('<shout>[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]</shout>')
+@example("<shout><|end|>\ue000</shout>")
 def test_whatever_tokens_are_written_the_environment_writes_once(text):
     ENV.reset(seed=0)
     (_, _, ended, _, info), reply = written(ENV, text)
@@ -292,7 +295,7 @@ def test_a_responder_that_no_process_can_load_has_no_deadline():
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), 2e6])
 def test_a_deadline_that_is_none_is_refused(seconds):
-    with pytest.raises(ValueError, match=r"seconds=|timeout="):
+    with pytest.raises(ValueError, match=r"^seconds=.*: allowed is a number in 0.001..1e\+06"):
         WithDeadline(polite, seconds)
 
 
