@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from turn_tools import broken, dies, fails, never, polite, shout
 
-from textgym import TokenEnv
+from textgym import TokenEnv, make_task
 from textgym.commands.flags import env_options
 from textgym.responders import Tools, WithDeadline, calculate, evaluate, look_up
+from textgym.solver import solve
 from textgym.world import MODEL_PATH
 
 
@@ -188,6 +191,35 @@ def test_a_closing_tag_that_is_one_token_ends_the_turn():
     state = env.get_state()
     assert state.replies == 1
     assert env.task.vocabulary.decode([state.completion]) == ["<calc>17*3</calc>51"]
+
+
+WORDS = ["<calc>", "</calc>", "2*3", "6", ".", "error:"]
+
+
+def turns_of_words():
+    """Every turn of up to three words with its probability under the uniform policy; tag and full stop end it."""
+    for length in (1, 2, 3):
+        for words in product(WORDS, repeat=length):
+            if not {"</calc>", "."} & {*words[:-1]} and (length == 3 or words[-1] in ("</calc>", ".")):
+                yield " ".join(words), len(WORDS) ** -length
+
+
+def test_the_optimum_with_a_calculator_is_exact():
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="error:"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+    def reward(prompts, completions, turns, **columns):
+        return [float(len(said) == 3 and said[1][1] == said[2][1] == "6") for said in turns]
+
+    options = {"turns": 2, "turn_tokens": 3, "reply_tokens": 1, "beta": 0.1, "reward": reward}
+    task = make_task("Text", prompts=["6"], tokenizer=tokenizer, stop=".", responder="tools", **options)
+    # Nothing is hidden, so J* = beta log E_ref exp(R / beta): a call of 2*3 or 6 in the first turn, 6 in the second.
+    tools, total = Tools(), 0.0
+    again = sum(share for text, share in turns_of_words() if text in ("6", "6 ."))
+    for text, share in turns_of_words():
+        called = answer(tools, text.replace(".", "")) == "6"
+        total += share * (1 + called * again * (np.exp(1 / 0.1) - 1))
+    assert solve(task).objective == pytest.approx(0.1 * np.log(total), abs=1e-9)
 
 
 def test_a_result_that_is_too_long_is_cut():
