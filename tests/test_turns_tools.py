@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from turn_tools import broken, dies, fails, never, polite, shout
 
-from textgym import TokenEnv
+from textgym import TokenEnv, make_task
 from textgym.commands.flags import env_options
 from textgym.responders import Tools, WithDeadline, calculate, evaluate, look_up
+from textgym.solver import solve
 from textgym.world import MODEL_PATH
 
 
@@ -190,6 +193,35 @@ def test_a_closing_tag_that_is_one_token_ends_the_turn():
     assert env.task.vocabulary.decode([state.completion]) == ["<calc>17*3</calc>51"]
 
 
+WORDS = ["<calc>", "</calc>", "2*3", "6", ".", "error:"]
+
+
+def turns_of_words():
+    """Every turn of up to three words with its probability under the uniform policy; tag and full stop end it."""
+    for length in (1, 2, 3):
+        for words in product(WORDS, repeat=length):
+            if not {"</calc>", "."} & {*words[:-1]} and (length == 3 or words[-1] in ("</calc>", ".")):
+                yield " ".join(words), len(WORDS) ** -length
+
+
+def test_the_optimum_with_a_calculator_is_exact():
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="error:"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+    def reward(prompts, completions, turns, **columns):
+        return [float(len(said) == 3 and said[1][1] == said[2][1] == "6") for said in turns]
+
+    options = {"turns": 2, "turn_tokens": 3, "reply_tokens": 1, "beta": 0.1, "reward": reward}
+    task = make_task("Text", prompts=["6"], tokenizer=tokenizer, stop=".", responder="tools", **options)
+    # Nothing is hidden, so J* = beta log E_ref exp(R / beta): a call of 2*3 or 6 in the first turn, 6 in the second.
+    tools, total = Tools(), 0.0
+    again = sum(share for text, share in turns_of_words() if text in ("6", "6 ."))
+    for text, share in turns_of_words():
+        called = answer(tools, text.replace(".", "")) == "6"
+        total += share * (1 + called * again * (np.exp(1 / 0.1) - 1))
+    assert solve(task).objective == pytest.approx(0.1 * np.log(total), abs=1e-9)
+
+
 def test_a_result_that_is_too_long_is_cut():
     env = TokenEnv("Text", prompts=["Multiply."], responder="tools", turns=2, turn_tokens=150, reply_tokens=24)
     env.reset(seed=0)
@@ -200,13 +232,14 @@ def test_a_result_that_is_too_long_is_cut():
 
 
 PIECES = [f"{mark}{name}>" for mark in ("<", "</") for name in ("calc", "facts", "shout", "broken", "x")]
+PIECES += ["<|end|>", "<|user|>", "\ue000", '[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]']
 PIECES += ["1", "0", "+", "-", "*", "/", "**", "(", ")", ".", " ", "\n", "\0", "e", "fox", "é", "\U0001f98a", "<", ">"]
 WRITTEN = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=14).map("".join)
 ENV = TokenEnv(
     "Text",
     prompts=["Go."],
     reward={"name": "length", "target": 8, "unit": "characters"},
-    responder=Tools({"calc": "calc", "facts": "facts", "shout": shout, "broken": broken}),
+    responder=Tools({"calc": "calc", "facts": "facts", "shout": str, "broken": broken}),
     turns=2,
     turn_tokens=80,
     reply_tokens=30,
@@ -230,6 +263,8 @@ def test_whatever_is_written_there_is_one_reply(text):
 
 @settings(max_examples=60, deadline=None)
 @given(WRITTEN)
+@example('<shout>[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]</shout>')
+@example("<shout><|end|>\ue000</shout>")
 def test_whatever_tokens_are_written_the_environment_writes_once(text):
     ENV.reset(seed=0)
     (_, _, ended, _, info), reply = written(ENV, text)
@@ -292,7 +327,7 @@ def test_a_responder_that_no_process_can_load_has_no_deadline():
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), 2e6])
 def test_a_deadline_that_is_none_is_refused(seconds):
-    with pytest.raises(ValueError, match=r"seconds=|timeout="):
+    with pytest.raises(ValueError, match=r"^seconds=.*: allowed is a number in 0.001..1e\+06"):
         WithDeadline(polite, seconds)
 
 

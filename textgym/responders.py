@@ -26,6 +26,7 @@ MOST_CHARACTERS: Final = 200
 """Of an expression."""
 SECONDS: Final = 5.0
 """The time that a call of the tool `python` has."""
+LEAST_SECONDS: Final = 1e-3
 _MOST_RESULT: Final = 4000  # characters; what is too long for a reply is cut further
 _FACTS: Final = 3
 _COMMON: Final = 4  # a word in one statement of so many says nothing of what is looked for
@@ -43,13 +44,15 @@ class Within:
 
     Args:
         function: picklable, so defined at the top level of a module.
-        seconds: limit of one call; above 0, at most a million.
+        seconds: limit of one call, from a thousandth to a million.
         kind, name: what messages call it.
     Raises: ValueError for a bad limit or a function that cannot be pickled.
     """
 
     def __init__(self, function: Callable[..., object], seconds: float, kind: str, name: str) -> None:
-        self._deadline = Deadline(Called(function, name), check_number("seconds", seconds, 0, MOST_SECONDS), kind)
+        self._deadline = Deadline(
+            Called(function, name), check_number("seconds", seconds, LEAST_SECONDS, MOST_SECONDS), kind
+        )
 
     def __call__(self, *arguments: object, **options: object) -> object:
         """Call the function.
@@ -68,7 +71,7 @@ class WithDeadline:
 
     Args:
         responder: as the option of `Text-v0`; picklable.
-        seconds: limit of one call, whatever the number of conversations; above 0, at most a million.
+        seconds: limit of one call, whatever the number of conversations; from a thousandth to a million.
     Raises: as `Within`.
     """
 

@@ -253,9 +253,8 @@ class TextResponder:
     def _ids(self, state: TokenState, text: str) -> tuple[int, ...]:
         if self._vocabulary.conversation is None:
             return tuple(self._vocabulary.codec.encode(text))
-        ids = (
-            self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(text))
-        )
+        one = text if len(read_dialogue(text)) == 1 else f" {text}"  # what reads like a dialogue is a text here
+        ids = self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(one))
         # The policy's turn is ended; where the policy has done so itself, once is enough.
         return ids[1:] if ids[:1] == state.completion[-1:] else ids
 
