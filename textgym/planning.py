@@ -211,7 +211,7 @@ def _optimal_values(solution: Solution, parent: Node, count: int) -> Floats:
     index = parent.state.prompt.index
     if index is None:
         raise ValueError(f"by: the solution does not know prompt {parent.state.prompt.text!r:.80}")
-    depth, row = solution.tree.find(index, parent.state.completion)
+    depth, row = solution.tree.find(index, parent.state.completion, parent.state.environment)
     first = solution.tree.levels[depth].first
     return np.asarray(solution.action_values[depth][first[row] : first[row + 1]] if count else np.zeros(0))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from textgym_agents.exact.objective import EnumeratedPolicy, policy_gradient
+from textgym_agents.exact.objective import EnumeratedPolicy, policy_gradient, torch_values
+from textgym_agents.lm.critic_free import segment_states
 from textgym_agents.lm.rollout import collect
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
@@ -13,9 +16,10 @@ from textgym.evaluate import evaluate
 from textgym.optimum import optimum_of
 from textgym.solver import prefix_tree
 from textgym.state import POLICY
+from textgym.tasks.turns import Oracle
 
 
-@pytest.mark.parametrize("agent", ["best-of-n", "mcts", "alphazero", "vine-ppo", "soft-q", "rejection", "dpo"])
+@pytest.mark.parametrize("agent", ["mcts", "alphazero", "soft-q", "rejection", "dpo"])
 def test_agents_of_one_turn_say_so(agent):
 
     env = make_env("textgym/Clarify-v0", 4)
@@ -61,6 +65,82 @@ def test_a_rollout_holds_the_policys_tokens_alone():
     logs, _ = agent.policy.states(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
     plain = logs.log_softmax(-1).gather(1, rollout.actions[:, None]).squeeze(1)
     assert plain.detach().numpy() == pytest.approx(rollout.log_probs.numpy(), abs=1e-5)
+
+
+def reference_values(task):
+    """Q of the reference's first actions in TwentyQuestions with one bit, by hand: three words, each as likely."""
+    cost = task.reward.cost
+    ask = -cost + (0.0 - cost + 1.0 + 0.0) / 3  # then a second question, which ends it, the right number, the wrong one
+    return {"<1": ask, "0": 0.5, "1": 0.5}
+
+
+def test_best_of_n_chooses_a_turn_by_its_mean_over_what_may_be_hidden():
+    env = make_env("textgym/TwentyQuestions-v0", 64, difficulty=1, segments=True)
+    task = env.unwrapped.task
+    word = {task.vocabulary.token_text(token): token for token in range(task.vocabulary.size)}
+    values = reference_values(task)
+    assert values["<1"] < 0.5
+    agent = make_agent("best-of-n", env, make_config(agent_class("best-of-n"), {"n": 8, "clones": 32}))
+    observation, _ = env.reset(seed=0)
+    chosen = agent.act(observation)
+    assert set(chosen.tolist()) <= {word["0"], word["1"]}
+    _, rewards, ended, _, _ = env.step(chosen)
+    assert ended.all()
+    assert 0.5 - 4 * 0.0625 < rewards.mean() < 0.5 + 4 * 0.0625  # who knew the number would have 1
+    # Once it is told, it knows.
+    state = env.unwrapped.get_states()[0]
+    hidden = 1
+    told = replace(state, completion=(word["<1"], word["no"]), environment=(1,), hidden=hidden, finish_reason=None)
+    observation = env.unwrapped.set_states([told] * 64)
+    told_it = np.mean(agent.act(observation) == word["1"])
+    assert told_it > 0.85  # 1 - (2 / 3)^8 = 0.96: where none of eight candidates is the number, it cannot choose it
+    assert evaluate(agent, task, optimum=optimum_of(task), per_prompt=2).kl is None
+
+
+def vine_ppo(**settings):
+    env = make_env("textgym/TwentyQuestions-v0", 32, difficulty=1, beta=0.0)
+    agent = make_agent("vine-ppo", env, make_config(agent_class("vine-ppo"), {"stride": 1, "seed": 0, **settings}))
+    agent._env = env.unwrapped
+    env.reset(seed=0)
+    states = segment_states(env.unwrapped, collect(env, agent.policy, 3, ()), 1)
+    assert [state.completion for state in states if state.completion]
+    for state in states:
+        assert len(state.completion) == 2 * state.replies  # a word of the policy and one of the environment
+    return agent, env, states[:40]
+
+
+def test_vine_ppo_s_exact_values_by_hand():
+    agent, env, states = vine_ppo(values="exact")
+    q, cost = reference_values(env.unwrapped.task), env.unwrapped.task.reward.cost  # the policy is as uniform
+    root, told = sum(q.values()) / 3, (-2 * cost + (1 - cost) - cost) / 3
+    expected = [told if state.completion else root for state in states]
+    assert agent._values(states, 0.0) == pytest.approx(expected, abs=1e-5)
+    agent.learn(env, 128)
+
+
+def test_vine_ppo_s_rollouts_know_nothing_that_is_hidden():
+    agent, _, states = vine_ppo(values="rollouts", rollouts=128)
+    with torch.no_grad():  # a policy that likes one number better: who knew it would see other values
+        for each in agent.policy.parameters():
+            each.add_(0.3 * torch.randn(each.shape, generator=torch.Generator().manual_seed(1)))
+    found = agent._values(states, 0.0)
+    agent.config = replace(agent.config, values="exact", rollouts=2)
+    expected = agent._values(states, 0.0)
+    assert found == pytest.approx(expected, abs=4.5 * 0.55 / 128**0.5)
+    assert {state.hidden for state in states} == {0, 1}
+    own = [task_value(agent, hidden) for hidden in (0, 1)]
+    assert abs(own[0] - own[1]) > 0.5  # far more than the tolerance
+
+
+def task_value(agent, hidden):
+    """V at the start of an episode of which it is known what is hidden."""
+    base = agent._env.task
+    known = Oracle(base.vocabulary, {"guess": [float(k == hidden) for k in range(2)]}, SAYS)
+    task = replace(base, turns=replace(base.turns, responder=known))
+    return torch_values(prefix_tree(task), agent.policy, agent.reference, beta=0.0)[1].values[0][0]
+
+
+SAYS = {("<1", 0): "yes", ("<1", 1): "no", ("0", 0): "right", ("0", 1): "wrong", ("1", 0): "wrong", ("1", 1): "right"}
 
 
 @pytest.mark.learning

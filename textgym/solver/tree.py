@@ -16,6 +16,7 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import LogProbs, Observation
 from textgym.state import ENVIRONMENT, segment_ids
 from textgym.task import Task
+from textgym.turns import written_by
 
 _LOG = logging.getLogger(__name__)
 
@@ -197,18 +198,26 @@ class PrefixTree:
         where = slice(int(first[rows[0]]), int(first[rows[-1] + 1]))
         return where, np.searchsorted(rows, self.levels[depth + 1].parent[where])
 
-    def find(self, prompt: int, completion: tuple[int, ...] = ()) -> tuple[int, int]:
-        """Return depth and row of a prompt with a completion. Raises: KeyError if no legal actions lead there."""
-        row = int(prompt)
-        for depth, token in enumerate(completion):
-            level = self.levels[depth]
-            low, high = level.first[row], level.first[row + 1]
-            if low == high:
-                raise KeyError(f"completion {completion!r} of prompt {prompt}: ended before token {depth}")
-            row = int(low + np.searchsorted(self.levels[depth + 1].action[low:high], token))
-            if row == high or self.levels[depth + 1].action[row] != token:
-                raise KeyError(f"completion {completion!r} of prompt {prompt}: token {depth} is not legal")
-        return len(completion), row
+    def find(self, prompt: int, completion: tuple[int, ...] = (), environment: tuple[int, ...] = ()) -> tuple[int, int]:
+        """Return depth and row of a prompt with a completion. Raises: KeyError if no legal moves lead there.
+
+        Args: environment: the places in the completion that the environment wrote, ascending.
+        """
+        row, depth, size = int(prompt), 0, self.task.vocabulary.size
+        for author, written in written_by(completion, environment):
+            moves = [[token] for token in written]
+            if author == "environment":
+                ids = tuple(written)
+                moves = [[size + number for number, reply in enumerate(self.replies) if reply == ids]]
+            for allowed in moves:
+                level = self.levels[depth]
+                low, high = level.first[row], level.first[row + 1]
+                below = self.levels[depth + 1].action[low:high] if low < high else np.zeros(0)
+                found = low + np.flatnonzero(np.isin(below, allowed))
+                if not found.size:
+                    raise KeyError(f"completion {completion!r} of prompt {prompt}: move {depth} is not legal")
+                row, depth = int(found[0]), depth + 1
+        return depth, row
 
     @cached_property
     def _prompt_ids(self) -> tuple[Ints, Ints]:

@@ -141,7 +141,8 @@ class BestOfN(NonLearner):
         if len(self._plans) != len(states):
             self._plans = [_Plan((), -1) for _ in states]
         new = [row for row, state in enumerate(states) if not self._plans[row].leads_to(state)]
-        at_once = max(_ROWS_AT_ONCE // self.config.n, 1)
+        played = self.config.n * (1 if self.task.turns is None else self.config.clones)  # for each row
+        at_once = max(_ROWS_AT_ONCE // played, 1)
         for start in range(0, len(new), at_once):
             rows = new[start : start + at_once]
             seen = {name: array[rows] for name, array in observation.items()}

@@ -146,7 +146,7 @@ def values_of(values: PolicyValues, states: Sequence[TokenState]) -> Floats:
     for state in states:
         if state.prompt.index is None:
             raise KeyError(f"prompt {state.prompt.text!r:.80}: the split has none like it")
-        depth, row = values.tree.find(state.prompt.index, state.completion)
+        depth, row = values.tree.find(state.prompt.index, state.completion, state.environment)
         found.append(values.values[depth][row])
     return np.array(found)
 
