@@ -28,7 +28,8 @@ class TurnEnv(SingleWrapper):
 
     Args:
         env: a `TokenEnv`, as it is or as `gym.make` returns it.
-    Raises: as `SingleWrapper`; ValueError for a task whose gamma is not 1.
+    Raises: TypeError for an environment that does not show tokens or take them; ValueError for a task whose gamma is
+        not 1.
     """
 
     def __init__(self, env: Env) -> None:
