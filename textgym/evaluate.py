@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, JsonObject
-from textgym.estimates import RESAMPLES, Estimate, expected_returns, interval, resampled_means, widen
+from textgym.checks import Floats, Ints, JsonObject, check_count
+from textgym.estimates import (
+    RESAMPLES,
+    Estimate,
+    expected_returns,
+    greatest_return,
+    interval,
+    resampled_counts,
+    resampled_means,
+    widen,
+)
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.render import html_table
 from textgym.rewards import TextGymWarning
+from textgym.rewards.answers import evaluated, final_answer
+from textgym.rewards.numbers import last_number
 from textgym.sampling import Policy, PromptEpisodes, SearchingPolicy, WholePolicy, play
 from textgym.solver import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
 from textgym.solver.tree import normalised, per_edge, per_state
@@ -284,3 +297,99 @@ def distinct(completions: NDArray[np.object_], n: int) -> float:
     words = [text.split() for text in completions.ravel()]
     grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+MOST_K: Final = 100
+"""Of the answers that pass@k and majority@k draw."""
+
+
+def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float | None = None, seed: int = 0) -> AtK:
+    """Estimate avg@k, pass@k and majority@k without bias from n completions of every prompt.
+
+    Each is what k of the n are worth on average over all ways to draw them: the share of right ones (the same for every
+    k), whether any is right, and whether the answer that most of them give is right, where ties are broken at random.
+    Answers are the same where they mark the same final answer, compared as numbers where they are numbers.
+
+    Args:
+        episodes: of `play` or an `EvaluationResult`; n completions a prompt.
+        ks: from 1 to n, and at most 100.
+        right: reward units from which on a completion is right, by the gold reward where there is one; None: the most
+            that the task's reward can pay, or 1 where that is not known.
+        seed: of the bootstrap.
+    Returns: "avg", "pass" and "majority" -> k -> the estimate.
+    Raises: ValueError for a k out of range.
+    Source: Chen et al. (2021), arXiv:2107.03374, eq. 1 (pass@k); Wang et al. (2022), arXiv:2203.11171 (majority).
+    """
+    count = episodes.returns.shape[1]
+    ks = [check_count("k", k, 1, min(count, MOST_K), f"of {count} completions a prompt") for k in ks]
+    golden = not np.isnan(episodes.gold).any()
+    scores = episodes.gold if golden else expected_returns(task, episodes)
+    most = getattr(task.gold, "maximum", None) if golden else greatest_return(task)
+    least = right if right is not None else 1.0 if most is None else most
+    correct = scores >= least - 1e-9  # (P, n)
+    found: AtK = {name: {} for name in ("avg", "pass", "majority")}
+    drawn = np.concatenate([np.ones((1, count), np.int64), resampled_counts(np.random.default_rng([seed, 6]), count)])
+    answers = [_answers(row, ok) for row, ok in zip(episodes.completions, correct, strict=True)]
+    hits = drawn @ correct.T  # (1 + R, P), the sample itself first
+    for k in ks:
+        passed = 1.0 - _chosen(count - hits, k)[k] / math.comb(count, k)
+        votes = np.stack([_majority(drawn @ groups, share, k) for groups, share in answers], 1) / math.comb(count, k)
+        for name, values in (("avg", hits / count), ("pass", passed), ("majority", votes)):
+            means = values @ episodes.weights
+            replicates = np.clip(widen(means[:1], means[1:, None], count)[:, 0], 0.0, 1.0)
+            found[name][k] = interval(float(means[0]), replicates)
+    return found
+
+
+AtK = dict[str, dict[int, Estimate]]
+
+
+def _answers(completions: NDArray[np.object_], correct: NDArray[np.bool_]) -> tuple[Ints, Floats]:
+    """Return which completion (n,) gives which of A answers, 0 or 1 (n, A), and each answer's share of right ones."""
+    texts = [final_answer(text) for text in completions]
+    made_of = [evaluated(text.rstrip(" =")) for text in texts]  # an expression is an answer, its last number is none
+    calculated = [found is not None and found[1].total() > 1 for found in made_of]
+    numbers = [None if skip else last_number(text) for text, skip in zip(texts, calculated, strict=True)]
+    names = [text.strip() if number is None else number for text, number in zip(texts, numbers, strict=True)]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    groups = np.eye(len(places), dtype=np.int64)[[places[name] for name in names]]
+    return groups, np.asarray(correct @ groups / groups.sum(0))
+
+
+def _chosen(counts: Ints, most: int) -> Floats:
+    """Return C(c, j) of every count c for j = 0..most, (most + 1, ...)."""
+    table = [[math.comb(c, j) for c in range(int(counts.max()) + 1)] for j in range(most + 1)]
+    return np.asarray(np.array(table, np.float64)[:, counts])
+
+
+def _majority(counts: Ints, right: Floats, k: int) -> Floats:
+    """Return how many of the ways to draw k of n answers have a right one as the most frequent; ties count in parts.
+
+    Args:
+        counts: (R, A), how often each of A answers is among the n. right: (A,), how right each is, in [0, 1].
+    Returns: (R,), at most C(n, k).
+    """
+    ways = _chosen(counts, k)  # (k + 1, R, A)
+    total = np.zeros(len(counts))
+    for own in np.flatnonzero(right).tolist():
+        for votes in range(1, min(k, int(counts[:, own].max())) + 1):
+            # [ties, drawn]: the ways in which the other answers so far get `drawn` votes, none more than `votes`.
+            others = np.zeros((k // votes, k - votes + 1, len(counts)))
+            others[0, 0] = 1.0
+            for other in range(len(right)):
+                if other != own:
+                    others = _with_votes(others, ways[: votes + 1, :, other])
+            ties = np.arange(1, len(others) + 1)[:, None]
+            total += right[own] * ways[votes, :, own] * (others[:, -1] / ties).sum(0)
+    return total
+
+
+def _with_votes(others: Floats, ways: Floats) -> Floats:
+    """Add an answer that gets 0..votes votes in `ways` (votes + 1, R), and ties where it gets the most."""
+    found, votes, room = others * ways[0], len(ways) - 1, others.shape[1]
+    for got in range(1, min(votes, room)):
+        if ways[got].any():
+            found[:, got:] += others[:, : room - got] * ways[got]
+    if votes < room and ways[votes].any():
+        found[1:, votes:] += others[:-1, : room - votes] * ways[votes]
+    return found
