@@ -386,7 +386,8 @@ def _majority(counts: Ints, right: Floats, k: int) -> Floats:
 
 def _with_votes(others: Floats, ways: Floats) -> Floats:
     """Add an answer that gets 0..votes votes in `ways` (votes + 1, R), and ties where it gets the most."""
-    found, votes, room = others * ways[0], len(ways) - 1, others.shape[1]
+    found: Floats = others * ways[0]
+    votes, room = len(ways) - 1, others.shape[1]
     for got in range(1, min(votes, room)):
         if ways[got].any():
             found[:, got:] += others[:, : room - got] * ways[got]

@@ -31,6 +31,11 @@ EACH: Final = 16
 GRADERS: Final[Mapping[str, RewardSpec]] = {
     "arithmetic": "arithmetic",
     "final_answer": "final_answer",
+    "final_answer, marked and whole": {
+        "name": "final_answer",
+        "reward": {"name": "arithmetic", "read": "whole"},
+        "marked": True,
+    },
     "math_verify": "math_verify",
     "final_answer of math_verify": {"name": "final_answer", "reward": "math_verify"},
 }

@@ -45,6 +45,8 @@ def test_other_rewards_are_asked_about_final_answers_alone() -> None:
     assert reward(["p"] * 7, texts, answer=right) == [1, 0, 1, 1, 0, 0, 0]
     assert reward(["p"] * 2, ["#### 7", "7"], answer=[7, None]) == [1, None]
     assert Scorer(reward).term_names == ("arithmetic",)
+    strict = make_reward({"name": "final_answer", "reward": {"name": "arithmetic", "read": "whole"}, "marked": True})
+    assert strict(["p"] * 7, texts, answer=right) == [1, 0, 1, 0, 0, 0, 0]
 
 
 def test_formulas_are_compared_where_math_verify_is_installed() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, cast
 
+from textgym.checks import check_flag
 from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
 from textgym.rewards.compose import Wrapped
 from textgym.rewards.numbers import whole_number
@@ -62,7 +63,8 @@ def _marked(text: str) -> tuple[str, str] | None:
     for place, letter in enumerate(rest):
         depth += (letter == "{") - (letter == "}")
         if not depth:
-            return f"\\boxed{{{rest[:place]}}}", rest[:place].strip()
+            bare = rest[:place].strip()
+            return bare if whole_number(bare) is not None else f"\\boxed{{{bare}}}", bare
     return "", ""
 
 
@@ -76,11 +78,15 @@ class FinalAnswer(Wrapped):
     Args:
         reward: a reward, or the spec of one, as "arithmetic" or "math_verify".
         column: data column with the right answers, which the other reward reads.
-    Raises: as `make_reward` does; ValueError for a bad column, or a reward that is paid at every token.
+        marked: whether completions have to mark their answer: one without a mark is read as if it was empty.
+    Raises: as `make_reward` does; ValueError for a bad column, a reward that is paid at every token, or a `marked` that
+        is no bool.
     """
 
-    def __init__(self, reward: RewardSpec = "arithmetic", column: str = "answer") -> None:
+    def __init__(self, reward: RewardSpec = "arithmetic", column: str = "answer", marked: bool = False) -> None:
         check_column(column)
+        check_flag("marked", marked)
+        self.marked = marked
         reward = make_reward(reward)
         super().__init__(reward, "final_answer")
         self.column, self.maximum = column, self.inner.maximum
@@ -92,7 +98,8 @@ class FinalAnswer(Wrapped):
             right = columns[self.column]
             columns |= {self.column: [final_answer(each) if isinstance(each, str) else each for each in right]}
         found = [_marked(text) for text in completions]
-        cut = [text if part is None else part[0] for text, part in zip(completions, found, strict=True)]
+        plain = [""] * len(completions) if self.marked else completions
+        cut = [text if part is None else part[0] for text, part in zip(plain, found, strict=True)]
         return self.inner.values(prompts, cut, columns)
 
 

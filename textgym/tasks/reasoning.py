@@ -88,8 +88,8 @@ def countdown_task(difficulty: int = 3, *, beta: float = 0.05, reference: str | 
     ### Description
     The policy is given a target and some numbers, `24 from 1 3 8`, and writes an expression that comes to the target,
     as `3 * 8 =`, with each number used at most once. Every target can be reached with all of the numbers. The uniform
-    reference reaches one target in 6 at difficulty 2 and one in 40 at difficulty 3; at difficulty 4 the task is too
-    large to be solved exactly.
+    reference reaches one target in 6 at difficulty 2 and one in 40 at difficulty 3. At difficulty 4 the prompts of
+    `eval` have 1.2 million states, more than evaluation solves.
 
     ### Action Space
     `Discrete(V)`: the numbers from 1 to 10, `+`, `-`, `*`, `/`, `(`, `)`, and the stop token `=`; the words of the
