@@ -1,6 +1,6 @@
 """The page of reasoning: its blocks run, and what it shows is what they print.
 
-`python tests/test_docs_reasoning.py` writes what the blocks print into the page, but for those that need a missing package.
+`python tests/test_docs_reasoning.py` writes what the blocks print into the page, if their packages are installed.
 """
 
 from __future__ import annotations
