@@ -80,7 +80,7 @@ def test_an_environment_takes_them_from_a_column() -> None:
         (["amount"], "Parameters|not one of|allowed"),
         ([{"name": "amount", "of": "lines"}], "of='lines'"),
         ([{"name": "amount", "of": "words", "least": 3, "most": 2}], "most=2"),
-        ([{"name": "edges"}], "one of them not empty"),
+        ([{"name": "edges"}], "at least one of them"),
         ([{"name": "forbidden", "words": "cat"}], "words='cat'"),
         ([{"name": "letter_case", "case": "title"}], "case='title'"),
         ([{"name": "keywords", "words": [object()]}], "JSON values"),

@@ -149,8 +149,8 @@ class Countdown(NamedReward):
     maximum = 1.0
 
     def __post_init__(self) -> None:
-        for column in (self.numbers, self.target):
-            check_column(column)
+        for argument in ("numbers", "target"):
+            check_column(getattr(self, argument), argument)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
         """Score every completion. Raises: ValueError if a column is missing."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, cast, get_args
 
-from textgym.checks import check_choice, check_count, not_one_of, shown
+from textgym.checks import check_choice, check_count, check_flag, not_one_of, shown
 from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
 from textgym.rewards.calling import Inner
 from textgym.rewards.rules import Keywords, Mode, check_words
@@ -121,7 +121,7 @@ class Edges(NamedReward):
     Args:
         start, end: texts, one of them at least not empty.
         ignore_case: whether "Yes" begins "yes, it is".
-    Raises: ValueError where both are empty, or one is no text.
+    Raises: ValueError where both are empty or one is no text, or for an `ignore_case` that is no bool.
     """
 
     start: str = ""
@@ -131,10 +131,12 @@ class Edges(NamedReward):
     maximum = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.start, str) or not isinstance(self.end, str) or not (self.start or self.end):
-            raise ValueError(
-                f"start={shown(self.start)}, end={shown(self.end)}: texts, one of them not empty, are allowed"
-            )
+        check_flag("ignore_case", self.ignore_case)
+        for name in ("start", "end"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={shown(getattr(self, name))}: a text is allowed")
+        if not (self.start or self.end):
+            raise ValueError("start='', end='': at least one of them has to be given")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
         """Score every completion."""
