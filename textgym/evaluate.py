@@ -19,7 +19,8 @@ from textgym.estimates import (
     expected_returns,
     greatest_return,
     interval,
-    resampled_counts,
+    jackknife,
+    majority_ways,
     resampled_means,
     widen,
 )
@@ -27,8 +28,7 @@ from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.render import html_table
 from textgym.rewards import TextGymWarning
-from textgym.rewards.answers import evaluated, final_answer
-from textgym.rewards.numbers import last_number
+from textgym.rewards.answers import vote
 from textgym.sampling import Policy, PromptEpisodes, SearchingPolicy, WholePolicy, play
 from textgym.solver import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
 from textgym.solver.tree import normalised, per_edge, per_state
@@ -303,22 +303,26 @@ MOST_K: Final = 100
 """Of the answers that pass@k and majority@k draw."""
 
 
-def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float | None = None, seed: int = 0) -> AtK:
+AtK = dict[str, dict[int, Estimate]]
+
+
+def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float | None = None) -> AtK:
     """Estimate avg@k, pass@k and majority@k without bias from n completions of every prompt.
 
     Each is what k of the n are worth on average over all ways to draw them: the share of right ones (the same for every
     k), whether any is right, and whether the answer that most of them give is right, where ties are broken at random.
-    Answers are the same where they mark the same final answer, compared as numbers where they are numbers.
+    Answers are the same where they mark the same final answer, compared as numbers where they are numbers. Intervals
+    are normal ones, with the jackknife's variance over the completions of each prompt; NaN for one completion.
 
     Args:
         episodes: of `play` or an `EvaluationResult`; n completions a prompt.
         ks: from 1 to n, and at most 100.
         right: reward units from which on a completion is right, by the gold reward where there is one; None: the most
-            that the task's reward can pay, or 1 where that is not known.
-        seed: of the bootstrap.
+            that the reward can pay, or 1 where that is not known.
     Returns: "avg", "pass" and "majority" -> k -> the estimate.
     Raises: ValueError for a k out of range.
-    Source: Chen et al. (2021), arXiv:2107.03374, eq. 1 (pass@k); Wang et al. (2022), arXiv:2203.11171 (majority).
+    Source: Chen et al. (2021), arXiv:2107.03374, eq. 1 (pass@k); Wang et al. (2022), arXiv:2203.11171 (majority); Efron
+        and Stein (1981), The jackknife estimate of variance.
     """
     count = episodes.returns.shape[1]
     ks = [check_count("k", k, 1, min(count, MOST_K), f"of {count} completions a prompt") for k in ks]
@@ -327,70 +331,41 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     most = getattr(task.gold, "maximum", None) if golden else greatest_return(task)
     least = right if right is not None else 1.0 if most is None else most
     correct = scores >= least - 1e-9  # (P, n)
-    found: AtK = {name: {} for name in ("avg", "pass", "majority")}
-    drawn = np.concatenate([np.ones((1, count), np.int64), resampled_counts(np.random.default_rng([seed, 6]), count)])
     answers = [_answers(row, ok) for row, ok in zip(episodes.completions, correct, strict=True)]
-    hits = drawn @ correct.T  # (1 + R, P), the sample itself first
+    found: AtK = {name: {} for name in ("avg", "pass", "majority")}
     for k in ks:
-        passed = 1.0 - _chosen(count - hits, k)[k] / math.comb(count, k)
-        votes = np.stack([_majority(drawn @ groups, share, k) for groups, share in answers], 1) / math.comb(count, k)
-        for name, values in (("avg", hits / count), ("pass", passed), ("majority", votes)):
-            means = values @ episodes.weights
-            replicates = np.clip(widen(means[:1], means[1:, None], count)[:, 0], 0.0, 1.0)
-            found[name][k] = interval(float(means[0]), replicates)
+        each = [[*_passes(ok, k), _votes(*own, k)] for ok, own in zip(correct, answers, strict=True)]
+        table = np.array(each)  # (P, 3, 2): values and their variances
+        means, widths = episodes.weights @ table[..., 0], 1.96 * np.sqrt(episodes.weights**2 @ table[..., 1])
+        for name, mean, width in zip(found, means.tolist(), widths.tolist(), strict=True):
+            low, high = np.clip([mean - width, mean + width], 0.0, 1.0).tolist()
+            found[name][k] = Estimate(mean, low, high)
     return found
 
 
-AtK = dict[str, dict[int, Estimate]]
+def _passes(correct: NDArray[np.bool_], k: int) -> list[tuple[float, float]]:
+    """Return avg@k and pass@k of a prompt's completions (n,), each with its variance."""
+    right, count = int(correct.sum()), len(correct)
+    sizes, fewer = np.array([count - right, right]), max(count - 1, 1)
+    hits = np.array([right, max(right - 1, 0)])  # without a wrong one, and without a right one
+    few = min(k, fewer)
+    missed = np.array([math.comb(max(fewer - each, 0), few) for each in hits.tolist()]) / math.comb(fewer, few)
+    passed = 1.0 - math.comb(count - right, k) / math.comb(count, k)
+    return [jackknife(right / count, hits / fewer, sizes), jackknife(passed, 1.0 - missed, sizes)]
+
+
+def _votes(sizes: Ints, right: Floats, k: int) -> tuple[float, float]:
+    """Return majority@k of a prompt, with its variance. Args: as what `_answers` returns."""
+    count = int(sizes.sum())
+    few = min(k, max(count - 1, 1))
+    value = float(majority_ways(sizes[None], right, k)[0]) / math.comb(count, k)
+    left = majority_ways(sizes - np.eye(len(sizes), dtype=np.int64), right, few) / math.comb(max(count - 1, 1), few)
+    return jackknife(value, left, sizes)
 
 
 def _answers(completions: NDArray[np.object_], correct: NDArray[np.bool_]) -> tuple[Ints, Floats]:
-    """Return which completion (n,) gives which of A answers, 0 or 1 (n, A), and each answer's share of right ones."""
-    texts = [final_answer(text) for text in completions]
-    made_of = [evaluated(text.rstrip(" =")) for text in texts]  # an expression is an answer, its last number is none
-    calculated = [found is not None and found[1].total() > 1 for found in made_of]
-    numbers = [None if skip else last_number(text) for text, skip in zip(texts, calculated, strict=True)]
-    names = [text.strip() if number is None else number for text, number in zip(texts, numbers, strict=True)]
-    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    groups = np.eye(len(places), dtype=np.int64)[[places[name] for name in names]]
-    return groups, np.asarray(correct @ groups / groups.sum(0))
-
-
-def _chosen(counts: Ints, most: int) -> Floats:
-    """Return C(c, j) of every count c for j = 0..most, (most + 1, ...)."""
-    table = [[math.comb(c, j) for c in range(int(counts.max()) + 1)] for j in range(most + 1)]
-    return np.asarray(np.array(table, np.float64)[:, counts])
-
-
-def _majority(counts: Ints, right: Floats, k: int) -> Floats:
-    """Return how many of the ways to draw k of n answers have a right one as the most frequent; ties count in parts.
-
-    Args:
-        counts: (R, A), how often each of A answers is among the n. right: (A,), how right each is, in [0, 1].
-    Returns: (R,), at most C(n, k).
-    """
-    ways = _chosen(counts, k)  # (k + 1, R, A)
-    total = np.zeros(len(counts))
-    for own in np.flatnonzero(right).tolist():
-        for votes in range(1, min(k, int(counts[:, own].max())) + 1):
-            # [ties, drawn]: the ways in which the other answers so far get `drawn` votes, none more than `votes`.
-            others = np.zeros((k // votes, k - votes + 1, len(counts)))
-            others[0, 0] = 1.0
-            for other in range(len(right)):
-                if other != own:
-                    others = _with_votes(others, ways[: votes + 1, :, other])
-            ties = np.arange(1, len(others) + 1)[:, None]
-            total += right[own] * ways[votes, :, own] * (others[:, -1] / ties).sum(0)
-    return total
-
-
-def _with_votes(others: Floats, ways: Floats) -> Floats:
-    """Add an answer that gets 0..votes votes in `ways` (votes + 1, R), and ties where it gets the most."""
-    found: Floats = others * ways[0]
-    votes, room = len(ways) - 1, others.shape[1]
-    for got in range(1, min(votes, room)):
-        if ways[got].any():
-            found[:, got:] += others[:, : room - got] * ways[got]
-    if votes < room and ways[votes].any():
-        found[1:, votes:] += others[:-1, : room - votes] * ways[votes]
-    return found
+    """Return how often each of A answers is given (A,), and its share of right completions (A,)."""
+    found: dict[object, list[bool]] = {}
+    for text, right in zip(completions, correct.tolist(), strict=True):
+        found.setdefault(vote(text), []).append(right)
+    return np.array([*map(len, found.values())]), np.array([sum(own) / len(own) for own in found.values()])

@@ -17,7 +17,7 @@ from typing import Final, cast
 from textgym.checks import check_flag
 from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
 from textgym.rewards.compose import Wrapped
-from textgym.rewards.numbers import whole_number
+from textgym.rewards.numbers import last_number, whole_number
 from textgym.rewards.registry import RewardSpec, make_reward
 
 _MARK: Final = re.compile(r"\\(?:boxed|fbox)\s*\{|####|<answer>")
@@ -66,6 +66,17 @@ def _marked(text: str) -> tuple[str, str] | None:
             bare = rest[:place].strip()
             return bare if whole_number(bare) is not None else f"\\boxed{{{bare}}}", bare
     return "", ""
+
+
+def vote(text: str) -> Fraction | int | str:
+    """Return what a text counts as in a vote: its final answer as a number where it is one, else as a text.
+
+    Where nothing is marked the last number is the answer, but an expression without a result is a text.
+    """
+    answer = final_answer(text).strip()
+    expression = evaluated(answer.rstrip(" ="))
+    number = last_number(answer) if expression is None or expression[1].total() == 1 else None
+    return answer if number is None else number
 
 
 class FinalAnswer(Wrapped):

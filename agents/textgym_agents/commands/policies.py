@@ -186,7 +186,7 @@ def eval_command(arguments: list[str]) -> None:
         seed=flags.seed,
         deterministic=flags.deterministic,
     )
-    several = at_k(task, evaluation.episodes, flags.k, flags.right, flags.seed) if flags.k else {}
+    several = at_k(task, evaluation.episodes, flags.k, flags.right) if flags.k else {}
     if flags.json:
         report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
         report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
