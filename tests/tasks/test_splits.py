@@ -22,7 +22,7 @@ DIGESTS = {
     "BigVocab": "438141ddf54bda54",
     "Brief": "a31a8428b209449d",
     "Clarify": "03ec5e2953c9193d",
-    "Countdown": "28bfa49437cbfe3f",
+    "Countdown": "9896accb38df3a0f",
     "Copy": "9c6d41605385ab21",
     "Deceptive": "195e9536bc9d2e12",
     "DeepSea": "b617cdb623a255ce",

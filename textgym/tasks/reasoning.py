@@ -32,8 +32,10 @@ LARGEST: Final = 10
 TARGETS: Final = 99
 """The largest target of Countdown."""
 OPERATORS: Final = ("+", "-", "*", "/")
-SIZES: Final = {"train": 24, "eval": 8, "tune": 8}
-"""Prompts of Countdown by split."""
+TRAINED: Final = {2: 90, 3: 500, 4: 500}
+"""Prompts of Countdown in `train` by difficulty; there are 127 at difficulty 2."""
+ASKED: Final = 8
+"""Prompts of Countdown in `eval`, and in `tune`."""
 
 
 class ExpressionMask:
@@ -82,13 +84,13 @@ class ExpressionMask:
 
 
 @documented(WORDS, V="V", L="difficulty + 2 + 4 * difficulty - 2")
-def countdown_task(difficulty: int = 3, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
+def countdown_task(difficulty: int = 2, *, beta: float = 0.05, reference: str | Reference = "uniform") -> Task:
     """Make the task Countdown.
 
     ### Description
     The policy is given a target and some numbers, `24 from 1 3 8`, and writes an expression that comes to the target,
     as `3 * 8 =`, with each number used at most once. Every target can be reached with all of the numbers. The uniform
-    reference reaches one target in 6 at difficulty 2 and one in 40 at difficulty 3. At difficulty 4 the prompts of
+    reference reaches one target in 6 at difficulty 2 and one in 50 at difficulty 3. At difficulty 4 the prompts of
     `eval` have 1.2 million states, more than evaluation solves.
 
     ### Action Space
@@ -101,7 +103,8 @@ def countdown_task(difficulty: int = 3, *, beta: float = 0.05, reference: str | 
     `textgym.rewards.answers.Countdown`. The gold reward is the same.
 
     ### Starting State
-    Target and numbers, all equally likely; 24 in `train`, 8 in `eval` and 8 in `tune`, all different.
+    Target and numbers, all equally likely; 90 in `train` at difficulty 2 and 500 beyond, 8 in `eval` and 8 in `tune`,
+    all different.
 
     ### Episode End
     Terminated by the stop token `=`, which comes at the latest after 4 * difficulty - 2 tokens. Never truncated.
@@ -129,7 +132,8 @@ def countdown_task(difficulty: int = 3, *, beta: float = 0.05, reference: str | 
 def _countdown_prompts(count: int) -> dict[str, PromptSet]:
     """Return the splits of Countdown: different numbers, and a target that needs no less than the mask allows."""
     generator, found = np.random.default_rng(count), dict[str, tuple[list[int], int]]()
-    while len(found) < sum(SIZES.values()):
+    sizes = {"eval": ASKED, "tune": ASKED, "train": TRAINED[count]}
+    while len(found) < sum(sizes.values()):
         numbers = sorted(generator.choice(LARGEST, count, replace=False).tolist())
         numbers = [number + 1 for number in numbers]
         reached = sorted(
@@ -138,7 +142,7 @@ def _countdown_prompts(count: int) -> dict[str, PromptSet]:
         target = int(generator.choice([value for value in reached if value not in numbers]))
         found[f"{target} from {' '.join(map(str, numbers))}"] = (numbers, target)
     rows, splits = iter(found.items()), dict[str, PromptSet]()
-    for split, size in SIZES.items():
+    for split, size in sizes.items():
         part = list(islice(rows, size))
         columns: dict[str, Sequence[object]] = {
             "numbers": [numbers for _, (numbers, _) in part],
