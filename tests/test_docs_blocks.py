@@ -31,6 +31,7 @@ ELSEWHERE = {
     "docs/lm_ppo.md": "test_docs_lm_ppo.py",
     "docs/own_task.md": "test_own_things.py",
     "docs/quickstart.md": "test_docs_quickstart.py",
+    "docs/reasoning.md": "test_docs_reasoning.py",
     "docs/rewards.md": "test_docs_rewards.py",
     "docs/rlhf.md": "test_docs_rlhf.py",
     "docs/sb3.md": "agents/sb3/test_docs_sb3.py",

@@ -98,6 +98,9 @@ GIVEN: dict[str, Any] = {
     "limit": 3,
     "stop_ids": [1],
     "deviation": 1.0,
+    "of": "words",
+    "case": "lower",
+    "start": "a",
 }
 
 

@@ -84,6 +84,61 @@ def resampled_counts(generator: np.random.Generator, count: int) -> Ints:
     return np.bincount(places, minlength=RESAMPLES * count).reshape(RESAMPLES, count)
 
 
+def jackknife(value: float, left: Floats, sizes: Ints) -> tuple[float, float]:
+    """Return a statistic of n draws with the jackknife's variance, NaN for one draw.
+
+    Args:
+        value: the statistic. left: (G,), what it is without one draw of each of G groups of equal draws.
+        sizes: (G,), of the groups; they sum to n.
+    Source: Efron and Stein (1981), The jackknife estimate of variance, eq. 1.3.
+    """
+    count = int(sizes.sum())
+    spread = sizes @ (left - sizes @ left / count) ** 2 * (count - 1) / count
+    return value, float(spread) if count > 1 else math.nan
+
+
+def majority_ways(counts: Ints, right: Floats, k: int) -> Floats:
+    """Return how many of the ways to draw k of n answers have a right one as the most frequent; ties count in parts.
+
+    Args:
+        counts: (R, A) integers, how often each of A answers is among the n.
+        right: (A,), how right each is, in [0, 1].
+        k: from 1 to n.
+    Returns: (R,), at most C(n, k).
+    """
+    ways = _chosen(counts, k)  # (k + 1, R, A)
+    total = np.zeros(len(counts))
+    for own in np.flatnonzero(right).tolist():
+        for votes in range(1, min(k, int(counts[:, own].max())) + 1):
+            # [ties, drawn]: the ways in which the other answers so far get `drawn` votes, none more than `votes`.
+            others = np.zeros((k // votes, k - votes + 1, len(counts)))
+            others[0, 0] = 1.0
+            for other in range(len(right)):
+                if other != own:
+                    others = _with_votes(others, ways[: votes + 1, :, other])
+            ties = np.arange(1, len(others) + 1)[:, None]
+            total += right[own] * ways[votes, :, own] * (others[:, -1] / ties).sum(0)
+    return total
+
+
+def _chosen(counts: Ints, most: int) -> Floats:
+    """Return C(c, j) of every count c for j = 0..most, (most + 1, ...)."""
+    table = [[math.comb(c, j) for c in range(int(counts.max()) + 1)] for j in range(most + 1)]
+    return np.asarray(np.array(table, np.float64)[:, counts])
+
+
+def _with_votes(others: Floats, ways: Floats) -> Floats:
+    """Add an answer that gets 0..votes votes in `ways` (votes + 1, R), and ties where it gets the most."""
+    found: Floats = others * ways[0]
+    votes, room = len(ways) - 1, others.shape[1]
+    for got in range(1, min(votes, room)):
+        if ways[got].any():
+            found[:, got:] += others[:, : room - got] * ways[got]
+    if votes < room and ways[votes].any():
+        found[1:, votes:] += others[:-1, : room - votes] * ways[votes]
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Completions of P prompts, as many from each of K policies, of which the reference is the first.

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, JsonObject
-from textgym.estimates import RESAMPLES, Estimate, expected_returns, interval, resampled_means, widen
+from textgym.checks import Floats, Ints, JsonObject, check_count
+from textgym.estimates import (
+    RESAMPLES,
+    Estimate,
+    expected_returns,
+    greatest_return,
+    interval,
+    jackknife,
+    majority_ways,
+    resampled_means,
+    widen,
+)
 from textgym.lm.reference import Reference
 from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.render import html_table
 from textgym.rewards import TextGymWarning
+from textgym.rewards.answers import vote
 from textgym.sampling import Policy, PromptEpisodes, SearchingPolicy, WholePolicy, play
 from textgym.solver import PolicyValues, PrefixTree, Solution, edge_log_probs, evaluate_edges
 from textgym.solver.tree import normalised, per_edge, per_state
@@ -284,3 +297,75 @@ def distinct(completions: NDArray[np.object_], n: int) -> float:
     words = [text.split() for text in completions.ravel()]
     grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+MOST_K: Final = 100
+"""Of the answers that pass@k and majority@k draw."""
+
+
+AtK = dict[str, dict[int, Estimate]]
+
+
+def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float | None = None) -> AtK:
+    """Estimate avg@k, pass@k and majority@k without bias from n completions of every prompt.
+
+    Each is what k of the n are worth on average over all ways to draw them: the share of right ones (the same for every
+    k), whether any is right, and whether the answer that most of them give is right, where ties are broken at random.
+    Answers are the same where they mark the same final answer, compared as numbers where they are numbers. Intervals
+    are normal ones, with the jackknife's variance over the completions of each prompt; NaN for one completion.
+
+    Args:
+        episodes: of `play` or an `EvaluationResult`; n completions a prompt.
+        ks: from 1 to n, and at most 100.
+        right: reward units from which on a completion is right, by the gold reward where there is one; None: the most
+            that the reward can pay, or 1 where that is not known.
+    Returns: "avg", "pass" and "majority" -> k -> the estimate.
+    Raises: ValueError for a k out of range.
+    Source: Chen et al. (2021), arXiv:2107.03374, eq. 1 (pass@k); Wang et al. (2022), arXiv:2203.11171 (majority); Efron
+        and Stein (1981), The jackknife estimate of variance.
+    """
+    count = episodes.returns.shape[1]
+    ks = [check_count("k", k, 1, min(count, MOST_K), f"of {count} completions a prompt") for k in ks]
+    golden = not np.isnan(episodes.gold).any()
+    scores = episodes.gold if golden else expected_returns(task, episodes)
+    most = getattr(task.gold, "maximum", None) if golden else greatest_return(task)
+    least = right if right is not None else 1.0 if most is None else most
+    correct = scores >= least - 1e-9  # (P, n)
+    answers = [_answers(row, ok) for row, ok in zip(episodes.completions, correct, strict=True)]
+    found: AtK = {name: {} for name in ("avg", "pass", "majority")}
+    for k in ks:
+        each = [[*_passes(ok, k), _votes(*own, k)] for ok, own in zip(correct, answers, strict=True)]
+        table = np.array(each)  # (P, 3, 2): values and their variances
+        means, widths = episodes.weights @ table[..., 0], 1.96 * np.sqrt(episodes.weights**2 @ table[..., 1])
+        for name, mean, width in zip(found, means.tolist(), widths.tolist(), strict=True):
+            low, high = np.clip([mean - width, mean + width], 0.0, 1.0).tolist()
+            found[name][k] = Estimate(mean, low, high)
+    return found
+
+
+def _passes(correct: NDArray[np.bool_], k: int) -> list[tuple[float, float]]:
+    """Return avg@k and pass@k of a prompt's completions (n,), each with its variance."""
+    right, count = int(correct.sum()), len(correct)
+    sizes, fewer = np.array([count - right, right]), max(count - 1, 1)
+    hits = np.array([right, max(right - 1, 0)])  # without a wrong one, and without a right one
+    few = min(k, fewer)
+    missed = np.array([math.comb(max(fewer - each, 0), few) for each in hits.tolist()]) / math.comb(fewer, few)
+    passed = 1.0 - math.comb(count - right, k) / math.comb(count, k)
+    return [jackknife(right / count, hits / fewer, sizes), jackknife(passed, 1.0 - missed, sizes)]
+
+
+def _votes(sizes: Ints, right: Floats, k: int) -> tuple[float, float]:
+    """Return majority@k of a prompt, with its variance. Args: as what `_answers` returns."""
+    count = int(sizes.sum())
+    few = min(k, max(count - 1, 1))
+    value = float(majority_ways(sizes[None], right, k)[0]) / math.comb(count, k)
+    left = majority_ways(sizes - np.eye(len(sizes), dtype=np.int64), right, few) / math.comb(max(count - 1, 1), few)
+    return jackknife(value, left, sizes)
+
+
+def _answers(completions: NDArray[np.object_], correct: NDArray[np.bool_]) -> tuple[Ints, Floats]:
+    """Return how often each of A answers is given (A,), and its share of right completions (A,)."""
+    found: dict[object, list[bool]] = {}
+    for text, right in zip(completions, correct.tolist(), strict=True):
+        found.setdefault(vote(text), []).append(right)
+    return np.array([*map(len, found.values())]), np.array([sum(own) / len(own) for own in found.values()])

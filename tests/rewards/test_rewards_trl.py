@@ -22,6 +22,7 @@ from textgym.rewards import (
 
 # A spec of every registered reward that needs no model; what a reward reads is in COLUMNS.
 SPECS: dict[str, Any] = {
+    "amount": {"name": "amount", "of": "words", "most": 2},
     "arithmetic": "arithmetic",
     "bleu": {"name": "bleu", "column": "answer"},
     "blurred": {"name": "blurred", "reward": "length", "deviation": 0.5},
@@ -29,7 +30,11 @@ SPECS: dict[str, Any] = {
     "chrf": {"name": "chrf", "column": "answer"},
     "clipped": {"name": "clipped", "reward": "length"},
     "contains_all": {"name": "contains_all", "words": ["red"]},
+    "countdown": "countdown",
     "dense": {"name": "dense", "reward": "length"},
+    "edges": {"name": "edges", "end": "hat"},
+    "final_answer": "final_answer",
+    "forbidden": {"name": "forbidden", "words": ["hat"]},
     "format": {"name": "format", "template": "a {colour} hat"},
     "from_messages": {"name": "from_messages", "reward": "length"},
     "grouped": {"name": "grouped", "reward": "length"},
@@ -37,11 +42,13 @@ SPECS: dict[str, Any] = {
     "helpful_rules": "helpful_rules",
     "hhh_rules": "hhh_rules",
     "honest_rules": "honest_rules",
+    "instructions": {"name": "instructions", "instructions": [{"name": "edges", "start": "red"}]},
     "json_schema": {"name": "json_schema", "schema": {"type": "object"}},
     "json_values": "json_values",
     "keywords": {"name": "keywords", "words": ["red"]},
     "length": "length",
     "length_penalty": {"name": "length_penalty", "limit": 2},
+    "letter_case": {"name": "letter_case", "case": "lower"},
     "missing_stop": {"name": "missing_stop", "stop_ids": [1]},
     "no_repeat": "no_repeat",
     "pattern": {"name": "pattern", "pattern": ".*red"},
@@ -49,6 +56,7 @@ SPECS: dict[str, Any] = {
     "running_norm": {"name": "running_norm", "reward": "length"},
     "sentiment": "sentiment",
     "shaped": {"name": "shaped", "reward": "length"},
+    "steps": "steps",
     "weighted": {
         "name": "weighted",
         "rewards": {"a": "length", "b": {"name": "missing_stop", "stop_ids": [1]}},
@@ -59,6 +67,8 @@ COLUMNS: dict[str, Any] = {
     "episode_seeds": [7, 8],
     "answer": ["7", "12"],
     "value": [{"a": 1}, None],
+    "numbers": [[1, 2], None],
+    "target": [3, 4],
 }
 TRAINER = {"trainer_state": object(), "log_extra": print, "log_metric": print, "environments": None}
 

@@ -1,6 +1,7 @@
 """Rewards: any callable that scores texts, and what is needed to name, compose and trust them."""
 
 from textgym.checks import TextGymWarning
+from textgym.rewards.answers import Countdown, FinalAnswer, RightSteps
 from textgym.rewards.base import Reward, RewardError, Scores, TermReward
 from textgym.rewards.compose import (
     Blurred,
@@ -29,7 +30,9 @@ __all__ = [
     "Chrf",
     "Clipped",
     "ContainsAll",
+    "Countdown",
     "Dense",
+    "FinalAnswer",
     "Format",
     "FromMessages",
     "Grouped",
@@ -45,6 +48,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardSpec",
+    "RightSteps",
     "Rouge",
     "RunningNorm",
     "Scorer",

@@ -198,7 +198,7 @@ def read_column(columns: Columns, column: str, reward: str) -> Column:
     return columns[column]
 
 
-def check_column(column: object) -> None:
-    """Raise ValueError unless `column` is a name that a data column can have."""
+def check_column(column: object, argument: str = "column") -> None:
+    """Raise ValueError, which names the argument, unless `column` is a name that a data column can have."""
     if not isinstance(column, str) or not column:
-        raise ValueError(f"column={shown(column)}: the name of a data column is allowed")
+        raise ValueError(f"{argument}={shown(column)}: the name of a data column is allowed")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from textgym import TokenVectorEnv
 from textgym.checks import MOST_ROWS, JsonObject, check_count, check_number
-from textgym.commands.console import UsageError, note, output, untrusted, use_all_cores
+from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
-from textgym.evaluate import evaluate
+from textgym.evaluate import MOST_K, at_k, evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
 from textgym.prompts import Split
@@ -136,9 +136,17 @@ class EvalFlags(PolicyFlags):
     not, and there is J and no optimality."""
     beta: float | None = None
     """Reward units per nat of KL; by default the task's."""
+    k: tuple[int, ...] = ()
+    """Show pass@k, majority@k and avg@k for these k, each at most --per-prompt, as in --k 1 4 16."""
+    right: float | None = None
+    """With --k: the reward from which on a completion is right; by default the most that the reward can pay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for each in self.k:
+            check_count("k", each, 1, min(self.per_prompt, MOST_K), "of --per-prompt completions")
+        if self.right is not None:
+            check_number("right", self.right, unit="reward units")
         check_count("optimum_per_prompt", self.optimum_per_prompt, 0, MOST_ROWS)
         if self.beta is not None:
             check_number("beta", self.beta, 0, unit=BETA)
@@ -178,14 +186,21 @@ def eval_command(arguments: list[str]) -> None:
         seed=flags.seed,
         deterministic=flags.deterministic,
     )
+    several = at_k(task, evaluation.episodes, flags.k, flags.right) if flags.k else {}
     if flags.json:
         report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}
         report |= evaluation.summary() | {"optimum": optimum_summary(optimum)}
+        report |= {f"{name}@{k}": asdict(estimate) for name, found in several.items() for k, estimate in found.items()}
         print(json.dumps(plain(report), indent=2, allow_nan=False))
         return
     console = output()
     console.print(untrusted(f"{flags.agent} on {env_id}, {flags.split} prompts"))
     console.print(measures_table({"estimate [95% interval]": evaluation_row(evaluation)}))
+    if several:
+        shares = table("k", *map(number, (f"{name}@k" for name in several)))
+        for k in flags.k:
+            shares.add_row(str(k), *(str(found[k]) for found in several.values()))
+        console.print(shares)
     console.print(how_measured(evaluation, optimum), markup=False)
     console.print(str(optimum), markup=False)
     if optimum.value is None and evaluation.objective is not None:

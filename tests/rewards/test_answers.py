@@ -1,0 +1,140 @@
+"""Final answers, expressions, Countdown and steps: numbers by hand."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from textgym.rewards import Scorer, make_reward
+from textgym.rewards.answers import evaluated, final_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("3 + 4 = 7\n#### 7", "7"),
+        ("#### 1,000 eggs \nmore", "1,000 eggs"),
+        ("#### 1\n#### 2", "2"),
+        (r"so \boxed{\frac{1}{2}}, done", r"\frac{1}{2}"),
+        (r"\boxed{1} or #### 2", "2"),
+        (r"#### 2 or \boxed{ 1 }", "1"),
+        ("<answer> 5 </answer> 6", "5"),
+        ("<answer>5", ""),
+        (r"\boxed{5", ""),
+        ("####", ""),
+        ("I say 5.", "I say 5."),
+    ],
+)
+def test_the_last_mark_has_the_final_answer(text: str, wanted: str) -> None:
+    assert final_answer(text) == wanted
+
+
+def test_other_rewards_are_asked_about_final_answers_alone() -> None:
+    reward = make_reward("final_answer")
+    right = ["3 + 4 = 7\n#### 7"] * 7
+    texts = [
+        "#### 7",
+        "#### 7.0 and 9 more",
+        r"9 and \boxed{7} of 8",
+        "it is 7",
+        "#### 8\n7",
+        "7 \\boxed{}",
+        "<answer>7",
+    ]
+    assert reward(["p"] * 7, texts, answer=right) == [1, 0, 1, 1, 0, 0, 0]
+    assert reward(["p"] * 2, ["#### 7", "7"], answer=[7, None]) == [1, None]
+    assert Scorer(reward).term_names == ("arithmetic",)
+    strict = make_reward({"name": "final_answer", "reward": {"name": "arithmetic", "read": "whole"}, "marked": True})
+    assert strict(["p"] * 7, texts, answer=right) == [1, 0, 1, 0, 0, 0, 0]
+
+
+def test_formulas_are_compared_where_math_verify_is_installed() -> None:
+    pytest.importorskip("math_verify")
+    reward = make_reward({"name": "final_answer", "reward": "math_verify"})
+    solution = r"Half of it. So $x = \boxed{\frac{1}{2}}$."
+    texts = [r"\boxed{0.5}", r"\boxed{\frac{2}{4}} of 3", r"\boxed{2}", "#### 1/2", r"\frac12 ... \boxed{3}"]
+    assert reward(["p"] * 5, texts, answer=[solution] * 5) == [1, 1, 0, 1, 0]
+    assert reward.needs_timeout
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "numbers"),
+    [
+        ("3 * 8", 24, [3, 8]),
+        ("1 + 2 * 3", 7, [1, 2, 3]),
+        ("(1+2)\u00d73", 9, [1, 2, 3]),
+        ("8 / 3 / 4", Fraction(2, 3), [3, 4, 8]),
+        ("2 - 5 \u2212 1", -4, [1, 2, 5]),
+        ("7", 7, [7]),
+        (" ( 7 )\n", 7, [7]),
+    ],
+)
+def test_expressions_have_exact_values(text: str, value: Fraction | int, numbers: list[int]) -> None:
+    found = evaluated(text)
+    assert found is not None
+    assert (found[0], sorted(found[1].elements())) == (value, numbers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "2 ** 3",
+            "7 // 2",
+            "-3",
+            "+3",
+            "3 +",
+            "(3",
+            "3)",
+            "1 / 0",
+            "1.5 + 1",
+            "x + 1",
+            "3(4)",
+            "3 4",
+            "007",
+            "()",
+        ),
+        *("__import__('os')", "1 + (2, 3)", "(" * 80 + "1" + ")" * 80, "1" * 400, "1" + "+1" * 200, "٣ + 1"),
+    ],
+)
+def test_what_is_no_expression_has_no_value(text: str) -> None:
+    assert evaluated(text) is None
+
+
+def test_countdown_pays_for_the_target_from_the_given_numbers() -> None:
+    reward = make_reward("countdown")
+    texts = ["3 * 8 =", "8 * 3 = 24", "24", "8 + 8 + 8", "(8 - 5) * 8", "3 * 8 * 1", "4 * 6", "", r"\boxed{3*8=24}"]
+    count = len(texts)
+    pay = reward(["p"] * count, texts, numbers=[[1, 3, 8]] * count, target=[24] * count)
+    assert pay == [1, 1, 0, 0, 0, 1, 0, 0, 1]
+    assert reward(["p"], ["1"], numbers=[None], target=[1]) == [None]
+    both = make_reward({"name": "final_answer", "reward": "countdown"})
+    assert both(["p"], ["First 1 + 3. Then:\n#### 3 * 8 = 24"], numbers=[[3, 8]], target=[24]) == [1]
+
+
+def test_steps_pay_each_right_step_once_when_its_line_ends() -> None:
+    solution = "He has 48/2 = <<48/2=24>>24 of them.\nThat is 48+24 = <<48+24=72>>72 in all.\n#### 72"
+    reward = make_reward("steps")
+
+    def pay(text: str) -> float | None:
+        (value,) = reward(["p"], [text], answer=[solution])
+        return value
+
+    assert pay("48 / 2 = 24\n24 + 48 = 72\n#### 72") == 1
+    assert pay("48 / 2 = 24\n24 + 48 = 72") == 0.5, "its line has not ended"
+    assert pay("48 / 2 = 24\n48 / 2 = 24\n") == 0.5, "once"
+    assert pay("48 / 2 = 25\n1 + 1 = 2\n24 = 24\n") == 0, "wrong, of no use, and nothing calculated"
+    assert pay("I take 12 \u00d7 2 = 24\n") == 0.5
+    assert reward(["p"] * 2, ["1 + 1 = 2\n"] * 2, answer=[None, "72"]) == [None, None]
+
+
+def test_steps_and_outcome_are_logged_side_by_side_and_steps_are_paid_as_they_come() -> None:
+    spec = {"name": "weighted", "rewards": {"answer": "final_answer", "steps": "steps"}, "weights": {"steps": 0.5}}
+    scorer = Scorer({"name": "shaped", "reward": spec})
+    texts = ["2 + 3 = 5", "2 + 3 = 5\n", "2 + 3 = 5\n#### 5"]
+    scores = scorer.score(["p"] * 3, texts, {"answer": ["2 + 3 = 5\n#### 5"] * 3})
+    assert scores.terms["steps"].tolist() == [0, 0.5, 0.5]
+    assert scores.terms["answer"].tolist() == [1, 1, 1]
+    assert scorer.term_names == ("answer", "steps")

@@ -1,0 +1,131 @@
+"""avg@k, pass@k and majority@k: unbiased over all ways to draw, and right about policies whose truth is enumerated."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from itertools import combinations, product
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_tools import run
+
+from textgym import make_task
+from textgym.evaluate import at_k
+from textgym.rewards.answers import vote
+from textgym.sampling import play
+from textgym.solver import solve
+from textgym.task import make_reference
+
+TEXTS = ["#### 7", "so \\boxed{7.0}", "8", "#### 9", "I say 9", "none", "#### 8"]
+RIGHT = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def episodes(texts: list[str], gold: list[float]) -> Any:
+    rows = np.array([texts], dtype=object)
+    scores = np.array([gold])
+    return SimpleNamespace(returns=scores, gold=scores, completions=rows, weights=np.ones(1))
+
+
+def voted(answers: list[str], right: str) -> float:
+    """How often the most frequent answer is right, ties being broken at random."""
+    counts = Counter(answers)
+    top = max(counts.values())
+    tied = [answer for answer, count in counts.items() if count == top]
+    return (right in tied) / len(tied)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6, 7])
+def test_every_way_to_draw_counts_the_same(k: int) -> None:
+    task = make_task("Arithmetic")
+    found = at_k(task, episodes(TEXTS, RIGHT), [k])
+    answers = ["7", "7", "8", "9", "9", "none", "8"]
+    ways = list(combinations(range(7), k))
+    assert found["avg"][k].mean == pytest.approx(2 / 7)
+    assert found["pass"][k].mean == pytest.approx(np.mean([any(RIGHT[i] for i in way) for way in ways]))
+    votes = [voted([answers[i] for i in way], "7") for way in ways]
+    assert found["majority"][k].mean == pytest.approx(np.mean(votes))
+    assert found["pass"][k].low <= found["pass"][k].mean <= found["pass"][k].high
+
+
+def test_pass_at_k_by_the_formula_of_its_paper() -> None:
+    found = at_k(make_task("Arithmetic"), episodes(["1"] * 3 + ["2"] * 17, [1.0] * 3 + [0.0] * 17), [5])
+    assert found["pass"][5].mean == pytest.approx(1 - math.comb(17, 5) / math.comb(20, 5))
+
+
+def test_the_truth_of_a_solved_task_is_met() -> None:
+    """Of the reference on Countdown, p per prompt and per answer are known by enumeration."""
+    task = make_task("Countdown", difficulty=2)
+    every = solve(task, split="eval").reference.trajectories
+    right = np.array([8 * every.probability[(every.prompt == p) & (every.returns == 1)].sum() for p in range(8)])
+    found = [at_k(task, play(make_reference(task), task, per_prompt=64, seed=seed), [1, 4, 16]) for seed in range(12)]
+    for k in (1, 4, 16):
+        truth = float(np.mean(1 - (1 - right) ** k))
+        estimates = [each["pass"][k] for each in found]
+        means = [each.mean for each in estimates]
+        assert np.mean(means) == pytest.approx(truth, abs=3 * np.std(means) / math.sqrt(12))
+        assert sum(each.low <= truth <= each.high for each in estimates) >= 9
+        assert all(each.high - each.low < 0.4 for each in estimates)
+        assert [each["avg"][k].mean for each in found] == pytest.approx([each["pass"][1].mean for each in found])
+    assert [each["majority"][1].mean for each in found] == pytest.approx([each["pass"][1].mean for each in found])
+
+
+def test_the_variance_is_the_jackknifes() -> None:
+    """Of pass@2 of 1 right among 4: without a wrong one 2 / 3, without the right one 0."""
+    estimate = at_k(make_task("Arithmetic"), episodes(["1", "2", "3", "4"], [1.0, 0.0, 0.0, 0.0]), [2])["pass"][2]
+    assert estimate.mean == pytest.approx(0.5)
+    half = 1.96 * math.sqrt(3 / 4 * (3 * (2 / 3 - 0.5) ** 2 + 0.25))
+    assert (estimate.low, estimate.high) == (pytest.approx(max(0.0, 0.5 - half)), pytest.approx(min(1.0, 0.5 + half)))
+
+
+def test_one_completion_has_no_interval() -> None:
+    found = at_k(make_task("Arithmetic"), episodes(["1"], [1.0]), [1])
+    assert all(each[1].mean == 1 and math.isnan(each[1].low) for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("so #### 7.0", 7), ("I say 7.", 7), ("none ", "none"), ("3 - 8 =", "3 - 8 ="), ("3 + 4 = 7", 7), ("#### x", "x")],
+)
+def test_what_counts_as_the_same_answer(text: str, wanted: object) -> None:
+    assert vote(text) == wanted
+
+
+def test_majority_meets_the_truth_of_a_distribution_of_three_answers() -> None:
+    p, k = {"1": 0.4, "2": 0.35, "3": 0.25}, 5
+    truth = sum(math.prod(p[a] for a in way) * voted(list(way), "1") for way in product(p, repeat=k))
+    generator, found, covered = np.random.default_rng(0), [], 0
+    for _ in range(40):
+        texts = generator.choice(list(p), 60, p=list(p.values())).tolist()
+        estimate = at_k(make_task("Arithmetic"), episodes(texts, [float(t == "1") for t in texts]), [k])["majority"][k]
+        found.append(estimate.mean)
+        covered += estimate.low <= truth <= estimate.high
+    assert np.mean(found) == pytest.approx(truth, abs=3 * np.std(found) / math.sqrt(40))
+    assert covered >= 34
+
+
+@pytest.mark.parametrize("k", [0, 8, 101])
+def test_a_k_out_of_range_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match="k="):
+        at_k(make_task("Arithmetic"), episodes(TEXTS, RIGHT), [k])
+
+
+def test_the_command_shows_them(capsys: Any) -> None:
+    words = ("eval", "Countdown-v0", "--env", "difficulty=2", "--per-prompt", "8", "--k", "1", "8")
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "pass@k" in out
+    assert "majority@k" in out
+    report = json.loads(run(capsys, *words, "--json")[1])
+    assert (
+        report["pass@1"]["mean"]
+        == pytest.approx(report["avg@8"]["mean"])
+        == pytest.approx(report["majority@1"]["mean"])
+    )
+    assert report["pass@8"]["mean"] >= report["pass@1"]["mean"]
+    code, _, err = run(capsys, *words[:-1], "9")
+    assert code == 2
+    assert "k=9" in err
