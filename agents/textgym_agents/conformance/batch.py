@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from textgym.checks import Floats, Ints
+from textgym.play import Turn, play_batch
 from textgym.state import POLICY
 from textgym.task import make_reference
 from textgym_agents.conformance.behaviour import next_tokens
@@ -22,6 +23,7 @@ from textgym_agents.conformance.under_test import (
     judge,
     probe_reward,
 )
+from textgym_agents.protocol import Observation
 
 _FLOAT32 = 1e-4
 _KL_TERMS = "log-ratio, exact KL, either of the following state alone, or nothing"
@@ -252,16 +254,18 @@ def turn_rows(tested: AgentUnderTest) -> Outcome:
     turned = tested.turned
     agent, env, generator = turned.training.agent, turned.env(), np.random.default_rng(0)
     observation, _ = env.reset(seed=0)
-    seen, over = [], np.zeros(turned.envs, dtype=bool)
     actions = np.flatnonzero(turned.task.vocabulary.allowed)
-    while not over.all():
-        copied = {name: array.copy() for name, array in observation.items()}
-        seen.append((copied, ~over, turned.log_probs(agent, copied)))
-        observation, _, ended, *_ = env.step(generator.choice(actions, turned.envs))
-        over |= ended
+    seen: list[tuple[Observation, Ints, Floats]] = []
+
+    def choose(turn: Turn) -> Ints:
+        copied = {name: array.copy() for name, array in turn.observation.items()}
+        seen.append((copied, turn.rows, turned.log_probs(agent, copied)))
+        return generator.choice(actions, len(turn.rows))
+
+    play_batch(env, observation, choose)
     worst = 0.0
     for place, (copied, running, logs) in enumerate(seen):
-        row = int(np.flatnonzero(running)[place % running.sum()])
+        row = int(running[place % len(running)])
         alone = turned.log_probs(agent, {name: array[row : row + 1] for name, array in copied.items()})
         worst = max(worst, _greatest(np.exp(alone[0]) - np.exp(logs[row])))
     return at_most("greatest difference of a probability:", worst, _FLOAT32)
