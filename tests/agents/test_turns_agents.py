@@ -126,3 +126,16 @@ def test_policy_gradients_learn_to_ask(agent, seed):
     learner.learn(env, 8192)
     task = env.unwrapped.task
     assert evaluate(learner, task, optimum=optimum_of(task)).optimality.mean >= 0.9
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ppo_learns_to_ask_a_second_time(seed):
+    """A question that pays only with the next one: a bonus for entropy keeps it being tried until its use is known."""
+    env = make_env("textgym/TwentyQuestions-v0", 256)
+    settings = {"seed": seed, "learning_rate": 0.006, "entropy_coefficient": 0.05}
+    learner = make_agent("lm-ppo", env, make_config(agent_class("lm-ppo"), settings))
+    env.reset(seed=seed)
+    learner.learn(env, 20_480)
+    solution = solve(env.unwrapped.task)
+    assert solution.optimality(policy_values(solution.tree, learner).objective) >= 0.9
