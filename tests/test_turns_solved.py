@@ -178,6 +178,14 @@ def test_what_would_have_ended_the_episode_is_not_believed():
     assert env.task.turns.beliefs(env.get_state()).tolist() == [1.0, 0.0]
 
 
+def test_a_conversation_that_is_too_large_is_refused_before_it_is_built():
+    task = ragged(most=1, tokens=8)
+    # Of six words one ends a turn: 9 prompts, then 9 x 6, 9 x 5 x 6, ... 9 x 5^7 x 6 states.
+    least = len(task.encoded("train")) * (1 + sum(6 * 5**k for k in range(8)))
+    with pytest.raises(UnsolvableError, match=f"at least {least:,} states"):
+        prefix_tree(task, max_states=least - 1)
+
+
 def test_a_seed_can_be_played_and_neither_solved_nor_searched():
     task = ragged(Echo(weights=None))
     env = TokenEnv(replace(task, turns=replace(task.turns, responder=Seeded())))

@@ -300,6 +300,18 @@ def refuse_turns(task: Task, who: str) -> None:
         )
 
 
+def refuse_chance(task: Task, who: str) -> None:
+    """Raise ValueError for a task in which what the environment answers is random, for `who` compares whole episodes.
+
+    What it prefers would be luck as much as what was chosen.
+    """
+    if task.turns is not None and any(task.turns.random(task.encoded(split)) for split in task.prompts):
+        raise ValueError(
+            f"task {task.name!r}: its environment answers in turns, and chance has a say in them; {who} compares whole "
+            "episodes, docs/turns.md names the agents that learn nevertheless"
+        )
+
+
 def has_language_model(task: Task) -> bool:
     """Return whether the task's reference is a causal LM, and not a table or a formula."""
     return isinstance(task.reference, str | Path) and task.reference != "uniform"

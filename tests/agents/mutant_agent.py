@@ -22,6 +22,8 @@ BUGS = (
     "kl per token", "kl reversed", "scores per token", "adds the kl", "kl of the wrong action",
     "ignores the mask", "global generator", "ignores the seed", "rounds on save", "forgets the iteration", "ascends",
     "credits one step", "no score after a stop",
+    "refuses turns in other words", "acts for the environment", "kl of the replies", "kl per turn",
+    "credit over replies", "learns from the replies", "rows read alike", "forgets the iteration in turns",
 )  # fmt: skip
 
 
@@ -51,6 +53,8 @@ class MutantAgent:
         assert self.config.bug in ("", *BUGS)
         if task.mask is not None:
             raise ValueError(f"task {task.name!r}: it has a grammar mask; allowed are tasks without one")
+        if self._has("refuses turns in other words") and task.turns is not None:
+            raise ValueError("no such task")
         self.reference = make_reference(task)
         self.logits: dict[tuple[int, ...], Any] = {}
         self.table: dict[tuple[int, ...], float] = {}
@@ -82,6 +86,8 @@ class MutantAgent:
     def log_probs(self, observation: Any) -> Any:
         start = self._start(observation)
         keys = self._keys(observation)
+        if self._has("rows read alike") and self.task.turns is not None and len({len(key) for key in keys}) > 1:
+            keys = [keys[0][: len(key)] for key in keys]
         logits = np.stack([self.logits.get(key, own) for key, own in zip(keys, start, strict=True)])
         if self._has("reads the width"):
             logits[:, 0] += 0.01 * observation["input_ids"].shape[1]
@@ -136,6 +142,8 @@ class MutantAgent:
     def _batch(self, env: Any, seed: int = 0) -> TrainingBatch:
         seeds = [self.config.seed, self.iteration, seed]
         raw, bootstrap = play(self, env, np.random.default_rng(seeds))
+        if self._has("acts for the environment"):
+            raw = self._with_replies(raw)
         last = np.append(raw["rows"][1:] != raw["rows"][:-1], True)
         raw["rewards"] = raw["rewards"] * self.task.gamma ** _steps(raw)
         shown = {
@@ -150,16 +158,29 @@ class MutantAgent:
         self._spoil(raw, last)
         if self._has("kl of the wrong action"):
             kl = np.roll(kl, 3)
+        gaps = np.where(last, 1, np.append(raw["columns"][1:] - raw["columns"][:-1], 1))
+        if self._has("kl of the replies"):
+            kl = kl + 0.1 * (gaps - 1)
         sign = -1.0 if self._has("penalty with the wrong sign") else 1.0
         rewards = raw["rewards"] - sign * self.task.beta * kl
-        advantages = self._advantages(rewards, raw["values"], last, bootstrap[raw["rows"]])
+        advantages = self._advantages(rewards, raw["values"], last, bootstrap[raw["rows"]], gaps)
         batch = TrainingBatch(
             **raw, penalties=kl, token_rewards=rewards, beta=self.task.beta, gamma=1.0, lam=self.config.lam,
             advantages=advantages, weights=self._whiten(advantages),
         )  # fmt: skip
         return TrainingBatch(**{**batch.__dict__, "logit_gradient": self._gradient(batch)})
 
-    def _advantages(self, rewards: Any, values: Any, last: Any, bootstrap: Any) -> Any:
+    def _with_replies(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Takes the first token of every reply for an action of its own."""
+        same = raw["rows"][1:] == raw["rows"][:-1]
+        at = np.flatnonzero(same & (raw["columns"][1:] > raw["columns"][:-1] + 1))
+        rows, columns = raw["rows"][at], raw["columns"][at] + 1
+        tokens = raw["input_ids"][rows, columns + 1]
+        added = {"rows": rows, "columns": columns, "actions": tokens}
+        added |= dict.fromkeys(("log_probs", "values", "rewards"), np.zeros(len(at)))
+        return {name: np.insert(array, at + 1, added[name]) if name in added else array for name, array in raw.items()}
+
+    def _advantages(self, rewards: Any, values: Any, last: Any, bootstrap: Any, gaps: Any) -> Any:
         result, running = np.zeros(len(rewards)), 0.0
         lam = 0.0 if self._has("credits one step") else self.config.lam
         for n in range(len(rewards) - 1, -1, -1):
@@ -171,7 +192,8 @@ class MutantAgent:
                     following = 0.0
             if self._has("credits one step"):
                 following = values[n]
-            running = rewards[n] + following - values[n] + lam * running
+            power = gaps[n] if self._has("credit over replies") else 1
+            running = rewards[n] + following - values[n] + lam**power * running
             result[n] = running
         return result
 
@@ -211,6 +233,8 @@ class MutantAgent:
 
     def _metrics(self, batch: TrainingBatch) -> dict[str, float]:
         count = len(batch.rows) if self._has("kl per token") else batch.last.sum()
+        if self._has("kl per turn"):
+            count = count + ((batch.rows[1:] == batch.rows[:-1]) & (np.diff(batch.columns) > 1)).sum()
         kl = float(batch.penalties.sum() / count) * (-1.0 if self._has("kl reversed") else 1.0)
         score = float(batch.rewards.sum() / (len(batch.rows) if self._has("scores per token") else batch.last.sum()))
         temperature = 0.9 if self._has("ratio of another policy") else 1.0
@@ -230,8 +254,12 @@ class MutantAgent:
 
     def _loss_gradient(self, env: Any, seed: int) -> LossGradient:
         batch = self._batch(env, seed)
+        columns = batch.columns
+        if self._has("learns from the replies"):
+            # The state before the next action's, in which the environment wrote where it has.
+            columns = np.where(batch.last, columns, np.roll(columns, -1) - 1)
         return LossGradient(
-            input_ids=batch.input_ids, rows=batch.rows, columns=batch.columns, beta=batch.beta,
+            input_ids=batch.input_ids, rows=batch.rows, columns=columns, beta=batch.beta,
             logits=batch.logit_gradient / env.num_envs, values=-batch.advantages, estimator=Estimator("value"),
         )  # fmt: skip
 
@@ -243,7 +271,10 @@ class MutantAgent:
             [key, [None if np.isinf(x) else self._stored(x) for x in row.tolist()]] for key, row in self.logits.items()
         ]
         state = {"logits": rows, "values": list(self.table.items()), "config": asdict(self.config)}
-        state["iteration"] = 0 if self._has("forgets the iteration") else self.iteration
+        forgets = self._has(
+            "forgets the iteration", *["forgets the iteration in turns"] * (self.task.turns is not None)
+        )
+        state["iteration"] = 0 if forgets else self.iteration
         (Path(path) / "agent.json").write_text(json.dumps(state))
 
     def _stored(self, number: float) -> float:

@@ -66,6 +66,14 @@ CAUGHT_BY = {
     "ascends": "learns Bandit",
     "credits one step": "learns Delayed",
     "no score after a stop": "learns Stop",
+    "refuses turns in other words": "turns: taken or refused",
+    "acts for the environment": "turns: actions",
+    "kl of the replies": "turns: penalised KL",
+    "kl per turn": "turns: logged KL",
+    "credit over replies": "turns: credit",
+    "learns from the replies": "turns: gradient",
+    "rows read alike": "turns: rows apart",
+    "forgets the iteration in turns": "turns: resumed",
 }
 NEED_MORE_HOOKS = {"gradient under a grammar", "ratio under a grammar", "clipping"}
 UNTRAINED = check_names(slow=False)
@@ -89,6 +97,21 @@ def test_every_bug_is_caught_by_its_own_check(bug):
     assert finding.status == FAILS
     assert "Error" not in finding.found  # caught by its number, not by falling over
     assert finding.expected != "no error"
+
+
+@pytest.mark.parametrize("bug", [bug for bug, name in CAUGHT_BY.items() if name.startswith("turns")])
+def test_what_is_wrong_with_turns_alone_shows_there_alone(bug):
+    findings = check(MutantAgent, UNTRAINED, settings={"bug": bug})
+    assert {f.check for f in findings if f.status == FAILS} >= {CAUGHT_BY[bug]}
+    assert all(f.check.startswith("turns") for f in findings if f.status == FAILS)
+
+
+@pytest.mark.parametrize("agent", ["best-of-n", "mcts"])
+def test_an_agent_that_refuses_turns_says_so_and_is_not_asked(agent):
+    names = [name for name in check_names() if name.startswith("turns")]
+    first, *others = check(agent, names)
+    assert (first.status, "answers in turns" in first.found) == (HOLDS, True)
+    assert {f.status for f in others} == {NOT_ASKED}
 
 
 def test_every_check_has_a_bug_that_it_catches():

@@ -18,8 +18,7 @@ from textgym_agents.lm.metrics import settled_rate
 from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from textgym import TokenVectorEnv, load_vocabulary, make_task
-from textgym.lm.backbone import HuggingFaceBackbone
-from textgym.lm.llama import recompute_layers
+from textgym.lm.backbone import HuggingFaceBackbone, recompute_layers
 from textgym.play import check_env
 
 

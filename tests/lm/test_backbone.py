@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from textgym.checks import equal_parts
 from textgym.lm import backbone as module
-from textgym.lm.backbone import Decoder, HuggingFaceBackbone
+from textgym.lm.backbone import HuggingFaceBackbone
 from textgym.lm.causal import CausalLM, choose_device, load_causal_lm, rows_at_once, stored_precision
 from textgym.lm.checked import choose_backbone
+from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 
 MODELS = {
@@ -219,3 +220,60 @@ def test_the_file_of_an_adapter_does_not_say_the_precision_of_the_model_under_it
     save_file({"weight": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / f"{name}.safetensors")
     (tmp_path / name.replace("_model", "_config")).with_suffix(".json").write_text("{}")
     assert stored_precision(tmp_path) == dtype
+
+
+def test_replies_of_different_lengths_extend_the_cache_at_once(pair, monkeypatch):
+    model, backbone = pair
+    opened, pieces, open_, extend = [], [], backbone.open, backbone.extend
+
+    def extended(cache, tokens, counts=None):
+        pieces.append(None if counts is None else counts.tolist())
+        return extend(cache, tokens, counts)
+
+    monkeypatch.setattr(backbone, "open", lambda *given: (opened.append(1), open_(*given))[1])
+    monkeypatch.setattr(backbone, "extend", extended)
+    decoder = Decoder(backbone, torch.device("cpu"))
+    ids = np.random.default_rng(6).integers(0, 11, (5, 40))
+    lengths = np.array([2, 6, 3, 5, 4])
+    # Replies beside rows that write one token; a row that pauses beside a reply and goes on; rows that are dropped.
+    for growth in (
+        [0] * 5,
+        [1] * 5,
+        [4, 1, 7, 1, 1],
+        [1] * 5,
+        [3, 3, 0, 1, 1],
+        [1] * 5,
+        [2, 0, 0, 5, 0],
+        [1, 0, 0, 1, 0],
+    ):
+        lengths = lengths + growth
+        observation = {"input_ids": ids, "attention_mask": np.arange(40) < lengths[:, None]}
+        logits, hidden = torch.no_grad()(backbone.read_out)(decoder.advance(observation))
+        for row in range(5):
+            want, state = expected(model, torch.tensor(ids[row, : lengths[row]]))
+            torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
+            torch.testing.assert_close(hidden[row], state[-1], atol=3e-5, rtol=1e-4)
+    assert opened == [1]
+    assert pieces == [None, [4, 1, 7, 1, 1], None, [3, 3, 0, 1, 1], None, [2, 5], None]
+
+
+def test_a_cache_without_room_for_a_reply_is_read_again(pair):
+    model, backbone = pair
+    decoder = Decoder(backbone, torch.device("cpu"))
+    ids = np.random.default_rng(7).integers(0, 11, (3, 12))
+    lengths = np.array([1, 2, 9])  # of twelve columns nine are taken: the first row's reply does not fit behind them
+    for growth in ([0, 0, 0], [6, 1, 1], [1, 5, 1], [1, 1, 1]):
+        lengths = lengths + growth
+        observation = {"input_ids": ids, "attention_mask": np.arange(12) < lengths[:, None]}
+        logits, _ = torch.no_grad()(backbone.read_out)(decoder.advance(observation))
+        for row in range(3):
+            want, _ = expected(model, torch.tensor(ids[row, : lengths[row]]))
+            torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
+
+
+def test_a_reply_that_is_too_much_for_one_pass_is_read_in_parts(pair, monkeypatch):
+    _, backbone = pair
+    cache, _ = backbone.open(torch.ones((4, 3), dtype=torch.long), torch.full((4,), 3), 20)
+    assert backbone.takes(cache, 8)
+    monkeypatch.setattr(module, "READ_AT_ONCE", 1)
+    assert not backbone.takes(cache, 8)

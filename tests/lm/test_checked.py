@@ -14,9 +14,10 @@ from textgym_agents.lm.critic import branch
 from textgym_agents.lm.policy import LMPolicy
 from transformers import BertModel, GPT2LMHeadModel
 
-from textgym.lm.backbone import Decoder, HuggingFaceBackbone, RereadingBackbone, max_tokens
+from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
 from textgym.lm.causal import CausalLM, check_positions
 from textgym.lm.checked import _precision, choose_backbone
+from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 from textgym.lm.scoring import check_scores, load_reward_model, sequence_scores, start_reward_model
 from textgym.rewards import TextGymWarning

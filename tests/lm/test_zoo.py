@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from lm.zoo import VOCAB, ZOO, zoo_model
 
 from textgym.lm import backbone
-from textgym.lm.backbone import Decoder, HuggingFaceBackbone, RereadingBackbone, StateSpaceBackbone
+from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, StateSpaceBackbone
 from textgym.lm.causal import CausalLM
 from textgym.lm.checked import choose_backbone
+from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
 
 CPU = torch.device("cpu")
@@ -45,9 +46,20 @@ def alone(model, ids, length):
         return model(input_ids=torch.tensor(ids[None, :length])).logits[0].log_softmax(-1)
 
 
-def largest_error(model, seed=0):
+def answered(seed):
+    """As `play`, but rows get replies: one to four tokens at once, each another number, and one in between."""
+    rng = np.random.default_rng([seed, 1])
+    ids = rng.integers(VOCAB, size=(BATCH, WIDTH))
+    lengths = [rng.integers(1, 4, BATCH)]
+    stops = rng.integers(8, WIDTH + 1, BATCH)
+    for step in range(7):
+        lengths.append(np.minimum(lengths[-1] + (1 if step % 2 else rng.integers(1, 5, BATCH)), stops))
+    return ids, lengths
+
+
+def largest_error(model, seed=0, played=play):
     """How far decoding, scoring and the reference are from the plain forward of each row, nats."""
-    ids, steps = play(seed)
+    ids, steps = played(seed)
     final = steps[-1]
     want = [alone(model, row, length) for row, length in zip(ids, final, strict=True)]
     way = choose_backbone(model)
@@ -85,6 +97,23 @@ def check(kind, seed=0):
         warnings.filterwarnings("ignore", ".*reads a whole row again")
         assert type(choose_backbone(model)) in BACKBONES[ZOO[kind]]
     assert largest_error(model, seed) < 1e-4
+    assert largest_error(model, seed, answered) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "opened"),
+    [("llama", 1), ("gpt2", 1), ("bloom", 1), ("opt", 1), ("mistral", 5), ("lfm2", 5), ("roformer", 5)],
+)
+def test_replies_are_read_at_once_where_a_cache_takes_them(kind, opened, monkeypatch):
+    """A window, a state, or positions that count the cache's columns: rows are then read again, and are right."""
+    way = choose_backbone(zoo_model(kind))
+    reads, open_ = [], way.open
+    monkeypatch.setattr(way, "open", lambda *given: (reads.append(1), open_(*given))[1])
+    decoder = Decoder(way, CPU)
+    ids, steps = answered(0)
+    for lengths in steps:
+        decoder.advance({"input_ids": ids, "attention_mask": np.arange(WIDTH) < lengths[:, None]})
+    assert len(reads) == opened
 
 
 @pytest.mark.parametrize("kind", FEW)

@@ -1,29 +1,28 @@
-"""The ways a causal LM is run: all states of finished rows (training), or one token at a time (acting)."""
+"""The ways a causal LM is run: all states of finished rows (training), or token by token (acting)."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from textgym.checks import Bools, Ints, equal_parts
-from textgym.lm.reference import Observation
+from textgym.checks import equal_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from transformers import Cache, PreTrainedModel
 
 READ_AT_ONCE = 2**28
 """Most numbers that a layer makes of prompts at once: 1 GiB in float32."""
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-_KEEP_SHARE = 0.75  # The cache is compacted when fewer of its rows than this still get tokens.
 # Rows are read without a mask where all padding stands to the right; GPT-2 and its kin would warn about that.
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "may be padded" not in record.getMessage())
 
@@ -37,6 +36,7 @@ class Backbone(Protocol):
 
     hidden_size: int
     vocab_size: int
+    by_pieces: bool  # whether it can be right where rows of a cache get several tokens at once
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the features (N, F) of the states at the positions (rows[i], columns[i]); differentiable.
@@ -55,8 +55,17 @@ class Backbone(Protocol):
         Returns: a cache with room for `slots` more tokens a row, and the features (B, F) after the last token.
         """
 
-    def extend(self, cache: object, tokens: Tensor) -> Tensor:
-        """Append one token (B,) to every row of the cache; return the features (B, F) after it."""
+    def takes(self, cache: object, most: int) -> bool:
+        """Return whether rows of a cache can get up to `most` tokens at once, each as many as there are for it."""
+
+    def extend(self, cache: object, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Append tokens to the rows of a cache; return the features (B, F) after each row's last one.
+
+        Args:
+            tokens: (B,) int64, one to every row.
+            counts: None, or (B,) int64: how many of `tokens` (B, G) each row gets, the first of its own; where a row
+                gets none, its features mean nothing.
+        """
 
     def select(self, cache: object, rows: Tensor) -> object:
         """Return the cache of a subset of its rows (n,) int64, in that order."""
@@ -98,6 +107,21 @@ def _can_join(cache: Cache | None) -> bool:
     return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
 
 
+def _pack(past: _Past, behind: Tensor) -> None:
+    """Move rows to the right by as many columns (B,) as stand empty behind them; drop columns that no row needs."""
+    columns, width = past.mask.shape[1], int(past.lengths.max())
+    source = torch.arange(columns - width, columns, device=behind.device) - behind[:, None]
+    past.mask = past.mask.gather(1, source.clamp(min=0)) * (source >= 0)
+    at = source.clamp(min=0)[:, None, :, None]
+    for layer in cast("Cache", past.cache).layers:
+        if layer.is_initialized:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)
+                setattr(layer, name, held.gather(2, at.expand(-1, held.shape[1], -1, held.shape[3])))
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = width
+
+
 def _join(caches: Sequence[Cache]) -> Cache:
     """Return one cache of the rows of several, which are emptied layer by layer."""
     for first, *others in zip(*(cache.layers for cache in caches), strict=True):
@@ -111,7 +135,10 @@ def _join(caches: Sequence[Cache]) -> Cache:
 
 @dataclass
 class _Past:
-    """The rows that a `HuggingFaceBackbone` has read: its model's own cache, mask (B, T), lengths (B,)."""
+    """The rows that a `HuggingFaceBackbone` has read: its model's own cache, mask (B, T), lengths (B,).
+
+    Every row ends in the last column.
+    """
 
     cache: Cache | None
     mask: Tensor
@@ -127,6 +154,7 @@ class HuggingFaceBackbone:
     Raises: ValueError if it has no output embeddings, from which the number of logits is read.
     """
 
+    by_pieces = False
     _masks_new_tokens = True
 
     def __init__(self, model: PreTrainedModel, whole: bool = False) -> None:
@@ -187,13 +215,29 @@ class HuggingFaceBackbone:
         past.cache = _join(caches) if len(parts) > 1 else caches[0]
         return past, torch.cat(features)
 
-    def extend(self, cache: object, tokens: Tensor) -> Tensor:
+    def takes(self, cache: object, most: int) -> bool:
+        """See `Backbone.takes`. Rows are moved within the cache, so a window that has dropped tokens cannot."""
+        if not (self.by_pieces and isinstance(cache, _Past) and cache.cache is not None and _can_join(cache.cache)):
+            return False
+        rows, width = cache.mask.shape
+        windows = [layer.sliding_window for layer in cache.cache.layers if hasattr(layer, "sliding_window")]
+        return all(width + most < each for each in windows) and len(row_parts(self.model, rows, most)) == 1
+
+    def extend(self, cache: object, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
         """See `Backbone.extend`."""
         assert isinstance(cache, _Past)
-        cache.mask = torch.cat([cache.mask, cache.mask.new_ones((len(tokens), 1))], 1)
-        positions = cache.lengths[:, None]
-        cache.lengths = cache.lengths + 1
-        return self._forward(cache, tokens[:, None], positions)
+        if counts is None:
+            new, tokens = cache.mask.new_ones((len(tokens), 1)), tokens[:, None]
+        else:
+            new = (torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]).long()
+        # Behind a row's last token no position may stand that the model does not have.
+        positions = cache.lengths[:, None] + (new.cumsum(1) - 1).clamp(min=0) * new
+        cache.mask, cache.lengths = torch.cat([cache.mask, new], 1), cache.lengths + new.sum(1)
+        if counts is None:
+            return self._forward(cache, tokens, positions)
+        features = self._forward(cache, tokens, positions.minimum(cache.lengths[:, None] - 1), counts - 1)
+        _pack(cache, tokens.shape[1] - counts)
+        return features
 
     def select(self, cache: object, rows: Tensor) -> object:
         """See `Backbone.select`."""
@@ -203,8 +247,10 @@ class HuggingFaceBackbone:
         cache.cache.reorder_cache(rows)  # type: ignore[arg-type]
         return _Past(cache.cache, cache.mask[rows], cache.lengths[rows])
 
-    def _forward(self, past: _Past, ids: Tensor, positions: Tensor) -> Tensor:
-        extra: dict[str, object] = {"logits_to_keep": 1} if self._takes_keep else {}
+    def _forward(self, past: _Past, ids: Tensor, positions: Tensor, last: Tensor | None = None) -> Tensor:
+        """Read on; return the features (B, F) at the places `last` (B,) among what is read, None: at the last one."""
+        extra: dict[str, object] = {"logits_to_keep": 1 if last is None else ids.shape[1]} if self._takes_keep else {}
+        at = (slice(None), -1) if last is None else (torch.arange(len(ids), device=ids.device), last)
         if self._whole:
             extra["output_hidden_states"] = True
         if self._takes_positions:
@@ -218,8 +264,8 @@ class HuggingFaceBackbone:
             raise ValueError("its forward returns no cache")
         if not self._whole:
             # A view would keep the hidden states of whole prompts (B, P, H) as long as it is kept.
-            return torch.as_tensor(output.last_hidden_state[:, -1]).contiguous()
-        return torch.cat([last_hidden(output.hidden_states)[:, -1], output.logits[:, -1]], -1)
+            return torch.as_tensor(output.last_hidden_state[at]).contiguous()
+        return torch.cat([last_hidden(output.hidden_states)[at], output.logits[at]], -1)
 
 
 class StateSpaceBackbone(HuggingFaceBackbone):
@@ -244,9 +290,14 @@ class RereadingBackbone(HuggingFaceBackbone):
         texts = _Texts(torch.nn.functional.pad(input_ids, (0, slots)), lengths.clone())
         return texts, self._read(texts)
 
-    def extend(self, cache: object, tokens: Tensor) -> Tensor:
-        """See `Backbone.extend`."""
+    def takes(self, cache: object, most: int) -> bool:
+        """See `Backbone.takes`."""
+        return False
+
+    def extend(self, cache: object, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+        """See `Backbone.extend`; one token a row."""
         assert isinstance(cache, _Texts)
+        assert counts is None
         cache.ids.scatter_(1, cache.lengths[:, None], tokens[:, None])
         cache.lengths += 1
         return self._read(cache)
@@ -261,6 +312,46 @@ class RereadingBackbone(HuggingFaceBackbone):
         rows = torch.arange(len(ids), device=ids.device)
         parts = row_parts(self.model, len(ids), ids.shape[1], self._logits)
         return torch.cat([self.features(ids[at], rows[: at.stop - at.start], last[at]) for at in parts])
+
+
+@dataclass(frozen=True)
+class _Recomputed:
+    """A layer's forward that runs again for the gradient."""
+
+    forward: Callable[..., object]
+
+    def __call__(self, *args: object, **options: object) -> object:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **options)
+        return checkpoint(partial(self.forward, **options), *args, use_reentrant=False)
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Make every layer of a Hugging Face model run again in the backward pass; the gradient stays the same.
+
+    transformers' own switch works in training mode only, in which dropout would make acting and scoring two different
+    policies.
+
+    Raises: ValueError if the model has no layers that can.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"gradient_checkpointing=True: {type(model).__name__} has no layers that can run again; allowed is False"
+        )
+    for layer in layers:
+        if not isinstance(layer.forward, _Recomputed):
+            layer.forward = _Recomputed(layer.forward)
+
+
+def recomputes(model: torch.nn.Module) -> bool:
+    """Return whether layers run again, by `recompute_layers` or because transformers' own switch asks for it."""
+    return any(
+        isinstance(getattr(module, "forward", None), _Recomputed) or getattr(module, "gradient_checkpointing", False)
+        for module in model.modules()
+    )
 
 
 def is_peft(model: torch.nn.Module) -> bool:
@@ -290,91 +381,3 @@ def max_tokens(model: PreTrainedModel) -> int | None:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - int(module.padding_idx) - 1
     return limit
-
-
-class Decoder:
-    """The features of a batch of observations, with a key-value cache that follows the batch.
-
-    A row that is one token longer than when it was last seen is extended, an unchanged row costs nothing, anything
-    else (a new prompt, another batch size) is read afresh. So calling it after every `step` costs as much as
-    generating, and the caller passes nothing but observations.
-    """
-
-    def __init__(self, backbone: Backbone, device: torch.device) -> None:
-        self._backbone = backbone
-        self._device = device
-        self._ids: Ints = np.zeros((0, 0), dtype=np.int64)
-        self._lengths: Ints = np.zeros(0, dtype=np.int64)
-        self._cache: object | None = None
-        self._rows: Ints = np.zeros(0, dtype=np.int64)  # batch row of each cache row
-        self._extendable: Bools = np.zeros(0, dtype=np.bool_)
-        self._slots = 0
-        self._features = torch.zeros(0)
-
-    def reset(self) -> None:
-        """Forget every row; needed after the model's parameters change."""
-        self._lengths = np.zeros(0, dtype=np.int64)
-        self._cache = None
-
-    @torch.inference_mode()
-    def advance(self, observation: Observation, active: Bools | None = None) -> Tensor:
-        """Return the features (B, F) after each row's last token, not to be written to.
-
-        Args:
-            observation: `input_ids` (B, L) int64 and `attention_mask` (B, L), right-padded.
-            active: (B,) bool; rows that are False are not computed (their features are stale). None means all.
-        """
-        ids = np.asarray(observation["input_ids"], dtype=np.int64)
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
-        wanted = np.ones(len(ids), dtype=np.bool_) if active is None else active
-        if not self._continues(ids, lengths, wanted):
-            self._open(ids, lengths)
-            return self._features
-        longer = wanted & (lengths == self._lengths + 1)
-        if longer.any():
-            self._extend(ids, lengths, longer)
-        return self._features
-
-    def _continues(self, ids: Ints, lengths: Ints, wanted: Bools) -> bool:
-        if self._cache is None or ids.shape != self._ids.shape:
-            return False
-        growth = np.where(wanted, lengths - self._lengths, 0)
-        longer = growth == 1
-        if (growth[~longer] != 0).any() or (longer & ~self._extendable).any() or self._slots < longer.any():
-            return False
-        width = int(self._lengths.max())
-        seen = (np.arange(width) < self._lengths[:, None]) & wanted[:, None]
-        return not ((ids[:, :width] != self._ids[:, :width]) & seen).any()
-
-    def _open(self, ids: Ints, lengths: Ints) -> None:
-        width = int(lengths.max())
-        self._slots, self._cache = ids.shape[1] - width, None  # the old cache goes before there is a new one
-        self._cache, self._features = self._backbone.open(
-            self._tensor(ids[:, :width]), self._tensor(lengths), self._slots
-        )
-        self._rows = np.arange(len(ids))
-        self._extendable = np.ones(len(ids), dtype=np.bool_)
-        self._ids, self._lengths = ids.copy(), lengths
-
-    def _extend(self, ids: Ints, lengths: Ints, longer: Bools) -> None:
-        alive = longer[self._rows]
-        if alive.mean() < _KEEP_SHARE:
-            keep = np.flatnonzero(alive)
-            self._cache = self._backbone.select(self._cache, self._tensor(keep))
-            self._rows, alive = self._rows[keep], alive[keep]
-        # Rows that stay in the cache without a new token read their last one again: they cannot be extended later.
-        self._extendable &= longer
-        last = lengths[self._rows] - 1
-        tokens = ids[self._rows, last]
-        features = self._backbone.extend(self._cache, self._tensor(tokens))
-        self._slots -= 1
-        if len(self._rows) == len(ids) and alive.all():
-            self._features = features
-        else:
-            rows, fresh = self._tensor(self._rows[alive]), self._tensor(np.flatnonzero(alive))
-            self._features = self._features.index_copy(0, rows, features[fresh])
-        self._ids[self._rows[alive], last[alive]] = tokens[alive]
-        self._lengths = np.where(longer, lengths, self._lengths)
-
-    def _tensor(self, array: NDArray[np.integer]) -> Tensor:
-        return torch.tensor(array, device=self._device)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from textgym.checks import Bools, first_line
 from textgym.files import check_files, read_json
-from textgym.lm.backbone import Decoder, is_peft, max_tokens
+from textgym.lm.backbone import is_peft, max_tokens
 from textgym.lm.checked import choose_backbone
+from textgym.lm.decoder import Decoder
 from textgym.lm.reference import Observation
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,7 +19,6 @@ from textgym.checks import Ints, TextGymWarning, first_line
 from textgym.lm import llama
 from textgym.lm.backbone import (
     Backbone,
-    Decoder,
     HuggingFaceBackbone,
     RereadingBackbone,
     StateSpaceBackbone,
@@ -27,17 +26,20 @@ from textgym.lm.backbone import (
     last_hidden,
     max_tokens,
 )
+from textgym.lm.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     Way = Callable[[PreTrainedModel], Backbone]
 _Key = tuple[bool, torch.dtype | None, tuple[int, ...]]
+_Answers = Callable[[Backbone, "_Rows"], Iterator["_Answer"]]
 
 # Tokens of a prompt and of the finished row. The rows stop one after the other, so that one of them pauses inside the
 # cache and then some are dropped from it.
 _PROMPTS = np.array([1, 5, 2, 3])
 _LENGTHS = np.array([6, 6, 5, 5])
+_PIECES = np.array([2, 0, 1, 2])  # tokens of the first reply
 # Settings that change how a model reads rows longer than their value.
 _THRESHOLD = re.compile(r"window|chunk_size|index_topk|floor_scale|local|block_size|original_max_position")
 _BYTES = 2**30  # of the logits of rows that are as long as such a setting
@@ -55,7 +57,7 @@ _WAYS: dict[str, Way] = {
     "whole, without a cache": partial(RereadingBackbone, whole=True),
 }
 
-_chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, Way]] = WeakKeyDictionary()
+_chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, tuple[Way, bool]]] = WeakKeyDictionary()
 
 
 class _Rows(NamedTuple):
@@ -85,9 +87,11 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     """Return the fastest backbone whose answers equal the model's own plain forward.
 
     A few short rows are read alone, each by one plain forward; then a backbone has to say the same of them all at
-    once, token by token while rows stop, and in branches. Where the config has a setting below `tokens` that changes
-    what the model does in longer rows, such as an attention window, rows that are longer are compared too. This is
-    done once for a model object and a precision, in evaluation mode; neither random state nor training mode changes.
+    once, token by token while rows stop, and in branches. The same rows say whether its cache can get several tokens of
+    a row at once, as those of a reply; where it cannot, rows are read again. Where the config has a setting below
+    `tokens` that changes what the model does in longer rows, such as an attention window, rows that are longer are
+    compared too. This is done once for a model object and a precision, in evaluation mode; neither random state nor
+    training mode changes.
 
     Args:
         model: a Hugging Face causal LM, on its device.
@@ -110,15 +114,18 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     key = (lean, autocast, thresholds)
     if key not in known:
         with undisturbed(model):
-            way, faults = _find_way(model, lean, device, thresholds)
+            way, faults, by_pieces = _find_way(model, lean, device, thresholds)
         if getattr(way, "func", way) is RereadingBackbone:
             warnings.warn(
                 f"model: {type(model).__name__} reads a whole row again for every new token ({'; '.join(faults)})",
                 TextGymWarning,
                 stacklevel=2,
             )
-        known[key] = way
-    return known[key](model)
+        known[key] = way, by_pieces
+    way, by_pieces = known[key]
+    backbone = way(model)
+    backbone.by_pieces = by_pieces
+    return backbone
 
 
 def _thresholds(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
@@ -151,8 +158,11 @@ def _thresholds(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
 
 def _find_way(
     model: PreTrainedModel, lean: bool, device: torch.device, thresholds: tuple[int, ...]
-) -> tuple[Way, list[str]]:
-    """Return the first way that is right, in full precision and under autocast where it is on; and others' faults."""
+) -> tuple[Way, list[str], bool]:
+    """Return the first way that is right, in full precision and under autocast where it is on.
+
+    Returns: the way, the faults of those before it, and whether it is right by pieces.
+    """
     autocasts = (False, True) if torch.is_autocast_enabled(device.type) else (False,)
     shapes = [(_PROMPTS, _LENGTHS)]
     for most in thresholds:  # rows that cross it while they are written, beside a short one
@@ -163,10 +173,14 @@ def _find_way(
     for name, way in _WAYS.items():
         if way is llama.LlamaBackbone and not (lean and llama.supports(model)):
             continue
-        found = (_fault(model, way, row, case[0]) for row, case in zip(rows, cases, strict=True))
-        fault = next((fault for fault in found if fault is not None), None)
+
+        def faulty(answers: _Answers, way: Way = way) -> str | None:
+            found = (_fault(model, way, row, case[0], answers) for row, case in zip(rows, cases, strict=True))
+            return next((fault for fault in found if fault is not None), None)
+
+        fault = faulty(_answers)
         if fault is None:
-            return way, faults
+            return way, faults, faulty(_in_pieces) is None
         faults.append(f"{name} {fault}")
     raise ValueError(
         f"model: {type(model).__name__} cannot be used, as it does not give what its own forward gives for a row "
@@ -174,11 +188,11 @@ def _find_way(
     )
 
 
-def _fault(model: PreTrainedModel, way: Way, rows: _Rows, autocast: bool) -> str | None:
+def _fault(model: PreTrainedModel, way: Way, rows: _Rows, autocast: bool, answers: _Answers) -> str | None:
     """Say what is wrong with running `model` that way; None if nothing is."""
     try:
         with torch.autocast(rows.logits.device.type, enabled=autocast):
-            off = [_difference(rows, answer) for answer in _answers(way(model), rows)]
+            off = [_difference(rows, answer) for answer in answers(way(model), rows)]
             tolerance = _TOLERANCES[_precision(model, rows.logits.device)]
     except torch.OutOfMemoryError:
         raise
@@ -246,8 +260,21 @@ def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
 
 def _decoded(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
     """Read token by token, as an agent acts."""
+    return _followed(backbone, rows, range(int((rows.lengths - rows.prompts).max()) + 1))
+
+
+def _in_pieces(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
+    """Read several tokens of some rows at once, then a token of each, then what is left."""
+    backbone.by_pieces = True
+    room = np.zeros_like(rows.ids)  # in the cache, for the pieces of short rows
+    rows = rows._replace(ids=np.concatenate([rows.ids, room], 1))
+    return _followed(backbone, rows, [0, _PIECES, _PIECES + 1, max(rows.lengths)])
+
+
+def _followed(backbone: Backbone, rows: _Rows, steps: Iterable[int | Ints]) -> Iterator[_Answer]:
+    """Read rows as they grow by so many tokens behind their prompts, as far as they go."""
     decoder = Decoder(backbone, rows.logits.device)
-    for step in range(int((rows.lengths - rows.prompts).max()) + 1):
+    for step in steps:
         now = np.minimum(rows.prompts + step, rows.lengths)
         mask = (np.arange(rows.ids.shape[1]) < now[:, None]).astype(np.int8)
         features = decoder.advance({"input_ids": rows.ids, "attention_mask": mask})

@@ -1,4 +1,4 @@
-"""Run a lean Llama for generation and training; make layers run again for the gradient.
+"""Run a lean Llama for generation and training.
 
 It reads the parameters of a Hugging Face `LlamaForCausalLM` and gives the same logits and gradients with fewer
 passes over memory: norm weights are folded into the next projection, rotary embeddings are one complex product,
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.utils.checkpoint import checkpoint
 
-from textgym.lm.backbone import row_parts
+from textgym.lm.backbone import recomputes, row_parts
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -119,46 +117,6 @@ def rotate(x: Tensor, phases: Tensor) -> Tensor:
     return torch.view_as_real(pairs * phases).flatten(-2)
 
 
-@dataclass(frozen=True)
-class _Recomputed:
-    """A layer's forward that runs again for the gradient."""
-
-    forward: Callable[..., object]
-
-    def __call__(self, *args: object, **options: object) -> object:
-        if not torch.is_grad_enabled():
-            return self.forward(*args, **options)
-        return checkpoint(partial(self.forward, **options), *args, use_reentrant=False)
-
-
-def recompute_layers(model: PreTrainedModel) -> None:
-    """Make every layer of a Hugging Face model run again in the backward pass; the gradient stays the same.
-
-    transformers' own switch works in training mode only, in which dropout would make acting and scoring two different
-    policies.
-
-    Raises: ValueError if the model has no layers that can.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    if not layers:
-        raise ValueError(
-            f"gradient_checkpointing=True: {type(model).__name__} has no layers that can run again; allowed is False"
-        )
-    for layer in layers:
-        if not isinstance(layer.forward, _Recomputed):
-            layer.forward = _Recomputed(layer.forward)
-
-
-def recomputes(model: torch.nn.Module) -> bool:
-    """Return whether layers run again, by `recompute_layers` or because transformers' own switch asks for it."""
-    return any(
-        isinstance(getattr(module, "forward", None), _Recomputed) or getattr(module, "gradient_checkpointing", False)
-        for module in model.modules()
-    )
-
-
 _MAX_PARAMETERS = 50_000_000
 _BLOCK = 32
 
@@ -188,6 +146,7 @@ class LlamaCache:
         keys: per layer (B, K, D, S) float, values: (B, K, S, D) float; S slots of which `used` are written.
         bias: (B, 1, S) float, 0 where a slot may be read and -inf elsewhere.
         lengths: (B,) int64, tokens per row, which is the next position.
+        slots: (B,) int64, the next slot of each row. ragged: whether these may differ.
     """
 
     layers: list[Layer]
@@ -195,8 +154,10 @@ class LlamaCache:
     values: list[Tensor]
     bias: Tensor
     lengths: Tensor
+    slots: Tensor
     used: int
     rope: Tensor = field(repr=False)
+    ragged: bool = False
 
 
 def _joined(caches: Sequence[LlamaCache]) -> LlamaCache:
@@ -205,8 +166,10 @@ def _joined(caches: Sequence[LlamaCache]) -> LlamaCache:
         [torch.cat([column.pop(0) for column in columns]) for _ in caches[0].layers]
         for columns in ([each.keys for each in caches], [each.values for each in caches])
     )
-    bias, lengths = torch.cat([each.bias for each in caches]), torch.cat([each.lengths for each in caches])
-    return replace(caches[0], keys=keys, values=values, bias=bias, lengths=lengths)
+    bias, lengths, slots = (
+        torch.cat([getattr(each, name) for each in caches]) for name in ("bias", "lengths", "slots")
+    )
+    return replace(caches[0], keys=keys, values=values, bias=bias, lengths=lengths, slots=slots)
 
 
 def supports(model: PreTrainedModel) -> bool:
@@ -238,6 +201,8 @@ class LlamaBackbone:
     Features are the last hidden states before the weights of their norm, which are folded into the head. A classifier's
     label scores take the place of the logits.
     """
+
+    by_pieces = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = cast("LlamaForCausalLM", model)
@@ -295,27 +260,60 @@ class LlamaBackbone:
         last = x.index_select(0, torch.arange(batch, device=x.device) * width + lengths - 1)
         bias = x.new_full((batch, 1, size), float("-inf"))
         bias[:, 0, :width].masked_fill_(torch.arange(width, device=x.device) < lengths[:, None], 0.0)
-        return LlamaCache(layers, keys, values, bias, lengths.clone(), width, rope), rms_norm(last, self._eps)
+        slots = torch.full_like(lengths, width)
+        return LlamaCache(layers, keys, values, bias, lengths.clone(), slots, width, rope), rms_norm(last, self._eps)
 
-    def extend(self, cache: object, tokens: Tensor) -> Tensor:
-        """See `Backbone.extend`."""
+    def takes(self, cache: object, most: int) -> bool:
+        """See `Backbone.takes`."""
         assert isinstance(cache, LlamaCache)
-        slot, batch = cache.used, tokens.shape[0]
-        phases = cache.rope[cache.lengths].unsqueeze(1)  # (B, 1, D / 2)
-        cache.bias[:, :, slot] = 0.0
-        bias = cache.bias[:, :, : _round_up(slot + 1)].repeat_interleave(self._groups, 0)
+        return self.by_pieces and len(row_parts(self.model, len(cache.lengths), most)) == 1
+
+    def extend(self, cache: object, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+        """See `Backbone.extend`. Tokens of all rows stand one behind the other, but for attention to the cache."""
+        assert isinstance(cache, LlamaCache)
+        if counts is None:
+            rows, places = torch.arange(len(tokens), device=tokens.device), torch.zeros_like(cache.slots)
+        else:
+            new = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
+            (rows, places), tokens = new.nonzero(as_tuple=True), tokens[new]  # (T,) each
+        slots, phases = cache.slots[rows] + places, cache.rope[cache.lengths[rows] + places].unsqueeze(1)
+        ragged = cache.ragged or counts is not None
+        row, slot = (rows, slots) if ragged else (slice(None), cache.used)  # a slice is written faster
+        cache.bias[row, 0, slot] = 0.0
+        bias = self._grow(cache, counts)
         x = self.model.model.embed_tokens(tokens)
         for layer, keys, values in zip(cache.layers, cache.keys, cache.values, strict=True):
             h = rms_norm(x, self._eps)
-            mixed = F.linear(h, layer.attention).view(batch, -1, self._width)
+            mixed = F.linear(h, layer.attention).view(len(x), -1, self._width)
             rotated = rotate(mixed[:, : -self._groups], phases)
-            keys[:, :, :, slot] = rotated[:, self._heads :]
-            values[:, :, slot] = mixed[:, -self._groups :]
-            mixed = self._read(rotated[:, : self._heads], keys, values, bias)
+            keys[row, :, :, slot] = rotated[:, self._heads :]
+            values[row, :, slot] = mixed[:, -self._groups :]
+            query = rotated[:, : self._heads]
+            if counts is None:
+                mixed = self._read(query, keys, values, bias).view(len(x), -1)
+            else:
+                pieces = query.new_zeros((*new.shape, *query.shape[1:]))  # (B, G, A, D)
+                pieces[rows, places] = query
+                mixed = self._read(pieces.transpose(1, 2), keys, values, bias)
+                mixed = mixed.view(len(new), self._heads, -1, self._width)[rows, :, places].flatten(1)
             x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
-        cache.used += 1
-        cache.lengths += 1
-        return rms_norm(x, self._eps)
+        return rms_norm(x if counts is None else x[counts.cumsum(0).clamp(min=1) - 1], self._eps)
+
+    def _grow(self, cache: LlamaCache, counts: Tensor | None) -> Tensor:
+        """Count new tokens (B,), or one a row; return what attention from them adds: (B K, 1 or h G, S)."""
+        before = cache.slots
+        added = torch.ones_like(before) if counts is None else counts
+        cache.slots, cache.lengths = before + added, cache.lengths + added
+        cache.ragged = cache.ragged or counts is not None
+        cache.used = cache.used + 1 if counts is None else int(cache.slots.max())
+        bias = cache.bias[:, :, : _round_up(cache.used)]
+        if counts is None:
+            return bias.repeat_interleave(self._groups, 0)
+        last = before[:, None] + torch.arange(int(counts.max()), device=before.device)  # (B, G)
+        later = torch.arange(bias.shape[-1], device=before.device) > last[:, :, None]
+        shape = (-1, self._heads, *later.shape[1:])
+        pieces = bias.masked_fill(later, float("-inf"))[:, None].expand(shape)  # (B, A, G, S)
+        return pieces.reshape(len(before) * self._groups, -1, bias.shape[-1])
 
     def select(self, cache: object, rows: Tensor) -> object:
         """See `Backbone.select`."""
@@ -326,13 +324,15 @@ class LlamaBackbone:
             values=[values.index_select(0, rows) for values in cache.values],
             bias=cache.bias.index_select(0, rows),
             lengths=cache.lengths.index_select(0, rows),
+            slots=cache.slots.index_select(0, rows),
         )
 
     def _read(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        batch, used = query.shape[0], bias.shape[-1]
-        query = query.reshape(batch * self._groups, -1, self._width)
+        """Let queries (B, A, D) or (B, A, G, D) read the cache with a bias (B K, 1 or h G, S); (B K, h or h G, D)."""
+        used = bias.shape[-1]
+        query = query.reshape(len(query) * self._groups, -1, self._width)
         scores = torch.baddbmm(bias, query, keys[..., :used].flatten(0, 1), alpha=self._width**-0.5)
-        return torch.bmm(scores.softmax(-1), values[:, :, :used].flatten(0, 1)).view(batch, -1)
+        return torch.bmm(scores.softmax(-1), values[:, :, :used].flatten(0, 1))
 
     def _project(self, layer: Layer, x: Tensor, phases: Tensor, batch: int) -> tuple[Tensor, ...]:
         sizes = (self._heads, self._groups, self._groups)

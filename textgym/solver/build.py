@@ -155,6 +155,11 @@ class _Conversations:
     def levels(self) -> tuple[list[Level], tuple[tuple[int, ...], ...]]:
         """Return the levels, unpaid, and the replies by their numbers."""
         nodes = [_Node(TokenState(prompt), self._weights(prompt), row) for row, prompt in enumerate(self._prompts)]
+        if self._task.mask is None:  # the first turn alone may be too much
+            actions = np.flatnonzero(self._task.vocabulary.allowed)
+            ending = int(np.isin(actions, self._turns.ends).sum())
+            first = count_states(len(nodes), len(actions) - ending, ending, self._turns.tokens)
+            check_size(first, self._max_states, "at least ")
         levels: list[Level] = []
         total = 0
         while nodes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.preferences import Demonstration, annotate, pairs, read_rankings
-from textgym.task import Task
+from textgym.task import Task, refuse_chance
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import at_least_one, positive, require
 from textgym_agents.datasets.reading import Recording
@@ -75,7 +75,8 @@ class DPO(OfflineAgent):
 
     Each pair counts as two episodes, whether its completions were played or read from a file.
 
-    Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or beta = 0.
+    Raises: as `LMAgent` does; ValueError for a grammar mask, for a task with turns where
+    chance has a say or a file is given, or beta = 0.
     Source: Rafailov et al. (2023), arXiv:2305.18290, eq. 7; Azar et al. (2023), arXiv:2310.12036, eq. 17 (IPO).
     """
 
@@ -89,6 +90,12 @@ class DPO(OfflineAgent):
         self.offline = self.config.sampler == "reference"
         if not self.controller.beta > 0:
             raise ValueError(f"beta={self.controller.beta!r}: with 0 no pair counts, allowed is a number > 0")
+
+    def _check_turns(self, task: Task, config: OfflineConfig) -> None:
+        """Raise ValueError for texts of a file in a task with turns, and where its environment is random."""
+        if config.data is not None:
+            super()._check_turns(task, config)
+        refuse_chance(task, self.name)
 
     def _has_data(self) -> bool:
         return self.config.data is not None

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from textgym.checks import Floats, Ints
-from textgym.task import Task, refuse_turns
+from textgym.task import Task, refuse_chance
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group
 from textgym_agents.config import KL, OnPolicyConfig, require
@@ -46,7 +46,7 @@ class Rejection(OnPolicyAgent):
     Completions are compared by R - beta log(pi / ref). At the optimum of J all completions of a prompt have the same:
     then nothing is left to choose by, whereas choosing by R alone continues until one completion is left.
 
-    Raises: as `A2C` does; ValueError for a task with turns.
+    Raises: as `A2C` does; ValueError for a task with turns in which chance has a say.
     Source: Dong et al. (2023), arXiv:2304.06767, algorithm 1 (RAFT); Gulcehre et al. (2023), arXiv:2308.08998 (ReST).
     """
 
@@ -57,7 +57,7 @@ class Rejection(OnPolicyAgent):
 
     def __init__(self, task: Task, config: RejectionConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or RejectionConfig()
-        refuse_turns(task, "rejection")
+        refuse_chance(task, "rejection")
         super().__init__(task, config, model)
         self.group = config.group
 

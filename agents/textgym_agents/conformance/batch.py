@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 
 from textgym.checks import Floats, Ints
+from textgym.play import Turn, play_batch
+from textgym.state import POLICY
 from textgym.task import make_reference
 from textgym_agents.conformance.behaviour import next_tokens
-from textgym_agents.conformance.hooks import TrainingBatch, hook
+from textgym_agents.conformance.hooks import LossGradient, TrainingBatch, hook
 from textgym_agents.conformance.under_test import (
+    REFUSES_TURNS,
     AgentUnderTest,
     CutOff,
     NotAsked,
@@ -17,6 +23,7 @@ from textgym_agents.conformance.under_test import (
     judge,
     probe_reward,
 )
+from textgym_agents.protocol import Observation
 
 _FLOAT32 = 1e-4
 _KL_TERMS = "log-ratio, exact KL, either of the following state alone, or nothing"
@@ -182,6 +189,91 @@ def stop_gradient(tested: AgentUnderTest) -> Outcome:
         f"relative difference {gap:.3g}, factor {scale:.3g}",
         "at most 0.001, factor above 0",
     )
+
+
+def turns_taken_or_refused(tested: AgentUnderTest) -> Outcome:
+    """An agent takes tasks with turns, or refuses them when it is made by a ValueError that says so."""
+    expected = f"an agent, or a ValueError: '... {REFUSES_TURNS} ...'"
+    try:
+        tested.turned  # noqa: B018
+    except NotAsked as reason:
+        return judge(True, str(reason), expected)
+    except Exception as error:  # whatever it is, it does not say so
+        return judge(False, f"{error}", expected)
+    return judge(True, "takes tasks with turns", expected)
+
+
+def turn_actions(tested: AgentUnderTest) -> Outcome:
+    """In a task with turns the actions are the tokens that the policy wrote, all of them and no other."""
+    turned = tested.turned
+    env = turned.env()
+    batch: TrainingBatch = hook(turned.training.agent, "batch")(env)
+    written = {
+        (row, place, state.tokens[place])
+        for row, state in enumerate(env.get_states())
+        for place, author in enumerate(state.authors)
+        if author == POLICY
+    }
+    found = Counter(zip(batch.rows.tolist(), (batch.columns + 1).tolist(), batch.actions.tolist(), strict=True))
+    wrong = sum((found - Counter(written)).values()) + sum((Counter(written) - found).values())
+    return at_most("actions that the policy did not take, or that are missing:", wrong, 0)
+
+
+def turn_credit(tested: AgentUnderTest) -> Outcome:
+    """In a task with turns an action's credit goes from action to action, as if no reply stood between them."""
+    batch = batch_of(tested.turned)
+    sums, charged, paid = (
+        np.bincount(batch.rows, each) for each in (batch.token_rewards, batch.penalties, batch.rewards)
+    )
+    worst = _greatest(sums - (paid - batch.beta * charged))
+    if batch.advantages is not None:
+        values = np.zeros(len(batch.rows)) if batch.values is None else batch.values
+        worst = max(worst, _greatest(batch.advantages - gae_by_definition(batch, values)))
+    return at_most("greatest difference of a row's sum or of an advantage:", worst, _FLOAT32)
+
+
+def turn_gradient(tested: AgentUnderTest) -> Outcome:
+    """In a task with turns no term of the loss has a gradient where the environment writes the next token."""
+    turned = tested.turned
+    env = turned.env()
+    found: LossGradient = hook(turned.training.agent, "gradient")(env, 0)
+    own = {
+        (tuple(state.tokens[:place]), state.tokens[place])
+        for state in env.get_states()
+        for place, author in enumerate(state.authors)
+        if author == POLICY
+    }
+    states = {before for before, _ in own}
+    moved = np.flatnonzero(np.abs(found.logits).max(1) > 0)
+    wrong = sum(tuple(found.input_ids[found.rows[n], : found.columns[n] + 1].tolist()) not in states for n in moved)
+    return at_most("states with a gradient in which the policy wrote nothing:", wrong, 0)
+
+
+def turn_rows(tested: AgentUnderTest) -> Outcome:
+    """In a task with turns a row has the log-probabilities that it has alone, while others get replies beside it."""
+    turned = tested.turned
+    agent, env, generator = turned.training.agent, turned.env(), np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    actions = np.flatnonzero(turned.task.vocabulary.allowed)
+    seen: list[tuple[Observation, Ints, Floats]] = []
+
+    def choose(turn: Turn) -> Ints:
+        copied = {name: array.copy() for name, array in turn.observation.items()}
+        seen.append((copied, turn.rows, turned.log_probs(agent, copied)))
+        return generator.choice(actions, len(turn.rows))
+
+    play_batch(env, observation, choose)
+    worst = 0.0
+    for place, (copied, running, logs) in enumerate(seen):
+        row = int(running[place % len(running)])
+        alone = turned.log_probs(agent, {name: array[row : row + 1] for name, array in copied.items()})
+        worst = max(worst, _greatest(np.exp(alone[0]) - np.exp(logs[row])))
+    return at_most("greatest difference of a probability:", worst, _FLOAT32)
+
+
+def on_turns(tested: AgentUnderTest, ask: Callable[[AgentUnderTest], Outcome]) -> Outcome:
+    """In a task with turns the same holds: the environment's tokens are in no KL, and what is saved goes on exactly."""
+    return ask(tested.turned)
 
 
 def _scores(tested: AgentUnderTest, batch: TrainingBatch) -> Floats:

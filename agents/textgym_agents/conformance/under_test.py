@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from textgym import Task, TokenVectorEnv, make_task
 from textgym.checks import Bools, Floats, Ints, JsonObject
+from textgym.rewards.base import Column
 from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
+from textgym.state import Prompt, TokenState
+from textgym.turns import Reply, Turns
 from textgym_agents.protocol import Agent, Metrics, Observation, as_agent
 from textgym_agents.registry import agent_class, config_class, make_agent, make_config
 
@@ -117,6 +120,8 @@ PLAIN: Mapping[str, object] = {
 """Settings, where a config has them, with which one iteration is one step along the gradient of J."""
 SPLIT: Mapping[str, object] = {"micro_batch": 70}
 """Settings that change no gradient: parts of unequal length and number show whether that is so."""
+REFUSES_TURNS: Final = "answers in turns"
+"""What an agent says that takes episodes of one turn, see `textgym.task.refuse_turns`."""
 EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be sampled
 
 
@@ -157,6 +162,31 @@ def probe_task() -> Task:
         beta=0.3,
         reference="uniform",
     )
+
+
+class _Echo:
+    """Answers a turn with its first token, once or twice by what is hidden: tokens that a policy might have written."""
+
+    def weights(self, prompt: Prompt) -> tuple[float, ...]:
+        """See `textgym.turns.Responder.weights`."""
+        return 0.5, 0.5
+
+    def replies(self, states: Sequence[TokenState]) -> list[Reply]:
+        """See `textgym.turns.Responder.replies`."""
+        return [Reply(state.turn[:1] * (1 + (state.hidden or 0))) for state in states]
+
+
+def _turn_reward(prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
+    """Pay for every letter a of the policy, and for each of its turns that the stop token ends at once."""
+    spoken = cast("Sequence[Sequence[tuple[str, str]]]", columns["turns"])
+    own = [[text.split() for author, text in each if author == "policy"] for each in spoken]
+    return [sum(turn.count("a") + 0.5 * (len(turn) == 1) for turn in turns) for turns in own]
+
+
+def turn_task() -> Task:
+    """Return `probe_task` in two turns of up to two tokens each, after which the environment repeats something."""
+    turns = Turns(_Echo(), most=2, tokens=2, reply_tokens=2)
+    return replace(probe_task(), turns=turns, max_new_tokens=turns.room, reward=_turn_reward, gold=None)
 
 
 class CutOff(TokenVectorEnv):
@@ -237,6 +267,19 @@ class AgentUnderTest:
         self.task = probe_task()
 
     @cached_property
+    def turned(self) -> AgentUnderTest:
+        """The same agent on `turn_task`. Raises: NotAsked where it refuses tasks with turns."""
+        turned = AgentUnderTest(self.make, {}, self.envs, self.episodes // self.envs, self.make_plain)
+        turned.task = turn_task()
+        try:
+            turned.make(turned.env())
+        except ValueError as error:
+            if REFUSES_TURNS in str(error):
+                raise NotAsked(f"the agent refuses tasks with turns: {error}") from error
+            raise
+        return turned
+
+    @cached_property
     def tree(self) -> PrefixTree:
         """All states of the probe task."""
         return prefix_tree(self.task)
@@ -244,8 +287,11 @@ class AgentUnderTest:
     @cached_property
     def states(self) -> Observation:
         """Every running state of the probe task."""
-        levels = self.tree.levels[:-1]
-        parts = [self.tree.observations(depth, level.running) for depth, level in enumerate(levels)]
+        own = [
+            level.running if level.environment is None else level.running[~level.environment[level.running]]
+            for level in self.tree.levels[:-1]
+        ]
+        parts = [self.tree.observations(depth, rows) for depth, rows in enumerate(own) if len(rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def env(self) -> TokenVectorEnv:

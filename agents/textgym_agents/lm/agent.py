@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from textgym.checks import Floats
-from textgym.lm.llama import recomputes
+from textgym.lm.backbone import recomputes
 from textgym.lm.reference import Reference
 from textgym.play import check_env
 from textgym.task import Task, has_language_model

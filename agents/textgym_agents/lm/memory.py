@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from textgym.checks import check_choice, check_count, first_line
-from textgym.lm.backbone import Backbone, HuggingFaceBackbone
+from textgym.lm.backbone import Backbone, HuggingFaceBackbone, recompute_layers
 from textgym.lm.categorical import sample, states_at_once, statistics
-from textgym.lm.llama import LlamaBackbone, recompute_layers, supports
+from textgym.lm.llama import LlamaBackbone, supports
 from textgym_agents.lm.lora import add_lora
 from textgym_agents.model_settings import LoRASettings
 

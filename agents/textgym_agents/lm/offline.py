@@ -66,7 +66,7 @@ class OfflineAgent(LMAgent):
     """Whether others than the policy write the texts."""
 
     def __init__(self, task: Task, config: OfflineConfig, model: nn.Module | None = None) -> None:
-        refuse_turns(task, self.name)
+        self._check_turns(task, config)
         super().__init__(task, config, model)
         if task.mask is not None:
             raise ValueError(f"task {task.name!r}: it has a grammar mask; {self.name} takes tasks without one")
@@ -94,6 +94,10 @@ class OfflineAgent(LMAgent):
             if self._digest not in (None, digest):
                 raise ValueError(f"data={self.config.data!r}: other texts than learning began with")
             self._digest = digest
+
+    def _check_turns(self, task: Task, config: OfflineConfig) -> None:
+        """Raise ValueError for a task with turns: a text does not say who wrote what in it."""
+        refuse_turns(task, self.name)
 
     def _usable(self, reading: Reading[Row]) -> list[Row]:
         """Return the rows of a file. Warns: TextGymWarning of those that are left out."""

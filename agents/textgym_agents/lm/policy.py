@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textgym.checks import Bools
-from textgym.lm.backbone import Decoder
+from textgym.lm.backbone import recompute_layers
 from textgym.lm.causal import FORBIDDEN, logit_bias, rows_at_once
 from textgym.lm.checked import choose_backbone
-from textgym.lm.llama import recompute_layers
+from textgym.lm.decoder import Decoder
 from textgym_agents.lm.processors import Cut
 from textgym_agents.protocol import Observation
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textgym.checks import Ints
+from textgym.checks import Bools, Ints
 from textgym.lm.categorical import streamed
 from textgym.lm.scoring import encode_pair, end_id
 from textgym.preferences import Demonstration
@@ -27,11 +27,14 @@ class Sequences:
         input_ids: (B, L) int64, right-padded.
         starts: (B,) int64, tokens of the prompt.
         lengths: (B,) int64, tokens of the completion, the end included where it has one; at least 1.
+        actions: (B, L) bool, the tokens of completions that a policy wrote; None: all of them. Where others wrote some,
+            `lengths` counts the policy's alone.
     """
 
     input_ids: Ints
     starts: Ints
     lengths: Ints
+    actions: Bools | None = None
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sequence[int] | Ints, Sequence[int] | Ints]], pad_id: int) -> Sequences:
@@ -45,7 +48,16 @@ class Sequences:
 
     def rows(self, chosen: Ints) -> Sequences:
         """Return some of them."""
-        return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen])
+        actions = None if self.actions is None else self.actions[chosen]
+        return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen], actions)
+
+    def places(self) -> tuple[Ints, Ints]:
+        """Return row and column (N,) of every token that the policy wrote, row by row."""
+        if self.actions is not None:
+            rows, columns = np.nonzero(self.actions)
+            return rows, columns
+        rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return rows, np.arange(len(rows)) + (self.starts - np.cumsum(self.lengths) + self.lengths)[rows]
 
     def digest(self) -> bytes:
         """Return 32 bytes that tell it from all others."""
@@ -94,19 +106,17 @@ def _encode(task: Task, text: Demonstration) -> tuple[list[int], list[int], bool
 
 def of_rollout(rollout: Rollout) -> Sequences:
     """Return the episodes of a rollout."""
-    starts = rollout.columns[rollout.first_states] + 1
-    return Sequences(rollout.input_ids.cpu().numpy(), starts, rollout.lengths)
+    ids = rollout.input_ids.cpu().numpy()
+    actions = np.zeros(ids.shape, dtype=np.bool_)
+    actions[rollout.rows, rollout.columns + 1] = True
+    return Sequences(ids, rollout.columns[rollout.first_states] + 1, rollout.lengths, actions)
 
 
 def token_log_probs(policy: LMPolicy, sequences: Sequences) -> tuple[Tensor, Tensor]:
     """Return log pi of every token of every completion (N,), nats, differentiable; and the row that each is in (N,)."""
-    lengths = sequences.lengths
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    steps = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    columns = sequences.starts[rows] + steps - 1
-    width = int((sequences.starts + lengths).max())
-    ids = torch.tensor(sequences.input_ids[:, :width], device=policy.device)
-    places = torch.tensor(rows, device=policy.device), torch.tensor(columns, device=policy.device)
+    rows, columns = sequences.places()
+    ids = torch.tensor(sequences.input_ids[:, : columns.max() + 1], device=policy.device)
+    places = torch.tensor(rows, device=policy.device), torch.tensor(columns - 1, device=policy.device)
     logs, _ = taken_log_probs(policy, policy.features(ids, *places), ids[places[0], places[1] + 1])
     return logs, places[0]
 

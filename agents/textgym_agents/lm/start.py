@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from textgym.checks import Bools
-from textgym.lm.backbone import Decoder, is_peft
+from textgym.lm.backbone import is_peft, recomputes
 from textgym.lm.causal import (
     check_adapter,
     check_positions,
@@ -27,7 +27,7 @@ from textgym.lm.causal import (
     stored_precision,
 )
 from textgym.lm.checked import choose_backbone
-from textgym.lm.llama import recomputes
+from textgym.lm.decoder import Decoder
 from textgym.task import Task, has_language_model, reference_model
 from textgym_agents.algorithms.fixed import check_tokenizer
 from textgym_agents.config import LMConfig

@@ -14,10 +14,9 @@ from torch import nn
 
 from textgym.checks import JsonObject
 from textgym.files import replace_folder, write_json
-from textgym.lm.backbone import max_tokens
+from textgym.lm.backbone import max_tokens, recompute_layers
 from textgym.lm.causal import load_causal_lm, load_weights
 from textgym.lm.checked import choose_backbone
-from textgym.lm.llama import recompute_layers
 from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, Reading, collect

@@ -31,6 +31,15 @@ def test_bandit_is_learned_as_j_asks(name: str) -> None:
     assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.8
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["sb3-ppo", "sb3-maskable-ppo"])
+def test_clarify_is_learned_in_turns(name: str, seed: int) -> None:
+    """It asks where that pays, and nowhere else; what the environment writes is no action of the policy."""
+    agent = trained(name, "textgym/Clarify-v0", 4096, seed=seed)
+    solution = solve(agent.task)
+    assert solution.optimality(policy_values(solution.tree, agent).objective) >= 0.9
+
+
 @pytest.mark.parametrize("name", WITHOUT)
 def test_bandit_is_learned_for_its_reward(name: str) -> None:
     """Without entropy the best is the best arm, which pays 1; the point algorithms find a neighbour of it."""
