@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def make_app(task: Task, split: str = "train", sessions: int = 64, max_bytes: in
     Raises: ValueError for an argument that is not allowed; ModuleNotFoundError without `textgym[openenv]`.
     """
     try:
-        from fastapi import FastAPI, Request
+        from fastapi import FastAPI
         from fastapi.responses import JSONResponse
         from openenv.core.env_server import ConcurrencyConfig, HTTPEnvServer
     except ModuleNotFoundError as error:
@@ -50,11 +51,8 @@ def make_app(task: Task, split: str = "train", sessions: int = 64, max_bytes: in
     app = FastAPI(title=f"TextGym: {task.name}")
     HTTPEnvServer(*_openenv_classes(task, split), concurrency_config=at_once).register_routes(app)
 
-    async def refuse(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
-
     for kind in (ValueError, TypeError, gym.error.Error):
-        app.add_exception_handler(kind, refuse)
+        app.add_exception_handler(kind, lambda _, error: JSONResponse({"detail": str(error)}, 422))
     app.add_middleware(_Checked, most=check_count("max_bytes", max_bytes, unit="bytes"))
     return app
 
@@ -121,10 +119,8 @@ class _Checked:
         headers = dict(scope.get("headers", ()))  # type: ignore[call-overload]
         length = headers.get(b"content-length", b"")
         if scope["type"] == "websocket":
-            try:
+            with suppress(WebSocketDisconnect):  # OpenEnv closes a connection that the client has closed
                 await self._app(scope, self._messages(receive, send), send)
-            except WebSocketDisconnect:  # OpenEnv closes a connection that the client has closed
-                return
         elif b"transfer-encoding" in headers or (length.isdigit() and int(length) > self._most):
             told = (
                 f"body: {length.decode() or 'unknown'} bytes; allowed are at most {self._most}, with a content-length"
@@ -146,17 +142,16 @@ class _Checked:
         return next_message
 
     def _problem(self, text: object) -> str:
-        """Return what is wrong with a message, "" for nothing, and for what OpenEnv answers well."""
+        """Return what is wrong with a message, "" for nothing."""
         if not isinstance(text, str):
             return "message: bytes; allowed is a text"
         if (size := len(text.encode(errors="replace"))) > self._most:
             return f"message: {size} bytes; allowed are at most {self._most}"
-        try:
+        message = None
+        with suppress(ValueError, RecursionError):
             message = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return f"message={shown(text)}: allowed is JSON ({error})"
         if not isinstance(message, dict) or not isinstance(message.get("data", {}), dict):
-            return f'message={shown(text)}: allowed is {{"type": ..., "data": {{...}}}}'
+            return f'message={shown(text)}: allowed is JSON as {{"type": ..., "data": {{...}}}}'
         if message.get("type") not in _MESSAGES:
             return not_one_of("message type", message.get("type"), _MESSAGES)
         return ""

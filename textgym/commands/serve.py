@@ -60,9 +60,9 @@ def main(arguments: list[str]) -> None:
     try:
         listening = socket.create_server((flags.host, flags.port), family=family)
     except OSError as error:
+        said = str(error.strerror).partition(" (while")[0]
         raise UsageError(
-            f"--host {flags.host} --port {flags.port}: {error.strerror}; allowed are an address of this machine and a "
-            "port that is free"
+            f"--host {flags.host} --port {flags.port}: {said}; allowed are an address of this machine and a free port"
         ) from error
     print(f"{env.task.name} at http://{flags.host}:{listening.getsockname()[1]}, Ctrl-C ends it", flush=True)
     _LOG.info("")  # whoever waits for others is at no work
