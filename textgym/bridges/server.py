@@ -67,7 +67,7 @@ def _openenv_classes(task: Task, split: str) -> tuple[type, type, type]:
 
     class TextAction(Action):  # type: ignore[misc]
         # The environment checks it, and says what is wrong with it in one sentence.
-        model_config = ConfigDict(extra="allow")
+        model_config = ConfigDict(extra="allow", json_schema_extra={"required": ["text"]})
         tokens: SkipValidation[list[int] | None] = None
         text: SkipValidation[str | None] = None
 
