@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from textgym.bridges.server import openenv_missing
@@ -53,7 +53,7 @@ class OpenEnvUser:
             from openenv.core import GenericEnvClient
         except ModuleNotFoundError as error:
             raise openenv_missing("OpenEnvUser") from error
-        self._make = lambda: GenericEnvClient(url).sync()
+        self._make: Callable[[], SyncEnvClient] = lambda: GenericEnvClient(url).sync()
         self._action, self._observation = action, observation
         self._most = check_count("sessions", sessions)
         self._reached: OrderedDict[History, _Reached] = OrderedDict()
@@ -69,7 +69,11 @@ class OpenEnvUser:
         return [None if each.done else each.text for each in found]
 
     def reward(self, prompts: list[str], completions: list[str], **columns: Column) -> list[float]:
-        """Return the environment's own rewards, summed over each episode: the reward to give to Text-v0."""
+        """Return the environment's own rewards, summed over each episode: the reward to give to Text-v0.
+
+        Args:
+            prompts, completions, columns: see `textgym.rewards.Reward`; the column `turns` is read.
+        """
         spoken = cast(Sequence[Sequence[tuple[str, str]]], columns["turns"])
         said = [[text.strip() for author, text in turns if author == "policy"] for turns in spoken]
         return [self._after((prompt, *texts)).total for prompt, texts in zip(prompts, said, strict=True)]

@@ -25,7 +25,7 @@ _MESSAGES = ("reset", "step", "state", "close", "mcp")
 
 
 def openenv_missing(who: str) -> ModuleNotFoundError:
-    """Return the error of `who` needs OpenEnv where it is not installed."""
+    """Return the error for `who` needs OpenEnv, which is not installed."""
     message = f'{who} needs openenv-core, which is not installed: pip install "textgym[openenv]"'
     return ModuleNotFoundError(message, name="openenv")
 
@@ -47,13 +47,12 @@ def make_app(task: Task, split: str = "train", sessions: int = 64, max_bytes: in
         from openenv.core.env_server import ConcurrencyConfig, HTTPEnvServer
     except ModuleNotFoundError as error:
         raise openenv_missing("serve") from error
+    app, most = FastAPI(title=f"TextGym: {task.name}"), check_count("max_bytes", max_bytes, unit="bytes")
     at_once = ConcurrencyConfig(max_concurrent_envs=check_count("sessions", sessions))
-    app = FastAPI(title=f"TextGym: {task.name}")
     HTTPEnvServer(*_openenv_classes(task, split), concurrency_config=at_once).register_routes(app)
-
     for kind in (ValueError, TypeError, gym.error.Error):
         app.add_exception_handler(kind, lambda _, error: JSONResponse({"detail": str(error)}, 422))
-    app.add_middleware(_Checked, most=check_count("max_bytes", max_bytes, unit="bytes"))
+    app.add_middleware(_Checked, most=most)
     return app
 
 
@@ -79,12 +78,11 @@ def _openenv_classes(task: Task, split: str) -> tuple[type, type, type]:
 
     class TextEnvironment(Environment):  # type: ignore[misc]
         SUPPORTS_CONCURRENT_SESSIONS = True
+        state = State()  # in the place of OpenEnv's abstract property
 
         def __init__(self) -> None:
             super().__init__()
             self._episodes, self.state = SpokenEpisodes(TokenEnv(task, split=split)), State()
-
-        state = State()  # in the place of OpenEnv's abstract property
 
         def reset(self, seed: int | None = None, episode_id: str | None = None, **options: object) -> TextObservation:
             with lock:
@@ -116,16 +114,13 @@ class _Checked:
         from starlette.responses import JSONResponse
         from starlette.websockets import WebSocketDisconnect
 
-        headers = dict(scope.get("headers", ()))  # type: ignore[call-overload]
-        length = headers.get(b"content-length", b"")
+        length = (headers := dict(scope.get("headers", ()))).get(b"content-length", b"")  # type: ignore[call-overload]
         if scope["type"] == "websocket":
             with suppress(WebSocketDisconnect):  # OpenEnv closes a connection that the client has closed
                 await self._app(scope, self._messages(receive, send), send)
         elif b"transfer-encoding" in headers or (length.isdigit() and int(length) > self._most):
-            told = (
-                f"body: {length.decode() or 'unknown'} bytes; allowed are at most {self._most}, with a content-length"
-            )
-            await JSONResponse({"detail": told}, 413, {"connection": "close"})(scope, receive, send)  # type: ignore[arg-type]
+            told = f"body: {length.decode() or 'unknown'} bytes; allowed are at most {self._most}, and a content-length"
+            await JSONResponse({"detail": told}, 413, {"connection": "close"})(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -133,8 +128,7 @@ class _Checked:
         async def next_message() -> _Event:
             while True:
                 event = await receive()
-                problem = self._problem(event.get("text")) if event["type"] == "websocket.receive" else ""
-                if not problem:
+                if event["type"] != "websocket.receive" or not (problem := self._problem(event.get("text"))):
                     return event
                 told = {"type": "error", "data": {"message": problem, "code": "VALIDATION_ERROR"}}
                 await send({"type": "websocket.send", "text": json.dumps(told)})

@@ -87,9 +87,12 @@ class SpokenEpisodes:
                 )
         self.reward = 0.0
         for token in tokens:
-            _, reward, self.ended, _, self.info = self.env.step(token)
-            self.reward += float(reward)
+            self._append(token)
         self.text = self._reply()
+
+    def _append(self, token: int) -> None:
+        _, reward, self.ended, _, self.info = self.env.step(token)
+        self.reward += float(reward)
 
     def _left(self) -> int:
         """Return how many tokens the turn may have yet."""
