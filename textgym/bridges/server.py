@@ -65,8 +65,7 @@ def _openenv_classes(task: Task, split: str) -> tuple[type, type, type]:
     TokenEnv(task, split=split)  # what is wrong is said before the first session
 
     class TextAction(Action):  # type: ignore[misc]
-        # The environment checks it, and says what is wrong with it in one sentence.
-        model_config = ConfigDict(extra="allow", json_schema_extra={"required": ["text"]})
+        model_config = ConfigDict(extra="allow", json_schema_extra={"required": ["text"]})  # `act` checks it
         tokens: SkipValidation[list[int] | None] = None
         text: SkipValidation[str | None] = None
 
