@@ -33,7 +33,7 @@ LAYERS = (
     ("textgym.play", "textgym.sampling", "textgym.solver", "textgym.users"),
     ("textgym.best_of_n", "textgym.estimates", "textgym.exploits", "textgym.optimum", "textgym.planning"),
     ("textgym.preferences", "textgym.evaluate"),
-    ("textgym.commands", "textgym.cli", "textgym.__main__"),
+    ("textgym.bridges", "textgym.commands", "textgym.cli", "textgym.__main__"),
     ("textgym_agents",),
     ("textgym_benchmarks",),
 )

@@ -25,6 +25,7 @@ HERE = ("README.md", "docs/benchmark.md", "docs/doctor.md", "docs/leaderboard.md
 ELSEWHERE = {
     "CONTRIBUTING.md": "test_plugins.py",
     "docs/algorithms.md": "agents/test_peft.py",
+    "docs/bridges.md": "interop/test_docs_bridges.py",
     "docs/custom_algorithm.md": "test_docs_algorithms.py",
     "docs/datasets.md": "test_docs_datasets.py",
     "docs/exact.md": "test_docs.py",

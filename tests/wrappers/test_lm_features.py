@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode
 
 from textgym import make_task
 from textgym.env import TokenEnv
-from textgym.lm.decoder import Decoder
 from textgym.lm.causal import load_causal_lm
+from textgym.lm.decoder import Decoder
 from textgym.task import make_reference, reference_model
 from textgym.vector import TokenVectorEnv
 from textgym.wrappers import (

@@ -204,6 +204,7 @@ _EXTRAS = {
     "dist": ("ray",),
     "tune": ("optuna",),
     "judge": ("openai",),
+    "openenv": ("openenv", "uvicorn"),
     "track": ("trackio", "wandb"),
     "datasets": ("datasets", "pyarrow"),
     "course": ("jupytext", "nbformat"),

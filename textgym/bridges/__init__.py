@@ -1,0 +1,1 @@
+"""Bridges to other libraries of environments and trainers: TRL and OpenEnv."""
