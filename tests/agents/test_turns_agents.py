@@ -15,7 +15,7 @@ from textgym.solver import prefix_tree
 from textgym.state import POLICY
 
 
-@pytest.mark.parametrize("agent", ["best-of-n", "mcts", "alphazero", "vine-ppo", "soft-q", "rejection", "dpo"])
+@pytest.mark.parametrize("agent", ["alphazero", "value-guided", "soft-q", "rejection", "dpo"])
 def test_agents_of_one_turn_say_so(agent):
 
     env = make_env("textgym/Clarify-v0", 4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from textgym.checks import Floats
 from textgym.solver import PrefixTree, prefix_tree
 from textgym.state import TokenState
-from textgym.task import Task, refuse_turns
+from textgym.task import Task, refuse_seeds, refuse_turns
 from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_sequence_kl
@@ -56,7 +56,8 @@ class VinePPO(OnPolicyAgent):
 
     An episode is a completion that is played, whether it is trained on or gives a state its value: an iteration takes
     one per sub-environment, and `rollouts` per state; these are written below all wrappers, and metrics count them.
-    Raises: as `A2C` does; ValueError for a task with turns, a reward that compares completions, or several processes.
+    Raises: as `A2C` does; ValueError for an environment that hides a seed, a reward that compares completions, or
+        several processes.
     Source: Kazemnejad et al. (2024), arXiv:2410.01679, section 4.
     """
 
@@ -67,7 +68,9 @@ class VinePPO(OnPolicyAgent):
 
     def __init__(self, task: Task, config: VinePPOConfig | None = None, model: nn.Module | None = None) -> None:
         refuse_ranks("agent 'vine-ppo'")
-        refuse_turns(task, "vine-ppo")
+        refuse_seeds(task)
+        if config is not None and config.values == "exact":
+            refuse_turns(task, "vine-ppo with values='exact'")
         require("reward", task.scorer.name, task.scorer.pay != "together", "one that scores each completion by itself")
         super().__init__(task, config or VinePPOConfig(), model)
         self.clip, self.extra_tokens = self.config.clip, 0

@@ -67,7 +67,15 @@ def segment_states(env: TokenVectorEnv, rollout: Rollout, stride: int) -> list[T
     """
     rows, times = _segments(rollout, stride)
     ended = zip(env.get_states(rows.tolist()), times, strict=True)
-    return [replace(state, completion=state.completion[:time], finish_reason=None) for state, time in ended]
+    return [_before(state, time) for state, time in ended]
+
+
+def _before(state: TokenState, time: int) -> TokenState:
+    """Return the state in which the policy writes its token number `time`; the state itself where it has not."""
+    own = [place for place in range(len(state.completion)) if place not in state.environment]
+    place = own[time] if time < len(own) else len(state.completion)
+    environment = tuple(each for each in state.environment if each < place)
+    return replace(state, completion=state.completion[:place], environment=environment, finish_reason=None)
 
 
 def segment_advantages(rollout: Rollout, rewards: Floats, values: Floats, stride: int, lam: float) -> Floats:
