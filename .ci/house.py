@@ -26,7 +26,6 @@ LAYERS = (
         "textgym.vector",
         "textgym.vector_io",
         "textgym.render",
-        "textgym.views",
         "textgym.wrappers",
     ),
     ("textgym",),

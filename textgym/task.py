@@ -312,6 +312,12 @@ def refuse_chance(task: Task, who: str) -> None:
         )
 
 
+def refuse_seeds(task: Task) -> None:
+    """Raise ValueError for a task that cannot be searched, for what its environment hides is a seed."""
+    if task.turns is not None:
+        task.turns.beliefs(TokenState(task.encoded("train")[0]))
+
+
 def has_language_model(task: Task) -> bool:
     """Return whether the task's reference is a causal LM, and not a table or a formula."""
     return isinstance(task.reference, str | Path) and task.reference != "uniform"

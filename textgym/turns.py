@@ -163,6 +163,19 @@ class Turns:
             raise ValueError(f"state: the environment does not write what stands in its completion {state.completion}")
         return np.asarray(found / found.sum())
 
+    def over(self, state: TokenState) -> bool:
+        """Return whether the episode has ended in a state of which the tokens alone are known. Raises: as `beliefs`."""
+        if state.replies == self.most:
+            return True
+        if state.turn:
+            return state.turn[-1] in self.ends or len(state.turn) == self.tokens
+        try:
+            self.beliefs(replace(state, finish_reason=None))
+        except ValueError:
+            self.beliefs(replace(state, finish_reason="stop"))
+            return True
+        return False
+
     def redraw(self, state: TokenState, generator: np.random.Generator) -> TokenState:
         """Return a state that looks the same, with what is hidden drawn anew given the tokens seen, by one draw.
 

@@ -24,7 +24,7 @@ from textgym.tasks.turns import Oracle
 from textgym.vector import TokenVectorEnv
 
 
-@pytest.mark.parametrize("agent", ["mcts", "alphazero", "soft-q"])
+@pytest.mark.parametrize("agent", ["alphazero", "value-guided", "soft-q"])
 def test_agents_of_one_turn_say_so(agent):
 
     env = make_env("textgym/Clarify-v0", 4)
@@ -130,7 +130,7 @@ def test_best_of_n_chooses_a_turn_by_its_mean_over_what_may_be_hidden():
     word = {task.vocabulary.token_text(token): token for token in range(task.vocabulary.size)}
     values = reference_values(task)
     assert values["<1"] < 0.5
-    agent = make_agent("best-of-n", env, make_config(agent_class("best-of-n"), {"n": 8, "clones": 32}))
+    agent = make_agent("best-of-n", env, make_config(agent_class("best-of-n"), {"n": 8}))
     observation, _ = env.reset(seed=0)
     chosen = agent.act(observation)
     assert set(chosen.tolist()) <= {word["0"], word["1"]}

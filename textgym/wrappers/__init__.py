@@ -2,8 +2,10 @@
 
 from textgym.wrappers.actions import (
     AllowedActions,
+    AnswerEnv,
     EmbeddingActions,
     TopKActions,
+    TurnEnv,
     VectorAllowedActions,
     VectorEmbeddingActions,
     VectorTopKActions,
@@ -22,12 +24,14 @@ from textgym.wrappers.reference import LMFeatures, ReferenceReward, VectorLMFeat
 __all__ = [
     "ActionMaskInfo",
     "AllowedActions",
+    "AnswerEnv",
     "EmbeddingActions",
     "LMFeatures",
     "NoInfo",
     "OneHotTokens",
     "ReferenceReward",
     "TopKActions",
+    "TurnEnv",
     "VectorActionMaskInfo",
     "VectorAllowedActions",
     "VectorEmbeddingActions",

@@ -1,4 +1,6 @@
-"""Wrappers whose actions stand for tokens: allowed ones, the reference's likeliest, points among embeddings."""
+"""Wrappers whose actions stand for tokens: allowed ones, the reference's likeliest, points among embeddings, and whole
+turns.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,20 @@ from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.lm.reference import Observation, Reference
-from textgym.state import TokenSpace
+from textgym.state import TokenSpace, TokenState
 from textgym.task import Task, has_language_model, reference_model
-from textgym.wrappers.base import Actions, Env, Masks, RowsEnv, RowsStep, RowsWrapper, SingleWrapper, Step, reference_of
+from textgym.wrappers.base import (
+    Actions,
+    Env,
+    Masks,
+    RowsEnv,
+    RowsStep,
+    RowsWrapper,
+    SingleWrapper,
+    Step,
+    reference_of,
+    task_of,
+)
 
 ActionSpace: TypeAlias = spaces.Space[Any]
 Points: TypeAlias = NDArray[np.floating[Any]]
@@ -291,3 +304,74 @@ class VectorEmbeddingActions(_ChosenRows):
     ) -> None:
         super().__init__(env)
         self._choose_by(_nearest(self.task, dimensions, seed, embedding, table))
+
+
+class TurnEnv(SingleWrapper):
+    """Write a turn of tokens in one step; in a task of one turn that is the answer.
+
+    An action is an array of T ids, T the budget of a turn. Its turn ends as it does token by token; what stands behind
+    the end is ignored, so every action is one, and many are the same: the probability of a turn is that of its tokens
+    up to its end. An array that is shorter and gets there is taken, too.
+
+    The reward is that of all tokens written, that of the t-th times gamma^(t - 1). The info is that of the last one and
+    `tokens` (int), how many were written.
+
+    Args:
+        env: one environment whose actions are tokens.
+    Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens.
+    """
+
+    _turns = 1
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        turns = self.task.turns
+        self._budget = self.task.max_new_tokens if turns is None else turns.tokens
+        self._ends = self.task.vocabulary.stop_ids if turns is None else turns.ends
+        self._most = self._turns * self._budget
+        self.action_space = spaces.MultiDiscrete(np.full(self._most, self.task.vocabulary.size))
+
+    def step(self, action: Actions) -> Step:
+        """Write the tokens of an action, int (A,), see the class.
+
+        Raises: InvalidAction for another shape, an id out of range, or too few tokens; then the state stays.
+        """
+        tokens, size = np.asarray(action), self.task.vocabulary.size
+        fits = tokens.dtype.kind in "iu" and tokens.ndim == 1 and 0 < len(tokens) <= self._most
+        if not fits or not ((tokens >= 0) & (tokens < size)).all():
+            raise InvalidAction(f"action {action!r:.80}: allowed are 1..{self._most} ids in 0..{size - 1}")
+        state: TokenState = self.env.get_wrapper_attr("get_state")()
+        paid, written, turns = 0.0, len(state.turn), 0
+        for time, token in enumerate(tokens.tolist()):
+            observation, reward, terminated, truncated, info = self._step(token)
+            paid, written = paid + self.task.gamma**time * reward, written + 1
+            if token in self._ends or written == self._budget:
+                turns, written = turns + 1, 0
+            if terminated or truncated or turns == self._turns:
+                return observation, paid, terminated, truncated, {**info, "tokens": time + 1}
+        self.set_state(state)
+        raise InvalidAction(f"action {action!r:.80}: ends after {len(tokens)} tokens, before what it writes does")
+
+
+class AnswerEnv(TurnEnv):
+    """Write all turns of an episode in one step: a bandit. The ids of one turn follow those of the one before.
+
+    What is written in a later turn cannot depend on a reply. Where chance has no say (`textgym.turns.Turns.random`)
+    nothing is lost by that: the reply is known. Where it has, this would be another task with a lower optimum, and is
+    refused.
+
+    Args:
+        env: one environment whose actions are tokens.
+    Raises: as `TurnEnv`; ValueError for a task in which chance has a say in the replies.
+    """
+
+    def __init__(self, env: Env) -> None:
+        task = task_of(env)
+        if task.turns is not None:
+            if task.turns.random([prompt for split in task.prompts for prompt in task.encoded(split)]):
+                raise ValueError(
+                    f"task {task.name!r}: chance has a say in what its environment replies, and a whole answer cannot "
+                    "depend on that; allowed is TurnEnv"
+                )
+            self._turns = task.turns.most
+        super().__init__(env)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,8 @@ from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import play
 from textgym.solver import PrefixTree, UnsolvableError
 from textgym.state import TokenState
-from textgym.task import Task, make_reference
+from textgym.task import Task, make_reference, refuse_seeds
+from textgym.turns import Turns
 from textgym.vector import batch_env
 from textgym_agents.algorithms.fixed import NonLearner
 from textgym_agents.config import at_least_one, require
@@ -26,6 +28,8 @@ _ROWS_AT_ONCE = 512
 _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for each one that it chooses from
 _KL_SAMPLES_IN_ALL = 4096  # at least: with few prompts each has to be known better
 _NOISY_IN_ALL = 1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
+_CLONES = 16
+"""Episodes that the text of a turn is judged by."""
 Tokens = tuple[int, ...]
 
 
@@ -34,15 +38,12 @@ class BestOfNConfig:
     """Settings of best-of-n. Raises: ValueError for a number out of range."""
 
     n: int = 16
-    """Completions that an answer is chosen from; turns, where the environment answers."""
-    clones: int = 8
-    """Where the environment answers: how often the rest of the episode is played behind each turn, its mean return
-    being what the turn is chosen by."""
+    """Completions that an answer is chosen from."""
     seed: int = 0
     """Seeds the sampling of completions."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "n", "clones")
+        at_least_one(self, "n")
         require("seed", self.seed, self.seed >= 0, "an integer >= 0")
 
 
@@ -70,17 +71,15 @@ class BestOfN(NonLearner):
 
     It has no next-token probabilities. A row of observations that follows its plan is answered from its plan; any
     other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
-    What it does as a whole is known all the same: exactly on a solvable task (`edge_log_probs`), from samples of the
-    reference elsewhere (`sequence_kl`).
-
-    In a task with turns it chooses the text of one turn: behind each of n candidates the episode is played to its end
-    several times, from clones in which what is hidden is drawn anew given the tokens seen. What it does as a whole is
-    not known there.
+    In a task with turns it chooses the text of one turn at a time, by the mean return of 16 episodes that go on
+    from it by the reference; what the environment hides is drawn anew in each, given the tokens seen. What that does as
+    a whole is not known. Elsewhere it is: exactly on a solvable task (`edge_log_probs`), from samples of the reference
+    on others (`sequence_kl`).
 
     Args:
         task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
         config: None takes the defaults.
-    Raises: ValueError for a reference that cannot be loaded.
+    Raises: ValueError for an environment that hides a seed, or a reference that cannot be loaded.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """
 
@@ -89,6 +88,7 @@ class BestOfN(NonLearner):
     config_type = BestOfNConfig
 
     def __init__(self, task: Task, config: BestOfNConfig | None = None) -> None:
+        refuse_seeds(task)
         self.task = task
         self.config = config or BestOfNConfig()
         self._reference = make_reference(task)
@@ -101,7 +101,7 @@ class BestOfN(NonLearner):
 
         Args:
             log_reference: per edge, nats: of the reference that this agent samples.
-        Returns: nats; None for a noisy reward that declares no density of its noise, and for a task with turns.
+        Returns: nats; None for a noisy reward that declares no density of its noise, and in tasks with turns.
         """
         if tree.task.turns is not None:
             return None
@@ -118,7 +118,7 @@ class BestOfN(NonLearner):
         Args:
             task: whose prompts and reward; split: of its prompts; seed: of the sampling.
         Returns: nats of each prompt (P,), and bootstrap replicates (R, P); None where the reward is noisy and declares
-            no density of its noise, and for a task with turns.
+            no density of its noise, or the task has turns.
         """
         if task.turns is not None:
             return None
@@ -141,8 +141,7 @@ class BestOfN(NonLearner):
         if len(self._plans) != len(states):
             self._plans = [_Plan((), -1) for _ in states]
         new = [row for row, state in enumerate(states) if not self._plans[row].leads_to(state)]
-        played = self.config.n * (1 if self.task.turns is None else self.config.clones)  # for each row
-        at_once = max(_ROWS_AT_ONCE // played, 1)
+        at_once = max(_ROWS_AT_ONCE // (self.config.n * (1 if self.task.turns is None else _CLONES)), 1)
         for start in range(0, len(new), at_once):
             rows = new[start : start + at_once]
             seen = {name: array[rows] for name, array in observation.items()}
@@ -154,63 +153,59 @@ class BestOfN(NonLearner):
         """Return None: see `Agent.log_probs`."""
 
     def _best(self, observation: Observation) -> list[Tokens]:
-        """Return the best of n continuations of each of these states, with the tokens before it."""
+        """Return the best of n continuations of each of these states, as whole sequences."""
         found = self._finder.states(observation)
         result: list[Tokens] = [()] * len(found)
-        choose = self._best_answers if self.task.turns is None else self._best_turns
         for split in sorted({split for split, _ in found}):
             rows = [row for row, (own, _) in enumerate(found) if own == split]
-            for row, tokens in zip(rows, choose(split, [found[row][1] for row in rows]), strict=True):
-                result[row] = tokens
+            starts = [found[row][1] for row in rows for _ in range(self.config.n)]
+            ends, returns = self._play(split, starts) if self.task.turns is None else self._judged(split, starts)
+            # Of equals the first: as they were drawn independently, that is any of them.
+            best = highest(returns.reshape(len(rows), self.config.n))
+            for place, row in enumerate(rows):
+                result[row] = ends[place * self.config.n + int(best[place])]
         return result
 
-    def _best_answers(self, split: str, states: list[TokenState]) -> list[Tokens]:
-        n = self.config.n
-        ends, returns = self._play(split, [state for state in states for _ in range(n)])
-        # Of equals the first: as they were drawn independently, that is any of them.
-        best = highest(returns.reshape(len(states), n))
-        return [ends[row * n + int(place)].tokens for row, place in enumerate(best)]
+    def _judged(self, split: str, starts: list[TokenState]) -> tuple[list[Tokens], Floats]:
+        """Return sequences with one more turn by the reference, of n a state, and the mean returns of their clones."""
+        turns, clones, n = self.task.turns, _CLONES, self.config.n
+        assert turns is not None
+        drawn = [turns.redraw(start, self._generator) for start in starts]
+        texts = [
+            _first_turn(whole[len(start.tokens) :], len(start.turn), turns)
+            for start, whole in zip(starts, self._play(split, drawn)[0], strict=True)
+        ]
+        # The n texts of a state meet the same hidden things.
+        hidden = [turns.redraw(start, self._generator) for start in starts[::n] for _ in range(clones)]
+        every = [hidden[i // n * clones + k] for i in range(len(starts)) for k in range(clones)]
+        returns = self._play(split, every, [text for text in texts for _ in range(clones)])[1]
+        ends = [start.tokens + text for start, text in zip(starts, texts, strict=True)]
+        return ends, returns.reshape(-1, clones).mean(1)
 
-    def _best_turns(self, split: str, states: list[TokenState]) -> list[Tokens]:
-        """Return each state's tokens and those of the turn with the highest mean return over clones."""
-        n, clones = self.config.n, self.config.clones
-        starts = [state for state in states for _ in range(n)]
-        ends, _ = self._play(split, self._redrawn(starts))
-        turns = [_turn_behind(start, end) for start, end in zip(starts, ends, strict=True)]
-        again = [start for start in starts for _ in range(clones)]
-        _, returns = self._play(split, self._redrawn(again), [turn for turn in turns for _ in range(clones)])
-        best = highest(returns.reshape(len(states), n, clones).mean(2))
-        return [states[row].tokens + turns[row * n + int(place)] for row, place in enumerate(best)]
+    def _play(self, split: str, starts: list[TokenState], texts: Sequence[Tokens] = ()) -> tuple[list[Tokens], Floats]:
+        """Continue each state by the reference, behind a text where there are texts.
 
-    def _redrawn(self, states: list[TokenState]) -> list[TokenState]:
-        """Return the states with what is hidden drawn anew given the tokens seen."""
-        assert self.task.turns is not None
-        return [self.task.turns.redraw(state, self._generator) for state in states]
-
-    def _play(
-        self, split: str, starts: list[TokenState], forced: list[Tokens] | None = None
-    ) -> tuple[list[TokenState], Floats]:
-        """Continue states by the reference, behind given tokens. Returns: the ends and returns (N,)."""
+        Returns: whole sequences and their returns (N,).
+        """
         task = self.task
         env = batch_env(task, len(starts), split)
-        given = [[] if forced is None else [*forced[row]] for row in range(len(starts))]
         if task.noisy:
             seeds = self._generator.integers(2**63, size=len(starts)).tolist()
             starts = [replace(start, episode_seed=seed) for start, seed in zip(starts, seeds, strict=True)]
 
         def choose(turn: Turn) -> Ints:
             logs = np.asarray(self._reference.log_probs(turn.observation), dtype=np.float64)[turn.rows]
-            drawn = draw(restricted(logs, turn.masks), self._generator)
-            pairs = zip(turn.rows.tolist(), drawn.tolist(), strict=True)
-            return np.array([given[row].pop(0) if given[row] else token for row, token in pairs])
+            tokens = draw(restricted(logs, turn.masks), self._generator)
+            given = [texts[row][turn.time : turn.time + 1] if texts else () for row in turn.rows.tolist()]
+            return np.array([own[0] if own else token for own, token in zip(given, tokens.tolist(), strict=True)])
 
         with scorers_restored(task.scorer):
             played = play_batch(env, env.set_states(starts), choose)
-        return env.get_states(), played.returns(task.gamma)
+        return [state.tokens for state in env.get_states()], played.returns(task.gamma)
 
 
-def _turn_behind(start: TokenState, end: TokenState) -> Tokens:
-    """Return the tokens that the policy wrote behind a state, up to where the environment answered."""
-    first = len(start.completion)
-    answered = [place for place in end.environment if place >= first]
-    return end.completion[first : answered[0] if answered else None]
+def _first_turn(tokens: Tokens, written: int, turns: Turns) -> Tokens:
+    """Return the tokens up to the end of the turn of which so many are `written` before them."""
+    places = range(len(tokens))
+    end = next(i for i in places if tokens[i] in turns.ends or written + i + 1 == turns.tokens)
+    return tokens[: end + 1]

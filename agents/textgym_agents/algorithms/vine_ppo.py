@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from textgym.checks import Floats
 from textgym.solver import PrefixTree, prefix_tree
 from textgym.state import TokenState
-from textgym.task import Task
+from textgym.task import Task, refuse_seeds
 from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_sequence_kl
@@ -56,7 +56,8 @@ class VinePPO(OnPolicyAgent):
 
     An episode is a completion that is played, whether it is trained on or gives a state its value: an iteration takes
     one per sub-environment, and `rollouts` per state; these are written below all wrappers, and metrics count them.
-    Raises: as `A2C` does; ValueError for a reward that compares completions, or several processes.
+    Raises: as `A2C` does; ValueError for an environment that hides a seed, a reward that compares completions, or
+        several processes.
     Source: Kazemnejad et al. (2024), arXiv:2410.01679, section 4.
     """
 
@@ -67,6 +68,7 @@ class VinePPO(OnPolicyAgent):
 
     def __init__(self, task: Task, config: VinePPOConfig | None = None, model: nn.Module | None = None) -> None:
         refuse_ranks("agent 'vine-ppo'")
+        refuse_seeds(task)
         require("reward", task.scorer.name, task.scorer.pay != "together", "one that scores each completion by itself")
         super().__init__(task, config or VinePPOConfig(), model)
         self.clip, self.extra_tokens = self.config.clip, 0
@@ -93,11 +95,7 @@ class VinePPO(OnPolicyAgent):
                 self._tree = prefix_tree(self._env)
             return values_of(torch_values(self._tree, self.policy, self.reference, beta=beta)[1], states)
         writer = Continuation(task, self._env.split, self.policy, self.reference, self.config.kl, beta)
-        starts = states * self.config.rollouts
-        if task.turns is not None:  # what is hidden in the episode that was played is nothing that a value may know
-            generator = np.random.default_rng([self._seed(2), 1])
-            starts = [task.turns.redraw(state, generator) for state in starts]
-        returns = writer.returns(starts, self._seed(2))
+        returns = writer.returns(states * self.config.rollouts, self._seed(2))
         self.episodes, self.extra_tokens = self.episodes + len(returns), task.scorer.tokens - before
         return np.asarray(returns.reshape(-1, len(states)).mean(0))
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textgym.checks import Floats, Ints, JsonObject
 from textgym.episodes import action_space, observation_space
 from textgym.files import read_json
 from textgym.rewards import TextGymWarning
 from textgym.rows import holds_rows
+from textgym.state import ENVIRONMENT, POLICY, PROMPT
 from textgym.task import Task
 from textgym_agents.datasets.recording import minari, vocabulary_digest
 from textgym_agents.lm.sequences import Sequences
@@ -28,10 +30,12 @@ class Recording:
     Attributes:
         sequences: their prompts and completions.
         returns: (B,) float64, the sum over t of gamma^t r_t, reward units.
+        authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say.
     """
 
     sequences: Sequences
     returns: Floats
+    authors: NDArray[np.int8]
 
     def best(self, share: float) -> Ints:
         """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones."""
@@ -86,7 +90,7 @@ def read_recording(path: str | Path, task: Task) -> Recording:
     try:
         dataset = minari().MinariDataset(folder)
         found = (dataset.observation_space, dataset.action_space)
-        expected = (observation_space(task), action_space(task))
+        expected = (observation_space(task, segments=task.turns is not None), action_space(task))
         if found != expected:
             raise _UnfitError(f"its spaces are {found}, those of task {task.name!r} are {expected}")
         for place, episode in enumerate(dataset.iterate_episodes()):
@@ -100,8 +104,11 @@ def read_recording(path: str | Path, task: Task) -> Recording:
     except Exception as error:  # what HDF5 and Minari raise of a damaged file is of many kinds
         message = f"{where}: this Minari dataset cannot be read ({type(error).__name__}: {error})"
         raise ValueError(message.splitlines()[0]) from error
-    sequences = Sequences.of([(prompt, completion) for prompt, completion, _ in rows], task.vocabulary.pad_id)
-    return Recording(sequences, np.array([value for _, _, value in rows]))
+    sequences = Sequences.of([(prompt, completion) for prompt, completion, *_ in rows], task.vocabulary.pad_id)
+    authors = np.full(sequences.input_ids.shape, PROMPT, dtype=np.int8)
+    for row, (*_, own) in zip(authors, rows, strict=True):
+        row[: len(own)] = own
+    return Recording(sequences, np.array([row[2] for row in rows]), authors)
 
 
 class _UnfitError(Exception):
@@ -122,8 +129,8 @@ def _check_metadata(metadata: JsonObject, task: Task, where: str) -> None:
         raise ValueError(f"{where}: recorded with another vocabulary than that of task {task.name!r}")
 
 
-def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float]:
-    """Return prompt, completion and return of an episode. Raises: _UnfitError if it is none of the task's."""
+def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float, NDArray[np.int8]]:
+    """Return prompt, completion, return and authors of an episode. Raises: _UnfitError if it is none of the task's."""
     ids = np.asarray(episode.observations["input_ids"])
     lengths = np.count_nonzero(episode.observations["attention_mask"], axis=1)
     actions, rewards = np.asarray(episode.actions), np.asarray(episode.rewards, dtype=np.float64)
@@ -134,16 +141,25 @@ def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float]:
             "allowed are T + 1, T and T, T >= 1"
         )
     start = int(lengths[0])
-    if not start or (lengths != start + np.arange(count + 1)).any():
+    longer = np.diff(lengths)
+    if not start or (longer < 1).any() or (task.turns is None and (longer > 1).any()):
         raise _UnfitError(f"{name}: an observation is not one token longer than the one before")
-    if (ids[-1, start : start + count] != actions).any():
+    if (ids[-1, lengths[:-1]] != actions).any():
         raise _UnfitError(f"{name}: its actions are not the tokens of its last observation")
+    authors = np.full(lengths[-1], ENVIRONMENT, dtype=np.int8)
+    authors[:start], authors[lengths[:-1]] = PROMPT, POLICY
+    if task.turns is not None and (episode.observations["segment_ids"][-1, : lengths[-1]] != authors).any():
+        raise _UnfitError(f"{name}: its segment_ids do not say that the policy wrote its actions, and those alone")
     if not np.isfinite(rewards).all():
         raise _UnfitError(f"{name}: a reward is not finite")
     stops = np.isin(actions, task.vocabulary.stop_ids)
-    if stops[:-1].any() or not (stops[-1] or count == task.max_new_tokens):
+    if task.turns is not None:
+        if not episode.terminations[-1]:
+            raise _UnfitError(f"{name}: {count} tokens do not end it")
+    elif stops[:-1].any() or not (stops[-1] or count == task.max_new_tokens):
         raise _UnfitError(f"{name}: {count} tokens do not end it as they would in task {task.name!r}")
     if not task.vocabulary.allowed[actions].all():
         token = int(actions[~task.vocabulary.allowed[actions]][0])
         raise _UnfitError(f"{name}: has token {token}, which the task does not allow")
-    return ids[-1, :start], actions, float((rewards * task.gamma ** np.arange(count)).sum())
+    completion = ids[-1, start : lengths[-1]]
+    return ids[-1, :start], completion, float((rewards * task.gamma ** np.arange(count)).sum()), authors

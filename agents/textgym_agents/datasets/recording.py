@@ -24,7 +24,7 @@ from textgym.files import plain, replace_folder
 from textgym.lm.reference import Reference, restricted
 from textgym.play import PlayedBatch, Turn, draw, play_batch, reset_groups
 from textgym.rewards.scorer import scorers_restored
-from textgym.task import Task, refuse_turns
+from textgym.task import Task
 from textgym.vector import batch_env
 from textgym.vector_io import Infos
 from textgym.vocab import Vocabulary
@@ -42,10 +42,11 @@ _BYTES_AT_ONCE = 2**28  # of observations that are held until their episodes hav
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """One finished episode of T tokens.
+    """One finished episode of T tokens of the policy; an observation may be longer by a reply, too.
 
     Attributes:
         input_ids: (T + 1, L) int64. attention_mask: (T + 1, L) int8. Of s_0 to s_T, as the environment gave them.
+        segment_ids: (T + 1, L) int8, who wrote each token, in tasks with turns; None in others.
         actions: (T,) int64.
         rewards: (T,) float64.
         log_probs: (T,) float64, of each action under the policy that was played, nats; NaN where it has none.
@@ -58,6 +59,7 @@ class RecordedEpisode:
 
     input_ids: Ints
     attention_mask: NDArray[np.int8]
+    segment_ids: NDArray[np.int8] | None
     actions: Ints
     rewards: Floats
     log_probs: Floats
@@ -100,7 +102,6 @@ def play_episodes(
             raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
     if episodes % per_prompt:
         raise ValueError(f"episodes={episodes}: allowed are multiples of per_prompt={per_prompt}")
-    refuse_turns(task, "a recording")
     return _batches(agent, task, episodes, split, per_prompt, seed, deterministic)
 
 
@@ -118,9 +119,10 @@ def _batches(
             observation, infos = reset_groups(env, int(generator.integers(2**31)), per_prompt)
             seeds = [state.episode_seed for state in env.get_states()]
             played = play_batch(env, observation, recorder.choose)
+            final = {**played.observation, "segment_ids": env.segment_ids()}
         env.close()
         prompts = list(zip(infos["prompt"], infos["prompt_index"].tolist(), seeds, strict=True))
-        yield from recorder.episodes(played, prompts, gold=task.gold is not None)
+        yield from recorder.episodes(played, prompts, task.gold is not None, final if task.turns else None)
 
 
 class _Recorder:
@@ -155,9 +157,13 @@ class _Recorder:
         return tokens
 
     def episodes(
-        self, played: PlayedBatch, prompts: list[tuple[str, int, int | None]], gold: bool
+        self, played: PlayedBatch, prompts: list[tuple[str, int, int | None]], gold: bool, turns: Observation | None
     ) -> Iterator[RecordedEpisode]:
-        """Yield the rows of a batch; `prompts` has text, index and seed of each, `gold` says whether there is any."""
+        """Yield the rows of a batch; `prompts` has text, index and seed of each, `gold` says whether there is any.
+
+        turns: the last observation with `segment_ids`, in tasks with turns.
+        """
+        shown = [*self._observations, {} if turns is None else turns]
         seen, final = [*self._observations, played.observation], played.final
         log_probs, reference = np.concatenate(self._log_probs), np.concatenate(self._reference_log_probs)
         for row, (prompt, index, seed) in enumerate(prompts):
@@ -165,6 +171,7 @@ class _Recorder:
             yield RecordedEpisode(
                 input_ids=np.stack([each["input_ids"][row] for each in seen[: len(own) + 1]]),
                 attention_mask=np.stack([each["attention_mask"][row] for each in seen[: len(own) + 1]]),
+                segment_ids=np.stack([each["segment_ids"][row] for each in shown[: len(own) + 1]]) if turns else None,
                 actions=played.actions[own],
                 rewards=played.rewards[own],
                 log_probs=log_probs[own],
@@ -278,7 +285,7 @@ def _metadata(agent: Agent, task: Task, identifier: str, settings: JsonObject) -
 def _write(folder: Path, task: Task, env: TextEnv, episodes: Iterable[RecordedEpisode], metadata: JsonObject) -> None:
     storage = importlib.import_module("minari.dataset.minari_storage").MinariStorage.new(
         folder,
-        observation_space=observation_space(task),
+        observation_space=observation_space(task, segments=task.turns is not None),
         action_space=action_space(task),
         env_spec=_single_spec(getattr(env, "spec", None)),
         data_format="hdf5",
@@ -306,8 +313,11 @@ def _single_spec(spec: EnvSpec | None) -> EnvSpec | None:
 def _fields(episode: RecordedEpisode) -> Infos:
     """Return the fields of Minari's EpisodeBuffer."""
     steps = np.arange(len(episode.actions))
+    observations = {"input_ids": episode.input_ids, "attention_mask": episode.attention_mask}
+    if episode.segment_ids is not None:
+        observations["segment_ids"] = episode.segment_ids
     return {
-        "observations": {"input_ids": episode.input_ids, "attention_mask": episode.attention_mask},
+        "observations": observations,
         "actions": episode.actions,
         "rewards": episode.rewards,
         "terminations": steps == len(steps) - 1,

@@ -66,16 +66,16 @@ def segment_states(env: TokenVectorEnv, rollout: Rollout, stride: int) -> list[T
     They are those in which a segment of `stride` tokens begins, and those in which an outer limit stopped a row.
     """
     rows, times = _segments(rollout, stride)
-    return [_before(state, time) for state, time in zip(env.get_states(rows.tolist()), times.tolist(), strict=True)]
+    ended = zip(env.get_states(rows.tolist()), times, strict=True)
+    return [_before(state, time) for state, time in ended]
 
 
 def _before(state: TokenState, time: int) -> TokenState:
-    """Return the state in which the policy chose its token `time`, counted from 0, or the last one."""
-    if state.environment:
-        own = [place for place in range(len(state.completion)) if place not in state.environment]
-        time = own[time] if time < len(own) else len(state.completion)
-    environment = tuple(place for place in state.environment if place < time)
-    return replace(state, completion=state.completion[:time], environment=environment, finish_reason=None)
+    """Return the state in which the policy writes its token number `time`; the state itself where it has not."""
+    own = [place for place in range(len(state.completion)) if place not in state.environment]
+    place = own[time] if time < len(own) else len(state.completion)
+    environment = tuple(each for each in state.environment if each < place)
+    return replace(state, completion=state.completion[:place], environment=environment, finish_reason=None)
 
 
 def segment_advantages(rollout: Rollout, rewards: Floats, values: Floats, stride: int, lam: float) -> Floats:

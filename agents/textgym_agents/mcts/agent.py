@@ -12,6 +12,7 @@ from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.play import Turn, check_env, play_batch
 from textgym.task import Task
+from textgym_agents.mcts.forest import Forest
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
@@ -118,8 +119,11 @@ class MCTS(DrawingAgent):
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
         state = {name: getattr(self, name) for name in _COUNTERS}
+        forest = self.planner.forest
+        if self.task.turns is not None:  # the tree is not kept
+            forest = Forest(forest.candidates, forest.most)
         state |= {name: getattr(self.planner, name) for name in _SEARCH_COUNTERS}
-        write_saved(path, self.name, self.config, self.task, state=state, tensors=self.planner.forest.tensors())
+        write_saved(path, self.name, self.config, self.task, state=state, tensors=forest.tensors())
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:

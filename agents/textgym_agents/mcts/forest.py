@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -77,6 +77,30 @@ class Model:
             masks=self._masks(count),
         )
 
+    def answers(
+        self, state: TokenState, token: int, generator: np.random.Generator
+    ) -> Iterator[tuple[TokenState, float, float]]:
+        """End a turn with a token. Yield what each different reply leads to, its reward and its chance given the tokens
+        seen.
+
+        What is hidden in a state that runs on is one of the things that would have led there, drawn by their chances.
+        """
+        assert self.task.turns is not None
+        beliefs = self.task.turns.beliefs(state)
+        order = generator.permutation(np.flatnonzero(beliefs))
+        found: dict[TokenState, float] = {}
+        paid: dict[TokenState, float] = {}
+        for start in range(0, len(order), self.rows):
+            part = order[start : start + self.rows].tolist()
+            arrival = self.step([replace(state, hidden=k) for k in part], np.full(len(part), token))
+            for k, there, reward in zip(part, arrival.states, arrival.rewards.tolist(), strict=True):
+                seen = replace(there, hidden=None)
+                found[seen] = found.get(seen, 0.0) + float(beliefs[k])
+                paid[seen] = reward
+        for seen, chance in found.items():
+            over = seen.finish_reason is not None
+            yield seen if over else self.task.turns.redraw(seen, generator), paid[seen], chance
+
     def roll_out(self, arrival: Arrival, log_probs: LogProbs, generator: np.random.Generator) -> Floats:
         """Go on from where the last move arrived, by a policy.
 
@@ -109,7 +133,11 @@ class Model:
         return reached
 
     def with_seeds(self, states: Sequence[TokenState], generator: np.random.Generator) -> list[TokenState]:
-        """Return the same states; in noisy tasks each with a new seed, for the noise of an episode is not known."""
+        """Return the same states with what is not known of them drawn anew: the seed of noise, what the environment
+        hides.
+        """
+        if self.task.turns is not None:
+            states = [self.task.turns.redraw(state, generator) for state in states]
         if not self.task.noisy:
             return list(states)
         seeds = generator.integers(2**63, size=len(states)).tolist()
@@ -139,6 +167,7 @@ _VALUES: dict[str, tuple[DTypeLike, float]] = {
     "own": (np.float64, 0.0),
     "parents": (np.int64, -1),
     "solved": (np.bool_, False),
+    "chance": (np.bool_, False),
 }
 
 
@@ -163,13 +192,13 @@ class Leaves(NamedTuple):
         return Leaves(self.log_prior[chosen], self.log_reference[chosen], self.values[chosen])
 
 
-Key = tuple[int, tuple[int, ...]]
-"""Of a state: how many of its tokens are the prompt, and its tokens."""
+Key = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Of a state: how many of its tokens are the prompt, its tokens, and the places that the environment wrote."""
 
 
 def key_of(state: TokenState) -> Key:
     """Return what a state's node is found by."""
-    return len(state.prompt.ids), state.tokens
+    return len(state.prompt.ids), state.tokens, state.environment
 
 
 class Forest:
@@ -186,6 +215,7 @@ class Forest:
         answers: (n, k) log-probabilities that were given for this state; NaN where none were asked for.
         values: (n,) V by all simulations. own: (n,) the evaluation as a leaf. parents: (n,) -1 at roots.
         solved: (n,) all that the candidates lead to was tried, to its end.
+        chance: (n,) the environment moves here: candidates are its replies, the prior is their chance.
         states: n states. splits: n, whose prompts they have.
     """
 
@@ -200,6 +230,7 @@ class Forest:
     own: Floats
     parents: Ints
     solved: Bools
+    chance: Bools
 
     def __init__(self, candidates: int, most: int) -> None:
         self.candidates, self.most = candidates, most
@@ -237,6 +268,18 @@ class Forest:
             self.own[nodes] = self.values[nodes] = leaves.values[new]
         return found
 
+    def add_chance(self, state: TokenState, split: str, chances: Sequence[float]) -> int:
+        """Return a new node in which the environment replies, with these chances. Raises: ValueError for too many."""
+        if len(chances) > self.candidates:
+            raise ValueError(f"candidates={self.candidates}: a turn has {len(chances)} replies, allowed is no less")
+        node = len(self.states)
+        log_prior = np.full((1, self.candidates), -np.inf)
+        log_prior[0, : len(chances)] = np.log(chances)
+        self.add([state], [split], Leaves(log_prior, log_prior, np.zeros(1)))
+        self.actions[node], self.log_prior[node], self.chance[node] = np.arange(self.candidates), log_prior[0], True
+        self.visits[node, : len(chances)] = 1
+        return node
+
     def action_values(self, nodes: Ints) -> tuple[Floats, Bools]:
         """Return Q (m, k), reward units, and which of the candidates were visited."""
         children = self.children[nodes]
@@ -252,12 +295,12 @@ class Forest:
     def tensors(self) -> LoadedArrays:
         """Return everything but the states' prompts, as arrays."""
         count = len(self)
-        tokens = [np.array(ids, dtype=np.int64) for _, ids in self.index]
+        tokens = [np.array(ids, dtype=np.int64) for _, ids, _ in self.index]
         return {
-            **{name: getattr(self, name)[:count].copy() for name in (*_FIELDS, *_VALUES)},
+            **{name: getattr(self, name)[:count].copy() for name in (*_FIELDS, *_VALUES) if name != "chance"},
             "tokens": np.concatenate([*tokens, np.zeros(0, dtype=np.int64)]),
             "lengths": np.array([len(ids) for ids in tokens], dtype=np.int64),
-            "prompt_lengths": np.array([start for start, _ in self.index], dtype=np.int64),
+            "prompt_lengths": np.array([start for start, _, _ in self.index], dtype=np.int64),
             "potentials": np.array([state.potential for state in self.states]),
         }
 
@@ -266,7 +309,7 @@ class Forest:
         self.states, self.splits = list(states), list(splits)
         self.index = {key_of(state): node for node, state in enumerate(states)}
         self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
-        for name in (*_FIELDS, *_VALUES):
+        for name in tensors.keys() & {*_FIELDS, *_VALUES}:
             getattr(self, name)[: len(states)] = tensors[name]
 
     def _allocate(self, size: int, empty: bool = False) -> None:

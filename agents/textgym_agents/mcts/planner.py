@@ -10,14 +10,15 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.rewards import TextGymWarning
 from textgym.rewards.scorer import scorers_restored
-from textgym.state import TokenState
-from textgym.task import Task, refuse_turns
+from textgym.state import ENVIRONMENT, TokenState
+from textgym.task import Task, refuse_seeds
 from textgym_agents.mcts.forest import Forest, Key, Model, key_of, nodes_in_memory
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, prompt_lengths, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
 
 _ROOTS_AT_ONCE = 512
+_REPLIES_AT_ONCE = 16
 
 
 class Planner:
@@ -34,7 +35,9 @@ class Planner:
     def __init__(
         self, task: Task, config: MCTSConfig, beta: float, guide: object = None, reference: Reference | None = None
     ) -> None:
-        refuse_turns(task, "a search")
+        refuse_seeds(task)
+        if task.turns is not None and task.noisy:
+            raise ValueError(f"task {task.name!r}: a search takes turns, or noisy rewards, not both")
         self._task, self._config, self._beta = task, config, beta
         candidates = min(config.candidates, task.vocabulary.size)
         most = nodes_in_memory(candidates, config.memory)
@@ -59,7 +62,7 @@ class Planner:
             anew: search also where there is an answer.
         Returns: log-probabilities (B, V), nats, and V (B,), reward units at time 0.
         """
-        rows = [*zip(prompt_lengths(observation).tolist(), token_rows(observation), strict=True)]
+        rows = self._keys(observation)
         first = {key: row for row, key in reversed(list(enumerate(rows)))}
         distinct = sorted(row for key, row in first.items() if not self._has_ended(key))
         log_policy = np.full((len(rows), self._task.vocabulary.size), -np.log(self._task.vocabulary.size))
@@ -83,8 +86,18 @@ class Planner:
         """Search again for the next questions, from the tree as it is."""
         self.forest.answers[:] = np.nan
 
+    def _keys(self, observation: Observation) -> list[Key]:
+        starts, tokens = prompt_lengths(observation).tolist(), token_rows(observation)
+        places: list[tuple[int, ...]] = [()] * len(starts)
+        if self._task.turns is not None:
+            wrote = observation["segment_ids"] == ENVIRONMENT
+            places = [tuple((np.flatnonzero(row) - start).tolist()) for row, start in zip(wrote, starts, strict=True)]
+        return [*zip(starts, tokens, places, strict=True)]
+
     def _has_ended(self, state: Key) -> bool:
-        start, tokens = state
+        start, tokens, environment = state
+        if self._task.turns is not None:
+            return self._task.turns.over(self.finder.state(tokens, start, environment)[1])
         written = len(tokens) - start
         return written > 0 and (written >= self._task.max_new_tokens or tokens[-1] in self._task.vocabulary.stop_ids)
 
@@ -154,6 +167,7 @@ class Planner:
         return whole
 
     def _model(self, split: str, rows: int) -> Model:
+        rows = rows if self._task.turns is None else max(rows, _REPLIES_AT_ONCE)
         size = 1 << (rows - 1).bit_length()  # few different ones, so that they are kept
         if (split, size) not in self._models:
             self._models[split, size] = Model(self._task, split, size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -254,6 +254,8 @@ class Search:
         factor = config.c_init + np.log((1 + total + config.c_base) / config.c_base)
         scores = scaled + factor * prior * np.sqrt(total) / (1 + visits)
         scores = np.where(log_prior > -np.inf, scores, -np.inf)
+        # Replies come as often as their chance says.
+        scores = np.where(forest.chance[nodes][:, None], np.exp(log_prior) / np.maximum(visits, 1), scores)
         if self._skips:
             done = forest.done(nodes)
             scores = np.where(done & ~done.all(1, keepdims=True), -np.inf, scores)
@@ -282,6 +284,13 @@ class Search:
         open_ = np.flatnonzero((children == UNSEEN) | ((children == ENDED) & bool(model.task.noisy)))
         if not open_.size:
             return
+        if model.task.turns is not None:
+            ending = [self._ends_turn(nodes[i], columns[i]) for i in open_.tolist()]
+            for i in open_[ending].tolist():
+                self._answer(int(nodes[i]), int(columns[i]))
+            open_ = open_[~np.array(ending)]
+            if not open_.size:
+                return
         at, column = nodes[open_], columns[open_]
         starts = model.with_seeds([forest.states[node] for node in at.tolist()], self._generator)
         arrival = model.step(starts, forest.actions[at, column])
@@ -296,6 +305,30 @@ class Search:
             below = forest.add(states, [model.split] * len(states), leaves.rows(going))
             forest.children[at[going], column[going]] = below
             forest.parents[below] = at[going]
+
+    def _ends_turn(self, node: int, column: int) -> bool:
+        turns, state = self._model.task.turns, self._forest.states[node]
+        assert turns is not None
+        return int(self._forest.actions[node, column]) in turns.ends or len(state.turn) + 1 == turns.tokens
+
+    def _answer(self, node: int, column: int) -> None:
+        """Put a chance node behind an edge that ends a turn, and all that the environment may reply below it."""
+        forest, model = self._forest, self._model
+        state, token = forest.states[node], int(forest.actions[node, column])
+        there, rewards, chances = zip(*model.answers(state, token, self._generator), strict=True)
+        asked = replace(state, completion=(*state.completion, token))
+        forest.children[node, column] = chance = forest.add_chance(asked, model.split, chances)
+        forest.parents[chance] = node
+        forest.rewards[chance, : len(rewards)] = rewards
+        forest.children[chance, : len(there)] = ENDED
+        going = [i for i, each in enumerate(there) if each.finish_reason is None]
+        for start in range(0, len(going), model.rows):
+            part = going[start : start + model.rows]
+            states = [there[i] for i in part]
+            leaves = self._evaluator.evaluate(model, model.place(states), self._generator)
+            below = forest.add(states, [model.split] * len(states), leaves)
+            forest.children[chance, part], forest.parents[below] = below, chance
+        self._revalue(np.array([chance]))
 
     def _back_up(self, levels: list[Level]) -> None:
         """Count the visits, and take over values from the leaves to the roots."""
@@ -323,6 +356,9 @@ class Search:
             soft = self._config.backup == "soft"
             found = soft_result(forest, nodes, self._evaluator.beta)[0] if soft else hard_values(values, known)
             forest.values[nodes] = np.where(np.isnan(found), own, found)
+        if forest.chance[nodes].any():
+            expected = (np.exp(forest.log_prior[nodes]) * values).sum(1)
+            forest.values[nodes] = np.where(forest.chance[nodes], expected, forest.values[nodes])
         forest.solved[nodes] = forest.done(nodes).all(1)
 
 
