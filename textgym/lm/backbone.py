@@ -114,7 +114,7 @@ def _pack(past: _Past, behind: Tensor) -> None:
     past.mask = past.mask.gather(1, source.clamp(min=0)) * (source >= 0)
     at = source.clamp(min=0)[:, None, :, None]
     for layer in cast("Cache", past.cache).layers:
-        if layer.is_initialized:
+        if getattr(layer, "is_initialized", False):
             for name in ("keys", "values"):
                 held = getattr(layer, name)
                 setattr(layer, name, held.gather(2, at.expand(-1, held.shape[1], -1, held.shape[3])))

@@ -260,8 +260,8 @@ class LlamaBackbone:
         last = x.index_select(0, torch.arange(batch, device=x.device) * width + lengths - 1)
         bias = x.new_full((batch, 1, size), float("-inf"))
         bias[:, 0, :width].masked_fill_(torch.arange(width, device=x.device) < lengths[:, None], 0.0)
-        slots = torch.full_like(lengths, width)
-        return LlamaCache(layers, keys, values, bias, lengths.clone(), slots, width, rope), rms_norm(last, self._eps)
+        used = torch.full_like(lengths, width)
+        return LlamaCache(layers, keys, values, bias, lengths.clone(), used, width, rope), rms_norm(last, self._eps)
 
     def takes(self, cache: object, most: int) -> bool:
         """See `Backbone.takes`."""
