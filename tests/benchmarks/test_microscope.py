@@ -22,9 +22,10 @@ from solver_tools import (
     score,
     small_task,
 )
-from textgym_benchmarks.microscope.record import TraceRequest
+from textgym_benchmarks.microscope.record import TraceRequest, record
 from textgym_benchmarks.microscope.trace import parting, trace_json
 
+from textgym import make_task
 from textgym.lm.reference import UniformReference
 from textgym.solver import policy_values, solve
 
@@ -323,3 +324,30 @@ def test_requests_that_make_no_sense(options):
 def test_a_policy_that_is_no_distribution(row):
     with pytest.raises(ValueError, match="log_probs at step 0: probabilities sum to"):
         traced(Fixed(*row), letters(), UniformReference(np.array([True, True])))
+
+
+def test_what_the_environment_wrote_stands_behind_the_turn():
+    task = make_task("TwentyQuestions", difficulty=1)
+    uniform = UniformReference(task.vocabulary.allowed)
+    traces = [record(uniform, task, uniform, TraceRequest(seed=seed)) for seed in range(20)]
+    trace = next(each for each in traces if [step.text for step in each.steps][:1] == ["<1"] and len(each.steps) == 2)
+    first, second = trace.steps
+    assert first.reply in (("yes",), ("no",))
+    assert first.reply_ids == (task.vocabulary.codec.token_id(first.reply[0]),)
+    assert second.reply[0] in ("right", "wrong", "yes", "no")
+    assert (first.written, second.written) == ("", f"<1 {first.reply[0]}")
+    assert trace.completion == f"<1 {first.reply[0]} {second.text} {second.reply[0]}"
+    # By hand, beta 0.05 and cost 0.05. Told, the right number is worth 0.95, the wrong one -0.05, to ask again -0.1.
+    beta, ask = task.beta, task.reward.cost
+    told = beta * math.log((math.exp((1 - ask) / beta) + math.exp(-ask / beta) + math.exp(-2 * ask / beta)) / 3)
+    assert second.optimal_value == pytest.approx(told)
+    assert first.optimal_action_value == pytest.approx(told)  # the mean over yes and no, which are alike
+    guess = 0.5
+    assert first.optimal_value == pytest.approx(
+        beta * math.log((math.exp(told / beta) + 2 * math.exp(guess / beta)) / 3)
+    )
+    assert trace.tokens == (first.token, second.token)
+    assert parting(trace, trace) is None
+    assert trace_json([trace])["traces"][0]["steps"][0]["reply"] == [*first.reply]
+    with pytest.raises(ValueError, match="'TwentyQuestions' writes, too; allowed is to sample one"):
+        record(uniform, task, uniform, TraceRequest(completion="<1"))

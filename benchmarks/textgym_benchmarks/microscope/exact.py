@@ -211,11 +211,11 @@ class Exact:
             policy=None if policy is None else float(policy.prompt_objectives[0]),
         )
 
-    def state(self, completion: Sequence[int]) -> ExactState | None:
+    def state(self, state: TokenState) -> ExactState | None:
         """Return a running state; None where no legal actions lead to one."""
         solution, policy = self.solution, self.policy
         try:
-            depth, row = solution.tree.find(0, tuple(completion))
+            depth, row = solution.tree.find(0, state.completion, state.environment)
         except KeyError:
             return None
         level = solution.tree.levels[depth]

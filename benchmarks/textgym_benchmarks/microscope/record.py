@@ -15,7 +15,7 @@ from textgym.play import FinalInfos, Turn, play_batch
 from textgym.prompts import Split
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import TokenState
-from textgym.task import Task, refuse_turns
+from textgym.task import Task
 from textgym.vector import batch_env
 from textgym_benchmarks.microscope.exact import (
     MAX_STATES,
@@ -116,6 +116,7 @@ class _Moment:
     reward: float
     potential: float
     value: float | None
+    reply: tuple[int, ...]
 
 
 def record(
@@ -138,7 +139,8 @@ def record(
         env_id, label: names of task and agent.
     Raises: ValueError if the request does not fit the task; if log-probabilities do not sum to 1 or are not numbers.
     """
-    refuse_turns(task, "the microscope")
+    if task.turns is not None and request.completion is not None:
+        raise ValueError(f"completion: the environment of {task.name!r} writes, too; allowed is to sample one")
     beta = task.beta if request.beta is None else request.beta
     critic = critic_of(agent)
     with scorers_restored(task.scorer):
@@ -197,10 +199,14 @@ def _play(
 
     played = play_batch(env, observation, choose)
     tokens, rewards = played.actions.tolist(), played.rewards.tolist()
-    after = [*(state.potential for state, _, _ in seen[1:]), env.get_states()[0].potential]
+    after = [*(state for state, _, _ in seen[1:]), env.get_states()[0]]
     moments = [
-        _Moment(state, view, tokens[t], rewards[t], after[t], value) for t, (state, view, value) in enumerate(seen)
-    ]
+        _Moment(
+            state, view, tokens[t], rewards[t], after[t].potential, value,
+            after[t].completion[len(state.completion) + 1 :],
+        )
+        for t, (state, view, value) in enumerate(seen)
+    ]  # fmt: skip
     return moments, played.final
 
 
@@ -213,7 +219,7 @@ def _steps(
         view, token = moment.view, moment.token
         paid += task.gamma**t * moment.reward
         divergence += 0.0 if view.kl is None else view.kl
-        known = None if exact is None else exact.state(moment.state.completion)
+        known = None if exact is None else exact.state(moment.state)
         shown, rest, reference_rest = candidates(view, known, token, top, task.vocabulary.token_text)
         steps.append(
             TokenStep(
@@ -224,6 +230,7 @@ def _steps(
                 running_return=paid, running_kl=None if view.kl is None else divergence,
                 value=moment.value, advantage=None,
                 candidates=shown, rest=rest, reference_rest=reference_rest,
+                reply=tuple(map(task.vocabulary.token_text, moment.reply)), reply_ids=moment.reply,
                 **({} if known is None else known.fields(view, token, beta)),
             )
         )  # fmt: skip

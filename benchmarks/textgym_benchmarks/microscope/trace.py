@@ -67,6 +67,7 @@ class TokenStep:
         rest, reference_rest: probability of all other tokens, by pi and by the reference.
         optimal_value: V*(s_t). optimal_action_value: Q*(s_t, a). regret, state_regret: see the module.
         policy_value: V^pi(s_t). policy_action_value: Q^pi(s_t, a). exact_advantage: see the module.
+        reply, reply_ids: what the environment wrote behind this token, the text and the id of each of its tokens.
     """
 
     step: int
@@ -95,6 +96,8 @@ class TokenStep:
     policy_value: float | None = None
     policy_action_value: float | None = None
     exact_advantage: float | None = None
+    reply: tuple[str, ...] = ()
+    reply_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,13 +169,13 @@ class Trace:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Ids of the completion."""
+        """Ids of the completion that the policy wrote."""
         return tuple(step.token for step in self.steps)
 
 
 def parting(one: Trace, other: Trace) -> int | None:
     """Return the first step at which two episodes of the same prompt differ; None where they are the same."""
-    pairs = zip_longest(one.tokens, other.tokens)
+    pairs = zip_longest(*([(step.token, step.reply) for step in each.steps] for each in (one, other)))
     return next((step for step, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
 
 

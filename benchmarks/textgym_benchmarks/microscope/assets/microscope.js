@@ -46,11 +46,12 @@
 
   function buildStrips() {
     const strips = traces.map((trace, index) => {
-      const buttons = trace.steps.map((step, t) => {
+      const buttons = trace.steps.flatMap((step, t) => {
         const button = make("button", { type: "button", role: "option", class: "token", tabindex: "-1" }, token(step.text), make("span", { class: "figure" }));
         if (t === parting) button.classList.add("parts");
         button.addEventListener("click", () => select(t, index));
-        return button;
+        const reply = step.reply.map((text) => token(text));
+        return reply.length ? [button, make("span", { class: "reply", title: "written by the environment", role: "presentation" }, ...reply)] : [button];
       });
       const name = traces.length > 1 ? make("div", { class: "strip-name" }, dot(index), trace.agent) : null;
       const list = make("div", { role: "listbox", "aria-label": `Tokens of ${trace.agent}`, "aria-orientation": "horizontal", class: "strip" }, ...buttons);
@@ -62,7 +63,7 @@
     find("strips").replaceChildren(...strips, ...(note ? [note] : []));
   }
 
-  const buttonsOf = (index) => [...find("strips").querySelectorAll(".strip")[index].children];
+  const buttonsOf = (index) => [...find("strips").querySelectorAll(".strip")[index].querySelectorAll("button")];
 
   function colour() {
     const quantity = byName[view.by];

@@ -73,7 +73,7 @@ const panel = (() => {
   let open = false; // the ids stay open from state to state
 
   function ids(trace, t) {
-    const tokens = trace.steps.slice(0, t).map((step) => step.token);
+    const tokens = trace.steps.slice(0, t).flatMap((step) => [step.token, ...step.reply_ids]);
     const list = make("pre", {}, `${trace.prompt_ids.join(" ")}${tokens.length ? ` | ${tokens.join(" ")}` : ""}`);
     const details = make("details", { class: "ids" }, make("summary", {}, "State as token ids: prompt | completion"), list);
     details.open = open;
