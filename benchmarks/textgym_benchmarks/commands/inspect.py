@@ -298,7 +298,7 @@ def _episode(trace: Trace, quantities: dict[str, tuple[str, bool]], probabilitie
         shares = (probability(own), probability(math.exp(step.log_reference))) if probabilities else ()
         found.add_row(
             str(step.step),
-            Text(visible_token(step.text), style="bold"),
+            _said(step),
             *shares,
             *(number(getattr(step, name), signed) for name, signed in columns.values()),
         )
@@ -307,7 +307,7 @@ def _episode(trace: Trace, quantities: dict[str, tuple[str, bool]], probabilitie
 
 def _state(trace: Trace, step: TokenStep, bars: Bars) -> Iterator[RenderableType]:
     title = Text(f"{step.step}  ", style="dim")
-    title.append(visible_token(step.text), style="bold")
+    title.append(_said(step))
     title.append(f"  after {escaped(step.written)!r}" if step.written else "  after the prompt", style="dim")
     yield title
     facts = {
@@ -321,6 +321,12 @@ def _state(trace: Trace, step: TokenStep, bars: Bars) -> Iterator[RenderableType
     known = "  ".join(f"{name} {value}" for name, value in facts.items() if value != "?")
     yield Padding(Text(known, style="dim"), (0, 0, 0, 3))
     yield Padding(_candidates(trace, step, bars), (0, 0, 0, 1))
+
+
+def _said(step: TokenStep) -> Text:
+    """Return a token, and in brackets what the environment wrote behind it."""
+    reply = f" [{''.join(map(visible_token, step.reply))}]" if step.reply else ""
+    return Text.assemble((visible_token(step.text), "bold"), (reply, "dim"))
 
 
 def _candidates(trace: Trace, step: TokenStep, bars: Bars) -> Table:
