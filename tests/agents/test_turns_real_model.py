@@ -121,12 +121,13 @@ def test_the_loss_counts_the_policys_tokens_alone(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lm-ppo", "rloo"])
 def test_a_command_trains_and_evaluates_with_a_user_of_one_s_own(name, tmp_path, monkeypatch, capsys):
-    (tmp_path / "my_user.py").write_text(
+    module = f"user_of_{name.replace('-', '_')}"  # a module is imported once in a process
+    (tmp_path / f"{module}.py").write_text(
         "def curious(conversations):\n"
         "    return [f\" Why {each[-1]['content'].split(' ')[0][:8]}? Because\" for each in conversations]\n"
     )
     monkeypatch.chdir(tmp_path)
-    env = [f"reference={MODEL}", "responder=my_user:curious", "turns=2", "turn_tokens=8", "reply_tokens=24", "stop=."]
+    env = [f"reference={MODEL}", f"responder={module}:curious", "turns=2", "turn_tokens=8", "reply_tokens=24", "stop=."]
     words = ["--out", "run", "--batch", "8", "--episodes", "24", "--eval-every", "0", "--optimum-per-prompt", "0"]
     code, _, said = run(capsys, "train", "Text-v0", "--agent", name, "--env", *env, *words, "--final-per-prompt", "1")
     assert code == 0, said
