@@ -30,7 +30,8 @@ class Recording:
     Attributes:
         sequences: their prompts and completions.
         returns: (B,) float64, the sum over t of gamma^t r_t, reward units.
-        authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say; None where it is not known.
+        authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say; None where that is
+            not known.
     """
 
     sequences: Sequences
