@@ -117,3 +117,23 @@ def test_vine_values_are_those_of_the_policy_given_the_tokens_seen():
     metrics = []
     agent.learn(env, 64, metrics.append)
     assert np.isfinite(metrics[0]["vine/rollouts"])
+
+
+def test_both_play_whole_batches_and_best_of_n_beats_the_reference():
+    env = make_env("textgym/Clarify-v0", 8)
+    task = env.unwrapped.task
+    agent, metrics = MCTS(task, MCTSConfig(simulations=50)), []
+    agent.learn(env, 8, metrics.append)
+    assert metrics[0]["episode"] == 8
+    solution = solve(task)
+    returns = play(BestOfN(task, BestOfNConfig(n=8)), task, per_prompt=8, seed=0).returns
+    assert returns.mean() > solution.reference.expected_return + 0.2
+
+
+def test_a_saved_tree_of_turns_begins_anew(tmp_path):
+    env = make_env("textgym/TwentyQuestions-v0", 4)
+    agent = MCTS(env.unwrapped.task, MCTSConfig(simulations=20))
+    agent.learn(env, 4)
+    agent.save(tmp_path / "agent")
+    found = MCTS.load(tmp_path / "agent", env)
+    assert (found.episodes, len(found.planner.forest)) == (4, 0)

@@ -155,9 +155,12 @@ class BestOfN(NonLearner):
     def _best(self, observation: Observation) -> list[Tokens]:
         """Return the best of n continuations of each of these states, as whole sequences."""
         found = self._finder.states(observation)
-        result: list[Tokens] = [()] * len(found)
-        for split in sorted({split for split, _ in found}):
-            rows = [row for row, (own, _) in enumerate(found) if own == split]
+        turns, idle = self.task.turns, int(np.flatnonzero(self.task.vocabulary.allowed)[0])
+        # Where the episode has ended any token will do: it is ignored.
+        result: list[Tokens] = [(*state.tokens, idle) for _, state in found]
+        going = [row for row, (_, state) in enumerate(found) if turns is None or not turns.over(state)]
+        for split in sorted({found[row][0] for row in going}):
+            rows = [row for row in going if found[row][0] == split]
             starts = [found[row][1] for row in rows for _ in range(self.config.n)]
             ends, returns = self._play(split, starts) if self.task.turns is None else self._judged(split, starts)
             # Of equals the first: as they were drawn independently, that is any of them.

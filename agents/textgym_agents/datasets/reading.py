@@ -30,12 +30,13 @@ class Recording:
     Attributes:
         sequences: their prompts and completions.
         returns: (B,) float64, the sum over t of gamma^t r_t, reward units.
-        authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say.
+        authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say; None where that is
+            not known.
     """
 
     sequences: Sequences
     returns: Floats
-    authors: NDArray[np.int8]
+    authors: NDArray[np.int8] | None = None
 
     def best(self, share: float) -> Ints:
         """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones."""
