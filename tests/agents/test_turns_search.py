@@ -130,10 +130,15 @@ def test_both_play_whole_batches_and_best_of_n_beats_the_reference():
     assert returns.mean() > solution.reference.expected_return + 0.2
 
 
-def test_a_saved_tree_of_turns_begins_anew(tmp_path):
+def test_a_saved_tree_of_turns_goes_on(tmp_path):
     env = make_env("textgym/TwentyQuestions-v0", 4)
     agent = MCTS(env.unwrapped.task, MCTSConfig(simulations=20))
     agent.learn(env, 4)
     agent.save(tmp_path / "agent")
     found = MCTS.load(tmp_path / "agent", env)
-    assert (found.episodes, len(found.planner.forest)) == (4, 0)
+    one, other = agent.planner.forest, found.planner.forest
+    assert (found.episodes, len(other)) == (4, len(one))
+    assert one.chance[: len(one)].sum() > 3
+    assert list(one.index) == list(other.index)
+    for name in ("chance", "values", "children", "visits"):
+        np.testing.assert_array_equal(getattr(one, name)[: len(one)], getattr(other, name)[: len(one)])

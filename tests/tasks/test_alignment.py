@@ -134,7 +134,13 @@ def test_the_built_in_reward_model_is_told_the_stop_ids(name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in task_names() if task_entry(name).family in ("alignment", "style", "verifiable")]
+    "name",
+    [
+        name
+        for name in task_names()
+        if task_entry(name).family in ("alignment", "style", "verifiable")
+        and name != "Countdown"  # it has a vocabulary of its own
+    ],
 )
 def test_every_task_of_the_world_knows_rules_model_and_any_other_reward(
     name: str, monkeypatch: pytest.MonkeyPatch

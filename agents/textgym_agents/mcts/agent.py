@@ -11,8 +11,8 @@ import numpy as np
 from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.play import Turn, check_env, play_batch
+from textgym.state import ENVIRONMENT
 from textgym.task import Task
-from textgym_agents.mcts.forest import Forest
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
@@ -119,11 +119,8 @@ class MCTS(DrawingAgent):
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
         state = {name: getattr(self, name) for name in _COUNTERS}
-        forest = self.planner.forest
-        if self.task.turns is not None:  # the tree is not kept
-            forest = Forest(forest.candidates, forest.most)
         state |= {name: getattr(self.planner, name) for name in _SEARCH_COUNTERS}
-        write_saved(path, self.name, self.config, self.task, state=state, tensors=forest.tensors())
+        write_saved(path, self.name, self.config, self.task, state=state, tensors=self.planner.forest.tensors())
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
@@ -148,10 +145,13 @@ class MCTS(DrawingAgent):
                 f"the task and the settings have {wanted}"
             )
         ends = np.cumsum(tensors["lengths"])[:-1]
-        parts = np.split(tensors["tokens"], ends) if len(tensors["lengths"]) else []
+        tokens, authors = tensors["tokens"], tensors.get("authors", np.zeros_like(tensors["tokens"]))
+        parts, wrote = (np.split(each, ends) if len(tensors["lengths"]) else [] for each in (tokens, authors))
         found = [
-            agent.planner.finder.state(tuple(part.tolist()), start)
-            for part, start in zip(parts, tensors["prompt_lengths"].tolist(), strict=True)
+            agent.planner.finder.state(
+                tuple(part.tolist()), start, tuple((np.flatnonzero(own == ENVIRONMENT) - start).tolist())
+            )
+            for part, own, start in zip(parts, wrote, tensors["prompt_lengths"].tolist(), strict=True)
         ]
         states = [
             replace(own, potential=potential)

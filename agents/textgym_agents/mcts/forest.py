@@ -296,13 +296,17 @@ class Forest:
         """Return everything but the states' prompts, as arrays."""
         count = len(self)
         tokens = [np.array(ids, dtype=np.int64) for _, ids, _ in self.index]
-        return {
+        found = {
             **{name: getattr(self, name)[:count].copy() for name in (*_FIELDS, *_VALUES) if name != "chance"},
             "tokens": np.concatenate([*tokens, np.zeros(0, dtype=np.int64)]),
             "lengths": np.array([len(ids) for ids in tokens], dtype=np.int64),
             "prompt_lengths": np.array([start for start, _, _ in self.index], dtype=np.int64),
             "potentials": np.array([state.potential for state in self.states]),
         }
+        if self.chance[:count].any():  # a task with turns
+            found["chance"] = self.chance[:count].copy()
+            found["authors"] = np.concatenate([np.array(state.authors, dtype=np.int8) for state in self.states])
+        return found
 
     def restore(self, states: Sequence[TokenState], splits: Sequence[str], tensors: Arrays) -> None:
         """Fill an empty forest with what another one held."""
