@@ -203,3 +203,16 @@ def test_a_grouped_reward_compares_the_completions_of_a_prompt() -> None:
     assert np.isnan(scorer.score(prompts, texts, {"mark": marks}).terms["ranks"]).tolist() == marks
     with pytest.raises(ValueError, match="outermost"):
         Grouped(Shaped("length"))
+
+
+@pytest.mark.parametrize(
+    "spec", [{"name": "weighted", "rewards": ["slow", "length"]}, {"name": "clipped", "reward": "slow"}]
+)
+def test_what_holds_a_reward_that_may_take_for_ever_may_too(spec):
+    slow = make_reward("length")
+    object.__setattr__(slow, "needs_timeout", True)
+    rewards = [slow, "length"] if "rewards" in spec else slow
+    reward = make_reward({**spec, "rewards" if "rewards" in spec else "reward": rewards})
+    with pytest.raises(ValueError, match="timeout=None: reward .* may take for ever"):
+        Scorer(reward)
+    assert not make_reward({"name": "clipped", "reward": "length"}).needs_timeout

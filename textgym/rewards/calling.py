@@ -190,6 +190,7 @@ class Inner(Caller):
 
     Attributes:
         pay: of the reward, "end" or "together"; what holds it is paid then, too.
+        needs_timeout: whether it may take for ever; what holds it may, too.
     Raises: ValueError if the reward is paid at every token (`pay`): such a reward has to be outermost.
     """
 
@@ -198,6 +199,7 @@ class Inner(Caller):
         self.pay: Literal["end", "together"] = getattr(self.reward, "pay", "end")
         if self.pay not in ("end", "together"):
             raise ValueError(f"reward {self.name!r} in {outer!r} has pay={self.pay!r}; it has to be the outermost")
+        self.needs_timeout = bool(getattr(self.reward, "needs_timeout", False))
 
     def values(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> Values:
         """Return the reward of B completions, raising as `terms` does."""

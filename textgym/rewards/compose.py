@@ -64,6 +64,7 @@ class Weighted(TermReward):
         reward_term_names(self)
         together = any(inner.pay == "together" for inner in self.rewards.values())
         self.pay: Pay = "together" if together else "end"
+        self.needs_timeout = any(inner.needs_timeout for inner in self.rewards.values())
         # One that abstains pays nothing.
         most = [
             None if inner.maximum is None or self.weights[key] < 0 else self.weights[key] * inner.maximum
@@ -133,6 +134,7 @@ class Wrapped(NamedReward):
 
     def __init__(self, reward: RewardSpec, outer: str) -> None:
         self.inner = Inner(reward, outer)
+        self.needs_timeout = self.inner.needs_timeout
         self.name = self.inner.name
         self.pay: Pay = self.inner.pay
 
