@@ -117,7 +117,7 @@ class Agent(ABC):
         del env  # nothing would
 
     def caveat(self, task: Task, split: str) -> str:
-        """Return what has to be known of its measures on a split's prompts, a sentence; "" for nothing."""
+        """Return what has to be known of its measures on the prompts of a task's split, a sentence; "" for nothing."""
         return ""
 
     def own_reference(self) -> Reference | None:
