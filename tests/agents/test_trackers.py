@@ -47,12 +47,13 @@ def logged(data):
 
 
 def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     path = track(tmp_path / "run", "wandb")
+    wandb.teardown()  # waits for the service, which writes the file's end after `finish` has returned
     (file,) = path.glob("wandb/offline-run-*/*.wandb")
     history, config = [], {}
     for data in logged(file.read_bytes()):
