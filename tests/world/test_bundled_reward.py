@@ -6,7 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from textgym_agents.rlhf.bundled import BundledConfig, accuracy
+from safetensors.numpy import load_file
+from textgym_agents.rlhf.bundled import BundledConfig, accuracy, shortened
 
 import textgym  # noqa: F401  (registers the ids)
 from textgym import make_task
@@ -21,6 +22,19 @@ def test_it_has_four_megabytes_at_most_and_no_pickle():
     files = list(REWARD_MODEL_PATH.iterdir())
     assert sum(file.stat().st_size for file in files) < 4_000_000
     assert {file.suffix for file in files} == {".json", ".safetensors"}
+
+
+def test_its_weights_have_16_bits_of_precision():
+    held = load_file(REWARD_MODEL_PATH / "model.safetensors")
+    assert not any((array.view(np.uint8)[..., ::4] != 0).any() for array in held.values())
+    weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    assert np.abs(shortened(weights) / weights - 1).max() <= 2**-16
+    assert shortened(np.float32([1.0, -0.0, 1 + 2**-15, 1 + 2**-16 + 2**-23])).tolist() == [
+        1,
+        0,
+        1 + 2**-15,
+        1 + 2**-15,
+    ]
 
 
 def test_its_card_tells_of_4000_noisy_preferences_and_of_its_accuracy_without_noise():

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 from textgym.checks import JsonObject
 from textgym.files import plain, read_json, replace_folder, write_json
@@ -73,6 +75,8 @@ def build(config: BundledConfig) -> JsonObject:
             device="cpu",
         )
         train_reward_model(settings, run)
+        weights = run / "model" / "model.safetensors"
+        save_file({name: shortened(array) for name, array in load_file(weights).items()}, weights, {"format": "pt"})
         card = {
             "preferences": len(rankings),
             "preferences_sha256": fingerprint,
@@ -89,6 +93,12 @@ def build(config: BundledConfig) -> JsonObject:
     write_json(config.out / "reward.json", read_json(config.out / "reward.json") | {"source": PREFERENCES_OF})
     write_json(config.out / "card.json", plain(card))
     return card
+
+
+def shortened(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return weights with 16 of their 24 bits of precision: the last byte of each is 0, which a wheel does not hold."""
+    bits = weights.view(np.uint32) + np.uint32(0x80)
+    return (bits & np.uint32(0xFFFFFF00)).view(np.float32)
 
 
 def accuracy(model: Path, name: str, config: BundledConfig) -> dict[str, float]:
