@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cli_tools import BLOCK, assert_one_line, child, run
 from textgym_agents.registry import agent_class, config_class
 
 import textgym
+from textgym.commands.completion import flags_of, script
 from textgym.registry import COMMANDS
 
 HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
@@ -187,6 +189,32 @@ def play(monkeypatch, capsys, lines: str, *words: str) -> tuple[int, str, str]:
 
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     return run(capsys, "play", "Text-v0", *words)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["so"], ["solve"]),
+        (["solve", "Sto"], ["Stop-v0"]),
+        (["train", "Stop-v0", "--agent", "rl"], ["rloo"]),
+        (["solve", "Stop-v0", "--compl"], ["--completions"]),
+        (["list", "--compl"], []),
+    ],
+)
+def test_bash_completes_with_the_printed_script(typed, offered):
+    text = script("bash", {name: flags_of(name) for name in ("list", "solve", "train")}, ["grpo", "rloo"], ["Stop-v0"])
+    text += f"COMP_WORDS=(textgym {' '.join(typed)}); COMP_CWORD={len(typed)}; _textgym; echo ${{COMPREPLY[@]}}\n"
+    found = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+    assert (found.stdout.split(), found.stderr) == (offered, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(capsys, shell):
+    code, text, _ = run(capsys, "completion", shell)
+    assert code == 0
+    assert all(re.search(rf"\b{name}\b", text) for name in COMMANDS)
+    assert "Helpful-v0" in text
+    assert "--simulations" not in text  # of another agent than lm-ppo
 
 
 def test_play_by_numbers(monkeypatch, capsys):

@@ -1,0 +1,85 @@
+"""`textgym completion`: a script by which a shell completes commands, flags, ids and names."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import tyro
+
+from textgym.commands.flags import parse
+from textgym.registry import AGENTS, COMMANDS, TASKS
+
+Shell = Literal["bash", "zsh", "fish"]
+_FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+# Bash's, which zsh reads by its own bashcompinit. A word that is no flag and no value of --agent is an id or a file.
+_BASH: Final = """\
+_textgym() {{
+    local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" words
+    if [[ $COMP_CWORD -eq 1 ]]; then words="{commands}"
+    elif [[ $before == --agent ]]; then words="{agents}"
+    elif [[ $word == -* ]]; then
+        case "${{COMP_WORDS[1]}}" in
+{cases}
+        esac
+    else words="{ids}"
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _textgym textgym
+"""
+
+
+@dataclass(frozen=True)
+class CompletionFlags:
+    """Print a script by which a shell completes what is typed behind `textgym`: commands, flags, ids and agents.
+
+    The flags of agents are those of `lm-ppo`. Print it again after an update.
+
+    Example: textgym completion bash
+    """
+
+    shell: Annotated[Shell, tyro.conf.Positional]
+    """Shell that reads it. bash: `source <(textgym completion bash)` in .bashrc; zsh: the same in .zshrc; fish:
+    `textgym completion fish | source` in config.fish."""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command."""
+    shell = parse(CompletionFlags, arguments, "completion").shell
+    flags = {name: flags_of(name) for name in sorted(COMMANDS)}
+    print(script(shell, flags, sorted(AGENTS), sorted(TASKS)), end="")
+
+
+def flags_of(command: str) -> list[str]:
+    """Return the flags that a command's `--help` shows, sorted; none where a package that it needs is missing."""
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit, ImportError), contextlib.redirect_stdout(text):
+        COMMANDS.load(command)(["--help"])
+    starts = (re.split(r"\s{2,}", line.strip("│ "))[0] for line in text.getvalue().splitlines())
+    return sorted({flag for start in starts if start.startswith("-") for flag in _FLAG.findall(start)})
+
+
+def script(shell: Shell, flags: Mapping[str, Sequence[str]], agents: Iterable[str], ids: Iterable[str]) -> str:
+    """Return the script. Args: flags: of each command. agents, ids: values of `--agent` and of other words."""
+    if shell == "fish":
+        return "".join(f"{line}\n" for line in _fish(flags, agents, ids))
+    cases = "\n".join(f'            {name}) words="{" ".join(own)}" ;;' for name, own in flags.items())
+    text = _BASH.format(commands=" ".join(flags), agents=" ".join(agents), ids=" ".join(ids), cases=cases)
+    return text if shell == "bash" else "autoload -U +X bashcompinit && bashcompinit\n" + text
+
+
+def _fish(flags: Mapping[str, Sequence[str]], agents: Iterable[str], ids: Iterable[str]) -> Iterable[str]:
+    first = "complete -c textgym -n __fish_use_subcommand"
+    yield f"{first} -f -a '{' '.join(flags)}'"
+    yield f"complete -c textgym -n 'not __fish_use_subcommand' -a '{' '.join(ids)}'"
+    for name, own in flags.items():
+        behind = f"complete -c textgym -n '__fish_seen_subcommand_from {name}'"
+        for flag in own:
+            values = f" -x -a '{' '.join(agents)}'" if flag == "--agent" else ""
+            yield f"{behind} -l {flag.removeprefix('--')}{values}"
