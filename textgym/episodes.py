@@ -52,7 +52,7 @@ class Episodes:
             task.max_prompt_tokens,
             task.max_new_tokens,
             vocabulary.size,
-            vocabulary.stop_ids if task.turns is None else task.turns.ends,
+            task.end_ids,
             vocabulary.pad_id,
             segments,
             0 if task.turns is None else task.turns.tokens,

@@ -171,6 +171,11 @@ class Task:
             )
         return replace(turns, ends=tuple(sorted({*self.vocabulary.stop_ids, *turns.ends})))
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion, or in a task with turns the policy's turn; what is longer was cut by a budget."""
+        return self.vocabulary.stop_ids if self.turns is None else self.turns.ends
+
     @cached_property
     def scorer(self) -> Scorer:
         """Return what calls the reward."""

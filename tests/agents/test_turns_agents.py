@@ -11,6 +11,8 @@ from gymnasium.vector import AutoresetMode
 from textgym_agents.algorithms.dpo import DPO, DPOConfig
 from textgym_agents.exact.objective import EnumeratedPolicy, policy_gradient, torch_values
 from textgym_agents.lm.critic_free import segment_states
+from textgym_agents.lm.maths import Targets
+from textgym_agents.lm.metrics import warning_signs
 from textgym_agents.lm.rollout import collect
 from textgym_agents.lm.sequences import sequence_log_probs
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
@@ -115,6 +117,22 @@ def test_a_rollout_holds_the_policys_tokens_alone():
     logs, _ = agent.policy.states(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
     plain = logs.log_softmax(-1).gather(1, rollout.actions[:, None]).squeeze(1)
     assert plain.detach().numpy() == pytest.approx(rollout.log_probs.numpy(), abs=1e-5)
+
+
+def test_a_turn_that_ends_by_its_own_id_is_not_cut():
+    task = ragged()
+    assert not task.vocabulary.stop_ids
+    assert task.end_ids == (5,)
+    env = TokenVectorEnv(task, 64, autoreset_mode=AutoresetMode.DISABLED)
+    agent = make_agent("lm-ppo", env, make_config(agent_class("lm-ppo"), {"batch": 64, "overlong": "mask"}))
+    rollout = collect(env, agent.policy, 3, task.end_ids)
+    last = [[t for t, by in zip(s.tokens, s.authors, strict=True) if by == POLICY][-1] for s in env.get_states()]
+    ended = np.array(last) == 5
+    assert 0 < ended.sum() < 64
+    assert rollout.stopped.tolist() == ended.tolist()
+    targets = Targets(torch.zeros(1), None, None, 0.0, np.zeros(1))
+    assert agent._trained(rollout, targets).tolist() == np.flatnonzero(ended).tolist()
+    assert warning_signs(rollout, targets, task, 1)["val/cut_rate"] == (~ended).mean()
 
 
 def reference_values(task):

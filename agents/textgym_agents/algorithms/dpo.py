@@ -129,7 +129,7 @@ class DPO(OfflineAgent):
         place = self.iteration if rounds is None else self.iteration % rounds
         seed = int(np.random.SeedSequence([self.config.seed, place, 0]).generate_state(1)[0])
         author = self.policy if self.config.sampler == "policy" else self.reference
-        part = collect(env, author, seed, self.task.vocabulary.stop_ids, group=2, devices=self.devices)
+        part = collect(env, author, seed, self.task.end_ids, group=2, devices=self.devices)
         rollout = whole_rollout(self.devices, part)
         returns = scores(rollout, self.task.gamma).reshape(-1, 2)
         best_first = self._annotate(returns, seed)

@@ -49,8 +49,8 @@ class OnPolicyAgent(LMAgent):
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
-        stop_ids, behind = self.task.vocabulary.stop_ids, self.reference if self.critic else None
-        rollout = self._collect(env, self.policy, self._seed(0), stop_ids, exact, self.group, behind, self.devices)
+        end_ids, behind = self.task.end_ids, self.reference if self.critic else None
+        rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
@@ -84,7 +84,7 @@ class OnPolicyAgent(LMAgent):
     def _trained(self, rollout: Rollout, targets: Targets) -> Ints:
         """Return the episodes (b,) that are trained on."""
         rows = np.arange(len(rollout.lengths)) if targets.rows is None else targets.rows
-        ended = rollout.stopped | rollout.truncated | (not self.task.vocabulary.stop_ids)  # (B,)
+        ended = rollout.stopped | rollout.truncated | (not self.task.end_ids)  # (B,)
         return rows if self.config.overlong == "keep" else rows[ended[rows]]
 
     def _step(self, rollout: Rollout, targets: Targets, scored: Tensor, rows: Ints, meter: UpdateMeter) -> None:

@@ -169,7 +169,7 @@ class SoftQ(LMAgent):
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, beta = self.config, self.controller.beta
-        part = collect(env, self.policy, self._seed(0), self.task.vocabulary.stop_ids, devices=self.devices)
+        part = collect(env, self.policy, self._seed(0), self.task.end_ids, devices=self.devices)
         taken, normalisers = map(self.devices.gather, self._score_reference(part))
         rollout = whole_rollout(self.devices, part)
         kl = (rollout.log_probs - taken).cpu().double().numpy()

@@ -105,7 +105,7 @@ class TwoPolicies:
     def ended(self) -> Floats:
         """1 where a completion ended by itself, or the task has no stop token; 0 where the budget ended it, (N,)."""
         tree, path = self.behaviour.tree, self.current.steps.path
-        stops = tree.task.vocabulary.stop_ids
+        stops = tree.task.end_ids
         last = np.concatenate([level.action for level in tree.levels[1:]])[path[np.arange(len(path)), self.lengths - 1]]
         return np.isin(last, stops).astype(np.float64) if stops else np.ones(len(path))
 

@@ -136,7 +136,7 @@ class Continuation:
         self.policy.forget()
         played = play_batch(model.env, start.observation, recorder.choose)
         self.policy.forget()
-        rollout = recorder.rollout(played, self.task.vocabulary.stop_ids)
+        rollout = recorder.rollout(played, self.task.end_ids)
         scored = score_reference(self.reference, rollout, _SCORED_AT_ONCE, exact)
         kl = token_kl(rollout, self.policy, self.reference, scored, self.kind)
         times = rollout.steps + np.array([len(state.completion) for state in states])[rollout.rows]

@@ -59,7 +59,7 @@ def warning_signs(rollout: Rollout, targets: Targets, task: Task, group: int) ->
         group: consecutive rows that answer the same prompt; with 1 nothing is said of groups.
     """
     signs: Metrics = {}
-    if task.vocabulary.stop_ids:
+    if task.end_ids:
         signs["val/cut_rate"] = float((~rollout.stopped & ~rollout.truncated).mean())
     if group > 1:
         signs["val/equal_groups"] = float((~varied(scores(rollout, task.gamma), group)).mean())

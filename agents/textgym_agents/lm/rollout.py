@@ -38,7 +38,7 @@ class Rollout:
     lengths: Ints  # (B,) int64, actions per row
     bootstrap: Floats  # (B,) float64, the value head at s_T of truncated rows, 0 of ended ones
     truncated: Bools  # (B,) bool
-    stopped: Bools  # (B,) bool, ended by a stop id
+    stopped: Bools  # (B,) bool, its last action was one that ends a completion or a turn
     masks: PackedMasks | None = None  # the tokens that the task's grammar allows
     bootstrap_kl: Floats | None = None  # (B,) float64, KL(policy || reference) at s_T of truncated rows, nats, else 0
     kept: PackedMasks | None = None  # of those in `masks`, the tokens that the policy's cut kept
@@ -76,7 +76,7 @@ def collect(
     Args:
         env: vector environment in DISABLED mode, B sub-environments.
         seed: seeds the prompts and the sampling; the same seed gives the same rollout.
-        stop_ids: the ids that end an episode. keep_features: keep the features of every state (N, F).
+        stop_ids: the ids that end an episode or a turn. keep_features: keep the features of every state (N, F).
         group: consecutive sub-environments that answer the same prompt; divides B.
         reference: asked for the KL of states in which an outer time limit truncates a row, and of no other.
         devices: whose ranks each play a part of the batch; a row is the same whichever plays it.
