@@ -41,6 +41,15 @@ def test_the_table_and_the_tree_show_texts_as_they_are(capsys):
     assert out.count("pi*") == 1 + 6  # the heading, and an edge per state below the prompt
 
 
+@pytest.mark.parametrize(("columns", "cells"), [(46, 4), (120, 7)])
+def test_a_narrow_table_leaves_numbers_out_and_breaks_no_word(capsys, monkeypatch, columns, cells):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = run(capsys, "Stop-v0")
+    assert "word word" in out
+    first = next(line for line in out.splitlines() if line.split()[:1] == ["1"])
+    assert len(first.split()) == cells
+
+
 def test_large_trees_are_not_drawn_and_too_large_ones_refused(capsys):
     _, out, _ = run(capsys, "Text-v0", *ENV, "--tree", "3")
     assert "└─" not in out

@@ -19,6 +19,8 @@ from textgym.render import escaped
 from textgym.solver import Solution, solve
 from textgym.task import BETA, GAMMA
 
+_NARROW = 72  # Columns below which numbers leave no room for texts.
+
 
 def draw_tree(solution: Solution) -> str:
     """Return one line per state: the token that leads there, pi* and the reference's probability of it, and Q*.
@@ -145,7 +147,7 @@ def _print(env_id: str, solution: Solution, flags: SolveFlags) -> None:
         f"- {solution.beta:g} x KL {optimal.kl:z.4f} nats"
     )
     console.print(f"reference  J  {solution.reference_objective:.4f}")
-    console.print(_table(solution, flags))
+    console.print(_table(solution, flags, console.width < _NARROW))
     hidden = len(solution.prompt_values) - flags.prompts
     if hidden > 0:
         console.print(f"{hidden} more prompts: --prompts {len(solution.prompt_values)} shows all of them")
@@ -153,19 +155,24 @@ def _print(env_id: str, solution: Solution, flags: SolveFlags) -> None:
         console.print(draw_tree(solution), markup=False, soft_wrap=True)
 
 
-def _table(solution: Solution, flags: SolveFlags) -> Table:
-    probabilities = [number(heading, no_wrap=True) for heading in ("pi*", "ref", "return")]
-    found = table(folded("prompt"), number("J ref"), number("V*"), folded("the optimum writes"), *probabilities)
+def _table(solution: Solution, flags: SolveFlags, narrow: bool) -> Table:
+    """Return the likeliest completions of every prompt. Args: narrow: leave out what leaves no room for texts."""
+    probabilities = [number(heading, no_wrap=True) for heading in ("pi*", "ref", "return")[:: 2 if narrow else 1]]
+    values = [] if narrow else [number("J ref"), number("V*")]
+    found = table(folded("prompt"), *values, folded("the optimum writes"), *probabilities)
     prompts = solution.tree.task.encoded(solution.tree.split)[: flags.prompts]
     for row, prompt in enumerate(prompts):
         base, value = solution.reference.prompt_objectives[row], solution.prompt_values[row]
-        head = (untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}")
+        head = (untrusted(prompt.text), f"{base:.4f}", f"{value:.4f}")[: 1 + len(values)]
         for place, completion in enumerate(solution.likeliest(row, flags.completions)):
-            found.add_row(
-                *(("", "", "") if place else head),
-                untrusted(completion.text),
+            numbers = (
                 f"{completion.probability:.4f}",
                 f"{completion.reference_probability:.2g}",
                 f"{completion.ret:.4g}",
+            )
+            found.add_row(
+                *((("",) * len(head)) if place else head),
+                untrusted(completion.text),
+                *numbers[:: 2 if narrow else 1],
             )
     return found
