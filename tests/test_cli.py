@@ -14,7 +14,7 @@ from textgym_agents.registry import agent_class, config_class
 
 import textgym
 from textgym.commands.completion import flags_of, script
-from textgym.registry import COMMANDS
+from textgym.registry import AGENTS, COMMANDS
 
 HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
 
@@ -206,6 +206,13 @@ def test_bash_completes_with_the_printed_script(typed, offered):
     text += f"COMP_WORDS=(textgym {' '.join(typed)}); COMP_CWORD={len(typed)}; _textgym; echo ${{COMPREPLY[@]}}\n"
     found = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
     assert (found.stdout.split(), found.stderr) == (offered, "")
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_every_agent_shows_its_settings_as_flags_of_train(capsys, agent):
+    code, out, _ = run(capsys, "train", "Stop-v0", "--agent", agent, "--help")
+    assert code == 0
+    assert "--eval-every" in out
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -106,7 +106,8 @@ class TokenEnv(gym.Env[Observation, int]):
     (float) where the task has a gold reward. Other steps have an empty info.
     In a task with turns (`textgym.turns`) a stop id, another id that the task names, or a turn's budget ends the turn;
     the environment's tokens follow in the same step, and `terminated` is True when it ends the episode ("stop"), or
-    after the last turn.
+    after the last turn. There `completion` holds what both wrote, and `written` (str) what the policy did, a line a
+    turn, which is what rewards are called with.
 
     ### Arguments
     `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `segments`: whether observations have
@@ -261,6 +262,8 @@ class TokenEnv(gym.Env[Observation, int]):
             "finish_reason": self._store.finish_reason(0),
             "reward_terms": {name: float(values[0]) for name, values in judgement.terms.items()},
         }
+        if judgement.written is not None:
+            info["written"] = judgement.written[0]
         if ending.gold is not None:
             info["gold"] = float(ending.gold[0])
         return info

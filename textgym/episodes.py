@@ -158,4 +158,5 @@ def action_space(task: Task) -> spaces.Space[Any]:
 
 def _select(judgement: Judgement, at: npt.NDArray[np.intp]) -> Judgement:
     terms = {name: values[at] for name, values in judgement.terms.items()}
-    return Judgement([judgement.texts[i] for i in at], judgement.total[at], terms)
+    texts, written = (each and [each[i] for i in at] for each in (judgement.texts, judgement.written))
+    return Judgement(texts or [], written, judgement.total[at], terms)

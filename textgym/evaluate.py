@@ -156,9 +156,9 @@ def evaluate(
         optimality=None if objective is None else optimality_of(objective[0].mean, objective[1], optimum),
         entropy=estimates.get("entropy"),
         length=estimates["length"],
-        stop_rate=float(episodes.weights @ episodes.stopped.mean(1)) if known is None else _stop_rate(known),
-        distinct_1=distinct(episodes.completions, 1),
-        distinct_2=distinct(episodes.completions, 2),
+        stop_rate=_stop_rate(task, episodes, known),
+        distinct_1=distinct(episodes.written, 1),
+        distinct_2=distinct(episodes.written, 2),
         reward_terms={name: _mean_term(episodes.weights, v) for name, v in episodes.terms.items()},
         failures=episodes.failures,
         episodes=episodes,
@@ -260,13 +260,15 @@ def _enumerated(task: Task, values: PolicyValues) -> Measured:
     return {name: (Estimate(x, x, x), np.full(RESAMPLES, x)) for name, x in found.items()}
 
 
-def _stop_rate(values: PolicyValues) -> float:
-    """Return the probability that an answer ends by a stop id."""
-    tree, total = values.tree, 0.0
+def _stop_rate(task: Task, episodes: PromptEpisodes, known: PolicyValues | None) -> float:
+    """Return the probability that an answer ends by a stop id; in tasks with turns the share of the episodes."""
+    if known is None or task.turns is not None:
+        return float(episodes.weights @ episodes.stopped.mean(1))
+    tree, total = known.tree, 0.0
     for depth in range(1, len(tree.levels)):
         level = tree.levels[depth]
-        stopped = level.finished & np.isin(level.action, tree.task.vocabulary.stop_ids)
-        total += float((tree.weights[tree.prompt_of[depth]] * values.reach[depth])[stopped].sum())
+        stopped = level.finished & np.isin(level.action, task.vocabulary.stop_ids)
+        total += float((tree.weights[tree.prompt_of[depth]] * known.reach[depth])[stopped].sum())
     return total
 
 
@@ -331,7 +333,7 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     most = getattr(task.gold, "maximum", None) if golden else greatest_return(task)
     least = right if right is not None else 1.0 if most is None else most
     correct = scores >= least - 1e-9  # (P, n)
-    answers = [_answers(row, ok) for row, ok in zip(episodes.completions, correct, strict=True)]
+    answers = [_answers(row, ok) for row, ok in zip(episodes.written, correct, strict=True)]
     found: AtK = {name: {} for name in ("avg", "pass", "majority")}
     for k in ks:
         each = [[*_passes(ok, k), _votes(*own, k)] for ok, own in zip(correct, answers, strict=True)]

@@ -47,12 +47,14 @@ class FinalInfos(NamedTuple):
     """The last infos of N episodes.
 
     Attributes:
-        completions, finish_reasons: (N,) texts; "" in a row that an outer limit stopped.
+        completions, written, finish_reasons: (N,) texts, what the policy wrote of them, and why they ended; "" in a row
+            that an outer limit stopped.
         gold: (N,) reward units; NaN where the task has none.
         terms: reward term -> (N,), NaN where the row has none.
     """
 
     completions: NDArray[np.object_]
+    written: NDArray[np.object_]
     finish_reasons: NDArray[np.object_]
     gold: Floats
     terms: dict[str, Floats]
@@ -100,12 +102,12 @@ class PlayedBatch:
     def final(self) -> FinalInfos:
         """The last infos of every row, collected from the steps in which rows ended."""
         count = len(self.lengths)
-        found = FinalInfos(
-            np.full(count, "", dtype=object), np.full(count, "", dtype=object), np.full(count, np.nan), {}
-        )
+        texts, written, reasons = (np.full(count, "", dtype=object) for _ in range(3))
+        found = FinalInfos(texts, written, reasons, np.full(count, np.nan), {})
         for infos in self.infos:
             rows = np.flatnonzero(infos["_completion"] & ~self.truncated)
             found.completions[rows] = infos["completion"][rows]
+            found.written[rows] = infos["written" if "written" in infos else "completion"][rows]
             found.finish_reasons[rows] = infos["finish_reason"][rows]
             if "gold" in infos:
                 found.gold[rows] = infos["gold"][rows]

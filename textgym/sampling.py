@@ -88,7 +88,7 @@ class PromptEpisodes:
         kl: sum over the states visited of KL(pi || ref), nats; NaN without log-probabilities or without a reference.
         entropy: sum over the states visited of the policy's entropy, nats; NaN without log-probabilities.
         lengths: tokens. stopped: ended by a stop id.
-        completions: texts. terms: reward term -> values.
+        completions, written: texts, and what the policy wrote of them. terms: reward term -> values.
         tokens: (P, n, T) int64, the tokens written, -1 behind the end. log_probs: (P, n, K) sums of their
             log-probabilities under each of K policies, nats; K = 0 where none was asked for.
         weights: (P,) probability of each prompt. prompts: their texts.
@@ -104,6 +104,7 @@ class PromptEpisodes:
     lengths: Ints
     stopped: Bools
     completions: NDArray[np.object_]
+    written: NDArray[np.object_]
     tokens: Ints
     log_probs: Floats
     terms: dict[str, Floats]
@@ -279,6 +280,7 @@ def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: sl
         "lengths": played.lengths,
         "stopped": played.final.finish_reasons == "stop",
         "completions": played.final.completions,
+        "written": played.final.written,
         "tokens": tokens,
         "log_probs": writers.log_probs,
     }

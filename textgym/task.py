@@ -66,11 +66,13 @@ class Judgement(NamedTuple):
 
     Args:
         texts: the decoded completions.
+        written: what the policy wrote of them, a line a turn; None where there are no turns.
         total: float64 (B,), reward units.
         terms: name -> float64 (B,).
     """
 
     texts: list[str]
+    written: list[str] | None
     total: Floats
     terms: dict[str, Floats]
 
@@ -249,14 +251,23 @@ class Task:
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, Sequence[Any]] = {"completion_ids": completion_ids}
+        read, written = texts, None
         for name, values in self.prompts[split].columns.items():
             columns[name] = [None if prompt.index is None else values[prompt.index] for prompt in prompts]
         if self.noisy:
             columns["episode_seeds"] = list(episode_seeds)
         if self.turns is not None:
-            columns["turns"] = Spoken(completion_ids, environment, self.vocabulary, self.turns.responder)
-        scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], texts, columns)
-        return Judgement(texts, scores.total, scores.terms)
+            spoken = Spoken(completion_ids, environment, self.vocabulary, self.turns.responder)
+            read = written = ["\n".join(text for author, text in said if author == "policy") for said in spoken]
+            columns |= {"turns": spoken, "completion_ids": _own(completion_ids, environment)}
+        scores = (self.scorer if scorer is None else scorer).score([p.text for p in prompts], read, columns)
+        return Judgement(texts, written, scores.total, scores.terms)
+
+
+def _own(completion_ids: Sequence[Sequence[int]], environment: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the ids that the policy wrote of B completions. Args: environment: the places of the others."""
+    pairs = zip(completion_ids, map(set, environment), strict=True)
+    return [[token for place, token in enumerate(ids) if place not in others] for ids, others in pairs]
 
 
 def task_names() -> list[str]:

@@ -174,6 +174,8 @@ def final_infos(num_envs: int, ending: Ending, store: TokenStore) -> Infos:
         "finish_reason": of.objects([store.finish_reason(row) for row in ending.rows]),
         "reward_terms": of.with_masks({**terms}),
     }
+    if judgement.written is not None:
+        arrays["written"] = of.objects(judgement.written)
     if ending.gold is not None:
         arrays["gold"] = of.numbers(ending.gold, float)
     return of.with_masks(arrays)

@@ -40,7 +40,7 @@ class MeasureSettings:
     """Completions per held-out prompt that the optimum is estimated from; with 0 it is not: J, and no optimality."""
     save_every: int = 10
     """Iterations between checkpoints; 0: at eval_points and at the end only."""
-    keep: int = 0
+    keep_last: int = 0
     """Last checkpoints to keep in checkpoints/, and the best by held-out J; 0: the newest alone, in checkpoint/."""
     samples: int = 8
     """Held-out prompts whose completions every evaluation writes down."""
@@ -50,7 +50,7 @@ class MeasureSettings:
     """Dashboards that the run is sent to, of tensorboard, trackio and wandb, as in tensorboard,wandb; "": none."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "eval_points", "save_every", "keep", "samples"):
+        for name in ("eval_every", "eval_points", "save_every", "keep_last", "samples"):
             integer(self, name, 0, MOST)
         for name, least in (("eval_per_prompt", 1), ("final_per_prompt", 1), ("optimum_per_prompt", 0)):
             integer(self, name, least)

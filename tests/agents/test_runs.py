@@ -241,7 +241,7 @@ def test_a_log_without_seconds_is_named(tmp_path):
 
 
 def test_the_last_checkpoints_and_the_best_are_kept_and_share_their_files(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", {"keep": 2})
+    folder = RunFolder.create(tmp_path / "run", {"keep_last": 2})
     folder.checkpoint.mkdir()
     for iteration, objective in enumerate((0.1, 0.4, 0.3, None, 0.2), start=1):
         (folder.checkpoint / "agent.json").unlink(missing_ok=True)  # as a save replaces it

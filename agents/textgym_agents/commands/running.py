@@ -66,10 +66,10 @@ def measures_table(
 def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
     """Return which measures of an evaluation are exact and which were sampled, and why a KL is infinite."""
     if evaluation.exact:
-        text = (
-            "Exact, over all answers: reward, KL, J, entropy, length and how many ended by themselves. "
-            "Sampled: terms, distinct words, and gold where it is not the reward."
-        )
+        turns = optimum.solution is not None and optimum.solution.tree.task.turns is not None
+        stops = "how many ended by themselves"
+        text = f"Exact, over all answers: reward, KL, J, entropy, length{'' if turns else f' and {stops}'}. "
+        text += f"Sampled: {f'{stops}, ' if turns else ''}terms, distinct words, and gold where it is not the reward."
     else:
         text = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
         text += " J* is exact." if optimum.exact else ""

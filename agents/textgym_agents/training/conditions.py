@@ -327,7 +327,7 @@ CONDITIONS: Final = (
         ("eval/gold",),
         hacked,
         "the gold reward, or a probe, has lost this much since its best, and the reward has risen",
-        "raise beta, stop at the best gold (keep), or train another reward model on the new completions",
+        "raise beta, stop at the best gold (keep_last), or train another reward model on the new completions",
     ),
     Condition(
         "length drift",

@@ -151,9 +151,9 @@ class RunFolder:
         self._samples = []
 
     def mark(self, iteration: int) -> None:
-        """Write down the iteration of the checkpoint, and keep it where config.json says so (`keep`)."""
+        """Write down the iteration of the checkpoint, and keep it where config.json says so (`keep_last`)."""
         write_json(self.path / "progress.json", {"iteration": iteration})
-        last = self.config().get("keep", 0)
+        last = self.config().get("keep_last", 0)
         if last:
             self._keep(iteration, last)
 

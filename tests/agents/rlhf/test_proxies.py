@@ -68,6 +68,7 @@ def test_overrated_answers_come_first_and_once():
         lengths=np.ones((1, 4), dtype=np.int64),
         stopped=np.ones((1, 4), dtype=bool),
         completions=np.array([["right", "hack", "hack", "underrated"]], dtype=object),
+        written=np.array([["right", "hack", "hack", "underrated"]], dtype=object),
         tokens=np.full((1, 4, 1), -1),
         log_probs=np.zeros((1, 4, 0)),
         terms={},
