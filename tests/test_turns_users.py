@@ -105,15 +105,35 @@ def test_a_conversation_of_turns_is_the_templates_own(template):
     assert tokenizer.decode(env.get_state().tokens) == whole
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(monkeypatch):
-    tokenizer = chat_tokenizer("byte-level", "chatml")
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content | upper }}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+def chat_template(earlier, opens=""):
+    """ChatML whose earlier turns are an expression of Jinja, and whose answers the template begins."""
+    return (
+        f"{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content if loop.last else {earlier} }}}}"
+        f"<|im_end|>\n{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{opens}{{% endif %}}"
     )
-    monkeypatch.setattr(tokenizer, "chat_template", template)
+
+
+@pytest.mark.parametrize("earlier", ["m.content | upper", "m.content.split('</think>')[-1].lstrip('\\n')"])
+def test_a_template_that_rewrites_earlier_turns_is_refused(monkeypatch, earlier):
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    monkeypatch.setattr(tokenizer, "chat_template", chat_template(earlier))
     with pytest.raises(ValueError, match="the chat template writes earlier turns anew"):
         TokenEnv("Text", prompts=["Hello"], tokenizer=tokenizer, stop="<|im_end|>", responder=curious)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "opens"),
+    [
+        ("m.content", "<think>\n"),
+        ("('<think>\n\n</think>\n\n' if m.role == 'assistant') ~ m.content", "<think>\n\n</think>\n\n"),
+    ],
+)
+def test_a_template_that_opens_the_reasoning_keeps_it(monkeypatch, earlier, opens):
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    monkeypatch.setattr(tokenizer, "chat_template", chat_template(earlier, opens))
+    env = TokenEnv("Text", prompts=["Hello"], tokenizer=tokenizer, stop="<|im_end|>", responder=curious)
+    _, _ = env.reset(seed=0)
+    assert tokenizer.decode(env.get_state().tokens).endswith(opens)
 
 
 def talk(env, *turns):

@@ -280,29 +280,30 @@ class TextResponder:
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the template writes before and behind a user's message that follows an answer."""
         assert self._chat is not None
-        messages = [_DIALOGUE[0], {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": MASK}]
+        messages = _dialogue(_ANSWER, MASK)
         before, after = around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
         encode = self._vocabulary.codec.encode_control
         return tuple(encode(before)), tuple(encode(after))
 
     @staticmethod
     def _check_template(chat: Conversation) -> None:
-        first, second = chat.template("a"), chat.template(write_dialogue(_DIALOGUE))
-        if not second.startswith(first):
+        first = chat.template("a")
+        said = "b" if "</think>" in first else "<think>\nb\n</think>\n\nd"  # some cut reasoning in earlier turns
+        second = chat.template(write_dialogue(_dialogue(said, "c")))
+        if not (second.startswith(first) and said in second):
             raise ValueError(
-                "chat: the chat template writes earlier turns anew, so that what was sampled would not stand in the "
-                "conversation any more; allowed is one that keeps them, such as the model's template without the "
-                "branch that drops reasoning from earlier turns"
+                "chat: the chat template writes earlier turns anew, so that what was sampled would stand there no "
+                "more; allowed is one that keeps them, as the model's without the branch that drops earlier reasoning"
             )
 
 
 _ROLES: Final = {"policy": "assistant", "environment": "user"}
 _ANSWER: Final = "\ue001"  # stands for an answer in a conversation that is rendered for what comes behind it
-_DIALOGUE: Final = [
-    {"role": "user", "content": "a"},
-    {"role": "assistant", "content": "b"},
-    {"role": "user", "content": "c"},
-]
+
+
+def _dialogue(answer: str, last: str) -> list[dict[str, str]]:
+    said = ("user", "a"), ("assistant", answer), ("user", last)
+    return [{"role": role, "content": text} for role, text in said]
 
 
 def _choose(weights: Sequence[float], generator: np.random.Generator) -> int:
