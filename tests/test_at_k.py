@@ -27,7 +27,7 @@ RIGHT = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 def episodes(texts: list[str], gold: list[float]) -> Any:
     rows = np.array([texts], dtype=object)
     scores = np.array([gold])
-    return SimpleNamespace(returns=scores, gold=scores, completions=rows, weights=np.ones(1))
+    return SimpleNamespace(returns=scores, gold=scores, written=rows, weights=np.ones(1))
 
 
 def voted(answers: list[str], right: str) -> float:

@@ -13,7 +13,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from turn_tools import Echo, ragged
 
 from textgym import TokenEnv, TokenVectorEnv, make_task
+from textgym.evaluate import evaluate
 from textgym.state import ENVIRONMENT, POLICY, PROMPT
+from textgym.task import make_reference
 from textgym.turns import Reply, written_by
 
 TASKS = ("TwentyQuestions", "Clarify", "Calculator", "Lookup", "Persuade")
@@ -127,6 +129,28 @@ def test_one_at_a_time_and_side_by_side_are_the_same(task, mode):
         for one, other in zip(first[1:4], second[1:4], strict=True):
             assert (one == other).all()
         over = first[2].copy()
+
+
+@pytest.mark.parametrize("hidden", [10**6, -1])
+def test_a_state_that_hides_what_cannot_be_is_refused(hidden):
+    env = TokenEnv(make_task("TwentyQuestions", difficulty=3))
+    env.reset(seed=7)
+    state = env.get_state()
+    with pytest.raises(ValueError, match=rf"state: hidden={hidden}: allowed is 0\.\.7"):
+        env.set_state(replace(state, hidden=hidden))
+    assert env.get_state() == state
+    plain = TokenEnv("Copy")
+    plain.reset(seed=0)
+    with pytest.raises(ValueError, match="state: hidden=0: allowed is None"):
+        plain.set_state(replace(plain.get_state(), hidden=0))
+
+
+def test_how_many_ended_by_themselves_is_counted_in_turns():
+    task = make_task("TwentyQuestions", difficulty=2)
+    found = evaluate(make_reference(task), task, per_prompt=400)
+    # Of seven words three are a question, of which the third in a row is answered without an end.
+    assert found.exact
+    assert found.stop_rate == pytest.approx(1 - (3 / 7) ** 3, abs=4 * (0.08 * 0.92 / 400) ** 0.5)
 
 
 def test_set_state_goes_on_bit_for_bit_with_what_is_hidden():

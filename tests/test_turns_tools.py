@@ -52,6 +52,8 @@ def written(env, text):
         ("1/3", "0.3333333333"),
         ("2/3*3", "2"),
         ("9" * 99, "9" * 99),
+        ("12345678901234567890.0", "12345678901234567890"),
+        ("1. + .5", "1.5"),
     ],
 )
 def test_the_calculator_knows_what_a_hand_does(expression, value):
@@ -84,6 +86,43 @@ def test_the_calculator_says_what_is_wrong(expression, said):
         return
     with pytest.raises(ValueError, match=said):
         calculate(expression)
+
+
+def spoken_task(reward, say, responder, **columns):
+    """An episode of Text-v0 in which the policy writes `say`, turn by turn, and what it is paid."""
+    env = TokenEnv(
+        "Text",
+        prompts=["What is 17 times 3?"],
+        columns={name: [value] for name, value in columns.items()},
+        responder=responder,
+        turns=len(say),
+        turn_tokens=40,
+        reply_tokens=40,
+        reward=reward,
+    )
+    env.reset(seed=0)
+    codec, stop = env.task.vocabulary.codec, env.task.vocabulary.stop_ids[0]
+    for text in say:
+        for token in (*codec.encode(text), stop):
+            _, paid, done, _, info = env.step(token)
+    assert done
+    return paid, info
+
+
+def test_named_rewards_read_what_the_policy_wrote_alone():
+    def boast(conversations):
+        return ["#### 51 is what I got. Is the cat right?" for _ in conversations]
+
+    paid, info = spoken_task("final_answer", ["#### 7", "Yes."], boast, answer="51")
+    assert paid == 0.0  # 1.0 for the user's number
+    assert info["written"] == "#### 7\nYes."
+    assert "#### 51" in info["completion"]
+    assert spoken_task("final_answer", ["#### 7", "#### 51"], boast, answer="51")[0] == 1.0
+    assert spoken_task({"name": "keywords", "words": ["cat"]}, ["dog", "bird"], boast)[0] == 0.0
+    tools = {"name": "tools", "tools": ["calc"]}
+    paid, info = spoken_task("arithmetic", ["<calc>17 * 3</calc>", "51"], tools, answer=51)
+    assert paid == 1.0  # 0.0 for the 5151 that both wrote
+    assert info["written"] == "<calc>17 * 3</calc>\n51"
 
 
 def test_looking_up_returns_the_nearest_facts():

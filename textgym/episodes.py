@@ -120,7 +120,18 @@ class Episodes:
         index = state.prompt.index
         if index is not None and (index >= len(self.prompts) or self.prompts[index] != state.prompt):
             raise ValueError(f"state: its prompt is not prompt {index} of this task's {self.split} split")
+        self._check_hidden(state)
         self.store.restore(row, state)
+
+    def _check_hidden(self, state: TokenState) -> None:
+        """Raise ValueError for a state that hides what its prompt cannot; a search hides nothing (None)."""
+        if state.hidden is None:
+            return
+        turns = self.task.turns
+        weights = () if turns is None else turns.responder.weights(state.prompt)
+        if weights is not None and state.hidden not in range(len(weights)):
+            allowed = f"0..{len(weights) - 1}" if weights else "None"
+            raise ValueError(f"state: hidden={state.hidden!r}: allowed is {allowed}")
 
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store

@@ -211,7 +211,7 @@ def calculate(expression: str) -> str:
     if len(expression) > MOST_CHARACTERS or not re.fullmatch(r"[0-9+\-*/(). ]+", expression):
         raise ValueError(f"allowed are numbers, + - * / and parentheses, at most {MOST_CHARACTERS} characters")
     try:
-        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        value = _value(ast.parse(expression.strip(), mode="eval").body, expression.strip())
     except ZeroDivisionError:
         raise ValueError("division by zero") from None
     except (SyntaxError, RecursionError, MemoryError, OverflowError):
@@ -219,13 +219,13 @@ def calculate(expression: str) -> str:
     return str(value.numerator) if value.denominator == 1 else f"{float(value):.10g}"
 
 
-def _value(node: ast.expr) -> Fraction:
+def _value(node: ast.expr, source: str) -> Fraction:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return Fraction(repr(node.value))
+        return Fraction(ast.get_source_segment(source, node) or "")  # a float would hold 16 digits
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        return _BINARY[type(node.op)](_value(node.left), _value(node.right))
+        return _BINARY[type(node.op)](_value(node.left, source), _value(node.right, source))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
-        value = _value(node.operand)
+        value = _value(node.operand, source)
         return -value if isinstance(node.op, ast.USub) else value
     raise ValueError("this is no expression of numbers, + - * / and parentheses")
 

@@ -237,6 +237,26 @@ def test_an_environment_of_texts_is_the_user(sessions: int) -> None:
             OpenEnvUser(url, observation="words")
 
 
+def test_a_turn_that_the_server_refuses_is_answered_with_its_error() -> None:
+    there = make_task("TwentyQuestions", difficulty=1)
+    with served(there, sessions=2) as url:
+        user = OpenEnvUser(url, seeds=1, sessions=2)
+        (prompt,) = user.prompts
+        said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Happy to help!"}]
+        for _ in range(3):  # no session is lost by it
+            (error,) = user([said])
+            assert error is not None
+            assert error.startswith("error: text='Happy to help!': allowed is what this vocabulary can write")
+        told = [("policy", "Happy to help!"), ("environment", error), ("policy", "0"), ("environment", "right")]
+        said += [{"role": "user", "content": error}, {"role": "assistant", "content": "0"}]
+        assert user([said]) == [None]  # the game goes on and ends
+        (alone,) = user.reward([prompt], [""], turns=[told[2:]])
+        assert user.reward([prompt], [""], turns=[told]) == [alone]
+        user.close()
+        with pytest.raises(ValueError, match=r"action='nope': actions of the environment have the fields .*text"):
+            OpenEnvUser(url, action="nope")
+
+
 def test_the_command_serves(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "textgym", "serve", "TwentyQuestions-v0", "--port", "0", "--env", "difficulty=1"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:

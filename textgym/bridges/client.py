@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.request import urlopen
 
 from textgym.bridges.server import openenv_missing
 from textgym.checks import check_count, shown
@@ -30,7 +33,8 @@ class OpenEnvUser:
     """Answers turns with what an OpenEnv environment observes; give it to Text-v0 as `responder`.
 
     The environment must do the same after the same seed and actions. So a state can be restored: where no session has
-    come that far, one starts again and repeats the conversation.
+    come that far, one starts again and repeats the conversation. A turn that it refuses is answered with its error,
+    pays nothing and ends nothing. An answer that is too long for a reply is cut.
 
     Args:
         url: of the server, as "http://127.0.0.1:8000".
@@ -40,11 +44,13 @@ class OpenEnvUser:
         sessions: of the server, at once.
 
     Attributes:
-        prompts: texts, the task's prompts.
+        prompts: texts, the task's prompts. cuts: see `textgym.turns.TextResponder`.
 
     Raises: ValueError for an argument that is not allowed, or observations without such a text; ModuleNotFoundError;
         ConnectionError.
     """
+
+    cuts = True
 
     def __init__(
         self, url: str, *, seeds: int = 8, action: str = "text", observation: str = "text", sessions: int = 16
@@ -61,6 +67,7 @@ class OpenEnvUser:
         with self._make() as session:
             for seed in range(check_count("seeds", seeds)):
                 self._seeds.setdefault(self._text(session.reset(seed=seed).observation), seed)
+        self._check_action(url)
         self.prompts = [*self._seeds]
 
     def __call__(self, conversations: Sequence[Sequence[dict[str, str]]]) -> list[str | None]:
@@ -97,11 +104,27 @@ class OpenEnvUser:
             if before.done:
                 return before
             session = self._reached.pop(history[:-1]).session
-            result, total = session.step({self._action: history[-1]}), before.total
+            try:
+                result, total = session.step({self._action: history[-1]}), before.total
+            except RuntimeError as error:  # which the environment goes on after
+                return self._keep(history, before._replace(text=f"error: {error}".replace("Server error: ", "")))
+            except BaseException:
+                session.close()
+                raise
         text = self._text(result.observation)
-        found = _Reached(session, text, total + float(result.reward or 0.0), bool(result.done))
-        self._reached[history] = found
-        return found
+        return self._keep(history, _Reached(session, text, total + float(result.reward or 0.0), bool(result.done)))
+
+    def _keep(self, history: History, reached: _Reached) -> _Reached:
+        self._reached[history] = reached
+        return reached
+
+    def _check_action(self, url: str) -> None:
+        """Raise ValueError unless actions have the field that takes texts, where the server says which they have."""
+        fields: dict[str, object] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError), urlopen(f"{url.rstrip('/')}/schema") as answer:
+            fields = json.load(answer)["action"]["properties"]
+        if fields and self._action not in fields:
+            raise ValueError(f"action={self._action!r}: actions of the environment have the fields {', '.join(fields)}")
 
     def _seed(self, prompt: str) -> int:
         if prompt not in self._seeds:
