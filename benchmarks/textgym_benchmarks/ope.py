@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import tyro
@@ -33,6 +33,9 @@ from textgym.solver.tree import normalised
 from textgym.solver.values import PolicyValues, evaluate_edges
 from textgym_benchmarks.suites import DIAGNOSTICS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SHARES: Final = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
 """KL of the policies that are judged, in parts of the optimum's."""
 BINS: Final = (0.0, FEWEST, 15.0, 20.0, 30.0, 50.0, 100.0, 200.0)
@@ -45,7 +48,7 @@ _METHODS: Final = ("t", "percentile")
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class LogPool:
     """All N trajectories of a task, from which logs are drawn.
 
     Attributes:
@@ -62,7 +65,7 @@ class Pool:
     noise: float
 
     @classmethod
-    def of(cls, name: str) -> Pool:
+    def of(cls, name: str) -> LogPool:
         """Return the trajectories of a solvable task."""
         task = make_task(name)
         solution = solve(task)
@@ -106,7 +109,7 @@ def study(name: str, repetitions: int, size: int, seed: int = 0) -> Iterator[Jso
 
     Args: size: episodes of a log.
     """
-    pool, generator = Pool.of(name), np.random.default_rng([seed, 31])
+    pool, generator = LogPool.of(name), np.random.default_rng([seed, 31])
     solution = pool.solution
     policies = [between(solution, share) for share in SHARES]
     base, logs = pool.log_probs(solution.log_reference), [pool.log_probs(each.log_policy) for each in policies]
@@ -204,7 +207,9 @@ def coverage(rows: Sequence[JsonObject], least: float, method: str = "t") -> tup
 def print_study(rows: Sequence[JsonObject], measure: str = "objective") -> None:
     """Print coverage by effective samples, and errors, coverage and ranking by distance."""
     console, chosen = Console(highlight=False, width=150), _by_estimator(rows, measure)
-    shown = table("coverage of J: above", *(number(f"{least:g}") for least in BINS[1:]), number("percentile"), "cells")
+    shown = table(
+        f"coverage, {measure}: above", *(number(f"{least:g}") for least in BINS[1:]), number("percentile"), "cells"
+    )
     for name, own in chosen.items():
         parts = [coverage(own, least) for least in BINS[1:]]
         cells = [coverage([row], FEWEST) for row in own]
@@ -213,25 +218,23 @@ def print_study(rows: Sequence[JsonObject], measure: str = "objective") -> None:
         percentile = f"{coverage(own, FEWEST, 'percentile')[1]:.3f}"
         shown.add_row(name, *(f"{held:.3f} ({share:.0%})" for share, held in parts), percentile, fit)
     console.print(shown)
-    ranking = {row["estimator"]: [] for row in rows if "ranking" in row}  # type: dict[str, list[float]]
-    for row in rows:
-        if "ranking" in row and row["measure"] == measure:
-            ranking[row["estimator"]].append(row["ranking"])
+    ranked = [row for row in rows if "ranking" in row and row["measure"] == measure]
     shown = table("bias; spread; coverage", *(number(f"{share:g}") for share in SHARES), number("ranking"))
     for name, own in chosen.items():
         cells = []
         for share in SHARES:
             here = [row for row in own if row["share"] == share]
-            bias, spread = (np.mean([row[key] for row in here]) for key in ("bias", "spread"))
+            bias, spread = (float(np.mean([row[key] for row in here])) for key in ("bias", "spread"))
             cells.append(f"{bias:+.3f}; {spread:.3f}; {coverage(here, FEWEST)[1]:.2f}")
-        shown.add_row(name, *cells, f"{np.mean(ranking[name]):.2f}")
+        ranks = [row["ranking"] for row in ranked if row["estimator"] == name]
+        shown.add_row(name, *cells, f"{np.mean(ranks):.2f}" if ranks else "")
     console.print(shown)
 
 
 def _by_estimator(rows: Sequence[JsonObject], measure: str) -> Mapping[str, list[JsonObject]]:
     found: dict[str, list[JsonObject]] = {}
     for row in rows:
-        if "logs" in row and (row["measure"] == measure or row["estimator"] == "lower bound"):
+        if "logs" in row and row["measure"] == measure:
             found.setdefault(row["estimator"], []).append(row)
     return found
 
@@ -256,7 +259,7 @@ def draw_study(rows: Sequence[JsonObject], folder: Path) -> None:
         _finish(axes[0], axes[1], "intervals that hold J", "error / (J* - J_ref)", labels, "KL / KL of the optimum")
 
 
-def _finish(above, below, first: str, second: str, labels: Sequence[str], title: str) -> None:  # type: ignore[no-untyped-def]
+def _finish(above: Axes, below: Axes, first: str, second: str, labels: Sequence[str], title: str) -> None:
     style_axes(above, first)
     style_axes(below, second)
     above.axhspan(0.9, 0.99, color=INK, alpha=0.07)

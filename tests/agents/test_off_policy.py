@@ -29,7 +29,7 @@ from textgym_agents.datasets.off_policy import (
     self_normalised,
     truncated,
 )
-from textgym_benchmarks.ope import Pool, between
+from textgym_benchmarks.ope import LogPool, between
 
 from textgym import make_task
 from textgym.solver.tree import per_state
@@ -38,7 +38,7 @@ from textgym.solver.values import evaluate_edges
 
 @pytest.fixture(scope="module")
 def pool():
-    return Pool.of("BetaSweep")
+    return LogPool.of("BetaSweep")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_fitted_q_of_all_trajectories_is_exact(pool, policy, every):
 
 def test_cross_fitting_leaves_doubly_robust_without_bias():
     """Sum over all pairs of episodes of three prompts: each is judged by what the other has fitted."""
-    pool = Pool.of("Distractor")
+    pool = LogPool.of("Distractor")
     policy, some = between(pool.solution, 0.5), np.flatnonzero(pool.states[:, 0] < 3)
     chances = pool.probability[some] / pool.probability[some].sum()
     truth = chances @ importance_sampling(log_of(pool, policy, some)).tops
