@@ -70,6 +70,7 @@ class Reward(Protocol):
 
     Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
     `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
+    `minimum`: the least, from which `textgym ope` has a lower bound;
     `pay`: "end" (default), "together" (the reward compares the completions of a batch, such as those that answer the
     same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see `Dense` and
     `Shaped`); `begin`, which takes what the reward is called with and returns a coroutine, so that `Weighted` waits
@@ -87,11 +88,13 @@ class Reward(Protocol):
 class NamedReward:
     """A reward object with a name; TRL's trainers log a reward under its `__name__`.
 
-    `maximum` is the most that it can pay for a completion, reward units; None where it does not say.
+    `maximum` and `minimum` are the most and the least that it can pay for a completion, reward units; None where it
+    does not say.
     """
 
     name: str = "reward"
     maximum: float | None = None
+    minimum: float | None = None
 
     @property
     def __name__(self) -> str:

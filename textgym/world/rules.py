@@ -59,6 +59,7 @@ class WorldRules(TermReward):
 
     name = "rules"
     maximum = 1.0
+    minimum = -1.0
     kinds: Sequence[str]
 
     def __init__(self, stop_ids: Sequence[int] = (END_ID,)) -> None:

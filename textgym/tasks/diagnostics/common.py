@@ -146,6 +146,7 @@ class RightWords(NamedReward):
 
     scale: float = 1.0
     name = "right_words"
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maximum", self.scale)

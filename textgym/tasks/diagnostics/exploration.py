@@ -38,6 +38,7 @@ class Arm(NamedReward):
     arms: int
     name = "arm"
     maximum = 1.0
+    minimum = 0.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: object) -> list[float]:
         """Score every completion."""
@@ -74,6 +75,7 @@ class EverySixteenth(NamedReward):
 
     name = "every_sixteenth"
     maximum = 1.0
+    minimum = 0.0
 
     def __call__(
         self, prompts: list[str], completions: list[str], *, completion_ids: list[list[int]], **columns: object
@@ -117,6 +119,7 @@ class Trap(TextReward):
     length: int
     name = "trap"
     maximum = 1.0
+    minimum = 0.0
 
     def _pay(self, text: str) -> float:
         if text == " ".join([DISTANCES[1]] * self.length):
@@ -153,6 +156,7 @@ class SameWord(TextReward):
     length: int
     name: str = "same_word"
     maximum = 1.0
+    minimum = 0.0
 
     def _pay(self, text: str) -> float:
         return float(any(text == " ".join([word] * self.length) for word in self.words))

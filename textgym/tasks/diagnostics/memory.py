@@ -175,6 +175,7 @@ class WordCount(NamedReward):
     stop_ids: tuple[int, ...]
     name = "word_count"
     maximum = 1.0
+    minimum = 0.0
 
     def __call__(
         self,

@@ -29,6 +29,7 @@ class FirstWord(TextReward):
     word: str
     name = "first_word"
     maximum = 1.0
+    minimum = 0.0
 
     def _pay(self, text: str) -> float:
         return float(text.split()[:1] == [self.word])
@@ -60,6 +61,7 @@ class Spelling(TextReward):
 
     scale: float = 1.0
     name = "spelling"
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maximum", self.scale)

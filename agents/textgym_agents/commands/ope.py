@@ -1,0 +1,151 @@
+"""Judge a policy from logged episodes (`ope`), by every estimator of `textgym_agents.datasets.off_policy`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
+import tyro
+
+from textgym.checks import JsonObject, check_count, check_number
+from textgym.commands.console import UsageError, note, number, output, table, untrusted
+from textgym.commands.flags import EnvOptions, find_id, parse
+from textgym.evaluate import exact_values
+from textgym.files import plain
+from textgym.optimum import solvable
+from textgym.prompts import Split
+from textgym.solver import solve
+from textgym.task import Task
+from textgym_agents.commands.policies import open_policy, run_options
+from textgym_agents.config import MOST
+from textgym_agents.protocol import Agent
+from textgym_agents.training.folder import RunFolder
+
+BIASED: Final = ("truncated", "fitted Q")
+"""Estimators whose intervals need not cover, see docs/ope.md."""
+
+
+@dataclass(frozen=True)
+class OpeFlags:
+    """Judge a policy from episodes that another one wrote: E[R] and J by every estimator, with 95% intervals.
+
+    DATA is a Minari dataset or a file of rows with prompt, completion_ids, token_logprobs and reward, as
+    `textgym record` writes them. On tasks that can be solved the truth stands beside the estimates.
+
+    Example: textgym ope recordings/copy-v0 --agent random --id Copy-v0
+    """
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """The log: the folder of a Minari dataset, or a .jsonl, .csv or .parquet file of rows."""
+    agent: str = "reference"
+    """The policy that is judged: a checkpoint or run folder, or an agent that needs no learning."""
+    id: str = ""
+    """The environment, as `textgym list` shows it; by default that of the run."""
+    agent_class: str | None = None
+    """module:Class of the agent in the folder, where it is no registered one."""
+    env: EnvOptions = ()
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
+    split: Split = "train"
+    """Whose prompts the log has: the truth is of these."""
+    group: int = 1
+    """Consecutive episodes that answer the same prompt (the --per-prompt of `textgym record`): resampled together."""
+    minimum: float | None = None
+    """The least return that there can be, for the lower bound; by default what the reward declares."""
+    seed: int = 0
+    """Seeds the bootstrap."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed, 0, MOST)
+        check_count("group", self.group)
+        if self.minimum is not None:
+            check_number("minimum", self.minimum, unit="reward units")
+
+
+def main(arguments: list[str]) -> None:
+    """Run `textgym ope`."""
+    flags = parse(OpeFlags, arguments, "ope")
+    env_id = find_id(flags.id or _own_id(Path(flags.agent)))
+    env, agent = open_policy(env_id, flags.agent, flags.env, flags.agent_class, split=flags.split)
+    from textgym_agents.algorithms.fixed import reference_of
+    from textgym_agents.datasets.logged import logged
+    from textgym_agents.datasets.off_policy import judge, lower_bound
+    from textgym_agents.datasets.reading import read_recording
+
+    task = env.unwrapped.task
+    recording = read_recording(flags.data, task)
+    try:
+        rewards = logged(recording, agent, task)
+    except ValueError as error:
+        raise ValueError(f"data={flags.data!r}: {error}") from error
+    charged = logged(recording, agent, task, reference_of(agent, task))
+    judged = {"reward": judge(rewards, flags.seed, flags.group), "objective": judge(charged, flags.seed, flags.group)}
+    least = flags.minimum if flags.minimum is not None else _least(task)
+    weights = rewards.weights
+    known = not np.isnan(weights).any()
+    bound = lower_bound(rewards, least, flags.group) if known and least is not None else None
+    report: JsonObject = {
+        "id": env_id,
+        "data": flags.data,
+        "agent": flags.agent,
+        "episodes": len(weights),
+        "logged_reward": float(recording.returns.mean()),
+        "mean_weight": float(weights.mean()) if known else None,
+        "lower_bound": bound,
+        "truth": _truth(agent, task, flags.split),
+    }
+    estimates = {name: {key: asdict(each) for key, each in found.items()} for name, found in judged.items()}
+    if flags.json:
+        print(json.dumps(plain(report | {"estimates": estimates}), indent=2, allow_nan=False))
+        return
+    console = output()
+    console.print(untrusted(f"{flags.agent} on {env_id}, judged from {len(weights)} episodes of {flags.data}"))
+    shown = table("estimator", *map(number, ("E[R] [95%]", "samples", "J [95%]", "samples")))
+    for name in judged["reward"]:
+        both = [judged[key][name] for key in ("reward", "objective")]
+        cells = [(str(each.estimate or "not known"), f"{each.effective_samples:.0f}") for each in both]
+        shown.add_row(name, *(text.replace("nan", "-") for pair in cells for text in pair))
+    shown.add_row("lower bound, 95%", "not known" if bound is None else f"{bound:.3f}", "", "", "")
+    if report["truth"] is not None:
+        shown.add_row("truth", f"{report['truth']['reward']:.3f}", "", f"{report['truth']['objective']:.3f}", "")
+    console.print(shown)
+    console.print("samples: effective ones", markup=False)
+    console.print(f"logged policy: mean return {report['logged_reward']:.3f}", markup=False)
+    for why in dict.fromkeys(each.why for found in judged.values() for each in found.values() if each.why):
+        console.print(f"not known: {why}", markup=False)
+    if known and least is None:
+        console.print("no lower bound: the reward declares no minimum; give --minimum", markup=False)
+    if any(judged["reward"][name].estimate for name in BIASED):
+        note(f"the intervals of {' and '.join(BIASED)} do not count their bias, and may miss (docs/ope.md)")
+    if known and abs(weights.mean() - 1) > 4 * weights.std() / np.sqrt(len(weights)) + 1e-6:
+        note(
+            f"the mean weight is {weights.mean():.3f}, not 1: the policy writes what the log does not hold, or its "
+            "log-probabilities are not of these tokens"
+        )
+
+
+def _own_id(run: Path) -> str:
+    """Return the id of a run. Raises: UsageError if there is none."""
+    if run_options(run) is None or "id" not in (config := RunFolder(run).config()):
+        raise UsageError("--id: the environment is missing, as in --id Copy-v0; only a run folder names its own")
+    return str(config["id"])
+
+
+def _least(task: Task) -> float | None:
+    """Return the least return that the task's reward declares; None where it does not say."""
+    least = getattr(task.reward, "minimum", None)
+    if least is None or task.noisy or task.scorer.pay == "every":
+        return None
+    return min(float(least), 0.0) if task.gamma < 1 else float(least)
+
+
+def _truth(agent: Agent, task: Task, split: str) -> JsonObject | None:
+    """Return the exact E[R] and J of an agent; None where the task cannot be solved, or the agent does not tell."""
+    if not solvable(task, split):
+        return None
+    found = exact_values(agent, solve(task, agent.own_reference(), split=split))
+    return None if found is None else {"reward": found.expected_return, "objective": found.objective}

@@ -1,0 +1,324 @@
+"""Off-policy estimators against enumeration: sums over all trajectories, exact values, and numbers by hand."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from agents.enumerated import tiny_agent, tiny_task
+from textgym_agents import make_agent, make_env
+from textgym_agents.algorithms.fixed import ReferenceAgent
+from textgym_agents.commands.ope import main
+from textgym_agents.datasets import play_episodes, read_recording, write_log
+from textgym_agents.datasets.logged import logged
+from textgym_agents.datasets.off_policy import (
+    Logged,
+    Terms,
+    bernstein_bound,
+    cross_fitted,
+    doubly_robust,
+    effective_samples,
+    fitted_interval,
+    fitted_q,
+    importance_sampling,
+    judge,
+    lower_bound,
+    per_decision,
+    ratio_interval,
+    self_normalised,
+    truncated,
+)
+from textgym_benchmarks.ope import LogPool, between
+
+from textgym import make_task
+from textgym.solver.tree import per_state
+from textgym.solver.values import evaluate_edges
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return LogPool.of("BetaSweep")
+
+
+@pytest.fixture(scope="module")
+def policy(pool):
+    return between(pool.solution, 0.5)
+
+
+def log_of(pool, policy, rows, beta=0.0):
+    own, base = (pool.log_probs(each)[rows] for each in (policy.log_policy, pool.solution.log_reference))
+    rewards = pool.rewards[rows] - beta * (own - base)
+    return Logged(pool.lengths[rows], pool.states[rows], pool.edges[rows], rewards, own, base, base.sum(1))
+
+
+@pytest.fixture(scope="module")
+def every(pool, policy):
+    """Return all trajectories, each once."""
+    return log_of(pool, policy, np.arange(len(pool.lengths)))
+
+
+def exact(pool, values, action_values):
+    """Return V and Q of a policy, given per level, along all trajectories."""
+    width = pool.edges.shape[1]
+    counts = [len(level.parent) for level in pool.solution.tree.levels]
+    flat, edges = np.concatenate(values), np.concatenate([np.zeros(counts[0]), *action_values])
+    running = np.arange(width) < pool.lengths[:, None]
+    along = np.where(running, flat[pool.states], 0.0)
+    return np.pad(along, ((0, 0), (0, 1))), np.where(running, edges[pool.edges], 0.0)
+
+
+@pytest.mark.parametrize("estimator", [importance_sampling, per_decision])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_mean_over_all_logs_is_the_true_value(pool, policy, estimator, beta):
+    log = log_of(pool, policy, np.arange(len(pool.lengths)), beta)
+    terms = estimator(log)
+    truth = policy.expected_return - beta * policy.kl
+    assert pool.probability @ terms.tops == pytest.approx(truth, abs=1e-10)
+    assert (terms.bottoms == 1).all()
+
+
+def test_doubly_robust_is_right_on_average_with_any_q_that_fits_its_v(pool, policy, every):
+    levels = pool.solution.tree.levels
+    generator = np.random.default_rng(0)
+    action_values = [generator.normal(size=len(level.parent)) for level in levels[1:]]
+    values = []
+    for level, own, logs in zip(levels, action_values, policy.log_policy, strict=False):
+        values.append(np.zeros(len(level.parent)))
+        values[-1][level.running] = per_state(np.exp(logs) * own, level, np.add)
+    values.append(np.zeros(len(levels[-1].parent)))
+    terms = doubly_robust(every, *exact(pool, values, action_values))
+    assert pool.probability @ terms.tops == pytest.approx(policy.expected_return, abs=1e-10)
+    assert terms.tops.std() > 0.1
+
+
+def test_doubly_robust_with_the_exact_q_has_no_spread(pool, policy, every):
+    bare = evaluate_edges(pool.solution.tree, policy.log_policy, policy.log_reference, 0.0, policy.gamma)
+    terms = doubly_robust(every, *exact(pool, bare.values, bare.action_values))
+    np.testing.assert_allclose(terms.tops, bare.expected_return, atol=1e-12)
+
+
+def test_fitted_q_of_all_trajectories_is_exact(pool, policy, every):
+    values, _ = fitted_q(every, pool.probability[:, None])
+    assert pool.probability @ values[:, 0, 0] == pytest.approx(policy.expected_return, abs=1e-10)
+
+
+def test_cross_fitting_leaves_doubly_robust_without_bias():
+    """Sum over all pairs of episodes of three prompts: each is judged by what the other has fitted."""
+    pool = LogPool.of("Distractor")
+    policy, some = between(pool.solution, 0.5), np.flatnonzero(pool.states[:, 0] < 3)
+    chances = pool.probability[some] / pool.probability[some].sum()
+    truth = chances @ importance_sampling(log_of(pool, policy, some)).tops
+    total = 0.0
+    for one, first in zip(some, chances, strict=True):
+        for two, second in zip(some, chances, strict=True):
+            pair = log_of(pool, policy, np.array([one, two]))
+            total += first * second * doubly_robust(pair, *cross_fitted(pair)).value
+    assert len(some) >= 9
+    assert total == pytest.approx(truth, abs=1e-10)
+
+
+def test_unvisited_tokens_have_the_mean_of_their_state():
+    # One state, tokens 0 and 1 with pi = 0.3 and 0.5; a third, never logged, has 0.2.
+    log = Logged(
+        np.ones(4, dtype=np.int64),
+        np.zeros((4, 1), dtype=np.int64),
+        np.array([[0], [0], [1], [1]]),
+        np.array([[1.0], [3.0], [6.0], [6.0]]),
+        np.log([[0.3], [0.3], [0.5], [0.5]]),
+        np.zeros((4, 1)),
+        np.zeros(4),
+    )
+    values, action_values = fitted_q(log, np.ones((4, 1)))
+    assert values[:, 0, 0].tolist() == pytest.approx([0.3 * 2 + 0.5 * 6 + 0.2 * 4] * 4)
+    assert action_values[:, 0, 0].tolist() == pytest.approx([2, 2, 6, 6])
+    # Of the second pair nothing is fitted: it has the value of its state.
+    values, action_values = fitted_q(log, np.array([[1.0], [1], [0], [0]]))
+    assert action_values[:, 0, 0].tolist() == pytest.approx([2, 2, 2, 2])
+    values, action_values = fitted_q(log, np.ones((4, 1)), shrink=2.0)
+    assert action_values[:, 0, 0].tolist() == pytest.approx([3, 3, 5, 5])
+    estimate = fitted_interval(log, np.array([[2, 0, 2, 0], [0, 2, 0, 2]]))
+    assert estimate.mean == pytest.approx(0.3 * 2 + 0.5 * 6 + 0.2 * 4)
+    assert estimate.low >= 0.3 * 1 + 0.5 * 6 + 0.2 * 3.5
+
+
+def test_weights_by_hand():
+    log = Logged(
+        np.array([2, 1]),
+        np.zeros((2, 2), dtype=np.int64),
+        np.zeros((2, 2), dtype=np.int64),
+        np.array([[1.0, 2.0], [4.0, 0.0]]),
+        np.log([[0.5, 0.5], [0.25, 1.0]]),
+        np.log([[0.25, 0.5], [0.5, 1.0]]),
+        np.log([0.125, 0.5]),
+    )
+    np.testing.assert_allclose(log.weights, [2.0, 0.5])
+    assert importance_sampling(log).value == pytest.approx((2 * 3 + 0.5 * 4) / 2)
+    assert self_normalised(log).value == pytest.approx((2 * 3 + 0.5 * 4) / 2.5)
+    assert per_decision(log).value == pytest.approx((2 * 1 + 2 * 2 + 0.5 * 4) / 2)
+    assert truncated(log, 1.5).value == pytest.approx((1.5 * 3 + 0.5 * 4) / 2)
+
+
+def test_effective_samples_by_hand():
+    ones = np.ones(4)
+    assert effective_samples(Terms(np.array([0.0, 0, 0, 1]), ones), ones) == 1.0  # one of four says another thing
+    assert effective_samples(Terms(np.array([1.0, 2, 3, 4]), ones), ones) == pytest.approx((2 * 2) ** 2 / 5)
+    assert effective_samples(Terms(np.full(3, 2.0), np.ones(3)), np.array([2.0, 1, 1])) == pytest.approx(16 / 6)
+    assert effective_samples(Terms(np.zeros(3), np.ones(3)), np.zeros(3)) == 0.0
+
+
+def test_bernstein_by_hand():
+    # 1,000 ones: 50 choose c = 1, 950 bound: no variance, so 1 - 7 ln(2 / 0.05) / (3 * 949) is left.
+    assert bernstein_bound(np.ones(1000)) == pytest.approx(1 - 7 * math.log(40) / (3 * 949))
+    # Zeros and ones in turn: the variance of 950 of them is 0.25 * 950 / 949.
+    turns = np.arange(1000) % 2.0
+    width = math.sqrt(2 * 0.25 * (950 / 949) * math.log(40) / 950)
+    assert bernstein_bound(turns) == pytest.approx(0.5 - width - 7 * math.log(40) / (3 * 949))
+    assert bernstein_bound(np.ones(3)) == 0.0
+
+
+def test_the_bound_holds_where_weights_have_a_heavy_tail():
+    generator = np.random.default_rng(0)
+    draws = np.exp(2 * generator.standard_normal((200, 400)) - 2)  # mean 1
+    assert np.mean([bernstein_bound(each) <= 1 for each in draws]) >= 0.95
+
+
+def test_the_lower_bound_is_on_shifted_returns(every):
+    paid = replace(every, rewards=every.rewards - 3 * (np.arange(every.rewards.shape[1]) == every.lengths[:, None] - 1))
+    assert lower_bound(paid, -3.0) == pytest.approx(lower_bound(every, 0.0) - 3)
+    with pytest.raises(ValueError, match=r"minimum=-2: a return in the log is -3"):
+        lower_bound(paid, -2.0)
+
+
+def test_the_studentised_interval_is_that_of_a_plain_bootstrap():
+    generator = np.random.default_rng(1)
+    tops, bottoms = generator.exponential(size=30), generator.uniform(0.5, 1.5, 30)
+    drawn = generator.integers(30, size=(400, 30))
+    counts = np.stack([np.bincount(each, minlength=30) for each in drawn])
+
+    def ratio_and_error(rows):
+        ratio = tops[rows].sum() / bottoms[rows].sum()
+        rest = tops[rows] - ratio * bottoms[rows]
+        return ratio, math.sqrt((rest**2).sum()) / bottoms[rows].sum()
+
+    value, error = ratio_and_error(np.arange(30))
+    students = [(found - value) / own for found, own in map(ratio_and_error, drawn)]
+    low, high = np.quantile(students, [0.025, 0.975])
+    found = ratio_interval(Terms(tops, bottoms), counts)
+    assert (found.mean, found.low, found.high) == pytest.approx((value, value - high * error, value - low * error))
+    found = ratio_interval(Terms(tops, bottoms), counts, "percentile")
+    ratios = [ratio_and_error(rows)[0] for rows in drawn]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
+@pytest.fixture(scope="module")
+def sampled(pool, policy):
+    rows = np.random.default_rng(0).choice(len(pool.lengths), 400, p=pool.probability)
+    return log_of(pool, policy, rows)
+
+
+def test_what_is_judged_and_what_is_not_known(sampled, policy):
+    judged = judge(sampled)
+    assert len(judged) == 6
+    for each in judged.values():
+        assert each.estimate is not None
+        assert each.estimate.mean == pytest.approx(policy.expected_return, abs=0.1)
+        assert each.effective_samples > 10
+    same = judge(replace(sampled, rewards=np.zeros_like(sampled.rewards)))
+    assert {each.why for each in same.values()} == {"the rewards of the log do not differ"}
+    far = np.where(sampled.edges[:, :1] == sampled.edges[0, 0], 20.0, -20.0) * (np.arange(3) == 0)
+    few = judge(replace(sampled, log_policy=sampled.log_logged + far * np.array([[1.0]] + [[0.1]] * 399)))
+    assert few["importance sampling"].estimate is None
+    assert few["importance sampling"].why == "fewer than 10 effective samples"
+
+
+def test_a_sum_of_log_probs_allows_whole_trajectories_only(sampled):
+    judged = judge(replace(sampled, log_logged=np.full_like(sampled.log_logged, np.nan)))
+    known = {name for name, each in judged.items() if each.estimate is not None}
+    assert known == {"importance sampling", "self-normalised", "truncated", "fitted Q"}
+    assert judged["per decision"].why == "the log has no log-probabilities of tokens"
+    unknown = np.full_like(sampled.log_logged_sums, np.nan)
+    nothing = replace(sampled, log_logged=np.full_like(sampled.log_logged, np.nan), log_logged_sums=unknown)
+    judged = judge(nothing)
+    assert [name for name, each in judged.items() if each.estimate is not None] == ["fitted Q"]
+
+
+def test_groups_are_resampled_together(sampled):
+    doubled = replace(
+        sampled,
+        **{
+            name: np.repeat(getattr(sampled, name), 2, axis=0)
+            for name in vars(sampled)
+            if name in Logged.__annotations__
+        },
+    )
+    once, twice = judge(sampled), judge(doubled, group=2)
+    for name in ("importance sampling", "self-normalised", "per decision", "truncated"):
+        assert twice[name] == pytest.approx(once[name]) or str(twice[name].estimate) == str(once[name].estimate)
+    with pytest.raises(ValueError, match="group=3: allowed are divisors of 400 episodes"):
+        judge(sampled, group=3)
+
+
+@pytest.fixture(scope="module")
+def actor():
+    return tiny_agent(tiny_task())
+
+
+@pytest.fixture
+def recording(actor, tmp_path):
+    write_log(tmp_path / "log.jsonl", play_episodes(actor, actor.task, 40, seed=3))
+    return read_recording(tmp_path / "log.jsonl", actor.task)
+
+
+def test_a_policy_that_judges_its_own_log_has_weights_of_one(actor, recording):
+    log = logged(recording, actor, actor.task)
+    np.testing.assert_allclose(log.weights, 1.0, atol=1e-4)
+    np.testing.assert_allclose(log.step_weights, 1.0, atol=1e-4)
+    np.testing.assert_allclose(log.returns, recording.returns)
+    # The same tokens have the same number, at all times; others have others.
+    prefixes = {}
+    rows, columns = recording.sequences.places()
+    times = np.concatenate([np.arange(length) for length in log.lengths])
+    for row, column, time in zip(rows, columns, times, strict=True):
+        prefix = tuple(recording.sequences.input_ids[row, : column + 1])
+        assert prefixes.setdefault((time, log.edges[row, time]), prefix) == prefix
+    assert len(set(prefixes.values())) == len(prefixes)
+
+
+def test_the_kl_is_charged_token_by_token(actor, recording):
+    task = replace(actor.task, beta=0.5)
+    bare, charged = (logged(recording, actor, task, each) for each in (None, actor.reference))
+    against = logged(recording, actor.reference, task)
+    np.testing.assert_allclose(charged.rewards, bare.rewards - 0.5 * (bare.log_policy - against.log_policy), atol=1e-9)
+
+
+def test_masked_tokens_count_as_in_the_recording(tmp_path):
+    task = replace(make_task("Stop"), min_new_tokens=3)
+    agent = ReferenceAgent(task)
+    write_log(tmp_path / "log.jsonl", play_episodes(agent, task, 30, seed=1))
+    log = logged(read_recording(tmp_path / "log.jsonl", task), agent, task)
+    np.testing.assert_allclose(log.log_policy, log.log_logged, atol=1e-6)
+
+
+def test_texts_are_refused(actor, tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": "c", "completion": "a", "reward": 1}) + "\n")
+    recording = read_recording(tmp_path / "x.jsonl", actor.task)
+    with pytest.raises(ValueError, match="episode 1 is a text; allowed are episodes with completion_ids"):
+        logged(recording, actor, actor.task)
+
+
+def test_the_command_shows_the_truth_beside_the_estimates(tmp_path, capsys):
+    task = make_task("Copy")
+    agent = make_agent("random", make_env("textgym/Copy-v0", 2))
+    write_log(tmp_path / "log.jsonl", play_episodes(agent, task, 400, seed=2))
+    main([str(tmp_path / "log.jsonl"), "--id", "Copy-v0", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["truth"]["reward"] == pytest.approx(1 / 6)
+    own = report["estimates"]["objective"]["self-normalised"]["estimate"]
+    assert own["low"] < report["truth"]["objective"] < own["high"]
+    assert report["mean_weight"] == pytest.approx(1.0)
+    assert 0 < report["lower_bound"] < 1 / 6
+    main([str(tmp_path / "log.jsonl"), "--id", "Copy-v0"])
+    shown = capsys.readouterr()
+    assert "doubly robust" in shown.out
+    assert "may miss" in shown.err

@@ -1,0 +1,64 @@
+"""The study of off-policy estimators: its policies and truths against the solver, its counts and ranks by hand."""
+
+import numpy as np
+import pytest
+from textgym_benchmarks.ope import BINS, SHARES, LogPool, between, coverage, draw_study, print_study, study
+
+from textgym import make_task
+from textgym.solver import policy_values, solve
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(study("TwoModes", 20, 200))
+
+
+def test_policies_lie_at_shares_of_the_optimums_kl():
+    solution = solve(make_task("BetaSweep"))
+    found = [between(solution, share) for share in SHARES]
+    assert [each.kl / solution.optimal.kl for each in found] == pytest.approx(SHARES, abs=1e-3)
+    assert found[-1].objective == pytest.approx(solution.objective)
+    assert np.diff([each.objective for each in found]).min() > 0
+
+
+def test_the_pool_holds_every_trajectory_with_its_pay():
+    pool = LogPool.of("Copy")
+    expected = policy_values(make_task("Copy"), pool.solution).expected_return
+    ratios = np.exp(
+        pool.log_probs(pool.solution.log_policy).sum(1) - pool.log_probs(pool.solution.log_reference).sum(1)
+    )
+    assert pool.probability.sum() == pytest.approx(1)
+    assert pool.probability @ (ratios * pool.rewards.sum(1)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_study_finds_what_is_known(rows):
+    cells = [row for row in rows if "logs" in row]
+    own = [row for row in cells if row["estimator"] == "importance sampling" and row["measure"] == "reward"]
+    assert [row["share"] for row in own] == list(SHARES)
+    assert all(sum(row["logs"]) == 20 for row in own)
+    truths = [row["truth"] for row in own]
+    assert truths == sorted(truths)
+    assert abs(own[0]["bias"]) < 0.05
+    # Of ten logs one is used for fitted Q.
+    assert {sum(row["logs"]) for row in cells if row["estimator"] == "fitted Q"} == {2}
+    bound = [row for row in cells if row["estimator"] == "lower bound"]
+    assert coverage(bound, BINS[1])[1] >= 0.95
+    ranking = {row["estimator"]: row["ranking"] for row in rows if "ranking" in row and row["measure"] == "objective"}
+    assert ranking["self-normalised"] > 0.5
+
+
+def test_coverage_by_hand():
+    row = {"logs": [5, 3, 0, 0, 0, 0, 0, 2], "t": [0, 2, 0, 0, 0, 0, 0, 2], "percentile": [0, 1, 0, 0, 0, 0, 0, 2]}
+    assert coverage([row], 10.0) == (0.5, 0.8)
+    assert coverage([row], 15.0, "percentile") == (0.2, 1.0)
+    assert np.isnan(coverage([row | {"logs": [10] + [0] * 7}], 10.0)[1])
+
+
+def test_tables_and_pictures_are_made(rows, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    print_study(rows)
+    shown = capsys.readouterr().out
+    assert "doubly robust" in shown
+    assert "ranking" in shown
+    draw_study(rows, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"ope_samples.png", "ope_distance.png"}
