@@ -32,11 +32,14 @@ class Recording:
         returns: (B,) float64, the sum over t of gamma^t r_t, reward units.
         authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say; None where that is
             not known.
+        rewards: (B, L) float64, gamma^t r_t that each of these tokens was paid, 0 elsewhere; None where that is not
+            known.
     """
 
     sequences: Sequences
     returns: Floats
     authors: NDArray[np.int8] | None = None
+    rewards: Floats | None = None
 
     def best(self, share: float) -> Ints:
         """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones."""
@@ -107,9 +110,11 @@ def read_recording(path: str | Path, task: Task) -> Recording:
         raise ValueError(message.splitlines()[0]) from error
     sequences = Sequences.of([(prompt, completion) for prompt, completion, *_ in rows], task.vocabulary.pad_id)
     authors = np.full(sequences.input_ids.shape, PROMPT, dtype=np.int8)
-    for row, (*_, own) in zip(authors, rows, strict=True):
-        row[: len(own)] = own
-    return Recording(sequences, np.array([row[2] for row in rows]), authors)
+    rewards = np.zeros(authors.shape)
+    for place, (*_, paid, own) in enumerate(rows):
+        authors[place, : len(own)] = own
+        rewards[place, np.flatnonzero(own == POLICY)] = paid
+    return Recording(sequences, np.array([row[2].sum() for row in rows]), authors, rewards)
 
 
 class _UnfitError(Exception):
@@ -130,8 +135,11 @@ def _check_metadata(metadata: JsonObject, task: Task, where: str) -> None:
         raise ValueError(f"{where}: recorded with another vocabulary than that of task {task.name!r}")
 
 
-def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float, NDArray[np.int8]]:
-    """Return prompt, completion, return and authors of an episode. Raises: _UnfitError if it is none of the task's."""
+def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, Floats, NDArray[np.int8]]:
+    """Return prompt, completion, gamma^t r_t of the actions and authors of an episode.
+
+    Raises: _UnfitError if it is none of the task's.
+    """
     ids = np.asarray(episode.observations["input_ids"])
     lengths = np.count_nonzero(episode.observations["attention_mask"], axis=1)
     actions, rewards = np.asarray(episode.actions), np.asarray(episode.rewards, dtype=np.float64)
@@ -163,4 +171,4 @@ def _row(episode: Any, task: Task, name: str) -> tuple[Ints, Ints, float, NDArra
         token = int(actions[~task.vocabulary.allowed[actions]][0])
         raise _UnfitError(f"{name}: has token {token}, which the task does not allow")
     completion = ids[-1, start : lengths[-1]]
-    return ids[-1, :start], completion, float((rewards * task.gamma ** np.arange(count)).sum()), authors
+    return ids[-1, :start], completion, rewards * task.gamma ** np.arange(count), authors

@@ -1,0 +1,46 @@
+"""Conservative Q-learning: from a log, the best values that its own tokens support, which reweight the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from textgym.task import Task
+from textgym_agents.lm.logged import LoggedStates, ValueAgent, ValueConfig, expectile_loss, following
+
+
+@dataclass(frozen=True)
+class CQLConfig(ValueConfig):
+    """Settings of CQL. Raises: as `LMConfig` does."""
+
+    cql_weight: float = 0.05
+    """alpha of the paper, reward units: weight of log sum exp Q - Q(a). With 0 nothing holds down what was not
+    logged."""
+
+
+class CQL(ValueAgent):
+    """An LM policy reweighted by conservative values of a log. Args: see `LMAgent`.
+
+    Q(s, a) is fitted to BQ = r + max Q(s', .) and pushed down where its own softmax mu is above the log's frequencies
+    pi_data: Q = BQ - alpha (mu / pi_data - 1). Q is V plus what the policy's logits hold, see
+    `textgym_agents.lm.logged`; V means nothing by itself.
+
+    Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
+    Source: Kumar et al. (2020), arXiv:2006.04779, eq. 4, CQL(H).
+    """
+
+    name = "cql"
+    config_type = CQLConfig
+    config: CQLConfig
+
+    def __init__(self, task: Task, config: CQLConfig | None = None, model: nn.Module | None = None) -> None:
+        super().__init__(task, config or CQLConfig(), model)
+
+    def value_losses(self, states: LoggedStates) -> tuple[Tensor, Tensor]:
+        """See `ValueAgent.value_losses`."""
+        best = (states.values + states.greatest).detach()
+        errors = states.rewards + following(best, states.last) - states.values
+        return expectile_loss(errors - states.advantages.detach(), 0.5), expectile_loss(
+            errors.detach() - states.advantages, 0.5
+        )

@@ -1,0 +1,53 @@
+"""Implicit language Q-learning: from a log, values that lean towards its best tokens, which reweight the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from textgym.task import Task
+from textgym_agents.config import require
+from textgym_agents.lm.logged import LoggedStates, ValueAgent, ValueConfig, expectile_loss, following
+
+
+@dataclass(frozen=True)
+class ILQLConfig(ValueConfig):
+    """Settings of ILQL. Raises: as `LMConfig` does."""
+
+    expectile: float = 0.7
+    """tau in (0, 1): V(s) is this expectile of Q(s, a) over logged tokens; towards 1 it becomes their maximum."""
+    cql_weight: float = 0.01
+    """Weight of the term that holds down the values of what was not logged, reward units: log sum exp Q - Q(a)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("expectile", self.expectile, 0 < self.expectile < 1, "a number in (0, 1)")
+
+
+class ILQL(ValueAgent):
+    """An LM policy reweighted by the values of a log. Args: see `LMAgent`.
+
+    Q(s, a) is fitted to r + V(s'), and V(s) to an expectile of Q(s, a) over the log's own tokens: a maximum over tokens
+    that nobody tried is never taken. Q - V is held in the policy's logits, see `textgym_agents.lm.logged`, so there is
+    no policy to be fitted apart, nor the paper's slow copies of Q: a text never comes back to a state.
+
+    Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
+    Source: Snell et al. (2022), arXiv:2206.11871, section 4; Kostrikov et al. (2021), arXiv:2110.06169, eqs. 5 and 6.
+    """
+
+    name = "ilql"
+    config_type = ILQLConfig
+    config: ILQLConfig
+
+    def __init__(self, task: Task, config: ILQLConfig | None = None, model: nn.Module | None = None) -> None:
+        super().__init__(task, config or ILQLConfig(), model)
+
+    def value_losses(self, states: LoggedStates) -> tuple[Tensor, Tensor]:
+        """See `ValueAgent.value_losses`."""
+        values = states.values.detach()
+        targets = states.rewards + following(values, states.last)
+        taken = values + states.advantages.detach()
+        return expectile_loss(taken - states.values, self.config.expectile), expectile_loss(
+            targets - values - states.advantages, 0.5
+        )
