@@ -23,8 +23,8 @@ class CQL(ValueAgent):
     """An LM policy reweighted by conservative values of a log. Args: see `LMAgent`.
 
     Q(s, a) is fitted to BQ = r + max Q(s', .) and pushed down where its own softmax mu is above the log's frequencies
-    pi_data: Q = BQ - alpha (mu / pi_data - 1). Q is V plus what the policy's logits hold, see
-    `textgym_agents.lm.logged`; V means nothing by itself.
+    pi_data: Q = BQ - alpha (mu / pi_data - 1). Q is held in the policy's logits, see `textgym_agents.lm.logged`, and V
+    is its maximum.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
     Source: Kumar et al. (2020), arXiv:2006.04779, eq. 4, CQL(H).
@@ -37,10 +37,10 @@ class CQL(ValueAgent):
     def __init__(self, task: Task, config: CQLConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or CQLConfig(), model)
 
-    def value_losses(self, states: LoggedStates) -> tuple[Tensor, Tensor]:
-        """See `ValueAgent.value_losses`."""
-        best = (states.values + states.greatest).detach()
-        errors = states.rewards + following(best, states.last) - states.values
-        return expectile_loss(errors - states.advantages.detach(), 0.5), expectile_loss(
-            errors.detach() - states.advantages, 0.5
-        )
+    def targets(self, states: LoggedStates) -> Tensor:
+        """See `ValueAgent.targets`."""
+        return states.rewards + following((states.centres + states.greatest).detach(), states.last)
+
+    def value_loss(self, states: LoggedStates) -> Tensor:
+        """See `ValueAgent.value_loss`: V is max Q."""
+        return expectile_loss((states.centres + states.greatest).detach() - states.values, 0.5)

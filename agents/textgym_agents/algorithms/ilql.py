@@ -29,8 +29,8 @@ class ILQL(ValueAgent):
     """An LM policy reweighted by the values of a log. Args: see `LMAgent`.
 
     Q(s, a) is fitted to r + V(s'), and V(s) to an expectile of Q(s, a) over the log's own tokens: a maximum over tokens
-    that nobody tried is never taken. Q - V is held in the policy's logits, see `textgym_agents.lm.logged`, so there is
-    no policy to be fitted apart, nor the paper's slow copies of Q: a text never comes back to a state.
+    that nobody tried is never taken. Q is held in the policy's logits, see `textgym_agents.lm.logged`, so there is no
+    policy to be fitted apart, nor are there the paper's slow copies of Q: a text never comes back to a state.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
     Source: Snell et al. (2022), arXiv:2206.11871, section 4; Kostrikov et al. (2021), arXiv:2110.06169, eqs. 5 and 6.
@@ -43,11 +43,11 @@ class ILQL(ValueAgent):
     def __init__(self, task: Task, config: ILQLConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or ILQLConfig(), model)
 
-    def value_losses(self, states: LoggedStates) -> tuple[Tensor, Tensor]:
-        """See `ValueAgent.value_losses`."""
-        values = states.values.detach()
-        targets = states.rewards + following(values, states.last)
-        taken = values + states.advantages.detach()
-        return expectile_loss(taken - states.values, self.config.expectile), expectile_loss(
-            targets - values - states.advantages, 0.5
-        )
+    def targets(self, states: LoggedStates) -> Tensor:
+        """See `ValueAgent.targets`."""
+        return states.rewards + following(states.values.detach(), states.last)
+
+    def value_loss(self, states: LoggedStates) -> Tensor:
+        """See `ValueAgent.value_loss`."""
+        taken = (states.centres + states.gaps).detach()
+        return expectile_loss(taken - states.values, self.config.expectile)

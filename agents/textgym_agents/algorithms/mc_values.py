@@ -32,7 +32,10 @@ class MCValues(ValueAgent):
     def __init__(self, task: Task, config: MCValuesConfig | None = None, model: nn.Module | None = None) -> None:
         super().__init__(task, config or MCValuesConfig(), model)
 
-    def value_losses(self, states: LoggedStates) -> tuple[Tensor, Tensor]:
-        """See `ValueAgent.value_losses`."""
-        errors = states.to_go - states.values
-        return expectile_loss(errors, 0.5), expectile_loss(errors.detach() - states.advantages, 0.5)
+    def targets(self, states: LoggedStates) -> Tensor:
+        """See `ValueAgent.targets`."""
+        return states.to_go
+
+    def value_loss(self, states: LoggedStates) -> Tensor:
+        """See `ValueAgent.value_loss`."""
+        return expectile_loss(states.to_go - states.values, 0.5)

@@ -1,9 +1,10 @@
 """Learning from logged completions with rewards: action values beside a policy, as pure functions and as an agent.
 
 A log holds episodes that somebody else has played, the behaviour policy. N are the tokens that it wrote, row by row and
-in order. With logits l and those of the reference l_ref, Q(s, a) = V(s) + T (l(a) - l_ref(a)), T being the
+in order. With logits l and those of the reference l_ref, Q(s, a) = b(s) + T (l(a) - l_ref(a)), T being the
 `advantage_temperature`: so softmax(l) is the reference reweighted by exp((Q - V) / T), the policy of these agents, and
-there is no second network to be asked when it acts. Values are those of rewards alone, at time 0, without the KL.
+there is no second network to be asked when it acts. b(s) is a number that Q is learned around, apart from V(s). Values
+are those of rewards alone, at time 0, without the KL.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class ValueConfig(LoggedConfig):
     cql_weight: float = 0.0
     """Weight of the term that holds down the values of what was not logged, reward units: log sum exp Q - Q(a)."""
     value_coefficient: float = 0.1
-    """Weight of the loss of V against that of Q - V. Both reach the same trunk; where the loss is least does not
-    change."""
+    """Weight of the losses of V(s) and b(s) against that of the logits. All reach the same trunk; where they are least
+    does not change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +71,9 @@ class LoggedStates(NamedTuple):
     Attributes:
         rewards: gamma^t r_t of the token. to_go: the sum of it and all later ones in its row. Reward units at time 0.
         last: bool, whether it is the last one of its row.
-        values: V(s). advantages: Q(s, a) - V(s) of the token. Differentiable, reward units at time 0.
-        log_sum, greatest: log sum exp and maximum over all allowed tokens of Q(s, .) - V(s); differentiable.
+        values, centres: V(s) and b(s); V(s) twice for an agent without Q. Reward units at time 0, differentiable.
+        gaps: Q(s, a) - b(s) of the token. log_sum, greatest: of Q(s, .) - b(s) over all allowed tokens the log sum exp
+            and the maximum. Reward units at time 0, differentiable.
         log_probs: of the token under the policy, nats; differentiable.
     """
 
@@ -79,7 +81,8 @@ class LoggedStates(NamedTuple):
     to_go: Tensor
     last: Tensor
     values: Tensor
-    advantages: Tensor
+    centres: Tensor
+    gaps: Tensor
     log_sum: Tensor
     greatest: Tensor
     log_probs: Tensor
@@ -184,7 +187,7 @@ class LoggedAgent(OfflineAgent):
         with torch.no_grad():
             base = self.reference.features(ids, *at)
         found = streamed(
-            self._advantages, self.policy.features(ids, *at), self.policy.backbone.vocab_size, base, ids[rows, columns]
+            self._of_states, self.policy.features(ids, *at), self.policy.backbone.vocab_size, base, ids[rows, columns]
         )
         assert batch.rewards is not None
         paid = batch.rewards[rows, columns]
@@ -193,7 +196,7 @@ class LoggedAgent(OfflineAgent):
         last = torch.tensor(np.append(rows[1:] != rows[:-1], True), device=ids.device)
         return LoggedStates(rewards, to_go, last, *found)
 
-    def _advantages(self, features: Tensor, base: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    def _of_states(self, features: Tensor, base: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         """Return what `LoggedStates` has from `values` on, (n,) each."""
         logits, head = self.policy.heads(features)
         with torch.no_grad():
@@ -201,9 +204,9 @@ class LoggedAgent(OfflineAgent):
         gaps = self.advantage_temperature * (logits - reference)
         allowed = torch.tensor(self.task.vocabulary.allowed, device=gaps.device)
         over = gaps.masked_fill(~allowed, -torch.inf)
-        values = self.value_offset + (self.value_scale or 1.0) * head
         taken, logs = (each.gather(1, tokens[:, None]).squeeze(1) for each in (gaps, torch.log_softmax(logits, -1)))
-        return values, taken, over.logsumexp(-1), over.amax(-1), logs
+        values = (self.value_offset + (self.value_scale or 1.0) * head).view(len(head), -1)
+        return values[:, 0], values[:, -1], taken, over.logsumexp(-1), over.amax(-1), logs
 
 
 class ValueAgent(LoggedAgent):
@@ -211,27 +214,40 @@ class ValueAgent(LoggedAgent):
 
     config: ValueConfig
 
+    def __init__(self, task: Task, config: ValueConfig, model: nn.Module | None = None) -> None:
+        super().__init__(task, config, model)
+        heads = nn.utils.skip_init(nn.Linear, self.policy.backbone.hidden_size, 2, device=self.policy.device)
+        for parameter in heads.parameters():
+            nn.init.zeros_(parameter)
+        self.policy.value_head = heads  # V(s) and b(s)
+        (group,) = self.optimizer.param_groups
+        group["params"] = list(self.policy.parameters())
+
     @abstractmethod
-    def value_losses(self, states: LoggedStates) -> tuple[Tensor, Tensor]:
-        """Return the losses of V and of Q - V in every state (N,) each, reward units squared; differentiable."""
+    def targets(self, states: LoggedStates) -> Tensor:
+        """Return what Q(s, a) of the logged tokens is fitted to (N,), reward units at time 0; without a gradient."""
+
+    @abstractmethod
+    def value_loss(self, states: LoggedStates) -> Tensor:
+        """Return the loss of V(s) (N,), reward units squared; differentiable in `states.values` alone."""
 
     def _losses(self, batch: Sequences, reference: Tensor) -> tuple[Tensor, Metrics]:
         states = self.states(batch)
-        of_values, of_advantages = self.value_losses(states)
-        held = self.config.cql_weight * cql_term(states.log_sum, states.advantages)
-        losses = (self.config.value_coefficient * of_values + of_advantages + held) / (self.value_scale or 1.0) ** 2
-        with torch.no_grad():
-            metrics = {
-                "loss/values": float(of_values.sum()),
-                "loss/advantages": float(of_advantages.sum()),
-                "loss/cql": float(held.sum()),
-                "values/mean": float(states.values.sum()),
-            }
-        return losses, metrics
+        errors = self.targets(states) - states.centres
+        of_values = self.value_loss(states)
+        of_centres = expectile_loss(errors - states.gaps.detach(), 0.5)
+        of_gaps = expectile_loss(errors.detach() - states.gaps, 0.5)
+        held = self.config.cql_weight * cql_term(states.log_sum, states.gaps)
+        losses = self.config.value_coefficient * (of_values + of_centres) + of_gaps + held
+        parts = {"loss/v": of_values, "loss/q": of_gaps, "loss/cql": held, "values/v": states.values}
+        return losses / (self.value_scale or 1.0) ** 2, {
+            name: float(each.detach().sum()) for name, each in parts.items()
+        }
 
     @torch.no_grad()
     def action_values(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Return V(s) (B,) and Q(s, .) (B, V) of a batch of states, reward units at time 0, of rewards alone."""
-        values = self.value_offset + (self.value_scale or 1.0) * self.policy.heads(self.policy.read(observation))[1]
-        logits, base = (each.heads(each.read(observation))[0] for each in (self.policy, self.reference))
-        return values, values[:, None] + self.advantage_temperature * (logits - base)
+        logits, head = self.policy.heads(self.policy.read(observation))
+        values = self.value_offset + (self.value_scale or 1.0) * head
+        base = self.reference.heads(self.reference.read(observation))[0]
+        return values[:, 0], values[:, 1:] + self.advantage_temperature * (logits - base)
