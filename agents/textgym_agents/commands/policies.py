@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textgym import TokenVectorEnv
-from textgym.checks import MOST_ROWS, JsonObject, check_count, check_number
+from textgym.checks import MOST_ROWS, Floats, JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.evaluate import MOST_K, at_k, evaluate
@@ -23,6 +24,9 @@ from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.trust import check_trusted
+
+if TYPE_CHECKING:
+    from textgym_agents.datasets import RecordedEpisode
 
 _LOG = logging.getLogger(__name__)
 
@@ -209,13 +213,14 @@ def eval_command(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class RecordFlags(PolicyFlags):
-    """Record an agent's episodes as a Minari dataset, which behaviour-cloning and dpo take as --data.
+    """Record an agent's episodes, which behaviour-cloning and dpo take as --data, as a Minari dataset or JSON lines.
 
     Example: textgym record Copy-v0 --agent reference --episodes 64 --out recordings/copy-v0
     """
 
     out: Path | None = None
-    """The dataset's folder, named like a Minari id: helpful-ppo-v0. What is there is never overwritten."""
+    """The dataset's folder, named like a Minari id: helpful-ppo-v0; or a file that ends in .jsonl, for a log with a row
+    per episode. What is there is never overwritten."""
     episodes: int = 1000
     """How many."""
     per_prompt: int = 1
@@ -235,33 +240,24 @@ class RecordFlags(PolicyFlags):
 def record_command(arguments: list[str]) -> None:
     """Run `textgym record`."""
     flags = parse(RecordFlags, arguments, "record")
-    from textgym_agents.datasets import record
     from textgym_agents.datasets.recording import dataset_id
 
     assert flags.out is not None
-    dataset_id(flags.out)
+    if flags.out.suffix != ".jsonl":
+        dataset_id(flags.out)
     if flags.out.exists():
         raise UsageError(f"--out {str(flags.out)!r}: is there already and is not overwritten")
     env_id, env, agent = flags.open()
     with disk_full_at(flags.out):
-        dataset = record(
-            agent,
-            env,
-            flags.episodes,
-            flags.out,
-            per_prompt=flags.per_prompt,
-            seed=flags.seed,
-            deterministic=flags.deterministic,
-            split=flags.split,
-        )
-    returns = [float(episode.rewards.sum()) for episode in dataset.iterate_episodes()]
+        rewards = _record(flags, env, agent)
+    files = [flags.out, *flags.out.rglob("*")]
     report: JsonObject = {
         "out": str(flags.out),
-        "dataset": dataset.id,
-        "episodes": int(dataset.total_episodes),
-        "tokens": int(dataset.total_steps),
-        "return": sum(returns) / len(returns),
-        "megabytes": sum(path.stat().st_size for path in flags.out.rglob("*") if path.is_file()) / 1e6,
+        "dataset": flags.out.name if flags.out.is_file() else dataset_id(flags.out),
+        "episodes": len(rewards),
+        "tokens": sum(map(len, rewards)),
+        "return": sum(float(own.sum()) for own in rewards) / len(rewards),
+        "megabytes": sum(path.stat().st_size for path in files if path.is_file()) / 1e6,
     }
     if flags.json:
         print(json.dumps({"id": env_id, "agent": flags.agent, "split": flags.split} | report, indent=2))
@@ -274,3 +270,23 @@ def record_command(arguments: list[str]) -> None:
         markup=False,
     )
     console.print(untrusted(f"dataset {report['dataset']} in {flags.out}"))
+
+
+def _record(flags: RecordFlags, env: TokenVectorEnv, agent: Agent) -> list[Floats]:
+    """Record the episodes and return the rewards of each, (T,)."""
+    from textgym_agents.datasets import play_episodes, record, write_log
+
+    assert flags.out is not None
+    settings = {name: getattr(flags, name) for name in ("per_prompt", "seed", "deterministic", "split")}
+    if flags.out.suffix != ".jsonl":
+        dataset = record(agent, env, flags.episodes, flags.out, **settings)
+        return [episode.rewards for episode in dataset.iterate_episodes()]
+    rewards = list[Floats]()
+
+    def seen() -> Iterator[RecordedEpisode]:
+        for episode in play_episodes(agent, env.unwrapped.task, flags.episodes, **settings):
+            rewards.append(episode.rewards)
+            yield episode
+
+    write_log(flags.out, seen())
+    return rewards

@@ -1,6 +1,6 @@
-"""Episodes of any agent as Minari datasets: recorded, read back, and made into data to learn from."""
+"""Logged episodes of any agent: recorded, read back, and made into data to learn from and to judge by."""
 
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
-from textgym_agents.datasets.recording import RecordedEpisode, play_episodes, record
+from textgym_agents.datasets.recording import RecordedEpisode, play_episodes, record, write_log
 
-__all__ = ["RecordedEpisode", "Recording", "is_recording", "play_episodes", "read_recording", "record"]
+__all__ = ["RecordedEpisode", "Recording", "is_recording", "play_episodes", "read_recording", "record", "write_log"]

@@ -1,4 +1,4 @@
-"""Play an agent and write its episodes as a Minari dataset, which `minari.load_dataset` and this package read."""
+"""Play an agent and write its episodes as a Minari dataset, or as a log of JSON lines; this package reads both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import Floats, Ints, JsonObject
 from textgym.episodes import action_space, observation_space
-from textgym.files import plain, replace_folder
+from textgym.files import json_line, make_folder, plain, replace_folder, replaced
 from textgym.lm.reference import Reference, restricted
 from textgym.play import PlayedBatch, Turn, draw, play_batch, reset_groups
 from textgym.rewards.scorer import scorers_restored
@@ -228,6 +228,40 @@ def record(
     # Minari looks for the data of a relative folder in that folder.
     replace_folder(folder.absolute(), lambda new: _write(new / "data", task, env, played, metadata))
     return minari().MinariDataset(folder / "data")
+
+
+def write_log(path: str | Path, episodes: Iterable[RecordedEpisode]) -> int:
+    """Write episodes of one turn as JSON lines, atomically, in the place of what was there; reading gives the same.
+
+    A row has prompt, completion, completion_ids, token_logprobs (nats, one a token; none where they are not known), and
+    reward, or rewards where others than the last token were paid: see `textgym_agents.datasets.reading`.
+
+    Args:
+        path: its folder is made if there is none.
+        episodes: as `play_episodes` gives them.
+    Returns: the rows written.
+    Raises: ValueError for an episode of several turns.
+    """
+    target, count = Path(path), 0
+    make_folder(target.parent)
+    with replaced(target) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        for episode in episodes:
+            if episode.segment_ids is not None:
+                raise ValueError(f"path={str(path)!r}: a log has no turns; allowed is a Minari dataset")
+            file.write(json_line(_log_row(episode)))
+            count += 1
+    return count
+
+
+def _log_row(episode: RecordedEpisode) -> JsonObject:
+    row: JsonObject = {
+        "prompt": episode.prompt,
+        "completion": episode.completion,
+        "completion_ids": episode.actions,
+    }
+    if not np.isnan(episode.log_probs).any():
+        row["token_logprobs"] = episode.log_probs
+    return row | ({"rewards": episode.rewards} if episode.rewards[:-1].any() else {"reward": episode.rewards[-1]})
 
 
 def minari() -> ModuleType:

@@ -162,7 +162,11 @@ class LoggedAgent(OfflineAgent):
         raise ValueError(f"data={self.config.data!r}: a text without rewards; allowed are logs with rewards")
 
     def _select(self, recording: Recording) -> Sequences:
-        return replace(recording.sequences, rewards=recording.rewards)
+        sequences = recording.sequences
+        rows, columns = sequences.places()
+        rewards = np.zeros(sequences.input_ids.shape)
+        rewards[rows, columns] = recording.rewards * self.task.gamma ** (columns - sequences.starts[rows])
+        return replace(sequences, rewards=rewards)
 
     def _batch(self, env: TokenVectorEnv) -> tuple[Sequences, Metrics]:
         if self._has_data():

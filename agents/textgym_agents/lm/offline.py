@@ -34,7 +34,7 @@ class OfflineConfig(LMConfig):
     """Settings of agents that learn from given texts. Raises: as `LMConfig` does."""
 
     data: str | None = None
-    """File of the texts to learn from, in any format of textgym.preferences, or folder of a Minari dataset."""
+    """File of the texts to learn from, in any format of textgym.preferences, or log or Minari dataset of episodes."""
     on_broken: Literal["stop", "skip"] = "stop"
     """What rows of the file that cannot be used lead to. stop: nothing is learned; skip: they are left out and named.
     """
@@ -125,7 +125,7 @@ class OfflineAgent(LMAgent):
         data = self.config.data
         if data is None or not is_recording(data):
             return self._encode(self._read())
-        recording = read_recording(data, self.task)
+        recording = read_recording(data, self.task, self.config.on_broken)
         try:
             return self._select(recording)
         except ValueError as error:
