@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from textgym_agents.lm.logged import ValueAgent
+from textgym_agents.lm.logged import LoggedAgent, ValueAgent
 from textgym_agents.lm.sequences import Sequences
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
@@ -89,11 +89,12 @@ def conservative_backup(alpha: float) -> Backup:
             places = np.arange(mu.shape[1])
             curvature[:, places, places] += data + alpha * mu
             move = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
-            size = np.ones(len(found))
-            for _ in range(30):
-                worse = mean(found - size[:, None] * move) > mean(found) + 1e-15
-                size = np.where(worse, size / 2, size)
-            found = found - size[:, None] * move
+            size = np.ones((len(found), 1))
+            while (worse := mean(found - size * move) > mean(found) + 1e-12).any():
+                size[worse] /= 2
+            found = found - size * move
+            if np.abs(move).max() < 1e-12:
+                break
         return found, found.max(1)
 
     return backup
@@ -130,7 +131,7 @@ def full_log(tree: PrefixTree) -> tuple[Sequences, Floats]:
     return Sequences(log.input_ids, log.starts, log.lengths, rewards=rewards), weights
 
 
-def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 800) -> tuple[PrefixTree, ValueAgent]:
+def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 800) -> tuple[PrefixTree, LoggedAgent]:
     """Return the states of a task, and an agent whose table has followed its loss on the full log.
 
     Args: name: of a task. agent: that learns values. steps: of Adam, over which its rate falls to 0.
@@ -140,7 +141,7 @@ def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 
     log, weights = full_log(tree)
     spread = float(log.returns.std())
     config = {"model": "table", "device": "cpu", "advantage_temperature": spread, "value_coefficient": 1.0, **settings}
-    made = cast("ValueAgent", make_agent(agent, env, make_config(agent_class(agent), config)))
+    made = cast("LoggedAgent", make_agent(agent, env, make_config(agent_class(agent), config)))
     made._centre_values(log.returns)
     scale, nothing = torch.tensor(weights, dtype=torch.float32), torch.zeros(len(log.lengths))
     for step in range(steps):
@@ -153,9 +154,10 @@ def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 
     return tree, made
 
 
-def table_values(tree: PrefixTree, agent: ValueAgent) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
+def table_values(tree: PrefixTree, agent: LoggedAgent) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
     """Return V of every running state, and Q of every edge, reward units at time 0, level by level."""
     values, action_values = [], []
+    assert isinstance(agent, ValueAgent)
     for depth, level in enumerate(tree.levels[:-1]):
         own, each = (part.double().numpy() for part in agent.action_values(tree.observations(depth, level.running)))
         edges = tree.levels[depth + 1]
