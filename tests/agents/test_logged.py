@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from agents.mutant_logs import LOG_MUTANTS
 from gymnasium.vector import AutoresetMode
 from textgym_agents import load_agent, make_agent, make_env
+from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check, check_names
 from textgym_agents.datasets import play_episodes, write_log
 from textgym_agents.lm import logged
 from textgym_agents.lm.sequences import Sequences
@@ -220,3 +222,32 @@ def test_a_table_starts_as_the_reference_and_is_refused_where_states_cannot_be_l
     assert not agent.has_own_reference
     with pytest.raises(ValueError, match="model='table': task 'Helpful' has no list of its states"):
         make_agent("lm-ppo", make_env("textgym/Helpful-v0", 2), **TABLE)
+
+
+LOGS = [name for name in check_names() if name.startswith("log: ")]
+
+
+@pytest.mark.parametrize("name", [*AGENTS, "behaviour-cloning"])
+def test_the_kit_finds_nothing_wrong_with_what_learns_from_a_log(name):
+    found = check(name, LOGS, settings=CPU, envs=16, iterations=2)
+    assert {f.check: f.status for f in found} == dict.fromkeys(LOGS, HOLDS)
+
+
+@pytest.mark.parametrize("bug", LOG_MUTANTS)
+def test_the_kit_finds_what_is_wrong_with_it(bug):
+    mutant, name = LOG_MUTANTS[bug]
+    (found,) = check(mutant, [name], settings=CPU, envs=16, iterations=2)
+    assert found.status == FAILS
+    assert "Error" not in found.found
+
+
+def test_what_learns_from_no_log_is_not_asked():
+    found = check("rloo", LOGS, settings=CPU, envs=16, iterations=2)
+    found += check("dpo", LOGS, settings={"sampler": "policy", **CPU}, envs=16, iterations=2)
+    assert {f.status for f in found} == {NOT_ASKED}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_it_passes_every_other_check_that_applies(name):
+    found = check(name, check_names(slow=False), settings=CPU, envs=32, iterations=2)
+    assert {f.check: f.found for f in found if f.status == FAILS} == {}
