@@ -24,6 +24,7 @@ class TableConfig(PretrainedConfig):
     def __init__(self, vocab_size: int = 2, hidden_size: int = 2, **others: object) -> None:
         super().__init__(**others)
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, 1
+        self.num_hidden_layers = self.num_attention_heads = 1  # which sizes of caches are worked out by
 
 
 class _States:
