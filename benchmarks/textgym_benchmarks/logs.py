@@ -1,34 +1,60 @@
 """What is learned from logs: the fixed points of the losses on solvable tasks, and agents on one log of Helpful.
 
     python -m textgym_benchmarks.logs --exact
+    python -m textgym_benchmarks.logs --out runs/logs
+    python -m textgym_benchmarks.logs --out runs/logs --table
 
-It prints, for each solvable task, how far the learned values of a table are from the exact fixed points, and how far
-those are from the hard maximum over logged tokens as the expectile goes to 1 and alpha to 0.
+The first line prints, for each solvable task, how far the learned values of a table are from the exact fixed points,
+and how far those are from the hard maximum over logged tokens as the expectile goes to 1 and alpha to 0. The second
+has the reference log completions of Helpful, from which every contestant learns with its trials on the split "tune"
+and, with the one that has the best J, with fresh seeds; what has a result is not run again. The third prints what is
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, cast
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from textgym_agents.datasets import play_episodes, write_log
 from textgym_agents.lm.logged import LoggedAgent, ValueAgent
 from textgym_agents.lm.sequences import Sequences
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
-from textgym.checks import Floats
+from textgym.checks import Floats, JsonObject
 from textgym.commands.console import number, table
 from textgym.solver import PrefixTree, edge_log_probs, policy_values, prefix_tree
 from textgym.task import make_reference
+from textgym_benchmarks.results.store import load_results
+from textgym_benchmarks.run.runner import run_suite
+from textgym_benchmarks.statistics import leads
+from textgym_benchmarks.suite import Cell, Evaluation, Suite
+from textgym_benchmarks.summaries.grid import at
 
 SOLVABLE: Final = ("Bandit", "Stop", "Scale", "BetaSweep", "TwoModes", "Deceptive", "BigVocab", "Distractor")
 EXPECTILES: Final = (0.5, 0.7, 0.9, 0.99)
 ALPHAS: Final = (0.1, 0.01, 0.001)
 """Of CQL, in units of the spread of returns."""
+TRIALS: Final[Mapping[str, tuple[str, Sequence[JsonObject]]]] = {
+    "ilql": ("ilql", ({}, {"expectile": 0.9}, {"advantage_temperature": 0.1})),
+    "cql": ("cql", ({}, {"cql_weight": 0.01}, {"advantage_temperature": 0.1})),
+    "mc-values": ("mc-values", ({}, {"advantage_temperature": 0.1}, {"advantage_temperature": 0.2})),
+    "awr": ("awr", ({}, {"advantage_temperature": 0.1}, {"greatest_weight": 100.0})),
+    "filtered cloning": ("behaviour-cloning", tuple({"best_share": share} for share in (0.05, 0.1, 0.2))),
+    "rejection": (
+        "behaviour-cloning",
+        tuple({"best_share": share, "best_of": "prompt"} for share in (0.05, 0.125, 0.25)),
+    ),
+    "dpo": ("dpo", ({}, {"noise": 0.05}, {"noise": 0.2})),
+}
+"""Contestant on the log -> its agent, and as many changes of its settings as every other one has."""
+_TRIAL_SEED, _EPOCHS = 1000, 2
 Backup = Callable[[Floats, Floats], tuple[Floats, Floats]]
 """From r + what follows (n, A) and the policy that logged (n, A) in n states, to Q (n, A) and what a state hands on."""
 
@@ -131,7 +157,7 @@ def full_log(tree: PrefixTree) -> tuple[Sequences, Floats]:
     return Sequences(log.input_ids, log.starts, log.lengths, rewards=rewards), weights
 
 
-def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 800) -> tuple[PrefixTree, LoggedAgent]:
+def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 400) -> tuple[PrefixTree, LoggedAgent]:
     """Return the states of a task, and an agent whose table has followed its loss on the full log.
 
     Args: name: of a task. agent: that learns values. steps: of Adam, over which its rate falls to 0.
@@ -197,6 +223,76 @@ def exact_rows(name: str) -> list[tuple[str, ...]]:
     return [*rows, (name, "mc-values", f"{distance(found, running):.4f}", "-")]
 
 
+# One log of Helpful
+
+
+def helpful_log(path: Path, episodes: int) -> None:
+    """Have the reference log completions of Helpful, eight a prompt, unless the file is there."""
+    if not path.exists():
+        env = make_env("textgym/Helpful-v0", 8)
+        reference = make_agent("reference", env)
+        write_log(path, play_episodes(reference, env.unwrapped.task, episodes, per_prompt=8))
+
+
+def contest(path: Path, episodes: int, chosen: Mapping[str, int] | None, seeds: int) -> Suite:
+    """Return the suite of the trials of every contestant, or of those that were chosen.
+
+    Args: path: the log. episodes: read by each, twice in each pass. chosen: contestant -> place of its trial.
+    """
+    cells = [
+        Cell(
+            "textgym/Helpful-v0",
+            agent,
+            episodes,
+            _TRIAL_SEED if chosen is None else seed,
+            config={"epochs": _EPOCHS, **changes, "data": str(path)},
+            label=f"{name} {place}",
+        )
+        for name, (agent, trials) in TRIALS.items()
+        for place, changes in enumerate(trials)
+        if chosen is None or chosen.get(name) == place
+        for seed in range(1 if chosen is None else seeds)
+    ]
+    evaluation = Evaluation(1, 2, 8, 0, split="tune") if chosen is None else Evaluation(1, 2, 16, 128)
+    return Suite("logs" if chosen else "logs-trials", tuple(cells), "Agents on one log of Helpful.", evaluation)
+
+
+def measured(folder: Path, name: str) -> dict[str, Floats]:
+    """Return the label of each trial -> a measure after learning (S,) of its seeds."""
+    found: dict[str, list[float]] = {}
+    for each in load_results(folder):
+        value = None if each.measures is None else at(each.measures, "after", name, "mean")
+        if value is not None:
+            found.setdefault(each.cell.name, []).append(value)
+    return {label: np.array(values) for label, values in found.items()}
+
+
+def best_trials(folder: Path) -> dict[str, int]:
+    """Return for every contestant that has run the place of the trial with the best J."""
+    means = {label: float(values.mean()) for label, values in measured(folder, "objective").items()}
+    places = {name: [k for k in range(len(trials)) if f"{name} {k}" in means] for name, (_, trials) in TRIALS.items()}
+    return {name: max(own, key=lambda k: means[f"{name} {k}"]) for name, own in places.items() if own}
+
+
+def print_contest(folder: Path) -> None:
+    """Print what every contestant has come to, best first, and how far it is ahead of dpo on the same log."""
+    found = {name: measured(folder, name) for name in ("optimality", "reward", "kl")}
+    own = found["optimality"]
+    dpo = next((values for label, values in own.items() if label.startswith("dpo")), np.zeros(0))
+    shown = table("", number("optimality"), number("least"), number("most"), "ahead of dpo", "reward", "KL", "settings")
+    for label in sorted(own, key=lambda label: -float(own[label].mean())):
+        name, place = label.rsplit(" ", 1)
+        ahead = "-"
+        if min(len(dpo), len(own[label])) > 1 and name != "dpo":
+            lead, low, high = leads(own[label][:, None], dpo[:, None])[:, 0]
+            ahead = f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]"
+        changes = ", ".join(f"{key} {value}" for key, value in TRIALS[name][1][int(place)].items()) or "as they come"
+        numbers = (own[label].mean(), own[label].min(), own[label].max())
+        rest = (f"{found[each][label].mean():.2f}" for each in ("reward", "kl"))
+        shown.add_row(name, *(f"{value:.3f}" for value in numbers), ahead, *rest, changes)
+    Console(highlight=False).print(shown)
+
+
 @dataclass(frozen=True)
 class LogsFlags:
     """Hold what is learned from logs to the truth."""
@@ -204,17 +300,35 @@ class LogsFlags:
     tasks: tuple[str, ...] = SOLVABLE
     """Solvable tasks, by name."""
     exact: bool = False
-    """Print the distances of learned values from the exact fixed points."""
+    """Print the distances of learned values from the exact fixed points, and nothing else."""
+    out: Path = Path("runs/logs")
+    """Folder of the log of Helpful and of the two suites."""
+    episodes: int = 20_480
+    """Completions that the reference logs, and that every contestant reads."""
+    seeds: int = 5
+    """Of the chosen settings."""
+    workers: int | None = None
+    """Processes; by default one for each core."""
+    table: bool = False
+    """Print what is there, and run nothing."""
 
 
 def main() -> None:
     """Run the script."""
     flags = tyro.cli(LogsFlags)
-    shown = table("task", "values", number("from the fixed point"), number("it from the maximum"))
-    for name in flags.tasks:
-        for row in exact_rows(name):
-            shown.add_row(*row)
-    Console(highlight=False).print(shown)
+    if flags.exact:
+        shown = table("task", "values", number("from the fixed point"), number("it from the maximum"))
+        for name in flags.tasks:
+            for row in exact_rows(name):
+                shown.add_row(*row)
+        Console(highlight=False).print(shown)
+        return
+    path, trials, finals = flags.out / "helpful.jsonl", flags.out / "trials", flags.out / "finals"
+    if not flags.table:
+        helpful_log(path, flags.episodes)
+        run_suite(contest(path, flags.episodes, None, 1), trials, workers=flags.workers)
+        run_suite(contest(path, flags.episodes, best_trials(trials), flags.seeds), finals, workers=flags.workers)
+    print_contest(finals)
 
 
 if __name__ == "__main__":

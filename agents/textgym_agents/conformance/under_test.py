@@ -192,13 +192,16 @@ def turn_task() -> Task:
     return replace(probe_task(), turns=turns, max_new_tokens=turns.room, reward=_turn_reward, gold=None)
 
 
+_Step = tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]
+
+
 class CutOff(TokenVectorEnv):
     """An environment that truncates every episode after its first token, as an outer time limit would."""
 
     def __init__(self, task: Task, num_envs: int) -> None:
         super().__init__(task, num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
-    def step(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]:
+    def step(self, actions: Ints) -> _Step:
         """See `TokenVectorEnv.step`."""
         observation, rewards, terminated, _, infos = super().step(actions)
         return observation, rewards, terminated, ~terminated, infos
@@ -209,7 +212,7 @@ class Untouched(CutOff):
 
     steps = 0
 
-    def step(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]:
+    def step(self, actions: Ints) -> _Step:
         """See `TokenVectorEnv.step`."""
         self.steps += 1
         return super().step(actions)
