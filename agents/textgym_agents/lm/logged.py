@@ -1,9 +1,10 @@
 """Learning from logged completions with rewards: action values beside a policy, as pure functions and as an agent.
 
 A log holds episodes that somebody else has played, the behaviour policy. N are the tokens that it wrote, row by row and
-in order. With logits l and those of the reference l_ref, Q(s, a) = b(s) + T (l(a) - l_ref(a)), T being the
-`advantage_temperature`: so softmax(l) is the reference reweighted by exp((Q - V) / T), the policy of these agents, and
-there is no second network to be asked when it acts. b(s) is a number that Q is learned around, apart from V(s). Values
+in order. Q(s, a) = b(s) + T log(pi(a) / ref(a)), T being the `advantage_temperature`: so the policy pi is the reference
+reweighted by exp((Q - V) / T), and there is no second network to be asked when it acts. b(s) is a number apart, which
+makes Q any function at all; it is T log E_ref[exp(Q / T)]. With log-probabilities in place of logits an error that all
+logged tokens of a state share has no gradient on a policy that is the log's, on average, and b(s) takes it up. Values
 are those of rewards alone, at time 0, without the KL.
 """
 
@@ -203,14 +204,13 @@ class LoggedAgent(OfflineAgent):
     def _of_states(self, features: Tensor, base: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         """Return what `LoggedStates` has from `values` on, (n,) each."""
         logits, head = self.policy.heads(features)
-        with torch.no_grad():
-            reference = self.reference.heads(base)[0]
-        gaps = self.advantage_temperature * (logits - reference)
+        logs = torch.log_softmax(logits, -1)
+        gaps = self.advantage_temperature * (logs - self.reference.distribution(base))
         allowed = torch.tensor(self.task.vocabulary.allowed, device=gaps.device)
         over = gaps.masked_fill(~allowed, -torch.inf)
-        taken, logs = (each.gather(1, tokens[:, None]).squeeze(1) for each in (gaps, torch.log_softmax(logits, -1)))
+        taken, own = (each.gather(1, tokens[:, None]).squeeze(1) for each in (gaps, logs))
         values = (self.value_offset + (self.value_scale or 1.0) * head).view(len(head), -1)
-        return values[:, 0], values[:, -1], taken, over.logsumexp(-1), over.amax(-1), logs
+        return values[:, 0], values[:, -1], taken, over.logsumexp(-1), over.amax(-1), own
 
 
 class ValueAgent(LoggedAgent):
@@ -253,5 +253,5 @@ class ValueAgent(LoggedAgent):
         """Return V(s) (B,) and Q(s, .) (B, V) of a batch of states, reward units at time 0, of rewards alone."""
         logits, head = self.policy.heads(self.policy.read(observation))
         values = self.value_offset + (self.value_scale or 1.0) * head
-        base = self.reference.heads(self.reference.read(observation))[0]
-        return values[:, 0], values[:, 1:] + self.advantage_temperature * (logits - base)
+        ratios = torch.log_softmax(logits, -1) - self.reference.distribution(self.reference.read(observation))
+        return values[:, 0], values[:, 1:] + self.advantage_temperature * ratios
