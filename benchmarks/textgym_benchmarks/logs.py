@@ -42,10 +42,10 @@ EXPECTILES: Final = (0.5, 0.7, 0.9, 0.99)
 ALPHAS: Final = (0.1, 0.01, 0.001)
 """Of CQL, in units of the spread of returns."""
 TRIALS: Final[Mapping[str, tuple[str, Sequence[JsonObject]]]] = {
-    "ilql": ("ilql", ({}, {"expectile": 0.9}, {"advantage_temperature": 0.1})),
-    "cql": ("cql", ({}, {"cql_weight": 0.01}, {"advantage_temperature": 0.1})),
-    "mc-values": ("mc-values", ({}, {"advantage_temperature": 0.1}, {"advantage_temperature": 0.2})),
-    "awr": ("awr", ({}, {"advantage_temperature": 0.1}, {"greatest_weight": 100.0})),
+    "ilql": ("ilql", ({}, {"expectile": 0.9}, {"value_coefficient": 1.0})),
+    "cql": ("cql", ({}, {"cql_weight": 0.001}, {"value_coefficient": 1.0})),
+    "mc-values": ("mc-values", ({}, {"advantage_temperature": 0.1}, {"value_coefficient": 1.0})),
+    "awr": ("awr", ({}, {"advantage_temperature": 0.1}, {"greatest_weight": 20.0})),
     "filtered cloning": ("behaviour-cloning", tuple({"best_share": share} for share in (0.05, 0.1, 0.2))),
     "rejection": (
         "behaviour-cloning",
@@ -167,6 +167,7 @@ def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 
     log, weights = full_log(tree)
     spread = float(log.returns.std())
     config = {"model": "table", "device": "cpu", "advantage_temperature": spread, "value_coefficient": 1.0, **settings}
+    config |= {} if agent in ("awr", "mc-values") else {"lam": 0.0}
     made = cast("LoggedAgent", make_agent(agent, env, make_config(agent_class(agent), config)))
     made._centre_values(log.returns)
     scale, nothing = torch.tensor(weights, dtype=torch.float32), torch.zeros(len(log.lengths))

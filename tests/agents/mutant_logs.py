@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from textgym_agents.algorithms.awr import AWR
+from textgym_agents.algorithms.awr import AWR, AWRConfig
 from textgym_agents.algorithms.behaviour_cloning import BehaviourCloning
 from textgym_agents.algorithms.cql import CQL
 from textgym_agents.algorithms.ilql import ILQL
@@ -91,8 +91,18 @@ class HoldsUp(CQL):
         return found
 
 
+@dataclass(frozen=True)
+class LowLimit(AWRConfig):
+    greatest_weight: float = 1.5
+
+
 class ForgetsTheLimit(AWR):
     """Lets weights grow."""
+
+    config_type = LowLimit
+
+    def __init__(self, task: Any, config: LowLimit | None = None) -> None:
+        super().__init__(task, config or LowLimit())
 
     def _losses(self, batch: Any, reference: Any) -> Any:
         kept = self.config

@@ -45,6 +45,15 @@ def test_returns_to_go_and_what_follows_stay_within_a_row():
     assert logged.following(torch.arange(1.0, 7.0), last).tolist() == [2, 3, 0, 0, 6, 0]
 
 
+def test_mixed_returns_by_hand():
+    rewards, values = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([9.0, 4.0, 9.0])
+    last = torch.tensor([False, True, True])
+    # y_1 = 1; y_0 = 0.25 * 4 + 0.75 * 1
+    assert logged.mixed_returns(rewards, values, last, 0.75).tolist() == [1.75, 1.0, 2.0]
+    assert logged.mixed_returns(rewards, values, last, 0.0).tolist() == [4.0, 1.0, 2.0]
+    assert logged.mixed_returns(rewards, values, last, 1.0).tolist() == [1.0, 1.0, 2.0]
+
+
 def test_the_conservative_term_has_the_gradient_of_the_paper():
     values = torch.tensor([[0.5, -1.0, 2.0]], requires_grad=True)
     data = torch.tensor([0.2, 0.5, 0.3])
@@ -194,6 +203,7 @@ def test_without_data_the_reference_logs_as_much_as_was_asked_for():
     [
         ("ilql", {"expectile": 1.0}, "expectile=1.0: allowed is a number in"),
         ("cql", {"cql_weight": -1.0}, "cql_weight=-1.0"),
+        ("ilql", {"lam": 1.5}, "lam=1.5"),
         ("awr", {"greatest_weight": 0.0}, "greatest_weight=0.0"),
         ("mc-values", {"logged": 8, "data": "x.jsonl"}, "logged=8: allowed is None where data is given"),
         ("mc-values", {"advantage_temperature": 0.0}, "advantage_temperature=0.0"),

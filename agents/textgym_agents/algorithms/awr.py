@@ -19,8 +19,8 @@ class AWRConfig(LoggedConfig):
 
     advantage_temperature: float | None = None
     """Reward units: a token weighs exp((return - V) / T). None: the task's beta, or that of `beta`."""
-    greatest_weight: float = 20.0
-    """What weights are cut off at."""
+    greatest_weight: float = 1000.0
+    """What weights are cut off at; the paper's is 20, which at T = beta cuts off a quarter of Helpful's."""
     value_coefficient: float = 0.1
     """Weight of the loss of V, in units of the first returns' spread, against that of the policy."""
 

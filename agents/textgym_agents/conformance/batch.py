@@ -337,7 +337,10 @@ def _plain_losses(agent: OfflineAgent, seen: Observation, tokens: Ints, rewards:
     values, every = (part.double().numpy() for part in agent.action_values(seen))
     taken, every = every[each, tokens], every[:, agent.task.vocabulary.allowed]
     state, tau = (every.max(1), 0.5) if name == "cql" else (values, getattr(config, "expectile", 0.5))
-    target = to_go if name == "mc-values" else paid + np.append(state[1:], 0.0)
+    lam = getattr(config, "lam", 1.0)
+    target = paid + (1 - lam) * np.append(state[1:], 0.0)
+    for step in each[-2::-1]:
+        target[step] += lam * target[step + 1]
     errors = {"ilql": taken, "cql": state, "mc-values": to_go}[name] - values
     of_values, of_q = np.where(errors < 0, 1 - tau, tau) * errors**2, 0.5 * (target - taken) ** 2
     held = config.cql_weight * (np.log(np.exp(every).sum(1)) - taken)

@@ -109,6 +109,19 @@ def following(values: Tensor, last: Tensor) -> Tensor:
     return torch.where(last, 0.0, values.roll(-1))
 
 
+def mixed_returns(rewards: Tensor, values: Tensor, last: Tensor, lam: float) -> Tensor:
+    """Return y_t = r_t + (1 - lam) V(s_{t+1}) + lam y_{t+1} within each row (N,), with V and y 0 behind its end.
+
+    Args: rewards, values: (N,), reward units at time 0. last: (N,) bool. lam: in [0, 1]; 1 is what was logged alone.
+    Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, section 12.1.
+    """
+    base = rewards + (1 - lam) * following(values, last)
+    found, left = base, last.logical_not()
+    while lam and left.any():
+        found, left = base + lam * following(found, last), following(left, last).bool()
+    return found
+
+
 def returns_to_go(rewards: Floats, lengths: Floats) -> Floats:
     """Return the sum of each reward and all later ones of its row (N,): the Monte-Carlo targets.
 
