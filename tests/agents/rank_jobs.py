@@ -48,7 +48,6 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "reinforce": ("reinforce", {"baseline": "batch"}),
     "soft-q": ("soft-q", {"replay_batch": 9}),
     "dpo": ("dpo", {}),
-    "ilql": ("ilql", {}),
     "behaviour-cloning": ("behaviour-cloning", {"data": "texts.jsonl"}),
     "lora": ("lm-ppo", {"model": "base", "lora_rank": 2, "learning_rate": 0.01}),
     "lora, grpo": ("grpo", {"model": "base", "lora_rank": 2, "group": 4, "gradient_checkpointing": True}),

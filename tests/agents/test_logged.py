@@ -204,6 +204,7 @@ def test_without_data_the_reference_logs_as_much_as_was_asked_for():
         ("ilql", {"expectile": 1.0}, "expectile=1.0: allowed is a number in"),
         ("cql", {"cql_weight": -1.0}, "cql_weight=-1.0"),
         ("ilql", {"lam": 1.5}, "lam=1.5"),
+        ("cql", {"parallel": "fsdp"}, "parallel='fsdp': allowed is 'ddp'"),
         ("awr", {"greatest_weight": 0.0}, "greatest_weight=0.0"),
         ("mc-values", {"logged": 8, "data": "x.jsonl"}, "logged=8: allowed is None where data is given"),
         ("mc-values", {"advantage_temperature": 0.0}, "advantage_temperature=0.0"),

@@ -64,6 +64,7 @@ class ValueConfig(LoggedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         not_negative(self, "cql_weight", "value_coefficient")
+        require("parallel", self.parallel, self.parallel == "ddp", "'ddp': the heads of values are not sharded")
 
 
 class LoggedStates(NamedTuple):
