@@ -27,7 +27,7 @@ from textgym_agents.lm.logged import LoggedAgent, ValueAgent
 from textgym_agents.lm.sequences import Sequences
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
-from textgym.checks import Floats, JsonObject
+from textgym.checks import Floats, Ints, JsonObject
 from textgym.commands.console import number, table
 from textgym.solver import PrefixTree, edge_log_probs, policy_values, prefix_tree
 from textgym.task import make_reference
@@ -105,7 +105,8 @@ def conservative_backup(alpha: float) -> Backup:
         def mean(values: Floats) -> Floats:
             top = values.max(1, keepdims=True)
             log_sum = np.log(np.exp(values - top).sum(1)) + top[:, 0]
-            return alpha * (log_sum - (data * values).sum(1)) + 0.5 * (data * (values - targets) ** 2).sum(1)
+            held = alpha * (log_sum - (data * values).sum(1))
+            return np.asarray(held + 0.5 * (data * (values - targets) ** 2).sum(1))
 
         for _ in range(50):
             mu = np.exp(found - found.max(1, keepdims=True))
@@ -139,12 +140,14 @@ def full_log(tree: PrefixTree) -> tuple[Sequences, Floats]:
     every = exact.trajectories
     size, steps = len(every.length), len(tree.levels) - 1
     paid, reach = np.zeros((size, steps)), np.ones((size, steps))
-    parts, starts = [], np.zeros(size, dtype=np.int64)
+    parts = list[tuple[Ints, Ints]]()
+    starts = np.zeros(size, dtype=np.int64)
     for place, (depth, row) in enumerate(zip(every.length.tolist(), every.row.tolist(), strict=True)):
         shown = tree.observations(depth, np.array([row]))
         length = int(shown["attention_mask"].sum())
         starts[place] = length - depth
-        parts.append((shown["input_ids"][0, : length - depth], shown["input_ids"][0, length - depth : length]))
+        ids = shown["input_ids"][0].astype(np.int64)
+        parts.append((ids[: length - depth], ids[length - depth : length]))
         for step in range(depth - 1, -1, -1):
             paid[place, step] = tree.task.gamma**step * tree.levels[step + 1].reward[row]
             row = tree.levels[step + 1].parent[row]
@@ -175,7 +178,7 @@ def learned(name: str, agent: str, settings: Mapping[str, object], steps: int = 
         for group in made.optimizer.param_groups:
             group["lr"] = 0.1 * (1 - step / steps)
         made.optimizer.zero_grad()
-        (made._losses(log, nothing)[0] * scale).sum().backward()  # type: ignore[no-untyped-call]
+        (made._losses(log, nothing)[0] * scale).sum().backward()
         made.optimizer.step()
     made.policy.forget()
     return tree, made

@@ -20,7 +20,6 @@ from textgym_agents.conformance.under_test import (
     CutOff,
     NotAsked,
     Outcome,
-    Untouched,
     at_most,
     judge,
     probe_log,
@@ -283,9 +282,11 @@ def on_turns(tested: AgentUnderTest, ask: Callable[[AgentUnderTest], Outcome]) -
 
 def log_alone(tested: AgentUnderTest) -> Outcome:
     """While it learns from a log, an agent does not step its environment, which alone would pay it."""
-    env = Untouched(tested.task, tested.envs)
+    env, asked = tested.env(), list[Ints]()
+    step = env.step
+    setattr(env, "step", lambda actions: (asked.append(actions), step(actions))[1])  # noqa: B010
     tested.logged(env).learn(env, 2 * tested.envs)
-    return at_most("steps of the environment:", env.steps, 0)
+    return at_most("steps of the environment:", len(asked), 0)
 
 
 def log_tokens(tested: AgentUnderTest) -> Outcome:
@@ -331,7 +332,7 @@ def _plain_losses(agent: OfflineAgent, seen: Observation, tokens: Ints, rewards:
     if isinstance(agent, LoggedAgent) and name == "awr":
         errors = to_go - agent.value_offset - scale * agent.policy.advance(seen)[1].double().numpy()
         weights = np.minimum(np.exp(errors / agent.advantage_temperature), config.greatest_weight)
-        return config.value_coefficient * 0.5 * (errors / scale) ** 2 - weights * logs
+        return np.asarray(config.value_coefficient * 0.5 * (errors / scale) ** 2 - weights * logs)
     if not isinstance(agent, ValueAgent) or name not in ("ilql", "cql", "mc-values"):
         raise NotAsked(f"no formula is known for the loss of {name!r}")
     values, every = (part.double().numpy() for part in agent.action_values(seen))

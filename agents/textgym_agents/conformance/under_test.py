@@ -207,17 +207,6 @@ class CutOff(TokenVectorEnv):
         return observation, rewards, terminated, ~terminated, infos
 
 
-class Untouched(CutOff):
-    """An environment of the task that counts how often it is stepped."""
-
-    steps = 0
-
-    def step(self, actions: Ints) -> _Step:
-        """See `TokenVectorEnv.step`."""
-        self.steps += 1
-        return super().step(actions)
-
-
 def probe_log(task: Task, episodes: int = 24) -> dict[tuple[int, ...], Floats]:
     """Return a log of `probe_task`: tokens of prompt and completion, and the rewards of the latter, drawn at random."""
     generator, prompts = np.random.default_rng(0), task.encoded("train")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textgym.checks import Floats
+from textgym.checks import Floats, Ints
 from textgym.lm.categorical import streamed
 from textgym.preferences import Demonstration
 from textgym.task import Task
@@ -123,13 +123,13 @@ def mixed_returns(rewards: Tensor, values: Tensor, last: Tensor, lam: float) -> 
     return found
 
 
-def returns_to_go(rewards: Floats, lengths: Floats) -> Floats:
+def returns_to_go(rewards: Floats, lengths: Ints) -> Floats:
     """Return the sum of each reward and all later ones of its row (N,): the Monte-Carlo targets.
 
     Args: rewards: (N,), row by row. lengths: (B,) int64, how many each row has.
     """
     sums = np.cumsum(rewards)
-    ends = np.cumsum(lengths).astype(np.int64) - 1
+    ends = np.cumsum(lengths) - 1
     return np.asarray(np.repeat(sums[ends], lengths) - sums + rewards)
 
 

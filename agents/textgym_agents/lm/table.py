@@ -7,11 +7,13 @@ shares anything with another one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput
 
 _ELSEWHERE, _EMPTY = 0, 1  # rows of all texts that are no state, and of the text without tokens
 
@@ -21,7 +23,7 @@ class TableConfig(PretrainedConfig):
 
     model_type = "textgym-table"
 
-    def __init__(self, vocab_size: int = 2, hidden_size: int = 2, **others: object) -> None:
+    def __init__(self, vocab_size: int = 2, hidden_size: int = 2, **others: Any) -> None:
         super().__init__(**others)
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, 1
         self.num_hidden_layers = self.num_attention_heads = 1  # which sizes of caches are worked out by
@@ -63,7 +65,7 @@ class _Walk(PreTrainedModel):
     def __init__(self, config: TableConfig) -> None:
         super().__init__(config)
         self.successors = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
         self.successors.requires_grad_(False)
 
     def forward(
@@ -97,15 +99,15 @@ class TableLM(PreTrainedModel):
         super().__init__(config)
         self.model = _Walk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         """See `PreTrainedModel.get_input_embeddings`."""
-        return self.model.successors
+        return cast("nn.Module", self.model.successors)
 
     def get_output_embeddings(self) -> nn.Module:
         """See `PreTrainedModel.get_output_embeddings`."""
-        return self.lm_head
+        return cast("nn.Module", self.lm_head)
 
     def forward(
         self,
@@ -141,7 +143,8 @@ def make_table(texts: list[tuple[int, ...]], logits: Tensor) -> TableLM:
             table.model.successors.weight[text[-1], known[text[:-1]]] = row
     table.lm_head.weight.zero_()
     table.lm_head.weight[:, [known[text] for text in texts]] = logits.t().to(table.lm_head.weight.dtype)
-    return table.eval()
+    table.train(False)
+    return table
 
 
 AutoConfig.register(TableConfig.model_type, TableConfig, exist_ok=True)
