@@ -103,7 +103,7 @@ class LMConfig(ModelSettings):
     """
 
     model: str | None = None
-    """Folder or hub id of the causal LM; None takes the task's reference. It is the start and the reference."""
+    """Folder or hub id of the causal LM, the start and the reference; None: the task's reference; "table": a table."""
     batch: int = 256
     """Episodes per iteration (sub-environments)."""
     micro_batch: int = 64

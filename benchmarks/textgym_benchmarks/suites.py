@@ -28,7 +28,8 @@ TASKS: Final = (*DIAGNOSTICS, *ALIGNMENT, *VERIFIABLE, *STYLE)
 
 FIXED: Final = ("random", "best-of-n")
 ON_POLICY: Final = ("lm-ppo", "rloo", "grpo", "reinforce", "a2c")
-OTHER_LM: Final = ("rejection", "vine-ppo", "soft-q", "dpo", "behaviour-cloning")
+FROM_LOGS: Final = ("ilql", "cql", "mc-values", "awr")
+OTHER_LM: Final = ("rejection", "vine-ppo", "soft-q", "dpo", *FROM_LOGS, "behaviour-cloning")
 TABULAR: Final = ("q-learning", "sarsa", "monte-carlo")
 SEARCH: Final = ("mcts", "alphazero")
 SB3_ON_POLICY: Final = ("sb3-ppo", "sb3-maskable-ppo", "sb3-recurrent-ppo", "sb3-a2c", "sb3-trpo")
@@ -315,7 +316,7 @@ def misfit(agent: str, task: str, reward: RewardJson | None = None) -> str:
         return "it keeps its states one by one, and this task has too many"
     if agent == "behaviour-cloning" and task in TASKS and task not in ALIGNMENT:
         return "this task has no answers to imitate"
-    if agent == "dpo" and task == "Json":
+    if agent in ("dpo", *FROM_LOGS) and task == "Json":
         return "this task has a grammar mask"
     if agent in ("dpo", "best-of-n") and reward is not None and spec_name(reward) in ("shaped", "dense"):
         return "it ranks finished answers, and this reward pays on the way"

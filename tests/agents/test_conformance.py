@@ -10,6 +10,7 @@ import pytest
 from agents.counting_agent import CountingAgent
 from agents.mutant_agent import BUGS, MutantAgent
 from agents.mutant_lm import UPDATE_MUTANTS
+from agents.mutant_logs import LOG_MUTANTS
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.conformance import (
     FAILS,
@@ -75,7 +76,8 @@ CAUGHT_BY = {
     "rows read alike": "turns: rows apart",
     "forgets the iteration in turns": "turns: resumed",
 }
-NEED_MORE_HOOKS = {"gradient under a grammar", "ratio under a grammar", "clipping"}
+LOGS = {name for name in check_names() if name.startswith("log: ")}
+NEED_MORE_HOOKS = {"gradient under a grammar", "ratio under a grammar", "clipping", *LOGS}
 UNTRAINED = check_names(slow=False)
 
 
@@ -117,7 +119,8 @@ def test_an_agent_that_refuses_turns_says_so_and_is_not_asked(agent):
 def test_every_check_has_a_bug_that_it_catches():
     assert set(CAUGHT_BY) == set(BUGS)
     of_updates = {name for _, names in UPDATE_MUTANTS.values() for name in names}
-    assert set(CAUGHT_BY.values()) | of_updates | {"value loss"} == set(check_names())
+    of_logs = {name for _, name in LOG_MUTANTS.values()}
+    assert set(CAUGHT_BY.values()) | of_updates | of_logs | {"value loss"} == set(check_names())
 
 
 def test_the_page_lists_every_check_under_its_number():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,12 +24,14 @@ class BehaviourCloningConfig(OfflineConfig):
     """Settings of behaviour cloning. Raises: as `LMConfig` does."""
 
     data: str | None = None
-    """File of demonstrations, or of preferences, whose best completions are taken, or folder of a Minari dataset; None:
-    the built-in world's demonstrations, where the task is of it."""
+    """File of demonstrations, or of preferences, whose best completions are taken, or logged episodes; None: the
+    built-in world's demonstrations, where the task is of it."""
     demonstrations: int = 5000
     """Number of demonstrations taken from the built-in world when there is no `data`."""
     best_share: float = 1.0
-    """Share of a Minari dataset's episodes that are imitated: those of the greatest return."""
+    """Share of logged episodes that are imitated, those of the greatest return: filtered behaviour cloning."""
+    best_of: Literal["log", "prompt"] = "log"
+    """The share is of what. prompt: of the episodes of each prompt, one at least: rejection sampling from a log."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,17 +39,21 @@ class BehaviourCloningConfig(OfflineConfig):
         only_with(self, "demonstrations", self.data is None, "data=None")
         share = self.best_share
         require("best_share", share, 0 < share <= 1, "a number in (0, 1]")
-        require("best_share", share, share == 1 or self.data is not None, "1.0 without a Minari dataset")
+        require("best_share", share, share == 1 or self.data is not None, "1.0 without logged episodes")
+        require("best_of", self.best_of, self.best_of in ("log", "prompt"), "'log' or 'prompt'")
+        only_with(self, "best_of", share < 1, "best_share below 1")
 
 
 class BehaviourCloning(OfflineAgent):
     """An LM policy trained to write what was demonstrated. Args: see `LMAgent`.
 
-    It never looks at a reward. Each demonstration that it sees counts as an episode.
+    It never looks at a reward, but that `best_share` takes the best episodes of a log. Each demonstration that it sees
+    counts as an episode.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or without demonstrations.
     Source: Pomerleau (1989), ALVINN: An Autonomous Land Vehicle in a Neural Network; Ouyang et al. (2022),
-        arXiv:2203.02155, section 3.5 (supervised fine-tuning).
+        arXiv:2203.02155, section 3.5 (supervised fine-tuning); Chen et al. (2021), arXiv:2106.01345, section 5.1 (a
+        share of the best episodes, there %BC).
     """
 
     name = "behaviour-cloning"
@@ -67,12 +74,12 @@ class BehaviourCloning(OfflineAgent):
         return True
 
     def _select(self, recording: Recording) -> Sequences:
-        return recording.sequences.rows(recording.best(self.config.best_share))
+        return recording.sequences.rows(recording.best(self.config.best_share, self.config.best_of == "prompt"))
 
     def _read(self) -> list[Demonstration]:
         if self.config.data is not None:
             share = self.config.best_share
-            require("best_share", share, share == 1, "1.0 where data is no Minari dataset: texts have no return")
+            require("best_share", share, share == 1, "1.0 where data are texts without returns")
             return self._usable(read_demonstrations(self.config.data, self.config.on_broken))
         count, seed = self.config.demonstrations, self.config.seed
         return [Demonstration(*row) for row in task_demonstrations(self.task.name, count, seed)]

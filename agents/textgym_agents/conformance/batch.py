@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from textgym.play import Turn, play_batch
 from textgym.state import POLICY
 from textgym.task import make_reference
 from textgym_agents.conformance.behaviour import next_tokens
-from textgym_agents.conformance.hooks import LossGradient, TrainingBatch, hook
+from textgym_agents.conformance.hooks import LossGradient, TrainingBatch, hook, record_gradient
 from textgym_agents.conformance.under_test import (
     REFUSES_TURNS,
     AgentUnderTest,
@@ -21,9 +22,12 @@ from textgym_agents.conformance.under_test import (
     Outcome,
     at_most,
     judge,
+    probe_log,
     probe_reward,
 )
-from textgym_agents.protocol import Observation
+from textgym_agents.lm.logged import LoggedAgent, ValueAgent
+from textgym_agents.lm.offline import OfflineAgent
+from textgym_agents.protocol import Agent, Observation
 
 _FLOAT32 = 1e-4
 _KL_TERMS = "log-ratio, exact KL, either of the following state alone, or nothing"
@@ -274,6 +278,80 @@ def turn_rows(tested: AgentUnderTest) -> Outcome:
 def on_turns(tested: AgentUnderTest, ask: Callable[[AgentUnderTest], Outcome]) -> Outcome:
     """In a task with turns the same holds: the environment's tokens are in no KL, and what is saved goes on exactly."""
     return ask(tested.turned)
+
+
+def log_alone(tested: AgentUnderTest) -> Outcome:
+    """While it learns from a log, an agent does not step its environment, which alone would pay it."""
+    env, asked = tested.env(), list[Ints]()
+    step = env.step
+    setattr(env, "step", lambda actions: (asked.append(actions), step(actions))[1])  # noqa: B010
+    tested.logged(env).learn(env, 2 * tested.envs)
+    return at_most("steps of the environment:", len(asked), 0)
+
+
+def log_tokens(tested: AgentUnderTest) -> Outcome:
+    """The loss of a log has a gradient where a token was logged, and none in prompts or behind an end."""
+    env = tested.env()
+    agent = tested.logged(env)
+    found = record_gradient(_offline(agent), env, 0)
+    written = {ids[:end] for ids, rewards in probe_log(tested.task).items() for end in range(-len(rewards), 0)}
+    moved = np.flatnonzero(np.abs(found.logits).max(1) > 0)
+    states = {tuple(found.input_ids[found.rows[n], : found.columns[n] + 1].tolist()) for n in moved}
+    missing = len(states) == 0
+    return at_most("states with a gradient in which nothing was logged:", len(states - written) + missing, 0)
+
+
+def log_loss(tested: AgentUnderTest) -> Outcome:
+    """The loss of a log is what its formula gives token by token, from the log's rewards and the answers in a state."""
+    env = tested.env()
+    agent = _offline(tested.logged(env))
+    agent.learn(env, 2 * tested.envs)
+    agent.policy.forget()
+    batch, _ = agent._batch(env)
+    losses, _ = agent._losses(batch, agent._score_reference(batch))
+    log, want = probe_log(tested.task), list[float]()
+    for ids, start, length in zip(batch.input_ids, batch.starts.tolist(), batch.lengths.tolist(), strict=True):
+        text = ids[: start + length]
+        states = np.where(np.arange(len(text)) < np.arange(start, start + length)[:, None], text, 0)
+        mask = (np.arange(len(text)) < np.arange(start, start + length)[:, None]).astype(np.int8)
+        seen = {"input_ids": states, "attention_mask": mask}
+        want += _plain_losses(agent, seen, text[start:], log[tuple(text.tolist())]).tolist()
+    gap = abs(float(losses.detach().sum()) / agent._total(batch) - float(np.mean(want)))
+    return at_most("relative difference:", gap / max(abs(float(np.mean(want))), 1e-6), 1e-3)
+
+
+def _plain_losses(agent: OfflineAgent, seen: Observation, tokens: Ints, rewards: Floats) -> Floats:
+    """Return the loss of every token of an episode (T,) from the states before them. Raises: NotAsked for others."""
+    name, scale, each = agent.name, agent.value_scale or 1.0, np.arange(len(tokens))
+    config: Any = agent.config
+    logs = agent.log_probs(seen)[each, tokens].astype(np.float64)
+    if name == "behaviour-cloning":
+        return -logs
+    paid = rewards * agent.task.gamma**each
+    to_go = np.array([paid[step:].sum() for step in each])
+    if isinstance(agent, LoggedAgent) and name == "awr":
+        errors = to_go - agent.value_offset - scale * agent.policy.advance(seen)[1].double().numpy()
+        weights = np.minimum(np.exp(errors / agent.advantage_temperature), config.greatest_weight)
+        return np.asarray(config.value_coefficient * 0.5 * (errors / scale) ** 2 - weights * logs)
+    if not isinstance(agent, ValueAgent) or name not in ("ilql", "cql", "mc-values"):
+        raise NotAsked(f"no formula is known for the loss of {name!r}")
+    values, every = (part.double().numpy() for part in agent.action_values(seen))
+    taken, every = every[each, tokens], every[:, agent.task.vocabulary.allowed]
+    state, tau = (every.max(1), 0.5) if name == "cql" else (values, getattr(config, "expectile", 0.5))
+    lam = getattr(config, "lam", 1.0)
+    target = paid + (1 - lam) * np.append(state[1:], 0.0)
+    for step in each[-2::-1]:
+        target[step] += lam * target[step + 1]
+    errors = {"ilql": taken, "cql": state, "mc-values": to_go}[name] - values
+    of_values, of_q = np.where(errors < 0, 1 - tau, tau) * errors**2, 0.5 * (target - taken) ** 2
+    held = config.cql_weight * (np.log(np.exp(every).sum(1)) - taken)
+    return np.asarray((config.value_coefficient * (of_values + of_q) + of_q + held) / scale**2)
+
+
+def _offline(agent: Agent) -> OfflineAgent:
+    if not isinstance(agent, OfflineAgent):
+        raise NotAsked("the agent is none of `textgym_agents.lm.offline.OfflineAgent`, whose loss is known")
+    return agent
 
 
 def _scores(tested: AgentUnderTest, batch: TrainingBatch) -> Floats:

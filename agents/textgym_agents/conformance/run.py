@@ -19,6 +19,7 @@ from textgym_agents.conformance.under_test import (
     NotAsked,
     Outcome,
     factory_of,
+    logged_factory_of,
     plain_factory_of,
 )
 
@@ -94,6 +95,9 @@ CHECKS = (
     Check("turns: gradient", 23, batch.turn_gradient),
     Check("turns: rows apart", 23, batch.turn_rows),
     Check("turns: resumed", 23, partial(batch.on_turns, ask=behaviour.resumed)),
+    Check("log: environment left alone", 24, batch.log_alone),
+    Check("log: tokens of completions", 24, batch.log_tokens),
+    Check("log: loss", 24, batch.log_loss),
     Check("learns Bandit", 22, partial(behaviour.learns, name="Bandit"), slow=True),
     Check("learns Delayed", 22, partial(behaviour.learns, name="Delayed"), slow=True),
     Check("learns Stop", 22, partial(behaviour.learns, name="Stop"), slow=True),
@@ -141,6 +145,7 @@ def check(
         envs,
         iterations,
         plain_factory_of(agent, settings or {}),
+        logged_factory_of(agent, settings or {}),
     )
     findings: list[Finding] = []
     for entry in CHECKS:

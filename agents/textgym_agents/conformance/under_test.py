@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, cast
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from textgym import Task, TokenVectorEnv, make_task
 from textgym.checks import Bools, Floats, Ints, JsonObject
+from textgym.files import json_line
 from textgym.rewards.base import Column
 from textgym.solver import PolicyValues, PrefixTree, policy_values, prefix_tree
 from textgym.state import Prompt, TokenState
@@ -189,16 +192,31 @@ def turn_task() -> Task:
     return replace(probe_task(), turns=turns, max_new_tokens=turns.room, reward=_turn_reward, gold=None)
 
 
+_Step = tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]
+
+
 class CutOff(TokenVectorEnv):
     """An environment that truncates every episode after its first token, as an outer time limit would."""
 
     def __init__(self, task: Task, num_envs: int) -> None:
         super().__init__(task, num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
-    def step(self, actions: Ints) -> tuple[dict[str, NDArray[Any]], Floats, Bools, Bools, JsonObject]:
+    def step(self, actions: Ints) -> _Step:
         """See `TokenVectorEnv.step`."""
         observation, rewards, terminated, _, infos = super().step(actions)
         return observation, rewards, terminated, ~terminated, infos
+
+
+def probe_log(task: Task, episodes: int = 24) -> dict[tuple[int, ...], Floats]:
+    """Return a log of `probe_task`: tokens of prompt and completion, and the rewards of the latter, drawn at random."""
+    generator, prompts = np.random.default_rng(0), task.encoded("train")
+    letters = np.setdiff1d(np.flatnonzero(task.vocabulary.allowed), task.vocabulary.stop_ids)
+    found: dict[tuple[int, ...], Floats] = {}
+    while len(found) < episodes:
+        ids = generator.choice(letters, generator.integers(task.max_new_tokens + 1)).tolist()
+        ids += list(task.vocabulary.stop_ids[:1]) * (len(ids) < task.max_new_tokens)
+        found.setdefault((*prompts[len(found) % 2].ids, *ids), generator.normal(size=len(ids)))
+    return found
 
 
 def factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
@@ -217,6 +235,14 @@ def factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
     if settings:
         raise TypeError(f"{next(iter(settings))!r}: a function that makes agents takes no settings")
     return lambda env: as_agent(agent(env))
+
+
+def logged_factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Callable[[str], Factory] | None:
+    """Return `factory_of` with a log as the setting `data`; None for an agent without that setting."""
+    kind = config_class(agent_class(agent)) if isinstance(agent, str | type) else None
+    if kind is None or "data" not in {entry.name for entry in fields(kind)}:
+        return None
+    return lambda path: factory_of(agent, {**settings, "data": path})
 
 
 def plain_factory_of(agent: AgentSource, settings: Mapping[str, object]) -> Factory:
@@ -250,6 +276,7 @@ class AgentUnderTest:
         envs: sub-environments of the probe task.
         iterations: of the probe training.
         make_plain: makes one whose iteration is a single policy-gradient step; None: as `make`.
+        make_logged: from the path of a log, makes what makes one that learns from it; None where it learns from none.
     """
 
     def __init__(
@@ -259,8 +286,9 @@ class AgentUnderTest:
         envs: int = 64,
         iterations: int = 8,
         make_plain: Factory | None = None,
+        make_logged: Callable[[str], Factory] | None = None,
     ) -> None:
-        self.make, self.learning = make, learning
+        self.make, self.learning, self.make_logged = make, learning, make_logged
         self.make_plain = make_plain or make
         self.recordings: dict[str, object] = {}
         self.envs, self.episodes = envs, envs * iterations
@@ -278,6 +306,24 @@ class AgentUnderTest:
                 raise NotAsked(f"the agent refuses tasks with turns: {error}") from error
             raise
         return turned
+
+    def logged(self, env: TokenVectorEnv) -> Agent:
+        """Return an untrained agent that has read `probe_log`. Raises: NotAsked for one that takes no log."""
+        if self.make_logged is None:
+            raise NotAsked("the agent has no setting 'data' for a log")
+        with TemporaryDirectory() as folder:
+            (path := Path(folder) / "log.jsonl").write_text("".join(map(json_line, self._log_rows())), encoding="utf-8")
+            try:
+                agent = self.make_logged(str(path))(env)
+            except ValueError as error:
+                raise NotAsked(f"with these settings the agent takes no log: {error}") from error
+            agent.check_learning(env)
+        return agent
+
+    def _log_rows(self) -> Iterator[JsonObject]:
+        for ids, rewards in probe_log(self.task).items():
+            (prompt,) = (each for each in self.task.encoded("train") if each.ids == ids[: -len(rewards)])
+            yield {"prompt": prompt.text, "completion_ids": ids[-len(rewards) :], "rewards": rewards}
 
     @cached_property
     def tree(self) -> PrefixTree:

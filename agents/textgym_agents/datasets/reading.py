@@ -56,21 +56,33 @@ class Recording:
     sampled: Bools = field(default_factory=partial(np.zeros, 0, np.bool_))
     authors: NDArray[np.int8] | None = None
 
-    def best(self, share: float) -> Ints:
-        """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones."""
-        keep = max(int(np.ceil(share * len(self.returns) - 1e-9)), 1)
-        return np.sort(np.argsort(-self.returns, kind="stable")[:keep])
+    def best(self, share: float, by_prompt: bool = False) -> Ints:
+        """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones.
+
+        Args: by_prompt: take this share of the episodes of each prompt, one at least, and not of all together.
+        """
+        groups = self._by_prompt() if by_prompt else [list(range(len(self.returns)))]
+        kept = [
+            np.array(own)[
+                np.argsort(-self.returns[own], kind="stable")[: max(int(np.ceil(share * len(own) - 1e-9)), 1)]
+            ]
+            for own in groups
+        ]
+        return np.sort(np.concatenate(kept))
+
+    def _by_prompt(self) -> list[list[int]]:
+        """Return the places of the episodes of each prompt."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, (ids, start) in enumerate(zip(self.sequences.input_ids, self.sequences.starts, strict=True)):
+            groups.setdefault(tuple(ids[:start].tolist()), []).append(place)
+        return [*groups.values()]
 
     def pairs(self) -> Ints:
         """Return places (n, 2) of episodes that answer the same prompt: its first and second, third and fourth, ...
 
         Warns of episodes that are left without a partner. Raises: ValueError if there is no pair.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        sequences = self.sequences
-        for place, (ids, start) in enumerate(zip(sequences.input_ids, sequences.starts, strict=True)):
-            groups.setdefault(tuple(ids[:start].tolist()), []).append(place)
-        found = [own[i : i + 2] for own in groups.values() for i in range(0, len(own) - 1, 2)]
+        found = [own[i : i + 2] for own in self._by_prompt() for i in range(0, len(own) - 1, 2)]
         if not found:
             raise ValueError(
                 "no two of its episodes answer the same prompt, allowed are datasets with pairs (per_prompt=2)"

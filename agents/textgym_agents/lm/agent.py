@@ -23,7 +23,7 @@ from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.devices import Devices, join
 from textgym_agents.lm.metrics import KLController
 from textgym_agents.lm.sharding import Passes, whole
-from textgym_agents.lm.start import peak_rate, start_policies
+from textgym_agents.lm.start import TABLE, peak_rate, start_policies
 from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
 
 
@@ -57,7 +57,7 @@ class LMAgent(SavedLM, DrawingAgent):
         )
         beta = task.beta if config.beta is None else config.beta
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
-        self.has_own_reference = apart or model is not None or config.model is not None or config.temperature != 1.0
+        self.has_own_reference = apart or (model or config.model) not in (None, TABLE) or config.temperature != 1.0
         self.iteration: int = 0
         self.episodes = self.budget = 0
         self.value_scale, self.value_offset = None, 0.0

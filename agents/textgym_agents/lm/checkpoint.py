@@ -254,6 +254,8 @@ def _load_plain(
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
+    from textgym_agents.lm import table  # noqa: F401  (which registers itself)
+
     weights = without_prefix(f"{name}.", tensors)
     if not weights:
         return load_causal_lm(folder / name, dtype)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textgym.checks import Bools, Ints
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.categorical import streamed
 from textgym.lm.scoring import encode_pair, end_id
 from textgym.preferences import Demonstration
 from textgym.task import Task
+from textgym_agents.lm.maths import discounted
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.rollout import Rollout
 
@@ -29,12 +30,15 @@ class Sequences:
         lengths: (B,) int64, tokens of the completion, the end included where it has one; at least 1.
         actions: (B, L) bool, the tokens of completions that a policy wrote; None: all of them. Where others wrote some,
             `lengths` counts the policy's alone.
+        rewards: (B, L) float64, gamma^t r_t that each of these tokens was paid, reward units at time 0; 0 elsewhere.
+            None where they are not known.
     """
 
     input_ids: Ints
     starts: Ints
     lengths: Ints
     actions: Bools | None = None
+    rewards: Floats | None = None
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sequence[int] | Ints, Sequence[int] | Ints]], pad_id: int) -> Sequences:
@@ -48,8 +52,15 @@ class Sequences:
 
     def rows(self, chosen: Ints) -> Sequences:
         """Return some of them."""
-        actions = None if self.actions is None else self.actions[chosen]
-        return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen], actions)
+        actions, rewards = (None if each is None else each[chosen] for each in (self.actions, self.rewards))
+        return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen], actions, rewards)
+
+    @property
+    def returns(self) -> Floats:
+        """The sum of each episode's rewards (B,), reward units. Raises: ValueError where they are not known."""
+        if self.rewards is None:
+            raise ValueError("the texts have no rewards; allowed are a log of completions or a Minari dataset")
+        return np.asarray(self.rewards.sum(1))
 
     def places(self) -> tuple[Ints, Ints]:
         """Return row and column (N,) of every token that the policy wrote, row by row."""
@@ -62,7 +73,8 @@ class Sequences:
     def digest(self) -> bytes:
         """Return 32 bytes that tell it from all others."""
         found = hashlib.sha256()
-        for array in (np.array(self.input_ids.shape), self.input_ids, self.starts, self.lengths):
+        rewards = [] if self.rewards is None else [self.rewards]
+        for array in (np.array(self.input_ids.shape), self.input_ids, self.starts, self.lengths, *rewards):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.digest()
 
@@ -104,12 +116,14 @@ def _encode(task: Task, text: Demonstration) -> tuple[list[int], list[int], bool
     return head.ids, kept, not head.cut and len(kept) == len(tail)
 
 
-def of_rollout(rollout: Rollout) -> Sequences:
-    """Return the episodes of a rollout."""
+def of_rollout(rollout: Rollout, gamma: float = 1.0) -> Sequences:
+    """Return the episodes of a rollout. Args: gamma: the discount of rewards, per token."""
     ids = rollout.input_ids.cpu().numpy()
     actions = np.zeros(ids.shape, dtype=np.bool_)
     actions[rollout.rows, rollout.columns + 1] = True
-    return Sequences(ids, rollout.columns[rollout.first_states] + 1, rollout.lengths, actions)
+    rewards = np.zeros(ids.shape)
+    rewards[rollout.rows, rollout.columns + 1] = discounted(rollout, gamma)
+    return Sequences(ids, rollout.columns[rollout.first_states] + 1, rollout.lengths, actions, rewards)
 
 
 def token_log_probs(policy: LMPolicy, sequences: Sequences) -> tuple[Tensor, Tensor]:

@@ -35,15 +35,18 @@ from textgym_agents.lm.devices import world_size
 from textgym_agents.lm.lora import add_lora, merged, switched_off, switches
 from textgym_agents.lm.parts import is_sharded, own_part, own_rows
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.tiny import start_model
+from textgym_agents.lm.tiny import start_model, table_model
 from textgym_agents.protocol import Agent, Observation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Policy = TypeVar("Policy", bound=LMPolicy)
+TABLE = "table"
+"""As `model`: a table of the task's states that starts as its reference, see `textgym_agents.lm.table`."""
 LEARNING_RATE = 5e-4
 TINY_LEARNING_RATE = 3e-3
+TABLE_LEARNING_RATE = 0.05
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _AT_ONCE = 2**20  # entries of a tensor whose bits are added up in one go: 8 MiB for each number of 64 bits
 
@@ -66,8 +69,9 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         model: a causal LM, of which a copy is taken; None: `config.model`, the task's reference, or a tiny model.
     Raises: ValueError if the model does not serve, or cannot read the longest state of the task.
     """
-    device, name = choose_device(config.device), None if model is not None else config.model
-    if model is None and name is None and has_language_model(task):
+    device = choose_device(config.device)
+    name = None if model is not None or config.model == TABLE else config.model
+    if model is None and config.model is None and has_language_model(task):
         name = str(reference_model(task))
     start = _model(task, config, name, device) if model is None else cast("PreTrainedModel", model)
     check_adapter(start)
@@ -155,7 +159,7 @@ def _model(task: Task, config: LMConfig, name: str | None, device: torch.device)
             f"lora_rank={config.lora_rank!r}: the reference of task {task.name!r} is no language model, and the tiny "
             "one that stands for it has nothing to adapt; allowed is None, or give model=FOLDER_OR_HUB_ID"
         )
-    return start_model(task, seed=config.seed)
+    return table_model(task) if config.model == TABLE else start_model(task, seed=config.seed)
 
 
 def _place(name: str | None) -> str | None:
@@ -205,7 +209,8 @@ def peak_rate(model: nn.Module, tiny: bool) -> float:
     """Return the learning rate at its peak where none is set; on-policy agents begin with a quarter and then scale it.
 
     It is 5e-4 up to 4 million parameters, 2000 / parameters beyond, and 3e-6 at least: 1.6e-5 for GPT-2's 124 million,
-    4e-6 for half a billion. An adapter takes ten times as much, 5e-4 at most. 3e-3 for a model made by `tiny_model`.
+    4e-6 for half a billion. An adapter takes ten times as much, 5e-4 at most. 3e-3 for a model made by `tiny_model`,
+    0.05 for a table.
 
     Source: Huang et al. (2024), arXiv:2403.17031, take 3e-6 for Pythia of 1, 2.8 and 6.9 billion parameters, in
         fine-tuning, reward model and PPO alike. Schulman and Thinking Machines Lab (2025), LoRA Without Regret, find
@@ -214,6 +219,8 @@ def peak_rate(model: nn.Module, tiny: bool) -> float:
     """
     if tiny:
         return TINY_LEARNING_RATE
+    if getattr(model, "is_table", False):
+        return TABLE_LEARNING_RATE
     rate = max(LEARNING_RATE * min(1.0, 4e6 / sum(each.numel() for each in model.parameters())), 3e-6)
     return min(10 * rate, LEARNING_RATE) if is_peft(model) else rate
 

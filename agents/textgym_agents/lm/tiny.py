@@ -14,11 +14,14 @@ from torch import Tensor
 from textgym.checks import Bools, Ints
 from textgym.lm.causal import load_causal_lm, logit_bias
 from textgym.lm.reference import NGramReference, Reference, UniformReference
+from textgym.solver import UnsolvableError, prefix_tree
 from textgym.task import Task, has_language_model, make_reference, reference_model
-from textgym_agents.protocol import Observation
+from textgym_agents.protocol import Observation, token_rows
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
+
+    from textgym_agents.lm.table import TableLM
 
 HIDDEN = 32
 LAYERS = 2
@@ -72,6 +75,27 @@ def tiny_model(task: Task, seed: int = 0) -> LlamaForCausalLM:
         _distil(model, reference, task, seed)
     _check(model, reference, task, seed)
     return model
+
+
+def table_model(task: Task) -> TableLM:
+    """Return a table of a task's states, of all splits, that starts as its reference; see `textgym_agents.lm.table`.
+
+    Raises: ValueError if the states are too many to be listed, or the reference gives a token probability 0.
+    """
+    from textgym_agents.lm.table import make_table
+
+    reference, allowed = make_reference(task), task.vocabulary.allowed
+    found: dict[tuple[int, ...], Tensor] = {}
+    try:
+        trees = [prefix_tree(task, split) for split in task.prompts]
+    except UnsolvableError as error:
+        raise ValueError(f"model='table': task {task.name!r} has no list of its states ({error})") from error
+    for tree in trees:
+        for depth in range(len(tree.levels) - 1):
+            for rows in tree.batches(depth):
+                states = tree.observations(depth, rows)
+                found.update(zip(token_rows(states), _finite(reference.log_probs(states), allowed), strict=True))
+    return make_table(list(found), torch.stack(list(found.values())))
 
 
 def _random_llama(size: int, hidden: int, positions: int, generator: torch.Generator) -> LlamaForCausalLM:

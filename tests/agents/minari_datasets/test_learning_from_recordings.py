@@ -299,10 +299,10 @@ def test_without_our_metadata_a_dataset_is_judged_by_what_is_in_it(folder, actor
 
 
 def test_the_share_needs_returns_and_dpo_needs_pairs(tmp_path, actor):
-    with pytest.raises(ValueError, match=r"best_share=0.5: allowed is 1.0 without a Minari dataset"):
+    with pytest.raises(ValueError, match=r"best_share=0.5: allowed is 1.0 without logged episodes"):
         make_agent("behaviour-cloning", make_env("textgym/Helpful-v0", 2), best_share=0.5)
     (tmp_path / "texts.jsonl").write_text('{"prompt": "c", "completion": "a"}\n')
-    with pytest.raises(ValueError, match=r"best_share=0.5: allowed is 1.0 where data is no Minari dataset"):
+    with pytest.raises(ValueError, match=r"best_share=0.5: allowed is 1.0 where data are texts without returns"):
         learn(tmp_path / "texts.jsonl", best_share=0.5)
     record(actor, TokenEnv(actor.task), 1, tmp_path / "one-v0")
     with pytest.raises(ValueError, match=r"one-v0': no two of its episodes answer the same prompt"):
