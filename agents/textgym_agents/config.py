@@ -15,6 +15,7 @@ import numpy as np
 from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
 from textgym_agents.model_settings import CutSettings, ModelSettings
+from textgym_agents.training.curriculum import CurriculumSettings
 from textgym_agents.training.trackers import check_track
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ MOST = 2**53
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureSettings:
-    """When a run is measured and saved, and on what."""
+class MeasureSettings(CurriculumSettings):
+    """When a run is measured and saved, and on what; and how it draws its prompts."""
 
     eval_every: int = 10
     """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
@@ -56,6 +57,7 @@ class MeasureSettings:
             integer(self, name, least)
         check_split(self.split)
         check_track(self.track)
+        self.check_curriculum()
 
 
 @dataclass(frozen=True)

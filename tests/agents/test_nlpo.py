@@ -167,7 +167,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 
 def test_the_estimate_of_memory_refuses_a_mask_policy():
-    with pytest.raises(ValueError, match="mask_top_p=0.9: the estimate knows no mask policy"):
+    with pytest.raises(ValueError, match=r"mask_top_p=0\.9: the estimate knows no mask policy"):
         plan_of(LMPPOConfig(mask_top_p=0.9), 4, 4)
 
 
