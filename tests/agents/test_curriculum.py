@@ -15,6 +15,8 @@ from textgym_agents.registry import make_env
 from textgym_agents.training.curriculum import Curriculum, CurriculumSettings, set_curriculum
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
+from textgym_benchmarks.run.cell import plan_of
+from textgym_benchmarks.suite import Cell, Evaluation
 
 from textgym.files import read_json, read_lines, write_text
 from textgym.interrupts import TrainingInterrupted
@@ -242,3 +244,11 @@ def test_an_unknown_curriculum_is_refused(kind):
 def test_settings_without_use_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         MeasureSettings(**settings)
+
+
+def test_a_cell_of_a_suite_has_the_settings_of_a_curriculum_beside_its_agent_s():
+    task = make_env("textgym/Copy-v0", 1).unwrapped.task
+    config = {"curriculum": "difficulty", "curriculum_target": 0.7, "clip": 0.1}
+    made = plan_of(Cell("textgym/Copy-v0", "rloo", 512, 3, config=config), Evaluation(), task)
+    assert (made.curriculum, made.curriculum_target, made.curriculum_share) == ("difficulty", 0.7, 0.25)
+    assert made.config == {"clip": 0.1, "seed": 3}
