@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,19 @@ class Ending(NamedTuple):
     gold: Floats | None
 
 
+class PromptDraws(Protocol):
+    """A distribution over the prompts of a split in the place of its weights, which sees what episodes are paid."""
+
+    cumulative: list[float]
+    """Its distribution function (n,), ending in exactly 1."""
+
+    def begin(self, row: int) -> None:
+        """Take note that an episode begins in a row."""
+
+    def see(self, rows: Sequence[int], prompts: Sequence[int | None], rewards: Floats, ended: Bools) -> None:
+        """Take note of what the episodes of M rows are paid, and which of them have ended."""
+
+
 class Episodes:
     """N rows of episodes of one split of a task.
 
@@ -46,6 +59,7 @@ class Episodes:
         self.task, self.split = task, split
         self.prompts = task.encoded(split)
         self.cumulative = task.prompt_set(split).cumulative
+        self.draws: PromptDraws | None = None
         self.pays_every_step = not task.scorer.pays_at_end
         self.store = TokenStore(
             rows,
@@ -59,11 +73,14 @@ class Episodes:
         )
 
     def draw(self, generator: np.random.Generator) -> Prompt:
-        """Return a prompt from rho, by one uniform draw."""
-        return self.prompts[bisect_right(self.cumulative, generator.random())]
+        """Return a prompt from rho, or from `draws` where they are set, by one uniform draw."""
+        cumulative = self.cumulative if self.draws is None else self.draws.cumulative
+        return self.prompts[bisect_right(cumulative, generator.random())]
 
     def begin(self, row: int, prompt: Prompt, generator: np.random.Generator) -> None:
         """Start an episode in a row; the generator serves noisy tasks, and those with turns."""
+        if self.draws is not None:
+            self.draws.begin(row)
         seed = int(generator.integers(2**63)) if self.task.noisy else None
         self.store.load(row, prompt, seed, None if self.task.turns is None else self.task.turns.draw(prompt, generator))
 
@@ -88,6 +105,14 @@ class Episodes:
             rows: M rows that were just stepped: the ended ones only, unless the reward pays at every step.
         Returns: rewards float64 (M,), and what the infos say of the ended ones among them, None if none has ended.
         """
+        rewards, ending = self._pay(rows)
+        if self.draws is not None:
+            store = self.store
+            ended = store.finish[rows] != RUNNING
+            self.draws.see(rows, [store.prompts[row].index for row in rows], rewards, ended)
+        return rewards, ending
+
+    def _pay(self, rows: list[int]) -> tuple[Floats, Ending | None]:
         judgement = self._judge(rows, None, None)
         if not self.pays_every_step:
             return judgement.total, self._ending(rows, judgement)

@@ -98,14 +98,14 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.task = find_task(task, task_options)
         self.score_together = check_together(score_together, self.autoreset_mode, self.task)
-        self._episodes = Episodes(self.task, split, num_envs, segments)
+        self.episodes = Episodes(self.task, split, num_envs, segments)
         self.split, self.segments = split, segments
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_observation_space = observation_space(self.task, segments)
         self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._store = self._episodes.store
+        self._store = self.episodes.store
         self._all_rows = np.arange(num_envs)
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
@@ -145,13 +145,13 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         paid = rows
         if rows.size:
             codes = store.append(rows, tokens)
-            ends = self._episodes.answer(rows[codes.nonzero()])
-            paid = rows if self._episodes.pays_every_step else ends
+            ends = self.episodes.answer(rows[codes.nonzero()])
+            paid = rows if self.episodes.pays_every_step else ends
         if self.score_together:
             paid = self._due(paid)
         if paid.size:
             self._check_compared()
-            rewards[paid], ending = self._episodes.settle(paid.tolist())
+            rewards[paid], ending = self.episodes.settle(paid.tolist())
             self._waiting[paid] = False
             ended, infos = [] if ending is None else ending.rows, self._last_infos(ending)
         terminations = store.finish != RUNNING
@@ -178,7 +178,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         rows = np.flatnonzero(self._waiting)
         if not rows.size:
             return rewards, {}
-        rewards[rows], ending = self._episodes.settle(rows.tolist())
+        rewards[rows], ending = self.episodes.settle(rows.tolist())
         self._waiting[:] = False
         self._last_rewards = rewards
         return rewards, self._last_infos(ending)
@@ -191,7 +191,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """
         before = self.score_together
         disabled = self.autoreset_mode is AutoresetMode.DISABLED
-        self.score_together = before or (disabled and not self._episodes.pays_every_step)
+        self.score_together = before or (disabled and not self.episodes.pays_every_step)
         try:
             yield
         finally:
@@ -203,7 +203,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
         The others are legal actions too.
         """
-        return self._episodes.masks(range(self.num_envs))
+        return self.episodes.masks(range(self.num_envs))
 
     def segment_ids(self) -> npt.NDArray[np.int8]:
         """Return who wrote each token of the sequences, int8 (N, L), as observations say it with `segments=True`."""
@@ -228,7 +228,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         if len(states) != len(rows):
             raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")
         for row, state in zip(rows, states, strict=True):
-            self._episodes.restore(row, state)
+            self.episodes.restore(row, state)
         return self._store.observations()
 
     def render(self) -> tuple[Frame, ...] | None:
@@ -324,8 +324,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
     def _start(self, row: int, chosen: Prompt | None = None) -> Prompt:
         generator = self._generator(row)
-        prompt = self._episodes.draw(generator) if chosen is None else chosen
-        self._episodes.begin(row, prompt, generator)
+        prompt = self.episodes.draw(generator) if chosen is None else chosen
+        self.episodes.begin(row, prompt, generator)
         return prompt
 
     def _generator(self, row: int) -> np.random.Generator:

@@ -14,7 +14,8 @@ import numpy as np
 
 from textgym.checks import MOST_ROWS, is_finite, not_one_of, shown
 from textgym.prompts import HeldOut
-from textgym_agents.model_settings import ModelSettings
+from textgym_agents.model_settings import CutSettings, ModelSettings
+from textgym_agents.training.curriculum import CurriculumSettings
 from textgym_agents.training.trackers import check_track
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ MOST = 2**53
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureSettings:
-    """When a run is measured and saved, and on what."""
+class MeasureSettings(CurriculumSettings):
+    """When a run is measured and saved, and on what; and how it draws its prompts."""
 
     eval_every: int = 10
     """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
@@ -56,6 +57,7 @@ class MeasureSettings:
             integer(self, name, least)
         check_split(self.split)
         check_track(self.track)
+        self.check_curriculum()
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class LMConfig(ModelSettings):
 
 
 @dataclass(frozen=True)
-class OnPolicyConfig(LMConfig):
+class OnPolicyConfig(CutSettings, LMConfig):
     """Settings of policy-gradient agents on a causal LM. Raises: as `LMConfig` does."""
 
     epochs: int = 2
@@ -180,13 +182,6 @@ class OnPolicyConfig(LMConfig):
     proportion. The first batch is learned from at a quarter of the rate by size; what it moved scales the rest."""
     stop_update_kl: float | None = None
     """An update ends early when the policy is this far (nats per token) from the one that sampled."""
-    top_p: float = 1.0
-    """The policy takes one of the fewest tokens that have this probability together; 1: of all. As top_k and min_p, it
-    cuts the policy and not the reference, for sampling and scoring alike."""
-    top_k: int | None = None
-    """The policy takes one of the so many likeliest tokens; None: of all."""
-    min_p: float = 0.0
-    """The policy takes a token at least this share as likely as the likeliest; 0: any."""
     sampler: str | None = None
     """Address of a server with vLLM's API that writes the completions, such as http://localhost:8000; it gets the
     policy's weights as a LoRA adapter. None: the policy writes them itself."""
@@ -202,7 +197,7 @@ class OnPolicyConfig(LMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "epochs", "minibatches", "top_k")
+        at_least_one(self, "epochs", "minibatches", "top_k", "mask_every")
         not_negative(self, "entropy_coefficient", "importance_floor")
         only_with(self, "entropy_step", self.entropy_target is not None, "entropy_target")
         require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
@@ -215,7 +210,12 @@ class OnPolicyConfig(LMConfig):
         low, high = self.importance_floor, self.importance_cap
         require("importance_floor", low, low < high, f"less than importance_cap={high}")
         share(self, "min_p")
-        require("top_p", self.top_p, is_finite(self.top_p) and 0 < self.top_p <= 1, "a number in (0, 1]")
+        for name in ("top_p", "mask_top_p"):
+            value = getattr(self, name)
+            require(name, value, is_finite(value) and 0 < value <= 1, "a number in (0, 1]")
+        only_with(self, "mask_every", self.mask_top_p < 1, "mask_top_p below 1")
+        alone = self.sampler is None and self.parallel == "ddp"
+        require("mask_top_p", self.mask_top_p, alone or self.mask_top_p == 1, "1 with a sampler or parallel='fsdp'")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Settings of how a model is trained and held: LoRA, and the reference's place. Imports no torch."""
+"""Settings of how a model is trained, held and cut: LoRA, the reference's place, top-p. Imports no torch."""
 
 from __future__ import annotations
 
@@ -69,3 +69,21 @@ class ModelSettings(LoRASettings):
                     f"{name}={shown(value)}: allowed is {default!r} with lora_rank, where the reference is the policy "
                     "without its adapter"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSettings:
+    """Which tokens the policy leaves out, for sampling and scoring alike; the reference leaves out none."""
+
+    top_p: float = 1.0
+    """The policy takes one of the fewest tokens that have this probability together; 1: of all. As top_k and min_p, it
+    cuts the policy and not the reference, for sampling and scoring alike."""
+    top_k: int | None = None
+    """The policy takes one of the so many likeliest tokens; None: of all."""
+    min_p: float = 0.0
+    """The policy takes a token at least this share as likely as the likeliest; 0: any."""
+    mask_top_p: float = 1.0
+    """NLPO (arXiv:2210.01241): the policy takes one of the fewest tokens that have this probability together under a
+    mask policy, an older copy of itself; 1: of all. What top_p, top_k and min_p cut comes after it."""
+    mask_every: int = 10
+    """With mask_top_p: iterations from one copy to the next."""

@@ -22,7 +22,7 @@ from textgym.commands.flags import find_id
 from textgym.files import json_object
 from textgym.registry import SUITES, TASKS, import_user_module, load_target
 from textgym.rewards.registry import spec_name
-from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer, from_fields
+from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer, from_fields, parted
 from textgym_benchmarks.suites import misfit, rows
 
 T = TypeVar("T")
@@ -277,4 +277,4 @@ def check_settings(settings: Settings, agents: Sequence[str]) -> None:
     for agent, own in settings.items():
         if agent not in agents:
             raise ValueError(not_one_of("settings: agent", agent, dict.fromkeys(agents)))
-        make_config(agent_class(agent), own)
+        make_config(agent_class(agent), parted(own)[0])

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, TypeVar
 
 from textgym_agents.config import check_split
+from textgym_agents.training.curriculum import CurriculumSettings
 
 from textgym.checks import JsonObject, did_you_mean
 from textgym.prompts import HeldOut
@@ -22,6 +23,7 @@ T = TypeVar("T", bound="DataclassInstance")
 RewardJson = str | Mapping[str, object]
 """A reward as JSON: a registered name or {"name": ..., **parameters}."""
 
+_CURRICULUM = frozenset(each.name for each in fields(CurriculumSettings))
 LARGEST_SEED = 2**31 - 1
 
 
@@ -37,7 +39,7 @@ class Cell:
         reward: the environment's option `reward`; None for the task's own.
         reward_name: the name of the reward in tables.
         env: other options of the environment, JSON values.
-        config: settings of the agent, JSON values, without `seed`.
+        config: settings of the agent and of the curriculum, JSON values, without `seed`.
         label: the name of the agent in tables; "" for `agent`.
     Raises: ValueError for a value that is not allowed.
     """
@@ -199,6 +201,12 @@ class Suite:
         cells = tuple(Cell.from_json(cell) for cell in data["cells"])
         evaluation = Evaluation.from_json(data.get("evaluation", {}))
         return cls(data.get("name", ""), cells, str(data.get("description", "")), evaluation)
+
+
+def parted(settings: Mapping[str, object]) -> tuple[JsonObject, JsonObject]:
+    """Return a cell's settings in two: those of its agent, and those of the curriculum."""
+    drawn = {name: value for name, value in settings.items() if name in _CURRICULUM}
+    return {name: value for name, value in settings.items() if name not in drawn}, drawn
 
 
 def canonical(data: object) -> str:

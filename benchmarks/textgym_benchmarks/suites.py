@@ -44,6 +44,7 @@ _NEAR_REFERENCE: Final = {"top_k": 4, "lm_features": True, "reference_reward": F
 _COOLING: Final = {"temperature": 1.0, "temperature_end": 0.1}
 
 _PAPER: Final[Mapping[str, object]] = {"divide_by_std": True, "whiten": False}
+_SPARING: Final = Evaluation(points=4, per_prompt=2, optimum_per_prompt=64)
 OBJECTIVES: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
     "GRPO of the paper": ("grpo", {**_PAPER, "kl": "k3", "aggregation": "sequence"}),
     "DAPO": ("grpo", {**_PAPER, "aggregation": "token", "clip_high": 0.28, "equal_groups": "drop"}),
@@ -205,6 +206,25 @@ def guided() -> Suite:
     )
 
 
+def nlpo() -> Suite:
+    """Return the suite behind the table of learned masks in docs/algorithms.md."""
+    masks = {"0.9": {"mask_top_p": 0.9}, "0.9, mu=1": {"mask_top_p": 0.9, "mask_every": 1}, "0.5": {"mask_top_p": 0.5}}
+    cells: list[Cell] = []
+    for label, config in {"lm-ppo": {}, **{f"NLPO, p={name}": mask for name, mask in masks.items()}}.items():
+        cells += _levels("BigVocab", {"V=256": 2, "V=4096": 4}, ["lm-ppo"], 8_192, 3, config, label)
+        if label in ("lm-ppo", "NLPO, p=0.9"):
+            cells += rows(["Helpful"], ["lm-ppo"], 2_560, 3, config, label)
+    return Suite("nlpo", tuple(cells), "LM PPO and NLPO's learned mask on tasks of many actions.", _SPARING)
+
+
+def curriculum() -> Suite:
+    """Return the suite behind the table of curricula in docs/runs.md."""
+    draws = {"uniform": {}, **{name: {"curriculum": name} for name in ("difficulty", "progress")}}
+    budgets = {"Copy": 16_384, "Arithmetic": 1_536}
+    cells = [rows([task], ["rloo"], budgets[task], 3, draws[name], name) for task in budgets for name in draws]
+    return Suite("curriculum", tuple(chain(*cells)), "RLOO with prompts drawn in three ways.", _SPARING)
+
+
 def diagnostics() -> Suite:
     """Return the suite of single capabilities; the tasks of memory have many prompts and take longer."""
     agents = (*FIXED, *ON_POLICY[:-1], "soft-q", *TABULAR, "sb3-ppo", "sb3-dqn")
@@ -254,11 +274,17 @@ def scaling() -> Suite:
 
 
 def _levels(
-    task: str, levels: Mapping[str, int], agents: Sequence[str], episodes: int, seeds: int = 3
+    task: str,
+    levels: Mapping[str, int],
+    agents: Sequence[str],
+    episodes: int,
+    seeds: int = 3,
+    config: Mapping[str, object] | None = None,
+    name: str = "",
 ) -> Iterable[Cell]:
     """Yield the rows of a task at several difficulties, by label: tables show it as the reward's name."""
     for label, level in levels.items():
-        cells = rows([task], agents, episodes, seeds)
+        cells = rows([task], agents, episodes, seeds, config, name)
         yield from (replace(cell, env={"difficulty": level}, reward_name=label) for cell in cells)
 
 

@@ -47,8 +47,9 @@ class DistillConfig(OnPolicyConfig):
             require(name, getattr(self, name), getattr(self, name) == only, f"{only!r}: the divergence is all there is")
         require("mix", self.mix, 0 < self.mix < 1, "a number in (0, 1)")
         only_with(self, "mix", self.divergence == "jsd", "divergence='jsd'")
-        finite = self.divergence != "forward" or (self.top_p, self.top_k, self.min_p) == (1, None, 0)
-        require("divergence", self.divergence, finite, "'reverse' or 'jsd' with top_p, top_k or min_p")
+        cut = (self.top_p, self.top_k, self.min_p, self.mask_top_p) != (1, None, 0, 1)
+        finite = self.divergence != "forward" or not cut
+        require("divergence", self.divergence, finite, "'reverse' or 'jsd' with top_p, top_k, min_p or mask_top_p")
 
 
 class Distill(OnPolicyAgent):

@@ -26,6 +26,7 @@ from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, settled_rate, warning_signs
+from textgym_agents.lm.nlpo import follow
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -50,6 +51,7 @@ class OnPolicyAgent(LMAgent):
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
         end_ids, behind = self.task.end_ids, self.reference if self.critic else None
+        follow(self.policy, self.iteration, config.mask_every)
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
@@ -74,8 +76,7 @@ class OnPolicyAgent(LMAgent):
         generator = np.random.default_rng([self._seed(1)])
         trained = self._trained(rollout, targets)  # (b,)
         for _ in range(config.epochs if len(trained) else 0):
-            shuffled = generator.permutation(trained)
-            for rows in np.array_split(shuffled, min(config.minibatches, len(trained))):
+            for rows in np.array_split(generator.permutation(trained), min(config.minibatches, len(trained))):
                 self._step(rollout, targets, scored, rows, meter)
                 if config.stop_update_kl is not None and meter.last_kl > config.stop_update_kl:
                     return meter.means()

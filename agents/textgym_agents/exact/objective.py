@@ -97,13 +97,14 @@ class EnumeratedPolicy:
         """Return the log-probability of every edge, see `PrefixTree.edges`; differentiable."""
         where, place = tree.edges(depth, rows)
         below = tree.levels[depth + 1]
-        logits = self.logits(tree.observations(depth, rows))
+        observation = tree.observations(depth, rows)
+        logits = self.logits(observation)
         legal = torch.zeros(logits.shape, dtype=torch.bool)
         action = np.minimum(below.action[where], logits.shape[1] - 1)  # of a reply any: its chance is no policy's
         legal[place, action] = True
         masked = logits.masked_fill(~legal.to(self.device), -torch.inf)
         if self._cut is not None:
-            masked = self._cut(masked)
+            masked = self._cut(masked, observation, masked=True)
         own = torch.log_softmax(masked, -1)[place, action]
         if below.chance is None:
             return own

@@ -59,8 +59,7 @@ class LMAgent(SavedLM, DrawingAgent):
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
         self.has_own_reference = apart or (model or config.model) not in (None, TABLE) or config.temperature != 1.0
         self.iteration: int = 0
-        self.episodes = self.budget = 0
-        self.value_scale, self.value_offset = None, 0.0
+        self.episodes, self.budget, self.value_scale, self.value_offset = 0, 0, None, 0.0
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Learn from at least `episodes` more episodes, one in each sub-environment (of every device) per iteration.

@@ -81,11 +81,13 @@ class SavedLM(ABC):
 
     def memory(self) -> dict[str, Tensor]:
         """Return what learning needs to resume beside parameters and counters, such as a replay."""
-        return {}
+        return {} if self.policy.cut is None else self.policy.cut.tensors(self.policy.model)
 
     def restore_memory(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `memory` returned. Raises: KeyError for what this agent has no place for."""
-        if tensors:
+        if self.policy.cut is not None:
+            self.policy.cut.restore(tensors)
+        elif tensors:
             raise KeyError(next(iter(tensors)))
 
     def save(self, path: str | Path) -> None:

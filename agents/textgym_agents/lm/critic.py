@@ -70,7 +70,7 @@ def _values(agent: LMAgent, observation: Observation, masks: Bools | None) -> Fl
     found = agent.value_offset + (agent.value_scale or 1.0) * head.double()
     beta = uncharged(agent)
     if beta:
-        logits = logits if agent.policy.cut is None else agent.policy.cut(logits)
+        logits = logits if agent.policy.cut is None else agent.policy.cut(logits, observation, masked=True)
         own, reference = torch.log_softmax(logits, -1), torch.log_softmax(ask(agent.reference)[0], -1)
         found -= beta * torch.linalg.vecdot(own.exp(), own - reference).double()
     return np.asarray(found.cpu().numpy())

@@ -23,8 +23,9 @@ import numpy as np
 from textgym.lm.backbone import is_peft
 from textgym.task import Task
 from textgym_agents.config import OnPolicyConfig
+from textgym_agents.lm.nlpo import cut_of
 from textgym_agents.lm.policy import LMPolicy
-from textgym_agents.lm.processors import Processors, make_cut
+from textgym_agents.lm.processors import Processors
 from textgym_agents.lm.rollout import Rollout, collect
 from textgym_agents.lm.sampler import SampledCompletion, SampledRollouts, importance_weights
 
@@ -195,7 +196,7 @@ def sampling(task: Task, config: OnPolicyConfig, policy: LMPolicy) -> Callable[.
     The server is not asked yet. Raises: ValueError for a server's policy without an adapter, or task with a mask.
     """
     processors = Processors(config.top_p, config.top_k, config.min_p)
-    policy.cut = make_cut(task, processors)
+    policy.cut = cut_of(task, processors, policy, config)
     if config.sampler is None:
         return collect
     check_adapted(policy, config.sampler)

@@ -122,11 +122,13 @@ class MemoryEstimate:
 
 
 def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan:
-    """Return the plan of an agent's settings. Raises: ValueError for weights that are sharded."""
+    """Return the plan of an agent's settings. Raises: ValueError for weights that are sharded, or a mask policy."""
     if config.parallel == "fsdp":
         raise ValueError(
             "parallel='fsdp': the estimate is of one process, 'ddp'; docs/scale.md has the cost model of more"
         )
+    if config.mask_top_p < 1:
+        raise ValueError(f"mask_top_p={config.mask_top_p}: the estimate knows no mask policy; allowed is 1.0")
     names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
     lora = ("lora_rank", "lora_targets", "reference_precision")
     settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, *lora)}

@@ -102,7 +102,7 @@ class LMPolicy(nn.Module):
         """Return log-probabilities (n, V) and values (n,) of active rows of an observation, by cache; see `heads`."""
         logits, values = self.heads(self.read(observation, active), masks)
         if self.cut is not None:
-            logits = self.cut(logits, observation if active is None and masks is None else None)
+            logits = self.cut(logits, observation, active, active is not None or masks is not None)
         return torch.log_softmax(logits, -1), values
 
     @torch.no_grad()
@@ -125,6 +125,8 @@ class LMPolicy(nn.Module):
     def forget(self) -> None:
         """Empty the key-value cache: the parameters have changed."""
         self._decoder.reset()
+        if self.cut is not None:
+            self.cut.forget()
 
     def precision(self) -> AbstractContextManager[None]:
         """Run the model in the precision that was asked for."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from textgym.checks import Bools
 from textgym.lm.causal import FORBIDDEN
 from textgym.task import Task
 from textgym_agents.protocol import Observation
@@ -62,25 +63,46 @@ class Cut:
         self.processors = processors
         self._grammar = None if task.mask is None else Grammar(task)
 
-    def kept(self, logits: Tensor) -> Tensor:
-        """Return which tokens are kept, bool (n, V), by logits (n, V)."""
+    def kept(self, logits: Tensor, observation: Observation | None = None, active: Bools | None = None) -> Tensor:
+        """Return which tokens are kept, bool (n, V).
+
+        Args:
+            logits: (n, V), `FORBIDDEN` at what the task forbids.
+            observation: of B states, of which these are the active ones (B,); a cut by other logits needs it.
+        """
         return self.processors.kept(logits)
 
+    def forget(self) -> None:
+        """Empty the caches that the cut has."""
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return what is saved of the cut of a model's distribution, by name."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` returned. Raises: KeyError for what the cut has no place for."""
+        if tensors:
+            raise KeyError(next(iter(tensors)))
+
     @torch.no_grad()
-    def _legal(self, logits: Tensor, observation: Observation | None) -> Tensor:
-        if self._grammar is None or observation is None:
+    def _legal(self, logits: Tensor, observation: Observation) -> Tensor:
+        if self._grammar is None:
             return logits
         legal = torch.as_tensor(self._grammar.legal(observation), device=logits.device)
         return logits.masked_fill(~legal, FORBIDDEN)
 
-    def __call__(self, logits: Tensor, observation: Observation | None = None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, observation: Observation, active: Bools | None = None, masked: bool = False
+    ) -> Tensor:
         """Return logits (n, V) with `FORBIDDEN` at what is cut; differentiable, with the kept tokens held fixed.
 
         Args:
-            observation: of the same n states, with `segment_ids` where the task has a mask, which is applied first;
-                None: the logits have been masked.
+            observation, active: see `kept`.
+            masked: whether the task's mask has been applied; else it is applied first, for which the observation has
+                `segment_ids`, and all its states are active.
         """
-        return logits.masked_fill(~self.kept(self._legal(logits.detach(), observation)), FORBIDDEN)
+        legal = logits.detach() if masked else self._legal(logits.detach(), observation)
+        return logits.masked_fill(~self.kept(legal, observation, active), FORBIDDEN)
 
 
 def make_cut(task: Task, processors: Processors) -> Cut | None:

@@ -112,7 +112,7 @@ class Recorder:
         features = self._policy.read(turn.observation, turn.running)
         logits, values = self._policy.heads(features, masks)
         if self._policy.cut is not None:
-            kept = self._policy.cut.kept(logits)
+            kept = self._policy.cut.kept(logits, turn.observation, turn.running)
             logits = logits.masked_fill(~kept, FORBIDDEN)
             self._cuts.append(PackedMasks.pack(kept))
         log_probs = torch.log_softmax(logits, -1)
@@ -149,7 +149,6 @@ class Recorder:
         index = torch.tensor(order, device=device)
         actions, log_probs, values = (torch.cat(column)[index] for column in zip(*self._kept, strict=True))
         columns = np.concatenate(self._columns)[order]
-        last = np.cumsum(played.lengths) - 1
         return Rollout(
             input_ids=torch.tensor(played.observation["input_ids"][:, : columns.max() + 2], device=device),
             rows=played.rows[order],
@@ -163,7 +162,7 @@ class Recorder:
             lengths=played.lengths,
             bootstrap=self._bootstrap,
             truncated=played.truncated,
-            stopped=np.isin(played.actions[order][last], stop_ids),
+            stopped=np.isin(played.actions[order][np.cumsum(played.lengths) - 1], stop_ids),
             masks=PackedMasks.join(self._masks, index) if self._masks else None,
             bootstrap_kl=self._bootstrap_kl,
             kept=PackedMasks.join(self._cuts, index) if self._cuts else None,

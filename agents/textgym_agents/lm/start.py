@@ -187,6 +187,11 @@ def _policy(
     )
 
 
+def like(policy: LMPolicy, task: Task, config: LMConfig, model: nn.Module) -> LMPolicy:
+    """Return a policy over a model, on the device of another policy and with the same settings."""
+    return _policy(LMPolicy, task, config, model, policy.device)
+
+
 def _sharded(config: LMConfig) -> bool:
     return config.parallel == "fsdp" and world_size() > 1
 

@@ -33,7 +33,7 @@ State = Literal["finished", "running", "interrupted", "none"]
 """running: a process is at work on it. none: no run is there."""
 _LOCK = ".lock"
 _PATIENCE = 0.2  # seconds; whoever asks whether a run is at work holds it for much less
-_LOGS = ("metrics.jsonl", "samples.jsonl")
+_LOGS = ("metrics.jsonl", "samples.jsonl", "curriculum.jsonl")
 _RUNNING = "another process is at work on this run"
 _NOT_FREE = {
     "running": _RUNNING,
@@ -189,6 +189,14 @@ class RunFolder:
         """Append completions to samples.jsonl; the trackers get them with the next row of the log."""
         self._samples = [dict(row) for row in rows]
         self._append("samples.jsonl", self._samples)
+
+    def log_prompts(self, row: Row) -> None:
+        """Append the prompts of an iteration to curriculum.jsonl."""
+        self._append("curriculum.jsonl", [row])
+
+    def prompts(self) -> list[JsonObject]:
+        """Return the rows of curriculum.jsonl."""
+        return read_lines(self.path / "curriculum.jsonl")
 
     def finish(self, result: Row) -> None:
         """Write result.json: the run is complete."""

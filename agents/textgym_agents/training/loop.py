@@ -19,6 +19,7 @@ from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.saving import count, number
+from textgym_agents.training.curriculum import set_curriculum
 from textgym_agents.training.curves import draw_curves
 from textgym_agents.training.doctor import Doctor, prompt_signs
 from textgym_agents.training.folder import RunFolder
@@ -126,7 +127,7 @@ class Training:
         self.has_own_reference = self._agent.own_reference() is not None
         self._optimum: Optimum | None = None
         self._unsettled = False
-        self._ranks = Ranks(self._agent)
+        self._ranks, self._curriculum = Ranks(self._agent), set_curriculum(settings, self._env)
         self._counts: Mapping[str, float] = self.task.scorer.counts()
         self._meter = LearningMeter(self._env, self._ranks)
         self._doctor = Doctor(max_grad_norm=getattr(config, "max_grad_norm", None))
@@ -223,6 +224,9 @@ class Training:
             self._iterations += 1
             self._episodes = int(metrics.get("episode", self._iterations * self._env.num_envs))
             row = {**metrics, "iteration": self._iterations, "episode": self._episodes}
+            if self._curriculum is not None and folder is not None:
+                folder.log_prompts(self._curriculum.update(self._iterations))
+                row |= self._curriculum.metrics()
             done, due = self._episodes >= settings.episodes, self._is_due(before)
             self._counts = self._ranks.counts(self.task.scorer.counts())
             if folder is not None:
@@ -365,6 +369,10 @@ class Training:
         rows = folder.metrics()
         if not rows:
             return
+        if self._curriculum is not None:
+            with reading(folder.path / "curriculum.jsonl", "the log"):
+                for row, due in zip(folder.prompts(), rows[1:], strict=True):
+                    self._curriculum.replay(row, due["iteration"])
         for row in rows:
             self._doctor.see(row)  # what was said before is not said again
         with reading(folder.path, "the log"):

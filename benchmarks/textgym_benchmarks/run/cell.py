@@ -39,7 +39,7 @@ from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.optima import shared_optimum
-from textgym_benchmarks.suite import Cell, Evaluation
+from textgym_benchmarks.suite import Cell, Evaluation, parted
 
 TUNE_SEEDS = 10_000
 """Added to a cell's seed where it is measured on the split "tune"."""
@@ -192,12 +192,13 @@ def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
         optimum_per_prompt=settings.optimum_per_prompt and max(settings.optimum_per_prompt, thickest),
         samples=settings.samples,
         split=settings.split,
+        **parted(cell.config)[1],
     )
 
 
 def _config(cell: Cell, seed: int) -> JsonObject:
     """Return the agent's settings: the cell's, with a seed, and a batch that the cell's budget has episodes for."""
-    kind, found = config_class(agent_class(cell.agent)), dict(cell.config)
+    kind, found = config_class(agent_class(cell.agent)), parted(cell.config)[0]
     names = getattr(kind, "__dataclass_fields__", ())
     if "seed" in names:
         found["seed"] = seed
