@@ -118,6 +118,11 @@ class AlphaZeroConfig(LMConfig):
     """The value of a new state: that of the value head, or the return of one completion."""
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the policy."""
+    widening: float | None = None
+    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open. None
+    opens all of them at once."""
+    widening_power: float = 0.5
+    """How fast more of them open, > 0 and at most 1."""
     visit_temperature: float = 1.0
     """Of the policy by visit counts, with backup="mean"."""
     c_init: float = 1.25
@@ -136,9 +141,10 @@ class AlphaZeroConfig(LMConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "simulations", "candidates", "memory", "epochs", "minibatches")
-        positive(self, "visit_temperature", "c_init")
+        positive(self, "visit_temperature", "c_init", "widening", "widening_power")
         not_negative(self, "value_coefficient")
-        share(self, "root_noise")
+        share(self, "root_noise", "widening_power")
+        only_with(self, "widening_power", self.widening is not None, "widening")
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
         only_with(self, "visit_temperature", self.backup == "mean", "backup='mean'")
@@ -216,6 +222,8 @@ class AlphaZero(LMAgent):
             prior="guide",
             leaf=config.leaf,
             candidates=config.candidates,
+            widening=config.widening,
+            widening_power=config.widening_power,
             temperature=config.visit_temperature,
             c_init=config.c_init,
             root_noise=config.root_noise,
