@@ -176,7 +176,8 @@ class MCTS(DrawingAgent):
             return agent
         tensors = saved.arrays()
         has, wanted = tensors["actions"].shape, agent.planner.forest.candidates
-        if has != (len(tensors["lengths"]), wanted):
+        # A turn may have more replies than a state has candidates.
+        if has[0] != len(tensors["lengths"]) or has[1] < wanted or (has[1] > wanted and "chance" not in tensors):
             raise ValueError(
                 f"path={str(saved.folder)!r}: its nodes have {has[-1]} candidates, "
                 f"the task and the settings have {wanted}"
