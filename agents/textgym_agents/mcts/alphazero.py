@@ -24,7 +24,6 @@ from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw, log_ratios
 from textgym_agents.training.ranks import refuse_ranks
 
-
 _NEVER = -1e4  # nats: the gradient of a logarithm of nothing would be NaN
 
 
@@ -127,8 +126,8 @@ class AlphaZeroConfig(LMConfig):
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the policy."""
     widening: float | None = None
-    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open. None
-    opens all of them at once."""
+    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open.
+    None opens all of them at once."""
     widening_power: float = 0.5
     """How fast more of them open, > 0 and at most 1."""
     visit_temperature: float = 1.0

@@ -239,7 +239,7 @@ class Forest:
     chance: Bools
 
     def __init__(self, candidates: int, most: int) -> None:
-        self.candidates, self.columns, self.most = candidates, candidates, most
+        self.candidates, self.most = candidates, most
         self._memory = most * _node_bytes(candidates)
         self.clear()
 
@@ -248,6 +248,7 @@ class Forest:
         self.index: dict[Key, int] = {}
         self.states: list[TokenState] = []
         self.splits: list[str] = []
+        self.columns = self.candidates
         self._allocate(min(_FIRST_NODES, self.most))
 
     def __len__(self) -> int:
@@ -349,3 +350,15 @@ def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
     logs = np.take_along_axis(log_prior, tokens, axis=1)
     missing = ((0, 0), (0, count - tokens.shape[1]))
     return np.pad(tokens, missing), np.pad(logs, missing, constant_values=-np.inf)
+
+
+def widened(log_prior: Floats, done: Bools, width: Floats) -> Bools:
+    """Return which candidates (m, k) are open: the `width` (m, 1) likeliest ones, or up to the first that is not done.
+
+    Args: log_prior: (m, k) nats. done: (m, k) those that need no search.
+    Source: Coulom (2007), "Computing Elo Ratings of Move Patterns in the Game of Go", section 4; widening by a power of
+        the visits as in Couetoux et al. (2011), "Continuous Upper Confidence Trees", section 3.
+    """
+    rank = np.argsort(np.argsort(-log_prior, axis=1, kind="stable"), axis=1)
+    first = np.where(done, rank.shape[1], rank).min(1, keepdims=True)
+    return np.asarray(rank < np.maximum(width, np.where(first < rank.shape[1], first + 1, 0)))

@@ -13,7 +13,7 @@ from textgym.lm.reference import Reference, UniformReference, restricted
 from textgym.solver import Solution, solve
 from textgym.task import Task, make_reference
 from textgym_agents.config import at_least_one, not_negative, only_with, positive, require, share
-from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model
+from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model, widened
 from textgym_agents.protocol import Observation, as_agent
 from textgym_agents.tabular.policies import hard_values, soft_values
 
@@ -327,6 +327,8 @@ class Search:
         there, rewards, chances = zip(*model.answers(state, token, self._generator), strict=True)
         asked = replace(state, completion=(*state.completion, token))
         forest.children[node, column] = chance = forest.add_chance(asked, model.split, chances)
+        wider = forest.columns - self._root_prior.shape[1]
+        self._root_prior = np.pad(self._root_prior, ((0, 0), (0, wider)))
         forest.parents[chance] = node
         forest.rewards[chance, : len(rewards)] = rewards
         forest.children[chance, : len(there)] = ENDED
@@ -369,18 +371,6 @@ class Search:
             expected = (np.exp(forest.log_prior[nodes]) * values).sum(1)
             forest.values[nodes] = np.where(forest.chance[nodes], expected, forest.values[nodes])
         forest.solved[nodes] = forest.done(nodes).all(1)
-
-
-def widened(log_prior: Floats, done: Bools, width: Floats) -> Bools:
-    """Return which candidates (m, k) are open: the `width` (m, 1) likeliest ones, or up to the first that is not done.
-
-    Args: log_prior: (m, k) nats. done: (m, k) those that need no search.
-    Source: Coulom (2007), "Computing Elo Ratings of Move Patterns in the Game of Go", section 4; widening by a power of
-        the visits as in Couetoux et al. (2011), "Continuous Upper Confidence Trees", section 3.
-    """
-    rank = np.argsort(np.argsort(-log_prior, axis=1, kind="stable"), axis=1)
-    first = np.where(done, rank.shape[1], rank).min(1, keepdims=True)
-    return np.asarray(rank < np.maximum(width, np.where(first < rank.shape[1], first + 1, 0)))
 
 
 def soft_result(forest: Forest, nodes: Ints, beta: float) -> tuple[Floats, Floats]:

@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode
 from solver_tools import STOP, Paid, bigram, odd_grammar, small_task
 from textgym_agents import make_agent, make_env
 from textgym_agents.mcts.agent import MCTS
-from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest
-from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result, widened
+from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest, widened
+from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 
 from textgym import TokenVectorEnv
 from textgym.lm.reference import NGramReference, restricted
