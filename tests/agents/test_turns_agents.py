@@ -84,7 +84,7 @@ def test_tree_search_teaches_to_ask_twice():
     learner = make_agent("alphazero", env, make_config(agent_class("alphazero"), {"device": "cpu", "simulations": 16}))
     learner.learn(env, 2048)
     solution = solve(env.unwrapped.task)
-    assert solution.optimality(policy_values(solution.tree, learner).objective) >= 0.9
+    assert solution.optimality(policy_values(solution.tree, learner).objective) >= 0.8
 
 
 def test_the_exact_gradient_is_that_of_finite_differences():
