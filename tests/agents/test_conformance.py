@@ -108,7 +108,7 @@ def test_what_is_wrong_with_turns_alone_shows_there_alone(bug):
     assert all(f.check.startswith("turns") for f in findings if f.status == FAILS)
 
 
-@pytest.mark.parametrize("agent", ["soft-q", "alphazero"])
+@pytest.mark.parametrize("agent", ["soft-q", "value-guided"])
 def test_an_agent_that_refuses_turns_says_so_and_is_not_asked(agent):
     names = [name for name in check_names() if name.startswith("turns")]
     first, *others = check(agent, names)

@@ -26,7 +26,7 @@ from textgym.tasks.turns import Oracle
 from textgym.vector import TokenVectorEnv
 
 
-@pytest.mark.parametrize("agent", ["alphazero", "value-guided", "soft-q"])
+@pytest.mark.parametrize("agent", ["value-guided", "soft-q"])
 def test_agents_of_one_turn_say_so(agent):
 
     env = make_env("textgym/Clarify-v0", 4)
@@ -76,6 +76,16 @@ def test_preferences_teach_where_the_environment_is_no_chance(agent):
     learner = make_agent(agent, env, make_config(agent_class(agent), settings))
     learner.learn(env, 8192)
     solution = solve(env.task)
+    assert solution.optimality(policy_values(solution.tree, learner).objective) >= 0.8
+
+
+@pytest.mark.learning
+def test_tree_search_teaches_to_ask_twice():
+    """Policy gradients mostly stay with one question and a guess here, at 0.55 to 0.67: docs/turns.md."""
+    env = make_env("textgym/TwentyQuestions-v0", 64, difficulty=2)
+    learner = make_agent("alphazero", env, make_config(agent_class("alphazero"), {"device": "cpu", "simulations": 16}))
+    learner.learn(env, 2048)
+    solution = solve(env.unwrapped.task)
     assert solution.optimality(policy_values(solution.tree, learner).objective) >= 0.8
 
 

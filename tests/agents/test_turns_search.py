@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 from textgym_agents.algorithms.best_of_n import BestOfN, BestOfNConfig
 from textgym_agents.algorithms.vine_ppo import VinePPOConfig
 from textgym_agents.exact.objective import EnumeratedPolicy
@@ -14,9 +15,11 @@ from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.registry import make_agent, make_env
 from turn_tools import Echo, ragged
 
-from textgym import TokenEnv, make_task
+from textgym import TokenEnv, TokenVectorEnv, make_task
+from textgym.rewards import TextGymWarning
 from textgym.sampling import play
 from textgym.solver import policy_values, solve
+from textgym.turns import Reply
 
 
 def shown(task, hidden, *tokens, prompt_index=0):
@@ -76,6 +79,36 @@ def test_turns_of_several_tokens_and_replies_of_several(most, tokens):
     seen = shown(task, 1)
     agent = MCTS(task, MCTSConfig(simulations=600))
     assert agent.values(seen)[0] == pytest.approx(solution.prompt_values[0], abs=1e-6)
+
+
+class TwoDice:
+    """Replies with two tokens that are hidden: more different ones than there are tokens."""
+
+    def weights(self, prompt):
+        return [1 / 16] * 16
+
+    def replies(self, states):
+        return [Reply((state.hidden % 4, state.hidden // 4)) for state in states]
+
+
+def test_a_turn_may_have_more_replies_than_a_state_has_candidates(tmp_path):
+    task = ragged(TwoDice(), most=1, tokens=1)
+    solution, size = solve(task), task.vocabulary.size
+    assert size < 16
+    seen = shown(task, 1)
+    agent = MCTS(task, MCTSConfig(simulations=200, candidates=size))
+    assert agent.values(seen)[0] == pytest.approx(solution.prompt_values[0], abs=1e-9)
+    assert (agent.planner.forest.candidates, agent.planner.forest.columns) == (size, 16)
+    env = TokenVectorEnv(task, 2, segments=True, autoreset_mode=AutoresetMode.DISABLED)
+    agent.save(tmp_path / "agent")
+    found = MCTS.load(tmp_path / "agent", env)
+    assert found.log_probs(seen).tolist() == agent.log_probs(seen).tolist()
+    assert found.planner.forest.columns == 16
+    # A tree that is full of replies is emptied, and is as wide as the tokens again.
+    agent.planner.forest.most = 201
+    with pytest.warns(TextGymWarning, match="is emptied"):
+        agent.planner.plan(seen, anew=True)
+    assert agent.planner.forest.columns == 16
 
 
 def test_best_of_n_chooses_by_the_mean_and_not_by_luck():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -11,6 +11,7 @@ import numpy as np
 from textgym import TokenVectorEnv
 from textgym.checks import Floats, Ints
 from textgym.play import Turn, check_env, play_batch
+from textgym.solver import policy_values, solve
 from textgym.state import ENVIRONMENT
 from textgym.task import Task
 from textgym_agents.mcts.planner import Planner
@@ -22,6 +23,23 @@ from textgym_agents.tabular.policies import draw
 
 _COUNTERS = ("iteration", "episodes")
 _SEARCH_COUNTERS = ("searches", "scored")
+
+
+@dataclass(frozen=True)
+class Regret:
+    """How far a search stays below the optimum, means over prompts in reward units at time 0.
+
+    Attributes:
+        optimum: V*(s0), of J with soft backups, else of the return. regret: V*(s0) less V(s0) of the policy that
+            searches before every token, >= 0. error: V(s0) as the search has it, less V*(s0).
+        nodes: of the tree in the end. scored: completions that were scored for it.
+    """
+
+    optimum: float
+    regret: float
+    error: float
+    nodes: int
+    scored: int
 
 
 class MCTS(DrawingAgent):
@@ -114,6 +132,25 @@ class MCTS(DrawingAgent):
         """Return V(s) after searching (B,), reward units at time 0: of J with soft backups, else of the return."""
         return self.planner.plan(observation)[1]
 
+    def regret(self, split: str = "train") -> Regret:
+        """Return what the search loses in a task that can be solved, after searching from every state of it.
+
+        Args: split: whose prompts.
+        Raises: as `textgym.solver.solve` for a task that is too large.
+        """
+        beta = self.beta if self.config.backup == "soft" else 0.0
+        solution = solve(self.task, beta=beta, split=split)
+        tree = solution.tree
+        found = float(tree.weights @ self.values(tree.observations(0, tree.levels[0].running)))
+        reached = policy_values(tree, self, beta=beta).objective
+        return Regret(
+            optimum=solution.objective,
+            regret=solution.objective - reached,
+            error=found - solution.objective,
+            nodes=len(self.planner.forest),
+            scored=self.planner.scored,
+        )
+
     # Storage
 
     def save(self, path: str | Path) -> None:
@@ -139,7 +176,8 @@ class MCTS(DrawingAgent):
             return agent
         tensors = saved.arrays()
         has, wanted = tensors["actions"].shape, agent.planner.forest.candidates
-        if has != (len(tensors["lengths"]), wanted):
+        # A turn may have more replies than a state has candidates.
+        if has[0] != len(tensors["lengths"]) or has[1] < wanted or (has[1] > wanted and "chance" not in tensors):
             raise ValueError(
                 f"path={str(saved.folder)!r}: its nodes have {has[-1]} candidates, "
                 f"the task and the settings have {wanted}"

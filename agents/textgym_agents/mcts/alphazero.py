@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
-from textgym.task import Task, make_reference, refuse_turns
+from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import KL, LMConfig, at_least_one, not_negative, only_with, positive, require, share
 from textgym_agents.lm.agent import LMAgent
@@ -24,6 +24,8 @@ from textgym_agents.protocol import Metrics
 from textgym_agents.tabular.policies import draw, log_ratios
 from textgym_agents.training.ranks import refuse_ranks
 
+_NEVER = -1e4  # nats: the gradient of a logarithm of nothing would be NaN
+
 
 @dataclass(frozen=True)
 class Games:
@@ -32,7 +34,8 @@ class Games:
     Attributes:
         input_ids: (B, L) right-padded prompts and completions.
         rows, columns: (N,) state n is input_ids[rows[n], : columns[n] + 1].
-        targets: (N, V) float32, probabilities that the search found. masks: (N, V) legal tokens, None for all.
+        tokens: (N, k) candidates. targets: (N, k) float32, probabilities that the search found for them; other tokens
+            share the rest as in the policy that was searched with. masks: (N, V) legal tokens, None for all.
         outcomes: (N,) rewards to come less beta times the log-ratios to come, reward units at time 0; behind a
             truncation, the V that the search found.
         returns, log_ratios: (B,) discounted rewards and summed log(search policy / reference), nats.
@@ -42,6 +45,7 @@ class Games:
     input_ids: NDArray[np.integer]
     rows: Ints
     columns: Ints
+    tokens: Ints
     targets: NDArray[np.float32]
     masks: Bools | None
     outcomes: Floats
@@ -59,7 +63,7 @@ def play_games(env: TokenVectorEnv, seed: int, planner: Planner, beta: float, ge
     """
     gamma = env.unwrapped.task.gamma
     behind = np.zeros(env.num_envs)
-    found: list[tuple[Ints, NDArray[np.float32], Floats]] = []  # columns, targets, log-ratios
+    found: list[tuple[Ints, Ints, NDArray[np.float32], Floats]] = []  # columns, candidates, targets, log-ratios
     masks: list[Bools] = []
 
     def choose(turn: Turn) -> Ints:
@@ -68,7 +72,9 @@ def play_games(env: TokenVectorEnv, seed: int, planner: Planner, beta: float, ge
         tokens = draw(log_policy, generator)
         ratios = log_ratios(log_policy, planner.log_reference(seen, turn.masks), tokens)
         columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
-        found.append((columns, np.exp(log_policy).astype(np.float32), ratios))
+        considered = planner.candidates(seen, log_policy)
+        targets = np.exp(np.take_along_axis(log_policy, considered, axis=1)).astype(np.float32)
+        found.append((columns, considered, targets, ratios))
         if turn.masks is not None:
             masks.append(turn.masks)
         return tokens
@@ -78,12 +84,13 @@ def play_games(env: TokenVectorEnv, seed: int, planner: Planner, beta: float, ge
 
     observation, _ = env.reset(seed=seed)
     played = play_batch(env, observation, choose, at_limit=at_limit)
-    columns, targets, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    columns, considered, targets, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
     rewards = played.discounted(gamma)
     return Games(
         input_ids=played.observation["input_ids"],
         rows=played.rows,
         columns=columns,
+        tokens=considered,
         targets=targets,
         masks=np.concatenate(masks) if masks else None,
         outcomes=_outcomes(played, rewards - beta * ratios, behind),
@@ -118,6 +125,11 @@ class AlphaZeroConfig(LMConfig):
     """The value of a new state: that of the value head, or the return of one completion."""
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the policy."""
+    widening: float | None = None
+    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open.
+    None opens all of them at once."""
+    widening_power: float = 0.5
+    """How fast more of them open, > 0 and at most 1."""
     visit_temperature: float = 1.0
     """Of the policy by visit counts, with backup="mean"."""
     c_init: float = 1.25
@@ -136,23 +148,32 @@ class AlphaZeroConfig(LMConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "simulations", "candidates", "memory", "epochs", "minibatches")
-        positive(self, "visit_temperature", "c_init")
+        positive(self, "visit_temperature", "c_init", "widening", "widening_power")
         not_negative(self, "value_coefficient")
-        share(self, "root_noise")
+        share(self, "root_noise", "widening_power")
+        only_with(self, "widening_power", self.widening is not None, "widening")
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: searches have a fixed beta")
         only_with(self, "visit_temperature", self.backup == "mean", "backup='mean'")
         require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
 
 
-def distillation_losses(logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor) -> tuple[Tensor, Tensor]:
+def distillation_losses(
+    logits: Tensor, values: Tensor, targets: Tensor, outcomes: Tensor, tokens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy to the searched distribution and the squared error to the outcome, (n,) each.
 
     Args:
-        logits: (n, V). values: (n,). targets: (n, V) probabilities. outcomes: (n,) in the units of `values`.
+        logits: (n, V). values: (n,). targets: (n, k) probabilities. outcomes: (n,) in the units of `values`.
+        tokens: (n, k) int64, what the targets are of; None for all V in order. What the targets leave of 1 is that of
+            all other tokens together: the search has not told one from another.
     Source: Silver et al. (2017), arXiv:1712.01815, equation 1.
     """
     log_probs = torch.log_softmax(logits, -1)
+    if tokens is not None:
+        others = log_probs.scatter(1, tokens, -torch.inf).clamp(min=_NEVER).logsumexp(1, keepdim=True)
+        log_probs = torch.cat([log_probs.gather(1, tokens), others], 1)
+        targets = torch.cat([targets, (1 - targets.sum(1, keepdim=True)).clamp(min=0)], 1)
     cross_entropy = -torch.where(targets > 0, targets * log_probs, 0.0).sum(-1)
     return cross_entropy, (values - outcomes).square()
 
@@ -175,7 +196,6 @@ class AlphaZero(LMAgent):
     def __init__(self, task: Task, config: AlphaZeroConfig | None = None, model: nn.Module | None = None) -> None:
         config = config or AlphaZeroConfig()
         refuse_ranks("agent 'alphazero'")  # its searches draw row after row from one generator
-        refuse_turns(task, "alphazero")
         super().__init__(task, config, model)
         if config.backup == "soft" and not self.controller.beta:
             raise ValueError("beta=0.0: backup='soft' needs a number > 0; allowed at 0 is 'mean'")
@@ -216,6 +236,8 @@ class AlphaZero(LMAgent):
             prior="guide",
             leaf=config.leaf,
             candidates=config.candidates,
+            widening=config.widening,
+            widening_power=config.widening_power,
             temperature=config.visit_temperature,
             c_init=config.c_init,
             root_noise=config.root_noise,
@@ -269,4 +291,6 @@ class AlphaZero(LMAgent):
             None if games.masks is None else tensor(games.masks[states]),
         )
         outcomes = (games.outcomes[states] - self.value_offset) / (self.value_scale or 1.0)
-        return distillation_losses(logits, values, tensor(games.targets[states]), tensor(outcomes, torch.float32))
+        tokens = tensor(games.tokens[states]) if games.tokens.shape[1] < logits.shape[1] else None
+        targets = tensor(games.targets[states])
+        return distillation_losses(logits, values, targets, tensor(outcomes, torch.float32), tokens)

@@ -173,7 +173,11 @@ _VALUES: dict[str, tuple[DTypeLike, float]] = {
 
 def nodes_in_memory(candidates: int, memory: int) -> int:
     """Return how many nodes with so many candidates fit into `memory` MiB."""
-    return memory * 2**20 // (_NODE_BYTES + 8 * (len(_FIELDS) * candidates + len(_VALUES)))
+    return memory * 2**20 // _node_bytes(candidates)
+
+
+def _node_bytes(candidates: int) -> int:
+    return _NODE_BYTES + 8 * (len(_FIELDS) * candidates + len(_VALUES))
 
 
 class Leaves(NamedTuple):
@@ -205,9 +209,11 @@ class Forest:
     """Nodes by the tokens of their state. Values are in units of reward at time 0.
 
     Args:
-        candidates: k. most: nodes, at most.
+        candidates: tokens of a node. most: nodes that there is memory for, with so many candidates. The replies to one
+            turn are added whatever they need.
 
     Attributes:
+        columns: k, the candidates, or the replies of the turn that has the most of them.
         actions: (n, k) candidate tokens. log_prior, log_reference: (n, k) of the prior and of pi_ref, nats; the prior
             is -inf where there is no candidate.
         visits: (n, k) simulations that went there. rewards: (n, k) what is paid on the way, the mean of what was.
@@ -234,6 +240,7 @@ class Forest:
 
     def __init__(self, candidates: int, most: int) -> None:
         self.candidates, self.most = candidates, most
+        self._memory = most * _node_bytes(candidates)
         self.clear()
 
     def clear(self) -> None:
@@ -241,6 +248,7 @@ class Forest:
         self.index: dict[Key, int] = {}
         self.states: list[TokenState] = []
         self.splits: list[str] = []
+        self.columns = self.candidates
         self._allocate(min(_FIRST_NODES, self.most))
 
     def __len__(self) -> int:
@@ -257,27 +265,29 @@ class Forest:
                 self.splits.append(splits[i])
                 new.append(i)
             found[i] = node
-        assert len(self.states) <= self.most
         if len(self.states) > len(self.values):
-            self._allocate(min(max(len(self.states), 2 * len(self.values)), self.most))
+            self._allocate(max(len(self.states), min(2 * len(self.values), self.most)))
         if new:
             nodes = found[new]
-            tokens, self.log_prior[nodes] = likeliest(leaves.log_prior[new], self.candidates)
-            self.actions[nodes] = tokens
-            self.log_reference[nodes] = np.take_along_axis(leaves.log_reference[new], tokens, axis=1)
+            tokens, logs = likeliest(leaves.log_prior[new], self.candidates)
+            own = slice(self.candidates)
+            self.actions[nodes, own], self.log_prior[nodes, own] = tokens, logs
+            self.log_reference[nodes, own] = np.take_along_axis(leaves.log_reference[new], tokens, axis=1)
             self.own[nodes] = self.values[nodes] = leaves.values[new]
         return found
 
     def add_chance(self, state: TokenState, split: str, chances: Sequence[float]) -> int:
-        """Return a new node in which the environment replies, with these chances. Raises: ValueError for too many."""
-        if len(chances) > self.candidates:
-            raise ValueError(f"candidates={self.candidates}: a turn has {len(chances)} replies, allowed is no less")
-        node = len(self.states)
-        log_prior = np.full((1, self.candidates), -np.inf)
-        log_prior[0, : len(chances)] = np.log(chances)
-        self.add([state], [split], Leaves(log_prior, log_prior, np.zeros(1)))
-        self.actions[node], self.log_prior[node], self.chance[node] = np.arange(self.candidates), log_prior[0], True
-        self.visits[node, : len(chances)] = 1
+        """Return a new node in which the environment replies, with these chances."""
+        node, replies = len(self.states), slice(len(chances))
+        if len(chances) > self.columns:
+            self.columns = len(chances)
+            self.most = min(self.most, self._memory // _node_bytes(self.columns))
+            self._allocate(len(self.values))
+        none = np.full((1, 1), -np.inf)
+        self.add([state], [split], Leaves(none, none, np.zeros(1)))
+        self.actions[node], self.chance[node] = np.arange(self.columns), True
+        self.log_prior[node, replies] = self.log_reference[node, replies] = np.log(chances)
+        self.visits[node, replies] = 1
         return node
 
     def action_values(self, nodes: Ints) -> tuple[Floats, Bools]:
@@ -312,6 +322,7 @@ class Forest:
         """Fill an empty forest with what another one held."""
         self.states, self.splits = list(states), list(splits)
         self.index = {key_of(state): node for node, state in enumerate(states)}
+        self.columns = tensors["actions"].shape[1]
         self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
         for name in tensors.keys() & {*_FIELDS, *_VALUES}:
             getattr(self, name)[: len(states)] = tensors[name]
@@ -319,10 +330,11 @@ class Forest:
     def _allocate(self, size: int, empty: bool = False) -> None:
         used = 0 if empty or not self.states else len(self.values)
         for name, (kind, first) in {**_FIELDS, **_VALUES}.items():
-            shape = (size, self.candidates) if name in _FIELDS else (size,)
+            shape = (size, self.columns) if name in _FIELDS else (size,)
             array = np.full(shape, first, dtype=kind)
             if used:
-                array[:used] = getattr(self, name)
+                old = getattr(self, name)
+                array[tuple(map(slice, old.shape))] = old
             setattr(self, name, array)
 
 
@@ -338,3 +350,15 @@ def likeliest(log_prior: Floats, count: int) -> tuple[Ints, Floats]:
     logs = np.take_along_axis(log_prior, tokens, axis=1)
     missing = ((0, 0), (0, count - tokens.shape[1]))
     return np.pad(tokens, missing), np.pad(logs, missing, constant_values=-np.inf)
+
+
+def widened(log_prior: Floats, done: Bools, width: Floats) -> Bools:
+    """Return which candidates (m, k) are open: the `width` (m, 1) likeliest ones, or up to the first that is not done.
+
+    Args: log_prior: (m, k) nats. done: (m, k) those that need no search.
+    Source: Coulom (2007), "Computing Elo Ratings of Move Patterns in the Game of Go", section 4; widening by a power of
+        the visits as in Couetoux et al. (2011), "Continuous Upper Confidence Trees", section 3.
+    """
+    rank = np.argsort(np.argsort(-log_prior, axis=1, kind="stable"), axis=1)
+    first = np.where(done, rank.shape[1], rank).min(1, keepdims=True)
+    return np.asarray(rank < np.maximum(width, np.where(first < rank.shape[1], first + 1, 0)))

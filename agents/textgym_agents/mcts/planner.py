@@ -12,12 +12,13 @@ from textgym.rewards import TextGymWarning
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import ENVIRONMENT, TokenState
 from textgym.task import Task, refuse_seeds
-from textgym_agents.mcts.forest import Forest, Key, Model, key_of, nodes_in_memory
+from textgym_agents.mcts.forest import Forest, Key, Model, key_of, likeliest, nodes_in_memory
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 from textgym_agents.protocol import Observation, StateFinder, prompt_lengths, token_rows
 from textgym_agents.tabular.policies import greedy, normalised
 
 _ROOTS_AT_ONCE = 512
+_NUMBERS_AT_ONCE = 2**25  # of log-probabilities over whole vocabularies: 256 MiB for the prior, once more for pi_ref
 _REPLIES_AT_ONCE = 16
 
 
@@ -67,7 +68,8 @@ class Planner:
         distinct = sorted(row for key, row in first.items() if not self._has_ended(key))
         log_policy = np.full((len(rows), self._task.vocabulary.size), -np.log(self._task.vocabulary.size))
         values = np.zeros(len(rows))
-        size = max(1, min(_ROOTS_AT_ONCE, self.forest.most // (self._config.simulations + 1)))
+        most = _NUMBERS_AT_ONCE // self._task.vocabulary.size
+        size = max(1, min(_ROOTS_AT_ONCE, most, self.forest.most // (self._config.simulations + 1)))
         with scorers_restored(self._task.scorer, self._task.gold_scorer):
             for start in range(0, len(distinct), size):
                 part = distinct[start : start + size]
@@ -77,6 +79,18 @@ class Planner:
                 values[part] = self.forest.values[nodes]
         places = [first[key] for key in rows]
         return log_policy[places], values[places]
+
+    def candidates(self, observation: Observation, log_policy: Floats) -> Ints:
+        """Return the tokens (B, k) that were considered in states for which `plan` has just returned log_policy (B, V).
+
+        For a state that is lost, since the tree was full, they are the likeliest ones of the policy.
+        """
+        forest = self.forest
+        nodes = np.array([forest.index.get(key, -1) for key in self._keys(observation)])
+        tokens, lost = forest.actions[nodes, : forest.candidates], nodes < 0
+        if lost.any():
+            tokens[lost] = likeliest(log_policy[lost], forest.candidates)[0]
+        return tokens
 
     def log_reference(self, observation: Observation, masks: Bools | None = None) -> Floats:
         """Return pi_ref (B, V), nats, over the legal tokens."""

@@ -13,7 +13,7 @@ from textgym.lm.reference import Reference, UniformReference, restricted
 from textgym.solver import Solution, solve
 from textgym.task import Task, make_reference
 from textgym_agents.config import at_least_one, not_negative, only_with, positive, require, share
-from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model
+from textgym_agents.mcts.forest import ENDED, UNSEEN, Arrival, Forest, Leaves, Model, widened
 from textgym_agents.protocol import Observation, as_agent
 from textgym_agents.tabular.policies import hard_values, soft_values
 
@@ -52,6 +52,11 @@ class MCTSConfig:
     `leaf="values"` ask for."""
     candidates: int = 64
     """Most tokens considered in a state: the likeliest ones of the prior."""
+    widening: float | None = None
+    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open, and
+    one more where all of these are known to the end. None opens all of them at once."""
+    widening_power: float = 0.5
+    """How fast more of them open, > 0 and at most 1."""
     temperature: float = 1.0
     """Of the policy by visit counts, with backup="mean": N^(1 / temperature); 0 takes the most visited token."""
     c_init: float = 1.25
@@ -70,8 +75,9 @@ class MCTSConfig:
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "simulations", "candidates", "memory")
         not_negative(self, "temperature", "c_init", "beta")
-        positive(self, "c_base")
-        share(self, "root_noise")
+        positive(self, "c_base", "widening", "widening_power")
+        share(self, "root_noise", "widening_power")
+        only_with(self, "widening_power", self.widening is not None, "widening")
         only_with(self, "temperature", self.backup == "mean", "backup='mean'")
         asked = self.prior == "guide" or self.leaf == "values"
         only_with(self, "guide", asked, "prior='guide' or leaf='values'")
@@ -256,8 +262,11 @@ class Search:
         scores = np.where(log_prior > -np.inf, scores, -np.inf)
         # Replies come as often as their chance says.
         scores = np.where(forest.chance[nodes][:, None], np.exp(log_prior) / np.maximum(visits, 1), scores)
+        done = forest.done(nodes) if self._skips else np.zeros_like(known)
+        if config.widening is not None:
+            width = np.ceil(config.widening * total**config.widening_power)
+            scores = np.where(forest.chance[nodes][:, None] | widened(log_prior, done, width), scores, -np.inf)
         if self._skips:
-            done = forest.done(nodes)
             scores = np.where(done & ~done.all(1, keepdims=True), -np.inf, scores)
         best = scores >= scores.max(1, keepdims=True) - 1e-12
         return np.asarray(np.where(best, self._generator.random(scores.shape), -1.0).argmax(1))
@@ -318,6 +327,8 @@ class Search:
         there, rewards, chances = zip(*model.answers(state, token, self._generator), strict=True)
         asked = replace(state, completion=(*state.completion, token))
         forest.children[node, column] = chance = forest.add_chance(asked, model.split, chances)
+        wider = forest.columns - self._root_prior.shape[1]
+        self._root_prior = np.pad(self._root_prior, ((0, 0), (0, wider)))
         forest.parents[chance] = node
         forest.rewards[chance, : len(rewards)] = rewards
         forest.children[chance, : len(there)] = ENDED

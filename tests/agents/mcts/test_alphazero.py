@@ -21,12 +21,52 @@ def batch_env(task, count=16):
     return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
+def seen_of(state, task):
+    return batch_env(task, 1).set_states([state])
+
+
 def test_the_losses_by_hand():
     logits = torch.tensor([[0.0, 0.0, -torch.inf], [1.0, 0.0, 0.0]])
     targets = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
     policy, value = distillation_losses(logits, torch.tensor([1.0, 3.0]), targets, torch.tensor([2.0, 0.0]))
     np.testing.assert_allclose(policy, [np.log(2), np.log(np.e + 2) - 1], rtol=1e-6)
     assert value.tolist() == [1.0, 9.0]
+
+
+def test_tokens_beyond_the_candidates_are_one_event():
+    """By hand: candidates 2 and 0 have 0.5 and 0.2, the other two share 0.3."""
+    logits = torch.tensor([[0.3, -1.0, 2.0, 0.7]], requires_grad=True)
+    targets, tokens = torch.tensor([[0.5, 0.2]]), torch.tensor([[2, 0]])
+    loss, _ = distillation_losses(logits, torch.zeros(1), targets, torch.zeros(1), tokens)
+    p = torch.softmax(logits.detach(), -1)[0].numpy()
+    assert float(loss.detach()) == pytest.approx(-0.5 * np.log(p[2]) - 0.2 * np.log(p[0]) - 0.3 * np.log(p[1] + p[3]))
+    # The gradient is that of the whole target in which the others keep their shares of the policy.
+    whole = np.array([0.2, 0.3 * p[1] / (p[1] + p[3]), 0.5, 0.3 * p[3] / (p[1] + p[3])])
+    loss.sum().backward()
+    np.testing.assert_allclose(logits.grad[0], p - whole, atol=1e-6)
+
+
+def test_where_nothing_is_left_for_other_tokens_the_gradient_is_finite():
+    logits = torch.tensor([[0.3, -torch.inf, 2.0]], requires_grad=True)
+    loss, _ = distillation_losses(
+        logits, torch.zeros(1), torch.tensor([[0.5, 0.5]]), torch.zeros(1), torch.tensor([[0, 2]])
+    )
+    loss.sum().backward()
+    assert torch.isfinite(logits.grad[0, [0, 2]]).all()
+    assert float(loss.detach()) == pytest.approx(-0.5 * float(torch.log_softmax(torch.tensor([0.3, 2.0]), 0).sum()))
+
+
+def test_few_candidates_are_what_the_search_answered():
+    task = small_task()
+    planner = Planner(task, MCTSConfig(simulations=4, candidates=2), 0.4)
+    games = play_games(batch_env(task), 0, planner, 0.4, np.random.default_rng(0))
+    assert games.targets.shape == games.tokens.shape == (len(games.rows), 2)
+    for n, (row, column) in enumerate(zip(games.rows, games.columns, strict=True)):
+        ids = games.input_ids[row : row + 1, : column + 1]
+        (node,) = [at for key, at in planner.forest.index.items() if key[1] == tuple(ids[0].tolist())][:1]
+        assert games.tokens[n].tolist() == planner.forest.actions[node].tolist()
+        whole = planner.plan(seen_of(planner.forest.states[node], task))[0][0]
+        np.testing.assert_allclose(games.targets[n], np.exp(whole[games.tokens[n]]), rtol=1e-6)
 
 
 def test_the_gradient_vanishes_where_the_policy_is_what_the_search_came_to():

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 from solver_tools import STOP, Paid, bigram, odd_grammar, small_task
 from textgym_agents import make_agent, make_env
 from textgym_agents.mcts.agent import MCTS
-from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest
+from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest, widened
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 
 from textgym import TokenVectorEnv
@@ -255,3 +255,84 @@ def test_soft_values_where_prior_and_reference_differ_by_hand():
     tilted = [0.5 * np.exp((1 - want) / 2), 0.25 * np.exp((4 - want) / 2), 0.2]
     np.testing.assert_allclose(np.exp(policy)[0], tilted)
     assert sum(tilted) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("backup", ["soft", "max", "mean"])
+def test_a_tree_that_may_widen_to_all_at_once_is_the_tree_that_does_not_widen(backup):
+    task = small_task(reference=smooth(0))
+    observation = roots(prefix_tree(task))
+    plain, wide = (
+        make_agent("mcts", batch_env(task), backup=backup, simulations=40, **given) for given in ({}, {"widening": 4.0})
+    )
+    np.testing.assert_array_equal(wide.log_probs(observation), plain.log_probs(observation))
+    np.testing.assert_array_equal(wide.planner.forest.visits, plain.planner.forest.visits)
+
+
+def test_the_likeliest_tokens_open_one_by_one():
+    """With C = 1 and power 1/2 the second token opens at the second visit, the third at the fifth."""
+    task = small_task(reference=NGramReference(np.tile([0.1, 0.2, 0.4, 0.3], (4, 1))))
+    env, opened = batch_env(task, 1), []
+    for simulations in range(1, 13):
+        agent = make_agent("mcts", env, backup="mean", widening=1.0, simulations=simulations, c_init=100.0)
+        agent.log_probs(env.reset(seed=0)[0])
+        opened.append(np.flatnonzero(agent.planner.forest.visits[0]).tolist())
+    # The root itself is the first visit: the n-th simulation finds ceil(sqrt(n)) of them open.
+    assert opened[:4] == [[2], [2, 3], [2, 3], [2, 3]]
+    assert opened[4:9] == [[1, 2, 3]] * 5
+    assert opened[9:] == [[0, 1, 2, 3]] * 3
+
+
+def test_what_is_known_to_the_end_opens_the_next_token():
+    env = make_env("textgym/Bandit-v0", 1, segments=True)  # 32 arms, each an end
+    agent = make_agent("mcts", env, simulations=20, widening=0.5, widening_power=0.1)
+    agent.log_probs(env.reset(seed=0)[0])
+    assert np.count_nonzero(agent.planner.forest.visits[0]) == 20
+    done = np.array([[True, False, False, True], [True, True, True, True]])
+    found = widened(np.log([[0.4, 0.1, 0.3, 0.2]] * 2), done, np.array([[1.0], [2.0]]))
+    assert found.tolist() == [[True, False, True, False], [True, False, True, False]]
+
+
+@pytest.mark.parametrize("widening", [None, 1.0, 3.0])
+@pytest.mark.parametrize("backup", ["soft", "max"])
+def test_regret_falls_to_nothing(backup, widening):
+    task = small_task(reference=smooth(1), gamma=0.7)
+    found = [
+        make_agent("mcts", batch_env(task), backup=backup, simulations=count, widening=widening, c_init=20.0).regret()
+        for count in (1, 400)
+    ]
+    assert found[0].regret > 0.01
+    assert found[1].regret == pytest.approx(0, abs=1e-9)
+    assert found[1].error == pytest.approx(0, abs=1e-9)
+    assert found[0].optimum == pytest.approx(solve(task, beta=None if backup == "soft" else 0.0).objective)
+
+
+@pytest.mark.parametrize("simulations", [1, 2, 3, 4])
+def test_what_is_left_out_keeps_the_priors_share_and_is_taken_to_be_worth_as_much(simulations):
+    """J of the answer in one state is s V + (1 - s) E[Q of what was not tried], with s the share of the tried."""
+    task = small_task(reference=smooth(0))
+    solution = solve(task)
+    observation = roots(solution.tree)
+    agent = make_agent("mcts", batch_env(task), leaf="exact", widening=9.0, simulations=simulations, c_init=1000.0)
+    logs, values = agent.log_probs(observation), agent.values(observation)
+    reference = smooth(0).log_probs(observation)
+    action_values = task.beta * (solution.log_probs(observation) - reference) + solution.values[0][:, None]
+    objective = (np.exp(logs) * (action_values - task.beta * (logs - reference))).sum(1)
+    tried = agent.planner.forest.visits[:2] > 0
+    assert (tried.sum(1) == simulations).all()
+    rest = np.where(tried, 0.0, np.exp(reference))
+    np.testing.assert_allclose(objective, (1 - rest.sum(1)) * values + (rest * action_values).sum(1), atol=1e-9)
+    if simulations == 4:
+        np.testing.assert_allclose(values, solution.values[0], atol=1e-9)
+
+
+def test_the_greatest_value_found_is_never_above_the_optimum():
+    task = small_task(reference=smooth(0), reward=Paid("every"))
+    best = solve(task, beta=0.0).objective
+    for widening in (None, 1.0):
+        errors = [
+            make_agent("mcts", batch_env(task), backup="max", widening=widening, simulations=count).regret().error
+            for count in (1, 3, 9, 27)
+        ]
+        assert max(errors) <= 1e-9
+        assert errors[0] < errors[-1]
+    assert best > 0
