@@ -1,4 +1,4 @@
-"""Tiny random encoder-decoders, with weights large enough that no two tokens look alike."""
+"""Tiny random encoder-decoders."""
 
 from typing import Any
 
@@ -7,23 +7,32 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 
 
 def tiny_t5(vocab: int = 11, size: int = 16, seed: int = 0, layers: int = 2, **options: Any) -> Any:
+    """A T5 with weights large enough that no two tokens look alike; it starts with padding, as T5 does."""
     sizes = {"d_model": size, "d_kv": size // 4, "d_ff": 2 * size, "num_layers": layers, "num_decoder_layers": layers}
     ends = {"pad_token_id": 0, "eos_token_id": 1}
-    config = T5Config(vocab_size=vocab, num_heads=4, **sizes, **ends, **{"initializer_factor": 2.0, **options})
-    return _made(T5ForConditionalGeneration, config, seed)
+    config = T5Config(vocab_size=vocab, num_heads=4, **sizes, **ends, **options)
+    return _made(T5ForConditionalGeneration, config, seed, size // 4)
 
 
 def tiny_bart(vocab: int = 11, size: int = 16, seed: int = 0, layers: int = 2, **options: Any) -> Any:
+    """A BART with such weights; it starts with its end token, as BART does."""
     names = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
     sizes = dict(zip(names, (layers, layers, 4, 4), strict=True), encoder_ffn_dim=2 * size, decoder_ffn_dim=2 * size)
     ends = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
-    config = BartConfig(
-        vocab_size=vocab, d_model=size, max_position_embeddings=64, **sizes, **ends, **{"init_std": 0.4, **options}
-    )
-    return _made(BartForConditionalGeneration, config, seed)
+    config = BartConfig(vocab_size=vocab, d_model=size, max_position_embeddings=64, **sizes, **ends, **options)
+    return _made(BartForConditionalGeneration, config, seed, 1)
 
 
-def _made(kind: Any, config: Any, seed: int) -> Any:
+def _made(kind: Any, config: Any, seed: int, width: int) -> Any:
+    """A model whose layers pass on as much variance as they get; its queries are divided by the root of `width`."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return kind(config).eval()
+        model = kind(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            deviation = 1.0 if "embed" in name or "shared" in name else parameter.shape[1] ** -0.5
+            deviation = 2.0 if "relative" in name else deviation  # heads look at places, as those of trained models do
+            deviation *= width**-0.5 if ".q." in name else 1.0
+            parameter.data = torch.randn(parameter.shape, generator=generator) * deviation
+    model.tie_weights()
+    return model.eval()

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.checks import Bools, first_line
+from textgym.codecs.sources import is_encoder_decoder
 from textgym.files import check_files, read_json
 from textgym.lm.backbone import is_peft, max_tokens
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
-from textgym.lm.encdec import is_encoder_decoder, refuse_encoder_decoder
+from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.reference import Observation
 
 if TYPE_CHECKING:

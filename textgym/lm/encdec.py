@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from textgym.checks import JsonObject
-from textgym.codecs.sources import model_file
-from textgym.files import read_json
+from textgym.codecs import sources
 from textgym.lm.backbone import CACHE_NAMES, HuggingFaceBackbone
 
 if TYPE_CHECKING:
@@ -22,16 +20,9 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutput
 
 
-def is_encoder_decoder(model: PreTrainedModel | str | Path) -> bool:
-    """Return whether a model, or that in a folder or of a hub id by its config.json, is an encoder-decoder."""
-    if isinstance(model, str | Path):
-        return _config(model).get("is_encoder_decoder") is True
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Return whether a model is an encoder-decoder."""
     return bool(model.config.is_encoder_decoder)
-
-
-def _config(name: str | Path) -> JsonObject:
-    file = model_file(name, "config.json")
-    return {} if file is None else read_json(file)
 
 
 def refuse_encoder_decoder(model: PreTrainedModel | str | Path, who: str) -> None:
@@ -39,8 +30,8 @@ def refuse_encoder_decoder(model: PreTrainedModel | str | Path, who: str) -> Non
 
     Args: model: an object, folder or hub id. who: begins the message, as in "lora_rank=8".
     """
-    if is_encoder_decoder(model):
-        kind = str(_config(model).get("model_type")) if isinstance(model, str | Path) else type(model).__name__
+    if sources.is_encoder_decoder(model) if isinstance(model, str | Path) else is_encoder_decoder(model):
+        kind = "the model" if isinstance(model, str | Path) else type(model).__name__
         raise ValueError(f"{who}: {kind} is an encoder-decoder, which is not supported here; allowed are other models")
 
 
@@ -100,7 +91,7 @@ def decoder_start(model: PreTrainedModel) -> int:
 
 
 class EncoderDecoderBackbone(HuggingFaceBackbone):
-    """`Backbone` over an encoder-decoder. A row is a prompt, up to the first `prompt_end`, and what was written after it.
+    """`Backbone` over an encoder-decoder. A row is a prompt, up to the first `prompt_end`, and what was written then.
 
     The decoder is given its start token, and then what was written; so the state behind a prompt is that of the start
     token, and no state stands inside a prompt. Prompts may have any lengths. Rows of which equally much is written
@@ -114,7 +105,9 @@ class EncoderDecoderBackbone(HuggingFaceBackbone):
         super().__init__(model)
         self._start = decoder_start(model)
         self._encoder, self._decoder = (cast("Callable[..., BaseModelOutput]", part) for part in _parts(model))
-        self._cache_name = next(name for name in CACHE_NAMES if name in inspect.signature(_parts(model)[1].forward).parameters)
+        self._cache_name = next(
+            name for name in CACHE_NAMES if name in inspect.signature(_parts(model)[1].forward).parameters
+        )
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """See `Backbone.features`. Raises: ValueError for a position inside a prompt."""
@@ -167,8 +160,8 @@ class EncoderDecoderBackbone(HuggingFaceBackbone):
         """Return how many tokens each prompt has, (B,)."""
         if self.prompt_end is None:
             raise ValueError(
-                f"model: {type(self.model).__name__} is an encoder-decoder, and it was not said which token ends "
-                "prompts; allowed is prompt_end=TOKEN_ID"
+                f"model: {type(self.model).__name__} reads a prompt apart from its completion, and no token is known "
+                "to end prompts; allowed are a tokenizer or chat='{prompt}</s>' that write one behind them"
             )
         ends = ids == self.prompt_end
         if not ends.any(1).all():
@@ -214,4 +207,6 @@ def _parts(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 def _check_places(places: Tensor) -> None:
     if int(places.min()) < 0:
-        raise ValueError("columns: a state inside a prompt; an encoder-decoder has those from the prompt's end on alone")
+        raise ValueError(
+            "columns: a state inside a prompt; an encoder-decoder has those from the prompt's end on alone"
+        )
