@@ -171,7 +171,7 @@ def test_a_reference_and_its_copy(make):
 def test_what_a_row_must_have_is_said():
     way = choose_backbone(tiny_t5())
     one = torch.zeros(1, dtype=torch.long)
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration reads a prompt apart .* no token is known"):
+    with pytest.raises(ValueError, match=r"T5ForConditionalGeneration reads a prompt apart .* no token is known"):
         way.features(torch.tensor([[3, END]]), one, one)
     way.prompt_end = END
     with pytest.raises(ValueError, match="input_ids: a prompt without the token 10"):
@@ -201,7 +201,7 @@ def test_the_first_token_of_the_decoder():
     assert decoder_start(tiny_t5()) == 0
     assert decoder_start(tiny_t5(decoder_start_token_id=5)) == 5
     assert decoder_start(tiny_bart()) == 2
-    with pytest.raises(ValueError, match="BartForConditionalGeneration cannot be used, .* no decoder_start_token_id"):
+    with pytest.raises(ValueError, match=r"BartForConditionalGeneration cannot be used, .* no decoder_start_token_id"):
         decoder_start(_without_start())
 
 
@@ -214,7 +214,9 @@ def _without_start():
 def test_a_model_whose_decoder_is_wrong_is_refused(monkeypatch):
     model = tiny_t5()
     monkeypatch.setattr(EncoderDecoderBackbone, "read_out", lambda self, features: (self._head(features), features))
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration cannot be used, .* as an encoder-decoder its log"):
+    with pytest.raises(
+        ValueError, match=r"T5ForConditionalGeneration cannot be used, .* as an encoder-decoder its log"
+    ):
         choose_backbone(model)
 
 
@@ -279,7 +281,7 @@ def test_a_decoders_prompts_keep_their_ends_open(folder):
 
 
 def test_a_reward_model_is_refused_by_name(folder):
-    with pytest.raises(ValueError, match="as a reward model: the model is an encoder-decoder, .* other models"):
+    with pytest.raises(ValueError, match=r"as a reward model: the model is an encoder-decoder, .* other models"):
         start_reward_model(folder[0])
 
 

@@ -148,11 +148,9 @@ WAYS = {
 ZOO = {kind: way for way, kinds in WAYS.items() for kind in kinds.split()}
 
 
-PAIRS = dict.fromkeys(
-    """bart bigbird_pegasus blenderbot blenderbot-small led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus
-    pegasus_x plbart t5 umt5""".split(),
-    True,
-) | dict.fromkeys(("fsmt", "prophetnet", "switch_transformers"), False)
+_PAIRED = """bart bigbird_pegasus blenderbot blenderbot-small led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus
+    pegasus_x plbart t5 umt5"""
+PAIRS = dict.fromkeys(_PAIRED.split(), True) | dict.fromkeys(("fsmt", "prophetnet", "switch_transformers"), False)
 """Encoder-decoders, and whether they are run."""
 _PAIR = {
     "d_kv": 8,
