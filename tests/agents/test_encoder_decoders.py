@@ -184,9 +184,7 @@ def test_the_command_line_trains_a_folder_and_hands_it_on(tmp_path, capsys):
     prompts.write_text("Hello\nworld is\n")
     env = ["--env", f"tokenizer={model}", "--env", f"prompts={prompts}", "--env", "max_new_tokens=3", "--device", "cpu"]
     quick = ["--final-per-prompt", "1", "--optimum-per-prompt", "0", "--batch", "8", "--minibatches", "1", *env]
-    code, _, error = run(
-        capsys, "train", "Text-v0", "--model", model, "--episodes", "16", "--out", out, *env, *quick, "cpu"
-    )
+    code, _, error = run(capsys, "train", "Text-v0", "--model", model, "--episodes", "16", "--out", out, *quick)
     assert code == 0, error
     code, _, error = run(capsys, "export", out, "--out", str(tmp_path / "out"))
     assert code == 0, error

@@ -251,7 +251,7 @@ def _read_alone(model: PreTrainedModel, device: torch.device, autocast: bool, pr
             f"model: {type(model).__name__} cannot be used, its forward fails "
             f"({type(error).__name__}: {first_line(error):.120})"
         ) from error
-    logits, hidden = (pad_sequence(part, batch_first=True) for part in zip(*outputs, strict=True))
+    logits, hidden = (pad_sequence(list(part), batch_first=True) for part in zip(*outputs, strict=True))
     return _Rows(ids, prompts, lengths, logits, hidden, size - 1 if ends else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,7 +17,6 @@ from textgym.lm.backbone import CACHE_NAMES, HuggingFaceBackbone
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
-    from transformers.modeling_outputs import BaseModelOutput
 
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
@@ -104,10 +103,9 @@ class EncoderDecoderBackbone(HuggingFaceBackbone):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self._start = decoder_start(model)
-        self._encoder, self._decoder = (cast("Callable[..., BaseModelOutput]", part) for part in _parts(model))
-        self._cache_name = next(
-            name for name in CACHE_NAMES if name in inspect.signature(_parts(model)[1].forward).parameters
-        )
+        self._encoder, self._decoder = (cast("PreTrainedModel", p) for p in (model.get_encoder(), model.get_decoder()))
+        parameters = inspect.signature(self._decoder.forward).parameters
+        self._cache_name = next(name for name in CACHE_NAMES if name in parameters)
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """See `Backbone.features`. Raises: ValueError for a position inside a prompt."""
@@ -116,8 +114,7 @@ class EncoderDecoderBackbone(HuggingFaceBackbone):
         _check_places(places)
         encoded, seen = self._encode(input_ids, starts)
         ids = self._written(input_ids, starts, int(places.max()) + 1)
-        hidden: Tensor = self._decode(ids, encoded, seen, use_cache=False).last_hidden_state
-        return hidden[rows, places]
+        return self._decode(ids, encoded, seen)[0][rows, places]
 
     def read_out(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.read_out`."""
@@ -153,8 +150,8 @@ class EncoderDecoderBackbone(HuggingFaceBackbone):
         assert isinstance(cache, _Read)
         if cache.cache is not None:
             cache.cache.reorder_cache(rows)  # type: ignore[arg-type]
-        parts = (part[rows] for part in (cache.encoded, cache.seen, cache.ids, cache.lengths))
-        return _Read(*parts, cache.cache, cache.even)
+        encoded, seen, ids, lengths = (part[rows] for part in (cache.encoded, cache.seen, cache.ids, cache.lengths))
+        return _Read(encoded, seen, ids, lengths, cache.cache, cache.even)
 
     def _starts(self, ids: Tensor) -> Tensor:
         """Return how many tokens each prompt has, (B,)."""
@@ -182,27 +179,26 @@ class EncoderDecoderBackbone(HuggingFaceBackbone):
         """Return the encoder's answer (B, P, H) to the prompts, and where they are, int64 (B, P)."""
         width = int(starts.max())
         seen = (torch.arange(width, device=ids.device) < starts[:, None]).long()
-        return self._encoder(input_ids=ids[:, :width], attention_mask=seen).last_hidden_state, seen
+        return cast("Tensor", self._encoder(input_ids=ids[:, :width], attention_mask=seen).last_hidden_state), seen
 
-    def _decode(self, ids: Tensor, encoded: Tensor, seen: Tensor, **cache: object) -> BaseModelOutput:
-        return self._decoder(input_ids=ids, encoder_hidden_states=encoded, encoder_attention_mask=seen, **cache)
+    def _decode(self, ids: Tensor, encoded: Tensor, seen: Tensor, **cache: object) -> tuple[Tensor, Cache | None]:
+        """Return the decoder's last hidden states (B, T, H), and its cache where `use_cache` asks for one."""
+        given = {"encoder_hidden_states": encoded, "encoder_attention_mask": seen, "use_cache": False, **cache}
+        output = self._decoder(input_ids=ids, **given)
+        return output.last_hidden_state, output.get(self._cache_name)
 
     def _read_on(self, read: _Read) -> Tensor:
         """Return the features (B, F) of the last token of every row."""
         width = int(read.lengths.max())
         if not read.even:
-            hidden = self._decode(read.ids[:, :width], read.encoded, read.seen, use_cache=False).last_hidden_state
+            hidden, _ = self._decode(read.ids[:, :width], read.encoded, read.seen)
             return hidden[torch.arange(len(hidden), device=hidden.device), read.lengths - 1]
         ids = read.ids[:, :width] if read.cache is None else read.ids[:, width - 1 : width]
-        output = self._decode(ids, read.encoded, read.seen, use_cache=True, **{self._cache_name: read.cache})
-        read.cache = output.get(self._cache_name)
+        cache = {"use_cache": True, self._cache_name: read.cache}
+        hidden, read.cache = self._decode(ids, read.encoded, read.seen, **cache)
         if read.cache is None:
             raise ValueError("its decoder returns no cache")
-        return output.last_hidden_state[:, -1].contiguous()
-
-
-def _parts(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
-    return cast("PreTrainedModel", model.get_encoder()), cast("PreTrainedModel", model.get_decoder())
+        return hidden[:, -1].contiguous()
 
 
 def _check_places(places: Tensor) -> None:
