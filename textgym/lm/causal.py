@@ -254,7 +254,7 @@ class CausalLM:
         temperature: > 0, divides the logits.
         device: "auto" or a torch device.
         tokens: the longest row that it will read, see `choose_backbone`.
-        prompt_end: the token that ends every prompt, which an encoder-decoder has to know, see `textgym.task.prompt_end`.
+        prompt_end: the token that ends every prompt, for an encoder-decoder, see `textgym.task.prompt_end`.
     """
 
     def __init__(

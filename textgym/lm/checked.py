@@ -66,8 +66,8 @@ _chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, tuple[Way, bool]]] = Weak
 class _Rows(NamedTuple):
     """Rows of tokens, and the model's output for each of them alone.
 
-    `ids` (B, T) int64; `prompts` and `lengths` (B,) int64, tokens; `prompt_end`, see `Backbone`; `logits` (B, T, V) and `hidden` (B, T, H), 0
-    behind a row's end, and of an encoder-decoder inside its prompt.
+    `ids` (B, T) int64; `prompts` and `lengths` (B,) int64, tokens; `logits` (B, T, V) and `hidden` (B, T, H), 0
+    behind a row's end, and inside an encoder-decoder's prompt; `prompt_end`, see `Backbone`.
     """
 
     ids: Ints
