@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from textgym.rewards.scorer import OnError
 from textgym.state import Prompt, TokenState
 from textgym.turns import Spoken, Turns
 from textgym.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_TOKENS = 2**20
 """The limit for a prompt and for a completion: observations have a place for each token."""
@@ -369,10 +372,23 @@ def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -
 
 
 def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """Return a causal LM as reference over the task's allowed tokens; its weights are there once, whoever asks."""
+    """Return an LM as reference over the task's allowed tokens; its weights are there once, whoever asks for it."""
     from textgym.lm.causal import CausalLM, check_positions, choose_device, shared_causal_lm
 
     model = shared_causal_lm(name, choose_device(device))
     tokens = task.max_prompt_tokens + task.max_new_tokens
     check_positions(model, tokens)
-    return CausalLM(model, task.vocabulary.allowed, temperature, device, tokens)
+    return CausalLM(model, task.vocabulary.allowed, temperature, device, tokens, prompt_end(task, model))
+
+
+def prompt_end(task: Task, model: PreTrainedModel) -> int | None:
+    """Return the token that ends every prompt of a task, which an encoder-decoder has to know; None for other models.
+
+    Raises: ValueError if the model is an encoder-decoder and the prompts have no such token.
+    """
+    from textgym.lm.encdec import common_end, is_encoder_decoder
+
+    if not is_encoder_decoder(model):
+        return None
+    prompts = (prompt.ids for split in task.prompts for prompt in task.encoded(split))
+    return common_end(prompts, f"task {task.name!r}: {type(model).__name__}")

@@ -15,7 +15,7 @@ from textgym.checks import Bools, JsonObject, TextGymWarning, check_count, did_y
 from textgym.codecs import Codec, Decoder, WordCodec
 from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around, one_message
 from textgym.codecs.protocol import MOST_TOKENS
-from textgym.codecs.sources import Source, find_source, generation_stops, model_logits
+from textgym.codecs.sources import Source, find_source, generation_stops, is_encoder_decoder, model_logits
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
@@ -31,8 +31,8 @@ class Vocabulary:
         allowed: bool (V,), read-only; False at control tokens that are no stop id and at ids without a token.
         codec: the tokenizer.
         decoder: from a batch of ids to texts.
-        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt. A tokenizer may merge
-            the first or last of a chat template's with the prompt's own.
+        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt, for an encoder-decoder
+            its EOS, too. A tokenizer may merge the first or last of a chat template's with the prompt's own.
         conversation: the chat template; None: there is none.
         config: what the tokenizer_config.json of this tokenizer says.
     """
@@ -116,7 +116,8 @@ def load_vocabulary(
             "before{prompt}after" is a template by itself. A tokenizer's template is rendered in a process of
             its own, and refused after 5 seconds of CPU time.
         model: folder or hub id of the model whose generation config names the stop tokens, and its config the number
-            of logits; None: the stop tokens are those of the folder that the tokenizer is from.
+            of logits and whether it is an encoder-decoder, whose prompts end as the tokenizer ends a text; None: the
+            stop tokens are those of the folder that the tokenizer is from.
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
     Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
         only derived from a model's config.
@@ -141,7 +142,10 @@ def load_vocabulary(
     if not has_token.any():
         raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
     has_token.flags.writeable = False
-    before, after = codec.leading(), list[int]()
+    before, after = codec.frame()
+    places = [place for place in (model, source.folder) if place is not None]
+    if not any(is_encoder_decoder(place) for place in places):
+        after = []  # a decoder would take it for the end of its own text
     if conversation is not None:
         texts = around(conversation.template(MASK))
         before, after = (codec.encode_control(text) if text else [] for text in texts)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 VOCAB = 96
 # What a configuration knows of these is set; windows are shorter than the rows of the tests.
@@ -148,6 +148,33 @@ WAYS = {
 ZOO = {kind: way for way, kinds in WAYS.items() for kind in kinds.split()}
 
 
+_PAIRED = """bart bigbird_pegasus blenderbot blenderbot-small led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus
+    pegasus_x plbart t5 umt5"""
+PAIRS = dict.fromkeys(_PAIRED.split(), True) | dict.fromkeys(("fsmt", "prophetnet", "switch_transformers"), False)
+"""Encoder-decoders, and whether they are run."""
+_PAIR = {
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_decoder_layers": 2,
+    "num_encoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "init_std": 0.3,
+    "initializer_factor": 2.0,
+    "is_decoder": False,
+    "decoder_start_token_id": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def zoo_pair(kind: str, seed: int = 0) -> Any:
+    """A random encoder-decoder; see `zoo_model`."""
+    return _make(AutoModelForSeq2SeqLM, kind, seed, _PAIR)
+
+
 def zoo_model(kind: str, seed: int = 0, **options: Any) -> Any:
     """A random model in evaluation mode, mostly of about 30,000 parameters.
 
@@ -168,6 +195,8 @@ def _make(factory: Any, kind: str, seed: int, options: dict[str, Any]) -> Any:
     name = next((kind.removesuffix(end) for end in variants if kind.endswith(end)), kind)
     known = AutoConfig.for_model(name).to_dict()
     sizes = {key: size for key, size in _SIZES.items() if key in known}
+    if factory is AutoModelForSeq2SeqLM:
+        options = {key: option for key, option in options.items() if key in known or key.startswith("decoder_start")}
     config = AutoConfig.for_model(name, **{**sizes, **_OPTIONS.get(kind, {}), **options})
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from textgym.checks import JsonObject
 from textgym.codecs.chat import MASK
-from textgym.codecs.protocol import ByteDecoder, Codec, Decoder, byte_table, encode_as_text, leading_ids
+from textgym.codecs.protocol import ByteDecoder, Codec, Decoder, byte_table, encode_as_text, frame_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,14 +118,14 @@ class FastCodec(Codec):
                 self._aliased.add_tokens([AddedToken(alias, **flags)])
         return self._aliased
 
-    def leading(self) -> list[int]:
-        """Return what the post-processor puts before a text."""
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Return what the post-processor puts before a text and after it."""
         # A tokenizer of words without a token for unknown ones encodes its own words only.
         words = (self._names[token_id] for token_id in sorted(self._names) if token_id not in self.special_ids)
         for text in ("a", *words):
             with contextlib.suppress(ValueError):
-                return leading_ids(self._ids(text, framed=True), self._ids(text))
-        return []
+                return frame_ids(self._ids(text, framed=True), self._ids(text))
+        return [], []
 
     def _ids(self, text: str, *, as_text: bool = True, framed: bool = False) -> list[int]:
         return _encode(self._tokenizer, text, as_text, framed)
@@ -188,9 +188,9 @@ class SlowCodec(Codec):
         """Return the ids of a text with control tokens, see `Codec`."""
         return self._encode(text, as_text=False)
 
-    def leading(self) -> list[int]:
-        """Return what the tokenizer puts before a text."""
-        return leading_ids([int(i) for i in self._tokenizer.encode("a")], self.encode_control("a"))
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Return what the tokenizer puts before a text and after it."""
+        return frame_ids([int(i) for i in self._tokenizer.encode("a")], self.encode_control("a"))
 
     def decoder(self, skip: frozenset[int]) -> Decoder:
         """Return the tokenizer's own decoder."""

@@ -69,7 +69,11 @@ class Codec(ABC):
 
     def leading(self) -> list[int]:
         """Return the ids that the tokenizer itself puts before a text (BOS)."""
-        return []
+        return self.frame()[0]
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Return the ids that the tokenizer itself puts before a text (BOS) and after it (EOS)."""
+        return [], []
 
     @abstractmethod
     def decoder(self, skip: frozenset[int]) -> Decoder:
@@ -111,12 +115,12 @@ def encode_as_text(encode: Callable[[str], list[int]], text: str, control: Mappi
     return ids
 
 
-def leading_ids(framed: list[int], plain: list[int]) -> list[int]:
-    """Return what stands before `plain` in `framed`; nothing if `plain` is not in it."""
+def frame_ids(framed: list[int], plain: list[int]) -> tuple[list[int], list[int]]:
+    """Return what stands before and after `plain` in `framed`; nothing if `plain` is not in it."""
     for start in range(len(framed) - len(plain) + 1):
         if framed[start : start + len(plain)] == plain:
-            return framed[:start]
-    return []
+            return framed[:start], framed[start + len(plain) :]
+    return [], []
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,18 @@ def model_logits(model: str | Path) -> int:
     return size if isinstance(size, int) else 0
 
 
+def is_encoder_decoder(model: str | Path) -> bool:
+    """Return whether a model in a folder, or of a hub id, is an encoder-decoder by its config.json.
+
+    One that cannot be read is none: loading the model itself says what is wrong.
+    """
+    try:
+        file = model_file(model, "config.json")
+        return file is not None and read_json(file).get("is_encoder_decoder") is True
+    except (OSError, ValueError):
+        return False
+
+
 def model_file(model: str | Path, name: str) -> Path | None:
     """Return a file of a model's folder, or of a hub id's from the cache or the hub; None where there is none.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 2**28
 """Most numbers that a layer makes of prompts at once: 1 GiB in float32."""
-_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 # Rows are read without a mask where all padding stands to the right; GPT-2 and its kin would warn about that.
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "may be padded" not in record.getMessage())
 
@@ -37,6 +37,7 @@ class Backbone(Protocol):
     hidden_size: int
     vocab_size: int
     by_pieces: bool  # whether it can be right where rows of a cache get several tokens at once
+    prompt_end: int | None  # the token that ends every prompt, which an encoder-decoder has to know
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the features (N, F) of the states at the positions (rows[i], columns[i]); differentiable.
@@ -155,6 +156,7 @@ class HuggingFaceBackbone:
     """
 
     by_pieces = False
+    prompt_end: int | None = None
     _masks_new_tokens = True
 
     def __init__(self, model: PreTrainedModel, whole: bool = False) -> None:
@@ -174,7 +176,7 @@ class HuggingFaceBackbone:
         self._takes_keep = "logits_to_keep" in parameters
         self._logits = self.vocab_size if whole and not self._takes_keep else 0  # of every token
         # Its name depends on the architecture and on the version of transformers.
-        self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), _CACHE_NAMES[0])
+        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """See `Backbone.features`."""

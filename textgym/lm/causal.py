@@ -15,16 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.checks import Bools, first_line
+from textgym.codecs.sources import is_encoder_decoder
 from textgym.files import check_files, read_json
 from textgym.lm.backbone import is_peft, max_tokens
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
+from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.reference import Observation
 
 if TYPE_CHECKING:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+        PreTrainedModel,
+    )
 
-    Loader = type[AutoModelForCausalLM | AutoModelForSequenceClassification]
+    Loader = type[AutoModelForCausalLM | AutoModelForSeq2SeqLM | AutoModelForSequenceClassification]
 
 _ON_CPU = 2**30  # bytes of keys and values
 _LOG = logging.getLogger(__name__)
@@ -91,7 +98,7 @@ FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, 
 
 
 def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a causal LM, in evaluation mode.
+    """Load a causal LM or an encoder-decoder, in evaluation mode.
 
     Args:
         name: a folder in Hugging Face layout, or a hub id; that of a PEFT adapter gives its base with the adapter, and
@@ -99,9 +106,10 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreT
         dtype: of its weights, but for those of an adapter.
     Raises: ValueError if no such model can be loaded: it names the argument and the cause.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    model, missing = load_weights(AutoModelForCausalLM, name, f"model={str(name)!r}: no causal LM", dtype=dtype)
+    loader = AutoModelForSeq2SeqLM if is_encoder_decoder(name) else AutoModelForCausalLM
+    model, missing = load_weights(loader, name, f"model={str(name)!r}: no causal LM", dtype=dtype)
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(f"model={str(name)!r}: no causal LM but a {kinds[0]}; its head for scores would be lost")
@@ -140,6 +148,7 @@ def load_adapter(
     from peft import PeftModel
 
     model = load_causal_lm(base, dtype) if isinstance(base, str | Path) else base
+    refuse_encoder_decoder(model, f"model={str(name)!r}: a PEFT adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an older name
         adapted = PeftModel.from_pretrained(model, str(name), is_trainable=True)
@@ -237,14 +246,15 @@ def rows_at_once(model: PreTrainedModel, device: torch.device, tokens: int) -> i
 
 
 class CausalLM:
-    """`Reference` over a causal LM; consecutive observations share a key-value cache.
+    """`Reference` over a causal LM or encoder-decoder; consecutive observations share a key-value cache.
 
     Args:
-        model: a Hugging Face causal LM.
+        model: a Hugging Face causal LM or encoder-decoder.
         allowed: (V,) bool; other tokens get probability 0.
         temperature: > 0, divides the logits.
         device: "auto" or a torch device.
         tokens: the longest row that it will read, see `choose_backbone`.
+        prompt_end: the token that ends every prompt, for an encoder-decoder, see `textgym.task.prompt_end`.
     """
 
     def __init__(
@@ -254,6 +264,7 @@ class CausalLM:
         temperature: float = 1.0,
         device: str = "auto",
         tokens: int | None = None,
+        prompt_end: int | None = None,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature!r}: must be > 0")
@@ -262,13 +273,15 @@ class CausalLM:
         self.temperature = temperature
         self._allowed, self._device, self._tokens = allowed, where, tokens
         self._backbone = choose_backbone(self.model, tokens=tokens)
+        self._backbone.prompt_end = prompt_end
         self.hidden_size = self._backbone.hidden_size
         self._bias = logit_bias(allowed, self._backbone.vocab_size, where)
         self._decoder = Decoder(self._backbone, where)
 
     def copy(self) -> CausalLM:
         """Return the same model with a key-value cache of its own."""
-        return CausalLM(self.model, self._allowed, self.temperature, str(self._device), self._tokens)
+        own, end = (self.model, self._allowed, self.temperature), self._backbone.prompt_end
+        return CausalLM(*own, str(self._device), self._tokens, end)
 
     def rows_at_once(self, tokens: int) -> int:
         """See the function."""

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from textgym.checks import Ints, TextGymWarning, first_line
@@ -27,6 +28,7 @@ from textgym.lm.backbone import (
     max_tokens,
 )
 from textgym.lm.decoder import Decoder
+from textgym.lm.encdec import EncoderDecoderBackbone, decoder_start, is_encoder_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +57,7 @@ _WAYS: dict[str, Way] = {
     "whole, with a state": partial(StateSpaceBackbone, whole=True),
     "without a cache": RereadingBackbone,
     "whole, without a cache": partial(RereadingBackbone, whole=True),
+    "as an encoder-decoder": EncoderDecoderBackbone,
 }
 
 _chosen: WeakKeyDictionary[torch.nn.Module, dict[_Key, tuple[Way, bool]]] = WeakKeyDictionary()
@@ -64,7 +67,7 @@ class _Rows(NamedTuple):
     """Rows of tokens, and the model's output for each of them alone.
 
     `ids` (B, T) int64; `prompts` and `lengths` (B,) int64, tokens; `logits` (B, T, V) and `hidden` (B, T, H), 0
-    behind a row's end.
+    behind a row's end, and inside an encoder-decoder's prompt; `prompt_end`, see `Backbone`.
     """
 
     ids: Ints
@@ -72,6 +75,7 @@ class _Rows(NamedTuple):
     lengths: Ints
     logits: Tensor
     hidden: Tensor
+    prompt_end: int | None = None
 
 
 class _Answer(NamedTuple):
@@ -94,7 +98,7 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     training mode changes.
 
     Args:
-        model: a Hugging Face causal LM, on its device.
+        model: a Hugging Face causal LM or encoder-decoder, on its device.
         lean: whether the hand-written Llama may be chosen.
         tokens: the longest row that will be read; None: not known, taken for 512.
     Raises: ValueError if no backbone does, or the model's forward changes its own parameters, as RWKV's does with
@@ -171,6 +175,8 @@ def _find_way(
     rows = [_read_alone(model, device, *case) for case in cases]
     faults: list[str] = []
     for name, way in _WAYS.items():
+        if (way is EncoderDecoderBackbone) != is_encoder_decoder(model):
+            continue
         if way is llama.LlamaBackbone and not (lean and llama.supports(model)):
             continue
 
@@ -192,7 +198,9 @@ def _fault(model: PreTrainedModel, way: Way, rows: _Rows, autocast: bool, answer
     """Say what is wrong with running `model` that way; None if nothing is."""
     try:
         with torch.autocast(rows.logits.device.type, enabled=autocast):
-            off = [_difference(rows, answer) for answer in answers(way(model), rows)]
+            backbone = way(model)
+            backbone.prompt_end = rows.prompt_end
+            off = [_difference(rows, answer) for answer in answers(backbone, rows)]
             tolerance = _TOLERANCES[_precision(model, rows.logits.device)]
     except torch.OutOfMemoryError:
         raise
@@ -227,20 +235,36 @@ def _read_alone(model: PreTrainedModel, device: torch.device, autocast: bool, pr
     pad_id = getattr(config, "pad_token_id", None)
     if isinstance(pad_id, int) and 0 <= pad_id < size:
         ids[0, ids.shape[1] // 2] = pad_id  # a token like any other: often it ends a text
+    prompts = np.minimum(prompts, lengths)
+    ends = is_encoder_decoder(model)
+    if ends:
+        ids[:, : prompts.max()] %= size - 1
+        ids[np.arange(len(ids)), prompts - 1] = size - 1
     try:
         with torch.autocast(device.type, enabled=autocast):
             outputs = [
-                model(input_ids=torch.tensor(row[None, :length], device=device), output_hidden_states=True)
-                for row, length in zip(ids, lengths, strict=True)
+                _plain(model, torch.tensor(row[None, :length], device=device), int(prompt))
+                for row, prompt, length in zip(ids, prompts, lengths, strict=True)
             ]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"model: {type(model).__name__} cannot be used, its forward fails "
             f"({type(error).__name__}: {first_line(error):.120})"
         ) from error
-    logits = pad_sequence([output.logits[0] for output in outputs], batch_first=True)
-    hidden = pad_sequence([last_hidden(output.hidden_states)[0] for output in outputs], batch_first=True)
-    return _Rows(ids, np.minimum(prompts, lengths), lengths, logits, hidden)
+    logits, hidden = (pad_sequence(list(part), batch_first=True) for part in zip(*outputs, strict=True))
+    return _Rows(ids, prompts, lengths, logits, hidden, size - 1 if ends else None)
+
+
+def _plain(model: PreTrainedModel, row: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+    """Return logits (T, V) and last hidden states (T, H) of a row (1, T) by its model's own forward."""
+    if not is_encoder_decoder(model):
+        output = model(input_ids=row, output_hidden_states=True)
+        return output.logits[0], last_hidden(output.hidden_states)[0]
+    start = row.new_full((1, 1), decoder_start(model))
+    written = torch.cat([start, row[:, prompt:]], 1)
+    output = model(input_ids=row[:, :prompt], decoder_input_ids=written, output_hidden_states=True)
+    logits, hidden = output.logits[0], output.decoder_hidden_states[-1][0]
+    return pad(logits, (0, 0, prompt - 1, 0)), pad(hidden, (0, 0, prompt - 1, 0))
 
 
 def _answers(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
@@ -253,7 +277,8 @@ def _answers(backbone: Backbone, rows: _Rows) -> Iterator[_Answer]:
 def _scored(backbone: Backbone, rows: _Rows) -> _Answer:
     """Read all states at once, as a trainer does."""
     place = np.arange(rows.ids.shape[1])
-    where = np.nonzero((place >= min(1, place[-1])) & (place < rows.lengths[:, None]))
+    first = min(1, place[-1]) if rows.prompt_end is None else rows.prompts[:, None] - 1
+    where = np.nonzero((place >= first) & (place < rows.lengths[:, None]))
     features = backbone.features(*(_tensor(part, rows) for part in (rows.ids, *where)))
     return _Answer(*backbone.read_out(features), *where)
 

@@ -203,6 +203,7 @@ class LlamaBackbone:
     """
 
     by_pieces = True
+    prompt_end: int | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = cast("LlamaForCausalLM", model)

@@ -16,6 +16,7 @@ from textgym.checks import first_line
 from textgym.lm.backbone import embedding_rows, max_tokens
 from textgym.lm.causal import load_weights
 from textgym.lm.checked import undisturbed
+from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.llama import LlamaBackbone, supports
 from textgym.vocab import Vocabulary, load_vocabulary
 
@@ -331,6 +332,7 @@ def _load(
     """Load a sequence classifier; also return which weights its files lack: those are drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
 
+    refuse_encoder_decoder(name, f"{argument}={str(name)!r}: as a reward model")
     what = f"{argument}={str(name)!r}: no sequence classifier"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

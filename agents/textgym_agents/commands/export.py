@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from textgym.checks import JsonObject, first_line
+from textgym.codecs.sources import is_encoder_decoder
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse
 from textgym.evaluate import MEASURES
@@ -66,7 +67,8 @@ def export(flags: ExportFlags) -> None:
 
     with disk_full_at(flags.out):
         report = export_model(flags.folder, flags.out)
-        write_text(flags.out / "README.md", card(Path(flags.folder), report))
+        loader = "AutoModelForSeq2SeqLM" if is_encoder_decoder(flags.out) else "AutoModelForCausalLM"
+        write_text(flags.out / "README.md", card(Path(flags.folder), report, loader))
     console, kind = output(), "model and adapter merged" if report["adapter"] else "model"
     console.print(untrusted(f"{report['agent']}: {kind}, {report['parameters']:,} parameters, in {flags.out}"))
     if report["temperature"] != 1.0:
@@ -77,11 +79,11 @@ def export(flags: ExportFlags) -> None:
         console.print(untrusted(f"pushed to {push(flags.out, flags.push, flags.public)}"))
 
 
-def card(folder: Path, report: JsonObject) -> str:
+def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM") -> str:
     """Return the model card, Markdown, of a run's policy; its numbers are those of the run's last evaluation.
 
     Args:
-        folder: of the run, or its checkpoint's. report: of `export_model`.
+        folder: of the run, or its checkpoint's. report: of `export_model`. loader: the class that reads the model.
     Raises: ValueError that names the file of the run that is damaged.
     """
     run = RunFolder(folder.parent if folder.name == "checkpoint" else folder)
@@ -89,14 +91,14 @@ def card(folder: Path, report: JsonObject) -> str:
     tags = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-generation' if 'Causal' in loader else 'text2text-generation'}",
         "tags: [textgym, reinforcement-learning]",
     ]
     title = f"{report['agent']} on {config['id']}" if "id" in config else str(report["agent"])
     parts = [
         "\n".join([*tags, "---"]),
         f"# {title}",
-        f"A policy of {report['parameters']:,} parameters, trained with TextGym, for `AutoModelForCausalLM` and "
+        f"A policy of {report['parameters']:,} parameters, trained with TextGym, for `{loader}` and "
         "`AutoTokenizer`. `generation_config.json` samples as the agent did: its "
         f"temperature of {report['temperature']}, and {report['suppressed']} tokens that are never written. "
         "A grammar of the task is no part of it.",

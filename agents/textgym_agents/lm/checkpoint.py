@@ -20,6 +20,7 @@ from textgym.checks import JsonObject
 from textgym.files import read_json, reading, recover_folder, replace_folder
 from textgym.lm.backbone import is_peft
 from textgym.lm.causal import load_adapter, load_causal_lm
+from textgym.lm.encdec import decoder_start, is_encoder_decoder
 from textgym.task import Task, has_language_model, reference_model
 from textgym.vector import TokenVectorEnv
 from textgym.vocab import load_vocabulary
@@ -311,6 +312,7 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
         min_p=config.get("min_p") or None,
         eos_token_id=[*vocabulary.stop_ids] or None,
         pad_token_id=vocabulary.pad_id,
+        decoder_start_token_id=decoder_start(model) if is_encoder_decoder(model) else None,
         suppress_tokens=suppressed or None,
         max_new_tokens=head["task"]["max_new_tokens"],
     )

@@ -51,6 +51,7 @@ def _of_lm_agent(agent: LMAgent) -> Critic:
 
     def values(observation: Observation, masks: Bools | None) -> Floats:
         single = np.count_nonzero(observation["attention_mask"], axis=1) == 1
+        single |= agent.policy.backbone.prompt_end is not None  # nothing stands before a prompt that is read whole
         found = np.empty(len(single))
         for rows in (np.flatnonzero(~single), np.flatnonzero(single)):
             for start in range(0, len(rows), size):
@@ -65,7 +66,7 @@ def _of_lm_agent(agent: LMAgent) -> Critic:
 @torch.inference_mode()
 def _values(agent: LMAgent, observation: Observation, masks: Bools | None) -> Floats:
     """Return V (B,) in states that are all of one token, or all of more."""
-    ask = _question(observation, masks, agent.policy.device)
+    ask = _question(observation, masks, agent.policy)
     logits, head = ask(agent.policy)
     found = agent.value_offset + (agent.value_scale or 1.0) * head.double()
     beta = uncharged(agent)
@@ -77,17 +78,19 @@ def _values(agent: LMAgent, observation: Observation, masks: Bools | None) -> Fl
 
 
 def _question(
-    observation: Observation, masks: Bools | None, device: torch.device
+    observation: Observation, masks: Bools | None, asked: LMPolicy
 ) -> Callable[[LMPolicy], tuple[Tensor, Tensor]]:
     """Return a function from a policy to logits (B, V) and values (B,) in B states, all of one token or all of more."""
+    device = asked.device
     legal = None if masks is None else torch.tensor(masks, device=device)
-    if observation["attention_mask"][0].sum() > 1:
+    lengths = torch.tensor(observation["attention_mask"].sum(1), device=device)
+    if lengths[0] > 1 and asked.backbone.prompt_end is None:
         move = _from_parents(observation, device)
         return lambda policy: branch(policy, *move, legal)
     # A single token has nothing before it.
-    ids = torch.tensor(observation["input_ids"][:, :1], device=device)
+    ids = torch.tensor(observation["input_ids"][:, : int(lengths.max())], device=device)
     rows = torch.arange(len(ids), device=device)
-    return lambda policy: policy.states(ids, rows, torch.zeros_like(rows), legal)
+    return lambda policy: policy.states(ids, rows, lengths - 1, legal)
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from torch import nn
 
 from textgym.checks import first_line, shown
 from textgym.lm.backbone import is_peft
+from textgym.lm.encdec import refuse_encoder_decoder
 from textgym_agents.lm.parts import is_sharded, part_like
 from textgym_agents.lm.sharding import release, whole_tensors
 from textgym_agents.model_settings import LoRASettings
@@ -36,6 +37,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
     """
     from peft import LoraConfig, get_peft_model
 
+    refuse_encoder_decoder(model, f"lora_rank={settings.lora_rank}")
     names = settings.target_names()
     left_out = [name for name, module in model.named_modules() if module is head]
     config = LoraConfig(

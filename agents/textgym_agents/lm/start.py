@@ -28,7 +28,8 @@ from textgym.lm.causal import (
 )
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
-from textgym.task import Task, has_language_model, reference_model
+from textgym.lm.encdec import refuse_encoder_decoder
+from textgym.task import Task, has_language_model, prompt_end, reference_model
 from textgym_agents.algorithms.fixed import check_tokenizer
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.devices import world_size
@@ -76,6 +77,8 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
     start = _model(task, config, name, device) if model is None else cast("PreTrainedModel", model)
     check_adapter(start)
     check_positions(start, _tokens(task))
+    if _sharded(config):
+        refuse_encoder_decoder(start, "parallel='fsdp'")
     if config.lora_rank is not None:
         return _with_adapter(task, config, start, name, device)
     sharded = _sharded(config)
@@ -175,7 +178,7 @@ def _policy(
     recompute: bool | None = None,
 ) -> Policy:
     """Return a policy over a model; its layers run again for the gradient if `recompute`, or if the settings ask."""
-    return kind(
+    policy = kind(
         cast("PreTrainedModel", model),
         allowed=task.vocabulary.allowed,
         temperature=config.temperature,
@@ -185,6 +188,8 @@ def _policy(
         sharded=_sharded(config),
         tokens=_tokens(task),
     )
+    policy.backbone.prompt_end = prompt_end(task, policy.model)
+    return policy
 
 
 def like(policy: LMPolicy, task: Task, config: LMConfig, model: nn.Module) -> LMPolicy:

@@ -17,6 +17,7 @@ from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import max_tokens, recompute_layers
 from textgym.lm.causal import load_causal_lm, load_weights
 from textgym.lm.checked import choose_backbone
+from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, Reading, collect
@@ -235,6 +236,7 @@ def resize_model(base: str, layers: int, folder: Path, seed: int = 0) -> None:
 
     if layers < 1:
         raise ValueError(f"layers={layers!r}: allowed is an integer >= 1")
+    refuse_encoder_decoder(base_name(base), f"base={base!r}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         what = f"base={base!r}: no causal LM"

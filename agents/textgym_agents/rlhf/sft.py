@@ -91,7 +91,7 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
         run.watcher,
     )
     device = choose_device(settings.device)
-    loss = CompletionLoss(model).to(device)
+    loss = CompletionLoss(model, vocabulary.after_ids[-1] if vocabulary.after_ids else None).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rate = peak_learning_rate(settings, trained_parameters(model) if adapter else parameters)
     lengths = [len(row.ids) for row in rows.train]
@@ -120,15 +120,17 @@ class CompletionLoss(SupervisedLoss[Encoded]):
     """Cross entropy of completion tokens, nats; an item is a token.
 
     Args:
-        model: a causal LM.
+        model: a causal LM or an encoder-decoder.
+        prompt_end: the token that ends prompts, for an encoder-decoder.
     """
 
     methods = ("by_token",)
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, prompt_end: int | None = None) -> None:
         super().__init__()
         self.model = model
         self._backbone = choose_backbone(model, lean=False)
+        self._backbone.prompt_end = prompt_end
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Return the sum over the tokens with a label.

@@ -11,7 +11,7 @@ from textgym.checks import check_count
 from textgym.evaluate import evaluate
 from textgym.lm.causal import CausalLM, check_positions
 from textgym.optimum import Optimum, optimum_of
-from textgym.task import Task, make_reference
+from textgym.task import Task, make_reference, prompt_end
 from textgym_agents.protocol import Metrics
 from textgym_agents.training.measures import ESTIMATES, evaluation_row
 
@@ -87,7 +87,7 @@ class Optimality(TrainerCallback):
         task, device, training = self.task, str(model.device), model.training
         try:
             found = evaluate(
-                CausalLM(model, task.vocabulary.allowed, device=device),
+                CausalLM(model, task.vocabulary.allowed, device=device, prompt_end=prompt_end(task, model)),
                 task,
                 make_reference(task, device=device),
                 self.optimum,
