@@ -40,7 +40,7 @@ SHARES: Final = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
 """KL of the policies that are judged, in parts of the optimum's."""
 BINS: Final = (0.0, FEWEST, 15.0, 20.0, 30.0, 50.0, 100.0, 200.0)
 """Effective samples at which the classes begin that coverage is counted in."""
-FITTED: Final = 10
+FITTED: Final = 20
 """Of so many logs one is used for the interval of fitted Q, which takes many fits."""
 _FITS = 100
 _CLOSE = 1e-9  # an interval without width holds what it is at to rounding
@@ -71,7 +71,8 @@ class LogPool:
         solution = solve(task)
         tree, found = solution.tree, solution.reference.trajectories
         width, count = len(tree.levels) - 1, len(found.prompt)
-        states, edges, rewards = (np.zeros((count, width), dtype=kind) for kind in (np.int64, np.int64, np.float64))
+        states, edges = np.zeros((2, count, width), dtype=np.int64)
+        rewards = np.zeros((count, width))
         offsets, rows = np.cumsum([0, *(len(level.parent) for level in tree.levels)]), found.row.copy()
         for depth in range(width, 0, -1):
             on, level = np.flatnonzero(found.length >= depth), tree.levels[depth]
@@ -156,7 +157,7 @@ def _estimates(
     }
     for name, terms in found.items():
         samples = off_policy.effective_samples(terms, log.weights) if differ else 0.0
-        held = [_holds(off_policy.ratio_interval(terms, counts, method), truth) for method in ("t", "percentile")]
+        held = [_holds(each, truth) for each in off_policy.ratio_intervals(terms, counts)]
         yield name, (terms.value, samples, *held)
     if fits is not None:
         own = off_policy.fitted_interval(log, fits)
@@ -221,13 +222,13 @@ def print_study(rows: Sequence[JsonObject], measure: str = "objective") -> None:
     ranked = [row for row in rows if "ranking" in row and row["measure"] == measure]
     shown = table("bias; spread; coverage", *(number(f"{share:g}") for share in SHARES), number("ranking"))
     for name, own in chosen.items():
-        cells = []
+        shown_cells = []
         for share in SHARES:
             here = [row for row in own if row["share"] == share]
             bias, spread = (float(np.mean([row[key] for row in here])) for key in ("bias", "spread"))
-            cells.append(f"{bias:+.3f}; {spread:.3f}; {coverage(here, FEWEST)[1]:.2f}")
+            shown_cells.append(f"{bias:+.3f}; {spread:.3f}; {coverage(here, FEWEST)[1]:.2f}")
         ranks = [row["ranking"] for row in ranked if row["estimator"] == name]
-        shown.add_row(name, *cells, f"{np.mean(ranks):.2f}" if ranks else "")
+        shown.add_row(name, *shown_cells, f"{np.mean(ranks):.2f}" if ranks else "")
     console.print(shown)
 
 
@@ -290,8 +291,9 @@ def main() -> None:
     path = flags.out / "study.jsonl"
     if not flags.table:
         make_folder(flags.out)
-        rows = [row for name in flags.tasks for row in study(name, flags.repetitions, flags.size)]
-        write_text(path, "".join(map(json_line, rows)))
+        for name in flags.tasks:
+            found = [row for row in read_lines(path) if row["task"] != name]
+            write_text(path, "".join(map(json_line, [*found, *study(name, flags.repetitions, flags.size)])))
     rows = read_lines(path)
     for measure in ("objective", "reward"):
         print_study(rows, measure)

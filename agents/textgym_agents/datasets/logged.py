@@ -7,9 +7,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, equal_parts
 from textgym.lm.reference import Observation, restricted
-from textgym.sampling import Policy
+from textgym.sampling import CachedPolicy, Policy
 from textgym.state import PROMPT
 from textgym.task import Task
 from textgym_agents.datasets.off_policy import Logged
@@ -18,6 +18,7 @@ from textgym_agents.protocol import StateFinder
 
 Number = TypeVar("Number", np.int8, np.int64, np.float64)
 _ROWS = 256  # episodes that are scored together
+_AT_ONCE = 2**24  # log-probabilities of them
 
 
 def logged(recording: Recording, policy: Policy, task: Task, reference: Policy | None = None) -> Logged:
@@ -74,8 +75,10 @@ def _token_log_probs(policy: Policy, recording: Recording, task: Task, places: I
     sequences, width = recording.sequences, task.max_prompt_tokens + task.max_new_tokens
     finder, found = StateFinder(task) if task.mask is not None else None, np.zeros(places.shape)
     assert recording.authors is not None
-    for start in range(0, len(places), _ROWS):
-        part = slice(start, start + _ROWS)
+    reader, most = getattr(policy, "policy", policy), min(_ROWS, _AT_ONCE // task.vocabulary.size)
+    if isinstance(reader, CachedPolicy):
+        most = min(most, reader.rows_at_once(width))
+    for part in equal_parts(len(places), max(most, 1)):
         ids, authors = sequences.input_ids[part, :width], recording.authors[part]
         lengths, ends = sequences.lengths[part], places[part].max(1)
         for time in range(int(lengths.max())):
@@ -95,7 +98,9 @@ def _token_log_probs(policy: Policy, recording: Recording, task: Task, places: I
                 seen = {name: array[rows] for name, array in observation.items()}
                 masks = task.mask([state for _, state in finder.states(seen)])
             logs = restricted(np.asarray(table)[rows], masks)
-            found[start + rows, time] = logs[np.arange(len(rows)), ids[rows, now[rows]]]
+            found[part.start + rows, time] = logs[np.arange(len(rows)), ids[rows, now[rows]]]
+    if isinstance(reader, CachedPolicy):
+        reader.forget()
     return found
 
 

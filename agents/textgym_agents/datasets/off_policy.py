@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -229,8 +229,8 @@ def _bernstein(draws: Floats, most: float, count: int, delta: float) -> float:
     return float(draws.mean()) - math.sqrt(2 * spread * log / count) - 7 * most * log / (3 * (count - 1))
 
 
-def ratio_interval(terms: Terms, counts: Ints, method: Literal["t", "percentile"] = "t") -> Estimate:
-    """Return an estimate with its 95% bootstrap interval: studentised, or of the replicates' percentiles.
+def ratio_intervals(terms: Terms, counts: Ints | Floats) -> tuple[Estimate, Estimate]:
+    """Return an estimate with two 95% bootstrap intervals: studentised, and of the replicates' percentiles.
 
     Args: counts: (R, B), how often each episode is drawn in each resample.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, sections 12.5 (bootstrap-t) and 13.3.
@@ -239,13 +239,11 @@ def ratio_interval(terms: Terms, counts: Ints, method: Literal["t", "percentile"
     columns = np.stack([tops, bottoms, tops * tops, tops * bottoms, bottoms * bottoms], axis=1)
     sums = np.asarray(counts @ columns, dtype=np.float64)  # (R, 5)
     drawn = sums[:, 0] / np.maximum(sums[:, 1], _LEAST)
-    if method == "percentile":
-        return interval(value, drawn)
     own, errors = float(_error(np.array([value]), columns.sum(0)[None])[0]), _error(drawn, sums)
     usable = errors > 1e-12 * own
     students = (drawn - value)[usable] / errors[usable] if usable.any() else np.zeros(1)
     low, high = np.quantile(students, [0.025, 0.975])
-    return Estimate(value, float(value - high * own), float(value - low * own))
+    return Estimate(value, float(value - high * own), float(value - low * own)), interval(value, drawn)
 
 
 def _error(values: Floats, sums: Floats) -> Floats:
@@ -297,14 +295,14 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
         terms = Terms(*(_grouped(each, group) for each in found[name]))
         size = effective_samples(terms, _grouped(log.weights, group))
         why = same or ("" if size >= FEWEST else f"fewer than {FEWEST:g} effective samples")
-        judged[name] = Judged(None if why else ratio_interval(terms, counts), size, why)
+        judged[name] = Judged(None if why else ratio_intervals(terms, counts)[0], size, why)
     size = _size(log.weights) if whole and log.weights.any() else 0.0 if whole else math.nan
     why = same or (f"fewer than {FEWEST:g} effective samples" if size < FEWEST else "")
     judged["fitted Q"] = Judged(None if why else fitted_interval(log, counts[:_FITS], group), size, why)
     return judged
 
 
-def fitted_interval(log: Logged, counts: Ints, group: int = 1) -> Estimate:
+def fitted_interval(log: Logged, counts: Ints | Floats, group: int = 1) -> Estimate:
     """Return the mean of V(s_0) by fitted Q, with the percentile interval of fits to resampled episodes.
 
     Args: counts: (R, B / group), how often each group is drawn.
