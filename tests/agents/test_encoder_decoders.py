@@ -65,6 +65,17 @@ def ppo(make, task, **settings):
 
 
 @MODELS
+def test_layers_that_run_again_give_the_same_gradient(make):
+    gradients = []
+    for again in (False, True):
+        agent = ppo(make, ragged(), gradient_checkpointing=again)
+        sequence_log_probs(agent.policy, Sequences.of([([0, 4], [1, 3]), ([1, 0, 4], [2])], 0)).sum().backward()
+        found = [each.grad.flatten() for each in agent.policy.model.parameters() if each.grad is not None]
+        gradients.append(torch.cat(found))
+    torch.testing.assert_close(*gradients)
+
+
+@MODELS
 @pytest.mark.parametrize("kl", ["exact", "k1", "k2", "k3"])
 def test_the_first_ratio_is_one_and_the_first_kl_is_zero(make, kl):
     agent, rows = ppo(make, ragged(), kl=kl, temperature=0.8), []
@@ -275,7 +286,8 @@ def test_fine_tuning_without_an_end_of_prompts_is_refused(tmp_path):
         train_sft(settings, tmp_path / "run")
 
 
-LEARNERS = {"lm-ppo": {}, "rloo": {}, "dpo": {"sampler": "policy"}}
+LEARNERS = {"lm-ppo": (64, 51200), "rloo": (64, 25600), "dpo": (128, 51200)}
+"""Batch and episodes."""
 
 
 def start(make):
@@ -295,10 +307,11 @@ def start(make):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_copy(make, name, tmp_path):
     start(make).save_pretrained(tmp_path)
-    env = make_env("textgym/Copy-v0", 64, difficulty=2)
-    settings = {"batch": 64, "model": str(tmp_path), "learning_rate": 3e-3, "schedule": "constant", "device": "cpu"}
-    agent = make_agent(name, env, **settings, **LEARNERS[name])
-    agent.learn(env, 25600)
+    batch, episodes = LEARNERS[name]
+    env = make_env("textgym/Copy-v0", batch, difficulty=2)
+    settings = {"batch": batch, "model": str(tmp_path), "learning_rate": 3e-3, "schedule": "linear", "device": "cpu"}
+    agent = make_agent(name, env, **settings)
+    agent.learn(env, episodes)
     task, reference = env.unwrapped.task, agent.own_reference()
     solution = solve(task, reference, split="train")
     assert solution.optimality(policy_values(solution.tree, agent, reference).objective) >= 0.9
