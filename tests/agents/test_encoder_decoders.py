@@ -24,6 +24,7 @@ from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import CompletionLoss, train_sft
 
 from textgym import TokenVectorEnv, make_task
+from textgym.lm.causal import load_adapter
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, write_demonstrations, write_rankings
 from textgym.solver import policy_values, solve
@@ -262,7 +263,13 @@ def test_dpo_and_cloning_learn_from_files(tmp_path):
 def test_what_is_not_for_encoder_decoders_is_refused_by_name(tmp_path, monkeypatch):
     task = make_task("Copy", difficulty=2)
     save_with_tokenizer(tiny_bart, tmp_path / "bart")
-    pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny_t5(COPY), peft.LoraConfig(target_modules=["q"]))
+    with pytest.raises(ValueError, match="model: a PEFT adapter: T5ForConditionalGeneration is an encoder-decoder"):
+        LMPPO(task, LMPPOConfig(device="cpu"), model=adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"model='.*adapter': a PEFT adapter: T5ForConditionalGeneration is an enc"):
+        load_adapter(tmp_path / "adapter", tiny_t5(COPY))
     with pytest.raises(ValueError, match="lora_rank=4: T5ForConditionalGeneration is an encoder-decoder"):
         LMPPO(task, LMPPOConfig(lora_rank=4, device="cpu"), model=tiny_t5(COPY))
     with pytest.raises(ValueError, match=r"model='.*bart': an encoder-decoder, of which memory is not estimated"):
