@@ -15,7 +15,7 @@ from textgym.checks import Bools, JsonObject, TextGymWarning, check_count, did_y
 from textgym.codecs import Codec, Decoder, WordCodec
 from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around, one_message
 from textgym.codecs.protocol import MOST_TOKENS
-from textgym.codecs.sources import Source, find_source, generation_stops, is_encoder_decoder, model_logits
+from textgym.codecs.sources import Source, encodes_prompts, find_source, generation_stops, model_logits
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
@@ -144,7 +144,7 @@ def load_vocabulary(
     has_token.flags.writeable = False
     before, after = codec.frame()
     places = [place for place in (model, source.folder) if place is not None]
-    if not any(is_encoder_decoder(place) for place in places):
+    if not any(encodes_prompts(place) for place in places):
         after = []  # a decoder would take it for the end of its own text
     if conversation is not None:
         texts = around(conversation.template(MASK))

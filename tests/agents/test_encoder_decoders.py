@@ -24,6 +24,7 @@ from textgym_agents.rlhf.settings import SFTSettings
 from textgym_agents.rlhf.sft import CompletionLoss, train_sft
 
 from textgym import TokenVectorEnv, make_task
+from textgym.lm.causal import load_adapter
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, write_demonstrations, write_rankings
 from textgym.solver import policy_values, solve
@@ -62,6 +63,17 @@ def plain(model, start, prompt, completion, allowed):
 def ppo(make, task, **settings):
     config = LMPPOConfig(**{"batch": 16, "minibatches": 2, "device": "cpu", **settings})
     return LMPPO(task, config, model=make(task.vocabulary.size))
+
+
+@MODELS
+def test_layers_that_run_again_give_the_same_gradient(make):
+    gradients = []
+    for again in (False, True):
+        agent = ppo(make, ragged(), gradient_checkpointing=again)
+        sequence_log_probs(agent.policy, Sequences.of([([0, 4], [1, 3]), ([1, 0, 4], [2])], 0)).sum().backward()
+        found = [each.grad.flatten() for each in agent.policy.model.parameters() if each.grad is not None]
+        gradients.append(torch.cat(found))
+    torch.testing.assert_close(*gradients)
 
 
 @MODELS
@@ -251,7 +263,13 @@ def test_dpo_and_cloning_learn_from_files(tmp_path):
 def test_what_is_not_for_encoder_decoders_is_refused_by_name(tmp_path, monkeypatch):
     task = make_task("Copy", difficulty=2)
     save_with_tokenizer(tiny_bart, tmp_path / "bart")
-    pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny_t5(COPY), peft.LoraConfig(target_modules=["q"]))
+    with pytest.raises(ValueError, match="model: a PEFT adapter: T5ForConditionalGeneration is an encoder-decoder"):
+        LMPPO(task, LMPPOConfig(device="cpu"), model=adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"model='.*adapter': a PEFT adapter: T5ForConditionalGeneration is an enc"):
+        load_adapter(tmp_path / "adapter", tiny_t5(COPY))
     with pytest.raises(ValueError, match="lora_rank=4: T5ForConditionalGeneration is an encoder-decoder"):
         LMPPO(task, LMPPOConfig(lora_rank=4, device="cpu"), model=tiny_t5(COPY))
     with pytest.raises(ValueError, match=r"model='.*bart': an encoder-decoder, of which memory is not estimated"):
@@ -275,7 +293,8 @@ def test_fine_tuning_without_an_end_of_prompts_is_refused(tmp_path):
         train_sft(settings, tmp_path / "run")
 
 
-LEARNERS = {"lm-ppo": {}, "rloo": {}, "dpo": {"sampler": "policy"}}
+LEARNERS = {"lm-ppo": (64, 51200), "rloo": (64, 25600), "dpo": (128, 51200)}
+"""Batch and episodes."""
 
 
 def start(make):
@@ -295,10 +314,11 @@ def start(make):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_copy(make, name, tmp_path):
     start(make).save_pretrained(tmp_path)
-    env = make_env("textgym/Copy-v0", 64, difficulty=2)
-    settings = {"batch": 64, "model": str(tmp_path), "learning_rate": 3e-3, "schedule": "constant", "device": "cpu"}
-    agent = make_agent(name, env, **settings, **LEARNERS[name])
-    agent.learn(env, 25600)
+    batch, episodes = LEARNERS[name]
+    env = make_env("textgym/Copy-v0", batch, difficulty=2)
+    settings = {"batch": batch, "model": str(tmp_path), "learning_rate": 3e-3, "schedule": "linear", "device": "cpu"}
+    agent = make_agent(name, env, **settings)
+    agent.learn(env, episodes)
     task, reference = env.unwrapped.task, agent.own_reference()
     solution = solve(task, reference, split="train")
     assert solution.optimality(policy_values(solution.tree, agent, reference).objective) >= 0.9

@@ -298,7 +298,7 @@ def model_logits(model: str | Path) -> int:
     return size if isinstance(size, int) else 0
 
 
-def is_encoder_decoder(model: str | Path) -> bool:
+def encodes_prompts(model: str | Path) -> bool:
     """Return whether a model in a folder, or of a hub id, is an encoder-decoder by its config.json.
 
     One that cannot be read is none: loading the model itself says what is wrong.

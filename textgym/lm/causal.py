@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textgym.checks import Bools, first_line
-from textgym.codecs.sources import is_encoder_decoder
+from textgym.codecs.sources import encodes_prompts
 from textgym.files import check_files, read_json
 from textgym.lm.backbone import is_peft, max_tokens
 from textgym.lm.checked import choose_backbone
@@ -108,7 +108,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreT
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    loader = AutoModelForSeq2SeqLM if is_encoder_decoder(name) else AutoModelForCausalLM
+    loader = AutoModelForSeq2SeqLM if encodes_prompts(name) else AutoModelForCausalLM
     model, missing = load_weights(loader, name, f"model={str(name)!r}: no causal LM", dtype=dtype)
     kinds = model.config.architectures or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -180,6 +180,7 @@ def check_adapter(model: PreTrainedModel) -> None:
     """Raise ValueError for a PEFT model that could not be loaded again after it was saved."""
     if not is_peft(model):
         return
+    refuse_encoder_decoder(model.get_base_model(), "model: a PEFT adapter")  # type: ignore[operator]
     names = list(model.peft_config)
     if names != ["default"]:
         raise ValueError(f"model: it has the adapters {names}; allowed is one, named 'default'")

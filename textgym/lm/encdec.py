@@ -29,7 +29,7 @@ def refuse_encoder_decoder(model: PreTrainedModel | str | Path, who: str) -> Non
 
     Args: model: an object, folder or hub id. who: begins the message, as in "lora_rank=8".
     """
-    if sources.is_encoder_decoder(model) if isinstance(model, str | Path) else is_encoder_decoder(model):
+    if sources.encodes_prompts(model) if isinstance(model, str | Path) else is_encoder_decoder(model):
         kind = "the model" if isinstance(model, str | Path) else type(model).__name__
         raise ValueError(f"{who}: {kind} is an encoder-decoder, which is not supported here; allowed are other models")
 
@@ -43,14 +43,9 @@ def common_end(prompts: Iterable[Sequence[int]], what: str) -> int:
         prompts: token ids of each, one at least. what: begins the message, with the model's name.
     Raises: ValueError if there is no such token.
     """
-    end: int | None = None
-    for ids in prompts:
-        end = ids[-1] if end is None else end
-        if ids[-1] != end or end in ids[:-1]:
-            break
-    else:
-        if end is not None:
-            return end
+    rows = list(prompts)
+    if rows and all(list(ids).index(ids[-1]) == len(ids) - 1 and ids[-1] == rows[0][-1] for ids in rows):
+        return rows[0][-1]
     raise ValueError(
         f"{what} reads a prompt apart from its completion, and no token ends all prompts and stands nowhere else in "
         "them; allowed are prompts with such an end, as a T5's tokenizer or chat='{prompt}</s>' gives them"
@@ -62,8 +57,8 @@ class _Read:
     """The rows that an `EncoderDecoderBackbone` has read.
 
     `encoded` (B, P, H) and `seen` (B, P) are the encoder's answer and which of it is prompt; `ids` (B, T) what the
-    decoder is given, with room for more, of which `lengths` (B,) count; `cache` the decoder's, None where it reads all
-    of them again.
+    decoder is given, with room for more, of which `lengths` (B,) count; `even` whether as many in every row, so that
+    there is a cache, `cache`, once they are read; else all are read again.
     """
 
     encoded: Tensor

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from textgym.checks import JsonObject, first_line
-from textgym.codecs.sources import is_encoder_decoder
+from textgym.codecs.sources import encodes_prompts
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse
 from textgym.evaluate import MEASURES
@@ -67,7 +67,7 @@ def export(flags: ExportFlags) -> None:
 
     with disk_full_at(flags.out):
         report = export_model(flags.folder, flags.out)
-        loader = "AutoModelForSeq2SeqLM" if is_encoder_decoder(flags.out) else "AutoModelForCausalLM"
+        loader = "AutoModelForSeq2SeqLM" if encodes_prompts(flags.out) else "AutoModelForCausalLM"
         write_text(flags.out / "README.md", card(Path(flags.folder), report, loader))
     console, kind = output(), "model and adapter merged" if report["adapter"] else "model"
     console.print(untrusted(f"{report['agent']}: {kind}, {report['parameters']:,} parameters, in {flags.out}"))

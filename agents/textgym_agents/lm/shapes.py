@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from textgym.checks import first_line
-from textgym.codecs.sources import is_encoder_decoder
+from textgym.codecs.sources import encodes_prompts
 from textgym.files import read_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def model_config(name: str | Path, lora_rank: int | None = 1) -> PretrainedConfi
 
     if str(name) in SHAPES:
         return AutoConfig.for_model(**SHAPES[str(name)])
-    if is_encoder_decoder(name):
+    if encodes_prompts(name):
         raise ValueError(
             f"model={str(name)!r}: an encoder-decoder, of which memory is not estimated; allowed are others"
         )
