@@ -89,19 +89,16 @@ def test_the_expected_gradient_is_that_of_j_with_the_mask_fixed(kl):
 
 
 def test_the_mask_policy_is_copied_every_so_many_iterations_and_not_trained():
-    agent, before, masks = tiny_agent(mask_top_p=0.9, mask_every=2), [], []
+    agent, policies, masks = tiny_agent(shift=0.0, mask_top_p=0.9, mask_every=2), [], []
 
     def after(_):
         masks.append(mask_weights(agent))
-        before.append([each.detach().clone() for each in agent.policy.model.parameters()])
+        policies.append([each.detach().clone() for each in agent.policy.model.parameters()])
 
     after(None)
     agent.learn(batch_env(agent.task, 16), 16 * 4, after)
-    policies = before
-    assert equal(masks[1], policies[0])  # iterations 0 and 1 have the policy that iteration 0 began with
-    assert equal(masks[2], policies[0])
-    assert equal(masks[3], policies[2])
-    assert equal(masks[4], policies[2])
+    for iteration, copied in enumerate((0, 0, 2, 2, 4)):
+        assert equal(masks[iteration], policies[copied])
     assert not equal(policies[0], policies[2])
     assert not any(each.requires_grad for each in agent.policy.cut.mask_policy.parameters())
     assert len(list(agent.policy.parameters())) == len(list(tiny_agent().policy.parameters()))

@@ -51,7 +51,6 @@ class OnPolicyAgent(LMAgent):
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact = self.config, self.config.kl == "exact"
         end_ids, behind = self.task.end_ids, self.reference if self.critic else None
-        follow(self.policy, self.iteration, config.mask_every)
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
@@ -64,6 +63,7 @@ class OnPolicyAgent(LMAgent):
         metrics |= self.entropy.follow(metrics)
         metrics |= self._update(rollout, targets, scored) | warning_signs(rollout, targets, self.task, self.group)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))
+        follow(self.policy, self.iteration + 1, config.mask_every)
         return metrics
 
     @abstractmethod

@@ -71,7 +71,10 @@ def cut_of(task: Task, processors: Processors, policy: LMPolicy, config: OnPolic
     return make_cut(task, processors) if config.mask_top_p == 1 else LearnedMask(task, processors, policy, config)
 
 
-def follow(policy: LMPolicy, iteration: int, every: int) -> None:
-    """Bring the mask policy of a policy up to date, where it has one, in iterations 0, `every`, 2 `every`, ..."""
-    if isinstance(policy.cut, LearnedMask) and iteration % every == 0:
+def follow(policy: LMPolicy, iterations: int, every: int) -> None:
+    """Bring the mask policy of a policy up to date, where it has one, after `every`, 2 `every`, ... iterations.
+
+    That is at the end of an iteration: what is evaluated and saved then is what samples the next batch.
+    """
+    if isinstance(policy.cut, LearnedMask) and iterations % every == 0:
         policy.cut.copy_from(policy.model)
