@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Protocol, cast
 
 import tyro
 
@@ -12,8 +12,12 @@ from textgym.checks import check_count, check_number
 from textgym.commands.console import UsageError, number, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.prompts import Split
-from textgym_agents.mcts.agent import MCTS, Regret
-from textgym_agents.registry import make_config, make_env
+from textgym_agents.mcts.planner import Regret
+from textgym_agents.registry import agent_class, make_agent, make_config, make_env
+
+
+class _Searcher(Protocol):
+    def regret(self, split: str) -> Regret: ...
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,14 @@ def main(arguments: list[str]) -> None:
     if given := sorted({"simulations", "widening"} & settings.keys()):
         raise UsageError(f"--settings {given[0]}: allowed is --{given[0]}, which takes several")
     env_id = find_id(flags.id)
-    task = make_env(env_id, 1, **env_options(flags.env)).unwrapped.task
+    env = make_env(env_id, 1, **env_options(flags.env))
     rows: list[tuple[int, float, Regret]] = []
     for constant in flags.widening:
         power = {"widening": constant} if constant else {"widening_power": 0.5}
         for count in flags.simulations:
-            config = make_config(MCTS, {**settings, **power, "simulations": count})
-            rows.append((count, constant, MCTS(task, config).regret(flags.split)))
+            config = make_config(agent_class("mcts"), {**settings, **power, "simulations": count})
+            agent = cast(_Searcher, make_agent("mcts", env, config))
+            rows.append((count, constant, agent.regret(flags.split)))
     if flags.json:
         found = [{"simulations": count, "widening": constant, **asdict(each)} for count, constant, each in rows]
         print(json.dumps({"id": env_id, "split": flags.split, "rows": found}, indent=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -14,7 +14,7 @@ from textgym.play import Turn, check_env, play_batch
 from textgym.solver import policy_values, solve
 from textgym.state import ENVIRONMENT
 from textgym.task import Task
-from textgym_agents.mcts.planner import Planner
+from textgym_agents.mcts.planner import Planner, Regret
 from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
 from textgym_agents.registry import load_guide
@@ -23,23 +23,6 @@ from textgym_agents.tabular.policies import draw
 
 _COUNTERS = ("iteration", "episodes")
 _SEARCH_COUNTERS = ("searches", "scored")
-
-
-@dataclass(frozen=True)
-class Regret:
-    """How far a search stays below the optimum, means over prompts in reward units at time 0.
-
-    Attributes:
-        optimum: V*(s0), of J with soft backups, else of the return. regret: V*(s0) less V(s0) of the policy that
-            searches before every token, >= 0. error: V(s0) as the search has it, less V*(s0).
-        nodes: of the tree in the end. scored: completions that were scored for it.
-    """
-
-    optimum: float
-    regret: float
-    error: float
-    nodes: int
-    scored: int
 
 
 class MCTS(DrawingAgent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,23 @@ from textgym_agents.tabular.policies import greedy, normalised
 _ROOTS_AT_ONCE = 512
 _NUMBERS_AT_ONCE = 2**25  # of log-probabilities over whole vocabularies: 256 MiB for the prior, once more for pi_ref
 _REPLIES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Regret:
+    """How far a search stays below the optimum, means over prompts in reward units at time 0.
+
+    Attributes:
+        optimum: V*(s0), of J with soft backups, else of the return. regret: V*(s0) less V(s0) of the policy that
+            searches before every token, >= 0. error: V(s0) as the search has it, less V*(s0).
+        nodes: of the tree in the end. scored: completions that were scored for it.
+    """
+
+    optimum: float
+    regret: float
+    error: float
+    nodes: int
+    scored: int
 
 
 class Planner:

@@ -44,7 +44,7 @@ def test_a_search_over_50257_tokens_keeps_candidates_alone():
     agent = AlphaZero(task, AlphaZeroConfig(**settings), model=model)
     planner, observation = agent._planner(), batch_env(task, 8).reset(seed=0)[0]
     tracemalloc.start()
-    log_policy, values = planner.plan(observation)
+    log_policy, _ = planner.plan(observation)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     forest = planner.forest
@@ -121,3 +121,19 @@ def test_a_real_models_search_goes_by_its_own_probabilities(widening):
     rest = np.ones_like(reference, dtype=bool)
     np.put_along_axis(rest, tokens, False, axis=1)
     np.testing.assert_allclose(log_policy[rest], reference[rest], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.learning
+@needs_model
+def test_alphazero_writes_more_vowels_than_the_model_that_it_started_from():
+    """Three tokens of 512; the reward of the reference is 0.30, and 10 CPU seconds later it is 0.59."""
+    env = make_env(64, max_new_tokens=3, reward={"name": "charset", "characters": "aeiou"}, beta=0.05)
+    task, model = env.unwrapped.task, load_causal_lm(MODEL)
+    settings = {"simulations": 32, "widening": 2.0, "backup": "mean", "minibatches": 2, "device": "cpu"}
+    agent = AlphaZero(task, AlphaZeroConfig(**settings), model=model)
+    reference = CausalLM(model, task.vocabulary.allowed, device="cpu")
+    before = evaluate(agent, task, reference, per_prompt=64).reward
+    agent.learn(env, 2048)
+    after = evaluate(agent, task, reference, per_prompt=64).reward
+    assert after.low > before.high + 0.1
