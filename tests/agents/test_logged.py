@@ -26,7 +26,7 @@ MANY = [
     *FEW,
     *(
         pytest.param(name, marks=pytest.mark.learning)
-        for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "Distractor")
+        for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "BigVocab")
     ),
 ]
 AGENTS = ("ilql", "cql", "mc-values", "awr")
