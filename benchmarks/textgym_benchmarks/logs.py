@@ -37,7 +37,7 @@ from textgym_benchmarks.statistics import leads
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.summaries.grid import at
 
-SOLVABLE: Final = ("Bandit", "Stop", "Scale", "BetaSweep", "TwoModes", "Deceptive", "BigVocab", "Distractor")
+SOLVABLE: Final = ("Bandit", "Stop", "Scale", "BetaSweep", "TwoModes", "Deceptive", "BigVocab")
 EXPECTILES: Final = (0.5, 0.7, 0.9, 0.99)
 ALPHAS: Final = (0.1, 0.01, 0.001)
 """Of CQL, in units of the spread of returns."""

@@ -26,7 +26,7 @@ MANY = [
     *FEW,
     *(
         pytest.param(name, marks=pytest.mark.learning)
-        for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "Distractor")
+        for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "BigVocab")
     ),
 ]
 AGENTS = ("ilql", "cql", "mc-values", "awr")
@@ -86,12 +86,17 @@ def spread(tree):
     return float(logs.full_log(tree)[0].returns.std())
 
 
+def near(tree):
+    """What is near enough: 0.02, and of returns that are a hundred times as large as others as large a share."""
+    return 0.02 * max(1.0, spread(tree))
+
+
 @pytest.mark.parametrize("name", MANY)
 def test_ilql_comes_to_the_expectiles_of_q(name):
     tree, data = truth(name)
     found = logs.table_values(*logs.learned(name, "ilql", {"expectile": 0.8, "cql_weight": 0.0}, 300))[1]
     exact = logs.fixed_point(tree, data, logs.expectile_backup(0.8))
-    assert logs.distance(found, exact) <= 0.02
+    assert logs.distance(found, exact) <= near(tree)
     if name in FEW:  # a neighbouring expectile is another fixed point
         assert logs.distance(exact, logs.fixed_point(tree, data, logs.expectile_backup(0.7))) > 0.05
 
@@ -102,7 +107,7 @@ def test_cql_comes_to_what_its_softmax_and_the_log_say(name):
     alpha = 0.3 * spread(tree)
     found = logs.table_values(*logs.learned(name, "cql", {"cql_weight": alpha}, 300))[1]
     exact = logs.fixed_point(tree, data, logs.conservative_backup(alpha))
-    assert logs.distance(found, exact) <= 0.02
+    assert logs.distance(found, exact) <= near(tree)
     if name in FEW:
         assert logs.distance(exact, logs.fixed_point(tree, data, logs.expectile_backup(1))) > 0.05
 
@@ -113,8 +118,8 @@ def test_monte_carlo_values_are_those_of_the_policy_that_logged(name):
     values, action_values = logs.table_values(*logs.learned(name, "mc-values", {}, 300))
     exact = policy_values(tree, make_reference(tree.task), beta=0.0)
     own = tuple(each[level.running] for each, level in zip(exact.values, tree.levels[:-1], strict=False))
-    assert logs.distance(values, own) <= 0.02
-    assert logs.distance(action_values, exact.action_values) <= 0.02
+    assert logs.distance(values, own) <= near(tree)
+    assert logs.distance(action_values, exact.action_values) <= near(tree)
 
 
 @pytest.mark.parametrize("name", FEW)
