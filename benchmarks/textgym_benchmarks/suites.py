@@ -220,8 +220,8 @@ def nlpo() -> Suite:
 def curriculum() -> Suite:
     """Return the suite behind the table of curricula in docs/runs.md."""
     draws = {"uniform": {}, **{name: {"curriculum": name} for name in ("difficulty", "progress")}}
-    budgets = {"Copy": 16_384, "Arithmetic": 1_536}
-    cells = [rows([task], ["rloo"], budgets[task], 3, draws[name], name) for task in budgets for name in draws]
+    budgets = {"Copy": 6_144, "Arithmetic": 1_536}
+    cells = [rows([task], ["rloo"], budgets[task], 5, draws[name], name) for task in budgets for name in draws]
     return Suite("curriculum", tuple(chain(*cells)), "RLOO with prompts drawn in three ways.", _SPARING)
 
 
