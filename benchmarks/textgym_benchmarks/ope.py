@@ -126,7 +126,7 @@ def study(name: str, repetitions: int, size: int, seed: int = 0) -> Iterator[Jso
             for measure, beta in (("reward", 0.0), ("objective", solution.beta)):
                 log = Logged(
                     pool.lengths[drawn], pool.states[drawn], pool.edges[drawn], paid - beta * charge, own[drawn],
-                    base[drawn], base[drawn].sum(1),
+                    base[drawn], base[drawn].sum(1), paid.sum(1),
                 )  # fmt: skip
                 fits = counts[:_FITS] if repetition % FITTED == 0 else None
                 for estimator, cell in _estimates(log, counts, fits, truths[measure][place], measure):
@@ -147,7 +147,6 @@ def _estimates(
     log: Logged, counts: Floats, fits: Floats | None, truth: float, measure: str
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield each estimator's value, effective samples, and whether the intervals of both methods hold the truth."""
-    differ = bool(np.ptp(log.returns) > 0)
     found: dict[str, Terms] = {
         "importance sampling": off_policy.importance_sampling(log),
         "self-normalised": off_policy.self_normalised(log),
@@ -156,12 +155,12 @@ def _estimates(
         "truncated": off_policy.truncated(log),
     }
     for name, terms in found.items():
-        samples = off_policy.effective_samples(terms, log.weights) if differ else 0.0
+        samples = off_policy.effective_samples(terms, log.weights) if log.differs else 0.0
         held = [_holds(each, truth) for each in off_policy.ratio_intervals(terms, counts)]
         yield name, (terms.value, samples, *held)
     if fits is not None:
         own = off_policy.fitted_interval(log, fits)
-        size = log.weights.sum() ** 2 / np.square(log.weights).sum() if differ and log.weights.any() else 0.0
+        size = log.weights.sum() ** 2 / np.square(log.weights).sum() if log.differs and log.weights.any() else 0.0
         yield "fitted Q", (own.mean, size, _holds(own, truth), _holds(own, truth))
     if measure == "reward" and log.returns.min() >= 0:
         bound = off_policy.lower_bound(log, 0.0)

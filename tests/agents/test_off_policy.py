@@ -225,6 +225,8 @@ def test_what_is_judged_and_what_is_not_known(sampled, policy):
         assert each.effective_samples > 10
     same = judge(replace(sampled, rewards=np.zeros_like(sampled.rewards)))
     assert {each.why for each in same.values()} == {"the rewards of the log do not differ"}
+    charged = judge(replace(sampled, earned=np.zeros(400)))  # the KL differs, what was paid does not
+    assert {each.why for each in charged.values()} == {"the rewards of the log do not differ"}
     far = np.where(sampled.edges[:, :1] == sampled.edges[0, 0], 20.0, -20.0) * (np.arange(3) == 0)
     few = judge(replace(sampled, log_policy=sampled.log_logged + far * np.array([[1.0]] + [[0.1]] * 399)))
     assert few["importance sampling"].estimate is None
@@ -248,7 +250,7 @@ def test_groups_are_resampled_together(sampled):
         **{
             name: np.repeat(getattr(sampled, name), 2, axis=0)
             for name in vars(sampled)
-            if name in Logged.__annotations__
+            if name in Logged.__annotations__ and name != "earned"
         },
     )
     once, twice = judge(sampled), judge(doubled, group=2)

@@ -58,6 +58,7 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
         own,
         padded(recording.log_probs),
         recording.log_prob_sums,
+        recording.returns,
     )
 
 

@@ -43,6 +43,7 @@ class Logged:
         log_policy: (B, T) float64, log pi of the logged tokens under the policy that is judged, nats; may be -inf.
         log_logged: (B, T) the same under the policy that wrote them; NaN where it is not known.
         log_logged_sums: (B,) of the whole episode; NaN where it is not known.
+        earned: (B,) the returns without the KL, where `rewards` are less it; None: those of `rewards`.
     """
 
     lengths: Ints
@@ -52,6 +53,7 @@ class Logged:
     log_policy: Floats
     log_logged: Floats
     log_logged_sums: Floats
+    earned: Floats | None = None
 
     @cached_property
     def weights(self) -> Floats:
@@ -67,6 +69,11 @@ class Logged:
     def returns(self) -> Floats:
         """Return the sum of the rewards of every episode (B,)."""
         return np.asarray(self.rewards.sum(1))
+
+    @property
+    def differs(self) -> bool:
+        """Return whether not all episodes earned the same: where they did, the log cannot know what pays."""
+        return bool(np.ptp(self.returns if self.earned is None else self.earned) > 0)
 
 
 class Terms(NamedTuple):
@@ -286,7 +293,7 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
         found["truncated"] = truncated(log)
     if steps:
         found |= {"per decision": per_decision(log), "doubly robust": doubly_robust(log, *cross_fitted(log, group))}
-    same = "" if np.ptp(log.returns) > 0 else "the rewards of the log do not differ"
+    same = "" if log.differs else "the rewards of the log do not differ"
     judged = dict[str, Judged]()
     for name in ("importance sampling", "self-normalised", "truncated", "per decision", "doubly robust"):
         if name not in found:
