@@ -284,7 +284,12 @@ def log_alone(tested: AgentUnderTest) -> Outcome:
     """While it learns from a log, an agent does not step its environment, which alone would pay it."""
     env, asked = tested.env(), list[Ints]()
     step = env.step
-    setattr(env, "step", lambda actions: (asked.append(actions), step(actions))[1])  # noqa: B010
+
+    def heard(actions: Ints) -> object:
+        asked.append(actions)
+        return step(actions)
+
+    setattr(env, "step", heard)  # noqa: B010
     tested.logged(env).learn(env, 2 * tested.envs)
     return at_most("steps of the environment:", len(asked), 0)
 

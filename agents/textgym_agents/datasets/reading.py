@@ -53,7 +53,7 @@ class Recording:
     rewards: Floats = field(default_factory=partial(np.zeros, 0))
     log_probs: Floats = field(default_factory=partial(np.zeros, 0))
     log_prob_sums: Floats = field(default_factory=partial(np.zeros, 0))
-    sampled: Bools = field(default_factory=partial(np.zeros, 0, np.bool_))
+    sampled: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
     authors: NDArray[np.int8] | None = None
 
     def best(self, share: float, by_prompt: bool = False) -> Ints:

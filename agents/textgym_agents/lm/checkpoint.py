@@ -26,6 +26,7 @@ from textgym.vector import TokenVectorEnv
 from textgym.vocab import load_vocabulary
 from textgym.world import MODEL_PATH
 from textgym_agents.config import LMConfig
+from textgym_agents.lm import table  # noqa: F401  (which registers itself)
 from textgym_agents.lm.devices import Devices
 from textgym_agents.lm.lora import merged, model_tensors, plain_tensors, read_adapter, save_model
 from textgym_agents.lm.metrics import EntropyController, KLController
@@ -123,9 +124,9 @@ class SavedLM(ABC):
         if not is_sharded(model):
             return {}
         if not is_peft(model):
-            found = with_prefix("model.", plain_tensors(model))
-            named = self.reference.base is not None
-            return found if named else found | with_prefix("reference.", plain_tensors(self.reference.model))
+            kept = None if self.reference.base is not None else self.reference.model
+            own = {} if kept is None else with_prefix("reference.", plain_tensors(kept))
+            return with_prefix("model.", plain_tensors(model)) | own
         return with_prefix("base.", plain_tensors(model)) if self._base is None else {}
 
     def _origin(self) -> dict[str, str]:
@@ -197,9 +198,8 @@ class SavedLM(ABC):
             load_whole(agent.policy.model, weights)
         else:
             load_whole(agent.policy.model, copy.deepcopy(_load_model(saved.folder, "model", tensors).state_dict()))
-        frozen = set(state["frozen"])
         for name, parameter in agent.policy.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+            parameter.requires_grad_(name not in state["frozen"])
         load_whole(agent.policy.value_head, without_prefix("value_head.", tensors))
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
         memory = without_prefix("memory.", tensors)
@@ -244,9 +244,9 @@ class SavedLM(ABC):
 
 
 def _load_model(folder: Path, name: str, tensors: Mapping[str, Stored]) -> PreTrainedModel:
-    if (folder / "base").is_dir():
-        return load_adapter(folder / name, _load_plain(folder, "base", tensors))
-    return _load_plain(folder, name, tensors)
+    adapted = (folder / "base").is_dir()
+    plain = _load_plain(folder, "base" if adapted else name, tensors)
+    return load_adapter(folder / name, plain) if adapted else plain
 
 
 def _load_plain(
@@ -257,8 +257,6 @@ def _load_plain(
     from transformers.initialization import no_init_weights
     from transformers.utils import logging
 
-    from textgym_agents.lm import table  # noqa: F401  (which registers itself)
-
     weights = without_prefix(f"{name}.", tensors)
     if not weights:
         return load_causal_lm(folder / name, dtype)
@@ -267,8 +265,7 @@ def _load_plain(
         config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     load_whole(model, weights)
-    model.eval()
-    return model
+    return model.eval()
 
 
 def export_model(path: str | Path, out: str | Path) -> JsonObject:
@@ -296,6 +293,8 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
     head = read_json(folder / HEAD)
     if not (folder / "model").is_dir():
         raise ValueError(f"path={str(path)!r}: agent {head.get('agent')!r:.80} has no language model")
+    if head["config"].get("mask_top_p", 1.0) < 1:
+        raise ValueError(f"path={str(path)!r}: generate() knows no mask policy; allowed is an agent with mask_top_p=1")
     with reading(folder, "the saved agent"):
         model = _plain_model(folder, head)
         # The tokenizer's files do not say which tokens end an episode of the task.
@@ -303,10 +302,9 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
         vocabulary = load_vocabulary(str(folder / "model"), stop=stop, vocab_size=model.config.vocab_size)
     suppressed = np.flatnonzero(~vocabulary.allowed).tolist()
     config = head["config"]
-    temperature = config.get("temperature", 1.0)
     model.generation_config = GenerationConfig(
         do_sample=True,
-        temperature=temperature,
+        temperature=config.get("temperature", 1.0),
         top_k=config.get("top_k") or 0,  # left out, it would be 50
         top_p=config.get("top_p", 1.0),
         min_p=config.get("min_p") or None,
@@ -326,7 +324,7 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
     replace_folder(out, write)
     return {
         "agent": head["agent"],
-        "temperature": temperature,
+        "temperature": model.generation_config.temperature,
         "adapter": (folder / "model" / "adapter_config.json").is_file(),
         "parameters": model.num_parameters(),
         "suppressed": len(suppressed),

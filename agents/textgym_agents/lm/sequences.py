@@ -52,7 +52,8 @@ class Sequences:
 
     def rows(self, chosen: Ints) -> Sequences:
         """Return some of them."""
-        actions, rewards = (None if each is None else each[chosen] for each in (self.actions, self.rewards))
+        actions = None if self.actions is None else self.actions[chosen]
+        rewards = None if self.rewards is None else self.rewards[chosen]
         return Sequences(self.input_ids[chosen], self.starts[chosen], self.lengths[chosen], actions, rewards)
 
     @property
