@@ -131,8 +131,7 @@ class SavedLM(ABC):
 
     def _origin(self) -> dict[str, str]:
         """Return where the start is to be found, and its digest; {} where it is in no other place and saved here."""
-        base = self.reference.base
-        if base is None:
+        if (base := self.reference.base) is None:
             return {}
         place = {"reference": "builtin" if Path(base) == MODEL_PATH.resolve() else base}
         return (place if self._base is None else {"base": base}) | {"start": self._start}
@@ -202,8 +201,7 @@ class SavedLM(ABC):
             parameter.requires_grad_(name not in state["frozen"])
         load_whole(agent.policy.value_head, without_prefix("value_head.", tensors))
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
-        memory = without_prefix("memory.", tensors)
-        if memory:
+        if memory := without_prefix("memory.", tensors):
             agent.restore_memory({name: loaded(each) for name, each in memory.items()})
         agent.controller.beta = number(state, "beta")
         if agent.entropy is not None and agent.entropy.target is not None:
