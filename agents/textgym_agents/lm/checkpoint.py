@@ -124,8 +124,7 @@ class SavedLM(ABC):
         if not is_sharded(model):
             return {}
         if not is_peft(model):
-            kept = None if self.reference.base is not None else self.reference.model
-            own = {} if kept is None else with_prefix("reference.", plain_tensors(kept))
+            own = {} if self.reference.base else with_prefix("reference.", plain_tensors(self.reference.model))
             return with_prefix("model.", plain_tensors(model)) | own
         return with_prefix("base.", plain_tensors(model)) if self._base is None else {}
 
@@ -263,7 +262,8 @@ def _load_plain(
         config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     load_whole(model, weights)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def export_model(path: str | Path, out: str | Path) -> JsonObject:
