@@ -221,7 +221,6 @@ def test_completion_knows_every_command(capsys, shell):
     assert code == 0
     assert all(re.search(rf"\b{name}\b", text) for name in COMMANDS)
     assert "Helpful-v0" in text
-    assert "--simulations" not in text  # of another agent than lm-ppo
 
 
 def test_play_by_numbers(monkeypatch, capsys):

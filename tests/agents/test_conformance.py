@@ -139,7 +139,8 @@ def test_the_page_lists_every_check_under_its_number():
     "kl", ["exact", "k1", *(pytest.param(kl, marks=pytest.mark.learning) for kl in ("k2", "k3", "k3-ratio"))]
 )
 def test_lm_ppo_passes_all_but_learning(kl):
-    assert failures(check("lm-ppo", UNTRAINED, settings={"device": "cpu", "kl": kl}, envs=32, iterations=4)) == []
+    asked = [name for name in UNTRAINED if name not in LOGS]  # lm-ppo learns from none
+    assert failures(check("lm-ppo", asked, settings={"device": "cpu", "kl": kl}, envs=32, iterations=4)) == []
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from textgym_agents.registry import agent_class, config_class, make_agent, make_
 
 PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
 ROWS = re.findall(
-    r"^\| ([^|]+) \| `([^`]+)` \| (.*) \|$", PAGE.read_text(encoding="utf-8").split("## Papers as")[1], re.M
+    r"^\| ([^|]+) \| `([^`]+)` \| (.*) \|$",
+    PAGE.read_text(encoding="utf-8").split("## Papers as")[1].split("\n## ")[0],
+    re.M,
 )
 
 

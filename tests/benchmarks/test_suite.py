@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents.registry import agent_class, agent_names, make_config
+from textgym_agents.training.curriculum import CurriculumSettings
 from textgym_benchmarks.selection import make_suite, select
-from textgym_benchmarks.suite import LARGEST_SEED, Cell, Evaluation, Suite
+from textgym_benchmarks.suite import LARGEST_SEED, Cell, Evaluation, Suite, parted
 from textgym_benchmarks.suites import AGENTS, TASKS, cost, rows
 
 from textgym.registry import SUITES
@@ -139,7 +140,9 @@ def test_the_suites_ask_for_what_there_is_with_equal_budgets(name):
         budgets[cell.id, cell.reward_name].add(cell.episodes)
     assert all(len(found) == 1 for found in budgets.values())
     for agent, config in {(cell.agent, json.dumps(cell.config)) for cell in suite.cells}:
-        make_config(agent_class(agent), json.loads(config))
+        own, drawn = parted(json.loads(config))
+        make_config(agent_class(agent), own)
+        CurriculumSettings(**drawn)
 
 
 def test_a_suite_of_ones_own():
