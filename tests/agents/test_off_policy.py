@@ -32,6 +32,7 @@ from textgym_agents.datasets.off_policy import (
 from textgym_benchmarks.ope import LogPool, between
 
 from textgym import make_task
+from textgym.solver import policy_values, solve
 from textgym.solver.tree import per_state
 from textgym.solver.values import evaluate_edges
 
@@ -301,6 +302,27 @@ def test_masked_tokens_count_as_in_the_recording(tmp_path):
     np.testing.assert_allclose(log.log_policy, log.log_logged, atol=1e-6)
 
 
+def test_what_a_cut_never_writes_has_no_kl(tmp_path):
+    task = make_task("Stop")
+    reference = ReferenceAgent(task)
+    write_log(tmp_path / "log.jsonl", play_episodes(reference, task, 60, seed=1))
+    env = make_env("textgym/Stop-v0", 8)
+    for cut in ({"top_p": 0.6}, {"mask_top_p": 0.6}):
+        agent = make_agent("rloo", env, device="cpu", **cut)
+        log = logged(read_recording(tmp_path / "log.jsonl", task), agent, task, reference)
+        never = log.log_policy < -1e8
+        assert 0 < never.sum() < never.size
+        assert np.abs(log.rewards).max() < 2  # beta is 0.1, and what is written has a few nats
+        assert log.weights[never.any(1)].max() == 0
+
+
+def test_a_task_with_turns_is_refused(actor, recording):
+    with pytest.raises(
+        ValueError, match="its environment answers in turns; off-policy evaluation takes episodes of one"
+    ):
+        logged(recording, actor, make_task("TwentyQuestions"))
+
+
 def test_texts_are_refused(actor, tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": "c", "completion": "a", "reward": 1}) + "\n")
     recording = read_recording(tmp_path / "x.jsonl", actor.task)
@@ -319,6 +341,20 @@ def test_the_command_shows_the_truth_beside_the_estimates(tmp_path, capsys):
     assert own["low"] < report["truth"]["objective"] < own["high"]
     assert report["mean_weight"] == pytest.approx(1.0)
     assert 0 < report["lower_bound"] < 1 / 6
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    first = [row for row in rows if row["prompt"] == rows[0]["prompt"]]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
+    main([str(tmp_path / "one.jsonl"), "--id", "Copy-v0", "--json"])
+    (one,) = [p for p in task.encoded("train") if p.text == rows[0]["prompt"]]
+    exact = policy_values(solve(task, split="train").tree, agent)
+    assert json.loads(capsys.readouterr().out)["truth"]["reward"] == pytest.approx(exact.prompt_returns[one.index])
+    by = {}
+    for row in rows:
+        by.setdefault(row["prompt"], []).append(row)
+    pairs = [row for own in by.values() if len(own) > 1 for row in own[:2]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    main([str(tmp_path / "pairs.jsonl"), "--id", "Copy-v0"])
+    assert "every 2 episodes in a row answer one prompt: --group 2" in capsys.readouterr().err
     main([str(tmp_path / "log.jsonl"), "--id", "Copy-v0"])
     shown = capsys.readouterr()
     assert "doubly robust" in shown.out

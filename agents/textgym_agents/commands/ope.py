@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -49,7 +51,7 @@ class OpeFlags:
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
     split: Split = "train"
-    """Whose prompts the log has: the truth is of these."""
+    """Whose prompts the log has: the truth is of those of them that are in it."""
     group: int = 1
     """Consecutive episodes that answer the same prompt (the --per-prompt of `textgym record`): resampled together."""
     minimum: float | None = None
@@ -87,7 +89,10 @@ def main(arguments: list[str]) -> None:
     least = flags.minimum if flags.minimum is not None else _least(task)
     weights = rewards.weights
     known = not np.isnan(weights).any()
-    bound = lower_bound(rewards, least, flags.group) if known and least is not None else None
+    judged_at_all = judged["reward"]["importance sampling"].estimate is not None
+    bound = lower_bound(rewards, least, flags.group) if judged_at_all and least is not None else None
+    sequences = recording.sequences
+    prompts = [tuple(ids[:start]) for ids, start in zip(sequences.input_ids.tolist(), sequences.starts, strict=True)]
     report: JsonObject = {
         "id": env_id,
         "data": flags.data,
@@ -96,7 +101,7 @@ def main(arguments: list[str]) -> None:
         "logged_reward": float(recording.returns.mean()),
         "mean_weight": float(weights.mean()) if known else None,
         "lower_bound": bound,
-        "truth": _truth(agent, task, flags.split),
+        "truth": _truth(agent, task, flags.split, prompts),
     }
     estimates = {name: {key: asdict(each) for key, each in found.items()} for name, found in judged.items()}
     if flags.json:
@@ -119,12 +124,14 @@ def main(arguments: list[str]) -> None:
         console.print(f"not known: {why}", markup=False)
     if known and least is None:
         console.print("no lower bound: the reward declares no minimum; give --minimum", markup=False)
+    if flags.group == 1 and (count := _together(prompts)) > 1:
+        note(f"every {count} episodes in a row answer one prompt: --group {count} counts them together in intervals")
     if any(judged["reward"][name].estimate for name in BIASED):
         note(f"the intervals of {' and '.join(BIASED)} do not count their bias, and may miss (docs/ope.md)")
     if known and abs(weights.mean() - 1) > 4 * weights.std() / np.sqrt(len(weights)) + 1e-6:
         note(
             f"the mean weight is {weights.mean():.3f}, not 1: the policy writes what the log does not hold, or its "
-            "log-probabilities are not of these tokens"
+            "log-probabilities are not of these tokens; no interval above is to be trusted"
         )
 
 
@@ -143,9 +150,23 @@ def _least(task: Task) -> float | None:
     return min(float(least), 0.0) if task.gamma < 1 else float(least)
 
 
-def _truth(agent: Agent, task: Task, split: str) -> JsonObject | None:
-    """Return the exact E[R] and J of an agent; None where the task cannot be solved, or the agent does not tell."""
-    if not solvable(task, split):
+def _together(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return how many episodes in a row answer each prompt; 1 where that differs, or there is one prompt."""
+    lengths = {len(list(same)) for _, same in groupby(prompts)}
+    return lengths.pop() if len(lengths) == 1 and len({*prompts}) > 1 else 1
+
+
+def _truth(agent: Agent, task: Task, split: str, prompts: Sequence[tuple[int, ...]]) -> JsonObject | None:
+    """Return the exact E[R] and J of an agent on the log's prompts.
+
+    None where the task cannot be solved, the split lacks a prompt, or the agent does not tell.
+    """
+    places = {prompt.ids: place for place, prompt in enumerate(task.encoded(split))}
+    if not solvable(task, split) or not places.keys() >= {*prompts}:
         return None
     found = exact_values(agent, solve(task, agent.own_reference(), split=split))
-    return None if found is None else {"reward": found.expected_return, "objective": found.objective}
+    if found is None:
+        return None
+    chosen = [places[ids] for ids in prompts]
+    values = {"reward": found.prompt_returns, "objective": found.prompt_objectives}
+    return {name: float(each[chosen].mean()) for name, each in values.items()}

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import Floats, Ints, equal_parts
+from textgym.lm.causal import FORBIDDEN
 from textgym.lm.reference import Observation, restricted
 from textgym.sampling import CachedPolicy, Policy
 from textgym.state import PROMPT
-from textgym.task import Task
+from textgym.task import Task, refuse_turns
 from textgym_agents.datasets.off_policy import Logged
 from textgym_agents.datasets.reading import Recording
 from textgym_agents.protocol import StateFinder
@@ -26,8 +27,10 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
 
     Args:
         reference: pi_ref: rewards are then less beta log(pi / pi_ref); None: rewards alone.
-    Raises: ValueError for texts without the tokens that were sampled, or a policy without log-probabilities.
+    Raises: ValueError for a task with turns, texts without the tokens that were sampled, or a policy without
+        log-probabilities.
     """
+    refuse_turns(task, "off-policy evaluation")
     texts = np.flatnonzero(~recording.sampled)
     if len(texts):
         raise ValueError(
@@ -49,7 +52,7 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
     rewards = padded(recording.rewards) * task.gamma**times
     if reference is not None:
         against = _token_log_probs(reference, recording, task, places)
-        rewards = rewards - task.beta * np.where(own > -np.inf, own - against, 0.0)
+        rewards = rewards - task.beta * np.where(own > FORBIDDEN / 2, own - against, 0.0)  # what is never written
     return Logged(
         lengths,
         padded(prefixes[rows, columns]),

@@ -303,7 +303,8 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
         size = effective_samples(terms, _grouped(log.weights, group))
         why = same or ("" if size >= FEWEST else f"fewer than {FEWEST:g} effective samples")
         judged[name] = Judged(None if why else ratio_intervals(terms, counts)[0], size, why)
-    size = _size(log.weights) if whole and log.weights.any() else 0.0 if whole else math.nan
+    weights = _grouped(log.weights, group)
+    size = _size(weights) if whole and weights.any() else 0.0 if whole else math.nan
     why = same or (f"fewer than {FEWEST:g} effective samples" if size < FEWEST else "")
     judged["fitted Q"] = Judged(None if why else fitted_interval(log, counts[:_FITS], group), size, why)
     return judged

@@ -174,7 +174,7 @@ class LoggedAgent(OfflineAgent):
         return self.config.data is not None
 
     def _read(self) -> list[Demonstration]:
-        raise ValueError(f"data={self.config.data!r}: a text without rewards; allowed are logs with rewards")
+        raise ValueError(f"data={self.config.data!r}: rows without rewards; allowed are logs with rewards")
 
     def _select(self, recording: Recording) -> Sequences:
         sequences = recording.sequences
