@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
 import tyro
 
-from textgym.checks import JsonObject, check_count, check_number
+from textgym.checks import Floats, JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, note, number, output, table, untrusted
 from textgym.commands.flags import EnvOptions, find_id, parse
 from textgym.evaluate import exact_values
@@ -25,6 +25,9 @@ from textgym_agents.commands.policies import open_policy, run_options
 from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
 from textgym_agents.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from textgym_agents.datasets.off_policy import Judged
 
 BIASED: Final = ("truncated", "fitted Q")
 """Estimators whose intervals need not cover, see docs/ope.md."""
@@ -126,9 +129,14 @@ def main(arguments: list[str]) -> None:
         console.print("no lower bound: the reward declares no minimum; give --minimum", markup=False)
     if flags.group == 1 and (count := _together(prompts)) > 1:
         note(f"every {count} episodes in a row answer one prompt: --group {count} counts them together in intervals")
-    if any(judged["reward"][name].estimate for name in BIASED):
+    _warn(judged["reward"], weights)
+
+
+def _warn(judged: Mapping[str, Judged], weights: Floats) -> None:
+    """Say on standard error which intervals are not to be trusted; weights (B,) of NaN are those that are not known."""
+    if any(judged[name].estimate for name in BIASED):
         note(f"the intervals of {' and '.join(BIASED)} do not count their bias, and may miss (docs/ope.md)")
-    if known and abs(weights.mean() - 1) > 4 * weights.std() / np.sqrt(len(weights)) + 1e-6:
+    if abs(weights.mean() - 1) > 4 * weights.std() / np.sqrt(len(weights)) + 1e-6:
         note(
             f"the mean weight is {weights.mean():.3f}, not 1: the policy writes what the log does not hold, or its "
             "log-probabilities are not of these tokens; no interval above is to be trusted"
