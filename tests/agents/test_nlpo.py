@@ -16,6 +16,7 @@ from lm.tiny_models import tiny_llama
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.exact.objective import policy_gradient
+from textgym_agents.lm.checkpoint import export_model
 from textgym_agents.lm.memory import plan_of
 from textgym_agents.lm.nlpo import LearnedMask, follow
 from textgym_agents.lm.rollout import collect, score_reference, token_kl
@@ -161,6 +162,13 @@ def test_the_task_s_mask_comes_before_that_of_the_mask_policy():
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         LMPPOConfig(**settings)
+
+
+def test_an_export_refuses_a_mask_policy(tmp_path):
+    agent = LMPPO(tiny_task(), LMPPOConfig(device="cpu", mask_top_p=0.9))
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"knows no mask policy; allowed is an agent with mask_top_p=1"):
+        export_model(tmp_path / "agent", tmp_path / "out")
 
 
 def test_the_estimate_of_memory_refuses_a_mask_policy():

@@ -257,6 +257,7 @@ def test_groups_are_resampled_together(sampled):
     once, twice = judge(sampled), judge(doubled, group=2)
     for name in ("importance sampling", "self-normalised", "per decision", "truncated"):
         assert twice[name] == pytest.approx(once[name]) or str(twice[name].estimate) == str(once[name].estimate)
+    assert twice["fitted Q"].effective_samples == pytest.approx(once["fitted Q"].effective_samples)
     with pytest.raises(ValueError, match="group=3: allowed are divisors of 400 episodes"):
         judge(sampled, group=3)
 
@@ -342,12 +343,15 @@ def test_the_command_shows_the_truth_beside_the_estimates(tmp_path, capsys):
     assert report["mean_weight"] == pytest.approx(1.0)
     assert 0 < report["lower_bound"] < 1 / 6
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    first = [row for row in rows if row["prompt"] == rows[0]["prompt"]]
-    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
-    main([str(tmp_path / "one.jsonl"), "--id", "Copy-v0", "--json"])
-    (one,) = [p for p in task.encoded("train") if p.text == rows[0]["prompt"]]
-    exact = policy_values(solve(task, split="train").tree, agent)
+    stop = make_task("Stop")
+    write_log(tmp_path / "stop.jsonl", play_episodes(ReferenceAgent(stop), stop, 200, seed=2))
+    first = [line for line in (tmp_path / "stop.jsonl").read_text().splitlines() if json.loads(line)["prompt"] == "4"]
+    (tmp_path / "one.jsonl").write_text("\n".join(first) + "\n")
+    main([str(tmp_path / "one.jsonl"), "--id", "Stop-v0", "--json"])
+    (one,) = [prompt for prompt in stop.encoded("train") if prompt.text == "4"]
+    exact = policy_values(solve(stop, split="train").tree, ReferenceAgent(stop))
     assert json.loads(capsys.readouterr().out)["truth"]["reward"] == pytest.approx(exact.prompt_returns[one.index])
+    assert exact.prompt_returns[one.index] != pytest.approx(exact.expected_return)
     by = {}
     for row in rows:
         by.setdefault(row["prompt"], []).append(row)
