@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -72,3 +73,18 @@ def test_code_is_paid_for_what_it_answers_and_kept_within_limits(tmp_path):
     found = reward(prompts=["p"] * len(codes), completions=list(codes), tests=[tests] * len(codes), other=[])
     assert found == pytest.approx(list(codes.values()))
     assert (tmp_path / "there").exists()  # as its page says: no sandbox
+
+
+def test_the_notebook_reaches_the_optimum_that_it_prints(monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((EXAMPLES / "first_hour.ipynb").read_text(encoding="utf-8"))["cells"]
+    codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert codes.pop(0).startswith("%pip install")
+    names = {}
+    for code in codes:
+        exec(code, names)
+    # Three draws, each e^(1 / 0.3) times likelier a b than the reference's 1/4.
+    best = 0.3 * math.log(0.75 + 0.25 * math.exp(1 / 0.3))
+    assert names["solution"].objective == pytest.approx(best, abs=1e-6)
+    assert 0.9 < names["optimality"] <= 1
+    assert f"optimal J* {best:.3f}" in capsys.readouterr().out
