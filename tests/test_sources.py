@@ -100,7 +100,7 @@ def test_two_checkouts_give_each_its_own_numbers(other, tmp_path):
     (tmp_path / "second").symlink_to(other)
     roots = ("", "agents", "benchmarks")
     theirs = os.pathsep.join(str(tmp_path / "second" / root) for root in roots)
-    words = ("bench", "--suite", "ci", "--agents", "random", "--seeds", "1", "--workers", "1")
+    words = ("bench", "--tasks", "Bandit-v0", "--agents", "random", "--episodes", "8", "--seeds", "1", "--workers", "1")
     digests = []
     for name, path in (("ours", None), ("theirs", theirs)):
         done = started(COMMAND, other, *words, "--out", str(tmp_path / name), path=path)

@@ -72,6 +72,7 @@ def terminated(there: Callable[[], object], *words: str) -> str:
     return err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_training_is_saved() -> None:
     log = Path("run/metrics.jsonl")
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--out", "run", *LONG)

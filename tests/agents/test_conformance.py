@@ -135,6 +135,7 @@ def test_the_page_lists_every_check_under_its_number():
     assert sorted(set(numbers)) == list(range(1, max(numbers) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kl", ["exact", "k1", *(pytest.param(kl, marks=pytest.mark.learning) for kl in ("k2", "k3", "k3-ratio"))]
 )

@@ -199,6 +199,7 @@ def test_bad_settings_are_named(settings, message):
         DistillConfig(teacher="x", **settings)
 
 
+@pytest.mark.slow
 def test_it_passes_what_the_kit_can_ask_of_it(tmp_path):
     def student(env):
         task = env.unwrapped.task

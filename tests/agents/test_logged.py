@@ -263,6 +263,7 @@ def test_what_learns_from_no_log_is_not_asked():
     assert {f.status for f in found} == {NOT_ASKED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_it_passes_every_other_check_that_applies(name):
     found = check(name, check_names(slow=False), settings=CPU, envs=32, iterations=2)

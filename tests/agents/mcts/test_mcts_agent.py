@@ -24,6 +24,7 @@ def all_states(task):
     return tree.observations(1, tree.levels[1].running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backup", ["soft", "mean"])
 def test_the_kit_finds_nothing(backup):
     from textgym_agents.conformance import check_names
