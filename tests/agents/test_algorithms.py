@@ -44,7 +44,7 @@ UNTRAINED = check_names(slow=False)
 
 
 def outcomes(agent, **settings):
-    findings = check(agent, UNTRAINED, settings={"device": "cpu", **settings}, envs=32, iterations=4)
+    findings = check(agent, UNTRAINED, settings={"device": "cpu", **settings}, envs=32, iterations=2)
     failed = {f.check: f.found for f in findings if f.status == FAILS}
     return failed, {f.check for f in findings if f.status == NOT_ASKED and f.check not in LOGS}
 

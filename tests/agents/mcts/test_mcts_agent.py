@@ -25,7 +25,7 @@ def all_states(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backup", ["soft", "mean"])
+@pytest.mark.parametrize("backup", ["soft", pytest.param("mean", marks=pytest.mark.sweep)])
 def test_the_kit_finds_nothing(backup):
     from textgym_agents.conformance import check_names
 
