@@ -248,7 +248,7 @@ NEED_ITS_OWN_SAMPLES = {"first ratio", "logged KL", "logged scores", "logged RLH
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["own", "file"])
+@pytest.mark.parametrize("source", ["own", pytest.param("file", marks=pytest.mark.sweep)])
 def test_it_passes_every_check_that_applies(source, file):
     settings = {**CPU, "data": str(file) if source == "file" else None}
     findings = check("dpo", UNTRAINED, settings=settings, envs=16, iterations=2)
