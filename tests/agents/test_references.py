@@ -44,8 +44,8 @@ def test_a_reference_of_the_same_bits_is_not_compared_with_its_plain_forward_aga
     agent = LMPPO(task, lora_config(lora_rank=None, reference_precision=precision), model=tiny_llama(4))
     assert compared[0] is agent.policy.model
     assert any(model is agent.reference.model for model in compared) == again
-    assert type(agent.reference.backbone) is type(agent.policy.backbone)
-    assert agent.reference.backbone.by_pieces == agent.policy.backbone.by_pieces
+    ways = [(type(each.backbone), each.backbone.by_pieces) for each in (agent.reference, agent.policy)]
+    assert again or ways[0] == ways[1]
 
 
 DEVICES = [
