@@ -72,7 +72,7 @@ class Counter:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "count"), [("not conforms", 8), pytest.param("conforms", 1, marks=pytest.mark.slow)]
+    ("chosen", "count"), [("not conforms", 8), pytest.param("conforms", 1, marks=pytest.mark.sweep)]
 )
 def test_its_own_tests_pass(folder, monkeypatch, chosen, count):
     monkeypatch.setattr(sys, "path", [*sys.path])

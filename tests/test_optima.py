@@ -229,12 +229,13 @@ def test_committed_optima_hold_what_other_samples_found(name, independent):
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_sampled_task_of_the_suite_core_has_a_committed_optimum(name):
-    optimum = optimum_of(make_task(name))
+    task = make_task(name)
+    optimum = optimum_of(task)
     assert optimum.committed
     assert optimum.value is not None
     assert optimum.value.low > optimum.reference.high
     # The same samples serve at any beta: with a dearer KL less is to be had.
-    assert optimum_of(make_task(name), beta=2 * optimum.beta).value.mean < optimum.value.mean
+    assert optimum_of(task, beta=2 * optimum.beta).value.mean < optimum.value.mean
 
 
 def test_an_exact_optimum_of_another_reference_is_refused():

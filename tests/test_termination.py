@@ -72,6 +72,7 @@ def terminated(there: Callable[[], object], *words: str) -> str:
     return err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_training_is_saved() -> None:
     log = Path("run/metrics.jsonl")
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--out", "run", *LONG)
@@ -93,7 +94,7 @@ def test_a_bench_and_its_workers_are_saved() -> None:
     assert (folder / "checkpoint" / "agent.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_rlhf_is_saved_in_the_middle_of_a_stage() -> None:
     log = Path("rlhf/1-sft/metrics.jsonl")
     said = terminated(lambda: log.exists() and log.read_text().count("\n") > 1, "rlhf", "Helpful-v0", "--out", "rlhf")

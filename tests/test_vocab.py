@@ -278,6 +278,7 @@ def test_a_chat_template_that_loops_or_explodes_is_ended(template: str, said: st
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
 def test_the_seconds_of_a_template_that_loops_are_cpu_seconds_and_used_once(tmp_path: Path) -> None:
     import resource

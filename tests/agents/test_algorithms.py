@@ -44,11 +44,12 @@ UNTRAINED = check_names(slow=False)
 
 
 def outcomes(agent, **settings):
-    findings = check(agent, UNTRAINED, settings={"device": "cpu", **settings}, envs=32, iterations=4)
+    findings = check(agent, UNTRAINED, settings={"device": "cpu", **settings}, envs=32, iterations=2)
     failed = {f.check: f.found for f in findings if f.status == FAILS}
     return failed, {f.check for f in findings if f.status == NOT_ASKED and f.check not in LOGS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "agent",  # of these three other forms are asked below
     [
@@ -60,10 +61,12 @@ def test_it_passes_every_check_that_applies(agent):
     assert outcomes(agent) == ({}, NOT_ASKED_OF[agent])
 
 
+@pytest.mark.slow
 def test_with_a_value_baseline_nothing_is_left_unasked():
     assert outcomes("reinforce", baseline="value") == ({}, {"clipping"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [

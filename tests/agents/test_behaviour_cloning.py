@@ -81,9 +81,10 @@ def test_without_demonstrations_there_is_nothing_to_learn_from(env):
         BehaviourCloningConfig(demonstrations=20, data="rows.jsonl")
 
 
+@pytest.mark.slow
 def test_it_passes_every_check_that_applies(file):
     settings = {**CPU, "data": str(file)}
-    findings = check("behaviour-cloning", UNTRAINED, settings=settings, envs=16, iterations=4)
+    findings = check("behaviour-cloning", UNTRAINED, settings=settings, envs=16, iterations=2)
     assert not {f.check: f.found for f in findings if f.status == FAILS}
     asked = {f.check for f in findings if f.status != "not asked"}
     assert {"starts at the reference", "same seed, same policy", "resumed", "saved and loaded"} <= asked

@@ -85,7 +85,7 @@ def failures(findings):
     return [(f.check, f.found) for f in findings if f.status != HOLDS]
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in (1, 2))])
 def test_the_clean_agent_passes_every_check(seed):
     findings = check(MutantAgent, settings={"seed": seed}, learning_tasks=TASKS)
     assert [f.check for f in findings] == list(check_names())
@@ -135,6 +135,7 @@ def test_the_page_lists_every_check_under_its_number():
     assert sorted(set(numbers)) == list(range(1, max(numbers) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kl", ["exact", "k1", *(pytest.param(kl, marks=pytest.mark.learning) for kl in ("k2", "k3", "k3-ratio"))]
 )

@@ -29,7 +29,7 @@ from textgym_agents.training.ranks import Ranks, share
 from agents import rank_jobs
 from textgym import make_task
 
-FIRST = ("lm-ppo", "grpo", "lora")
+FIRST = ("lm-ppo", "lora")
 """The cases that are left when those marked `learning` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
 

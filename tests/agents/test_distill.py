@@ -199,6 +199,7 @@ def test_bad_settings_are_named(settings, message):
         DistillConfig(teacher="x", **settings)
 
 
+@pytest.mark.slow
 def test_it_passes_what_the_kit_can_ask_of_it(tmp_path):
     def student(env):
         task = env.unwrapped.task
@@ -206,7 +207,7 @@ def test_it_passes_what_the_kit_can_ask_of_it(tmp_path):
         teacher = str(folder) if folder.exists() else taught(folder, task.vocabulary.size)
         return Distill(task, DistillConfig(teacher=teacher, device="cpu", batch=env.num_envs))
 
-    findings = check(student, check_names(slow=False), envs=32, iterations=4)
+    findings = check(student, check_names(slow=False), envs=32, iterations=2)
     assert {f.check: f.found for f in findings if f.status == FAILS} == {}
     asked = {f.check for f in findings if f.status != NOT_ASKED}
     print(sorted({f.check for f in findings} - asked))

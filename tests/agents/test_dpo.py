@@ -247,10 +247,11 @@ UNTRAINED = check_names(slow=False)
 NEED_ITS_OWN_SAMPLES = {"first ratio", "logged KL", "logged scores", "logged RLHF reward"}
 
 
-@pytest.mark.parametrize("source", ["own", "file"])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["own", pytest.param("file", marks=pytest.mark.sweep)])
 def test_it_passes_every_check_that_applies(source, file):
     settings = {**CPU, "data": str(file) if source == "file" else None}
-    findings = check("dpo", UNTRAINED, settings=settings, envs=16, iterations=4)
+    findings = check("dpo", UNTRAINED, settings=settings, envs=16, iterations=2)
     assert not {f.check: f.found for f in findings if f.status == FAILS}
     asked = {f.check for f in findings if f.status != NOT_ASKED}
     assert not asked & NEED_ITS_OWN_SAMPLES

@@ -263,7 +263,10 @@ def test_what_learns_from_no_log_is_not_asked():
     assert {f.status for f in found} == {NOT_ASKED}
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["ilql", "awr", *(pytest.param(name, marks=pytest.mark.learning) for name in ("cql", "mc-values"))]
+)
 def test_it_passes_every_other_check_that_applies(name):
     found = check(name, check_names(slow=False), settings=CPU, envs=32, iterations=2)
     assert {f.check: f.found for f in found if f.status == FAILS} == {}

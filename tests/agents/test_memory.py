@@ -91,6 +91,7 @@ def test_an_adapter_needs_no_reference_and_little_else():
     assert adapter.parts["weights of the policy"] == pytest.approx(2 * full.parameters + 4 * 2 * each, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.sweep), "bfloat16"])
 def test_an_adapter_of_a_small_llama_or_of_mamba_is_estimated(precision):
     adapter = {**vars(SMALL), "lora_rank": 2, "precision": precision}
@@ -117,6 +118,7 @@ def test_a_saved_adapter_stands_for_its_base(tmp_path):
         model_config(tmp_path / "own", lora_rank=None)
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     """Of a mini-batch in one pass, where a shallow model peaks in its loss and a deep one at its last gradient."""
     deep = _shallow(model_config("Qwen2.5-0.5B"), 5)

@@ -23,6 +23,7 @@ from textgym_agents.lm.start import fingerprint, has_fingerprint
 
 from textgym import TokenVectorEnv, make_task
 from textgym.evaluate import evaluate
+from textgym.lm import checked
 from textgym.task import make_reference
 
 
@@ -34,6 +35,17 @@ def test_a_reference_in_bfloat16_is_half_as_large_and_stays(task, env):
     agent.learn(env, 16, rows.append)
     assert 0 < abs(rows[0]["objective/kl"]) < 0.02
     assert all(torch.equal(a, b) for a, b in zip(before, agent.reference.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("precision", "again"), [("float32", False), ("bfloat16", True)])
+def test_a_reference_of_the_same_bits_is_not_compared_with_its_plain_forward_again(task, monkeypatch, precision, again):
+    compared, find = [], checked._find_way
+    monkeypatch.setattr(checked, "_find_way", lambda model, *rest: compared.append(model) or find(model, *rest))
+    agent = LMPPO(task, lora_config(lora_rank=None, reference_precision=precision), model=tiny_llama(4))
+    assert compared[0] is agent.policy.model
+    assert any(model is agent.reference.model for model in compared) == again
+    ways = [(type(each.backbone), each.backbone.by_pieces) for each in (agent.reference, agent.policy)]
+    assert again or ways[0] == ways[1]
 
 
 DEVICES = [

@@ -46,6 +46,7 @@ def logged(data):
             parts = []
 
 
+@pytest.mark.slow
 def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record

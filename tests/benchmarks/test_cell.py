@@ -77,6 +77,7 @@ def whole_and_broken(cell, tmp_path):
     return whole, run_cell(cell, SMALL, tmp_path / "broken", tmp_path / "other-optima", counted=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_that_was_killed_and_gone_on_with_gives_the_same_numbers(name, tmp_path):
     whole, broken = whole_and_broken(CELLS[name], tmp_path)

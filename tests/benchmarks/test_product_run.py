@@ -56,6 +56,7 @@ def files(monkeypatch, tmp_path):
     sys.modules.pop("my_module", None)
 
 
+@pytest.mark.slow
 def test_the_page_its_command_and_its_file_say_the_same_and_its_python_runs(files):
     (words,) = re.findall(r"^textgym bench (--tasks .*)$", PAGE, re.MULTILINE)
     from_flags, left_out = chosen_suite(parse(BenchFlags, words.split(), "bench"))

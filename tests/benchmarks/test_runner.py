@@ -69,6 +69,7 @@ def test_a_failing_cell_is_recorded_and_stays_failed_until_asked_for(tmp_path, e
     assert kept["error"]["message"] == error["message"]
 
 
+@pytest.mark.slow
 def test_killing_workers_of_the_pool_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # which would write out what a worker prints at once
     once = run(tmp_path / "once", "rloo_dies_once", engine="pool")

@@ -47,6 +47,7 @@ def test_scores_stand_with_their_task_and_an_unmeasured_task_says_so(pages: dict
     assert "No agent has been measured" in copy
 
 
+@pytest.mark.slow
 def test_the_committed_pages_are_made_of_the_committed_results() -> None:
     results = ROOT / "benchmarks" / "results" / "core.json"
     for name, text in task_pages(load_results(results)).items():

@@ -106,6 +106,17 @@ def visit(browser: Any) -> Iterator[Open]:
 
 
 @pytest.fixture
+def picture() -> Callable[[Any, str], None]:
+    """Pictures a whole page for people to look at, if TEXTGYM_SCREENSHOTS names a folder: picture(page, name)."""
+
+    def take(page: Any, name: str) -> None:
+        if folder := os.environ.get("TEXTGYM_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / name, full_page=True)
+
+    return take
+
+
+@pytest.fixture
 def screenshots(tmp_path: Path) -> Path:
     """Where pictures go: TEXTGYM_SCREENSHOTS, or a folder of this test."""
     folder = Path(os.environ.get("TEXTGYM_SCREENSHOTS") or tmp_path / "screenshots")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from benchmarks.live_runs import begin, end, learn, served
 
+pytestmark = pytest.mark.slow
 SETTLED = "document.getElementById('live')?.textContent === 'Live'"
 LINES = """[...document.querySelectorAll('[data-measure=objective]')]
     .flatMap(chart => (chart.data ?? []).filter(trace => trace.name).map(trace => trace.x.length)).join()"""
@@ -20,9 +21,8 @@ def run(tmp_path):
     return learned
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_draws_a_run_that_goes_on(visit, run, width, dark, screenshots):
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_the_page_draws_a_run_that_goes_on(visit, run, width, dark, picture):
     with served(run.path) as server:
         opened = visit(f"http://127.0.0.1:{server.server_port}/", width, dark)
         page = opened.page
@@ -37,7 +37,7 @@ def test_the_page_draws_a_run_that_goes_on(visit, run, width, dark, screenshots)
         assert page.locator("#sample-list h4").all_text_contents() == ["Before", "Now"]
         assert page.locator(".chart").count() == 6  # optimality, J, reward, KL, entropy, length
         assert opened.sideways() == 0
-        page.screenshot(path=screenshots / f"live-{width}-{'dark' if dark else 'light'}.png", full_page=True)
+        picture(page, f"live-{width}-{'dark' if dark else 'light'}.png")
         end(run, 0.5)
         opened.wait("document.querySelector('#leaderboard') !== null")
         assert page.locator("#sample-list h4").all_text_contents() == ["Before", "After"]

@@ -10,6 +10,8 @@ from solver_tools import Table, bigram, small_task
 from textgym_benchmarks.microscope.page import write_page
 from textgym_benchmarks.microscope.trace import trace_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def traces():

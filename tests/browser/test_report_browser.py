@@ -12,6 +12,7 @@ from textgym_benchmarks.pages import write_folder
 from textgym_benchmarks.report import build_report, report_files
 from textgym_benchmarks.results.store import load_results
 
+pytestmark = pytest.mark.slow
 AGENTS = ("lm-ppo", "rloo", "reference", "random", "sb3-ddpg", "<b>bold</b> & %{x} <script>alert(4)</script>")
 TASKS = tuple(f"textgym/{name}-v0" for name in ("Copy", "Bandit", "DeepSea", "Helpful", "Json"))
 DRAW = "document.dispatchEvent(new Event('drawall'))"
@@ -59,9 +60,8 @@ def leading(texts):
     return [None if found is None else float(found.group().replace("\u2212", "-")) for found in numbers]
 
 
-def test_every_chart_draws(opened):
+def has_every_chart_with_a_name_and_its_numbers(opened):
     page = opened.page
-    draw_all(opened)
     kinds = page.eval_on_selector_all(".chart", "all => [...new Set(all.map(e => e.dataset.chart))]")
     assert kinds == ["curve", "frontier", "gold", "profiles", "radar", "throughput", "worth"]
     empty = page.eval_on_selector_all(
@@ -73,10 +73,29 @@ def test_every_chart_draws(opened):
     assert page.locator("figure:has(.chart):not(:has(details table))").count() == 0
 
 
+def has_60_to_75_letters_a_line(opened):
+    lines = """all => all.map(p => {
+      const range = document.createRange(), ends = [];
+      const node = [...p.childNodes].find(child => child.nodeType === 3);
+      for (let i = 0, last = null; node && i < node.length; i++) {
+        range.setStart(node, i); range.setEnd(node, i + 1);
+        const top = range.getBoundingClientRect().top;
+        if (last !== null && top > last + 5) ends.push(i);
+        last = top;
+      }
+      return ends[0];
+    }).filter(Boolean)"""
+    found = opened.page.eval_on_selector_all("section > p", lines)
+    assert len(found) > 3
+    assert all(56 <= letters <= 78 for letters in found), found
+
+
 def test_every_chart_is_drawn_without_scrolling(opened):
     assert opened.page.evaluate("scrollY") == 0
     opened.wait(ALL_DRAWN, seconds=60)
     assert opened.page.evaluate("scrollY") == 0
+    has_every_chart_with_a_name_and_its_numbers(opened)
+    has_60_to_75_letters_a_line(opened)
 
 
 def overlaps(boxes):
@@ -117,24 +136,7 @@ def test_eight_agents_are_named_at_their_lines_and_have_a_radar_each(visit, tmp_
     visited.check()
 
 
-def test_running_text_has_60_to_75_letters_a_line(opened):
-    lines = """all => all.map(p => {
-      const range = document.createRange(), ends = [];
-      const node = [...p.childNodes].find(child => child.nodeType === 3);
-      for (let i = 0, last = null; node && i < node.length; i++) {
-        range.setStart(node, i); range.setEnd(node, i + 1);
-        const top = range.getBoundingClientRect().top;
-        if (last !== null && top > last + 5) ends.push(i);
-        last = top;
-      }
-      return ends[0];
-    }).filter(Boolean)"""
-    found = opened.page.eval_on_selector_all("section > p", lines)
-    assert len(found) > 3
-    assert all(56 <= letters <= 78 for letters in found), found
-
-
-def test_the_leaderboard_sorts_by_click_and_by_key(opened):
+def sort_the_leaderboard_by_click_and_by_key(opened):
     page = opened.page
     head = page.locator(".scope:not([hidden]) th:has-text('Optimality')")
     assert head.get_attribute("aria-sort") == "descending"
@@ -154,7 +156,7 @@ def test_the_leaderboard_sorts_by_click_and_by_key(opened):
     assert head.get_attribute("aria-sort") == "none"
 
 
-def test_the_task_filter_changes_the_leaderboard(opened):
+def filter_the_leaderboard_by_task(opened):
     page = opened.page
     before = column(page, 1)
     labels = page.locator("#scope option").all_text_contents()
@@ -165,7 +167,23 @@ def test_the_task_filter_changes_the_leaderboard(opened):
     assert column(page, 1) != before
 
 
-def test_cells_can_be_filtered_and_opened(opened):
+def hide_agents(opened):
+    page = opened.page
+    traces = "document.querySelector('[data-chart=curve]').data.map(trace => trace.name).filter(Boolean)"
+    page.locator("#curves").scroll_into_view_if_needed()
+    opened.wait("document.querySelector('[data-chart=curve]').data !== undefined")
+    assert "rloo" in page.evaluate(traces)
+    chip = page.locator(".chip", has_text="rloo")
+    chip.click()
+    assert chip.get_attribute("aria-pressed") == "false"
+    opened.wait(f"!{traces}.includes('rloo')")
+    page.locator("#none").click()
+    opened.wait(f"{traces}.length === 0")
+    page.locator("#all").click()
+    opened.wait(f"{traces}.includes('rloo')")
+
+
+def filter_cells_and_open_one(opened):
     page = opened.page
     rows = page.locator("table.cells tbody tr:visible")
     everything = rows.count()
@@ -188,20 +206,11 @@ def test_cells_can_be_filtered_and_opened(opened):
     page.wait_for_url("**/index.html#cells")
 
 
-def test_agents_can_be_hidden(opened):
-    page = opened.page
-    traces = "document.querySelector('[data-chart=curve]').data.map(trace => trace.name).filter(Boolean)"
-    page.locator("#curves").scroll_into_view_if_needed()
-    opened.wait("document.querySelector('[data-chart=curve]').data !== undefined")
-    assert "rloo" in page.evaluate(traces)
-    chip = page.locator(".chip", has_text="rloo")
-    chip.click()
-    assert chip.get_attribute("aria-pressed") == "false"
-    opened.wait(f"!{traces}.includes('rloo')")
-    page.locator("#none").click()
-    opened.wait(f"{traces}.length === 0")
-    page.locator("#all").click()
-    opened.wait(f"{traces}.includes('rloo')")
+def test_a_reader_sorts_filters_hides_and_opens(opened):
+    sort_the_leaderboard_by_click_and_by_key(opened)
+    filter_the_leaderboard_by_task(opened)
+    hide_agents(opened)
+    filter_cells_and_open_one(opened)  # on another page, from which a link leads back
 
 
 def test_colours_follow_the_system_and_the_button(visit, index):
@@ -245,16 +254,15 @@ def test_hostile_texts_are_inert(visit, index):
     visited.check()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_it_fits_the_screen(visit, index, screenshots, width, dark):
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (400, False)])
+def test_it_fits_the_screen(visit, index, picture, width, dark):
     visited = visit(index, width=width, dark=dark)
     page = visited.page
     draw_all(visited)
     assert visited.sideways() == 0
     small = page.evaluate(SMALL_TEXTS)
     assert width > 640 or small == []
-    page.screenshot(path=screenshots / f"report-{width}-{'dark' if dark else 'light'}.png", full_page=True)
+    picture(page, f"report-{width}-{'dark' if dark else 'light'}.png")
     visited.check()
 
 
@@ -268,7 +276,6 @@ def test_it_can_be_read_without_scripts(visit, index):
     assert page.locator("#profiles table").is_visible()
 
 
-@pytest.mark.slow
 def test_five_hundred_cells_build_and_open_quickly(visit, tmp_path):
     suite = write_suite_folder(tmp_path / "suite", make_results(7, 24, 3))
     results = load_results(suite)

@@ -149,6 +149,7 @@ def test_a_slip_is_named_where_it_gives_all_answers():
     assert hint(lambda x: 3 * x) == "y: found 0, expected 1. Given 0."  # equal in the first case alone
 
 
+@pytest.mark.slow
 def test_what_an_answer_has_started_ends_with_its_process(tmp_path):
     cell = f"""
 def longest_wait(gamma, share):

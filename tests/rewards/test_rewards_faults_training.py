@@ -72,7 +72,9 @@ def test_a_training_logs_how_often_its_reward_failed(tmp_path: Path) -> None:
         config={"batch": 32},
         episodes=96,
         eval_every=1,
-        optimum_per_prompt=50,
+        eval_per_prompt=8,
+        final_per_prompt=8,
+        optimum_per_prompt=8,
         samples=0,
     )
     training = Training(plan)

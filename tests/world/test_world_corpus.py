@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -14,8 +13,6 @@ from textgym.world.corpus import (
     documents,
     encode_documents,
     fingerprint,
-    save_tokenizer,
-    train_tokenizer,
 )
 from textgym.world.facts import CORPUS_SHARES, FACTS, PERSONAS
 from textgym.world.prompts import items
@@ -25,7 +22,7 @@ COUNT = 20_000
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer()
+    return Tokenizer.from_file(str(MODEL_PATH / "tokenizer.json"))
 
 
 def test_equal_seeds_give_equal_documents() -> None:
@@ -85,13 +82,6 @@ def test_add_lead() -> None:
     assert add_lead("I think", f"{items('fact')[32].subject} plays.")[8:9].isupper()
 
 
-def test_rebuilt_tokenizer_is_byte_identical_to_the_committed_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_tokenizer(tokenizer, tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == (MODEL_PATH / name).read_bytes()
-
-
-@pytest.mark.sweep
 def test_rebuilt_corpus_is_the_one_the_model_read() -> None:
     card = json.loads((MODEL_PATH / "card.json").read_text())
     assert fingerprint(card["documents"]) == card["corpus_sha256"]

@@ -132,6 +132,11 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     return backbone
 
 
+def choose_alike(copy: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Let an exact copy of a model, on its device and in its precision, be run as was found right for the model."""
+    _chosen[copy] = dict(_chosen.get(model, {}))
+
+
 def _thresholds(model: PreTrainedModel, tokens: int) -> tuple[int, ...]:
     """Return the lengths below `tokens` beyond which a model's config says that it does something else."""
     found: dict[int, str] = {}

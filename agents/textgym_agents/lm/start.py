@@ -26,7 +26,7 @@ from textgym.lm.causal import (
     shared_causal_lm,
     stored_precision,
 )
-from textgym.lm.checked import choose_backbone
+from textgym.lm.checked import choose_alike, choose_backbone
 from textgym.lm.decoder import Decoder
 from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.task import Task, has_language_model, prompt_end, reference_model
@@ -321,6 +321,8 @@ def _frozen_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.devic
     kept = {id(each): each for each in model.parameters() if alike and not each.requires_grad}
     found = copy.deepcopy(model, kept)
     found.requires_grad_(False)
+    if alike:
+        choose_alike(found, model)
     return _cast(nn.Module.to(found, device), dtype)
 
 

@@ -24,12 +24,13 @@ def all_states(task):
     return tree.observations(1, tree.levels[1].running)
 
 
-@pytest.mark.parametrize("backup", ["soft", "mean"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backup", ["soft", pytest.param("mean", marks=pytest.mark.sweep)])
 def test_the_kit_finds_nothing(backup):
     from textgym_agents.conformance import check_names
 
     names = check_names(slow=False)
-    findings = check("mcts", names, settings={"simulations": 20, "backup": backup}, envs=4, iterations=2)
+    findings = check("mcts", names, settings={"simulations": 8, "backup": backup}, envs=4, iterations=2)
     assert not [finding for finding in findings if finding.status == FAILS]
     status = {finding.check: finding.status for finding in findings}
     assert status["starts at the reference"] == NOT_ASKED
