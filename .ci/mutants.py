@@ -26,6 +26,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ STORE = ROOT / "build" / "mutants"
 LISTED = tomllib.loads((ROOT / ".ci" / "mutants.toml").read_text())
 MODULES = {path: group["tests"] for group in LISTED["modules"] for path in group["paths"]}
 LEAST = 0.95
+MOST = 6.0  # seconds of CPU that a mutant's tests take without it; slower ones are left out
 # Checks of whole agents, which take most of the time.
 LEFT_OUT = "passes or test_28 or test_33 or committed_optimum or any_registered or covers"
 PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({LEFT_OUT})"]
@@ -265,9 +267,13 @@ def tried(mutant: Mutant) -> dict[str, Any]:
             if int(line) in mutant.lines:
                 seconds |= {test: reach["seconds"][test] for test in tests if test}
 
+    quickest = sorted(seconds, key=lambda test: seconds[test])
+    spent = dict(zip(quickest, accumulate(seconds[test] for test in quickest), strict=True))
+    seconds = {test: seconds[test] for test in quickest if spent[test] <= MOST}
+
     def work() -> int:
         mutant.install()
-        return int(pytest.main([*PYTEST, *sorted(seconds, key=lambda test: seconds[test])]))
+        return int(pytest.main([*PYTEST, *seconds]))
 
     end, taken = forked(work, 10 + 4 * sum(seconds.values())) if seconds else ("survived", 0.0)
     return {"name": mutant.name, "end": end, "seconds": round(taken, 2), "tests": len(seconds)}
