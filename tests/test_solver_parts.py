@@ -7,6 +7,7 @@ import pytest
 from core_tools import word_task
 from solver_tools import Table, bigram, completions, small_task
 
+from textgym import make_task
 from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 from textgym.solver.solution import hard_backup, soft_backup
@@ -78,7 +79,8 @@ def test_a_hard_step_by_hand():
     with np.errstate(divide="ignore"):
         logs = np.log([0.2, 0.3, 0.5, 0.0, 1.0, 0.0, 0.0])
     mass = np.log([1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0])
-    values, total, policy = hard_backup(np.array([4.0, 4.0, 3.0, 1.0, 1.0, 2.0, 2.0]), logs, mass, level)
+    with np.errstate(invalid="raise"):
+        values, total, policy = hard_backup(np.array([4.0, 4.0, 3.0, 1.0, 1.0, 2.0, 2.0]), logs, mass, level)
     assert values.tolist() == [4.0, 1.0, 2.0]
     np.testing.assert_allclose(np.exp(total), [0.35, 1.0, 0.0])
     np.testing.assert_allclose(np.exp(policy), [0.2 / 0.35, 0.15 / 0.35, 0.0, 0.0, 1.0, 0.5, 0.5])
@@ -88,7 +90,8 @@ def test_a_hard_step_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("size", "gap", "equal"), [(1.0, 5e-13, True), (1.0, 5e-12, False), (1e6, 5e-7, True), (1e-6, 5e-13, True)]
+    ("size", "gap", "equal"),
+    [(1.0, 5e-13, True), (1.0, 5e-12, False), (1e6, 5e-7, True), (1e-6, 5e-13, True), (1.0, 1e-12, True)],
 )
 def test_ties_are_told_by_the_size_of_the_values(size, gap, equal):
     _, _, policy = hard_backup(np.array([size, size - gap]), np.log([0.5, 0.5]), np.zeros(2), level_of(2))
@@ -212,3 +215,12 @@ def test_a_word_task_of_one_token_has_two_levels():
     tree = prefix_tree(word_task(max_new_tokens=1))
     assert len(tree.levels) == 2
     assert tree.levels[1].finished.all()
+
+
+def test_moves_of_the_environment_are_whole_replies():
+    tree = prefix_tree(make_task("TwentyQuestions", difficulty=1))
+    vocabulary = tree.task.vocabulary
+    assert tree.replies
+    for number, reply in enumerate(tree.replies):
+        assert tree.move_text(vocabulary.size + number) == vocabulary.decode([list(reply)])[0]
+    assert tree.move_text(vocabulary.size - 1) == vocabulary.token_text(vocabulary.size - 1)

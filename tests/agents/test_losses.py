@@ -17,6 +17,7 @@ from textgym_agents.algorithms.ilql import ILQL
 from textgym_agents.algorithms.mc_values import MCValues
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.reinforce import Reinforce
+from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.critic_free import Resampled
 from textgym_agents.lm.logged import LoggedStates
@@ -189,3 +190,17 @@ def test_a_first_batch_settles_the_learning_rate_of_a_language_model_alone():
     assert (model.settles, fixed.settles) == (True, False)
     assert model.learning_rate * 4 > 0
     assert fixed.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(LMPPO, True), (RLOO, False)])
+def test_the_reference_is_asked_behind_a_cut_where_there_is_a_critic(kind, asked):
+    agent, seen = kind(tiny_task(), kind.config_type(device="cpu", batch=8), model=tiny_llama(4)), []
+
+    def collected(env, policy, seed, ends, exact, group, behind, devices):
+        seen.extend([policy, behind])
+        raise StopIteration
+
+    agent._collect = collected
+    with pytest.raises(StopIteration):
+        agent._iterate(an_env())
+    assert seen == [agent.policy, agent.reference if asked else None]
