@@ -3,13 +3,25 @@
 import hashlib
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from textgym import estimates, make_task
-from textgym.estimates import Samples, greatest_return, interval, jackknife, majority_ways, resampled_means, tilt, widen
-from textgym.optimum import fingerprint
+from textgym.estimates import (
+    Estimate,
+    Samples,
+    expected_returns,
+    greatest_return,
+    interval,
+    jackknife,
+    majority_ways,
+    resampled_means,
+    tilt,
+    widen,
+)
+from textgym.optimum import Optimum, estimated, fingerprint, optimality_of, optimum_of
 
 
 def samples_of(returns, log_weights=None, each=None, weights=None, maximum=None):
@@ -172,6 +184,50 @@ def test_samples_of_other_shapes_are_refused(broken):
     for name in ("returns", "log_weights", "weights"):
         with pytest.raises(ValueError, match="not finite"):
             Samples(**(parts | {name: np.full_like(parts[name], np.nan)}))
+
+
+def test_samples_that_a_prompt_left_unseen_carry_nothing():
+    samples = samples_of([[0.0, 1.0, 0.5], [0.25] * 3], weights=[0.95, 0.05], maximum=1.0)
+    assert estimated(samples, 0.5, "eval").effective_samples == pytest.approx(tilt(samples, 0.5).effective_samples[0])
+
+
+def test_optimality_where_there_is_room():
+    replicates = np.array([[0.0, 2.0], [1.0, 2.0]])
+    scale = Optimum(Estimate(2.0, 2.0, 2.0), Estimate(0.5, 0.0, 1.0), 0.1, "eval", replicates)
+    found = optimality_of(1.25, np.array([1.0, 1.5]), scale)
+    assert (found.mean, found.low, found.high) == (0.5, pytest.approx(0.5), pytest.approx(0.5))
+    wide = optimality_of(1.25, np.array([1.0, 1.0]), scale)  # 1/2 and 0
+    assert (wide.low, wide.high) == (pytest.approx(0.0125), pytest.approx(0.4875))
+    assert optimality_of(math.nan, np.zeros(2), scale) is None
+    for level in (2.0, 3.0):
+        assert optimality_of(1.0, np.zeros(2), replace(scale, reference=Estimate(level, level, level))) is None
+    assert optimality_of(1.0, np.zeros(2), replace(scale, value=None)) is None
+    assert optimality_of(1.0, np.zeros(2), replace(scale, reference=None)) is None
+
+
+def test_an_estimate_may_be_declined():
+    task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], stop="<end>", max_new_tokens=40)
+    assert optimum_of(task, per_prompt=0).unknown.startswith("0 completions a prompt")
+    assert not optimum_of(task, per_prompt=1).unknown.startswith("0 completions a prompt")
+
+
+def test_returns_without_their_noise():
+    episodes = SimpleNamespace(
+        returns=np.array([[1.0, 2.0]]),
+        lengths=np.array([[1, 3]]),
+        gold=np.array([[4.0, 8.0]]),
+        terms={"noise": np.array([[0.5, np.nan]])},
+    )
+    task = SimpleNamespace(noisy=True, gamma=0.5, name="T")
+    assert expected_returns(task, episodes).tolist() == [[0.5, 2.0]]
+    episodes.terms = {"noise": np.array([[0.5, 4.0]])}
+    assert expected_returns(task, episodes).tolist() == [[0.5, 1.0]]
+    episodes.terms = {}
+    assert expected_returns(task, episodes).tolist() == [[4.0, 2.0]]
+    episodes.gold[0, 1] = np.nan
+    with pytest.raises(ValueError, match="task 'T': its reward is noisy"):
+        expected_returns(task, episodes)
+    assert expected_returns(SimpleNamespace(noisy=False), episodes).tolist() == [[1.0, 2.0]]
 
 
 class Odd:

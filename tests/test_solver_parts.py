@@ -224,3 +224,10 @@ def test_moves_of_the_environment_are_whole_replies():
     for number, reply in enumerate(tree.replies):
         assert tree.move_text(vocabulary.size + number) == vocabulary.decode([list(reply)])[0]
     assert tree.move_text(vocabulary.size - 1) == vocabulary.token_text(vocabulary.size - 1)
+
+
+def test_the_policy_of_a_conversation_earns_what_its_values_say():
+    for beta in (0.05, 0.0):
+        solution = solve(make_task("TwentyQuestions", difficulty=2), beta=beta)
+        assert solution.optimal.objective == pytest.approx(solution.objective, abs=1e-12)
+        assert solution.objective > solution.reference_objective + 0.1

@@ -1,12 +1,13 @@
 """Losses of agents that learn from a log or from pairs, by hand, and where they have a gradient and where none."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import tiny_task
-from agents.groups import small_agent
+from agents.enumerated import full_rollout, tiny_agent, tiny_task
+from agents.groups import small_agent, take
 from agents.test_targets import two_rows
 from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_llama
@@ -21,6 +22,8 @@ from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.critic_free import Resampled
 from textgym_agents.lm.logged import LoggedStates
+from textgym_agents.lm.metrics import UpdateMeter
+from textgym_agents.lm.rollout import score_reference, token_kl
 
 from textgym import TokenVectorEnv, make_task
 
@@ -204,3 +207,37 @@ def test_the_reference_is_asked_behind_a_cut_where_there_is_a_critic(kind, asked
     with pytest.raises(StopIteration):
         agent._iterate(an_env())
     assert seen == [agent.policy, agent.reference if asked else None]
+
+
+def test_pairs_of_a_file_ended_where_it_does_not_say_so(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a b", "chosen": "a", "rejected": "b"}\n')
+    agent = DPO(tiny_task(), DPO.config_type(device="cpu", data=str(path)), model=tiny_llama(4))
+    assert [(row.prompt, row.completion, row.ended) for row in agent._read()] == [
+        ("a b", "a", True),
+        ("a b", "b", True),
+    ]
+
+
+def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
+    rows, found = np.arange(6), {}
+    for name, coefficient in (("plain", 0.0), ("bonus", 0.3)):
+        agent = tiny_agent(kl="k2", entropy_coefficient=coefficient)
+        rollout = take(full_rollout(agent)[0], rows)
+        meter, count = UpdateMeter(), len(rollout.rows)
+        meter.start(count)
+        scored = score_reference(agent.reference, rollout, 100, False)
+        targets = agent._targets(rollout, token_kl(rollout, agent.policy, agent.reference, scored, "k2"))
+        arguments = agent.policy.features(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
+        states = torch.arange(count)
+        found[name] = agent._loss(arguments, states, rollout, targets, scored, meter).detach()
+        weights = torch.linspace(0, 2, count)
+        weighted = agent._loss(arguments, states, rollout, replace(targets, weights=weights), scored, meter).detach()
+        torch.testing.assert_close(weighted, weights * found[name])
+        logits, _ = agent.policy.heads(arguments)
+    logs = torch.log_softmax(logits, -1)
+    torch.testing.assert_close(found["plain"] - found["bonus"], (-0.3 * (logs.exp() * logs).sum(-1)).detach())
+    # The first step of an update: the ratio is 1, the value loss has no weight, and k2 is half the squared log-ratio.
+    ratio = rollout.log_probs - scored
+    wanted = -targets.advantages + targets.kl_weight * 0.5 * ratio.square()
+    torch.testing.assert_close(found["plain"], wanted, rtol=1e-4, atol=1e-5)

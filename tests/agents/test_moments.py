@@ -7,8 +7,14 @@ import pytest
 from agents.test_exact_estimators import Recurrent
 from solver_tools import bigram, small_task
 from textgym_agents.exact import estimators
-from textgym_agents.exact.estimators import enumerate_trajectories, group_moments, kl_gradient_table, kl_value_table
-from textgym_agents.lm.critic_free import leave_one_out
+from textgym_agents.exact.estimators import (
+    enumerate_trajectories,
+    estimator_table,
+    group_moments,
+    kl_gradient_table,
+    kl_value_table,
+)
+from textgym_agents.lm.critic_free import leave_one_out, standardised
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +120,40 @@ def scatter_of(enumeration, own):
             gradient = (gap * (1 if gap > 0 else 0.5) * scores[one] - gap * (1 if gap < 0 else 0.5) * scores[two]) / 2
             mean, second = mean + chance * gradient, second + chance * gradient @ gradient
     return second - mean @ mean
+
+
+def test_rows_of_the_table_of_groups(enumeration):
+    rows = {row.estimator: row for row in estimator_table(enumeration, lams=(0.5,))}
+    paid, lengths = enumeration.charged.sum(1), enumeration.values.trajectories.length[:, None]
+    for name, advantages, scale in (
+        ("RLOO", leave_one_out, 1.0),
+        ("GRPO", standardised, 1.0),
+        ("GRPO, mean over tokens", standardised, 1 / lengths),
+    ):
+        scores = np.stack([enumeration.scores * scale] * 2)
+        want = group_moments(enumeration.values, enumeration.gradient, name, paid, scores, advantages, 2)
+        assert rows[want.estimator] == want
+    assert rows["GRPO, groups of 2"].variance > 1.01 * rows["GRPO, mean over tokens, groups of 2"].variance
+    with pytest.raises(ValueError, match="group=1"):
+        estimator_table(enumeration, group=1)
+
+
+def test_rows_of_the_table_of_single_trajectories(enumeration):
+    rows = {row.estimator: row for row in estimator_table(enumeration, lams=(0.5,))}
+    rewards, values = enumeration.charged, enumeration.steps.state_values
+    # Two tokens at most: d_0 + d_1 / 2 and d_1, with V of what follows in d_0.
+    deltas = rewards + np.append(values[:, 1:], np.zeros((len(values), 1)), axis=1) - values
+    for name, weights in (
+        ("REINFORCE", np.repeat(rewards.sum(1, keepdims=True), 2, axis=1)),
+        ("REINFORCE, reward to go", np.stack([rewards.sum(1), rewards[:, 1]], 1)),
+        ("REINFORCE, reward to go - V", np.stack([rewards.sum(1), rewards[:, 1]], 1) - values),
+        ("GAE(0.5), V", np.stack([deltas[:, 0] + 0.5 * deltas[:, 1], deltas[:, 1]], 1)),
+        ("GAE(0.5), critic 0", np.stack([rewards[:, 0] + 0.5 * rewards[:, 1], rewards[:, 1]], 1)),
+    ):
+        every = taken(enumeration, weights)
+        mean, row = enumeration.mass @ every, rows[name]
+        assert row.variance == pytest.approx(float(enumeration.mass @ ((every - mean) ** 2).sum(1)), rel=1e-9)
+        assert row.bias == pytest.approx(np.linalg.norm(mean - enumeration.gradient), abs=1e-12)
+        length, size = np.linalg.norm(mean), np.linalg.norm(enumeration.gradient)
+        assert row.relative_bias == pytest.approx(row.bias / size, abs=1e-12)
+        assert row.cosine == pytest.approx(mean @ enumeration.gradient / length / size)
