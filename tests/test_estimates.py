@@ -245,6 +245,26 @@ def test_a_mask_is_told_by_its_grammar_or_by_its_type():
     assert fingerprint(replace(task, mask=ruled), "eval")["mask"] == digest
 
 
+class Silent:
+    def log_probs(self, observation):
+        return np.zeros((len(observation["input_ids"]), 12))
+
+
+class Named(Silent):
+    def __str__(self):
+        return "by name"
+
+
+class Shown(Silent):
+    def __repr__(self):
+        return "as shown"
+
+
+@pytest.mark.parametrize(("reference", "want"), [(Silent(), "Silent"), (Named(), "by name"), (Shown(), "as shown")])
+def test_a_reference_is_told_by_its_name_or_by_its_type(reference, want):
+    assert fingerprint(replace(make_task("Stop"), reference=reference), "eval")["reference"] == want
+
+
 class Greatest:
     def __init__(self, maximum, pay="end"):
         self.maximum, self.pay = maximum, pay

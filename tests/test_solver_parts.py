@@ -7,7 +7,7 @@ import pytest
 from core_tools import word_task
 from solver_tools import Table, bigram, completions, small_task
 
-from textgym import make_task
+from textgym import TokenEnv, make_task
 from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 from textgym.solver.solution import hard_backup, soft_backup
@@ -231,3 +231,11 @@ def test_the_policy_of_a_conversation_earns_what_its_values_say():
         solution = solve(make_task("TwentyQuestions", difficulty=2), beta=beta)
         assert solution.optimal.objective == pytest.approx(solution.objective, abs=1e-12)
         assert solution.objective > solution.reference_objective + 0.1
+
+
+def test_the_split_is_the_environment_s_where_none_is_named():
+    env = TokenEnv(word_task(), split="eval")
+    assert prefix_tree(env).split == "eval"
+    assert prefix_tree(env, "train").split == "train"
+    assert prefix_tree(word_task()).split == "train"
+    assert prefix_tree(word_task(), "eval").split == "eval"

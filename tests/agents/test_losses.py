@@ -22,6 +22,7 @@ from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.critic_free import Resampled
 from textgym_agents.lm.logged import LoggedStates
+from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import score_reference, token_kl
 
@@ -172,6 +173,15 @@ def test_batches_are_played_until_groups_enough_differ():
     assert seeds[0] == 7
     assert len(set(seeds)) == 3
     assert played([differ, equal, differ, differ], 2).rounds == 2
+
+
+def test_the_value_loss_of_reinforce_is_half_a_square():
+    agent = small_agent(Reinforce, baseline="value")
+    targets = Targets(torch.zeros(3), torch.tensor([1.0, 2.0, 5.0]), None, 0.0, np.zeros(3))
+    found = agent._value_loss(torch.tensor([3.0, 4.0]), targets, torch.tensor([2, 0]))
+    assert found.tolist() == [2.0, 4.5]
+    without = Targets(torch.zeros(3), None, None, 0.0, np.zeros(3))
+    assert agent._value_loss(torch.tensor([3.0]), without, torch.tensor([2])).tolist() == [0.0]
 
 
 def test_a_batch_of_two_is_baseline_enough():
