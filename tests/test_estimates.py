@@ -21,7 +21,7 @@ from textgym.estimates import (
     tilt,
     widen,
 )
-from textgym.optimum import Optimum, estimated, fingerprint, optimality_of, optimum_of
+from textgym.optimum import Optimum, estimated, fingerprint, optimality_of, optimum_of, solvable
 
 
 def samples_of(returns, log_weights=None, each=None, weights=None, maximum=None):
@@ -243,6 +243,16 @@ def test_a_mask_is_told_by_its_grammar_or_by_its_type():
     ruled.grammar = "start: a"
     digest = hashlib.sha256(b"start: a").hexdigest()[:32]
     assert fingerprint(replace(task, mask=ruled), "eval")["mask"] == digest
+
+
+def test_masks_have_a_limit_of_their_own(monkeypatch):
+    task = make_task("Stop")
+    ruled = replace(task, mask=lambda states: np.ones((len(states), task.vocabulary.size), dtype=bool))
+    assert solvable(task)
+    assert solvable(ruled)
+    monkeypatch.setattr("textgym.optimum.MAX_MASKED", 3)
+    assert solvable(task)
+    assert not solvable(ruled)
 
 
 class Silent:

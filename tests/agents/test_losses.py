@@ -20,13 +20,14 @@ from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.reinforce import Reinforce
 from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm.critic_free import Resampled
+from textgym_agents.lm.critic_free import Resampled, _before
 from textgym_agents.lm.logged import LoggedStates
 from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import score_reference, token_kl
 
 from textgym import TokenVectorEnv, make_task
+from textgym.state import TokenState
 
 SCALE, WEIGHT, LAM, TAU, ALPHA = 2.0, 0.3, 0.6, 0.8, 0.05
 DATA = ("rewards", "to_go")
@@ -251,3 +252,25 @@ def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
     ratio = rollout.log_probs - scored
     wanted = -targets.advantages + targets.kl_weight * 0.5 * ratio.square()
     torch.testing.assert_close(found["plain"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_learning_rate_settles_in_the_first_iteration(monkeypatch):
+    agent, calls = small_agent(LMPPO, batch=8), []
+
+    def settled(rate, *_):
+        calls.append((agent.iteration, rate))
+        return 0.125, "so"
+
+    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled_rate", settled)
+    agent.settles, rate = True, agent.learning_rate
+    agent.learn(an_env(), 16)
+    assert calls == [(1, rate)]
+    assert (agent.learning_rate, agent.chosen) == (0.125, "so")
+
+
+def test_a_state_before_a_token_knows_what_the_environment_had_written():
+    state = TokenState(tiny_task().encoded("train")[0], completion=(5, 6, 7, 8, 9), environment=(2, 4))
+    before = _before(state, 2)  # the policy's tokens stand at 0, 1 and 3
+    assert (before.completion, before.environment) == ((5, 6, 7), (2,))
+    assert _before(state, 3) == state
+    assert _before(state, 0).completion == ()
