@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "build" / "mutants"
 LISTED = tomllib.loads((ROOT / ".ci" / "mutants.toml").read_text())
 MODULES = {path: group["tests"] for group in LISTED["modules"] for path in group["paths"]}
+# As they were when everything was imported, whoever edits them while mutants run.
+SOURCES = {
+    file: (ROOT / file).read_bytes() for file in {*MODULES, *(test for tests in MODULES.values() for test in tests)}
+}
 LEAST = 0.95
 MOST = 8.0  # seconds of CPU that a mutant's tests take without it: file by file, the quickest first
 # Checks of whole agents, which take most of the time.
@@ -172,7 +176,7 @@ def owners(tree: ast.Module) -> Iterator[tuple[tuple[str, ...], ast.stmt]]:
 
 def mutants(path: str) -> Iterator[Mutant]:
     """Yield all mutants of a module."""
-    tree, seen = ast.parse((ROOT / path).read_text()), Counter[str]()
+    tree, seen = ast.parse(SOURCES[path]), Counter[str]()
     for owner, root in owners(tree):
         if owner[-1] in NOT_MATHEMATICS:
             continue
@@ -236,7 +240,7 @@ class Watch:
 
 def reached(file: str) -> dict[str, Any]:
     """Return the seconds of a file's tests, and by module and line which of them come there; kept in STORE."""
-    sources = b"".join((ROOT / each).read_bytes() for each in (*MODULES, file))
+    sources = b"".join(SOURCES[each] for each in (*MODULES, file))
     kept = STORE / f"{file.replace('/', '-')}.{hashlib.sha256(sources).hexdigest()[:16]}.json"
 
     def work() -> int:
@@ -324,7 +328,7 @@ def main() -> None:
     if pytest.main([*PYTEST, "--collect-only", "-qq", *files]):
         raise SystemExit("the tests cannot be collected")
     for each in chosen:
-        sources = b"".join((ROOT / file).read_bytes() for file in (each.path, *MODULES[each.path]))
+        sources = b"".join(SOURCES[file] for file in (each.path, *MODULES[each.path]))
         state, known = hashlib.sha256(sources).hexdigest(), results.get(each.name, {})
         if known.get("end") != "killed" and known.get("state") != state:
             result = results[each.name] = tried(each) | {"state": state}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from core_tools import word_task
 from solver_tools import Table, bigram, completions, small_task
+from turn_tools import ragged
 
 from textgym import TokenEnv, make_task
 from textgym.lm.reference import NGramReference
@@ -239,3 +240,21 @@ def test_the_split_is_the_environment_s_where_none_is_named():
     assert prefix_tree(env, "train").split == "train"
     assert prefix_tree(word_task()).split == "train"
     assert prefix_tree(word_task(), "eval").split == "eval"
+
+
+def test_two_prompts_of_which_one_begins_with_the_other():
+    task = make_task("Text", prompts=["b", "b a"], tokenizer=["a", "b", "<end>"], stop="<end>", max_new_tokens=2)
+    lookup = Lookup(prefix_tree(task))
+    for ids in ([1, 0], [1, 0, 1]):
+        with pytest.raises(ValueError, match="two states of this task look like it"):
+            lookup.locate({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int8)})
+    depths, rows = lookup.locate({"input_ids": np.array([[1, 1]]), "attention_mask": np.ones((1, 2), dtype=np.int8)})
+    assert (depths.tolist(), rows.tolist()) == ([1], [1])
+
+
+def test_the_policy_of_a_conversation_with_turns_of_any_length():
+    solution = solve(ragged(most=2, tokens=2), beta=0.1)
+    levels = [level for level in solution.tree.levels if level.environment is not None]
+    assert any(not level.environment[level.running].all() for level in levels)
+    assert solution.optimal.objective == pytest.approx(solution.objective, abs=1e-12)
+    assert solution.objective > solution.reference_objective + 0.01

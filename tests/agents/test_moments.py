@@ -157,3 +157,16 @@ def test_rows_of_the_table_of_single_trajectories(enumeration):
         length, size = np.linalg.norm(mean), np.linalg.norm(enumeration.gradient)
         assert row.relative_bias == pytest.approx(row.bias / size, abs=1e-12)
         assert row.cosine == pytest.approx(mean @ enumeration.gradient / length / size)
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_groups_are_listed_up_to_so_many(enumeration, monkeypatch, group):
+    # The mean needs K returns and multisets of n - 1 others; the second moment K^2 and those of n - 2, which is more.
+    every, paid = enumeration.values.trajectories, enumeration.charged.sum(1)
+    count = max(len(np.unique(paid[every.prompt == prompt].round(12))) for prompt in (0, 1))
+    needed = math.comb(count + group - 3, group - 2) * count**2
+    assert needed == count**group
+    monkeypatch.setattr(estimators, "_MOST_COUNTS", needed)
+    assert moments(enumeration, group, draws=50).bias_error == 0
+    monkeypatch.setattr(estimators, "_MOST_COUNTS", needed - 1)
+    assert moments(enumeration, group, draws=50).bias_error > 0
