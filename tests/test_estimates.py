@@ -12,6 +12,7 @@ from textgym import estimates, make_task
 from textgym.estimates import (
     Estimate,
     Samples,
+    draw_samples,
     expected_returns,
     greatest_return,
     interval,
@@ -21,7 +22,8 @@ from textgym.estimates import (
     tilt,
     widen,
 )
-from textgym.optimum import Optimum, estimated, fingerprint, optimality_of, optimum_of, solvable
+from textgym.optimum import Optimum, estimated, fingerprint, optimality_of, optimum_of, pays_the_same, solvable
+from textgym.task import make_reference
 
 
 def samples_of(returns, log_weights=None, each=None, weights=None, maximum=None):
@@ -162,6 +164,24 @@ def test_a_prompt_that_paid_nothing_widens_every_second_replicate():
     np.testing.assert_allclose(known.replicates - silent.replicates, room, atol=1e-14)
 
 
+def test_a_prompt_that_paid_nothing_has_no_replicates():
+    logs = 0.3 * np.random.default_rng(2).normal(size=(2, 4))
+    samples = samples_of([[0.0, 1.0, 0.5, 0.2], [0.25] * 4], logs, each=2, weights=[0.9, 0.1])
+    found = tilt(samples, 0.5, seed=3)
+    seen = 0.9 * by_loops(samples, 0.5, 3)[1][:, 0]
+    wide = math.sqrt(2) * estimates._student(1 / np.sum(samples.weights / found.effective_samples))
+    np.testing.assert_allclose(found.replicates[:, 1], samples.weights @ found.values + (seen - seen.mean()) * wide)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_kept_samples_are_paid_again_with_their_discount(gamma):
+    settings = {"tokenizer": ["a", "b", "<end>"], "stop": "<end>", "max_new_tokens": 3, "gamma": gamma}
+    task = make_task("Text", prompts=["a"], reward={"name": "length", "target": 2, "unit": "tokens"}, **settings)
+    samples = draw_samples(task, make_reference(task), [make_reference(task)] * 3, each=2)
+    assert pays_the_same(task, "eval", samples)
+    assert not pays_the_same(task, "eval", replace(samples, returns=samples.returns + 0.1))
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -198,6 +218,8 @@ def test_optimality_where_there_is_room():
     assert (found.mean, found.low, found.high) == (0.5, pytest.approx(0.5), pytest.approx(0.5))
     wide = optimality_of(1.25, np.array([1.0, 1.0]), scale)  # 1/2 and 0
     assert (wide.low, wide.high) == (pytest.approx(0.0125), pytest.approx(0.4875))
+    wide = optimality_of(1.25, np.array([2.0, 1.0]), scale)  # 1 and 0
+    assert (wide.low, wide.high) == (pytest.approx(0.025), pytest.approx(0.975))
     assert optimality_of(math.nan, np.zeros(2), scale) is None
     for level in (2.0, 3.0):
         assert optimality_of(1.0, np.zeros(2), replace(scale, reference=Estimate(level, level, level))) is None

@@ -11,8 +11,10 @@ from turn_tools import ragged
 from textgym import TokenEnv, make_task
 from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
+from textgym.solver.build import legal_tokens
 from textgym.solver.solution import hard_backup, soft_backup
 from textgym.solver.tree import Level, Lookup, count_states, log_sum, normalised, per_edge, per_state
+from textgym.state import TokenState
 
 INF = np.inf
 
@@ -258,3 +260,19 @@ def test_the_policy_of_a_conversation_with_turns_of_any_length():
     assert any(not level.environment[level.running].all() for level in levels)
     assert solution.optimal.objective == pytest.approx(solution.objective, abs=1e-12)
     assert solution.objective > solution.reference_objective + 0.01
+
+
+def test_a_mask_that_leaves_nothing_in_one_state_of_two():
+    states = [TokenState(small_task().encoded("train")[row]) for row in (0, 1)]
+    task = small_task(mask=lambda states: np.array([[row == 0] * 4 for row in range(len(states))]))
+    assert legal_tokens(task, states[:1]).tolist() == [[True] * 4]
+    with pytest.raises(ValueError, match="leaves no token at all"):
+        legal_tokens(task, states)
+
+
+def test_states_of_a_conversation_are_found_by_what_was_written():
+    tree = prefix_tree(make_task("TwentyQuestions", difficulty=2))
+    for depth, level in enumerate(tree.levels):
+        rows = np.arange(len(level.parent))
+        for row, tokens, places in zip(rows, *tree.written(depth, rows), strict=True):
+            assert tree.find(int(tree.prompt_of[depth][row]), tuple(tokens), places) == (depth, row)

@@ -159,6 +159,7 @@ def test_metrics_of_pairs_are_sums_of_rewards():
     assert metrics["rewards/rejected"] == pytest.approx(float(rejected), rel=1e-4)
     assert metrics["rewards/margins"] == pytest.approx(float(chosen - rejected), rel=1e-4)
     assert metrics["rewards/accuracies"] == 0.0
+    assert agent._losses(batch, reference + shift)[1]["rewards/accuracies"] == 4.0
 
 
 def test_batches_are_played_until_groups_enough_differ():

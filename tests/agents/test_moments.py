@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from agents.test_exact_estimators import Recurrent
 from solver_tools import bigram, small_task
 from textgym_agents.exact import estimators
@@ -14,7 +15,11 @@ from textgym_agents.exact.estimators import (
     kl_gradient_table,
     kl_value_table,
 )
+from textgym_agents.exact.objective import EnumeratedPolicy, policy_gradient
 from textgym_agents.lm.critic_free import leave_one_out, standardised
+
+from textgym import make_task
+from textgym.solver import policy_values
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +161,7 @@ def test_rows_of_the_table_of_single_trajectories(enumeration):
         assert row.bias == pytest.approx(np.linalg.norm(mean - enumeration.gradient), abs=1e-12)
         length, size = np.linalg.norm(mean), np.linalg.norm(enumeration.gradient)
         assert row.relative_bias == pytest.approx(row.bias / size, abs=1e-12)
+        assert row.samples == 1
         assert row.cosine == pytest.approx(mean @ enumeration.gradient / length / size)
 
 
@@ -170,3 +176,20 @@ def test_groups_are_listed_up_to_so_many(enumeration, monkeypatch, group):
     assert moments(enumeration, group, draws=50).bias_error == 0
     monkeypatch.setattr(estimators, "_MOST_COUNTS", needed - 1)
     assert moments(enumeration, group, draws=50).bias_error > 0
+
+
+def test_a_gradient_where_the_environment_answers():
+    task = make_task("TwentyQuestions", difficulty=1)
+    policy = Recurrent(size=task.vocabulary.size)
+    found = policy_gradient(task, policy)
+    direction = torch.randn(len(found.gradient), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = direction.split([parameter.numel() for parameter in policy.parameters()])
+
+    def moved(step):
+        with torch.no_grad():
+            for parameter, part in zip(policy.parameters(), parts, strict=True):
+                parameter.add_(step * part.view_as(parameter))
+        return policy_values(task, EnumeratedPolicy(policy)).objective
+
+    above, below = moved(1e-5), moved(-2e-5)
+    assert float(found.gradient @ direction) == pytest.approx((above - below) / 2e-5, rel=1e-5)
