@@ -69,6 +69,7 @@ def test_the_jackknife_of_a_mean_is_its_squared_standard_error():
 
 def test_majorities_by_hand():
     # Of a, a, b two are drawn: a a wins, the two ways of a b are ties. Of a, b, c one is: each has its own way.
+    np.testing.assert_allclose(majority_ways(np.array([[2, 1], [3, 0]]), np.array([1.0, 0.0]), 2), [2.0, 3.0])
     counts = np.array([[2, 1]])
     np.testing.assert_allclose(majority_ways(counts, np.array([1.0, 0.0]), 2), [1 + 2 * 0.5])
     np.testing.assert_allclose(majority_ways(counts, np.array([0.0, 0.5]), 2), [2 * 0.25])

@@ -40,12 +40,15 @@ def taken(enumeration, weights):
 
 def test_the_variance_of_gradients_of_the_kl(enumeration):
     rows = {row.estimator: row for row in kl_gradient_table(enumeration)}
-    ratio = enumeration.steps.log_ratio
+    ratio, kl = enumeration.steps.log_ratio, enumeration.steps.kl
+    k3 = np.exp(-ratio) - 1 + ratio
     for name, weights in (
         ("k1 in the loss", np.ones_like(ratio)),
         ("k2 in the loss", ratio),
         ("k3 in the loss", 1 - np.exp(-ratio)),
         ("k1 in the reward", np.stack([ratio[:, step:].sum(1) for step in range(2)], 1)),
+        ("k3 in the reward", np.stack([k3[:, step:].sum(1) for step in range(2)], 1)),
+        ("k2 in the loss, later KL in the reward", ratio + np.stack([kl[:, 1], 0 * kl[:, 1]], 1)),
     ):
         every = taken(enumeration, weights)
         mean = enumeration.mass @ every
