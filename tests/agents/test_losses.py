@@ -1,0 +1,277 @@
+"""Losses of agents that learn from a log or from pairs, by hand, and where they have a gradient and where none."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from agents.enumerated import full_rollout, tiny_agent, tiny_task
+from agents.groups import small_agent, take
+from agents.test_targets import two_rows
+from gymnasium.vector import AutoresetMode
+from lm.tiny_models import tiny_llama
+from textgym_agents.algorithms.awr import AWR
+from textgym_agents.algorithms.cql import CQL
+from textgym_agents.algorithms.dpo import DPO
+from textgym_agents.algorithms.ilql import ILQL
+from textgym_agents.algorithms.mc_values import MCValues
+from textgym_agents.algorithms.ppo import LMPPO
+from textgym_agents.algorithms.reinforce import Reinforce
+from textgym_agents.algorithms.rloo import RLOO
+from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm.critic_free import Resampled, _before
+from textgym_agents.lm.logged import LoggedStates
+from textgym_agents.lm.maths import Targets
+from textgym_agents.lm.metrics import UpdateMeter
+from textgym_agents.lm.rollout import score_reference, token_kl
+
+from textgym import TokenVectorEnv, make_task
+from textgym.state import TokenState
+
+SCALE, WEIGHT, LAM, TAU, ALPHA = 2.0, 0.3, 0.6, 0.8, 0.05
+DATA = ("rewards", "to_go")
+STATES = {
+    "rewards": [1.0, 2.0, 0.5],
+    "to_go": [3.0, 2.0, 0.5],
+    "values": [0.3, -0.2, 0.9],
+    "centres": [0.5, 0.4, -0.3],
+    "gaps": [0.2, -0.6, 0.1],
+    "log_sum": [0.9, 0.2, 0.4],
+    "greatest": [0.7, 0.1, 0.2],
+    "log_probs": [-0.5, -1.0, -2.0],
+}
+
+
+def losses(kind, **settings):
+    """The losses of an agent in three states, two of a row and one of another; metrics; and the gradients by name."""
+    agent = kind(tiny_task(), kind.config_type(device="cpu", **settings), model=tiny_llama(4))
+    agent.value_scale = SCALE
+    leaves = {name: torch.tensor(values, requires_grad=name not in DATA) for name, values in STATES.items()}
+    agent.states = lambda batch: LoggedStates(last=torch.tensor([False, True, True]), **leaves)
+    found, metrics = agent._losses(None, None)
+    found.sum().backward()
+    return found.detach().numpy(), metrics, {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def numbers(*names):
+    return (np.array(STATES[name]) for name in names)
+
+
+def near(found, want):
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
+
+
+def test_advantage_weighted_regression():
+    found, metrics, gradients = losses(AWR, value_coefficient=WEIGHT, advantage_temperature=1.5, greatest_weight=4.0)
+    to_go, values, log_probs = numbers("to_go", "values", "log_probs")
+    weights = np.minimum(np.exp((to_go - values) / 1.5), 4.0)
+    errors = (to_go - values) / SCALE
+    near(found, WEIGHT * 0.5 * errors**2 - weights * log_probs)
+    near(gradients["values"], -WEIGHT * errors / SCALE)
+    near(gradients["log_probs"], -weights)
+    assert metrics["loss/values"] == pytest.approx((0.5 * errors**2).sum())
+    assert metrics["weights/mean"] == pytest.approx(weights.sum())
+    assert metrics["weights/cut"] == 2.0
+
+
+def by_hand(targets, value_losses, value_gradients):
+    """Losses and gradients of Q held in a policy, from what Q is fitted to and from the loss of V."""
+    centres, gaps, log_sum = numbers("centres", "gaps", "log_sum")
+    errors = targets - centres - gaps
+    whole = WEIGHT * (value_losses + 0.5 * errors**2) + 0.5 * errors**2 + ALPHA * (log_sum - gaps)
+    wanted = {
+        "values": WEIGHT * value_gradients,
+        "centres": -WEIGHT * errors,
+        "gaps": -errors - ALPHA,
+        "log_sum": np.full(3, ALPHA),
+    }
+    return whole / SCALE**2, {name: each / SCALE**2 for name, each in wanted.items()}
+
+
+def expectile(errors, tau):
+    weights = np.where(errors < 0, 1 - tau, tau)
+    return weights * errors**2, -2 * weights * errors
+
+
+def of_values(kind):
+    """What Q is fitted to, and the loss and the gradient of V; of the first state something follows, 2 being paid."""
+    to_go, values, centres, gaps, greatest = numbers("to_go", "values", "centres", "gaps", "greatest")
+    if kind is MCValues:
+        return to_go, *expectile(to_go - values, 0.5)
+    following = values[1] if kind is ILQL else centres[1] + greatest[1]
+    targets = np.array([1.0 + (1 - LAM) * following + LAM * 2.0, 2.0, 0.5])
+    if kind is ILQL:
+        return targets, *expectile(centres + gaps - values, TAU)
+    return targets, *expectile(centres + greatest - values, 0.5)
+
+
+@pytest.mark.parametrize("kind", [MCValues, ILQL, CQL])
+def test_values_of_a_log(kind):
+    settings = {MCValues: {}, ILQL: {"lam": LAM, "expectile": TAU}, CQL: {"lam": LAM}}[kind]
+    found, metrics, gradients = losses(kind, cql_weight=ALPHA, value_coefficient=WEIGHT, **settings)
+    wanted, slopes = by_hand(*of_values(kind))
+    near(found, wanted)
+    for name, leaf in gradients.items():
+        near(np.zeros(3) if leaf is None else leaf, slopes.get(name, np.zeros(3)))
+    assert metrics["values/v"] == pytest.approx(sum(STATES["values"]))
+
+
+def an_env(count=8):
+    env = TokenVectorEnv(tiny_task(), count, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    return env
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(ILQL, {"logged": 20}), (DPO, {"pairs": 10})])
+def test_old_completions_come_again_after_as_many_rounds_as_hold_them(kind, settings):
+    # 20 episodes, or 10 pairs, are three rounds of 8 episodes.
+    agent, env, found = kind(tiny_task(), kind.config_type(device="cpu", **settings), model=tiny_llama(4)), an_env(), []
+    for agent.iteration in (0, 1, 2, 3):
+        batch, metrics = agent._batch(env)
+        found.append(batch.input_ids.tobytes())
+        assert metrics["data/scores"] == pytest.approx(batch.returns.mean())
+    assert found[3] == found[0]
+    assert len(set(found)) == 3
+
+
+def test_of_a_pair_the_preferred_one_comes_first():
+    agent = DPO(tiny_task(), DPO.config_type(device="cpu", noise=1e-6, sampler="policy"), model=tiny_llama(4))
+    agent.iteration = 0
+    batch, metrics = agent._batch(an_env(16))
+    returns = batch.returns.reshape(-1, 2)
+    assert (returns[:, 0] >= returns[:, 1]).all()
+    assert (returns[:, 0] > returns[:, 1]).any()
+    assert metrics["data/disagreement"] == 0.0
+    prompts = batch.input_ids[:, 0].reshape(-1, 2)
+    assert (prompts[:, 0] == prompts[:, 1]).all()
+
+
+def test_metrics_of_pairs_are_sums_of_rewards():
+    agent, env = DPO(tiny_task(), DPO.config_type(device="cpu", sampler="policy"), model=tiny_llama(4)), an_env()
+    agent.iteration = 0
+    batch, _ = agent._batch(env)
+    reference = agent._score_reference(batch)
+    shift = torch.linspace(-1, 1, 8)
+    _, metrics = agent._losses(batch, reference - shift)
+    chosen, rejected = agent.controller.beta * shift.view(-1, 2).sum(0)
+    assert metrics["rewards/chosen"] == pytest.approx(float(chosen), rel=1e-4)
+    assert metrics["rewards/rejected"] == pytest.approx(float(rejected), rel=1e-4)
+    assert metrics["rewards/margins"] == pytest.approx(float(chosen - rejected), rel=1e-4)
+    assert metrics["rewards/accuracies"] == 0.0
+    assert agent._losses(batch, reference + shift)[1]["rewards/accuracies"] == 4.0
+
+
+def test_batches_are_played_until_groups_enough_differ():
+    differ, equal, seeds = two_rows(), two_rows(rewards=np.array([1.0, 1.0, 1.0, 2.0, 1.0])), []
+
+    def played(parts, most):
+        left = iter(parts)
+        play = lambda env, policy, seed, *rest: (seeds.append(seed), next(left))[1]  # noqa: E731
+        return Resampled(play, 1.0, most)(SimpleNamespace(num_envs=4), None, 7, (), group=2)
+
+    rollout = played([differ, equal, differ, differ], 10)  # two groups are missing, one is played at a time
+    assert (rollout.rounds, len(rollout.lengths)) == (3, 6)
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 3
+    assert played([differ, equal, differ, differ], 2).rounds == 2
+
+
+def test_the_value_loss_of_reinforce_is_half_a_square():
+    agent = small_agent(Reinforce, baseline="value")
+    targets = Targets(torch.zeros(3), torch.tensor([1.0, 2.0, 5.0]), None, 0.0, np.zeros(3))
+    found = agent._value_loss(torch.tensor([3.0, 4.0]), targets, torch.tensor([2, 0]))
+    assert found.tolist() == [2.0, 4.5]
+    without = Targets(torch.zeros(3), None, None, 0.0, np.zeros(3))
+    assert agent._value_loss(torch.tensor([3.0]), without, torch.tensor([2])).tolist() == [0.0]
+
+
+def test_a_batch_of_two_is_baseline_enough():
+    agent = small_agent(Reinforce, baseline="batch", batch=2)
+    agent.learn(an_env(2), 2)
+    assert agent.episodes == 2
+    with pytest.raises(ValueError, match="1 sub-environments"):
+        agent.learn(an_env(1), 1)
+
+
+def test_a_first_batch_settles_the_learning_rate_of_a_language_model_alone():
+    plain = LMPPO(tiny_task(), LMPPOConfig(device="cpu"), model=tiny_llama(4))
+    given = LMPPO(tiny_task(), LMPPOConfig(device="cpu", learning_rate=0.5), model=tiny_llama(4))
+    assert (plain.settles, given.settles) == (False, False)
+    assert given.learning_rate == 0.5
+    task = make_task("Helpful")
+    model = LMPPO(task, LMPPOConfig(device="cpu"))
+    fixed = LMPPO(task, LMPPOConfig(device="cpu", learning_rate=0.5))
+    assert (model.settles, fixed.settles) == (True, False)
+    assert model.learning_rate * 4 > 0
+    assert fixed.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(LMPPO, True), (RLOO, False)])
+def test_the_reference_is_asked_behind_a_cut_where_there_is_a_critic(kind, asked):
+    agent, seen = kind(tiny_task(), kind.config_type(device="cpu", batch=8), model=tiny_llama(4)), []
+
+    def collected(env, policy, seed, ends, exact, group, behind, devices):
+        seen.extend([policy, behind])
+        raise StopIteration
+
+    agent._collect = collected
+    with pytest.raises(StopIteration):
+        agent._iterate(an_env())
+    assert seen == [agent.policy, agent.reference if asked else None]
+
+
+def test_pairs_of_a_file_ended_where_it_does_not_say_so(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a b", "chosen": "a", "rejected": "b"}\n')
+    agent = DPO(tiny_task(), DPO.config_type(device="cpu", data=str(path)), model=tiny_llama(4))
+    assert [(row.prompt, row.completion, row.ended) for row in agent._read()] == [
+        ("a b", "a", True),
+        ("a b", "b", True),
+    ]
+
+
+def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
+    rows, found = np.arange(6), {}
+    for name, coefficient in (("plain", 0.0), ("bonus", 0.3)):
+        agent = tiny_agent(kl="k2", entropy_coefficient=coefficient)
+        rollout = take(full_rollout(agent)[0], rows)
+        meter, count = UpdateMeter(), len(rollout.rows)
+        meter.start(count)
+        scored = score_reference(agent.reference, rollout, 100, False)
+        targets = agent._targets(rollout, token_kl(rollout, agent.policy, agent.reference, scored, "k2"))
+        arguments = agent.policy.features(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
+        states = torch.arange(count)
+        found[name] = agent._loss(arguments, states, rollout, targets, scored, meter).detach()
+        weights = torch.linspace(0, 2, count)
+        weighted = agent._loss(arguments, states, rollout, replace(targets, weights=weights), scored, meter).detach()
+        torch.testing.assert_close(weighted, weights * found[name])
+        logits, _ = agent.policy.heads(arguments)
+    logs = torch.log_softmax(logits, -1)
+    torch.testing.assert_close(found["plain"] - found["bonus"], (-0.3 * (logs.exp() * logs).sum(-1)).detach())
+    # The first step of an update: the ratio is 1, the value loss has no weight, and k2 is half the squared log-ratio.
+    ratio = rollout.log_probs - scored
+    wanted = -targets.advantages + targets.kl_weight * 0.5 * ratio.square()
+    torch.testing.assert_close(found["plain"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_learning_rate_settles_in_the_first_iteration(monkeypatch):
+    agent, calls = small_agent(LMPPO, batch=8), []
+
+    def settled(rate, *_):
+        calls.append((agent.iteration, rate))
+        return 0.125, "so"
+
+    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled_rate", settled)
+    agent.settles, rate = True, agent.learning_rate
+    agent.learn(an_env(), 16)
+    assert calls == [(1, rate)]
+    assert (agent.learning_rate, agent.chosen) == (0.125, "so")
+
+
+def test_a_state_before_a_token_knows_what_the_environment_had_written():
+    state = TokenState(tiny_task().encoded("train")[0], completion=(5, 6, 7, 8, 9), environment=(2, 4))
+    before = _before(state, 2)  # the policy's tokens stand at 0, 1 and 3
+    assert (before.completion, before.environment) == ((5, 6, 7), (2,))
+    assert _before(state, 3) == state
+    assert _before(state, 0).completion == ()
