@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -70,6 +70,7 @@ class Episodes:
             vocabulary.pad_id,
             segments,
             0 if task.turns is None else task.turns.tokens,
+            len(self.prompts),
         )
 
     def draw(self, generator: np.random.Generator) -> Prompt:
@@ -83,6 +84,22 @@ class Episodes:
             self.draws.begin(row)
         seed = int(generator.integers(2**63)) if self.task.noisy else None
         self.store.load(row, prompt, seed, None if self.task.turns is None else self.task.turns.draw(prompt, generator))
+
+    def start(
+        self, rows: Sequence[int], generators: Sequence[np.random.Generator], chosen: Mapping[int, Prompt]
+    ) -> list[Prompt]:
+        """Start episodes in M rows, each with the prompt that is chosen for it, or one drawn from its generator.
+
+        Returns: the prompts, M.
+        """
+        pairs = list(zip(rows, generators, strict=True))
+        if self.draws is None and not self.task.noisy and self.task.turns is None:
+            prompts = [chosen[row] if row in chosen else self.draw(generator) for row, generator in pairs]
+            self.store.load_rows(rows, prompts)
+            return prompts
+        for row, generator in pairs:
+            self.begin(row, chosen[row] if row in chosen else self.draw(generator), generator)
+        return [self.store.prompts[row] for row in rows]
 
     def answer(self, rows: Ints) -> Ints:
         """Let the environment answer turns that have just ended in M rows, in one call of the responder.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -125,8 +125,11 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """
         request = read_reset(self.task, self.split, self.num_envs, seed, options)
         self._check_paid("reset", request.rows)
-        prompts = [self._begin(row, request) for row in request.rows]
-        return self._store.observations(), reset_infos(self.num_envs, request.rows, prompts)
+        for row in request.rows:
+            if (own := request.seeds[row]) is not None:
+                self._generators[row], self._seeds[row] = seeding.np_random(own)
+        infos = self._restart(request.rows, request.prompts)
+        return self._store.observations(), infos
 
     def step(self, actions: Ints) -> tuple[Observation, Floats, Bools, Bools, Infos]:
         """Append one token to every running text.
@@ -158,10 +161,10 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self._last_rewards = rewards
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
             terminations[idle] = False
-            infos.update(self._restart(idle))
+            infos.update(self._restart(idle, {}))
         elif self.autoreset_mode is AutoresetMode.SAME_STEP and ended:
             last = [store.observation(row) for row in ended]
-            infos = {**same_step_infos(self.num_envs, ended, last, infos), **self._restart(ended)}
+            infos = {**same_step_infos(self.num_envs, ended, last, infos), **self._restart(ended, {})}
         if self.render_mode == "human":
             self.render()
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
@@ -313,20 +316,9 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
                 "rows that have been paid: step until the last row ends, or call settle()"
             )
 
-    def _begin(self, row: int, request: VectorReset) -> Prompt:
-        seed = request.seeds[row]
-        if seed is not None:
-            self._generators[row], self._seeds[row] = seeding.np_random(seed)
-        return self._start(row, request.prompts.get(row))
-
-    def _restart(self, rows: list[int]) -> Infos:
-        return reset_infos(self.num_envs, rows, [self._start(row) for row in rows])
-
-    def _start(self, row: int, chosen: Prompt | None = None) -> Prompt:
-        generator = self._generator(row)
-        prompt = self.episodes.draw(generator) if chosen is None else chosen
-        self.episodes.begin(row, prompt, generator)
-        return prompt
+    def _restart(self, rows: list[int], chosen: Mapping[int, Prompt]) -> Infos:
+        generators = [self._generators[row] or self._generator(row) for row in rows]
+        return reset_infos(self.num_envs, rows, self.episodes.start(rows, generators, chosen))
 
     def _generator(self, row: int) -> np.random.Generator:
         generator = self._generators[row]
