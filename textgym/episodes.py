@@ -94,7 +94,11 @@ class Episodes:
         """
         pairs = list(zip(rows, generators, strict=True))
         if self.draws is None and not self.task.noisy and self.task.turns is None:
-            prompts = [chosen[row] if row in chosen else self.draw(generator) for row, generator in pairs]
+            if chosen:
+                prompts = [chosen[row] if row in chosen else self.draw(generator) for row, generator in pairs]
+            else:
+                every, cumulative = self.prompts, self.cumulative
+                prompts = [every[bisect_right(cumulative, generator.random())] for generator in generators]
             self.store.load_rows(rows, prompts)
             return prompts
         for row, generator in pairs:

@@ -61,8 +61,7 @@ _FEW = 6  # rows; numpy's calls for all of them at once cost as much as writing 
 _MOST_KEPT = 2**24  # bytes of padded prompts
 # Views would come back from a pickle as arrays of their own, and padded prompts are made anew.
 _VIEWS = frozenset(
-    ("mask", "authors", "_slot_code", "_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_row_views")
-    + ("_padded", "_keeps")
+    "mask authors _slot_code _flat_ids _flat_mask _flat_slot_code _flat_authors _row_views _padded _keeps".split()
 )
 
 

@@ -23,7 +23,6 @@ from textgym.task import Task
 from textgym.vector_io import (
     Infos,
     Seeds,
-    VectorReset,
     call_rows,
     check_together,
     final_infos,
