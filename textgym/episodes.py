@@ -182,7 +182,8 @@ class Episodes:
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store
         prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
-        seeds, environment = [store.episode_seeds[row] for row in rows], [store.environment[row] for row in rows]
+        seeds = [store.episode_seeds[row] for row in rows] if self.task.noisy else ()
+        environment = () if self.task.turns is None else [store.environment[row] for row in rows]
         return self.task.judge(self.split, prompts, ids, seeds, texts, scorer, environment)
 
     def _ending(self, rows: list[int], judgement: Judgement) -> Ending:

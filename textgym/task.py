@@ -255,8 +255,9 @@ class Task:
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, Sequence[Any]] = {"completion_ids": completion_ids}
         read, written = texts, None
+        places = [prompt.index for prompt in prompts]
         for name, values in self.prompts[split].columns.items():
-            columns[name] = [None if prompt.index is None else values[prompt.index] for prompt in prompts]
+            columns[name] = [None if place is None else values[place] for place in places]
         if self.noisy:
             columns["episode_seeds"] = list(episode_seeds)
         if self.turns is not None:

@@ -182,6 +182,9 @@ _HEDGES: Final = LEADS[: len(facts.HEDGES)]
 _OPENERS: Final = frozenset(facts.OPENERS)
 _CLOSERS: Final = frozenset(facts.CLOSERS + facts.GREETING_CLOSERS)
 _RUDE: Final = frozenset(facts.RUDE + facts.RUDE_DODGES)
+_MANNERS: Final = _OPENERS | _CLOSERS
+_STRAY: Final = ReadAnswer(strays=1)
+_STRAY_RUDE: Final = ReadAnswer(strays=1, rude=True)
 _SAID_SHORTER: Final = ("I do not know.",)  # understood as `UNKNOWN`, but never written in the world
 _RUDE_FORMS: Final = frozenset(word + mark for word in facts.RUDE_WORDS for mark in ("", ".", "!", "?", ","))
 
@@ -268,6 +271,8 @@ def read(text: str) -> ReadAnswer:
         return ReadAnswer()
     sentences = split_sentences(text)
     rude = not (_RUDE.isdisjoint(sentences) and _RUDE_FORMS.isdisjoint(text.lower().split()))
+    if len(sentences) == 1 and text not in _MANNERS and _understand(text)[0] is None:
+        return _STRAY_RUDE if rude else _STRAY
     opened = sentences[0] in _OPENERS
     closed = len(sentences) > opened and sentences[-1] in _CLOSERS
     claims: list[Claim] = []

@@ -82,21 +82,22 @@ class WorldRules(TermReward):
             self._row(text, key, bool(ids) and ids[-1] in self.stop_ids)
             for text, key, ids in zip(completions, keys, columns["completion_ids"], strict=True)
         ]
-        split = zip(*rows, strict=True) if rows else ((),) * len(self.term_names)
-        return {name: list(values) for name, values in zip(self.term_names, split, strict=True)}
+        split = map(list, zip(*rows, strict=True)) if rows else ([],) * len(self.term_names)
+        return dict(zip(self.term_names, split, strict=True))
 
     def _keys(self, prompts: list[str], columns: dict[str, Any]) -> list[str | None]:
         items_asked = columns.get("item") or [None] * len(prompts)
         keys = [find_item(text) if key is None else key for text, key in zip(prompts, items_asked, strict=True)]
         for key in keys:
-            if key is not None and key not in self._kind_of:
+            if key not in self._kind_of and key is not None:
                 raise ValueError(f"item {key!r}: not an item of the built-in world (allowed: keys such as 'sum:7+5')")
         return keys
 
     def _row(self, text: str, item: str | None, ended: bool) -> tuple[float | None, ...]:
-        if item is None or self._kind_of[item] not in self.kinds:
+        kind = None if item is None else self._kind_of[item]
+        if item is None or kind not in self.kinds:
             return (None,) * len(self.term_names)
-        return self.score(Written(text, read(text), ended), self._kind_of[item], item)
+        return self.score(Written(text, read(text), ended), kind, item)
 
 
 HELPFUL_KINDS: Final = ("fact", "howto", "sum", "greeting")
