@@ -181,7 +181,7 @@ class Episodes:
 
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store
-        prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
+        prompts, ids = [store.prompts[row] for row in rows], store.completions(rows)
         seeds = [store.episode_seeds[row] for row in rows] if self.task.noisy else ()
         environment = () if self.task.turns is None else [store.environment[row] for row in rows]
         return self.task.judge(self.split, prompts, ids, seeds, texts, scorer, environment)

@@ -60,9 +60,8 @@ _CODES: dict[FinishReason | None, int] = {None: RUNNING, "stop": _STOP, "length"
 _FEW = 6  # rows; numpy's calls for all of them at once cost as much as writing so many one by one
 _MOST_KEPT = 2**24  # bytes of padded prompts
 # Views would come back from a pickle as arrays of their own, and padded prompts are made anew.
-_VIEWS = frozenset(
-    "mask authors _slot_code _flat_ids _flat_mask _flat_slot_code _flat_authors _row_views _padded _keeps".split()
-)
+_VIEWS = ("mask", "authors", "_slot_code", "_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_row_views")
+_VIEWS += ("_padded", "_keeps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +322,13 @@ class TokenStore:
 
     def completion(self, row: int) -> list[int]:
         """Return the ids generated so far in `row`."""
-        start = row * self.width + len(self.prompts[row].ids)
-        tokens: list[int] = self._flat_ids[start : self._cursor[row]].tolist()
-        return tokens
+        return self.completions([row])[0]
+
+    def completions(self, rows: Sequence[int]) -> list[list[int]]:
+        """Return the ids generated so far in each of M rows."""
+        flat, width, prompts = self._flat_ids, self.width, self.prompts
+        ends = self._cursor[rows].tolist() if len(rows) > 1 else [self._cursor[rows[0]]]
+        return [flat[row * width + len(prompts[row].ids) : end].tolist() for row, end in zip(rows, ends, strict=True)]
 
     def finish_reason(self, row: int) -> FinishReason | None:
         """Return why the episode in `row` ended, None while it runs."""

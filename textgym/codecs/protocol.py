@@ -135,10 +135,8 @@ class ByteDecoder:
         table = self.table
         try:
             # An itemgetter of many ids takes half the time of so many look-ups; it needs at least two of them.
-            return [
-                b"".join(itemgetter(*ids)(table) if len(ids) > 1 else [table[i] for i in ids]).decode("utf-8", "replace")
-                for ids in batch
-            ]
+            found = (itemgetter(*ids)(table) if len(ids) > 1 else [table[i] for i in ids] for ids in batch)
+            return [b"".join(pieces).decode("utf-8", "replace") for pieces in found]
         except IndexError:
             size = len(self.table)
             return self([[token_id for token_id in ids if token_id < size] for ids in batch])

@@ -323,7 +323,7 @@ def copy_columns(columns: Columns) -> dict[str, object]:
             kinds = set(map(type, column))
             if kinds == {tuple} and _IMMUTABLE.issuperset(map(type, chain.from_iterable(column))):
                 kinds = set()  # tuples of such values do not change either
-            copies[name] = list(column) if _IMMUTABLE >= kinds else [_copied(value, _DEPTH) for value in column]
+            copies[name] = list(column) if kinds <= _IMMUTABLE else [_copied(value, _DEPTH) for value in column]
     return copies
 
 
